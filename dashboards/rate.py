@@ -47,7 +47,8 @@ def page() -> None:
         st.info("Choose two candidates and give your name.")
         return
     runs_of_pair = sorted((able[name] for name in chosen), key=lambda run: run.run_id)
-    pair = Pair(target, "", *(run.rows[f"{target}/test"] for run in runs_of_pair))
+    old, new = (run.rows[f"{target}/test"] for run in runs_of_pair)
+    pair = Pair(target, "", old, new)
     if one:
         label_form.show(pair, _metric(), rater)
         return

@@ -19,6 +19,7 @@ from harness.cli import app, main
 from harness.cli.app import data_app, regressions_app, runs_app
 from harness.cli.compare import brief_warnings, exit_code, metric_warnings
 from harness.cli.nightly import nightly_app
+from harness.cli.rate import rate_app
 from harness.decision import Decision
 from harness.report import ExperimentReport
 from harness.spec import GatePolicy, Task
@@ -103,9 +104,11 @@ def test_every_verb_has_help(harness):
     verbs += [["regressions", name] for name in names(regressions_app)]
     verbs += [["data", name] for name in names(data_app)]
     verbs += [["nightly", name] for name in names(nightly_app)]
+    verbs += [["rate", name] for name in names(rate_app)]
     assert [v[-1] for v in verbs] == (
         "init compare train eval dashboard doctor report decide gate promote rescue ls reindex score schema sql "
-        "list show diff rm add confirm check clean dedup split mix sample run status ack install".split()
+        "list show diff rm add confirm check clean dedup split mix sample run status ack install "
+        "export import".split()
     )
     from typer.testing import CliRunner
 

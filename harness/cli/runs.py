@@ -163,14 +163,6 @@ def reindex(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
     print_value(store.reindex(store.Store(runs))._asdict(), as_json)
 
 
-@app.command()
-def schema() -> None:
-    """Print the JSON schema of harness.yaml, for editors that complete and check its keys."""
-    from harness.config import json_schema
-
-    print_json(json_schema())
-
-
 def _brief(run: "Run") -> str:
     state = run.error if run.state == "failed" else run.state
     return f"{run.created}  {run.method} × {run.prompting}, seed {run.seed}, {run.base_model}: {state}"
@@ -219,3 +211,11 @@ def score(
         say(f"{before.run_id}: " + ("scored so already" if unchanged else f"now {found.run.run_id}"))
         out[found.run.run_id] = found.scores
     print_scores(out, as_json)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of harness.yaml, for editors that complete and check its keys."""
+    from harness.config import json_schema
+
+    print_json(json_schema())
