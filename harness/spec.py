@@ -390,12 +390,11 @@ class DecidePolicy(Spec):
     """Prices, volumes and needs; `tau` in points of the target metric per USD of training cost.
 
     A request costs its device time, or its tokens where `usd_per_million_tokens` is set. `evaluation_usd` and
-    `hosting_usd_per_month` are what a fine-tune costs beside training and labels. `max_latency_s` is the
-    longest median time of a request sent alone, `min_requests_per_s` how many are to be answered in batches:
-    slower candidates are not chosen from. `point_usd` is what one point of the target metric is worth over
-    the horizon; where it is not set, a point is worth the answers that it makes right, each
-    `right_answer_usd`. `needs` is what is known of the problem.
-
+    `hosting_usd_per_month` are what a fine-tune costs beside training and labels, `index_usd_per_month` what
+    retrieval does. `max_latency_s` is the longest median time of a request sent alone, `min_requests_per_s`
+    how many are to be answered in batches: slower candidates are not chosen from. `point_usd` is what one
+    point of the target metric is worth over the horizon; where it is not set, a point is worth the answers
+    that it makes right, each `right_answer_usd`. `needs` is what is known of the problem.
     `requests_per_month` over `horizon_months` is the forecast. `device_hour_usd` is the price of the
     device, by default that of a list, `label_cost_usd` that of one training row.
     """
@@ -407,6 +406,7 @@ class DecidePolicy(Spec):
     label_cost_usd: float = Field(0.0, ge=0)
     evaluation_usd: float = Field(0.0, ge=0)
     hosting_usd_per_month: float = Field(0.0, ge=0)
+    index_usd_per_month: float = Field(0.0, ge=0)
     max_latency_s: float | None = Field(None, gt=0)
     min_requests_per_s: float | None = Field(None, gt=0)
     point_usd: float | None = Field(None, ge=0)

@@ -565,6 +565,18 @@ def test_hosting_and_evaluation_are_paid_back_too():
     assert "for training, labels, evaluation and hosting" in said(dearer, "Break-even")
 
 
+def test_the_index_of_documents_is_paid_for_by_what_retrieves():
+    rag = candidate("rag", 0.80, prompting="rag(top_k=2)")
+    facts = [*alternatives(), rag, tuned("lora", 0.88, 0.08)]
+    plain, dearer = (decided(facts, has_documents=True, index_usd_per_month=usd) for usd in (0, 10))
+    assert dearer.arithmetic["spent_once_usd"] == plain.arithmetic["spent_once_usd"] - 60
+    hybrid = replace(facts[-1], prompting="rag(top_k=2)")
+    plain, both = (
+        decided([*facts[:-1], hybrid], has_documents=True, index_usd_per_month=usd) for usd in (0, 10)
+    )
+    assert both.arithmetic["spent_once_usd"] == plain.arithmetic["spent_once_usd"]
+
+
 def test_the_break_even_has_a_band_for_a_saving_that_is_a_fifth_off():
     found = decided([*alternatives(), tuned("lora", 0.81, 0.07)]).arithmetic
     at = found["break_even_requests"]

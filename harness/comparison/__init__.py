@@ -37,6 +37,7 @@ from harness.comparison.labelled_answers import ArmCalibration, MetricCalibratio
 from harness.comparison.mode_collapse import AnswerDiversity, Answers, answer_diversity
 from harness.comparison.ranking import estimate_columns, shared_ranks
 from harness.comparison.recipe_means import RecipeDifference, compare_recipes
+from harness.comparison.retrieval_use import RetrievalUse, retrieval_use
 from harness.errors import IncompatibleRuns
 from harness.metrics import Metric, flips, mean_metric
 from harness.models.openai_api import is_endpoint
@@ -54,6 +55,7 @@ __all__ = [
     "MetricCalibration",
     "PairCalibration",
     "RecipeDifference",
+    "RetrievalUse",
     "answer_diversity",
     "at_level",
     "chance_below",
@@ -71,6 +73,7 @@ __all__ = [
     "quantile",
     "regression_p",
     "rescale",
+    "retrieval_use",
     "shared_ranks",
 ]
 

@@ -205,7 +205,7 @@ def _weigh(case: Case, run: CandidateFacts, other: CandidateFacts, known: Econom
         tokens_of_fine_tune=run.tokens if by_token else None,
         cost_per_1k_alternative_usd=other.cost_per_1k_usd,
         cost_per_1k_fine_tune_usd=run.cost_per_1k_usd,
-        spent_once_usd=economics.spent_once_usd(run, policy),
+        spent_once_usd=economics.spent_once_usd(run, other, policy),
         break_even_requests=at,
         break_even_if_saving_is_a_fifth_more=band[0],
         break_even_if_saving_is_a_fifth_less=band[1],

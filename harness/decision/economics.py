@@ -50,10 +50,18 @@ def probability_above(tau: float, g: Comparison | None, cost_usd: float) -> floa
     return chance_below((g.delta - tau * cost_usd / g.unit.scale) / g.se, g.df)
 
 
-def spent_once_usd(run: CandidateFacts, policy: DecidePolicy) -> float:
-    """Add what the fine-tune costs whatever is asked of it: training, labels, evaluation, hosting."""
+def spent_once_usd(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float:
+    """Add what the fine-tune costs more than the alternative, whatever is asked of it.
+
+    Training, labels, evaluation and hosting are its own; the index of what retrieves may be on either side.
+    """
     hosting = policy.hosting_usd_per_month * policy.horizon_months
-    return run.training_cost_usd + policy.label_cost_usd * run.n_train + policy.evaluation_usd + hosting
+    own = run.training_cost_usd + policy.label_cost_usd * run.n_train + policy.evaluation_usd + hosting
+    return own + _index_usd(run, policy) - _index_usd(alternative, policy)
+
+
+def _index_usd(run: CandidateFacts, policy: DecidePolicy) -> float:
+    return policy.index_usd_per_month * policy.horizon_months if "rag" in run.prompting else 0.0
 
 
 def break_even_band(at: float | None) -> tuple[float | None, float | None]:
@@ -103,7 +111,7 @@ def break_even(run: CandidateFacts, alternative: CandidateFacts, policy: DecideP
     if run.cost_per_1k_usd is None or alternative.cost_per_1k_usd is None:
         return None
     saving = (alternative.cost_per_1k_usd - run.cost_per_1k_usd) / 1000
-    return spent_once_usd(run, policy) / saving if saving > 0 else inf
+    return max(0.0, spent_once_usd(run, alternative, policy)) / saving if saving > 0 else inf
 
 
 class Pay(NamedTuple):
@@ -156,7 +164,7 @@ def costs_more_usd(run: CandidateFacts, alternative: CandidateFacts, policy: Dec
     if run.cost_per_1k_usd is None or alternative.cost_per_1k_usd is None:
         return None
     dearer = (run.cost_per_1k_usd - alternative.cost_per_1k_usd) / 1000
-    return spent_once_usd(run, policy) + dearer * forecast_requests(policy)
+    return spent_once_usd(run, alternative, policy) + dearer * forecast_requests(policy)
 
 
 def pay(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> Pay | None:
@@ -165,13 +173,13 @@ def pay(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) 
     point = point_worth_usd(policy, g.unit) if g else None
     if g is None or point is None or cost is None:
         return None
-    once = spent_once_usd(run, policy)
+    once = spent_once_usd(run, alternative, policy)
     per_request = g.delta * answer_usd(policy) - (cost - once) / forecast_requests(policy)
     scales = policy.point_usd is None and per_request > 0
     return Pay(
         worth=g.unit.scale * g.delta * point,
         cost=cost,
-        from_requests=once / per_request if scales else None,
+        from_requests=max(0.0, once) / per_request if scales else None,
     )
 
 

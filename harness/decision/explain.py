@@ -234,7 +234,11 @@ def _tokens_text(case: Case, run: CandidateFacts, alternative: CandidateFacts) -
 def _one_time_costs(policy: DecidePolicy) -> str:
     also = [
         name
-        for name, usd in (("evaluation", policy.evaluation_usd), ("hosting", policy.hosting_usd_per_month))
+        for name, usd in (
+            ("evaluation", policy.evaluation_usd),
+            ("hosting", policy.hosting_usd_per_month),
+            ("the index of documents", policy.index_usd_per_month),
+        )
         if usd
     ]
     named = ["training", "labels", *also]

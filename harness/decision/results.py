@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from harness import formatting, plugins, stats
-from harness.comparison import Comparison, Estimate, orient
+from harness.comparison import Comparison, Estimate, RetrievalUse, orient
 from harness.decision.learning_curve import LearningCurve
 from harness.evaluation.costs import Tokens
 from harness.formatting import RATE, Unit
@@ -74,10 +74,11 @@ class CandidateFacts:
     promptings with their parameters, so that `knn` shots can be told from fixed ones.
     `target` is the primary metric's estimate on test, `validation` its value there. The
     comparisons are paired on test: `new` is this run, `base` the best untrained candidate or
-    the prompt. `recall` is the share of needed documents that retrieval found. Costs in USD,
-    `tokens` of a request (None of a classifier), `latency_p50_s` and `latency_p95_s` in seconds,
-    `requests_per_s` when answered in batches, all timed on the machine `measured_on`; `disturbed` holds, by
-    the names of these fields, the figures that other work on the machine disturbed, of which the fields
+    the prompt. `recall` is the share of needed documents that retrieval found, `retrieval` what became of
+    its passages. Costs in USD, `tokens` of a request (None of a classifier), `latency_p50_s` and
+    `latency_p95_s` in seconds, `requests_per_s` when answered in batches, all timed on the machine
+    `measured_on`; `disturbed` holds, by the names of these fields, the figures that other work on the machine
+    disturbed, of which the fields
     themselves are None: nothing is decided by them. `over_budget` says which budget or need is broken.
     `baseline` says that it is what others are to beat, `leaves_machine` that requests go to somebody else's
     server. `n_train`
@@ -115,6 +116,7 @@ class CandidateFacts:
     training_cost_usd: float = 0.0
     n_train: int = 0
     recall: float | None = None
+    retrieval: RetrievalUse | None = None
     over_items: ItemVariances | None = None
     training: TrainingRecord = field(default_factory=TrainingRecord)
     standing: Standing | None = None

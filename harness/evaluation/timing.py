@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from math import ceil
 from statistics import fmean, median
+from time import perf_counter
 from typing import NamedTuple
 
 from harness import store
@@ -100,6 +101,15 @@ def request_latency(session: Session, candidate: Candidate, rows: RowSet, n: int
             n_threads=_n_threads(session, candidate),
             over_network=openai_api.is_endpoint(candidate.engine),
         )
+
+
+def prompting_time(rows: RowSet, n: int) -> float:
+    """Average the seconds that the prompting of one request takes: choosing shots, retrieval, reranking."""
+    step, items = rows.step(), rows.measured.examples(rows.split)[:n]
+    start = perf_counter()
+    for item in items:
+        step(item)
+    return (perf_counter() - start) / len(items)
 
 
 class BatchTime(NamedTuple):

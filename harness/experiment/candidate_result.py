@@ -6,6 +6,8 @@ Invariant: whatever is wrong with one run is recorded as its failure, and stops 
 from dataclasses import replace
 from statistics import fmean
 
+import numpy as np
+
 from harness import comparison, plugins
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, UserError
@@ -14,7 +16,7 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.session import Session
 from harness.experiment.run_candidate import failed_run, make_run
 from harness.experiment.stored_rows import Reader, Rows
-from harness.metrics import Metric
+from harness.metrics import Metric, item_scores
 from harness.models.openai_api import is_private
 from harness.records import Run
 from harness.spec import TokenPrices
@@ -69,6 +71,7 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
         training_cost_usd=costs.price_usd(run.training.total_s, session.machine.device, hour),
         n_train=_n_train(session, run),
         recall=fmean(recalls) if recalls else None,
+        retrieval=_retrieval_use(session, metric, test),
         training=run.training,
     )
 
@@ -105,6 +108,18 @@ def _disturbed(run: Run) -> dict[str, float]:
     return found
 
 
+def _retrieval_use(session: Session, metric: Metric, test: Rows) -> comparison.RetrievalUse | None:
+    """Say what became of the passages of a run that retrieves, where the metric is a rate."""
+    if not metric.unit.is_rate or not any(row.passages for row in test):
+        return None
+    parts = {row.example_id: row.parts[metric.name] for row in test}
+    scored = {i: np.array([of]) for i, of in parts.items() if of is not None}
+    scores = {i: float(item_scores(metric, of)[0]) for i, of in scored.items()}
+    right = {i: score if metric.higher_is_better else 1 - score for i, score in scores.items()}
+    items = session.target.items
+    return comparison.retrieval_use(test, right, {e.id: e for e in items.test}, items.documents)
+
+
 def _leaves_machine(candidate: ResolvedCandidate) -> bool:
     """Tell whether requests to a candidate go to a server that is not of a private network."""
     return candidate.is_remote and not is_private(candidate.source.params["base_url"])
@@ -119,13 +134,13 @@ def _disturbed_cost(session: Session, run: Run) -> dict[str, float]:
 
 
 def _compute_s(run: Run, test: Rows) -> float | None:
-    """Return the seconds of a request in a batch; None where other work disturbed that.
+    """Return the seconds of a request in a batch with its prompting; None where other work disturbed that.
 
     Of runs before that was noticed it is the mean of all rows.
     """
     if run.latency.get("compute_contended"):
         return None
-    return run.latency.get("compute_s", fmean(r.compute_s for r in test))
+    return run.latency.get("compute_s", fmean(r.compute_s for r in test)) + run.latency.get("prompting_s", 0)
 
 
 def _facts_of_record(run: Run) -> CandidateFacts:

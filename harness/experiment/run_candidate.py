@@ -148,6 +148,7 @@ def _measure_times(session: Session, model: Candidate, sets: Sequence[RowSet], n
     return {
         **timing.latency_figures(timing.request_latency(session, model, validation, n)),
         **timing.batch_figures(timing.batch_time(session, model, test)),
+        "prompting_s": timing.prompting_time(validation, n),
         "shared_prompt_tokens": float(shared_tokens(model, validation.job())),
     }
 

@@ -63,6 +63,11 @@ def question(example: Example) -> str:
     return example.prompt.removeprefix(CONTEXT).partition("\n\n")[2]
 
 
+def context_of(prompt: str) -> str:
+    """Return the passages that `with_context` put in front of a question; empty where there are none."""
+    return prompt.removeprefix(CONTEXT).partition("\n\n")[0] if prompt.startswith(CONTEXT) else ""
+
+
 def recall(example: Example) -> float | None:
     """Return the share in [0, 1] of the documents with the answer that were retrieved.
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from harness import formatting, plugins
-from harness.comparison import AnswerDiversity, Answers, Comparison
+from harness.comparison import Comparison
 from harness.decision import CandidateFacts, Decision, is_fine_tuned
 from harness.formatting import UNKNOWN
 from harness.gating import Verdict
@@ -34,6 +34,18 @@ from harness.report.first_page import first_page, nearest_miss
 from harness.report.people_labels import label_sections
 from harness.report.plots import loss_curves
 from harness.report.plots.heat_map import heat
+from harness.report.tables.diversity_table import (
+    DIVERSITY_COLUMNS,
+    DIVERSITY_NOTE,
+    collapse_sentence,
+    diversity_rows,
+)
+from harness.report.tables.retrieval_table import (
+    RETRIEVAL_COLUMNS,
+    RETRIEVAL_NOTE,
+    retrieval_rows,
+    retrieval_text,
+)
 from harness.report.training_diagnosis import diagnose, forgetting_sentence
 
 _LOST_LISTED = 10
@@ -75,6 +87,7 @@ _BODY = (
     "seeds",
     "curve",
     "slices",
+    "retrieval",
 )  # what is read before the appendix
 HEAT_TITLE = "Capability suite, before and after"
 _ESTIMAND = "intervals of the population that the items stand for"
@@ -116,6 +129,8 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
     )
     yield from _curve(report)
     yield _slices(report, done)
+    rows = retrieval_rows(done)
+    yield Section("retrieval", "Retrieval", RETRIEVAL_COLUMNS, rows, RETRIEVAL_NOTE if rows else "")
     for make in (_forgetting, _diversity, _steps, _gate, _sweep, _scan):
         yield from (make(report, f) for f in tuned)
     made = (f for f in done if plugins.stored_method(f.method).makes != "endpoint")
@@ -331,7 +346,7 @@ def sentences(report: ExperimentReport) -> list[str]:
         *filter(None, (attribution_sentence(label, of) for label, of in report.steps.items())),
         *filter(None, (collapse_sentence(label, of) for label, of in report.diversity.items())),
         *decision_tables.seed_sentences(report.seeds, report.unit),
-        *(_recall_line(f) for f in report.facts if f.recall is not None),
+        *(f"{f.label}: {text}" for f in report.facts if (text := retrieval_text(f))),
         *report.notes,
     ]
 
@@ -348,10 +363,6 @@ def _miss_line(f: CandidateFacts, verdict: Verdict) -> str:
         return f"{f.label}: {missed}"
     more = f" (+{formatting.count(at.items_needed)} items)" if at.items_needed else ""
     return f"undecided: {f.label}{more}; {missed}"
-
-
-def _recall_line(f: CandidateFacts) -> str:
-    return f"{f.label}: retrieval found {formatting.percent(f.recall)} % of the documents needed (recall@k)"
 
 
 def attribution_sentence(label: str, steps: Sequence[Step]) -> str:
@@ -385,66 +396,6 @@ def attribution_table(steps: Sequence[Step]) -> tuple[list[str], list[list[str]]
 
 def _step_change(c: Comparison | None) -> str:
     return formatting.change(c.unit, c.delta, c.low, c.high) if c else formatting.UNKNOWN
-
-
-DIVERSITY_COLUMNS = (
-    "task",
-    "n",
-    "commonest answer, base",
-    "new",
-    "change",
-    "commonest reference",
-    "distinct answers, base",
-    "new",
-    "the commonest new answer",
-)
-DIVERSITY_NOTE = (
-    "Of generated answers: the share in % of the one given most often, and how many are distinct. "
-    "Mode collapse is a share far above both the base's and the commonest reference's: at least twice as "
-    "large, or leaving at most half as much, with a paired 95 % interval (Tango's) that excludes 0."
-)
-_LONGEST_ANSWER = 60  # characters of an answer that is quoted
-
-
-def diversity_rows(found: Sequence[AnswerDiversity]) -> list[list[str]]:
-    """List one row a task."""
-    return [
-        [
-            d.task,
-            formatting.count(d.n),
-            formatting.percent(d.base.share) if d.base else formatting.UNKNOWN,
-            formatting.percent(d.new.share),
-            formatting.points(d.new.share - d.base.share, d.low, d.high) if d.base else formatting.UNKNOWN,
-            formatting.percent(d.reference_share),
-            _distinct(d.base) if d.base else formatting.UNKNOWN,
-            _distinct(d.new),
-            _quote(d.new.commonest),
-        ]
-        for d in found
-    ]
-
-
-def collapse_sentence(label: str, found: Sequence[AnswerDiversity]) -> str:
-    """Name the tasks on which the answers have collapsed; empty where there is none."""
-    said = [
-        f"on {d.task} {_quote(d.new.commonest)} is the answer to {formatting.percent(d.new.share)} % of the "
-        f"{formatting.count(d.n)} items, the base's commonest to {formatting.percent(d.base.share)} %"
-        for d in found
-        if d.collapsed and d.base
-    ]
-    return f"{label}: mode collapse, {'; '.join(said)}" if said else ""
-
-
-def _distinct(answers: Answers) -> str:
-    return f"{formatting.count(answers.n_distinct)} ({formatting.percent(answers.distinct_share)} %)"
-
-
-def _quote(text: str) -> str:
-    """Quote an answer on one line, cut where it is long; an empty one is called so."""
-    line = " ".join(text.split())
-    if not line:
-        return "(empty)"
-    return f"“{line[:_LONGEST_ANSWER]}…”" if len(line) > _LONGEST_ANSWER else f"“{line}”"
 
 
 Origins = Mapping[str, Mapping[str, str]]

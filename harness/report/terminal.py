@@ -35,7 +35,9 @@ from harness.report.experiment_report import (
 )
 from harness.report.first_page import judged, nearest_miss, next_steps, reasons, worst_tasks
 from harness.report.labels import STYLES
-from harness.report.sections import attribution_sentence, collapse_sentence, experiment_document
+from harness.report.sections import attribution_sentence, experiment_document
+from harness.report.tables.diversity_table import collapse_sentence
+from harness.report.tables.retrieval_table import retrieval_text
 
 WIDTH = 100
 _COUNTS_ITEMS = re.compile(r": \d+ of [^:]+$")  # as in `lora: ties …: 3 of world_facts, 9 of arithmetic`
@@ -159,13 +161,11 @@ def _brief_notes(report: ExperimentReport) -> Iterator[str]:
 
 
 def _recalls(report: ExperimentReport) -> Iterator[str]:
-    """Say what retrieval found, once where candidates retrieved alike."""
-    by_share: dict[str, list[str]] = {}
+    """Say what retrieval found and what became of it, once where that is alike."""
+    by_text: dict[str, list[str]] = {}
     for f in report.facts:
-        if f.recall is not None:
-            by_share.setdefault(formatting.percent(f.recall), []).append(f.label)
-    for share, names in by_share.items():
-        yield f"retrieval found {share} % of the documents needed (recall@k): {', '.join(names)}"
+        by_text.setdefault(retrieval_text(f), []).append(f.label)
+    return (f"{text}: {', '.join(names)}" for text, names in by_text.items() if text)
 
 
 def power_line(report: ExperimentReport) -> str:

@@ -1,0 +1,153 @@
+"""Retrieval-augmented answers: whether the passages held the answer, and whether the answer rests on them.
+
+Invariant: every item with an answer falls into one class. An answer is found where a reference stands word
+for word in the passages; where no document holds it so, where a needed document is among them. Support is
+lexical: it tells a copied statement from one that stands nowhere, and knows no paraphrase.
+Source: precision, recall and reciprocal rank by Manning et al. 2008, ch. 8; failure points by Barnett et al.
+2024, arXiv:2401.05856.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+from harness.metrics import normalize
+from harness.prompting import context_of
+from harness.records import Document, Example, SampleResult
+
+RIGHT = 0.5  # of a metric in [0, 1]: from here on an answer counts as right
+_SUPPORTED = 0.75  # of a sentence's words have to stand in the passages, and all of its numbers
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+_WORD = re.compile(r"\w+")
+_SHORT = 3  # letters: shorter words hold no statement
+
+
+class Retrieved(NamedTuple):
+    """Means over the items that name their documents: recall, precision and reciprocal rank in [0, 1]."""
+
+    n: int
+    recall: float
+    precision: float
+    reciprocal_rank: float
+
+
+class RetrievalUse(NamedTuple):
+    """Numbers of items by what became of their passages.
+
+    `found` of `n` items had the answer in the passages: `used` are right and supported by them, `ungrounded`
+    right with a sentence that they do not support, `unused` wrong. `missed` are wrong and `known` right
+    without the answer in the passages. `errors` were not answered, `unclear` name neither documents nor a
+    reference that stands in one; both are in none of the others. `grounded` is the share of answers that the
+    passages support, of items whose reference stands in a document: a label stands in none. `retrieved` is
+    None where no item names its documents.
+    """
+
+    n: int
+    used: int
+    ungrounded: int
+    unused: int
+    known: int
+    missed: int
+    errors: int
+    unclear: int
+    grounded: float | None
+    retrieved: Retrieved | None
+
+    @property
+    def found(self) -> int:
+        """The number of items of which the passages held the answer."""
+        return self.used + self.ungrounded + self.unused
+
+
+def retrieval_use(
+    rows: Sequence[SampleResult],
+    scores: Mapping[str, float],
+    examples: Mapping[str, Example],
+    documents: Sequence[Document],
+) -> RetrievalUse | None:
+    """Sort a candidate's answers by what became of retrieval; None where nothing was retrieved.
+
+    `scores` maps the ids of items to the primary metric in [0, 1], `examples` to the items as they are
+    without their passages.
+    """
+    asked = [row for row in rows if row.passages]
+    if not asked:
+        return None
+    texts = {document.id: _words(document.text) for document in documents}
+    everything = " | ".join(texts.values())
+    classes = dict.fromkeys(("used", "ungrounded", "unused", "known", "missed", "errors", "unclear"), 0)
+    supported = []
+    for row in asked:
+        score = scores.get(row.example_id)
+        if row.status == "error" or score is None:
+            classes["errors"] += 1
+            continue
+        context, example = context_of(row.prompt), examples[row.example_id]
+        references = _standing_references(example, texts, everything)
+        grounded = is_supported(row.text, context)
+        supported += [grounded] if references else []
+        found = _is_found(references, _words(context), example, row)
+        classes[_class(found, score >= RIGHT, grounded or not references)] += 1
+    n = len(asked) - classes["errors"] - classes["unclear"]
+    share = fmean(supported) if supported else None
+    return RetrievalUse(n, **classes, grounded=share, retrieved=_retrieved(asked, examples))
+
+
+def is_supported(answer: str, context: str) -> bool:
+    """Tell whether the passages hold the words and numbers of every sentence of an answer."""
+    known = set(_WORD.findall(context.casefold()))
+    sentences = _SENTENCE.split(answer.strip())
+    return bool(_WORD.search(answer)) and all(_is_sentence_supported(one, known) for one in sentences)
+
+
+def _is_sentence_supported(sentence: str, known: set[str]) -> bool:
+    words = _WORD.findall(sentence.casefold())
+    numbers = [word for word in words if any(sign.isdigit() for sign in word)]
+    telling = [word for word in words if len(word) > _SHORT and word not in numbers]
+    if not all(number in known for number in numbers):
+        return False
+    return not telling or sum(word in known for word in telling) >= _SUPPORTED * len(telling)
+
+
+def _class(found: bool | None, right: bool, supported: bool) -> str:
+    if found is None:
+        return "unclear"
+    if not found:
+        return "known" if right else "missed"
+    if not right:
+        return "unused"
+    return "used" if supported else "ungrounded"
+
+
+def _standing_references(example: Example, texts: Mapping[str, str], everything: str) -> list[str]:
+    """List the words of the references, where one stands in a needed document; else none of them."""
+    references = [words for reference in example.references if (words := _words(normalize(reference)))]
+    needed = [texts[i] for i in example.documents if i in texts] or [everything]
+    return references if any(one in text for one in references for text in needed) else []
+
+
+def _is_found(references: Sequence[str], context: str, example: Example, row: SampleResult) -> bool | None:
+    """Tell whether the passages held the answer; None where that cannot be told."""
+    if references:
+        return any(reference in context for reference in references)
+    return bool(set(example.documents) & set(row.passages)) if example.documents else None
+
+
+def _words(text: str) -> str:
+    """Return the words of a text in lower case, with one blank between and around."""
+    return f" {' '.join(_WORD.findall(text.casefold()))} " if text.strip() else ""
+
+
+def _retrieved(rows: Sequence[SampleResult], examples: Mapping[str, Example]) -> Retrieved | None:
+    named = [(row.passages, set(examples[row.example_id].documents)) for row in rows]
+    judged = [(passages, needed) for passages, needed in named if needed]
+    if not judged:
+        return None
+    hits = [[passage in needed for passage in passages] for passages, needed in judged]
+    return Retrieved(
+        n=len(judged),
+        recall=fmean(sum(of) / len(needed) for of, (_, needed) in zip(hits, judged, strict=True)),
+        precision=fmean(sum(of) / len(of) for of in hits),
+        reciprocal_rank=fmean(1 / (of.index(True) + 1) if True in of else 0.0 for of in hits),
+    )

@@ -1,0 +1,68 @@
+"""Table of answer diversity: the commonest answer and the distinct ones, base beside new, by task.
+
+Invariant: shares are printed in percent, answers on one line, cut where they are long.
+"""
+
+from collections.abc import Sequence
+
+from harness import formatting
+from harness.comparison import AnswerDiversity, Answers
+
+DIVERSITY_COLUMNS = (
+    "task",
+    "n",
+    "commonest answer, base",
+    "new",
+    "change",
+    "commonest reference",
+    "distinct answers, base",
+    "new",
+    "the commonest new answer",
+)
+DIVERSITY_NOTE = (
+    "Of generated answers: the share in % of the one given most often, and how many are distinct. "
+    "Mode collapse is a share far above both the base's and the commonest reference's: at least twice as "
+    "large, or leaving at most half as much, with a paired 95 % interval (Tango's) that excludes 0."
+)
+_LONGEST_ANSWER = 60  # characters of an answer that is quoted
+
+
+def diversity_rows(found: Sequence[AnswerDiversity]) -> list[list[str]]:
+    """List one row a task."""
+    return [
+        [
+            d.task,
+            formatting.count(d.n),
+            formatting.percent(d.base.share) if d.base else formatting.UNKNOWN,
+            formatting.percent(d.new.share),
+            formatting.points(d.new.share - d.base.share, d.low, d.high) if d.base else formatting.UNKNOWN,
+            formatting.percent(d.reference_share),
+            _distinct(d.base) if d.base else formatting.UNKNOWN,
+            _distinct(d.new),
+            _quote(d.new.commonest),
+        ]
+        for d in found
+    ]
+
+
+def collapse_sentence(label: str, found: Sequence[AnswerDiversity]) -> str:
+    """Name the tasks on which the answers have collapsed; empty where there is none."""
+    said = [
+        f"on {d.task} {_quote(d.new.commonest)} is the answer to {formatting.percent(d.new.share)} % of the "
+        f"{formatting.count(d.n)} items, the base's commonest to {formatting.percent(d.base.share)} %"
+        for d in found
+        if d.collapsed and d.base
+    ]
+    return f"{label}: mode collapse, {'; '.join(said)}" if said else ""
+
+
+def _distinct(answers: Answers) -> str:
+    return f"{formatting.count(answers.n_distinct)} ({formatting.percent(answers.distinct_share)} %)"
+
+
+def _quote(text: str) -> str:
+    """Quote an answer on one line, cut where it is long; an empty one is called so."""
+    line = " ".join(text.split())
+    if not line:
+        return "(empty)"
+    return f"“{line[:_LONGEST_ANSWER]}…”" if len(line) > _LONGEST_ANSWER else f"“{line}”"
