@@ -1377,8 +1377,12 @@ def test_pages_open_with_torch_blocked(tmp_path):
     fake_project.experiment(tmp_path, metrics="exact_match, token_f1")
     rewritten(tmp_path, "lora-0", "lora-old")
     code = (
-        "import os, sys\n"
-        "for name in ('torch', 'transformers', 'trl', 'peft'): sys.modules[name] = None\n"
+        "import sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name in ('torch', 'transformers', 'trl', 'peft'):\n"
+        "            raise ImportError(f'{name} is blocked')\n"
+        "sys.meta_path.insert(0, Blocked())\n"
         f"sys.path.insert(0, {str(ROOT / 'dashboards')!r})\n"
         "from streamlit.testing.v1 import AppTest\n"
         f"for name in {PAGES!r}:\n"
