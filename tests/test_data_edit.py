@@ -1032,3 +1032,10 @@ def test_a_file_named_in_capitals_is_read_and_a_quote_that_is_open_stands_at_its
     Path("R.CSV").write_text("text,label\na,x\n")
     done(data, "clean", "R.CSV", "--out", "N.CSV")
     assert read("N.CSV") == [{"text": "a", "label": "x"}]
+
+
+def test_a_folder_of_rows_that_do_not_fit_together_is_refused_with_the_reason(data):
+    Path("rows").mkdir()
+    jsonl(Path("rows/train.jsonl"), [{"prompt": "a", "reference": "x"}])
+    jsonl(Path("rows/train-2.jsonl"), [{"other": [1]}])
+    assert "column" in refused(data, "clean", "rows", "--out", "n.jsonl")
