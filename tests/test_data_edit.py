@@ -1038,4 +1038,4 @@ def test_a_folder_of_rows_that_do_not_fit_together_is_refused_with_the_reason(da
     Path("rows").mkdir()
     jsonl(Path("rows/train.jsonl"), [{"prompt": "a", "reference": "x"}])
     jsonl(Path("rows/train-2.jsonl"), [{"other": [1]}])
-    assert "column" in refused(data, "clean", "rows", "--out", "n.jsonl")
+    assert "prompt: string" in refused(data, "clean", "rows", "--out", "n.jsonl")

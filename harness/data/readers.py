@@ -25,6 +25,7 @@ from harness.spec import HUB
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 SHOWN = 10
+_LONGEST_REASON = 300
 
 
 class Row(NamedTuple):
@@ -317,8 +318,8 @@ def _dataset(reference: str, split: str) -> list[Row]:
     try:
         table = datasets.load_dataset(source, config or None, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        why = str(error.__cause__ or error).splitlines() or [type(error).__name__]
-        found = f"no {split} rows to be had ({why[0]})"
+        why = " ".join(str(error.__cause__ or error).split())[:_LONGEST_REASON]
+        found = f"no {split} rows to be had ({why})"
         next_step = "name the part that there is, as in hub:owner/name:config:split"
         if not Path(source).is_dir():
             next_step = "without a network point HARNESS_DATASETS_DIR at local copies, or name a file"
