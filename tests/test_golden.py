@@ -21,9 +21,6 @@ NOT_BUILT = {  # what belongs to nothing here, with the reason
     "resample_var": "each item is asked once, greedily",
     "se_math": "intervals of rates are Wilson's",
     "normal_mixture": "ends of a mean change come from the bets that alarm",
-    "passk": "tasks that run generated code are not offered",
-    "ppi": "no judge model is asked, so no labels of one are joined with people's",
-    "rogan_gladen": "no judge model is asked, so no rate of one is corrected",
 }
 PARTS_NOT_BUILT = {
     "bca_law accel": "the acceleration is inside the interval, which is tested",

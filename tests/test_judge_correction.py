@@ -34,10 +34,18 @@ def test_rogan_and_gladens_rate_has_the_published_interval():
     assert stats.rogan_gladen(0.4, 1000, 0.5, 200, 0.5, 200) is None
 
 
-@pytest.mark.parametrize(("n", "right", "k"), [(50, 10, 1), (50, 10, 5), (50, 10, 10), (10, 3, 5)])
-def test_pass_at_k_is_the_published_one(n, right, k):
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("n50c10k1", (50, 10, 1)),
+        ("n50c10k5", (50, 10, 5)),
+        ("n50c10k10", (50, 10, 10)),
+        ("n10c3k5", (10, 3, 5)),
+    ],
+)
+def test_pass_at_k_is_the_published_one(name, counts):
     expected, tolerance = golden("passk")
-    assert stats.pass_at_k(n, right, k) == pytest.approx(expected[f"n{n}c{right}k{k}"], abs=tolerance)
+    assert stats.pass_at_k(*counts) == pytest.approx(expected[name], abs=tolerance)
 
 
 def test_kappa_of_two_labels_is_that_of_statsmodels():

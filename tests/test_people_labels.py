@@ -10,7 +10,7 @@ from fake_facts import alternatives, tuned
 from fake_rows import rows
 from test_cli import Done, harness  # noqa: F401 (the fixture)
 
-from harness import comparison, decision, report, stats, store
+from harness import comparison, decision, formatting, report, stats, store
 from harness.comparison import Estimate
 from harness.comparison.corrected_comparison import correct_comparison, correct_estimate, labels_missing
 from harness.comparison.labelled_answers import answer_digest, calibrate, is_correctable, latest_labels
@@ -88,6 +88,18 @@ def test_such_a_judge_is_corrected(long_winded):
     )
     assert score[:3] == pytest.approx((found.new, found.new_low, found.new_high))
     assert score.low <= truth[1].mean() <= score.high
+
+
+def test_what_is_made_from_the_judges_own_model_is_named_with_how_much_it_is_overrated(long_winded):
+    (short, long), _, labels = long_winded
+    found = calibrate(JUDGE, {"short": short, "long": long}, [("long", "short")], [labels])
+    favour = found.pairs[0].favour
+    for own, sign in (("long", 1), ("short", -1)):
+        (said,) = [one for one in sentences(replace(found, own=(own,))) if "made from" in one]
+        assert f"overrates {own} against" in said
+        ends = sorted((sign * favour.low, sign * favour.high))
+        assert formatting.points(sign * favour.score, *ends) in said
+    assert "no pair of another making" in " ".join(sentences(replace(found, own=("long", "short"))))
 
 
 def test_the_slope_by_length_is_that_of_least_squares(long_winded):

@@ -93,7 +93,7 @@ class MetricCalibration:
 
     `length` is by how much its error (grade − label) rises with each doubling of an answer's length.
     `raters` are those who labelled, `raters_alpha` their agreement with each other (Krippendorff's alpha),
-    None where no answer has two raters.
+    None where no answer has two raters. `own` names the arms whose weights are made from the judge's own.
     """
 
     task: str
@@ -104,6 +104,7 @@ class MetricCalibration:
     pairs: tuple[PairCalibration, ...]
     kappa: Estimate | None = None
     length: Estimate | None = None
+    own: tuple[str, ...] = ()
 
     @property
     def is_near_chance(self) -> bool:

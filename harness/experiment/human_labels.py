@@ -5,7 +5,7 @@ decided, and where labels are too few the run says how many are missing; every o
 its labels and decides as it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from harness import decision as decide
@@ -71,4 +71,11 @@ def calibrations(
     base = next((f.label for f in facts if f.name == best and f.label in arms), None)
     pairs = [(f.label, base) for f in facts if base and f.label in arms and f.label != base]
     of = (calibrate(metric, arms, pairs, found) for metric in session.target.metrics.values())
-    return tuple(filter(None, of))
+    return tuple(replace(c, own=_own(session, c.metric, done)) for c in of if c)
+
+
+def _own(session: Session, metric: str, runs: Mapping[str, Run]) -> tuple[str, ...]:
+    """Name the runs whose base is a model that judges by a metric, which may like its own kind."""
+    judged = session.target.judged.get(metric)
+    bases = {judge.source.weights_digest for judge in judged.judges if judge.source} if judged else set()
+    return tuple(label for label, run in runs.items() if run.base_digest in bases)

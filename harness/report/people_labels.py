@@ -42,6 +42,8 @@ def sentences(c: MetricCalibration) -> Iterator[str]:
         bias = "overrates" if c.length.score > 0 else "underrates"
         by = f"{_signed(c.length)} points with each doubling of an answer's length"
         yield f"{c.metric} {bias} longer answers, as its errors against people show: {by}"
+    if c.own:
+        yield _self_preference(c)
     for pair in c.pairs:
         if pair.favour and not pair.favour.low <= 0 <= pair.favour.high:
             liked, other = (pair.new, pair.base) if pair.favour.score > 0 else (pair.base, pair.new)
@@ -71,6 +73,24 @@ def _confusion(metric: str, arm: ArmCalibration) -> str:
         f"{arm.name}: passed by both {both}, by {metric} alone {judge_alone}, by people alone {people_alone},"
         f" by nobody {neither} ({errors}{rate})"
     )
+
+
+def _self_preference(c: MetricCalibration) -> str:
+    """Say whether the judge overrates what is made from its own weights, as far as a pair can tell."""
+    said = f"{c.metric} is graded by the model that {', '.join(c.own)} is made from"
+    told = [_overrated(pair, c.own) for pair in c.pairs if (pair.new in c.own) != (pair.base in c.own)]
+    found = "; ".join(filter(None, told)) or "no pair of another making tells whether it prefers that"
+    return f"{said}: {found}"
+
+
+def _overrated(pair: PairCalibration, own: Sequence[str]) -> str:
+    if pair.favour is None:
+        return ""
+    sign = 1 if pair.new in own else -1
+    liked, other = (pair.new, pair.base)[::sign]
+    low, high = sorted((sign * pair.favour.low, sign * pair.favour.high))
+    by = change(pair.favour.unit, sign * pair.favour.score, low, high)
+    return f"it overrates {liked} against {other} by {by} points"
 
 
 def _settling(pair: PairCalibration) -> str:
