@@ -20,6 +20,7 @@ Constraint = Mapping[str, Any]
 
 _LIST_MARK = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
 _FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```$", re.DOTALL)
+_NO_JSON = object()
 _EDGES = " \t\n\"'\u201c\u201d\u2018\u2019.!?:;,*"
 
 
@@ -114,12 +115,33 @@ def _line_items(text: str, constraint: Constraint) -> bool:
 
 
 def _json_keys(text: str, constraint: Constraint) -> bool:
+    value = _json(text)
+    return isinstance(value, dict) and set(value) == set(constraint["keys"])
+
+
+def _json_schema(text: str, constraint: Constraint) -> bool:
+    """Tell whether a text is JSON of a schema (JSON Schema, draft 2020-12 where it names none)."""
+    from jsonschema import Draft202012Validator, SchemaError
+    from jsonschema.validators import validator_for
+
+    schema = constraint["schema"]
+    validator = validator_for(schema, default=Draft202012Validator)
+    try:
+        validator.check_schema(schema)
+    except SchemaError as error:
+        where = f"constraint {dict(constraint)}"
+        raise UserError(Problem(where, error.message, "a JSON Schema", "mend schema")) from None
+    value = _json(text)
+    return value is not _NO_JSON and validator(schema).is_valid(value)
+
+
+def _json(text: str) -> Any:
+    """Read JSON, also out of a code fence; `_NO_JSON` where it is none."""
     fenced = _FENCE.match(text)
     try:
-        value = json.loads(fenced.group(1) if fenced else text)
+        return json.loads(fenced.group(1) if fenced else text)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and set(value) == set(constraint["keys"])
+        return _NO_JSON
 
 
 CHECKS: dict[str, Callable[[str, Constraint], bool]] = {
@@ -137,4 +159,5 @@ CHECKS: dict[str, Callable[[str, Constraint], bool]] = {
     "comma_items": _comma_items,
     "line_items": _line_items,
     "json_keys": _json_keys,
+    "json_schema": _json_schema,
 }

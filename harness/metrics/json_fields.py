@@ -1,0 +1,55 @@
+"""F1 of the fields of a JSON answer against those of the nearest reference: path and value have to agree.
+
+Invariant: the order of keys never counts, that of a list does; 1 and 1.0 are one number, and "1" is a text.
+An answer that is no JSON has no field.
+Source: slot F1 of information extraction (Chinchor & Sundheim 1993, MUC-5), over the leaves of a document.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from harness.metrics import Metric, mean_metric
+from harness.records import Example, Output
+from harness.spec import Task
+
+_FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```$", re.DOTALL)
+
+
+def metric(task: Task) -> Metric:
+    """Build the F1 of fields in [0, 1]: the best over the references, averaged over items."""
+    return mean_metric("json_fields", _best)
+
+
+def _best(output: Output, example: Example) -> float | None:
+    wanted = [found for reference in example.references if (found := _fields(reference)) is not None]
+    if not wanted:
+        return None
+    given = _fields(output.text)
+    return 0.0 if given is None else max(_f1(given, reference) for reference in wanted)
+
+
+def _fields(text: str) -> Counter[str] | None:
+    """Count the leaves of a JSON text, each with its path; None where it is none."""
+    fenced = _FENCE.match(text.strip())
+    try:
+        value = json.loads(fenced.group(1) if fenced else text)
+        return Counter(json.dumps(leaf) for leaf in _leaves(value, ()))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _leaves(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[Any, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    if isinstance(value, (dict, list)) and value:
+        for key, of in inner:
+            yield from _leaves(of, (*path, key))
+    else:
+        number = isinstance(value, float) and value.is_integer()
+        yield (*path, int(value) if number else value)
+
+
+def _f1(given: Counter[str], wanted: Counter[str]) -> float:
+    return 2 * (given & wanted).total() / (given.total() + wanted.total())

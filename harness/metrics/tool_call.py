@@ -1,0 +1,68 @@
+"""Share of answers whose tool calls are those of a reference: the same functions with the same arguments.
+
+Invariant: the order of calls, the order of keys and the text around the calls never count; a call too many
+is as wrong as one too few. 1 and 1.0 are one number, and "1" is a text.
+Source: matching of calls by their syntax tree, Berkeley Function Calling Leaderboard (Patil et al. 2025);
+`<tool_call>` tags as in the chat templates of Hermes and Qwen, `function` as in OpenAI's API.
+"""
+
+import json
+import re
+from collections import Counter
+from typing import Any
+
+from harness.metrics import Metric, mean_metric
+from harness.records import Example, Output, canonical_json
+from harness.spec import Task
+
+_TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+_FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL)
+
+
+def metric(task: Task) -> Metric:
+    """Build the share of answers in [0, 1] with the right calls."""
+    return mean_metric("tool_call", _is_right)
+
+
+def _is_right(output: Output, example: Example) -> float | None:
+    wanted = [calls for reference in example.references if (calls := read_calls(reference)) is not None]
+    if not wanted:
+        return None
+    return float(read_calls(output.text) in wanted)
+
+
+def read_calls(text: str) -> Counter[str] | None:
+    """Count the calls of a text, each as name and arguments in one spelling; None where one is no call.
+
+    A call is `{"name": …, "arguments": {…}}`, alone, in a list, in `<tool_call>` tags or in a code fence.
+    """
+    written = _TAGGED.findall(text) or _FENCE.findall(text) or [text]
+    try:
+        values = [json.loads(one) for one in written]
+        listed = [call for value in values for call in (value if isinstance(value, list) else [value])]
+        return Counter(_spell(call) for call in listed)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _spell(call: Any) -> str:
+    """Spell a call in one way.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is no call.
+    """
+    called = call.get("function", call) if isinstance(call, dict) else call
+    name, given = called["name"], called.get("arguments", called.get("parameters", {}))
+    arguments = json.loads(given) if isinstance(given, str) else given
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        raise TypeError(name)
+    return canonical_json([name, _plain(arguments)])
+
+
+def _plain(value: Any) -> Any:
+    """Write whole numbers without a fraction, in all of a value."""
+    if isinstance(value, dict):
+        return {key: _plain(of) for key, of in value.items()}
+    if isinstance(value, list):
+        return [_plain(of) for of in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

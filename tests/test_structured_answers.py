@@ -1,0 +1,108 @@
+"""Answers with a structure: fields of JSON, JSON of a schema, calls of tools."""
+
+import pytest
+
+from harness.errors import UserError
+from harness.metrics import load_metrics
+from harness.records import Example, Output
+from harness.spec import Task, TaskData
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"queue": {"enum": ["billing", "delivery"]}, "days": {"type": "integer", "minimum": 0}},
+    "required": ["queue"],
+    "additionalProperties": False,
+}
+CALL = '{"name": "refund", "arguments": {"order": 17, "reason": "late"}}'
+
+
+def scored(name, text, *references, constraints=()):
+    metric = load_metrics(Task(name="t", data=TaskData(), metrics=(name,)))[name]
+    parts = metric.score(Output(text), Example("e", (), references, constraints=constraints))
+    return None if parts is None else parts[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "f1"),
+    [
+        ('{"b": [1, 2], "a": "x"}', 1.0),
+        ('```json\n{"a": "x", "b": [1.0, 2]}\n```', 1.0),
+        ('{"a": "x", "b": [2, 1]}', 1 / 3),
+        ('{"a": "x"}', 0.5),
+        ('{"a": "x", "b": [1, 2], "c": null}', 6 / 7),
+        ('{"a": "x", "b": ["1", 2]}', 2 / 3),
+        ("the field a is x", 0.0),
+        ("", 0.0),
+        ("[" * 100_000, 0.0),
+    ],
+)
+def test_fields_count_by_path_and_value(text, f1):
+    assert scored("json_fields", text, '{"a": "x", "b": [1, 2]}') == pytest.approx(f1)
+
+
+def test_fields_are_those_of_the_nearest_reference():
+    assert scored("json_fields", '{"a": 2}', '{"a": 1}', '{"a": 2}') == 1.0
+
+
+def test_an_item_whose_reference_is_no_json_has_no_score():
+    assert scored("json_fields", "{}", "billing") is None
+    assert scored("tool_call", CALL, "billing") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        CALL,
+        '{"arguments": {"reason": "late", "order": 17.0}, "name": "refund"}',
+        f"[{CALL}]",
+        f"I will do that.\n<tool_call>\n{CALL}\n</tool_call>",
+        f"```json\n{CALL}\n```",
+        '{"type": "function", "function": {"name": "refund", "arguments": "{\\"order\\": 17, \\"reason\\": \\"late\\"}"}}',
+        '{"name": "refund", "parameters": {"order": 17, "reason": "late"}}',
+    ],
+)
+def test_a_call_is_right_however_it_is_written(text):
+    assert scored("tool_call", text, CALL) == 1.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "refund", "arguments": {"order": "17", "reason": "late"}}',
+        '{"name": "refund", "arguments": {"order": 17}}',
+        '{"name": "pay", "arguments": {"order": 17, "reason": "late"}}',
+        f"[{CALL}, {CALL}]",
+        "[]",
+        "refund(order=17)",
+        '{"name": 3, "arguments": {}}',
+        '"refund"',
+        "",
+    ],
+)
+def test_another_call_or_one_too_many_is_wrong(text):
+    assert scored("tool_call", text, CALL) == 0.0
+
+
+def test_the_order_of_calls_does_not_count():
+    other = '{"name": "mail", "arguments": {}}'
+    assert scored("tool_call", f"[{other}, {CALL}]", f"[{CALL}, {other}]") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ('{"queue": "billing", "days": 3}', 1.0),
+        ('```json\n{"queue": "delivery"}\n```', 1.0),
+        ('{"queue": "sales"}', 0.0),
+        ('{"queue": "billing", "days": -1}', 0.0),
+        ('{"queue": "billing", "more": 1}', 0.0),
+        ("queue: billing", 0.0),
+    ],
+)
+def test_an_answer_keeps_a_json_schema_or_not(text, kept):
+    assert scored("follows", text, constraints=({"kind": "json_schema", "schema": SCHEMA},)) == kept
+
+
+def test_a_schema_that_is_none_is_refused():
+    with pytest.raises(UserError, match="expected a JSON Schema"):
+        scored("follows", "{}", constraints=({"kind": "json_schema", "schema": {"type": "banana"}},))
