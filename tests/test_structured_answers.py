@@ -103,6 +103,7 @@ def test_an_answer_keeps_a_json_schema_or_not(text, kept):
     assert scored("follows", text, constraints=({"kind": "json_schema", "schema": SCHEMA},)) == kept
 
 
-def test_a_schema_that_is_none_is_refused():
+@pytest.mark.parametrize("schema", [{"type": "banana"}, {"$ref": "http://localhost:1/schema.json"}])
+def test_a_schema_that_is_none_or_would_be_fetched_is_refused(schema):
     with pytest.raises(UserError, match="expected a JSON Schema"):
-        scored("follows", "{}", constraints=({"kind": "json_schema", "schema": {"type": "banana"}},))
+        scored("follows", "{}", constraints=({"kind": "json_schema", "schema": schema},))

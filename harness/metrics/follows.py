@@ -120,19 +120,20 @@ def _json_keys(text: str, constraint: Constraint) -> bool:
 
 
 def _json_schema(text: str, constraint: Constraint) -> bool:
-    """Tell whether a text is JSON of a schema (JSON Schema, draft 2020-12 where it names none)."""
+    """Tell whether a text is JSON of a schema (draft 2020-12 if it names none); nothing is fetched."""
     from jsonschema import Draft202012Validator, SchemaError
     from jsonschema.validators import validator_for
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
 
-    schema = constraint["schema"]
+    schema, value = constraint["schema"], _json(text)
     validator = validator_for(schema, default=Draft202012Validator)
     try:
         validator.check_schema(schema)
-    except SchemaError as error:
+        return value is not _NO_JSON and bool(validator(schema, registry=Registry()).is_valid(value))
+    except (SchemaError, Unresolvable) as error:
         where = f"constraint {dict(constraint)}"
-        raise UserError(Problem(where, error.message, "a JSON Schema", "mend schema")) from None
-    value = _json(text)
-    return value is not _NO_JSON and validator(schema).is_valid(value)
+        raise UserError(Problem(where, str(error).splitlines()[0], "a JSON Schema", "mend schema")) from None
 
 
 def _json(text: str) -> Any:
