@@ -1039,3 +1039,35 @@ def test_a_folder_of_rows_that_do_not_fit_together_is_refused_with_the_reason(da
     jsonl(Path("rows/train.jsonl"), [{"prompt": "a", "reference": "x"}])
     jsonl(Path("rows/train-2.jsonl"), [{"other": [1]}])
     assert "prompt: string" in refused(data, "clean", "rows", "--out", "n.jsonl")
+
+
+def test_rows_that_their_layout_cannot_read_are_dropped_with_the_reason(data):
+    of = {"instruction": "Who?", "completions": [{"response": "a", "overall_score": 3}]}
+    odd = {**of, "completions": [{"response": "a", "overall_score": "N/A"}]}
+    jsonl(Path("r.jsonl"), [of, odd, of])
+    assert "1 dropped: the rating 'N/A'" in done(data, "clean", "r.jsonl", "--out", "n.jsonl")
+    thumbs = [{"prompt": "Who?", "completion": "Me", "label": up} for up in (True, False)]
+    jsonl(Path("t.jsonl"), thumbs)
+    done(data, "clean", "t.jsonl", "--out", "m.jsonl")
+    assert read("m.jsonl") == thumbs
+
+
+def test_parts_that_are_far_from_their_shares_are_said(data):
+    rows = [{"text": f"{i * i} q{i}w v{i}u", "label": "x", "g": i // 10} for i in range(30)]
+    jsonl(Path("r.jsonl"), rows)
+    code, _, err = data("split", "r.jsonl", "--group", "g", "--out", "parts")
+    assert (code, "train has 33 % of the rows, not 64 %" in err) == (0, True)
+
+
+def test_a_field_that_stands_twice_is_refused(data):
+    Path("r.jsonl").write_text('{"prompt": "a", "reference": "x", "prompt": "b"}\n')
+    assert "r.jsonl:1: found malformed JSON (the field 'prompt' twice)" in refused(
+        data, "clean", "r.jsonl", "--out", "n.jsonl"
+    )
+
+
+def test_an_integer_that_parquet_cannot_hold_is_refused_at_its_line(data):
+    jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x", "n": n} for n in (1, 2**70)])
+    assert "r.jsonl:2: found an integer of more than 64 bits in 'n'" in refused(
+        data, "clean", "r.jsonl", "--out", "n.parquet"
+    )

@@ -61,19 +61,21 @@ def data_clean(
     as_json: Json = False,
 ) -> None:
     """Mend encoding, Unicode forms and trailing spaces; drop rows without a question or an answer."""
-    from harness.data import readers
+    from harness.data import formats, readers
     from harness.data.edit import Edit
     from harness.data.edit.clean import clean
     from harness.data.edit.decisions import decisions_by_line, open_decisions
 
     _refuse(out, [file], dry_run=dry_run)
     kept = open_decisions(decisions, file) if decisions else None
-    roles = _roles(_beginning(file), prompt, reference or (kept and kept.column))
+    first = _beginning(file)
+    roles = _roles(first, prompt, reference or (kept and kept.column))
+    layout = None if prompt and reference else formats.recognise(first.rows)
     found = decisions_by_line(kept, file, roles) if kept else {}
     used = _digests({"decisions": [str(decisions)] if decisions else []})
     parameters = {**roles._asdict(), "drop_lost": drop_lost, **used}
     edit = Edit("clean", parameters, [file], licenses or (), notes or ())
-    outcomes = clean(readers.stream(file, "train"), roles, found, drop_lost=drop_lost)
+    outcomes = clean(readers.stream(file, "train"), roles, found, layout=layout, drop_lost=drop_lost)
     _save(edit, outcomes, out, dry_run=dry_run, as_json=as_json)
 
 
@@ -146,7 +148,7 @@ def data_split(
     """Split rows into train, validation and test; rows that are alike are never in two parts."""
     from harness.data.edit import Edit, save_split
     from harness.data.edit.row_files import row_suffix
-    from harness.data.edit.split import Way, check_shares, split
+    from harness.data.edit.split import Way, check_shares, odd_shares, split
 
     _refuse(out, [file], folder=True)
     way = Way(_numbers("--shares", shares), stratify, group, time, time_format, _alike(alike), seed)
@@ -154,7 +156,10 @@ def data_split(
     content = _all(file, stratify=stratify, group=group, time=time)
     roles = _roles(content, prompt, reference)
     edit = Edit("split", {**way._asdict(), **roles._asdict()}, [file], licenses or (), notes or ())
-    _print(save_split(edit, split(content, roles, way), out or Path(), row_suffix(file) or ".jsonl"), as_json)
+    found = split(content, roles, way)
+    for told in odd_shares(found, way):
+        say(told)
+    _print(save_split(edit, found, out or Path(), row_suffix(file) or ".jsonl"), as_json)
 
 
 @data_app.command("mix")

@@ -98,6 +98,8 @@ def _tree(row: Row) -> list[Judged]:
     while message is not None:
         if not isinstance(message, dict) or not isinstance(message.get("text"), str):
             raise _misfit(row, "a message of another form", "{text, role, replies}, as OASST writes trees")
+        if message.get("deleted"):
+            raise _misfit(row, "a question that was deleted", "one that is there")
         is_answer = message.get("role") == "assistant"
         turns = [*turns, {"role": "assistant" if is_answer else "user", "content": message["text"]}]
         replies = sorted(_replies(row, message), key=_rank)

@@ -174,7 +174,7 @@ def _json_array(file: Path, shown: str) -> list[Row]:
     try:
         with _opened(file, shown) as opened:
             text = opened.read()
-        rows = parse_json(text, parse_constant=_no_number)
+        rows = parse_json(text, parse_constant=_no_number, object_pairs_hook=_once)
         _refuse_half_signs(text, rows)
     except json.JSONDecodeError as error:
         found = f"malformed JSON ({error.msg} at column {error.colno})"
@@ -192,13 +192,27 @@ def _json_array(file: Path, shown: str) -> list[Row]:
 
 def _object(line: str) -> dict[str, Any]:
     try:
-        value = parse_json(line, parse_constant=_no_number)
+        value = parse_json(line, parse_constant=_no_number, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         raise ValueError(f"{error.msg} at column {error.colno}") from None
     if not isinstance(value, dict):
         raise ValueError(f"a {type(value).__name__}, not an object")
     _refuse_half_signs(line, value)
     return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its fields.
+
+    Raises:
+        ValueError: a field stands twice.
+    """
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in fields if names.count(name) > 1)
+        raise ValueError(f"the field {twice!r} twice")
+    return fields
 
 
 def _refuse_half_signs(text: str, value: Any) -> None:

@@ -10,9 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from harness.data import formats
 from harness.data.columns import Roles, asked, plain_text
 from harness.data.edit.change import Change, Outcome, drop
 from harness.data.edit.decisions import Decision, line_of
+from harness.data.formats import THUMB_DOWN, Layout
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
 
@@ -33,11 +35,13 @@ def clean(
     roles: Roles,
     decisions: Mapping[int, Decision] | None = None,
     *,
+    layout: Layout | None = None,
     drop_lost: bool = False,
 ) -> Iterator[Outcome]:
     """Clean row by row; `decisions` on lines go first: a row is dropped, or gets another answer.
 
-    With `drop_lost` rows with U+FFFD go too: the sign that stood there is lost.
+    Rows go that the `layout` of the file cannot read. With `drop_lost` rows with U+FFFD go too: the sign that
+    stood there is lost.
     """
     for row in rows:
         decision = (decisions or {}).get(line_of(row))
@@ -49,7 +53,7 @@ def clean(
         if decision and decision.decision == "relabel":
             _relabel(row, fields, roles.answers[0], decision.label, reasons)
         cleaned = Row(row.where, fields)
-        if unusable := _unusable(cleaned, roles, drop_lost=drop_lost):
+        if unusable := _unusable(cleaned, roles, drop_lost=drop_lost) or _unreadable(cleaned, layout):
             yield drop(row, unusable)
         elif reasons:
             yield Outcome(cleaned, Change(row.where, "changed", tuple(reasons)))
@@ -84,6 +88,16 @@ def _unusable(row: Row, roles: Roles, *, drop_lost: bool) -> str:
     if roles.answers == ("chosen", "rejected") and len({" ".join(answer.split()) for answer in answers}) == 1:
         return "two equal answers"
     return "lost signs (U+FFFD)" if drop_lost and _LOST in plain_text([question, *answers]) else ""
+
+
+def _unreadable(row: Row, layout: Layout | None) -> str:
+    """Say why a row cannot be read as the others are; one with a thumb down can be learned from."""
+    try:
+        formats.read(row, layout)
+    except UserError as error:
+        found = error.problems[0].found
+        return "" if found == THUMB_DOWN else found
+    return ""
 
 
 def _clean_value(value: Any, name: str, reasons: dict[str, None]) -> Any:

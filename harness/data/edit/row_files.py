@@ -161,13 +161,21 @@ def _value_schema(rows: Sequence[Row]) -> "pyarrow.Schema":
     return pyarrow.schema([(name, _column_type(rows, name)) for name in names])
 
 
+def _is_large(value: Any) -> bool:
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
+
+
 def _column_type(rows: Sequence[Row], name: str) -> "pyarrow.DataType":
     import pyarrow
 
     values = [row.fields.get(name) for row in rows]
     try:
         return pyarrow.array(values).type
-    except (pyarrow.ArrowException, OverflowError):
+    except OverflowError:
+        large = next(row for row in rows if _is_large(row.fields.get(name)))
+        found, step = f"an integer of more than 64 bits in {name!r}", "write a .jsonl file"
+        raise UserError(Problem(large.where, found, "numbers that Parquet can hold", step)) from None
+    except pyarrow.ArrowException:
         kind = next(type(value) for value in values if value is not None)
         other = next((row for row in rows if not isinstance(row.fields.get(name), kind | None)), rows[0])
         found = f"a {type(other.fields.get(name)).__name__} in {name!r}, which holds a {kind.__name__} before"

@@ -25,6 +25,7 @@ from harness.records import Example
 
 PARTS = ("train", "validation", "test")
 SHARES = (0.64, 0.16, 0.2)  # a fifth for test, and a fifth of the rest for validation, as compare sets aside
+_FAR = 0.05  # of a share
 _NUMBER, _EIGHT_DIGITS = re.compile(r"-?\d+(?:\.\d+)?"), re.compile(r"\d{8}")
 _MONTH = re.compile(r"\d{4}-\d{2}")
 _MONTHS = "2024-05-31, 2024-05-31T10:00:00Z or a number; --time-format %d.%m.%Y says another form"
@@ -79,6 +80,18 @@ def check_shares(shares: Sequence[float]) -> None:
         found = f"{shown}, which add up to {sum(shares):g}"
         expected = "shares of train, validation and test that add up to 1, such as 0.8,0.1,0.1"
         raise UserError(Problem("--shares", found, expected, "only validation and test may be 0"))
+
+
+def odd_shares(found: Split, way: Way) -> Iterator[str]:
+    """Say which parts are far from their shares, since rows that belong together cannot be parted."""
+    n = sum(map(len, found.parts.values()))
+    for name, rows in found.parts.items():
+        share = way.shares[PARTS.index(name)]
+        if n and abs(len(rows) / n - share) > _FAR:
+            yield (
+                f"{name} has {100 * len(rows) / n:.0f} % of the rows, not {100 * share:.0f} %: "
+                "rows that belong together cannot be parted"
+            )
 
 
 def _at_random(content: Rows, questions: list[str], way: Way) -> Split:
