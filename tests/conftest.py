@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -235,3 +236,19 @@ def find(tmp_path):
         return examine_rows(given).findings
 
     return run
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch, capsys):
+    """Return `harness data` in a folder; it gives the exit code, stdout and stderr."""
+    from harness.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["harness", "data", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code or 0, *capsys.readouterr()
+
+    return command

@@ -1,0 +1,65 @@
+"""Rows to edit, and `harness data` run on them in a folder."""
+
+import json
+from pathlib import Path
+
+from hypothesis import strategies as st
+
+from harness.data import readers
+from harness.data.columns import Roles
+from harness.data.readers import Row
+
+ASKED = Roles(("text",), ("label",))
+
+
+WORDS = st.text(st.sampled_from("ab é\u0301Ã¼\x07“ "), max_size=5)
+
+
+def rows_of(*fields):
+    return [Row(f"r.jsonl:{i}", of) for i, of in enumerate(fields, start=1)]
+
+
+def some_rows(*columns):
+    return st.lists(st.fixed_dictionaries(dict.fromkeys(columns, WORDS)), max_size=8).map(
+        lambda f: rows_of(*f)
+    )
+
+
+def jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def done(data, *words):
+    code, out, err = data(*words)
+    assert code == 0, err
+    return out
+
+
+def refused(data, *words):
+    """Return the error of a command that is refused, and assert that it wrote nothing."""
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    code, _, err = data(*words)
+    assert code == 2, err
+    assert "Traceback" not in err
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+    return err.splitlines()[-1]
+
+
+def read(path):
+    return [row.fields for row in readers.read(str(path), "train").rows]
+
+
+def manifest(path):
+    return json.loads(Path(f"{path}.manifest.json").read_text())
+
+
+TOPICS = ("card", "refund", "pin", "fee")
+
+
+def asked_rows(n, label=lambda i: TOPICS[i % 4]):
+    """Return rows whose questions have nothing in common."""
+    return rows_of(*({"text": f"{i * i} q{i}w v{i}u", "label": label(i), "n": i} for i in range(n)))
+
+
+LONG = "my parcel was sent to the old address although I gave you the new one two weeks ago on the phone"

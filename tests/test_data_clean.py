@@ -1,0 +1,273 @@
+"""Cleaning of rows, and decisions on them: what is mended, dropped and why, and that nothing is invented."""
+
+import json
+from pathlib import Path
+
+import pytest
+from edited_rows import ASKED, done, jsonl, manifest, read, refused, rows_of, some_rows
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.data.columns import find_roles
+from harness.data.edit.change import written
+from harness.data.edit.clean import clean, clean_text
+from harness.data.edit.decisions import Decision, keep_decision, kept_decisions
+from harness.data.readers import Rows
+from harness.errors import UserError
+from harness.records import checksum
+
+
+@pytest.mark.parametrize(
+    ("damaged", "mended"),
+    [
+        ("RÃ¼ckerstattung â€“ ja", "Rückerstattung – ja"),
+        ("caf" + "e\u0301", "café"),
+        ("ends  \n", "ends"),
+        ("one\r\ntwo\x07", "one\ntwo"),
+    ],
+)
+def test_a_damaged_text_is_mended(damaged, mended):
+    assert clean_text(damaged)[0] == mended
+
+
+@pytest.mark.parametrize("text", ["“x” &amp; <b>", "ﬁne ＡＢ", "  indented\n  code", "Ａ 1 ² ³"])
+def test_typography_html_and_indents_stay(text):
+    assert clean_text(text) == (text, [])
+
+
+@given(st.text())
+def test_cleaning_a_clean_text_changes_nothing(text):
+    once = clean_text(text)[0]
+    assert clean_text(once) == (once, [])
+
+
+@given(some_rows("text", "label", "other"))
+def test_every_row_is_written_or_dropped_once_and_in_order(rows):
+    outcomes = list(clean(rows, ASKED))
+    assert [(o.row or o.change).where for o in outcomes] == [row.where for row in rows]
+    for row, (new, change) in zip(rows, outcomes, strict=True):
+        assert (new is None) == (bool(change) and change.kind == "dropped")
+        assert new is None or new.fields.keys() == row.fields.keys()
+        assert new is None or change or new == row
+
+
+def test_rows_without_question_or_answer_are_dropped_and_named():
+    rows = rows_of({"text": "a", "label": "x"}, {"text": " ", "label": "x"}, {"text": "b", "label": None})
+    outcomes = list(clean(rows, ASKED))
+    assert [o.row is None for o in outcomes] == [False, True, True]
+    assert [str(o.change) for o in outcomes[1:]] == [
+        "r.jsonl:2: dropped, an empty question",
+        "r.jsonl:3: dropped, an empty answer",
+    ]
+
+
+def test_a_conversation_ends_with_its_answer():
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "  "}]
+    rows = rows_of({"messages": turns}, {"messages": [turns[0], {"role": "assistant", "content": "Yes "}]})
+    outcomes = list(clean(rows, find_roles(Rows("r.jsonl", "r", rows))))
+    assert outcomes[0].change.reason == "an empty answer"
+    assert outcomes[1].row.fields["messages"][1]["content"] == "Yes"
+
+
+def test_a_pair_needs_both_answers_and_a_question_one():
+    pairs = rows_of(
+        {"prompt": "a", "chosen": "x", "rejected": ""}, {"prompt": "a", "chosen": "x", "rejected": "y"}
+    )
+    assert written(clean(pairs, find_roles(Rows("r", "r", pairs)))) == pairs[1:]
+    asked = rows_of({"question": "a", "answers": ["", "x"]}, {"question": "a", "answers": []})
+    assert written(clean(asked, find_roles(Rows("r", "r", asked)))) == asked[:1]
+
+
+def test_a_pair_of_equal_answers_is_dropped_as_it_says_nothing():
+    pairs = rows_of(
+        {"prompt": "a", "chosen": "x  y", "rejected": "x y"}, {"prompt": "a", "chosen": "x", "rejected": "y"}
+    )
+    outcomes = list(clean(pairs, find_roles(Rows("r", "r", pairs))))
+    assert (outcomes[0].change.reason, outcomes[1].row) == ("two equal answers", pairs[1])
+
+
+def test_rows_with_lost_signs_are_dropped_where_that_is_asked_for(data):
+    jsonl(Path("r.jsonl"), [{"text": "caf\ufffd", "label": "a"}, {"text": "tea", "label": "b"}])
+    assert done(data, "clean", "r.jsonl", "--out", "kept.jsonl").startswith("2 read, 2 written\n")
+    assert "1 dropped: lost signs (U+FFFD)" in done(
+        data, "clean", "r.jsonl", "--drop-lost", "--out", "new.jsonl"
+    )
+    assert read("new.jsonl") == [{"text": "tea", "label": "b"}]
+
+
+def test_what_a_terminal_would_obey_is_not_printed(data):
+    jsonl(Path("r\x1b[31m.jsonl"), [{"text": "a", "label": "b"}])
+    code, _, err = data("clean", "r\x1b[31m.jsonl", "--out", "x.jsonl")
+    assert (code, "\x1b" in err, "r.jsonl" in err) == (0, False, True)
+    assert "\x1b" not in refused(data, "clean", "r\x1b[31m.jsonl", "--out", "r\x1b[31m.jsonl")
+
+
+def test_clean_writes_a_new_file_beside_its_manifest_twice_the_same(data):
+    Path("t.csv").write_text("text;label;no\nRÃ¼ck;refund;1\n;refund;2\nHi ;card;3\n", encoding="utf-8")
+    said = done(data, "clean", "t.csv", "--out", "a.csv", "--license", "CC0", "--note", "no names")
+    done(data, "clean", "t.csv", "--out", "b.csv", "--license", "CC0", "--note", "no names")
+    assert said.startswith("3 read, 2 written, 1 dropped, 2 changed\n")
+    assert read("a.csv") == [
+        {"text": "Rück", "label": "refund", "no": "1"},
+        {"text": "Hi", "label": "card", "no": "3"},
+    ]
+    assert Path("a.csv").read_bytes() == Path("b.csv").read_bytes()
+    told = Path("a.csv.manifest.json").read_text()
+    assert told.replace("a.csv", "b.csv") == Path("b.csv.manifest.json").read_text()
+    found = manifest("a.csv")
+    assert found["inputs"] == [{"file": "t.csv", "sha256": checksum(Path("t.csv"))}]
+    assert found["outputs"] == [{"file": "a.csv", "rows": 2, "sha256": checksum(Path("a.csv"))}]
+    assert [row["row"] for row in found["rows"]] == ["t.csv:2", "t.csv:3", "t.csv:4"]
+    assert (found["licenses"], found["notes"]) == (["CC0"], ["no names"])
+
+
+def test_a_dry_run_prints_the_changes_and_writes_nothing(data):
+    jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}, {"prompt": "b", "reference": ""}])
+    said = done(data, "clean", "r.jsonl", "--dry-run")
+    assert "r.jsonl:2: dropped, an empty answer" in said
+    assert sorted(p.name for p in Path().iterdir()) == ["r.jsonl"]
+
+
+def test_decisions_drop_keep_and_relabel(data):
+    file = jsonl(Path("r.jsonl"), [{"text": t, "label": "x"} for t in "abc"])
+    rows = {"1": {"decision": "drop"}, "2": {"decision": "relabel", "label": "y"}, "3": {"decision": "keep"}}
+    Path("d.json").write_text(
+        json.dumps({"file": "r.jsonl", "digest": checksum(file), "column": "label", "rows": rows})
+    )
+    done(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
+    assert read("n.jsonl") == [{"text": "b", "label": "y"}, {"text": "c", "label": "x"}]
+    assert [row["reason"] for row in manifest("n.jsonl")["rows"]] == ["decided", "relabelled in 'label'"]
+    assert manifest("n.jsonl")["parameters"]["decisions"] == [
+        {"file": "d.json", "sha256": checksum(Path("d.json"))}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("decisions", "found"),
+    [
+        ({"digest": "0" * 64, "rows": {}}, "decisions on another content"),
+        ({"rows": {"9": {"decision": "drop"}}}, "no row in that line"),
+        ({"rows": {"1": {"decision": "mend"}}}, "drop, keep or relabel"),
+        ({"rows": {"1": {"decision": "relabel"}}}, "relabel without a label"),
+        ({"rows": {"1": {"decision": "relabel", "label": "y"}}}, 'add "column": "label"'),
+        ({"rows": 3}, "no decisions"),
+    ],
+)
+def test_decisions_that_do_not_fit_are_refused(data, decisions, found):
+    file = jsonl(Path("r.jsonl"), [{"text": "a", "label": "x"}])
+    Path("d.json").write_text(json.dumps({"file": "r.jsonl", "digest": checksum(file), **decisions}))
+    assert found in refused(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
+
+
+def two_columns(answers="category"):
+    """Write three rows with two columns that might answer, and a decision on one of them."""
+    rows = [{"text": t, "label": "open", "category": "x"} for t in "abc"]
+    digest = checksum(jsonl(Path("r.jsonl"), rows))
+    keep_decision("r.jsonl", 2, Decision("relabel", "y"), digest, answers)
+    return digest
+
+
+def test_a_label_goes_into_the_column_that_was_looked_at(data):
+    two_columns()
+    words = ("clean", "r.jsonl", "--decisions", "r.jsonl.decisions.json", "--out", "n.jsonl")
+    assert "labels of the column 'category', where 'label' answers" in refused(
+        data, *words, "--reference", "label"
+    )
+    done(data, *words)
+    assert [(row["label"], row["category"]) for row in read("n.jsonl")] == [
+        ("open", "x"),
+        ("open", "y"),
+        ("open", "x"),
+    ]
+
+
+def test_labels_of_two_columns_are_not_kept_in_one_file(data):
+    digest = two_columns()
+    with pytest.raises(
+        UserError, match="decisions on the column 'category'; expected those on the column 'label'"
+    ):
+        keep_decision("r.jsonl", 1, Decision("keep"), digest, "label")
+
+
+def test_a_template_names_the_columns_that_ask(data):
+    rows = [{"subject": "Card", "body": body, "queue": "x"} for body in ("lost", "lost", " ")]
+    jsonl(
+        Path("r.jsonl"), [*rows, {**rows[0], "subject": "Other"}, {"subject": "", "body": "", "queue": "x"}]
+    )
+    words = ("--prompt", "{subject}: {body}", "--reference", "queue")
+    assert done(data, "clean", "r.jsonl", *words, "--out", "c.jsonl").startswith("5 read, 4 written")
+    assert done(data, "dedup", "c.jsonl", *words, "--out", "n.jsonl").startswith("4 read, 3 written")
+    assert "no column 'topic'" in refused(
+        data, "clean", "r.jsonl", "--prompt", "{topic}: {body}", "--out", "m.jsonl"
+    )
+
+
+def test_a_number_is_not_relabelled(data):
+    file = jsonl(Path("r.jsonl"), [{"text": "a", "label": 3}])
+    rows = {"1": {"decision": "relabel", "label": "y"}}
+    Path("d.json").write_text(json.dumps({"digest": checksum(file), "column": "label", "rows": rows}))
+    said = refused(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
+    assert "r.jsonl:1: found a int in 'label', to be relabelled" in said
+
+
+def test_a_relabelled_number_stays_a_number_and_a_label_that_is_none_is_refused(data):
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b", "c"], "label": [1, 2, None]}), "r.parquet")
+    for line, label, said in (("1", "2", ""), ("1", "two", "'two'"), ("2", "2", "another type")):
+        decisions = {"column": "label", "rows": {line: {"decision": "relabel", "label": label}}}
+        Path("d.json").write_text(json.dumps({"digest": checksum(Path("r.parquet")), **decisions}))
+        words = ("clean", "r.parquet", "--decisions", "d.json", "--out")
+        if said:
+            assert said in refused(data, *words, "m.parquet")
+        else:
+            done(data, *words, "n.parquet")
+            assert [row["label"] for row in read("n.parquet")] == [1, 2]
+
+
+def test_a_file_that_is_no_decisions_is_not_printed(data):
+    jsonl(Path("r.jsonl"), [{"text": "a", "label": "x"}])
+    Path("d.json").write_bytes(b"\xff secret" * 99)
+    assert "secret" not in refused(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
+
+
+def test_decisions_on_changed_rows_are_kept_beside_the_new_ones(data):
+    file = jsonl(Path("r.jsonl"), [{"text": t, "label": "x"} for t in "abc"])
+    before = checksum(file)
+    for line in (1, 2):
+        keep_decision("r.jsonl", line, Decision("drop"), before)
+    rows = file.read_text()
+    file.write_text(rows + '{"text": "d", "label": "x"}\n')
+    with pytest.raises(UserError, match="changed since it was looked at"):
+        keep_decision("r.jsonl", 3, Decision("keep"), before)
+    keep_decision("r.jsonl", 3, Decision("keep"), checksum(file))
+    assert kept_decisions("r.jsonl") == {3: Decision("keep")}
+    file.write_text(rows)
+    assert kept_decisions("r.jsonl") == dict.fromkeys((1, 2), Decision("drop"))
+
+
+def test_a_file_of_another_making_is_not_overwritten_by_decisions(data):
+    file = jsonl(Path("r.jsonl"), [{"text": "a", "label": "x"}])
+    for own in ("my notes", '{"digest": "0", "rows": 3}'):
+        Path("r.jsonl.decisions.json").write_text(own)
+        with pytest.raises(UserError, match="a file of another making"):
+            keep_decision("r.jsonl", 1, Decision("keep"), checksum(file))
+        assert Path("r.jsonl.decisions.json").read_text() == own
+
+
+def test_half_of_the_labels_may_be_missing(data):
+    rows = [{"text": f"{i} q{i}w", "label": "x" if i % 2 else None} for i in range(20)]
+    jsonl(Path("r.jsonl"), rows)
+    assert done(data, "clean", "r.jsonl", "--out", "n.jsonl").startswith("20 read, 10 written")
+
+
+def test_rows_that_their_layout_cannot_read_are_dropped_with_the_reason(data):
+    of = {"instruction": "Who?", "completions": [{"response": "a", "overall_score": 3}]}
+    odd = {**of, "completions": [{"response": "a", "overall_score": "N/A"}]}
+    jsonl(Path("r.jsonl"), [of, odd, of])
+    assert "1 dropped: the rating 'N/A'" in done(data, "clean", "r.jsonl", "--out", "n.jsonl")
+    thumbs = [{"prompt": "Who?", "completion": "Me", "label": up} for up in (True, False)]
+    jsonl(Path("t.jsonl"), thumbs)
+    done(data, "clean", "t.jsonl", "--out", "m.jsonl")
+    assert read("m.jsonl") == thumbs

@@ -1,0 +1,161 @@
+"""Mixtures and samples of rows: shares, ids of their own, and that a smaller draw is part of a larger one."""
+
+from pathlib import Path
+
+import pytest
+from edited_rows import asked_rows, done, jsonl, manifest, read, refused
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.data.edit.change import written
+from harness.data.edit.mix import Mixture, mix, shares
+from harness.data.edit.sample import sample
+from harness.data.readers import Row, Rows
+from harness.errors import UserError
+
+
+def files_of(*sizes):
+    names = [f"{chr(97 + i)}.jsonl" for i in range(len(sizes))]
+    return [
+        Rows(name, name, [Row(f"{name}:{i}", {"n": i, "id": f"{i}"}) for i in range(n)])
+        for name, n in zip(names, sizes, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mixture", "expected"),
+    [
+        (Mixture(), [0.1, 0.9]),
+        (Mixture(temperature=2), [0.25, 0.75]),  # √100 : √900 = 1 : 3
+        (Mixture(temperature=1e6), [0.5, 0.5]),
+        (Mixture(weights=(0.3, 0.7)), [0.3, 0.7]),
+    ],
+)
+def test_shares_are_the_weights_or_sizes_at_a_temperature(mixture, expected):
+    assert shares([100, 900], mixture) == pytest.approx(expected, abs=1e-4)
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 60), st.integers(1, 60), st.floats(0.1, 100), st.integers(0, 3))
+def test_a_mixture_invents_no_row_and_drops_what_it_does_not_draw(a, b, temperature, seed):
+    files = files_of(a, b)
+    outcomes = list(mix(files, Mixture(temperature=temperature, seed=seed)))
+    assert [(o.row or o.change).where for o in outcomes] == [row.where for f in files for row in f.rows]
+    assert outcomes == list(mix(files, Mixture(temperature=temperature, seed=seed)))
+
+
+def test_a_mixture_has_its_number_of_rows_and_names_their_files():
+    drawn = written(mix(files_of(50, 100), Mixture(weights=(0.25, 0.75), n_rows=81)))
+    assert [row.fields["source"] for row in drawn] == ["a.jsonl"] * 20 + ["b.jsonl"] * 61
+    assert all(row.where.startswith(row.fields["source"]) for row in drawn)
+
+
+def test_without_a_number_no_file_is_too_small():
+    assert len(written(mix(files_of(30, 100), Mixture(weights=(0.5, 0.5))))) == 60
+
+
+def test_with_replacement_rows_come_again_under_ids_of_their_own():
+    drawn = written(mix(files_of(3, 3), Mixture(n_rows=40, replacement=True)))
+    assert len(drawn) == 40
+    assert len({row.fields["id"] for row in drawn}) == 40
+
+
+def with_ids(name, *idents):
+    return Rows(name, name, [Row(f"{name}:{i}", {"id": ident}) for i, ident in enumerate(idents)])
+
+
+@pytest.mark.parametrize(("first", "second"), [((0, 1, 2), (0, 1, 2)), (("a", "b"), ("a", "a-2"))])
+def test_equal_ids_of_two_files_become_ids_of_their_type_that_no_row_has(first, second):
+    files = [with_ids("a.jsonl", *first), with_ids("b.jsonl", *second)]
+    outcomes = list(mix(files, Mixture(weights=(0.5, 0.5))))
+    idents = [row.fields["id"] for row in written(outcomes)]
+    assert len(set(idents)) == len(idents) == len(first) + len(second)
+    assert {type(ident) for ident in idents} == {type(first[0])}
+    assert len({change.reason for _, change in outcomes if change}) == 1
+
+
+def test_rows_are_drawn_whatever_the_spelling_of_the_path():
+    short, long = ([with_ids(f"{at}{n}", *range(20)) for n in "ab"] for at in ("", "/data/"))
+    drawn = [[row.fields["id"] for row in written(mix(of, Mixture(n_rows=10)))] for of in (short, long)]
+    assert drawn[0] == drawn[1]
+
+
+def test_one_file_by_two_spellings_is_no_mixture(data):
+    jsonl(Path("a.jsonl"), [{"prompt": "a", "reference": "x"}])
+    assert "two different files" in refused(data, "mix", "a.jsonl", "./a.jsonl", "--out", "n.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--weights=nan,1",), "2 for 2 files, one nan"),
+        (("--weights=",), "numbers between commas"),
+        (("--weights", "0.7,0.7"), "weights that add up to 1.4"),
+        (("--weights", "1"), "1 for 2 files"),
+        (("--temperature", "0"), "a number above 0"),
+        (
+            ("--rows", "90", "--weights", "0.5,0.5"),
+            "b.jsonl: found 9 rows; expected 45 for its share; next: --rows 18",
+        ),
+        (("--replacement",), "--rows N"),
+        (("--rows", "0"), "at least 1"),
+        (("--column", "label"), "a.jsonl:1: found the column 'label'"),
+    ],
+)
+def test_a_mixture_that_cannot_be_made_is_refused(data, words, said):
+    for name in ("a.jsonl", "b.jsonl"):
+        jsonl(Path(name), [row.fields for row in asked_rows(9)])
+    assert said in refused(data, "mix", "a.jsonl", "b.jsonl", "--out", "n.jsonl", *words)
+
+
+def test_rows_drawn_again_are_read_once(data):
+    for name in ("a.jsonl", "b.jsonl"):
+        jsonl(Path(name), [{"prompt": "a", "reference": "x"}])
+    said = done(data, "mix", "a.jsonl", "b.jsonl", "--rows", "6", "--replacement", "--out", "n.jsonl")
+    assert said.startswith("2 read, 6 written\n")
+
+
+def test_mixed_files_of_other_columns_and_kinds_are_one_file(data):
+    jsonl(Path("a.jsonl"), [{"prompt": "a", "reference": "x"}])
+    Path("b.csv").write_text("prompt,reference,topic\nb,y,cards\n")
+    done(data, "mix", "a.jsonl", "b.csv", "--out", "n.csv")
+    assert Path("n.csv").read_text().splitlines() == [
+        "prompt,reference,source,topic",
+        "a,x,a.jsonl,",
+        "b,y,b.csv,cards",
+    ]
+
+
+def test_an_id_of_its_own_is_a_number_where_ids_are(data):
+    for name in ("a", "b"):
+        jsonl(Path(f"{name}.jsonl"), [{"id": i, "prompt": name, "reference": "x"} for i in range(2)])
+        done(data, "clean", f"{name}.jsonl", "--out", f"{name}.parquet")
+    done(data, "mix", "a.parquet", "b.parquet", "--out", "n.parquet")
+    assert [row["id"] for row in read("n.parquet")] == [0, 1, 2, 3]
+
+
+@given(st.integers(1, 30), st.integers(0, 3))
+def test_a_smaller_sample_is_part_of_a_larger_one_in_the_order_of_the_file(n, seed):
+    content = Rows("r", "r", asked_rows(31))
+    small, large = (written(sample(content, size, None, seed)) for size in (n, n + 1))
+    assert len(small) == n
+    assert [row for row in large if row in small] == small
+    assert large == sorted(large, key=lambda row: row.fields["n"])
+
+
+def test_a_balanced_sample_has_equally_many_of_every_value():
+    rows = asked_rows(60, lambda i: "rare" if i % 10 == 0 else "often")
+    drawn = written(sample(Rows("r", "r", rows), 10, "label", 0))
+    assert sorted(row.fields["label"] for row in drawn) == ["often"] * 5 + ["rare"] * 5
+    with pytest.raises(
+        UserError, match=r"6 rows of the class 'rare'; expected at least 10 .* --rows 12 at most"
+    ):
+        sample(Rows("r", "r", rows), 20, "label", 0)
+
+
+def test_what_is_not_drawn_stands_in_the_manifest(data):
+    jsonl(Path("r.jsonl"), [row.fields for row in asked_rows(9)])
+    assert done(data, "sample", "r.jsonl", "--rows", "4", "--out", "n.jsonl").startswith("9 read, 4 written")
+    assert len(read("n.jsonl")) == 4
+    assert {row["reason"] for row in manifest("n.jsonl")["rows"]} == {"not drawn"}
+    assert "expected at least 10" in refused(data, "sample", "r.jsonl", "--rows", "10", "--out", "m.jsonl")

@@ -1,0 +1,222 @@
+"""Files of edits: what cannot be read or written is refused at its line, and nothing is written over."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+from edited_rows import (
+    ASKED,
+    done,
+    jsonl,
+    manifest,
+    read,
+    refused,
+    rows_of,
+)
+
+from harness.data.edit.clean import clean
+from harness.errors import UserError
+
+
+def test_licence_and_notes_are_carried_along(data):
+    jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}])
+    done(data, "clean", "r.jsonl", "--out", "a.jsonl", "--license", "CC0")
+    done(data, "clean", "a.jsonl", "--out", "b.jsonl", "--note", "no names")
+    assert (manifest("b.jsonl")["licenses"], manifest("b.jsonl")["notes"]) == (["CC0"], ["no names"])
+
+
+@pytest.mark.parametrize("name", ["n.jsonl", "n.json", "n.jsonl.gz", "n.parquet"])
+def test_types_columns_and_order_stay(data, name):
+    rows = [{"prompt": "b", "reference": "x", "n": 2, "w": 0.5, "tags": ["u"], "ok": True}] * 2
+    rows.append({"prompt": "a", "reference": "y", "n": None, "w": 1.0, "tags": [], "ok": False})
+    jsonl(Path("r.jsonl"), rows)
+    done(data, "clean", "r.jsonl", "--out", name)
+    assert read(name) == rows
+    done(data, "clean", name, "--out", "again.jsonl")
+    assert read("again.jsonl") == rows
+
+
+def test_types_of_parquet_stay(data):
+    import pyarrow
+    import pyarrow.parquet
+
+    schema = pyarrow.schema(
+        [
+            ("prompt", pyarrow.large_string()),
+            ("reference", pyarrow.string()),
+            ("n", pyarrow.int8()),
+            ("t", "date32"),
+        ]
+    )
+    made = pyarrow.Table.from_pylist([{"prompt": "a ", "reference": "x", "n": 1, "t": None}] * 3, schema)
+    pyarrow.parquet.write_table(made, "r.parquet")
+    done(data, "clean", "r.parquet", "--out", "n.parquet")
+    assert pyarrow.parquet.read_schema("n.parquet") == schema
+
+
+def test_a_first_line_that_is_a_row_is_refused(data):
+    rows = "".join(f"I lost my card {i} today.,{('card', 'pin')[i % 2]}\n" for i in range(12))
+    Path("r.csv").write_text(rows)
+    assert "r.csv:1" in refused(data, "clean", "r.csv", "--out", "n.csv")
+    assert "r.csv:1" in refused(data, "dedup", "r.csv", "--out", "n.csv")
+
+
+def test_nothing_is_written_into_a_folder_that_is_read_or_in_place_of_the_working_folder(data):
+    Path("rows").mkdir()
+    jsonl(Path("rows/train.jsonl"), [{"prompt": "a", "reference": "x"}])
+    assert "the folder that is read" in refused(data, "clean", "rows", "--out", "rows/test.jsonl")
+    assert "the working folder" in refused(data, "split", "rows/train.jsonl", "--out", ".")
+
+
+def test_two_parquet_columns_of_one_name_are_refused(data):
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = [pyarrow.array(of) for of in (["a"], ["x"], ["1"], ["2"])]
+    made = pyarrow.Table.from_arrays(columns, names=["prompt", "reference", "n", "n"])
+    pyarrow.parquet.write_table(made, "r.parquet")
+    assert "two columns named 'n'" in refused(data, "clean", "r.parquet", "--out", "n.jsonl")
+
+
+def links(file):
+    Path("soft.jsonl").symlink_to(file)
+    Path("hard.jsonl").hardlink_to(file)
+
+
+@pytest.mark.parametrize("out", ["r.jsonl", "./r.jsonl", "soft.jsonl", "hard.jsonl"])
+def test_rows_are_never_changed_in_place(data, out):
+    links(jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}]))
+    assert "never changed in place" in refused(data, "clean", "r.jsonl", "--out", out)
+
+
+def test_an_output_that_is_there_is_refused(data):
+    jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}])
+    jsonl(Path("n.jsonl"), [{"mine": 1}])
+    assert "there already" in refused(data, "clean", "r.jsonl", "--out", "n.jsonl")
+    Path("m.jsonl.manifest.json").write_text("{}")
+    assert "m.jsonl.manifest.json" in refused(data, "clean", "r.jsonl", "--out", "m.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "--out FILE"),
+        (("--out", "n.xlsx"), "ends with .jsonl"),
+        (("--out", "gone/n.jsonl"), "mkdir -p gone"),
+        (("--out", "n.jsonl", "--prompt", "promt"), "did you mean 'prompt'?"),
+    ],
+)
+def test_an_option_that_cannot_be_used_is_refused_with_the_next_step(data, words, said):
+    jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}])
+    assert said in refused(data, "clean", "r.jsonl", *words)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("r.jsonl", b"", "an empty file"),
+        ("r.csv", b"text,label\n", "an empty file"),
+        ("r.jsonl", b'{"prompt": "a", "reference": "x"}\n{"prompt": \n', "r.jsonl:2: found malformed JSON"),
+        ("r.csv", b"text,label\na,x\nb\n", "r.csv:3: found another number of fields"),
+        (
+            "r.jsonl.gz",
+            gzip.compress(b'{"prompt": "a", "reference": "x"}\n' * 99, mtime=0)[:-9],
+            "a broken gzip file",
+        ),
+        ("r.csv", b"text,label\na,\xff\n", "r.csv:2: found byte 0xff"),
+        ("r.xlsx", b"PK", "soffice --headless --convert-to csv r.xlsx"),
+        ("r.jsonl", b'{"a": 1, "b": 2, "c": 3}\n', "--prompt COLUMN --reference COLUMN"),
+        ("r.jsonl", b'{"prompt": "a", "reference": ""}\n', "all of them dropped"),
+        ("r.jsonl", b'{"prompt": "a", "reference": "x", "n": 1e999}\n', "JSON cannot hold"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_at_its_line_and_leaves_nothing(data, name, content, said):
+    Path(name).write_bytes(content)
+    assert said in refused(data, "clean", name, "--out", "n.jsonl")
+
+
+def test_mixed_types_are_refused_where_a_column_has_one_type(data):
+    jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x", "n": n} for n in (1, "one")])
+    assert "r.jsonl:2: found a str in 'n'" in refused(data, "clean", "r.jsonl", "--out", "n.parquet")
+    jsonl(Path("l.jsonl"), [{"prompt": "a", "reference": "x", "n": [1]}])
+    assert "l.jsonl:1: found a list in 'n'" in refused(data, "clean", "l.jsonl", "--out", "n.csv")
+    done(data, "clean", "r.jsonl", "--out", "n.jsonl")
+    assert [row["n"] for row in read("n.jsonl")] == [1, "one"]
+
+
+def test_a_first_line_that_is_probably_a_row_is_refused_unless_columns_are_named(data):
+    Path("r.csv").write_text(
+        "I lost my card,card\n" + "".join(f"q{i},{('card', 'pin')[i % 2]}\n" for i in range(9))
+    )
+    for verb in ("clean", "dedup", "split"):
+        assert "'card', which 5 rows hold" in refused(
+            data, verb, "r.csv", "--out", "n.csv" if verb != "split" else "n"
+        )
+    done(data, "clean", "r.csv", "--prompt", "I lost my card", "--out", "n.csv")
+    code, _, err = data("sample", "r.csv", "--rows", "3", "--out", "s.csv")
+    assert (code, "warning: r.csv:1" in err) == (0, True)
+
+
+def test_a_file_that_comes_while_another_is_made_is_not_replaced(data):
+    from harness.data.edit.save import Edit, save
+
+    rows = list(clean(rows_of({"text": "a", "label": "x"}), ASKED))
+
+    def slow():
+        yield from rows
+        Path("n.jsonl").write_text("mine")
+
+    jsonl(Path("r.jsonl"), [{"text": "a", "label": "x"}])
+    with pytest.raises(UserError, match="a file that came while this one was made"):
+        save(Edit("clean", {}, ["r.jsonl"]), slow(), Path("n.jsonl"))
+    assert sorted(p.name for p in Path().iterdir()) == ["n.jsonl", "r.jsonl"]
+    assert Path("n.jsonl").read_text() == "mine"
+
+
+@pytest.mark.parametrize("moved", ["c.csv", "b.csv.gz"])
+def test_the_licence_goes_with_a_manifest_that_is_renamed_and_a_file_that_is_packed(data, moved):
+    Path("a.csv").write_text("text,label\na,x\n")
+    done(data, "clean", "a.csv", "--out", "b.csv", "--license", "CC0")
+    content = Path("b.csv").read_bytes()
+    Path(moved).write_bytes(gzip.compress(content) if moved.endswith(".gz") else content)
+    if not moved.endswith(".gz"):
+        Path("b.csv.manifest.json").rename(f"{moved}.manifest.json")
+    done(data, "dedup", moved, "--out", "d.csv")
+    assert manifest("d.csv")["licenses"] == ["CC0"]
+
+
+@pytest.mark.parametrize(
+    ("out", "said"), [("x.jsonl.manifest.json", "kept beside rows"), ("r.csv/x.csv", "a file, r.csv")]
+)
+def test_an_output_that_would_stand_in_the_way_is_refused(data, out, said):
+    Path("r.csv").write_text("text,label\na,x\n")
+    assert said in refused(data, "clean", "r.csv", "--out", out)
+
+
+def test_a_file_named_in_capitals_is_read_and_a_quote_that_is_open_stands_at_its_line(data):
+    Path("R.CSV").write_text('text,label\na,x\n"b,y\nc,x\n')
+    assert "R.CSV:3: found" in refused(data, "clean", "R.CSV", "--out", "n.csv")
+    Path("R.CSV").write_text("text,label\na,x\n")
+    done(data, "clean", "R.CSV", "--out", "N.CSV")
+    assert read("N.CSV") == [{"text": "a", "label": "x"}]
+
+
+def test_a_folder_of_rows_that_do_not_fit_together_is_refused_with_the_reason(data):
+    Path("rows").mkdir()
+    jsonl(Path("rows/train.jsonl"), [{"prompt": "a", "reference": "x"}])
+    jsonl(Path("rows/train-2.jsonl"), [{"other": [1]}])
+    assert "prompt: string" in refused(data, "clean", "rows", "--out", "n.jsonl")
+
+
+def test_a_field_that_stands_twice_is_refused(data):
+    Path("r.jsonl").write_text('{"prompt": "a", "reference": "x", "prompt": "b"}\n')
+    assert "r.jsonl:1: found malformed JSON (the field 'prompt' twice)" in refused(
+        data, "clean", "r.jsonl", "--out", "n.jsonl"
+    )
+
+
+def test_an_integer_that_parquet_cannot_hold_is_refused_at_its_line(data):
+    jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x", "n": n} for n in (1, 2**70)])
+    assert "r.jsonl:2: found an integer of more than 64 bits in 'n'" in refused(
+        data, "clean", "r.jsonl", "--out", "n.parquet"
+    )

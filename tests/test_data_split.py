@@ -1,0 +1,196 @@
+"""Splits of rows: shares, classes, groups and times, and that what asks alike is in one part."""
+
+import math
+from pathlib import Path
+
+import pytest
+from edited_rows import ASKED, asked_rows, done, jsonl, manifest, read, refused, rows_of, some_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.data.contamination import fold_text
+from harness.data.edit.split import Way, split
+from harness.data.formats import every_turn
+from harness.data.readers import Rows
+from harness.errors import UserError
+
+
+def parts_of(rows, **way):
+    found = split(Rows("r.jsonl", "r", rows), ASKED, Way(**way))
+    return {name: [row.fields["n"] for row in part] for name, part in found.parts.items()}
+
+
+@settings(max_examples=25)
+@given(some_rows("text", "label"), st.integers(0, 3))
+def test_a_split_keeps_every_row_once_and_what_asks_alike_in_one_part(rows, seed):
+    try:
+        found = split(Rows("r.jsonl", "r", rows), ASKED, Way((0.5, 0.0, 0.5), seed=seed))
+    except UserError:
+        return
+    assert sorted(row.where for part in found.parts.values() for row in part) == sorted(r.where for r in rows)
+    train, test = ({fold_text(row.fields["text"]) for row in found.parts[name]} for name in ("train", "test"))
+    assert not train & test
+
+
+def test_a_split_has_its_shares_and_keeps_the_order_of_the_file():
+    parts = parts_of(asked_rows(100), shares=(0.7, 0.1, 0.2))
+    assert {name: len(part) for name, part in parts.items()} == {"test": 20, "validation": 10, "train": 70}
+    assert all(part == sorted(part) for part in parts.values())
+    assert parts != parts_of(asked_rows(100), shares=(0.7, 0.1, 0.2), seed=1)
+
+
+def test_a_stratified_split_has_every_class_by_its_share_in_every_part():
+    rows = asked_rows(100, lambda i: "rare" if i % 10 == 0 else "often")
+    found = split(Rows("r.jsonl", "r", rows), ASKED, Way((0.6, 0.2, 0.2), stratify="label"))
+    counts = {name: sum(r.fields["label"] == "rare" for r in part) for name, part in found.parts.items()}
+    assert counts == {"train": 6, "validation": 2, "test": 2}
+
+
+def test_a_class_too_small_for_a_part_is_named():
+    rows = asked_rows(40, lambda i: "rare" if i == 7 else "often")
+    with pytest.raises(UserError, match="1 row of the class 'rare', none of them in"):
+        parts_of(rows, stratify="label")
+
+
+def test_rows_of_one_group_stay_together():
+    parts = parts_of(asked_rows(60, lambda i: f"customer {i // 5}"), group="label")
+    groups = [{n // 5 for n in part} for part in parts.values()]
+    assert sum(map(len, groups)) == 12
+
+
+def test_questions_that_are_alike_by_a_chain_of_others_stay_together():
+    words = [f"{a}{b}{a}" for a in "bcdfghjk" for b in "aeiou"]
+    chain = [{"text": " ".join(words[i : i + 20]), "label": "x", "n": i} for i in range(0, 20, 2)]
+    rows = rows_of(*chain, *(row.fields | {"n": row.fields["n"] + 100} for row in asked_rows(20)))
+    for seed in range(5):
+        parts = parts_of(rows, shares=(0.5, 0.0, 0.5), seed=seed)
+        assert sum(any(n < 100 for n in part) for part in parts.values()) == 1
+
+
+def test_a_split_by_time_trains_on_the_past_and_drops_what_it_knows():
+    rows = asked_rows(20)
+    dated = [
+        row._replace(fields={**row.fields, "day": f"2024-05-{20 - i:02}", "who": f"c{min(i, 18)}"})
+        for i, row in enumerate(rows)
+    ]
+    dated[0].fields["text"] = dated[19].fields["text"]
+    found = split(Rows("r", "r", dated), ASKED, Way((0.5, 0.25, 0.25), time="day", group="who"))
+    assert {name: [r.fields["n"] for r in part] for name, part in found.parts.items()} == {
+        "train": list(range(10, 20)),
+        "validation": list(range(5, 10)),
+        "test": [1, 2, 3, 4],
+    }
+    assert [str(change) for change in found.changes] == [
+        "r.jsonl:1: dropped, alike to a question of an earlier part of r.jsonl:20"
+    ]
+
+
+@pytest.mark.parametrize("day", ["31/05/2024", "soon", "", None, "2024-13-01"])
+def test_a_time_that_cannot_be_read_is_refused_at_its_line(data, day):
+    rows = [{"text": f"q{i}", "label": "x", "day": "2024-05-01"} for i in range(9)]
+    jsonl(Path("r.jsonl"), [*rows, {**rows[0], "day": day}])
+    assert f"r.jsonl:10: found {day!r} in 'day'" in refused(
+        data, "split", "r.jsonl", "--time", "day", "--out", "p"
+    )
+
+
+def test_numbers_beside_dates_are_refused(data):
+    jsonl(Path("r.jsonl"), [{"text": "a", "label": "x", "day": day} for day in ("2024-05-01", 17)])
+    assert "r.jsonl:2: found a number in 'day'" in refused(
+        data, "split", "r.jsonl", "--time", "day", "--out", "p"
+    )
+
+
+def test_the_parts_of_a_split_are_files_that_compare_reads_and_twice_the_same(data):
+    jsonl(Path("r.jsonl"), [row.fields for row in asked_rows(50)])
+    done(data, "split", "r.jsonl", "--stratify", "label", "--out", "a", "--license", "CC0")
+    done(data, "split", "r.jsonl", "--stratify", "label", "--out", "b", "--license", "CC0")
+    written = {path.name: path.read_bytes() for path in Path("a").iterdir()}
+    assert written == {path.name: path.read_bytes() for path in Path("b").iterdir()}
+    assert sorted(written) == ["split.manifest.json", "test.jsonl", "train.jsonl", "validation.jsonl"]
+    assert [len(read(f"a/{part}.jsonl")) for part in ("train", "validation", "test")] == [32, 8, 10]
+    done(data, "clean", "a/train.jsonl", "--out", "c.jsonl")
+    assert manifest("c.jsonl")["licenses"] == ["CC0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--shares", "0.8,0.1,0.2"), "add up to 1.1"),
+        (("--shares", "0.8,0.2"), "0.8,0.1,0.1"),
+        (("--shares", "most"), "numbers between commas"),
+        (("--stratify", "lable"), "did you mean 'label'?"),
+        (("--alike", "2"), "at most 1"),
+        (("--group", "label"), "1 group of rows"),
+    ],
+)
+def test_a_split_that_cannot_be_made_is_refused(data, words, said):
+    jsonl(Path("r.jsonl"), [{"text": f"{i * i} q{i}w v{i}u", "label": "x"} for i in range(9)])
+    assert said in refused(data, "split", "r.jsonl", "--out", "parts", *words)
+    assert not Path("parts").exists()
+
+
+def test_a_folder_that_is_not_empty_is_refused(data):
+    file = jsonl(Path("r.jsonl"), [row.fields for row in asked_rows(20)])
+    Path("full").mkdir()
+    jsonl(Path("full", "mine.jsonl"), [{}])
+    assert "not empty" in refused(data, "split", "r.jsonl", "--out", "full")
+    assert "never changed in place" in refused(data, "split", "r.jsonl", "--out", file)
+    Path("empty").mkdir()
+    done(data, "split", "r.jsonl", "--out", "empty")
+
+
+def test_only_equal_questions_stay_together_where_they_are_to_be_equal():
+    texts = [" ".join(f"{c}{c}" for c in "abcdefghijkl") + " end" * n for n in range(1, 6)]
+    rows = rows_of(*({"text": text, "label": "x", "n": 0} for text in (*texts, texts[0].upper())))
+    with pytest.raises(UserError, match="1 group"):
+        parts_of(rows, shares=(0.5, 0.0, 0.5), alike=0.2)
+    found = split(Rows("r", "r", rows), ASKED, Way((0.5, 0.0, 0.5), alike=1))
+    assert all(len({row.where in ("r.jsonl:1", "r.jsonl:6") for row in p}) for p in found.parts.values())
+    train, test = ({fold_text(row.fields["text"]) for row in found.parts[n]} for n in ("train", "test"))
+    assert not train & test
+
+
+def test_a_file_of_one_row_cannot_be_split(data):
+    jsonl(Path("r.jsonl"), [{"text": "a", "label": "x"}])
+    assert "at least 3, one a part" in refused(data, "split", "r.jsonl", "--out", "p")
+
+
+def test_a_time_that_is_no_number_is_refused():
+    rows = rows_of(
+        *(row.fields | {"t": float(i) if i % 5 else math.nan} for i, row in enumerate(asked_rows(20)))
+    )
+    with pytest.raises(UserError, match="nan in 't', which is no time"):
+        parts_of(rows, time="t")
+
+
+def test_answers_of_conversations_keep_their_cluster_also_the_one_named_0():
+    said = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me"}]
+    rows = rows_of({"messages": said, "cluster": 0}, {"messages": said})
+    made = every_turn(Rows("r.jsonl", "r", rows)).rows
+    assert [row.fields["cluster"] for row in made] == [0, "r-1"]
+
+
+@pytest.mark.parametrize(
+    "times", [["12345678", "99999990"], ["-3", "7"], ["2024-01", "2024-02-03"], ["20240131", "20240201"]]
+)
+def test_times_are_numbers_months_and_days(times):
+    rows = asked_rows(20)
+    for i, row in enumerate(rows):
+        row.fields["t"] = times[i // 10]
+    assert parts_of(rows, time="t", shares=(0.5, 0.0, 0.5))["train"] == list(range(10))
+
+
+def test_a_group_may_be_a_list():
+    rows = asked_rows(20)
+    for i, row in enumerate(rows):
+        row.fields.update(t=i, g=[i // 4])
+    parts = parts_of(rows, time="t", group="g", shares=(0.5, 0.0, 0.5))
+    assert {n // 4 for n in parts["train"]}.isdisjoint({n // 4 for n in parts["test"]})
+
+
+def test_parts_that_are_far_from_their_shares_are_said(data):
+    rows = [{"text": f"{i * i} q{i}w v{i}u", "label": "x", "g": i // 10} for i in range(30)]
+    jsonl(Path("r.jsonl"), rows)
+    code, _, err = data("split", "r.jsonl", "--group", "g", "--out", "parts")
+    assert (code, "train has 33 % of the rows, not 64 %" in err) == (0, True)
