@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fake_facts import alternatives, tuned
+from fake_facts import comparison as fake_comparison
 from fake_rows import rows
 from test_cli import Done, harness  # noqa: F401 (the fixture)
 
@@ -14,13 +15,14 @@ from harness import comparison, decision, formatting, report, stats, store
 from harness.comparison import Estimate
 from harness.comparison.corrected_comparison import correct_comparison, correct_estimate, labels_missing
 from harness.comparison.labelled_answers import answer_digest, calibrate, is_correctable, latest_labels
+from harness.config.rubrics import rubric_of
 from harness.gating import TargetFacts
 from harness.gating.target import target_rule
 from harness.metrics import mean_metric
 from harness.records import AnswerLabel, LabelSet
 from harness.report import ExperimentReport
 from harness.report.people_labels import label_sections, sentences
-from harness.spec import DecidePolicy, GatePolicy, TargetPolicy
+from harness.spec import DecidePolicy, GatePolicy, TargetPolicy, Task, TaskData
 from harness.store import Store
 from tests import tiny_experiment
 from tests.fake_rows import ratio_metric
@@ -203,6 +205,8 @@ def test_no_decision_rests_on_a_judge_that_lacks_labels():
         return decision.decide(facts, DecidePolicy(), **given)
 
     assert decided().action == "fine-tune"
+    open_ = decided(vs_untrained=fake_comparison(0.02, estimator="ppi"))
+    assert any("More labels of people may tell" in reason for reason in open_.reasons)
     refused = decided(labels_missing=60)
     assert refused.action == "undecided"
     assert "60 more labels of people" in refused.sentence
@@ -331,13 +335,22 @@ def test_every_problem_of_a_file_is_listed_and_nothing_stored(harness, project):
 def test_labels_of_another_scale_are_taken_to_0_to_1(harness, project):  # noqa: F811
     harness("rate", "export", "labels.csv", "-n", 5, *BOTH, cwd=project, check=0)
     written = [
-        {**row, "label": ("1", "3,0", "5", "")[i % 4]} for i, row in enumerate(read(project / "labels.csv"))
+        {**row, "label": ("1", "3,0", "5", "", "Yes", "no")[i % 6]}
+        for i, row in enumerate(read(project / "labels.csv"))
     ]
     write(project / "labels.csv", written)
     done = harness("rate", "import", "labels.csv", "--scale", "1,5", cwd=project, check=0)
     (found,) = store.list_labels(Store(project / "runs"))
     assert {one.label for one in found.labels} == {0.0, 0.5, 1.0}
     assert f"{len(written) - len(found.labels)} rows left blank" in done.stdout
+
+
+def test_the_criteria_of_a_judges_metric_are_those_of_its_rubric(tmp_path):
+    path = tmp_path / "helpful.yaml"
+    path.write_text("criteria: It says when.\njudge: {base_url: http://localhost:1/v1, model: big}\n")
+    task = Task(name="t", data=TaskData(), metrics=(f"judge:{path}", "exact_match"))
+    assert rubric_of(task, "judge:helpful").criteria == "It says when."
+    assert rubric_of(task, "exact_match") is None
 
 
 @pytest.mark.parametrize(

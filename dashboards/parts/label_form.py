@@ -6,6 +6,7 @@ random sample; a label is a file of its own before the next answer is shown.
 
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import streamlit as st
 
 from harness import store
 from harness.comparison.labelled_answers import answer_digest, draw_items, is_correctable, scored_rows
+from harness.config.rubrics import rubric_of
+from harness.errors import HarnessError
 from harness.formatting import count, plain
 from harness.records import AnswerLabel, LabelSet, SampleResult
 from harness.store import Store
@@ -39,6 +42,7 @@ def show(pair: Pair, metric: str, rater: str) -> None:
     if following is None:
         st.success("You have labelled every answer of this pair.")
         return
+    _say_criteria(pair.task, metric)
     safe_text.block("question", following[0])
     safe_text.block("answer", following[1].text)
     choices = _TWO if is_binary else _FIVE
@@ -68,6 +72,14 @@ def _answers(
         found |= {answer: (question, row) for answer, row in _by_digest(metric, rows)}
     grades = {row.parts[metric] for arm in arms for row in arm.values()}
     return list(found.items()), grades <= {(0.0,), (1.0,)}
+
+
+def _say_criteria(task: str, metric: str) -> None:
+    """Show what the judge goes by, where the metric is one's."""
+    written = project.task(task)
+    with suppress(HarnessError):
+        if written is not None and (rubric := rubric_of(written, metric)):
+            safe_text.block("criteria", rubric.criteria.strip())
 
 
 def _by_digest(metric: str, rows: Sequence[SampleResult]) -> list[tuple[str, SampleResult]]:

@@ -49,8 +49,11 @@ def rate_export(
             f"{file}: {count(found.n_answers)} different answers to {count(found.n_items)} items, for"
             f" {found.metric}; of {' and '.join(found.runs)}"
         )
+    if found.criteria:
+        say(f"what the judge goes by, from {found.scale.replace(',', ' to ')}: {found.criteria}")
     say(f"{count(found.n_left)} items without labels are left; a later export goes on with these")
-    say(f"next: fill in the column label (0 to 1), then harness rate import {file} --rater NAME")
+    scale = f" (0 to 1, or with --scale {found.scale})" if found.scale[:1].isdigit() else " (0 to 1)"
+    say(f"next: fill in the column label{scale}, then harness rate import {file} --rater NAME")
 
 
 @rate_app.command("import")

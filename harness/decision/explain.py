@@ -128,6 +128,8 @@ def _gains(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> list
 
 
 def _more_items(run: CandidateFacts) -> str:
+    if run.vs_untrained and run.vs_untrained.estimator == "ppi":
+        return "More labels of people may tell a gain of this size from none; beside them stands how many."
     n = economics.more_items(run)
     if n == inf:
         return (

@@ -25,6 +25,7 @@ from harness.comparison.labelled_answers import (
     scored_rows,
 )
 from harness.config import Loaded
+from harness.config.rubrics import rubric_of
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.experiment.candidate_result import facts_on_target
@@ -40,17 +41,23 @@ COLUMNS = ("key", "question", "answer", "reference", "label")
 _KEY = "answer-"  # before the digest, which a spreadsheet might take for a number
 _DELIMITERS = ",;\t"
 _REFERENCES_SHOWN = 3
+_WORDS = {"no": 0.0, "yes": 1.0}
 _LONGEST_CELL = 2**30  # of an answer that people read
 
 
 class Exported(NamedTuple):
-    """Result of an export: how many items and answers were written, for which metric, of which runs."""
+    """Result of an export: how many items and answers were written, for which metric, of which runs.
+
+    `criteria` and `scale` are those of a judge's rubric, empty of any other metric.
+    """
 
     metric: str
     runs: tuple[str, ...]
     n_items: int
     n_answers: int
     n_left: int
+    criteria: str
+    scale: str
 
 
 class Imported(NamedTuple):
@@ -101,8 +108,10 @@ def export_answers(
     rows = list(_file_rows(measured.name, open_[:n_items], arms))
     random.Random(digest([seed, rows])).shuffle(rows)
     _write(file, rows)
-    names = tuple(run.label for run in runs)
-    return Exported(measured.name, names, min(n_items, len(open_)), len(rows), max(len(open_) - n_items, 0))
+    names, n_drawn = tuple(run.label for run in runs), min(n_items, len(open_))
+    rubric, n_left = rubric_of(task, measured.name), len(open_) - n_drawn
+    asked = (rubric.criteria.strip(), f"{rubric.grades[0]},{rubric.grades[-1]}") if rubric else ("", "")
+    return Exported(measured.name, names, n_drawn, len(rows), n_left, *asked)
 
 
 def import_labels(
@@ -282,9 +291,11 @@ def _lines(file: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def _number(written: str, scale: tuple[float, float]) -> float | None:
-    """Read a label, also with a decimal comma, on a scale from 0 to 1; None where it is no number of it."""
+    """Read a label, yes or no or a number of the scale, from 0 to 1; None where it is nothing of these."""
+    if (word := written.casefold()) in _WORDS:
+        return _WORDS[word]
     try:
-        value = float(written.replace(",", "."))
+        value = float(written.replace(",", "."))  # a comma, as some spreadsheets write decimals
     except ValueError:
         return None
     low, high = scale
