@@ -186,6 +186,30 @@ def test_corrected_rates_and_differences_hold_what_people_say(answers, judge, n_
         assert found.mean > 0.95 - 2.5 * error
 
 
+def test_the_preference_for_length_is_that_which_alpaca_evals_own_correction_takes_out():
+    shared_data("rows/alpaca_eval_annotations/alpaca_eval_gpt4.jsonl.gz")
+    found = study.length_bias(shared_data("README.md").parent)
+    assert found.n_models >= 58
+    assert found.share_longer > 0.95
+    assert found.share_alike > 0.95
+    assert found.rank > 0.7
+
+
+def test_a_slope_is_that_of_statsmodels_with_errors_by_cluster():
+    from statsmodels.api import OLS, add_constant
+
+    draw = np.random.default_rng(12)
+    groups = np.repeat(np.arange(150), 2)
+    x = draw.normal(size=300)
+    y = 0.3 * x + draw.normal(size=150)[groups] + draw.normal(size=300)
+    fit = OLS(y, add_constant(x)).fit(cov_type="cluster", cov_kwds={"groups": groups})
+    found = stats.clustered_slope(x, y, groups)
+    assert found.mean == pytest.approx(fit.params[1])
+    assert found.se == pytest.approx(fit.bse[1], rel=0.02)
+    with pytest.raises(ValueError, match="varies"):
+        stats.clustered_slope(np.ones(4), np.arange(4), np.arange(4))
+
+
 def test_the_win_rates_and_errors_of_alpaca_eval_are_the_published_ones():
     shared_data("rows/alpaca_eval_annotations/alpaca_eval_gpt4.jsonl.gz")
     for annotator, n in zip(study.ALPACA, (59, 52), strict=True):

@@ -11,7 +11,7 @@ from fake_facts import comparison as fake_comparison
 from fake_rows import rows
 from test_cli import Done, harness  # noqa: F401 (the fixture)
 
-from harness import comparison, decision, formatting, report, stats, store
+from harness import comparison, decision, formatting, report, store
 from harness.comparison import Estimate
 from harness.comparison.corrected_comparison import correct_comparison, correct_estimate, labels_missing
 from harness.comparison.labelled_answers import answer_digest, calibrate, is_correctable, latest_labels
@@ -102,22 +102,6 @@ def test_what_is_made_from_the_judges_own_model_is_named_with_how_much_it_is_ove
         ends = sorted((sign * favour.low, sign * favour.high))
         assert formatting.points(sign * favour.score, *ends) in said
     assert "no pair of another making" in " ".join(sentences(replace(found, own=("long", "short"))))
-
-
-def test_the_slope_by_length_is_that_of_least_squares(long_winded):
-    from statsmodels.api import OLS, add_constant
-
-    (short, long), _, labels = long_winded
-    found = calibrate(JUDGE, {"short": short, "long": long}, [], [labels])
-    latest = latest_labels([labels], JUDGE.name)
-    shown = [row for row in (*short, *long) if answer_digest(JUDGE.name, row) in latest]
-    errors = [row.parts[JUDGE.name][0] - latest[answer_digest(JUDGE.name, row)] for row in shown]
-    design = add_constant(np.log2([len(row.text) for row in shown]))
-    groups = np.unique([row.example_id for row in shown], return_inverse=True)[1]
-    fit = OLS(errors, design).fit(cov_type="cluster", cov_kwds={"groups": groups})
-    assert found.length.score == pytest.approx(fit.params[1])
-    half = stats.t_quantile(0.975, N_LABELS - 1) * fit.bse[1]
-    assert found.length.high - found.length.score == pytest.approx(half, rel=0.02)
 
 
 def test_nothing_is_corrected_below_a_hundred_labels_nor_for_a_metric_that_is_no_judges(long_winded):

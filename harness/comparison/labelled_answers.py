@@ -273,10 +273,13 @@ def _score(metric: Metric, arm: Graded) -> Estimate:
 
 def _mean(metric: Metric, values: Array, clusters: np.ndarray) -> Estimate | None:
     """Estimate a mean with its t interval; None where too few clusters leave its spread unknown."""
-    mean = stats.clustered_mean(values, clusters)
+    return _of_mean(metric, stats.clustered_mean(values, clusters))
+
+
+def _of_mean(metric: Metric, mean: stats.Mean) -> Estimate | None:
     if mean.se is None:
         return None
-    return Estimate(mean.mean, *stats.t_interval(mean), len(values), metric.unit)
+    return Estimate(mean.mean, *stats.t_interval(mean), mean.n, metric.unit)
 
 
 def _rate(metric: Metric, hits: Array, clusters: np.ndarray) -> Estimate:
@@ -331,17 +334,8 @@ def _rogan_gladen(metric: Metric, arm: Graded, table: Confusion) -> Estimate | N
 
 
 def _slope(metric: Metric, x: Array, y: Array, clusters: np.ndarray) -> Estimate | None:
-    """Estimate by how much y rises with x; None where x does not vary, or clusters are too few.
-
-    The least-squares slope as a mean of each item's part in it, so that its error respects clusters.
-    """
-    centred = x - x.mean()
-    spread = float(centred @ centred)
-    if spread <= stats.TIE:
-        return None
-    slope = float(centred @ y) / spread
-    parts = slope + len(x) * centred * (y - y.mean() - slope * centred) / spread
-    return _mean(metric, parts, clusters)
+    """Estimate by how much y rises with x; None where x does not vary, or clusters are too few."""
+    return _of_mean(metric, stats.clustered_slope(x, y, clusters)) if np.ptp(x) > stats.TIE else None
 
 
 def _raters(found: Iterable[LabelSet], metric: str) -> tuple[tuple[str, ...], float | None]:

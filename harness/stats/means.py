@@ -50,6 +50,28 @@ def clustered_mean(values: ArrayLike, clusters: ArrayLike) -> Mean:
     return Mean(mean, sqrt(variance), cluster_df(codes), n, n_clusters)
 
 
+def clustered_slope(x: ArrayLike, y: ArrayLike, clusters: ArrayLike) -> Mean:
+    """Estimate by how much y (n,) rises with x (n,), by least squares, of items in clusters (n,).
+
+    The mean of each item's part in the slope, b + n·(x − x̄)·(y − ȳ − b(x − x̄))/Σ(x − x̄)², so that its
+    error is that of `clustered_mean`. Not where y depends on x in bends.
+
+    Raises:
+        ValueError: x does not vary, a value is NaN, or the lengths differ.
+
+    Source: White 1980 and Bell & McCaffrey 2002, for the error of a slope by its influence function.
+    """
+    at, values = finite(x, "x"), finite(y, "y")
+    centred = at - at.mean()
+    spread = float(centred @ centred)
+    if len(at) != len(values) or spread <= TIE:
+        raise ValueError(f"expected x that varies, as many as y: {len(at)} and {len(values)}")
+    slope = float(centred @ values) / spread
+    return clustered_mean(
+        slope + len(at) * centred * (values - values.mean() - slope * centred) / spread, clusters
+    )
+
+
 def cluster_df(clusters: ArrayLike) -> float:
     """Return the degrees of freedom of a mean over the clusters of the items (n,), by their sizes alone.
 

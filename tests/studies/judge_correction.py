@@ -4,7 +4,8 @@ XSTest's answers of five models (450 prompts each) have labels of people, of GPT
 the request complied with? A world draws its items from these with replacement, so people's labels of all 450
 are the truth; the first n of them have a label, and the judge grades all. Counted is how often the 95 %
 intervals hold the truth: of the rate, and of the difference of two models, corrected by n labels, and of the
-judge uncorrected. Of AlpacaEval's annotations the win rates and standard errors are held to the published ones.
+judge uncorrected. Of AlpacaEval's annotations win rates, standard errors and
+the preference for length are held to the published figures.
 
 `HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m tests.studies.judge_correction` takes two minutes on one
 core and writes `reports/judge_correction.md` and `.json`.
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import rankdata
 
 from harness import formatting, stats
 from harness.comparison.judge_correction import Graded, correct_difference, correct_score
@@ -33,6 +35,11 @@ DRAWS = 2000
 _BASIS = (
     "{draws:,} test sets of 450 items a cell: a coverage of 95 % is seen with a standard error of {error:.2f} points,"
     " so the least of five models or ten pairs lies one and a half to two of these below it."
+)
+_LENGTH = (
+    "`weighted_alpaca_eval_gpt4_turbo`: it prefers the longer answers of {share_longer:.0%} of {n_models} models, in the median"
+    " by {slope:.1%} with each doubling; in {share_alike:.0%} the published length-controlled win rate differs from the plain"
+    " one to the side that this says (correlation by ranks {rank:.2f})."
 )
 _WIDENED = (
     "With 50 labels fewer than ten may differ from their grades; the interval is then widened to Tango's, which holds"
@@ -67,6 +74,21 @@ class WinRates(NamedTuple):
     n_models: int
     win_rate_off: float
     error_off: float
+
+
+class LengthBias(NamedTuple):
+    """How an annotator's preference rises with length, by model, beside what the published correction takes.
+
+    `share_longer` of the models are preferred the more, the longer their answer is; `slope` is the median, for
+    each doubling over the baseline's. `share_alike` is that of models whose win rate the published
+    correction moves to the side that the slope says, `rank` the correlation by ranks of both amounts.
+    """
+
+    n_models: int
+    share_longer: float
+    slope: float
+    share_alike: float
+    rank: float
 
 
 def read_answers(folder: Path) -> Answers:
@@ -151,6 +173,27 @@ def win_rates(folder: Path, annotator: str) -> WinRates:
     return WinRates(annotator, len(off), *map(float, np.max(off, axis=0)))
 
 
+def length_bias(folder: Path) -> LengthBias:
+    """Hold our length figure to what AlpacaEval's own correction of lengths takes from the win rates."""
+    slopes, ours, published = [], [], []
+    with gzip.open(folder / "rows" / "alpaca_eval_annotations" / f"{ALPACA[0]}.jsonl.gz", "rt") as lines:
+        for row in map(json.loads, lines):
+            of = row["published"]
+            columns = zip(row["preference"], row["len_model"], row["len_baseline"], strict=True)
+            given = np.array([values for values in columns if None not in values], float)
+            given = given[(given[:, 1:] > 0).all(axis=1)]
+            if not of or np.ptp(given[:, 1] / given[:, 2]) == 0:
+                continue
+            doublings = np.log2(given[:, 1] / given[:, 2])
+            slopes.append(stats.clustered_slope(doublings, given[:, 0] - 1, range(len(given))).mean)
+            ours.append(slopes[-1] * doublings.mean())
+            published.append(float(of["win_rate"]) - float(of["length_controlled_winrate"]))
+    alike = np.sign(ours) == np.sign(published)
+    rank = float(np.corrcoef(rankdata(ours), rankdata(published))[0, 1])
+    share = float((np.array(slopes) > 0).mean())
+    return LengthBias(len(slopes), share, float(np.median(slopes)), float(alike.mean()), rank)
+
+
 def _summaries(judge: str, n_labels: int | None, hits: Array, widths: Array, n_models: int) -> list[Coverage]:
     cut = {"rate": slice(0, n_models), "difference": slice(n_models, None)}
     return [
@@ -160,7 +203,9 @@ def _summaries(judge: str, n_labels: int | None, hits: Array, widths: Array, n_m
     ]  # fmt: skip
 
 
-def markdown(found: Sequence[Coverage], won: Sequence[WinRates], answers: Answers, draws: int) -> str:
+def markdown(
+    found: Sequence[Coverage], won: Sequence[WinRates], bias: LengthBias, answers: Answers, draws: int
+) -> str:
     """Write the page."""
     percent = formatting.percent
     error = sqrt(0.95 * 0.05 / draws)
@@ -205,6 +250,7 @@ def markdown(found: Sequence[Coverage], won: Sequence[WinRates], answers: Answer
             "No person's label is among them, so nothing is corrected.",
             "",
             *held,
+            f"- {_LENGTH.format(**bias._asdict())}",
             "",
         ]
     )
@@ -220,11 +266,15 @@ def main() -> None:
         for n in SIZES:
             found += coverage(answers, judge, n, DRAWS, compared)
             sys.stderr.write(f"{found[-2]}\n{found[-1]}\n")
-    won = [win_rates(folder, annotator) for annotator in ALPACA]
-    content = {"coverage": [c._asdict() for c in found], "win_rates": [w._asdict() for w in won]}
+    won, bias = [win_rates(folder, annotator) for annotator in ALPACA], length_bias(folder)
+    content = {
+        "coverage": [c._asdict() for c in found],
+        "win_rates": [w._asdict() for w in won],
+        "length_bias": bias._asdict(),
+    }
     at = ROOT / "reports" / "judge_correction"
     at.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-    at.with_suffix(".md").write_text(markdown(found, won, answers, DRAWS))
+    at.with_suffix(".md").write_text(markdown(found, won, bias, answers, DRAWS))
 
 
 if __name__ == "__main__":
