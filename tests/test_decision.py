@@ -11,6 +11,7 @@ from harness.comparison import Estimate
 from harness.decision import Decision, LearningCurve, apply_budgets, best_trained, best_untrained, decide
 from harness.decision.learning_curve import Ahead, CurvePoint
 from harness.evaluation.costs import Tokens
+from harness.records.training_records import Trial
 from harness.spec import DecidePolicy
 
 
@@ -563,6 +564,20 @@ def test_hosting_and_evaluation_are_paid_back_too():
     assert dearer.arithmetic["spent_once_usd"] == plain.arithmetic["spent_once_usd"] + 65
     assert dearer.arithmetic["break_even_requests"] > plain.arithmetic["break_even_requests"]
     assert "for training, labels, evaluation and hosting" in said(dearer, "Break-even")
+
+
+def test_the_number_of_settings_that_each_side_was_chosen_from_is_said():
+    facts = [*alternatives(), tuned("lora", 0.81, 0.07)]
+    assert said(decided(facts), "Validation has chosen") == (
+        "Validation has chosen among 5 settings without training and 1 of fine-tunes."
+    )
+    points = tuple(
+        Trial(params={"learning_rate": rate}, validation=0.8) for rate in (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    )
+    swept = replace(facts[-1], training=replace(facts[-1].training, sweep=points))
+    assert "among 5 settings without training and 6 of fine-tunes, which flatters the fine-tunes" in said(
+        decided([*facts[:-1], swept]), "Validation has chosen"
+    )
 
 
 def test_the_index_of_documents_is_paid_for_by_what_retrieves():

@@ -15,7 +15,7 @@ from harness.config import checks, files, grids, weight_sources
 from harness.config import overrides as overriding
 from harness.config.problems import Tree, problems_of
 from harness.errors import Problem, UserError, did_you_mean
-from harness.spec import PLUGINS, Experiment, GatePolicy, Spec, Suite
+from harness.spec import PLUGINS, Experiment, GatePolicy, Recipe, Spec, Suite
 
 __all__ = ["Loaded", "gate_policy", "json_schema", "load", "read_suites"]
 
@@ -49,7 +49,11 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
     overriding.apply(tree, [s for s in settings if not overriding.replaces_a_reference(s)])
     files.finish(tree)
     members = grids.expand(tree)
-    tree.problems += problems_of(Experiment, tree.data, tree)
+    first = {member.source: member.recipe for member in reversed(list(members.values()))}
+    tree.problems += problems_of(Experiment, _with_candidates(tree, first), tree)
+    for member in members.values():
+        if isinstance(member.recipe, dict):
+            tree.problems += problems_of(Recipe, member.recipe, tree, ("candidates", member.source))
     checks.check(tree, members)
     selected = _select(tree, members, candidates)
     if tree.problems:
@@ -58,6 +62,14 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
     experiment = Experiment.model_validate({**tree.data, "candidates": expanded})
     places = {name: tree.where(("candidates", member.source)) for name, member in members.items()}
     return Loaded(experiment, tree.folder, selected, places)
+
+
+def _with_candidates(tree: Tree, first: dict[str, Any]) -> dict[str, Any]:
+    """Return the experiment with the first candidate in place of each grid, whose lists are no texts."""
+    written = tree.data.get("candidates")
+    if not isinstance(written, dict):
+        return tree.data
+    return {**tree.data, "candidates": {source: first.get(source, of) for source, of in written.items()}}
 
 
 class _GateAlone(Spec):
@@ -132,6 +144,8 @@ def json_schema() -> dict[str, Any]:
     for name in PLUGINS:
         keys[name]["anyOf"] = [{"type": "string"}, {"type": "object", "additionalProperties": params}]
         keys[name].pop("type"), keys[name].pop("additionalProperties")
+    for name in grids.PROMPTS:
+        keys[name] = {"anyOf": [keys[name], {"type": "array", "items": keys[name]}]}
     keys["replay"] = {"anyOf": [{"type": "number"}, {"type": "object"}]}
     definitions["RescuePolicy"]["properties"]["steps"]["items"] = {"enum": plugins.rescue_steps()}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

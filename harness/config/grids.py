@@ -1,9 +1,10 @@
 """A list where a parameter takes one value is a grid: one candidate for each value.
 
 Invariant: every combination of the grids of a recipe gives one candidate, named
-`few-shot[shots=4]`; a recipe without a grid keeps its name.
+`few-shot[shots=4]`, of a longer text `prompt[system=2-be-brief]`; a recipe without a grid keeps its name.
 """
 
+import re
 from collections.abc import Iterator
 from itertools import product
 from typing import Any, NamedTuple, get_args, get_origin
@@ -14,6 +15,10 @@ from harness import plugins
 from harness.config.problems import Keys, Tree, mapping
 from harness.errors import Problem
 from harness.spec import BASE, PLUGINS
+
+PROMPTS = ("system", "template", "answer")  # keys of a recipe whose lists are grids too
+_WORD = re.compile(r"[a-z0-9]+")
+_WORDS = 3  # of a text, in the name of its candidate
 
 
 class Member(NamedTuple):
@@ -36,7 +41,7 @@ def _members(source: str, recipe: Any, tree: Tree) -> Iterator[tuple[str, Member
         tree.problems.append(Problem(where, f"an empty grid for {keys[-1]}", "at least one value"))
     for values in product(*grids.values()):
         point = dict(zip(grids, values, strict=True))
-        named = ",".join(f"{keys[-1]}={_short(value)}" for keys, value in point.items())
+        named = ",".join(f"{keys[-1]}={_label(keys, grids[keys], value)}" for keys, value in point.items())
         yield f"{source}[{named}]" if named else source, Member(source, _at(recipe, point))
 
 
@@ -45,6 +50,7 @@ def _grids(recipe: Any) -> Iterator[tuple[Keys, list[Any]]]:
     if not isinstance(recipe, dict):
         return
     yield from _grids_of("methods", recipe.get("method", BASE), recipe.get("params"), ("params",))
+    yield from (((key,), recipe[key]) for key in PROMPTS if isinstance(recipe.get(key), list))
     for key, kind in PLUGINS.items():
         for name, params in mapping(recipe.get(key)).items():
             yield from _grids_of(kind, name, params, (key, name))
@@ -78,6 +84,14 @@ def _at(recipe: Any, point: dict[Keys, Any]) -> Any:
     below = {key: {keys[1:]: value for keys, value in point.items() if keys[0] == key} for key in first}
     changed = {key: inner[()] if () in inner else _at(recipe[key], inner) for key, inner in below.items()}
     return {**recipe, **changed}
+
+
+def _label(keys: Keys, values: list[Any], value: Any) -> str:
+    """Name one value of a grid; a text by its place and its first words."""
+    if keys not in (("system",), ("template",)):
+        return _short(value)
+    words = "-".join(_WORD.findall(str(value).casefold())[:_WORDS])
+    return "-".join(filter(None, (str(values.index(value) + 1), "none" if value is None else words)))
 
 
 def _short(value: Any) -> str:

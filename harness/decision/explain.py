@@ -91,7 +91,7 @@ def reasons(
     """List the sentences behind a decision, the strongest evidence first."""
     sentences: list[str] = []
     if case.judged and case.alternative:
-        sentences += _gains(case, case.judged, case.alternative)
+        sentences += [*_gains(case, case.judged, case.alternative), _tries(case)]
         sentences.append(_per_usd(case, found, case.judged))
         sentences.append(_break_even(case, found, case.judged, case.alternative))
         sentences += _worth(case, found)
@@ -125,6 +125,20 @@ def _gains(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> list
     elif g and g.low <= 0 < g.delta:
         sentences.append(_more_items(run))
     return sentences
+
+
+def _tries(case: Case) -> str:
+    """Say among how many settings validation has chosen on each side; an unequal budget flatters one."""
+    n_of: dict[bool, dict[str, int]] = {True: {}, False: {}}
+    for f in case.facts:
+        if f.state == "done":
+            n_of[is_fine_tuned(f)][f.name] = max(1, len(f.training.sweep))
+    tuned, plain = (sum(n_of[side].values()) for side in (True, False))
+    untrained, trained = formatting.pluralize(plain, "setting"), formatting.count(tuned)
+    said = f"Validation has chosen among {untrained} without training and {trained} of fine-tunes"
+    if tuned <= plain:
+        return f"{said}."
+    return f"{said}, which flatters the fine-tunes: try more prompts (a grid over system, template or shots)."
 
 
 def _more_items(run: CandidateFacts) -> str:

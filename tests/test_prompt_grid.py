@@ -1,0 +1,70 @@
+"""A grid of prompts: lists in system, template and answer are tried on validation like a sweep."""
+
+import jsonschema
+import pytest
+import tiny_experiment
+
+from harness import config
+from harness.errors import UserError
+from harness.experiment import compare
+
+GRID = """\
+  prompt:
+    system: [null, Answer in one word., "Answer in one word, or not at all."]
+    template: ["{prompt}", "{prompt} Think."]
+  lora: {method: base, answer: [generate, rank]}
+"""
+
+
+def load(tiny, folder, candidates):
+    return config.load(tiny_experiment.write(folder, tiny, candidates)).experiment.candidates
+
+
+def test_lists_of_texts_make_a_candidate_each(tiny, tmp_path):
+    found = load(tiny, tmp_path, GRID)
+    assert list(found) == [
+        "prompt[system=1-none,template=1-prompt]",
+        "prompt[system=1-none,template=2-prompt-think]",
+        "prompt[system=2-answer-in-one,template=1-prompt]",
+        "prompt[system=2-answer-in-one,template=2-prompt-think]",
+        "prompt[system=3-answer-in-one,template=1-prompt]",
+        "prompt[system=3-answer-in-one,template=2-prompt-think]",
+        "lora[answer=generate]",
+        "lora[answer=rank]",
+    ]
+    last = found["prompt[system=3-answer-in-one,template=2-prompt-think]"]
+    assert (last.system, last.template) == ("Answer in one word, or not at all.", "{prompt} Think.")
+    assert found["prompt[system=1-none,template=1-prompt]"].system is None
+
+
+def test_a_template_of_a_grid_without_the_prompt_is_refused(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"a template with \{prompt\} in it"):
+        load(tiny, tmp_path, '  prompt: {template: ["{prompt}", "no prompt"]}\n')
+
+
+def test_a_value_of_a_grid_that_is_no_text_is_refused_with_its_line(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"harness\.yaml:8: found system: 3; expected text"):
+        load(tiny, tmp_path, "  prompt: {system: [Be brief., 3]}\n")
+
+
+def test_an_empty_list_is_refused(tiny, tmp_path):
+    with pytest.raises(UserError, match="an empty grid for system"):
+        load(tiny, tmp_path, "  prompt: {system: []}\n")
+
+
+def test_the_schema_for_editors_allows_lists():
+    recipe = config.json_schema()["$defs"]["Recipe"]["properties"]
+    for value in ("Be brief.", None, ["Be brief.", None]):
+        jsonschema.validate(value, recipe["system"])
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate([1], recipe["system"])
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_validation_chooses_among_the_prompts(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny, '  prompt: {template: ["{prompt}", "{prompt} Please."]}\n')
+    found = compare(path)
+    (table,) = found.ablations
+    names = {"prompt[template=1-prompt]", "prompt[template=2-prompt-please]"}
+    assert {row.candidate for row in table.factors} == names
+    assert table.chosen in names
