@@ -12,6 +12,7 @@ from harness import config
 from harness.errors import UserError
 from harness.experiment import compare
 from harness.models.openai_api import is_private
+from harness.release.stored import gate_stored
 from harness.report.document import markdown
 from harness.report.sections import experiment_document
 
@@ -22,6 +23,7 @@ CANDIDATES = """\
     method: endpoint
     role: baseline
     params: {{base_url: {url}, model: tiny, usd_per_million_tokens: {{input: 3, output: 15}}}}
+  tuned: {{method: endpoint, params: {{base_url: {url}, model: tiny}}}}
 """
 
 
@@ -92,6 +94,18 @@ def test_the_table_says_that_a_baseline_was_not_judged(compared):
 def test_a_baseline_costs_what_its_own_provider_asks(compared):
     facts = large(compared[1])
     assert facts.cost_per_1k_usd == pytest.approx((3 * facts.tokens.prompt + 15 * facts.tokens.output) / 1000)
+
+
+def test_the_gate_measures_the_gain_over_a_baseline(compared):
+    path, _ = compared
+    (judged,) = gate_stored(path, "tuned", ["gate.target.gain=0.05"])
+    (rule,) = [rule for rule in judged.verdict.rules if rule.name == "target"]
+    assert "over the best untrained candidate" in rule.sentence
+
+
+def test_a_baseline_is_not_gated(compared):
+    with pytest.raises(UserError, match="large: found a baseline, measured on the target alone"):
+        gate_stored(compared[0], "large")
 
 
 @pytest.mark.parametrize("recipe", ["{method: lora, role: baseline}", "{weights_of: lora, role: baseline}"])

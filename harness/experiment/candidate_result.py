@@ -154,6 +154,7 @@ def _facts_of_record(run: Run) -> CandidateFacts:
         trained=run.weights_digest != run.base_digest,
         state=run.state,
         error=run.error,
+        baseline=run.recipe.get("role") == "baseline",
     )
 
 

@@ -66,6 +66,9 @@ def gate_stored(
         )
     against = None if baseline == "base" else champion
     found = candidate_runs(loaded, runs_folder, candidate, sampled=True)
+    if any(run.recipe.get("role") == "baseline" and plugins.stored_method(run.method).tunes for run in found):
+        expected, step = "a candidate that is judged", "name another, or leave role out of its recipe"
+        raise UserError(Problem(candidate, "a baseline, measured on the target alone", expected, step))
     runs = _select_seed(found, candidate, seed)
     return [judge_run(loaded, runs_folder, run, against) for run in runs]
 
@@ -379,7 +382,7 @@ def _best_untrained_rows(loaded: Loaded, at: Store, metric: Metric) -> Rows | No
 
 
 def _untrained(runs: Iterable[Run], experiment: Experiment) -> list[Run]:
-    """Keep the newest finished runs of the candidates that train no language model, in the order of seeds.
+    """Keep the newest finished runs of baselines and of what trains no language model, in the order of seeds.
 
     Of what draws at random that is one run of each seed of the file, of all else one.
     """
@@ -388,8 +391,10 @@ def _untrained(runs: Iterable[Run], experiment: Experiment) -> list[Run]:
     for run in runs:
         method = plugins.stored_method(run.method)
         trained = run.weights_digest != run.base_digest and method.makes_language_model
-        known = run.candidate in experiment.candidates and (run.seed in place or not method.seeded)
-        if run.state == "done" and known and not trained:
+        recipe = experiment.candidates.get(run.candidate)
+        known = recipe is not None and (run.seed in place or not method.seeded)
+        untrained = not trained or (recipe is not None and recipe.role == "baseline")
+        if run.state == "done" and known and untrained:
             newest[run.candidate, place[run.seed] if method.seeded else 0] = run
     return [newest[key] for key in sorted(newest, key=lambda key: key[1])]
 
