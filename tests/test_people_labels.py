@@ -156,6 +156,15 @@ def test_a_judge_near_chance_is_said_to_be_one():
     assert arm.rogan_gladen is None or arm.rogan_gladen.high - arm.rogan_gladen.low > 0.5
 
 
+def test_a_few_labels_say_nothing_yet():
+    made = answers(np.ones(50), np.full(50, 60), "a")
+    found = calibrate(JUDGE, {"a": made}, [], [label_set(JUDGE, [(row, 1.0) for row in made[:9]])])
+    assert list(sentences(found)) == [
+        "ann labelled 9 answers of a",
+        "judge:helpful is corrected once 10 answers of a candidate have a label",
+    ]
+
+
 def test_only_means_in_0_to_1_are_corrected():
     assert is_correctable(JUDGE)
     assert not is_correctable(ratio_metric())
@@ -298,6 +307,17 @@ def test_the_next_export_goes_on_where_labels_end(harness, project):  # noqa: F8
     second = read(project / "two.csv")
     assert not {row["question"] for row in first} & {row["question"] for row in second}
     assert len({row["question"] for row in (*first, *second)}) == 130
+
+
+def test_an_answer_with_a_label_is_not_asked_for_again(harness, project):  # noqa: F811
+    harness("rate", "export", "one.csv", "-n", 5, "--candidates", "prompt", cwd=project, check=0)
+    first = read(project / "one.csv")
+    write(project / "one.csv", [{**row, "label": "1"} for row in first])
+    harness("rate", "import", "one.csv", cwd=project, check=0)
+    harness("rate", "export", "two.csv", "-n", 5, *BOTH, cwd=project, check=0)
+    second = read(project / "two.csv")
+    assert not {row["key"] for row in first} & {row["key"] for row in second}
+    assert {row["question"] for row in first} == {row["question"] for row in second}
 
 
 def test_every_problem_of_a_file_is_listed_and_nothing_stored(harness, project):  # noqa: F811

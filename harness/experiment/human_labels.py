@@ -7,6 +7,7 @@ its labels and decides as it is.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from harness import decision as decide
 from harness import store
@@ -26,14 +27,15 @@ def correct_facts(
     metric = session.target.primary
     if not is_judge(metric.name):
         return list(facts)
-    labels = judge_labels(session)
+    labels, missing = judge_labels(session), partial(_missing, session, reader)
     by_name = {run.candidate: run for run in runs if run.state == "done"}
     best = by_name.get(decide.best_untrained(facts) or "")
+    lacks = missing(labels, best) if best else 0
     return [
         replace(
             f,
             target=correct_estimate(metric, f.target, reader.of(run, session.target), labels),
-            labels_missing=count_missing(session, reader, run, best),
+            labels_missing=max(lacks, missing(labels, run)),
         )
         if f.target
         else f
@@ -48,14 +50,16 @@ def judge_labels(session: Session) -> Labels:
     return latest_labels(found, name)
 
 
-def count_missing(session: Session, reader: Reader, *runs: Run | None) -> int:
+def count_missing(session: Session, reader: Reader, *runs: Run) -> int:
     """Count the labels that runs' answers lack, at most, before a judge's metric decides; 0 where it may."""
-    metric = session.target.primary.name
-    if session.experiment.gate.uncalibrated_judge == "allow" or not is_judge(metric):
-        return 0
     labels = judge_labels(session)
-    rows = (reader.of(run, session.target) for run in runs if run is not None)
-    return max((labels_missing(metric, of, labels) for of in rows), default=0)
+    return max(_missing(session, reader, labels, run) for run in runs)
+
+
+def _missing(session: Session, reader: Reader, labels: Labels, run: Run) -> int:
+    if session.experiment.gate.uncalibrated_judge == "allow":
+        return 0
+    return labels_missing(session.target.primary.name, reader.of(run, session.target), labels)
 
 
 def calibrations(

@@ -105,7 +105,7 @@ def export_answers(
     labels = latest_labels(store.list_labels(at, task.name), measured.name)
     shared = draw_items(set(arms[0]).intersection(*arms[1:]), task.name, measured.name, seed)
     open_ = [item for item in shared if not _is_labelled(measured.name, [arm[item] for arm in arms], labels)]
-    rows = list(_file_rows(measured.name, open_[:n_items], arms))
+    rows = list(_file_rows(measured.name, open_[:n_items], arms, labels))
     random.Random(digest([seed, rows])).shuffle(rows)
     _write(file, rows)
     names, n_drawn = tuple(run.label for run in runs), min(n_items, len(open_))
@@ -199,15 +199,20 @@ def _labelled(metric: str, rows: Iterable[SampleResult], labels: Labels) -> list
 
 
 def _file_rows(
-    metric: str, items: Iterable[str], arms: Sequence[Mapping[str, SampleResult]]
+    metric: str, items: Iterable[str], arms: Sequence[Mapping[str, SampleResult]], labels: Labels
 ) -> Iterator[tuple[str, ...]]:
-    """Yield a row an answer; the question is the shortest prompt, for a longer one may tell whose it is."""
+    """Yield a row an answer without a label.
+
+    The question is the shortest prompt, for a longer one may tell whose answer it is.
+    """
     for item in items:
         rows = [arm[item] for arm in arms]
         question = min((row.prompt for row in rows), key=len)
-        for row in {answer_digest(metric, row): row for row in rows}.values():
-            reference = " | ".join(row.references[:_REFERENCES_SHOWN])
-            yield _KEY + answer_digest(metric, row), question, row.text, reference, ""
+        different = {answer_digest(metric, row): row for row in rows}
+        for answer, row in different.items():
+            if answer not in labels:
+                reference = " | ".join(row.references[:_REFERENCES_SHOWN])
+                yield _KEY + answer, question, row.text, reference, ""
 
 
 def _write(file: Path, rows: Iterable[Sequence[str]]) -> None:

@@ -7,6 +7,7 @@ people better than chance is said to be such.
 from collections.abc import Iterator, Sequence
 
 from harness.comparison import ArmCalibration, Estimate, MetricCalibration, PairCalibration
+from harness.comparison.judge_correction import MIN_LABELS
 from harness.formatting import UNKNOWN, change, count, percent, plain, pluralize, score
 from harness.report.document import Section
 
@@ -32,6 +33,9 @@ def label_sections(calibrations: Sequence[MetricCalibration]) -> Iterator[Sectio
 def sentences(c: MetricCalibration) -> Iterator[str]:
     """Say how far a metric agrees with people, where its errors lie, and what more labels would do."""
     yield _agreement(c)
+    if all(arm.corrected is None for arm in c.arms):
+        yield f"{c.metric} is corrected once {MIN_LABELS} answers of a candidate have a label"
+        return
     yield from (_confusion(c.metric, arm) for arm in c.arms if arm.confusion)
     if c.is_near_chance:
         yield (
