@@ -111,6 +111,25 @@ def test_clusters_of_copies_make_no_interval_narrower():
     assert thrice.high - thrice.low >= once.high - once.low
 
 
+@pytest.mark.parametrize(("n_clusters", "size", "n_labels"), [(100, 4, 100), (25, 16, 100), (40, 10, 200)])
+def test_corrected_intervals_hold_the_truth_where_items_share_clusters(n_clusters, size, n_labels):
+    draw, n, draws = np.random.default_rng(13), n_clusters * size, 300
+    clusters = np.repeat(np.arange(n_clusters), size)
+
+    def arm(rate, has):
+        people = (draw.random(n) < draw.beta(rate, 1 - rate, n_clusters)[clusters]).astype(float)
+        passes = draw.random(n) < draw.beta(0.15, 0.85, n_clusters)[clusters]  # whatever people say
+        return Graded(np.where(passes, 1.0, people), np.where(has, people, np.nan), clusters)
+
+    hits = np.zeros(2)
+    for _ in range(draws):
+        has = draw.permutation(n) < n_labels
+        base, new = arm(0.4, has), arm(0.55, has)
+        score, change = correct_score(new), correct_difference(base, new)
+        hits += score.low <= 0.55 <= score.high, change.low <= 0.15 <= change.high
+    assert (hits / draws > 0.95 - 3 * (0.95 * 0.05 / draws) ** 0.5).all()
+
+
 def test_a_judge_without_a_seen_error_keeps_an_interval_that_allows_for_some():
     people = np.tile([1.0, 0.0], 500)
     labels = people.copy()
