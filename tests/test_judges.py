@@ -227,6 +227,59 @@ def test_a_panel_counts_by_its_mean(desk):
     assert {row.parts["judge:helpful"] for row in d.rows()} == {((1.0 + 0.25) / 2,)}
 
 
+# Pairs
+
+
+class Chooser:
+    """A judge that says which of two answers is better by a function of both."""
+
+    def __init__(self, choose):
+        self._choose = choose
+
+    def chat(self, messages, body):
+        texts = dict(re.findall(r"<([AB]) (?:\w+)>\n(.*?)\n</", messages[-1]["content"], re.DOTALL))
+        return Said(self._choose(texts["A"], texts["B"]))
+
+
+PAIRWISE = RUBRIC + "mode: pairwise\n"
+
+
+def test_a_pair_is_asked_in_both_orders_and_the_score_is_the_share_of_wins(desk):
+    def longer(a, b):
+        return "tie" if a.startswith("kind") or b.startswith("kind") else "A" if len(a) > len(b) else "B"
+
+    d = desk(judge=Chooser(longer), rubric=PAIRWISE)
+    found = d.compare()
+    assert len(d.judge.asked) == 2 * 2 * (N + 2)
+    assert {row.parts["judge:helpful"] for row in d.rows("plain")} == {(1.0,)}
+    assert {row.parts["judge:helpful"] for row in d.rows("other")} == {(0.5,)}
+    assert any("the answer shown first won 50.0 % of comparisons" in note for note in found.notes)
+
+
+def test_a_judge_that_prefers_a_place_gives_ties_and_is_named(desk):
+    d = desk(judge=Chooser(lambda a, b: "A"), rubric=PAIRWISE)
+    found = d.compare()
+    assert {row.parts["judge:helpful"] for row in d.rows("plain")} == {(0.5,)}
+    assert any("the answer shown first won 100.0 % of comparisons" in note for note in found.notes)
+
+
+def test_a_pair_that_was_readable_in_one_order_alone_has_no_score(desk):
+    d = desk(judge=Chooser(lambda a, b: "neither" if b.startswith("right 3 of") else "A"), rubric=PAIRWISE)
+    d.compare()
+    row = next(row for row in d.rows() if row.text.startswith("right 3 of"))
+    assert (row.parts["judge:helpful"], row.status) == (None, "error")
+    assert "said 'neither'" in row.error
+
+
+def test_a_judge_that_is_shown_references_refuses_items_without_one(desk):
+    d = desk(rubric=PAIRWISE)
+    needs = [{"kind": "n_words", "max": 5}]
+    rows = [{"id": f"t{i}", "prompt": f"test question {i}", "constraints": needs} for i in range(4)]
+    tiny_experiment.rows(d.folder / "test.jsonl", rows)
+    with pytest.raises(UserError, match=r"replies: judge:helpful: found 4 items without a reference"):
+        d.compare()
+
+
 # Judges that answer badly, or not at all
 
 MALFORMED = [

@@ -7,7 +7,13 @@ import pytest
 from harness import config, store
 from harness.config.rubrics import GradedExample, Rubric, Scale, read_rubric
 from harness.errors import UserError
-from harness.evaluation.judges.judge_prompts import answer_key, judge_messages, read_grade
+from harness.evaluation.judges.judge_prompts import (
+    answer_key,
+    grade_value,
+    judge_messages,
+    orders,
+    read_grade,
+)
 from harness.records import Example, Grade
 from harness.store import Store
 from tests.test_readme import example_file, reference
@@ -63,6 +69,8 @@ def test_a_rubric_has_the_scale_1_to_5_and_shows_no_reference_by_default(tmp_pat
             "criteria: x\nscale: {min: 1, max: 10}\njudge: smollm2-135m\n",
             ["helpful.yaml:3", "grades of one digit"],
         ),
+        (GOOD + "mode: pairwise\nscale: yes/no\nreference: true\n", ["mode: pairwise with reference, scale"]),
+        (GOOD + "mode: pairs\n", ["helpful.yaml:3", "one of 'grade' or 'pairwise'"]),
         ("criteria: x\njudge: {base_url: nowhere, model: m}\n", ["helpful.yaml:2", "base_url is no address"]),
         ("criteria: x\njudge:\n  base_url: http://h/v1\n", ["helpful.yaml:2", "no key 'model'"]),
         (
@@ -183,6 +191,27 @@ def test_the_reference_is_part_of_what_is_graded_only_where_it_is_shown():
     keys = [[answer_key(r, example("q", right), "a") for right in ("b", "c")] for r in (seen, unseen)]
     assert keys[0][0] != keys[0][1]
     assert keys[1][0] == keys[1][1]
+
+
+def test_a_pair_is_shown_in_both_orders_between_marks_of_one_word():
+    rubric = Rubric(criteria="It helps.", judge="any", mode="pairwise")
+    shown = []
+    for order in orders(rubric):
+        content = judge_messages(rubric, example("Why?", "gold"), "own", order)[-1]["content"]
+        assert content.startswith("Compare two answers by the criteria below")
+        assert content.endswith("one of A, B, tie:")
+        shown.append(dict(re.findall(r"<([AB]) (?:\w+)>\n(\w+)\n", content)))
+    assert shown == [{"A": "own", "B": "gold"}, {"A": "gold", "B": "own"}]
+    keys = {answer_key(rubric, example("Why?", "gold"), "own", order) for order in orders(rubric)}
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize(("said", "value"), [("A", 1.0), ("b", 0.0), ("Tie.", 0.5)])
+def test_the_better_of_a_pair_counts_for_the_answer_wherever_it_was_shown(said, value):
+    rubric = Rubric(criteria="x", judge="any", mode="pairwise")
+    grade = read_grade(rubric, said)
+    assert grade_value(rubric, grade, "first") == value
+    assert grade_value(rubric, grade, "second") == 1 - value
 
 
 # The book

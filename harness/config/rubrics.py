@@ -5,6 +5,7 @@ give; everything that is wrong with one is said at once, with file and line.
 """
 
 from collections.abc import Iterator
+from itertools import permutations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,9 +51,10 @@ class GradedExample(Spec):
 class Rubric(Spec):
     """Content of a rubric's file, which a task names among its metrics as `judge:./FILE.yaml`.
 
-    `criteria` say in words what a good answer is. `scale` is a range of whole numbers, or `yes/no`.
-    `examples` are graded answers that the judge sees first. With `reference: true` it sees the item's right
-    answer too.
+    `criteria` say in words what a good answer is. `mode` is how it is judged: with a `grade` of its own, or
+    `pairwise` against the item's reference, in both orders, for which the score is the share of wins with a
+    tie as half of one. `scale` is a range of whole numbers, or `yes/no`. `examples` are graded answers that
+    the judge sees first. With `reference: true` it sees the item's right answer too.
 
     `judge` is who grades: a model that runs here, as `base_model` names one, or an endpoint by the parameters
     of the method `endpoint`. `panel` lists several of them in its place; their mean counts. `max_cost` in USD
@@ -60,6 +62,7 @@ class Rubric(Spec):
     """
 
     criteria: str = Field(min_length=1)
+    mode: Literal["grade", "pairwise"] = "grade"
     scale: Scale | Literal["yes/no"] = Scale(min=1, max=5)
     examples: tuple[GradedExample, ...] = ()
     reference: bool = False
@@ -79,6 +82,13 @@ class Rubric(Spec):
         return self
 
     @model_validator(mode="after")
+    def _pairs_without_grades(self) -> "Rubric":
+        if self.mode == "pairwise" and (other := {"scale", "examples", "reference"} & self.model_fields_set):
+            said = "the better answer is A, B or tie, and one of the two is the reference"
+            raise ValueError(f"mode: pairwise with {', '.join(sorted(other))}; {said}")
+        return self
+
+    @model_validator(mode="after")
     def _examples_on_the_scale(self) -> "Rubric":
         known = self.grades
         for example in self.examples:
@@ -90,7 +100,9 @@ class Rubric(Spec):
 
     @property
     def grades(self) -> tuple[str, ...]:
-        """The grades that a judge may give, the worst first."""
+        """The grades that a judge may give, the worst first; of a pair those of the answer called A."""
+        if self.mode == "pairwise":
+            return ("B", "tie", "A")
         if isinstance(self.scale, Scale):
             return tuple(map(str, range(self.scale.min, self.scale.max + 1)))
         return ("no", "yes")
@@ -105,6 +117,11 @@ class Rubric(Spec):
         """What a grade depends on: the rubric without who grades, and without prices."""
         apart = {"judge", "panel", "max_cost", "usd_per_million_tokens"}
         return self.model_dump(mode="json", exclude=apart, exclude_defaults=True)
+
+    @property
+    def needs_references(self) -> bool:
+        """Whether a judge is shown the item's reference."""
+        return self.reference or self.mode == "pairwise"
 
     def value(self, grade: str) -> float:
         """Return a grade as a share of the scale: 0 is the worst, 1 the best."""
@@ -176,7 +193,11 @@ def _unusable_judges(tree: Tree) -> Iterator[Problem]:
     for keys, one in listed:
         if isinstance(one, dict):
             yield from _unusable_endpoint(one, tree, keys)
-        elif isinstance(one, str) and rubric and max(map(len, rubric.grades)) > 1 and rubric.scale != YES_NO:
+        elif (
+            isinstance(one, str)
+            and rubric
+            and any(a[: len(b)] == b for a, b in permutations(rubric.grades, 2))
+        ):
             found = f"{one}, a model that runs here, and grades up to {rubric.grades[-1]}"
             step = "scale: {min: 1, max: 9} at most, or an endpoint"
             yield Problem(tree.where(keys), found, "grades of one digit, whose likelihoods compare", step)

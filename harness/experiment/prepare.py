@@ -125,7 +125,7 @@ def prepare_session(loaded: Loaded, scope: Scope, progress: Progress) -> Session
     )
     at = Store(folder)
     target, *suites = (
-        m._replace(judged=judged_metrics(m.task, at, sources, machine)) for m in (target, *suites)
+        m._replace(judged=judged_metrics(m.task, m.items, at, sources, machine)) for m in (target, *suites)
     )
     session = Session(
         experiment,

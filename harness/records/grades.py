@@ -13,6 +13,7 @@ class Grade:
 
     `key` digests what was graded: question, answer, and the reference where the judge sees it. `task`,
     `example_id` and `output_digest` name the answer that it was first asked for. `value` lies in [0, 1].
+    Of a pair `order` says whether this answer was shown `first` or `second`.
     `said` is the judge's text, or of a model that was scored the probability of each grade. `error` is the
     reason where it could not be asked.
     """
@@ -28,3 +29,4 @@ class Grade:
     n_output_tokens: int = 0
     compute_s: float = 0.0
     error: str = ""
+    order: Literal["", "first", "second"] = ""

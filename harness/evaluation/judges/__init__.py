@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.config.rubrics import Rubric, endpoint_params, is_judged, read_rubric
-from harness.errors import Problem
+from harness.data import TaskItems
+from harness.errors import Problem, UserError
 from harness.models import openai_api
 from harness.models.hardware import Machine
 from harness.models.hub import ModelSource
@@ -57,14 +58,14 @@ class Judged(NamedTuple):
 
 
 def judged_metrics(
-    task: Task, store: Store, sources: Mapping[str, ModelSource], machine: Machine
+    task: Task, items: TaskItems, store: Store, sources: Mapping[str, ModelSource], machine: Machine
 ) -> dict[str, Judged]:
     """Read the rubrics of a task's judged metrics; `sources` holds each model that one of them names.
 
     Raises:
-        UserError: a rubric cannot be used.
+        UserError: a rubric cannot be used, or shows references that items have not.
     """
-    return {
+    judged = {
         metric_name(written): Judged(
             metric_name(written),
             rubric := read_rubric(_path(written)),
@@ -74,6 +75,13 @@ def judged_metrics(
         for written in task.metrics
         if is_judged(written)
     }
+    lacking = [e.id for e in (*items.validation, *items.test) if not any(e.references)]
+    for name, one in judged.items() if lacking else ():
+        if one.rubric.needs_references:
+            found = f"{len(lacking):,} items without a reference ({', '.join(lacking[:3])})"
+            step = "add references, or grade without: reference: false, mode: grade"
+            raise UserError(Problem(f"task {task.name}: {name}", found, "one for the judge to see", step))
+    return judged
 
 
 def judging_models(tasks: Sequence[Task]) -> dict[str, str]:

@@ -7,11 +7,12 @@ grade cannot be read has none either, and says why.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from statistics import fmean
 from typing import NamedTuple
 
 from harness.evaluation.judges import Judge, Judged
-from harness.evaluation.judges.judge_prompts import answer_key
+from harness.evaluation.judges.judge_prompts import Order, answer_key, orders
 from harness.metrics import Metric, Parts
 from harness.records import Example, Grade, Output
 
@@ -25,6 +26,7 @@ class Ungraded(NamedTuple):
     example: Example
     answer: str
     key: str
+    order: Order = ""
 
 
 class GradeReader:
@@ -53,21 +55,19 @@ class GradeReader:
     def _score(self, name: str, output: Output, example: Example) -> Parts | None:
         """Score an answer by the mean grade of its judges; None where one of them has given none."""
         judged, plain = self._judged[name], self._examples[example.id]
-        key = answer_key(judged.rubric, plain, output.text)
-        found = [known.get(key) for known in self._grades[name]]
-        self.ungraded += [
-            Ungraded(judged, judge, self._task, plain, output.text, key)
-            for judge, grade in zip(judged.judges, found, strict=True)
-            if grade is None
-        ]
-        grades = [grade for grade in found if grade is not None]
-        values = [grade.value for grade in grades if grade.value is not None]
-        if len(values) == len(found):
-            return (fmean(values),)
-        pairs = zip(judged.judges, found, strict=True)
-        said = [_reason(judge, grade) for judge, grade in pairs if grade and grade.value is None]
-        if said:
+        books = zip(judged.judges, self._grades[name], strict=True)
+        found: list[tuple[Judge, Grade]] = []
+        n_ungraded = len(self.ungraded)
+        for (judge, known), order in product(books, orders(judged.rubric)):
+            key = answer_key(judged.rubric, plain, output.text, order)
+            if key in known:
+                found.append((judge, known[key]))
+            else:
+                self.ungraded.append(Ungraded(judged, judge, self._task, plain, output.text, key, order))
+        if said := [_reason(judge, grade) for judge, grade in found if grade.value is None]:
             self.unreadable[example.id] = f"{name}: {'; '.join(said)}"
+        elif len(self.ungraded) == n_ungraded:
+            return (fmean(grade.value for _, grade in found if grade.value is not None),)
         return None
 
 

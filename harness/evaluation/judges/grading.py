@@ -17,13 +17,13 @@ from harness.errors import CandidateFailed
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.judges import Judged, cost_usd
 from harness.evaluation.judges.grade_reading import Ungraded
-from harness.evaluation.judges.judge_prompts import LIMITS, judge_messages, read_grade
+from harness.evaluation.judges.judge_prompts import LIMITS, grade_value, judge_messages, read_grade
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
 from harness.models.hf import Candidate
 from harness.models.hub import ModelSource, has_chat_template
 from harness.models.openai_api import ChatCandidate, Server, Settings
-from harness.records import Encoded, Grade, Likelihood, Output, digest
+from harness.records import Encoded, Grade, Likelihood, Message, Output, digest
 
 _TOGETHER = 32  # answers that a model here scores, and that are kept, together
 
@@ -99,12 +99,17 @@ def _refuse_beyond_cost(judged: Judged, grades: Sequence[Grade]) -> None:
 def _say(candidate: ChatCandidate, answer: Ungraded) -> Grade:
     """Ask for one grade in words, at temperature 0."""
     rubric = answer.judged.rubric
-    prompt = candidate.encode(judge_messages(rubric, answer.example, answer.answer)).context
+    prompt = candidate.encode(_messages(answer)).context
     (output,) = candidate.generate([prompt], LIMITS)
     if output.finish_reason == "error":
         return _grade(answer, output, "", None)
     grade = read_grade(rubric, output.text)
-    return _grade(answer, output, output.text, None if grade is None else rubric.value(grade))
+    value = None if grade is None else grade_value(rubric, grade, answer.order)
+    return _grade(answer, output, output.text, value)
+
+
+def _messages(answer: Ungraded) -> list[Message]:
+    return judge_messages(answer.judged.rubric, answer.example, answer.answer, answer.order)
 
 
 def _score_grades(session: Session, source: ModelSource, answers: Sequence[Ungraded], keep: Keep) -> None:
@@ -135,10 +140,9 @@ def _weighted(candidate: Candidate, answers: Sequence[Ungraded], *, chat: bool) 
 
 def _encoded(candidate: Candidate, answer: Ungraded, *, chat: bool) -> list[Encoded]:
     """Encode the prompt with each grade behind it, the worst first."""
-    rubric = answer.judged.rubric
-    messages = judge_messages(rubric, answer.example, answer.answer)
-    gap = "" if chat else " "
-    return [candidate.encode(messages, gap + grade, chat_template=chat) for grade in rubric.grades]
+    messages, gap = _messages(answer), "" if chat else " "
+    grades = answer.judged.rubric.grades
+    return [candidate.encode(messages, gap + grade, chat_template=chat) for grade in grades]
 
 
 def _mean_grade(answer: Ungraded, likelihoods: Sequence[Likelihood]) -> tuple[str, float]:
@@ -148,7 +152,8 @@ def _mean_grade(answer: Ungraded, likelihoods: Sequence[Likelihood]) -> tuple[st
     weights = np.exp(logprobs - logprobs.max())
     weights /= weights.sum()
     said = ", ".join(f"{grade}: {p:.3f}" for grade, p in zip(rubric.grades, weights, strict=True))
-    return said, float(weights @ np.array([rubric.value(grade) for grade in rubric.grades]))
+    values = np.array([grade_value(rubric, grade, answer.order) for grade in rubric.grades])
+    return said, float(weights @ values)
 
 
 def _grade(answer: Ungraded, output: Output, said: str, value: float | None) -> Grade:
@@ -165,4 +170,5 @@ def _grade(answer: Ungraded, output: Output, said: str, value: float | None) -> 
         n_output_tokens=output.n_output_tokens,
         compute_s=output.compute_s,
         error=output.error,
+        order=answer.order,
     )

@@ -5,6 +5,7 @@ Answers are stored before a judge sees them; what ends it leaves them, and every
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from statistics import fmean
 
 from harness.evaluation.judges import Judged, cost_usd
 from harness.evaluation.judges.grade_reading import Ungraded
@@ -12,7 +13,8 @@ from harness.evaluation.judges.grading import grade_answers
 from harness.evaluation.row_sets import RowSet
 from harness.evaluation.runner import rescore_stored
 from harness.evaluation.session import Session
-from harness.formatting import count, usd
+from harness.formatting import count, percent, usd
+from harness.records import Grade
 
 
 def score_answered(session: Session, sets: Sequence[RowSet]) -> list[RowSet]:
@@ -48,4 +50,14 @@ def judge_remarks(judged: Iterable[Judged]) -> Iterator[str]:
             lost = [grade for grade in known.values() if grade.value is None]
             failed = f"; {count(len(lost))} of these grades could not be read and count as failed answers"
             graded = f"{count(len(known))} answers graded by {judge.name}{paid}"
-            yield f"{one.metric}: {graded}{failed if lost else ''}"
+            yield f"{one.metric}: {graded}{failed if lost else ''}{_place_preference(known.values())}"
+
+
+def _place_preference(grades: Iterable[Grade]) -> str:
+    """Say how often the answer shown first won; each pair is shown in both orders, so half is fair."""
+    wins = [g.value if g.order == "first" else 1 - g.value for g in grades if g.order and g.value is not None]
+    if not wins:
+        return ""
+    return (
+        f"; the answer shown first won {percent(fmean(wins))} % of comparisons, where 50 % favours no place"
+    )
