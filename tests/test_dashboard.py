@@ -24,6 +24,7 @@ from harness.evaluation.costs import Tokens
 from harness.metrics import mean_metric
 from harness.nightly import alarm as night_alarm
 from harness.nightly import state as files
+from harness.records import Grade
 from harness.report.decision_tables import arithmetic_rows
 from harness.report.experiment_report import table_rows
 from harness.report.plots.heat_map import Cell, Heat
@@ -530,6 +531,16 @@ def test_compare_shows_an_item_with_both_answers_and_steps_to_the_next(opened, t
         assert text in html(page)
     page.button(key="flip_chat_forth").click().run()
     assert "2 of 36: chat-013" in html(page)
+
+
+def test_an_item_shows_under_an_answer_what_a_judge_said_of_it(opened, tmp_path):
+    fake_project.write(tmp_path)
+    graded = str(hash("lora answers 5"))  # as the fake rows name their answer
+    said = Grade("key", "chat", "chat-012", graded, "unparsable", None, f"not 4 {EVIL}")
+    store.keep_grades(Store(tmp_path / "runs"), "book", {"judge": {"model": "big"}}, [said])
+    shown = html(opened("compare", compare="knn,lora", task="chat"))
+    assert shown.count("big said: not 4 &lt;script&gt;") == 1
+    assert "<script>" not in shown
 
 
 def quoted(page) -> dict[str, str]:
