@@ -36,11 +36,11 @@ def differ_in_a_frame(one: str, other: str, filled: NDArray[np.uint64]) -> bool:
 
 
 def _differing(one: Sequence[str], other: Sequence[str]) -> Iterator[int]:
-    """Yield the places of different words in texts of as many words, but for slips of the pen."""
+    """Yield the places of words that only one of two texts of one length has, but for slips of the pen."""
     if len(one) != len(other) or len(one) > _LONGEST:
         return
     for place, (a, b) in enumerate(zip(one, other, strict=True)):
-        if a != b and SequenceMatcher(None, a, b, autojunk=False).ratio() < _SLIP:
+        if a not in other and b not in one and SequenceMatcher(None, a, b, autojunk=False).ratio() < _SLIP:
             yield place
 
 
