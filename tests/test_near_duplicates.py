@@ -220,7 +220,7 @@ def test_texts_of_a_series_are_not_alike_and_one_with_a_slip_of_the_pen_is():
     asked = [f"How many days does the month of {month} have in a leap year?" for month in months]
     assert near_duplicates(asked[:2]) != []
     assert near_duplicates(asked) == []
-    for slipped in (asked[0].replace("January", "Janaury"), asked[0].replace("days does", "does days")):
+    for slipped in (asked[0].replace("January", "Janaury"), asked[0].replace("leap year", "year leap")):
         assert [group.kept for group in near_duplicates([*asked, slipped])] == [0]
 
 
