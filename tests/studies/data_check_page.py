@@ -124,8 +124,8 @@ def _read(sets: Mapping[str, Any], read: Mapping[str, Any]) -> list[str]:
     said = (
         "Findings that nobody planted, drawn at random from those above and read by hand: does the row ask what the"
         " row it is said to repeat asks? In Banking77 the wrong ones change one word that carries the sense. In Dolly"
-        " they are questions after one pattern that differ in more than a word (another season, state or instrument)"
-        " and questions on one long passage; of those that do ask the same most have another answer, so dropping one loses something."
+        " they are questions after one pattern, two or three of each or more than a word apart (another season, house"
+        " or instrument), and questions on one long passage; of those that do ask the same most have another answer, so dropping one loses something."
     )
     return [said, "", *lines, ""]
 
