@@ -11,7 +11,19 @@ import pytest
 from harness.cache import cache_dir, remember
 from harness.errors import UserError
 from harness.models import hardware
-from harness.models.hardware import Load, Machine, cpu, cpu_speeds, dtype, load, probe, probe_notes, slow_bf16
+from harness.models.hardware import (
+    Load,
+    Machine,
+    cpu,
+    cpu_speeds,
+    dtype,
+    gpus_of_driver,
+    load,
+    probe,
+    probe_notes,
+    slow_bf16,
+    unused_gpu,
+)
 
 pytestmark = pytest.mark.usefixtures("watched_load")
 
@@ -212,3 +224,58 @@ def test_the_cache_lies_where_the_environment_says(tmp_path, monkeypatch):
     assert cache_dir() == tmp_path / "harness"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert str(cache_dir()) == "/home/somebody/.cache/harness"
+
+
+# GPUs, as the driver's files say them
+
+
+@pytest.fixture
+def with_gpu(tmp_path):
+    """Lay out the files of a machine with one GPU; returns its root and a function that changes it."""
+    root = tmp_path / "root"
+
+    def install(model="NVIDIA A100-SXM4-80GB", driver="550.54.15"):
+        information = root / "proc/driver/nvidia/gpus/0000:01:00.0/information"
+        information.parent.mkdir(parents=True, exist_ok=True)
+        information.write_text(f"Model: \t\t {model}\nIRQ:   \t\t 16\n")
+        version = (
+            f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {driver}  Release Build\nGCC version: 12\n"
+        )
+        (root / "proc/driver/nvidia/version").write_text(version)
+        (root / "dev").mkdir(exist_ok=True)
+        (root / "dev/nvidia0").touch()
+
+    install()
+    return root, install
+
+
+def on_gpu(name):
+    return lambda device, precision: Machine("cuda", name, "bf16", 9000.0)
+
+
+def test_another_gpu_is_measured_anew(empty_cache, with_gpu):
+    root, install = with_gpu
+    assert probe(measure=on_gpu("A100"), root=root).name == "A100"
+    assert probe(measure=on_gpu("T4"), root=root).name == "A100", "it is remembered"
+    install(model="Tesla T4")
+    assert probe(measure=on_gpu("T4"), root=root).name == "T4"
+
+
+def test_a_cpu_taken_beside_a_gpu_is_not_remembered_and_said(empty_cache, with_gpu, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    root, _ = with_gpu
+    first = probe(measure=machine(100.0), root=root)
+    assert "a GPU is here" in unused_gpu(first, root)
+    assert "550.54.15" in unused_gpu(first, root)
+    assert probe(measure=on_gpu("A100"), root=root).device == "cuda", "the driver was mended"
+    assert unused_gpu(on_gpu("A100")("auto", "auto"), root) == ""
+
+
+def test_a_gpu_that_is_hidden_on_purpose_is_not_spoken_of(empty_cache, with_gpu, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert unused_gpu(machine(100.0)("auto", "auto"), with_gpu[0]) == ""
+
+
+def test_a_machine_without_a_gpu_has_none(tmp_path):
+    assert gpus_of_driver(tmp_path) == []
+    assert unused_gpu(machine(100.0)("auto", "auto"), tmp_path) == ""

@@ -181,13 +181,15 @@ def probe(
     renew: bool = False,
     reached_gflops: float = 0.0,
     measure: Callable[[str, str], Machine] = measure_machine,
+    root: Path = Path("/"),
 ) -> Machine:
     """Choose device and precision, measuring for about a second the first time.
 
     What was measured beside other work is kept for an hour, and replaces nothing else. What is kept is
     measured anew to `renew` it, and where something that ran here reached more GFLOP/s than it allows
     (`reached_gflops`), once for each such speed.
-    `measure` takes the place of the measurement.
+    Of a GPU the key holds its model and driver; that a CPU was taken beside one is not kept.
+    `measure` takes the place of the measurement, `root` that of the system's files.
 
     Raises:
         UserError: `cuda` is asked for and torch sees no GPU, or fp16 is asked for on a CPU.
@@ -197,6 +199,7 @@ def probe(
         + [_cpu_flags()]
         + [sorted(str(node) for node in Path("/dev").glob("nvidia[0-9]*")), _MATRIX, Machine._fields]
         + [os.environ.get(k, "") for k in ("ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
+        + gpus_of_driver(root)
     )
     memory, kept, believed = cache_dir() / "machines" / f"{key}.json", None, 0.0
     with suppress(OSError, ValueError, TypeError, KeyError):
@@ -207,6 +210,8 @@ def probe(
     if kept and not renew and reached_gflops <= max(believed, _CONTRADICTED * kept.gflops):
         return kept
     machine = measure(device, precision)
+    if device == "auto" and unused_gpu(machine, root):
+        return machine  # a driver may be mended, which the key does not show
     if machine.contended and kept and not kept.contended:
         return max(machine, kept, key=lambda one: one.gflops)
     with suppress(OSError):
@@ -237,10 +242,36 @@ def cpu(name: str, precision: str, gflops: Mapping[str, float]) -> Machine:
     return Machine("cpu", name, precision, gflops[precision], gflops["bf16"], gflops["fp32"])
 
 
+def gpus_of_driver(root: Path = Path("/")) -> list[str]:
+    """List the models of GPUs and the version of their driver, as that says it; empty without a GPU."""
+    if not any((root / "dev").glob("nvidia[0-9]*")):
+        return []
+    driver = root / "proc" / "driver" / "nvidia"
+    found: list[str] = []
+    for file, begins in [
+        *((f, "Model") for f in sorted(driver.glob("gpus/*/information"))),
+        (driver / "version", "NVRM"),
+    ]:
+        with suppress(OSError):
+            found += [line for line in file.read_text().splitlines() if line.startswith(begins)]
+    return found or ["unknown"]
+
+
+def unused_gpu(machine: Machine, root: Path = Path("/")) -> str:
+    """Say that a GPU is there beside the CPU that was taken, because torch does not see it; else nothing."""
+    if machine.device != "cpu" or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return ""
+    if not (found := gpus_of_driver(root)):
+        return ""
+    driver = " ".join(found[-1].split()) if found[-1].startswith("NVRM") else "driver unknown"
+    step = "a newer driver, or a torch that was built for this one"
+    return f"a GPU is here, and torch {version('torch')} does not use it ({driver}); next: {step}"
+
+
 def probe_notes(machine: Machine) -> str:
-    """Say what to know of the probe: a slow bf16, and that other work disturbed it; nothing else."""
+    """Say what to know of the probe: an unused GPU, a slow bf16, and that other work disturbed it."""
     disturbed = "measured beside other work; the machine may be faster" if machine.contended else ""
-    return "; ".join(filter(None, (slow_bf16(machine), disturbed)))
+    return "; ".join(filter(None, (unused_gpu(machine), slow_bf16(machine), disturbed)))
 
 
 def slow_bf16(machine: Machine) -> str:
