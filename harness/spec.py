@@ -393,10 +393,9 @@ class DecidePolicy(Spec):
     `hosting_usd_per_month` are what a fine-tune costs beside training and labels, `index_usd_per_month` what
     retrieval does. `max_latency_s` is the longest median time of a request sent alone, `min_requests_per_s`
     how many are to be answered in batches: slower candidates are not chosen from. `point_usd` is what one
-    point of the target metric is worth over the horizon; where it is not set, a point is worth the answers
-    that it makes right, each `right_answer_usd`. `needs` is what is known of the problem.
-    `requests_per_month` over `horizon_months` is the forecast. `device_hour_usd` is the price of the
-    device, by default that of a list, `label_cost_usd` that of one training row.
+    point of the target metric is worth over the horizon, by default the answers that it makes right, each
+    `right_answer_usd`. `needs` is what is known of the problem. `requests_per_month` over `horizon_months`
+    is the forecast. `device_hour_usd` is by default a list's price, `label_cost_usd` that of a training row.
     """
 
     requests_per_month: float = Field(100_000, gt=0)
@@ -463,11 +462,11 @@ class RescuePolicy(Spec):
 class Experiment(Spec):
     """Content of harness.yaml, with suites read and grids expanded.
 
-    `engine` is what reads and answers; transformers trains, whichever answers. `name` names its reports.
-    `base_model` is the embedded one, a hub id or a folder. `suites` are names of those that ship with the
-    package, or files. Each recipe that trains does so once for each of `seeds`. `precision` is that of the
-    weights; `auto` measures which to take. `device` is where models run; `auto` takes a GPU where torch sees
-    one. `report_to` names what logs the training. `datasets_dir` holds local copies of data sets of the hub.
+    `engine` reads and answers; transformers trains in any case. `name` names its reports. `base_model` is
+    the embedded one, a hub id or a folder. `suites` are names of those that ship with the package, or files.
+    Each recipe that trains does so once for each of `seeds`. `precision` is that of the weights, measured by
+    `auto`. `device: auto` takes a GPU where torch sees one. `chat_template_kwargs` are variables of the chat
+    template, as `enable_thinking`. `report_to` logs trainings. `datasets_dir` has local copies of hub data.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
@@ -481,6 +480,7 @@ class Experiment(Spec):
     nightly: NightlyPolicy = NightlyPolicy()
     rescue: RescuePolicy = RescuePolicy()
     training: TrainingPolicy = TrainingPolicy()
+    chat_template_kwargs: dict[Annotated[str, Field(pattern=r"^[a-z_]\w*$")], bool | int | float | str] = {}
     engine: Engine = "transformers"
     precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.experiment import Scope, prepare_session
-from harness.experiment.preflight import estimate_costs, examine
+from harness.experiment.preflight import compiler_problems, estimate_costs, examine
 from harness.models import vllm
 from harness.models.hardware import Machine, Memory, memory, probe
 from harness.progress import Silent
@@ -158,6 +158,16 @@ def test_a_vllm_that_cannot_be_imported_is_a_problem_for_who_wants_it(copy, pack
 def test_without_vllm_the_extra_that_brings_it_is_named(copy):
     found = examine(copy, [], Silent())
     assert (found.vllm, found.absent["vllm"]) == ("", "pip install 'harness-evals[vllm]'")
+
+
+def test_a_gpus_machine_without_a_compiler_is_told_so(tmp_path):
+    assert compiler_problems("cpu", tmp_path, str(tmp_path)) == []
+    found = [problem.found for problem in compiler_problems("cuda", tmp_path, str(tmp_path))]
+    assert found == ["no C compiler", "no Python.h"]
+    (tmp_path / "Python.h").touch()
+    compiler = tmp_path / "cc"
+    compiler.touch(mode=0o755)
+    assert compiler_problems("cuda", tmp_path, str(tmp_path)) == []
 
 
 def test_the_memory_of_this_machine_is_known():

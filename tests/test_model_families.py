@@ -8,15 +8,21 @@ import shutil
 from typing import NamedTuple
 
 import pytest
+import tiny_experiment
 import tiny_methods
 import tiny_model
 from tiny_methods import CPU
 
-from harness.errors import CandidateFailed
+from harness import config
+from harness.errors import CandidateFailed, UserError
+from harness.experiment import Scope, prepare_session
+from harness.experiment.base_fit import base_remarks, leaves_experts
 from harness.methods import lora
-from harness.models.hf import ModelHost
-from harness.models.hub import resolve
+from harness.models import memory
+from harness.models.hf import ModelHost, supported_attention
+from harness.models.hub import expert_share, resolve, shape
 from harness.models.tokenization import end_ids
+from harness.progress import Silent
 from harness.records import Limits
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -169,6 +175,54 @@ def test_an_adapter_trains_a_step_and_loads_again(loaded, name, tmp_path):
         )
     assert after[0].logprob != pytest.approx(before[0].logprob, abs=1e-4)
     assert host.base.loglikelihood(PAIRS[:1]) == before
+
+
+@pytest.mark.parametrize(("name", "targets"), [("Qwen3-MoE", []), ("gpt-oss", ["mlp.experts.down_proj"])])
+def test_an_adapter_of_experts_is_counted_and_one_that_leaves_them_alone_is_named(
+    loaded, tmp_path, name, targets
+):
+    source = loaded(name).source
+    quick = {"r": 2, "max_steps": 1, "warmup_steps": 0}
+    plain = lora.fit(tiny_methods.context(source.path, tmp_path / "plain"), lora.Params(**quick))
+    assert memory.lora_parameters(shape(source), 2) == plain.training.n_trainable
+    assert leaves_experts(source, plain.folder) is bool(targets)
+    if targets:
+        params = lora.Params(**quick, target_parameters=targets)
+        made = lora.fit(tiny_methods.context(source.path, tmp_path / "experts"), params)
+        assert made.training.n_trainable > plain.training.n_trainable
+        assert not leaves_experts(source, made.folder)
+
+
+def test_a_base_of_experts_is_not_quantised(tmp_path):
+    base = build(tmp_path / "base", "Qwen3-MoE")
+    assert 0.2 < expert_share(resolve(str(base))) < 0.5
+    path = tiny_experiment.write(tmp_path, base, "  qlora: {method: qlora}\n")
+    with pytest.raises(UserError, match="are experts that stay in 16 bits"):
+        prepare_session(config.load(path), Scope(), Silent())
+
+
+def test_a_base_whose_thinking_nobody_decided_is_named_and_a_decision_is_another_template(tmp_path):
+    template = tiny_model.CHATML + "{% if enable_thinking is defined %}{% endif %}"
+    base = tiny_model.build(tmp_path / "base", template=template)
+    sessions = {
+        said: prepare_session(
+            config.load(tiny_experiment.write(tmp_path, base, extra=said)), Scope(), Silent()
+        )
+        for said in ("", "chat_template_kwargs: {enable_thinking: false}\n")
+    }
+    undecided, decided = sessions.values()
+    assert [r for r in base_remarks(undecided, []) if "chat_template_kwargs" in r]
+    assert list(base_remarks(decided, [])) == []
+    assert undecided.source == resolve(str(base)), "a key at its default moves nothing that is stored"
+    assert decided.source.template_digest != undecided.source.template_digest
+    assert decided.source.weights_digest == undecided.source.weights_digest
+
+
+@pytest.mark.parametrize("name", ["Llama", "Mamba"])
+def test_an_attention_that_an_architecture_lacks_gives_way(tmp_path, name):
+    folder = build(tmp_path / "base", name)
+    wanted = {"Llama": "flash_attention_2", "Mamba": None}[name]
+    assert supported_attention(folder, "flash_attention_2") == wanted
 
 
 def test_what_transformers_cannot_load_is_refused_with_a_sentence(tiny, tmp_path):

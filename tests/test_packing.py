@@ -115,6 +115,53 @@ def test_that_rows_were_not_packed_is_said_under_the_table():
             decide=SimpleNamespace(usd_per_million_tokens=None),
         ),
         source=SimpleNamespace(weights_digest="b"),
+        sources={},
         candidates={"lora": SimpleNamespace(recipe=SimpleNamespace(weights_of=""))},
     )
     assert remarks(session, [run]) == ["lora: trained without packing, which would x"]
+
+
+# What a GPU's training computes, on a CPU
+
+
+def loss_of(tiny, tmp_path, kind, *, packing):
+    """Return the losses of one batch of three rows under a kind of trainer, and what its model read."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig
+
+    ids = [list(range(5, 5 + n)) for n in (6, 11, 4)]
+    rows = [{"input_ids": row, "completion_mask": [0, 0] + [1] * (len(row) - 2)} for row in ids]
+    args = SFTConfig(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=3,
+        max_length=12,
+        packing=packing,
+        completion_only_loss=True,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+    )
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    trainer = kind(
+        model=model,
+        args=args,
+        processing_class=AutoTokenizer.from_pretrained(tiny),
+        train_dataset=Dataset.from_list(rows),
+    )
+    if packing:
+        sft.batch_packs(trainer.data_collator)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert len(batch["input_ids"]) == (2 if packing else 3), "packs keep rows of their own"
+    return trainer.compute_loss(trainer.model, batch).item()
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_loss_of_a_gpus_training_is_that_of_a_cpus(tiny, tmp_path, packing):
+    tiled, whole = (
+        loss_of(tiny, tmp_path, kind(), packing=packing)
+        for kind in (sft.tiled_loss_trainer, sft.whole_loss_trainer)
+    )
+    alone = loss_of(tiny, tmp_path, sft.whole_loss_trainer(), packing=False)
+    assert tiled == pytest.approx(whole, abs=1e-5)
+    assert tiled == pytest.approx(alone, abs=1e-5)

@@ -1,9 +1,11 @@
 """Training counts completions only, is decided by its seed, and refuses what cannot be learnt from."""
 
 import dataclasses
+import json
 
 import pytest
 import tiny_experiment
+import tiny_methods
 from pydantic import ValidationError
 
 from harness import plugins
@@ -11,7 +13,7 @@ from harness.errors import CandidateFailed
 from harness.methods import base, classifier, lora
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost
-from harness.models.hub import resolve
+from harness.models.hub import ModelSource, resolve
 from harness.records import Example
 from harness.training import CHECKPOINTS, FitContext, LoraParams, lora_config, trainer
 from harness.training.sft import SupervisedParams, fine_tune
@@ -19,6 +21,15 @@ from harness.training.sft import SupervisedParams, fine_tune
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 CPU = Machine("cpu", "CPU", "fp32", 1.0)
+GPU = Machine("cuda", "A100", "bf16", 200_000.0)
+LLAMA_2_7B = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32000,
+}
 QUICK = {"r": 2, "learning_rate": 0.01, "num_train_epochs": 1, "warmup_steps": 0}
 
 
@@ -180,6 +191,25 @@ def test_of_several_gpus_one_is_trained_on(tmp_path):
     args._n_gpu = 4  # what transformers finds on a machine with four
     trainer.use_one_gpu(args)
     assert args.n_gpu == 1
+
+
+@pytest.mark.parametrize(
+    ("batch", "free_gib", "again"), [(1, 40.0, False), (4, 40.0, True), (4, 80.0, False), (16, 80.0, True)]
+)
+def test_activations_are_computed_again_where_memory_would_not_be_enough(tmp_path, batch, free_gib, again):
+    """An adapter of Llama-2-7B on rows of 2,048 tokens takes 29 GB with batch 1, 56 with 4, 165 with 16."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_2_7B))
+    source = ModelSource("llama", tmp_path, "a", "b", 6_738_415_616)
+    context = tiny_methods.context("", tmp_path / "made", source=source, machine=GPU)
+    params = lora.Params(per_device_train_batch_size=batch, max_length=2048)
+    assert trainer.checkpoints_activations(context, params, None, free_gib) is again
+
+
+def test_a_base_whose_shape_is_unknown_computes_activations_again(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    source = ModelSource("unknown", tmp_path, "a", "b", 1)
+    context = tiny_methods.context("", tmp_path / "made", source=source, machine=GPU)
+    assert trainer.checkpoints_activations(context, lora.Params(), None, 1000.0)
 
 
 def test_no_memory_to_train_in_fails_the_candidate_and_names_the_knob():

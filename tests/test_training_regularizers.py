@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from harness import regularizers
 from harness.methods import full, lora
 from harness.regularizers import dropout, half, sam
-from harness.training.sft import _whole_loss_trainer
+from harness.training.sft import whole_loss_trainer
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -82,7 +82,7 @@ def smoothed(tiny, factor, training):
     logged = {"train": defaultdict(list), "eval": defaultdict(list)}
     trainer = SimpleNamespace(args=SimpleNamespace(label_smoothing_factor=factor), _metrics=logged)
     with torch.no_grad():
-        loss = _whole_loss_trainer().compute_loss(trainer, model, dict(inputs))
+        loss = whole_loss_trainer().compute_loss(trainer, model, dict(inputs))
         output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
         return loss.item(), LabelSmoother(epsilon=factor)(output, labels, shift_labels=True).item()
 

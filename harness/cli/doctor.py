@@ -4,9 +4,10 @@ Invariant: it computes nothing but, when asked, the A/A noise and the membership
 listed, and the exit code says whether something is.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +26,7 @@ from harness.cli.app import (
 
 if TYPE_CHECKING:
     from harness.evaluation.membership import Membership
+    from harness.experiment.base_fit import BaseFit
     from harness.experiment.preflight import Checkup, Cost
     from harness.records import Noise
     from harness.report import ResultDocument, Section
@@ -52,10 +54,33 @@ def doctor(
             help="Ask the base how well it knows each suite's items: a hint of contamination, no proof.",
         ),
     ] = False,
+    base: Annotated[
+        str, typer.Option("--base", help="Say instead what fits of this base: a folder or a hub id.")
+    ] = "",
+    gpu: Annotated[str, typer.Option("--gpu", help="With --base: memory of the card, such as 24GB.")] = "",
+    length: Annotated[int, typer.Option("--length", min=1, help="With --base: tokens of a row.")] = 2048,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="With --base: rows of a batch.")] = 4,
+    tokens: Annotated[
+        float, typer.Option("--tokens", min=0, help="With --base: training tokens in all epochs.")
+    ] = 1e6,
+    tflops: Annotated[
+        float, typer.Option("--tflops", min=1, help="With --base: the card's speed in 16 bits, dense.")
+    ] = 100.0,
+    hour_usd: Annotated[
+        float | None, typer.Option("--hour-usd", min=0, help="With --base: price of the card an hour.")
+    ] = None,
     precision: Precision = None,
     as_json: Json = False,
 ) -> None:
-    """Check machine, packages, model and data, and what each candidate will take."""
+    """Check machine, packages, model and data, and what each candidate will take.
+
+    With `--base` and `--gpu`, which read no weights: what of a base fits a card, by which method, how long a
+    training takes and what it costs.
+    """
+    if base or gpu:
+        asked = (gigabytes(gpu), length, batch, precision or "bf16", tokens, tflops, hour_usd)
+        _say_what_fits(base, asked, as_json)
+        return
     settings = with_precision(overrides, precision)
     if membership:
         _measure_membership(settings, config, as_json)
@@ -77,6 +102,75 @@ def doctor(
     for problem in found.problems:
         say(f"error: {problem}")
     raise typer.Exit(2 if found.problems else 0)
+
+
+def gigabytes(written: str) -> float:
+    """Read a card's memory in GB, 1e9 bytes, from `24GB`, `24` or `24GiB`.
+
+    Raises:
+        UserError: it is none.
+    """
+    from harness.errors import Problem, UserError
+
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(GB|GiB|G)?", written, re.IGNORECASE)
+    if not found or not float(found[1]):
+        raise UserError(Problem("--gpu", written or "nothing", "the memory of a card", "--gpu 24GB"))
+    return float(found[1]) * (2**30 / 1e9 if (found[2] or "").lower() == "gib" else 1)
+
+
+def _say_what_fits(base: str, asked: tuple[Any, ...], as_json: bool) -> None:
+    from harness.errors import Problem, UserError
+    from harness.experiment.base_fit import Asked, examine_base
+    from harness.report import to_plain
+
+    if not base:
+        raise UserError(Problem("--base", "nothing", "a folder or a hub id", "--base Qwen/Qwen3-8B"))
+    found = examine_base(base, Asked(*asked))
+    if as_json:
+        print_json(to_plain(found))
+    else:
+        print_document(base_document(found))
+
+
+def base_document(found: "BaseFit") -> "ResultDocument":
+    """Lay out what each way of using a base takes, and name those that fit."""
+    from harness.evaluation.costs import SHARES
+    from harness.formatting import UNKNOWN, count, percent, seconds, usd
+    from harness.models.memory import Peak
+    from harness.report import ResultDocument, Section
+
+    asked = found.asked
+    rows = [
+        (
+            way.name,
+            {True: "yes", False: "no", None: UNKNOWN}[way.checkpointing],
+            *(f"{part:.1f}" for part in (*way.peak, way.peak.total)),
+            "yes" if way.fits else "no",
+            UNKNOWN if way.time_s is None else seconds(way.time_s),
+            usd(way.cost_usd),
+        )
+        for way in found.ways
+    ]
+    passed = (
+        "" if found.active == found.n_parameters else f", of which a token passes {_millions(found.active)}"
+    )
+    lead = (
+        f"{found.name}: {_millions(found.n_parameters)} parameters{passed}; {asked.batch} rows of "
+        f"{count(asked.length)} tokens in {asked.precision}; GB at the peak"
+    )
+    share = percent(SHARES["cuda"].train)
+    notes = [
+        f"time of {count(asked.tokens)} training tokens, if they reach {share} % of {asked.tflops:g} TFLOP/s",
+        *dict.fromkeys(f"{way.name}: {way.why_not}" for way in found.ways if way.why_not),
+    ]
+    columns = ("method", "checkpointing", *Peak._fields, "in all", "fits", "time", "cost USD")
+    fitting = list(dict.fromkeys(way.name for way in found.ways if way.fits))
+    last = f"{asked.gpu_gb:.4g} GB are enough for {', '.join(fitting) or 'none of these'}"
+    return ResultDocument("", [Section(columns=columns, rows=rows, lead=lead, notes=notes)], last)
+
+
+def _millions(n: float) -> str:
+    return f"{n / 1e6:,.0f} million"
 
 
 def _measure_noise(overrides: list[str], config: Path, as_json: bool) -> None:

@@ -4,7 +4,8 @@ Invariant: pure arithmetic on texts and sizes, without a tokenizer or a model; m
 once there are any, always stand before these.
 
 Source: 2 N floating-point operations a token read or generated, 4 N a token trained with
-low-rank adapters (Kaplan et al. 2020; the backward pass skips the frozen weights' gradients).
+low-rank adapters (Kaplan et al. 2020; the backward pass skips the frozen weights' gradients), and 2 N more
+where activations are computed again for it, as on GPUs. Of a mixture of experts N are those a token passes.
 """
 
 from collections.abc import Sequence
@@ -16,10 +17,22 @@ from harness.spec import TokenPrices
 # Characters a token in English prose with a vocabulary of some 50,000.
 _CHARS_PER_TOKEN = 4.0
 _CHAT_TOKENS = 12
-# Share of a large matrix product's speed that each kind of work reaches, measured with a
-# 135M-parameter model on two CPU cores (425 GFLOP/s in bf16). Of the tokens that may be generated at
-# most, about half are.
-_READ_SHARE, _GENERATE_SHARE, _TRAIN_SHARE = 0.82, 0.35, 0.38
+
+
+class Shares(NamedTuple):
+    """Shares of a large matrix product's speed that reading, generating and training reach."""
+
+    read: float
+    generate: float
+    train: float
+
+
+# Measured with a 135M-parameter model on two CPU cores (425 GFLOP/s in bf16); those of a GPU are no more than
+# what models of 1 to 8 billion parameters usually reach there. Of the tokens that may be generated at most,
+# about half are.
+SHARES = {"cpu": Shares(0.82, 0.35, 0.38), "cuda": Shares(0.4, 0.08, 0.42)}
+# Operations for each parameter and trained token: a GPU computes activations again.
+_TRAIN_OPERATIONS = {"cpu": 4, "cuda": 6}
 
 # Prices of a device hour in USD, as of November 2026: two virtual CPU cores, and one
 # data-centre GPU, on demand at the usual clouds. `decide.device_hour_usd` overrides them.
@@ -48,19 +61,28 @@ class Work(NamedTuple):
         """Add up two amounts of work."""
         return Work(*(a + b for a, b in zip(self, other, strict=True)))
 
-    def seconds(self, n_parameters: int, gflops: float) -> float:
-        """Estimate the time of this work on a machine of so many 1e9 operations a second."""
-        per_s = gflops * 1e9 / n_parameters
+    def seconds(self, n_parameters: float, gflops: float, device: str = "cpu") -> float:
+        """Estimate the time of this work on a device of so many 1e9 operations a second."""
+        per_s, shares = gflops * 1e9 / n_parameters, SHARES[device]
         return (
-            2 * self.read / (per_s * _READ_SHARE)
-            + 2 * self.generated / (per_s * _GENERATE_SHARE)
-            + 4 * self.trained / (per_s * _TRAIN_SHARE)
+            2 * self.read / (per_s * shares.read)
+            + 2 * self.generated / (per_s * shares.generate)
+            + _TRAIN_OPERATIONS[device] * self.trained / (per_s * shares.train)
         )
+
+
+# A GPU's context and libraries, and how fast weights come from a disk: assumptions.
+_START_S, _READ_BYTES_PER_S = 10.0, 1.5e9
+
+
+def start_s(n_bytes: float, device: str) -> float:
+    """Estimate how long a GPU takes to start and to load weights; a CPU reads them where they lie."""
+    return _START_S + n_bytes / _READ_BYTES_PER_S if device == "cuda" else 0.0
 
 
 def training_gflops(n_parameters: int, tokens_per_s: float) -> float:
     """Return the 1e9 operations a second of a machine that trains on so many tokens a second."""
-    return 4 * n_parameters * tokens_per_s / _TRAIN_SHARE / 1e9
+    return 4 * n_parameters * tokens_per_s / SHARES["cpu"].train / 1e9
 
 
 def tokens(text: str) -> int:

@@ -20,7 +20,7 @@ from harness.evaluation.candidates import ResolvedCandidate, resolve, resolve_ca
 from harness.evaluation.judges import Judged
 from harness.evaluation.pace import Kind, Pace, read_pace, record_pace
 from harness.metrics import Metric, load_metrics
-from harness.models import oom, vllm
+from harness.models import hub, oom, vllm
 from harness.models.hardware import Machine
 from harness.models.hf import Candidate, ModelHost
 from harness.models.hub import ModelSource
@@ -150,15 +150,18 @@ class Session:
         n_parameters = (source or self.source).n_parameters
         if n_parameters not in self.paces:
             self.paces[n_parameters] = read_pace(self.machine, n_parameters)
-        pace, gflops = self.paces[n_parameters], self.machine.gflops
+        pace = self.paces[n_parameters]
         trained, answered = costs.Work(trained=work.trained), work._replace(trained=0)
-        return pace.answering * answered.seconds(n_parameters, gflops) + pace.training * trained.seconds(
-            n_parameters, gflops
-        )
+        seconds = (self._plain_seconds(part, source or self.source) for part in (answered, trained))
+        return sum(ratio * part_s for ratio, part_s in zip(pace, seconds, strict=True))
+
+    def _plain_seconds(self, work: costs.Work, source: ModelSource) -> float:
+        """Estimate how long work takes by sizes alone."""
+        return work.seconds(hub.active_parameters(source), self.machine.gflops, self.machine.device)
 
     def learn_pace(self, kind: Kind, work: costs.Work, took_s: float, source: ModelSource) -> None:
         """Keep how long an amount of work took here, for the estimates of later calls."""
-        estimated_s = work.seconds(source.n_parameters, self.machine.gflops)
+        estimated_s = self._plain_seconds(work, source)
         record_pace(self.machine, source.n_parameters, kind, estimated_s, took_s)
 
     def host(self, source: ModelSource) -> Host:

@@ -14,6 +14,7 @@ from harness.decision import CandidateFacts, LearningCurve
 from harness.errors import IncompatibleRuns
 from harness.evaluation.session import Measured, Session
 from harness.evaluation.timing import timing_notes
+from harness.experiment.base_fit import base_remarks
 from harness.experiment.candidate_result import facts_of
 from harness.experiment.human_labels import calibrations, correct_facts
 from harness.experiment.prepare import measured_bases
@@ -409,7 +410,8 @@ def remarks(session: Session, runs: Sequence[Run]) -> list[str]:
         [*_dropped(done), *_unpacked(done), *_sweep_notes(done), *_theirs(done)]
     )  # seeds say the same again
     of_runs |= dict.fromkeys(timing_notes(done))
-    return [*of_runs, *_unswept(session, done), *_other_bases(session, done), *_served(session, done)]
+    of_bases = [*_other_bases(session, done), *dict.fromkeys(base_remarks(session, done))]
+    return [*of_runs, *_unswept(session, done), *of_bases, *_served(session, done)]
 
 
 def _dropped(runs: Iterable[Run]) -> Iterator[str]:

@@ -8,6 +8,7 @@ the noise, so whatever differs in the answers is rounding.
 """
 
 import shutil
+import sysconfig
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -109,6 +110,7 @@ def examine(path: Path, overrides: list[str], progress: Progress) -> Checkup:
         machine.device, problems, wanted=session is not None and session.experiment.engine == "vllm"
     )
     room = hardware.memory(machine.device)
+    problems += compiler_problems(machine.device)
     return Checkup(
         machine=machine,
         memory=room,
@@ -135,6 +137,23 @@ def _open_experiment(
     except UserError as error:
         problems.extend(error.problems)
         return None, ()
+
+
+def compiler_problems(device: str, include: Path | None = None, path: str | None = None) -> list[Problem]:
+    """List what Triton, which compiles kernels while a training runs, lacks on a GPU's machine.
+
+    `include` is the folder of Python's headers, `path` that of programs, where they are not the usual ones.
+    """
+    if device != "cuda":
+        return []
+    headers = include or Path(sysconfig.get_paths()["include"])
+    there = {
+        "C compiler": any(shutil.which(name, path=path) for name in ("cc", "gcc", "clang")),
+        "Python.h": (headers / "Python.h").exists(),
+    }
+    expected = "what Triton compiles a training's kernels with"
+    step = "apt-get install gcc python3-dev, or an image with them"
+    return [Problem("doctor", f"no {name}", expected, step) for name, found in there.items() if not found]
 
 
 def _vllm(device: str, problems: list[Problem], *, wanted: bool) -> str:
@@ -220,7 +239,8 @@ def _cost(session: Session, name: str, suites: Asked, runs: Sequence[Run], room:
     own = _evaluation_work(session, target_sets(session, recipe, base_weights(session.source), 0))
     answering = own.work + (suites.work if makes != "base" else Work())
     shape = hub.shape(candidate.base)
-    seconds = session.seconds(training + answering, candidate.base)
+    start_s = costs.start_s(hub.weights_bytes(candidate.base.path), session.machine.device)
+    seconds = start_s + session.seconds(training + answering, candidate.base)
     cached = max(own.cached, suites.cached)
     peak_gb = None if shape is None else _peak_gb(session, candidate, shape, cached)
     fits = None if peak_gb is None else peak_gb / _GIB <= room.free_gib
@@ -301,6 +321,7 @@ def _peak_gb(
         session.machine.precision,
         quantization=trained,
         checkpointing=on_gpu,
+        in_tiles=on_gpu,
     )
     return max(training, answering)
 
@@ -317,7 +338,8 @@ def _longest(session: Session, candidate: ResolvedCandidate) -> int:
 def _flops(
     session: Session, candidate: ResolvedCandidate, shape: Shape | None, training: Work, answering: Work
 ) -> float:
-    n, read = candidate.base.n_parameters, training.read + answering.read + answering.generated
+    n = shape.active if shape else candidate.base.n_parameters
+    read = training.read + answering.read + answering.generated
     items = session.target.items
     context = answering.read / max(1, len(items.validation) + len(items.test))
     attention = memory.attention_flops(shape, read, context / 2) if shape else 0.0

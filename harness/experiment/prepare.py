@@ -22,6 +22,7 @@ from harness.evaluation.leaks import refuse_or_note
 from harness.evaluation.regularization import regularization_problems
 from harness.evaluation.row_sets import suite_sets, target_sets, total_work, work_of
 from harness.evaluation.session import Measured, Session, join_items
+from harness.experiment.base_fit import quantization_problems
 from harness.experiment.curves.tracking import tracking_problems, tracking_work
 from harness.experiment.train import fit_work
 from harness.metrics import Metric, load_metrics
@@ -36,6 +37,7 @@ from harness.models.hub import (
     has_tokenizer,
     is_packed,
     resolve,
+    with_switches,
 )
 from harness.progress import Progress
 from harness.records import FEWER, parse_json
@@ -166,7 +168,8 @@ def _resolve_models(experiment: Experiment, progress: Progress, *, unpacks: bool
     for name, where in named.items():
         try:
             with progress.stage(f"getting {name} ready, once", expected_s(name) if unpacks else 0.0):
-                out[name] = resolve(name, unpacks=unpacks, where=where)
+                found = resolve(name, unpacks=unpacks, where=where)
+                out[name] = with_switches(found, experiment.chat_template_kwargs)
         except UserError as error:
             problems.extend(error.problems)
     if problems:
@@ -197,6 +200,7 @@ def _refuse_weights(session: Session, loaded: Loaded) -> None:
             found = "a quantised base, and no package bitsandbytes"
             step = "pip install 'harness-evals[qlora]', or leave the candidate out"
             problems.append(Problem(where, found, "the package that quantises", step))
+        problems += quantization_problems(candidate)
         problems += _other_weights(session, candidate)
         problems += _unusable_reward(session, candidate)
         problems += _unusable_pairs(session, candidate)

@@ -11,10 +11,10 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.cache import cache_dir, memo
 from harness.errors import HarnessError, Problem, UserError, did_you_mean
@@ -142,7 +142,7 @@ def chat_template(path: Path) -> str:
 
 def expert_share(source: ModelSource) -> float:
     """Return the share of a base's parameters in experts, which transformers keeps as one tensor a layer."""
-    counted = parameters_of(_tensors(source.path), _bits(source.path))
+    counted = parameters_of(stored_tensors(source.path), _bits(source.path))
     return expert_parameters(counted) / max(1, sum(counted.values()))
 
 
@@ -211,6 +211,12 @@ def shape(source: ModelSource) -> Shape | None:
         return None
 
 
+def active_parameters(source: ModelSource) -> float:
+    """Return the parameters that a token passes: fewer than there are where it is routed among experts."""
+    known = shape(source)
+    return known.active if known else source.n_parameters
+
+
 def context_length(source: ModelSource) -> int | None:
     """Read from a model's configuration how many tokens it can read; None where that does not say."""
     config = parse_json((source.path / "config.json").read_text("utf-8"))
@@ -258,7 +264,8 @@ def _weights_files(path: Path) -> list[Path]:
     return found
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def stored_tensors(path: Path) -> dict[str, Tensor]:
+    """List the tensors of a folder's safetensors, read from their headers alone."""
     files = [file for file in _weights_files(path) if file.match(_SAFETENSORS)]
     return {name: tensor for file in files for name, tensor in tensors_of(file).items()}
 
@@ -271,7 +278,7 @@ def _bits(path: Path) -> int:
 
 def _count_parameters(path: Path) -> int:
     """Count the parameters by the safetensors' headers; of other files by size, and type in the config."""
-    if counted := sum(parameters_of(_tensors(path), _bits(path)).values()):
+    if counted := sum(parameters_of(stored_tensors(path), _bits(path)).values()):
         return counted
     config = parse_json((path / "config.json").read_text())
     four_bytes = "float32" in str(config.get("dtype", config.get("torch_dtype", "")))
@@ -362,11 +369,42 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
 
 def _from_hub(name: str, where: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError
 
     patterns = ["*.json", _SAFETENSORS, "*.model", "*.txt", "*.jinja"]
-    try:
+    with _refuse_unknown(name, where):
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=list(_OTHER_FORMS)))
+
+
+def remote_headers(name: str, where: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Ask the hub for a model's configuration and the headers of its safetensors; no weights are fetched.
+
+    Raises:
+        UserError: the hub does not give them.
+    """
+    from huggingface_hub import get_safetensors_metadata, hf_hub_download
+
+    with _refuse_unknown(name, where):
+        config = parse_json(Path(hf_hub_download(name, "config.json")).read_text("utf-8"))
+        files = get_safetensors_metadata(name).files_metadata.values()
+        tensors = {
+            tensor: Tensor(said.dtype, tuple(said.shape), *said.data_offsets)
+            for file in files
+            for tensor, said in file.tensors.items()
+        }
+        return config, tensors
+
+
+@contextmanager
+def _refuse_unknown(name: str, where: str) -> Iterator[None]:
+    """Turn what the hub says into an error of the user.
+
+    Raises:
+        UserError: the id is none, its model is gated, or the hub cannot be reached.
+    """
+    from huggingface_hub.errors import GatedRepoError, HFValidationError
+
+    try:
+        yield
     except HFValidationError:
         raise UserError(
             Problem(

@@ -12,17 +12,35 @@ from typing import Any, NamedTuple
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
 BITS = {"nf4": 4.127, "int8": 8.0}  # of a weight: NF4 with its scales quantised too, LLM.int8
-STATE_BYTES = 16  # of a parameter in training: fp32 weight, gradient, and both moments of AdamW
+COPY_BYTES, GRADIENT_BYTES, ADAMW_BYTES = 4, 4, 8  # of a parameter in training, all in fp32
+STATE_BYTES = COPY_BYTES + GRADIENT_BYTES + ADAMW_BYTES
 LAYER_BYTES = 34  # activations of a layer, for a token and hidden unit, with attention computed in blocks
 CHECKPOINT_BYTES = 2  # what is kept of a layer that is computed again for its gradient
 LOGIT_BYTES = 8  # of a token and entry of the vocabulary in training: logits, their gradient, a copy
+# Of a loss that is computed in tiles, as TRL's is on a GPU: rows and columns of logits that exist at a time.
+TILE = (4096, 32_768)
 OVERHEAD_GB = 3.0  # context of the GPU, its libraries, buffers, fragments
 
+# Quantising leaves experts as they are: of a model with a larger share of them it spares too little.
+MOST_IN_EXPERTS = 0.2
+# Families whose files hold all experts of a layer in one tensor, on which PEFT puts nothing unasked.
+_EXPERTS_IN_ONE = ("gpt_oss", "llama4_text")
+# What GPT-2 and its kin call otherwise.
+_LIKE_LLAMA = {
+    "n_layer": "num_hidden_layers",
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_inner": "intermediate_size",
+}
 _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class Shape(NamedTuple):
-    """Shape of a decoder, on which its memory and its operations depend."""
+    """Shape of a decoder, on which its memory and its operations depend.
+
+    Of its parameters `in_experts` are in experts, of which a token passes those that are not `idle`. PEFT
+    puts adapters on `adapted_experts` of a layer, each `expert_width` wide.
+    """
 
     n_parameters: float
     n_layers: int
@@ -33,6 +51,15 @@ class Shape(NamedTuple):
     head_dim: int
     vocabulary: int
     tied: bool = False
+    in_experts: float = 0.0
+    idle: float = 0.0
+    adapted_experts: int = 0
+    expert_width: int = 0
+
+    @property
+    def active(self) -> float:
+        """Parameters that a token passes."""
+        return self.n_parameters - self.idle
 
     @property
     def in_embeddings(self) -> float:
@@ -42,44 +69,124 @@ class Shape(NamedTuple):
 
 def shape_of(config: Mapping[str, Any], n_parameters: float) -> Shape | None:
     """Read a shape from transformers' configuration; None where it does not say what is needed."""
-    text = config.get("text_config") or config
+    text = {
+        _LIKE_LLAMA.get(name, name): value for name, value in (config.get("text_config") or config).items()
+    }
     try:
         heads, hidden = int(text["num_attention_heads"]), int(text["hidden_size"])
+        experts = _experts(text, hidden)
         return Shape(
             n_parameters,
             int(text["num_hidden_layers"]),
             hidden,
-            int(text["intermediate_size"]),
+            int(text.get("intermediate_size") or 4 * hidden),
             heads,
             int(text.get("num_key_value_heads") or heads),
             int(text.get("head_dim") or hidden // heads),
             int(text["vocab_size"]),
-            bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+            bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", "n_embd" in config))),
+            *experts,
         )
     except (KeyError, TypeError, ValueError):
         return None
 
 
+def _experts(text: Mapping[str, Any], hidden: int) -> tuple[float, float, int, int]:
+    """Return the parameters in experts, three matrices each, those idle, adapted experts and their width."""
+    n_experts = text.get("num_experts") or text.get("num_local_experts") or text.get("n_routed_experts") or 0
+    if not n_experts:
+        return 0.0, 0.0, 0, 0
+    of_a_token = int(text.get("num_experts_per_tok") or text.get("experts_per_token") or n_experts)
+    n_layers = int(text["num_hidden_layers"]) - int(text.get("first_k_dense_replace") or 0)
+    n_layers -= len(text.get("mlp_only_layers") or ())
+    width = int(text.get("moe_intermediate_size") or text["intermediate_size"])
+    of_each = 3.0 * hidden * width * n_layers
+    adapted = 0 if text.get("model_type") in _EXPERTS_IN_ONE else n_experts
+    return n_experts * of_each, (n_experts - of_a_token) * of_each, adapted, width
+
+
 def lora_parameters(shape: Shape, r: int, modules: str | tuple[str, ...] = "all-linear") -> int:
-    """Count the parameters of low-rank adapters: the sum of r (d_in + d_out) over the named modules."""
+    """Count the parameters of low-rank adapters: the sum of r (d_in + d_out) over the named modules.
+
+    On `all-linear` PEFT gives each expert r for its last matrix and 2 r for the first two together, which it
+    keeps as one, and r to what routes among them.
+    """
     queries, keys = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
     sums = (
         shape.hidden + queries,
         shape.hidden + keys,
         shape.hidden + keys,
         queries + shape.hidden,
-        *[shape.hidden + shape.intermediate] * 3,
+        *[0 if shape.in_experts else shape.hidden + shape.intermediate] * 3,
     )
     wanted = _LINEAR if isinstance(modules, str) else modules
-    return r * shape.n_layers * sum(s for name, s in zip(_LINEAR, sums, strict=True) if name in wanted)
+    of_experts = 0
+    if isinstance(modules, str) and shape.adapted_experts:
+        of_each = 3 * shape.hidden + 5 * shape.expert_width
+        of_experts = shape.adapted_experts * of_each + shape.hidden + shape.adapted_experts
+    return r * shape.n_layers * of_experts + r * shape.n_layers * sum(
+        s for name, s in zip(_LINEAR, sums, strict=True) if name in wanted
+    )
 
 
 def weights_gb(shape: Shape, precision: str, *, quantization: str = "") -> float:
-    """Return the weights' size in GB; quantisation leaves embeddings and output layer in 16 bits."""
+    """Return the weights' size in GB; quantisation leaves embeddings, output layer and experts in 16 bits."""
     if not quantization:
         return shape.n_parameters * BYTES[precision] / 1e9
-    quantised = max(shape.n_parameters - shape.in_embeddings, 0.0)
-    return (quantised * BITS[quantization] / 8 + shape.in_embeddings * 2) / 1e9
+    left = shape.in_embeddings + shape.in_experts
+    quantised = max(shape.n_parameters - left, 0.0)
+    return (quantised * BITS[quantization] / 8 + left * 2) / 1e9
+
+
+class Peak(NamedTuple):
+    """Peak memory in GB by what it holds."""
+
+    weights: float
+    gradients: float = 0.0
+    optimizer: float = 0.0
+    activations: float = 0.0
+    logits: float = 0.0
+    keys: float = 0.0
+    overhead: float = OVERHEAD_GB
+
+    @property
+    def total(self) -> float:
+        """The sum of all parts."""
+        return sum(self)
+
+
+def training_peak(
+    shape: Shape,
+    n_trained: float,
+    tokens: float,
+    precision: str = "bf16",
+    *,
+    quantization: str = "",
+    checkpointing: bool = True,
+    in_tiles: bool = False,
+) -> Peak:
+    """Estimate the peak memory of training, `tokens` being batch size times length.
+
+    A trained parameter takes an fp32 copy, its gradient and both moments of AdamW. Where all parameters are
+    trained a copy in 16 bits lies beside them for the products. Logits are whole, or `in_tiles`.
+    """
+    of_layer = tokens * shape.hidden * LAYER_BYTES
+    kept = tokens * shape.hidden * CHECKPOINT_BYTES * shape.n_layers
+    activations = kept + of_layer if checkpointing else of_layer * shape.n_layers
+    whole = n_trained >= shape.n_parameters
+    weights = (
+        0.0 if whole and precision == "fp32" else weights_gb(shape, precision, quantization=quantization)
+    )
+    logits = LOGIT_BYTES * tokens * shape.vocabulary
+    if in_tiles:  # in 16 bits, and the gradient of the last layer in fp32
+        logits = min(logits, 2 * min(tokens, TILE[0]) * TILE[1] + 4 * tokens * shape.hidden)
+    return Peak(
+        weights=weights + COPY_BYTES * n_trained / 1e9,
+        gradients=GRADIENT_BYTES * n_trained / 1e9,
+        optimizer=ADAMW_BYTES * n_trained / 1e9,
+        activations=activations / 1e9,
+        logits=logits / 1e9,
+    )
 
 
 def training_gb(
@@ -90,21 +197,18 @@ def training_gb(
     *,
     quantization: str = "",
     checkpointing: bool = True,
+    in_tiles: bool = False,
 ) -> float:
-    """Estimate the peak memory of training in GB, `tokens` being batch size times length.
-
-    Weights + 16 bytes a trained parameter + activations + logits + overhead. Where all parameters
-    are trained the weights are their fp32 copies, and a copy in 16 bits beside them for the products.
-    """
-    of_layer = tokens * shape.hidden * LAYER_BYTES
-    kept = tokens * shape.hidden * CHECKPOINT_BYTES * shape.n_layers
-    activations = kept + of_layer if checkpointing else of_layer * shape.n_layers
-    whole = n_trained >= shape.n_parameters
-    weights = (
-        0.0 if whole and precision == "fp32" else weights_gb(shape, precision, quantization=quantization)
-    )
-    logits = LOGIT_BYTES * tokens * shape.vocabulary
-    return weights + (STATE_BYTES * n_trained + activations + logits) / 1e9 + OVERHEAD_GB
+    """Estimate the peak memory of training in GB, all parts of `training_peak` together."""
+    return training_peak(
+        shape,
+        n_trained,
+        tokens,
+        precision,
+        quantization=quantization,
+        checkpointing=checkpointing,
+        in_tiles=in_tiles,
+    ).total
 
 
 def kv_cache_bytes(shape: Shape, tokens: float, precision: str = "bf16") -> float:
@@ -112,10 +216,25 @@ def kv_cache_bytes(shape: Shape, tokens: float, precision: str = "bf16") -> floa
     return 2 * shape.n_layers * shape.n_kv_heads * shape.head_dim * tokens * BYTES[precision]
 
 
-def inference_gb(shape: Shape, tokens: float, precision: str = "bf16", *, quantization: str = "") -> float:
-    """Estimate the memory of answering with so many tokens in the cache: weights, cache, overhead."""
-    weights = weights_gb(shape, precision, quantization=quantization)
-    return weights + kv_cache_bytes(shape, tokens, precision) / 1e9 + OVERHEAD_GB
+def inference_peak(
+    shape: Shape, tokens: float, precision: str = "bf16", *, quantization: str = "", read: float = 0.0
+) -> Peak:
+    """Estimate the memory of answering with so many tokens in the cache, `read` of them in one pass.
+
+    A pass holds the activations of one layer; logits are made of few tokens.
+    """
+    return Peak(
+        weights=weights_gb(shape, precision, quantization=quantization),
+        activations=read * shape.hidden * LAYER_BYTES / 1e9,
+        keys=kv_cache_bytes(shape, tokens, precision) / 1e9,
+    )
+
+
+def inference_gb(
+    shape: Shape, tokens: float, precision: str = "bf16", *, quantization: str = "", read: float = 0.0
+) -> float:
+    """Estimate the memory of answering in GB, all parts of `inference_peak` together."""
+    return inference_peak(shape, tokens, precision, quantization=quantization, read=read).total
 
 
 def inference_flops(

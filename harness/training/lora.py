@@ -21,6 +21,7 @@ class LoraParams(Spec):
     """PEFT's names; `lora_alpha` defaults to twice the rank.
 
     `exclude_modules` is a list of names, or a regular expression over whole paths of modules.
+    `target_parameters` are tensors of their own, such as experts' `mlp.experts.gate_up_proj`.
     """
 
     r: int = Field(16, ge=1, le=1024)
@@ -28,6 +29,7 @@ class LoraParams(Spec):
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: str | list[str] = "all-linear"
     exclude_modules: str | list[str] | None = None
+    target_parameters: list[str] | None = None
     use_dora: bool = False
     use_rslora: bool = False
 
@@ -43,6 +45,7 @@ def lora_config(params: LoraParams, task_type: str = "CAUSAL_LM") -> "LoraConfig
         lora_dropout=params.lora_dropout,
         target_modules=params.target_modules,
         exclude_modules=params.exclude_modules,
+        target_parameters=params.target_parameters,
         use_dora=params.use_dora,
         use_rslora=params.use_rslora,
         task_type=task_type,

@@ -202,6 +202,7 @@ def _trainer(
     from trl import SFTConfig, SFTTrainer
 
     peft_config, family = adapter
+    n_trained = None if peft_config else sum(p.numel() for p in model.parameters() if p.requires_grad)
     config = SFTConfig(
         output_dir=str(scratch),
         completion_only_loss=True,
@@ -211,12 +212,12 @@ def _trainer(
         greater_is_better=False,
         per_device_eval_batch_size=params.per_device_train_batch_size,
         prediction_loss_only=True,
-        **loop.settings(context, params) | _evaluations(params),
+        **loop.settings(context, params, n_trained) | _evaluations(params),
         **params.model_dump(include=set(SupervisedParams.model_fields) - set(_OWN)),
     )
     loop.use_one_gpu(config)
-    on_gpu = context.machine.device == "cuda"
-    kind = SFTTrainer if on_gpu and not config.label_smoothing_factor else _whole_loss_trainer()
+    in_tiles = context.machine.device == "cuda" and not config.label_smoothing_factor
+    kind = tiled_loss_trainer() if in_tiles else whole_loss_trainer()
     kind = _with_part(_with_penalty(kind, family)) if family.keeps_part else _with_penalty(kind, family)
     kind = loop.with_regularizers(kind, context, tokenizer, params.max_length)
     trainer: SFTTrainer = kind(
@@ -232,7 +233,7 @@ def _trainer(
             loop.progress_callback(context.advance),
         ],
     )
-    if params.packing and not on_gpu:
+    if params.packing and not joins_packs(model):
         batch_packs(trainer.data_collator)
     return trainer
 
@@ -273,7 +274,26 @@ def _with_part(kind: "type[SFTTrainer]") -> "type[SFTTrainer]":
     return PartTrainer
 
 
-def _whole_loss_trainer() -> "type[SFTTrainer]":
+def tiled_loss_trainer() -> "type[SFTTrainer]":
+    """Return TRL's trainer as it is: its loss is computed in tiles of logits, which spares a GPU's memory.
+
+    Of packs in rows of their own it reads no mask, so that they are told apart by their positions.
+    """
+    from trl import SFTTrainer
+
+    class TiledLossTrainer(SFTTrainer):
+        def compute_loss(
+            self, model: Any, inputs: Row, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            unread = "attention_mask" if "position_ids" in inputs else ""
+            read = {name: value for name, value in inputs.items() if name != unread}
+            loss: Any = super().compute_loss(model, read, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
+            return loss
+
+    return TiledLossTrainer
+
+
+def whole_loss_trainer() -> "type[SFTTrainer]":
     """Return TRL's trainer with its loss computed in one piece, and smoothed in training alone.
 
     TRL's own loss converts the vocabulary matrix to fp32 in chunks at every step, which spares a
@@ -319,7 +339,7 @@ def packing_problem(params: "SupervisedParams", lengths: Sequence[int], model: "
     """Say why rows of these lengths, in tokens, must not be packed; "" where they may be."""
     if (steps := steps_left(params, lengths)) < FEWEST_STEPS:
         return f"would leave {steps} optimiser steps, fewer than {FEWEST_STEPS}"
-    if not keeps_rows_apart(model):
+    if not keeps_rows_apart(model, flash=joins_packs(model)):
         return "would let a row see others: this model does not keep packed rows apart"
     return ""
 
@@ -333,13 +353,21 @@ def steps_left(params: "SupervisedParams", lengths: Sequence[int]) -> int:
     return ceil(ceil(batches / params.gradient_accumulation_steps) * params.num_train_epochs)
 
 
-def keeps_rows_apart(model: "PreTrainedModel") -> bool:
-    """Tell whether a row that follows another in one sequence is read alike, whatever the other says."""
+def joins_packs(model: "PreTrainedModel") -> bool:
+    """Tell whether a model attends by FlashAttention, which reads a batch of packs as one row and no fp32."""
+    return "flash" in str(model.config._attn_implementation)  # noqa: SLF001  (it has no getter)
+
+
+def keeps_rows_apart(model: "PreTrainedModel", *, flash: bool = False) -> bool:
+    """Tell whether a row that follows another in one sequence is read alike, whatever the other says.
+
+    With `flash` it is read in bf16, which FlashAttention needs.
+    """
     import torch
 
     first = torch.arange(1, 5), torch.arange(5, 9)
     second, positions = torch.tensor([3, 1, 2]), torch.tensor([[0, 1, 2, 3, 0, 1, 2]])
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(str(model.device.type), torch.bfloat16, enabled=flash):
         one, other = (
             model(
                 input_ids=torch.cat([row, second])[None].to(model.device),

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from harness import regularizers
 from harness.errors import CandidateFailed, Diverged, in_a_line
-from harness.models import oom
+from harness.models import hardware, hub, memory, oom
 from harness.models.hardware import Machine, proc_line
 from harness.progress import Advance
 from harness.records import Curve, TrainingRecord
@@ -38,6 +38,7 @@ Row = dict[str, Any]
 
 # Attention scores of a head and layer that are kept: at most 1 MB in bf16.
 _PLAIN_SCORES = 1 << 19
+_LARGE_RANK = 64  # of an adapter whose rank is not known here
 
 
 # transformers' optimisers that come with torch and with bitsandbytes.
@@ -67,7 +68,8 @@ class LoopParams(Spec):
 
     `warmup_steps` below 1 is a share of all steps. What is longer than `max_length` tokens is left
     out and counted, never cut. `cosine_with_min_lr` takes `lr_scheduler_kwargs: {min_lr_rate: 0.1}`.
-    Without `optim` the optimiser is transformers' default; GPUs do `gradient_checkpointing` unless it is set.
+    Without `optim` the optimiser is transformers' default. Unless it is set, GPUs do `gradient_checkpointing`
+    where memory would not be enough without.
     """
 
     learning_rate: float = Field(gt=0, le=1)
@@ -113,13 +115,49 @@ def attend_plainly(model: "PreTrainedModel", longest: int, batch_size: int) -> N
         model.set_attn_implementation("eager")
 
 
-def settings(context: FitContext, params: LoopParams) -> dict[str, Any]:
+# Memory is estimated within a fifth, so that much has to be left where activations are kept.
+_SPARE = 1.2
+
+
+def checkpoints_activations(
+    context: FitContext, params: LoopParams, n_trained: float | None, free_gib: float
+) -> bool:
+    """Tell whether activations have to be computed again for their gradients, a third more time, to fit.
+
+    `n_trained` parameters are trained, None of an adapter. The weights are part of the memory that counts.
+    """
+    shape = hub.shape(context.source)
+    if shape is None:
+        return True
+    trained = memory.lora_parameters(shape, _LARGE_RANK) if n_trained is None else n_trained
+    peak = memory.training_peak(
+        shape,
+        trained,
+        params.per_device_train_batch_size * params.max_length,
+        context.machine.precision,
+        quantization=context.source.quantization,
+        checkpointing=False,
+        in_tiles=True,
+    )
+    return _SPARE * peak.total > free_gib * 2**30 / 1e9
+
+
+def _free_gib() -> float:
+    """Return the memory of the GPU that is free, or is this process's own."""
+    import torch
+
+    return hardware.memory("cuda").free_gib + torch.cuda.memory_reserved() / 2**30
+
+
+def settings(context: FitContext, params: LoopParams, n_trained: float | None = None) -> dict[str, Any]:
     """Return TRL's arguments that no method sets, and of `KNOBS` those that the user set.
+
+    `n_trained` is the number of trained parameters, None of an adapter.
 
     Raises:
         CandidateFailed: the optimiser's package is not installed.
     """
-    from transformers.utils import is_bitsandbytes_available, is_liger_kernel_available
+    from transformers.utils import is_bitsandbytes_available
 
     on_gpu = context.machine.device == "cuda"
     own = {name: value for name in KNOBS if (value := getattr(params, name)) is not None}
@@ -133,8 +171,7 @@ def settings(context: FitContext, params: LoopParams) -> dict[str, Any]:
         "logging_nan_inf_filter": False,  # else a loss that is no number is shown as a number
         "include_num_input_tokens_seen": "non_padding",
         "disable_tqdm": True,
-        "gradient_checkpointing": on_gpu,
-        "use_liger_kernel": on_gpu and is_liger_kernel_available(),
+        "gradient_checkpointing": on_gpu and checkpoints_activations(context, params, n_trained, _free_gib()),
         "bf16": context.machine.precision == "bf16",
         "fp16": context.machine.precision == "fp16",
         "use_cpu": not on_gpu,
@@ -265,6 +302,7 @@ def run(trainer: "Trainer", start: float) -> float:
 
     if trainer.args.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # what ran before in this process is not of this training
+        _use_liger(trainer.model)
     _keep_updates(trainer.model)
     # Without its bars the trainer would print every log line on stdout, which belongs to the result.
     trainer.remove_callback(PrinterCallback)
@@ -277,6 +315,18 @@ def run(trainer: "Trainer", start: float) -> float:
     with enough_memory():
         trainer.train(resume_from_checkpoint=str(last.folder) if last else None)
     return last.elapsed_s if last else 0.0
+
+
+def _use_liger(model: Any) -> None:
+    """Put Liger's kernels on a model's layers where they are installed; TRL's own loss stays.
+
+    TRL's argument for it is deprecated. What it would do beside this is refuse Liger's loss.
+    """
+    from transformers.integrations.liger import apply_liger_kernel
+    from transformers.utils import is_liger_kernel_available
+
+    if is_liger_kernel_available():
+        apply_liger_kernel(model, {"fused_linear_cross_entropy": False})
 
 
 def start_time(folder: Path) -> float:

@@ -89,6 +89,7 @@ def _need(name: str, recipe: Mapping[str, Any], shape: Shape, here: Resources, l
         here.machine.precision,
         quantization=method.quantization if on_gpu else "",
         checkpointing=on_gpu,
+        in_tiles=on_gpu,
     )
     return _Need(gb, n_trained)
 

@@ -1,0 +1,253 @@
+"""What fits a card is said from a configuration and headers alone, and is what published formulas give."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from math import prod
+
+import pytest
+from typer.testing import CliRunner
+
+from harness.cli.app import app
+from harness.cli.doctor import gigabytes
+from harness.errors import UserError
+from harness.experiment.base_fit import Asked, examine_base, ways
+from harness.models import memory
+
+LLAMA_2_7B = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32000,
+}
+ATTENTION = [(f"self_attn.{name}_proj", (4096, 4096)) for name in "qkvo"]
+MLP = [("mlp.gate_proj", (11008, 4096)), ("mlp.up_proj", (11008, 4096)), ("mlp.down_proj", (4096, 11008))]
+NORMS = [("input_layernorm", (4096,)), ("post_attention_layernorm", (4096,))]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """Write the configuration and headers of Llama-2-7B; its weights are a hole in the file."""
+    folder = tmp_path_factory.mktemp("llama")
+    (folder / "config.json").write_text(json.dumps(LLAMA_2_7B))
+    shapes = {"embed_tokens": (32000, 4096), "lm_head": (32000, 4096), "norm": (4096,)}
+    shapes |= {f"layers.{i}.{name}": s for i in range(32) for name, s in (*ATTENTION, *MLP, *NORMS)}
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 2 * prod(shape)
+        header[f"{name}.weight"] = {"dtype": "F16", "shape": shape, "data_offsets": [begin, end]}
+    raw = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.truncate(8 + len(raw) + end)
+    return folder
+
+
+def test_a_7b_model_in_fp16_with_and_without_checkpointing(llama):
+    """The exercise: 2,048 tokens, batch 4, s b h L = 2048 × 4 × 4096 × 32.
+
+    Korthikanti et al. 2022: 34 s b h a layer with attention in blocks, 36.5 GB; 2 s b h a layer and one whole layer
+    where they are computed again, 2.1 + 1.1 GB. Rajbhandari et al. 2020: 16 bytes a parameter, and 2 of a copy.
+    """
+    found = examine_base(str(llama), Asked(24.0, 2048, 4, "fp16"))
+    assert found.n_parameters == 6_738_415_616
+    full = {way.checkpointing: way for way in found.ways if way.name == "full fine-tuning"}
+    assert full[False].peak.activations == pytest.approx(36.5, abs=0.05)
+    assert full[True].peak.activations == pytest.approx(2.147 + 1.141, abs=0.01)
+    for way in full.values():
+        states = way.peak.weights + way.peak.gradients + way.peak.optimizer
+        assert states == pytest.approx(18 * 6.738, abs=0.01)
+        assert not way.fits
+    fitting = {(way.name, way.checkpointing) for way in found.ways if way.fits}
+    assert fitting == {("prompting", None), ("LoRA", True), ("QLoRA", True)}
+
+
+def test_the_keys_of_a_prompt_are_those_of_all_its_tokens(llama):
+    """524,288 bytes a token of Llama-2-7B: 2 × 32 layers × 4,096 × 2 bytes."""
+    (prompting,) = (way for way in examine_base(str(llama), Asked(24.0)).ways if way.name == "prompting")
+    assert prompting.peak.keys == pytest.approx(2048 * 4 * 524_288 / 1e9)
+
+
+def test_time_and_price_follow_the_tokens_the_speed_and_the_hour(llama):
+    asked = Asked(24.0, tokens=1e6, tflops=100, hour_usd=3.0)
+    once, twice = (
+        {(w.name, w.checkpointing): w for w in examine_base(str(llama), a).ways}
+        for a in (asked, asked._replace(tokens=2e6))
+    )
+    start_s = 10 + 2 * 6_738_415_616 / 1.5e9
+    lora = once["LoRA", True]
+    assert twice["LoRA", True].time_s - start_s == pytest.approx(2 * (lora.time_s - start_s))
+    assert lora.cost_usd == pytest.approx(lora.time_s * 3 / 3600)
+    assert once["LoRA", False].time_s < lora.time_s < once["full fine-tuning", True].time_s
+    assert {way.time_s for way in examine_base(str(llama), Asked(24.0)).ways} == {None}
+
+
+# Parameters in all, and of a token, in billions: as the model cards have them.
+MIXTURES = {
+    "Qwen3-30B-A3B": (
+        30.53,
+        3.3,
+        {
+            "hidden_size": 2048,
+            "intermediate_size": 6144,
+            "moe_intermediate_size": 768,
+            "num_hidden_layers": 48,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+        },
+    ),
+    "Mixtral-8x7B": (
+        46.7,
+        12.9,
+        {
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+        },
+    ),
+    # The card leaves the 0.58 billion of the embeddings out.
+    "gpt-oss-20b": (
+        20.9,
+        3.6 + 0.58,
+        {
+            "hidden_size": 2880,
+            "intermediate_size": 2880,
+            "num_hidden_layers": 24,
+            "num_local_experts": 32,
+            "num_experts_per_tok": 4,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_of_a_mixture_of_experts_the_active_parameters_are_those_of_its_card(name):
+    total, active, config = MIXTURES[name]
+    rest = {"num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 151936}
+    shape = memory.shape_of({**config, **rest}, total * 1e9)
+    assert shape.active == pytest.approx(active * 1e9, rel=0.02)
+
+
+def test_experts_stay_in_16_bits_so_qlora_is_no_way():
+    total, _, config = MIXTURES["Qwen3-30B-A3B"]
+    rest = {"num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936}
+    shape = memory.shape_of({**config, **rest}, total * 1e9)
+    assert memory.weights_gb(shape, "bf16", quantization="nf4") == pytest.approx(60, abs=1)
+    qlora = [way for way in ways(shape, Asked(1000.0)) if way.name == "QLoRA"]
+    assert [way.fits for way in qlora] == [False, False]
+    assert "95% of the parameters are in experts" in qlora[0].why_not
+
+
+def test_a_loss_in_tiles_takes_no_more_for_a_larger_vocabulary():
+    shape = memory.shape_of(LLAMA_2_7B, 6.7e9)
+    for vocabulary in (64_000, 152_000):
+        peak = memory.training_peak(shape._replace(vocabulary=vocabulary), 2e7, 8192, in_tiles=True)
+        assert peak.logits == pytest.approx((2 * 4096 * 32_768 + 4 * 8192 * 4096) / 1e9)
+
+
+@pytest.mark.parametrize(("written", "gb"), [("24GB", 24), ("80", 80), ("15 GiB", 16.106), ("40g", 40)])
+def test_a_cards_memory_is_read_as_people_write_it(written, gb):
+    assert gigabytes(written) == pytest.approx(gb, abs=0.001)
+
+
+def doctor(*arguments):
+    return CliRunner().invoke(app, ["doctor", *arguments], env={"COLUMNS": "200"})
+
+
+def test_the_command_says_what_fits_and_on_which_assumption(llama):
+    done = doctor("--base", str(llama), "--gpu", "24GB", "--precision", "fp16", "--hour-usd", "2.5")
+    assert done.exit_code == 0
+    assert "24 GB are enough for prompting, LoRA, QLoRA" in done.stdout
+    assert "6,738 million parameters; 4 rows of 2,048 tokens in fp16" in done.stdout
+    assert "1,000,000 training tokens, if they reach 42.0 % of 100 TFLOP/s" in done.stdout
+
+
+def test_the_command_gives_the_same_as_json(llama):
+    done = doctor("--base", str(llama), "--gpu", "24GB", "--json")
+    found = json.loads(done.stdout)
+    assert found["n_parameters"] == 6_738_415_616
+    assert {way["name"] for way in found["ways"] if way["fits"]} == {"prompting", "LoRA", "QLoRA"}
+    assert found["ways"][1]["peak"]["optimizer"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--base", "{base}"], "--gpu: found nothing"),
+        (["--base", "{base}", "--gpu", "large"], "--gpu: found large"),
+        (["--base", "{base}", "--gpu", "0"], "--gpu: found 0"),
+        (["--gpu", "24"], "--base: found nothing"),
+        (["--base", "{base}", "--gpu", "24", "--precision", "fp8"], "--precision: found fp8"),
+    ],
+)
+def test_what_the_command_cannot_use_is_refused(llama, arguments, said):
+    done = doctor(*(one.format(base=llama) for one in arguments))
+    assert isinstance(done.exception, UserError)
+    assert said in str(done.exception)
+
+
+def test_a_folder_without_shape_or_weights_is_refused(tmp_path, llama):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_2_7B))
+    with pytest.raises(UserError, match="no safetensors"):
+        examine_base(str(tmp_path), Asked(24.0))
+    (tmp_path / "model.safetensors").symlink_to(llama / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="without layers"):
+        examine_base(str(tmp_path), Asked(24.0))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        examine_base(str(tmp_path), Asked(24.0))
+
+
+def hub_of(folder, served):
+    """Return a server that gives a folder's files as the hub does, and counts the bytes it served."""
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self):
+            file = folder / self.path.rpartition("/")[2]
+            there = file.exists() and "/resolve/" in self.path
+            wanted = self.headers.get("Range", "").removeprefix("bytes=").split("-")
+            begin, end = (int(wanted[0]), int(wanted[1])) if len(wanted) == 2 else (0, None)
+            content = b""
+            if there and self.command == "GET":
+                with file.open("rb") as stored:
+                    stored.seek(begin)
+                    content = stored.read(-1 if end is None else end + 1 - begin)
+                served.append(len(content))
+            self.send_response(404 if not there else 206 if end else 200)
+            size = len(content) if self.command == "GET" or not there else file.stat().st_size
+            for name, value in (("ETag", '"0"'), ("X-Repo-Commit", "0" * 40), ("Content-Length", size)):
+                self.send_header(name, str(value))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            """Say nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def test_of_a_model_on_the_hub_the_headers_are_fetched_and_no_weights(llama, tmp_path):
+    served = []
+    server = hub_of(llama, served)
+    code = (
+        "from harness.experiment.base_fit import Asked, examine_base\n"
+        "print(examine_base('meta-llama/Llama-2-7b', Asked(24.0)).n_parameters)"
+    )
+    endpoint = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
+    environment = os.environ | endpoint | {"HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    server.shutdown()
+    assert done.stdout.strip() == "6738415616", done.stderr
+    assert sum(served) < 1_000_000
