@@ -14,7 +14,13 @@ from test_cli import Done, harness  # noqa: F401 (the fixture)
 from harness import comparison, decision, formatting, report, store
 from harness.comparison import Estimate
 from harness.comparison.corrected_comparison import correct_comparison, correct_estimate, labels_missing
-from harness.comparison.labelled_answers import answer_digest, calibrate, is_correctable, latest_labels
+from harness.comparison.labelled_answers import (
+    answer_digest,
+    calibrate,
+    draw_items,
+    is_correctable,
+    latest_labels,
+)
 from harness.config.rubrics import rubric_of
 from harness.gating import TargetFacts
 from harness.gating.target import target_rule
@@ -39,6 +45,12 @@ def label_set(metric, labelled, rater="ann", at="2026-01-01"):
     return LabelSet(f"{rater}-{at}", at, "task", "test", metric.name, rater, tuple(labels))
 
 
+def drawn(made, n):
+    """Return the places of the first n items in the order in which answers are labelled."""
+    place = {row.example_id: i for i, row in enumerate(made)}
+    return [place[item] for item in draw_items(place, "task", JUDGE.name)[:n]]
+
+
 def answers(grades, lengths, name):
     """Make rows of answers of these lengths, no two of them alike."""
     made = rows(grades, JUDGE)
@@ -51,7 +63,7 @@ def answers(grades, lengths, name):
 @pytest.fixture(scope="module")
 def long_winded():
     """Grade two equally good candidates, of which one writes long, by a judge that likes long answers."""
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(1)
     truth = [(draw.random(N) < 0.6).astype(float) for _ in range(2)]
     lengths = draw.integers(40, 250, N), draw.integers(200, 900, N)
     # What is wrong passes the more often, the longer it is.
@@ -59,7 +71,7 @@ def long_winded():
         answers(np.where(draw.random(N) < 0.25 * np.log2(n / 40), np.maximum(y, 1.0), y), n, name)
         for y, n, name in zip(truth, lengths, ("short", "long"), strict=True)
     ]
-    pick = draw.permutation(N)[:N_LABELS]
+    pick = drawn(arms[0], N_LABELS)
     labels = label_set(JUDGE, [(arm[i], y[i]) for arm, y in zip(arms, truth, strict=True) for i in pick])
     return arms, truth, labels
 
@@ -106,14 +118,15 @@ def test_what_is_made_from_the_judges_own_model_is_named_with_how_much_it_is_ove
 
 def test_nothing_is_corrected_below_a_hundred_labels_nor_for_a_metric_that_is_no_judges(long_winded):
     (short, long), truth, _ = long_winded
+    pick = drawn(short, 99)
     few = label_set(
-        JUDGE, [(arm[i], y[i]) for arm, y in zip((short, long), truth, strict=True) for i in range(99)]
+        JUDGE, [(arm[i], y[i]) for arm, y in zip((short, long), truth, strict=True) for i in pick]
     )
     labels, own = latest_labels([few], JUDGE.name), comparison.compare_rows(JUDGE, short, long)
     assert correct_comparison(JUDGE, own, short, long, labels) == own
-    assert labels_missing(JUDGE.name, long, labels) == 1
+    assert labels_missing(JUDGE.name, labels, long) == 1
     exact = mean_metric("exact_match", lambda output, example: None)
-    assert labels_missing(exact.name, rows(np.ones(5)), {}) == 0
+    assert labels_missing(exact.name, {}, rows(np.ones(5))) == 0
 
 
 def test_failed_answers_keep_the_worst_score_beside_corrected_ones(long_winded):
@@ -134,6 +147,69 @@ def test_a_label_counts_for_every_run_that_gave_the_answer_and_for_no_other(long
     assert [(arm.name, arm.n_labels) for arm in found.arms] == [("short", N_LABELS), ("again", N_LABELS)]
 
 
+def test_labels_of_the_answers_that_did_not_change_are_no_sample_of_a_new_candidates(long_winded):
+    (short, long), _, labels = long_winded
+    # Nonsense that the judge likes on six items in ten, the labelled answer on the others: 60 have a label.
+    second = [row if i % 5 < 2 else replace(row, text=f"nonsense {i}") for i, row in enumerate(short)]
+    second = [replace(row, parts={JUDGE.name: (1.0,)}) if row.text[0] == "n" else row for row in second]
+    latest = latest_labels([labels], JUDGE.name)
+    assert labels_missing(JUDGE.name, latest, second) > 90
+    own = comparison.compare_rows(JUDGE, long, second)
+    assert correct_comparison(JUDGE, own, long, second, latest) == own
+    assert correct_estimate(JUDGE, estimate := comparison.estimate(JUDGE, second), second, latest) == estimate
+
+
+def test_a_few_answers_left_blank_cost_no_label_behind_them():
+    made = answers(np.ones(300), np.full(300, 60), "a")
+    kept = [i for at, i in enumerate(drawn(made, 200)) if at % 40 != 20]
+    labels = latest_labels([label_set(JUDGE, [(made[i], 1.0) for i in kept])], JUDGE.name)
+    assert labels_missing(JUDGE.name, labels, made) == 0
+
+
+def test_a_difference_needs_labels_of_both_answers_to_an_item(long_winded):
+    (short, long), truth, _ = long_winded
+    pick = drawn(short, 105)
+    own = [(short[i], truth[0][i]) for i in pick] + [(long[i], truth[1][i]) for i in pick[:99]]
+    labels = latest_labels([label_set(JUDGE, own)], JUDGE.name)
+    assert labels_missing(JUDGE.name, labels, short) == 0
+    assert labels_missing(JUDGE.name, labels, short, long) == 1
+
+
+def test_a_difference_whose_labels_lie_in_two_clusters_shows_nothing(long_winded):
+    (short, long), _, labels = long_winded
+    old, now = ([replace(row, cluster=f"c{i % 2}") for i, row in enumerate(arm)] for arm in (short, long))
+    own = comparison.compare_rows(JUDGE, short, long)
+    found = correct_comparison(JUDGE, own, old, now, latest_labels([labels], JUDGE.name))
+    assert (found.low, found.high) == (-1, 1)
+    assert "too few clusters" in found.refused
+
+
+def test_nothing_is_shown_of_a_gain_over_answers_that_a_judge_could_not_grade(long_winded):
+    (short, long), *_ = long_winded
+    failed = [
+        replace(row, status="error", parts={JUDGE.name: None}) if i % 3 else row
+        for i, row in enumerate(short)
+    ]
+    own = comparison.compare_rows(JUDGE, failed, long)
+    assert own.low > 0.2
+    found = comparison.refuse_failed(own, 1.0, 0.01)
+    assert (found.low, found.high) == (-1, 1)
+    assert "400 of 600 answers failed, more than the 1.0 % that gate.max_errors allows" in found.refused
+    facts = TargetFacts(comparison.estimate(JUDGE, long), found)
+    rule = target_rule(facts, GatePolicy(target=TargetPolicy(gain=0.05)))
+    assert rule.outcome == "inconclusive"
+    assert "answers failed" in rule.sentence
+
+
+def test_what_a_candidate_alone_did_not_answer_still_counts_as_its_worst():
+    old, new = rows(np.ones(200)), rows([None] * 80 + [1.0] * 120)
+    own = comparison.compare_rows(
+        comparison_metric := mean_metric("exact_match", lambda o, e: None), old, new
+    )
+    assert own.metric == comparison_metric.name
+    assert comparison.refuse_failed(own, 1.0, 0.01) == own
+
+
 def test_the_latest_label_of_a_rater_counts_and_of_several_raters_the_mean():
     row = rows([1.0], JUDGE)[0]
     sets = [label_set(JUDGE, [(row, 0.0)]), label_set(JUDGE, [(row, 1.0)], at="2026-01-02")]
@@ -147,7 +223,7 @@ def test_the_latest_label_of_a_rater_counts_and_of_several_raters_the_mean():
 def test_a_judge_near_chance_is_said_to_be_one():
     draw = np.random.default_rng(3)
     made = answers((draw.random(400) < 0.5).astype(float), np.full(400, 60), "a")
-    labels = label_set(JUDGE, [(row, float(draw.random() < 0.5)) for row in made[:120]])
+    labels = label_set(JUDGE, [(made[i], float(draw.random() < 0.5)) for i in drawn(made, 120)])
     found = calibrate(JUDGE, {"a": made}, [], [labels])
     assert found.is_near_chance
     assert any("not shown to agree with people better than chance" in said for said in sentences(found))
@@ -158,7 +234,7 @@ def test_a_judge_near_chance_is_said_to_be_one():
 
 def test_a_few_labels_say_nothing_yet():
     made = answers(np.ones(50), np.full(50, 60), "a")
-    found = calibrate(JUDGE, {"a": made}, [], [label_set(JUDGE, [(row, 1.0) for row in made[:9]])])
+    found = calibrate(JUDGE, {"a": made}, [], [label_set(JUDGE, [(made[i], 1.0) for i in drawn(made, 9)])])
     assert list(sentences(found)) == [
         "ann labelled 9 answers of a",
         "judge:helpful is corrected once 10 answers of a candidate have a label",

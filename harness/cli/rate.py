@@ -31,7 +31,6 @@ def rate_export(
         str, typer.Option("--metric", help="What the labels stand for; by default the metric that decides.")
     ] = "",
     candidates: Candidates = None,
-    seed: Annotated[int, typer.Option("--seed", help="Another draw.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Write the answers to randomly drawn test items, blind, for people to label."""
@@ -40,7 +39,7 @@ def rate_export(
 
     names = [name for given in candidates or [] for name in given.split(",")]
     found = rating_file.export_answers(
-        config, file, overrides or [], n_items=items, metric=metric, candidates=names, seed=seed
+        config, file, overrides or [], n_items=items, metric=metric, candidates=names
     )
     if as_json:
         print_json(found._asdict())

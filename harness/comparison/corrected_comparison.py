@@ -8,7 +8,7 @@ Source: `judge_correction`.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from harness.comparison.estimators import Comparison, Estimate, quantile
+from harness.comparison.estimators import Comparison, Estimate, is_judge, quantile, refuse
 from harness.comparison.failed_answers import fill_errors
 from harness.comparison.judge_correction import Graded, correct_difference, correct_score
 from harness.comparison.labelled_answers import (
@@ -17,7 +17,6 @@ from harness.comparison.labelled_answers import (
     count_labels,
     grade_arm,
     is_correctable,
-    is_judge,
 )
 from harness.metrics import Metric
 from harness.records import SampleResult
@@ -26,20 +25,23 @@ from harness.stats import Array
 Rows = Sequence[SampleResult]
 
 
-def labels_missing(metric: str, rows: Rows, labels: Labels) -> int:
-    """Count the labels that a run's answers lack before a decision may rest on its grades; 0 of no judge."""
-    return max(ENOUGH_LABELS - count_labels(metric, rows, labels), 0) if is_judge(metric) else 0
+def labels_missing(metric: str, labels: Labels, *arms: Rows) -> int:
+    """Count the items that lack labels before a decision may rest on the grades; 0 of no judge.
+
+    Of two arms both answers to an item need one, because their difference is corrected.
+    """
+    return max(ENOUGH_LABELS - count_labels(metric, labels, *arms), 0) if is_judge(metric) else 0
 
 
 def correct_estimate(metric: Metric, found: Estimate, rows: Rows, labels: Labels) -> Estimate:
     """Return a judge's score corrected by labels, or the score as it is where they are too few."""
-    if not _is_corrected(metric) or labels_missing(metric.name, rows, labels):
+    if not _is_corrected(metric) or labels_missing(metric.name, labels, rows):
         return found
     filled = _filled(metric, rows, rows)[1]
     answered, failed = _split(filled, filled)
     own = correct_score(_arm(metric, filled, answered, labels))
     if own is None:
-        return found
+        return found._replace(low=metric.bounds[0], high=metric.bounds[1])
     worst = _arm(metric, filled, failed, {}).grades
     score, low, high = (_mixed(end, len(answered), worst) for end in (own.score, own.low, own.high))
     return found._replace(score=score, low=low, high=high)
@@ -62,7 +64,7 @@ def correct_comparison(
     both, one = (correct_difference(old, now, alpha) for alpha in (found.alpha, 2 * found.alpha))
     arms = [own for own in map(correct_score, (old, now)) if own is not None]
     if both is None or one is None or len(arms) < 2:
-        return found
+        return refuse(found, metric.range.span, "people's labels lie in too few clusters")
     worst = [_arm(metric, rows, failed, {}).grades for rows in filled]
     delta, low, high, lower, upper = (
         _mixed(end, len(answered), worst[1] - worst[0])

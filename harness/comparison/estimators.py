@@ -20,6 +20,8 @@ from harness.formatting import RATE, Unit
 from harness.metrics import Metric, item_scores
 from harness.stats import Array, Interval
 
+_JUDGE = "judge"  # how the name of a metric begins that another model computes
+
 Estimator = Literal["tango", "cluster-t", "bca", "stratified", "bounds", "identical", "seeds", "ppi"]
 
 
@@ -113,6 +115,31 @@ def orient(comparison: Comparison) -> Comparison:
     turned = replace(c, delta=-c.delta, low=-c.high, high=-c.low, lower=-c.upper, upper=-c.lower, unit=better)
     lost, kept = (x if x is None else -x for x in (c.errors.delta_lost, c.errors.delta_kept))
     return replace(turned, errors=replace(c.errors, delta_lost=lost, delta_kept=kept))
+
+
+def refuse(comparison: Comparison, span: float, why: str) -> Comparison:
+    """Return the comparison as one of which nothing is shown; `span` is the range of its metric."""
+    return replace(comparison, low=-span, high=span, lower=-inf, upper=inf, se=inf, df=None, refused=why)
+
+
+def refuse_failed(comparison: Comparison, span: float, most: float) -> Comparison:
+    """Show nothing of a gain over a base that failed on more than a share `most` of the items.
+
+    Its failed answers count as worst, so the new run would gain by them. Where a judge could not grade an
+    answer it is the judge that failed, and so on either arm.
+    """
+    errors = comparison.errors
+    failed = errors.total if is_judge(comparison.metric) else errors.base + errors.both
+    if failed <= most * errors.n:
+        return comparison
+    share = f"{formatting.count(failed)} of {formatting.count(errors.n)}"
+    why = f"{share} answers failed, more than the {formatting.percent(most)} % that gate.max_errors allows"
+    return refuse(comparison, span, f"{why} ({errors.cause})")
+
+
+def is_judge(metric: str) -> bool:
+    """Tell whether a metric's scores are the grades of a judge."""
+    return metric.startswith(_JUDGE)
 
 
 def rescale(comparison: Comparison, span: float) -> Comparison:

@@ -1,8 +1,9 @@
 """A metric beside people's labels of the same answers: agreement, its errors, and the scores they correct.
 
-Invariant: a label belongs to an answer's text, so it counts for every run that gave that answer and for none
-that gave another; of several raters of one answer the mean counts, and of one rater the latest label. Only a
-metric that is the mean of one number an item, in [0, 1], is corrected.
+Invariant: a label belongs to an answer's text, and counts for a run as far as nearly all of its answers have
+one, in the order in which items are drawn: labels of the answers alone that did not change since another run
+are no random sample of this one's. Of several raters of one answer the mean counts, and of one rater the
+latest label. Only a metric that is the mean of one number an item, in [0, 1], is corrected.
 Source: `stats.prediction_powered_mean` (PPI++), `stats.rogan_gladen`, `stats.cohen_kappa`.
 """
 
@@ -28,7 +29,7 @@ from harness.records import LabelSet, SampleResult, digest
 from harness.stats import Array
 
 ENOUGH_LABELS = 100  # of an arm's own answers, before a decision rests on a judge
-_JUDGE = "judge"  # how the name of a metric begins that another model computes
+_DRAWN = 0.95  # of an arm's answers up to an item, in the order of drawing, have a label where labels count
 
 Labels = Mapping[str, float]  # by the digest of an answer
 
@@ -112,11 +113,6 @@ class MetricCalibration:
         return self.kappa is None or self.kappa.low <= 0
 
 
-def is_judge(metric: str) -> bool:
-    """Tell whether a metric's scores are the grades of a judge."""
-    return metric.startswith(_JUDGE)
-
-
 def answer_digest(metric: str, row: SampleResult) -> str:
     """Return the digest that binds a label to an answer's text, its item and the metric that it is for."""
     return digest([metric, row.task, row.split, row.example_id, row.text])
@@ -135,12 +131,12 @@ def latest_labels(found: Iterable[LabelSet], metric: str) -> Labels:
     return {answer: sum(of.values()) / len(of) for answer, of in _by_rater(found, metric).items()}
 
 
-def draw_items(ids: Iterable[str], task: str, metric: str, seed: int = 0) -> list[str]:
+def draw_items(ids: Iterable[str], task: str, metric: str) -> list[str]:
     """Put items in the random order in which answers are labelled, whoever labels and whose answers they are.
 
     It is that of digests, so items that one candidate did not answer change nothing for the others.
     """
-    return sorted(ids, key=lambda item: digest([seed, task, metric, item]))
+    return sorted(ids, key=lambda item: digest([task, metric, item]))
 
 
 def scored_rows(metric: str, rows: Iterable[SampleResult]) -> dict[str, SampleResult]:
@@ -149,9 +145,22 @@ def scored_rows(metric: str, rows: Iterable[SampleResult]) -> dict[str, SampleRe
     return dict(sorted(scored.items()))
 
 
-def count_labels(metric: str, rows: Iterable[SampleResult], labels: Labels) -> int:
-    """Count the answers of rows that have a label for a metric."""
-    return sum(answer_digest(metric, row) in labels for row in scored_rows(metric, rows).values())
+def count_labels(metric: str, labels: Labels, *arms: Iterable[SampleResult]) -> int:
+    """Count the items of which the answers of all arms have a label that counts."""
+    counted = [drawn_labels(metric, list(scored_rows(metric, rows).values()), labels) for rows in arms]
+    return len(set(counted[0]).intersection(*counted[1:])) if counted else 0
+
+
+def drawn_labels(metric: str, rows: Sequence[SampleResult], labels: Labels) -> dict[str, float]:
+    """Map the items of an arm to the labels that count: up to where 95 % of its drawn answers have one."""
+    by_id = {row.example_id: row for row in rows}
+    drawn = draw_items(by_id, rows[0].task, metric) if rows else []
+    found = [labels.get(answer_digest(metric, by_id[item])) for item in drawn]
+    has = np.array([label is not None for label in found], bool)
+    enough = np.flatnonzero(np.cumsum(has) >= _DRAWN * np.arange(1, len(has) + 1))
+    last = int(enough[-1]) + 1 if len(enough) else 0
+    known = zip(drawn[:last], found[:last], strict=True)
+    return {item: label for item, label in known if label is not None}
 
 
 def calibrate(
@@ -191,7 +200,8 @@ def grade_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> G
     """Put grades and labels of rows side by side; clusters are numbered as the rows name them."""
     clusters = np.unique([row.cluster or row.example_id for row in rows], return_inverse=True)[1]
     grades = np.array([(row.parts[metric.name] or (np.nan,))[0] for row in rows], float)
-    found = [labels.get(answer_digest(metric.name, row), np.nan) for row in rows]
+    counted = drawn_labels(metric.name, rows, labels)
+    found = [counted.get(row.example_id, np.nan) for row in rows]
     return Graded(grades, np.array(found, float), clusters)
 
 

@@ -7,13 +7,13 @@ its labels and decides as it is.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 from harness import decision as decide
 from harness import store
 from harness.comparison import MetricCalibration
 from harness.comparison.corrected_comparison import correct_estimate, labels_missing
-from harness.comparison.labelled_answers import Labels, calibrate, is_judge, latest_labels
+from harness.comparison.estimators import is_judge
+from harness.comparison.labelled_answers import Labels, calibrate, latest_labels
 from harness.decision import CandidateFacts
 from harness.evaluation.session import Session
 from harness.experiment.stored_rows import Reader
@@ -27,15 +27,14 @@ def correct_facts(
     metric = session.target.primary
     if not is_judge(metric.name):
         return list(facts)
-    labels, missing = judge_labels(session), partial(_missing, session, reader)
+    labels = judge_labels(session)
     by_name = {run.candidate: run for run in runs if run.state == "done"}
     best = by_name.get(decide.best_untrained(facts) or "")
-    lacks = missing(labels, best) if best else 0
     return [
         replace(
             f,
             target=correct_estimate(metric, f.target, reader.of(run, session.target), labels),
-            labels_missing=max(lacks, missing(labels, run)),
+            labels_missing=count_missing(session, reader, *filter(None, (run, best))),
         )
         if f.target
         else f
@@ -51,15 +50,11 @@ def judge_labels(session: Session) -> Labels:
 
 
 def count_missing(session: Session, reader: Reader, *runs: Run) -> int:
-    """Count the labels that runs' answers lack, at most, before a judge's metric decides; 0 where it may."""
-    labels = judge_labels(session)
-    return max(_missing(session, reader, labels, run) for run in runs)
-
-
-def _missing(session: Session, reader: Reader, labels: Labels, run: Run) -> int:
+    """Count the items that lack labels of all runs' answers before a judge decides; 0 where it may."""
     if session.experiment.gate.uncalibrated_judge == "allow":
         return 0
-    return labels_missing(session.target.primary.name, reader.of(run, session.target), labels)
+    rows = (reader.of(run, session.target) for run in runs)
+    return labels_missing(session.target.primary.name, judge_labels(session), *rows)
 
 
 def calibrations(

@@ -46,7 +46,8 @@ def add_comparisons(
         arms = reader.of(other, session.target), reader.of(run, session.target)
         if not comparison.is_comparable(metric, *arms):
             return None
-        return correct_comparison(metric, comparison.compare_rows(metric, *arms), *arms, labels)
+        found = correct_comparison(metric, comparison.compare_rows(metric, *arms), *arms, labels)
+        return comparison.refuse_failed(found, metric.range.span, session.experiment.gate.max_errors)
 
     def over_items(seeds: Sequence[Run], *others: Run | None) -> ItemVariances | None:
         of = [reader.of(run, session.target) for run in seeds]

@@ -58,7 +58,8 @@ def _gain(gain: Comparison | None, wanted: float) -> tuple[Outcome, str]:
     c = comparison.orient(gain)
     name = "pp" if c.unit.is_rate else c.unit.name
     found, least = formatting.change(c.unit, c.delta, c.low, c.high), formatting.change(c.unit, wanted)
-    said = f"{found} {name} over the best untrained candidate against at least {least} {name}"
+    why = f" ({c.refused})" if c.refused else ""
+    said = f"{found} {name} over the best untrained candidate{why} against at least {least} {name}"
     return _target_outcome(c.low, c.high, wanted), said
 
 

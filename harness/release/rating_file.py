@@ -84,7 +84,6 @@ def export_answers(
     n_items: int = 100,
     metric: str = "",
     candidates: Sequence[str] = (),
-    seed: int = 0,
 ) -> Exported:
     """Write the answers of candidates to randomly drawn test items of the target, to be labelled.
 
@@ -103,10 +102,10 @@ def export_answers(
     runs = _runs(loaded, at, candidates)
     arms = [scored_rows(measured.name, _rows(at, run, task)) for run in runs]
     labels = latest_labels(store.list_labels(at, task.name), measured.name)
-    shared = draw_items(set(arms[0]).intersection(*arms[1:]), task.name, measured.name, seed)
+    shared = draw_items(set(arms[0]).intersection(*arms[1:]), task.name, measured.name)
     open_ = [item for item in shared if not _is_labelled(measured.name, [arm[item] for arm in arms], labels)]
     rows = list(_file_rows(measured.name, open_[:n_items], arms, labels))
-    random.Random(digest([seed, rows])).shuffle(rows)
+    random.Random(digest(rows)).shuffle(rows)
     _write(file, rows)
     names, n_drawn = tuple(run.label for run in runs), min(n_items, len(open_))
     rubric, n_left = rubric_of(task, measured.name), len(open_) - n_drawn

@@ -360,8 +360,9 @@ def _target(loaded: Loaded, at: Store, run: Run, policy: GatePolicy, task: Task)
     base = _best_untrained_rows(loaded, at, metric) if policy.target.gain is not None else None
     gain = None
     if base is not None and comparison.is_comparable(metric, base, rows):
-        gain = correct_comparison(metric, comparison.compare_rows(metric, base, rows), base, rows, labels)
-    missing = max(labels_missing(metric.name, of, labels) for of in (rows, base) if of is not None)
+        found = correct_comparison(metric, comparison.compare_rows(metric, base, rows), base, rows, labels)
+        gain = comparison.refuse_failed(found, metric.range.span, policy.max_errors)
+    missing = labels_missing(metric.name, labels, *(of for of in (rows, base) if of is not None))
     return TargetFacts(
         correct_estimate(metric, score, rows, labels),
         gain,

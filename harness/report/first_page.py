@@ -9,7 +9,8 @@ from shlex import join
 
 from harness import formatting, plugins
 from harness.comparison import Comparison
-from harness.comparison.labelled_answers import ENOUGH_LABELS, is_judge
+from harness.comparison.estimators import is_judge
+from harness.comparison.labelled_answers import ENOUGH_LABELS
 from harness.decision import CandidateFacts, apply_budgets, best_untrained, gain
 from harness.decision.results import best, is_gain_shown, passing_runs, strongest_run
 from harness.decision.seeds import pool_seeds
