@@ -78,6 +78,11 @@ def test_an_item_without_documents_or_a_literal_answer_is_not_judged():
     assert use([LAMP], "price_question", True, label)[:8] == (0, 0, 0, 0, 0, 0, 0, 1)
 
 
+def test_a_short_reference_that_stands_in_a_wrong_passage_is_not_found():
+    price = Document("price", "", "The chair costs 40 euros too.")
+    assert use([price], "no idea", False, documents=(LAMP, price)).missed == 1
+
+
 def test_a_reference_within_another_word_is_not_found():
     twins = Document("twins", "", "The lamp costs 140 euros.")
     item = replace(PRICE, documents=())

@@ -1,7 +1,8 @@
 """Retrieval-augmented answers: whether the passages held the answer, and whether the answer rests on them.
 
-Invariant: every item with an answer falls into one class. An answer is found where a reference stands word
-for word in the passages; where no document holds it so, where a needed document is among them. Support is
+Invariant: every item with an answer falls into one class. An answer is found where a needed document is among
+the passages, as far as the item names any, and a reference stands word for word in them, as far as one stands
+in a document: a short answer stands in many a wrong passage. Support is
 lexical: it tells a copied statement from one that stands nowhere, and knows no paraphrase.
 Source: precision, recall and reciprocal rank by Manning et al. 2008, ch. 8; failure points by Barnett et al.
 2024, arXiv:2401.05856.
@@ -129,9 +130,10 @@ def _standing_references(example: Example, texts: Mapping[str, str], everything:
 
 def _is_found(references: Sequence[str], context: str, example: Example, row: SampleResult) -> bool | None:
     """Tell whether the passages held the answer; None where that cannot be told."""
-    if references:
-        return any(reference in context for reference in references)
-    return bool(set(example.documents) & set(row.passages)) if example.documents else None
+    if not references and not example.documents:
+        return None
+    there = not example.documents or bool(set(example.documents) & set(row.passages))
+    return there and (not references or any(reference in context for reference in references))
 
 
 def _words(text: str) -> str:

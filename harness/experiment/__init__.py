@@ -6,6 +6,7 @@ while the others finish.
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from harness import config, gating, store
 from harness.config import Loaded
 from harness.decision import apply_budgets, best_untrained, family_of, strongest
-from harness.errors import IncompatibleRuns, Problem, UserError
+from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError
 from harness.evaluation import judges
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.judges.judging_stage import judge_remarks
@@ -327,11 +328,11 @@ def stored_so_far(session: Session, selected: Sequence[str], needed: str) -> Exp
 
 
 def _header(session: Session) -> dict[str, object]:
-    return {
-        "device": session.machine.name,
-        "precision": session.machine.precision,
-        "engine": session.engine(session.source)[0],
-    }
+    """Say what all of it ran on; a base that cannot be read has no engine, and its candidates say why."""
+    header: dict[str, object] = {"device": session.machine.name, "precision": session.machine.precision}
+    with suppress(CandidateFailed):
+        header["engine"] = session.engine(session.source)[0]
+    return header
 
 
 def _notes(session: Session, runs: Sequence[Run]) -> list[str]:

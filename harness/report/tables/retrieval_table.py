@@ -23,11 +23,11 @@ RETRIEVAL_COLUMNS = (
     "MRR",
 )
 RETRIEVAL_NOTE = (
-    "Items by what became of retrieval. Found: a reference stands word for word in the passages; where "
-    "no document holds it so, a needed document is among them. Used: the answer is right. Grounded: the "
-    "passages hold three quarters of the words, and all numbers, of each sentence; a paraphrase is taken for "
-    "ungrounded, and labels are not judged so. Not found: more or other passages would help. Found, not "
-    "used: another prompt or model."
+    "Items by what became of retrieval. Found: a document that the item names is among the passages, and a "
+    "reference stands word for word in them if it stands in a document. Used: the answer is right. "
+    "Grounded: the passages hold three quarters of the words, and all numbers, of each sentence; a "
+    "paraphrase is taken for ungrounded, and labels are not judged so. Not found: more or other passages "
+    "would help. Found, not used: another prompt or model."
 )
 
 
