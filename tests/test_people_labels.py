@@ -129,15 +129,39 @@ def test_nothing_is_corrected_below_a_hundred_labels_nor_for_a_metric_that_is_no
     assert labels_missing(exact.name, {}, rows(np.ones(5))) == 0
 
 
-def test_failed_answers_keep_the_worst_score_beside_corrected_ones(long_winded):
+def test_failed_answers_are_drawn_items_whose_worst_score_is_known(long_winded):
     (short, _), _, labels = long_winded
     latest = latest_labels([labels], JUDGE.name)
     failed = rows([None] * 200, JUDGE)
     some = [*short, *(replace(row, example_id=f"failed-{i}") for i, row in enumerate(failed))]
     whole = correct_estimate(JUDGE, comparison.estimate(JUDGE, short), short, latest)
     found = correct_estimate(JUDGE, comparison.estimate(JUDGE, some), some, latest)
-    assert found.score == pytest.approx(whole.score * N / (N + 200))
+    assert found.score == pytest.approx(whole.score * N / (N + 200), abs=0.03)
     assert found.n == N + 200
+    assert found.high - found.low > (whole.high - whole.low) * N / (N + 200)
+    assert labels_missing(JUDGE.name, latest, some) == 0
+
+
+@pytest.mark.slow
+def test_corrected_intervals_hold_the_truth_where_answers_failed():
+    draw, draws = np.random.default_rng(14), 150
+    pick = drawn(rows(np.ones(500)), 200)
+    hits = np.zeros(2)
+    for _ in range(draws):
+        truth, failed = draw.random((2, 500)) < 0.95, draw.random(500) < 0.2
+        grades = np.where(draw.random((2, 500)) < 0.3, 1.0, truth)
+        base, new = (answers(grade, np.full(500, 20), name) for grade, name in zip(grades, "ab", strict=True))
+        new = [
+            replace(row, status="error", text="", parts={JUDGE.name: None}) if none else row
+            for row, none in zip(new, failed, strict=True)
+        ]
+        of = [(row[i], y[i]) for row, y in zip((base, new), truth, strict=True) for i in pick]
+        labels = latest_labels([label_set(JUDGE, [(row, y) for row, y in of if row.text])], JUDGE.name)
+        score = correct_estimate(JUDGE, comparison.Estimate(0, 0, 0, 500), new, labels)
+        change = correct_comparison(JUDGE, fake_comparison(0.0), base, new, labels)
+        assert change.estimator == "ppi"
+        hits += score.low <= 0.76 <= score.high, change.low <= -0.19 <= change.high
+    assert (hits / draws >= 0.92).all()
 
 
 def test_a_label_counts_for_every_run_that_gave_the_answer_and_for_no_other(long_winded):

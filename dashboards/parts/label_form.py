@@ -66,8 +66,8 @@ def _answers(
     at = Store(Path(folder))
     arms = [scored_rows(metric, store.read_rows(at, digest)) for digest in (pair.base, pair.new)]
     found: dict[str, tuple[str, SampleResult]] = {}
-    for item in draw_items(set(arms[0]) & set(arms[1]), pair.task, metric):
-        rows = [arm[item] for arm in arms]
+    for item in draw_items(set(arms[0]) | set(arms[1]), pair.task, metric):
+        rows = [arm[item] for arm in arms if item in arm]
         question = min((row.prompt for row in rows), key=len)
         found |= {answer: (question, row) for answer, row in _by_digest(metric, rows)}
     grades = {row.parts[metric] for arm in arms for row in arm.values()}

@@ -2,8 +2,9 @@
 
 Invariant: a label belongs to an answer's text, and counts for a run as far as nearly all of its answers have
 one, in the order in which items are drawn: labels of the answers alone that did not change since another run
-are no random sample of this one's. Of several raters of one answer the mean counts, and of one rater the
-latest label. Only a metric that is the mean of one number an item, in [0, 1], is corrected.
+are no random sample of this one's. A failed answer needs none. Of several raters of one answer the mean
+counts, and of one rater the latest label. Only a metric that is the mean of one number an item, in [0, 1],
+is corrected.
 Source: `stats.prediction_powered_mean` (PPI++), `stats.rogan_gladen`, `stats.cohen_kappa`.
 """
 
@@ -152,15 +153,23 @@ def count_labels(metric: str, labels: Labels, *arms: Iterable[SampleResult]) -> 
 
 
 def drawn_labels(metric: str, rows: Sequence[SampleResult], labels: Labels) -> dict[str, float]:
-    """Map the items of an arm to the labels that count: up to where 95 % of its drawn answers have one."""
+    """Map the items of an arm to the labels that count: up to where 95 % of its drawn answers have one.
+
+    Failed answers among them that were given the metric's worst value have it as their label too.
+    """
     by_id = {row.example_id: row for row in rows}
     drawn = draw_items(by_id, rows[0].task, metric) if rows else []
     found = [labels.get(answer_digest(metric, by_id[item])) for item in drawn]
-    has = np.array([label is not None for label in found], bool)
-    enough = np.flatnonzero(np.cumsum(has) >= _DRAWN * np.arange(1, len(has) + 1))
+    failed = np.array([by_id[item].status == "error" for item in drawn], bool)
+    has = np.array([label is not None for label in found], bool) & ~failed
+    enough = np.flatnonzero(has & (np.cumsum(has) >= _DRAWN * np.cumsum(~failed)))
     last = int(enough[-1]) + 1 if len(enough) else 0
-    known = zip(drawn[:last], found[:last], strict=True)
-    return {item: label for item, label in known if label is not None}
+    counted = dict[str, float]()
+    for item, label in zip(drawn[:last], found[:last], strict=True):
+        value = _worst(metric, by_id[item]) if by_id[item].status == "error" else label
+        if value is not None:
+            counted[item] = value
+    return counted
 
 
 def calibrate(
@@ -203,6 +212,12 @@ def grade_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> G
     counted = drawn_labels(metric.name, rows, labels)
     found = [counted.get(row.example_id, np.nan) for row in rows]
     return Graded(grades, np.array(found, float), clusters)
+
+
+def _worst(metric: str, row: SampleResult) -> float | None:
+    """Return what stands in the place of a failed answer; None where nothing does."""
+    parts = row.parts[metric]
+    return parts[0] if parts else None
 
 
 def estimate_of(metric: Metric, found: Corrected | None, n: int | None = None) -> Estimate | None:

@@ -102,8 +102,8 @@ def export_answers(
     runs = _runs(loaded, at, candidates)
     arms = [scored_rows(measured.name, _rows(at, run, task)) for run in runs]
     labels = latest_labels(store.list_labels(at, task.name), measured.name)
-    shared = draw_items(set(arms[0]).intersection(*arms[1:]), task.name, measured.name)
-    open_ = [item for item in shared if not _is_labelled(measured.name, [arm[item] for arm in arms], labels)]
+    shared = draw_items(set[str]().union(*arms), task.name, measured.name)
+    open_ = [item for item in shared if not _is_labelled(measured.name, _given(arms, item), labels)]
     rows = list(_file_rows(measured.name, open_[:n_items], arms, labels))
     random.Random(digest(rows)).shuffle(rows)
     _write(file, rows)
@@ -205,13 +205,18 @@ def _file_rows(
     The question is the shortest prompt, for a longer one may tell whose answer it is.
     """
     for item in items:
-        rows = [arm[item] for arm in arms]
+        rows = _given(arms, item)
         question = min((row.prompt for row in rows), key=len)
         different = {answer_digest(metric, row): row for row in rows}
         for answer, row in different.items():
             if answer not in labels:
                 reference = " | ".join(row.references[:_REFERENCES_SHOWN])
                 yield _KEY + answer, question, row.text, reference, ""
+
+
+def _given(arms: Sequence[Mapping[str, SampleResult]], item: str) -> list[SampleResult]:
+    """List the answers to an item, of the arms that gave one; what failed needs no label."""
+    return [arm[item] for arm in arms if item in arm]
 
 
 def _write(file: Path, rows: Iterable[Sequence[str]]) -> None:
