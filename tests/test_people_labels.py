@@ -3,6 +3,7 @@
 import csv
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -394,6 +395,18 @@ def test_a_file_to_rate_names_nobody_and_starts_no_formula(harness, project):  #
     assert all(row["question"].startswith("'=Letter") for row in made)
     questions = [row["question"] for row in made]
     assert questions != sorted(questions)
+
+
+def test_the_first_rows_of_a_file_are_all_answers_to_the_items_drawn_first(harness, project):  # noqa: F811
+    harness("rate", "export", "labels.csv", "-n", 130, *BOTH, cwd=project, check=0)
+    made = read(project / "labels.csv")
+    asked = [row["question"] for row in made]
+    drawn_ids = draw_items((f"t{i}" for i in range(130)), "letters", "judge_long")
+    assert list(dict.fromkeys(asked)) == [f"'=Letter {item[1:]}, where is it?" for item in drawn_ids]
+    assert asked == sorted(asked, key=asked.index)
+    pairs = [(one["key"], two["key"]) for one, two in pairwise(made) if one["question"] == two["question"]]
+    assert len(pairs) > 20
+    assert all(one < two for one, two in pairs)
 
 
 def test_the_next_export_goes_on_where_labels_end(harness, project):  # noqa: F811

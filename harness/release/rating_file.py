@@ -1,14 +1,13 @@
 """Rating file: a random sample of answers for people to label, as CSV, and their labels back.
 
-Invariant: whoever labels learns nothing of whose an answer is: rows are shuffled, a key is the digest of the
-answer, and the same answer of two candidates stands there once. Items are drawn, never answers, and a later
-export goes on in the same random order, so that all labels together are a random sample. A file is imported
-whole or not at all.
+Invariant: whoever labels learns nothing of whose an answer is: the answers to an item stand in the order of
+their keys, which are digests, and the same answer of two candidates stands there once. Items are drawn, never
+answers, and follow each other as they were drawn, whole; a later export goes on in the same random order, so
+that labels up to any row are a random sample. A file is imported whole or not at all.
 """
 
 import csv
 import io
-import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -105,7 +104,6 @@ def export_answers(
     shared = draw_items(set[str]().union(*arms), task.name, measured.name)
     open_ = [item for item in shared if not _is_labelled(measured.name, _given(arms, item), labels)]
     rows = list(_file_rows(measured.name, open_[:n_items], arms, labels))
-    random.Random(digest(rows)).shuffle(rows)
     _write(file, rows)
     names, n_drawn = tuple(run.label for run in runs), min(n_items, len(open_))
     rubric, n_left = rubric_of(task, measured.name), len(open_) - n_drawn
@@ -200,7 +198,7 @@ def _labelled(metric: str, rows: Iterable[SampleResult], labels: Labels) -> list
 def _file_rows(
     metric: str, items: Iterable[str], arms: Sequence[Mapping[str, SampleResult]], labels: Labels
 ) -> Iterator[tuple[str, ...]]:
-    """Yield a row an answer without a label.
+    """Yield a row an answer without a label, those to an item next to each other in the order of their keys.
 
     The question is the shortest prompt, for a longer one may tell whose answer it is.
     """
@@ -208,7 +206,7 @@ def _file_rows(
         rows = _given(arms, item)
         question = min((row.prompt for row in rows), key=len)
         different = {answer_digest(metric, row): row for row in rows}
-        for answer, row in different.items():
+        for answer, row in sorted(different.items(), key=lambda pair: pair[0]):
             if answer not in labels:
                 reference = " | ".join(row.references[:_REFERENCES_SHOWN])
                 yield _KEY + answer, question, row.text, reference, ""
