@@ -21,7 +21,7 @@ from harness.models import openai_api
 from harness.prompting import PromptingContext, Step, compose
 from harness.provenance.code_versions import versions_of
 from harness.records import BLOCK, Example, RowsIdentity, Run, digest
-from harness.spec import Recipe, Task, metric_name
+from harness.spec import Recipe, Role, Task, metric_name
 from harness.training import Weights
 
 
@@ -196,14 +196,20 @@ def _evaluation_versions(task: Task) -> dict[str, int | str]:
 
 
 def _scoring_digest(m: Measured) -> str:
-    """Digest what turns answers into scores: what the task says of it, and the code; no paths."""
-    if m.task.lm_eval:
+    return scoring_digest(m.task, m.role, {name: one.digest for name, one in m.judged.items()})
+
+
+def scoring_digest(task: Task, role: Role, judged: Mapping[str, str]) -> str:
+    """Digest what turns answers into scores: what the task says of it, and the code; no paths.
+
+    `judged` holds the digest of who grades for each metric that judges grade.
+    """
+    if task.lm_eval:
         return ""
-    said = m.task.model_dump(include=set(SCORING), exclude_defaults=True)
-    said |= {"metrics": list(map(metric_name, m.task.metrics)), "primary": metric_name(m.task.primary)}
-    code = [versions_of("scoring"), *map(metrics.version, m.task.metrics)]
-    judged = [{name: one.digest for name, one in m.judged.items()}] if m.judged else []
-    return digest([said, m.role == "safety", code, *judged])
+    said = task.model_dump(include=set(SCORING), exclude_defaults=True)
+    said |= {"metrics": list(map(metric_name, task.metrics)), "primary": metric_name(task.primary)}
+    code = [versions_of("scoring"), *map(metrics.version, task.metrics)]
+    return digest([said, role == "safety", code, *([dict(judged)] if judged else [])])
 
 
 class RunRequest(NamedTuple):

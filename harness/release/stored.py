@@ -32,6 +32,7 @@ from harness.metrics import Metric, load_metrics
 from harness.models.openai_api import is_endpoint
 from harness.records import FEWER, RowsIdentity, Run, SampleResult, SamplingRecord
 from harness.release.champions import Champion, read_champion
+from harness.release.graded_rows import refuse_other_grades, refuse_regraded
 from harness.release.sampled import analysis_settings, sampled_rows, sampling_note, sampling_of
 from harness.spec import Experiment, GatePolicy, Recipe, Role, Task
 from harness.store import Store
@@ -148,6 +149,7 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
             Problem("--candidate", found, "one with capability to lose", "harness compare --gate")
         )
     refuse_changed(experiment, catalogue, at, run, sampling)
+    refuse_regraded(experiment, at, run)
     left_out = [task.name for task, _, _ in tasks if not gating.is_judged(task.name, experiment.gate)]
     notes = [f"not named by gate.tasks, left out: {', '.join(left_out)}"] if left_out else []
     notes += [sampling_note(sampling)] if sampling else []
@@ -404,6 +406,7 @@ def _facts_on_target(at: Store, task: Task, metric: Metric, runs: Iterable[Run])
     """Say what runs reached on the target, of those that could answer any test item."""
     limits, facts = task.data.limits, []
     for run in runs:
+        refuse_other_grades(task, "target", at, run)
         test = store.read_rows(at, run.rows[f"{task.name}/test"], limits.test)
         validation = store.read_rows(at, run.rows[f"{task.name}/validation"], limits.validation)
         with suppress(CandidateFailed):

@@ -38,7 +38,7 @@ from harness.store.garbage import (
     remove,
     run_references,
 )
-from harness.store.grade_books import find_grades, keep_grades, read_grades
+from harness.store.grade_books import find_grades, keep_grades, read_grades, read_identities
 from harness.store.index import Counts, reindex
 from harness.store.layout import Store, working, write_record, write_whole
 from harness.store.measurements import (
@@ -158,6 +158,7 @@ __all__ = [
     "read_columns",
     "read_environment",
     "read_grades",
+    "read_identities",
     "read_identity",
     "read_kinds",
     "read_many",

@@ -29,6 +29,15 @@ def read_grades(store: Store, book: str) -> Mapping[str, Grade]:
     return _grades_in(path, found.st_mtime_ns, found.st_size)
 
 
+def read_identities(store: Store) -> dict[str, dict[str, Any]]:
+    """Map the books of a store to what their grades depend on."""
+    found = {}
+    for file in sorted((store.folder / "grades").glob("*/identity.json")):
+        with suppress(OSError, ValueError):
+            found[file.parent.name] = parse_json(file.read_bytes())
+    return found
+
+
 def keep_grades(store: Store, book: str, identity: Mapping[str, Any], grades: Sequence[Grade]) -> None:
     """Append grades to a book, which is begun where it is not there.
 

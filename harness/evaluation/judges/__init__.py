@@ -6,6 +6,7 @@ own; a metric `judge:NAME` reads them and never asks.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from harness.models.openai_api import Settings
 from harness.provenance.code_versions import versions_of
 from harness.records import Grade, digest
 from harness.spec import Task, TokenPrices, metric_name, metric_parts
-from harness.store import Store, read_grades
+from harness.store import Store, read_grades, read_identities
 
 
 class Judge(NamedTuple):
@@ -96,6 +97,33 @@ def judging_models(tasks: Sequence[Task]) -> dict[str, str]:
     }
 
 
+def stored_digests(task: Task, store: Store) -> Iterator[dict[str, str]]:
+    """Yield by judged metric the digests of who may have graded it as the files say now; without a model.
+
+    Of a model that judges here that is each book of its name by the rubric, however it computes.
+
+    Raises:
+        UserError: a rubric cannot be used.
+    """
+    written = [one for one in task.metrics if is_judged(one)]
+    books = [_stored_books(read_rubric(_path(one)), store) for one in written]
+    for chosen in product(*(product(*of) for of in books)):
+        yield {metric_name(one): digest(list(of)) for one, of in zip(written, chosen, strict=True)}
+
+
+def _stored_books(rubric: Rubric, store: Store) -> list[list[str]]:
+    """List for each judge of a rubric the books that may hold its grades."""
+    there = read_identities(store)
+    known = {book: (of["rubric"], of["code"], of["judge"].get("model")) for book, of in there.items()}
+    code = _local_code(rubric)
+    return [
+        [_endpoint_judge(rubric, one).book]
+        if isinstance(one, dict)
+        else [book for book, of in known.items() if of == (code["rubric"], code["code"], one)]
+        for one in rubric.judges
+    ]
+
+
 def key_problems(judged: Sequence[Judged]) -> Iterator[Problem]:
     """Yield what is missing to ask the endpoints among judges now: a key, the client."""
     known = {judge.settings: one.metric for one in judged for judge in one.judges if judge.settings}
@@ -118,13 +146,21 @@ def _path(written: str) -> Path:
 def _judge(
     rubric: Rubric, written: str | dict[str, Any], sources: Mapping[str, ModelSource], machine: Machine
 ) -> Judge:
-    code: dict[str, Any] = {"rubric": rubric.content, "code": versions_of("judging")}
     if isinstance(written, dict):
-        settings = Settings(**endpoint_params(written))
-        asked = {"base_url": settings.base_url, "model": settings.model, "protocol": settings.protocol}
-        return Judge(settings.name, {**code, "judge": asked}, settings=settings)
+        return _endpoint_judge(rubric, written)
     source = sources[written]
-    code["code"] |= versions_of("tokenization", "layout")
     computed = {"weights": source.weights_digest, "template": source.template_digest}
     computed |= {"precision": machine.precision, "device": machine.device}
-    return Judge(Path(source.name).name, {**code, "judge": {"model": source.name, **computed}}, source=source)
+    identity = {**_local_code(rubric), "judge": {"model": source.name, **computed}}
+    return Judge(Path(source.name).name, identity, source=source)
+
+
+def _endpoint_judge(rubric: Rubric, written: dict[str, Any]) -> Judge:
+    settings = Settings(**endpoint_params(written))
+    asked = {"base_url": settings.base_url, "model": settings.model, "protocol": settings.protocol}
+    identity = {"rubric": rubric.content, "code": versions_of("judging"), "judge": asked}
+    return Judge(settings.name, identity, settings=settings)
+
+
+def _local_code(rubric: Rubric) -> dict[str, Any]:
+    return {"rubric": rubric.content, "code": versions_of("judging", "tokenization", "layout")}
