@@ -103,6 +103,24 @@ def test_the_gate_measures_the_gain_over_a_baseline(compared):
     assert "over the best untrained candidate" in rule.sentence
 
 
+def test_another_price_of_an_endpoint_leaves_its_stored_run_what_the_file_says(compared):
+    (judged,) = gate_stored(compared[0], "tuned", ["candidates.tuned.params.num_concurrent=2"])
+    assert judged.candidate
+
+
+def test_who_takes_the_weights_of_a_baseline_is_one_too(tiny, tmp_path):
+    text = (
+        CANDIDATES.format(url="http://localhost:1/v1") + "  shots: {weights_of: large, prompting: few_shot}\n"
+    )
+    found = config.load(tiny_experiment.write(tmp_path, tiny, text)).experiment.candidates
+    assert {name: recipe.role for name, recipe in found.items()} == {
+        "prompt": "candidate",
+        "large": "baseline",
+        "tuned": "candidate",
+        "shots": "baseline",
+    }
+
+
 def test_a_baseline_is_not_gated(compared):
     with pytest.raises(UserError, match="large: found a baseline, measured on the target alone"):
         gate_stored(compared[0], "large")

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from fake_facts import alternatives, tuned
+from fake_facts import alternatives, candidate, tuned
 from fake_facts import comparison as fake_comparison
 from fake_rows import rows
 from test_cli import Done, harness  # noqa: F401 (the fixture)
@@ -23,6 +23,7 @@ from harness.comparison.labelled_answers import (
     latest_labels,
 )
 from harness.config.rubrics import rubric_of
+from harness.experiment.human_labels import correct_reached
 from harness.gating import TargetFacts
 from harness.gating.target import target_rule
 from harness.metrics import mean_metric
@@ -182,6 +183,21 @@ def test_labels_of_the_answers_that_did_not_change_are_no_sample_of_a_new_candid
     own = comparison.compare_rows(JUDGE, long, second)
     assert correct_comparison(JUDGE, own, long, second, latest) == own
     assert correct_estimate(JUDGE, estimate := comparison.estimate(JUDGE, second), second, latest) == estimate
+
+
+def test_a_judge_that_people_refute_on_test_does_not_choose_on_validation(long_winded):
+    (short, long), _, labels = long_winded
+    latest = latest_labels([labels], JUDGE.name)
+    facts = [
+        replace(candidate(name, 0.9 if name == "long" else 0.6), target=comparison.estimate(JUDGE, arm))
+        for name, arm in (("short", short), ("long", long))
+    ]
+    assert decision.best_untrained(facts) == "long"
+    corrected = [correct_reached(JUDGE, f, arm, latest) for f, arm in zip(facts, (short, long), strict=True)]
+    assert [f.validation for f in corrected] == pytest.approx(
+        [v + c.target.score - f.target.score for v, c, f in zip((0.6, 0.9), corrected, facts, strict=True)]
+    )
+    assert corrected[1].validation < 0.85
 
 
 def test_a_few_answers_left_blank_cost_no_label_behind_them():

@@ -58,10 +58,17 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
     selected = _select(tree, members, candidates)
     if tree.problems:
         raise UserError(sorted(dict.fromkeys(tree.problems), key=_place))
-    expanded = {name: member.recipe for name, member in members.items()}
+    expanded = {name: _with_role(member.recipe, members) for name, member in members.items()}
     experiment = Experiment.model_validate({**tree.data, "candidates": expanded})
     places = {name: tree.where(("candidates", member.source)) for name, member in members.items()}
     return Loaded(experiment, tree.folder, selected, places)
+
+
+def _with_role(recipe: Any, members: Mapping[str, grids.Member]) -> Any:
+    """Return a recipe with the role of the candidate whose weights it takes, as far as it has none."""
+    source = members.get(recipe.get("weights_of") or "") if isinstance(recipe, dict) else None
+    role = source.recipe.get("role") if source and isinstance(source.recipe, dict) else None
+    return {"role": role, **recipe} if role else recipe
 
 
 def _with_candidates(tree: Tree, first: dict[str, Any]) -> dict[str, Any]:

@@ -121,8 +121,8 @@ def judge_runs(session: Session, reader: Reader, runs: Sequence[Run]) -> Judged:
     measured = decide.apply_budgets(
         (facts_of(session, reader, run) for run in runs), session.experiment.decide
     )
-    compared = add_comparisons(session, reader, runs, measured)
-    facts = correct_facts(session, reader, runs, compared)
+    corrected = correct_facts(session, reader, runs, measured)
+    facts = add_comparisons(session, reader, runs, corrected)
     results = _gate_results(session, reader, runs, facts, base)
     # What answers no capability suite (a classifier) has no verdict.
     judged = tuple(

@@ -17,7 +17,8 @@ from harness.comparison.labelled_answers import Labels, calibrate, latest_labels
 from harness.decision import CandidateFacts
 from harness.evaluation.session import Session
 from harness.experiment.stored_rows import Reader
-from harness.records import Run
+from harness.metrics import Metric
+from harness.records import Run, SampleResult
 
 
 def correct_facts(
@@ -28,18 +29,32 @@ def correct_facts(
     if not is_judge(metric.name):
         return list(facts)
     labels = judge_labels(session)
-    by_name = {run.candidate: run for run in runs if run.state == "done"}
-    best = by_name.get(decide.best_untrained(facts) or "")
-    return [
-        replace(
-            f,
-            target=correct_estimate(metric, f.target, reader.of(run, session.target), labels),
-            labels_missing=count_missing(session, reader, *filter(None, (run, best))),
-        )
-        if f.target
-        else f
+    corrected = [
+        correct_reached(metric, f, reader.of(run, session.target), labels) if f.target else f
         for f, run in zip(facts, runs, strict=True)
     ]
+    by_name = {run.candidate: run for run in runs if run.state == "done"}
+    best = by_name.get(decide.best_untrained(corrected) or "")
+    return [
+        replace(f, labels_missing=count_missing(session, reader, *filter(None, (run, best))))
+        if f.target
+        else f
+        for f, run in zip(corrected, runs, strict=True)
+    ]
+
+
+def correct_reached(
+    metric: Metric, f: CandidateFacts, rows: Sequence[SampleResult], labels: Labels
+) -> CandidateFacts:
+    """Correct a run's score on test by labels, and by the judge's error there its score on validation.
+
+    Otherwise a judge that people refute on test would still choose on validation.
+    """
+    if f.target is None or f.validation is None:
+        return f
+    target = correct_estimate(metric, f.target, rows, labels)
+    validation = min(max(f.validation + target.score - f.target.score, 0.0), 1.0)
+    return replace(f, target=target, validation=validation)
 
 
 def judge_labels(session: Session) -> Labels:

@@ -40,6 +40,7 @@ PROTOCOLS: tuple[Protocol, ...] = ("completions", "chat")
 ENGINE = "endpoint"  # begins the engine's name in the identity of rows
 UNKNOWN = "unknown"  # the precision and the device of a server
 FILE = "endpoint.json"
+WHO_ANSWERS = ("base_url", "model", "protocol")  # settings on which an answer depends
 
 _NO_KEY = "none"  # a client without any would take the one of another provider from the environment
 _ANY_LENGTH = 1 << 30
@@ -87,7 +88,10 @@ class Settings(Spec):
 
     @property
     def weights_digest(self) -> str:
-        """What stands for weights that nobody sees: the address, the name there, and the protocol."""
+        """What stands for weights that nobody sees: the address, the name there, and the protocol.
+
+        `WHO_ANSWERS` names them.
+        """
         return digest([self.base_url, self.model, self.protocol])
 
     @property

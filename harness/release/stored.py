@@ -16,7 +16,8 @@ from typing import Literal
 from harness import comparison, config, decision, gating, plugins, store
 from harness.comparison import Estimate
 from harness.comparison.corrected_comparison import correct_comparison, correct_estimate, labels_missing
-from harness.comparison.labelled_answers import latest_labels
+from harness.comparison.estimators import is_judge
+from harness.comparison.labelled_answers import Labels, latest_labels
 from harness.config import Loaded
 from harness.data import version_of_test
 from harness.decision import CandidateFacts
@@ -24,12 +25,13 @@ from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError
 from harness.evaluation import lm_eval
 from harness.evaluation.row_sets import rows_version
 from harness.experiment.candidate_result import facts_on_target
+from harness.experiment.human_labels import correct_reached
 from harness.experiment.prepare import metrics_of, with_lm_eval
 from harness.experiment.stored_rows import controls_of, documents_of
 from harness.experiment.verdict_records import record_verdict, task_settings, verdict_change
 from harness.gating import GateResult, Measurement, Rule, TargetFacts
 from harness.metrics import Metric, load_metrics
-from harness.models.openai_api import is_endpoint
+from harness.models.openai_api import WHO_ANSWERS, is_endpoint
 from harness.records import FEWER, RowsIdentity, Run, SampleResult, SamplingRecord
 from harness.release.champions import Champion, read_champion
 from harness.release.graded_rows import refuse_other_grades, refuse_regraded
@@ -74,6 +76,14 @@ def gate_stored(
     return [judge_run(loaded, runs_folder, run, against) for run in runs]
 
 
+def _asked(recipe: Recipe) -> Recipe:
+    """Return a recipe without what changes no answer of an endpoint: prices, patience, the key's variable."""
+    if plugins.stored_method(recipe.method).makes != "endpoint":
+        return recipe
+    named = {name: recipe.params[name] for name in WHO_ANSWERS if name in recipe.params}
+    return recipe.model_copy(update={"params": named})
+
+
 def _select_seed(runs: list[Run], candidate: str, seed: int | None) -> list[Run]:
     """Keep the runs of one seed; all of them where none is named."""
     kept = [run for run in runs if seed in (None, run.seed)]
@@ -101,7 +111,9 @@ def candidate_runs(loaded: Loaded, at: Store, candidate: str, *, sampled: bool =
         whole = loaded.experiment.name
         of = (f"{whole}{FEWER}", whole) if sampled else (whole,)
         own = [r for name in of for r in stored if (r.candidate, r.experiment) == (candidate, name)]
-        done = [r for r in own if r.state == "done" and Recipe.model_validate(r.recipe) == recipe]
+        done = [
+            r for r in own if r.state == "done" and _asked(Recipe.model_validate(r.recipe)) == _asked(recipe)
+        ]
         newest = {r.seed: r for r in done if r.seed in loaded.experiment.seeds}
         if newest:
             _refuse_missing_seeds(candidate, newest, loaded.experiment.seeds)
@@ -376,7 +388,8 @@ def _best_untrained_rows(loaded: Loaded, at: Store, metric: Metric) -> Rows | No
     """Read the target's rows of the stored candidate that the decision takes as the best untrained one."""
     task, experiment = loaded.experiment.target, loaded.experiment
     runs = _untrained(store.list_runs(at, experiment.name), experiment)
-    facts = _facts_on_target(at, task, metric, runs)
+    labels = latest_labels(store.list_labels(at, task.name), metric.name) if is_judge(metric.name) else {}
+    facts = _facts_on_target(at, task, metric, runs, labels)
     best = decision.best_untrained(decision.apply_budgets(facts, experiment.decide))
     if best is None:
         return None
@@ -402,7 +415,9 @@ def _untrained(runs: Iterable[Run], experiment: Experiment) -> list[Run]:
     return [newest[key] for key in sorted(newest, key=lambda key: key[1])]
 
 
-def _facts_on_target(at: Store, task: Task, metric: Metric, runs: Iterable[Run]) -> list[CandidateFacts]:
+def _facts_on_target(
+    at: Store, task: Task, metric: Metric, runs: Iterable[Run], labels: Labels
+) -> list[CandidateFacts]:
     """Say what runs reached on the target, of those that could answer any test item."""
     limits, facts = task.data.limits, []
     for run in runs:
@@ -410,7 +425,9 @@ def _facts_on_target(at: Store, task: Task, metric: Metric, runs: Iterable[Run])
         test = store.read_rows(at, run.rows[f"{task.name}/test"], limits.test)
         validation = store.read_rows(at, run.rows[f"{task.name}/validation"], limits.validation)
         with suppress(CandidateFailed):
-            facts.append(facts_on_target(run, metric, test, validation))
+            facts.append(
+                correct_reached(metric, facts_on_target(run, metric, test, validation), test, labels)
+            )
     return facts
 
 
