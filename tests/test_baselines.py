@@ -75,6 +75,17 @@ def test_sensitive_data_may_go_to_a_server_of_ones_own():
         ("http://gpu-box:8000/v1", True),
         ("https://api.example.com/v1", False),
         ("http://8.8.8.8/v1", False),
+        ("https://134744072/v1", False),
+        ("http://0x08080808/v1", False),
+        ("http://[::ffff:8.8.8.8]/v1", False),
+        ("http://ai/v1", False),
+        ("http://api.example.com./v1", False),
+        ("http://127.1/v1", True),
+        ("http://2130706433/v1", True),
+        ("http://box.lan/v1", True),
+        ("http://box.home.arpa/v1", True),
+        ("http://100.64.0.1/v1", True),
+        ("http://100.128.0.1/v1", False),
     ],
 )
 def test_an_address_of_a_private_network_is_told_from_a_public_one(url, own):

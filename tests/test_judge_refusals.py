@@ -3,8 +3,8 @@
 import pytest
 from test_judges import JUDGE, RUBRIC, desk  # noqa: F401 (the fixture)
 
-from harness import release
-from harness.errors import IncompatibleRuns
+from harness import config, release
+from harness.errors import IncompatibleRuns, UserError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -20,3 +20,27 @@ def test_the_gate_refuses_grades_by_another_rubric_or_judge_than_the_files_name(
             release.gate_stored(d.path, "plain")
     d.compare()
     release.gate_stored(d.path, "plain")
+
+
+ABROAD = "http://judge.example.com/v1"
+
+
+def test_a_judge_abroad_is_refused_where_data_are_sensitive_when_the_file_is_read(desk):  # noqa: F811
+    d = desk(extra="decide: {needs: [sensitive_data]}\n")
+    config.load(d.path)
+    d.rubric(RUBRIC + JUDGE.format(url=ABROAD, timeout=5))
+    with pytest.raises(
+        UserError, match=r"harness.yaml:8: found judge:helpful: a judge on somebody else's server"
+    ):
+        config.load(d.path)
+    config.load(d.path, ["decide.needs=[]"])
+
+
+def test_a_candidate_abroad_is_sent_nothing_where_data_are_sensitive(desk):  # noqa: F811
+    d = desk(extra="decide: {needs: [sensitive_data]}\n")
+    d.path.write_text(d.path.read_text().replace(d.candidates.url, "http://big.example.com/v1"))
+    with pytest.raises(
+        UserError, match=r"plain on somebody else's server, tiny at http://big.example.com/v1"
+    ):
+        d.compare()
+    assert d.candidates.asked == d.judge.asked == []

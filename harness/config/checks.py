@@ -13,7 +13,7 @@ from harness import plugins
 from harness.config.files import missing_file, raw_tasks
 from harness.config.grids import Member
 from harness.config.problems import Keys, Tree, problems_of, salvage
-from harness.config.rubrics import is_judged, judge_problems
+from harness.config.rubrics import is_judged, judge_problems, public_judges
 from harness.config.weight_sources import check_general_rows, check_weights
 from harness.errors import Problem, UserError, did_you_mean
 from harness.spec import (
@@ -21,6 +21,7 @@ from harness.spec import (
     EVALUATE,
     HUB,
     PLUGINS,
+    DecidePolicy,
     GatePolicy,
     NightlyPolicy,
     Recipe,
@@ -39,6 +40,7 @@ def check(tree: Tree, members: Mapping[str, Member]) -> None:
     target = next((task for keys, task in known if keys == ("target",)), None)
     for keys, task in known:
         tree.problems += _task(task, keys, tree)
+    tree.problems += _sensitive(known, tree)
     tree.problems += _names(known, tree)
     tree.problems += _roles(tree)
     tree.problems += _gated(known, tree)
@@ -71,6 +73,17 @@ def _task(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
     if task.num_fewshot and task.data.source("train") is None:
         at = tree.where((*keys, "num_fewshot"))
         yield Problem(at, "shots without rows to take them from", "`train:` in the data of the task")
+
+
+def _sensitive(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Problem]:
+    """Refuse judges on somebody else's server where the data are sensitive."""
+    policy = salvage(DecidePolicy, tree.data.get("decide", {}))
+    if policy is None or "sensitive_data" not in policy.needs:
+        return
+    for keys, task in tasks:
+        for index, written in enumerate(task.metrics):
+            if is_judged(written):
+                yield from public_judges(written, tree.where((*keys, "metrics", index)))
 
 
 def _metric(written: str, where: str) -> Iterator[Problem]:

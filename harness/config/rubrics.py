@@ -180,6 +180,21 @@ def judge_problems(task: Task, written: str, folder: Path, where: str) -> Iterat
         yield from error.problems
 
 
+def public_judges(written: str, where: str) -> Iterator[Problem]:
+    """Yield the judges of a metric that would be sent questions and answers outside of a private network."""
+    settings = plugins.load("methods", "endpoint").Params
+    try:
+        listed = read_rubric(Path(metric_parts(written)[1])).judges
+    except UserError:
+        return  # said where the task's metrics are checked
+    for one in listed:
+        if isinstance(one, dict) and (found := settings(**endpoint_params(one))).leaves_machine:
+            said = f"{metric_name(written)}: a judge on somebody else's server, {found.name}"
+            expected = "sensitive data to stay here, as decide.needs: [sensitive_data] says"
+            step = "a judge that runs here or in your network, or remove sensitive_data"
+            yield Problem(where, said, expected, step)
+
+
 def _panel(tree: Tree) -> list[Any]:
     panel = tree.data.get("panel")
     return panel if isinstance(panel, list) else []

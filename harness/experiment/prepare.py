@@ -448,10 +448,17 @@ def engine_problems(
 
 
 def key_problems(session: Session, places: Mapping[str, str]) -> Iterator[Problem]:
-    """Yield what is missing to ask candidates over HTTP now; `places` says where each is written."""
+    """Yield what forbids to ask candidates over HTTP now; `places` says where each is written."""
+    sensitive = "sensitive_data" in session.experiment.decide.needs
     for name, where in places.items():
-        if session.candidates[name].is_remote:
-            yield from openai_api.problems(_settings(session, name), where)
+        if not session.candidates[name].is_remote:
+            continue
+        settings = _settings(session, name)
+        yield from openai_api.problems(settings, where)
+        if sensitive and settings.leaves_machine:
+            found, step = f"{name} on somebody else's server, {settings.name}", "--candidates without it"
+            expected = "sensitive data to stay here, as decide.needs: [sensitive_data] says"
+            yield Problem(where, found, expected, f"{step}, or remove it or sensitive_data")
 
 
 def endpoint_problems(session: Session, places: Mapping[str, str]) -> Iterator[Problem]:

@@ -10,13 +10,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from json import loads
 from pathlib import Path
+from socket import inet_aton, inet_ntoa
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -42,6 +43,9 @@ UNKNOWN = "unknown"  # the precision and the device of a server
 FILE = "endpoint.json"
 WHO_ANSWERS = ("base_url", "model", "protocol")  # settings on which an answer depends
 
+_PRIVATE_NAMES = (".internal", ".local", ".localhost", ".localdomain", ".lan", ".home.arpa")
+_SHARED = ip_network("100.64.0.0/10")  # of carriers and of overlays such as Tailscale
+_COUNTRY = 2  # letters of a country's top-level domain, which may have an address itself
 _NO_KEY = "none"  # a client without any would take the one of another provider from the environment
 _ANY_LENGTH = 1 << 30
 _MOST_STOPS = 4  # that the protocol takes; an answer is cut at the others here
@@ -95,18 +99,31 @@ class Settings(Spec):
         return digest([self.base_url, self.model, self.protocol])
 
     @property
+    def leaves_machine(self) -> bool:
+        """Whether what is sent there goes to a server that is not of a private network."""
+        return not is_private(self.base_url)
+
+    @property
     def name(self) -> str:
         """The model and its address, for people."""
         return f"{self.model} at {self.base_url}"
 
 
 def is_private(url: str) -> bool:
-    """Tell whether an address is of this machine or of a private network (RFC 1918, `.internal`)."""
-    host = urlsplit(url).hostname or ""
+    """Tell whether an address is of this machine or of a private network, by its numbers or its name.
+
+    Numbers are read as the resolver reads them (`127.1`, hexadecimal), and 100.64.0.0/10 (RFC 6598) is
+    private too. A name without a dot is one of the local network, but for two letters, which are a country's.
+    """
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    with suppress(OSError):
+        host = inet_ntoa(inet_aton(host))
     try:
-        return ip_address(host).is_private
+        found = ip_address(host)
     except ValueError:
-        return "." not in host or host.endswith((".internal", ".local", ".localhost"))
+        return len(host) != _COUNTRY if "." not in host else host.endswith(_PRIVATE_NAMES)
+    found = getattr(found, "ipv4_mapped", None) or found
+    return bool(found.is_private) or found in _SHARED
 
 
 def identity(protocol: str) -> tuple[str, str]:
