@@ -81,11 +81,29 @@ def long_winded():
 def test_a_judge_that_likes_long_answers_is_unmasked(long_winded):
     (short, long), _, labels = long_winded
     found = calibrate(JUDGE, {"short": short, "long": long}, [("long", "short")], [labels])
-    assert found.length.low > 0.03
+    assert found.length.low > 0
     assert found.pairs[0].favour.low > 0
     said = " ".join(sentences(found))
     assert "overrates longer answers" in said
     assert "favours long over short" in said
+
+
+def test_a_judge_that_likes_one_candidate_is_not_said_to_like_its_length():
+    draw = np.random.default_rng(2)
+    truth = [(draw.random(300) < 0.5).astype(float) for _ in range(2)]
+    lengths = [draw.integers(60, 240, 300), draw.integers(120, 480, 300)]
+    arms = [
+        answers(np.maximum(y, draw.random(300) < share), n, name)
+        for y, n, name, share in zip(truth, lengths, ("one", "liked"), (0, 0.7), strict=True)
+    ]
+    pick = drawn(arms[0], 200)
+    labels = label_set(JUDGE, [(arm[i], y[i]) for arm, y in zip(arms, truth, strict=True) for i in pick])
+    found = calibrate(JUDGE, {"one": arms[0], "liked": arms[1]}, [("liked", "one")], [labels])
+    assert found.pairs[0].favour.low > 0.1
+    assert found.length.low < 0 < found.length.high
+    even = [[replace(row, text=row.text[:40]) for row in arm] for arm in arms]
+    labels = label_set(JUDGE, [(arm[i], y[i]) for arm, y in zip(even, truth, strict=True) for i in pick])
+    assert calibrate(JUDGE, {"one": even[0]}, [], [labels]).length is None
 
 
 def test_such_a_judge_is_corrected(long_winded):

@@ -30,6 +30,7 @@ from harness.records import LabelSet, SampleResult, digest
 from harness.stats import Array
 
 ENOUGH_LABELS = 100  # of an arm's own answers, before a decision rests on a judge
+_SPREAD = log2(1.5)  # between the longer and the shorter answers of an arm, below which no length is judged
 _DRAWN = 0.95  # of an arm's answers up to an item, in the order of drawing, have a label where labels count
 
 Labels = Mapping[str, float]  # by the digest of an answer
@@ -193,7 +194,6 @@ def calibrate(
     compared = [_pair(metric, new, base, scored[new], scored[base], labels) for new, base in pairs]
     task = next(row.task for rows in scored.values() for row in rows.values())
     raters, alpha = _raters(found, metric.name)
-    once = {answer_digest(metric.name, row): row for rows in scored.values() for row in rows.values()}
     return MetricCalibration(
         task,
         metric.name,
@@ -201,7 +201,7 @@ def calibrate(
         alpha,
         tuple(labelled),
         tuple(pair for pair in compared if pair and pair.n_labels),
-        *_agreement_and_length(metric, [row for answer, row in once.items() if answer in labels], labels),
+        *_agreement_and_length(metric, [list(rows.values()) for rows in scored.values()], labels),
     )
 
 
@@ -319,18 +319,43 @@ def _kappa(grades: Array, people: Array, clusters: np.ndarray) -> Estimate | Non
 
 
 def _agreement_and_length(
-    metric: Metric, rows: Sequence[SampleResult], labels: Labels
+    metric: Metric, arms: Iterable[Sequence[SampleResult]], labels: Labels
 ) -> tuple[Estimate | None, Estimate | None]:
     """Estimate kappa and the part of the length in the error, of labelled answers of all arms.
 
-    Answers to one item are one cluster. Both are None with fewer than ten answers.
+    Answers to one item are one cluster; an answer that two arms gave counts once. Lengths and errors are
+    those beside their arm's mean, so that a favour for one arm is no preference for its length. None with
+    fewer than ten answers, and of the length where the arms' own answers are about as long as each other.
     """
-    if len(rows) < MIN_LABELS:
+    kept, people, lengths, errors = list[SampleResult](), list[float](), list[Array](), list[Array]()
+    seen = set[str]()
+    for rows in arms:
+        counted = drawn_labels(metric.name, rows, labels)
+        own = [row for row in rows if row.example_id in counted]
+        own = [row for row in own if answer_digest(metric.name, row) not in seen]
+        seen.update(answer_digest(metric.name, row) for row in own)
+        if own:
+            kept += own
+            people += [counted[row.example_id] for row in own]
+            errors.append(_beside_mean([grade - counted[i] for i, grade in _grades(metric, own)]))
+            lengths.append(_beside_mean([log2(max(len(row.text), 1)) for row in own]))
+    if len(kept) < MIN_LABELS:
         return None, None
-    arm = grade_arm(metric, rows, labels)
-    lengths = np.array([log2(max(len(row.text), 1)) for row in rows])
-    errors = arm.grades - arm.labels
-    return _kappa(arm.grades, arm.labels, arm.clusters), _slope(metric, lengths, errors, arm.clusters)
+    clusters = np.unique([row.cluster or row.example_id for row in kept], return_inverse=True)[1]
+    grades, length = np.array([grade for _, grade in _grades(metric, kept)]), np.concatenate(lengths)
+    slope = None
+    if np.subtract(*np.quantile(length, (0.9, 0.1))) >= _SPREAD:
+        slope = _slope(metric, length, np.concatenate(errors), clusters)
+    return _kappa(grades, np.array(people), clusters), slope
+
+
+def _beside_mean(values: Sequence[float]) -> Array:
+    mean = sum(values) / len(values)
+    return np.array([value - mean for value in values], float)
+
+
+def _grades(metric: Metric, rows: Iterable[SampleResult]) -> list[tuple[str, float]]:
+    return [(row.example_id, (row.parts[metric.name] or (np.nan,))[0]) for row in rows]
 
 
 def _confusion(grades: Array, people: Array) -> Confusion:

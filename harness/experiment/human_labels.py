@@ -35,12 +35,12 @@ def correct_facts(
     ]
     by_name = {run.candidate: run for run in runs if run.state == "done"}
     best = by_name.get(decide.best_untrained(corrected) or "")
-    return [
-        replace(f, labels_missing=count_missing(session, reader, *filter(None, (run, best))))
-        if f.target
-        else f
-        for f, run in zip(corrected, runs, strict=True)
-    ]
+    missing: dict[str, int] = {}  # a recipe is as open as the seed that has the fewest labels
+    for f, run in zip(corrected, runs, strict=True):
+        if f.target:
+            lacks = count_missing(session, reader, *filter(None, (run, best)))
+            missing[f.name] = max(missing.get(f.name, 0), lacks)
+    return [replace(f, labels_missing=missing.get(f.name, 0)) for f in corrected]
 
 
 def correct_reached(
