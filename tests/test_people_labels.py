@@ -22,12 +22,13 @@ from harness.comparison.labelled_answers import (
     is_correctable,
     latest_labels,
 )
-from harness.config.rubrics import rubric_of
+from harness.config.rubrics import asked_digest, current_labels, rubric_of
 from harness.experiment.human_labels import correct_reached
 from harness.gating import TargetFacts
 from harness.gating.target import target_rule
 from harness.metrics import mean_metric
 from harness.records import AnswerLabel, LabelSet
+from harness.release import rating_file
 from harness.report import ExperimentReport
 from harness.report.people_labels import label_sections, sentences
 from harness.spec import DecidePolicy, GatePolicy, TargetPolicy, Task, TaskData
@@ -189,6 +190,27 @@ def test_a_label_counts_for_every_run_that_gave_the_answer_and_for_no_other(long
     other = [replace(row, text=row.text + "!") for row in short]
     found = calibrate(JUDGE, {"short": short, "again": short, "other": other}, [], [labels])
     assert [(arm.name, arm.n_labels) for arm in found.arms] == [("short", N_LABELS), ("again", N_LABELS)]
+
+
+def test_no_label_counts_for_another_question_or_reference(long_winded):
+    (short, _), _, labels = long_winded
+    latest = latest_labels([labels], JUDGE.name)
+    for change in ({"prompt": "Is it NOT so?"}, {"references": ("no",)}):
+        assert labels_missing(JUDGE.name, latest, [replace(row, **change) for row in short]) == 100
+
+
+def test_no_label_counts_by_another_rubric_than_it_was_given_by(tmp_path):
+    path, judge = tmp_path / "helpful.yaml", "judge: {base_url: http://localhost:1/v1, model: big}\n"
+    task = Task(name="t", data=TaskData(), metrics=(f"judge:{path}", "exact_match"))
+    path.write_text(f"criteria: It says when.\n{judge}")
+    row = rows([1.0], JUDGE)[0]
+    given = replace(label_set(JUDGE, [(row, 1.0)]), rubric=asked_digest(task, JUDGE.name))
+    before = label_set(JUDGE, [(row, 1.0)])
+    other = replace(before, metric="exact_match")
+    assert current_labels([before, given, other], task) == [given, other]
+    for changed in ("criteria: It is short.\n", "criteria: It says when.\nscale: {min: 1, max: 3}\n"):
+        path.write_text(changed + judge)
+        assert current_labels([before, given, other], task) == [other]
 
 
 def test_labels_of_the_answers_that_did_not_change_are_no_sample_of_a_new_candidates(long_winded):
@@ -441,6 +463,16 @@ def test_the_first_rows_of_a_file_are_all_answers_to_the_items_drawn_first(harne
     pairs = [(one["key"], two["key"]) for one, two in pairwise(made) if one["question"] == two["question"]]
     assert len(pairs) > 20
     assert all(one < two for one, two in pairs)
+
+
+def test_a_text_that_answers_two_prompts_is_asked_for_once_with_a_key_of_both():
+    short, long = rows([1.0], JUDGE)[0], replace(rows([1.0], JUDGE)[0], prompt="Read this. When?")
+    (only,) = rating_file._file_rows(
+        JUDGE.name, ["item-0000"], [{"item-0000": row} for row in (short, long)], {}
+    )
+    both = {f"answer-{answer_digest(JUDGE.name, row)}" for row in (short, long)}
+    assert set(rating_file._keys(only[0])) == both
+    assert len(both) == 2
 
 
 def test_the_next_export_goes_on_where_labels_end(harness, project):  # noqa: F811

@@ -14,7 +14,7 @@ import streamlit as st
 
 from harness import store
 from harness.comparison.labelled_answers import answer_digest, draw_items, is_correctable, scored_rows
-from harness.config.rubrics import rubric_of
+from harness.config.rubrics import asked_digest, current_labels, rubric_of
 from harness.errors import HarnessError
 from harness.formatting import count, plain
 from harness.records import AnswerLabel, LabelSet, SampleResult
@@ -34,7 +34,8 @@ def show(pair: Pair, metric: str, rater: str) -> None:
     order, is_binary = _answers(
         str(project.project().store.folder), metric, pair, project.modified(pair.base, pair.new)
     )
-    given = store.list_labels(project.project().store, pair.task)
+    written, given = project.task(pair.task), store.list_labels(project.project().store, pair.task)
+    given = current_labels(given, written) if written is not None else given
     done = {one.answer for of in given if (of.rater, of.metric) == (rater, metric) for one in of.labels}
     n_done = sum(answer in done for answer, _ in order)
     st.progress(n_done / max(1, len(order)), f"{count(n_done)} of {count(len(order))} answers")
@@ -90,5 +91,7 @@ def _by_digest(metric: str, rows: Sequence[SampleResult]) -> list[tuple[str, Sam
 def _save(metric: str, rater: str, row: SampleResult, label: float) -> None:
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     one = AnswerLabel(answer_digest(metric, row), row.example_id, label)
-    given = LabelSet(uuid.uuid4().hex, now, row.task, row.split, metric, rater, (one,))
+    written = project.task(row.task)
+    rubric = asked_digest(written, metric) if written is not None else ""
+    given = LabelSet(uuid.uuid4().hex, now, row.task, row.split, metric, rater, (one,), rubric)
     store.save_labels(project.project().store, given)

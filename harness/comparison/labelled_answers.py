@@ -1,10 +1,10 @@
 """A metric beside people's labels of the same answers: agreement, its errors, and the scores they correct.
 
-Invariant: a label belongs to an answer's text, and counts for a run as far as nearly all of its answers have
-one, in the order in which items are drawn: labels of the answers alone that did not change since another run
-are no random sample of this one's. A failed answer needs none. Of several raters of one answer the mean
-counts, and of one rater the latest label. Only a metric that is the mean of one number an item, in [0, 1],
-is corrected.
+Invariant: a label belongs to an answer with its prompt and references, and counts for a run as far as
+nearly all of its answers have one, in the order in which items are drawn: labels of the answers alone that
+did not change since another run are no random sample of this one's. A failed answer needs none. Of several
+raters of one answer the mean counts, and of one rater the latest label. Only a metric that is the mean of
+one number an item, in [0, 1], is corrected.
 Source: `stats.prediction_powered_mean` (PPI++), `stats.rogan_gladen`, `stats.cohen_kappa`.
 """
 
@@ -116,8 +116,9 @@ class MetricCalibration:
 
 
 def answer_digest(metric: str, row: SampleResult) -> str:
-    """Return the digest that binds a label to an answer's text, its item and the metric that it is for."""
-    return digest([metric, row.task, row.split, row.example_id, row.text])
+    """Return the digest that binds a label to an answer, what it answers, and the metric that it is for."""
+    asked = [row.task, row.split, row.example_id, row.prompt, list(row.references)]
+    return digest([metric, *asked, row.text])
 
 
 def is_correctable(metric: Metric) -> bool:

@@ -4,7 +4,7 @@ Invariant: a rubric that could be read names judges that can be asked, and grade
 give; everything that is wrong with one is said at once, with file and line.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import permutations
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from harness import plugins
 from harness.config.files import missing_file, read_file, resolve_model
 from harness.config.problems import Keys, Tree, problems_of, salvage
 from harness.errors import Problem, UserError
+from harness.records import LabelSet, digest
 from harness.spec import JUDGE, Spec, Task, TokenPrices, metric_name, metric_parts
 
 YES_NO = "yes/no"
@@ -161,6 +162,18 @@ def rubric_of(task: Task, metric: str) -> Rubric | None:
     judged = (written for written in task.metrics if is_judged(written) and metric_name(written) == metric)
     written = next(judged, None)
     return None if written is None else read_rubric(Path(metric_parts(written)[1]))
+
+
+def asked_digest(task: Task, metric: str) -> str:
+    """Digest the criteria and the grades by which people label a judge's metric; empty of any other."""
+    rubric = rubric_of(task, metric)
+    return digest([rubric.criteria, *rubric.grades]) if rubric else ""
+
+
+def current_labels(found: Iterable[LabelSet], task: Task) -> list[LabelSet]:
+    """List the labels that were given by a rubric's criteria and scale as they are now."""
+    now = {name: asked_digest(task, name) for name in map(metric_name, task.metrics)}
+    return [of for of in found if of.rubric == now.get(of.metric)]
 
 
 def judge_problems(task: Task, written: str, folder: Path, where: str) -> Iterator[Problem]:

@@ -14,11 +14,12 @@ from harness.comparison import MetricCalibration
 from harness.comparison.corrected_comparison import correct_estimate, labels_missing
 from harness.comparison.estimators import is_judge
 from harness.comparison.labelled_answers import Labels, calibrate, latest_labels
+from harness.config.rubrics import current_labels
 from harness.decision import CandidateFacts
 from harness.evaluation.session import Session
 from harness.experiment.stored_rows import Reader
 from harness.metrics import Metric
-from harness.records import Run, SampleResult
+from harness.records import LabelSet, Run, SampleResult
 
 
 def correct_facts(
@@ -60,7 +61,7 @@ def correct_reached(
 def judge_labels(session: Session) -> Labels:
     """Return people's labels for the target's primary metric; none where that is no judge's."""
     name = session.target.primary.name
-    found = store.list_labels(session.store, session.target.task.name) if is_judge(name) else ()
+    found = _labels(session) if is_judge(name) else ()
     return latest_labels(found, name)
 
 
@@ -76,7 +77,7 @@ def calibrations(
     session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
 ) -> tuple[MetricCalibration, ...]:
     """Put each labelled metric of the target beside its labels; runs are paired with the best untrained."""
-    found = store.list_labels(session.store, session.target.task.name)
+    found = _labels(session)
     if not found:
         return ()
     done = {f.label: run for f, run in zip(facts, runs, strict=True) if f.state == "done"}
@@ -86,6 +87,11 @@ def calibrations(
     pairs = [(f.label, base) for f in facts if base and f.label in arms and f.label != base]
     of = (calibrate(metric, arms, pairs, found) for metric in session.target.metrics.values())
     return tuple(replace(c, own=_own(session, c.metric, done)) for c in of if c)
+
+
+def _labels(session: Session) -> list[LabelSet]:
+    task = session.target.task
+    return current_labels(store.list_labels(session.store, task.name), task)
 
 
 def _own(session: Session, metric: str, runs: Mapping[str, Run]) -> tuple[str, ...]:

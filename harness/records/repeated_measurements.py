@@ -73,7 +73,10 @@ class AnswerLabel:
 
 @dataclass(frozen=True, slots=True)
 class LabelSet:
-    """Labels that a person gave at once to answers of a task, for one metric, not knowing whose they are."""
+    """Labels that a person gave at once to answers of a task, for one metric, not knowing whose they are.
+
+    `rubric` is the digest of what a judge's rubric asked for then, empty of any other metric.
+    """
 
     id: str
     created: str
@@ -82,6 +85,7 @@ class LabelSet:
     metric: str
     rater: str
     labels: tuple[AnswerLabel, ...]
+    rubric: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from harness.comparison.labelled_answers import (
     scored_rows,
 )
 from harness.config import Loaded
-from harness.config.rubrics import rubric_of
+from harness.config.rubrics import asked_digest, current_labels, rubric_of
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.experiment.candidate_result import facts_on_target
@@ -38,6 +38,7 @@ from harness.store import Store
 
 COLUMNS = ("key", "question", "answer", "reference", "label")
 _KEY = "answer-"  # before the digest, which a spreadsheet might take for a number
+_JOIN = "+"  # between digests of a text that answers more than one prompt
 _DELIMITERS = ",;\t"
 _REFERENCES_SHOWN = 3
 _WORDS = {"no": 0.0, "yes": 1.0}
@@ -75,6 +76,15 @@ class _Known(NamedTuple):
     row: SampleResult
 
 
+class _Read(NamedTuple):
+    """Content of a file: labels by answer, how many rows have one, and how many were left blank."""
+
+    metric: str
+    labels: list[AnswerLabel]
+    n_labels: int
+    n_blank: int
+
+
 def export_answers(
     path: Path,
     file: Path,
@@ -100,7 +110,7 @@ def export_answers(
     measured = _metric(task, metric)
     runs = _runs(loaded, at, candidates)
     arms = [scored_rows(measured.name, _rows(at, run, task)) for run in runs]
-    labels = latest_labels(store.list_labels(at, task.name), measured.name)
+    labels = latest_labels(current_labels(store.list_labels(at, task.name), task), measured.name)
     shared = draw_items(set[str]().union(*arms), task.name, measured.name)
     open_ = [item for item in shared if not _is_labelled(measured.name, _given(arms, item), labels)]
     rows = list(_file_rows(measured.name, open_[:n_items], arms, labels))
@@ -131,12 +141,14 @@ def import_labels(
         raise UserError(Problem("--scale", found, "the lowest label, then the highest", "--scale 1,5"))
     runs = [run for run in store.list_runs(at) if run.state == "done" and f"{task.name}/test" in run.rows]
     known = _known_answers(at, task, runs)
-    metric, labels, n_blank = _read(file, known, scale)
-    given = LabelSet("", timestamp(), task.name, "test", metric, rater, tuple(labels))
+    metric, labels, n_labels, n_blank = _read(file, known, scale)
+    given = LabelSet(
+        "", timestamp(), task.name, "test", metric, rater, tuple(labels), asked_digest(task, metric)
+    )
     store.save_labels(at, replace(given, id=digest(asdict(given))))
-    latest = latest_labels(store.list_labels(at, task.name), metric)
+    latest = latest_labels(current_labels(store.list_labels(at, task.name), task), metric)
     by_run = {run.label: len(_labelled(metric, _rows(at, run, task), latest)) for run in runs}
-    return Imported(metric, len(labels), n_blank, {run: n for run, n in by_run.items() if n})
+    return Imported(metric, n_labels, n_blank, {run: n for run, n in by_run.items() if n})
 
 
 def _metric(task: Task, name: str) -> Metric:
@@ -205,11 +217,13 @@ def _file_rows(
     for item in items:
         rows = _given(arms, item)
         question = min((row.prompt for row in rows), key=len)
-        different = {answer_digest(metric, row): row for row in rows}
-        for answer, row in sorted(different.items(), key=lambda pair: pair[0]):
-            if answer not in labels:
-                reference = " | ".join(row.references[:_REFERENCES_SHOWN])
-                yield _KEY + answer, question, row.text, reference, ""
+        open_ = {answer: row for row in rows if (answer := answer_digest(metric, row)) not in labels}
+        of_text: dict[str, list[str]] = {}
+        for answer in sorted(open_):
+            of_text.setdefault(open_[answer].text, []).append(answer)
+        for text, answers in of_text.items():
+            reference = " | ".join(open_[answers[0]].references[:_REFERENCES_SHOWN])
+            yield _KEY + _JOIN.join(answers), question, text, reference, ""
 
 
 def _given(arms: Sequence[Mapping[str, SampleResult]], item: str) -> list[SampleResult]:
@@ -239,17 +253,15 @@ def _known_answers(at: Store, task: Task, runs: Iterable[Run]) -> dict[str, _Kno
     }
 
 
-def _read(
-    file: Path, known: Mapping[str, _Known], scale: tuple[float, float]
-) -> tuple[str, list[AnswerLabel], int]:
+def _read(file: Path, known: Mapping[str, _Known], scale: tuple[float, float]) -> _Read:
     """Read the labels of a file, on a scale from 0 to 1; count the rows left blank."""
     problems, labels, seen, n_blank = list[Problem](), list[AnswerLabel](), dict[str, int](), 0
     metrics: set[str] = set()
     for line, key, written in _lines(file):
-        where = f"{file}:{line}"
+        where, keys = f"{file}:{line}", _keys(key)
         if not written:
             n_blank += 1
-        elif key not in known:
+        elif any(one not in known for one in keys):
             problems.append(_unknown_key(where, key))
         elif key in seen:
             expected = "one label for each answer"
@@ -260,8 +272,8 @@ def _read(
             problems.append(Problem(where, f"label {written!r}", f"a number from {low} to {high}", step))
         else:
             seen[key] = line
-            metrics.add(known[key].metric)
-            labels.append(AnswerLabel(key.removeprefix(_KEY), known[key].row.example_id, label))
+            metrics |= {known[one].metric for one in keys}
+            labels += [AnswerLabel(one.removeprefix(_KEY), known[one].row.example_id, label) for one in keys]
     if len(metrics) > 1:
         found = f"answers exported for {', '.join(sorted(metrics))}"
         problems.append(Problem(str(file), found, "those for one metric", "import them as two files"))
@@ -270,7 +282,12 @@ def _read(
         problems.append(Problem(str(file), "no label", "at least one", step))
     if problems:
         raise UserError(problems)
-    return metrics.pop(), labels, n_blank
+    return _Read(metrics.pop(), labels, len(seen), n_blank)
+
+
+def _keys(key: str) -> list[str]:
+    """List the keys of the answers that a row stands for."""
+    return [_KEY + one for one in key.removeprefix(_KEY).split(_JOIN)] if key.startswith(_KEY) else [key]
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str, str]]:

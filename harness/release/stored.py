@@ -19,6 +19,7 @@ from harness.comparison.corrected_comparison import correct_comparison, correct_
 from harness.comparison.estimators import is_judge
 from harness.comparison.labelled_answers import Labels, latest_labels
 from harness.config import Loaded
+from harness.config.rubrics import current_labels
 from harness.data import version_of_test
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean
@@ -370,7 +371,7 @@ def _target(loaded: Loaded, at: Store, run: Run, policy: GatePolicy, task: Task)
     limit = task.data.limits.test
     rows = store.read_rows(at, run.rows[f"{task.name}/test"], limit)
     score: Estimate = comparison.estimate(metric, rows)
-    labels = latest_labels(store.list_labels(at, task.name), metric.name)
+    labels = latest_labels(current_labels(store.list_labels(at, task.name), task), metric.name)
     base = _best_untrained_rows(loaded, at, metric) if policy.target.gain is not None else None
     gain = None
     if base is not None and comparison.is_comparable(metric, base, rows):
@@ -388,7 +389,8 @@ def _best_untrained_rows(loaded: Loaded, at: Store, metric: Metric) -> Rows | No
     """Read the target's rows of the stored candidate that the decision takes as the best untrained one."""
     task, experiment = loaded.experiment.target, loaded.experiment
     runs = _untrained(store.list_runs(at, experiment.name), experiment)
-    labels = latest_labels(store.list_labels(at, task.name), metric.name) if is_judge(metric.name) else {}
+    found = current_labels(store.list_labels(at, task.name), task) if is_judge(metric.name) else ()
+    labels = latest_labels(found, metric.name)
     facts = _facts_on_target(at, task, metric, runs, labels)
     best = decision.best_untrained(decision.apply_budgets(facts, experiment.decide))
     if best is None:
