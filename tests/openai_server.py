@@ -20,7 +20,7 @@ class Said(NamedTuple):
 
     text: str
     finish_reason: str = "stop"
-    n_prompt: int = 10
+    n_prompt: int | None = 10  # None of a server that sends no usage
     n_new: int = 1
 
 
@@ -182,13 +182,15 @@ def _error(message: str) -> dict:
 
 def _response(said: Said, choice: dict) -> dict:
     usage = {"prompt_tokens": said.n_prompt, "completion_tokens": said.n_new}
+    total = said.n_new + (said.n_prompt or 0)
+    counted = {} if said.n_prompt is None else {"usage": {**usage, "total_tokens": total}}
     return {
         "id": "1",
         "object": "text_completion",
         "created": 0,
         "model": NAME,
         "choices": [{"index": 0, "finish_reason": said.finish_reason, **choice}],
-        "usage": {**usage, "total_tokens": said.n_prompt + said.n_new},
+        **counted,
     }
 
 

@@ -1,7 +1,7 @@
 """What a judge may not do: decide by other grades than the files name, unseen costs, or what leaves the machine."""
 
 import pytest
-from test_judges import JUDGE, RUBRIC, desk  # noqa: F401 (the fixture)
+from test_judges import JUDGE, RUBRIC, Grader, desk  # noqa: F401 (the fixture)
 
 from harness import config, release
 from harness.errors import IncompatibleRuns, UserError
@@ -44,3 +44,31 @@ def test_a_candidate_abroad_is_sent_nothing_where_data_are_sensitive(desk):  # n
     ):
         d.compare()
     assert d.candidates.asked == d.judge.asked == []
+
+
+class Uncounted(Grader):
+    """A judge on a server that sends no usage."""
+
+    def chat(self, messages, body):
+        return super().chat(messages, body)._replace(n_prompt=None)
+
+
+def test_a_server_that_counts_no_tokens_has_no_known_cost_and_no_limit_of_it(desk):  # noqa: F811
+    prices = RUBRIC + "usd_per_million_tokens: {input: 90000, output: 100000}\n"
+    d = desk(judge=Uncounted(), rubric=prices + "max_cost: 5\n")
+    said = d.compare().facts[0].error
+    assert "answers without usage, so what grades cost is unknown, and max_cost is 5" in said
+    assert len(d.judge.asked) == 1
+    d.rubric(prices + JUDGE.format(url=d.judge.url, timeout=5))
+    (remark,) = (note for note in d.compare().notes if "graded by" in note)
+    assert "at an unknown cost, the server sends no usage" in remark
+
+
+def test_prices_within_a_judge_are_refused(desk):  # noqa: F811
+    d = desk()
+    within = "num_concurrent: 1, usd_per_million_tokens: {input: 1, output: 1}"
+    d.rubric(RUBRIC + JUDGE.format(url=d.judge.url, timeout=5).replace("num_concurrent: 1", within))
+    with pytest.raises(
+        UserError, match=r"helpful.yaml:2: found prices within a judge; .* move them beside judge"
+    ):
+        config.load(d.path)

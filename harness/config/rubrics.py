@@ -58,8 +58,8 @@ class Rubric(Spec):
     the judge sees first. With `reference: true` it sees the item's right answer too.
 
     `judge` is who grades: a model that runs here, as `base_model` names one, or an endpoint by the parameters
-    of the method `endpoint`. `panel` lists several of them in its place; their mean counts. `max_cost` in USD
-    ends the grading by an endpoint once it has cost as much, by `usd_per_million_tokens`.
+    of the method `endpoint` but its prices. `panel` lists several of them in its place; their mean counts.
+    `max_cost` in USD ends the grading by an endpoint once it has cost as much, by `usd_per_million_tokens`.
     """
 
     criteria: str = Field(min_length=1)
@@ -234,6 +234,11 @@ def _unusable_judges(tree: Tree) -> Iterator[Problem]:
 def _unusable_endpoint(written: dict[str, Any], tree: Tree, keys: Keys) -> Iterator[Problem]:
     params = endpoint_params(written)
     yield from problems_of(plugins.load("methods", "endpoint").Params, params, tree, keys)
+    if "usd_per_million_tokens" in written:
+        place = tree.where((*keys, "usd_per_million_tokens"))
+        yield Problem(
+            place, "prices within a judge", "those of the rubric", "move them beside judge: or panel:"
+        )
     if params["protocol"] != "chat":
         found = f"a judge with protocol: {params['protocol']}, which sends tokens of the base"
         yield Problem(tree.where((*keys, "protocol")), found, "protocol: chat", "remove protocol")

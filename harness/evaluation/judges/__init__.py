@@ -132,11 +132,16 @@ def key_problems(judged: Sequence[Judged]) -> Iterator[Problem]:
 
 
 def cost_usd(grades: Sequence[Grade], prices: TokenPrices | None) -> float | None:
-    """Add up what grades cost by their tokens; None without prices."""
-    if prices is None:
+    """Add up what grades cost by their tokens; None without prices, or where a server counted no tokens."""
+    if prices is None or any(map(lacks_tokens, grades)):
         return None
     read, written = sum(g.n_prompt_tokens for g in grades), sum(g.n_output_tokens for g in grades)
     return (read * prices.input + written * prices.output) / 1e6
+
+
+def lacks_tokens(grade: Grade) -> bool:
+    """Tell whether nobody counted what a grade took: the server that gave it sends no `usage`."""
+    return grade.status != "error" and not grade.n_prompt_tokens
 
 
 def _path(written: str) -> Path:

@@ -86,11 +86,14 @@ def _ask_endpoint(
 
 
 def _refuse_beyond_cost(judged: Judged, grades: Sequence[Grade]) -> None:
-    """Refuse to ask once all grades of a book have cost what the rubric allows."""
+    """Refuse to ask once all grades of a book have cost what the rubric allows, or nobody knows what."""
     most = judged.rubric.max_cost
     if most is None:
         return
-    spent = cost_usd(grades, judged.rubric.usd_per_million_tokens) or 0.0
+    spent = cost_usd(grades, judged.rubric.usd_per_million_tokens)
+    if spent is None:
+        found = f"answers without usage, so what grades cost is unknown, and max_cost is {most:g}"
+        raise CandidateFailed(found, "no max_cost in the rubric, or a server that counts tokens")
     if spent >= most:
         found = f"{len(grades):,} grades have cost {spent:.2f} USD, and max_cost is {most:g}"
         raise CandidateFailed(found, "a larger max_cost in the rubric; the grades so far are kept")

@@ -15,6 +15,7 @@ from harness.evaluation.runner import rescore_stored
 from harness.evaluation.session import Session
 from harness.formatting import count, percent, usd
 from harness.records import Grade
+from harness.spec import TokenPrices
 
 
 def score_answered(session: Session, sets: Sequence[RowSet]) -> list[RowSet]:
@@ -43,14 +44,19 @@ def judge_remarks(judged: Iterable[Judged]) -> Iterator[str]:
     """Say of each judge how much it has graded, at which price, and how many grades could not be read."""
     for one in judged:
         for judge, known in zip(one.judges, one.grades(), strict=True):
-            cost = (
-                cost_usd(list(known.values()), one.rubric.usd_per_million_tokens) if judge.settings else None
-            )
-            paid = "" if cost is None else f" for {usd(cost)} USD"
+            paid = _price(list(known.values()), one.rubric.usd_per_million_tokens) if judge.settings else ""
             lost = [grade for grade in known.values() if grade.value is None]
             failed = f"; {count(len(lost))} of these grades could not be read and count as failed answers"
             graded = f"{count(len(known))} answers graded by {judge.name}{paid}"
             yield f"{one.metric}: {graded}{failed if lost else ''}{_place_preference(known.values())}"
+
+
+def _price(grades: Sequence[Grade], prices: TokenPrices | None) -> str:
+    """Say what grades cost by the rubric's prices; empty without prices."""
+    if prices is None:
+        return ""
+    cost = cost_usd(grades, prices)
+    return f" for {usd(cost)} USD" if cost is not None else " at an unknown cost, the server sends no usage"
 
 
 def _place_preference(grades: Iterable[Grade]) -> str:
