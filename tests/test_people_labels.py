@@ -30,6 +30,7 @@ from harness.metrics import mean_metric
 from harness.records import AnswerLabel, LabelSet
 from harness.release import rating_file
 from harness.report import ExperimentReport
+from harness.report.escape import spreadsheet_lines
 from harness.report.people_labels import label_sections, sentences
 from harness.spec import DecidePolicy, GatePolicy, TargetPolicy, Task, TaskData
 from harness.store import Store
@@ -502,12 +503,12 @@ def test_an_answer_with_a_label_is_not_asked_for_again(harness, project):  # noq
 def test_every_problem_of_a_file_is_listed_and_nothing_stored(harness, project):  # noqa: F811
     harness("rate", "export", "labels.csv", "-n", 10, *BOTH, cwd=project, check=0)
     written = [{**row, "label": "1"} for row in read(project / "labels.csv")]
-    written[1]["label"], written[2]["label"], written[3]["key"] = "good", "7", "answer-0"
+    written[1]["label"], written[2]["label"], written[3]["key"] = "good", "1_0", "answer-0"
     write(project / "labels.csv", [*written, written[0]])
     done = harness("rate", "import", "labels.csv", cwd=project, check=2)
     for line, found in (
         (3, "label 'good'"),
-        (4, "label '7'"),
+        (4, "label '1_0'"),
         (5, "key 'answer-0'"),
         (len(written) + 2, "a key of line 2 again"),
     ):
@@ -528,6 +529,41 @@ def test_labels_of_another_scale_are_taken_to_0_to_1(harness, project):  # noqa:
     assert f"{len(written) - len(found.labels)} rows left blank" in done.stdout
 
 
+def test_files_are_read_as_spreadsheets_write_them(harness, project):  # noqa: F811
+    harness("rate", "export", "labels.csv", "-n", 3, *BOTH, cwd=project, check=0)
+    written = [{**row, "label": "1"} for row in read(project / "labels.csv")]
+    for label, encoding, hint in (
+        ("1", "utf-16", ""),
+        ("0", "utf-8", "sep=;\n"),
+        ("good", "utf-8", "sep=;\n"),
+    ):
+        write(project / "saved.csv", [{**row, "label": label} for row in written], ";")
+        text = hint + (project / "saved.csv").read_text("utf-8")
+        (project / "saved.csv").write_text(text, encoding)
+        done = harness("rate", "import", "saved.csv", cwd=project, check=2 if label == "good" else 0)
+    assert "saved.csv:3: found label 'good'" in done.stderr
+    kept = [{one.label for one in of.labels} for of in store.list_labels(Store(project / "runs"))]
+    assert kept == [{1.0}, {0.0}]
+
+
+def test_the_later_of_two_imports_within_a_second_counts(project):
+    path = project / "harness.yaml"
+    rating_file.export_answers(path, project / "labels.csv", n_items=2, candidates=("prompt",))
+    written = read(project / "labels.csv")
+    for i in range(12):
+        write(project / "saved.csv", [{**row, "label": str(i % 2)} for row in written])
+        rating_file.import_labels(path, project / "saved.csv", rater="ann")
+    labels = latest_labels(store.list_labels(Store(project / "runs")), "judge_long")
+    assert set(labels.values()) == {1.0}
+    kept = [of.labels[0].label for of in store.list_labels(Store(project / "runs"))]
+    assert kept == [0.0, 1.0] * 6
+
+
+def test_no_cell_starts_a_formula_or_turns_its_text_round():
+    assert [spreadsheet_lines(f"{sign}1") for sign in "=＝＋－＠"] == [f"'{sign}1" for sign in "=＝＋－＠"]
+    assert spreadsheet_lines("a\u202eb\x00c\nd") == "abc\nd"
+
+
 def test_the_criteria_of_a_judges_metric_are_those_of_its_rubric(tmp_path):
     path = tmp_path / "helpful.yaml"
     path.write_text("criteria: It says when.\njudge: {base_url: http://localhost:1/v1, model: big}\n")
@@ -544,7 +580,12 @@ def test_the_criteria_of_a_judges_metric_are_those_of_its_rubric(tmp_path):
         (("import", "nowhere.csv"), "nowhere.csv"),
         (("import", "blank.csv", "--scale", "5"), "--scale"),
         (("import", "blank.csv", "--scale", "5,1"), "--scale"),
+        (("import", "blank.csv", "--scale", "0,inf"), "--scale"),
+        (("import", "blank.csv", "--scale=-inf,5"), "--scale"),
+        (("import", "two.csv"), "more than one column label"),
         (("export", "blank.csv"), "a new name"),
+        (("export", "new.txt"), "ends with .csv"),
+        (("export", "nowhere/new.csv"), "no folder"),
         (("export", "new.csv", "--metric", "rouge"), "'rouge'"),
         (("export", "new.csv", "--metric", "bleu"), "which is none"),
         (("export", "new.csv", "--candidates", "nobody"), "nobody"),
@@ -553,6 +594,8 @@ def test_the_criteria_of_a_judges_metric_are_those_of_its_rubric(tmp_path):
 def test_what_cannot_be_rated_ends_with_2(harness, project, words, found):  # noqa: F811
     (project / "empty.csv").write_text("")
     (project / "blank.csv").write_text("key,label\nanswer-1,\n")
+    (project / "two.csv").write_text("key,label,Label \nanswer-1,1,0\n")
     done = harness("rate", *words, cwd=project, check=2)
     assert found in done.stderr
     assert not (project / "new.csv").exists()
+    assert not (project / "nowhere").exists()

@@ -89,7 +89,7 @@ def _by_digest(metric: str, rows: Sequence[SampleResult]) -> list[tuple[str, Sam
 
 
 def _save(metric: str, rater: str, row: SampleResult, label: float) -> None:
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    now = datetime.now(UTC).isoformat(timespec="microseconds")
     one = AnswerLabel(answer_digest(metric, row), row.example_id, label)
     written = project.task(row.task)
     rubric = asked_digest(written, metric) if written is not None else ""

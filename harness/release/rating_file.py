@@ -8,9 +8,12 @@ that labels up to any row are a random sample. A file is imported whole or not a
 
 import csv
 import io
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +32,6 @@ from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.experiment.candidate_result import facts_on_target
 from harness.metrics import Metric, load_metrics
-from harness.provenance import timestamp
 from harness.records import AnswerLabel, LabelSet, Run, SampleResult, digest
 from harness.release.stored import candidate_runs
 from harness.report.escape import spreadsheet_lines
@@ -100,11 +102,11 @@ def export_answers(
     `metric` for the one that decides. Items of which all answers have a label are left out.
 
     Raises:
-        UserError: the file exists, the metric or a candidate is unknown, or the metric is no mean in [0, 1].
+        UserError: the file exists, is no .csv or lies in no folder, the metric or a candidate is unknown,
+            or the metric is no mean in [0, 1].
         IncompatibleRuns: nothing is stored of a candidate as it is written now.
     """
-    if file.exists():
-        raise UserError(Problem(str(file), "a file", "a new name", "name another file, or remove it"))
+    _refuse_unwritable(file)
     loaded = config.load(path, overrides)
     at, task = Store(loaded.folder / "runs"), loaded.experiment.target
     measured = _metric(task, metric)
@@ -136,19 +138,28 @@ def import_labels(
     """
     loaded = config.load(path, overrides)
     at, task = Store(loaded.folder / "runs"), loaded.experiment.target
-    if not scale[0] < scale[1]:
+    if not -inf < scale[0] < scale[1] < inf:
         found = f"{scale[0]:g} and {scale[1]:g}"
         raise UserError(Problem("--scale", found, "the lowest label, then the highest", "--scale 1,5"))
     runs = [run for run in store.list_runs(at) if run.state == "done" and f"{task.name}/test" in run.rows]
     known = _known_answers(at, task, runs)
     metric, labels, n_labels, n_blank = _read(file, known, scale)
-    given = LabelSet(
-        "", timestamp(), task.name, "test", metric, rater, tuple(labels), asked_digest(task, metric)
-    )
+    now = datetime.now(UTC).isoformat(timespec="microseconds")  # for a later import takes its place
+    given = LabelSet("", now, task.name, "test", metric, rater, tuple(labels), asked_digest(task, metric))
     store.save_labels(at, replace(given, id=digest(asdict(given))))
     latest = latest_labels(current_labels(store.list_labels(at, task.name), task), metric)
     by_run = {run.label: len(_labelled(metric, _rows(at, run, task), latest)) for run in runs}
     return Imported(metric, n_labels, n_blank, {run: n for run, n in by_run.items() if n})
+
+
+def _refuse_unwritable(file: Path) -> None:
+    if file.exists():
+        raise UserError(Problem(str(file), "a file", "a new name", "name another file, or remove it"))
+    if file.suffix.lower() != ".csv":
+        raise UserError(Problem(str(file), "another ending", "a name that ends with .csv", "labels.csv"))
+    if not file.parent.is_dir():
+        step = "make the folder, or name another one"
+        raise UserError(Problem(str(file.parent), "no folder", "the folder of the file", step))
 
 
 def _metric(task: Task, name: str) -> Metric:
@@ -294,30 +305,43 @@ def _lines(file: Path) -> Iterator[tuple[int, str, str]]:
     """Yield line, key and label of each row; a spreadsheet may have changed delimiter and encoding.
 
     Raises:
-        UserError: a column is missing.
+        UserError: a column is missing, or there twice.
     """
-    with file.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+    with file.open("rb") as raw:
+        encoding = "utf-16" if raw.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
+    with file.open(encoding=encoding, errors="replace", newline="") as stream:
         head = stream.readline()
+        above = 1 if head.strip().strip('"').casefold().startswith("sep=") else 0  # a hint to a spreadsheet
+        head = stream.readline() if above else head
         stream.seek(0)
-        delimiter = max(_DELIMITERS, key=head.count)
+        if above:
+            stream.readline()
         csv.field_size_limit(_LONGEST_CELL)
-        reader = csv.DictReader(stream, delimiter=delimiter)
-        columns = [(name or "").strip().lower() for name in reader.fieldnames or ()]
-        if missing := [name for name in ("key", "label") if name not in columns]:
-            expected = f"the columns {', '.join(COLUMNS)}, as harness rate export writes them"
-            step = "keep the first line as it was"
-            raise UserError(Problem(f"{file}:1", f"no column {' and '.join(missing)}", expected, step))
-        reader.fieldnames = columns
-        line = reader.line_num + 1
+        reader = csv.DictReader(stream, delimiter=max(_DELIMITERS, key=head.count))
+        reader.fieldnames = _columns(reader.fieldnames or (), f"{file}:{above + 1}")
+        line = reader.line_num + above + 1
         for row in reader:
             yield line, (row["key"] or "").strip(), (row["label"] or "").strip()
-            line = reader.line_num + 1
+            line = reader.line_num + above + 1
+
+
+def _columns(written: Sequence[str], where: str) -> list[str]:
+    """Read the names of the columns, of which a key and a label are needed, each once."""
+    columns = [(name or "").strip().lower() for name in written]
+    for found, n in (("no column", 0), ("more than one column", 2)):
+        if wrong := [name for name in ("key", "label") if min(columns.count(name), 2) == n]:
+            expected = f"the columns {', '.join(COLUMNS)}, as harness rate export writes them"
+            step = "remove or rename the others" if n else "keep the first line as it was"
+            raise UserError(Problem(where, f"{found} {' and '.join(wrong)}", expected, step))
+    return columns
 
 
 def _number(written: str, scale: tuple[float, float]) -> float | None:
     """Read a label, yes or no or a number of the scale, from 0 to 1; None where it is nothing of these."""
     if (word := written.casefold()) in _WORDS:
         return _WORDS[word]
+    if "_" in written:  # Python alone reads 1_0 as 10
+        return None
     try:
         value = float(written.replace(",", "."))  # a comma, as some spreadsheets write decimals
     except ValueError:

@@ -19,7 +19,7 @@ _ANSI = re.compile(
     r"|\x1b[@-Z\\-_]"
 )
 _MARKDOWN = re.compile(r"[\\|`*~]|(?<!\w)_|_(?!\w)|(?<=\])[(\[]")
-_FORMULA = ("=", "+", "-", "@")
+_FORMULA = tuple("=+-@＝＋－＠")
 _BLOCK_START = re.compile(r"^(?=[#>+-]|\d+[.)]\s)")
 
 
