@@ -189,8 +189,9 @@ class Session:
         if self.experiment.engine == "vllm":
             return vllm.identity(vllm.installed_version(), self.machine.device)
         plain = self.sources[source.name]
-        known = [plain.weights_digest, self.machine, provenance.environment_digest(self.machine.name)]
-        key = digest([*known, versions_of("layout"), ENGINES])
+        # Not by its speed, which is another number whenever it is measured.
+        here = [self.machine.device, self.machine.precision, provenance.environment_digest(self.machine.name)]
+        key = digest([plain.weights_digest, *here, versions_of("layout"), ENGINES])
         engine, layout = memo("engines", key, lambda: self._load_engine(plain)) or UNKNOWN
         return engine, layout
 
