@@ -1,10 +1,14 @@
 """What a judge may not do: decide by other grades than the files name, unseen costs, or what leaves the machine."""
 
+from dataclasses import replace
+
 import pytest
+from test_gating import measured, verdict
 from test_judges import JUDGE, RUBRIC, Grader, desk  # noqa: F401 (the fixture)
 
 from harness import config, release
 from harness.errors import IncompatibleRuns, UserError
+from harness.spec import GatePolicy
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -72,3 +76,16 @@ def test_prices_within_a_judge_are_refused(desk):  # noqa: F811
         UserError, match=r"helpful.yaml:2: found prices within a judge; .* move them beside judge"
     ):
         config.load(d.path)
+
+
+@pytest.mark.parametrize("critical", [(), ("facts",)])
+def test_a_judge_in_a_suite_shows_no_forgetting_unless_the_policy_allows_it(critical):
+    facts = measured("facts", 600, 0, 0)
+    by_judge = facts._replace(comparison=replace(facts.comparison, metric="judge:helpful"))
+    policy = GatePolicy(critical=critical)
+    found = verdict([by_judge], policy)
+    assert found.outcome == "inconclusive"
+    assert "macro: facts graded by a judge that no labels of people calibrate" in found.sentence
+    assert ("critical: facts graded by a judge" in found.sentence) is bool(critical)
+    allowed = policy.model_copy(update={"uncalibrated_judge": "allow"})
+    assert verdict([by_judge], allowed).outcome == verdict([facts], policy).outcome == "pass"

@@ -6,6 +6,7 @@ Source: statistics in `stats`; a veto beside a pass that needs no correction: Be
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from math import ceil
 from statistics import fmean
 
@@ -26,7 +27,7 @@ from harness.gating.macro import Macro, average_macro, planned_parts
 from harness.gating.operating_characteristic import miss_rates
 from harness.gating.shared_items import NOTHING_SHARED, SharedItems
 from harness.gating.significance import loss_rate_p, macro_p, noninferiority_p
-from harness.gating.target import target_rule
+from harness.gating.target import require_calibration, target_rule
 from harness.gating.unanswered import errors_rule, missing_rule
 from harness.gating.verdict import (
     Number,
@@ -88,11 +89,13 @@ def apply_rules(
     validity = comparison.at_level(validity, show.alpha) if validity else None
     admitted = [t for t in tasks if is_in_macro(t)]
     macro = average_macro(admitted, show, shared) if admitted else None
+    calibrated = partial(require_calibration, policy=policy, identical=identical)
+    critical = [t for t in tasks if is_named_critical(t.task, t.suite, policy)]
     rules = (
         *([errors] if errors else []),
-        macro_rule(tasks, admitted, macro, show, identical, shared),
-        each_rule(vetoing, policy, identical),
-        critical_rule(tasks, show, identical),
+        calibrated(macro_rule(tasks, admitted, macro, show, identical, shared), admitted),
+        calibrated(each_rule(vetoing, policy, identical), vetoing),
+        calibrated(critical_rule(tasks, show, identical), critical),
         regressions_rule(tasks, identical, confirmed),
         validity_rule(validity, show, identical),
         target_rule(target, policy),

@@ -1,20 +1,39 @@
-"""Rule on the target: the level or the gain that the policy declares, judged on the test split.
+"""Rules on the target's level or gain, as the policy declares them, and on what judges grade in the suites.
 
 Invariant: a goal passes where the whole 95 % interval reaches it, and fails where none of it does; signs are
 turned so that more is better, whatever the metric's direction. A judge's grades count only where people have
 labelled enough of the answers.
 """
 
+from collections.abc import Sequence
+
 from harness import comparison, formatting
 from harness.comparison import Comparison, Estimate
+from harness.comparison.estimators import is_judge
 from harness.gating.significance import target_p
-from harness.gating.verdict import Number, Outcome, Rule, TargetFacts, worst_outcome
+from harness.gating.verdict import Number, Outcome, Rule, TargetFacts, TaskComparison, worst_outcome
 from harness.spec import GatePolicy
 
 _UNCALIBRATED = (
     "target: it is graded by a judge, and its grades of these answers need {labels} of people before anything"
     " rests on them (harness rate export), unless gate.uncalibrated_judge says allow"
 )
+
+_SUITES = (
+    "{rule}: {tasks} graded by a judge that no labels of people calibrate (they are for the target alone);"
+    " another primary metric, or gate.uncalibrated_judge: allow"
+)
+
+
+def require_calibration(
+    rule: Rule, tasks: Sequence[TaskComparison], policy: GatePolicy, *, identical: bool
+) -> Rule:
+    """Leave a rule open that rests on a judge's grades of these tasks, unless the policy allows that."""
+    named = [t.task.name for t in tasks if is_judge(t.comparison.metric)]
+    if identical or not named or policy.uncalibrated_judge == "allow":
+        return rule
+    said = _SUITES.format(rule=rule.name, tasks=", ".join(named))
+    return Rule(rule.name, "inconclusive", said, {"judged": named})
 
 
 def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
