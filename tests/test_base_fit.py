@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from math import prod
 
 import pytest
+from test_training import LLAMA_2_7B
 from typer.testing import CliRunner
 
 from harness.cli.app import app
@@ -17,14 +18,6 @@ from harness.errors import UserError
 from harness.experiment.base_fit import Asked, examine_base, ways
 from harness.models import memory
 
-LLAMA_2_7B = {
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "vocab_size": 32000,
-}
 ATTENTION = [(f"self_attn.{name}_proj", (4096, 4096)) for name in "qkvo"]
 MLP = [("mlp.gate_proj", (11008, 4096)), ("mlp.up_proj", (11008, 4096)), ("mlp.down_proj", (4096, 11008))]
 NORMS = [("input_layernorm", (4096,)), ("post_attention_layernorm", (4096,))]

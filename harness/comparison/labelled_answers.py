@@ -209,7 +209,7 @@ def calibrate(
 def grade_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> Graded:
     """Put grades and labels of rows side by side; clusters are numbered as the rows name them."""
     clusters = np.unique([row.cluster or row.example_id for row in rows], return_inverse=True)[1]
-    grades = np.array([(row.parts[metric.name] or (np.nan,))[0] for row in rows], float)
+    grades = np.array(_grades(metric, rows), float)
     counted = drawn_labels(metric.name, rows, labels)
     found = [counted.get(row.example_id, np.nan) for row in rows]
     return Graded(grades, np.array(found, float), clusters)
@@ -332,31 +332,32 @@ def _agreement_and_length(
     seen = set[str]()
     for rows in arms:
         counted = drawn_labels(metric.name, rows, labels)
-        own = [row for row in rows if row.example_id in counted]
-        own = [row for row in own if answer_digest(metric.name, row) not in seen]
-        seen.update(answer_digest(metric.name, row) for row in own)
+        by_answer = {answer_digest(metric.name, row): row for row in rows if row.example_id in counted}
+        own = [row for answer, row in by_answer.items() if answer not in seen]
+        seen |= by_answer.keys()
         if own:
             kept += own
             people += [counted[row.example_id] for row in own]
-            errors.append(_beside_mean([grade - counted[i] for i, grade in _grades(metric, own)]))
+            errors.append(_beside_mean(np.subtract(_grades(metric, own), people[-len(own) :])))
             lengths.append(_beside_mean([log2(max(len(row.text), 1)) for row in own]))
     if len(kept) < MIN_LABELS:
         return None, None
     clusters = np.unique([row.cluster or row.example_id for row in kept], return_inverse=True)[1]
-    grades, length = np.array([grade for _, grade in _grades(metric, kept)]), np.concatenate(lengths)
+    grades, length = np.array(_grades(metric, kept), float), np.concatenate(lengths)
     slope = None
     if np.subtract(*np.quantile(length, (0.9, 0.1))) >= _SPREAD:
         slope = _slope(metric, length, np.concatenate(errors), clusters)
     return _kappa(grades, np.array(people), clusters), slope
 
 
-def _beside_mean(values: Sequence[float]) -> Array:
+def _beside_mean(values: Sequence[float] | Array) -> Array:
     mean = sum(values) / len(values)
     return np.array([value - mean for value in values], float)
 
 
-def _grades(metric: Metric, rows: Iterable[SampleResult]) -> list[tuple[str, float]]:
-    return [(row.example_id, (row.parts[metric.name] or (np.nan,))[0]) for row in rows]
+def _grades(metric: Metric, rows: Iterable[SampleResult]) -> list[float]:
+    """List the metric's grade of each row; NaN where it has none."""
+    return [(row.parts[metric.name] or (np.nan,))[0] for row in rows]
 
 
 def _confusion(grades: Array, people: Array) -> Confusion:

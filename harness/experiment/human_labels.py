@@ -39,7 +39,7 @@ def correct_facts(
     missing: dict[str, int] = {}  # a recipe is as open as the seed that has the fewest labels
     for f, run in zip(corrected, runs, strict=True):
         if f.target:
-            lacks = count_missing(session, reader, *filter(None, (run, best)))
+            lacks = count_missing(session, reader, labels, *filter(None, (run, best)))
             missing[f.name] = max(missing.get(f.name, 0), lacks)
     return [replace(f, labels_missing=missing.get(f.name, 0)) for f in corrected]
 
@@ -65,12 +65,12 @@ def judge_labels(session: Session) -> Labels:
     return latest_labels(found, name)
 
 
-def count_missing(session: Session, reader: Reader, *runs: Run) -> int:
+def count_missing(session: Session, reader: Reader, labels: Labels, *runs: Run) -> int:
     """Count the items that lack labels of all runs' answers before a judge decides; 0 where it may."""
     if session.experiment.gate.uncalibrated_judge == "allow":
         return 0
     rows = (reader.of(run, session.target) for run in runs)
-    return labels_missing(session.target.primary.name, judge_labels(session), *rows)
+    return labels_missing(session.target.primary.name, labels, *rows)
 
 
 def calibrations(

@@ -16,7 +16,7 @@ from harness.decision import CandidateFacts, gain
 from harness.evaluation.session import Session
 from harness.experiment.analysis import bases_of, measured_of
 from harness.experiment.candidate_result import attempt, facts_of
-from harness.experiment.human_labels import count_missing
+from harness.experiment.human_labels import count_missing, judge_labels
 from harness.experiment.stored_rows import Reader, controls_of
 from harness.gating import Measurement, TargetFacts, measured_half
 from harness.gating.halves import HALVES, Half, Split, split
@@ -156,7 +156,8 @@ def _confirm(context: _Context, tried: Tried, run: Run) -> Tried:
     """Judge the one that passed by every rule on the other half, and its gain on test."""
     facts, g = tried.facts, gain(tried.facts.vs_untrained)
     assert facts.target is not None
-    missing = count_missing(context.session, context.reader, run, context.reference)
+    labels = judge_labels(context.session)
+    missing = count_missing(context.session, context.reader, labels, run, context.reference)
     target = TargetFacts(facts.target, facts.vs_untrained, missing)
     seen = _judge_half(context, run, "confirm", target, gains=g is not None and g.low > 0)
     context.session.progress.finish(tried.name, f"{tried.name}: {seen.sentence}")
