@@ -38,7 +38,9 @@ def test_the_memory_of_qwens_table_is_within_a_fifth_on_nearly_all_cells():
     for (size, nf4), measured in MEASURED.items():
         shape, how = QWEN[size], "nf4" if nf4 else ""
         for length, gb in zip(LENGTHS, measured, strict=True):
-            estimate = memory.training_gb(shape, memory.lora_parameters(shape, 64), length, quantization=how)
+            estimate = memory.training_peak(
+                shape, memory.lora_parameters(shape, 64), length, quantization=how
+            ).total
             off[size, nf4, length] = estimate / gb - 1
     assert len(off) == 24
     assert sum(abs(x) <= 0.20 for x in off.values()) >= 22, off
@@ -62,7 +64,7 @@ def test_a_65b_model_in_nf4_fits_a_card_of_48_gb():
     bare = memory.weights_gb(shape._replace(vocabulary=0), "bf16", quantization="nf4")
     assert bare == pytest.approx(expected["w_GB"], rel=tolerance)
     n_trained = memory.lora_parameters(shape, 16)
-    assert memory.training_gb(shape, n_trained, 512, quantization="nf4") < 48
+    assert memory.training_peak(shape, n_trained, 512, quantization="nf4").total < 48
 
 
 @pytest.mark.parametrize(
@@ -113,13 +115,16 @@ def test_the_costs_and_break_evens_of_t_few_are_the_published_ones():
 @given(st.floats(1, 1e5), st.floats(1, 1e5), st.booleans())
 def test_more_tokens_never_take_less_memory(a, b, checkpointing):
     low, high = sorted((a, b))
-    found = [memory.training_gb(LLAMA_7B, 2e7, tokens, checkpointing=checkpointing) for tokens in (low, high)]
+    found = [
+        memory.training_peak(LLAMA_7B, 2e7, tokens, checkpointing=checkpointing).total
+        for tokens in (low, high)
+    ]
     assert found[0] <= found[1]
 
 
 def test_checkpointing_trades_memory_for_operations():
     kept, again = (
-        memory.training_gb(LLAMA_7B, 2e7, 8192, checkpointing=checkpointing)
+        memory.training_peak(LLAMA_7B, 2e7, 8192, checkpointing=checkpointing).total
         for checkpointing in (False, True)
     )
     assert again < kept
@@ -127,8 +132,8 @@ def test_checkpointing_trades_memory_for_operations():
 
 
 def test_an_adapter_takes_less_than_the_whole_model_and_nf4_less_than_that():
-    whole = memory.training_gb(LLAMA_7B, LLAMA_7B.n_parameters, 1024)
-    lora, qlora = (memory.training_gb(LLAMA_7B, 2e7, 1024, quantization=how) for how in ("", "nf4"))
+    whole = memory.training_peak(LLAMA_7B, LLAMA_7B.n_parameters, 1024).total
+    lora, qlora = (memory.training_peak(LLAMA_7B, 2e7, 1024, quantization=how).total for how in ("", "nf4"))
     assert whole > lora > qlora
 
 

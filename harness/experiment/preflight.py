@@ -314,7 +314,7 @@ def _peak_gb(
     # A CPU keeps quantised weights unpacked, and has no checkpointing.
     trained = quantization or (candidate.trained_base.quantization if on_gpu else "")
     tokens = (batch or _params(candidate).per_device_train_batch_size) * _longest(session, candidate)
-    training = memory.training_gb(
+    training = memory.training_peak(
         shape,
         n_adapter or shape.n_parameters,
         tokens,
@@ -322,7 +322,7 @@ def _peak_gb(
         quantization=trained,
         checkpointing=on_gpu,
         in_tiles=on_gpu,
-    )
+    ).total
     return max(training, answering)
 
 

@@ -189,28 +189,6 @@ def training_peak(
     )
 
 
-def training_gb(
-    shape: Shape,
-    n_trained: float,
-    tokens: float,
-    precision: str = "bf16",
-    *,
-    quantization: str = "",
-    checkpointing: bool = True,
-    in_tiles: bool = False,
-) -> float:
-    """Estimate the peak memory of training in GB, all parts of `training_peak` together."""
-    return training_peak(
-        shape,
-        n_trained,
-        tokens,
-        precision,
-        quantization=quantization,
-        checkpointing=checkpointing,
-        in_tiles=in_tiles,
-    ).total
-
-
 def kv_cache_bytes(shape: Shape, tokens: float, precision: str = "bf16") -> float:
     """Return 2 L n_kv d_head bytes for each token that is kept while answers are generated."""
     return 2 * shape.n_layers * shape.n_kv_heads * shape.head_dim * tokens * BYTES[precision]

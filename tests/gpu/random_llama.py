@@ -83,7 +83,9 @@ def chosen(tokenizer_of: Path, folder: Path) -> str:
 def needed_gb(shape: Shape) -> float:
     """Estimate what answering a block of 1,024 tokens each takes, and training a LoRA on eight such rows."""
     adapter = footprint.lora_parameters(shape, r=16)
-    return max(footprint.inference_gb(shape, BLOCK * 1024), footprint.training_gb(shape, adapter, 8 * 1024))
+    return max(
+        footprint.inference_gb(shape, BLOCK * 1024), footprint.training_peak(shape, adapter, 8 * 1024).total
+    )
 
 
 def build(folder: Path, size: str, tokenizer_of: Path, machine: Machine, spread: float = 0.02) -> RandomModel:

@@ -113,14 +113,14 @@ def memory_row(what: str, recipe: Recipe, context: FitContext, model: RandomMode
     longest = longest_row(context)
     tokens = recipe.params.per_device_train_batch_size * longest
     on_gpu = model.machine.device == "cuda"
-    estimate = memory.training_gb(
+    estimate = memory.training_peak(
         model.shape,
         memory.lora_parameters(model.shape, recipe.params.r),
         tokens,
         model.machine.precision,
         quantization=context.source.quantization if on_gpu else "",
         checkpointing=on_gpu,
-    )
+    ).total
     said = f"{trained.peak_gb:.1f} GB, estimated {estimate:.1f} GB with {tokens:,} tokens in a batch"
     return Row(f"{what} training: peak memory", trained.peak_gb / estimate, "of the estimate", 1.0, said)
 

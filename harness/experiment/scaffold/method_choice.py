@@ -82,7 +82,7 @@ def _need(name: str, recipe: Mapping[str, Any], shape: Shape, here: Resources, l
     method, on_gpu = plugins.method(name), here.machine.device == "cuda"
     params = method.params(**recipe.get("params", {}))
     n_trained = method.adapter_parameters(shape, params) or shape.n_parameters
-    gb = memory.training_gb(
+    gb = memory.training_peak(
         shape,
         n_trained,
         params.per_device_train_batch_size * min(longest, params.max_length),
@@ -90,7 +90,7 @@ def _need(name: str, recipe: Mapping[str, Any], shape: Shape, here: Resources, l
         quantization=method.quantization if on_gpu else "",
         checkpointing=on_gpu,
         in_tiles=on_gpu,
-    )
+    ).total
     return _Need(gb, n_trained)
 
 
