@@ -259,7 +259,7 @@ def public(module) -> set[str]:
     return {
         name
         for name, kind in inspect.getmembers(module, inspect.isclass)
-        if kind.__module__ == module.__name__
+        if kind.__module__.startswith(module.__name__)
     }
 
 

@@ -1,0 +1,121 @@
+"""Schema of harness.yaml: experiments, recipes, suites, tasks and policies.
+
+Invariant: every model is frozen and refuses unknown keys; paths are kept as written, and
+whoever reads a file resolves them against that file's folder (see `config`).
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from harness.spec.policies import (
+    TRAINING_STEPS,
+    DecidePolicy,
+    GatePolicy,
+    NightlyPolicy,
+    RescuePolicy,
+    TargetPolicy,
+    TokenPrices,
+    TrainingPolicy,
+)
+from harness.spec.recipe import PLUGINS, Recipe, Tracking, spell_out
+from harness.spec.task import DATA_FILES, Fields, ItemLimits, Suite, Task, TaskData
+from harness.spec.values import (
+    BASE,
+    EVALUATE,
+    HUB,
+    JUDGE,
+    Engine,
+    Fraction,
+    Kind,
+    Margin,
+    Need,
+    Precision,
+    Role,
+    Seed,
+    Share,
+    Spec,
+    is_path,
+    metric_name,
+    metric_parts,
+)
+
+__all__ = [
+    "BASE",
+    "DATA_FILES",
+    "EVALUATE",
+    "HUB",
+    "JUDGE",
+    "PLUGINS",
+    "TRAINING_STEPS",
+    "DecidePolicy",
+    "Engine",
+    "Experiment",
+    "Fields",
+    "Fraction",
+    "GatePolicy",
+    "ItemLimits",
+    "Kind",
+    "Margin",
+    "Need",
+    "NightlyPolicy",
+    "Precision",
+    "Recipe",
+    "RescuePolicy",
+    "Role",
+    "Seed",
+    "Share",
+    "Spec",
+    "Suite",
+    "TargetPolicy",
+    "Task",
+    "TaskData",
+    "TokenPrices",
+    "Tracking",
+    "TrainingPolicy",
+    "is_path",
+    "metric_name",
+    "metric_parts",
+    "spell_out",
+]
+
+
+class Experiment(Spec):
+    """Content of harness.yaml, with suites read and grids expanded.
+
+    `engine` reads and answers; transformers trains in any case. `name` names its reports. `base_model` is
+    the embedded one, a hub id or a folder. `suites` are names of those that ship with the package, or files.
+    Each recipe that trains does so once for each of `seeds`. `precision` is that of the weights, measured by
+    `auto`. `device: auto` takes a GPU where torch sees one. `chat_template_kwargs` are variables of the chat
+    template, as `enable_thinking`. `report_to` logs trainings. `datasets_dir` has local copies of hub data.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
+    base_model: str = "smollm2-135m"
+    target: Task
+    suites: tuple[Suite, ...] = ()
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
+    candidates: dict[str, Recipe] = Field(min_length=1)
+    gate: GatePolicy = GatePolicy()
+    decide: DecidePolicy = DecidePolicy()
+    nightly: NightlyPolicy = NightlyPolicy()
+    rescue: RescuePolicy = RescuePolicy()
+    training: TrainingPolicy = TrainingPolicy()
+    chat_template_kwargs: dict[Annotated[str, Field(pattern=r"^[a-z_]\w*$")], bool | int | float | str] = {}
+    engine: Engine = "transformers"
+    precision: Precision = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    datasets_dir: str | None = None
+
+    @field_validator("seeds")
+    @classmethod
+    def _each_seed_once(cls, seeds: tuple[Seed, ...]) -> tuple[Seed, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds {list(seeds)}, one of them twice")
+        return seeds
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The target, then the tasks of the suites."""
+        return (self.target, *(task for suite in self.suites for task in suite.tasks))

@@ -1,0 +1,140 @@
+"""Schema of policies: gate, decision, nightly evaluation, training process and rescue.
+
+Invariant: no policy enters the identity of a run; what is stored is judged by the policy of today.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from harness.spec.values import Fraction, Margin, Need, Spec
+
+
+class TargetPolicy(Spec):
+    """Goal on the target: a level, a gain over the best untrained candidate.
+
+    `min` is the highest score allowed where lower is better; the gain is then a fall. `gain` is asked of
+    fine-tunes alone.
+    """
+
+    min: float | None = Field(None, ge=0, le=1)
+    gain: float | None = Field(None, ge=0, le=1)
+
+
+class GatePolicy(Spec):
+    """Margins of the gate in (0, 1); docs/statistics.md has the rules.
+
+    `macro` and `each` may be a share of the base's skill above chance, written `10%`. A critical task passes
+    below twice `critical_margin`, which is therefore below one half. `drift` is a rise in bits per byte that
+    fails; without it the rise is reported only. `control_blocks` of the base's stored rows are asked again
+    whenever a candidate is asked; 0 asks none.
+
+    `macro` is the margin of the mean over the capability tasks, `each` that of a single one. `critical` names
+    tasks or suites of which hardly an item may be lost. `validity` is the rise of invalid answers that fails.
+    `on_inconclusive` says how such a verdict counts. `alpha` is the chance to pass a loss beyond the margin.
+    `tasks` names those to judge; without it all are, and a task that was not answered by both leaves the
+    verdict open. `max_errors` is the share of a task's answers that may fail: those of the candidate count as
+    lost, and beyond it the verdict is inconclusive: invalid. `cumulative` is the margin of the mean against
+    the first base, once gates compare with a champion; twice that of `macro`, at most 0.99, if not
+    written. `uncalibrated_judge` says whether a judge's metric decides without people's labels.
+    """
+
+    macro: Margin = 0.02
+    each: Margin = 0.05
+    critical: tuple[str, ...] = ()
+    critical_margin: float = Field(0.05, gt=0, lt=0.5)
+    validity: float = Field(0.02, gt=0, lt=1)
+    target: TargetPolicy = TargetPolicy()
+    drift: float | None = Field(None, gt=0)
+    on_inconclusive: Literal["fail", "pass", "warn"] = "fail"
+    alpha: float = Field(0.05, gt=0, lt=0.5)
+    control_blocks: int = Field(2, ge=0)
+    tasks: tuple[str, ...] = ()
+    cumulative: Margin | None = None
+    max_errors: float = Field(0.01, ge=0, lt=1)
+    uncalibrated_judge: Literal["refuse", "allow"] = "refuse"
+
+
+class TokenPrices(Spec):
+    """Prices of a provider in USD for a million tokens: read, read again from its cache, and written.
+
+    Cached are those that all prompts begin with; without a price of their own they cost as much as others.
+    `input` is the price of a token read, `cached` of one read again, `output` of one written.
+    """
+
+    input: float = Field(ge=0)
+    cached: float | None = Field(None, ge=0)
+    output: float = Field(ge=0)
+
+
+class DecidePolicy(Spec):
+    """Prices, volumes and needs; `tau` in points of the target metric per USD of training cost.
+
+    A request costs its device time, or its tokens where `usd_per_million_tokens` is set. `evaluation_usd` and
+    `hosting_usd_per_month` are what a fine-tune costs beside training and labels, `index_usd_per_month` what
+    retrieval does. `max_latency_s` is the longest median time of a request sent alone, `min_requests_per_s`
+    how many are to be answered in batches: slower candidates are not chosen from. `point_usd` is what one
+    point of the target metric is worth over the horizon, by default the answers that it makes right, each
+    `right_answer_usd`. `needs` is what is known of the problem. `requests_per_month` over `horizon_months`
+    is the forecast. `device_hour_usd` is by default a list's price, `label_cost_usd` that of a training row.
+    """
+
+    requests_per_month: float = Field(100_000, gt=0)
+    horizon_months: float = Field(6, gt=0)
+    device_hour_usd: float | None = Field(None, ge=0)
+    usd_per_million_tokens: TokenPrices | None = None
+    label_cost_usd: float = Field(0.0, ge=0)
+    evaluation_usd: float = Field(0.0, ge=0)
+    hosting_usd_per_month: float = Field(0.0, ge=0)
+    index_usd_per_month: float = Field(0.0, ge=0)
+    max_latency_s: float | None = Field(None, gt=0)
+    min_requests_per_s: float | None = Field(None, gt=0)
+    point_usd: float | None = Field(None, ge=0)
+    right_answer_usd: float | None = Field(None, ge=0)
+    tau: float = Field(0.0, ge=0)
+    needs: tuple[Need, ...] = ()
+
+
+class NightlyPolicy(Spec):
+    """Nightly evaluation: `candidates` beside the champion, `items` of target and capability suites.
+
+    `anchors` of each are asked every night, the others rotate. `alpha` is the chance of a false alarm
+    on a candidate, however many nights there are. `seed_sd` is the standard deviation of the mean score
+    between trainings of one recipe, which no alarm is about where weights are made anew.
+    """
+
+    candidates: tuple[str, ...] = ()
+    items: int = Field(60, ge=1)
+    anchors: int = Field(20, ge=0)
+    alpha: float = Field(0.05, gt=0, lt=0.5)
+    seed_sd: float = Field(0.01, ge=0, lt=0.5)
+
+
+class TrainingPolicy(Spec):
+    """Process that candidates are trained in; neither the weights nor their folder depend on it.
+
+    `process` is the `same` as the command's, or each training's `own`: its peak memory is then measured
+    alone, all that it held is given back, and one that the system kills ends that candidate alone.
+    """
+
+    process: Literal["same", "own"] = "same"
+
+
+TRAINING_STEPS = ("learning_rate", "rank", "half")  # of a rescue, with what every training has
+_WITHOUT_TRAINING = ("earlier", "scale", "intruders", "merge")
+_STEPS = (*_WITHOUT_TRAINING, "learning_rate", "replay", "l2_sp", "ewc", "kl", "rank", "half")
+
+
+class RescuePolicy(Spec):
+    """Trials for a candidate that gains and forgets too much, in the order of `steps`.
+
+    A step is a change of a training's own parameters, or declared by a method or a regulariser.
+    `scales` are shares of the adapter's own scale, `shares` those of replayed rows; `replay` is a
+    file of rows for them instead of the base's own answers. At most `max_trained` trials train.
+    """
+
+    steps: tuple[str, ...] = Field(_STEPS, min_length=1)
+    scales: tuple[Fraction, ...] = Field((0.75, 0.5, 0.25), min_length=1)
+    shares: tuple[Fraction, ...] = Field((0.01, 0.05, 0.1), min_length=1)
+    replay: str | None = None
+    max_trained: int = Field(4, ge=0)

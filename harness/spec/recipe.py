@@ -1,0 +1,109 @@
+"""Schema of a candidate's recipe: weights × prompting × answer.
+
+Invariant: a short form and what it stands for are the same recipe.
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from harness.spec.values import BASE, Spec
+
+PLUGINS = {"prompting": "prompting", "regularize": "regularizers"}  # keys of a recipe: plugins of this kind
+
+
+def spell_out(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe without short forms: bare names of plugins, `replay: SHARE` for a regulariser."""
+    spelt = dict(recipe)
+    for key in PLUGINS:
+        if isinstance(spelt.get(key), str):
+            spelt[key] = {spelt[key]: {}}
+        if isinstance(spelt.get(key), dict):
+            spelt[key] = {name: {} if params is None else params for name, params in spelt[key].items()}
+    replay = spelt.pop("replay", None)
+    if replay is not None and isinstance(spelt.get("regularize", {}), dict):
+        params = {"share": replay} if isinstance(replay, float | int) else replay
+        spelt["regularize"] = {**spelt.get("regularize", {}), "replay": params}
+    return spelt
+
+
+class Tracking(Spec):
+    """Points along a training: its weights at some checkpoints, with what they score.
+
+    The weights of `points` checkpoints are kept, evenly over the steps as far as there are so many. Each
+    answers the validation rows of the target and `items` general items, of the half that the search of a
+    rescue sees.
+    """
+
+    points: int = Field(ge=1, le=20)
+    items: int = Field(200, ge=1)
+
+
+class Recipe(Spec):
+    """Recipe of a candidate: weights × prompting × answer.
+
+    `prompting` maps the names of promptings to their parameters, applied in order; a bare name is the
+    prompting with its defaults. `weights_of` takes the weights of another candidate instead of making its
+    own; `init_from` trains the adapter of another candidate further. `merges` names several whose adapters
+    are merged into one. `reward` says what a method that trains on rewards is rewarded by: the name of a
+    candidate that makes a reward model, of one of our metrics, or a Python file with a function `reward`.
+    `path` is where weights made elsewhere lie. `base_model` is this candidate's own, where it is not the
+    experiment's. `quantization` is what the base is quantised to on which an adapter is trained: NF4, or
+    `int8` (LLM.int8). `serve_on` puts an adapter on the base quantised to one of them, or on
+    the base as it is (`bf16`, whatever the machine's precision). `sweep` tries each value of the
+    parameters it names and keeps the best on validation. `regularize` maps the names of regularisers of its
+    training to their parameters, `replay: SHARE` being short for that of replay. `track` measures target and
+    forgetting along the training. `template` wraps the user message, `{prompt}`.
+
+    `method` makes the weights, by its own `params`. `role: baseline` says that a model made elsewhere is to
+    be beaten: measured on the target alone, and counted as untrained. `answer` is generated,
+    or the label ranked first by log-likelihood. `system` stands in place of the task's system message.
+    """
+
+    method: str = BASE
+    params: dict[str, Any] = {}
+    weights_of: str | None = None
+    init_from: str | None = None
+    reward: str | None = None
+    merges: tuple[str, ...] = ()
+    path: str | None = None
+    base_model: str | None = None
+    role: Literal["candidate", "baseline"] = "candidate"
+    quantization: Literal["nf4", "int8"] | None = None
+    serve_on: Literal["nf4", "int8", "bf16"] | None = None
+    sweep: dict[str, list[Any]] = {}
+    regularize: dict[str, dict[str, Any]] = {}
+    track: Tracking | None = None
+    prompting: dict[str, dict[str, Any]] = {"zero_shot": {}}
+    answer: Literal["generate", "rank"] = "generate"
+    system: str | None = None
+    template: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_short_forms(cls, data: Any) -> Any:
+        return spell_out(data) if isinstance(data, dict) else data
+
+    @model_validator(mode="after")
+    def _one_source_of_weights(self) -> "Recipe":
+        own = (
+            self.params,
+            self.init_from,
+            self.merges,
+            self.reward,
+            self.path,
+            self.base_model,
+            self.quantization,
+            self.sweep,
+            self.regularize,
+            self.track,
+        )
+        if self.weights_of and (self.method != BASE or any(own)):
+            raise ValueError(
+                "weights_of takes another candidate's weights: leave out method, params, init_from, merges, "
+                "reward, path, base_model, quantization, sweep, regularize and track"
+            )
+        if (self.init_from or self.merges) and (self.base_model or self.quantization):
+            key = "init_from takes" if self.init_from else "merges takes"
+            raise ValueError(f"{key} another candidate's base: leave out base_model and quantization")
+        return self

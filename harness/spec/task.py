@@ -1,0 +1,179 @@
+"""Schema of tasks and suites.
+
+Invariant: all that is written of a task enters its version digest; paths are kept as written, and
+whoever reads a file resolves them against that file's folder (see `config`).
+"""
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from harness.spec.values import Kind, Margin, Role, Spec, metric_name
+
+
+class ItemLimits(Spec):
+    """Numbers of items used of each split; sampled by seed, stratified by label where there are labels.
+
+    Each of `train`, `validation` and `test` is a number of items; without one all are used.
+    """
+
+    train: int | None = Field(None, ge=1)
+    validation: int | None = Field(None, ge=1)
+    test: int | None = Field(None, ge=1)
+
+
+class TaskData(Spec):
+    """Files of a task, relative to the file that names them.
+
+    Without `validation` a part of the training rows is set aside (grouped by cluster). `all` is one file for
+    the three splits: the test part is set aside from it in the same way. `contamination` says what happens to
+    rows of an evaluated split that also occur in training. `unknown_labels` says what happens to rows whose
+    reference is outside `labels`, `invalid_rows` to rows that lack something.
+
+    `turns: all` trains on every answer of the assistant in a conversation, each after the turns before it;
+    `last` on the last one. Turns of one conversation are one cluster.
+
+    `train` holds rows to train on and to take shots from, `test` those that are evaluated once. `pairs` are
+    preference pairs, or answers with a thumb each, `documents` texts for retrieval.
+    """
+
+    all: str | None = None
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    pairs: str | None = None
+    documents: str | None = None
+    limits: ItemLimits = ItemLimits()
+    contamination: Literal["error", "drop"] = "error"
+    unknown_labels: Literal["error", "drop"] = "error"
+    invalid_rows: Literal["error", "drop"] = "error"
+    turns: Literal["last", "all"] = "last"
+
+    @model_validator(mode="after")
+    def _one_source_of_splits(self) -> "TaskData":
+        if self.all and (self.train or self.validation or self.test):
+            raise ValueError("all is split into train, validation and test: leave these three out")
+        return self
+
+    def source(self, part: str) -> str | None:
+        """Return the file that a split, the pairs or the documents come from."""
+        own: str | None = getattr(self, part)
+        return own or (self.all if part in ("train", "test") else None)
+
+
+DATA_FILES = ("all", "train", "validation", "test", "pairs", "documents")  # of TaskData
+
+
+class Fields(Spec):
+    """Templates that make an item of a row, over the row's own fields, as in `{text}` or `{answers.text}`.
+
+    `prompt` and `reference` make the item. `id` names it, `cluster` is the family of items that it belongs
+    to, and `slice` a part of the items that is reported apart.
+    """
+
+    prompt: str = "{prompt}"
+    reference: str = "{reference}"
+    id: str | None = None
+    cluster: str | None = None
+    slice: str | None = None
+
+
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]")
+# What may be written of a task of lm-eval; everything else lm-eval says itself.
+_OF_LM_EVAL = {"name", "description", "lm_eval", "limit", "num_fewshot", "chance", "margin", "primary"}
+_OF_LM_EVAL |= {"trust_remote_code"}
+
+
+class Task(Spec):
+    """Examples, metrics and generation limits; all of it enters the task's version digest.
+
+    A task of lm-eval is written as its bare name, or as `lm_eval: NAME` with other keys beside it.
+
+    `kind` is how it is answered: `generate`, `choice` (log-likelihood of each choice) or `bits_per_byte`.
+    `chance` is the score of a guesser in [0, 1], `margin` the loss that counts as a regression on this task:
+    in (0, 1), or `10%` of what the base has above chance. Each of `metrics` is the name of one of ours, a
+    file of one's own (`./mine.py`), `evaluate:NAME` of the evaluate library, or `judge:./FILE.yaml`, a
+    rubric. `num_fewshot` shots come from the `train` file and are given as turns, which
+    `fewshot_as_multiturn` may say and not change. An answer cut at `max_new_tokens` scores worst unless
+    `truncated_scores`, which suits questions whose answer comes first.
+
+    `name` is what reports call the task, `description` says what it measures. `primary` is the metric that
+    decides, the first of them if not written. `labels` closes the set of answers. `limit` caps its test
+    items, sampled by seed. Without `chat_template` the prompt is plain text. `system` is the system
+    message. `length_normalized` divides the log-likelihood of a choice by its bytes. `stop` holds texts
+    that end an answer. `trust_remote_code` lets its data set run code.
+    `bounds` declare the least and the most that a metric without known bounds can give.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
+    description: str = ""
+    data: TaskData = TaskData()
+    lm_eval: str = ""
+    trust_remote_code: bool = False
+    fields: Fields = Fields()
+    kind: Kind = "generate"
+    metrics: tuple[str, ...] = Field(("exact_match",), min_length=1)
+    primary: str = ""
+    labels: tuple[str, ...] = ()
+    chance: float = Field(0.0, ge=0, lt=1)
+    margin: Margin | None = None
+    bounds: dict[str, tuple[float, float]] = {}
+    limit: int | None = Field(None, ge=1)
+    chat_template: bool = True
+    system: str | None = None
+    num_fewshot: int = Field(0, ge=0)
+    fewshot_as_multiturn: Literal[True] = True
+    length_normalized: bool = False
+    max_new_tokens: int = Field(32, ge=1)
+    truncated_scores: bool = False
+    stop: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_lm_eval_name(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            data = {"lm_eval": data}
+        if isinstance(data, dict) and isinstance(data.get("lm_eval"), str):
+            return {"name": _NOT_IN_NAMES.sub("-", data["lm_eval"]), **data}
+        return data
+
+    @model_validator(mode="after")
+    def _ours_or_of_lm_eval(self) -> "Task":
+        if self.lm_eval and (other := sorted(self.model_fields_set - _OF_LM_EVAL)):
+            raise ValueError(f"{', '.join(other)} at a task of lm-eval, which says that itself")
+        if not self.lm_eval and "data" not in self.model_fields_set:
+            raise ValueError(f"task {self.name!r} with neither data nor lm_eval")
+        return self
+
+    @model_validator(mode="after")
+    def _primary_is_a_metric(self) -> "Task":
+        known = [metric_name(self.primary), *map(metric_name, self.metrics)]
+        if self.primary and not self.lm_eval and known[0] not in known[1:]:
+            raise ValueError(f"primary {self.primary!r} is not among metrics {list(self.metrics)}")
+        return self
+
+    @model_validator(mode="after")
+    def _bounds_of_its_metrics(self) -> "Task":
+        for name, (low, high) in self.bounds.items():
+            if metric_name(name) not in map(metric_name, self.metrics):
+                raise ValueError(f"bounds of {name!r}, which is not among metrics {list(self.metrics)}")
+            if low >= high:
+                raise ValueError(f"bounds of {name!r}: found {low:g} and {high:g}, expected rising ones")
+        return self
+
+    @property
+    def primary_metric(self) -> str:
+        """The short name of the metric that decides: `primary`, else the first of `metrics`."""
+        return metric_name(self.primary or self.metrics[0])
+
+
+class Suite(Spec):
+    """A named list of tasks with one role.
+
+    `name` is what experiments call it, `role` says what its `tasks` are for.
+    """
+
+    name: str
+    role: Role = "target"
+    tasks: tuple[Task, ...] = Field(min_length=1)

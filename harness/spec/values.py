@@ -1,0 +1,61 @@
+"""Types of values in harness.yaml, and metrics as they are written.
+
+Invariant: a model refuses unknown keys and numbers that are none or infinite.
+"""
+
+import re
+from pathlib import PurePath
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Role = Literal["target", "capability", "safety", "regression"]
+Kind = Literal["generate", "choice", "bits_per_byte"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+Engine = Literal["transformers", "vllm"]
+EVALUATE, JUDGE = "evaluate:", "judge:"  # begin the metrics of a library, and those that a judge grades
+BASE = "base"  # the method of a recipe that names none
+HUB = "hub:"  # begins the name of a data set on the hub
+
+
+def metric_parts(written: str) -> tuple[str, str, str]:
+    """Split a metric as it is written: its prefix, its name or path, and the rest from a colon on."""
+    prefix = next((one for one in (EVALUATE, JUDGE) if written.startswith(one)), "")
+    name, colon, key = written.removeprefix(prefix).partition(":")
+    return prefix, name, f"{colon}{key}"
+
+
+def metric_name(written: str) -> str:
+    """Return the short name of a metric: of a file its stem, behind a prefix no folders; else itself."""
+    prefix, name, key = metric_parts(written)
+    if prefix != EVALUATE or is_path(name):
+        name = re.sub(r"\.(py|ya?ml)$", "", PurePath(name).name)
+    return f"{prefix}{name}{key}"
+
+
+def is_path(metric: str) -> bool:
+    """Tell whether a metric is written as a path and not as a name."""
+    return metric.endswith(".py") or metric.startswith((".", "/", "~"))
+
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+# Above 0 % and below 100 %: a margin of nothing cannot be shown by any number of items.
+_SHARE = r"^([1-9]\d?(\.\d+)?|0?[1-9](\.\d+)?|0{1,2}\.\d*[1-9]\d*)\s*%$"
+Share = Annotated[str, Field(pattern=_SHARE)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator of random numbers takes
+Margin = Fraction | Share
+Need = Literal[
+    "changing_facts",
+    "private_knowledge",
+    "style_or_format",
+    "low_latency",
+    "little_data",
+    "knowledge_and_behaviour",
+    "sensitive_data",
+]
+
+
+class Spec(BaseModel):
+    """Frozen and strict: an unknown key is an error, and so is a number that is none or infinite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
