@@ -3,9 +3,12 @@
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.models.generation import answers
+from harness.models.generation import _by_generate, answers, pick_drawn
+from harness.models.hf import HFCandidate
+from harness.models.hub import load_tokenizer, resolve
 from harness.models.loglikelihood import Size
 from harness.models.prefix_cache import PrefixCache
+from harness.records import Limits
 
 SIZE = Size(8, 64)
 FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -103,3 +106,45 @@ def test_a_model_with_a_window_answers_after_a_shared_beginning_that_is_longer(t
     windowed = MistralForCausalLM(config).eval()
     prompts = [(*range(10, 30), 40 + i) for i in range(3)]
     assert answered(windowed, prompts, 3) == [greedy(windowed, prompt, 3) for prompt in prompts]
+
+
+DRAWN = Limits(8, (), temperature=1.0)
+
+
+def drawn(model, folder, prompts, seeds):
+    candidate = HFCandidate(model, load_tokenizer(resolve(str(folder))), "w")
+    return [output.text for output in candidate.generate(prompts, DRAWN, seeds)]
+
+
+def test_a_seed_draws_the_same_answer_whatever_is_asked_beside_it(model, tiny):
+    prompts = [tuple(range(10, 10 + n)) for n in (20, 5, 31, 5)]
+    together = drawn(model, tiny, prompts, [3, 4, 5, 6])
+    assert together == [drawn(model, tiny, [p], [s])[0] for p, s in zip(prompts, (3, 4, 5, 6), strict=True)]
+    assert together[1] != together[3], "two seeds of one prompt"
+
+
+def test_a_model_without_keys_of_ours_draws_the_same(model):
+    import torch
+
+    never = lambda new: torch.zeros(len(new), dtype=torch.bool)  # noqa: E731
+    prompts, ends = [tuple(range(10, 30)), (7, 8, 9)], [model.config.pad_token_id]
+    pick = pick_drawn(DRAWN, [1, 2])
+    ours = answers(model, prompts, 8, ends, never, SIZE, PrefixCache(model), pick=pick)
+    assert _by_generate(model, prompts, 8, ends, never, pick) == ours
+
+
+def test_tokens_are_drawn_as_often_as_their_chances_say():
+    import torch
+
+    n, chances = 6_000, torch.tensor([0.3, 0.5, 0.15, 0.05])
+    logits = chances.log().repeat(n, 1)
+
+    def shares(temperature, top_p):
+        pick = pick_drawn(Limits(1, (), temperature, top_p), range(n))
+        return torch.bincount(pick(logits, torch.arange(n), 0), minlength=4) / n
+
+    close = {"atol": 0.025, "rtol": 0}  # four standard errors of the largest share
+    torch.testing.assert_close(shares(1.0, 1.0), chances, **close)
+    torch.testing.assert_close(shares(1.0, 0.7), torch.tensor([0.375, 0.625, 0, 0]), **close)
+    torch.testing.assert_close(shares(0.5, 1.0), chances**2 / (chances**2).sum(), **close)
+    assert shares(1.0, 0.1).tolist() == [0, 1, 0, 0], "the likeliest is always among those that may be drawn"

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from harness import store as stores
 from harness.errors import HarnessError, UserError
-from harness.records import BLOCK, RowsIdentity, SampleResult, many_rows, run_record
+from harness.records import BLOCK, RowsIdentity, Sample, SampleResult, many_rows, run_record
 from harness.store import index, ingest, rows
 from harness.store.layout import Store, clear_errors, rename_when_whole
 from harness.store.rows import note_checksum
@@ -161,8 +161,25 @@ SAMPLES = st.fixed_dictionaries(
 ).map(lambda values: SampleResult(**values))
 
 
-def test_every_field_of_a_row_has_a_column():
-    assert [f.name for f in fields(SampleResult)] == list(rows.COLUMNS)
+def test_every_field_of_a_row_has_a_column_or_lies_beside_it():
+    assert [f.name for f in fields(SampleResult)] == [*rows.COLUMNS, "samples"]
+    assert {f.name for f in fields(Sample)} | {"example_id"} == rows.SAMPLE_COLUMNS.keys()
+
+
+def test_drawn_answers_lie_beside_their_rows_and_a_damaged_file_asks_for_them_again(store):
+    drawn = replace(IDENTITY, decoding="drawn")
+    samples = tuple(Sample(k, f"answer\u2028 {k}", "ok", {"m": (0.5,), "n": None}) for k in range(3))
+    block = [replace(row(i), samples=samples) for i in range(2)]
+    ids = [one.example_id for one in block]
+    rows.append_block(store, drawn, 0, block)
+    assert rows.read_blocks(store, drawn, ids) == {0: block}
+    rows.complete_rows(store, drawn, 2)
+    assert rows.read_samples(store, drawn.digest) == dict.fromkeys(ids, samples)
+    assert rows.has_rows(store, drawn, ids)
+    path = store.rows(drawn.digest) / "samples" / "00000.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"answer", b"ANSWER"))
+    assert not rows.has_rows(store, drawn, ids)
+    assert rows.stored_blocks(store, drawn, ids) == set()
 
 
 @settings(max_examples=40)

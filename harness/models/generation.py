@@ -1,7 +1,9 @@
-"""Greedy answers of a language model: prompts are read in small batches, answered in large ones.
+"""Answers of a language model, greedy or drawn: prompts are read in small batches, answered in large ones.
 
 Invariant: batches are cut by the prompts' lengths alone, never by what is answered, so two
-candidates that are asked the same are computed in the same shapes.
+candidates that are asked the same are computed in the same shapes. What is drawn for a prompt depends on
+its seed, never on what lies beside it in a batch.
+Source: Holtzman et al. 2020, arXiv:1904.09751, for `top_p`.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +19,7 @@ from harness.models.prefix_cache import (
     row_cache,
     within_windows,
 )
+from harness.records import Limits
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +27,50 @@ if TYPE_CHECKING:
 
 # Says of each row of new tokens (b, n) whether it stops there (b,).
 Stopped = Callable[["torch.Tensor"], "torch.Tensor"]
+# Picks the next token (b,) of some rows (b,) by their logits (b, v), at a step that counts from 0.
+Pick = Callable[["torch.Tensor", "torch.Tensor", int], "torch.Tensor"]
 
 # A batch reads all weights once a new token, which takes as long as attending to so many padded tokens.
 ANSWERING_COST = 15_000
+
+
+def pick_likeliest(logits: "torch.Tensor", rows: "torch.Tensor", step: int) -> "torch.Tensor":
+    """Pick the likeliest token of each row."""
+    best: torch.Tensor = logits.max(-1).indices  # four times as fast as argmax in bf16
+    return best
+
+
+def pick_drawn(limits: Limits, seeds: Sequence[int]) -> Pick:
+    """Return what draws the tokens of each row, by as many uniform numbers as it may have tokens.
+
+    A number falls into the tokens' cumulative probability at the temperature: of all tokens in the order of
+    their ids, or of the likeliest ones that together have `top_p`, the likeliest first.
+    """
+    import numpy as np
+    import torch
+
+    made = np.array([np.random.default_rng(seed).random(limits.max_new_tokens) for seed in seeds])
+    uniforms = torch.tensor(made, dtype=torch.float32)  # (b, n)
+
+    def pick(logits: "torch.Tensor", rows: "torch.Tensor", step: int) -> "torch.Tensor":
+        chances = torch.softmax(logits.float() / limits.temperature, -1)
+        drawn = uniforms.to(logits.device)[rows, step][:, None]
+        if limits.top_p == 1:
+            return _fall(chances, drawn)
+        chances, ids = chances.sort(dim=-1, descending=True, stable=True)
+        outside = chances.cumsum(-1) - chances >= limits.top_p
+        return ids.gather(-1, _fall(chances.masked_fill(outside, 0.0), drawn)[:, None])[:, 0]
+
+    return pick
+
+
+def _fall(chances: "torch.Tensor", drawn: "torch.Tensor") -> "torch.Tensor":
+    """Return where numbers in [0, 1) (b, 1) fall into cumulative chances (b, v), which need not sum to 1."""
+    total = chances.cumsum(-1)
+    place = (total <= drawn * total[:, -1:]).sum(-1)
+    # Rounding may put a number beyond the last token that has a chance.
+    last = total.shape[-1] - 1 - (chances.flip(-1) > 0).int().argmax(-1)
+    return place.minimum(last)
 
 
 def answers(
@@ -38,6 +82,7 @@ def answers(
     reading: Size,
     prefixes: PrefixCache,
     engine: str = "packed",
+    pick: Pick = pick_likeliest,
 ) -> list[list[int]]:
     """Return the new token ids of each prompt of one batch, filled up with `ends[0]`.
 
@@ -49,10 +94,10 @@ def answers(
     with torch.inference_mode():
         windows = prefixes.windows
         if windows is None or (any(windows) and engine != "packed"):
-            return _by_generate(model, prompts, max_new_tokens, ends, stopped)
+            return _by_generate(model, prompts, max_new_tokens, ends, stopped, pick)
         with chunked_attention(model):
-            cache, first, seen = _read(model, prompts, max_new_tokens, reading, prefixes)
-            return _go_on(model, cache, first, seen, max_new_tokens, ends, stopped, windows)
+            cache, first, seen = _read(model, prompts, max_new_tokens, reading, prefixes, pick)
+            return _go_on(model, cache, first, seen, max_new_tokens, ends, stopped, windows, pick)
 
 
 def _read(
@@ -61,6 +106,7 @@ def _read(
     max_new_tokens: int,
     size: Size,
     prefixes: PrefixCache,
+    pick: Pick,
 ) -> "tuple[Cache, torch.Tensor, torch.Tensor]":
     """Read all prompts; return their keys, each one's first new token (b,), and which places it may see.
 
@@ -88,7 +134,8 @@ def _read(
         places = (mask.cumsum(1) - 1).clamp(min=0)  # padding has none, and a table of positions no −1
         seeing = _causal_masks(model, mask, places, shared, prefixes.windows or ())
         read = row_cache(model, prefix, len(group))
-        first[rows] = _next(model, ids.to(model.device), seeing, places[:, shared:], read)
+        logits = _next_logits(model, ids.to(model.device), seeing, places[:, shared:], read)
+        first[rows] = pick(logits, rows, 0)
         for layer, full in zip(read.layers, cache.layers, strict=True):
             _hold(full, layer, rows, len(prompts), shared, end)
     return cache, first, seen
@@ -103,6 +150,7 @@ def _go_on(
     ends: Sequence[int],
     stopped: Stopped,
     windows: Sequence[int],
+    pick: Pick,
 ) -> list[list[int]]:
     """Answer all rows, a token at a time, until each has ended or none may go on."""
     import torch
@@ -113,13 +161,15 @@ def _go_on(
     order = torch.arange(seen.shape[1], device=first.device)
     places = torch.where(order < at, seen.cumsum(1) - 1, order - at + positions[:, None])
     mask = additive_mask(model, seen[:, None])  # (b, 1, 1, t)
+    rows = torch.arange(len(first), device=first.device)
     new = first[:, None]  # (b, n)
     over = torch.isin(first, ending) | stopped(new)
     while new.shape[1] < max_new_tokens and not over.all():
         mask[..., at + new.shape[1] - 1] = 0
         newest = (positions + new.shape[1] - 1)[:, None]
-        token = _next(model, new[:, -1:], within_windows(mask, newest, places, windows), newest, cache)
-        token = torch.where(over, ending[0], token)
+        seeing = within_windows(mask, newest, places, windows)
+        logits = _next_logits(model, new[:, -1:], seeing, newest, cache)
+        token = torch.where(over, ending[0], pick(logits, rows, new.shape[1]))
         new = torch.cat([new, token[:, None]], 1)
         over = over | torch.isin(token, ending) | stopped(new)
     filled: list[list[int]] = new.tolist()
@@ -157,16 +207,16 @@ def _hold(full: Any, read: Any, rows: "torch.Tensor", n_rows: int, shared: int, 
         place[rows, :, start:end] = known[:, :, shared:]
 
 
-def _next(
+def _next_logits(
     model: "PreTrainedModel",
     ids: "torch.Tensor",
     mask: "torch.Tensor | dict[str, torch.Tensor]",
     positions: "torch.Tensor",
     cache: "Cache",
 ) -> "torch.Tensor":
-    """Read some more tokens of each row (b, t); return the likeliest next one (b,)."""
+    """Read some more tokens of each row (b, t); return the logits of the next one (b, v)."""
     call: Any = model
-    logits = call(
+    logits: torch.Tensor = call(
         input_ids=ids,
         attention_mask=mask,
         position_ids=positions,
@@ -174,8 +224,7 @@ def _next(
         use_cache=True,
         logits_to_keep=1,
     ).logits
-    best: torch.Tensor = logits[:, -1].max(-1).indices  # four times as fast as argmax in bf16
-    return best
+    return logits[:, -1]
 
 
 def _by_generate(
@@ -184,6 +233,7 @@ def _by_generate(
     max_new_tokens: int,
     ends: Sequence[int],
     stopped: Stopped,
+    pick: Pick,
 ) -> list[list[int]]:
     """Answer by transformers' own loop, prompts padded on the left."""
     import torch
@@ -191,12 +241,19 @@ def _by_generate(
     width = max(map(len, prompts))
     ids = torch.tensor([[ends[0]] * (width - len(p)) + list(p) for p in prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    rows = torch.arange(len(prompts), device=model.device)
+
+    def only_picked(all_ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        token = pick(logits, rows, all_ids.shape[1] - width)
+        return torch.full_like(logits, -torch.inf).scatter(-1, token[:, None], 0.0)
+
     generate: Any = model.generate
     made = generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
         max_new_tokens=max_new_tokens,
         do_sample=False,
+        logits_processor=[only_picked],
         pad_token_id=ends[0],
         eos_token_id=list(ends),
         stopping_criteria=[lambda all_ids, _, **__: stopped(all_ids[:, width:])],

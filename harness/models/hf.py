@@ -15,7 +15,7 @@ from harness.errors import CandidateFailed, in_a_line
 from harness.models import oom
 from harness.models.batching import Pair, Size, plan
 from harness.models.cpu_kernels import prepack
-from harness.models.generation import ANSWERING_COST, Stopped, answers
+from harness.models.generation import ANSWERING_COST, Stopped, answers, pick_drawn, pick_likeliest
 from harness.models.hardware import Machine, dtype, memory
 from harness.models.hub import ModelSource, load_tokenizer
 from harness.models.loglikelihood import Executor
@@ -45,8 +45,10 @@ class Candidate(Protocol):
     ) -> Encoded:
         """Turn messages, and what would follow them, into token ids."""
 
-    def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
-        """Answer each prompt greedily, in order."""
+    def generate(
+        self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int] = ()
+    ) -> list[Output]:
+        """Answer each prompt, in order: greedily, or at the limits' temperature by the prompt's seed."""
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         """Score each (context, continuation), in order; several may begin alike."""
@@ -78,14 +80,17 @@ class HFCandidate:
         """Turn messages, and what would follow them, into token ids (see `encoding.encode`)."""
         return encode(self.tokenizer, messages, continuation, chat_template=chat_template)
 
-    def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
-        """Answer each prompt greedily, in batches of similar length."""
+    def generate(
+        self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int] = ()
+    ) -> list[Output]:
+        """Answer each prompt in batches of similar length, greedily or by draws of its seed."""
         virtual = self._executor.prefixes.virtual_ids
         prompts = [virtual + prompt for prompt in prompts] if virtual else prompts
         out: dict[int, Output] = {}
         lengths = [len(p) + limits.max_new_tokens for p in prompts]
         for batch in plan(lengths, self._answering, ANSWERING_COST):
-            out.update(zip(batch, self._answer([prompts[i] for i in batch], limits), strict=True))
+            drawn = [seeds[i] for i in batch] if seeds else ()
+            out.update(zip(batch, self._answer([prompts[i] for i in batch], limits, drawn), strict=True))
         return [out[i] for i in range(len(prompts))]
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
@@ -99,12 +104,14 @@ class HFCandidate:
         pairs = [(one.context, one.continuation[:room]) for one in encoded]
         return [logprobs for logprobs, _ in self._executor.score(pairs)]
 
-    def _answer(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
+    def _answer(
+        self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int]
+    ) -> list[Output]:
         """Generate for one batch; out of memory, for its halves."""
         import torch
 
         try:
-            return self._answer_together(prompts, limits)
+            return self._answer_together(prompts, limits, seeds)
         except oom.ERRORS as error:
             if not oom.ran_out(error):
                 raise
@@ -115,10 +122,12 @@ class HFCandidate:
         # Outside of the clause, in which the error still holds the keys of the whole batch.
         torch.cuda.empty_cache()
         half = len(prompts) // 2
-        parts = filter(None, (prompts[:half], prompts[half:]))
-        return [output for part in parts for output in self._answer(part, limits)]
+        parts = ((prompts[:half], seeds[:half]), (prompts[half:], seeds[half:]))
+        return [output for part, drawn in parts if part for output in self._answer(part, limits, drawn)]
 
-    def _answer_together(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
+    def _answer_together(
+        self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int]
+    ) -> list[Output]:
         start = time.perf_counter()
         ends = end_ids(self.tokenizer, self.model.generation_config)
         stopped = self._stop_condition(limits.stop)
@@ -132,6 +141,7 @@ class HFCandidate:
             self._reading,
             prefixes,
             self._executor.engine,
+            pick_drawn(limits, seeds) if limits.temperature else pick_likeliest,
         )
         share = (time.perf_counter() - start) / len(prompts)
         pairs = zip(prompts, made, strict=True)
@@ -380,8 +390,10 @@ class TextCandidate:
         users = [m["content"] for m in messages if m["role"] == "user"]
         return Encoded(tuple((users[-1] if users else "").encode()), tuple(continuation.encode()))
 
-    def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
-        """Answer each prompt with its best label."""
+    def generate(
+        self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int] = ()
+    ) -> list[Output]:
+        """Answer each prompt with its best label, which no seed changes."""
         start = time.perf_counter()
         tables = self._predict([bytes(p).decode() for p in prompts])
         share = (time.perf_counter() - start) / max(len(prompts), 1)

@@ -15,11 +15,12 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from ipaddress import ip_address, ip_network
+from itertools import repeat
 from json import loads
 from pathlib import Path
 from socket import inet_aton, inet_ntoa
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
@@ -293,6 +294,13 @@ def message(error: "APIError") -> str:
     return str(error.body["message"] if isinstance(error.body, dict) and "message" in error.body else error)
 
 
+class _Prompt(NamedTuple):
+    """Token ids of a prompt, and the seed of its answer; None where that is greedy."""
+
+    ids: tuple[int, ...]
+    seed: int | None
+
+
 class CompletionsCandidate:
     """A model that is sent token ids and gives text, or the log-probabilities of what it was sent."""
 
@@ -310,9 +318,11 @@ class CompletionsCandidate:
         """Turn messages, and what would follow them, into token ids (see `encoding.encode`)."""
         return encode(self._tokenizer, messages, continuation, chat_template=chat_template)
 
-    def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
-        """Answer each prompt greedily; `compute_s` is an equal share of the whole call."""
-        return _answers(self._server, partial(self._complete, limits), prompts)
+    def generate(
+        self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int] = ()
+    ) -> list[Output]:
+        """Answer each prompt, greedily or by its seed; `compute_s` is an equal share of the whole call."""
+        return _answers(self._server, partial(self._complete, limits), prompts, seeds)
 
     def loglikelihood(self, pairs: "Sequence[Pair]") -> list[Likelihood]:
         """Score each (context, continuation) in nats, every one as a request of its own.
@@ -322,9 +332,9 @@ class CompletionsCandidate:
         """
         return self._server.each(self._score, pairs)
 
-    def _complete(self, limits: Limits, prompt: tuple[int, ...]) -> Output:
+    def _complete(self, limits: Limits, asked: _Prompt) -> Output:
         found = self._server.api.completions.create(
-            model=self._server.settings.model, prompt=list(prompt), temperature=0.0, **_ends(limits)
+            model=self._server.settings.model, prompt=list(asked.ids), **_decoding(limits, asked.seed)
         )
         choice = _choice(self._server, found)
         return _output(choice.text, choice.finish_reason, found.usage, limits)
@@ -367,9 +377,11 @@ class ChatCandidate:
         """Write messages down as they are."""
         return Encoded(tuple(canonical_json(list(messages)).encode()), tuple(continuation.encode()))
 
-    def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
-        """Answer the messages of each prompt greedily; `compute_s` is an equal share of the whole call."""
-        return _answers(self._server, partial(self._answer, limits), prompts)
+    def generate(
+        self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int] = ()
+    ) -> list[Output]:
+        """Answer each prompt's messages, greedily or by its seed; `compute_s` is an equal share of it all."""
+        return _answers(self._server, partial(self._answer, limits), prompts, seeds)
 
     def loglikelihood(self, pairs: "Sequence[Pair]") -> list[Likelihood]:
         """Refuse: the protocol gives no log-probabilities of a prompt.
@@ -383,39 +395,45 @@ class ChatCandidate:
             )
         return []
 
-    def _answer(self, limits: Limits, prompt: tuple[int, ...]) -> Output:
-        messages: Any = loads(bytes(prompt))
+    def _answer(self, limits: Limits, asked: _Prompt) -> Output:
+        messages: Any = loads(bytes(asked.ids))
         found = self._server.api.chat.completions.create(
-            model=self._server.settings.model, messages=messages, temperature=0.0, **_ends(limits)
+            model=self._server.settings.model, messages=messages, **_decoding(limits, asked.seed)
         )
         choice = _choice(self._server, found)
         return _output(choice.message.content or "", choice.finish_reason, found.usage, limits)
 
 
 def _answers(
-    server: Server, ask: Callable[[tuple[int, ...]], Output], prompts: Sequence[tuple[int, ...]]
+    server: Server,
+    ask: Callable[[_Prompt], Output],
+    prompts: Sequence[tuple[int, ...]],
+    seeds: Sequence[int],
 ) -> list[Output]:
     """Answer prompts; one that the server finds too long is an error row, as it is with a model in memory."""
     start = time.perf_counter()
-    made = server.each(partial(_or_too_long, server, ask), prompts)
+    asked = list(map(_Prompt, prompts, seeds or repeat(None)))
+    made = server.each(partial(_or_too_long, server, ask), asked)
     share = (time.perf_counter() - start) / max(len(prompts), 1)
     return [replace(output, compute_s=share) for output in made]
 
 
-def _or_too_long(server: Server, ask: Callable[[tuple[int, ...]], Output], prompt: tuple[int, ...]) -> Output:
+def _or_too_long(server: Server, ask: Callable[[_Prompt], Output], asked: _Prompt) -> Output:
     from openai import BadRequestError, UnprocessableEntityError
 
     try:
-        return ask(prompt)
+        return ask(asked)
     except (BadRequestError, UnprocessableEntityError) as error:
         if not _TOO_LONG.search(f"{error.code} {message(error)}"):
             raise
         return Output("", "error", error=server.error_text(error))
 
 
-def _ends(limits: Limits) -> dict[str, Any]:
+def _decoding(limits: Limits, seed: int | None) -> dict[str, Any]:
+    """Say how an answer is decoded and where it ends; drawn ones with a seed, as far as a server keeps it."""
     stop = {"stop": list(limits.stop[:_MOST_STOPS])} if limits.stop else {}
-    return {"max_tokens": limits.max_new_tokens, **stop}
+    drawn = {} if seed is None else {"top_p": limits.top_p, "seed": seed}
+    return {"max_tokens": limits.max_new_tokens, "temperature": limits.temperature, **drawn, **stop}
 
 
 def _choice(server: Server, found: Any) -> Any:

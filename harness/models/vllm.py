@@ -6,7 +6,7 @@ and in order, and nothing is kept of what an earlier call read.
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
@@ -113,12 +113,15 @@ class VllmCandidate:
         """Turn messages, and what would follow them, into token ids (see `encoding.encode`)."""
         return encode(self._host.tokenizer, messages, continuation, chat_template=chat_template)
 
-    def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
-        """Answer each prompt greedily; `compute_s` is an equal share of the whole call."""
+    def generate(
+        self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int] = ()
+    ) -> list[Output]:
+        """Answer each prompt, greedily or by its seed; `compute_s` is an equal share of the whole call."""
         start = time.perf_counter()
         tokenizer, ends = self._host.tokenizer, self._host.ends
         made = self._generate(
             prompts,
+            [{"temperature": limits.temperature, "top_p": limits.top_p, "seed": seed} for seed in seeds],
             max_tokens=limits.max_new_tokens,
             stop=list(limits.stop),
             stop_token_ids=ends,
@@ -133,19 +136,23 @@ class VllmCandidate:
     def loglikelihood(self, pairs: "Sequence[Pair]") -> list[Likelihood]:
         """Score each (context, continuation) in nats, every one as a sequence of its own."""
         whole = [context + continuation for context, continuation in pairs]
-        read = self._generate(whole, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        read = self._generate(whole, (), max_tokens=1, prompt_logprobs=0, detokenize=False)
         return [
             likelihood(continuation, found.prompt_logprobs)
             for (_, continuation), found in zip(pairs, read, strict=True)
         ]
 
-    def _generate(self, prompts: Sequence[tuple[int, ...]], **params: Any) -> list[Any]:
+    def _generate(
+        self, prompts: Sequence[tuple[int, ...]], drawn: Sequence[Mapping[str, Any]], **params: Any
+    ) -> list[Any]:
         from vllm import SamplingParams, TokensPrompt
 
         if not prompts:
             return []
         asked = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
-        return self._host.ask(asked, SamplingParams(temperature=0.0, **params), self._adapter)
+        greedy = SamplingParams(temperature=0.0, **params)
+        each = [SamplingParams(**one, **params) for one in drawn]
+        return self._host.ask(asked, each or greedy, self._adapter)
 
 
 class VllmHost:

@@ -22,6 +22,7 @@ from harness.records.sample_results import (
     Origin,
     Output,
     RowsIdentity,
+    Sample,
     SampleResult,
     Status,
 )
@@ -66,6 +67,7 @@ __all__ = [
     "Rating",
     "RowsIdentity",
     "Run",
+    "Sample",
     "SampleResult",
     "SamplingRecord",
     "Scanned",

@@ -50,10 +50,15 @@ class Document(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Limits of a generated answer; `max_new_tokens` in tokens, `stop` as strings."""
+    """Limits of a generated answer; `max_new_tokens` in tokens, `stop` as strings.
+
+    At a `temperature` above 0 tokens are drawn, from the likeliest that together have a chance of `top_p`.
+    """
 
     max_new_tokens: int
     stop: tuple[str, ...] = ()
+    temperature: float = 0.0
+    top_p: float = 1.0
 
 
 class Encoded(NamedTuple):
@@ -77,7 +82,8 @@ class Output:
 
     `choice_logprobs` (nats) and `choice_bytes` are set where choices were ranked, in the
     order of `Example.choices`; `gold_logprob` and `gold_bytes` where the reference was scored.
-    `compute_s` is this item's share of its batch's wall time in seconds.
+    `compute_s` is this item's share of its batch's wall time in seconds. `samples` are all answers to the
+    item where several were drawn, this one the first of them; `mean_logprob` is in nats a token.
     """
 
     text: str
@@ -90,6 +96,27 @@ class Output:
     gold_logprob: float | None = None
     gold_bytes: int | None = None
     error: str = ""
+    mean_logprob: float | None = None
+    samples: "tuple[Output, ...]" = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One of an item's answers that were drawn, with what it scores; `index` counts them from 0.
+
+    `mean_logprob` is the mean log-probability of its tokens in nats, where that was asked for.
+    """
+
+    index: int
+    text: str
+    status: Status
+    parts: dict[str, tuple[float, ...] | None]
+    finish_reason: str = ""
+    n_prompt_tokens: int = 0
+    n_output_tokens: int = 0
+    compute_s: float = 0.0
+    mean_logprob: float | None = None
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +124,8 @@ class SampleResult:
     """One example answered by one candidate: everything a later comparison needs.
 
     `parts` maps a metric's name to its per-sample parts, or to None where it could not be
-    scored. `margin` is log p(gold) − log p(best other choice) in nats.
+    scored. `margin` is log p(gold) − log p(best other choice) in nats. `samples` are all answers that were
+    drawn, of which the row says what counts; none where it was answered greedily, or was read without them.
     """
 
     task: str
@@ -126,14 +154,16 @@ class SampleResult:
     attempt: int = 1
     weight: float = 1.0
     error: str = ""
+    samples: tuple[Sample, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class RowsIdentity:
     """Identity of a set of rows, everything they depend on; its digest names the folder they lie in.
 
-    All but `scoring_digest` says what was asked of whom; that one says how the answers are scored,
-    and is empty where the task's own code does both at once.
+    All but `scoring_digest` and `choice` says what was asked of whom; the first says how the answers are
+    scored, and is empty where the task's own code does both at once. `decoding` digests how answers were
+    drawn, empty of greedy ones; `choice` says how one of several was chosen, empty where the first counts.
     """
 
     weights_digest: str
@@ -148,6 +178,8 @@ class RowsIdentity:
     layout_digest: str
     device_class: str
     scoring_digest: str = ""
+    decoding: str = ""
+    choice: str = ""
 
     @property
     def digest(self) -> str:
@@ -157,7 +189,7 @@ class RowsIdentity:
     @property
     def answers(self) -> "RowsIdentity":
         """The same without its scoring: rows of which this is equal hold the same answers."""
-        return replace(self, scoring_digest="")
+        return replace(self, scoring_digest="", choice="")
 
 
 class Origin(NamedTuple):

@@ -5,6 +5,7 @@ under a limit grows by whole blocks and never has to be computed again. A checks
 file gets its name, and none is forgotten, so a file that is whole is not taken for a damaged one.
 
     runs/rows/<digest>/checksums.json          one CRC-32 for each rows.parquet that was written
+    runs/rows/<digest>/samples/00000.jsonl     the answers that were drawn to the items of a block
 """
 
 import json
@@ -12,12 +13,21 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.records import BLOCK, RowsIdentity, SampleResult, canonical_json, load, load_files, many_rows
+from harness.records import (
+    BLOCK,
+    RowsIdentity,
+    Sample,
+    SampleResult,
+    canonical_json,
+    load,
+    load_files,
+    many_rows,
+)
 from harness.store.layout import (
     AGAIN,
     Store,
@@ -61,10 +71,24 @@ COLUMNS = {
     "weight": "DOUBLE",
     "error": "VARCHAR",
 }
+# One of the answers that were drawn to an item, as a line of JSON holds it.
+SAMPLE_COLUMNS = {
+    "example_id": "VARCHAR",
+    "index": "BIGINT",
+    "text": "VARCHAR",
+    "status": "VARCHAR",
+    "parts": "MAP(VARCHAR, DOUBLE[])",
+    "finish_reason": "VARCHAR",
+    "n_prompt_tokens": "BIGINT",
+    "n_output_tokens": "BIGINT",
+    "compute_s": "DOUBLE",
+    "mean_logprob": "DOUBLE",
+    "error": "VARCHAR",
+}
 ANEW = "harness compare, which computes damaged rows again"
 # A folder named like `x=1` is no column of ours.
 READ_PARQUET = "read_parquet(?, hive_partitioning = false)"
-_FIELDS = tuple(field.name for field in fields(SampleResult))
+_FIELDS = tuple(field.name for field in fields(SampleResult) if field.name in COLUMNS)
 _SELECTED = ", ".join(f'"{name}"' for name in _FIELDS)
 # The references say what the worst answer to an item is, where there is none to be scored.
 OF_ERRORS = "CASE WHEN status = 'error' THEN \"references\" ELSE [] END"
@@ -82,6 +106,9 @@ def stored_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str] | Non
     """
     ids_by_block = _chunks(_parquet_ids(store.parquet(identity.digest)) or [])
     ids_by_block |= _readable_blocks(store, identity.digest)
+    if identity.decoding:
+        drawn = read_samples(store, identity.digest)
+        ids_by_block = {index: ids for index, ids in ids_by_block.items() if drawn.keys() >= set(ids)}
     if ids is None:
         return set(ids_by_block)
     wanted = _chunks(ids)
@@ -102,6 +129,8 @@ def append_block(store: Store, identity: RowsIdentity, index: int, rows: Sequenc
     lines = "".join(map(_line, rows))
     if not (folder / "identity.json").exists():
         write_record(store, folder / "identity.json", identity)
+    if samples := "".join(_sample_line(row.example_id, one) for row in rows for one in row.samples):
+        _write_samples(store, _samples_folder(folder) / f"{index:05d}.jsonl", samples)
     write_whole(store, _block_path(folder, index), lines)
 
 
@@ -143,8 +172,9 @@ def remove_merged_blocks(store: Store) -> None:
 
 
 def has_rows(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> bool:
-    """Tell whether the complete set begins with these examples, in this order."""
-    return is_stored_as(store.parquet(identity.digest), ids)
+    """Tell whether the complete set begins with these examples, in order, with what was drawn to each."""
+    whole = is_stored_as(store.parquet(identity.digest), ids)
+    return whole and (not identity.decoding or read_samples(store, identity.digest).keys() >= set(ids))
 
 
 def is_stored_as(path: Path, ids: Sequence[str]) -> bool:
@@ -201,6 +231,24 @@ def read_many(
     return out
 
 
+def read_samples(store: Store, rows_digest: str) -> dict[str, tuple[Sample, ...]]:
+    """Read the answers that were drawn to the items of a row set, by item; damaged files are left out.
+
+    Empty of a set that was answered greedily.
+    """
+    out: dict[str, list[Sample]] = {}
+    for path in sorted(_samples_folder(store.rows(rows_digest)).glob("*.jsonl")):
+        with suppress(OSError, ValueError, TypeError):
+            if is_as_written(path) is not True:
+                continue
+            # Only \n ends a line: answers may hold the other characters that str.splitlines knows.
+            for line in path.read_bytes().decode().removesuffix("\n").split("\n"):
+                said = json.loads(line)
+                parts = {k: None if v is None else tuple(v) for k, v in said.pop("parts").items()}
+                out.setdefault(said.pop("example_id"), []).append(Sample(parts=parts, **said))
+    return {item: tuple(samples) for item, samples in out.items()}
+
+
 def read_identity(store: Store, rows_digest: str) -> RowsIdentity:
     """Read what a row set depends on.
 
@@ -228,7 +276,11 @@ def read_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> dic
         index = row.position // BLOCK
         if len(by_block.get(index, ())) < wanted.get(index, 0):
             by_block[index].append(row)
-    return by_block
+    drawn = read_samples(store, identity.digest) if identity.decoding else {}
+    return {
+        index: [replace(row, samples=drawn.get(row.example_id, ())) for row in block]
+        for index, block in by_block.items()
+    }
 
 
 def identities(store: Store) -> list[RowsIdentity]:
@@ -247,6 +299,24 @@ def _line(row: SampleResult) -> str:
     except ValueError as error:
         reason = "NaN and inf are not stored; unknown is None"
         raise ValueError(f"row {row.example_id!r} of {row.task}: {reason}") from error
+
+
+def _sample_line(example_id: str, sample: Sample) -> str:
+    """Write an answer that was drawn as a line of JSON."""
+    return canonical_json({"example_id": example_id, **asdict(sample)}) + "\n"
+
+
+def _samples_folder(folder: Path) -> Path:
+    return folder / "samples"
+
+
+def _write_samples(store: Store, path: Path, lines: str) -> None:
+    def write(part: Path) -> None:
+        part.write_text(lines, "utf-8", newline="\n")
+        note_checksum(store, path, part)
+
+    with clear_errors(store, str(path), AGAIN):
+        rename_when_whole(store, path, write)
 
 
 def rows_from(
