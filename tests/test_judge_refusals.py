@@ -73,7 +73,7 @@ def test_prices_within_a_judge_are_refused(desk):  # noqa: F811
     within = "num_concurrent: 1, usd_per_million_tokens: {input: 1, output: 1}"
     d.rubric(RUBRIC + JUDGE.format(url=d.judge.url, timeout=5).replace("num_concurrent: 1", within))
     with pytest.raises(
-        UserError, match=r"helpful.yaml:2: found prices within a judge; .* move them beside judge"
+        UserError, match=r"helpful.yaml:3: found prices within a judge; .* move them beside judge"
     ):
         config.load(d.path)
 

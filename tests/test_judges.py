@@ -41,7 +41,7 @@ candidates:
   other: {{weights_of: plain, system: Be kind.}}
 """
 JUDGE = "judge: {{base_url: {url}, model: tiny, max_retries: 0, num_concurrent: 1, timeout: {timeout}}}\n"
-RUBRIC = "criteria: The reply helps.\n"
+RUBRIC = "criteria: The reply helps.\nanchors: 0\n"
 
 
 class Grader:
@@ -183,7 +183,7 @@ def test_another_rubric_means_new_grades_of_the_stored_answers(desk):
     d.compare()
     n_answered, n_graded = len(d.candidates.asked), len(d.judge.asked)
     d.judge.model = Grader(lambda q, a: "5")
-    d.rubric("criteria: The reply is short.\n" + JUDGE.format(url=d.judge.url, timeout=5))
+    d.rubric("criteria: The reply is short.\nanchors: 0\n" + JUDGE.format(url=d.judge.url, timeout=5))
     d.compare()
     assert len(d.judge.asked) == 2 * n_graded
     assert len(d.candidates.asked) == n_answered

@@ -59,6 +59,8 @@ class Rubric(Spec):
 
     `judge` is who grades: a model that runs here, as `base_model` names one, or an endpoint by the parameters
     of the method `endpoint` but its prices. `panel` lists several of them in its place; their mean counts.
+    `version` names the judge's own version, where it changed behind its address: another one means other
+    grades. `anchors` is how many answers an endpoint is asked about again before it grades others.
     `max_cost` in USD ends the grading by an endpoint once it has cost as much, by `usd_per_million_tokens`.
     """
 
@@ -69,6 +71,8 @@ class Rubric(Spec):
     reference: bool = False
     judge: str | dict[str, Any] | None = None
     panel: tuple[str | dict[str, Any], ...] = ()
+    version: str = ""
+    anchors: int = Field(20, ge=0)
     max_cost: float | None = Field(None, gt=0)
     usd_per_million_tokens: TokenPrices | None = None
 
@@ -116,7 +120,7 @@ class Rubric(Spec):
     @property
     def content(self) -> dict[str, Any]:
         """What a grade depends on: the rubric without who grades, and without prices."""
-        apart = {"judge", "panel", "max_cost", "usd_per_million_tokens"}
+        apart = {"judge", "panel", "anchors", "max_cost", "usd_per_million_tokens"}
         return self.model_dump(mode="json", exclude=apart, exclude_defaults=True)
 
     @property

@@ -115,6 +115,7 @@ class Session:
     `candidates` are the experiment's, each resolved once.
     `paces` maps sizes of models to the pace at which this machine answered and trained when it was opened.
     `controls` maps digests of bases to the control arm that was measured while this session was open,
+    `checked_judges` holds the judges whose anchors were graded again while it was open,
     `settled` runs to the verdict that an interim analysis settled; these are asked nothing more.
     Copies made by `replace` share the slot, so what one loads another lets go of. A session for a `dry_run`
     loads nothing.
@@ -130,6 +131,7 @@ class Session:
     sources: Mapping[str, ModelSource] = field(default_factory=dict)
     candidates: Mapping[str, ResolvedCandidate] = field(default_factory=dict)
     controls: dict[str, str] = field(default_factory=dict)
+    checked_judges: set[str] = field(default_factory=set)
     settled: dict[str, Any] = field(default_factory=dict)
     slot: EngineSlot = field(default_factory=EngineSlot)
     paces: dict[int, Pace] = field(default_factory=dict)

@@ -86,8 +86,8 @@ def package_versions() -> dict[str, str | None]:
 
 
 def timestamp() -> str:
-    """Return the time in UTC to the second, as ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    """Return the time in UTC to the millisecond, as ISO 8601, so that runs of one second are in order."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def git_state(folder: Path) -> GitState:

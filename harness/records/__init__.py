@@ -1,6 +1,6 @@
 """Records that runs write: examples, rows of samples, trainings, runs and measurements."""
 
-from harness.records.grades import Grade
+from harness.records.grades import Anchor, AnchorCheck, Grade
 from harness.records.repeated_measurements import (
     AnswerLabel,
     Control,
@@ -48,6 +48,8 @@ from harness.records.training_records import (
 __all__ = [
     "BLOCK",
     "FEWER",
+    "Anchor",
+    "AnchorCheck",
     "AnswerLabel",
     "Control",
     "ControlBlock",

@@ -1,10 +1,12 @@
-"""Record of a grade that a judge gave to one answer.
+"""Records of grades that a judge gave, and of the anchors by which its drift is found.
 
 Invariant: `value` is there where the grade could be read, and only there.
 """
 
 from dataclasses import dataclass
 from typing import Literal
+
+from harness.records.sample_results import Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +32,32 @@ class Grade:
     compute_s: float = 0.0
     error: str = ""
     order: Literal["", "first", "second"] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """Answer to an item of a task that a judge is asked about again before it grades others.
+
+    `key` is that of its grade, `order` the place of the answer in a pair.
+    """
+
+    key: str
+    task: str
+    example: Example
+    answer: str
+    order: Literal["", "first", "second"] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorCheck:
+    """Check of a judge by its anchors: the `grades` that it gives them now, `n_moved` of them otherwise.
+
+    `mean_before` and `mean_now` are the mean grades in [0, 1]. `drifted` says that more moved than this judge
+    moves by itself.
+    """
+
+    grades: tuple[Grade, ...]
+    n_moved: int
+    mean_before: float
+    mean_now: float
+    drifted: bool

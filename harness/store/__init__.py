@@ -38,7 +38,16 @@ from harness.store.garbage import (
     remove,
     run_references,
 )
-from harness.store.grade_books import find_grades, keep_grades, read_grades, read_identities
+from harness.store.grade_books import (
+    find_grades,
+    keep_anchors,
+    keep_check,
+    keep_grades,
+    read_anchors,
+    read_checks,
+    read_grades,
+    read_identities,
+)
 from harness.store.index import Counts, reindex
 from harness.store.layout import Store, working, write_record, write_whole
 from harness.store.measurements import (
@@ -139,7 +148,9 @@ __all__ = [
     "has_rows",
     "identities",
     "join_references",
+    "keep_anchors",
     "keep_base_rows",
+    "keep_check",
     "keep_environment",
     "keep_grades",
     "keep_origin",
@@ -154,7 +165,9 @@ __all__ = [
     "noises",
     "origins",
     "query",
+    "read_anchors",
     "read_blocks",
+    "read_checks",
     "read_columns",
     "read_environment",
     "read_grades",

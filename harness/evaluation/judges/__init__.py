@@ -20,7 +20,7 @@ from harness.models.openai_api import Settings
 from harness.provenance.code_versions import versions_of
 from harness.records import Grade, digest
 from harness.spec import Task, TokenPrices, metric_name, metric_parts
-from harness.store import Store, read_grades, read_identities
+from harness.store import Store, read_checks, read_grades, read_identities
 
 
 class Judge(NamedTuple):
@@ -129,6 +129,13 @@ def key_problems(judged: Sequence[Judged]) -> Iterator[Problem]:
     known = {judge.settings: one.metric for one in judged for judge in one.judges if judge.settings}
     for settings, metric in known.items():
         yield from openai_api.problems(settings, metric)
+
+
+def paid_grades(judged: Judged, judge: Judge) -> list[Grade]:
+    """List all grades that a judge was asked for, those of its anchors with them."""
+    checks = read_checks(judged.store, judge.book)
+    again = [grade for check in checks for grade in check.grades]
+    return [*read_grades(judged.store, judge.book).values(), *again]
 
 
 def cost_usd(grades: Sequence[Grade], prices: TokenPrices | None) -> float | None:

@@ -7,7 +7,7 @@ al. 2023, arXiv 2303.16634, section 2.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
 
 import numpy as np
@@ -15,8 +15,9 @@ import numpy as np
 from harness import store
 from harness.errors import CandidateFailed
 from harness.evaluation.candidates import base_weights
-from harness.evaluation.judges import Judged, cost_usd
+from harness.evaluation.judges import Judged, cost_usd, paid_grades
 from harness.evaluation.judges.grade_reading import Ungraded
+from harness.evaluation.judges.judge_drift import check_anchors, choose_anchors
 from harness.evaluation.judges.judge_prompts import LIMITS, grade_value, judge_messages, read_grade
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
@@ -49,22 +50,40 @@ def grade_answers(session: Session, answers: Sequence[Ungraded]) -> None:
 
         try:
             if judge.settings:
-                before = store.read_grades(judged.store, judge.book)
-                _ask_endpoint(judge.settings, once, before, keep)
+                _ask_endpoint(session, judge.settings, once, keep)
             elif judge.source:
                 _score_grades(session, judge.source, once, keep)
         except CandidateFailed as error:
             raise CandidateFailed(f"{judged.metric}: {error.reason}", error.knob) from None
 
 
-def _ask_endpoint(
-    settings: Settings, answers: Sequence[Ungraded], before: Mapping[str, Grade], keep: Keep
-) -> None:
+def _ask_endpoint(session: Session, settings: Settings, answers: Sequence[Ungraded], keep: Keep) -> None:
+    """Ask an endpoint for grades once it graded its anchors as before; the first answers make anchors."""
+    judged, judge = answers[0].judged, answers[0].judge
+    server = Server(settings)
+    candidate = ChatCandidate(server, digest(settings.name))
+
+    def ask_again(answer: Ungraded) -> Grade:
+        _refuse_beyond_cost(judged, paid_grades(judged, judge))
+        return _say(candidate, answer)
+
+    try:
+        if judge.book not in session.checked_judges:
+            check_anchors(judged, judge, ask_again)
+        _ask_each(server, candidate, answers, keep)
+        if not store.read_anchors(judged.store, judge.book):
+            store.keep_anchors(judged.store, judge.book, choose_anchors(answers, judged.rubric.anchors))
+            check_anchors(judged, judge, ask_again)
+        session.checked_judges.add(judge.book)
+    finally:
+        server.api.close()
+
+
+def _ask_each(server: Server, candidate: ChatCandidate, answers: Sequence[Ungraded], keep: Keep) -> None:
     """Ask several at once; after one that fails nothing begins, and what is under way is still kept."""
-    server, judged = Server(settings), answers[0].judged
-    candidate, lock = ChatCandidate(server, digest(settings.name)), Lock()
+    judged, lock = answers[0].judged, Lock()
     failures: list[CandidateFailed] = []
-    grades = list(before.values())
+    grades = paid_grades(judged, answers[0].judge)
 
     def ask(answer: Ungraded) -> None:
         try:
@@ -77,10 +96,7 @@ def _ask_endpoint(
         except CandidateFailed as error:
             failures.append(error)
 
-    try:
-        server.each(ask, answers)
-    finally:
-        server.api.close()
+    server.each(ask, answers)
     if failures:
         raise failures[0]
 

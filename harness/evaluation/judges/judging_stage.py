@@ -7,7 +7,7 @@ Answers are stored before a judge sees them; what ends it leaves them, and every
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean
 
-from harness.evaluation.judges import Judged, cost_usd
+from harness.evaluation.judges import Judge, Judged, cost_usd, paid_grades
 from harness.evaluation.judges.grade_reading import Ungraded
 from harness.evaluation.judges.grading import grade_answers
 from harness.evaluation.row_sets import RowSet
@@ -15,7 +15,7 @@ from harness.evaluation.runner import rescore_stored
 from harness.evaluation.session import Session
 from harness.formatting import count, percent, usd
 from harness.records import Grade
-from harness.spec import TokenPrices
+from harness.store import read_checks
 
 
 def score_answered(session: Session, sets: Sequence[RowSet]) -> list[RowSet]:
@@ -44,18 +44,29 @@ def judge_remarks(judged: Iterable[Judged]) -> Iterator[str]:
     """Say of each judge how much it has graded, at which price, and how many grades could not be read."""
     for one in judged:
         for judge, known in zip(one.judges, one.grades(), strict=True):
-            paid = _price(list(known.values()), one.rubric.usd_per_million_tokens) if judge.settings else ""
+            paid = _price(one, judge) if judge.settings else ""
             lost = [grade for grade in known.values() if grade.value is None]
             failed = f"; {count(len(lost))} of these grades could not be read and count as failed answers"
             graded = f"{count(len(known))} answers graded by {judge.name}{paid}"
-            yield f"{one.metric}: {graded}{failed if lost else ''}{_place_preference(known.values())}"
+            said = f"{failed if lost else ''}{_place_preference(known.values())}{_anchor_remark(one, judge)}"
+            yield f"{one.metric}: {graded}{said}"
 
 
-def _price(grades: Sequence[Grade], prices: TokenPrices | None) -> str:
+def _anchor_remark(judged: Judged, judge: Judge) -> str:
+    """Say how many anchors came back as they were when the judge was last checked."""
+    checks = read_checks(judged.store, judge.book)
+    if not checks:
+        return ""
+    last, n = checks[-1], len(checks[-1].grades)
+    return f"; of {count(n)} answers graded again {count(last.n_moved)} got another grade"
+
+
+def _price(judged: Judged, judge: Judge) -> str:
     """Say what grades cost by the rubric's prices; empty without prices."""
+    prices = judged.rubric.usd_per_million_tokens
     if prices is None:
         return ""
-    cost = cost_usd(grades, prices)
+    cost = cost_usd(paid_grades(judged, judge), prices)
     return f" for {usd(cost)} USD" if cost is not None else " at an unknown cost, the server sends no usage"
 
 

@@ -1,0 +1,115 @@
+"""A judge that changes behind its address grades nothing new; one that wavers by itself goes on."""
+
+from math import comb
+
+import pytest
+from test_judges import JUDGE, Grader, N, desk, number  # noqa: F401 (the fixture)
+
+from harness import store
+from harness.evaluation.judges.judge_drift import ALPHA, is_drift
+from harness.records import AnchorCheck, Grade
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+RUBRIC = "criteria: The reply helps.\n"
+LATER = "candidates.later={weights_of: plain, system: Be brief.}"
+
+
+def strict(question, answer):
+    return str(1 + number(question) % 3)
+
+
+def milder(question, answer):
+    return str(2 + int(strict(question, answer)))
+
+
+def reply(messages):
+    """Answer by the system message too, so that each candidate has answers of its own."""
+    return " ".join(m["content"] for m in messages)
+
+
+def facts_of(report, name):
+    return next(f for f in report.facts if f.name == name)
+
+
+def test_anchors_are_asked_again_once_when_a_book_begins_and_before_new_answers(desk):  # noqa: F811
+    d = desk(reply, Grader(strict), rubric=RUBRIC)
+    d.compare()
+    assert len(d.judge.asked) == 2 * (N + 2) + 20
+    d.compare()
+    assert len(d.judge.asked) == 2 * (N + 2) + 20, "nothing new to grade, nothing to check"
+    found = d.compare(LATER)
+    assert facts_of(found, "later").state == "done"
+    assert len(d.judge.asked) == 3 * (N + 2) + 2 * 20
+    assert any("of 20 answers graded again 0 got another grade" in note for note in found.notes)
+
+
+def test_a_judge_that_became_milder_grades_no_later_candidate_until_the_rubric_names_its_version(desk):  # noqa: F811
+    d = desk(reply, Grader(strict), rubric=RUBRIC)
+    before = facts_of(d.compare(), "plain").target
+    d.judge.model = Grader(milder)
+    n_graded = sum(map(len, d.grades()))
+    found = d.compare(LATER)
+    later = facts_of(found, "later")
+    assert later.state == "failed"
+    assert "of 20 answers that it had graded 20 got another grade (mean" in later.error
+    assert "another version: in the rubric" in later.error
+    assert sum(map(len, d.grades())) == n_graded, "nothing new was graded"
+    assert facts_of(found, "plain").target == before
+    d.rubric(RUBRIC + "version: milder\n" + JUDGE.format(url=d.judge.url, timeout=5))
+    again = d.compare(LATER)
+    assert {f.name: f.state for f in again.facts} == dict.fromkeys(("plain", "other", "later"), "done")
+    assert facts_of(again, "plain").target.score == pytest.approx(before.score + 0.5)
+
+
+def test_a_judge_that_wavers_by_itself_goes_on(desk):  # noqa: F811
+    """Each question's grade alternates for a tenth of the questions, whenever they are asked."""
+    counts = {}
+
+    def wavers(question, answer):
+        counts[question, answer] = counts.get((question, answer), 0) + 1
+        return str(3 + counts[question, answer] % 2) if number(question) % 10 == 0 else "3"
+
+    d = desk(reply, Grader(wavers), rubric=RUBRIC)
+    d.compare()
+    found = d.compare(LATER)
+    assert facts_of(found, "later").state == "done"
+    (book,) = (d.folder / "runs" / "grades").iterdir()
+    checks = store.read_checks(d.store, book.name)
+    assert len(checks) == 2
+    assert checks[0].n_moved > 0
+
+
+def test_what_anchors_cost_counts_against_the_most_that_may_be_spent(desk):  # noqa: F811
+    prices = "usd_per_million_tokens: {input: 90000, output: 100000}\n"
+    d = desk(reply, Grader(strict), rubric=RUBRIC + prices)
+    notes = d.compare().notes
+    grades = [g for book in d.grades() for g in book.values()]
+    (book,) = (d.folder / "runs" / "grades").iterdir()
+    again = [g for check in store.read_checks(d.store, book.name) for g in check.grades]
+    assert len(again) == 20
+    tokens = [(g.n_prompt_tokens, g.n_output_tokens) for g in (*grades, *again)]
+    cost = sum(0.09 * read + 0.1 * written for read, written in tokens)
+    assert any(f"for {cost:,.2f} USD" in note for note in notes), (cost, notes)
+
+
+def check(n, n_moved, drifted=False):
+    grade = Grade("k", "t", "e", "o", "ok", 1.0, "5")
+    return AnchorCheck((grade,) * n, n_moved, 0.5, 0.5, drifted)
+
+
+def test_a_first_check_finds_no_drift_and_a_later_one_by_what_moved_before():
+    assert not is_drift(20, 20, [])
+    assert is_drift(7, 20, [check(20, 0)])
+    assert not is_drift(6, 20, [check(20, 0)])
+    assert not is_drift(7, 20, [check(20, 3)])
+    assert is_drift(4, 20, [check(20, 0)] * 5), "more checks know the judge better"
+    assert not is_drift(7, 20, [check(20, 20, drifted=True)]), "a check with drift is no measure of calm"
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.1, 0.3, 0.5])
+def test_an_unchanged_judge_is_suspected_no_more_often_than_stated(rate):
+    """The exact chance of an alarm over both checks, from the binomial distribution."""
+    p = [comb(20, k) * rate**k * (1 - rate) ** (20 - k) for k in range(21)]
+    alarms = [(a, b) for a in range(21) for b in range(21) if is_drift(b, 20, [check(20, a)])]
+    assert 0 < sum(p[a] * p[b] for a, b in alarms) <= ALPHA
