@@ -310,6 +310,27 @@ def test_what_is_no_grade_is_counted_and_never_scored(desk):
     assert len(d.judge.asked) == n_asked, "the same question at temperature 0 gives the same again"
 
 
+def test_a_judge_that_does_not_decide_and_cannot_be_read_ruins_no_other_metric(desk):
+    d = desk(judge=Grader(lambda q, a: "" if number(q) % 2 else "4"))
+    found = d.compare("target.primary=token_f1")
+    facts = next(f for f in found.facts if f.name == "plain")
+    assert (facts.state, facts.target.n_errors, facts.target.n) == ("done", 0, N)
+    rows = d.rows()
+    assert {row.status for row in rows} == {"ok"}
+    assert [row.parts["judge:helpful"] is None for row in rows] == [
+        number(row.prompt) % 2 == 1 for row in rows
+    ]
+    assert all("an unparsable grade" in row.error for row in rows if row.parts["judge:helpful"] is None)
+    assert not any("are errors and count as worst" in note for note in found.notes)
+
+
+def test_a_judge_that_decides_and_never_grades_fails_the_candidate_by_its_own_name(desk):
+    d = desk(judge=Grader(lambda q, a: ""))
+    facts = next(f for f in d.compare().facts if f.name == "plain")
+    assert facts.state == "failed"
+    assert "no answer could be graded: judge:helpful: an unparsable grade" in facts.error
+
+
 def test_a_judge_that_dies_midway_loses_nothing_and_the_next_compare_goes_on(desk):
     d = desk()
     grade = d.judge.model.grade

@@ -184,7 +184,7 @@ def _rescore_block(
 
 
 def _row(job: Job, example: Example, row: SampleResult, grades: GradeReader) -> SampleResult:
-    """Score one stored answer; one whose grade cannot be read is an error, and counted as such."""
+    """Score one stored answer; a grade that cannot be read says why, and is an error where it decides."""
     ended: Any = row.finish_reason  # one of what an output holds, from where it was copied
     output = Output(
         row.text,
@@ -197,8 +197,9 @@ def _row(job: Job, example: Example, row: SampleResult, grades: GradeReader) -> 
         error=row.error,
     )
     scored = score_output(job, example, output)
-    if reason := grades.unreadable.pop(example.id, ""):
-        scored = scored._replace(status="error", error=reason)
+    if unreadable := grades.unreadable.pop(example.id, {}):
+        status = "error" if job.task.primary_metric in unreadable else scored.status
+        scored = scored._replace(status=status, error="; ".join(unreadable.values()))
     return replace(row, **scored._asdict())
 
 

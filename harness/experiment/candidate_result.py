@@ -83,6 +83,8 @@ def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> C
         CandidateFailed: every test row is an error.
     """
     if all(row.status == "error" for row in test):
+        if any(row.finish_reason != "error" for row in test):
+            raise CandidateFailed(f"no answer could be graded: {test[0].error}", "another judge, or rubric")
         raise CandidateFailed(
             f"no test row could be answered: {test[0].error}", "fewer shots or passages, or a longer context"
         )

@@ -32,12 +32,12 @@ class Ungraded(NamedTuple):
 class GradeReader:
     """Reader of the grades of one task's answers.
 
-    It collects the `ungraded` answers, and in `unreadable` by example id why an answer has no grade.
+    It collects the `ungraded` answers, and in `unreadable` by example id and metric why one has no grade.
     """
 
     def __init__(self, task: str, judged: Mapping[str, Judged], examples: Sequence[Example]) -> None:
         self.ungraded: list[Ungraded] = []
-        self.unreadable: dict[str, str] = {}
+        self.unreadable: dict[str, dict[str, str]] = {}
         self._task, self._judged = task, judged
         self._examples = {example.id: example for example in examples}
         self._grades = {name: one.grades() for name, one in judged.items()}
@@ -65,7 +65,7 @@ class GradeReader:
             else:
                 self.ungraded.append(Ungraded(judged, judge, self._task, plain, output.text, key, order))
         if said := [_reason(judge, grade) for judge, grade in found if grade.value is None]:
-            self.unreadable[example.id] = f"{name}: {'; '.join(said)}"
+            self.unreadable.setdefault(example.id, {})[name] = f"{name}: {'; '.join(said)}"
         elif len(self.ungraded) == n_ungraded:
             return (fmean(grade.value for _, grade in found if grade.value is not None),)
         return None
