@@ -101,6 +101,11 @@ def pytest_runtest_setup(item):
         _frozen = len(sys.modules)
 
 
+def pytest_unconfigure():
+    """Give back what was left out of garbage collection, or DuckDB's bindings call it leaked at the end."""
+    gc.unfreeze()
+
+
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=5, help="how often the fault test kills a compare")
 

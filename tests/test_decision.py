@@ -1,6 +1,7 @@
 """What is recommended, why, and when nothing is."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from fake_facts import BITS, alternatives, candidate, comparison, tuned, verdict
@@ -12,7 +13,7 @@ from harness.decision import Decision, LearningCurve, apply_budgets, best_traine
 from harness.decision.learning_curve import Ahead, CurvePoint
 from harness.evaluation.costs import Tokens
 from harness.records.training_records import Trial
-from harness.spec import DecidePolicy
+from harness.spec import DecidePolicy, Need
 
 
 def decided(
@@ -702,9 +703,7 @@ def test_more_rows_are_not_advised_where_test_items_are_worth_more():
 def test_declared_needs_answer_what_no_slice_measures_and_say_so():
     facts = [*alternatives(), tuned("lora", 0.81, 0.07)]
     decision = decided(facts, needs=("changing_facts", "style_or_format"))
-    assert said(decision, "Declared, not measured (changing facts)").endswith(
-        "a fine-tune would soon be old."
-    )
+    assert "a fine-tune would soon be old." in said(decision, "Declared, not measured (changing facts)")
     sliced = [replace(f, slices={"knowledge": Estimate(0.5, 0.4, 0.6, 50)}) for f in facts]
     assert not [r for r in decided(sliced, needs=("changing_facts",)).reasons if "Declared" in r]
 
@@ -752,6 +751,9 @@ def test_items_that_would_not_change_the_choice_are_not_advised():
         ("low_latency", "speaks for a fine-tune"),
         ("little_data", "a prompt with shots; a fine-tune"),
         ("knowledge_and_behaviour", "measure retrieval on tuned weights"),
+        ("sensitive_data", "has to run here"),
+        ("rapid_iteration", "is prompted"),
+        ("no_compute", "nothing can be trained"),
     ],
 )
 def test_a_need_that_nothing_measured_is_answered_as_declared(need, advice):
@@ -772,7 +774,39 @@ def test_a_need_that_nothing_measured_is_answered_as_declared(need, advice):
 def test_a_need_that_was_measured_is_answered_by_what_was_found(need, measured):
     of = {name: Estimate(0.5, 0.4, 0.6, 50) for name in ("knowledge", "behaviour")}
     facts = [replace(f, slices=of) for f in (*alternatives(), tuned("lora", 0.81, 0.07))]
-    assert said(decided(facts, needs=(need,)), "Measured (").endswith(f": {measured}.")
+    assert f": {measured}. The textbook says: " in said(decided(facts, needs=(need,)), "Measured (")
+
+
+@pytest.mark.parametrize(
+    ("need", "measured"),
+    [
+        ("new_domain", "lora gains +61.0 [+57, +65] points over the prompt"),
+        ("general_purpose", "the other abilities of lora changed by"),
+        ("low_resource_language", "lora gains +61.0 [+57, +65] points over the prompt"),
+    ],
+)
+def test_a_need_is_answered_by_the_gain_or_by_what_was_forgotten(need, measured):
+    lora = tuned("lora", 0.81, 0.07, vs_prompt=comparison(0.61, 0.04))
+    assert measured in said(decided([*alternatives(), lora], needs=(need,)), "Measured (")
+
+
+def test_advice_that_what_is_chosen_follows_and_advice_that_it_does_not():
+    facts = [*alternatives(), tuned("lora", 0.81, 0.07)]
+    agrees = said(decided(facts, needs=("style_or_format",)), "Declared")
+    assert agrees.endswith(" lora, which is chosen, is of that kind.")
+    differs = said(decided(facts, needs=("little_data",)), "Measured (")
+    assert "What is chosen differs: here lora reaches 81.0" in differs
+    assert "knn, the best of that kind, 74.0" in differs
+    lacks = said(decided(facts, needs=("knowledge_and_behaviour",)), "Declared")
+    assert lacks.endswith(" lora is chosen; no candidate of that kind was measured.")
+
+
+def test_every_need_that_may_be_declared_has_advice():
+    for need in get_args(Need):
+        assert said(
+            decided([*alternatives(), tuned("lora", 0.81, 0.07)], needs=(need,)),
+            f"({need.replace('_', ' ')})",
+        )
 
 
 def test_a_choice_says_on_which_worth_of_an_answer_it_rests_and_where_it_flips():

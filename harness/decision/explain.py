@@ -10,6 +10,7 @@ from harness import formatting, gating, plugins
 from harness.decision import economics, next_step
 from harness.decision.arithmetic import Economics
 from harness.decision.family import Member
+from harness.decision.guidance import need_sentences
 from harness.decision.results import (
     FEW,
     CandidateFacts,
@@ -56,23 +57,6 @@ _REMEDIES = {
 }
 
 
-_BY_NEED = {
-    "changing_facts": "facts that change belong into documents, so retrieval; a fine-tune would soon be old",
-    "private_knowledge": "knowledge that the base never saw is found by retrieval, which can name its source",
-    "style_or_format": "style and format are learned by a fine-tune; retrieval does not bring them",
-    "low_latency": "little latency speaks for a fine-tune, whose prompt needs no shots or passages",
-    "little_data": "below some 100 examples a prompt with shots; a fine-tune varies with their draw",
-    "knowledge_and_behaviour": "both are wanted, so measure retrieval on tuned weights (weights_of with rag)",
-    "sensitive_data": "what answers has to run here: a model behind somebody else's API is left out",
-}
-_ON_SLICES = {
-    "changing_facts": ("knowledge",),
-    "private_knowledge": ("knowledge",),
-    "style_or_format": ("behaviour",),
-    "knowledge_and_behaviour": ("knowledge", "behaviour"),
-}
-
-
 def too_dear(found: Economics) -> str:
     """Say that a gain is worth less than what it costs, and the volume from which it would pay."""
     worth, cost = formatting.usd(found.gain_is_worth_usd), formatting.usd(found.costs_more_usd)
@@ -99,7 +83,7 @@ def reasons(
     sentences += economics.budget_sentences(case.facts, case.policy)
     sentences += [*_gates(case), *_failed_recipes(case)]
     sentences += _family(case, family)
-    sentences += _failures(case)
+    sentences += _failures(case, shipped)
     if case.judged:
         sentences += [_amount(case, case.judged), *_few_for_full(case)]
         sentences += _curve(case)
@@ -280,29 +264,6 @@ def _curve(case: Case) -> list[str]:
     return [said]
 
 
-def _needs(case: Case, slices: Sequence[str] = ()) -> list[str]:
-    """Answer what was declared to be needed from what was measured, and from the declaration elsewhere."""
-    return [
-        _measured_need(case, need, slices)
-        or f"Declared, not measured ({need.replace('_', ' ')}): {_BY_NEED[need]}."
-        for need in case.policy.needs
-    ]
-
-
-def _measured_need(case: Case, need: str, slices: Sequence[str]) -> str:
-    """Say where a need was measured; empty where it was not."""
-    run, other, said = case.judged, case.alternative, ""
-    wanted = _ON_SLICES.get(need, ())
-    if wanted and set(wanted) <= set(slices):
-        said = f"on the slice{'s' if len(wanted) > 1 else ''} {' and '.join(wanted)}, as said above"
-    elif need == "low_latency" and run and other and None not in (run.latency_p50_s, other.latency_p50_s):
-        own, its = formatting.seconds(run.latency_p50_s), formatting.seconds(other.latency_p50_s)
-        said = f"the median request takes {own} with {run.label} and {its} with {other.name}"
-    elif need == "little_data" and run and run.n_train:
-        said = f"{formatting.count(run.n_train)} training examples, of which below"
-    return f"Measured ({need.replace('_', ' ')}): {said}." if said else ""
-
-
 _STOPPED = {True: ("fail", "inconclusive", "harness-drift"), False: ("fail", "harness-drift")}
 
 
@@ -385,7 +346,7 @@ def _member_text(m: Member, alpha: float) -> str:
     return f"{m.candidate} {shown} ({ps})"
 
 
-def _failures(case: Case) -> list[str]:
+def _failures(case: Case, shipped: str | None) -> list[str]:
     """Tell missing facts from missing behaviour by what mends which slice.
 
     Mended means that the lower bound of retrieval (knowledge) or of a fine-tune (behaviour)
@@ -395,11 +356,15 @@ def _failures(case: Case) -> list[str]:
     prompt = by["prompt"]
     slices = [s for s in ("knowledge", "behaviour") if prompt and s in prompt.slices]
     if prompt is None or not slices:
-        return _needs(case)
+        return need_sentences(case, (), shipped)
     remedies = {"knowledge": by["rag"], "behaviour": by["fine-tune"]}
     mended = tuple(s for s in slices if _mends(case, s, prompt, remedies[s]))
     shown = [run for run in by.values() if run is not None]
-    return [*(_slice(case, s, shown) for s in slices), _REMEDIES[mended], *_needs(case, slices)]
+    return [
+        *(_slice(case, s, shown) for s in slices),
+        _REMEDIES[mended],
+        *need_sentences(case, slices, shipped),
+    ]
 
 
 def _best_of(case: Case, action: str) -> CandidateFacts | None:

@@ -47,11 +47,16 @@ Margin = Fraction | Share
 Need = Literal[
     "changing_facts",
     "private_knowledge",
+    "new_domain",
     "style_or_format",
     "low_latency",
     "little_data",
     "knowledge_and_behaviour",
     "sensitive_data",
+    "general_purpose",
+    "rapid_iteration",
+    "no_compute",
+    "low_resource_language",
 ]
 
 

@@ -1,0 +1,172 @@
+"""Textbook advice on what is needed, beside what was measured, and where the two differ.
+
+Invariant: advice decides nothing. It stands beside the measurement that answers it, and where what is chosen
+is another kind of candidate, the scores of both are given.
+Source: the usual lists of when to fine-tune and when to retrieve; Gupta et al. 2024, arXiv 2401.08406
+(retrieval, fine-tuning and both), Ovadia et al. 2024, arXiv 2312.05934 (facts by retrieval).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from harness import formatting
+from harness.decision.results import (
+    Action,
+    CandidateFacts,
+    Case,
+    action_of,
+    best,
+    gain,
+    gain_text,
+    is_fine_tuned,
+    passes,
+    score_text,
+)
+from harness.spec import Need
+
+_STAYS_AS_IT_IS: tuple[Action, ...] = ("prompt", "few-shot", "rank", "classifier", "rag")
+_RETRIEVES: tuple[Action, ...] = ("rag", "hybrid")
+_TUNES: tuple[Action, ...] = ("fine-tune", "hybrid")
+
+
+class Advice(NamedTuple):
+    """Textbook advice on one need: its words, the candidates that it means, the slices that measure it."""
+
+    text: str
+    actions: tuple[Action, ...] = ()
+    slices: tuple[str, ...] = ()
+
+
+_ADVICE: Mapping[Need, Advice] = {
+    "changing_facts": Advice(
+        "facts that change belong into documents, so retrieval; a fine-tune would soon be old",
+        _RETRIEVES,
+        ("knowledge",),
+    ),
+    "private_knowledge": Advice(
+        "knowledge that the base never saw is found by retrieval, which can name its source",
+        _RETRIEVES,
+        ("knowledge",),
+    ),
+    "new_domain": Advice(
+        "the language of a domain that the base hardly saw is learned by a fine-tune; its facts are found"
+        " by retrieval",
+        _TUNES,
+        ("knowledge", "behaviour"),
+    ),
+    "style_or_format": Advice(
+        "style and format are learned by a fine-tune; retrieval does not bring them", _TUNES, ("behaviour",)
+    ),
+    "low_latency": Advice(
+        "little latency speaks for a fine-tune, whose prompt needs no shots or passages",
+        ("fine-tune", "classifier"),
+    ),
+    "little_data": Advice(
+        "below some 100 examples a prompt with shots; a fine-tune varies with their draw", _STAYS_AS_IT_IS
+    ),
+    "knowledge_and_behaviour": Advice(
+        "both are wanted, so measure retrieval on tuned weights (weights_of with rag)",
+        ("hybrid",),
+        ("knowledge", "behaviour"),
+    ),
+    "sensitive_data": Advice("what answers has to run here: a model behind somebody else's API is left out"),
+    "general_purpose": Advice(
+        "a model that serves many tasks stays as it is, for a fine-tune on one may lose others",
+        _STAYS_AS_IT_IS,
+    ),
+    "rapid_iteration": Advice(
+        "what changes every few days is prompted; a fine-tune is trained and judged anew each time",
+        _STAYS_AS_IT_IS,
+    ),
+    "no_compute": Advice(
+        "where nothing can be trained, prompts, retrieval or a plain classifier", _STAYS_AS_IT_IS
+    ),
+    "low_resource_language": Advice(
+        "a language that the base hardly saw is learned by a fine-tune; shots show too little of it", _TUNES
+    ),
+}
+
+
+def need_sentences(case: Case, slices: Sequence[str], shipped: str | None) -> list[str]:
+    """Answer each declared need from what was measured, and from the textbook where nothing was."""
+    chosen = best(f for f in case.facts if f.name == shipped)
+    return [_sentence(case, need, slices, chosen) for need in case.policy.needs]
+
+
+def _sentence(case: Case, need: Need, slices: Sequence[str], chosen: CandidateFacts | None) -> str:
+    advice, name = _ADVICE[need], need.replace("_", " ")
+    found = _measured(case, need, slices)
+    agreement = _agreement(case, advice, chosen)
+    if not found:
+        return f"Declared, not measured ({name}): {advice.text}.{agreement}"
+    return f"Measured ({name}): {found}. The textbook says: {advice.text}.{agreement}"
+
+
+def _measured(case: Case, need: Need, slices: Sequence[str]) -> str:
+    """Say what was measured about a need; empty where nothing was."""
+    wanted = _ADVICE[need].slices
+    if wanted and set(wanted) <= set(slices):
+        return f"on the slice{'s' if len(wanted) > 1 else ''} {' and '.join(wanted)}, as said above"
+    run = case.judged
+    return _MEASURES[need](case, run) if run and need in _MEASURES else ""
+
+
+def _latency(case: Case, run: CandidateFacts) -> str:
+    other = case.alternative
+    if other is None or None in (run.latency_p50_s, other.latency_p50_s):
+        return ""
+    own, its = formatting.seconds(run.latency_p50_s), formatting.seconds(other.latency_p50_s)
+    return f"the median request takes {own} with {run.label} and {its} with {other.name}"
+
+
+def _examples(_: Case, run: CandidateFacts) -> str:
+    return f"{formatting.count(run.n_train)} training examples, of which below" if run.n_train else ""
+
+
+def _forgetting(_: Case, run: CandidateFacts) -> str:
+    macro = run.verdict.macro if run.verdict else None
+    return (
+        f"the other abilities of {run.label} changed by {formatting.points(*macro[:3])} points"
+        if macro
+        else ""
+    )
+
+
+def _training(_: Case, run: CandidateFacts) -> str:
+    if not run.training.total_s:
+        return ""
+    memory = run.training.peak_memory_gib
+    held = f" and at most {formatting.plain(memory)} GiB" if memory else ""
+    where = f" on {run.measured_on}" if run.measured_on else ""
+    return f"training {run.label} took {formatting.seconds(run.training.total_s)}{held}{where}"
+
+
+def _gain_over_prompt(case: Case, run: CandidateFacts) -> str:
+    if run.vs_prompt is None:
+        return ""
+    return f"{run.label} gains {gain_text(case, gain(run.vs_prompt))} over the prompt"
+
+
+_MEASURES: Mapping[Need, Callable[[Case, CandidateFacts], str]] = {
+    "low_latency": _latency,
+    "little_data": _examples,
+    "general_purpose": _forgetting,
+    "rapid_iteration": _training,
+    "no_compute": _training,
+    "new_domain": _gain_over_prompt,
+    "low_resource_language": _gain_over_prompt,
+}
+
+
+def _agreement(case: Case, advice: Advice, chosen: CandidateFacts | None) -> str:
+    """Say whether what is chosen is of the advised kind, and what that kind reached where it is not."""
+    if chosen is None or not advice.actions:
+        return ""
+    if action_of(chosen) in advice.actions:
+        return f" {chosen.name}, which is chosen, is of that kind."
+    other = best(f for f in case.facts if action_of(f) in advice.actions)
+    if other is None:
+        return f" {chosen.name} is chosen; no candidate of that kind was measured."
+    gate = ", and does not pass its gate" if is_fine_tuned(other) and not passes(other) else ""
+    reached = f"{other.name}, the best of that kind, {score_text(case, other)}{gate}"
+    return f" What is chosen differs: here {chosen.name} reaches {score_text(case, chosen)}, {reached}."
