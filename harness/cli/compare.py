@@ -137,7 +137,8 @@ def compare(
         return
     say(experiment.first_line(session, len(loaded.selected), sum(plan.values()) if computes else None))
     tasks = [measured.task for measured in (session.target, *session.suites)]
-    for line in [*brief_warnings(warnings), *metric_warnings(tasks), *session.target.items.notes]:
+    notes = [*session.target.items.notes, *experiment.training_notes(session)]
+    for line in [*brief_warnings(warnings), *metric_warnings(tasks), *notes]:
         say(line)
     with progress.following(plan):
         found = experiment.run_all(

@@ -151,8 +151,11 @@ def json_schema() -> dict[str, Any]:
     for name in PLUGINS:
         keys[name]["anyOf"] = [{"type": "string"}, {"type": "object", "additionalProperties": params}]
         keys[name].pop("type"), keys[name].pop("additionalProperties")
-    for name in grids.PROMPTS:
+    for name in grids.KEYS:
         keys[name] = {"anyOf": [keys[name], {"type": "array", "items": keys[name]}]}
+    keys["train"] = {"anyOf": [_PATH, keys["train"]]}
+    shares = {"type": "object", "additionalProperties": {"type": "number"}, "minProperties": 2}
+    keys["mix"] = {"anyOf": [*keys["mix"]["anyOf"], shares]}
     keys["replay"] = {"anyOf": [{"type": "number"}, {"type": "object"}]}
     definitions["RescuePolicy"]["properties"]["steps"]["items"] = {"enum": plugins.rescue_steps()}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

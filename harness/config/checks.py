@@ -186,7 +186,8 @@ def _recipe(recipe: Recipe, keys: Keys, target: Task | None, tree: Tree) -> Iter
             yield from error.problems
         else:
             yield from problems_of(plugin.Params, params, tree, at)
-            yield from _needs(_files_read(kind, plugin), name, target, where)
+            if kind != "methods" or not (recipe.train or recipe.mix):
+                yield from _needs(_files_read(kind, plugin), name, target, where)
 
 
 def _files_read(kind: str, plugin: ModuleType) -> tuple[str, ...]:

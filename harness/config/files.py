@@ -214,6 +214,22 @@ def _resolve_recipe(recipe: dict[str, Any], folder: Path) -> None:
         _resolve_file(recipe, "reward", folder)
     for params in mapping(recipe.get("regularize")).values():
         _resolve_file(mapping(params), "data", folder)
+    for key in ("train", "mix"):
+        if key in recipe:
+            recipe[key] = _resolve_row_files(recipe[key], folder)
+
+
+def _resolve_row_files(written: Any, folder: Path) -> Any:
+    """Make absolute the files of rows in a text, in a list, in the keys of shares, or below `files`."""
+    if isinstance(written, str):
+        return written if written.startswith(HUB) else str((folder / Path(written).expanduser()).resolve())
+    if isinstance(written, list):
+        return [_resolve_row_files(one, folder) for one in written]
+    if isinstance(written, dict) and "files" in written:
+        return {**written, "files": _resolve_row_files(written["files"], folder)}
+    if isinstance(written, dict):
+        return {_resolve_row_files(file, folder): share for file, share in written.items()}
+    return written
 
 
 def _resolve_file(around: dict[str, Any], key: str, folder: Path) -> None:

@@ -16,7 +16,7 @@ from harness.config.problems import Keys, Tree, mapping
 from harness.errors import Problem
 from harness.spec import BASE, PLUGINS
 
-PROMPTS = ("system", "template", "answer")  # keys of a recipe whose lists are grids too
+KEYS = ("system", "template", "answer", "corrupt")  # of a recipe, whose lists are grids too
 _WORD = re.compile(r"[a-z0-9]+")
 _WORDS = 3  # of a text, in the name of its candidate
 
@@ -50,7 +50,7 @@ def _grids(recipe: Any) -> Iterator[tuple[Keys, list[Any]]]:
     if not isinstance(recipe, dict):
         return
     yield from _grids_of("methods", recipe.get("method", BASE), recipe.get("params"), ("params",))
-    yield from (((key,), recipe[key]) for key in PROMPTS if isinstance(recipe.get(key), list))
+    yield from (((key,), recipe[key]) for key in KEYS if isinstance(recipe.get(key), list))
     for key, kind in PLUGINS.items():
         for name, params in mapping(recipe.get(key)).items():
             yield from _grids_of(kind, name, params, (key, name))

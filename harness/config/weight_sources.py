@@ -38,6 +38,7 @@ def check_weights(name: str, recipe: Recipe, members: Mapping[str, Member], tree
     yield from _check_serve_on(recipe, method, members, tree, keys)
     yield from _check_sweep(recipe, method, tree, keys)
     yield from _check_regularizers(recipe, method, tree, keys)
+    yield from _check_training_rows(recipe, method, tree, keys)
 
 
 def _check_role(recipe: Recipe, members: Mapping[str, Member], tree: Tree, keys: Keys) -> Iterator[Problem]:
@@ -303,6 +304,21 @@ def _check_regularizers(recipe: Recipe, method: Method, tree: Tree, keys: Keys) 
             yield Problem(where, f"{name} with {found}", expected, f"remove {name}, or take kl")
         if isinstance(path := params.get("data"), str):
             yield from check_general_rows(path, where)
+
+
+def _check_training_rows(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
+    """Refuse rows of a candidate's own where nothing trains on them, and files that are not there."""
+    for key in ("train", "mix", "corrupt"):
+        if getattr(recipe, key) and not method.draws_from:
+            found = f"{key} with the method {recipe.method}, which trains on no rows"
+            step = f"remove {key}, or add method: lora"
+            yield Problem(tree.where((*keys, key)), found, "a method that trains on rows", step)
+    if len(set(recipe.train)) < len(recipe.train):
+        yield Problem(tree.where((*keys, "train")), "a file twice in train", "every file once", "remove one")
+    for key, paths in (("train", recipe.train), ("mix", recipe.mix.paths if recipe.mix else ())):
+        for path in paths:
+            if not path.startswith(HUB) and not Path(path).is_file():
+                yield missing_file(Path(path), tree.where((*keys, key)), "rows to train on")
 
 
 def check_general_rows(path: str | None, where: str) -> Iterator[Problem]:

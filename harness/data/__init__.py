@@ -52,6 +52,7 @@ class TaskItems:
     A pair's `references` hold the chosen answer, its `rejected` the other one. `read_as` says in
     sentences by which layout a file was read, and how one file became three splits; `overlap` which training
     rows may be evaluated in other words. `places` says by split and id (`train/ID`) where a row was written.
+    `evaluated` holds all validation and test rows, as they were before limits drew from them.
     """
 
     train: tuple[Example, ...]
@@ -63,6 +64,7 @@ class TaskItems:
     read_as: tuple[str, ...] = ()
     overlap: tuple[str, ...] = ()
     places: Mapping[str, str] = field(default_factory=dict, repr=False)
+    evaluated: Mapping[Split, Sequence[Sourced]] = field(default_factory=dict, repr=False)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -108,6 +110,7 @@ def load_task(task: Task, seed: int) -> TaskItems:
             for part in (*SPLITS, "pairs")
             for row in getattr(files, part)
         },
+        evaluated={"validation": files.validation, "test": files.test},
     )
 
 

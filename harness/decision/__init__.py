@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from harness import formatting
-from harness.decision.ablation import Ablation, Factor, ablations
+from harness.decision.ablation import Ablation, Factor, Means, Pair, ablations
 from harness.decision.arithmetic import Economics, economics_of, listing
 from harness.decision.economics import apply_budgets, hour_usd, reprice
 from harness.decision.explain import (
@@ -58,6 +58,7 @@ from harness.decision.seeds import (
     pool_seeds,
     summarize_seeds,
 )
+from harness.decision.training_sets import TrainingSet, TrainingSets, training_sets
 from harness.spec import DecidePolicy
 
 __all__ = [
@@ -71,9 +72,13 @@ __all__ = [
     "Family",
     "ItemVariances",
     "LearningCurve",
+    "Means",
     "Member",
+    "Pair",
     "SeedSummary",
     "Trained",
+    "TrainingSet",
+    "TrainingSets",
     "ablations",
     "alternative",
     "apply_budgets",
@@ -93,6 +98,7 @@ __all__ = [
     "strongest_run",
     "summarize_seeds",
     "target_unit",
+    "training_sets",
 ]
 
 

@@ -50,7 +50,7 @@ class Ablation:
     seed_variance_known: bool
 
 
-class _Comparer(NamedTuple):
+class Comparer(NamedTuple):
     """The ways to compare runs and recipes, and the variance of one seed over all recipes."""
 
     pair: Pair
@@ -70,11 +70,14 @@ def ablations(facts: Sequence[CandidateFacts], pair: Pair, means: Means) -> tupl
         source, bracket, _ = f.name.partition("[")
         if bracket:
             grids.setdefault(source, {}).setdefault(f.name, []).append(f)
-    by = _Comparer(pair, means, pooled_variance(facts))
-    return tuple(_ablation(source, members, by) for source, members in grids.items() if len(members) > 1)
+    by = Comparer(pair, means, pooled_variance(facts))
+    return tuple(
+        compare_members(source, members, by) for source, members in grids.items() if len(members) > 1
+    )
 
 
-def _ablation(source: str, members: dict[str, list[CandidateFacts]], by: _Comparer) -> Ablation:
+def compare_members(source: str, members: dict[str, list[CandidateFacts]], by: Comparer) -> Ablation:
+    """Compare candidates, each with the facts of its seeds, with the first of them."""
     reference, *others = members
     rows = [_factor(reference, members[reference], None, None)]
     rows += [_factor(n, members[n], *_difference(members[reference], members[n], by)) for n in others]
@@ -95,7 +98,7 @@ def _ablation(source: str, members: dict[str, list[CandidateFacts]], by: _Compar
 
 
 def _difference(
-    base: Sequence[CandidateFacts], new: Sequence[CandidateFacts], by: _Comparer
+    base: Sequence[CandidateFacts], new: Sequence[CandidateFacts], by: Comparer
 ) -> tuple[Estimate | None, float | None]:
     """Return the difference with its p: over items, and over seeds where their variance is known."""
     old, now = ([f for f in of if f.state == "done"] for of in (base, new))

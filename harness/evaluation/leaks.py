@@ -7,7 +7,7 @@ row that repeats one is refused, a row that may ask the same in other words is n
 from collections.abc import Mapping
 from dataclasses import replace
 
-from harness.data import TaskItems, suite_contamination
+from harness.data import PartName, TaskItems, suite_contamination
 from harness.data.examples import Sourced
 from harness.data.overlap import overlap_notes
 from harness.data.readers import display_path
@@ -15,11 +15,18 @@ from harness.errors import UserError
 from harness.evaluation import lm_eval
 from harness.spec import Task
 
+_PARTS: tuple[PartName, ...] = ("train", "pairs")
+
 
 def refuse_or_note(
-    target: Task, items: Mapping[str, TaskItems], catalogue: Mapping[str, lm_eval.Found]
+    target: Task,
+    items: Mapping[str, TaskItems],
+    catalogue: Mapping[str, lm_eval.Found],
+    files: Mapping[PartName, str] | None = None,
 ) -> TaskItems:
     """Return the target's items with a note of the training rows that may be evaluated in other words.
+
+    `files` names those that the training rows or pairs come from, by default the target's own.
 
     Raises:
         UserError: a training row or pair has the prompt of an item of a suite or of lm-eval.
@@ -35,7 +42,7 @@ def refuse_or_note(
     for name, listed in catalogue.items():
         evaluated += [Sourced(example, f"{name} document {example.id}") for example in listed.texts]
     notes: list[str] = []
-    for part in ("train", "pairs"):
-        file = display_path(target.data.source(part) or "")
+    named = files or {part: display_path(target.data.source(part) or "") for part in _PARTS}
+    for part, file in named.items():
         notes += overlap_notes(own.sourced(part), evaluated, file, target.kind == "choice")
     return replace(own, overlap=tuple(notes))

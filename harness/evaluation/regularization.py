@@ -7,14 +7,15 @@ from collections.abc import Sequence
 
 from harness.errors import Problem, UserError
 from harness.evaluation import costs
+from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.session import Session
 from harness.regularizers import MixContext, mixtures, work_factor
 from harness.spec import Recipe
 
 
-def mix_context(session: Session, seed: int) -> MixContext:
+def mix_context(session: Session, source: Recipe, seed: int) -> MixContext:
     """Return what rows are sampled from: nothing that the target or a suite evaluates may be among them."""
-    own = session.target.items
+    own = training_data(session, source).items
     evaluated = {session.target.task.name: (*own.test, *own.validation)}
     evaluated |= {m.task.name: m.items.test for m in session.suites}
     return MixContext(len(own.train), seed, evaluated)
@@ -23,7 +24,7 @@ def mix_context(session: Session, seed: int) -> MixContext:
 def regularization_problems(session: Session, recipe: Recipe) -> Sequence[Problem]:
     """List what is wrong with the general rows of a recipe's regularisers."""
     try:
-        mixtures(recipe.regularize, mix_context(session, session.experiment.seeds[0]))
+        mixtures(recipe.regularize, mix_context(session, recipe, session.experiment.seeds[0]))
     except UserError as error:
         return error.problems
     return ()
@@ -38,7 +39,7 @@ def regularization_work(
     """
     of_all, of_a_step = n_rows
     total = costs.Work(trained=round(plain.trained * (work_factor(source.regularize, of_a_step) - 1)))
-    for mixture in mixtures(source.regularize, mix_context(session, seed)).values():
+    for mixture in mixtures(source.regularize, mix_context(session, source, seed)).values():
         total += costs.Work(trained=round(plain.trained * mixture.n / max(1, of_all)))
         if mixture.max_new_tokens:
             total += costs.reading(mixture.rows, ranked=False, max_new_tokens=mixture.max_new_tokens)

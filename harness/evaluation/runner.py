@@ -108,8 +108,11 @@ def _is_public(task: Task) -> bool:
 
 def _is_of_target(session: Session, m: Measured) -> bool:
     """Tell whether an item of a task is one of the target's: by its id, or by what it asks."""
-    items = session.target.items
-    held = [*items.train, *items.validation, *items.test, *items.pairs]
+    held = [
+        example
+        for of in (session.target.items, *(m.items for m in session.training.values()))
+        for example in (*of.train, *of.validation, *of.test, *of.pairs)
+    ]
     asked = [*m.items.train, *m.items.test]
     # lm-eval numbers the items of each task from 0.
     same_id = not m.task.lm_eval and not {e.id for e in asked}.isdisjoint(e.id for e in held)

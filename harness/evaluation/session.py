@@ -111,6 +111,7 @@ class EngineSlot:
 class Session:
     """State that all runs of one experiment share: data, machine, store, and one base at a time in memory.
 
+    `training` holds the target with other training rows, for candidates that say so (see `candidate_rows`).
     `source` is the experiment's base; `sources` holds every model that a candidate names, by name;
     `candidates` are the experiment's, each resolved once.
     `paces` maps sizes of models to the pace at which this machine answered and trained when it was opened.
@@ -135,6 +136,7 @@ class Session:
     settled: dict[str, Any] = field(default_factory=dict)
     slot: EngineSlot = field(default_factory=EngineSlot)
     paces: dict[int, Pace] = field(default_factory=dict)
+    training: Mapping[str, Measured] = field(default_factory=dict)
     dry_run: bool = False
 
     def with_candidates(self, recipes: Mapping[str, Recipe]) -> "Session":

@@ -16,6 +16,7 @@ from harness.config import Loaded
 from harness.decision import apply_budgets, best_untrained, family_of, strongest
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError
 from harness.evaluation import judges
+from harness.evaluation.candidate_rows import training_notes
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.judges.judging_stage import judge_remarks
 from harness.evaluation.row_sets import RunRequest
@@ -61,6 +62,7 @@ __all__ = [
     "seconds_planned",
     "stored_sentence",
     "stored_so_far",
+    "training_notes",
     "warnings_before",
 ]
 
@@ -337,7 +339,8 @@ def _header(session: Session) -> dict[str, object]:
 
 def _notes(session: Session, runs: Sequence[Run]) -> list[str]:
     judged = [one for m in (session.target, *session.suites) for one in m.judged.values()]
-    return [*session.target.items.notes, *remarks(session, runs), *judge_remarks(judged)]
+    of_rows = [*session.target.items.notes, *training_notes(session)]
+    return [*of_rows, *remarks(session, runs), *judge_remarks(judged)]
 
 
 def look_up(session: Session, selected: Iterable[str]) -> list[Run | None]:

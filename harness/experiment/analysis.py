@@ -14,13 +14,13 @@ from harness.decision import CandidateFacts, LearningCurve
 from harness.errors import IncompatibleRuns
 from harness.evaluation.session import Measured, Session
 from harness.evaluation.timing import timing_notes
+from harness.experiment import target_comparisons as against
 from harness.experiment.base_fit import base_remarks
 from harness.experiment.candidate_result import facts_of
 from harness.experiment.human_labels import calibrations, correct_facts
 from harness.experiment.prepare import measured_bases
 from harness.experiment.run_candidate import measured_arm
 from harness.experiment.stored_rows import Reader, Rows, controls_of, documents_of
-from harness.experiment.target_comparisons import add_comparisons, compare_grids, is_prompt, steps_of
 from harness.gating import GateResult, Measurement, TargetFacts, TaskComparison, Verdict
 from harness.models.openai_api import Settings
 from harness.records import Run, SampleResult
@@ -72,7 +72,8 @@ def report_of(
         one_half={t.task.name: t.half.why for run in tasks.values() for t in run if t.half},
         steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
         seeds=decide.summarize_seeds(judged),
-        ablations=compare_grids(session, reader, runs, judged),
+        ablations=against.compare_grids(session, reader, runs, judged),
+        training_sets=against.compare_training_sets(session, reader, runs, judged),
         curve=curve,
         task=session.target.task.name,
         macro_margin=policy.macro if isinstance(policy.macro, float) else None,
@@ -122,7 +123,7 @@ def judge_runs(session: Session, reader: Reader, runs: Sequence[Run]) -> Judged:
         (facts_of(session, reader, run) for run in runs), session.experiment.decide
     )
     corrected = correct_facts(session, reader, runs, measured)
-    facts = add_comparisons(session, reader, runs, corrected)
+    facts = against.add_comparisons(session, reader, runs, corrected)
     results = _gate_results(session, reader, runs, facts, base)
     # What answers no capability suite (a classifier) has no verdict.
     judged = tuple(
@@ -173,7 +174,7 @@ def _steps(
         measured = (m for m in (session.target, *session.suites) if f"{m.task.name}/test" in run.rows)
         rows[run.run_id] = {m.task.name: reader.of(run, m) for m in measured}
     tuned = (run for run in done if plugins.method(run.method).tunes)
-    return {run.run_id: steps_of(session, run, done, rows, tasks[run.run_id]) for run in tuned}
+    return {run.run_id: against.steps_of(session, run, done, rows, tasks[run.run_id]) for run in tuned}
 
 
 def _unanswered(session: Session, reader: Reader, runs: Iterable[Run]) -> list[str]:
@@ -393,7 +394,7 @@ def _base_on_target(run: Run, runs: Sequence[Run]) -> Run | None:
     """Find the run of a fine-tune's base on the target: asked in the same way, else by the plain prompt."""
     own = [r for r in runs if r.state == "done" and r.weights_digest == r.base_digest == run.base_digest]
     alike = [r for r in own if (r.prompting, r.answer) == (run.prompting, run.answer)]
-    return next(iter([*alike, *filter(is_prompt, own)]), None)
+    return next(iter([*alike, *filter(against.is_prompt, own)]), None)
 
 
 def _flips_of_task(t: TaskComparison, measured: Measurement) -> list[Flip]:

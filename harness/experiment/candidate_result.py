@@ -12,6 +12,7 @@ from harness import comparison, plugins
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, UserError
 from harness.evaluation import costs
+from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.session import Session
 from harness.experiment.run_candidate import failed_run, make_run
@@ -197,7 +198,8 @@ def _n_train(session: Session, run: Run) -> int:
     method = plugins.method(run.method)
     if method.made_elsewhere or method.makes == "endpoint":
         return 0
-    rows = len(session.target.items.train)
+    candidate = session.candidates[run.candidate]
     if run.training.n_pairs is None:
-        return rows
-    return run.training.n_pairs + (rows if run.training.init_wall_s is not None else 0)
+        return len(training_data(session, candidate.source).items.train)
+    behind = training_data(session, candidate.init.source) if candidate.init else session.target
+    return run.training.n_pairs + (len(behind.items.train) if run.training.init_wall_s is not None else 0)

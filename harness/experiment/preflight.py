@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from harness import config, plugins, provenance, store
 from harness.errors import Problem, UserError
 from harness.evaluation import Job, costs
+from harness.evaluation.candidate_rows import training_data, training_notes
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.control_arm import reevaluate
 from harness.evaluation.costs import Work
@@ -189,7 +190,7 @@ def _experiment(session: Session) -> tuple[str, ...]:
     others = [_counted(items.pairs, "pairs"), _counted(items.documents, "documents")]
     n_items = sum(len(m.items.test) for m in session.suites)
     suites = f"suites: {count(len(session.suites))} tasks, {count(n_items)} items"
-    return (*models, ", ".join([target, *filter(None, others)]), suites)
+    return (*models, ", ".join([target, *filter(None, others)]), *training_notes(session), suites)
 
 
 def _data(session: Session, problems: list[Problem]) -> Brief | None:
@@ -329,7 +330,8 @@ def _peak_gb(
 def _longest(session: Session, candidate: ResolvedCandidate) -> int:
     """Return the tokens of the longest training row (of a pair, with both answers), cut at max_length."""
     step = prompting_step(session, candidate.source, session.experiment.seeds[0])
-    items, in_pairs = session.target.items, candidate.method.draws_from == "pairs"
+    items = training_data(session, candidate.source).items
+    in_pairs = candidate.method.draws_from == "pairs"
     work, rows = (costs.preference, items.pairs) if in_pairs else (costs.training, items.train)
     longest = max((work([step(e)], 1).trained for e in rows), default=1)
     return min(longest, int(_params(candidate).max_length) * (2 if in_pairs else 1))

@@ -15,6 +15,7 @@ from harness.config import Loaded
 from harness.data import SPLITS, TaskItems, load_task
 from harness.errors import Problem, UserError
 from harness.evaluation import costs, lm_eval
+from harness.evaluation.candidate_rows import read_training_rows, training_data
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, resolve_candidates
 from harness.evaluation.costs import Work
 from harness.evaluation.judges import judged_metrics, judging_models
@@ -108,9 +109,10 @@ def prepare_session(loaded: Loaded, scope: Scope, progress: Progress) -> Session
     named += [(suite.role, suite.name, task) for suite in experiment.suites for task in suite.tasks]
     items = _load_all((task for _, _, task in named if not task.lm_eval), seed)
     items[experiment.target.name] = refuse_or_note(experiment.target, items, catalogue)
-    if scope.quick:
-        few = items[experiment.target.name].pairs[:SMOKE_PAIRS]
-        items[experiment.target.name] = replace(items[experiment.target.name], pairs=few)
+    n_pairs = SMOKE_PAIRS if scope.quick else None
+    few = items[experiment.target.name].pairs[:n_pairs]
+    items[experiment.target.name] = replace(items[experiment.target.name], pairs=few)
+    training = read_training_rows(experiment, items, catalogue, n_pairs)
     target, *suites = (
         of_lm_eval(catalogue[task.name], role, suite)
         if task.lm_eval
@@ -139,6 +141,7 @@ def prepare_session(loaded: Loaded, scope: Scope, progress: Progress) -> Session
         progress,
         sources,
         resolve_candidates(experiment, sources),
+        training=training,
         dry_run=scope.dry_run,
     )
     _refuse_weights(session, loaded)
@@ -261,7 +264,8 @@ def _unusable_reward(session: Session, candidate: ResolvedCandidate) -> Iterator
         return
     if candidate.reward is None:
         target = session.target
-        yield from reward_problems(written, target.task, target.items.train, where)
+        rows = training_data(session, candidate.source).items.train
+        yield from reward_problems(written, target.task, rows, where)
     elif candidate.reward.base.template_digest != candidate.base.template_digest:
         found = f"{written}, a reward model on {candidate.reward.base.name}, whose tokenizer is another"
         step = f"base_model: {candidate.base.name} on {written}"
@@ -270,9 +274,10 @@ def _unusable_reward(session: Session, candidate: ResolvedCandidate) -> Iterator
 
 def _unusable_pairs(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
     """Yield what forbids training on the rows of `pairs:`: thumbs in place of pairs, or all of one kind."""
-    method, pairs = candidate.method, session.target.items.pairs
+    method = candidate.method
     if method.draws_from != "pairs" or candidate.recipe.weights_of:
         return
+    pairs = training_data(session, candidate.source).items.pairs
     where, name = f"candidate {candidate.name}", candidate.recipe.method
     thumbs = [pair for pair in pairs if not (pair.references and pair.rejected)]
     if thumbs and not method.unpaired:

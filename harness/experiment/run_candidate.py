@@ -11,6 +11,7 @@ from typing import Any
 from harness import provenance, store
 from harness.errors import in_a_line
 from harness.evaluation import runner, timing
+from harness.evaluation.candidate_rows import describe_rows
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, refuse_silent
 from harness.evaluation.judges.judging_stage import score_answered
 from harness.evaluation.row_sets import (
@@ -108,11 +109,19 @@ def _train_and_evaluate(session: Session, candidate: ResolvedCandidate, seed: in
         rows={s.name: s.identity.digest for s in sets},
         training=replace(weights.training, tracked=_points(session, candidate, seed, weights)),
         latency=latency,
-        provenance=provenance.collect(session.machine.name) | {"precision": session.machine.precision},
+        provenance=provenance.collect(session.machine.name)
+        | {"precision": session.machine.precision}
+        | _rows_origin(session, candidate),
         metrics=_metric_ranges(sets),
     )
     store.save_run(session.store, run)
     return run
+
+
+def _rows_origin(session: Session, candidate: ResolvedCandidate) -> dict[str, str]:
+    """Say what a candidate was trained on where it was not the target's rows."""
+    said = describe_rows(session, candidate.source)
+    return {"training_rows": said} if said else {}
 
 
 def _points(

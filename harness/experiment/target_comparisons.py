@@ -81,6 +81,26 @@ def compare_grids(
     session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
 ) -> tuple[decide.Ablation, ...]:
     """Compare the members of every grid with its first one, in the order of the file."""
+    return decide.ablations(_in_file(session, facts), *_comparers(session, reader, runs))
+
+
+def compare_training_sets(
+    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
+) -> tuple[decide.TrainingSets, ...]:
+    """Compare the candidates that differ in what they were trained on alone."""
+    experiment = session.experiment
+    by = _comparers(session, reader, runs)
+    return decide.training_sets(_in_file(session, facts), experiment.candidates, experiment.decide, *by)
+
+
+def _in_file(session: Session, facts: Sequence[CandidateFacts]) -> list[CandidateFacts]:
+    """Sort facts by the order of the file."""
+    in_file = {name: at for at, name in enumerate(session.experiment.candidates)}
+    return sorted(facts, key=lambda f: in_file[f.name])
+
+
+def _comparers(session: Session, reader: Reader, runs: Sequence[Run]) -> tuple[decide.Pair, decide.Means]:
+    """Return how two runs, and two recipes over their seeds, are compared on the target."""
     metric, by_id = session.target.primary, {run.run_id: run for run in runs}
 
     def rows(of: Sequence[CandidateFacts]) -> list[Rows]:
@@ -92,8 +112,7 @@ def compare_grids(
     def means(old: Sequence[CandidateFacts], new: Sequence[CandidateFacts]) -> RecipeDifference:
         return comparison.compare_recipes(metric, rows(old), rows(new))
 
-    in_file = {name: at for at, name in enumerate(session.experiment.candidates)}
-    return decide.ablations(sorted(facts, key=lambda f: in_file[f.name]), pair, means)
+    return pair, means
 
 
 def is_prompt(run: Run) -> bool:

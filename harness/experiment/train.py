@@ -16,6 +16,7 @@ from harness import plugins, store
 from harness.data import TaskItems
 from harness.errors import Diverged
 from harness.evaluation import costs, runner
+from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import (
     DIVERGED,
     ResolvedCandidate,
@@ -124,13 +125,13 @@ def stands_on(*weights: Weights) -> dict[str, str]:
 def _mixed(session: Session, candidate: ResolvedCandidate, seed: int) -> Sequence[Example]:
     """Return the rows that a candidate's regularisers mix into training."""
     evaluate = partial(_base_answers, session, candidate.base)
-    return mixed_rows(candidate.source.regularize, mix_context(session, seed), evaluate)
+    return mixed_rows(candidate.source.regularize, mix_context(session, candidate.source, seed), evaluate)
 
 
 def _general(session: Session, candidate: ResolvedCandidate, seed: int) -> dict[str, tuple[Example, ...]]:
     """Return the general rows that the penalties of a candidate's regularisers read."""
     evaluate = partial(_base_answers, session, candidate.base)
-    return general_rows(candidate.source.regularize, mix_context(session, seed), evaluate)
+    return general_rows(candidate.source.regularize, mix_context(session, candidate.source, seed), evaluate)
 
 
 def _base_answers(session: Session, base: ModelSource, name: str, mixture: Mixture) -> Iterable[SampleResult]:
@@ -177,7 +178,7 @@ def folder_of(
         "path": content_digest(sorted(Path(source.path).glob("adapter_*"))) if source.path else "",
         "training": _training_digest(session, method, source, seed),
         "track": source.track.points if source.track else 0,
-        "regularize": regularizers_digest(source.regularize, mix_context(session, seed)),
+        "regularize": regularizers_digest(source.regularize, mix_context(session, source, seed)),
     }
     return session.store.weights(digest({name: value for name, value in identity.items() if value}))
 
@@ -196,7 +197,7 @@ def _training_digest(session: Session, method: Method, source: Recipe, seed: int
     """Digest the rows that a method trains on, and how it computes; empty for one that needs none."""
     if not method.draws_from:
         return ""
-    target = session.target
+    target = training_data(session, source)
     pairs = [without_defaults(pair) for pair in target.items.pairs] if method.draws_from == "pairs" else []
     rows = [] if pairs else [target.versions["train"], target.versions["validation"]]
     drawn = [seed] if method.seeded else []
@@ -275,11 +276,8 @@ def _write_job(
     general: Mapping[str, Sequence[Example]] | None,
     merges: Sequence[Weights],
 ) -> None:
-    source, step, items = (
-        candidate.source,
-        prompting_step(session, candidate.source, seed),
-        session.target.items,
-    )
+    source, step = candidate.source, prompting_step(session, candidate.source, seed)
+    items = training_data(session, source).items
     job = Job(
         method=source.method,
         params=source.params,
@@ -330,7 +328,7 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
         return costs.Work()
     params = method.params(**source.params)
     step_rows = params.per_device_train_batch_size * params.gradient_accumulation_steps
-    items, step = session.target.items, prompting_step(session, source, seed)
+    items, step = training_data(session, source).items, prompting_step(session, source, seed)
     n_rows = len(items.pairs if method.draws_from == "pairs" else items.train)
     epochs = params.num_train_epochs
     if params.max_steps > 0:

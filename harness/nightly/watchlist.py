@@ -16,7 +16,7 @@ from harness.evaluation.session import Session
 from harness.models.hub import ModelSource
 from harness.models.openai_api import Settings
 from harness.nightly.state import Reference
-from harness.records import Run, digest
+from harness.records import Run, digest, without_defaults
 from harness.release import Champion, candidate_runs, read_champion
 from harness.spec import Recipe
 from harness.store import Store
@@ -167,9 +167,9 @@ def own_sets(session: Session, target: Target, weights: Weights) -> list[RowSet]
 def data_digest(session: Session) -> str:
     """Digest the rows that are trained on and retrieved from."""
     versions = session.target.versions
-    return digest(
-        [versions["train"], versions["validation"], [list(d) for d in session.target.items.documents]]
-    )
+    rows = [versions["train"], versions["validation"], [list(d) for d in session.target.items.documents]]
+    own = [list(map(without_defaults, (*m.items.train, *m.items.pairs))) for m in session.training.values()]
+    return digest([*rows, *([digest(own)] if own else [])])
 
 
 def describe_tested(

@@ -17,6 +17,7 @@ from harness.decision import (
     Family,
     LearningCurve,
     SeedSummary,
+    TrainingSets,
     best_untrained,
     gain,
     is_fine_tuned,
@@ -93,7 +94,8 @@ class ExperimentReport:
     does not. `steps` splits the change of a run, by `label`, where there was a base or a run in between.
     `header` holds device, precision and times, with units in the names.
     `seeds` joins the seeds of each recipe that trains,
-    `ablations` holds one table for each grid, `curve` what more training data would bring.
+    `ablations` holds one table for each grid, `training_sets` one for each method's candidates that differ in
+    their training rows alone, `curve` what more training data would bring.
     `task` is the target's name; `margins` maps tasks to
     the loss in [0, 1] that the gate takes for a regression on them, `macro_margin` is that of their
     mean, None where it is a share of the base's skill; `undecided_fails` says that an inconclusive
@@ -121,6 +123,7 @@ class ExperimentReport:
     steps: dict[str, tuple[Step, ...]] = field(default_factory=dict)
     seeds: tuple[SeedSummary, ...] = ()
     ablations: tuple[Ablation, ...] = ()
+    training_sets: tuple[TrainingSets, ...] = ()
     curve: LearningCurve | None = None
     task: str = ""
     margins: dict[str, float] = field(default_factory=dict)

@@ -46,6 +46,7 @@ from harness.report.tables.retrieval_table import (
     retrieval_rows,
     retrieval_text,
 )
+from harness.report.tables.training_sets_table import sets_columns, sets_notes, sets_rows, sets_title
 from harness.report.training_diagnosis import diagnose, forgetting_sentence
 
 _LOST_LISTED = 10
@@ -78,12 +79,13 @@ _MEASURED = {
     "waited_share": "share of the time that it waited for a processor",
     "fit_key": "key of the weights",
 }
-_BRIEF = ("ablation", "labels")  # what the terminal shows beside the first page
+_BRIEF = ("ablation", "training sets", "labels")  # what the terminal shows beside the first page
 _BODY = (
     "evidence",
     "labels",
     "heat",
     "ablation",
+    "training sets",
     "seeds",
     "curve",
     "slices",
@@ -124,6 +126,7 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
     yield from label_sections(report.labels)
     yield _heat(report)
     yield from _ablations(report)
+    yield from _training_sets(report)
     yield Section(
         "seeds", "Seeds", decision_tables.SEED_COLUMNS, decision_tables.seed_rows(report.seeds, report.unit)
     )
@@ -157,6 +160,13 @@ def _ablations(report: ExperimentReport) -> Iterator[Section]:
         yield Section(
             "ablation", f"Ablation: {a.grid}", columns, rows, notes=[decision_tables.ablation_note(a)]
         )
+
+
+def _training_sets(report: ExperimentReport) -> Iterator[Section]:
+    """Show what candidates reached that differ in their training rows alone; `label` is the table's place."""
+    for i, of in enumerate(report.training_sets):
+        table = sets_columns(of), sets_rows(of, report.unit)
+        yield Section("training sets", sets_title(of), *table, notes=sets_notes(of), label=str(i))
 
 
 def _curve(report: ExperimentReport) -> Iterator[Section]:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from harness.spec.mixture import Mix
 from harness.spec.policies import (
     TRAINING_STEPS,
     DecidePolicy,
@@ -57,6 +58,7 @@ __all__ = [
     "ItemLimits",
     "Kind",
     "Margin",
+    "Mix",
     "Need",
     "NightlyPolicy",
     "Precision",

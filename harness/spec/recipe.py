@@ -7,14 +7,17 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from harness.spec.mixture import Mix
 from harness.spec.values import BASE, Spec
 
 PLUGINS = {"prompting": "prompting", "regularize": "regularizers"}  # keys of a recipe: plugins of this kind
 
 
 def spell_out(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe without short forms: bare names of plugins, `replay: SHARE` for a regulariser."""
+    """Return a recipe without short forms: a bare plugin or file, `replay: SHARE` for a regulariser."""
     spelt = dict(recipe)
+    if isinstance(spelt.get("train"), str):
+        spelt["train"] = [spelt["train"]]
     for key in PLUGINS:
         if isinstance(spelt.get(key), str):
             spelt[key] = {spelt[key]: {}}
@@ -55,6 +58,10 @@ class Recipe(Spec):
     training to their parameters, `replay: SHARE` being short for that of replay. `track` measures target and
     forgetting along the training. `template` wraps the user message, `{prompt}`.
 
+    `train` names files of rows that take the place of the target's training rows, or where the method trains
+    on pairs of its pairs; `mix` draws them from several files by share. `corrupt` is the share of them that
+    gets a wrong answer, which shows what errors in the labels cost.
+
     `method` makes the weights, by its own `params`. `role: baseline` says that a model made elsewhere is to
     be beaten: measured on the target alone, and counted as untrained. `answer` is generated,
     or the label ranked first by log-likelihood. `system` stands in place of the task's system message.
@@ -73,6 +80,9 @@ class Recipe(Spec):
     serve_on: Literal["nf4", "int8", "bf16"] | None = None
     sweep: dict[str, list[Any]] = {}
     regularize: dict[str, dict[str, Any]] = {}
+    train: tuple[str, ...] = ()
+    mix: Mix | None = None
+    corrupt: float = Field(0.0, ge=0, le=1)
     track: Tracking | None = None
     prompting: dict[str, dict[str, Any]] = {"zero_shot": {}}
     answer: Literal["generate", "rank"] = "generate"
@@ -97,13 +107,18 @@ class Recipe(Spec):
             self.sweep,
             self.regularize,
             self.track,
+            self.train,
+            self.mix,
+            self.corrupt,
         )
         if self.weights_of and (self.method != BASE or any(own)):
             raise ValueError(
                 "weights_of takes another candidate's weights: leave out method, params, init_from, merges, "
-                "reward, path, base_model, quantization, sweep, regularize and track"
+                "reward, path, base_model, quantization, sweep, regularize, track, train, mix and corrupt"
             )
         if (self.init_from or self.merges) and (self.base_model or self.quantization):
             key = "init_from takes" if self.init_from else "merges takes"
             raise ValueError(f"{key} another candidate's base: leave out base_model and quantization")
+        if self.train and self.mix:
+            raise ValueError("train and mix both say what is trained on: leave one out")
         return self

@@ -75,8 +75,12 @@ def shares(sizes: Sequence[int], mixture: Mixture) -> list[float]:
     return [power / sum(powers) for power in powers]
 
 
-def row_numbers(files: Sequence[Rows], mixture: Mixture) -> list[int]:
+def row_numbers(
+    files: Sequence[Rows], mixture: Mixture, step: str = "--rows {}, or --replacement"
+) -> list[int]:
     """Return how many rows are drawn of each file: the largest remainders are rounded up.
+
+    `step` says what to do about a file that is too small, with the most rows there can be in its braces.
 
     Raises:
         UserError: a file is too small for its share, or the number with replacement is not named.
@@ -91,7 +95,7 @@ def row_numbers(files: Sequence[Rows], mixture: Mixture) -> list[int]:
     if mixture.n_rows is None:  # rounding up may ask for a row more than there is
         numbers = [min(n, size) for n, size in zip(numbers, sizes, strict=True)]
     problems = [
-        Problem(content.shown, f"{size:,} rows", f"{n:,} for its share", f"--rows {most}, or --replacement")
+        Problem(content.shown, f"{size:,} rows", f"{n:,} for its share", step.format(most))
         for content, n, size in zip(files, numbers, sizes, strict=True)
         if n > size and not mixture.replacement
     ]

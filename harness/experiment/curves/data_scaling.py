@@ -12,10 +12,11 @@ from harness import decision
 from harness.data import part_of
 from harness.decision import CandidateFacts, LearningCurve
 from harness.errors import HarnessError, Problem, UserError
+from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work
 from harness.evaluation.row_sets import RunRequest, target_sets, total_work
-from harness.evaluation.session import Session, join_items
+from harness.evaluation.session import Measured, Session, join_items
 from harness.experiment.candidate_result import facts_of
 from harness.experiment.run_candidate import make_run, stored_runs
 from harness.experiment.stored_rows import Reader
@@ -43,7 +44,7 @@ def refuse_curve(session: Session, selected: Iterable[str]) -> None:
     if not list(_trained_here(session, selected)):
         expected, step = "a candidate that is trained here", "add one, or leave --learning-curve out"
         raise UserError(Problem("--learning-curve", "no fine-tune among the candidates", expected, step))
-    if (n := len(session.target.items.train)) < _LEAST / SHARES[0]:
+    if (n := max(_n_rows(session, name) for name in _trained_here(session, selected))) < _LEAST / SHARES[0]:
         expected = f"at least {_LEAST / SHARES[0]:.0f}, so that an eighth of them is {_LEAST}"
         raise UserError(Problem("--learning-curve", f"{n} training rows", expected, "leave it out"))
 
@@ -91,13 +92,18 @@ def stored_curve(
 
 def _curve_point(session: Session, reader: Reader, run: Run) -> decision.Trained:
     cost = facts_of(session, reader, run).training_cost_usd
-    return decision.Trained(len(session.target.items.train), cost, reader.of(run, session.target))
+    return decision.Trained(_n_rows(session, run.candidate), cost, reader.of(run, session.target))
+
+
+def _n_rows(session: Session, name: str) -> int:
+    """Count the rows that a candidate trains on."""
+    return len(training_data(session, session.candidates[name].source).items.train)
 
 
 def _parts(session: Session, runs: Sequence[Run], facts: Sequence[CandidateFacts]) -> Iterator[Part]:
     """Yield the parts one after the other, so that each goes on with the base that is in memory."""
     name = _curve_candidate(session, facts)
-    if name is None or len(session.target.items.train) * SHARES[0] < _LEAST:
+    if name is None or _n_rows(session, name) * SHARES[0] < _LEAST:
         return
     whole = next(r for r in runs if r.candidate == name and r.state == "done")
     candidates = dict(session.experiment.candidates)
@@ -105,13 +111,17 @@ def _parts(session: Session, runs: Sequence[Run], facts: Sequence[CandidateFacts
     candidates[source] = settle_sweep(candidates[source], whole)
     last = session
     for share in SHARES:
-        items = part_of(session.target.items, share, session.experiment.seeds[0])
-        target = join_items(session.target.task, session.target.role, session.target.suite, items)
-        target = target._replace(judged=session.target.judged)
-        part = f"{name}@{len(items.train)}"
-        with_part = last.with_candidates({**candidates, part: candidates[name]})
-        last = replace(with_part, target=target, suites=())
+        target = _share_of(session, session.target, share)._replace(judged=session.target.judged)
+        training = {key: _share_of(session, of, share) for key, of in session.training.items()}
+        here = replace(last, target=target, training=training, suites=())
+        part = f"{name}@{_n_rows(here, name)}"
+        last = here.with_candidates({**candidates, part: candidates[name]})
         yield Part(last, RunRequest(last.candidates[part], session.experiment.seeds[0]))
+
+
+def _share_of(session: Session, of: Measured, share: float) -> Measured:
+    """Return the target with a share of its training rows."""
+    return join_items(of.task, of.role, of.suite, part_of(of.items, share, session.experiment.seeds[0]))
 
 
 def settle_sweep(recipe: Recipe, run: Run) -> Recipe:

@@ -1,4 +1,4 @@
-"""Pictures of a report, drawn as SVG: what is lost and gained, the trade, training, the gate's chances.
+"""Pictures of a report, drawn as SVG: what is lost and gained, the trade, training, chances, noise.
 
 Invariant: a picture shows numbers of the report alone, each mark says its numbers as text, colour
 never says anything alone, and no text of a model or a file is read as markup.
@@ -7,6 +7,7 @@ never says anything alone, and no text of a model or a file is read as markup.
 from harness.report.plots.curves import curves
 from harness.report.plots.error_rates import chances
 from harness.report.plots.forest import forest
+from harness.report.plots.label_noise import label_noise
 from harness.report.plots.pareto_front import front, front_file
 
-__all__ = ["chances", "curves", "forest", "front", "front_file"]
+__all__ = ["chances", "curves", "forest", "front", "front_file", "label_noise"]

@@ -1,0 +1,183 @@
+"""Rows that a candidate trains on in place of the target's: of other files, mixed, or with wrong answers.
+
+Invariant: no row asks what the target evaluates; the same files, shares and seed give the same rows, and the
+rows that a smaller share of wrong answers spoils are spoilt in the same way by a larger one.
+Source: Zhang et al. 2017, Understanding deep learning requires rethinking generalization,
+https://arxiv.org/abs/1611.03530, section 2 ("partially corrupted labels").
+"""
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain, count
+
+from harness.data import TaskItems, contamination, formats, readers, splits
+from harness.data import examples as items_of
+from harness.data.contamination import contaminated_rows, fold_text
+from harness.data.edit.mix import Mixture, row_numbers
+from harness.data.edit.sample import draw
+from harness.data.examples import Notes, Sourced
+from harness.data.readers import Row, Rows
+from harness.errors import Problem, UserError
+from harness.formatting import pluralize
+from harness.records import Example
+from harness.spec import Mix, Task
+
+_TRIES = 32  # rows drawn for another answer before all are searched in their order
+
+
+def load_training_rows(
+    task: Task, items: TaskItems, train: Sequence[str], mix: Mix | None, seed: int, *, pairs: bool = False
+) -> TaskItems:
+    """Return the items of a task with other rows to train on: those of `train`, or drawn as `mix` says.
+
+    With `pairs` they are preference pairs in place of the task's. Rows that ask what is evaluated are treated
+    as the task's own are; those that were set aside from the task's training rows are left out, and counted.
+    No more rows than the task's limit are kept.
+
+    Raises:
+        UserError: a file cannot be used, has contaminated rows, or is too small for its share.
+    """
+    notes, problems = Notes([], []), list[Problem]()
+    files: list[list[Sourced]] = []
+    for path in mix.paths if mix else train:
+        try:
+            files.append(_uncontaminated(task, items, _read(task, items, path, notes, pairs), path, notes))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+    rows = _distinct_ids(_mixed(files, mix, seed) if mix else [row for file in files for row in file])
+    limit = None if pairs else task.data.limits.train
+    kept = splits.draw(rows, limit, random.Random(f"{seed}/{task.name}/train"))
+    part = "pairs" if pairs else "train"
+    return replace(
+        items,
+        train=items.train if pairs else kept,
+        pairs=kept if pairs else (),
+        removed=tuple(dict.fromkeys(notes.removed)),
+        read_as=tuple(dict.fromkeys(notes.read_as)),
+        overlap=(),
+        places={**items.places, **{f"{part}/{row.example.id}": row.where for row in rows}},
+    )
+
+
+def _read(task: Task, items: TaskItems, path: str, notes: Notes, pairs: bool) -> list[Sourced]:
+    content = readers.read(path, "train")
+    if pairs:
+        return items_of.pairs(task, content, notes)
+    if task.data.turns == "all":
+        content = formats.every_turn(content)
+    return items_of.examples(task, content, notes, items.documents).examples
+
+
+def _uncontaminated(
+    task: Task, items: TaskItems, rows: list[Sourced], path: str, notes: Notes
+) -> list[Sourced]:
+    """Refuse rows that the task's evaluated files ask too, or leave them out; so those that were set aside.
+
+    Raises:
+        UserError: rows are contaminated and the task does not say `contamination: drop`, or no row is left.
+    """
+    shown, choice = readers.display_path(path), task.kind == "choice"
+    aside = {"validation": task.data.validation is None, "test": task.data.all is not None}
+    written = [row for split, of in items.evaluated.items() if not aside[split] for row in of]
+    held = [row for split, of in items.evaluated.items() if aside[split] for row in of]
+    if found := contaminated_rows(rows, written, choice):
+        if task.data.contamination == "error":
+            step = "remove the row, or set contamination: drop in data: of the task"
+            raise UserError(contamination.problems(found, shown, step))
+        notes.removed.append(contamination.removed(found, shown))
+    gone = {row.training.where for row in (*found, *contaminated_rows(rows, held, choice))}
+    clusters = {row.example.cluster for row in held if row.example.cluster != row.example.id}
+    kept = [row for row in rows if row.where not in gone and row.example.cluster not in clusters]
+    if n := len(rows) - len(kept) - len(found):
+        notes.removed.append(f"{shown}: {pluralize(n, 'row')} left out, set aside for validation or test")
+    if not kept:
+        raise UserError(Problem(shown, "only rows that are evaluated too", "other training rows"))
+    return kept
+
+
+def _mixed(files: Sequence[list[Sourced]], mix: Mix, seed: int) -> list[Sourced]:
+    """Draw from every file its share, file by file in the order of each.
+
+    Raises:
+        UserError: a file is too small for its share.
+    """
+    shown = [readers.display_path(path) for path in mix.paths]
+    contents = [
+        Rows(name, "", [Row(row.where, {}) for row in file]) for name, file in zip(shown, files, strict=True)
+    ]
+    mixture = Mixture(mix.weights, mix.temperature or 1.0, mix.rows, mix.replacement, seed=seed)
+    numbers = row_numbers(contents, mixture, "rows: {} in mix:, or replacement: true")
+    return [
+        file[i]
+        for place, (file, n) in enumerate(zip(files, numbers, strict=True))
+        for i in draw(range(len(file)), n, f"{seed}/{place}", replacement=mix.replacement)
+    ]
+
+
+def _distinct_ids(rows: Sequence[Sourced]) -> list[Sourced]:
+    """Number the rows of one id: files may share ids, and a row may be drawn twice; one row is one item."""
+    taken, times, out = {row.example.id for row in rows}, Counter[str](), list[Sourced]()
+    for row in rows:
+        ident = row.example.id
+        times[ident] += 1
+        if times[ident] > 1:
+            name = next(name for k in count(times[ident]) if (name := f"{ident}-{k}") not in taken)
+            taken.add(name)
+            row = Sourced(replace(row.example, id=name), row.where)
+        out.append(row)
+    return out
+
+
+def corrupt_rows(
+    examples: Sequence[Example], share: float, seed: int, where: str, *, pairs: bool = False
+) -> tuple[Example, ...]:
+    """Give a share of examples, in [0, 1], a wrong answer; those of a smaller share lie in a larger one's.
+
+    A label becomes another one, drawn by how often the examples have it; a free text becomes the answer of
+    another example; of preference `pairs` the two answers change places, and a thumb turns.
+
+    Raises:
+        UserError: no example is to be changed, or one has no other answer to take.
+    """
+    n = round(share * len(examples))
+    if n == 0:
+        found = f"{share:g} of {pluralize(len(examples), 'row')}, which is less than one"
+        raise UserError(Problem(where, found, "a share that changes a row", "a larger share, or more rows"))
+    counts = Counter(answer for example in examples for answer in example.references[:1])
+    order = sorted(examples, key=lambda e: random.Random(f"{seed}/corrupt/{e.id}").random())
+    wrong: dict[str, Example] = {}
+    for example in order[:n]:
+        rng = random.Random(f"{seed}/answer/{example.id}")
+        spoilt = _swap(example) if pairs else _wrong_answer(example, examples, counts, rng)
+        if spoilt is None:
+            held = f"an answer without another to put in its place, {example.references[:1]}"
+            raise UserError(Problem(where, held, "rows with different answers", "leave out corrupt"))
+        wrong[example.id] = spoilt
+    return tuple(wrong.get(example.id, example) for example in examples)
+
+
+def _swap(pair: Example) -> Example:
+    """Exchange the chosen and the rejected answer, of which one with a thumb has one."""
+    chosen = (pair.rejected,) if pair.rejected else ()
+    return replace(pair, references=chosen, rejected=next(iter(pair.references), ""))
+
+
+def _wrong_answer(
+    example: Example, examples: Sequence[Example], counts: Mapping[str, int], rng: random.Random
+) -> Example | None:
+    """Return an example with another answer than its own; None where there is none to take."""
+    if example.choices:
+        others = [choice for choice in example.choices if choice not in example.references]
+        weights = [counts.get(choice, 0) for choice in others]
+        picked = rng.choices(others, weights if any(weights) else None)[:1] if others else []
+        return replace(example, references=tuple(picked)) if picked else None
+    own = set(map(fold_text, example.references))
+    tried = (examples[rng.randrange(len(examples))] for _ in range(_TRIES))
+    for other in chain(tried, examples):
+        if other.references and own.isdisjoint(map(fold_text, other.references)):
+            return replace(example, references=other.references)
+    return None

@@ -1,0 +1,166 @@
+"""Candidates that differ in their training rows alone: quality against quantity, and wrong answers.
+
+Invariant: all answered the same test items; each is compared with the one on the target's own rows, or with
+the fewest wrong answers, which nobody chose by its result.
+Source: the differences are those of `ablation`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, Literal
+
+from harness import plugins
+from harness.comparison import Estimate
+from harness.decision.ablation import Comparer, Factor, Means, Pair, compare_members
+from harness.decision.results import CandidateFacts
+from harness.decision.seeds import pooled_variance, summarize_seeds
+from harness.evaluation.candidate_rows import describe_source
+from harness.spec import DecidePolicy, Recipe
+
+By = Literal["rows", "wrong answers"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """One candidate's training rows and what they brought, in the target metric's unit, with costs in USD.
+
+    `corrupt` is the share of the rows whose answers were made wrong, `n_tokens` what was trained on in all
+    epochs. `estimate` is the score with its interval, None where the variance between seeds is unknown.
+    `difference` from the reference, `p` and `p_adjusted` (Benjamini-Hochberg over the table) are None of the
+    reference.
+    """
+
+    candidate: str
+    source: str
+    n_rows: int | None
+    corrupt: float
+    n_tokens: int | None
+    score: float | None
+    estimate: Estimate | None
+    difference: Estimate | None
+    p: float | None
+    p_adjusted: float | None
+    label_cost_usd: float | None
+    training_cost_usd: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSets:
+    """Candidates of one method that differ `by` their training rows or the wrong answers in them alone."""
+
+    method: str
+    by: By
+    reference: str
+    sets: tuple[TrainingSet, ...]
+    n_tests: int
+    seed_variance_known: bool
+
+
+def training_sets(
+    facts: Sequence[CandidateFacts],
+    recipes: Mapping[str, Recipe],
+    policy: DecidePolicy,
+    pair: Pair,
+    means: Means,
+) -> tuple[TrainingSets, ...]:
+    """Compare the candidates whose recipes differ in `train` and `mix`, then those that differ in `corrupt`.
+
+    `facts` come in the order of the file; `pair` compares two runs (base, new) on test, `means` two recipes
+    over their seeds.
+    """
+    by = Comparer(pair, means, pooled_variance(facts))
+    groups: dict[By, list[list[str]]] = {
+        "rows": _groups(facts, recipes, _without_rows, _rows_of),
+        "wrong answers": _groups(facts, recipes, _without_errors, _errors_of),
+    }
+    return tuple(
+        _compare(kind, names, facts, recipes, policy, by) for kind, of in groups.items() for names in of
+    )
+
+
+def _groups(
+    facts: Sequence[CandidateFacts],
+    recipes: Mapping[str, Recipe],
+    without: Callable[[Recipe], Recipe | None],
+    of: Callable[[Recipe], Any],
+) -> list[list[str]]:
+    """List the candidates of one recipe but for what is varied, the reference first; each value once."""
+    groups: dict[str, dict[Any, str]] = {}
+    for name in dict.fromkeys(f.name for f in facts):
+        rest = without(recipes[name]) if plugins.method(recipes[name].method).draws_from else None
+        if rest is not None:
+            groups.setdefault(rest.model_dump_json(), {}).setdefault(of(recipes[name]), name)
+    # The target's own rows, and no wrong answers, sort first; all else stays in the order of the file.
+    return [[name for _, name in sorted(g.items(), key=_is_changed)] for g in groups.values() if len(g) > 1]
+
+
+def _is_changed(entry: tuple[Any, str]) -> Any:
+    value, _ = entry
+    return value if isinstance(value, float) else value != _OWN
+
+
+def _without_rows(recipe: Recipe) -> Recipe | None:
+    """Return a recipe without its training rows; None of one whose answers were made wrong."""
+    return None if recipe.corrupt else recipe.model_copy(update={"train": (), "mix": None})
+
+
+def _rows_of(recipe: Recipe) -> tuple[Any, ...]:
+    return recipe.train, recipe.mix.model_dump_json() if recipe.mix else ""
+
+
+_OWN: tuple[Any, ...] = ((), "")
+
+
+def _without_errors(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(update={"corrupt": 0.0})
+
+
+def _errors_of(recipe: Recipe) -> float:
+    return recipe.corrupt
+
+
+def _compare(
+    kind: By,
+    names: Sequence[str],
+    facts: Sequence[CandidateFacts],
+    recipes: Mapping[str, Recipe],
+    policy: DecidePolicy,
+    by: Comparer,
+) -> TrainingSets:
+    members = {name: [f for f in facts if f.name == name] for name in names}
+    found = compare_members(names[0], members, by)
+    over = {s.candidate: s.score for s in summarize_seeds(facts) if s.score}
+    sets = tuple(
+        _training_set(f, members[f.candidate], recipes[f.candidate], over.get(f.candidate), policy)
+        for f in found.factors
+    )
+    known, method = found.seed_variance_known, recipes[names[0]].method
+    return TrainingSets(method, kind, found.reference, sets, found.n_tests, known)
+
+
+def _training_set(
+    factor: Factor,
+    runs: Sequence[CandidateFacts],
+    recipe: Recipe,
+    over_seeds: Estimate | None,
+    policy: DecidePolicy,
+) -> TrainingSet:
+    done = [f for f in runs if f.state == "done"]
+    score = done[0].target if len(done) == 1 else over_seeds
+    tokens = [f.training.n_tokens for f in done if f.training.n_tokens is not None]
+    n_rows = done[0].n_train if done else None
+    return TrainingSet(
+        candidate=factor.candidate,
+        source=describe_source(recipe),
+        n_rows=n_rows,
+        corrupt=recipe.corrupt,
+        n_tokens=round(fmean(tokens)) if tokens else None,
+        score=factor.score,
+        estimate=score,
+        difference=factor.difference,
+        p=factor.p,
+        p_adjusted=factor.p_adjusted,
+        label_cost_usd=None if n_rows is None else policy.label_cost_usd * n_rows,
+        training_cost_usd=factor.training_cost_usd,
+    )

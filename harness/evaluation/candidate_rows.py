@@ -1,0 +1,134 @@
+"""Rows that each candidate trains on: the target's, or of other files, mixed, or with wrong answers.
+
+Invariant: whatever is trained on, the same test items are asked, and no row asks one of them or an item of a
+suite; rows equal to the target's make the same weights.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from harness import plugins
+from harness.data import PartName, TaskItems
+from harness.data.readers import display_path
+from harness.data.training_rows import corrupt_rows, load_training_rows
+from harness.errors import CandidateFailed, Problem, UserError
+from harness.evaluation import lm_eval
+from harness.evaluation.leaks import refuse_or_note
+from harness.evaluation.session import Measured, Session, join_items
+from harness.formatting import count, percent
+from harness.records import digest
+from harness.spec import Experiment, Recipe
+
+
+def training_key(recipe: Recipe) -> str:
+    """Digest what a recipe says of its training rows; empty where they are the target's."""
+    if not (recipe.train or recipe.mix or recipe.corrupt):
+        return ""
+    mix = recipe.mix.model_dump(mode="json") if recipe.mix else None
+    return digest([plugins.method(recipe.method).draws_from, recipe.train, mix, recipe.corrupt])
+
+
+def training_data(session: Session, recipe: Recipe) -> Measured:
+    """Return the target with the rows that a recipe trains on.
+
+    Raises:
+        CandidateFailed: it is no candidate of the file, and its rows were not read.
+    """
+    key = training_key(recipe)
+    if key and key not in session.training:
+        raise CandidateFailed("its training rows were not read", "name its train: or mix: in harness.yaml")
+    return session.training[key] if key else session.target
+
+
+def read_training_rows(
+    experiment: Experiment,
+    items: Mapping[str, TaskItems],
+    catalogue: Mapping[str, lm_eval.Found],
+    n_pairs: int | None = None,
+) -> dict[str, Measured]:
+    """Read the rows of every candidate that does not train on the target's own, by their keys.
+
+    At most `n_pairs` preference pairs of each file are kept.
+
+    Raises:
+        UserError: with the problems of all candidates at once.
+    """
+    out: dict[str, Measured] = {}
+    problems: list[Problem] = []
+    for name, recipe in experiment.candidates.items():
+        key = training_key(recipe)
+        if not key or key in out or recipe.method not in plugins.names("methods"):
+            continue
+        try:
+            found = _read(experiment, name, recipe, items, catalogue, n_pairs)
+        except UserError as error:
+            problems += error.problems
+        else:
+            out[key] = join_items(experiment.target, "target", experiment.target.name, found)
+    if problems:
+        raise UserError(list(dict.fromkeys(problems)))
+    return out
+
+
+def _read(
+    experiment: Experiment,
+    name: str,
+    recipe: Recipe,
+    items: Mapping[str, TaskItems],
+    catalogue: Mapping[str, lm_eval.Found],
+    n_pairs: int | None,
+) -> TaskItems:
+    target, seed, where = experiment.target, experiment.seeds[0], f"candidate {name}"
+    own, pairs = items[target.name], plugins.method(recipe.method).draws_from == "pairs"
+    if recipe.train or recipe.mix:
+        own = load_training_rows(target, own, recipe.train, recipe.mix, seed, pairs=pairs)
+        own = replace(own, pairs=own.pairs[:n_pairs])
+        files: dict[PartName, str] = {"pairs" if pairs else "train": " and ".join(_files(recipe))}
+        own = refuse_or_note(target, {**items, target.name: own}, catalogue, files)
+    if recipe.corrupt:
+        rows = corrupt_rows(own.pairs if pairs else own.train, recipe.corrupt, seed, where, pairs=pairs)
+        own = replace(own, pairs=rows) if pairs else replace(own, train=rows)
+    return own
+
+
+def training_notes(session: Session) -> list[str]:
+    """Say of each candidate with rows of its own what they are, how they were read, and what was left out."""
+    said: dict[str, list[str]] = {}
+    for name, candidate in session.candidates.items():
+        recipe = candidate.source
+        if name != candidate.source_name or not training_key(recipe):
+            continue
+        notes = training_data(session, recipe).items.notes if recipe.train or recipe.mix else ()
+        for note in (f"trains on {describe_rows(session, recipe)}", *notes):
+            said.setdefault(note, []).append(name)
+    return [f"{', '.join(names)}: {note}" for note, names in said.items()]
+
+
+def describe_rows(session: Session, recipe: Recipe) -> str:
+    """Name the files, the number of rows and the share of wrong answers; empty of the target's rows."""
+    if not training_key(recipe):
+        return ""
+    items = training_data(session, recipe).items
+    is_pairs = plugins.method(recipe.method).draws_from == "pairs"
+    n = len(items.pairs if is_pairs else items.train)
+    kind = "pairs" if is_pairs else "rows"
+    return f"{describe_source(recipe)}: {count(n)} {kind}{describe_corruption(recipe)}"
+
+
+def describe_source(recipe: Recipe) -> str:
+    """Name where a recipe's training rows come from, with the shares of a mixture."""
+    weights = recipe.mix.weights if recipe.mix else None
+    if recipe.mix and weights:
+        named = zip(_files(recipe), weights, strict=True)
+        return " + ".join(f"{percent(share)} % {file}" for file, share in named)
+    hot = f" at temperature {recipe.mix.temperature:g}" if recipe.mix and recipe.mix.temperature else ""
+    return f"{' + '.join(_files(recipe))}{hot}" or "the target's rows"
+
+
+def describe_corruption(recipe: Recipe) -> str:
+    """Say which share of the answers is wrong on purpose; empty where none is."""
+    return f", {percent(recipe.corrupt)} % of their answers made wrong" if recipe.corrupt else ""
+
+
+def _files(recipe: Recipe) -> list[str]:
+    return [display_path(path) for path in (recipe.mix.paths if recipe.mix else recipe.train)]

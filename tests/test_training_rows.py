@@ -1,0 +1,286 @@
+"""Training rows per candidate: other files, mixtures and wrong answers, with the same test items for all."""
+
+import io
+import json
+import re
+from collections import Counter
+
+import jsonschema
+import pytest
+import tiny_experiment
+from rich.console import Console
+
+from harness import config
+from harness.config import load
+from harness.data import load_task
+from harness.data.training_rows import corrupt_rows, load_training_rows
+from harness.errors import UserError
+from harness.experiment import Scope, prepare_session
+from harness.progress import Silent
+from harness.records import Example, parse_json
+from harness.report import experiment_document, markdown, read, terminal, to_json
+from harness.report.html import html
+from harness.spec import Mix, Task
+
+LORA = "method: lora, params: {r: 2, max_steps: 2, max_length: 200}"
+CANDIDATES = f"""\
+  prompt: {{method: base}}
+  curated: {{{LORA}, train: curated.jsonl}}
+  lora: {{{LORA}}}
+  bag: {{method: classifier}}
+  blend: {{method: classifier, mix: {{curated.jsonl: 0.25, more.jsonl: 0.75}}}}
+  noisy: {{method: classifier, corrupt: [0, 0.1, 0.3]}}
+"""
+
+
+def write(folder, tiny, candidates=CANDIDATES, **options):
+    path = tiny_experiment.write(folder, tiny, candidates, **options)
+    letters = tiny_experiment.letters(slice(0, 5))
+    tiny_experiment.rows(folder / "curated.jsonl", letters[::3])
+    more = [
+        {**row, "id": f"more-{i}", "prompt": f"Once more: {row['prompt']}"} for i, row in enumerate(letters)
+    ]
+    tiny_experiment.rows(folder / "more.jsonl", more)
+    return path
+
+
+@pytest.fixture(scope="module")
+def compared(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rows")
+    path = write(folder, tiny, extra="decide: {label_cost_usd: 0.5}\n")
+    return path, tiny_experiment.run(path, "suites=[]")
+
+
+def session_of(path, **scope):
+    return prepare_session(load(path), Scope(**scope), Silent())
+
+
+def problems(path):
+    with pytest.raises(UserError) as error:
+        session_of(path)
+    return str(error.value)
+
+
+def task(folder, **data):
+    data = {name: str(folder / file) for name, file in data.items()}
+    return Task(name="letters", data=data, metrics=("exact_match",), labels=("late", "money"))
+
+
+def examples(n, labels=("late", "money", "lost")):
+    return [
+        Example(f"row-{i}", ({"role": "user", "content": f"Letter {i}"},), (labels[i % 7 % 3],), labels)
+        for i in range(n)
+    ]
+
+
+def test_candidates_on_other_rows_are_compared_with_the_one_on_the_targets_rows(compared):
+    _, report = compared
+    tuned, plain, _ = report.training_sets
+    assert (tuned.method, tuned.by, tuned.reference) == ("lora", "rows", "lora")
+    assert [(one.candidate, one.n_rows) for one in tuned.sets] == [("lora", 30), ("curated", 10)]
+    assert [one.label_cost_usd for one in tuned.sets] == [15.0, 5.0]
+    assert all(one.estimate and one.n_tokens for one in tuned.sets)
+    assert [one.difference is None for one in tuned.sets] == [True, False]
+    assert [(one.candidate, one.n_rows) for one in plain.sets] == [("bag", 30), ("blend", 40)]
+
+
+def test_shares_of_wrong_answers_are_compared_with_the_smallest(compared):
+    _, report = compared
+    noise = report.training_sets[2]
+    assert (noise.by, noise.reference) == ("wrong answers", "bag")
+    assert [(one.candidate, one.corrupt) for one in noise.sets] == [
+        ("bag", 0.0),
+        ("noisy[corrupt=0.1]", 0.1),
+        ("noisy[corrupt=0.3]", 0.3),
+    ]
+
+
+def test_all_candidates_answer_the_same_test_items(compared):
+    path, report = compared
+    runs = tiny_experiment.runs_of(path)
+    assert len({f.target.n for f in report.facts}) == 1
+    for one, other in (("lora", "curated"), ("bag", "blend"), ("bag", "noisy[corrupt=0.3]")):
+        assert runs[one].weights_digest != runs[other].weights_digest
+
+
+def test_every_form_of_the_report_shows_the_tables(compared):
+    _, report = compared
+    console = Console(width=200, record=True, file=io.StringIO())
+    terminal(report, console)
+    for text in (console.export_text(), markdown(experiment_document(report)), html(report)):
+        assert "quality against quantity: lora" in text
+        assert "Wrong answers in training: classifier" in text
+        assert "30.0 % (9)" in text
+    assert re.search(r"curated \| .*curated\.jsonl \| 10 \|", markdown(experiment_document(report)))
+    assert "25.0 % " in markdown(experiment_document(report))
+    assert 'aria-label="exact_match of classifier by the share of wrong answers"' in html(report)
+
+
+def test_the_tables_come_back_from_the_json_of_a_report(compared, tmp_path):
+    _, report = compared
+    (tmp_path / "tiny.json").write_text(json.dumps(to_json(report)))
+    assert read(tmp_path / "tiny.json").training_sets == report.training_sets
+
+
+def test_the_report_says_what_was_trained_on(compared):
+    _, report = compared
+    said = "\n".join(report.notes)
+    assert re.search(r"curated: trains on \S*curated\.jsonl: 10 rows", said)
+    assert (
+        "noisy[corrupt=0.3]: trains on the target's rows: 30 rows, 30.0 % of their answers made wrong" in said
+    )
+    assert "curated.jsonl: 10 rows" in report.origins["curated"]["training_rows"]
+    assert "training_rows" not in report.origins["lora"]
+
+
+def test_a_second_compare_computes_nothing(compared):
+    path, report = compared
+    again = tiny_experiment.run(path, "suites=[]")
+    assert [f.run_id for f in again.facts] == [f.run_id for f in report.facts]
+
+
+def test_no_wrong_answers_and_the_targets_own_file_make_the_same_weights(tiny, tmp_path):
+    own = "train: suites/letters/train.jsonl"
+    path = write(tmp_path, tiny, f"  bag: {{method: classifier}}\n  same: {{method: classifier, {own}}}\n")
+    tiny_experiment.run(path)
+    runs = tiny_experiment.runs_of(path)
+    assert runs["same"].weights_digest == runs["bag"].weights_digest
+
+
+def test_rows_that_a_test_item_asks_too_are_refused_with_their_line(tiny, tmp_path):
+    path = write(tmp_path, tiny)
+    test = parse_json((tmp_path / "suites/letters/test.jsonl").read_text().splitlines()[1])
+    with (tmp_path / "curated.jsonl").open("a") as file:
+        file.write(json.dumps({**test, "id": "stolen"}) + "\n")
+    assert re.search(r"curated\.jsonl:11: found .*which .*test\.jsonl:2 asks too", problems(path))
+
+
+def test_rows_that_a_suite_asks_too_are_refused(tiny, tmp_path):
+    path = write(tmp_path, tiny)
+    fact = {"id": "stolen", "prompt": tiny_experiment.facts()[0]["prompt"], "reference": "late"}
+    with (tmp_path / "more.jsonl").open("a") as file:
+        file.write(json.dumps(fact) + "\n")
+    assert "which facts item fact-0 asks too" in problems(path)
+
+
+def test_rows_that_were_set_aside_from_the_targets_are_left_out_and_counted(tmp_path):
+    rows = tiny_experiment.letters(slice(0, 6))
+    tiny_experiment.rows(tmp_path / "train.jsonl", rows)
+    tiny_experiment.rows(tmp_path / "test.jsonl", tiny_experiment.letters(slice(6, 8)))
+    tiny_experiment.rows(tmp_path / "clean.jsonl", rows[::2])
+    of = task(tmp_path, train="train.jsonl", test="test.jsonl")
+    items = load_task(of, 0)
+    own = load_training_rows(of, items, [str(tmp_path / "clean.jsonl")], None, 0)
+    aside = {e.cluster for e in items.validation}
+    assert own.train
+    assert aside.isdisjoint(e.cluster for e in own.train)
+    (said,) = own.removed
+    assert f"{len(rows[::2]) - len(own.train)} rows left out, set aside" in said
+    assert (own.validation, own.test) == (items.validation, items.test)
+
+
+def test_a_mixture_draws_the_shares_that_are_written(tmp_path):
+    rows = tiny_experiment.letters(slice(0, 5))
+    for name in ("train", "other"):
+        tiny_experiment.rows(tmp_path / f"{name}.jsonl", [{**r, "slice": name} for r in rows])
+    tiny_experiment.rows(tmp_path / "test.jsonl", tiny_experiment.letters(slice(6, 8)))
+    of = task(tmp_path, train="train.jsonl", test="test.jsonl", validation="test.jsonl")
+    items = load_task(of, 0)
+    files = [str(tmp_path / "train.jsonl"), str(tmp_path / "other.jsonl")]
+
+    def drawn(**keys):
+        return load_training_rows(of, items, (), Mix(**keys), 0).train
+
+    shares = drawn(files=dict(zip(files, (0.2, 0.8), strict=True)), rows=20)
+    assert Counter(e.slice for e in shares) == {"train": 4, "other": 16}
+    assert shares == drawn(files=dict(zip(files, (0.2, 0.8), strict=True)), rows=20)
+    repeated = drawn(files=files, rows=200, replacement=True)
+    assert (len(repeated), len({e.id for e in repeated})) == (200, 200)
+    with pytest.raises(
+        UserError, match=r"found 30 rows; expected 40 .*rows: 37 in mix:, or replacement: true"
+    ):
+        drawn(files=dict(zip(files, (0.2, 0.8), strict=True)), rows=50)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (
+            "mix: {curated.jsonl: 0.5, more.jsonl: 0.75}",
+            "shares that add up to 1.25, not to 1: perhaps 0.4, 0.6",
+        ),
+        ("mix: {curated.jsonl: 0, more.jsonl: 1}", "a share that is not above 0"),
+        ("mix: {files: [curated.jsonl]}", "a mixture needs two files or more"),
+        ("mix: {files: [curated.jsonl, more.jsonl], replacement: true}", "replacement without rows"),
+        ("mix: {files: {curated.jsonl: 0.5, more.jsonl: 0.5}, temperature: 2}", "leave one out"),
+        ("train: curated.jsonl, mix: {curated.jsonl: 0.5, more.jsonl: 0.5}", "train and mix both say"),
+        ("train: curatedd.jsonl", "did you mean 'curated.jsonl'"),
+        ("train: [curated.jsonl, curated.jsonl]", "a file twice in train"),
+        ("corrupt: 1.5", "corrupt: 1.5"),
+        ("corrupt: [0, 0.01]", "0.01 of 30 rows, which is less than one"),
+    ],
+)
+def test_rows_that_cannot_be_trained_on_are_refused(tiny, tmp_path, written, said):
+    assert said in problems(write(tmp_path, tiny, f"  bag: {{method: classifier, {written}}}\n"))
+
+
+@pytest.mark.parametrize("key", ["train: curated.jsonl", "corrupt: 0.1"])
+def test_a_candidate_that_trains_on_nothing_has_no_rows_of_its_own(tiny, tmp_path, key):
+    path = write(tmp_path, tiny, f"  prompt: {{method: base, {key}}}\n")
+    assert f"{key.partition(':')[0]} with the method base, which trains on no rows" in problems(path)
+
+
+def test_a_pair_method_trains_on_pairs_of_its_own(tiny, tmp_path):
+    path = write(tmp_path, tiny, "  dpo: {method: dpo, train: pairs.jsonl, corrupt: 0.5}\n")
+    pairs = [{"prompt": f"Say {i}.", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(8)]
+    tiny_experiment.rows(tmp_path / "pairs.jsonl", pairs)
+    (found,) = session_of(path).training.values()
+    turned = [pair for pair in found.items.pairs if pair.references[0].startswith("no")]
+    assert (len(found.items.pairs), len(turned)) == (8, 4)
+    assert all(pair.rejected == pair.references[0].replace("no", "yes") for pair in turned)
+
+
+def test_wrong_answers_of_a_smaller_share_are_among_those_of_a_larger_one():
+    rows = examples(400)
+    tenth, fifth = (corrupt_rows(rows, share, 0, "here") for share in (0.1, 0.2))
+    changed = [
+        {e.id: e.references for e, old in zip(of, rows, strict=True) if e != old} for of in (tenth, fifth)
+    ]
+    assert [len(of) for of in changed] == [40, 80]
+    assert changed[0].items() <= changed[1].items()
+    assert corrupt_rows(rows, 0.1, 0, "here") == tenth != corrupt_rows(rows, 0.1, 1, "here")
+
+
+def test_a_wrong_label_is_drawn_by_how_often_rows_have_it():
+    rows = [
+        Example(f"row-{i}", (), ("a" if i < 500 else "b" if i < 800 else "c",), tuple("abc"))
+        for i in range(1000)
+    ]
+    wrong = corrupt_rows(rows, 1.0, 0, "here")
+    of_a = Counter(e.references[0] for e in wrong[:500])
+    assert set(of_a) == {"b", "c"}
+    assert of_a["b"] / 500 == pytest.approx(0.6, abs=0.07)  # 300 : 200 of the others
+    assert all(e.references != old.references for e, old in zip(wrong, rows, strict=True))
+
+
+def test_a_wrong_free_text_is_the_answer_of_another_row():
+    rows = [Example(f"row-{i}", (), (f"Answer {i % 5}.",)) for i in range(50)]
+    wrong = corrupt_rows(rows, 0.5, 0, "here")
+    assert {e.references for e in wrong} <= {e.references for e in rows}
+    assert sum(e.references != old.references for e, old in zip(wrong, rows, strict=True)) == 25
+    with pytest.raises(UserError, match="rows with different answers"):
+        corrupt_rows([Example(f"row-{i}", (), ("Same.",)) for i in range(9)], 0.5, 0, "here")
+
+
+def test_the_schema_for_editors_takes_the_short_forms():
+    recipe = config.json_schema()
+    schema = {**recipe["$defs"]["Recipe"], "$defs": recipe["$defs"]}
+    for written in (
+        {"train": "a.jsonl"},
+        {"train": ["a.jsonl"]},
+        {"mix": {"a": 0.5, "b": 0.5}},
+        {"corrupt": [0, 0.1]},
+    ):
+        jsonschema.validate(written, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"train": 3}, schema)
