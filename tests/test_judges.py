@@ -16,6 +16,7 @@ from harness.config.rubrics import read_rubric
 from harness.errors import UserError
 from harness.evaluation.judges import cost_usd
 from harness.evaluation.judges.judge_prompts import judge_messages
+from harness.evaluation.judges.planned_grades import plan_grades
 from harness.experiment import Scope, compare, prepare_session
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
@@ -308,6 +309,25 @@ def test_what_is_no_grade_is_counted_and_never_scored(desk):
     n_asked = len(d.judge.asked)
     d.compare()
     assert len(d.judge.asked) == n_asked, "the same question at temperature 0 gives the same again"
+
+
+def test_a_plan_names_the_grades_that_are_then_asked_and_no_less_than_they_cost(desk):
+    prices = "usd_per_million_tokens: {input: 100, output: 1000}\n"
+    d = desk(rubric=RUBRIC + prices, extra="suites: [chat.yaml]\n")
+    suite = {"name": "more", "data": {"test": "test.jsonl"}, "metrics": ["judge:./helpful.yaml"]}
+    text = {"name": "chat", "role": "capability", "tasks": [suite]}
+    (d.folder / "chat.yaml").write_text(json.dumps(text))
+    session = prepare_session(config.load(d.path, ["suites=[chat.yaml]"]), Scope(dry_run=True), Silent())
+    target, more = plan_grades(session, ("plain", "other"))
+    assert (target.grades, more.grades) == (2 * (N + 2), 3 * N)
+    assert d.judge.asked == []
+    d.compare("suites=[]")
+    (kept,) = d.grades()
+    assert len(kept) == target.grades
+    assert target.cost_usd >= cost_usd(
+        list(kept.values()), session.target.judged["judge:helpful"].rubric.usd_per_million_tokens
+    )
+    assert target.cost_usd == pytest.approx((100 * target.read + 1000 * target.generated) / 1e6)
 
 
 def test_a_judge_that_does_not_decide_and_cannot_be_read_ruins_no_other_metric(desk):

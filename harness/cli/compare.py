@@ -262,24 +262,31 @@ def _print_plan(
     """Print what each candidate trains, reads and generates, the sums, and what each takes alone."""
     from harness.cli.doctor import cost_section
     from harness.evaluation.costs import Work
+    from harness.evaluation.judges.planned_grades import plan_grades
     from harness.experiment.preflight import estimate_costs
-    from harness.formatting import count, seconds
+    from harness.formatting import count, seconds, usd
     from harness.models.hardware import memory
     from harness.report import ResultDocument, Section, to_plain
 
     total = sum(work.values(), Work())
     found = estimate_costs(session, names, memory(session.machine.device))
+    grades = list(plan_grades(session, names))
     if as_json:
         alone = {cost.candidate: to_plain(cost) for cost in found}
         times = {name: round(plan[name], 1) if name in plan else None for name in work}
         planned = {name: {**w._asdict(), "seconds": times[name]} for name, w in work.items()}
-        print_json({name: {**w, **alone.get(name, {})} for name, w in planned.items()})
+        judged = {f"{one.metric} of {one.task} by {one.judge}": one._asdict() for one in grades}
+        print_json({**{name: {**w, **alone.get(name, {})} for name, w in planned.items()}, **judged})
         return
     lines = [*((name, w, plan.get(name)) for name, w in work.items())]
     lines.append(("all, in tokens, from nothing", total, sum(plan.values())))
     rows = [[name, *map(count, (w.trained, w.read, w.generated)), seconds(s)] for name, w, s in lines]
     tokens = Section(columns=("candidate", "trained", "read", "generated", "about"), rows=rows)
     print_document(ResultDocument("", [tokens, *([cost_section(found)] if found else [])], ""))
+    for one in grades:
+        price = "" if one.cost_usd is None else f", {usd(one.cost_usd)} USD"
+        what = f"{one.metric}: at most {count(one.grades)} grades of {one.task} by {one.judge}"
+        say(f"{what}, about {count(one.read)} tokens read{price}")
     say("nothing was run; the tokens are estimated from the length of the texts, generated ones at most")
 
 

@@ -1,0 +1,69 @@
+"""Grades that an experiment would ask for, from nothing: how many, of how many tokens, at which price.
+
+Invariant: no judge is asked. Counts are the most there can be: answers that are equal, and those that have
+a grade, are asked about once.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from harness.evaluation import costs
+from harness.evaluation.judges import Judge, Judged
+from harness.evaluation.judges.judge_prompts import LIMITS, judge_messages, orders
+from harness.evaluation.session import Measured, Session
+from harness.records import Example
+
+
+class PlannedGrades(NamedTuple):
+    """Most grades that one judge gives for one metric of a task; `read` and `generated` in tokens.
+
+    `cost_usd` is None where nobody set a price, or the judge runs here.
+    """
+
+    task: str
+    metric: str
+    judge: str
+    grades: int
+    read: int
+    generated: int
+    cost_usd: float | None
+
+
+def plan_grades(session: Session, candidates: Sequence[str]) -> Iterator[PlannedGrades]:
+    """Yield what each judge would be asked about the candidates' answers, and about the base's on suites."""
+    own = [name for name in candidates if session.candidates[name].method.makes != "base"]
+    target = session.target
+    yield from _planned(target, [*target.items.validation, *target.items.test], len(candidates))
+    for suite in session.suites:
+        yield from _planned(suite, suite.items.test, 1 + len(own))
+
+
+def _planned(measured: Measured, examples: Sequence[Example], n_arms: int) -> Iterator[PlannedGrades]:
+    for judged in measured.judged.values():
+        places = orders(judged.rubric)
+        read = n_arms * sum(_n_read(measured, judged, example) for example in examples) * len(places)
+        grades = n_arms * len(examples) * len(places)
+        for judge in judged.judges:
+            yield PlannedGrades(
+                measured.task.name,
+                judged.metric,
+                judge.name,
+                grades,
+                read,
+                grades * LIMITS.max_new_tokens,
+                _cost_usd(judged, judge, read, grades * LIMITS.max_new_tokens),
+            )
+
+
+def _n_read(measured: Measured, judged: Judged, example: Example) -> int:
+    """Estimate the tokens of one prompt: its texts, and an answer as long as the task allows."""
+    (order, *_) = orders(judged.rubric)
+    messages = judge_messages(judged.rubric, example, "", order)
+    return sum(costs.tokens(turn["content"]) for turn in messages) + measured.task.max_new_tokens
+
+
+def _cost_usd(judged: Judged, judge: Judge, read: int, generated: int) -> float | None:
+    prices = judged.rubric.usd_per_million_tokens
+    if prices is None or judge.settings is None:
+        return None
+    return (read * prices.input + generated * prices.output) / 1e6
