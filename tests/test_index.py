@@ -120,7 +120,12 @@ CREATE TABLE meta (version BIGINT, written_by VARCHAR, folder VARCHAR);
 INSERT INTO meta VALUES (5, '0.1.0', '/elsewhere');
 INSERT INTO stored.run_rows VALUES ('old', 't', 'test', 'abc', '', MAP {'f1': {higher_is_better: true, scale: 100}});
 """
-SCHEMAS = {1: V1, 2: V2, 3: V3, 4: V4, 5: V5}
+V6 = (
+    V5.replace("scale DOUBLE)", "scale DOUBLE, worst DOUBLE)")
+    .replace("VALUES (5", "VALUES (6")
+    .replace("scale: 100}", "scale: 100, worst: 0}")
+)
+SCHEMAS = {1: V1, 2: V2, 3: V3, 4: V4, 5: V5, 6: V6}
 
 
 @pytest.fixture(params=SCHEMAS)

@@ -174,7 +174,7 @@ def test_drawn_answers_lie_beside_their_rows_and_a_damaged_file_asks_for_them_ag
     rows.append_block(store, drawn, 0, block)
     assert rows.read_blocks(store, drawn, ids) == {0: block}
     rows.complete_rows(store, drawn, 2)
-    assert rows.read_samples(store, drawn.digest) == dict.fromkeys(ids, samples)
+    assert rows.read_drawn(store, drawn.digest) == dict.fromkeys(ids, samples)
     assert rows.has_rows(store, drawn, ids)
     path = store.rows(drawn.digest) / "samples" / "00000.jsonl"
     path.write_bytes(path.read_bytes().replace(b"answer", b"ANSWER"))

@@ -39,6 +39,7 @@ from harness.comparison.mode_collapse import AnswerDiversity, Answers, answer_di
 from harness.comparison.ranking import estimate_columns, shared_ranks
 from harness.comparison.recipe_means import RecipeDifference, compare_recipes
 from harness.comparison.retrieval_use import RetrievalUse, retrieval_use
+from harness.comparison.several_answers import SeveralAnswers, each_answer, several_answers
 from harness.errors import IncompatibleRuns
 from harness.metrics import Metric, flips, mean_metric
 from harness.models.openai_api import is_endpoint
@@ -57,6 +58,7 @@ __all__ = [
     "PairCalibration",
     "RecipeDifference",
     "RetrievalUse",
+    "SeveralAnswers",
     "answer_diversity",
     "at_level",
     "chance_below",
@@ -65,6 +67,7 @@ __all__ = [
     "compare_rows",
     "compare_validity",
     "difference_p",
+    "each_answer",
     "estimate",
     "estimate_columns",
     "fill_errors",
@@ -76,11 +79,13 @@ __all__ = [
     "regression_p",
     "rescale",
     "retrieval_use",
+    "several_answers",
     "shared_ranks",
 ]
 
 _MUST_AGREE = ("task", "task_version", "split", "scoring_digest")
 _MUST_AGREE_HERE = ("template_digest", "precision", "engine", "layout_digest", "device_class")
+_ASKED = ("prompting_digest", "answer", "decoding", "choice")
 
 
 def check_comparable(a: RowsIdentity, b: RowsIdentity, *, prompting: bool = False) -> None:
@@ -92,7 +97,7 @@ def check_comparable(a: RowsIdentity, b: RowsIdentity, *, prompting: bool = Fals
         IncompatibleRuns: names every field that differs, with both values.
     """
     here = () if is_endpoint(a.engine) or is_endpoint(b.engine) else _MUST_AGREE_HERE
-    fields = (*_MUST_AGREE, *here, *(("prompting_digest", "answer") if prompting else ()))
+    fields = (*_MUST_AGREE, *here, *(_ASKED if prompting else ()))
     differing = [
         f"{f} {getattr(a, f)!r} and {getattr(b, f)!r}" for f in fields if getattr(a, f) != getattr(b, f)
     ]

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from harness import plugins
+from harness.config.decoding_checks import check_decoding
 from harness.config.files import missing_file, raw_tasks
 from harness.config.grids import Member
 from harness.config.problems import Keys, Tree, problems_of, salvage
@@ -51,6 +52,7 @@ def check(tree: Tree, members: Mapping[str, Member]) -> None:
         if recipe is not None:
             tree.problems += _recipe(recipe, ("candidates", member.source), target, tree)
             tree.problems += check_weights(name, recipe, members, tree)
+            tree.problems += check_decoding(recipe, members, target, tree, ("candidates", member.source))
     tree.problems += [_bad_name(m.source, tree) for m in members.values() if not _is_name(m.source)]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from harness import formatting, plugins, stats
-from harness.comparison import Comparison, Estimate, RetrievalUse, orient
+from harness.comparison import Comparison, Estimate, RetrievalUse, SeveralAnswers, orient
 from harness.decision.learning_curve import LearningCurve
 from harness.evaluation.costs import Tokens
 from harness.formatting import RATE, Unit
@@ -75,7 +75,8 @@ class CandidateFacts:
     `target` is the primary metric's estimate on test, `validation` its value there. The
     comparisons are paired on test: `new` is this run, `base` the best untrained candidate or
     the prompt. `recall` is the share of needed documents that retrieval found, `retrieval` what became of
-    its passages. Costs in USD, `tokens` of a request (None of a classifier), `latency_p50_s` and
+    its passages, `several` describes the answers where several were drawn to an item. Costs in USD, `tokens`
+    of a request (None of a classifier), `latency_p50_s` and
     `latency_p95_s` in seconds, `requests_per_s` when answered in batches, all timed on the machine
     `measured_on`; `disturbed` holds, by the names of these fields, the figures that other work on the machine
     disturbed, of which the fields
@@ -117,6 +118,7 @@ class CandidateFacts:
     n_train: int = 0
     recall: float | None = None
     retrieval: RetrievalUse | None = None
+    several: SeveralAnswers | None = None
     over_items: ItemVariances | None = None
     training: TrainingRecord = field(default_factory=TrainingRecord)
     standing: Standing | None = None

@@ -5,13 +5,14 @@ batching happens inside a block, so a block's numbers do not depend on what ran 
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from harness.errors import Problem, UserError
+from harness.evaluation.sampled_answers import Asked, draw_answers, settle
 from harness.metrics import Metric, Parts, normalize
 from harness.metrics._refusals import is_refusal
 from harness.models.hf import Candidate
@@ -25,18 +26,22 @@ from harness.records import (
     Message,
     Output,
     RowsIdentity,
+    Sample,
     SampleResult,
     Status,
     digest,
 )
-from harness.spec import Role, Task
+from harness.spec import Decoding, Role, Task
 
 _ROUNDING = 1e-9  # of a score, by which it may lie beyond its metric's bounds
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One task's items as one candidate is asked them; `examples` are prompted and in order."""
+    """One task's items as one candidate is asked them; `examples` are prompted and in order.
+
+    `decoding` says how answers are drawn, None where they are greedy.
+    """
 
     task: Task
     role: Role
@@ -45,6 +50,7 @@ class Job:
     metrics: Mapping[str, Metric]
     answer: str
     identity: RowsIdentity
+    decoding: Decoding | None = None
 
     @property
     def n_blocks(self) -> int:
@@ -178,6 +184,9 @@ def _generate(
     left: Sequence[int],
     merged: dict[int, bool],
 ) -> Route:
+    if job.decoding is not None:
+        asked = [Asked(examples[i], contexts[i]) for i in left]
+        return dict(zip(left, draw_answers(candidate, job.task, job.decoding, asked), strict=True))
     limits = Limits(job.task.max_new_tokens, job.task.stop)
     answers = candidate.generate([contexts[i].context for i in left], limits) if left else []
     return dict(zip(left, answers, strict=True))
@@ -214,17 +223,13 @@ def _choice(
 def _row(
     job: Job, position: int, example: Example, context: Encoded, output: Output, merged: bool
 ) -> SampleResult:
-    status, parts, error = score_output(job, example, output)
     return SampleResult(
         task=job.task.name,
         split=job.split,
         example_id=example.id,
         position=position,
-        status=status,
-        text=output.text,
         prompt=example.prompt,
         references=example.references,
-        parts=parts,
         cluster=example.cluster,
         slice=example.slice,
         gold_logprob=output.gold_logprob,
@@ -234,12 +239,10 @@ def _row(
         n_output_tokens=output.n_output_tokens,
         compute_s=output.compute_s,
         prompt_digest=digest(context.context),
-        output_digest=digest(output.text),
         boundary_merged=merged,
-        finish_reason=output.finish_reason,
         passages=example.passages,
         recall=recall(example),
-        error=error,
+        **answer_fields(job, output, lambda one: score_output(job, example, one)),
     )
 
 
@@ -249,6 +252,43 @@ class Scored(NamedTuple):
     status: Status
     parts: dict[str, Parts | None]
     error: str
+
+
+def answer_fields(job: Job, output: Output, score: "Callable[[Output], Scored]") -> dict[str, Any]:
+    """Return the fields of a row that follow from what was answered and how that is scored.
+
+    Of several answers they are those of what counts.
+    """
+    samples = tuple(_sample(index, one, score(one)) for index, one in enumerate(output.samples))
+    if samples and job.decoding is not None:
+        primary = job.metrics.get(job.task.primary_metric if job.task.metrics else "")
+        chosen = settle(samples, job.decoding, primary.same if primary else normalize)
+    else:
+        chosen = _sample(0, output, score(output))
+    return {
+        "text": chosen.text,
+        "finish_reason": chosen.finish_reason,
+        "status": chosen.status,
+        "parts": chosen.parts,
+        "error": chosen.error,
+        "output_digest": digest(chosen.text),
+        "samples": samples,
+    }
+
+
+def _sample(index: int, output: Output, scored: "Scored") -> Sample:
+    return Sample(
+        index,
+        output.text,
+        scored.status,
+        scored.parts,
+        output.finish_reason,
+        output.n_prompt_tokens,
+        output.n_output_tokens,
+        output.compute_s,
+        output.mean_logprob,
+        scored.error,
+    )
 
 
 def score_output(job: Job, example: Example, output: Output) -> Scored:

@@ -16,12 +16,13 @@ from harness.data import SCORING, SPLITS, Split
 from harness.evaluation import Job, costs, wrap_prompt
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.judges.grade_reading import GradeReader
+from harness.evaluation.sampled_answers import answers_digest, choice_name
 from harness.evaluation.session import Measured, Session
 from harness.models import openai_api
 from harness.prompting import PromptingContext, Step, compose
 from harness.provenance.code_versions import versions_of
 from harness.records import BLOCK, Example, RowsIdentity, Run, digest
-from harness.spec import Recipe, Role, Task, metric_name
+from harness.spec import Decoding, Recipe, Role, Task, metric_name
 from harness.training import Weights
 
 
@@ -29,7 +30,8 @@ class RowSet(NamedTuple):
     """Rows that a run refers to: which items, asked how, and the identity that names their folder.
 
     `ask` puts the prompts around the items, `step` returns what does that with one. They are called only
-    where rows are missing, because building prompts may mean building a retriever first.
+    where rows are missing, because building prompts may mean building a retriever first. `decoding` is None
+    where answers are greedy.
     """
 
     measured: Measured
@@ -38,6 +40,7 @@ class RowSet(NamedTuple):
     identity: RowsIdentity
     ask: Callable[[], tuple[Example, ...]]
     step: Callable[[], Step] = lambda: lambda example: example
+    decoding: Decoding | None = None
 
     @property
     def name(self) -> str:
@@ -69,13 +72,15 @@ class RowSet(NamedTuple):
     def job(self, grades: GradeReader | None = None) -> Job:
         """Return the items as the candidate is asked them; what judges score, by the grades there are."""
         m, reader = self.measured, grades or self.grades()
-        return Job(m.task, m.role, self.split, self.ask(), reader.bind(m.metrics), self.answer, self.identity)
+        scored = reader.bind(m.metrics)
+        return Job(m.task, m.role, self.split, self.ask(), scored, self.answer, self.identity, self.decoding)
 
 
 def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
     """List validation and test of the target, as this recipe asks them."""
     prompting = prompting_digest(session, recipe, seed)
-    target, answer = session.target, recipe.answer
+    target, answer, drawn = session.target, recipe.answer, recipe.drawn
+    asked = {"decoding": answers_digest(drawn), "choice": choice_name(drawn)}
 
     step = cache(partial(prompting_step, session, recipe, seed))
 
@@ -87,9 +92,10 @@ def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -
             target,
             split,
             answer,
-            identity(session, weights, target, split, prompting, answer),
+            replace(identity(session, weights, target, split, prompting, answer), **asked),
             partial(prompts, split),
             step,
+            drawn,
         )
         for split in SPLITS[1:]
     ]
@@ -130,7 +136,9 @@ def work_of(job: Job) -> costs.Work:
     ranked = job.answer == "rank" or job.task.kind == "choice"
     if job.task.lm_eval:
         return _work_of_lm_eval(job)
-    return costs.reading(job.examples, ranked=ranked, max_new_tokens=job.task.max_new_tokens)
+    once = costs.reading(job.examples, ranked=ranked, max_new_tokens=job.task.max_new_tokens)
+    n_samples = job.decoding.samples if job.decoding else 1
+    return costs.Work(read=n_samples * once.read, generated=n_samples * once.generated)
 
 
 def _work_of_lm_eval(job: Job) -> costs.Work:

@@ -14,7 +14,7 @@ from typing import Any
 from harness import provenance, store
 from harness.config.files import is_shipped
 from harness.data import suite_contamination
-from harness.evaluation import Job, score_output
+from harness.evaluation import Job, Scored, answer_fields, score_output
 from harness.evaluation.candidates import refuse_damaged
 from harness.evaluation.control_arm import measure_once, origin
 from harness.evaluation.costs import Work
@@ -27,7 +27,7 @@ from harness.models.batching import common_length
 from harness.models.hardware import Load, cpu_kernels, load
 from harness.models.hf import Candidate
 from harness.models.hub import ModelSource
-from harness.records import BLOCK, Example, Output, RowsIdentity, SampleResult
+from harness.records import BLOCK, Example, Output, RowsIdentity, Sample, SampleResult
 from harness.spec import DATA_FILES, Fields, Task
 from harness.training import Weights
 
@@ -187,23 +187,25 @@ def _rescore_block(
 
 
 def _row(job: Job, example: Example, row: SampleResult, grades: GradeReader) -> SampleResult:
-    """Score one stored answer; a grade that cannot be read says why, and is an error where it decides."""
-    ended: Any = row.finish_reason  # one of what an output holds, from where it was copied
-    output = Output(
-        row.text,
-        ended,
-        row.n_prompt_tokens,
-        row.n_output_tokens,
-        row.compute_s,
-        gold_logprob=row.gold_logprob,
-        gold_bytes=row.gold_bytes,
-        error=row.error,
-    )
-    scored = score_output(job, example, output)
-    if unreadable := grades.unreadable.pop(example.id, {}):
-        status = "error" if job.task.primary_metric in unreadable else scored.status
-        scored = scored._replace(status=status, error="; ".join(unreadable.values()))
-    return replace(row, **scored._asdict())
+    """Score what is stored of an item; an unreadable grade says why, and is an error where it decides."""
+    samples = tuple(replace(_output(one), mean_logprob=one.mean_logprob) for one in row.samples)
+    output = replace(_output(row), gold_logprob=row.gold_logprob, gold_bytes=row.gold_bytes, samples=samples)
+
+    def score(one: Output) -> Scored:
+        scored = score_output(job, example, one)
+        if unreadable := grades.unreadable.pop(example.id, {}):
+            status = "error" if job.task.primary_metric in unreadable else scored.status
+            scored = scored._replace(status=status, error="; ".join(unreadable.values()))
+        return scored
+
+    return replace(row, **answer_fields(job, output, score))
+
+
+def _output(stored: SampleResult | Sample) -> Output:
+    """Return what was answered, as it was before it was scored."""
+    ended: Any = stored.finish_reason  # one of what an output holds, from where it was copied
+    tokens = (stored.n_prompt_tokens, stored.n_output_tokens)
+    return Output(stored.text, ended, *tokens, stored.compute_s, error=stored.error)
 
 
 def shared_tokens(candidate: Candidate, job: Job) -> int:

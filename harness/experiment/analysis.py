@@ -5,6 +5,7 @@ Invariant: reads rows from the store and computes nothing that needs a model.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import NamedTuple
 
 from harness import comparison, gating, plugins, store
@@ -379,8 +380,9 @@ def _diversity(
         if f.state == "failed" or not decide.is_fine_tuned(f):
             continue
         plain = _base_on_target(run, runs)
-        old = reader.of(plain, session.target) if plain else None
-        found = [comparison.answer_diversity(reader.of(run, session.target), old)]
+        rows = reader.answers if plain is None or plain.decoding == run.decoding else reader.of
+        old = rows(plain, session.target) if plain else None
+        found = [comparison.answer_diversity(rows(run, session.target), old)]
         for m in measured_of(session, reader, run, base[run.base_digest]):
             if m.role != "regression":
                 # What should be refused is refused in the same words: that is no collapse.
@@ -393,7 +395,8 @@ def _diversity(
 def _base_on_target(run: Run, runs: Sequence[Run]) -> Run | None:
     """Find the run of a fine-tune's base on the target: asked in the same way, else by the plain prompt."""
     own = [r for r in runs if r.state == "done" and r.weights_digest == r.base_digest == run.base_digest]
-    alike = [r for r in own if (r.prompting, r.answer) == (run.prompting, run.answer)]
+    asked = attrgetter("prompting", "answer", "decoding")
+    alike = [r for r in own if asked(r) == asked(run)]
     return next(iter([*alike, *filter(against.is_prompt, own)]), None)
 
 

@@ -73,6 +73,7 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
         n_train=_n_train(session, run),
         recall=fmean(recalls) if recalls else None,
         retrieval=_retrieval_use(session, metric, test),
+        several=comparison.several_answers(metric, test, reader.drawn(run, session.target)),
         training=run.training,
     )
 

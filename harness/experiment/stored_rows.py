@@ -5,7 +5,7 @@ the one judged, of the same precision, in which nothing had drifted; before ther
 measured for this precision once.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -14,7 +14,7 @@ from harness.comparison import Estimate
 from harness.data import Split
 from harness.evaluation.session import Measured, Session
 from harness.gating import ControlFacts
-from harness.records import Control, Run, SampleResult
+from harness.records import Control, Run, Sample, SampleResult
 from harness.spec import Role, Task
 from harness.store import Store
 
@@ -45,6 +45,16 @@ class Reader:
     def of(self, run: Run, measured: Measured, split: Split = "test") -> Rows:
         """Return a run's rows of one task and split."""
         return self.rows(run.rows[f"{measured.task.name}/{split}"], measured.size(split))
+
+    def drawn(self, run: Run, measured: Measured, split: Split = "test") -> Mapping[str, Sequence[Sample]]:
+        """Return the answers that were drawn to the items of one task and split; none of greedy ones."""
+        rows_digest = run.rows[f"{measured.task.name}/{split}"]
+        return store.read_drawn(self._session.store, rows_digest) if run.decoding else {}
+
+    def answers(self, run: Run, measured: Measured) -> Rows:
+        """Return a row for each answer of a run to a task: of several that were drawn to an item for each."""
+        rows = self.of(run, measured)
+        return comparison.each_answer(rows, self.drawn(run, measured)) or rows
 
     def controls(self) -> Mapping[str, ControlFacts]:
         """Return what the store's control arms found; judged anew when one has come."""

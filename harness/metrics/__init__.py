@@ -28,6 +28,15 @@ _FLIP, _ROUNDING = 0.01, 1e-9  # of a rate a point; of another unit a hundredth 
 _QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»", "„": "“"}
 
 
+def normalize(text: str) -> str:
+    """Fold case, collapse whitespace, and drop surrounding quotes and one trailing period."""
+    folded = " ".join(text.casefold().split())
+    inner = folded.removesuffix(".")
+    if len(inner) > 1 and _QUOTES.get(inner[0]) == inner[-1]:
+        inner = inner[1:-1].strip().removesuffix(".")
+    return inner or folded
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     """One way to score answers; `bounds` within [0, 1] say that it is a rate.
@@ -35,7 +44,8 @@ class Metric:
     `score` gives an answer's parts, or None when it could not be scored at all (an error,
     which is not 0). `aggregate` takes parts (n, k) and weights (…, n) to scores (…).
     `worst` gives the parts of an answer to this example that counts for nothing: one that
-    is unparsable or truncated. `signature` says which settings made the number.
+    is unparsable or truncated. `signature` says which settings made the number. Two answers of which `same`
+    is equal are one answer, where the majority of several counts.
     """
 
     name: str
@@ -46,6 +56,7 @@ class Metric:
     aggregate: Callable[[Array, Array], Array]
     worst: Callable[[Example], Parts]
     signature: str = ""
+    same: Callable[[str], object] = normalize
 
     @property
     def range(self) -> MetricRange:
@@ -221,12 +232,3 @@ def _with_bounds(metric: Metric, bounds: tuple[float, float], where: str) -> Met
         worst=lambda _: worst,
         signature=f"{metric.signature}|bounds:{low:g},{high:g}",
     )
-
-
-def normalize(text: str) -> str:
-    """Fold case, collapse whitespace, and drop surrounding quotes and one trailing period."""
-    folded = " ".join(text.casefold().split())
-    inner = folded.removesuffix(".")
-    if len(inner) > 1 and _QUOTES.get(inner[0]) == inner[-1]:
-        inner = inner[1:-1].strip().removesuffix(".")
-    return inner or folded

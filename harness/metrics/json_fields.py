@@ -9,9 +9,10 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from harness.metrics import Metric, mean_metric
+from harness.metrics import Metric, mean_metric, normalize
 from harness.records import Example, Output
 from harness.spec import Task
 
@@ -20,7 +21,13 @@ _FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```$", re.DOTALL)
 
 def metric(task: Task) -> Metric:
     """Build the F1 of fields in [0, 1]: the best over the references, averaged over items."""
-    return mean_metric("json_fields", _best)
+    return replace(mean_metric("json_fields", _best), same=_same)
+
+
+def _same(text: str) -> object:
+    """Return what equal answers share: their fields, or of what is no JSON its words."""
+    fields = _fields(text)
+    return normalize(text) if fields is None else frozenset(fields.items())
 
 
 def _best(output: Output, example: Example) -> float | None:

@@ -9,9 +9,10 @@ Source: matching of calls by their syntax tree, Berkeley Function Calling Leader
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
-from harness.metrics import Metric, mean_metric
+from harness.metrics import Metric, mean_metric, normalize
 from harness.records import Example, Output, canonical_json
 from harness.spec import Task
 
@@ -21,7 +22,13 @@ _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL)
 
 def metric(task: Task) -> Metric:
     """Build the share of answers in [0, 1] with the right calls."""
-    return mean_metric("tool_call", _is_right)
+    return replace(mean_metric("tool_call", _is_right), same=_same)
+
+
+def _same(text: str) -> object:
+    """Return what equal answers share: their calls, or of what is no call its words."""
+    calls = read_calls(text)
+    return normalize(text) if calls is None else frozenset(calls.items())
 
 
 def _is_right(output: Output, example: Example) -> float | None:

@@ -78,6 +78,12 @@ class Run:
         """The candidate, with the seed where it is not 0: `lora (seed 1)`."""
         return f"{self.candidate} (seed {self.seed})" if self.seed else self.candidate
 
+    @property
+    def decoding(self) -> dict[str, Any] | None:
+        """How the answers to the target were drawn; None where they are greedy."""
+        found: dict[str, Any] | None = self.recipe.get("decoding")
+        return found
+
     def stored(self) -> dict[str, Any]:
         """Return the plain form, as `run.json` holds it."""
         return asdict(replace(self, training=TrainingRecord())) | {"training": self.training.stored()}

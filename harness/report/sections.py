@@ -46,6 +46,12 @@ from harness.report.tables.retrieval_table import (
     retrieval_rows,
     retrieval_text,
 )
+from harness.report.tables.several_answers_table import (
+    SEVERAL_NOTE,
+    several_columns,
+    several_rows,
+    several_text,
+)
 from harness.report.tables.training_sets_table import sets_columns, sets_notes, sets_rows, sets_title
 from harness.report.training_diagnosis import diagnose, forgetting_sentence
 
@@ -90,6 +96,7 @@ _BODY = (
     "curve",
     "slices",
     "retrieval",
+    "samples",
 )  # what is read before the appendix
 HEAT_TITLE = "Capability suite, before and after"
 _ESTIMAND = "intervals of the population that the items stand for"
@@ -134,6 +141,10 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
     yield _slices(report, done)
     rows = retrieval_rows(done)
     yield Section("retrieval", "Retrieval", RETRIEVAL_COLUMNS, rows, RETRIEVAL_NOTE if rows else "")
+    rows = several_rows(done)
+    yield Section(
+        "samples", "Several answers to an item", several_columns(done), rows, SEVERAL_NOTE if rows else ""
+    )
     for make in (_forgetting, _diversity, _steps, _gate, _sweep, _scan):
         yield from (make(report, f) for f in tuned)
     made = (f for f in done if plugins.stored_method(f.method).makes != "endpoint")
@@ -357,6 +368,7 @@ def sentences(report: ExperimentReport) -> list[str]:
         *filter(None, (collapse_sentence(label, of) for label, of in report.diversity.items())),
         *decision_tables.seed_sentences(report.seeds, report.unit),
         *(f"{f.label}: {text}" for f in report.facts if (text := retrieval_text(f))),
+        *(f"{f.label}: {text}" for f in report.facts if (text := several_text(f))),
         *report.notes,
     ]
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from harness.spec.decoding import MEAN_LOGPROB, Decoding
 from harness.spec.mixture import Mix
 from harness.spec.policies import (
     TRAINING_STEPS,
@@ -47,9 +48,11 @@ __all__ = [
     "EVALUATE",
     "HUB",
     "JUDGE",
+    "MEAN_LOGPROB",
     "PLUGINS",
     "TRAINING_STEPS",
     "DecidePolicy",
+    "Decoding",
     "Engine",
     "Experiment",
     "Fields",

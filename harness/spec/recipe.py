@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from harness.spec.decoding import Decoding
 from harness.spec.mixture import Mix
 from harness.spec.values import BASE, Spec
 
@@ -64,7 +65,8 @@ class Recipe(Spec):
 
     `method` makes the weights, by its own `params`. `role: baseline` says that a model made elsewhere is to
     be beaten: measured on the target alone, and counted as untrained. `answer` is generated,
-    or the label ranked first by log-likelihood. `system` stands in place of the task's system message.
+    or the label ranked first by log-likelihood; `decoding` says how it is drawn. `system` stands in place of
+    the task's system message.
     """
 
     method: str = BASE
@@ -86,8 +88,14 @@ class Recipe(Spec):
     track: Tracking | None = None
     prompting: dict[str, dict[str, Any]] = {"zero_shot": {}}
     answer: Literal["generate", "rank"] = "generate"
+    decoding: Decoding | None = None
     system: str | None = None
     template: str | None = None
+
+    @property
+    def drawn(self) -> Decoding | None:
+        """How answers are drawn; None where they are greedy."""
+        return self.decoding if self.decoding and self.decoding.temperature else None
 
     @model_validator(mode="before")
     @classmethod

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from harness import __version__
 from harness.records import Rating, Run, load
 from harness.store.layout import Store, first_line, is_no_room
-from harness.store.rows import COLUMNS, READ_PARQUET, pattern, read_identity
+from harness.store.rows import COLUMNS, READ_PARQUET, SAMPLE_COLUMNS, pattern, read_identity
 from harness.store.tables import TABLES
 from harness.store.verdicts import DecisionRecord, VerdictRecord
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-VERSION = 6  # of the schema; 1 to 3 held copies of all rows
+VERSION = 7  # of the schema; 1 to 3 held copies of all rows
 _UNITS = "MAP(VARCHAR, STRUCT(higher_is_better BOOLEAN, scale DOUBLE, worst DOUBLE))"  # by metric
 _SCHEMA = f"""
     CREATE SCHEMA stored;
@@ -247,29 +247,41 @@ def _create_views(db: "DuckDBPyConnection", store: Store) -> None:
     rows = [f"{pattern(store.folder.resolve())}/rows/*/rows.parquet"]
     if not any(store.folder.glob("rows/*/rows.parquet")):
         rows = []
+    drawn = [f"{pattern(store.folder.resolve())}/rows/*/samples/*.jsonl"]
+    if not any(store.folder.glob("rows/*/samples/*.jsonl")):
+        drawn = []
     try:
         with transaction(db):
-            _replace_views(db, rows)
+            _replace_views(db, rows, drawn)
     except duckdb.Error as error:
         if is_no_room(error):
             raise
         whole = db.execute("SELECT rowset FROM stored.rowsets ORDER BY rowset").fetchall()
         with transaction(db):
-            _replace_views(db, [pattern(store.parquet(digest).resolve()) for (digest,) in whole])
+            _replace_views(db, [pattern(store.parquet(digest).resolve()) for (digest,) in whole], drawn)
 
 
-def _replace_views(db: "DuckDBPyConnection", files: Sequence[str]) -> None:
-    """Let the views read Parquet files of these patterns; none give no row."""
-    listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
-    source = _FILES.replace("?", f"[{listed}]")
-    if not files:
-        nulls = ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in COLUMNS.items())
-        source = f"(SELECT {nulls}, '' AS filename LIMIT 0)"
-    wanted = {table.name: table.query.format(rows=source) for table in TABLES}
+def _replace_views(db: "DuckDBPyConnection", files: Sequence[str], drawn: Sequence[str]) -> None:
+    """Let the views read Parquet files and drawn answers of these patterns; none give no row."""
+    rows = _FILES.replace("?", _listed(files)) if files else _no_rows(COLUMNS)
+    columns = ", ".join(f"\"{name}\": '{kind}'" for name, kind in SAMPLE_COLUMNS.items())
+    options = "format = 'newline_delimited', hive_partitioning = false, filename = true, ignore_errors = true"
+    read = f"read_json({_listed(drawn)}, columns = {{{columns}}}, {options})"
+    samples = read if drawn else _no_rows(SAMPLE_COLUMNS)
+    wanted = {table.name: table.query.format(rows=rows, samples=samples) for table in TABLES}
     if _view_queries(db) != (made := [str(list(wanted.values()))]):
         for name, query in wanted.items():
             db.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
         db.execute("CREATE OR REPLACE TABLE stored.views AS SELECT ? AS queries", made)
+
+
+def _listed(files: Sequence[str]) -> str:
+    return "[" + ", ".join("'" + file.replace("'", "''") + "'" for file in files) + "]"
+
+
+def _no_rows(columns: Mapping[str, str]) -> str:
+    nulls = ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in columns.items())
+    return f"(SELECT {nulls}, '' AS filename LIMIT 0)"
 
 
 def _view_queries(db: "DuckDBPyConnection") -> list[str]:

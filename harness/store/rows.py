@@ -107,7 +107,7 @@ def stored_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str] | Non
     ids_by_block = _chunks(_parquet_ids(store.parquet(identity.digest)) or [])
     ids_by_block |= _readable_blocks(store, identity.digest)
     if identity.decoding:
-        drawn = read_samples(store, identity.digest)
+        drawn = read_drawn(store, identity.digest)
         ids_by_block = {index: ids for index, ids in ids_by_block.items() if drawn.keys() >= set(ids)}
     if ids is None:
         return set(ids_by_block)
@@ -174,7 +174,7 @@ def remove_merged_blocks(store: Store) -> None:
 def has_rows(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> bool:
     """Tell whether the complete set begins with these examples, in order, with what was drawn to each."""
     whole = is_stored_as(store.parquet(identity.digest), ids)
-    return whole and (not identity.decoding or read_samples(store, identity.digest).keys() >= set(ids))
+    return whole and (not identity.decoding or read_drawn(store, identity.digest).keys() >= set(ids))
 
 
 def is_stored_as(path: Path, ids: Sequence[str]) -> bool:
@@ -231,7 +231,7 @@ def read_many(
     return out
 
 
-def read_samples(store: Store, rows_digest: str) -> dict[str, tuple[Sample, ...]]:
+def read_drawn(store: Store, rows_digest: str) -> dict[str, tuple[Sample, ...]]:
     """Read the answers that were drawn to the items of a row set, by item; damaged files are left out.
 
     Empty of a set that was answered greedily.
@@ -276,7 +276,7 @@ def read_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> dic
         index = row.position // BLOCK
         if len(by_block.get(index, ())) < wanted.get(index, 0):
             by_block[index].append(row)
-    drawn = read_samples(store, identity.digest) if identity.decoding else {}
+    drawn = read_drawn(store, identity.digest) if identity.decoding else {}
     return {
         index: [replace(row, samples=drawn.get(row.example_id, ())) for row in block]
         for index, block in by_block.items()

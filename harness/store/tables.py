@@ -150,6 +150,33 @@ _SAMPLES = Table(
     JOIN (SELECT parse_path(filename)[-2] AS rowset, * FROM {rows}) AS files USING (rowset)
     """,
 )
+_ANSWERS = Table(
+    "answers",
+    "one answer that was drawn to an item of a run whose recipe has decoding",
+    (
+        _RUN_ID,
+        _TASK,
+        _SPLIT,
+        _ROWSET,
+        _ITEM,
+        Column("sample", "BIGINT", "", "the answer's place among those of the item, from 0"),
+        _STATUS,
+        Column("text", "VARCHAR", "", "the answer"),
+        Column("parts", "MAP(VARCHAR, DOUBLE[])", "the metrics'", "each metric's parts"),
+        Column("finish_reason", "VARCHAR", "", "stop, length or error"),
+        Column("n_prompt_tokens", "BIGINT", "tokens", "length of the prompt"),
+        Column("n_output_tokens", "BIGINT", "tokens", "length of the answer"),
+        Column("compute_s", "DOUBLE", "s", "the answer's share of its batch's time"),
+        Column("mean_logprob", "DOUBLE", "nats", "mean log-probability of its tokens; NULL: not asked for"),
+        Column("error", "VARCHAR", "", "why there is no answer; empty where there is one"),
+    ),
+    """
+    SELECT run_id, run_rows.task, run_rows.split, run_rows.rowset, example_id, "index" AS sample, status,
+        text, parts, finish_reason, n_prompt_tokens, n_output_tokens, compute_s, mean_logprob, error
+    FROM stored.run_rows AS run_rows
+    JOIN (SELECT parse_path(filename)[-3] AS rowset, * FROM {samples}) AS files USING (rowset)
+    """,
+)
 _DELTAS = Table(
     "deltas",
     "one item of one run beside its own base's answer to the same item, by one metric",
@@ -390,6 +417,7 @@ TABLES: tuple[Table, ...] = (
     _RUNS,
     _SCORES,
     _SAMPLES,
+    _ANSWERS,
     _DELTAS,
     _VERDICTS,
     _TRAINING,

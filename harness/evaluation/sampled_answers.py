@@ -1,0 +1,133 @@
+"""Several answers to one item: drawn by seeds of their own, and settled into the one that counts.
+
+Invariant: an answer depends on the item, its index and the model, never on the answers beside it; what
+settles them never sees a reference but through the scores of the answer that was chosen without them.
+Source: Wang et al. 2023, arXiv:2203.11171, for the majority; Stiennon et al. 2020, arXiv:2009.01325, for the
+best of n.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from math import inf
+from statistics import fmean
+from typing import NamedTuple
+
+from harness.metrics import Parts
+from harness.models.hf import Candidate
+from harness.provenance.code_versions import versions_of
+from harness.records import Encoded, Example, Limits, Output, Sample, digest
+from harness.spec import MEAN_LOGPROB, Decoding, Task, metric_name
+
+_SEEDS = 2**31  # as many as every server takes
+
+
+class Asked(NamedTuple):
+    """One item as a candidate is asked it."""
+
+    example: Example
+    context: Encoded
+
+
+def answers_digest(decoding: Decoding | None) -> str:
+    """Digest what decides the answers that are drawn; empty of greedy ones."""
+    if decoding is None:
+        return ""
+    drawn = [decoding.temperature, decoding.top_p, decoding.samples, decoding.by == MEAN_LOGPROB]
+    return digest([drawn, versions_of("decoding")])
+
+
+def choice_name(decoding: Decoding | None) -> str:
+    """Name how one of several answers is chosen; empty where the first one counts."""
+    if decoding is None or decoding.choose == "first":
+        return ""
+    return f"{decoding.choose}:{metric_name(decoding.by)}" if decoding.by else decoding.choose
+
+
+def seed_of(example_id: str, index: int) -> int:
+    """Return the seed of an item's answer; every candidate draws by the same."""
+    return int(digest([example_id, index]), 16) % _SEEDS
+
+
+def draw_answers(
+    candidate: Candidate, task: Task, decoding: Decoding, asked: Sequence[Asked]
+) -> list[Output]:
+    """Draw the answers to each item; the first of each holds all of them, and what they took together."""
+    limits = Limits(task.max_new_tokens, task.stop, decoding.temperature, decoding.top_p)
+    each = [(one, index) for one in asked for index in range(decoding.samples)]
+    seeds = [seed_of(one.example.id, index) for one, index in each]
+    made = candidate.generate([one.context.context for one, _ in each], limits, seeds) if each else []
+    if decoding.by == MEAN_LOGPROB:
+        made = _with_logprobs(candidate, task, [one for one, _ in each], made)
+    groups = (made[at : at + decoding.samples] for at in range(0, len(made), decoding.samples))
+    return list(map(join_samples, groups))
+
+
+def join_samples(samples: Sequence[Output]) -> Output:
+    """Return the first of several answers with all of them, and what they took together."""
+    return replace(
+        samples[0],
+        n_prompt_tokens=sum(one.n_prompt_tokens for one in samples),
+        n_output_tokens=sum(one.n_output_tokens for one in samples),
+        compute_s=sum(one.compute_s for one in samples),
+        samples=tuple(samples),
+    )
+
+
+def _with_logprobs(
+    candidate: Candidate, task: Task, asked: Sequence[Asked], made: Sequence[Output]
+) -> list[Output]:
+    """Score the tokens of each answer that has any, in nats a token, as the model itself would give them."""
+    read = [
+        candidate.encode(one.example.messages, output.text, chat_template=task.chat_template)
+        for one, output in zip(asked, made, strict=True)
+    ]
+    fit = [i for i, e in enumerate(read) if e.continuation and made[i].finish_reason != "error"]
+    scores = candidate.loglikelihood([(read[i].context, read[i].continuation) for i in fit])
+    known = {i: s.logprob / len(read[i].continuation) for i, s in zip(fit, scores, strict=True)}
+    return [replace(output, mean_logprob=known.get(i)) for i, output in enumerate(made)]
+
+
+def settle(samples: Sequence[Sample], decoding: Decoding, same: Callable[[str], object]) -> Sample:
+    """Return what counts of an item's answers: the one that is chosen, or their mean as the expected score.
+
+    Answers that failed are chosen only where there is no other. Two of which `same` is equal are one answer.
+    """
+    able = [one for one in samples if one.status == "ok"] or list(samples)
+    if decoding.choose == "majority":
+        return _majority(able, same)
+    if decoding.choose == "best" and (decoding.by == MEAN_LOGPROB or _judge(decoding) in samples[0].parts):
+        return max(able, key=lambda one: _merit(one, decoding))
+    return _mean(samples)
+
+
+def _majority(samples: Sequence[Sample], same: Callable[[str], object]) -> Sample:
+    """Return the first of the answers that are given most often; of a tie the earliest."""
+    votes = Counter(same(one.text) for one in samples)
+    return max(samples, key=lambda one: (votes[same(one.text)], -one.index))
+
+
+def _merit(one: Sample, decoding: Decoding) -> float:
+    if decoding.by == MEAN_LOGPROB:
+        return -inf if one.mean_logprob is None else one.mean_logprob
+    graded = one.parts[_judge(decoding)]
+    return -inf if graded is None else graded[0]
+
+
+def _judge(decoding: Decoding) -> str:
+    return metric_name(decoding.by or "")
+
+
+def _mean(samples: Sequence[Sample]) -> Sample:
+    """Return the first answer with the mean parts of all that were scored, and the commonest status."""
+    answered = [one for one in samples if one.status != "error"]
+    if not answered:
+        return samples[0]
+    parts = {name: _mean_parts(one.parts[name] for one in answered) for name in samples[0].parts}
+    ((status, _),) = Counter(one.status for one in answered).most_common(1)
+    return replace(answered[0], status=status, parts=parts, error="")
+
+
+def _mean_parts(parts: Iterable[Parts | None]) -> Parts | None:
+    known = [one for one in parts if one is not None]
+    return tuple(map(fmean, zip(*known, strict=True))) if known else None

@@ -1,0 +1,60 @@
+"""Schema of decoding: how a candidate's answers are drawn, and which of several a user gets.
+
+Invariant: what is accepted draws answers that may differ, and picks among them without their references.
+Source: Holtzman et al. 2020, arXiv:1904.09751 (`top_p`); Wang et al. 2023, arXiv:2203.11171 (`majority`).
+"""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from harness.spec.values import JUDGE, Spec
+
+MEAN_LOGPROB = "mean_logprob"
+
+
+class Decoding(Spec):
+    """Decoding of a candidate's answers to the target; without it they are greedy.
+
+    At a `temperature` above 0 the tokens of an answer are drawn, from the likeliest that together have a
+    chance of `top_p`. So many `samples` are drawn of each item, each by a seed of its own, which another run
+    and another candidate have too. `choose` says what a user gets of several: the `first`, whose expected
+    score is the mean over all of them; the one that the `majority` agrees on (self-consistency), equal
+    answers being those that the primary metric takes for equal, the earliest of a tie; or the `best` by
+    what `by` names. That is `mean_logprob`, the mean log-probability of an answer's tokens, or a judge
+    among the task's metrics, as `judge:./rubric.yaml`; never the reference, which no user has.
+    """
+
+    temperature: float = Field(0.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    samples: int = Field(1, ge=1, le=256)
+    choose: Literal["first", "majority", "best"] = "first"
+    by: str | None = None
+
+    @model_validator(mode="after")
+    def _draws_at_a_temperature(self) -> "Decoding":
+        if self.temperature == 0 and self.samples > 1:
+            raise ValueError(
+                f"{self.samples} samples at temperature 0, which are one and the same answer; write a "
+                "temperature, such as 0.7, or samples: 1"
+            )
+        if self.temperature == 0 and self.top_p < 1:
+            raise ValueError(
+                "top_p at temperature 0, where nothing is drawn; write a temperature, such as 0.7"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _chooses_without_references(self) -> "Decoding":
+        if self.choose != "first" and self.samples == 1:
+            raise ValueError(f"choose: {self.choose} of one sample; write samples: 5, or more")
+        if (self.choose == "best") != (self.by is not None):
+            raise ValueError(
+                f"choose: best and by, which need each other; write by: {MEAN_LOGPROB} or a judge"
+            )
+        if self.by and self.by != MEAN_LOGPROB and not self.by.startswith(JUDGE):
+            raise ValueError(
+                f"the best by {self.by!r}, which a user who has no reference could not choose by; write by: "
+                f"{MEAN_LOGPROB} or by: {JUDGE}./FILE.yaml"
+            )
+        return self

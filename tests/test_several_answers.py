@@ -1,0 +1,300 @@
+"""Several answers to an item: drawn by seeds of their own, settled without the reference, shown as pass@k."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny_experiment
+from pydantic import ValidationError
+
+from harness import comparison, config, store
+from harness.errors import UserError
+from harness.evaluation import Job, evaluate_block
+from harness.evaluation.row_sets import target_sets
+from harness.evaluation.runner import fill, rescore_stored
+from harness.evaluation.sampled_answers import seed_of, settle
+from harness.experiment import Scope, prepare_session, run_candidate
+from harness.metrics import load_metrics, normalize
+from harness.models.hf import TextCandidate, scripted_candidate
+from harness.progress import Silent
+from harness.records import Example, Output, RowsIdentity, Sample
+from harness.spec import Decoding, Task
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+IDENTITY = RowsIdentity("w", "t", "task", "v", "test", "p", "generate", "fp32", "e", "l", "cpu", decoding="d")
+WORDS = ("late", "money", "Late.", "neither")
+PASSK = json.loads((Path(__file__).parent / "golden.json").read_text())["passk"]["value"]
+
+
+class Drawing(TextCandidate):
+    """Answers by the seed alone, one of four words, and remembers how often it was asked."""
+
+    def __init__(self):
+        super().__init__(lambda texts: [], "drawing")
+        self.asked: list[tuple[float, int]] = []
+
+    def generate(self, prompts, limits, seeds=()):
+        self.asked += [(limits.temperature, seed) for seed in seeds]
+        return [
+            Output(WORDS[seed % 4], n_prompt_tokens=5, n_output_tokens=2, compute_s=0.1) for seed in seeds
+        ]
+
+
+def job_of(n=3, metrics=("exact_match",), **decoding):
+    task = Task(name="task", data={}, metrics=metrics, labels=("late", "money"))
+    examples = tuple(
+        Example(f"i{k}", ({"role": "user", "content": f"Q{k}"},), ("late",), ("late", "money"))
+        for k in range(n)
+    )
+    drawn = Decoding(temperature=0.7, **decoding)
+    return Job(task, "target", "test", examples, load_metrics(task), "generate", IDENTITY, drawn)
+
+
+def words_of(item, n):
+    return [WORDS[seed_of(item, k) % 4] for k in range(n)]
+
+
+def right(words):
+    return [float(normalize(word) == "late") for word in words]
+
+
+# Drawing
+
+
+def test_each_answer_is_drawn_by_the_seed_of_its_item_and_place():
+    candidate = Drawing()
+    rows = evaluate_block(candidate, job_of(samples=6), 0)
+    assert [[s.text for s in row.samples] for row in rows] == [words_of(f"i{k}", 6) for k in range(3)]
+    assert {temperature for temperature, _ in candidate.asked} == {0.7}
+    assert len(set(candidate.asked)) == 18
+
+
+def test_the_first_answer_counts_by_the_mean_score_of_all_of_them():
+    row, *_ = evaluate_block(Drawing(), job_of(samples=8), 0)
+    words = words_of("i0", 8)
+    assert row.text == words[0]
+    assert row.parts["exact_match"] == (pytest.approx(sum(right(words)) / 8),)
+
+
+def test_what_an_item_took_is_what_all_of_its_answers_took():
+    row, *_ = evaluate_block(Drawing(), job_of(samples=8), 0)
+    assert (row.n_prompt_tokens, row.n_output_tokens) == (40, 16)
+    assert row.compute_s == pytest.approx(0.8)
+
+
+def test_a_base_draws_the_same_answers_again_and_says_how_likely_they_are(tiny):
+    from harness.models.hardware import Machine
+    from harness.models.hf import ModelHost
+    from harness.models.hub import resolve
+
+    base = ModelHost(resolve(str(tiny)), Machine("cpu", "CPU", "fp32", 1.0)).base
+    job = job_of(2, samples=3, choose="best", by="mean_logprob")
+    task = job.task.model_copy(update={"labels": (), "max_new_tokens": 3})
+    examples = tuple(replace(e, choices=()) for e in job.examples)
+    job = replace(job, task=task, examples=examples)
+    rows = evaluate_block(base, job, 0)
+    assert [[s.text for s in row.samples] for row in rows] == [
+        [s.text for s in row.samples] for row in evaluate_block(base, job, 0)
+    ]
+    for row, example in zip(rows, examples, strict=True):
+        assert len({s.text for s in row.samples}) > 1
+        for one in row.samples:
+            pair = base.encode(example.messages, one.text)
+            (said,) = base.loglikelihood([(pair.context, pair.continuation)])
+            assert one.mean_logprob == pytest.approx(said.logprob / len(pair.continuation), abs=1e-4)
+        able = [s for s in row.samples if s.status == "ok"] or row.samples
+        assert row.text == max(able, key=lambda s: s.mean_logprob).text
+
+
+# Settling
+
+
+def sample(index, text, score=0.0, status="ok", **fields):
+    return Sample(index, text, status, {"m": (score,)}, **fields)
+
+
+MAJORITY = Decoding(temperature=1, samples=4, choose="majority")
+
+
+def test_the_majority_is_counted_over_equal_answers():
+    given = [sample(0, "money"), sample(1, "Late."), sample(2, "late"), sample(3, "neither")]
+    assert settle(given, MAJORITY, normalize).index == 1
+
+
+def test_the_earliest_answer_of_a_tie_is_chosen():
+    given = [sample(0, "b"), sample(1, "a"), sample(2, "a"), sample(3, "b")]
+    assert settle(given, MAJORITY, normalize).index == 0
+
+
+def test_answers_that_failed_have_no_vote():
+    given = [sample(0, "", status="unparsable"), sample(1, "", status="unparsable"), sample(2, "late")]
+    assert settle(given, MAJORITY, normalize).text == "late"
+
+
+def test_json_answers_with_the_same_fields_are_one_answer():
+    (metric,) = load_metrics(Task(name="t", data={}, metrics=("json_fields",))).values()
+    given = [
+        sample(0, '{"a": 2}'),
+        sample(1, '{"a": 1, "b": 2}'),
+        sample(2, '```json\n{"b": 2, "a": 1.0}\n```'),
+    ]
+    assert settle(given, MAJORITY, metric.same).index == 1
+
+
+def test_the_best_is_the_one_that_a_judge_grades_highest():
+    best = Decoding(temperature=1, samples=3, choose="best", by="judge:./helpful.yaml")
+    given = [
+        replace(sample(k, str(k)), parts={"judge:helpful": (grade,)})
+        for k, grade in enumerate((0.2, 0.9, 0.5))
+    ]
+    assert settle(given, best, normalize).index == 1
+
+
+def test_an_item_of_which_some_answers_failed_has_the_mean_of_the_others():
+    given = [
+        replace(sample(0, "", status="error"), parts={"m": None}),
+        sample(1, "a", 1.0),
+        sample(2, "b", 0.0),
+    ]
+    found = settle(given, Decoding(temperature=1, samples=3), normalize)
+    assert (found.status, found.parts) == ("ok", {"m": (0.5,)})
+
+
+# pass@k
+
+
+def several(n, n_right, items=4):
+    task = Task(name="t", data={})
+    rows = evaluate_block(
+        scripted_candidate(lambda _: "x"), replace(job_of(items, samples=2), decoding=None), 0
+    )
+    drawn = {
+        row.example_id: tuple(
+            Sample(k, f"{k}", "ok", {"exact_match": (float(k < n_right),)}) for k in range(n)
+        )
+        for row in rows
+    }
+    return comparison.several_answers(load_metrics(task)["exact_match"], rows, drawn)
+
+
+@pytest.mark.parametrize("name", ["n50c10k1", "n50c10k5", "n50c10k10", "n10c3k5"])
+def test_pass_at_k_is_that_of_the_golden_values(name):
+    from harness import stats
+
+    n, c, k = (int(part) for part in name.replace("n", "").replace("c", " ").replace("k", " ").split())
+    assert stats.pass_at_k(n, c, k) == pytest.approx(PASSK[name], abs=1e-9)
+
+
+def test_pass_at_k_is_said_for_each_power_of_two_and_for_all_answers():
+    found = several(10, 3)
+    assert [one.k for one in found.passes] == [1, 2, 4, 8, 10]
+    assert [round(one.estimate.score, 6) for one in found.passes] == [0.3, 0.533333, 0.833333, 1, 1]
+    assert all(one.estimate.low <= one.estimate.score <= one.estimate.high for one in found.passes)
+    assert (found.n_samples, found.distinct.score, found.commonest.score) == (10, 1.0, pytest.approx(0.1))
+
+
+def test_a_metric_that_is_no_right_or_wrong_has_no_pass_at_k():
+    rows = evaluate_block(Drawing(), job_of(samples=4, metrics=("token_f1",)), 0)
+    drawn = {
+        row.example_id: tuple(replace(s, parts={"token_f1": (0.5,)}) for s in row.samples) for row in rows
+    }
+    assert comparison.several_answers(load_metrics(Task(name="t", data={}, metrics=("token_f1",)))["token_f1"],
+                                      rows, drawn).passes == ()  # fmt: skip
+
+
+def test_collapse_is_counted_over_all_answers():
+    rows = evaluate_block(Drawing(), job_of(samples=4), 0)
+    each = comparison.each_answer(rows, {row.example_id: row.samples for row in rows})
+    found = comparison.answer_diversity(each)
+    assert found.n == 12
+    assert found.new.n_distinct == len({word for k in range(3) for word in words_of(f"i{k}", 4)})
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("decoding", "said"),
+    [
+        ({"samples": 4}, "at temperature 0"),
+        ({"top_p": 0.9}, "at temperature 0"),
+        ({"temperature": 1, "choose": "majority"}, "of one sample"),
+        ({"temperature": 1, "samples": 4, "choose": "best"}, "need each other"),
+        ({"temperature": 1, "samples": 4, "by": "mean_logprob"}, "need each other"),
+        ({"temperature": 1, "samples": 4, "choose": "best", "by": "exact_match"}, "has no reference"),
+    ],
+)
+def test_decoding_that_draws_or_chooses_nothing_is_refused(decoding, said):
+    with pytest.raises(ValidationError, match=said):
+        Decoding(**decoding)
+
+
+DRAWN = "temperature: 1, samples: 4"
+CHAT = "method: endpoint, params: {base_url: http://localhost:1/v1, model: m, protocol: chat}"
+RUBRIC = "criteria: Short.\njudge: {base_url: http://localhost:1/v1, model: m}\n"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        (f"answer: rank, decoding: {{{DRAWN}}}", "answer: rank, which draws nothing"),
+        (f"method: classifier, decoding: {{{DRAWN}}}", "answers with a label"),
+        (f"weights_of: bag, decoding: {{{DRAWN}}}", "answers with a label"),
+        (
+            f"{CHAT}, decoding: {{{DRAWN}, choose: best, by: mean_logprob}}",
+            "protocol: completions",
+        ),
+        (f"decoding: {{{DRAWN}, choose: best, by: 'judge:./other.yaml'}}", "none of the target's metrics"),
+        (f"decoding: {{{DRAWN}, choose: best, by: 'judge:./primary.yaml'}}", "is the primary metric"),
+        (f"decoding: {{{DRAWN}, choose: best, by: 'judge:./gold.yaml'}}", "shows the judge the reference"),
+    ],
+)
+def test_a_candidate_whose_decoding_cannot_be_is_refused(tiny, tmp_path, recipe, said):
+    path = tiny_experiment.write(tmp_path, tiny, f"  bag: {{method: classifier}}\n  one: {{{recipe}}}\n")
+    target = tmp_path / "suites" / "letters.yaml"
+    judges = "metrics: ['judge:./primary.yaml', 'judge:./gold.yaml', exact_match, macro_f1]"
+    target.write_text(target.read_text().replace("metrics: [exact_match, macro_f1]", judges))
+    (tmp_path / "suites" / "primary.yaml").write_text(RUBRIC)
+    (tmp_path / "suites" / "gold.yaml").write_text(RUBRIC + "reference: true\n")
+    with pytest.raises(UserError, match=said):
+        config.load(path)
+
+
+def test_a_target_whose_choices_are_ranked_is_refused(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny, f"  one: {{decoding: {{{DRAWN}}}}}\n")
+    with pytest.raises(UserError, match="of kind choice, which draws nothing"):
+        config.load(path, ["target.kind=choice", "target.metrics=[accuracy]"])
+
+
+# In a store
+
+
+def sets_of(session):
+    recipe, weights = session.experiment.candidates["one"], run_candidate.base_weights(session.source)
+    return target_sets(session, recipe, weights, 0)
+
+
+def test_another_choice_among_stored_answers_asks_no_model(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny, f"  one: {{decoding: {{{DRAWN}}}}}\n")
+    first = prepare_session(config.load(path), Scope(), Silent())
+    fill(first, Drawing(), sets_of(first), "one")
+    changed = prepare_session(
+        config.load(path, ["candidates.one.decoding.choose=majority"]), Scope(), Silent()
+    )
+    assert rescore_stored(changed, sets_of(changed)) == []
+    for old, new in zip(sets_of(first), sets_of(changed), strict=True):
+        before, after = (store.read_rows(first.store, s.identity.digest) for s in (old, new))
+        drawn = [store.read_drawn(first.store, s.identity.digest) for s in (old, new)]
+        assert drawn[0] == drawn[1]
+        assert len(drawn[0]) == len(before) == len(after)
+        words = [[one.text for one in drawn[0][row.example_id]] for row in after]
+        votes = [[w for w in of if w in ("late", "money", "Late.")] for of in words]
+        assert all(row.text in of for row, of in zip(after, words, strict=True) if of)
+        assert [row.text for row in after] == [
+            max(of, key=lambda w, of=of: [normalize(x) for x in of].count(normalize(w))) if of else all_[0]
+            for of, all_ in zip(votes, words, strict=True)
+        ]
+    other = prepare_session(config.load(path, ["candidates.one.decoding.samples=5"]), Scope(), Silent())
+    assert len(rescore_stored(other, sets_of(other))) == 2, "more answers have to be drawn"
