@@ -19,7 +19,15 @@ from harness.provenance.code_versions import code_versions
 from harness.records import TrackedPoint, checksum
 from harness.spec import TRAINING_STEPS, Recipe, RescuePolicy, Spec
 
-LANGUAGE_MODELS = ("base", "adapter", "delta", "model", "endpoint")  # kinds of weights that generate text
+LANGUAGE_MODELS = (  # kinds of weights that generate text
+    "base",
+    "adapter",
+    "delta",
+    "model",
+    "adapter or model",
+    "endpoint",
+)
+OR = " or "  # between the kinds of weights of which one turns out
 HOOKS = (
     "mix",
     "prepare",
@@ -87,18 +95,18 @@ class RescueStep(NamedTuple):
 class Method:
     """A way to make weights, as its file declares it; all that the rest of the house knows of it.
 
-    `makes` is the kind of weights: the base's own, an adapter, a whole model, a text classifier (of words,
-    of a head or of embeddings), a model at an endpoint, or a reward model, which answers nothing and is made
-    for those that name it. `trains` says that a language model is trained here, by parameters that extend
-    `LoopParams`. `unpaired` says that rows of `pairs` may be answers with a thumb. `draws_from` names the
-    file of the data that it reads. `seeded` says that another seed makes other weights, `quantization` what
-    the base is trained and served in, `init_from` what it can start from, `made_elsewhere` that it takes the
-    folder of finished weights. `interpolates` marks weights between the base and the candidate that
-    `init_from` names, at the share `scale`. `hooks` are those of `HOOKS` that its training calls. `rewarded`
-    says that it trains on rewards of its answers, which the recipe's `reward` names. `tracks` says that its
-    training keeps the weights of some checkpoints, as the recipe's `track` asks. `loops` are the
-    concerns of `code_versions.toml` whose code it runs beside its own file. A `delta` is weights of a
-    form of our own (see `models.deltas`).
+    `makes` is the kind of weights: the base's own, an adapter, a whole model, either of these as it turns
+    out, a text classifier (of words, of a head or of embeddings), a model at an endpoint, or a reward
+    model, which answers nothing and is made for those that name it. `trains` says that a language model
+    is trained here, by parameters that extend `LoopParams`. `unpaired` says that rows of `pairs` may be
+    answers with a thumb. `draws_from` names the file of the data that it reads. `seeded` says that
+    another seed makes other weights, `quantization` what the base is trained and served in, `init_from`
+    what it can start from, `made_elsewhere` that it takes the folder of finished weights. `interpolates`
+    marks weights between the base and the candidate that `init_from` names, at the share `scale`. `hooks`
+    are those of `HOOKS` that its training calls. `rewarded` says that it trains on rewards of its
+    answers, which the recipe's `reward` names. `tracks` says that its training keeps the weights of some
+    checkpoints, as the recipe's `track` asks. `loops` are the concerns of `code_versions.toml` whose code
+    it runs beside its own file. A `delta` is weights of a form of our own (see `models.deltas`).
 
     `fit(context, params)` makes the weights, and `problems(recipe, base, where)` yields what forbids that
     before anything runs. `reads(params)` digests what else its parameters name on disk.
@@ -119,7 +127,16 @@ class Method:
     params: type[Any]
     fit: Callable[[Any, Any], Any]
     makes: Literal[
-        "base", "adapter", "delta", "model", "classifier", "endpoint", "reward", "head", "embedding"
+        "base",
+        "adapter",
+        "delta",
+        "model",
+        "adapter or model",
+        "classifier",
+        "endpoint",
+        "reward",
+        "head",
+        "embedding",
     ]
     trains: bool = False
     draws_from: Literal["", "train", "pairs"] = ""

@@ -91,6 +91,7 @@ def finish(tree: Tree) -> None:
         _resolve(task, tree.folder)
     for around in (tree.data, *mapping(tree.data.get("candidates")).values()):
         _resolve_recipe(mapping(around), tree.folder)
+        _resolve_command(mapping(around), tree.folder)
     _resolve_file(mapping(tree.data.get("rescue")), "replay", tree.folder)
     copies = tree.data.get("datasets_dir")
     if isinstance(copies, str):
@@ -204,9 +205,12 @@ def _resolve_metric(written: str, folder: Path) -> str:
 
 
 def _resolve_recipe(recipe: dict[str, Any], folder: Path) -> None:
-    """Make absolute where weights lie: of a base, of an adapter, of a retriever."""
+    """Make absolute where weights lie: of a base, of an adapter, of a retriever; and a command's template."""
     resolve_model(recipe, "base_model", folder)
-    resolve_model(mapping(recipe.get("params")), "encoder", folder)
+    params = mapping(recipe.get("params"))
+    resolve_model(params, "encoder", folder)
+    if "run" in params:
+        _resolve_file(params, "config", folder)
     for params in mapping(recipe.get("prompting")).values():
         resolve_model(mapping(params), "model", folder)
     _resolve_file(recipe, "path", folder)
@@ -230,6 +234,14 @@ def _resolve_row_files(written: Any, folder: Path) -> Any:
     if isinstance(written, dict):
         return {_resolve_row_files(file, folder): share for file, share in written.items()}
     return written
+
+
+def _resolve_command(recipe: dict[str, Any], folder: Path) -> None:
+    """Let a command run in the folder of harness.yaml, or where it says relative to that."""
+    params = mapping(recipe.get("params"))
+    if "run" in params:
+        params.setdefault("folder", ".")
+        _resolve_file(params, "folder", folder)
 
 
 def _resolve_file(around: dict[str, Any], key: str, folder: Path) -> None:

@@ -16,7 +16,7 @@ from harness.config.files import missing_file
 from harness.config.grids import Member
 from harness.config.problems import Keys, Tree, mapping, problems_of, salvage
 from harness.errors import Problem, did_you_mean
-from harness.plugins import Method
+from harness.plugins import OR, Method
 from harness.spec import BASE, HUB, Recipe, is_path
 
 _MOST_TRIALS = 64  # of a sweep, each a training of its own
@@ -87,7 +87,7 @@ def _check_init_from(
         yield Problem(where, f"unknown candidate {source!r}", *_candidate(source, name, members))
     elif name in _ancestors(name, members):
         yield Problem(where, f"{name} starting from itself", "a candidate that is made before it")
-    elif (made := _makes(source, members)) != wanted:
+    elif wanted not in (made := _makes(source, members)).split(OR):
         found = f"{source}, which makes {_article(made)}"
         makers = plugins.methods(trains_on_rows=True, makes=wanted)
         step = f"name a candidate with the method {' or '.join(makers)}"
@@ -174,7 +174,7 @@ def _check_merges(
             yield Problem(where, f"unknown candidate {source!r}", *_candidate(source, name, members))
         elif name == source or name in _ancestors(source, members):
             yield Problem(where, f"{name} merging itself", "candidates that are made before it")
-        elif (made := _makes(source, members)) != method.makes:
+        elif method.makes not in (made := _makes(source, members)).split(OR):
             found = f"{source}, which makes {_article(made)}"
             yield Problem(where, found, f"a candidate that makes {_article(method.makes)}", "name another")
 
@@ -200,6 +200,7 @@ def _article(made: str) -> str:
         "adapter": "an adapter",
         "delta": "a delta of a form of its own",
         "model": "a whole model",
+        "adapter or model": "an adapter or a whole model",
         "reward": "a reward model",
     }
     return named.get(made, "no weights of its own")
@@ -230,7 +231,7 @@ def _check_serve_on(
         return
     borrowed = recipe.weights_of in members
     made = _makes(recipe.weights_of, members) if borrowed and recipe.weights_of else method.makes
-    if made != "adapter":
+    if "adapter" not in made.split(OR):
         found = f"serve_on for {_article(made)}"
         where = tree.where((*keys, "serve_on"))
         yield Problem(where, found, "an adapter, which can be put on another base", "remove serve_on")

@@ -197,6 +197,8 @@ def read_weights(candidate: ResolvedCandidate, folder: Path) -> Weights | None:
         knob = "delete that folder, and compare makes them again"
         raise CandidateFailed(f"{folder / FIT} cannot be read ({error})", knob) from None
     served, own = candidate.served_base, made["digest"]
+    if made["kind"] == "model" and served.quantization:
+        raise CandidateFailed("serve_on, and weights that turned out to be a whole model", "leaving it out")
     if made["kind"] == "adapter" and served.weights_digest != made["trained_on"]:
         own = adapter_digest(folder / "adapter", served.weights_digest)
     return Weights(made["kind"], own, folder, training, served)

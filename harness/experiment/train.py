@@ -14,7 +14,7 @@ import numpy as np
 
 from harness import plugins, store
 from harness.data import TaskItems
-from harness.errors import Diverged
+from harness.errors import CandidateFailed, Diverged
 from harness.evaluation import costs, runner
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import (
@@ -94,6 +94,7 @@ def _single(session: Session, candidate: ResolvedCandidate, seed: int, *, make: 
     merges = [one for one in merged if one]
     if len(merges) < len(merged):
         return None
+    _refuse_other_kind(candidate, init, merges)
     folder = folder_of(session, candidate, seed, init, reward, merges)
     found = read_weights(candidate, folder)
     if found is None and make:
@@ -111,6 +112,21 @@ def _single(session: Session, candidate: ResolvedCandidate, seed: int, *, make: 
     if reward:
         began_with = replace(began_with, reward_model_accuracy=_last(reward.training.heldout_accuracy))
     return found._replace(training=began_with)
+
+
+def _refuse_other_kind(candidate: ResolvedCandidate, init: Weights | None, merges: Sequence[Weights]) -> None:
+    """Refuse to start from, or merge, weights that turned out to be of another kind than the method takes.
+
+    Raises:
+        CandidateFailed: they are.
+    """
+    wanted = {"init_from": candidate.method.init_from, "merges": candidate.method.makes}
+    for key, given in (("init_from", [init] if init else []), ("merges", merges)):
+        for one in given:
+            kind = one.kind if one.folder else "model"
+            if kind != wanted[key]:
+                found = f"{key}: weights that turned out to be of the kind {kind}"
+                raise CandidateFailed(f"{found}; expected {wanted[key]}", "another candidate")
 
 
 def stands_on(*weights: Weights) -> dict[str, str]:

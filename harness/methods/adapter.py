@@ -10,15 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.errors import CandidateFailed, Problem
-from harness.models.adapters import CONFIG, WEIGHTS, tensors_of
+from harness.methods._elsewhere import PICKLED, adapter_problems, named_base
+from harness.models.adapters import CONFIG, WEIGHTS
 from harness.models.hub import ModelSource
 from harness.plugins import Method
-from harness.records import TrainingRecord, parse_json
+from harness.records import TrainingRecord
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, adapter_weights
-
-_PICKLED = "adapter_model.bin"
-_PREFIX = "base_model.model."
 
 
 class Params(Spec):
@@ -39,55 +37,18 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
         )
         return
     try:
-        named = parse_json((folder / CONFIG).read_text("utf-8")).get("base_model_name_or_path")
+        named_base(folder)
     except (ValueError, AttributeError):
         yield Problem(f"{folder / CONFIG}", "no JSON object", "PEFT's configuration", "export it again")
         return
     if (folder / WEIGHTS).exists():
-        yield from _misfits(folder, source, str(named), where)
-    elif not (folder / _PICKLED).exists():
+        yield from adapter_problems(folder, source, where)
+    elif not (folder / PICKLED).exists():
         yield Problem(where, f"{folder} without {WEIGHTS}", "the adapter's weights", "export it again")
     elif not recipe.params.get("allow_pickle"):
-        found = f"{_PICKLED}, a pickle, which can run code when it is opened"
+        found = f"{PICKLED}, a pickle, which can run code when it is opened"
         step = "save it again with safe_serialization=True, or set params: {allow_pickle: true}"
         yield Problem(where, found, WEIGHTS, step)
-
-
-def _misfits(folder: Path, source: ModelSource, named: str, where: str) -> Iterator[Problem]:
-    """Compare the shapes of low-rank matrices with those of the base's own, by name."""
-    try:
-        adapter = tensors_of(folder / WEIGHTS)
-    except ValueError:
-        yield Problem(
-            f"{folder / WEIGHTS}", "no safetensors file", "the adapter's weights", "export it again"
-        )
-        return
-    base = {
-        name: tensor.shape
-        for file in source.path.glob("*.safetensors")
-        for name, tensor in tensors_of(file).items()
-    }
-    wrong = [said for name, t in adapter.items() if base and (said := _misfit(name, t.shape, base))]
-    if wrong:
-        found = f"an adapter for another base ({named}): {wrong[0]}"
-        if len(wrong) > 1:
-            found += f", and {len(wrong) - 1} more"
-        step = f"set base_model: {named} on this candidate" if named != "None" else "set its base_model"
-        yield Problem(where, found, f"an adapter for {source.name}", step)
-
-
-def _misfit(name: str, shape: tuple[int, ...], base: dict[str, tuple[int, ...]]) -> str:
-    """Say how a matrix A (r, in) or B (out, r) does not fit the base; nothing where it does."""
-    for kind, axis in ((".lora_A.weight", 1), (".lora_B.weight", 0)):
-        if name.endswith(kind):
-            module = name.removeprefix(_PREFIX).removesuffix(kind)
-            own = base.get(f"{module}.weight")
-            if own is None:
-                return f"{module}, which the base does not have"
-            return (
-                "" if shape[axis] in own else f"{module} of size {shape[axis]}, which the base has as {own}"
-            )
-    return ""
 
 
 def fit(context: FitContext, params: Params) -> Weights:
@@ -103,9 +64,9 @@ def fit(context: FitContext, params: Params) -> Weights:
     if (context.path / WEIGHTS).exists():
         shutil.copy(context.path / WEIGHTS, folder / WEIGHTS)
     else:
-        _convert(context.path / _PICKLED, folder / WEIGHTS)
-    named = parse_json((folder / CONFIG).read_text("utf-8")).get("base_model_name_or_path")
-    made = TrainingRecord(copying_s=round(time.perf_counter() - start, 3), named_base=named)
+        _convert(context.path / PICKLED, folder / WEIGHTS)
+    copying_s = round(time.perf_counter() - start, 3)
+    made = TrainingRecord(copying_s=copying_s, named_base=named_base(folder))
     return adapter_weights(context, made)
 
 

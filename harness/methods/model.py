@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.errors import Problem
-from harness.models.hub import ModelSource, architecture_difference, has_tokenizer, is_packed
+from harness.methods._elsewhere import model_problems
+from harness.models.hub import ModelSource, has_tokenizer, is_packed
 from harness.plugins import Method
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights
@@ -29,9 +30,7 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
         yield Problem(where, f"{folder} without a tokenizer", "the tokenizer beside the weights", step)
     if is_packed(source):
         return
-    if found := architecture_difference(folder, source.path):
-        step = f"name it as base_model: {recipe.path} of an experiment of its own"
-        yield Problem(where, found, f"the architecture of {source.name}", step)
+    yield from model_problems(folder, source, where)
 
 
 def fit(context: FitContext, params: Params) -> Weights:

@@ -29,7 +29,7 @@ def encode(
     Raises:
         UserError: a chat template is wanted and the tokenizer has none.
     """
-    text = _apply_template(tokenizer, messages) if chat_template else _as_plain_text(messages)
+    text = _apply_template(tokenizer, messages) if chat_template else as_plain_text(messages)
     context = _ids(tokenizer, text, special=not chat_template)
     if not continuation:
         return Encoded(context or _prefix(tokenizer))
@@ -85,7 +85,8 @@ def _apply_template(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mes
     return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
 
 
-def _as_plain_text(messages: Sequence[Message]) -> str:
+def as_plain_text(messages: Sequence[Message]) -> str:
+    """Join messages to the text that stands for them without a chat template."""
     text = ""
     for message in messages:
         gap = "" if not text else " " if message["role"] == "assistant" else "\n\n"

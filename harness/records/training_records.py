@@ -80,9 +80,10 @@ class TrainingRecord:
     `n_heldout` held-out pairs in which the chosen answer is preferred, `heldout_margin` their mean reward
     margin. `reward` is the mean reward of the answers that were drawn, `kl` their divergence from the
     reference in nats a token, `reward_model_accuracy` that of the reward model on its held-out pairs.
-    `named_base` is the base that an adapter made elsewhere names. `fit_key` is the folder of the weights,
-    `stands_on` maps those of other weights behind them to their digests. `others` are figures that a method
-    of one's own logs.
+    `named_base` is the base that an adapter made elsewhere names. `command` is what made the weights,
+    `command_version` what it says of itself, `exit_code` how it ended. `fit_key` is the folder of the
+    weights, `stands_on` maps those of other weights behind them to their digests. `others` are figures that
+    a method of one's own logs.
     """
 
     wall_s: float | None = None
@@ -123,6 +124,9 @@ class TrainingRecord:
     n_examples: int | None = None
     n_replayed: int | None = None
     named_base: str | None = None
+    command: str = ""
+    command_version: str = ""
+    exit_code: int | None = None
     fit_key: str = ""
     init_wall_s: float | None = None
     stands_on: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,99 @@
+"""Run of a command under its supervisor: its output in a log, its last line as progress, its end, its peak.
+
+Invariant: the command never outlives this call, nor this process (see `_supervisor`).
+"""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from harness.progress import Advance
+
+_SUPERVISOR = Path(__file__).with_name("_supervisor.py")
+_EVERY_S = 0.2
+_SHORT_S = 60  # of a command that only says its version
+_TAIL = 4096  # bytes of the log that are read for its last lines
+_LINES = re.compile(r"[\r\n]+")  # bars of progress end their lines by a carriage return
+_STEPS = re.compile(r"\b(\d+)/(\d+)\b")
+
+
+class Ended(NamedTuple):
+    """End of a command: exit code (negative of a signal), peak memory, seconds, and whether time ran out."""
+
+    code: int
+    peak_bytes: int
+    wall_s: float
+    timed_out: bool
+
+
+def run(command: Sequence[str], folder: Path, log: Path, timeout_s: float | None, advance: Advance) -> Ended:
+    """Run a command in a folder until it ends, or for so many seconds."""
+    start, said, timed_out = time.perf_counter(), "", False
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", str(_SUPERVISOR), str(folder), str(log), *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # an interrupt of the terminal is ours to pass on
+    ) as supervisor:
+        assert supervisor.stdin is not None
+        assert supervisor.stdout is not None
+        try:
+            while _waits(supervisor):
+                if (line := (last_lines(log, 1) or [""])[-1]) != said:
+                    said = line
+                    advance(*steps(line), note=line[:60])
+                if timeout_s is not None and time.perf_counter() - start > timeout_s:
+                    timed_out = True
+                    break
+        finally:
+            supervisor.stdin.close()
+        written = supervisor.stdout.read()
+    wall_s = time.perf_counter() - start
+    code, peak = json.loads(written) if written else (supervisor.returncode, 0)
+    return Ended(code, peak, wall_s, timed_out)
+
+
+def _waits(supervisor: "subprocess.Popen[bytes]") -> bool:
+    try:
+        supervisor.wait(_EVERY_S)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+def last_lines(log: Path, n: int) -> list[str]:
+    """Return the last lines of a log that say something, at most `n`."""
+    if not log.exists():
+        return []
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL))
+        text = file.read().decode("utf-8", "replace")
+    return [line.strip() for line in _LINES.split(text) if line.strip()][-n:]
+
+
+def steps(line: str) -> tuple[float, float]:
+    """Read how much is done, and of how much, of a line such as `40%|████ | 12/30 [00:10<00:15]`."""
+    found = [(int(done), int(of)) for done, of in _STEPS.findall(line)]
+    return next(((done, of) for done, of in found if 0 <= done <= of and of > 0), (0, 1))
+
+
+def first_line(command: Sequence[str], folder: Path) -> str:
+    """Return the first line that a short command writes, as `tool --version` does; empty where it fails."""
+    try:
+        made = subprocess.run(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_SHORT_S,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return ((made.stdout + made.stderr).strip().splitlines() or [""])[0].strip()

@@ -1,0 +1,259 @@
+"""Weights that a command of yours makes of our training rows: TRL's, axolotl's, LLaMA-Factory's, a script's.
+
+Invariant: the command is given files and folders of its own and nothing else; what it leaves in `{out}` is
+judged like what is made here: an adapter on the base, or a whole model of the base's layers. What it did is
+named by its text, by what it reads, by the rows and by the seed.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from harness.errors import CandidateFailed, Problem
+from harness.methods._elsewhere import PICKLED, adapter_problems, model_problems, named_base
+from harness.methods._placeholders import (
+    arguments,
+    files_digest,
+    fill_template,
+    misspelt,
+    template_files,
+    template_problems,
+    used,
+)
+from harness.methods._process import Ended, first_line, last_lines, run
+from harness.models.adapters import CONFIG, WEIGHTS, parameters_of, tensors_of
+from harness.models.hub import ModelSource, has_tokenizer, load_tokenizer
+from harness.models.tokenization import as_plain_text
+from harness.plugins import Method
+from harness.records import Curve, Example, TrainingRecord
+from harness.spec import Recipe, Spec
+from harness.training import CHECKPOINTS, FitContext, Weights, adapter_weights, model_digest
+
+LOG = "command.log"
+_OF_A_MODEL = {".json", ".safetensors", ".jinja", ".model", ".txt"}
+_SAID = 3  # last lines of the log that an error repeats
+
+
+class Params(Spec):
+    """`run` is the command, with the placeholders that docs/howto/trainers.md lists.
+
+    `config` is a file, or a folder of files, in which placeholders are filled as well; `{config}` is where
+    the result lies. The command runs in `folder`, by default that of harness.yaml. `rows` is the layout of
+    `{data}`: chat `messages`, or `prompt_completion`. `shell` has a shell read the command, for pipes and
+    variables. `version` is a command whose first line is kept, as `trl --version`. After `timeout_s` seconds
+    the command is ended.
+    """
+
+    run: str = Field(min_length=1)
+    config: str | None = Field(None, exclude=True)
+    folder: str = Field(".", exclude=True)
+    rows: Literal["messages", "prompt_completion"] = "messages"
+    shell: bool = False
+    version: str | None = Field(None, exclude=True)
+    timeout_s: float | None = Field(None, gt=0, exclude=True)
+
+    @model_validator(mode="after")
+    def _is_a_command(self) -> "Params":
+        for text in filter(None, (self.run, self.version)):
+            if said := misspelt(text):
+                raise ValueError(said)
+            try:
+                arguments(text, dict.fromkeys(used(text), ""))
+            except ValueError as error:
+                raise ValueError(f"{text!r} is no command: {error}") from None
+        if ("config" in used(self.run)) != (self.config is not None):
+            raise ValueError("{config} in run and `config:` go together: add the other one")
+        return self
+
+
+def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
+    """Yield what forbids running the command: no such program, no such template, nowhere to write to."""
+    params = Params(**recipe.params)
+    named = used(params.run)
+    if params.config:
+        template = Path(params.config)
+        if not template.exists():
+            found, expected = f"no file {template}", "the template of the command's configuration"
+            yield Problem(f"{where}: config", found, expected, "create it, or correct the path")
+            return
+        for said in template_problems(template):
+            yield Problem(f"{where}: config", said, "placeholders that are known")
+        for path in template_files(template).values():
+            named |= used(path.read_text("utf-8", errors="replace"))
+    if "out" not in named:
+        found, step = "a command that is not told where to write", "name {out} in run or in config"
+        yield Problem(f"{where}: run", found, "weights in {out}", step)
+    program = "" if params.shell else arguments(params.run, dict.fromkeys(used(params.run), "x"))[0]
+    if program and _program(program, Path(params.folder)) is None:
+        step = f"install it, best in an environment of its own, and write its path: /opt/venv/bin/{program}"
+        yield Problem(f"{where}: run", f"no program {program}", "one that can be run here", step)
+
+
+def _program(name: str, folder: Path) -> str | None:
+    """Find a program by its path, which may be relative to a folder, or by its name among those installed."""
+    return shutil.which(str(folder / name) if "/" in name else name)
+
+
+def reads(params: Params) -> str:
+    """Digest the files that the command reads beside its rows."""
+    return files_digest(params.run, Path(params.folder), Path(params.config) if params.config else None)
+
+
+def fit(context: FitContext, params: Params) -> Weights:
+    """Write the rows, run the command and take over the weights that it leaves.
+
+    Raises:
+        CandidateFailed: it could not be run, failed or took too long, or left no weights for this base.
+    """
+    log = context.folder / CHECKPOINTS / LOG  # where it stays if this fails
+    log.parent.mkdir(exist_ok=True)
+    log.write_bytes(b"")
+    values = _write_input(context, params)
+    folder, command = Path(params.folder).absolute(), arguments(params.run, values, shell=params.shell)
+    ended = run(command, folder, log, params.timeout_s, context.advance)
+    _refuse_failure(ended, params, log)
+    out = Path(values["out"])
+    made = TrainingRecord(
+        wall_s=round(ended.wall_s, 3),
+        peak_memory_gib=round(ended.peak_bytes / 2**30, 3),
+        command=params.run,
+        command_version=_version(params, folder, values),
+        exit_code=ended.code,
+        **_curves(out),
+    )
+    weights = _take_over(context, out, made)
+    shutil.move(log, context.folder / LOG)
+    for scratch in (out, Path(values["data_dir"])):
+        shutil.rmtree(scratch)
+    return weights
+
+
+def _write_input(context: FitContext, params: Params) -> dict[str, str]:
+    """Write rows and filled templates; returns the value of each placeholder."""
+    data, out = context.folder / "data", context.folder / "out"
+    for made in (data, out):
+        made.mkdir()
+    splits = {"data": ("train.jsonl", context.train), "validation": ("validation.jsonl", context.validation)}
+    for name, rows in splits.values():
+        _write_rows(data / name, rows, params.rows, chat=context.chat_template)
+    values = {name: str((data / file).absolute()) for name, (file, _) in splits.items()}
+    values |= {"data_dir": str(data.absolute()), "out": str(out.absolute()), "seed": str(context.seed)}
+    values |= {"base": str(context.source.path.absolute())}
+    if params.config:
+        filled = fill_template(Path(params.config), (context.folder / "config").absolute(), values)
+        values["config"] = str(filled)
+    return values
+
+
+def _write_rows(path: Path, rows: Iterable[Example], layout: str, *, chat: bool) -> None:
+    """Write rows as JSON Lines.
+
+    Raises:
+        CandidateFailed: rows of a task that is asked without a chat template are to be written as a chat.
+    """
+    if layout == "messages" and not chat:
+        raise CandidateFailed(
+            "rows: messages, and a target with chat_template: false", "rows: prompt_completion"
+        )
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            asked, answer = list(row.messages), row.references[0]
+            said = [{"role": "assistant", "content": answer}]
+            if layout == "messages":
+                line: dict[str, Any] = {"messages": [*asked, *said]}
+            elif chat:
+                line = {"prompt": asked, "completion": said}
+            else:
+                line = {"prompt": as_plain_text(asked), "completion": answer}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _refuse_failure(ended: Ended, params: Params, log: Path) -> None:
+    """Raise what a command that did not end well is to be told from."""
+    if ended.code == 0 and not ended.timed_out:
+        return
+    said = " / ".join(line[:200] for line in last_lines(log, _SAID)) or "it wrote nothing"
+    how = f"ended with exit code {ended.code}" if ended.code >= 0 else f"was ended by signal {-ended.code}"
+    if ended.timed_out:
+        how = f"had not finished after {params.timeout_s:g} s (timeout_s) and was ended"
+    program = params.run.split()[0]
+    raise CandidateFailed(f"{program} {how}; its last lines: {said}", f"mending it by its log, {log}")
+
+
+def _version(params: Params, folder: Path, values: dict[str, str]) -> str:
+    return first_line(arguments(params.version, values, shell=params.shell), folder) if params.version else ""
+
+
+def _curves(out: Path) -> dict[str, Any]:
+    """Read the curves that a trainer of transformers left, as most are: of the last of its states."""
+    states = [json.loads(path.read_text("utf-8")) for path in out.rglob("trainer_state.json")]
+    if not states:
+        return {}
+    history = max(states, key=lambda state: state["global_step"])["log_history"]
+    names = {"loss": "loss", "validation_loss": "eval_loss", "learning_rate": "learning_rate"}
+    curves: dict[str, Curve] = {
+        ours: tuple((entry["step"], float(entry[theirs])) for entry in history if theirs in entry)
+        for ours, theirs in names.items()
+    }
+    losses = [loss for _, loss in curves["validation_loss"] if loss is not None]
+    return curves | {"best_validation_loss": min(losses, default=None)}
+
+
+def _take_over(context: FitContext, out: Path, made: TrainingRecord) -> Weights:
+    """Move the weights that lie in a folder to where those of this kind belong.
+
+    Raises:
+        CandidateFailed: none do, they are pickled, or they fit another base.
+    """
+    if (out / CONFIG).exists() and (out / WEIGHTS).exists():
+        _refuse(adapter_problems(out, context.source, "out"))
+        folder, files = context.folder / "adapter", [out / CONFIG, out / WEIGHTS]
+    elif (out / "config.json").exists() and any(out.glob("*.safetensors")):
+        _refuse(model_problems(out, context.source, "out"))
+        folder = context.folder / "model"
+        files = [path for path in out.iterdir() if path.is_file() and path.suffix in _OF_A_MODEL]
+    else:
+        raise _nothing_found(out)
+    folder.mkdir()
+    for file in files:
+        shutil.move(file, folder / file.name)
+    n_trainable = sum(sum(parameters_of(tensors_of(file)).values()) for file in folder.glob("*.safetensors"))
+    made = replace(made, n_trainable=n_trainable)
+    if folder.name == "adapter":
+        return adapter_weights(context, replace(made, named_base=named_base(folder)))
+    if not has_tokenizer(folder):
+        load_tokenizer(context.source).save_pretrained(folder)
+    return Weights("model", model_digest(folder, context.source.weights_digest), context.folder, made)
+
+
+def _refuse(found: Iterable[Problem]) -> None:
+    if wrong := next(iter(found), None):
+        raise CandidateFailed(f"the command left {wrong.found}; expected {wrong.expected}", wrong.next_step)
+
+
+def _nothing_found(out: Path) -> CandidateFailed:
+    """Phrase that a folder holds no weights that could be judged, and what it holds."""
+    there = sorted(path.name for path in out.iterdir())
+    if (out / PICKLED).exists() or any(out.glob("pytorch_model*.bin")):
+        return CandidateFailed("the command left pickled weights in {out}", "saving them as safetensors")
+    held = f"what lies there: {', '.join(there[:8])}" if there else "it is empty"
+    wanted = f"{CONFIG} with {WEIGHTS}, or config.json with safetensors"
+    reason = f"the command ended well and left no weights in {{out}} ({wanted}); {held}"
+    return CandidateFailed(reason, "writing the finished weights to {out} itself, not below it")
+
+
+METHOD = Method(
+    params=Params,
+    fit=fit,
+    makes="adapter or model",
+    draws_from="train",
+    seeded=True,
+    loops=("placeholders",),
+    reads=reads,
+    problems=problems,
+)

@@ -1,0 +1,367 @@
+"""A command of one's own makes weights of our rows: they are judged like any, and what goes wrong is said."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny_experiment
+import tiny_methods
+import tiny_model
+from tiny_experiment import runs_of
+
+from harness import config
+from harness.errors import CandidateFailed, UserError
+from harness.methods import _placeholders, _process
+from harness.methods.command import METHOD, Params, fit
+from harness.models.hub import has_tokenizer, resolve
+from harness.spec import Recipe
+from harness.training import adapter_digest, model_digest
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+TRL = Path(__file__).parents[1] / "baselines" / "trainers" / "trl.yaml"
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny, tmp_path_factory):
+    """Save an adapter of plain PEFT that changes what the tiny model says; returns its folder."""
+    return saved_adapter(tiny, tmp_path_factory.mktemp("adapter"))
+
+
+def saved_adapter(base, folder):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    named = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    get_peft_model(model, named).save_pretrained(folder)
+    return folder
+
+
+def leaves(folder):
+    return f"cp -r {folder}/. {{out}}"
+
+
+def made(tiny, folder, run, context=None, **params):
+    return fit(context or tiny_methods.context(tiny, folder), Params(run=run, **params))
+
+
+def failure(tiny, folder, run, **params):
+    with pytest.raises(CandidateFailed) as caught:
+        made(tiny, folder, run, **params)
+    return str(caught.value)
+
+
+class TestWhatIsFound:
+    def test_an_adapter_is_taken_over_with_the_record_of_the_command(self, tiny, adapter, tmp_path):
+        weights = made(tiny, tmp_path, leaves(adapter), version="sh -c 'echo cp 9.1; echo more'")
+        assert weights.kind == "adapter"
+        assert weights.digest == adapter_digest(adapter, resolve(str(tiny)).weights_digest)
+        record = weights.training
+        assert (record.command, record.command_version, record.exit_code) == (leaves(adapter), "cp 9.1", 0)
+        assert record.named_base == str(tiny)
+        assert record.n_trainable == 2 * 2 * (2 * 32 + 64 + 32)
+        assert 0 < record.peak_memory_gib < 0.1, "the peak is the command's, not that of this process"
+        assert record.wall_s > 0
+
+    def test_a_whole_model_is_taken_over_with_the_tokenizer_of_the_base(self, tiny, tmp_path):
+        other = tiny_model.build(tmp_path / "other", seed=5)
+        for file in [*other.glob("tokenizer*"), *other.glob("chat_template*")]:
+            file.unlink()
+        weights = made(tiny, tmp_path / "fit", leaves(other))
+        assert (weights.kind, weights.digest) == (
+            "model",
+            model_digest(other, resolve(str(tiny)).weights_digest),
+        )
+        assert has_tokenizer(tmp_path / "fit" / "model")
+
+    def test_only_the_weights_the_log_and_the_filled_template_stay(self, tiny, adapter, tmp_path):
+        (tmp_path / "t.txt").write_text("{seed}")
+        folder = tmp_path / "fit"
+        made(tiny, folder, f"sh -c 'cp -r {adapter}/. $0' {{out}} {{config}}", config=str(tmp_path / "t.txt"))
+        left = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+        weights = {f"adapter/adapter_{name}" for name in ("config.json", "model.safetensors")}
+        assert left == {"command.log", "config/t.txt", *weights}
+
+    def test_the_curves_that_a_trainer_of_transformers_left_are_read(self, tiny, adapter, tmp_path):
+        history = [{"step": 1, "loss": 3.0, "learning_rate": 0.1}, {"step": 2, "eval_loss": 2.5}]
+        for step in (1, 2):
+            state = {"global_step": step, "log_history": history[:step]}
+            folder = tmp_path / "left" / f"checkpoint-{step}"
+            folder.mkdir(parents=True)
+            (folder / "trainer_state.json").write_text(json.dumps(state))
+        shutil.copytree(adapter, tmp_path / "left", dirs_exist_ok=True)
+        record = made(tiny, tmp_path / "fit", leaves(tmp_path / "left")).training
+        assert record.loss == ((1, 3.0),)
+        assert record.validation_loss == ((2, 2.5),)
+        assert record.best_validation_loss == 2.5
+
+    @pytest.mark.parametrize(
+        ("files", "said"),
+        [
+            ((), "it is empty"),
+            (("checkpoint-5", "notes.txt"), "what lies there: checkpoint-5, notes.txt"),
+            (("pytorch_model.bin",), "pickled weights"),
+        ],
+    )
+    def test_nothing_to_judge_is_said_with_what_lies_there(self, tiny, tmp_path, files, said):
+        (tmp_path / "left").mkdir()
+        for name in files:
+            (tmp_path / "left" / name).touch()
+        assert said in failure(tiny, tmp_path / "fit", leaves(tmp_path / "left"))
+
+    def test_an_adapter_for_another_base_is_refused(self, tiny, tmp_path):
+        wide = tiny_model.build(tmp_path / "wide", head_dim=16)
+        theirs = saved_adapter(wide, tmp_path / "theirs")
+        said = failure(tiny, tmp_path / "fit", leaves(theirs))
+        assert "an adapter for another base" in said
+
+    def test_a_model_of_another_architecture_is_refused(self, tiny, tmp_path):
+        deep = shutil.copytree(tiny, tmp_path / "deep")
+        settings = json.loads((deep / "config.json").read_text())
+        (deep / "config.json").write_text(json.dumps(settings | {"num_hidden_layers": 7}))
+        assert "num_hidden_layers 7, which the base has as 2" in failure(tiny, tmp_path / "fit", leaves(deep))
+
+
+class TestRows:
+    def rows(self, tiny, adapter, tmp_path, layout, *, chat=True):
+        context = replace(tiny_methods.context(tiny, tmp_path / "fit"), chat_template=chat)
+        run = f"cp {{data}} {{validation}} {tmp_path} && {leaves(adapter)}"
+        made(tiny, tmp_path / "fit", run, context, rows=layout, shell=True)
+        lines = [(tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("train", "validation")]
+        assert list(map(len, lines)) == [len(context.train), len(context.validation)]
+        return json.loads(lines[0][0])
+
+    def test_are_messages_that_end_with_the_answer(self, tiny, adapter, tmp_path):
+        (asked, answer) = self.rows(tiny, adapter, tmp_path, "messages")["messages"]
+        assert (asked["role"], answer) == ("user", {"role": "assistant", "content": "late"})
+
+    def test_are_a_prompt_and_a_completion_in_chat(self, tiny, adapter, tmp_path):
+        row = self.rows(tiny, adapter, tmp_path, "prompt_completion")
+        assert [m["role"] for m in (*row["prompt"], *row["completion"])] == ["user", "assistant"]
+
+    def test_are_plain_text_where_the_task_is_asked_without_a_chat_template(self, tiny, adapter, tmp_path):
+        row = self.rows(tiny, adapter, tmp_path, "prompt_completion", chat=False)
+        assert row == {"prompt": "Where is the parcel of Monday?", "completion": "late"}
+
+    def test_of_a_chat_are_refused_for_a_task_without_one(self, tiny, adapter, tmp_path):
+        with pytest.raises(CandidateFailed, match="rows: prompt_completion"):
+            self.rows(tiny, adapter, tmp_path, "messages", chat=False)
+
+
+class TestACommandThatFails:
+    def test_says_its_exit_code_and_last_lines_and_keeps_its_log(self, tiny, tmp_path):
+        run = "echo first; echo out of disk >&2; exit 3 # {out}"
+        said = failure(tiny, tmp_path, run, shell=True)
+        assert "exit code 3; its last lines: first / out of disk" in said
+        log = tmp_path / "checkpoints" / "command.log"
+        assert str(log) in said
+        assert log.read_text() == "first\nout of disk\n"
+
+    def test_is_ended_with_all_that_it_started_after_its_time(self, tiny, tmp_path):
+        run = f"sleep 61 & echo $! > {tmp_path}/pid; wait # {{out}}"
+        said = failure(tiny, tmp_path / "fit", run, shell=True, timeout_s=0.5)
+        assert "had not finished after 0.5 s" in said
+        assert is_over(tmp_path / "pid")
+
+    def test_ends_when_the_process_that_started_it_is_killed(self, tmp_path):
+        script = (
+            "import sys; from pathlib import Path; from harness.methods import _process as p\n"
+            f"command = ['/bin/sh', '-c', 'sleep 62 & echo $! > {tmp_path}/pid; wait']\n"
+            f"p.run(command, Path('.'), Path('{tmp_path}/log'), None, lambda *_, note='': None)"
+        )
+        parent = subprocess.Popen([sys.executable, "-c", script])
+        wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        assert is_over(tmp_path / "pid")
+
+
+def wait_for(holds):
+    until = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def is_over(file):
+    """Wait until the process whose number a file holds is no more, or is a zombie nobody has asked after."""
+    number = int(file.read_text())
+
+    def over():
+        try:
+            os.kill(number, 0)
+            return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except (ProcessLookupError, FileNotFoundError):
+            return True
+
+    wait_for(over)
+    return True
+
+
+def test_progress_is_read_of_a_bar():
+    assert _process.steps(" 40%|████      | 12/30 [00:10<00:15,  1.2it/s]") == (12, 30)
+    assert _process.steps("{'loss': 1.2}") == (0, 1)
+
+
+def test_the_last_lines_of_a_log_are_those_of_its_bars_too(tmp_path):
+    (tmp_path / "log").write_text("one\n 1/3\r 2/3\r 3/3\r\nsaved\n\n")
+    assert _process.last_lines(tmp_path / "log", 2) == ["3/3", "saved"]
+
+
+class TestPlaceholders:
+    def test_a_value_stays_one_argument_whatever_it_holds(self):
+        values = {"out": "/a b/$(x)'y"}
+        assert _placeholders.arguments("tool --out={out}", values) == ["tool", "--out=/a b/$(x)'y"]
+        shell = _placeholders.arguments("echo {out}", values, shell=True)
+        assert subprocess.run(shell, capture_output=True, text=True, check=True).stdout == "/a b/$(x)'y\n"
+
+    def test_a_folder_of_templates_is_filled_and_says_where_it_lies(self, tmp_path):
+        (tmp_path / "t").mkdir()
+        (tmp_path / "t" / "a.json").write_text('{"file": "{data}", "as": "{{data}}"}')
+        (tmp_path / "t" / "b.yaml").write_text("folder: {config}")
+        whole = _placeholders.fill_template(tmp_path / "t", tmp_path / "to", {"data": "/rows"})
+        assert (whole / "a.json").read_text() == '{"file": "/rows", "as": "{{data}}"}'
+        assert (whole / "b.yaml").read_text() == f"folder: {whole}"
+
+    def test_the_digest_holds_templates_and_own_files_that_the_command_names_wherever_they_lie(
+        self, tmp_path
+    ):
+        def digest(folder):
+            return _placeholders.files_digest("python train.py {data}", folder, folder / "t.yaml")
+
+        one, two = tmp_path / "one", tmp_path / "two"
+        for folder in (one, two):
+            folder.mkdir()
+            (folder / "train.py").write_text("a")
+            (folder / "t.yaml").write_text("b")
+        assert digest(one) == digest(two)
+        (two / "train.py").write_text("c")
+        assert digest(one) != digest(two)
+        (two / "train.py").write_text("a")
+        (two / "t.yaml").write_text("d")
+        assert digest(one) != digest(two)
+
+
+class TestRefusedBeforeAnythingRuns:
+    def refusal(self, tmp_path, tiny, params, more=""):
+        candidates = f"  prompt: {{method: base}}\n  theirs: {{method: command, params: {params}}}\n{more}"
+        path = tiny_experiment.write(tmp_path, tiny, candidates)
+        with pytest.raises(UserError) as caught:
+            tiny_experiment.run(path)
+        assert not (tmp_path / "runs" / "weights").exists()
+        return str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("params", "said"),
+        [
+            ("{run: 'axolotl-9 train {data} {out}'}", "no program axolotl-9"),
+            ("{run: 'cp {dta} {out}'}", "unknown placeholder {dta}: did you mean 'data'?"),
+            ("{run: 'cp {config} {out}'}", "go together"),
+            ("{run: 'cp {config} {out}', config: gone.yaml}", "no file"),
+            ("{run: 'cp {data} elsewhere'}", "not told where to write"),
+            ("{run: 'cp \"{out}'}", "is no command"),
+            ("{}", "run"),
+            ("{run: 'cp {out}', timeout_s: 0}", "timeout_s"),
+        ],
+    )
+    def test_what_could_not_run(self, tmp_path, tiny, params, said):
+        assert said in self.refusal(tmp_path, tiny, params)
+
+    def test_a_template_with_an_unknown_placeholder(self, tmp_path, tiny):
+        (tmp_path / "t.yaml").write_text("out: {out}\nrate: {rate}\n")
+        said = self.refusal(tmp_path, tiny, "{run: 'cp {config} x', config: t.yaml}")
+        assert "t.yaml: unknown placeholder {rate}" in said
+
+    def test_a_regularizer_and_a_sweep(self, tmp_path, tiny):
+        more = "  swept: {method: command, params: {run: 'cp {out}'}, sweep: {rows: [messages, prompt_completion]}}\n"
+        assert "which trains no language model" in self.refusal(tmp_path, tiny, "{run: 'cp {out}'}", more)
+
+
+@pytest.fixture(scope="module")
+def compared(tiny, adapter, own_cache, tmp_path_factory):
+    """Compare a command that counts its calls, with what stands on its weights; returns file and report."""
+    folder = tmp_path_factory.mktemp("compared")
+    (folder / "train.sh").write_text(f"echo call >> {folder}/calls\ncp -r {adapter}/. $1\n")
+    candidates = (
+        "  prompt: {method: base}\n"
+        "  theirs: {method: command, params: {run: 'sh train.sh {out} {seed}'}}\n"
+        f"  same: {{method: adapter, path: {adapter}}}\n"
+        "  half: {method: scaled, init_from: theirs, params: {scale: 0.5}}\n"
+        "  whole: {method: interpolated, init_from: theirs, params: {scale: 0.5}}\n"
+    )
+    path = tiny_experiment.write(folder, tiny, candidates)
+    return path, tiny_experiment.run(path)
+
+
+def fact(found, name):
+    return next(f for f in found.facts if f.name == name)
+
+
+class TestInAComparison:
+    def test_it_is_judged_as_the_same_weights_made_elsewhere(self, compared):
+        path, found = compared
+        runs = runs_of(path)
+        assert runs["theirs"].weights_digest == runs["same"].weights_digest
+        assert fact(found, "theirs").trained
+        assert fact(found, "theirs").verdict is not None
+        assert fact(found, "theirs").training_cost_usd > 0
+
+    def test_others_start_from_it_by_the_kind_that_it_turned_out_to_be(self, compared):
+        _, found = compared
+        assert (fact(found, "half").state, fact(found, "whole").state) == ("done", "failed")
+        assert "init_from: weights that turned out to be of the kind adapter" in fact(found, "whole").error
+
+    def test_it_is_not_run_again_until_what_it_reads_changes(self, compared):
+        path, _ = compared
+        calls = path.parent / "calls"
+        assert calls.read_text() == "call\n"
+        tiny_experiment.run(path, candidates=("theirs",))
+        assert calls.read_text() == "call\n"
+        script = path.parent / "train.sh"
+        script.write_text(script.read_text() + "# another\n")
+        tiny_experiment.run(path, candidates=("theirs",))
+        assert calls.read_text() == "call\ncall\n"
+
+    def test_the_report_shows_what_was_run(self, compared):
+        from harness.report.document import markdown
+        from harness.report.sections import experiment_document
+
+        text = markdown(experiment_document(compared[1]))
+        assert "sh train.sh {out} {seed}" in text
+
+    def test_one_that_failed_leaves_its_log_alone_and_is_run_again(self, tiny, adapter, tmp_path):
+        candidates = "  prompt: {method: base}\n  theirs: {method: command, params: {run: 'sh t.sh {out}'}}\n"
+        path = tiny_experiment.write(tmp_path, tiny, candidates)
+        (tmp_path / "t.sh").write_text("touch $1/half; echo broken; exit 1\n")
+        failed = fact(tiny_experiment.run(path), "theirs")
+        assert failed.state == "failed"
+        assert "its last lines: broken" in failed.error
+        left = [p for p in (tmp_path / "runs" / "weights").rglob("*") if p.is_file() and p.name[0] != "."]
+        assert [(p.name, p.read_text()) for p in left] == [("command.log", "broken\n")]
+        (tmp_path / "t.sh").write_text(f"cp -r {adapter}/. $1\n")
+        assert fact(tiny_experiment.run(path), "theirs").state == "done"
+
+
+def test_trls_template_names_only_options_that_trl_knows():
+    from trl import ModelConfig, ScriptArguments, SFTConfig
+
+    known = {name for kind in (SFTConfig, ModelConfig, ScriptArguments) for name in kind.__dataclass_fields__}
+    written = [line.partition(":")[0] for line in TRL.read_text().splitlines() if line and line[0] != "#"]
+    assert set(written) <= known
+
+
+def test_a_template_that_ships_is_found_beside_its_recipe(folder):
+    recipe = config.load(folder / "harness.yaml", ["candidates.theirs=trl"]).experiment.candidates["theirs"]
+    assert Path(recipe.params["config"]) == TRL.resolve()
+    assert Path(recipe.params["folder"]) == folder.resolve()
+    assert isinstance(recipe, Recipe)
+    assert METHOD.reads(Params(**recipe.params))
