@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from pydantic import ValidationError
 
 from harness import plugins
 from harness.errors import UserError
+from harness.evaluation.row_sets import prompting_digest
 from harness.prompting import PromptingContext, compose, question, recall
 from harness.records import Document, Example
-from harness.spec import Spec, Task, TaskData
+from harness.spec import Recipe, Spec, Task, TaskData
 
 NAMES = plugins.names("prompting")
 TASK = Task(name="desk", data=TaskData())
@@ -287,6 +289,49 @@ def test_dense_retrieval_ranks_as_the_cosines_of_the_models_embeddings(embedder)
     assert apply({"rag": {"retriever": "dense", "model": str(embedder), "top_k": 3}}).passages == expected
 
 
+@pytest.fixture(scope="module")
+def reranker(embedder, tmp_path_factory):
+    """Save a random cross-encoder that reads with the embedder's words."""
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("reranker")
+    tokenizer = AutoTokenizer.from_pretrained(embedder)
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=64, num_labels=1, initializer_range=1.0, **sizes
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_cross_encoder_chooses_among_what_the_retriever_puts_first(reranker):
+    from sentence_transformers import CrossEncoder
+
+    texts = [f"{d.title} {d.text}" for d in DOCUMENTS]
+    scores = CrossEncoder(str(reranker)).predict([(ITEM.prompt, text) for text in texts])
+    by_bm25 = apply({"rag": {"top_k": 3}}).passages
+    by_scores = tuple(DOCUMENTS[i].id for i in np.argsort(-scores))
+    assert by_scores != by_bm25
+    assert apply({"rag": {"top_k": 3, "rerank": str(reranker)}}).passages == by_scores
+    first = [i for i in by_scores if i in by_bm25[:2]]
+    assert apply({"rag": {"top_k": 1, "rerank": str(reranker), "rerank_from": 2}}).passages == (first[0],)
+
+
+def test_the_weights_of_a_reranker_are_part_of_the_prompt_and_its_path_is_not(reranker, tmp_path):
+    copy = shutil.copytree(reranker, tmp_path / "copy")
+
+    def asked(folder):
+        recipe = Recipe(prompting={"rag": {"rerank": str(folder)}})
+        target = SimpleNamespace(versions={"train": "v"}, items=SimpleNamespace(documents=DOCUMENTS))
+        return prompting_digest(SimpleNamespace(target=target), recipe, 0)
+
+    same = asked(copy)
+    (copy / "model.safetensors").write_bytes(b"other")
+    assert asked(reranker) == same != asked(copy)
+
+
 def test_dense_retrieval_prints_nothing(embedder, capfd):
     apply({"rag": {"retriever": "dense", "model": str(embedder)}})
     assert capfd.readouterr() == ("", "")
@@ -297,7 +342,7 @@ def test_the_weights_of_the_retriever_are_digested_and_not_its_path(embedder, tm
     copy = shutil.copytree(embedder, tmp_path / "copy")
 
     def drawn_from(folder):
-        return rag.source_digest(rag.Params(retriever="dense", model=str(folder)))
+        return rag.source_digest(str(folder))
 
     same = drawn_from(copy)
     (copy / "model.safetensors").write_bytes(b"other")
@@ -309,9 +354,11 @@ def test_the_weights_of_the_retriever_are_digested_and_not_its_path(embedder, tm
     [
         ({"retriever": "dense"}, "dense without model"),
         ({"model": "own/model"}, "a model with retriever bm25"),
+        ({"rerank_from": 5}, "rerank_from without rerank"),
+        ({"rerank": "own/model", "rerank_from": 1}, "rerank_from 1 is below top_k 2"),
     ],
 )
-def test_only_dense_retrieval_takes_a_model(params, found):
+def test_only_dense_retrieval_and_reranking_take_a_model(params, found):
     with pytest.raises(ValidationError, match=found):
         apply({"rag": params})
 
@@ -319,6 +366,8 @@ def test_only_dense_retrieval_takes_a_model(params, found):
 def test_a_retriever_that_cannot_be_had_is_refused(tmp_path):
     with pytest.raises(UserError, match="model own/nothing could not be loaded"):
         apply({"rag": {"retriever": "dense", "model": "own/nothing"}})
+    with pytest.raises(UserError, match="rerank: found model own/nothing could not be loaded"):
+        apply({"rag": {"rerank": "own/nothing"}})
 
 
 def test_without_sentence_transformers_the_line_to_install_it_is_said():

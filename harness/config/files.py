@@ -205,14 +205,15 @@ def _resolve_metric(written: str, folder: Path) -> str:
 
 
 def _resolve_recipe(recipe: dict[str, Any], folder: Path) -> None:
-    """Make absolute where weights lie: of a base, of an adapter, of a retriever; and a command's template."""
+    """Make absolute where weights lie, and where a command's template does."""
     resolve_model(recipe, "base_model", folder)
     params = mapping(recipe.get("params"))
     resolve_model(params, "encoder", folder)
     if "run" in params:
         _resolve_file(params, "config", folder)
     for params in mapping(recipe.get("prompting")).values():
-        resolve_model(mapping(params), "model", folder)
+        for key in ("model", "rerank"):
+            resolve_model(mapping(params), key, folder)
     _resolve_file(recipe, "path", folder)
     if is_path(str(recipe.get("reward", ""))):
         _resolve_file(recipe, "reward", folder)

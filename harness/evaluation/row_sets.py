@@ -308,6 +308,6 @@ def _prompting(name: str, params: Mapping[str, Any]) -> tuple[int | str, dict[st
     plugin = plugins.load("prompting", name)
     built = plugin.Params(**params)
     plain: dict[str, Any] = built.model_dump(mode="json", exclude_defaults=True)
-    if "model" in plain:
-        plain["model"] = plugin.source_digest(built) or plain["model"]
+    for key in {*getattr(plugin, "MODELS", ())} & plain.keys():
+        plain[key] = plugin.source_digest(plain[key]) or plain[key]
     return plugins.version("prompting", name), plain

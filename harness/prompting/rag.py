@@ -3,10 +3,11 @@
 Invariant: passages come from the documents alone, best first; equally good ones keep the
 order of the documents.
 Source: Lewis et al. 2020, arXiv:2005.11401; BM25 by Robertson & Zaragoza 2009 (bm25s, Lucene's
-variant); dense retrieval by Reimers & Gurevych 2019, arXiv:1908.10084.
+variant); dense retrieval by Reimers & Gurevych 2019, arXiv:1908.10084; reranking by a cross-encoder by
+Nogueira & Cho 2019, arXiv:1901.04085.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,16 +21,20 @@ from harness.records import Document, Example, checksum, digest
 from harness.spec import Spec
 
 Scores = Callable[[str], list[float]]
+Reranking = Callable[[str, list[int]], list[int]]
 
 _WORDS = r"(?u)\b\w+\b"
 
 NEEDS = ("documents",)
+MODELS = ("model", "rerank")  # params that name weights
 
 
 class Params(Spec):
     """`top_k` passages of at most `chunk_words` words; neighbours share `chunk_overlap` words.
 
-    `retriever: dense` compares embeddings of `model`, a sentence-transformers id or folder.
+    `retriever: dense` compares embeddings of `model`, a sentence-transformers id or folder. `rerank` names a
+    cross-encoder of sentence-transformers, which reads the question with each of the `rerank_from` passages
+    that the retriever puts first, 20 if not written, and chooses the `top_k` of them.
     """
 
     retriever: Literal["bm25", "dense"] = "bm25"
@@ -37,6 +42,8 @@ class Params(Spec):
     top_k: int = Field(2, ge=1)
     chunk_words: int = Field(120, ge=1)
     chunk_overlap: int = Field(20, ge=0)
+    rerank: str | None = None
+    rerank_from: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _chunks_advance(self) -> "Params":
@@ -56,13 +63,24 @@ class Params(Spec):
             )
         return self
 
+    @model_validator(mode="after")
+    def _reranks_more_than_it_keeps(self) -> "Params":
+        if self.rerank_from and not self.rerank:
+            raise ValueError("rerank_from without rerank: name a cross-encoder, or leave it out")
+        if self.rerank and self.n_reranked < self.top_k:
+            raise ValueError(f"rerank_from {self.n_reranked} is below top_k {self.top_k}, which it chooses")
+        return self
 
-def source_digest(params: Params) -> str:
-    """Digest what passages are found with beside the documents: the weights of the retriever."""
-    if params.model is None:
-        return ""
-    files = sorted(path for path in Path(params.model).rglob("*") if path.is_file())
-    return digest([[file.name, checksum(file)] for file in files]) if files else _revision(params.model)
+    @property
+    def n_reranked(self) -> int:
+        """How many passages the cross-encoder reads with a question."""
+        return self.rerank_from or 20
+
+
+def source_digest(model: str) -> str:
+    """Digest the weights by which passages are found or reranked; "" where they are not on this machine."""
+    files = sorted(path for path in Path(model).rglob("*") if path.is_file())
+    return digest([[file.name, checksum(file)] for file in files]) if files else _revision(model)
 
 
 def build(context: PromptingContext, params: Params) -> Step:
@@ -76,14 +94,21 @@ def build(context: PromptingContext, params: Params) -> Step:
     chunks = [chunk for document in context.documents for chunk in _chunks(document, params)]
     texts = [f"{chunk.title} {chunk.text}" for chunk in chunks]
     scores = _scores(texts, params, context)
+    rerank = None if context.dry_run else _reranking(texts, params, context.task.name)
 
     def retrieve(example: Example) -> Example:
-        best = sorted(
-            zip(scores(example.prompt), range(len(chunks)), strict=True), key=lambda s: (-s[0], s[1])
-        )
-        return with_context(example, [chunks[i] for _, i in best[: params.top_k]])
+        found = _best_first(scores(example.prompt), range(len(chunks)))
+        if rerank:
+            found = rerank(example.prompt, found[: params.n_reranked])
+        return with_context(example, [chunks[i] for i in found[: params.top_k]])
 
     return retrieve
+
+
+def _best_first(scores: Sequence[float], places: Sequence[int]) -> list[int]:
+    """Order places by their scores, the highest first; equal ones stay as they are."""
+    ordered = sorted(zip(scores, range(len(places)), strict=True), key=lambda s: (-s[0], s[1]))
+    return [places[i] for _, i in ordered]
 
 
 def _scores(texts: list[str], params: Params, context: PromptingContext) -> Scores:
@@ -120,7 +145,8 @@ def _bm25(texts: list[str]) -> Scores:
 
 def _dense(texts: list[str], model: str, task: str) -> Scores:
     """Score by the cosine of embeddings."""
-    encoder = _encoder(model, task)
+    where = f"task {task}: retriever dense"
+    encoder = _loaded(model, "SentenceTransformer", where, "use retriever: bm25")
     vectors = encoder.encode_document(texts, normalize_embeddings=True, show_progress_bar=False)  # (n, d)
 
     def scores(query: str) -> list[float]:
@@ -130,18 +156,31 @@ def _dense(texts: list[str], model: str, task: str) -> Scores:
     return scores
 
 
-def _encoder(model: str, task: str) -> Any:
-    where = f"task {task}: retriever dense"
+def _reranking(texts: list[str], params: Params, task: str) -> Reranking | None:
+    """Return the function that puts places in the order of a cross-encoder's scores; None without one."""
+    if params.rerank is None:
+        return None
+    encoder = _loaded(params.rerank, "CrossEncoder", f"task {task}: rerank", "leave rerank out")
+
+    def rerank(query: str, places: list[int]) -> list[int]:
+        scores = encoder.predict([(query, texts[i]) for i in places], show_progress_bar=False)  # (n,)
+        return _best_first(list(map(float, scores)), places)
+
+    return rerank
+
+
+def _loaded(model: str, kind: str, where: str, otherwise: str) -> Any:
+    """Load a model of sentence-transformers, of the class that `kind` names."""
     quiet_libraries()
     try:
-        from sentence_transformers import SentenceTransformer
+        import sentence_transformers
     except ImportError:
-        next_step = "pip install 'harness-evals[dense]', or use retriever: bm25"
+        next_step = f"pip install 'harness-evals[dense]', or {otherwise}"
         raise UserError(
             Problem(where, "no package sentence-transformers", "the package that embeds texts", next_step)
         ) from None
     try:
-        return SentenceTransformer(model)
+        return getattr(sentence_transformers, kind)(model)
     except (OSError, ValueError) as error:
         found = f"model {model} could not be loaded ({str(error).splitlines()[0]})"
         expected = "a sentence-transformers id that can be fetched or is cached, or a folder"
