@@ -1,7 +1,8 @@
 """Requests are timed one at a time, again where other work disturbed them, and marked where that did not help."""
 
 import json
-from dataclasses import asdict
+import re
+from dataclasses import asdict, replace
 from itertools import count
 
 import pytest
@@ -9,7 +10,7 @@ import tiny_experiment
 import tiny_methods
 
 from harness import config, store
-from harness.evaluation.timing import batch_time, time_requests, wants_more
+from harness.evaluation.timing import batch_time, time_requests, timing_notes, wants_more
 from harness.experiment import Scope, prepare_session
 from harness.experiment.run_candidate import _row_sets, open_weights, stored_weights, time_again
 from harness.methods import lora
@@ -135,6 +136,21 @@ def test_a_run_that_was_disturbed_is_timed_again_under_the_same_name(stored):
     assert again.latency["compute_s"] == run.latency["compute_s"]
     (kept,) = (r for r in store.list_runs(session.store) if r.run_id == run.run_id)
     assert asdict(kept) == asdict(again)
+
+
+def test_requests_that_come_at_once_and_a_first_token_are_timed_with_the_single_ones(stored, monkeypatch):
+    monkeypatch.setenv("HARNESS_IGNORE_LOAD", "1")
+    session, run = stored
+    run.latency.update(contended=1.0)
+    again = time_again(session, session.candidates["lora"], run).latency
+    assert again["at_once"] == 6, "as many as validation has, eight at most"
+    assert 0 < again["first_token_s"] < again["at_once_s"] < 6 * again["p95_s"], (
+        "a batch is faster than one by one"
+    )
+    (note,) = (n for n in timing_notes([replace(run, latency=again)]) if n.startswith("requests that come"))
+    assert re.search(
+        r"lora answers 6 within .* \([\d.,]+ a second\), the first token of one alone after ", note
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
-"""Timing of requests: single ones from question to answer, and one in a batch; contention is noticed.
+"""Timing of requests: single ones, their first token, several at once, and one in a batch.
 
-Invariant: what other work disturbed is measured again once, and is marked where that was disturbed as
-well. A request takes its prompting with it (shots, retrieval), and an adapter is merged as a server would.
+Invariant: contention is noticed; what other work disturbed is measured again once, and is marked where that
+was disturbed as well. A request takes its prompting with it (shots, retrieval), and an adapter is merged as a
+server would.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from math import ceil
 from statistics import fmean, median
 from time import perf_counter
@@ -15,13 +17,14 @@ from harness import store
 from harness.evaluation import evaluate_block
 from harness.evaluation.row_sets import RowSet
 from harness.evaluation.session import Session
-from harness.formatting import seconds
+from harness.formatting import figure, seconds
 from harness.models import openai_api
 from harness.models.hardware import MOST_WAITED, Load, ignores_load, load
 from harness.models.hf import Candidate, merge_adapter
 from harness.records import BLOCK, Origin, Run, SampleResult
 
 FEW_REQUESTS, MANY_REQUESTS = 10, 30
+AT_ONCE = 8  # requests that come together
 _FEWEST, _LONGEST_S = 5, 10.0  # slow candidates are asked less, but so many at least
 # The same request took this much longer than before, by more than anybody would notice: something else ran.
 _SPREAD, _NOTICED_S = 1.5, 0.05
@@ -103,6 +106,46 @@ def request_latency(session: Session, candidate: Candidate, rows: RowSet, n: int
         )
 
 
+class LoadTime(NamedTuple):
+    """Seconds until the last of `n` requests that come at once is answered, and until a first token alone.
+
+    `first_token_s` is None where no text is generated: of a label that is ranked, of a classifier.
+    """
+
+    n: int
+    all_s: float
+    first_token_s: float | None
+    contended: bool
+
+
+def load_time(session: Session, candidate: Candidate, rows: RowSet, *, generates: bool) -> LoadTime:
+    """Time requests that come at once, prompting included, and single ones that end with their first token.
+
+    `generates` says that answers are text of a language model, which has a first token. A model in this
+    process answers them in one batch, an endpoint as many together as its `num_concurrent` says.
+    """
+    job, step = rows.job(), rows.step()
+    items = rows.measured.examples(rows.split)[:AT_ONCE]
+    one_token = replace(job, task=job.task.model_copy(update={"max_new_tokens": 1}))
+
+    def ask_all(_: int) -> None:
+        evaluate_block(candidate, replace(job, examples=tuple(map(step, items))), 0)
+
+    def ask_one_token(i: int) -> None:
+        evaluate_block(candidate, replace(one_token, examples=(step(items[i]),)), 0)
+
+    timed = partial(
+        time_requests,
+        n_threads=_n_threads(session, candidate),
+        over_network=openai_api.is_endpoint(candidate.engine),
+    )
+    with merge_adapter(candidate):
+        together = timed(ask_all, 1)
+        first = timed(ask_one_token, min(_FEWEST, len(items))) if generates else None
+    contended = together.contended or bool(first and first.contended)
+    return LoadTime(len(items), together.p50_s, first and first.p50_s, contended)
+
+
 def prompting_time(rows: RowSet, n: int) -> float:
     """Average the seconds that the prompting of one request takes: choosing shots, retrieval, reranking."""
     step, items = rows.step(), rows.measured.examples(rows.split)[:n]
@@ -143,6 +186,17 @@ def latency_figures(latency: Latency) -> dict[str, float]:
     }
 
 
+def load_figures(under_load: LoadTime) -> dict[str, float]:
+    """Return the times under load as a run keeps them."""
+    first = {} if under_load.first_token_s is None else {"first_token_s": under_load.first_token_s}
+    return {
+        "at_once": float(under_load.n),
+        "at_once_s": under_load.all_s,
+        "at_once_contended": float(under_load.contended),
+        **first,
+    }
+
+
 def wants_more(run: Run, n_items: int) -> bool:
     """Tell whether more requests would say more: there are more, or other work disturbed those timed."""
     n = run.latency.get("n", 0.0)
@@ -162,6 +216,8 @@ def timing_notes(runs: Iterable[Run]) -> list[str]:
     batch = _names(run for run in timed if run.latency["compute_contended"])
     trained = _names(run for run in timed if (run.training.waited_share or 0.0) > MOST_WAITED)
     notes = [f"single requests, half and 95 % of them within: {', '.join(quiet)}"] if quiet else []
+    under_load = [_load_text(run) for run in timed if run.latency.get("at_once_contended") == 0]
+    notes += [f"requests that come at once: {'; '.join(under_load)}"] if under_load else []
     others = "were measured twice while other work took the processors: marked ~, left out of the decision"
     notes += [f"latencies of {single} {others}"] if single else []
     notes += [f"costs and requests a second of {batch} {others}"] if batch else []
@@ -176,6 +232,13 @@ def _names(runs: Iterable[Run]) -> str:
 def _times_text(run: Run) -> str:
     p50, p95 = (seconds(run.latency[name]) for name in ("p50_s", "p95_s"))
     return f"{run.candidate} {p50} and {p95} of {run.latency['n']:.0f}"
+
+
+def _load_text(run: Run) -> str:
+    n, all_s = run.latency["at_once"], run.latency["at_once_s"]
+    first = run.latency.get("first_token_s")
+    alone = f", the first token of one alone after {seconds(first)}" if first is not None else ""
+    return f"{run.candidate} answers {n:.0f} within {seconds(all_s)} ({figure(n / all_s)} a second){alone}"
 
 
 def _mean_s(rows: Iterable[SampleResult]) -> float:

@@ -163,7 +163,7 @@ def _measure_times(session: Session, model: Candidate, sets: Sequence[RowSet], n
 
 
 def time_again(session: Session, candidate: ResolvedCandidate, run: Run) -> Run:
-    """Time more single requests to a finished run's weights, and save it with them; its answers stay.
+    """Time more single requests to a finished run's weights, and several at once; its answers stay.
 
     A run of which more would say no more is returned as it is.
     """
@@ -177,7 +177,10 @@ def time_again(session: Session, candidate: ResolvedCandidate, run: Run) -> Run:
         session.progress.stage(f"{candidate.name}: single requests", expected_s),
     ):
         latency = timing.request_latency(session, model, sets[0], timing.MANY_REQUESTS)
-    run = replace(run, latency=run.latency | timing.latency_figures(latency))
+        generates = weights.is_language_model and candidate.recipe.answer == "generate"
+        under_load = timing.load_time(session, model, sets[0], generates=generates)
+    figures = timing.latency_figures(latency) | timing.load_figures(under_load)
+    run = replace(run, latency=run.latency | figures)
     store.save_run(session.store, run)
     return run
 
