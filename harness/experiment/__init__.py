@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from harness import config, gating, store
+from harness import config, gating, metrics, store
 from harness.config import Loaded
 from harness.decision import apply_budgets, best_untrained, family_of, strongest
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError
@@ -133,7 +133,7 @@ def run_all(
         refuse_curve(session, loaded.selected)
     start, ordered = time.monotonic(), _in_order(session, loaded.selected)
     found = stored_runs(session, ordered) if found is None else found
-    _refuse_without_key(session, loaded, ordered, found)
+    _refuse_forbidden(session, loaded, ordered, found)
     noted = store.StoredProgress(session.progress, session.store, "A comparison", len(ordered))
     session = replace(session, progress=noted)
     make_all = partial(_make_all, session, ordered, smoke=smoke)
@@ -182,15 +182,17 @@ def _settings(session: Session) -> Settings:
     return {m.task.name: task_settings(m.task, m.role, m.primary) for m in judged}
 
 
-def _refuse_without_key(
+def _refuse_forbidden(
     session: Session, loaded: Loaded, ordered: Sequence[RunRequest], found: Sequence[Run | None]
 ) -> None:
-    """Refuse to begin where an endpoint will be asked and its key or the client is missing."""
+    """Refuse to begin where the key or the client of an endpoint is missing, or answers may not be scored."""
     pairs = zip(ordered, found, strict=True)
     open_ = {one.candidate.name for one, run in pairs if run is None or run.state != "done"}
     places = {name: loaded.places[name] for name in loaded.selected if name in open_}
     judged = [one for m in (session.target, *session.suites) for one in m.judged.values()] if open_ else []
-    if problems := [*key_problems(session, places), *judges.key_problems(judged)]:
+    tasks = [m.task for m in (session.target, *session.suites)] if open_ else []
+    forbidden = [problem for task in tasks for problem in metrics.problems(task)]
+    if problems := [*key_problems(session, places), *judges.key_problems(judged), *forbidden]:
         raise UserError(problems)
 
 

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import config, plugins, provenance, store
+from harness import config, metrics, plugins, provenance, store
 from harness.errors import Problem, UserError
 from harness.evaluation import Job, costs
 from harness.evaluation.candidate_rows import training_data, training_notes
@@ -134,6 +134,8 @@ def _open_experiment(
         loaded = config.load(path, overrides)
         session = prepare_session(loaded, Scope(renew_probe=True), progress)
         problems.extend(key_problems(session, {name: loaded.places[name] for name in loaded.selected}))
+        for measured in (session.target, *session.suites):
+            problems.extend(metrics.problems(measured.task))
         return session, loaded.selected
     except UserError as error:
         problems.extend(error.problems)

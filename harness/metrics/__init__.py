@@ -4,7 +4,7 @@ Invariant: a score depends only on the parts and the weights, so bootstraps, clu
 inclusion probabilities change weights and never score an answer again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite
 from pathlib import Path
@@ -164,6 +164,14 @@ def load_metrics(task: Task) -> dict[str, Metric]:
     for name, bounds in declared.items():
         out[name] = _with_bounds(out[name], bounds, f"task {task.name}: bounds: {name}")
     return out
+
+
+def problems(task: Task) -> Iterator[Problem]:
+    """Yield what forbids to score a task's answers here, as the `problems(where)` of its metrics say."""
+    for written in task.metrics:
+        if not written.startswith((EVALUATE, JUDGE)) and not task.lm_eval:
+            forbids = getattr(plugins.load("metrics", written), "problems", lambda where: ())
+            yield from forbids(f"task {task.name}: metric {metric_name(written)}")
 
 
 def version(written: str) -> int | str:

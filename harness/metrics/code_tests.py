@@ -1,0 +1,228 @@
+"""Share of answers whose code passes the tests of a reference, run without network, files or rights.
+
+Invariant: nothing of an answer runs outside of namespaces of its own, under limits of time, memory, processes
+and files, and nothing runs unless `HARNESS_ALLOW_CODE_EXECUTION=1` says so. Tests pass where they are seen to
+have ended: what ends a program before them does not. Where the isolation fails nothing is scored.
+Source: functional correctness by Chen et al. 2021, arXiv:2107.03374; namespaces(7) and pivot_root(2).
+"""
+
+import json
+import os
+import re
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from harness.errors import HarnessError, Problem, UserError
+from harness.metrics import Metric, mean_metric
+from harness.records import Example, Output
+from harness.spec import Task
+
+ALLOWED = "HARNESS_ALLOW_CODE_EXECUTION"
+_NAME = "code_tests"
+_FENCE = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\r?\n(.*?)(?:\n```|\Z)", re.DOTALL | re.IGNORECASE)
+_NOBODY = 65534
+_BEGUN = b"+"  # says that what follows ran isolated
+_MOST_READ = 200  # bytes of what the program says
+# Programs and libraries, read-only; everything else of the machine is not there.
+_PLACES = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/libx32", "/lib64")
+_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/tmp"}
+_BUILD = """
+set -e
+root=/media
+mount -t tmpfs -o size=1m,mode=755,nosuid,nodev tmpfs $root
+for place in "$@"; do
+    if [ -L "$place" ]; then ln -s "$(readlink "$place")" "$root$place"; continue; fi
+    [ -d "$place" ] || continue
+    mkdir -p "$root$place"
+    mount --rbind "$place" "$root$place"
+    mount -o remount,bind,ro,nosuid,nodev "$root$place"
+done
+mkdir -p $root/dev $root/etc $root/tmp $root/old
+for file in /dev/null /dev/urandom /etc/ld.so.cache; do
+    [ -e $file ] || continue
+    : > $root$file
+    mount --bind $file $root$file
+done
+mount -t tmpfs -o size=16m,mode=1777,nosuid,nodev tmpfs $root/tmp
+mount -o remount,bind,ro,nosuid,nodev $root
+"""
+# Mounts that another namespace made cannot be pivoted to, but a copy of them can.
+_ENTER = """
+set -e
+mount --rbind /media /media
+cd /media
+pivot_root . old
+cd /tmp
+exec "$PYTHON" -I -S -c "$LEAVE" setpriv --no-new-privs --bounding-set=-all --inh-caps=-all \\
+    prlimit $LIMITS -- "$PYTHON" -I -S -c "$DRIVER"
+"""
+# umount(8) wants a /proc, which is not there.
+_LEAVE = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.umount2(b"/old", 2):
+    sys.exit("umount: " + os.strerror(ctypes.get_errno()))
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+# The nonce is read only once the tests have ended, from a pipe that the tested code is not told of.
+_DRIVER = """
+import fcntl, json, os, random
+def read(n):
+    found = b""
+    while len(found) < n:
+        found += os.read(0, n - len(found)) or os._exit(3)
+    return found
+program = json.loads(read(int(read(10))))
+pipe, out = (fcntl.fcntl(fd, fcntl.F_DUPFD, random.SystemRandom().randrange(10, 50)) for fd in (0, 1))
+null = os.open("/dev/null", os.O_RDWR)
+for fd in (0, 1, 2):
+    os.dup2(null, fd)
+os.write(out, b"+")
+def run(read=os.read, write=os.write, leave=os._exit):
+    scope = {"__name__": "answer"}
+    try:
+        exec(compile(program["code"], "answer.py", "exec"), scope)
+        known = dict(scope)
+        exec(compile(program["tests"], "tests.py", "exec"), scope)
+        for name, test in list(scope.items()):
+            if name.startswith("test_") and callable(test) and known.get(name) is not test:
+                test()
+    except BaseException:
+        leave(1)
+    write(out, read(pipe, 100))
+    leave(0)
+run()
+"""
+
+
+class Limits(NamedTuple):
+    """Limits of one program: seconds of a processor and by the clock, MiB of memory a process, processes."""
+
+    cpu_s: int = 10
+    wall_s: float = 30.0
+    memory_mib: int = 512
+    processes: int = 16
+
+
+def metric(task: Task) -> Metric:
+    """Build the share of answers in [0, 1] that pass; equal answers are those of the same code."""
+    return replace(mean_metric(_NAME, _score), same=extract_code)
+
+
+def _score(output: Output, example: Example) -> float | None:
+    refuse_forbidden(f"metric {_NAME}")
+    tests = [reference for reference in example.references if reference.strip()]
+    code = extract_code(output.text)
+    return float(any(passes(code, one) for one in tests)) if tests else None
+
+
+def extract_code(text: str) -> str:
+    """Return the code of an answer: its first fenced block of Python, or all of it without one."""
+    fenced = _FENCE.search(text)
+    return (fenced.group(1) if fenced else text).strip()
+
+
+def problems(where: str) -> Iterator[Problem]:
+    """Yield what forbids to run an answer's code here: nobody has allowed it, or it cannot be isolated."""
+    if os.environ.get(ALLOWED) != "1":
+        found, step = f"{_NAME}, which runs the code of answers", f"export {ALLOWED}=1 where that may be"
+        yield Problem(where, found, "somebody on this machine who allows it", step)
+    elif reason := _why_not_isolated():
+        step = "a Linux that allows user namespaces (sysctl user.max_user_namespaces), or another metric"
+        yield Problem(where, f"{_NAME}, and no isolation ({reason})", "namespaces of one's own", step)
+
+
+def refuse_forbidden(where: str) -> None:
+    """Refuse to run anything that is not allowed or cannot be isolated.
+
+    Raises:
+        UserError: it is so.
+    """
+    if found := list(problems(where)):
+        raise UserError(found)
+
+
+@lru_cache(maxsize=4096)
+def passes(code: str, tests: str, limits: Limits = Limits()) -> bool:  # noqa: B008 (a constant)
+    """Tell whether code passes tests, isolated: no network, no files, no processes but its own.
+
+    The tests run after the code among its names; what they define as `test_…` is called.
+
+    Raises:
+        HarnessError: the program could not be isolated, so nothing of it ran.
+    """
+    nonce = secrets.token_hex(16).encode()
+    said, errors = _run(code, tests, nonce, limits)
+    if not said.startswith(_BEGUN):
+        reason = errors or "it never began"
+        raise HarnessError(
+            str(Problem(f"metric {_NAME}", reason, "a program in isolation", "harness doctor"))
+        )
+    return said == _BEGUN + nonce
+
+
+@lru_cache(maxsize=1)
+def _why_not_isolated() -> str:
+    """Say why a program cannot be isolated here; empty where it can."""
+    try:
+        return "" if passes("", "assert True") else "a program that passes does not"
+    except (HarnessError, OSError) as error:
+        return str(error).splitlines()[0]
+
+
+def _run(code: str, tests: str, nonce: bytes, limits: Limits) -> tuple[bytes, str]:
+    """Run a program to its end or its limits; return what it told us, and what its start said of errors."""
+    program = json.dumps({"code": code, "tests": tests}).encode()
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            _command(),
+            stdin=subprocess.PIPE,
+            stdout=said,
+            stderr=errors,
+            env={**_ENVIRONMENT, **_programs(), "LIMITS": _limits(limits)},
+            cwd="/",
+            start_new_session=True,
+        )
+        try:
+            process.communicate(b"%010d" % len(program) + program + nonce, timeout=limits.wall_s)
+        except subprocess.TimeoutExpired:
+            process.kill()  # with it, as its namespace ends, all that it has started
+            process.communicate()
+        said.seek(0)
+        errors.seek(0)
+        reason = errors.read(_MOST_READ).decode(errors="replace").strip().splitlines()
+        return said.read(_MOST_READ), reason[0] if reason else ""
+
+
+def _programs() -> dict[str, str]:
+    return {"PYTHON": os.path.realpath(sys.executable), "LEAVE": _LEAVE, "DRIVER": _DRIVER}
+
+
+def _command() -> list[str]:
+    """Return the command that enters the namespaces.
+
+    Root lays out the files and then becomes nobody, so that the limit of processes holds.
+    """
+    prefix = str(Path(sys.base_prefix).resolve())
+    places = [*_PLACES, *([] if prefix.startswith("/usr/") or prefix == "/usr" else [prefix])]
+    own = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--ipc", "--uts", "--fork"]
+    own.append("--kill-child=SIGKILL")
+    if os.geteuid() != 0:
+        return [*own, "sh", "-c", _BUILD + _ENTER, "sh", *places]
+    drop = f'exec setpriv --reuid={_NOBODY} --regid={_NOBODY} --clear-groups {" ".join(own)} sh -c "$ENTER"\n'
+    return ["env", f"ENTER={_ENTER}", "unshare", "--mount", "sh", "-c", _BUILD + drop, "sh", *places]
+
+
+def _limits(limits: Limits) -> str:
+    n_bytes = limits.memory_mib * 2**20
+    return (
+        f"--cpu={limits.cpu_s} --as={n_bytes} --nproc={limits.processes} --fsize={16 * 2**20} "
+        "--nofile=64 --core=0"
+    )

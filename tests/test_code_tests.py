@@ -1,0 +1,225 @@
+"""Code by its tests: what is right passes, and what an answer does besides ends with its namespaces."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import tiny_experiment
+
+from harness.errors import UserError
+from harness.metrics import code_tests, load_metrics
+from harness.metrics.code_tests import ALLOWED, Limits, extract_code, passes
+from harness.records import Example, Output
+from harness.spec import Task
+
+ADD = "def add(a, b):\n    return a + b\n"
+TESTS = "assert add(1, 2) == 3\n\ndef test_zero():\n    assert add(0, 0) == 0\n"
+SOON = Limits(cpu_s=1, wall_s=5.0, memory_mib=128, processes=8)
+
+
+@pytest.fixture(autouse=True)
+def allowed(monkeypatch):
+    monkeypatch.setenv(ALLOWED, "1")
+
+
+def score(answer, *references):
+    metric = load_metrics(Task(name="t", data={}, metrics=("code_tests",)))["code_tests"]
+    return metric.score(Output(answer), Example("i", (), references))
+
+
+# What counts as right
+
+
+def test_code_that_passes_the_tests_is_right():
+    assert score(f"Here it is:\n```python\n{ADD}```\nIt adds.", TESTS) == (1.0,)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "def add(a, b):\n    return a - b",
+        "def add(a, b)\n    return a + b",
+        "I cannot do that.",
+        "",
+        "def add(a, b):\n    return a + b or 1",  # fails the function test alone
+    ],
+)
+def test_code_that_fails_a_test_or_is_none_is_wrong(answer):
+    assert score(answer, TESTS) == (0.0,)
+
+
+def test_one_of_several_references_is_enough():
+    assert score(ADD, "assert add(1, 2) == 4", TESTS) == (1.0,)
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (f"```python\n{ADD}```", ADD.strip()),
+        ("```\nx = 1\n```\nor\n```python\nx = 2\n```", "x = 1"),
+        ("```py\nx = 1", "x = 1"),
+        ("  x = 1\n", "x = 1"),
+    ],
+)
+def test_the_code_of_an_answer_is_its_first_block_or_all_of_it(text, code):
+    assert extract_code(text) == code
+
+
+def test_equal_code_is_one_answer_whatever_stands_around_it():
+    metric = load_metrics(Task(name="t", data={}, metrics=("code_tests",)))["code_tests"]
+    assert metric.same(f"Sure.\n```python\n{ADD}```") == metric.same(ADD)
+
+
+# What ends a program before its tests does not pass them
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import sys\nsys.exit(0)",
+        "import os\nos._exit(0)",
+        "raise SystemExit(0)",
+        "def add(a, b):\n    import os\n    os._exit(0)",
+        "def add(a, b):\n    raise SystemExit",
+        "import os\nos.write(1, b'+' + b'0' * 32)\nos._exit(0)",
+        "print('+' + '0' * 32, flush=True)\nimport os\nos._exit(0)",
+        "import builtins\nbuiltins.AssertionError = SystemExit\n" + ADD.replace("+", "-"),
+    ],
+)
+def test_a_program_that_ends_early_has_not_passed(program):
+    assert not passes(program, TESTS, SOON)
+
+
+# What it must not do
+
+
+def test_an_endless_loop_ends():
+    start = time.monotonic()
+    assert not passes("while True: pass", TESTS, SOON)
+    assert not passes("import time\ntime.sleep(60)", TESTS, SOON._replace(wall_s=1.0))
+    assert time.monotonic() - start < 20
+
+
+def test_a_memory_bomb_fails_and_harms_nobody():
+    assert not passes("x = bytearray(10**9)\n" + ADD, TESTS, SOON)
+    assert passes("x = bytearray(10**6)\n" + ADD, TESTS, SOON)
+
+
+FORKS = """
+import os, time
+n = 0
+try:
+    while n < 200:
+        if os.fork() == 0:
+            time.sleep(30)
+            os._exit(0)
+        n += 1
+except OSError:
+    pass
+"""
+
+
+def test_a_fork_bomb_is_bounded_and_nothing_of_it_is_left():
+    before = running("time.sleep(30)")
+    assert passes(FORKS + f"assert 0 < n < {SOON.processes}\n" + ADD, TESTS, SOON)
+    assert running("time.sleep(30)") == before
+
+
+def running(words):
+    """Count the processes of this machine whose command line holds some words."""
+    found = 0
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found += words in path.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+    return found
+
+
+def test_a_program_that_prints_without_end_of_lines_is_right_all_the_same():
+    assert passes("for i in range(2000): print('x' * 10_000)\n" + ADD, TESTS, SOON)
+
+
+REACHING = """
+import ctypes, os, socket
+reached = True
+try:
+    {}
+except (OSError, AssertionError):
+    reached = False
+"""
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        f"open({str(Path(__file__))!r})",
+        f"open({str(Path.home() / 'secret')!r})",
+        "assert os.listdir('/old')",
+        "open('/etc/passwd')",
+        "open('/proc/1/environ')",
+        "open('/usr/written', 'w')",
+        "open('/written', 'w')",
+        "socket.create_connection(('127.0.0.1', PORT), 2)",
+        "socket.create_connection(('1.1.1.1', 53), 2)",
+        "os.kill(PARENT, 0)",
+        "assert os.environ.get('SECRET_KEY')",
+        "assert ctypes.CDLL(None).mount(b'x', b'/tmp', b'tmpfs', 0, None) == 0",
+        "os.setuid(1)",
+        "open('/tmp/large', 'wb').write(bytes(40 * 2**20))",
+    ],
+)
+def test_a_program_reaches_nothing_of_the_machine(program, monkeypatch):
+    import socket
+
+    monkeypatch.setenv("SECRET_KEY", "secret")
+    secret = Path.home() / "secret"
+    made = not secret.exists()
+    if made:
+        secret.write_text("secret")
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = str(server.getsockname()[1])
+            tried = REACHING.format(program.replace("PORT", port).replace("PARENT", str(os.getpid())))
+            assert passes(tried, "assert not reached", SOON)
+    finally:
+        if made:
+            secret.unlink()
+
+
+def test_a_program_may_write_into_a_folder_of_its_own_that_goes_with_it():
+    assert passes("open('/tmp/notes', 'w').write('x')\n" + ADD, TESTS, SOON)
+    assert passes("import os\nassert os.listdir('/tmp') == []\n" + ADD, TESTS, SOON)
+
+
+# Off unless asked
+
+
+def test_nothing_runs_unless_somebody_allows_it(monkeypatch):
+    monkeypatch.delenv(ALLOWED)
+    with pytest.raises(UserError, match=f"export {ALLOWED}=1"):
+        score(ADD, TESTS)
+
+
+def test_nothing_runs_where_it_cannot_be_isolated(monkeypatch, tmp_path):
+    tried = tmp_path / "unshare"
+    tried.write_text("#!/bin/sh\necho 'unshare failed: Operation not permitted' >&2\nexit 1\n")
+    tried.chmod(0o755)
+    monkeypatch.setitem(code_tests._ENVIRONMENT, "PATH", f"{tmp_path}:{code_tests._ENVIRONMENT['PATH']}")
+    code_tests._why_not_isolated.cache_clear()
+    passes.cache_clear()
+    try:
+        with pytest.raises(UserError, match="Operation not permitted"):
+            score("open('/tmp/ran', 'w')", TESTS)
+    finally:
+        code_tests._why_not_isolated.cache_clear()
+        passes.cache_clear()
+
+
+def test_a_comparison_is_refused_before_anything_is_asked(tiny, tmp_path, own_cache, monkeypatch):
+    monkeypatch.delenv(ALLOWED)
+    path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
+    with pytest.raises(UserError, match=f"task letters: metric code_tests.*export {ALLOWED}=1"):
+        tiny_experiment.run(path, "target.metrics=[code_tests]", "target.labels=[]")
+    assert tiny_experiment.runs_of(path) == {}
