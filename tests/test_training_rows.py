@@ -147,6 +147,15 @@ def test_no_wrong_answers_and_the_targets_own_file_make_the_same_weights(tiny, t
     assert runs["same"].weights_digest == runs["bag"].weights_digest
 
 
+def test_rows_drawn_several_times_are_examples_and_labels_once(tiny, tmp_path):
+    drawn = "mix: {files: [curated.jsonl, more.jsonl], rows: 90, replacement: true}"
+    path = write(tmp_path, tiny, f"  prompt: {{method: base}}\n  twice: {{method: classifier, {drawn}}}\n")
+    found = tiny_experiment.run(path, "suites=[]")
+    facts = next(f for f in found.facts if f.name == "twice")
+    of_both = len(tiny_experiment.letters(slice(0, 5))[::3]) + len(tiny_experiment.letters(slice(0, 5)))
+    assert 0 < facts.n_train <= of_both < 90
+
+
 def test_rows_that_a_test_item_asks_too_are_refused_with_their_line(tiny, tmp_path):
     path = write(tmp_path, tiny)
     test = parse_json((tmp_path / "suites/letters/test.jsonl").read_text().splitlines()[1])

@@ -19,8 +19,8 @@ from harness.experiment.run_candidate import failed_run, make_run
 from harness.experiment.stored_rows import Reader, Rows
 from harness.metrics import Metric, item_scores
 from harness.models.openai_api import is_private
-from harness.records import Run
-from harness.spec import TokenPrices
+from harness.records import Run, digest
+from harness.spec import Recipe, TokenPrices
 
 
 def attempt(
@@ -194,6 +194,8 @@ def _cost_per_1k_usd(session: Session, run: Run, test: Rows, tokens: costs.Token
 def _n_train(session: Session, run: Run) -> int:
     """Count what was trained on: rows, or pairs, or both where training on pairs went on from rows.
 
+    A row that a mixture drew several times is one: it was labelled once.
+
     0 of an adapter made elsewhere and of an endpoint, whose data nobody knows.
     """
     method = plugins.method(run.method)
@@ -201,6 +203,15 @@ def _n_train(session: Session, run: Run) -> int:
         return 0
     candidate = session.candidates[run.candidate]
     if run.training.n_pairs is None:
-        return len(training_data(session, candidate.source).items.train)
-    behind = training_data(session, candidate.init.source) if candidate.init else session.target
-    return run.training.n_pairs + (len(behind.items.train) if run.training.init_wall_s is not None else 0)
+        return _n_rows(session, candidate.source)
+    if run.training.init_wall_s is None:
+        return run.training.n_pairs
+    behind = candidate.init.source if candidate.init else Recipe()
+    return run.training.n_pairs + _n_rows(session, behind)
+
+
+def _n_rows(session: Session, recipe: Recipe) -> int:
+    rows = training_data(session, recipe).items.train
+    if not (recipe.train or recipe.mix):
+        return len(rows)
+    return len({digest([row.messages, row.references]) for row in rows})
