@@ -1,12 +1,18 @@
 """A project that the dashboard can show, made without a model: stored runs with rows, and their report.
 
-Invariant: the report's numbers are made of the stored rows by the same functions as a real one's.
+Invariant: the report's numbers are made of the stored rows by the same functions as a real one's. What was
+written once in a session is copied the next time.
 """
 
+import atexit
 import json
+import os
 import random
+import shutil
+import tempfile
 from dataclasses import asdict, replace
 from datetime import date, timedelta
+from functools import cache
 from pathlib import Path
 
 from fake_facts import verdict
@@ -31,6 +37,27 @@ CANDIDATES = {"prompt": ("base", 20, 48), "knn": ("base", 22, 48), "lora": ("lor
 
 def write(folder: Path, candidates=CANDIDATES, *, texts=None, n=60, with_report=True) -> ExperimentReport:
     """Write `runs/` and `reports/` of an experiment; `texts` maps candidates to the answer they give."""
+    if texts or (folder / "runs").exists():
+        return _write(folder, candidates, texts, n, with_report)
+    written, made = _written(json.dumps(candidates), n, with_report)
+    shutil.copytree(written, folder, dirs_exist_ok=True)
+    return made
+
+
+@cache
+def _written(candidates: str, n: int, with_report: bool) -> tuple[Path, ExperimentReport]:
+    folder = _kept_folder()
+    return folder, _write(folder, json.loads(candidates), None, n, with_report)
+
+
+def _kept_folder() -> Path:
+    """Make a folder that stays until the session ends, where the tests' own folders lie."""
+    folder = Path(tempfile.mkdtemp(prefix="fake-project-", dir=os.environ.get("PYTEST_DEBUG_TEMPROOT")))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _write(folder: Path, candidates, texts, n: int, with_report: bool) -> ExperimentReport:
     at = Store(folder / "runs")
     runs = [_run(at, name, *how, (texts or {}).get(name), n) for name, how in candidates.items()]
     made = report_of(at, runs)
@@ -163,6 +190,12 @@ def _facts(run: Run, rows: list[SampleResult]) -> CandidateFacts:
 
 def nights(folder: Path, n: int = 24, name: str = "desk") -> None:
     """Write nights, the tenth missed; from the thirteenth on `lora` loses more, from the 16th numpy is newer."""
+    shutil.copytree(_nights(n, name), folder, dirs_exist_ok=True)
+
+
+@cache
+def _nights(n: int, name: str) -> Path:
+    folder = _kept_folder()
     at, draw = Store(folder / "runs"), random.Random(1)
     home, state = files.home(at, name), files.State()
     kept: list[files.Night] = []
@@ -196,6 +229,7 @@ def nights(folder: Path, n: int = 24, name: str = "desk") -> None:
         kept.append(night)
         state = alarm.add_alarms(state, alarm.build_report(name, NightlyPolicy(), kept, state))
     files.write_state(at, home, state)
+    return folder
 
 
 def _change(drawn: float, lost: float) -> float:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from html import escape
 from pathlib import Path
 from statistics import fmean
@@ -60,6 +61,18 @@ def found(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "dashboards"))
     streamlit.cache_data.clear()
     streamlit.cache_resource.clear()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def components():
+    """Look once which installed packages bring components, as a server does, and not for each page."""
+    from streamlit.components.v2 import manifest_scanner
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            manifest_scanner, "scan_component_manifests", cache(manifest_scanner.scan_component_manifests)
+        )
+        yield
 
 
 @pytest.fixture
@@ -439,12 +452,20 @@ def test_candidates_that_compare_has_no_room_for_are_named(opened, tmp_path):
     assert set(page.dataframe[0].value["candidate"]) == {"try-1", "try-2", "try-3", "try-4"}
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """Write a project of a thousand runs with a report and nights."""
+    folder = tmp_path_factory.mktemp("large")
+    fake_project.many(folder, 1_000)
+    fake_project.write(folder)
+    fake_project.experiment(folder)
+    fake_project.nights(folder)
+    return folder
+
+
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_of_a_thousand_runs_opens(opened, tmp_path, name):
-    fake_project.many(tmp_path, 1_000)
-    fake_project.write(tmp_path)
-    fake_project.experiment(tmp_path)
-    fake_project.nights(tmp_path)
+def test_a_page_of_a_thousand_runs_opens(opened, large, monkeypatch, name):
+    monkeypatch.setenv("HARNESS_CONFIG", str(large / "harness.yaml"))
     page = opened(name)
     assert page.info.len == 0 or name == "rate", "every page has something to show"
 

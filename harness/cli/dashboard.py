@@ -26,6 +26,7 @@ _SETTINGS = {
     "server.fileWatcherType": "none",
     "server.maxUploadSize": "1",
     "runner.magicEnabled": "false",
+    "runner.postScriptGC": "false",  # a full collection every two seconds, in which no page is drawn
     "theme.primaryColor": "#0072b2",
     "theme.dark.primaryColor": "#2a86c7",
 }
