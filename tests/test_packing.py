@@ -23,7 +23,13 @@ def fitted(tiny, folder, method, params):
     return method.fit(tiny_methods.context(tiny, folder), method.Params(**params)).training
 
 
-@pytest.mark.parametrize(("method", "own"), [(lora, {"r": 2}), (full, {})], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [
+        pytest.param(lora, {"r": 2}, id="lora"),
+        pytest.param(full, {}, id="full", marks=pytest.mark.weekly),
+    ],
+)
 def test_packed_rows_have_the_losses_of_rows_alone(tiny, tmp_path, method, own):
     alone = fitted(tiny, tmp_path / "alone", method, {**own, **ALONE})
     packed = fitted(tiny, tmp_path / "packed", method, {**own, **ALONE, "packing": True})

@@ -22,6 +22,7 @@ from harness.training import CHECKPOINTS, checkpoints
 SHORT = {"num_train_epochs": 3, "learning_rate": 0.01, "per_device_train_batch_size": 4}
 
 pytestmark = pytest.mark.usefixtures("own_cache")
+WEEKLY = pytest.mark.weekly
 
 # Such steps change next to nothing: soon an epoch is no better than the one before.
 EARLY = {"learning_rate": 1e-9, "lr_scheduler_type": "constant", "early_stopping_patience": 1}
@@ -55,26 +56,35 @@ def moments(n_steps):
 @pytest.mark.parametrize(
     ("method", "params"),
     [
-        (lora, {"r": 2}),
-        (lora, {"r": 2, "lora_dropout": 0.2}),
-        (lora, {"r": 2, "num_train_epochs": 1, "per_device_train_batch_size": 1, "lora_dropout": 0.2}),
-        (lora, {"r": 2, "num_train_epochs": 2, "per_device_train_batch_size": 1}),
-        (lora, {"r": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "max_steps": 9}),
-        (full, {}),
-        (full, {"num_train_epochs": 2, "per_device_train_batch_size": 2}),
-        (dpo, {"r": 2, "num_train_epochs": 2, "per_device_train_batch_size": 2}),
-        (dpo, {"r": 2, "num_train_epochs": 1, "per_device_train_batch_size": 2}),
-    ],
-    ids=[
-        "lora",
-        "dropout",
-        "one epoch",
-        "second epoch",
-        "steps",
-        "full",
-        "full in an epoch",
-        "dpo",
-        "dpo in one epoch",
+        pytest.param(lora, {"r": 2}, id="lora", marks=WEEKLY),
+        pytest.param(lora, {"r": 2, "lora_dropout": 0.2}, id="dropout", marks=WEEKLY),
+        pytest.param(
+            lora,
+            {"r": 2, "num_train_epochs": 1, "per_device_train_batch_size": 1, "lora_dropout": 0.2},
+            id="one epoch",
+        ),
+        pytest.param(
+            lora, {"r": 2, "num_train_epochs": 2, "per_device_train_batch_size": 1}, id="second epoch"
+        ),
+        pytest.param(
+            lora,
+            {"r": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "max_steps": 9},
+            id="steps",
+        ),
+        pytest.param(full, {}, id="full"),
+        pytest.param(
+            full,
+            {"num_train_epochs": 2, "per_device_train_batch_size": 2},
+            id="full in an epoch",
+            marks=WEEKLY,
+        ),
+        pytest.param(dpo, {"r": 2, "num_train_epochs": 2, "per_device_train_batch_size": 2}, id="dpo"),
+        pytest.param(
+            dpo,
+            {"r": 2, "num_train_epochs": 1, "per_device_train_batch_size": 2},
+            id="dpo in one epoch",
+            marks=WEEKLY,
+        ),
     ],
 )
 def test_a_stopped_training_ends_with_the_weights_of_an_undisturbed_one(tiny, tmp_path, method, params):

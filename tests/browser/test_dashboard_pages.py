@@ -73,7 +73,12 @@ def test_a_page_loads_without_a_complaint_or_a_request_elsewhere(visit, address,
     assert complaints(seen) == []
 
 
-@pytest.mark.parametrize("name", PAGES)
+def every_week_but(*names: str) -> list:
+    """Return all pages: those of the names each time, the others in the weekly tier."""
+    return [name if name in names else pytest.param(name, marks=pytest.mark.weekly) for name in PAGES]
+
+
+@pytest.mark.parametrize("name", every_week_but("compare", "leaderboard"))
 def test_a_page_of_a_thousand_runs_loads_without_a_complaint(visit, large_address, name):
     open_page, seen = visit
     page = open_page(large_address, path_of(name))
@@ -82,7 +87,7 @@ def test_a_page_of_a_thousand_runs_loads_without_a_complaint(visit, large_addres
     assert complaints(seen) == []
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", every_week_but("leaderboard"))
 def test_a_page_loads_while_a_comparison_is_at_work_and_holds_the_index(visit, large, large_address, name):
     runs = Store(large / "runs")
     note = {"stage": "lora: chat", "share": 0.25, "candidates": 3, "finished": ["prompt"]}
