@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+from functools import partial
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HARNESS_IGNORE_LOAD"] = (
@@ -262,16 +263,22 @@ def find(tmp_path):
 
 
 @pytest.fixture
-def data(tmp_path, monkeypatch, capsys):
-    """Return `harness data` in a folder; it gives the exit code, stdout and stderr."""
+def command(tmp_path, monkeypatch, capsys):
+    """Return `harness` in a folder; it gives the exit code, stdout and stderr."""
     from harness.cli import main
 
     monkeypatch.chdir(tmp_path)
 
-    def command(*words):
-        monkeypatch.setattr(sys, "argv", ["harness", "data", *map(str, words)])
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["harness", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
             main()
         return ended.value.code or 0, *capsys.readouterr()
 
-    return command
+    return run
+
+
+@pytest.fixture
+def data(command):
+    """Return `harness data` in a folder; it gives the exit code, stdout and stderr."""
+    return partial(command, "data")

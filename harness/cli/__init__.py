@@ -24,6 +24,7 @@ from harness.cli import (  # in the order in which help lists the commands
     runs,
     sql,
 )
+from harness.cli.rows import pairs
 
 # isort: on
 from harness.cli.app import app, say, write_utf8
@@ -42,6 +43,7 @@ __all__ = [
     "init",
     "main",
     "nightly",
+    "pairs",
     "rate",
     "rescue",
     "runs",

@@ -159,7 +159,7 @@ def data_split(
     found = split(content, roles, way)
     for told in odd_shares(found, way):
         say(told)
-    _print(save_split(edit, found, out or Path(), row_suffix(file) or ".jsonl"), as_json)
+    print_saved(save_split(edit, found, out or Path(), row_suffix(file) or ".jsonl"), as_json)
 
 
 @data_app.command("mix")
@@ -364,12 +364,12 @@ def _save(
     if dry_run and not as_json:
         for change in saved.changes:
             print(change)
-    _print(saved, as_json)
+    print_saved(saved, as_json)
     if dry_run:
         say("nothing is written in a dry run")
 
 
-def _print(saved: "Saved", as_json: bool) -> None:
+def print_saved(saved: "Saved", as_json: bool) -> None:
     """Print the manifest as JSON, or what became of the rows and why."""
     from harness.formatting import count, pluralize
 

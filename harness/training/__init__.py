@@ -32,8 +32,8 @@ from harness.training.lora import (
     low_rank,
     lower_rank,
 )
-from harness.training.reinforcement import ReinforcedParams, reward_problems, train_on_rewards
-from harness.training.reward_model import RewardParams, train_reward_model
+from harness.training.reinforcement import ReinforcedParams, reward_problems, rewards_of, train_on_rewards
+from harness.training.reward_model import RewardParams, score_answers, train_reward_model
 from harness.training.sft import SupervisedParams, fine_tune
 from harness.training.unpaired import UnpairedParams, preference_without_pairs
 
@@ -77,7 +77,9 @@ __all__ = [
     "preference",
     "preference_without_pairs",
     "reward_problems",
+    "rewards_of",
     "run_job",
+    "score_answers",
     "threads_of",
     "tracked_folders",
     "train_head",

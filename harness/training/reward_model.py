@@ -7,24 +7,31 @@ Source: Bradley and Terry 1952, as in Ouyang et al. 2022 (arXiv:2203.02155), equ
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from harness.records import TrainingRecord
+from harness.models.hardware import Machine
+from harness.models.hub import ModelSource
+from harness.records import Example, TrainingRecord
 from harness.training import heldout
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext
-from harness.training.heads import load_with_head
+from harness.training.heads import load_with_head, open_reward_model
 from harness.training.heldout import HeldOutParams
+from harness.training.tokenized import tokenize
 from harness.training.trainer import Row
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import RewardTrainer
+
+
+_TOGETHER = 16  # answers that are scored at once
 
 
 class RewardParams(HeldOutParams):
@@ -75,6 +82,36 @@ def train_reward_model(
         reward_accuracy=loop.curve(history, "accuracy"),
     )
     return heldout.measured(made, trainer, len(apart), accuracy="accuracy", margin="margin")
+
+
+def score_answers(
+    folder: Path,
+    source: ModelSource,
+    machine: Machine,
+    examples: Sequence[Example],
+    answers: Sequence[str],
+    chat: bool,
+) -> list[float]:
+    """Return the rewards of answers to prompted examples, in the reward's own unit, a logit.
+
+    Each is read as in the training of the reward model. One longer than the context is read cut at its end.
+    """
+    import torch
+
+    model, tokenizer = open_reward_model(folder, source, machine)
+    made = tokenize(examples, [(answer,) for answer in answers], chat, tokenizer, source)
+    longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
+    wholes = [whole[:longest] for one in made for whole in one.wholes]
+    order = sorted(range(len(wholes)), key=lambda i: len(wholes[i]))
+    scores = [0.0] * len(wholes)
+    for start in range(0, len(order), _TOGETHER):
+        part = order[start : start + _TOGETHER]
+        padded = tokenizer.pad({"input_ids": [wholes[i] for i in part]}, return_tensors="pt").to(model.device)
+        with torch.inference_mode():
+            found = model(**padded).logits[:, 0].float().tolist()
+        for i, score in zip(part, found, strict=True):
+            scores[i] = score
+    return scores
 
 
 def _row(_: int, wholes: list[list[int]]) -> Row:

@@ -35,13 +35,17 @@ _LIBRARIES = ("datasketch", "ftfy", "pyarrow")  # those whose version may change
 
 
 class Edit(NamedTuple):
-    """A verb with its parameters, the files that it reads, and what is to be said of licence and persons."""
+    """A verb with its parameters, the files that it reads, and what is to be said of licence and persons.
+
+    `command` is the whole command where it is none of `harness data`.
+    """
 
     verb: str
     parameters: Mapping[str, Any]
     inputs: Sequence[str]
     licenses: Sequence[str] = ()
     notes: Sequence[str] = ()
+    command: str = ""
 
 
 class Saved(NamedTuple):
@@ -197,7 +201,7 @@ def manifest(
     before = {path: _manifest_of(path) for path in edit.inputs}
     libraries = {name: version(name) for name in _LIBRARIES} | {"unicode": unicodedata.unidata_version}
     return {
-        "command": f"harness data {edit.verb}",
+        "command": edit.command or f"harness data {edit.verb}",
         "parameters": dict(edit.parameters),
         "versions": {"harness": __version__, **versions_of("data", "edit"), "libraries": libraries},
         "inputs": [_input(path, before[path]) for path in edit.inputs],

@@ -28,9 +28,18 @@ def score_answered(session: Session, sets: Sequence[RowSet]) -> list[RowSet]:
     lacking = rescore_stored(session, sets, ungraded)
     if not ungraded:
         return lacking
+    grade_all(session, ungraded)
+    return rescore_stored(session, lacking)
+
+
+def grade_all(session: Session, ungraded: Iterable[Ungraded]) -> None:
+    """Grade answers, those of one book after the other.
+
+    Raises:
+        CandidateFailed: a judge cannot be asked.
+    """
     for answers in _by_book(ungraded):
         grade_answers(session, answers)
-    return rescore_stored(session, lacking)
 
 
 def _by_book(ungraded: Iterable[Ungraded]) -> Iterator[list[Ungraded]]:

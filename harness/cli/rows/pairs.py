@@ -1,0 +1,89 @@
+"""Command that makes preference pairs of a candidate's own answers: pairs make.
+
+Invariant: a new file stands beside a manifest, never over a file; stdout says how many prompts gave a pair
+and why others gave none.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.app import Config, Json, Overrides, app, open_session, say
+from harness.errors import Problem, UserError
+
+pairs_app = typer.Typer(help="Make preference pairs.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(pairs_app, name="pairs")
+
+
+@pairs_app.command("make")
+def pairs_make(
+    candidate: Annotated[str, typer.Argument(help="A candidate of the experiment, whose answers are drawn.")],
+    overrides: Overrides = None,
+    config: Config = Path("harness.yaml"),
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The new file of pairs. A manifest is beside it.")
+    ] = None,
+    rank: Annotated[
+        str,
+        typer.Option(
+            "--rank",
+            help="What ranks answers: a metric, a Python file with a function reward, a judge of the target, "
+            "or a candidate that makes a reward model. By default the metric that decides.",
+        ),
+    ] = "",
+    samples: Annotated[int, typer.Option("--samples", min=2, help="Answers drawn to each prompt.")] = 4,
+    temperature: Annotated[float, typer.Option("--temperature", help="Above 0; higher differs more.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option("--top-p", help="Draw from the likeliest tokens that have this chance together.")
+    ] = 1.0,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option("--max-new-tokens", min=1, help="Of an answer; by default the target's."),
+    ] = None,
+    gap: Annotated[
+        float, typer.Option("--gap", min=0, help="Scores that differ by no more than this are a tie.")
+    ] = 0.0,
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=1, help="Ask at most so many training prompts.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Another draw.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw answers to training prompts, rank them, and write the best and the worst of each as a pair."""
+    from harness.cli.data import print_saved
+    from harness.data.edit import refuse_output, save
+    from harness.experiment.generated_rows.preference_pairs import Drawing, make_pairs
+
+    _check_numbers(temperature, top_p)
+    if out is None:
+        raise UserError(Problem("harness pairs make", "no --out", "a new file", "name it: --out pairs.jsonl"))
+    refuse_output(out, [])
+    session, _ = open_session(config, overrides, candidate)
+    if candidate not in session.candidates:
+        members = [name for name in session.candidates if name.startswith(f"{candidate}[")]
+        found = f"{candidate}, a grid of {len(members)} candidates"
+        raise UserError(
+            Problem("harness pairs make", found, "one candidate", f"one of: {', '.join(members)}")
+        )
+    drawing = Drawing(samples, temperature, top_p, max_new_tokens, rank, gap, rows, seed)
+    made = make_pairs(session, candidate, drawing, str(out))
+    refuse_output(out, made.edit.inputs)
+    saved = save(made.edit, made.outcomes, out)
+    print_saved(saved, as_json)
+    for note in made.notes:
+        say(note)
+    say(f"next: name it pairs: {out} in data: of the target, or train: {out} on a candidate with method: dpo")
+
+
+def _check_numbers(temperature: float, top_p: float) -> None:
+    """Refuse draws that are none.
+
+    Raises:
+        UserError: the temperature is not above 0, or no tokens could be drawn.
+    """
+    if not 0 < temperature < float("inf"):
+        expected, step = "a number above 0", "at 0 all answers are one"
+        raise UserError(Problem("--temperature", f"{temperature:g}", expected, step))
+    if not 0 < top_p <= 1:
+        raise UserError(Problem("--top-p", f"{top_p:g}", "above 0 and at most 1", "1 draws from all tokens"))

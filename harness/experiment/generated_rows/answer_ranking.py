@@ -1,0 +1,111 @@
+"""Ranking of answers: by a metric, a Python file, a reward model or a judge; a higher score is better.
+
+Invariant: whatever ranks, an answer that cannot be scored has no score and is in no pair; what ranks is named
+by all that its scores depend on.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from harness import plugins
+from harness.errors import Problem, UserError, did_you_mean
+from harness.evaluation.candidates import ResolvedCandidate
+from harness.evaluation.judges import Judged, key_problems
+from harness.evaluation.judges.grade_reading import GradeReader
+from harness.evaluation.judges.judging_stage import grade_all
+from harness.evaluation.row_sets import prompting_step
+from harness.evaluation.session import Session
+from harness.experiment.train import ensure_weights
+from harness.metrics import item_scores
+from harness.metrics import version as metric_version
+from harness.records import Example, Output, checksum
+from harness.spec import is_path, metric_name
+from harness.training import Reward, reward_problems, rewards_of, score_answers
+
+Score = Callable[[Sequence[Example], Sequence[str]], list[float | None]]
+
+
+class Ranking(NamedTuple):
+    """Scores of answers to examples, and in the words of a manifest all that they depend on."""
+
+    by: Mapping[str, Any]
+    score: Score
+
+
+def open_ranking(session: Session, written: str) -> Ranking:
+    """Open what ranks: a candidate that makes a reward model, a judge of the target, a metric or a file.
+
+    Without a name it is the target's primary metric. Weights of a reward model are made here where none are
+    stored.
+
+    Raises:
+        UserError: there is no such candidate, judge or metric, or it cannot score a text alone.
+    """
+    name = metric_name(written) if written else session.target.primary.name
+    if written in session.candidates:
+        return _by_reward_model(session, session.candidates[written])
+    if name in session.target.judged:
+        return _by_judge(session, session.target.judged[name])
+    _refuse_unknown(session, written or name)
+    task, where = session.target.task, "--rank"
+    if problems := list(reward_problems(written or name, task, session.target.items.train, where)):
+        raise UserError(problems)
+    content = checksum(Path(written)) if is_path(written) else metric_version(written or name)
+    score = rewards_of(Reward(written=written or name, task=task))
+    return Ranking({"metric": name, "version": content}, score)
+
+
+def _refuse_unknown(session: Session, written: str) -> None:
+    known = {*plugins.names("metrics"), *session.target.judged}
+    known |= {name for name, one in session.candidates.items() if one.method.makes == "reward"}
+    if not is_path(written) and written not in known:
+        expected = "a metric, a Python file, a judge of the target, or a candidate that makes a reward model"
+        raise UserError(Problem("--rank", f"unknown {written!r}", expected, did_you_mean(written, known)))
+
+
+def _by_reward_model(session: Session, candidate: ResolvedCandidate) -> Ranking:
+    if candidate.method.makes != "reward":
+        able = " or ".join(plugins.methods(makes="reward"))
+        found = f"{candidate.name}, whose method {candidate.source.method} makes no reward model"
+        raise UserError(Problem("--rank", found, "a candidate that makes one", f"one with the method {able}"))
+    seed = session.experiment.seeds[0]
+    weights = ensure_weights(session, candidate, seed)
+    step = prompting_step(session, candidate.source, seed)
+    folder = weights.folder
+    assert folder is not None, "a reward model is trained into a folder"
+
+    def score(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
+        session.unload()  # the reward model has a base of its own
+        chat = session.target.task.chat_template
+        asked = [step(example) for example in examples]
+        model = folder / weights.kind
+        return [*score_answers(model, candidate.trained_base, session.machine, asked, answers, chat)]
+
+    return Ranking({"reward": candidate.name, "weights": weights.digest}, score)
+
+
+def _by_judge(session: Session, judged: Judged) -> Ranking:
+    if problems := list(key_problems([judged])):
+        raise UserError(problems)
+    metric = session.target.metrics[judged.metric]
+
+    def read(examples: Sequence[Example], answers: Sequence[str]) -> tuple[GradeReader, list[float | None]]:
+        reader = GradeReader(session.target.task.name, {judged.metric: judged}, examples)
+        bound = reader.bind({judged.metric: metric})[judged.metric]
+        parts = [bound.score(Output(text), e) for e, text in zip(examples, answers, strict=True)]
+        sign = metric.unit.sign
+        return reader, [
+            None if p is None else sign * float(item_scores(metric, np.array([p]))[0]) for p in parts
+        ]
+
+    def score(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
+        reader, scores = read(examples, answers)
+        if not reader.ungraded:
+            return scores
+        grade_all(session, reader.ungraded)
+        return read(examples, answers)[1]
+
+    return Ranking({"judge": judged.metric, "books": [judge.book for judge in judged.judges]}, score)

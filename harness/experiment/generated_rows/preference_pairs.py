@@ -1,0 +1,259 @@
+"""Preference pairs of a candidate's own answers: several are drawn to each training prompt, and ranked.
+
+Invariant: one command on the same weights, rows and seed draws the same answers; a tie makes no pair, nor do
+answers that were cut or cannot be scored. No pair asks what is evaluated.
+Source: pairs of the best and the worst of n samples, as in Xu et al. 2023, Some things are more CRINGE than
+others, https://arxiv.org/abs/2312.16682, and Yuan et al. 2024, Self-Rewarding Language Models, section 2.3.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from harness.data import contamination, splits
+from harness.data.contamination import contaminated_rows
+from harness.data.edit import Edit, Outcome
+from harness.data.edit.change import Change
+from harness.data.examples import Sourced
+from harness.data.readers import Row, display_path
+from harness.errors import Problem, UserError
+from harness.evaluation.candidate_rows import training_data
+from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
+from harness.evaluation.leaks import refuse_or_note
+from harness.evaluation.row_sets import prompting_digest, prompting_step
+from harness.evaluation.runner import open_weights
+from harness.evaluation.session import Session
+from harness.experiment.generated_rows.answer_ranking import Ranking, open_ranking
+from harness.experiment.prepare import key_problems
+from harness.experiment.train import ensure_weights
+from harness.formatting import count, pluralize
+from harness.records import Example, Limits, digest
+from harness.training import Weights
+
+_TOGETHER = 16  # prompts whose answers are drawn together
+_CUT = "answers cut at max_new_tokens"
+
+
+class Drawing(NamedTuple):
+    """Draws of answers: so many `samples` of each prompt at a temperature, by a seed.
+
+    `rank` names what ranks them, empty for the target's primary metric. Scores that differ by no more than
+    `gap` are a tie. At most `n_prompts` prompts are asked, None for all.
+    """
+
+    samples: int = 4
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int | None = None
+    rank: str = ""
+    gap: float = 0.0
+    n_prompts: int | None = None
+    seed: int = 0
+
+
+class MadePairs(NamedTuple):
+    """Pairs to be saved: the edit with all they depend on, what became of each prompt, and remarks."""
+
+    edit: Edit
+    outcomes: list[Outcome]
+    notes: tuple[str, ...]
+
+
+class _Answers(NamedTuple):
+    """Different answers to a prompt that may be in a pair, as they were drawn; why there are no more."""
+
+    texts: list[str]
+    left_out: str
+
+
+def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadePairs:
+    """Draw answers of a candidate to its training prompts, rank them, and pair the best with the worst.
+
+    Weights are made first where none are stored.
+
+    Raises:
+        UserError: it generates no text, nothing ranks answers by that name, a pair asks what is evaluated, or
+            no prompt gives one.
+    """
+    candidate, seed = session.candidates[name], session.experiment.seeds[0]
+    _refuse_without_text(session, candidate)
+    rows = _prompts(session, candidate, drawing)
+    ranking = open_ranking(session, drawing.rank)
+    weights = ensure_weights(session, candidate, seed)
+    answers = _draw(session, candidate, weights, [row.example for row in rows], drawing)
+    outcomes = list(_pair_up(rows, answers, ranking, drawing.gap))
+    _refuse_no_pair(outcomes)
+    notes = _check_leaks(session, rows, outcomes, out)
+    used = _provenance(session, candidate, weights, ranking, drawing, notes)
+    edit = Edit("make", used, _row_files(session, candidate), command="harness pairs make")
+    return MadePairs(edit, outcomes, notes)
+
+
+def _row_files(session: Session, candidate: ResolvedCandidate) -> Sequence[str]:
+    """List the files that the prompts come from: of a candidate trained on pairs the target's."""
+    source, own = candidate.source, session.target.task.data.source("train") or ""
+    if candidate.method.draws_from == "pairs":
+        return (own,)
+    return source.train or (source.mix.paths if source.mix else (own,))
+
+
+def _refuse_without_text(session: Session, candidate: ResolvedCandidate) -> None:
+    refuse_silent(candidate)
+    where = f"candidate {candidate.name}"
+    if not candidate.method.makes_language_model:
+        found = f"the method {candidate.source.method}, which generates no text"
+        raise UserError(Problem(where, found, "a candidate that generates its answers", "name another"))
+    if problems := list(key_problems(session, {candidate.name: where})):
+        raise UserError(problems)
+
+
+def _prompts(session: Session, candidate: ResolvedCandidate, drawing: Drawing) -> list[Sourced]:
+    """Return the training rows of a candidate, or of pairs the target's, as many as are to be asked."""
+    draws_pairs = candidate.method.draws_from == "pairs"
+    items = (session.target if draws_pairs else training_data(session, candidate.source)).items
+    rows = items.sourced("train")
+    kept = splits.draw(rows, drawing.n_prompts, random.Random(f"{drawing.seed}/prompts"))
+    ids = {example.id for example in kept}
+    return [row for row in rows if row.example.id in ids]
+
+
+def _draw(
+    session: Session, candidate: ResolvedCandidate, weights: Weights, examples: Sequence[Example], by: Drawing
+) -> list[_Answers]:
+    """Draw the answers to each example, some examples together."""
+    task, step = session.target.task, prompting_step(session, candidate.recipe, session.experiment.seeds[0])
+    limits = Limits(by.max_new_tokens or task.max_new_tokens, task.stop, by.temperature, by.top_p)
+    out: list[_Answers] = []
+    label = f"{count(by.samples * len(examples))} answers of {candidate.name}"
+    with open_weights(session, weights) as model, session.progress.stage(label) as advance:
+        for start in range(0, len(examples), _TOGETHER):
+            part = examples[start : start + _TOGETHER]
+            asked = [model.encode(step(e).messages, chat_template=task.chat_template).context for e in part]
+            fits = [len(context) + limits.max_new_tokens <= model.max_context for context in asked]
+            draws = [(i, k) for i, fit in enumerate(fits) if fit for k in range(by.samples)]
+            seeds = [_seed_of(by.seed, part[i], k) for i, k in draws]
+            outputs = iter(model.generate([asked[i] for i, _ in draws], limits, seeds) if draws else ())
+            for fit in fits:
+                drawn = [next(outputs) for _ in range(by.samples)] if fit else []
+                out.append(_usable(drawn, fit=fit, truncated=task.truncated_scores))
+            advance(by.samples * len(out), by.samples * len(examples))
+    return out
+
+
+def _seed_of(seed: int, example: Example, number: int) -> int:
+    """Return the seed of one draw, which depends on nothing that is drawn beside it."""
+    return int(digest([seed, example.id, number]), 16) % 2**32
+
+
+def _usable(drawn: Sequence[Any], *, fit: bool, truncated: bool) -> _Answers:
+    """Keep the different answers that are whole; a cut one is no example of how to answer."""
+    kept = [o for o in drawn if o.finish_reason != "error" and o.text.strip()]
+    whole = [o for o in kept if truncated or o.finish_reason != "length"]
+    texts = list(dict.fromkeys(o.text.strip() for o in whole))
+    reason = (
+        "a prompt longer than the context"
+        if not fit
+        else "answers that failed or are empty"
+        if not kept
+        else _CUT
+        if not whole
+        else "one answer only, drawn every time"
+    )
+    return _Answers(texts, reason)
+
+
+def _pair_up(
+    rows: Sequence[Sourced], answers: Sequence[_Answers], ranking: Ranking, gap: float
+) -> Iterator[Outcome]:
+    """Score all answers together, and yield the pair of each prompt, or why it has none."""
+    flat = [(row.example, text) for row, of in zip(rows, answers, strict=True) for text in of.texts]
+    known = iter(ranking.score([example for example, _ in flat], [text for _, text in flat]) if flat else ())
+    for row, of in zip(rows, answers, strict=True):
+        scored = [(score, text) for text in of.texts if (score := next(known)) is not None]
+        if len(of.texts) < 2:
+            yield _none(row, of.left_out)
+        elif len(scored) < 2:
+            yield _none(row, "answers that could not be scored")
+        elif (best := max(scored, key=lambda s: s[0]))[0] - (worst := min(scored, key=lambda s: s[0]))[
+            0
+        ] <= gap:
+            yield _none(row, "a tie")
+        else:
+            yield Outcome(Row(row.where, _fields(row.example, best, worst)))
+
+
+def _none(row: Sourced, reason: str) -> Outcome:
+    return Outcome(None, Change(row.where, "dropped", (f"no pair: {reason}",)))
+
+
+def _fields(example: Example, best: tuple[float, str], worst: tuple[float, str]) -> dict[str, Any]:
+    """Write a pair as harness reads them, with the scores of both answers."""
+    single = len(example.messages) == 1 and example.messages[0]["role"] == "user"
+    asked: dict[str, Any] = {"prompt": example.prompt} if single else {"messages": list(example.messages)}
+    own = {"cluster": example.cluster} if example.cluster != example.id else {}
+    own |= {"slice": example.slice} if example.slice else {}
+    scores = {"chosen_score": best[0], "rejected_score": worst[0]}
+    return {"id": example.id, **asked, "chosen": best[1], "rejected": worst[1], **scores, **own}
+
+
+def _refuse_no_pair(outcomes: Sequence[Outcome]) -> None:
+    if not any(outcome.row for outcome in outcomes):
+        reasons = Counter(o.change.reason.removeprefix("no pair: ") for o in outcomes if o.change)
+        said = ", ".join(f"{reason} ({count(n)})" for reason, n in reasons.most_common())
+        found = f"{pluralize(len(outcomes), 'prompt')}, none of which gives a pair: {said}"
+        step = "more --samples, a higher --temperature, or another --rank"
+        step = f"a larger --max-new-tokens, {step}" if _CUT in reasons else step
+        raise UserError(Problem("harness pairs make", found, "answers that are ranked apart", step))
+
+
+def _check_leaks(
+    session: Session, rows: Sequence[Sourced], outcomes: Sequence[Outcome], out: str
+) -> tuple[str, ...]:
+    """Hold the pairs' prompts against all that is evaluated; return notes of those alike in other words.
+
+    Raises:
+        UserError: a pair asks what is evaluated.
+    """
+    items, task = session.target.items, session.target.task
+    paired = [row for row, outcome in zip(rows, outcomes, strict=True) if outcome.row]
+    evaluated = [row for of in items.evaluated.values() for row in of]
+    shown = display_path(out)
+    if found := contaminated_rows(paired, evaluated, task.kind == "choice"):
+        raise UserError(contamination.problems(found, shown, "leave the row out"))
+    places = {**items.places, **{f"pairs/{row.example.id}": row.where for row in paired}}
+    own = replace(items, train=(), pairs=tuple(row.example for row in paired), places=places)
+    others = {m.task.name: m.items for m in session.suites}
+    return refuse_or_note(task, {**others, task.name: own}, {}, {"pairs": shown}).overlap
+
+
+def _provenance(
+    session: Session,
+    candidate: ResolvedCandidate,
+    weights: Weights,
+    ranking: Ranking,
+    drawing: Drawing,
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """Say all that the pairs depend on besides the rows."""
+    task, recipe = session.target.task, candidate.recipe
+    evaluated = sum(map(len, session.target.items.evaluated.values()))
+    engine = () if candidate.is_remote else session.engine(candidate.served_base)
+    computed = [*engine, session.machine.precision, session.machine.device]
+    return {
+        "candidate": candidate.name,
+        "recipe": recipe.model_dump(mode="json", exclude_defaults=True),
+        "base_model": candidate.base.name,
+        "weights": weights.digest,
+        "prompting": prompting_digest(session, recipe, session.experiment.seeds[0]),
+        "computed": ["by an endpoint, whose draws may differ"] if candidate.is_remote else computed,
+        **drawing._asdict(),
+        "max_new_tokens": drawing.max_new_tokens or task.max_new_tokens,
+        "rank": dict(ranking.by),
+        "leak_check": {
+            "evaluated": evaluated + sum(len(m.items.test) for m in session.suites),
+            "contaminated": 0,
+            "in_other_words": list(notes),
+        },
+    }

@@ -1,0 +1,173 @@
+"""Preference pairs of a candidate's own answers: drawn by seeds, ranked by metric, file, reward model or judge."""
+
+import json
+
+import pytest
+import tiny_experiment
+import tiny_methods
+from openai_server import Rule, serving
+
+from harness.config import load
+from harness.data.edit import save
+from harness.data.readers import read as read_rows
+from harness.errors import UserError
+from harness.experiment import Scope, prepare_session
+from harness.experiment.generated_rows.answer_ranking import open_ranking
+from harness.experiment.generated_rows.preference_pairs import Drawing, make_pairs
+from harness.progress import Silent
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+CANDIDATES = """\
+  prompt: {method: base}
+  bag: {method: classifier}
+  model: {method: reward, params: {r: 2, max_steps: 1, max_length: 200}}
+  dpo: {method: dpo, train: made.jsonl}
+"""
+BY_LENGTH = "def reward(prompts, completions, references):\n    return [len(text) for text in completions]\n"
+
+
+def session_of(folder, tiny, *overrides, candidates=CANDIDATES):
+    path = tiny_experiment.write(folder, tiny, candidates)
+    target = folder / "suites" / "letters.yaml"
+    target.write_text(
+        target.read_text().replace("data: {", "truncated_scores: true\n    data: {pairs: pairs.jsonl, ")
+    )
+    tiny_experiment.rows(folder / "suites" / "pairs.jsonl", tiny_methods.pair_rows(slice(0, 4)))
+    tiny_experiment.rows(folder / "made.jsonl", tiny_methods.pair_rows(slice(0, 1)))
+    (folder / "by_length.py").write_text(BY_LENGTH)
+    return prepare_session(load(path, overrides), Scope(), Silent())
+
+
+@pytest.fixture(scope="module")
+def session(tiny, tmp_path_factory):
+    return session_of(tmp_path_factory.mktemp("pairs"), tiny)
+
+
+def drawing(session, **changes):
+    mine = str(session.store.folder.parent / "by_length.py")
+    return Drawing(**({"samples": 3, "temperature": 1.5, "n_prompts": 6, "rank": mine} | changes))
+
+
+def rows_of(made):
+    return [outcome.row.fields for outcome in made.outcomes if outcome.row]
+
+
+@pytest.fixture(scope="module")
+def made(session):
+    return make_pairs(session, "prompt", drawing(session), "made.jsonl")
+
+
+def test_the_best_and_the_worst_answer_of_a_prompt_make_a_pair(session, made):
+    rows = rows_of(made)
+    assert len(made.outcomes) == 6
+    assert rows
+    asked = {e.id: e.prompt for e in session.target.items.train}
+    for row in rows:
+        assert row["prompt"] == asked[row["id"]]
+        assert (row["chosen_score"], row["rejected_score"]) == (len(row["chosen"]), len(row["rejected"]))
+        assert row["chosen_score"] > row["rejected_score"]
+
+
+def test_answers_depend_on_the_seed_alone(session, made):
+    assert rows_of(make_pairs(session, "prompt", drawing(session), "made.jsonl")) == rows_of(made)
+    fewer = rows_of(make_pairs(session, "prompt", drawing(session, n_prompts=3), "made.jsonl"))
+    assert fewer
+    assert all(row in rows_of(made) for row in fewer)
+    assert rows_of(make_pairs(session, "prompt", drawing(session, seed=1), "made.jsonl")) != rows_of(made)
+
+
+def test_the_manifest_says_what_the_pairs_depend_on(session, made, tmp_path):
+    saved = save(made.edit, made.outcomes, tmp_path / "made.jsonl").manifest
+    used = saved["parameters"]
+    assert saved["command"] == "harness pairs make"
+    assert (used["candidate"], used["weights"]) == ("prompt", session.source.weights_digest)
+    assert (used["samples"], used["temperature"], used["seed"]) == (3, 1.5, 0)
+    assert used["rank"].keys() == {"metric", "version"}
+    assert used["leak_check"]["contaminated"] == 0
+    assert used["leak_check"]["evaluated"] > 12
+    assert [one["file"].rpartition("/")[2] for one in saved["inputs"]] == ["train.jsonl"]
+    assert saved["counts"]["read"] == 6
+
+
+def test_the_pairs_are_read_as_the_rows_of_a_pair_method(session, made, tiny, tmp_path):
+    folder = tmp_path / "project"
+    folder.mkdir()
+    out = folder / "written.jsonl"
+    save(made.edit, made.outcomes, out)
+    path = tiny_experiment.write(folder, tiny, "  dpo: {method: dpo, train: written.jsonl}\n")
+    (found,) = prepare_session(load(path), Scope(), Silent()).training.values()
+    assert [pair.references[0] for pair in found.items.pairs] == [row["chosen"] for row in rows_of(made)]
+    assert len(read_rows(str(out), "train").rows) == len(rows_of(made))
+
+
+def test_a_tie_makes_no_pair_and_is_said(session):
+    made = make_pairs(session, "prompt", drawing(session, gap=2.0), "made.jsonl")
+    none = [outcome.change.reason for outcome in made.outcomes if outcome.change]
+    assert "no pair: a tie" in none
+    assert all(row["chosen_score"] - row["rejected_score"] > 2 for row in rows_of(made))
+    with pytest.raises(UserError, match=r"6 prompts, none of which gives a pair: a tie \(6\)"):
+        make_pairs(session, "prompt", drawing(session, gap=1e6), "made.jsonl")
+
+
+def test_answers_that_are_cut_are_in_no_pair(tiny, tmp_path):
+    whole = session_of(tmp_path, tiny, "target.truncated_scores=false")
+    with pytest.raises(UserError, match=r"answers cut at max_new_tokens.*a larger --max-new-tokens"):
+        make_pairs(whole, "prompt", drawing(whole), "made.jsonl")
+
+
+def test_a_reward_model_ranks_as_it_was_trained_to_read(session):
+    ranking = open_ranking(session, "model")
+    examples = session.target.items.train[:3]
+    scores = ranking.score(examples, ["late", "money", "late parcel"])
+    assert ranking.by["reward"] == "model"
+    alone = [
+        ranking.score([e], [a])[0] for e, a in zip(examples, ["late", "money", "late parcel"], strict=True)
+    ]
+    assert scores == pytest.approx(alone, abs=1e-4)  # padding changes nothing
+    assert len(set(scores)) == 3
+
+
+def test_a_judge_of_the_target_ranks(tiny, tmp_path):
+    (tmp_path / "helpful.yaml").write_text("criteria: It helps.\nanchors: 0\n")
+    with serving(Rule(lambda messages: "5" if "\nright\n" in messages[-1]["content"] else "1")) as server:
+        with (tmp_path / "helpful.yaml").open("a") as file:
+            file.write(f"judge: {{base_url: {server.url}, model: tiny, max_retries: 0}}\n")
+        metrics = f"target.metrics=[exact_match, 'judge:{tmp_path / 'helpful.yaml'}']"
+        judged = session_of(tmp_path, tiny, metrics)
+        ranking = open_ranking(judged, "judge:helpful")
+        (example, *_) = judged.target.items.train
+        assert ranking.score([example, example], ["right", "wrong"]) == [1.0, 0.0]
+        assert ranking.by["judge"] == "judge:helpful"
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "said"),
+    [
+        ("prompt", "exact_mach", "did you mean 'exact_match'"),
+        ("prompt", "bag", "whose method classifier makes no reward model"),
+        ("prompt", "judge:absent", "unknown 'judge:absent'"),
+        ("bag", "", "the method classifier, which generates no text"),
+        ("model", "", "whose weights answer nothing"),
+    ],
+)
+def test_what_cannot_draw_or_rank_is_refused(session, name, rank, said):
+    with pytest.raises(UserError, match=said):
+        make_pairs(session, name, drawing(session, rank=rank), "made.jsonl")
+
+
+def test_a_file_that_is_there_is_never_written_over(session, tmp_path, command):
+    folder = session.store.folder.parent
+    config = ["-c", str(folder / "harness.yaml"), "--samples", "2", "--rows", "4", "--temperature", "1.5"]
+    config += ["--rank", str(folder / "by_length.py")]
+    out = tmp_path / "new.jsonl"
+    code, said, _ = command("pairs", "make", "prompt", *config, "--out", str(out))
+    assert code == 0
+    assert "4 read" in said
+    before = out.read_bytes()
+    assert all(json.loads(line)["chosen"] for line in before.splitlines())
+    code, _, error = command("pairs", "make", "prompt", *config, "--out", str(out))
+    assert (code, out.read_bytes()) == (2, before)
+    assert "a file that is there already" in error
+    assert command("pairs", "make", "prompt", *config)[0] == 2
+    assert "expected a number above 0" in command("pairs", "make", "prompt", *config, "--temperature", "0")[2]
