@@ -1,5 +1,6 @@
 """A judge that changes behind its address grades nothing new; one that wavers by itself goes on."""
 
+from datetime import date
 from math import comb
 
 import pytest
@@ -7,6 +8,7 @@ from test_judges import JUDGE, Grader, N, desk, number  # noqa: F401 (the fixtur
 
 from harness import store
 from harness.evaluation.judges.judge_drift import ALPHA, is_drift
+from harness.nightly import run_night
 from harness.records import AnchorCheck, Grade
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -91,6 +93,20 @@ def test_what_anchors_cost_counts_against_the_most_that_may_be_spent(desk):  # n
     tokens = [(g.n_prompt_tokens, g.n_output_tokens) for g in (*grades, *again)]
     cost = sum(0.09 * read + 0.1 * written for read, written in tokens)
     assert any(f"for {cost:,.2f} USD" in note for note in notes), (cost, notes)
+
+
+def test_a_night_names_a_judge_that_changed_and_is_quiet_about_one_that_did_not(desk):  # noqa: F811
+    d = desk(reply, judge=Grader(strict), rubric=RUBRIC, extra="nightly: {candidates: [plain], items: 10}\n")
+    by_words = ["target.primary=token_f1"]
+    d.compare(*by_words)
+    n_asked = len(d.judge.asked)
+    quiet = run_night(d.path, by_words, night=date(2026, 3, 1))
+    assert (quiet.verdict, len(d.judge.asked) - n_asked) == ("ok", 20)
+    d.judge.model = Grader(milder)
+    found = run_night(d.path, by_words, night=date(2026, 3, 2))
+    (line,) = (one for one in found.lines if one.name.startswith("judge:helpful by tiny"))
+    assert "of 20 answers that it had graded 20 got another grade" in line.sentence
+    assert found.exit_code == 1
 
 
 def check(n, n_moved, drifted=False):

@@ -15,6 +15,7 @@ from harness import config, provenance, store
 from harness.config import Loaded
 from harness.errors import HarnessError, Problem, UserError, in_a_line
 from harness.evaluation.candidates import base_weights
+from harness.evaluation.judges.grading import check_judge
 from harness.evaluation.row_sets import RowSet
 from harness.evaluation.session import Measured, Session
 from harness.experiment import Scope, prepare_session, run_candidate
@@ -170,6 +171,7 @@ class _NightRun:
         with store.StoredProgress(self.session.progress, self.session.store, "A night", len(chosen)) as noted:
             self.session = replace(self.session, progress=noted)
             watched = tuple(self._evaluate_safely(label, one) for label, one in chosen)
+        watched += tuple(self._changed_judges())
         night = Night(
             night=self.day,
             started=started,
@@ -194,6 +196,16 @@ class _NightRun:
             found = Watched(label, "", "", (), error=in_a_line(error))
         self.session.progress.finish(label, f"{label}: {found.error or 'evaluated'}")
         return found
+
+    def _changed_judges(self) -> Iterator[Watched]:
+        """Yield the judges behind endpoints that grade their anchors otherwise than before, as failures."""
+        judged = [one for m in (self.session.target, *self.session.suites) for one in m.judged.values()]
+        books = {judge.book: (one, judge) for one in judged for judge in one.judges}
+        for one, judge in books.values():
+            try:
+                check_judge(one, judge)
+            except Exception as error:  # noqa: BLE001 (one judge must not end the night)
+                yield Watched(f"{one.metric} by {judge.name}", "", "", (), error=in_a_line(error))
 
     def _evaluate(self, target: Target) -> Watched:
         session = self.session

@@ -8,6 +8,8 @@ al. 2023, arXiv 2303.16634, section 2.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from threading import Lock
 
 import numpy as np
@@ -15,7 +17,7 @@ import numpy as np
 from harness import store
 from harness.errors import CandidateFailed
 from harness.evaluation.candidates import base_weights
-from harness.evaluation.judges import Judged, cost_usd, paid_grades
+from harness.evaluation.judges import Judge, Judged, cost_usd, paid_grades
 from harness.evaluation.judges.grade_reading import Ungraded
 from harness.evaluation.judges.judge_drift import check_anchors, choose_anchors
 from harness.evaluation.judges.judge_prompts import LIMITS, grade_value, judge_messages, read_grade
@@ -57,17 +59,22 @@ def grade_answers(session: Session, answers: Sequence[Ungraded]) -> None:
             raise CandidateFailed(f"{judged.metric}: {error.reason}", error.knob) from None
 
 
+def check_judge(judged: Judged, judge: Judge) -> None:
+    """Ask a judge behind an endpoint about its anchors again; nothing of one that runs here.
+
+    Raises:
+        CandidateFailed: it grades them otherwise than before, or could not be asked.
+    """
+    if judge.settings:
+        with _opened(judge.settings) as (_, candidate):
+            check_anchors(judged, judge, partial(_ask_again, candidate))
+
+
 def _ask_endpoint(session: Session, settings: Settings, answers: Sequence[Ungraded], keep: Keep) -> None:
     """Ask an endpoint for grades once it graded its anchors as before; the first answers make anchors."""
     judged, judge = answers[0].judged, answers[0].judge
-    server = Server(settings)
-    candidate = ChatCandidate(server, digest(settings.name))
-
-    def ask_again(answer: Ungraded) -> Grade:
-        _refuse_beyond_cost(judged, paid_grades(judged, judge))
-        return _say(candidate, answer)
-
-    try:
+    with _opened(settings) as (server, candidate):
+        ask_again = partial(_ask_again, candidate)
         if judge.book not in session.checked_judges:
             check_anchors(judged, judge, ask_again)
         _ask_each(server, candidate, answers, keep)
@@ -75,8 +82,20 @@ def _ask_endpoint(session: Session, settings: Settings, answers: Sequence[Ungrad
             store.keep_anchors(judged.store, judge.book, choose_anchors(answers, judged.rubric.anchors))
             check_anchors(judged, judge, ask_again)
         session.checked_judges.add(judge.book)
+
+
+@contextmanager
+def _opened(settings: Settings) -> Iterator[tuple[Server, ChatCandidate]]:
+    server = Server(settings)
+    try:
+        yield server, ChatCandidate(server, digest(settings.name))
     finally:
         server.api.close()
+
+
+def _ask_again(candidate: ChatCandidate, answer: Ungraded) -> Grade:
+    _refuse_beyond_cost(answer.judged, paid_grades(answer.judged, answer.judge))
+    return _say(candidate, answer)
 
 
 def _ask_each(server: Server, candidate: ChatCandidate, answers: Sequence[Ungraded], keep: Keep) -> None:
