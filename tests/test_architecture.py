@@ -42,13 +42,14 @@ HOMES = {
     "bm25s": {"prompting"},
     "sentence_transformers": {"data", "prompting", "training", "methods"},
     "evaluate": {"metrics"},
+    "optuna": {"experiment"},
     **{name: {"data"} for name in ("datasketch", "ftfy", "cleanlab", "py3langid", "phonenumbers", "stdnum")},
 }
 # Slow to import: never at the top of a file, whichever file it is.
 HEAVY = (
     "torch transformers peft trl bitsandbytes accelerate datasets pandas pyarrow sklearn scipy.stats "
     "scipy.optimize statsmodels sacrebleu rouge_score bm25s gguf lm_eval duckdb sentence_transformers evaluate vllm openai "
-    "datasketch ftfy cleanlab py3langid phonenumbers stdnum"
+    "optuna datasketch ftfy cleanlab py3langid phonenumbers stdnum"
 ).split()
 # Derives from a class of lm-eval, so it cannot wait; nothing of ours imports it.
 DERIVED = PACKAGE / "evaluation" / "lm_eval" / "model.py"

@@ -17,7 +17,7 @@ from harness.config.grids import Member
 from harness.config.problems import Keys, Tree, mapping, problems_of, salvage
 from harness.errors import Problem, did_you_mean
 from harness.plugins import OR, Method
-from harness.spec import BASE, HUB, Recipe, is_path
+from harness.spec import BASE, HUB, Recipe, is_path, is_span, span_of
 
 _MOST_TRIALS = 64  # of a sweep, each a training of its own
 
@@ -238,42 +238,50 @@ def _check_serve_on(
 
 
 def _check_sweep(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
-    """Refuse a sweep of what is no parameter, of one value, or of a method that trains nothing."""
-    fields = method.params.model_fields
+    """Refuse to try what is no parameter, one value, a range that is none, or where nothing is trained."""
+    fields, key = method.params.model_fields, "search" if recipe.search else "sweep"
     if (n := prod(map(len, recipe.sweep.values()))) > _MOST_TRIALS:
         where = tree.where((*keys, "sweep"))
-        yield Problem(where, f"a sweep of {n:,} trials", f"at most {_MOST_TRIALS}", "sweep fewer values")
-    for name, values in recipe.sweep.items():
-        at = (*keys, "sweep", name)
-        where = tree.where(at)
+        step = "sweep fewer values, or search: them"
+        yield Problem(where, f"a sweep of {n:,} trials", f"at most {_MOST_TRIALS}", step)
+    for name, values in (recipe.search or recipe.sweep).items():
+        where = tree.where((*keys, key, name))
         if not method.trains:
-            found = f"a sweep with the method {recipe.method}, which trains no language model"
-            yield Problem(where, found, "a method that trains", "remove sweep")
+            found = f"a {key} with the method {recipe.method}, which trains no language model"
+            yield Problem(where, found, "a method that trains", f"remove {key}")
         elif method.makes == "reward":
             found = (
-                f"a sweep with the method {recipe.method}, which answers nothing that validation could score"
+                f"a {key} with the method {recipe.method}, which answers nothing that validation could score"
             )
             yield Problem(where, found, "one set of parameters", "choose by its held-out accuracy")
         elif name not in fields and method.params.model_config.get("extra") != "allow":
-            yield Problem(where, f"a sweep of {name!r}", "a parameter", did_you_mean(name, fields))
+            yield Problem(where, f"a {key} of {name!r}", "a parameter", did_you_mean(name, fields))
         elif name in recipe.params:
-            found = f"{name} in params and in sweep"
+            found = f"{name} in params and in {key}"
             yield Problem(where, found, "it in one of the two", "remove it from params")
+        elif key == "search" and is_span(values):
+            yield from _check_span(name, values, where)
         elif len(values) < 2:
-            yield Problem(where, f"a sweep of {name} with {len(values)} values", "two values at least")
-    yield from _check_points(recipe, method, tree, keys)
+            yield Problem(where, f"a {key} of {name} with {len(values)} values", "two values at least")
+    yield from _check_points(recipe, method, tree, keys, key)
 
 
-def _check_points(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
-    """Refuse values of a sweep, then points of it whose values do not go together or with `params`."""
-    known = {name: values for name, values in recipe.sweep.items() if name in method.params.model_fields}
+def _check_span(name: str, values: list[Any], where: str) -> Iterator[Problem]:
+    try:
+        span_of(values)
+    except ValueError as error:
+        found, _, step = str(error).partition("; ")
+        yield Problem(where, f"{name}: {found}", "a range with two ends", step)
+
+
+def _check_points(recipe: Recipe, method: Method, tree: Tree, keys: Keys, key: str) -> Iterator[Problem]:
+    """Refuse values to try, then points of them whose values do not go together or with `params`."""
+    known = {name: values for name, values in recipe.tried.items() if name in method.params.model_fields}
     single = [
         problem
         for name, values in known.items()
         for value in values
-        for problem in problems_of(
-            method.params, {**recipe.params, name: value}, tree, (*keys, "sweep", name)
-        )
+        for problem in problems_of(method.params, {**recipe.params, name: value}, tree, (*keys, key, name))
         if problem.found.startswith(f"{name}:")
     ]
     yield from single
@@ -282,7 +290,7 @@ def _check_points(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Ite
     own = set(problems_of(method.params, recipe.params, tree, (*keys, "params")))
     points = (dict(zip(known, values, strict=True)) for values in product(*known.values()))
     together = (
-        replace(problem, where=tree.where((*keys, "sweep")))
+        replace(problem, where=tree.where((*keys, key)))
         for point in points
         for problem in problems_of(method.params, {**recipe.params, **point}, tree, (*keys, "params"))
         if problem not in own

@@ -7,7 +7,6 @@ its weights come from is given the value. Weights are read only where they are c
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -78,19 +77,17 @@ class ResolvedCandidate:
 
     @property
     def points(self) -> tuple[dict[str, Any], ...]:
-        """The points of its source's sweep; one that changes nothing where there is no sweep."""
-        sweep = self.source.sweep
-        return tuple(dict(zip(sweep, values, strict=True)) for values in product(*sweep.values()))
+        """The points of its source's sweep, or some of its search; else one that changes nothing."""
+        return tuple(self.source.points)
 
     @property
     def trials(self) -> tuple["ResolvedCandidate", ...]:
-        """The candidate at each point of its sweep."""
+        """The candidate at each of these points."""
         return tuple(self.at(point) for point in self.points)
 
     def at(self, point: Mapping[str, Any]) -> "ResolvedCandidate":
-        """Return the candidate at one point of its sweep."""
-        params = {**self.source.params, **point}
-        return replace(self, source=self.source.model_copy(update={"sweep": {}, "params": params}))
+        """Return the candidate at one point of its sweep or search."""
+        return replace(self, source=self.source.settled(dict(point)))
 
 
 def resolve_candidates(

@@ -457,7 +457,7 @@ def _unswept(session: Session, runs: Iterable[Run]) -> Iterator[str]:
 
 
 def _rates(source: Recipe) -> list[object]:
-    return source.sweep.get("learning_rate") or [source.params.get("learning_rate")]
+    return source.tried.get("learning_rate") or [source.params.get("learning_rate")]
 
 
 def _other_bases(session: Session, runs: Iterable[Run]) -> Iterator[str]:

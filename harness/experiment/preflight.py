@@ -51,6 +51,7 @@ _EXTRAS = {
     "sentence-transformers": "dense",
     "liger-kernel": "gpu",
     "vllm": "vllm",
+    "optuna": "search",
 }
 _LEAST_DISK_GB = 5.0  # runs, checkpoints of a training and the cache of a small model
 

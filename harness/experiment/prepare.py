@@ -26,6 +26,7 @@ from harness.evaluation.session import Measured, Session, join_items
 from harness.experiment.base_fit import quantization_problems
 from harness.experiment.curves.tracking import tracking_problems, tracking_work
 from harness.experiment.train import fit_work
+from harness.experiment.tuning import proposals
 from harness.metrics import Metric, load_metrics
 from harness.models import openai_api, vllm
 from harness.models.adapters import CONFIG
@@ -209,7 +210,7 @@ def _refuse_weights(session: Session, loaded: Loaded) -> None:
         problems += _unusable_pairs(session, candidate)
         problems += _merge_problems(candidate)
         problems += regularization_problems(session, recipe)
-        problems += tracking_problems(candidate)
+        problems += [*tracking_problems(candidate), *proposals.problems(candidate)]
     problems += engine_problems(session, selected, needed)
     problems += endpoint_problems(session, {name: loaded.places[name] for name in selected})
     if problems:
@@ -242,7 +243,7 @@ def _adapter_config(candidate: ResolvedCandidate) -> dict[str, Any]:
     while candidate.init:
         candidate = candidate.init
     known = _adapter(candidate.source)
-    return {name: value for name, value in known.items() if name not in candidate.source.sweep}
+    return {name: value for name, value in known.items() if name not in candidate.source.tried}
 
 
 def _other_weights(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
@@ -333,10 +334,10 @@ def arm_label(session: Session, source: ModelSource) -> str:
 
 
 def _making_work(session: Session, candidate: ResolvedCandidate) -> Work:
-    """Estimate all trials of a sweep, each with its answers to the validation rows; or the one fit."""
+    """Estimate all trials, each with its answers to the validation rows; or the one fit."""
     trials = candidate.trials
     fits = [fit_work(session, trial.source, session.experiment.seeds[0]) for trial in trials]
-    if candidate.source.sweep:
+    if candidate.source.tried:
         validation = target_sets(session, candidate.source, base_weights(session.source), 0)[0]
         fits += [work_of(validation.job())] * (len(trials) - 1)
     return sum(fits, tracking_work(session, candidate.source))

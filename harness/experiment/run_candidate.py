@@ -136,9 +136,11 @@ def _points(
 def _with_points(
     session: Session, candidate: ResolvedCandidate, seed: int, weights: Weights, done: Run
 ) -> Run:
-    """Return a finished run with the points along its training, which a run made before has none of."""
+    """Return a finished run with the points along its training and the trials that one made before lacks."""
     wanted = tracked_weights(candidate, weights)
-    if not wanted or len(wanted) == len(done.training.tracked):
+    is_tracked = not wanted or len(wanted) == len(done.training.tracked)
+    trials, known = ([t.params for t in of.sweep] for of in (weights.training, done.training))
+    if is_tracked and trials == known:
         return done
     tracked = _points(session, candidate, seed, weights)
     run = replace(

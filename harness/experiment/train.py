@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,7 @@ from harness.evaluation.row_sets import (
 )
 from harness.evaluation.runner import fill, measure_control, open_weights
 from harness.evaluation.session import Session, join_items
+from harness.experiment.tuning import proposals
 from harness.metrics import Metric, extremes
 from harness.metrics import version as metric_version
 from harness.models.hardware import MOST_WAITED
@@ -79,8 +81,8 @@ def _weights(session: Session, candidate: ResolvedCandidate, seed: int, *, make:
     """Find weights; without `make`, None where they or what they start from are missing."""
     if candidate.given:
         return base_weights(candidate.given)
-    if candidate.source.sweep:
-        return _swept(session, candidate, seed, make=make)
+    if candidate.source.tried:
+        return _tuned(session, candidate, seed, make=make)
     return _single(session, candidate, seed, make=make)
 
 
@@ -356,8 +358,8 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
     return plain + regularization_work(session, source, seed, plain, (n_rows, step_rows))
 
 
-def _swept(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:
-    """Return the weights of the trial that is best on validation with the first seed.
+def _tuned(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:
+    """Return the weights of the trial of a sweep or search that is best on validation with the first seed.
 
     Every trial has the same budget; those that lose stay in the store.
 
@@ -366,44 +368,58 @@ def _swept(session: Session, candidate: ResolvedCandidate, seed: int, *, make: b
     """
     tried: list[Trial] = []
     kept: list[Weights] = []
-    metric = session.target.primary
-    for point in candidate.points:
-        trial = candidate.at(point)
-        try:
-            found = _single(session, trial, session.experiment.seeds[0], make=make)
-        except Diverged:
-            tried.append(Trial(params=point, validation=None))
-            continue
-        score = None if found is None else _validation(session, trial, found, make=make)
-        if found is None or score is None:
+    first, sign = session.experiment.seeds[0], session.target.primary.unit.sign
+    points = proposals.proposals(candidate, first, sign)
+    point = next(points, None)
+    while point is not None:
+        trial, found = _try(session, candidate.at(point), point, make=make)
+        if trial is None:
             return None
-        kept.append(found)
-        of = found.training
-        best_loss, wall_s = of.best_validation_loss, of.wall_s or 0.0
-        tried.append(
-            Trial(
-                params=point,
-                validation=score,
-                best_validation_loss=best_loss,
-                wall_s=wall_s,
-                loss=of.loss,
-                validation_loss=of.validation_loss,
-            )
-        )
-    best = max(tried, key=lambda trial: _rank(trial, metric.unit.sign))
+        is_again = any(trial.params == before.params for before in tried)  # its training is counted once
+        tried.append(replace(trial, wall_s=0.0) if is_again else trial)
+        kept += [found] if found else []
+        try:
+            point = points.send(trial)
+        except StopIteration:
+            point = None
+    best = max(tried, key=lambda trial: _rank(trial, sign))
     if best.validation is None:
-        raise Diverged("the training loss is not a number in any trial of the sweep", "lower values in sweep")
+        raise Diverged("the training loss is not a number in any trial", "lower learning rates to try")
     found = _single(session, candidate.at(best.params), seed, make=make)
     if found is None:
         return None
-    again = 0.0 if seed == session.experiment.seeds[0] else found.training.wall_s or 0.0
+    again = 0.0 if seed == first else found.training.wall_s or 0.0
     training = replace(
         found.training,
         wall_s=round(sum(t.wall_s for t in tried) + again, 3),
         sweep=tuple(replace(t, chosen=t is best) for t in tried),
+        searched_by=proposals.searcher() if candidate.source.search else "",
         stands_on=stands_on(*kept),
     )
     return found._replace(training=training)
+
+
+def _try(
+    session: Session, trial: ResolvedCandidate, point: dict[str, Any], *, make: bool
+) -> tuple[Trial | None, Weights | None]:
+    """Train at one point and score on validation; no trial where something of it is missing."""
+    try:
+        found = _single(session, trial, session.experiment.seeds[0], make=make)
+    except Diverged:
+        return Trial(params=point, validation=None), None
+    score = None if found is None else _validation(session, trial, found, make=make)
+    if found is None or score is None:
+        return None, None
+    of = found.training
+    made = Trial(
+        params=point,
+        validation=score,
+        best_validation_loss=of.best_validation_loss,
+        wall_s=of.wall_s or 0.0,
+        loss=of.loss,
+        validation_loss=of.validation_loss,
+    )
+    return made, found
 
 
 def _rank(trial: Trial, sign: int) -> tuple[float, float]:

@@ -36,8 +36,8 @@ def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for point in product(*recipe.sweep.values()):
-        params = Params(**{**recipe.params, **dict(zip(recipe.sweep, point, strict=True))})
+    for point in product(*recipe.tried.values()):
+        params = Params(**{**recipe.params, **dict(zip(recipe.tried, point, strict=True))})
         if found := family_problems(params.peft_type, params.of_peft, base.path, device, where):
             yield from found
             return

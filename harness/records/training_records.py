@@ -80,10 +80,11 @@ class TrainingRecord:
     `n_heldout` held-out pairs in which the chosen answer is preferred, `heldout_margin` their mean reward
     margin. `reward` is the mean reward of the answers that were drawn, `kl` their divergence from the
     reference in nats a token, `reward_model_accuracy` that of the reward model on its held-out pairs.
-    `named_base` is the base that an adapter made elsewhere names. `command` is what made the weights,
-    `command_version` what it says of itself, `exit_code` how it ended. `fit_key` is the folder of the
-    weights, `stands_on` maps those of other weights behind them to their digests. `others` are figures that
-    a method of one's own logs.
+    `searched_by` names what proposed the trials of a search, which stand in `sweep`. `named_base` is the
+    base that an adapter made elsewhere names. `command` is what made the weights, `command_version` what
+    it says of itself, `exit_code` how it ended. `fit_key` is the folder of the weights, `stands_on` maps
+    those of other weights behind them to their digests. `others` are figures that a method of one's own
+    logs.
     """
 
     wall_s: float | None = None
@@ -132,6 +133,7 @@ class TrainingRecord:
     stands_on: dict[str, str] = field(default_factory=dict)
     scan: tuple[Scanned, ...] = ()
     sweep: tuple[Trial, ...] = ()
+    searched_by: str = ""
     tracked: tuple[TrackedPoint, ...] = ()
     others: dict[str, Any] = field(default_factory=dict)
 

@@ -264,7 +264,7 @@ def _steps(report: ExperimentReport, f: CandidateFacts) -> Section:
 
 
 def _sweep(report: ExperimentReport, f: CandidateFacts) -> Section:
-    """Show every trial of a sweep, and which one validation chose."""
+    """Show every trial of a sweep or search in its order, and which one validation chose."""
     trials = f.training.sweep
     rows = [
         [
@@ -275,7 +275,15 @@ def _sweep(report: ExperimentReport, f: CandidateFacts) -> Section:
         for trial in trials
     ]
     columns = [*trials[0].params, f"validation {report.metric}", ""] if trials else []
-    return Section("sweep", f"Sweep: {f.label}", columns, rows, label=f.label)
+    searched = f.training.searched_by
+    lead = (
+        f"{formatting.count(len(trials))} trials on validation rows, proposed by {searched}."
+        if searched
+        else ""
+    )
+    return Section(
+        "sweep", f"{'Search' if searched else 'Sweep'}: {f.label}", columns, rows, lead, label=f.label
+    )
 
 
 def _scan(_: ExperimentReport, f: CandidateFacts) -> Section:
@@ -307,7 +315,7 @@ def _gate(report: ExperimentReport, f: CandidateFacts) -> Section:
     return Section("gate", title, columns, rows, lead, notes, f.label)
 
 
-_NOT_MEASURED = ("sweep", "stands_on", "scan", "tracked", "learning_rate")
+_NOT_MEASURED = ("sweep", "searched_by", "stands_on", "scan", "tracked", "learning_rate")
 
 
 def _training(trained: Sequence[CandidateFacts]) -> Section:

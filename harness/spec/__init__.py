@@ -21,6 +21,7 @@ from harness.spec.policies import (
     TrainingPolicy,
 )
 from harness.spec.recipe import PLUGINS, Recipe, Tracking, spell_out
+from harness.spec.search_space import is_span, span_of
 from harness.spec.task import DATA_FILES, Fields, ItemLimits, Suite, Task, TaskData
 from harness.spec.values import (
     BASE,
@@ -79,8 +80,10 @@ __all__ = [
     "Tracking",
     "TrainingPolicy",
     "is_path",
+    "is_span",
     "metric_name",
     "metric_parts",
+    "span_of",
     "spell_out",
 ]
 

@@ -3,12 +3,14 @@
 Invariant: a short form and what it stands for are the same recipe.
 """
 
+from itertools import product
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from harness.spec.decoding import Decoding
 from harness.spec.mixture import Mix
+from harness.spec.search_space import ends, spread
 from harness.spec.values import BASE, Spec
 
 PLUGINS = {"prompting": "prompting", "regularize": "regularizers"}  # keys of a recipe: plugins of this kind
@@ -55,7 +57,9 @@ class Recipe(Spec):
     experiment's. `quantization` is what the base is quantised to on which an adapter is trained: NF4, or
     `int8` (LLM.int8). `serve_on` puts an adapter on the base quantised to one of them, or on
     the base as it is (`bf16`, whatever the machine's precision). `sweep` tries each value of the
-    parameters it names and keeps the best on validation. `regularize` maps the names of regularisers of its
+    parameters it names and keeps the best on validation. `search` tries `trials` points of ranges
+    (`[1e-5, 1e-3, log]`, `[0, 0.2, linear]`) and choices (`[8, 16, 32]`), which Optuna proposes by what was
+    found of those before. `regularize` maps the names of regularisers of its
     training to their parameters, `replay: SHARE` being short for that of replay. `track` measures target and
     forgetting along the training. `template` wraps the user message, `{prompt}`.
 
@@ -81,6 +85,8 @@ class Recipe(Spec):
     quantization: Literal["nf4", "int8"] | None = None
     serve_on: Literal["nf4", "int8", "bf16"] | None = None
     sweep: dict[str, list[Any]] = {}
+    search: dict[str, list[Any]] = {}
+    trials: int = Field(16, ge=2, le=64)
     regularize: dict[str, dict[str, Any]] = {}
     train: tuple[str, ...] = ()
     mix: Mix | None = None
@@ -96,6 +102,22 @@ class Recipe(Spec):
     def drawn(self) -> Decoding | None:
         """How answers are drawn; None where they are greedy."""
         return self.decoding if self.decoding and self.decoding.temperature else None
+
+    @property
+    def tried(self) -> dict[str, list[Any]]:
+        """The values of its sweep, or of its search the choices and the ends of ranges."""
+        return self.sweep or {name: ends(values) for name, values in self.search.items()}
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        """The points of its sweep, or as many as its search tries, spread over its space; else one."""
+        if self.search:
+            return spread(self.search, self.trials)
+        return [dict(zip(self.sweep, values, strict=True)) for values in product(*self.sweep.values())]
+
+    def settled(self, point: dict[str, Any]) -> "Recipe":
+        """Return the recipe with the parameters of one point, and nothing more to try."""
+        return self.model_copy(update={"sweep": {}, "search": {}, "params": {**self.params, **point}})
 
     @model_validator(mode="before")
     @classmethod
@@ -113,6 +135,7 @@ class Recipe(Spec):
             self.base_model,
             self.quantization,
             self.sweep,
+            self.search,
             self.regularize,
             self.track,
             self.train,
@@ -122,11 +145,14 @@ class Recipe(Spec):
         if self.weights_of and (self.method != BASE or any(own)):
             raise ValueError(
                 "weights_of takes another candidate's weights: leave out method, params, init_from, merges, "
-                "reward, path, base_model, quantization, sweep, regularize, track, train, mix and corrupt"
+                "reward, path, base_model, quantization, sweep, search, regularize, track, train, mix and "
+                "corrupt"
             )
         if (self.init_from or self.merges) and (self.base_model or self.quantization):
             key = "init_from takes" if self.init_from else "merges takes"
             raise ValueError(f"{key} another candidate's base: leave out base_model and quantization")
+        if self.sweep and self.search:
+            raise ValueError("sweep and search both say what is tried: leave one out")
         if self.train and self.mix:
             raise ValueError("train and mix both say what is trained on: leave one out")
         return self

@@ -1,0 +1,72 @@
+"""Space of a search: for each parameter a range or a choice of values, as written in a recipe.
+
+Invariant: a list that ends with `log` or `linear` is a range, whose ends belong to it; any other list is a
+choice. A range of two whole numbers holds whole numbers alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import exp, log
+from typing import Any, NamedTuple
+
+SCALES = ("log", "linear")
+
+
+class Span(NamedTuple):
+    """Range of a parameter, even on a linear or a logarithmic scale."""
+
+    low: float
+    high: float
+    is_log: bool
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it holds whole numbers alone."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def at(self, share: float) -> float:
+        """Return the value at a share of the way from the lower end to the upper one."""
+        if share in (0, 1):
+            return self.high if share else self.low
+        if self.is_log:
+            found = exp(log(self.low) + share * (log(self.high) - log(self.low)))
+        else:
+            found = self.low + share * (self.high - self.low)
+        return round(found) if self.is_whole else found
+
+
+def is_span(values: Sequence[Any]) -> bool:
+    """Tell whether a list is written as a range."""
+    return bool(values) and values[-1] in SCALES
+
+
+def span_of(values: Sequence[Any]) -> Span:
+    """Read a list that is written as a range.
+
+    Raises:
+        ValueError: it has no two ends, the lower one first, and above 0 on a logarithmic scale.
+    """
+    *ends, scale = values
+    if len(ends) != 2 or not all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends):
+        raise ValueError(f"a range of {len(ends)} values; write [lowest, highest, {scale}]")
+    low, high = ends
+    if not low < high or (scale == "log" and low <= 0):
+        above = ", both above 0" if scale == "log" else ""
+        raise ValueError(f"a range from {low} to {high}; write the lowest first{above}")
+    return Span(low, high, scale == "log")
+
+
+def ends(values: Sequence[Any]) -> list[Any]:
+    """Return the values of a choice, or the two ends of a range."""
+    return list(values[:2]) if is_span(values) else list(values)
+
+
+def spread(space: Mapping[str, Sequence[Any]], n: int) -> list[dict[str, Any]]:
+    """Return `n` points spread over a space, from the lower ends to the upper ones."""
+    shares = [i / max(1, n - 1) for i in range(n)]
+    return [
+        {
+            name: span_of(values).at(share) if is_span(values) else values[i % len(values)]
+            for name, values in space.items()
+        }
+        for i, share in enumerate(shares)
+    ]

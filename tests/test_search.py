@@ -1,0 +1,195 @@
+"""A search tries what Optuna proposes by what was found before, is a sweep otherwise, and goes on where it was ended."""
+
+from dataclasses import replace
+from math import log10
+from statistics import fmean
+
+import pytest
+import tiny_experiment
+
+from harness import config, store
+from harness.errors import UserError
+from harness.evaluation.candidates import resolve_candidates
+from harness.experiment.tuning.proposals import proposals
+from harness.models.hub import resolve
+from harness.progress import Silent
+from harness.records import Trial
+from harness.report.document import markdown
+from harness.report.sections import experiment_document
+from harness.spec import Recipe, span_of
+from harness.store import Store
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+SPACE = {"learning_rate": [1e-4, 1e-1, "log"], "r": [2, 4, 8], "lora_dropout": [0.0, 0.2, "linear"]}
+SEARCHED = """\
+  prompt: {method: base}
+  found:
+    method: lora
+    params: {num_train_epochs: 1, max_length: 200}
+    search: {learning_rate: [1e-4, 1e-1, log], r: [2, 4]}
+    trials: TRIALS
+"""
+
+
+@pytest.fixture(scope="module")
+def candidate(tiny, tmp_path_factory):
+    """Resolve a candidate with a search of twelve trials."""
+    path = tiny_experiment.write(tmp_path_factory.mktemp("one"), tiny, SEARCHED.replace("TRIALS", "12"))
+    found = config.load(path).experiment
+    recipe = found.candidates["found"].model_copy(update={"search": SPACE})
+    experiment = found.model_copy(update={"candidates": {"found": recipe}})
+    return resolve_candidates(experiment, {found.base_model: resolve(str(tiny))})["found"]
+
+
+def walked(candidate, score, *, seed=0, sign=1):
+    """Answer each proposal with its score; returns the points."""
+    asked, points = proposals(candidate, seed, sign), []
+    point = next(asked)
+    while True:
+        points.append(point)
+        try:
+            point = asked.send(Trial(params=point, validation=score(point)))
+        except StopIteration:
+            return points
+
+
+def distance(point):
+    """Lie the best of all at a learning rate of 0.01 and rank 4."""
+    return abs(log10(point["learning_rate"]) + 2) + (point["r"] != 4)
+
+
+class TestProposals:
+    def test_are_as_many_as_trials_within_the_space(self, candidate):
+        points = walked(candidate, lambda point: 0.5)
+        assert len(points) == 12
+        for point in points:
+            assert 1e-4 <= point["learning_rate"] <= 1e-1
+            assert point["r"] in (2, 4, 8)
+            assert 0 <= point["lora_dropout"] <= 0.2
+
+    def test_are_the_same_of_the_same_seed_and_findings_alone(self, candidate):
+        first = walked(candidate, lambda point: -distance(point))
+        assert walked(candidate, lambda point: -distance(point)) == first
+        assert walked(candidate, lambda point: -distance(point), seed=1) != first
+        other = walked(candidate, distance)
+        assert other[:5] == first[:5], "the first five are drawn at random"
+        assert other[5:] != first[5:]
+
+    def test_of_more_trials_begin_as_those_of_fewer(self, candidate):
+        many = replace(candidate, source=candidate.source.model_copy(update={"trials": 60}))
+        more = replace(candidate, source=candidate.source.model_copy(update={"trials": 40}))
+        longer = walked(many, lambda point: -distance(point))
+        assert longer[:40] == walked(more, lambda point: -distance(point))
+        assert longer[:12] == walked(candidate, lambda point: -distance(point))
+
+    def test_come_nearer_to_what_scores_better_also_where_lower_is_better(self, candidate):
+        many = replace(candidate, source=candidate.source.model_copy(update={"trials": 60}))
+        for sign in (1, -1):
+            found = walked(many, lambda point, sign=sign: -sign * distance(point), sign=sign)
+            assert fmean(map(distance, found[-20:])) < 0.5 * fmean(map(distance, found[:10]))
+
+    def test_go_on_after_a_training_that_diverged(self, candidate):
+        points = walked(candidate, lambda point: None if point["learning_rate"] > 0.01 else 0.5)
+        assert len(points) == 12
+
+    def test_of_a_range_of_whole_numbers_are_whole(self, candidate):
+        recipe = candidate.source.model_copy(update={"search": {"r": [2, 64, "log"]}})
+        points = walked(replace(candidate, source=recipe), lambda point: 0.5)
+        assert all(isinstance(point["r"], int) and 2 <= point["r"] <= 64 for point in points)
+
+
+def test_a_range_is_halved_on_its_own_scale():
+    assert span_of([1e-5, 1e-3, "log"]).at(0.5) == pytest.approx(1e-4)
+    assert span_of([0.0, 0.2, "linear"]).at(0.5) == pytest.approx(0.1)
+    assert span_of([4, 64, "log"]).at(0.5) == 16
+
+
+def test_an_estimate_stands_for_trials_over_the_whole_space():
+    points = Recipe(method="lora", search=SPACE, trials=4).points
+    assert [point["r"] for point in points] == [2, 4, 8, 2]
+    assert (points[0]["learning_rate"], points[-1]["learning_rate"]) == (1e-4, 1e-1)
+
+
+@pytest.fixture(scope="module")
+def searched(tiny, own_cache, tmp_path_factory):
+    """Run a search of three trials; returns its file and report."""
+    path = tiny_experiment.write(tmp_path_factory.mktemp("search"), tiny, SEARCHED.replace("TRIALS", "3"))
+    return path, tiny_experiment.run(path)
+
+
+def folders(path):
+    return {f.name: (f / "fit.json").stat().st_mtime_ns for f in (path.parent / "runs" / "weights").iterdir()}
+
+
+class TestASearch:
+    def test_keeps_the_trial_that_is_best_on_validation_and_says_who_proposed_them(self, searched):
+        fact = next(f for f in searched[1].facts if f.name == "found")
+        tried = fact.training.sweep
+        assert (fact.state, len(tried)) == ("done", 3)
+        chosen = next(t for t in tried if t.chosen)
+        assert chosen.validation == max(t.validation for t in tried)
+        assert fact.training.searched_by.startswith("TPE of Optuna 5.")
+
+    def test_is_shown_with_every_trial(self, searched):
+        text = markdown(experiment_document(searched[1]))
+        assert "Search: found" in text
+        assert "3 trials on validation rows, proposed by TPE of Optuna" in text
+        assert "was the best of 3 trials on validation" in text
+
+    def test_is_not_trained_again_and_goes_on_with_more_trials(self, searched):
+        path, _ = searched
+        before = folders(path)
+        tiny_experiment.run(path)
+        assert folders(path) == before
+        more = tiny_experiment.run(path, "candidates.found.trials=5")
+        after = folders(path)
+        assert before.items() <= after.items()
+        assert len(next(f for f in more.facts if f.name == "found").training.sweep) == 5
+
+    def test_that_was_ended_comes_by_the_same_points(self, searched, tiny, tmp_path):
+        _, found = searched
+        other = tiny_experiment.write(tmp_path, tiny, SEARCHED.replace("TRIALS", "3"))
+
+        class EndsAfterTwo(Silent):
+            def stage(self, label, expected_s=0.0):
+                if len(list((tmp_path / "runs").glob("weights/*/fit.json"))) == 2:
+                    raise KeyboardInterrupt
+                return super().stage(label, expected_s)
+
+        with pytest.raises(KeyboardInterrupt):
+            tiny_experiment.run(other, progress=EndsAfterTwo())
+        first = folders(other)
+        tried = next(f for f in tiny_experiment.run(other).facts if f.name == "found").training.sweep
+        assert first.items() <= folders(other).items()
+        known = next(f for f in found.facts if f.name == "found").training.sweep
+        assert [t.params for t in tried] == [t.params for t in known]
+        assert [t.validation for t in tried] == [t.validation for t in known]
+
+    def test_counts_as_so_many_tries_of_its_side(self, searched):
+        said = " ".join(map(str, searched[1].decision.reasons))
+        assert "3 of fine-tunes" in said
+
+
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        ("{learning_rat: [1, 2]}", "did you mean 'learning_rate'"),
+        ("{learning_rate: [1.0e-3, 1.0e-5, log]}", "lowest first"),
+        ("{learning_rate: [0, 1.0e-3, log]}", "above 0"),
+        ("{learning_rate: [1.0e-3, log]}", "a range of 1 values"),
+        ("{r: [8]}", "a search of r with 1 values"),
+        ("{learning_rate: [1.0e-5, 7, log]}", "learning_rate"),
+        ("{num_train_epochs: [1, 2]}", "in params and in search"),
+        ("{r: [2, 4]}\n    sweep: {lora_alpha: [2, 4]}", "sweep and search"),
+        ("{r: [2, 4]}\n    method: classifier", "trains no language model"),
+    ],
+)
+def test_a_search_that_could_not_be_made_is_refused(tiny, tmp_path, search, said):
+    method = "" if "method:" in search else "    method: lora\n"
+    params = "" if "classifier" in search else "    params: {num_train_epochs: 1}\n"
+    candidates = f"  prompt: {{method: base}}\n  found:\n{method}{params}    search: {search}\n"
+    with pytest.raises(UserError) as caught:
+        tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, candidates))
+    assert said in str(caught.value)
+    assert not store.list_runs(Store(tmp_path / "runs"))
