@@ -131,13 +131,16 @@ def compare(
             "fewer items: the candidates take at most what is planned; where a task is large enough to draw"
             " from, the base answers what is sampled again"
         )
+    unusual = experiment.recipe_warnings(session, loaded.selected)
     if dry_run:
         _print_plan(session, loaded.selected, work, plan, as_json)
+        for line in unusual:
+            say(line)
         say(experiment.stored_sentence(session, stored))
         return
     say(experiment.first_line(session, len(loaded.selected), sum(plan.values()) if computes else None))
     tasks = [measured.task for measured in (session.target, *session.suites)]
-    notes = [*session.target.items.notes, *experiment.training_notes(session)]
+    notes = [*session.target.items.notes, *experiment.training_notes(session), *unusual]
     for line in [*brief_warnings(warnings), *metric_warnings(tasks), *notes]:
         say(line)
     with progress.following(plan):

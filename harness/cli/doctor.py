@@ -99,6 +99,8 @@ def doctor(
         print_document(checkup_document(found))
     if found.data:
         say(f"all of the data's findings: {found.data.command}")
+    for line in found.recipes:
+        say(line)
     for problem in found.problems:
         say(f"error: {problem}")
     raise typer.Exit(2 if found.problems else 0)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from harness import config, gating, metrics, store
 from harness.config import Loaded
+from harness.config.recipe_lint import lint
 from harness.decision import apply_budgets, best_untrained, family_of, strongest
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError
 from harness.evaluation import judges
@@ -55,6 +56,7 @@ __all__ = [
     "first_line",
     "look_up",
     "prepare_session",
+    "recipe_warnings",
     "refuse_curve",
     "refuse_many",
     "report_stored",
@@ -382,6 +384,19 @@ def warnings_before(session: Session) -> tuple[str, ...]:
     n = {m.task.name: len(m.items.test) for m in session.suites}
     n_members = family_of(session.experiment).size
     return gating.power_warnings(session.experiment.suites, n, session.experiment.gate, n_members=n_members)
+
+
+def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:
+    """Say which settings of the selected trainings lie outside of the ranges that were published for them."""
+    said: dict[str, list[str]] = {}
+    for name in selected:
+        candidate = session.candidates[name]
+        if name == candidate.source_name and candidate.method.trains:
+            for trial in candidate.trials:
+                params = candidate.method.params(**trial.source.params).model_dump()
+                for line in lint(candidate.source.method, params, candidate.base.n_parameters):
+                    said.setdefault(line, []).append(name)
+    return [f"recipe of {', '.join(dict.fromkeys(names))}: {line}" for line, names in said.items()]
 
 
 def _in_order(session: Session, selected: Iterable[str]) -> list[RunRequest]:

@@ -25,7 +25,7 @@ from harness.evaluation.control_arm import reevaluate
 from harness.evaluation.costs import Work
 from harness.evaluation.row_sets import RowSet, prompting_step, suite_sets, target_sets, work_of
 from harness.evaluation.session import Session
-from harness.experiment import Scope, prepare_session
+from harness.experiment import Scope, prepare_session, recipe_warnings
 from harness.experiment.check_rows import Brief, check_target
 from harness.experiment.prepare import key_problems
 from harness.experiment.train import fit_work
@@ -83,6 +83,7 @@ class Checkup:
 
     `vllm` is its version and the device that it is built for, empty where it is not installed.
     `data` says the worst that was found in the target's rows, and which command shows all.
+    `recipes` says which settings of trainings lie outside of published ranges.
     `absent` maps optional packages that are not there to the command that brings them. `problems` hold
     what stands in the way, each with what to do; where there are some `costs` may be empty.
     """
@@ -97,6 +98,7 @@ class Checkup:
     data: Brief | None
     costs: tuple[Cost, ...]
     problems: tuple[Problem, ...]
+    recipes: tuple[str, ...] = ()
 
 
 def examine(path: Path, overrides: list[str], progress: Progress) -> Checkup:
@@ -124,6 +126,7 @@ def examine(path: Path, overrides: list[str], progress: Progress) -> Checkup:
         data=_data(session, problems) if session else None,
         costs=estimate_costs(session, selected, room) if session else (),
         problems=tuple(problems),
+        recipes=tuple(recipe_warnings(session, selected)) if session else (),
     )
 
 

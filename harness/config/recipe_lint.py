@@ -1,0 +1,81 @@
+"""Recipe lint: settings of a training outside of published ranges, by method and size of the model.
+
+Invariant: nothing is refused; the ranges and their sources stand in `recipe_ranges.toml` alone. A setting is
+named only where it lies outside of what all sources that speak of such a model give.
+"""
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from math import inf
+from pathlib import Path
+from typing import Any, NamedTuple
+
+TABLE = Path(__file__).with_name("recipe_ranges.toml")
+BATCH = "batch"  # rows of a step
+_BILLION = 1e9
+
+
+class Range(NamedTuple):
+    """Published range of a setting: of which methods, for models of which size in billions, and its source.
+
+    `only` holds other settings that it needs.
+    """
+
+    methods: tuple[str, ...]
+    setting: str
+    source: str
+    low: float = -inf
+    high: float = inf
+    from_b: float = 0.0
+    to_b: float = inf
+    only: Mapping[str, Any] = {}
+
+    def speaks_of(self, method: str, params: Mapping[str, Any], n_parameters: float) -> bool:
+        """Tell whether the source speaks of such a training."""
+        sized = self.from_b <= n_parameters / _BILLION <= self.to_b
+        return method in self.methods and sized and all(params.get(k) == v for k, v in self.only.items())
+
+
+@cache
+def ranges() -> tuple[Range, ...]:
+    """Read the table."""
+    rows = tomllib.loads(TABLE.read_text("utf-8"))["range"]
+    return tuple(Range(**{**row, "methods": tuple(row["methods"])}) for row in rows)
+
+
+def lint(method: str, params: Mapping[str, Any], n_parameters: float) -> Iterator[str]:
+    """Say which settings of a training lie outside of what was published, and by whom; `params` are whole."""
+    known = {**params, BATCH: _batch(params)}
+    speaking = [one for one in ranges() if one.speaks_of(method, params, n_parameters)]
+    for setting in dict.fromkeys(one.setting for one in speaking):
+        value, sources = known.get(setting), [one for one in speaking if one.setting == setting]
+        if value is not None and (side := _side(value, sources)):
+            said = "; ".join(f"{_span(one)} ({one.source})" for one in sources)
+            name = "rows of a step" if setting == BATCH else setting
+            yield f"{name} {value:g} is {side} what was published for {_size(n_parameters)}: {said}"
+
+
+def _side(value: float, sources: Sequence[Range]) -> str:
+    """Say on which side of all ranges a value lies; empty where it lies between their ends."""
+    if value < min(one.low for one in sources):
+        return "below"
+    return "above" if value > max(one.high for one in sources) else ""
+
+
+def _batch(params: Mapping[str, Any]) -> float | None:
+    rows, steps = params.get("per_device_train_batch_size"), params.get("gradient_accumulation_steps")
+    return rows * steps if rows and steps else None
+
+
+def _span(of: Range) -> str:
+    if of.low == of.high:
+        return f"{of.low:g}"
+    if of.low == -inf:
+        return f"at most {of.high:g}"
+    return f"at least {of.low:g}" if of.high == inf else f"{of.low:g} to {of.high:g}"
+
+
+def _size(n_parameters: float) -> str:
+    size = f"{n_parameters / _BILLION:.3g} B" if n_parameters >= _BILLION else f"{n_parameters / 1e6:.3g} M"
+    return f"a model of {size} parameters"

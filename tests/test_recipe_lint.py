@@ -1,0 +1,100 @@
+"""Recipe lint: what lies outside of all published ranges is named with every source, and nothing is refused."""
+
+from math import inf
+
+import pytest
+import tiny_experiment
+
+from harness import config, experiment, plugins
+from harness.config.recipe_lint import BATCH, Range, lint, ranges
+from harness.experiment import Scope, prepare_session
+from harness.progress import Silent
+
+SMALL, MIDDLE = 135e6, 7e9
+
+
+def said(method, size, **params):
+    return list(lint(method, plugins.method(method).params(**params).model_dump(), size))
+
+
+@pytest.mark.parametrize("of", ranges(), ids=lambda of: f"{of.setting} {of.source[:20]}")
+def test_a_range_is_of_settings_that_its_methods_have_and_names_its_source(of):
+    for method in of.methods:
+        fields = plugins.method(method).params.model_fields
+        known = {*fields, *([BATCH] if "per_device_train_batch_size" in fields else [])}
+        assert {of.setting, *of.only} <= known
+    assert of.source
+    assert of.low <= of.high
+    assert of.from_b < of.to_b
+    assert (of.low, of.high) != (-inf, inf)
+
+
+def test_a_rate_above_all_sources_is_named_with_each_of_them():
+    (line,) = said("lora", MIDDLE, learning_rate=1e-3, num_train_epochs=2)
+    assert line.startswith("learning_rate 0.001 is above what was published for a model of 7 B parameters: ")
+    assert "0.0001 to 0.0002 (Dettmers" in line
+    assert "1e-05 to 0.0005 (Biderman" in line
+
+
+def test_what_one_source_gives_is_not_named_where_another_differs():
+    assert said("lora", MIDDLE, learning_rate=4e-4, num_train_epochs=2) == []
+
+
+def test_sources_speak_of_models_of_their_size():
+    assert said("lora", SMALL, learning_rate=1e-3, num_train_epochs=2) == []
+    assert "Hu et al." in said("lora", SMALL, learning_rate=1e-5, num_train_epochs=2)[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "start"),
+    [
+        ("lora", {"r": 1024}, "r 1024 is above"),
+        ("lora", {"num_train_epochs": 40}, "num_train_epochs 40 is above"),
+        ("lora", {"num_train_epochs": 0.5}, "num_train_epochs 0.5 is below"),
+        (
+            "lora",
+            {"per_device_train_batch_size": 64, "gradient_accumulation_steps": 8},
+            "rows of a step 512 is above",
+        ),
+        ("full", {"learning_rate": 1e-2}, "learning_rate 0.01 is above"),
+        ("dpo", {"beta": 5.0}, "beta 5 is above"),
+        ("dpo", {"learning_rate": 1e-3}, "learning_rate 0.001 is above"),
+        ("kto", {"learning_rate": 1e-3}, "learning_rate 0.001 is above"),
+        ("grpo", {"learning_rate": 1e-3}, "learning_rate 0.001 is above"),
+    ],
+)
+def test_each_kind_of_setting_is_judged(method, params, start):
+    assert any(line.startswith(start) for line in said(method, SMALL, **params))
+
+
+def test_a_range_under_another_setting_speaks_of_it_alone():
+    assert not any("beta" in line for line in said("dpo", SMALL, beta=5.0, loss_type="ipo"))
+
+
+def test_of_an_open_range_only_the_end_is_said():
+    of = Range(("lora",), "r", "S", high=4.0)
+    assert of.speaks_of("lora", {}, SMALL)
+    (line,) = (x for x in said("full", SMALL, num_train_epochs=9, learning_rate=3e-5) if "epochs" in x)
+    assert "at most 4 (Devlin" in line
+
+
+SWEPT = """\
+  one: {method: lora, params: {r: 2}, sweep: {learning_rate: [0.001, 0.3]}}
+  two: {method: lora, params: {r: 2, learning_rate: 0.3}}
+  fine: {method: lora, params: {r: 2, learning_rate: 0.0004}}
+  borrowed: {weights_of: two}
+"""
+
+
+def test_every_point_of_a_sweep_is_judged_and_what_is_alike_is_said_once(tiny, tmp_path, own_cache):
+    path = tiny_experiment.write(tmp_path, tiny, SWEPT)
+    loaded = config.load(path)
+    session = prepare_session(loaded, Scope(), Silent())
+    sized = {name: c.base._replace(n_parameters=int(SMALL)) for name, c in session.candidates.items()}
+    from dataclasses import replace
+
+    session.candidates = {n: replace(c, base=sized[n]) for n, c in session.candidates.items()}
+    (line,) = experiment.recipe_warnings(session, loaded.selected)
+    assert line.startswith(
+        "recipe of one, two: learning_rate 0.3 is above what was published for a model of 135 M"
+    )
