@@ -801,6 +801,17 @@ def test_advice_that_what_is_chosen_follows_and_advice_that_it_does_not():
     assert lacks.endswith(" lora is chosen; no candidate of that kind was measured.")
 
 
+def test_a_candidate_whose_rows_were_made_wrong_is_measured_and_never_chosen_nor_counted():
+    wrong = replace(tuned("noisy[corrupt=0.1]", 0.99, 0.25), ablation=True)
+    plain = replace(candidate("classifier", 0.99), name="noisy-bag", ablation=True)
+    facts = [*alternatives(), tuned("lora", 0.81, 0.07)]
+    without, beside = decided(facts), decided([wrong, plain, *facts])
+    assert (beside.action, beside.candidate, beside.sentence) == ("fine-tune", "lora", without.sentence)
+    assert said(beside, "Validation has chosen") == said(without, "Validation has chosen")
+    assert said(beside, "Measured and not chosen from").endswith("noisy[corrupt=0.1], noisy-bag.")
+    assert decided([*alternatives(), wrong]).candidate == "knn"
+
+
 def test_every_need_that_may_be_declared_has_advice():
     for need in get_args(Need):
         assert said(

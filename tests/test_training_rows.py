@@ -10,7 +10,7 @@ import pytest
 import tiny_experiment
 from rich.console import Console
 
-from harness import config
+from harness import config, release
 from harness.config import load
 from harness.data import load_task
 from harness.data.training_rows import corrupt_rows, load_training_rows
@@ -131,6 +131,16 @@ def test_the_report_says_what_was_trained_on(compared):
     )
     assert "curated.jsonl: 10 rows" in report.origins["curated"]["training_rows"]
     assert "training_rows" not in report.origins["lora"]
+
+
+def test_no_share_of_wrong_answers_is_chosen_or_promoted(compared):
+    path, found = compared
+    marked = {f.name for f in found.facts if f.ablation}
+    assert marked == {"noisy[corrupt=0.1]", "noisy[corrupt=0.3]"}
+    assert found.decision.candidate not in marked
+    assert not marked & {m.candidate for m in found.decision.family}
+    with pytest.raises(UserError, match=r"made wrong on purpose.*next: promote one without corrupt"):
+        release.promote_named(path, "noisy[corrupt=0.3]", ["suites=[]"], despite="a try")
 
 
 def test_a_second_compare_computes_nothing(compared):

@@ -80,7 +80,7 @@ def reasons(
         sentences.append(_break_even(case, found, case.judged, case.alternative))
         sentences += _worth(case, found)
         sentences += next_step.sentences(case, found.spend)
-    sentences += economics.budget_sentences(case.facts, case.policy)
+    sentences += [*economics.budget_sentences(case.facts, case.policy), *_ablations(case)]
     sentences += [*_gates(case), *_failed_recipes(case)]
     sentences += _family(case, family)
     sentences += _failures(case, shipped)
@@ -115,7 +115,7 @@ def _tries(case: Case) -> str:
     """Say among how many settings validation has chosen on each side; an unequal budget flatters one."""
     n_of: dict[bool, dict[str, int]] = {True: {}, False: {}}
     for f in case.facts:
-        if f.state == "done":
+        if f.state == "done" and not f.ablation:
             n_of[is_fine_tuned(f)][f.name] = max(1, len(f.training.sweep))
     tuned, plain = (sum(n_of[side].values()) for side in (True, False))
     untrained, trained = formatting.pluralize(plain, "setting"), formatting.count(tuned)
@@ -123,6 +123,13 @@ def _tries(case: Case) -> str:
     if tuned <= plain:
         return f"{said}."
     return f"{said}, which flatters the fine-tunes: try more prompts (a grid over system, template or shots)."
+
+
+def _ablations(case: Case) -> list[str]:
+    """Name the candidates that were measured and are never chosen."""
+    names = dict.fromkeys(f.name for f in case.facts if f.ablation)
+    said = f"Measured and not chosen from, for rows made wrong on purpose: {', '.join(names)}."
+    return [said] if names else []
 
 
 def _more_items(run: CandidateFacts) -> str:

@@ -81,6 +81,7 @@ class CandidateFacts:
     `measured_on`; `disturbed` holds, by the names of these fields, the figures that other work on the machine
     disturbed, of which the fields
     themselves are None: nothing is decided by them. `over_budget` says which budget or need is broken.
+    `ablation` says that its training rows were made wrong on purpose: it is measured, and never chosen.
     `baseline` says that it is what others are to beat, `leaves_machine` that requests go to somebody else's
     server. `n_train`
     examples were trained on, 0 where that is not known. `over_items` says how much the mean over the recipe's
@@ -113,6 +114,7 @@ class CandidateFacts:
     measured_on: str = ""
     over_budget: str = ""
     baseline: bool = False
+    ablation: bool = False
     leaves_machine: bool = False
     training_cost_usd: float = 0.0
     n_train: int = 0
@@ -150,8 +152,14 @@ def is_gain_shown(run: CandidateFacts) -> bool:
 def is_fine_tuned(run: CandidateFacts) -> bool:
     """Tell whether a language model has other weights than the base; a classifier is an alternative to that.
 
-    An endpoint's model counts as trained, because nobody sees its weights, unless it is a baseline.
+    An endpoint's model counts as trained, because nobody sees its weights, unless it is a baseline. An
+    ablation is none that could be shipped.
     """
+    return has_tuned_weights(run) and not run.ablation
+
+
+def has_tuned_weights(run: CandidateFacts) -> bool:
+    """Tell whether a language model has other weights than the base, ablations among them."""
     return run.trained and not run.baseline and not _is_classifier(run)
 
 
@@ -160,8 +168,8 @@ def _is_classifier(run: CandidateFacts) -> bool:
 
 
 def best(runs: Iterable[CandidateFacts]) -> CandidateFacts | None:
-    """Choose the recipe with the best mean on validation, and of its runs the best one there."""
-    runs = list(runs)
+    """Choose the recipe with the best mean on validation, and of its runs the best one there; no ablation."""
+    runs = [run for run in runs if not run.ablation]
     sign = target_unit(runs).sign
     scores: dict[str, list[tuple[float, CandidateFacts]]] = {}
     for run in runs:
@@ -174,8 +182,8 @@ def best(runs: Iterable[CandidateFacts]) -> CandidateFacts | None:
 
 
 def untrained_runs(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
-    """List the runs that no language model was trained for."""
-    return [f for f in facts if not is_fine_tuned(f)]
+    """List the runs that no language model was trained for, without ablations."""
+    return [f for f in facts if not is_fine_tuned(f) and not f.ablation]
 
 
 def within_budgets(runs: Iterable[CandidateFacts]) -> list[CandidateFacts]:

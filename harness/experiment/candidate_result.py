@@ -58,6 +58,7 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
     return replace(
         facts,
         baseline=session.candidates[run.candidate].is_baseline,
+        ablation=_is_ablation(session.candidates[run.candidate]),
         leaves_machine=_leaves_machine(session.candidates[run.candidate]),
         slices={
             s: comparison.estimate(metric, [r for r in test if r.slice == s])
@@ -76,6 +77,11 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
         several=comparison.several_answers(metric, test, reader.drawn(run, session.target)),
         training=run.training,
     )
+
+
+def _is_ablation(candidate: ResolvedCandidate) -> bool:
+    """Tell whether its weights stand on rows that were made wrong on purpose."""
+    return bool(candidate.source.corrupt or (candidate.init and _is_ablation(candidate.init)))
 
 
 def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> CandidateFacts:
@@ -159,6 +165,7 @@ def _facts_of_record(run: Run) -> CandidateFacts:
         state=run.state,
         error=run.error,
         baseline=run.recipe.get("role") == "baseline",
+        ablation=bool(run.recipe.get("corrupt")),
     )
 
 

@@ -107,6 +107,16 @@ def gate_candidate(
     return worst_result(gate(Path(path), candidate, overrides, baseline=baseline, seed=seed)).verdict
 
 
+def _refuse_ablation(loaded: Loaded, run: Run) -> None:
+    """Refuse weights that stand on rows made wrong on purpose, also by another candidate."""
+    recipes = loaded.experiment.candidates
+    own = recipes.get(run.candidate)
+    behind = recipes.get((own.weights_of or own.init_from or "") if own else "")
+    if run.recipe.get("corrupt") or (behind and behind.corrupt):
+        found = f"{run.candidate}, whose training rows were made wrong on purpose (corrupt)"
+        raise UserError(Problem("promote", found, "a candidate to be shipped", "promote one without corrupt"))
+
+
 def not_with_base(option: str) -> Problem:
     """Phrase an option that is for stored runs and was given with --base."""
     found = f"{option} as well, which is for stored runs"
@@ -136,6 +146,7 @@ def promote_named(
     loaded = config.load(path, overrides)
     at = Store(loaded.folder / "runs")
     run = best_run(loaded, at, candidate_runs(loaded, at, name, sampled=True))
+    _refuse_ablation(loaded, run)
     if is_sampled(loaded.experiment, run):
         _judged(loaded, at, run, None, despite)
         run = answer_all_items(prepare_session(loaded, Scope(), progress or Silent()), run)
