@@ -541,3 +541,35 @@ def test_a_night_refuses_a_task_that_a_judge_decides(desk):
     with pytest.raises(UserError, match="judge:helpful as its primary metric, and nights ask no judge"):
         run_night(d.path)
     assert d.judge.asked == d.candidates.asked == []
+
+
+# The best of several answers
+
+
+class Sampler:
+    """A server that draws one of seven answers by the seed of a request."""
+
+    def chat(self, messages, body):
+        return Said(f"answer {body['seed'] % 7}")
+
+
+def test_the_best_of_several_answers_is_the_one_that_its_judge_prefers(tiny, tmp_path):
+    grader = Grader(lambda question, answer: str(1 + number(answer) % 5))
+    with serving(Sampler()) as server, serving(grader) as judge:
+        desk = Desk(tmp_path, tiny, server, judge)
+        drawn = "{temperature: 0.7, top_p: 0.9, samples: 4, choose: best, by: 'judge:./helpful.yaml'}"
+        settings = (f"candidates.plain.decoding={drawn}", "target.primary=token_f1")
+        compare(desk.path, settings, ("plain",))
+        bodies = [body for path, body in server.asked if path.endswith("chat/completions")]
+    assert {(body["temperature"], body["top_p"]) for body in bodies} == {(0.7, 0.9)}
+    run = tiny_experiment.runs_of(desk.path)["plain"]
+    answers = store.read_drawn(desk.store, run.rows["replies/test"])
+    rows = desk.rows()
+    assert len(rows) == N
+    assert len({body["seed"] for body in bodies}) > 4 * N, "each item and place has a seed of its own"
+    for row in rows:
+        given = answers[row.example_id]
+        grades = [number(one.text) % 5 / 4 for one in given]
+        assert [one.parts["judge:helpful"] for one in given] == [(pytest.approx(grade),) for grade in grades]
+        assert row.text == given[grades.index(max(grades))].text
+        assert row.parts["judge:helpful"] == (pytest.approx(max(grades)),)
