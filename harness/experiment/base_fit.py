@@ -22,6 +22,8 @@ from harness.models.memory import Peak, Shape
 from harness.records import Run, parse_json
 from harness.spec import HUB
 
+_MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers finds it
+
 _THINKING = "enable_thinking"  # the variable of the templates of Qwen3, SmolLM3 and others
 _OF_EXPERTS = re.compile(r"expert|gate_up|(up|down)_proj|\bw[123]\b")  # as families call their matrices
 _WHOLE = "full fine-tuning"
@@ -144,6 +146,23 @@ def quantization_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
                 f"{base.quantization} of {base.name}, of which {share:.0%} are experts that stay in 16 bits"
             )
             yield Problem(f"candidate {candidate.name}", found, "a base of linear layers", "method: lora")
+
+
+def marker_problems(candidate: ResolvedCandidate, *, chat: bool) -> Iterator[Problem]:
+    """Yield that nothing marks what the assistant says, where a training is to learn that alone."""
+    if not any(trial.source.params.get("assistant_only_loss") for trial in candidate.trials):
+        return
+    where, step = f"candidate {candidate.name}", "leave out assistant_only_loss"
+    base = candidate.trained_base
+    if not chat:
+        found = "assistant_only_loss, and a target with chat_template: false"
+        yield Problem(where, found, "a target that is asked in chat", step)
+    elif not hub.is_packed(base) and not _MARKED.search(hub.chat_template(base.path)):
+        found = (
+            f"assistant_only_loss, and a chat template that does not mark the assistant's words ({base.name})"
+        )
+        expected = "{% generation %} and {% endgeneration %} around them in its chat template"
+        yield Problem(where, found, expected, f"{step}: the answer alone is learnt, as ever")
 
 
 def base_remarks(session: Session, runs: Iterable[Run]) -> Iterator[str]:

@@ -23,7 +23,7 @@ from harness.evaluation.leaks import refuse_or_note
 from harness.evaluation.regularization import regularization_problems
 from harness.evaluation.row_sets import suite_sets, target_sets, total_work, work_of
 from harness.evaluation.session import Measured, Session, join_items
-from harness.experiment.base_fit import quantization_problems
+from harness.experiment.base_fit import marker_problems, quantization_problems
 from harness.experiment.curves.tracking import tracking_problems, tracking_work
 from harness.experiment.train import fit_work
 from harness.experiment.tuning import proposals
@@ -205,6 +205,7 @@ def _refuse_weights(session: Session, loaded: Loaded) -> None:
             step = "pip install 'harness-evals[qlora]', or leave the candidate out"
             problems.append(Problem(where, found, "the package that quantises", step))
         problems += quantization_problems(candidate)
+        problems += marker_problems(candidate, chat=session.target.task.chat_template)
         problems += _other_weights(session, candidate)
         problems += _unusable_reward(session, candidate)
         problems += _unusable_pairs(session, candidate)

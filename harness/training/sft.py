@@ -34,7 +34,13 @@ if TYPE_CHECKING:
     from trl import SFTTrainer
 
 
-_OWN = ("early_stopping_patience", "eval_steps", "auto_find_batch_size", *loop.KNOBS)  # not TRL's as they are
+_OWN = (
+    "assistant_only_loss",
+    "early_stopping_patience",
+    "eval_steps",
+    "auto_find_batch_size",
+    *loop.KNOBS,
+)  # not TRL's as they are
 _BATCH_SIZE = "batch_size"  # a file beside the checkpoints
 
 
@@ -47,6 +53,8 @@ class SupervisedParams(LoopParams):
     only where it leaves enough steps (see `packing_problem`). `eval_steps` measures the validation loss, and
     makes a checkpoint, after so many steps (below 1: such a share of all) in place of epochs. Where memory
     runs out, `auto_find_batch_size` reads a step's rows in smaller batches; a step has as many as before.
+    `assistant_only_loss` learns what the assistant says in every turn, not in the last alone, where the chat
+    template marks it by `{% generation %}`.
     """
 
     learning_rate: float = Field(1e-3, gt=0, le=1)
@@ -56,6 +64,7 @@ class SupervisedParams(LoopParams):
     early_stopping_patience: int = Field(2, ge=1)
     eval_steps: float | None = Field(None, gt=0)
     auto_find_batch_size: bool = False
+    assistant_only_loss: bool = False
 
     @field_validator("eval_steps")
     @classmethod
@@ -134,8 +143,8 @@ def _fine_tune(
     loaded_in = machine._replace(precision="fp32") if whole else machine
     base, tokenizer = load_base(context.source, loaded_in, loop.attention(machine))
     context.prepare(base)
-    train, n_dropped = _rows(context.train, context, tokenizer, params.max_length)
-    validation, _ = _rows(context.validation, context, tokenizer, params.max_length)
+    train, n_dropped = _rows(context.train, context, tokenizer, params)
+    validation, _ = _rows(context.validation, context, tokenizer, params)
     against = (
         packing_problem(params, [len(row["input_ids"]) for row in train], base) if params.packing else ""
     )
@@ -174,13 +183,28 @@ def _fine_tune(
 
 
 def _rows(
-    examples: Sequence[Example], context: FitContext, tokenizer: "PreTrainedTokenizerBase", max_length: int
+    examples: Sequence[Example],
+    context: FitContext,
+    tokenizer: "PreTrainedTokenizerBase",
+    params: SupervisedParams,
 ) -> tuple[list[Row], int]:
     """Return tokenised rows that fit, and how many did not."""
     answers = [example.references[:1] for example in examples]
     made = tokenize(examples, answers, context.chat_template, tokenizer, context.source)
     rows = [_row(*tokens) for tokens in made]
-    return loop.rows_that_fit(rows, [len(row["input_ids"]) for row in rows], max_length)
+    if params.assistant_only_loss:
+        masks = (assistant_mask(example, tokenizer) for example in examples)
+        rows = [row | {"completion_mask": mask} for row, mask in zip(rows, masks, strict=True)]
+    return loop.rows_that_fit(rows, [len(row["input_ids"]) for row in rows], params.max_length)
+
+
+def assistant_mask(example: Example, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Mark the tokens of a row, with its answer, that its chat template says the assistant writes."""
+    turns = [*example.messages, {"role": "assistant", "content": example.references[0]}]
+    made: Any = tokenizer.apply_chat_template(
+        turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    return list(made["assistant_masks"])
 
 
 def _row(start: int, wholes: list[list[int]]) -> Row:
