@@ -3,7 +3,9 @@
 Invariant: reads Parquet files alone, never the index, so nobody who writes has to wait.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 from harness.records import SampleResult, Status, many_rows
@@ -66,8 +68,16 @@ def document_digests(store: Store, rows_digest: str) -> dict[str, str]:
     path = store.parquet(rows_digest)
     if not path.exists():
         return {}
+    with clear_errors(store, f"rows {rows_digest}", ANEW):
+        found = path.stat()
+        return dict(_documents_in(path, found.st_ino, found.st_mtime_ns, found.st_size))
+
+
+@lru_cache(maxsize=32)
+def _documents_in(path: Path, *_version: int) -> Mapping[str, str]:
+    """Read the digests of a file as it is now; each candidate of a report asks for those of every task."""
     query = f'SELECT example_id, md5(list_prepend(prompt, "references")::VARCHAR) FROM {READ_PARQUET}'
-    with clear_errors(store, f"rows {rows_digest}", ANEW), memory() as db:
+    with memory() as db:
         return dict(db.execute(query, [pattern(path)]).fetchall())
 
 
