@@ -4,9 +4,14 @@ Invariant: only the answers are made up; trials are found, stored, judged and sp
 scaled adapter is really made; of a training its finished folder is laid down.
 """
 
+import atexit
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,7 +124,19 @@ class World(NamedTuple):
 def world(
     folder: Path, versions: dict[str, Version], *, sizes: Sizes = USUAL, extra: str = "", overrides=()
 ) -> World:
-    """Write a world, run its experiment and return it; "as it is" is the version that is to be rescued."""
+    """Write a world, run its experiment and return it; "as it is" is the version that is to be rescued.
+
+    What was run before with the same version and settings is copied.
+    """
+    finished = _finished(versions.get(AS_IT_IS, COLLAPSED), sizes, extra, tuple(overrides))
+    shutil.copytree(finished, folder, dirs_exist_ok=True)
+    return opened(folder / "harness.yaml", versions, overrides)
+
+
+@cache
+def _finished(as_it_is: Version, sizes: Sizes, extra: str, overrides: tuple[str, ...]) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="rescue-world-", dir=os.environ.get("PYTEST_DEBUG_TEMPROOT")))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = worlds.write(folder, BASE, sizes)
     config_file = json.loads((folder / "model" / "config.json").read_text())
     shape = {
@@ -131,7 +148,8 @@ def world(
     }
     (folder / "model" / "config.json").write_text(json.dumps({**config_file, **shape}))
     path.write_text(path.read_text() + extra)
-    return opened(path, versions, overrides)
+    opened(path, {AS_IT_IS: as_it_is}, overrides)
+    return folder
 
 
 def opened(path: Path, versions: dict[str, Version], overrides=()) -> World:

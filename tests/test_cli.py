@@ -83,15 +83,22 @@ def test_help_loads_nothing_heavy(tmp_path):
     assert alone(tmp_path, "--help", code=code).communicate()[0].endswith("[]\n")
 
 
+@pytest.fixture(scope="module")
+def measured(finished, own_cache, tmp_path_factory):
+    """Copy the finished experiment and compare it in a process of its own, which measures the machine."""
+    folder = shutil.copytree(finished[0], tmp_path_factory.mktemp("measured") / "copy")
+    alone(folder, "compare").communicate()
+    return folder
+
+
 @pytest.mark.parametrize("verb", [("compare",), ("gate", "--candidate", "lora")])
-def test_what_is_stored_is_judged_again_without_a_model(copy, own_cache, verb):
+def test_what_is_stored_is_judged_again_without_a_model(measured, verb):
     heavy = "torch transformers tokenizers trl peft pandas sklearn scipy.stats datasets pyarrow".split()
     code = (
         "import sys, atexit; atexit.register(lambda: print([m for m in "
         f"{heavy} if m in sys.modules])); {MAIN}"
     )
-    alone(copy, "compare").communicate()  # measures the machine with so many threads, once
-    said, errors = alone(copy, *verb, code=code).communicate()
+    said, errors = alone(measured, *verb, code=code).communicate()
     assert said.endswith("[]\n"), errors
 
 

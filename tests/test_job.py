@@ -221,13 +221,14 @@ class Stopping(Silent):
         yield advance
 
 
-def test_the_key_trains_in_a_process_of_its_own_into_the_same_folder(tiny, tmp_path):
+@pytest.mark.parametrize("cut", [False, pytest.param(True, marks=pytest.mark.weekly)], ids=["whole", "cut"])
+def test_the_key_trains_in_a_process_of_its_own_into_the_same_folder(tiny, tmp_path, cut):
     found = {}
     for process in ("same", "own"):
         path = tiny_experiment.write(tmp_path / process, tiny, extra=f"training: {{process: {process}}}\n")
         session = prepare_session(config.load(path), Scope(), Silent())
         candidate = session.candidates["lora"]
-        if process == "own":
+        if process == "own" and cut:
             session.progress = Stopping(2)
             with pytest.raises(KeyboardInterrupt):
                 run_candidate.ensure_weights(session, candidate, 0)

@@ -1,5 +1,7 @@
 """Nights that ask a real server over HTTP: its model is swapped, or it goes away."""
 
+import shutil
+
 import nights
 import openai_server
 import pytest
@@ -25,18 +27,29 @@ def rule(rates, day=FIRST):
     return Rule(lambda messages: oracle._output(messages).text)
 
 
-@pytest.fixture
-def served(tmp_path):
-    """Compare a world with what is served over HTTP; yields its server and its file."""
+@pytest.fixture(scope="module")
+def finished_world(rules_cache, tmp_path_factory):
+    """Compare a world with what is served over HTTP, once; yields its server and its folder."""
     with serving(rule(STILL)) as server:
-        path = worlds.write(tmp_path / "world", nights.TRUTH, worlds.Sizes(test=200, general=60))
+        path = worlds.write(
+            tmp_path_factory.mktemp("finished") / "world", nights.TRUTH, worlds.Sizes(test=200, general=60)
+        )
         one = f"{{method: endpoint, params: {{base_url: {server.url}, model: {openai_server.NAME}, protocol: chat, max_retries: 0}}}}"
         text = path.read_text() + f"  served: {one}\nnightly: {{candidates: [lora, served]}}\n"
         path.write_text(text)
         session, loaded = worlds.opened(path, nights.TRUTH, candidates=["prompt", "lora", "served"])
         worlds.trained(session, session.candidates["lora"])
         experiment.run_all(session, loaded, smoke=False)
-        yield server, path
+        yield server, path.parent
+
+
+@pytest.fixture
+def served(finished_world, tmp_path):
+    """Copy the finished world, its server answering as it did then; returns both."""
+    server, folder = finished_world
+    server.model, server.faults = rule(STILL), []
+    shutil.copytree(folder, tmp_path / "world")
+    return server, tmp_path / "world" / "harness.yaml"
 
 
 def night(path, n):
