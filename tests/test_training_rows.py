@@ -8,21 +8,19 @@ from collections import Counter
 import jsonschema
 import pytest
 import tiny_experiment
-from fake_facts import candidate, tuned
 from rich.console import Console
 
 from harness import config, release
 from harness.config import load
 from harness.data import load_task
 from harness.data.training_rows import corrupt_rows, load_training_rows
-from harness.decision import apply_budgets, strongest
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
 from harness.progress import Silent
 from harness.records import Example, parse_json
 from harness.report import experiment_document, markdown, read, terminal, to_json
 from harness.report.html import html
-from harness.spec import DecidePolicy, Mix, Task
+from harness.spec import Mix, Task
 
 LORA = "method: lora, params: {r: 2, max_steps: 2, max_length: 200}"
 CANDIDATES = f"""\
@@ -95,16 +93,6 @@ def test_shares_of_wrong_answers_are_compared_with_the_smallest(compared):
         ("noisy[corrupt=0.1]", 0.1),
         ("noisy[corrupt=0.3]", 0.3),
     ]
-
-
-def test_what_was_trained_on_wrong_answers_is_never_recommended(compared):
-    _, report = compared
-    left_out = {f.name for f in report.facts if "made wrong on purpose" in f.over_budget}
-    assert left_out == {"noisy[corrupt=0.1]", "noisy[corrupt=0.3]"}
-    assert report.decision.candidate not in left_out
-    wrong = tuned("noisy[corrupt=0.1]", 0.9, 0.2, corrupted=0.1)
-    found = apply_budgets([candidate("prompt", 0.6), tuned("lora", 0.7, 0.1), wrong], DecidePolicy())
-    assert strongest(found) == "lora"
 
 
 def test_all_candidates_answer_the_same_test_items(compared):

@@ -244,7 +244,6 @@ def _excess(seeds: Sequence[CandidateFacts], policy: DecidePolicy) -> str:
     rates = [f.requests_per_s for f in seeds if f.requests_per_s is not None]
     most, least = policy.max_latency_s, policy.min_requests_per_s
     over = ["sensitive data would leave for somebody else's server"] if _leaks(seeds, policy) else []
-    over += ["its training answers were made wrong on purpose"] if any(f.corrupted for f in seeds) else []
     if most is not None and p50s and median(p50s) > most:
         took, budget = _distinct_times(median(p50s), most)
         over.append(f"its median request takes {took}, and the budget is {budget}")

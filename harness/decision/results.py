@@ -87,7 +87,6 @@ class CandidateFacts:
     examples were trained on, 0 where that is not known. `over_items` says how much the mean over the recipe's
     seeds varies with the items, None with one seed. `verdict` is the gate's on this run alone; among many
     candidates `standing` says what is left of it, and `corrected` is the verdict at that level.
-    `corrupted` is the share of its training answers that were made wrong on purpose.
     `labels_missing` of people keep a judge's metric from deciding about its answers.
     """
 
@@ -127,7 +126,6 @@ class CandidateFacts:
     standing: Standing | None = None
     corrected: Verdict | None = None
     labels_missing: int = 0
-    corrupted: float = 0.0
 
     @property
     def label(self) -> str:

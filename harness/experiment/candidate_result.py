@@ -76,7 +76,6 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
         retrieval=_retrieval_use(session, metric, test),
         several=comparison.several_answers(metric, test, reader.drawn(run, session.target)),
         training=run.training,
-        corrupted=session.candidates[run.candidate].source.corrupt,
     )
 
 
