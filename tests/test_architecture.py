@@ -32,6 +32,8 @@ HOMES = {
     "gguf": {"models"},
     "vllm": {"models"},
     "openai": {"models"},
+    "ray": {"experiment"},
+    "submitit": {"experiment"},
     "lm_eval": {"evaluation"},
     "duckdb": {"store"},
     "streamlit": set(),
@@ -48,7 +50,7 @@ HOMES = {
 # Slow to import: never at the top of a file, whichever file it is.
 HEAVY = (
     "torch transformers peft trl bitsandbytes accelerate datasets pandas pyarrow sklearn scipy.stats "
-    "scipy.optimize statsmodels sacrebleu rouge_score bm25s gguf lm_eval duckdb sentence_transformers evaluate vllm openai "
+    "scipy.optimize statsmodels sacrebleu rouge_score bm25s gguf lm_eval duckdb sentence_transformers evaluate vllm openai ray submitit "
     "optuna datasketch ftfy cleanlab py3langid phonenumbers stdnum"
 ).split()
 # Derives from a class of lm-eval, so it cannot wait; nothing of ours imports it.

@@ -12,7 +12,7 @@ import tiny_methods
 from harness import config, store
 from harness.evaluation.timing import batch_time, time_requests, timing_notes, wants_more
 from harness.experiment import Scope, prepare_session
-from harness.experiment.run_candidate import _row_sets, open_weights, stored_weights, time_again
+from harness.experiment.run_candidate import open_weights, row_sets, stored_weights, time_again
 from harness.methods import lora
 from harness.models.hardware import Load, Machine
 from harness.models.hf import ModelHost, merge_adapter
@@ -118,7 +118,7 @@ def test_the_time_in_a_batch_is_of_undisturbed_blocks_and_measured_again_without
     session, run = stored
     candidate = session.candidates["lora"]
     weights = stored_weights(session, candidate, run.seed)
-    test = _row_sets(session, candidate, weights, run.seed)[1]
+    test = row_sets(session, candidate, weights, run.seed)[1]
     times = mark_blocks(session, run, contended=False)
     with open_weights(session, weights) as model:
         assert batch_time(session, model, test) == (pytest.approx(sum(times) / len(times)), False)

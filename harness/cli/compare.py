@@ -102,6 +102,27 @@ def compare(
             "--strict", envvar="HARNESS_STRICT", help="Refuse margins that the items probably cannot show."
         ),
     ] = False,
+    executor: Annotated[
+        str | None,
+        typer.Option(
+            "--executor",
+            envvar="HARNESS_EXECUTOR",
+            help="Where candidates train and answer: in_process, local, ray or slurm.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", envvar="HARNESS_WORKERS", min=1, help="At most so many workers at once."),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads", envvar="HARNESS_THREADS", min=1, help="Threads that a worker computes with."
+        ),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="Ray's cluster: auto, or a host and port.")
+    ] = None,
     precision: Precision = None,
     as_json: Json = False,
 ) -> None:
@@ -113,6 +134,8 @@ def compare(
 
     settings = with_precision(overrides, precision)
     settings += [f"seeds=[{','.join(seeds)}]"] if seeds else []
+    given = {"executor": executor, "workers": workers, "threads": threads, "address": address}
+    settings += [f"execution.{name}={value}" for name, value in given.items() if value is not None]
     loaded = configuration.load(config, settings, candidates or [])
     experiment.refuse_many(loaded, yes=yes or dry_run)
     progress = TerminalProgress()
@@ -151,6 +174,7 @@ def compare(
             learning_curve=learning_curve,
             fewer_items=fewer_items,
             found=stored,
+            scope=scope,
         )
     found = write_report(found, config, settings, candidates or [])
     if rescue and scope.smoke:

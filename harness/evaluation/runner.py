@@ -41,24 +41,29 @@ def fill(
     progress.
     """
     for rows in (one.answers for one in sets):
-        if is_there(session, rows):
-            continue
-        job, came_from = rows.job(), origin(session, control)
-        done = store.stored_blocks(session.store, job.identity, rows.ids)
-        work, times = work_of(job), []
-        with session.progress.stage(f"{name}: {rows.name}", session.seconds(work)) as advance:
-            for index in range(job.n_blocks):
-                if index not in done:
-                    start = load()
-                    block = rows.measured.evaluate(candidate, job, index)
-                    times.append(load().since(start))
-                    here = came_from._replace(contended=times[-1].is_contended())
-                    store.keep_origin(session.store, job.identity.digest, index, here)
-                    store.append_block(session.store, job.identity, index, block)
-                advance(index + 1, job.n_blocks)
-        store.complete_rows(session.store, job.identity, len(rows.ids))
-        if not done:
-            _learn_pace(session, job, work, times)
+        with session.claim(rows.identity.digest):
+            if not is_there(session, rows):
+                _fill(session, candidate, rows, name, control)
+
+
+def _fill(session: Session, candidate: Candidate, rows: RowSet, name: str, control: str) -> None:
+    """Compute the blocks of one set; what workers time beside others counts as disturbed."""
+    job, came_from = rows.job(), origin(session, control)
+    done = store.stored_blocks(session.store, job.identity, rows.ids)
+    work, times = work_of(job), []
+    with session.progress.stage(f"{name}: {rows.name}", session.seconds(work)) as advance:
+        for index in range(job.n_blocks):
+            if index not in done:
+                start = load()
+                block = rows.measured.evaluate(candidate, job, index)
+                times.append(load().since(start))
+                here = came_from._replace(contended=session.is_worker or times[-1].is_contended())
+                store.keep_origin(session.store, job.identity.digest, index, here)
+                store.append_block(session.store, job.identity, index, block)
+            advance(index + 1, job.n_blocks)
+    store.complete_rows(session.store, job.identity, len(rows.ids))
+    if not (done or session.is_worker):
+        _learn_pace(session, job, work, times)
 
 
 def _learn_pace(session: Session, job: Job, work: Work, times: Sequence[Load]) -> None:

@@ -6,12 +6,12 @@ remembered under the version of its code.
 
 import gc
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from harness import provenance
+from harness import provenance, store
 from harness.cache import memo
 from harness.config.rubrics import is_judged
 from harness.data import SPLITS, Split, TaskItems, task_version
@@ -118,6 +118,8 @@ class Session:
     `controls` maps digests of bases to the control arm that was measured while this session was open,
     `checked_judges` holds the judges whose anchors were graded again while it was open,
     `settled` runs to the verdict that an interim analysis settled; these are asked nothing more.
+    `failures` maps candidates with seeds to what a worker failed with; these are not made again here.
+    One that is a worker's (`is_worker`) claims what it makes, as others are at work in the same store.
     Copies made by `replace` share the slot, so what one loads another lets go of. A session for a `dry_run`
     loads nothing.
     """
@@ -138,6 +140,8 @@ class Session:
     paces: dict[int, Pace] = field(default_factory=dict)
     training: Mapping[str, Measured] = field(default_factory=dict)
     dry_run: bool = False
+    failures: dict[tuple[str, int], Exception] = field(default_factory=dict)
+    is_worker: bool = False
 
     def with_candidates(self, recipes: Mapping[str, Recipe]) -> "Session":
         """Return a copy whose experiment holds these candidates too; one of a known name replaces it."""
@@ -178,6 +182,10 @@ class Session:
             with self.progress.stage("loading the base model"):
                 self.slot.host = load(self.experiment.engine, source, self.machine, known)
         return self.slot.host
+
+    def claim(self, name: str) -> AbstractContextManager[None]:
+        """Keep other workers from making what has this name; whoever is alone in the store need not."""
+        return store.claim(self.store, name) if self.is_worker else nullcontext()
 
     def unload(self) -> None:
         """Let go of the base in memory, and of what a training left behind in cycles of references."""

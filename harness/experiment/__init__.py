@@ -26,6 +26,7 @@ from harness.experiment import fewer_items as fewer
 from harness.experiment.analysis import Settled, judge_runs, remarks, report_of
 from harness.experiment.candidate_result import attempt, facts_of
 from harness.experiment.curves.data_scaling import estimate_curve_work, make_curve, refuse_curve, stored_curve
+from harness.experiment.executors import make_on_workers
 from harness.experiment.prepare import (
     Scope,
     arm_label,
@@ -96,7 +97,14 @@ def compare(
     refuse_many(loaded, yes=yes)
     scope = Scope(limit, quick, fewer_items)
     session = prepare_session(loaded, scope, progress or Silent())
-    return run_all(session, loaded, smoke=scope.smoke, learning_curve=learning_curve, fewer_items=fewer_items)
+    return run_all(
+        session,
+        loaded,
+        smoke=scope.smoke,
+        learning_curve=learning_curve,
+        fewer_items=fewer_items,
+        scope=scope,
+    )
 
 
 def refuse_many(loaded: Loaded, *, yes: bool) -> None:
@@ -120,10 +128,12 @@ def run_all(
     learning_curve: bool = False,
     fewer_items: bool = False,
     found: Sequence[Run | None] | None = None,
+    scope: Scope | None = None,
 ) -> ExperimentReport:
     """Make every selected run on a prepared session, and report them; `found` is what `look_up` has found.
 
-    The numbers of a `smoke` run are no evidence. With `fewer_items` large tasks are asked in interim
+    The numbers of a `smoke` run are no evidence. Workers, where the experiment has some, first make what they
+    can on sessions of the same `scope`. With `fewer_items` large tasks are asked in interim
     analyses, until the verdicts are settled; where no task can be drawn from, it is the run on all items.
 
     Raises:
@@ -143,6 +153,8 @@ def run_all(
     with store.working(session.store), noted:
         store.begin(session.store, begun)
         store.remove_merged_blocks(session.store)
+        if scope:
+            make_on_workers(session, loaded, scope, ordered, found)
         if fewer_items and _asks_all(session):
             session.experiment = session.experiment.model_copy(update={"name": loaded.experiment.name})
             found = stored_runs(session, ordered)

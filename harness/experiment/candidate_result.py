@@ -26,12 +26,14 @@ from harness.spec import Recipe, TokenPrices
 def attempt(
     session: Session, reader: Reader, candidate: ResolvedCandidate, seed: int, done: Run | None = None
 ) -> tuple[Run, CandidateFacts]:
-    """Make a run as far as it is not `done`; what goes wrong with it is recorded.
+    """Make a run as far as it is not `done`; what goes wrong with it, here or at a worker, is recorded.
 
     Raises:
         UserError: things are such that no run could be made, for example without room on the disk.
     """
     try:
+        if done is None and (error := session.failures.get((candidate.name, seed))):
+            raise error
         run = make_run(session, candidate, seed, done)
         # A run without any row that could be scored has no facts: it failed as well.
         return run, facts_of(session, reader, run)

@@ -30,7 +30,7 @@ from harness.experiment.tuning import proposals
 from harness.metrics import Metric, load_metrics
 from harness.models import openai_api, vllm
 from harness.models.adapters import CONFIG
-from harness.models.hardware import probe
+from harness.models.hardware import Machine, probe
 from harness.models.hub import (
     ModelSource,
     architecture_difference,
@@ -95,8 +95,10 @@ def narrow(experiment: Experiment, scope: Scope) -> Experiment:
     return experiment
 
 
-def prepare_session(loaded: Loaded, scope: Scope, progress: Progress) -> Session:
-    """Read all data, probe the machine, find the base model.
+def prepare_session(
+    loaded: Loaded, scope: Scope, progress: Progress, machine: Machine | None = None
+) -> Session:
+    """Read all data, probe the machine unless that is given, find the base model.
 
     Raises:
         UserError: with the problems of all tasks at once, or two ways to ask fewer items are wanted.
@@ -122,13 +124,11 @@ def prepare_session(loaded: Loaded, scope: Scope, progress: Progress) -> Session
     )
     sources = _resolve_models(experiment, progress, unpacks=not scope.dry_run)
     _refuse_without_template(experiment, sources.values())
-    folder = loaded.folder / "runs" / "smoke" if scope.quick else loaded.folder / "runs"
     source = sources[experiment.base_model]
-    reached_gflops = _reached_gflops(Store(folder), experiment.name, source)
-    machine = probe(
-        experiment.device, experiment.precision, renew=scope.renew_probe, reached_gflops=reached_gflops
-    )
-    at = Store(folder)
+    at = Store(loaded.folder / "runs" / "smoke" if scope.quick else loaded.folder / "runs")
+    reached_gflops = _reached_gflops(at, experiment.name, source)
+    wanted = experiment.device, experiment.precision
+    machine = machine or probe(*wanted, renew=scope.renew_probe, reached_gflops=reached_gflops)
     target, *suites = (
         m._replace(judged=judged_metrics(m.task, m.items, at, sources, machine)) for m in (target, *suites)
     )

@@ -49,6 +49,7 @@ __all__ = [
     "measured_arm",
     "open_weights",
     "rescore_run",
+    "row_sets",
     "stands_on",
     "stored_runs",
     "suite_arm",
@@ -84,7 +85,7 @@ def begin(session: Session, name: str, seed: int) -> None:
 
 def _train_and_evaluate(session: Session, candidate: ResolvedCandidate, seed: int) -> Run:
     name, weights = candidate.name, ensure_weights(session, candidate, seed)
-    sets = _row_sets(session, candidate, weights, seed)
+    sets = row_sets(session, candidate, weights, seed)
     (done,) = find_runs(session, [run_identity(session, name, seed, weights, sets)])
     if done is not None:
         return _with_points(session, candidate, seed, weights, done)
@@ -170,7 +171,7 @@ def time_again(session: Session, candidate: ResolvedCandidate, run: Run) -> Run:
     A run of which more would say no more is returned as it is.
     """
     weights = stored_weights(session, candidate, run.seed)
-    sets = [] if weights is None else _row_sets(session, candidate, weights, run.seed)
+    sets = [] if weights is None else row_sets(session, candidate, weights, run.seed)
     if weights is None or not timing.wants_more(run, len(sets[0].ids)):
         return run
     expected_s = timing.MANY_REQUESTS * run.latency["p50_s"]
@@ -196,7 +197,7 @@ def rescore_run(session: Session, candidate: ResolvedCandidate, run: Run) -> tup
     weights = stored_weights(session, candidate, run.seed)
     if weights is None:
         return None, list(run.rows)
-    sets = _row_sets(session, candidate, weights, run.seed)
+    sets = row_sets(session, candidate, weights, run.seed)
     if lacking := runner.rescore_stored(session, sets):
         return None, [rows.name for rows in lacking]
     (done,) = find_runs(session, [run_identity(session, candidate.name, run.seed, weights, sets)])
@@ -255,7 +256,7 @@ def outdated_inputs(session: Session, request: RunRequest) -> list[str]:
     if not runs or weights is None:
         return []
     stored = {one.digest: asdict(one) for one in store.identities(session.store)}
-    now = {rows.name: asdict(rows.identity) for rows in _row_sets(session, candidate, weights, seed)}
+    now = {rows.name: asdict(rows.identity) for rows in row_sets(session, candidate, weights, seed)}
     then = {key: stored[rows] for key, rows in runs[-1].rows.items() if rows in stored and key in now}
     names = [field.name for field in fields(RowsIdentity)]
     return [name for name in names if any(then[key][name] != now[key][name] for key in then)]
@@ -265,10 +266,11 @@ def _stored_identity(session: Session, request: RunRequest) -> RunIdentity | Non
     candidate, seed = request
     if (weights := stored_weights(session, candidate, seed)) is None:
         return None
-    return run_identity(session, candidate.name, seed, weights, _row_sets(session, candidate, weights, seed))
+    return run_identity(session, candidate.name, seed, weights, row_sets(session, candidate, weights, seed))
 
 
-def _row_sets(session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int) -> list[RowSet]:
+def row_sets(session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int) -> list[RowSet]:
+    """List what a run refers to: validation and test of the target, then the suites."""
     suites = [] if candidate.is_target_only else suite_sets(session, weights)
     return [*target_sets(session, candidate.recipe, weights, seed), *suites]
 

@@ -100,12 +100,11 @@ def _single(session: Session, candidate: ResolvedCandidate, seed: int, *, make: 
     folder = folder_of(session, candidate, seed, init, reward, merges)
     found = read_weights(candidate, folder)
     if found is None and make:
-        general = _general(session, candidate, seed)
-        mixed = _mixed(session, candidate, seed)
-        if session.experiment.engine == "vllm" or session.machine.device == "cuda":
-            session.unload()  # training has a base of its own, and a GPU rarely room for two
-        fit(session, candidate, seed, folder, init, mixed, reward, general, merges)
-        found = read_weights(candidate, folder)
+        with session.claim(folder.name):
+            found = read_weights(candidate, folder)
+            if found is None:
+                _fit_anew(session, candidate, seed, folder, init, reward, merges)
+                found = read_weights(candidate, folder)
     known = [weights for weights in (init, reward, *merges) if weights]
     if found is None or not known:
         return found
@@ -129,6 +128,22 @@ def _refuse_other_kind(candidate: ResolvedCandidate, init: Weights | None, merge
             if kind != wanted[key]:
                 found = f"{key}: weights that turned out to be of the kind {kind}"
                 raise CandidateFailed(f"{found}; expected {wanted[key]}", "another candidate")
+
+
+def _fit_anew(
+    session: Session,
+    candidate: ResolvedCandidate,
+    seed: int,
+    folder: Path,
+    init: Weights | None,
+    reward: Weights | None,
+    merges: Sequence[Weights],
+) -> None:
+    """Make weights that are not there, on the rows of the target and those of the regularisers."""
+    general, mixed = _general(session, candidate, seed), _mixed(session, candidate, seed)
+    if session.experiment.engine == "vllm" or session.machine.device == "cuda":
+        session.unload()  # training has a base of its own, and a GPU rarely room for two
+    fit(session, candidate, seed, folder, init, mixed, reward, general, merges)
 
 
 def stands_on(*weights: Weights) -> dict[str, str]:
@@ -265,7 +280,7 @@ def fit(
     except Exception:
         clean_up(part, complete=False)
         raise
-    if method.trains and not is_resumed:
+    if method.trains and not (is_resumed or session.is_worker):
         _learn_pace(session, work, part, candidate.trained_base)
     clean_up(part, complete=True)
     part.rename(folder)
@@ -420,6 +435,12 @@ def _try(
         validation_loss=of.validation_loss,
     )
     return made, found
+
+
+def make_trial(session: Session, candidate: ResolvedCandidate, place: int) -> None:
+    """Make and validate the trial at one point of a candidate's sweep; that it diverged is remembered."""
+    point = candidate.points[place]
+    _try(session, candidate.at(point), point, make=True)
 
 
 def _rank(trial: Trial, sign: int) -> tuple[float, float]:

@@ -171,7 +171,45 @@ def measure_machine(device: str, precision: str) -> Machine:
         raise UserError(Problem("precision", "fp16 on a CPU", "auto, bf16 or fp32", "precision: auto"))
     n_threads = torch.get_num_threads()
     speeds, contended = cpu_speeds(partial(_gflops, "cpu"), n_threads)
-    return cpu(f"CPU, {n_threads} threads", precision, speeds)._replace(contended=contended)
+    return cpu(cpu_name(n_threads), precision, speeds)._replace(contended=contended)
+
+
+def cpu_name(n_threads: int) -> str:
+    """Name the processor that computes with so many threads."""
+    return f"CPU, {n_threads} threads"
+
+
+def current_device(device: str) -> str:
+    """Name what torch computes on here, on a device of this kind."""
+    import torch
+
+    if device == "cpu":
+        return cpu_name(torch.get_num_threads())
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU that torch can see"
+
+
+def torch_threads() -> int:
+    """Return how many threads torch computes with on a CPU."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def use_threads(n: int) -> None:
+    """Let this process, and the libraries it has yet to load, compute with so many threads."""
+    os.environ["OMP_NUM_THREADS"] = str(n)
+    import torch
+
+    torch.set_num_threads(n)
+
+
+def visible_gpus() -> list[str]:
+    """List the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    if named := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return named.split(",")
+    import torch
+
+    return [str(place) for place in range(torch.cuda.device_count())]
 
 
 def probe(

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from harness.spec.decoding import MEAN_LOGPROB, Decoding
+from harness.spec.execution import ExecutionPolicy
 from harness.spec.mixture import Mix
 from harness.spec.policies import (
     TRAINING_STEPS,
@@ -55,6 +56,7 @@ __all__ = [
     "DecidePolicy",
     "Decoding",
     "Engine",
+    "ExecutionPolicy",
     "Experiment",
     "Fields",
     "Fraction",
@@ -109,6 +111,7 @@ class Experiment(Spec):
     nightly: NightlyPolicy = NightlyPolicy()
     rescue: RescuePolicy = RescuePolicy()
     training: TrainingPolicy = TrainingPolicy()
+    execution: ExecutionPolicy = ExecutionPolicy()
     chat_template_kwargs: dict[Annotated[str, Field(pattern=r"^[a-z_]\w*$")], bool | int | float | str] = {}
     engine: Engine = "transformers"
     precision: Precision = "auto"

@@ -20,6 +20,8 @@ final name is whole. Rows are found by content, so whatever was computed once is
     runs/harness.duckdb                        the index
     runs/.unfinished/                          files that are being written
     runs/.begun/<name>                         what has begun and not finished
+    runs/.claims/<digest>                      locks of what workers are making
+    runs/.workers/                             what the workers of a comparison are told, and their logs
     runs/.progress.json                        where the comparison, night or rescue at work is
 """
 
@@ -49,7 +51,7 @@ from harness.store.grade_books import (
     read_identities,
 )
 from harness.store.index import Counts, reindex
-from harness.store.layout import Store, working, write_record, write_whole
+from harness.store.layout import Store, claim, working, write_record, write_whole
 from harness.store.measurements import (
     controls,
     flip_rates,
@@ -133,6 +135,7 @@ __all__ = [
     "append_block",
     "base_rows_use",
     "begin",
+    "claim",
     "complete_rows",
     "controls",
     "count_statuses",

@@ -19,6 +19,7 @@ from typing import Any
 from harness.errors import HarnessError, Problem, UserError
 
 AGAIN = "run the same command again"
+CLAIMS = ".claims"
 _NO_ROOM_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ROOM_WORDS = (
     *map(os.strerror, _NO_ROOM_CODES),
@@ -90,6 +91,16 @@ def working(store: Store) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def claim(store: Store, name: str) -> Iterator[None]:
+    """Wait until no other worker makes what has this name, and let others wait; a killed one's claim ends."""
+    from filelock import FileLock
+
+    (store.folder / CLAIMS).mkdir(parents=True, exist_ok=True)
+    with FileLock(store.folder / CLAIMS / name):
+        yield
 
 
 def write_whole(store: Store, path: Path, text: str) -> None:

@@ -1,0 +1,234 @@
+"""Runner of one job in a worker, and the assignment that tells every worker of a comparison what it works on.
+
+Invariant: a worker computes only where code, packages, processor, threads, models and data are those of the
+command that asked; it writes rows, weights and measurements under their own names, and never the index.
+"""
+
+import os
+import pickle
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from harness import provenance
+from harness.config import Loaded
+from harness.errors import Problem, UserError
+from harness.evaluation.candidates import base_weights
+from harness.evaluation.control_arm import measure_once
+from harness.evaluation.row_sets import RowSet, is_there, suite_sets, target_sets
+from harness.evaluation.runner import (
+    fill,
+    find_base_rows,
+    keep_base_rows,
+    measure_control,
+    open_weights,
+    rescore_stored,
+)
+from harness.evaluation.session import Session
+from harness.experiment.executors.work_plan import Job
+from harness.experiment.prepare import Scope, prepare_session
+from harness.experiment.run_candidate import row_sets
+from harness.experiment.train import ensure_weights, make_trial
+from harness.models.hardware import (
+    Machine,
+    cpu_kernels,
+    cpu_name,
+    current_device,
+    torch_threads,
+    use_threads,
+)
+from harness.models.hub import ModelSource
+from harness.progress import Silent, quiet_libraries
+from harness.records import digest
+from harness.store.layout import remove_folder
+from harness.training import Weights
+from harness.training.worker import encode_error
+
+PACKAGE = Path(__file__).parents[2]
+WORKERS = ".workers"  # a folder of the store
+
+
+class Assignment(NamedTuple):
+    """The experiment, its scope, machine and threads; `state` is all that has to be the same at a worker."""
+
+    loaded: Loaded
+    scope: Scope
+    machine: Machine
+    threads: int
+    folder: Path
+    state: dict[str, str]
+
+
+class Outcome(NamedTuple):
+    """Result of a job: the id of a control arm, or an error as `training.worker.decode_error` reads it."""
+
+    value: str = ""
+    error: tuple[str, list[Any]] | None = None
+
+
+@contextmanager
+def written_assignment(session: Session, loaded: Loaded, scope: Scope, threads: int) -> Iterator[Path]:
+    """Write an assignment into the store, for as long as workers need it; gives its file."""
+    machine = session.machine
+    if machine.device == "cpu":
+        machine = machine._replace(name=cpu_name(threads))
+    state = _state(session, machine.name, threads)
+    assignment = Assignment(loaded, scope, machine, threads, Path.cwd(), state)
+    file = session.store.folder.resolve() / WORKERS / f"{uuid4().hex}.pickle"
+    remove_folder(file.parent)  # of a command that was killed
+    file.parent.mkdir(parents=True)
+    # The code comes first: what other code wrote need not be readable.
+    file.write_bytes(pickle.dumps(_code_digest()) + pickle.dumps(assignment))
+    try:
+        yield file
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def run_job(file: Path, job: Job, controls: Mapping[str, str]) -> Outcome:
+    """Make what a job asks for, as far as it is not there; `controls` maps bases to their control arms."""
+    try:
+        session = _open_session(file)
+        session.controls.update(controls)
+        return Outcome(_MAKE[job.kind](session, job) or "")
+    except Exception as error:  # noqa: BLE001 (the command hears of it, and decides)
+        return Outcome(error=encode_error(error))
+
+
+_opened: dict[Path, Session] = {}  # one: a worker works for one comparison at a time
+
+
+def _open_session(file: Path) -> Session:
+    if file not in _opened:
+        _opened.clear()
+        _opened[file] = _prepare(_read_assignment(file))
+    return _opened[file]
+
+
+def _read_assignment(file: Path) -> Assignment:
+    # Listing asks the server of a network file system, where looking for a name may ask its memory.
+    if not file.parent.is_dir() or file.name not in os.listdir(file.parent):  # noqa: PTH208
+        step = "keep the project on a file system that all workers see, under the same path"
+        raise UserError(Problem(_worker_name(), f"no {file}", "the runs folder of the command", step))
+    with file.open("rb") as content:
+        _refuse_other({"code of harness": pickle.load(content)}, {"code of harness": _code_digest()})
+        found: Assignment = pickle.load(content)
+    return found
+
+
+def _prepare(asked: Assignment) -> Session:
+    """Open the experiment as the command has it, on as many threads, and refuse any difference."""
+    os.chdir(asked.folder)
+    os.environ["OMP_NUM_THREADS"] = str(asked.threads)  # before a library is loaded
+    quiet_libraries()
+    use_threads(asked.threads)
+    session = prepare_session(asked.loaded, asked.scope, Silent(), asked.machine)
+    session.is_worker = True
+    _refuse_other(asked.state, _state(session, current_device(asked.machine.device), torch_threads()))
+    return session
+
+
+def _state(session: Session, device: str, threads: int) -> dict[str, str]:
+    """Describe by name what rows and weights depend on: where they are computed, models and data."""
+    of_cpu = session.machine.device == "cpu"
+    kernels = {f"CPU {name}": value for name, value in cpu_kernels().items()} if of_cpu else {}
+    if "CPU flags" in kernels:
+        kernels["CPU flags"] = digest(kernels["CPU flags"])  # too many to read
+    models = {f"model {name}": _model(source) for name, source in session.sources.items()}
+    data = {f"data of {m.task.name}": digest(dict(m.versions)) for m in (session.target, *session.suites)}
+    computed = {"precision": session.machine.precision, "threads": str(threads)}
+    return provenance.measuring_environment(device) | computed | kernels | models | data
+
+
+def _model(source: ModelSource) -> str:
+    return f"{source.weights_digest}/{source.template_digest}"
+
+
+def _refuse_other(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Refuse to work where something is not as it is for the command.
+
+    Raises:
+        UserError: with each difference.
+    """
+    step = "give all workers the same code, packages, processor, models and data as the command"
+    problems = [
+        Problem(f"{_worker_name()}: {name}", found.get(name, "none"), expected.get(name, "none"), step)
+        for name in {**expected, **found}
+        if found.get(name) != expected.get(name)
+    ]
+    if problems:
+        raise UserError(problems)
+
+
+def _worker_name() -> str:
+    return f"worker on {socket.gethostname()}"
+
+
+def _code_digest() -> str:
+    """Digest the files of this package."""
+    files = sorted((*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.toml")))
+    return digest([(str(file.relative_to(PACKAGE)), file.read_text("utf-8")) for file in files])
+
+
+def _make_weights(session: Session, job: Job) -> None:
+    ensure_weights(session, session.candidates[job.name], job.seed)
+
+
+def _make_trial(session: Session, job: Job) -> None:
+    make_trial(session, session.candidates[job.name], job.part)
+
+
+def _measure_control(session: Session, job: Job) -> str:
+    return measure_once(session, _base(session, job.name))
+
+
+def _answer_as_base(session: Session, job: Job) -> None:
+    weights = base_weights(_base(session, job.name))
+    sets = suite_sets(session, weights)[job.part :: job.parts]
+    lacking = find_base_rows(session, _unanswered(session, sets))
+    if lacking:
+        with open_weights(session, weights) as model:
+            for rows in lacking:
+                fill(session, model, [rows], "base")
+                keep_base_rows(session, rows)
+
+
+def _answer(session: Session, job: Job) -> None:
+    candidate = session.candidates[job.name]
+    weights = ensure_weights(session, candidate, job.seed)
+    sets = (
+        row_sets(session, candidate, weights, job.seed)
+        if job.suites
+        else target_sets(session, candidate.recipe, weights, job.seed)
+    )
+    lacking = _unanswered(session, sets[job.part :: job.parts])
+    if lacking:
+        _ask(session, candidate.base, weights, lacking)
+
+
+def _ask(session: Session, base: ModelSource, weights: Weights, lacking: Sequence[RowSet]) -> None:
+    beside = measure_control(session, base, weights)
+    with open_weights(session, weights) as model:
+        fill(session, model, lacking, "", control=beside)
+
+
+def _unanswered(session: Session, sets: Sequence[RowSet]) -> list[RowSet]:
+    """List the sets that lack answers; what judges have yet to grade is graded where the command runs."""
+    return [rows for rows in rescore_stored(session, sets) if not is_there(session, rows.answers)]
+
+
+def _base(session: Session, weights_digest: str) -> ModelSource:
+    known = (source for one in session.candidates.values() for source in one.bases)
+    return next(source for source in known if source.weights_digest == weights_digest)
+
+
+_MAKE = {
+    "base": _answer_as_base,
+    "control": _measure_control,
+    "trial": _make_trial,
+    "fit": _make_weights,
+    "answer": _answer,
+}

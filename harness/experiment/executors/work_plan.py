@@ -1,0 +1,154 @@
+"""Work plan of a comparison: its jobs for workers, and which of them each one waits for.
+
+Invariant: pure and cheap: no file is read for it. A job says what is to be there, not how much of it is
+missing, so one that is run twice, or again after it was killed, makes the same and computes nothing twice.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from harness.evaluation.candidates import ResolvedCandidate
+from harness.evaluation.row_sets import RunRequest
+from harness.evaluation.session import Session
+from harness.experiment.prepare import measured_bases
+from harness.formatting import count
+from harness.models.hub import ModelSource
+
+
+class Job(NamedTuple):
+    """Work for one worker: a base's answers, its control arm, a trial or fit of weights, or a run's answers.
+
+    `name` is a candidate's, or the weights digest of a base. Of answers it is every `parts`-th row set from
+    `part` on, of a trial `part` is the point of the sweep. Only with `suites` a run answers those too.
+    """
+
+    kind: Literal["base", "control", "trial", "fit", "answer"]
+    name: str
+    seed: int = 0
+    part: int = 0
+    parts: int = 1
+    suites: bool = False
+
+
+class WorkPlan(NamedTuple):
+    """Jobs with those that each waits for, and by candidate and seed the jobs that its run rests on."""
+
+    needs: dict[Job, tuple[Job, ...]]
+    rests_on: dict[tuple[str, int], tuple[Job, ...]]
+
+    def __str__(self) -> str:
+        """Say how many jobs there are of each kind."""
+        kinds = Counter(job.kind for job in self.needs)
+        said = ", ".join(f"{kind} {count(n)}" for kind, n in kinds.items())
+        return f"{count(len(self.needs))} jobs ({said})"
+
+
+def plan_work(
+    session: Session, requests: Sequence[RunRequest], n_workers: int, *, answers: bool = True
+) -> WorkPlan:
+    """Plan what workers make of the runs that are asked for; the rest is made where the command runs.
+
+    That is what an endpoint answers, and what a judge has to grade before a sweep can choose. Without
+    `answers` only weights are made that no answer decides on.
+    """
+    plan = WorkPlan({}, {})
+    shared = [one for one in requests if _is_for_workers(session, one.candidate, answers)]
+    if answers:
+        for source in measured_bases([one.candidate for one in shared if _has_base(one.candidate)]):
+            _base_jobs(session, plan, source, n_workers)
+    for one in shared:
+        made = _weights_job(session, plan, one.candidate, one.seed, n_workers)
+        plan.rests_on[one.candidate.name, one.seed] = (made,) if made else ()
+    if answers:
+        _answer_jobs(session, plan, shared, n_workers)
+    return plan
+
+
+def _is_for_workers(session: Session, candidate: ResolvedCandidate, answers: bool) -> bool:
+    chooses = any(recipe.tried for recipe in candidate.lineage.values())
+    needs_judge = session.target.task.primary_metric in session.target.judged
+    return not (candidate.is_remote or (chooses and (needs_judge or not answers)))
+
+
+def _has_base(candidate: ResolvedCandidate) -> bool:
+    """Tell whether a candidate is compared with a base, whose answers may have moved."""
+    return candidate.method.makes_language_model
+
+
+def _base_jobs(session: Session, plan: WorkPlan, source: ModelSource, n_workers: int) -> tuple[Job, ...]:
+    """Add the answers of a base to the suites."""
+    parts = min(n_workers, len(session.suites))
+    jobs = tuple(Job("base", source.weights_digest, part=part, parts=parts) for part in range(parts))
+    plan.needs.update(dict.fromkeys(jobs, ()))
+    return jobs
+
+
+def _control_jobs(session: Session, plan: WorkPlan, source: ModelSource, n_workers: int) -> tuple[Job, ...]:
+    """Add the control arm of a base, which asks some of its stored answers again; none without suites."""
+    if not session.suites:
+        return ()
+    job = Job("control", source.weights_digest)
+    if job not in plan.needs:
+        plan.needs[job] = _base_jobs(session, plan, source, n_workers)
+    return (job,)
+
+
+def _weights_job(
+    session: Session, plan: WorkPlan, candidate: ResolvedCandidate, seed: int, n_workers: int
+) -> Job | None:
+    """Add what makes a candidate's weights, after all that they start from; None where they are given."""
+    if candidate.given:
+        return None
+    job = Job("fit", candidate.source_name, seed)
+    if job in plan.needs:
+        return job
+    needs = _jobs_before(session, plan, candidate, seed, n_workers)
+    if candidate.source.tried:
+        needs += _jobs_of_trials(session, plan, candidate, n_workers)
+    plan.needs[job] = needs
+    return job
+
+
+def _jobs_of_trials(
+    session: Session, plan: WorkPlan, candidate: ResolvedCandidate, n_workers: int
+) -> tuple[Job, ...]:
+    """Add what a choice waits for: the trials of a sweep; those of a search are one job, in turn."""
+    first = session.experiment.seeds[0]
+    before = _jobs_before(session, plan, candidate, first, n_workers)
+    before += _control_jobs(session, plan, candidate.base, n_workers) if _has_base(candidate) else ()
+    if candidate.source.search:
+        return before
+    n = len(candidate.points)
+    trials = tuple(Job("trial", candidate.source_name, first, part, n) for part in range(n))
+    plan.needs.update(dict.fromkeys(trials, before))
+    return trials
+
+
+def _jobs_before(
+    session: Session, plan: WorkPlan, candidate: ResolvedCandidate, seed: int, n_workers: int
+) -> tuple[Job, ...]:
+    """Add the jobs of the candidates that weights start from, are rewarded by, or merge."""
+    behind = filter(None, (candidate.init, candidate.reward, *candidate.merges))
+    made = (_weights_job(session, plan, one, seed, n_workers) for one in behind)
+    return tuple(job for job in made if job)
+
+
+def _answer_jobs(session: Session, plan: WorkPlan, shared: Sequence[RunRequest], n_workers: int) -> None:
+    """Add the answers of runs, in as many parts that no worker is idle; the suites once for each weights."""
+    parts = -(-n_workers // max(1, len(shared)))
+    answered: dict[tuple[str, int, str], tuple[Job, ...]] = {}
+    for candidate, seed in shared:
+        run, weights = (
+            (candidate.name, seed),
+            (candidate.source_name, seed, candidate.served_base.weights_digest),
+        )
+        gated = _has_base(candidate) and not candidate.is_target_only
+        suites = gated and candidate.given != candidate.base and weights not in answered
+        n = min(parts, 2 + suites * len(session.suites))
+        jobs = tuple(Job("answer", *run, part, n, suites) for part in range(n))
+        controls = _control_jobs(session, plan, candidate.base, n_workers) if _has_base(candidate) else ()
+        plan.needs.update(dict.fromkeys(jobs, (*plan.rests_on[run], *controls)))
+        plan.rests_on[run] += (*jobs, *(answered.get(weights, ()) if gated else ()))
+        if suites:
+            answered[weights] = jobs

@@ -1,0 +1,230 @@
+"""Workers on this machine, on Ray and by submitit leave the rows of one process, whatever is killed meanwhile.
+
+Invariant: what is killed is killed when so much is made, not after so much time; all compute with one thread.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import tiny_experiment
+
+from harness import store
+from harness.store import Store
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+LORA = "{r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}"
+CANDIDATES = f"""\
+  prompt: {{method: base}}
+  bag: {{method: classifier}}
+  lora: {{method: lora, params: {LORA}}}
+  hybrid: {{weights_of: lora, prompting: {{few_shot: {{select: fixed, shots: 2}}}}}}
+  dpo: {{method: dpo, init_from: lora, params: {{max_length: 200, per_device_train_batch_size: 4}}}}
+  swept: {{method: lora, params: {{r: 2, num_train_epochs: 1, max_length: 200}}, sweep: {{learning_rate: [0.001, 0.02]}}}}
+  broken: {{method: full, params: {{max_steps: 3, weight_decay: 1.0e+30, max_length: 200}}}}
+"""
+MAIN = "from harness.cli import main; main()"
+LOCAL = ("execution.executor=local", "execution.threads=1")
+
+
+@pytest.fixture(scope="module")
+def model(tiny, tmp_path_factory):
+    return shutil.copytree(tiny, tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread(cache_folder, all_cores):
+    import torch
+
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HARNESS_CACHE", str(cache_folder))
+        environment.setenv("OMP_NUM_THREADS", "1")
+        environment.setenv("PYTHONPATH", str(ROOT))
+        yield
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model, one_thread, tmp_path_factory):
+    path = write(tmp_path_factory.mktemp("undisturbed"), model)
+    return path, tiny_experiment.run(path)
+
+
+@pytest.fixture
+def path(model, tmp_path):
+    return write(tmp_path, model)
+
+
+def write(folder, model):
+    """Write the tiny experiment with several blocks of one task, pairs, a sweep and a candidate that fails."""
+    path = tiny_experiment.write(folder, model, CANDIDATES)
+    suites = folder / "suites"
+    pairs = [
+        {"id": f"pair-{n}", "prompt": f"Where is parcel {n}?", "chosen": "late", "rejected": "money"}
+        for n in range(8)
+    ]
+    tiny_experiment.rows(suites / "letters" / "pairs.jsonl", pairs)
+    target = (suites / "letters.yaml").read_text().replace("{train:", "{pairs: letters/pairs.jsonl, train:")
+    (suites / "letters.yaml").write_text(target)
+    asked = [{"id": f"n{n}", "prompt": f"What follows {n}?", "reference": str(n + 1)} for n in range(150)]
+    tiny_experiment.rows(suites / "general" / "facts.jsonl", asked)
+    return path
+
+
+def rows(path):
+    """Return every row of every complete set, but for its measured time."""
+    at = Store(path.parent / "runs")
+    return {
+        file.parent.name: [
+            {name: getattr(row, name) for name in row.__slots__ if name != "compute_s"}
+            for row in store.read_rows(at, file.parent.name)
+        ]
+        for file in (at.folder / "rows").glob("*/rows.parquet")
+    }
+
+
+def same(path, undisturbed):
+    """Hold a finished experiment to one that a single process made."""
+    alone, _ = undisturbed
+    runs, expected = (tiny_experiment.runs_of(one) for one in (path, alone))
+    assert {name: (run.run_id, run.state, run.error) for name, run in runs.items()} == {
+        name: (run.run_id, run.state, run.error) for name, run in expected.items()
+    }
+    assert rows(path) == rows(alone)
+    folder = path.parent / "runs"
+    assert {one.name for one in (folder / "weights").iterdir()} == {
+        one.name for one in (alone.parent / "runs" / "weights").iterdir()
+    }
+    assert [*folder.glob("rows/*/blocks"), *folder.glob("weights/*.part"), *folder.glob(".claims")] == []
+
+
+def finished(path):
+    """Map what is complete to when it was written."""
+    runs = path.parent / "runs"
+    return {
+        file: file.stat().st_mtime_ns
+        for p in ("rows/*/rows.parquet", "weights/*/fit.json")
+        for file in runs.glob(p)
+    }
+
+
+def wait_until(met, patience_s=120):
+    """Wait for a condition, and fail where it is not met in time."""
+    end = time.monotonic() + patience_s
+    while not met():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def processes(words):
+    """List the processes whose command line holds these words."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if words in (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def run_beside(path, *overrides):
+    """Run the experiment in a thread; returns what ends with it, and holds its report or its error."""
+    found = []
+
+    def work():
+        try:
+            found.append(tiny_experiment.run(path, *overrides))
+        except BaseException as error:  # noqa: BLE001 (the test looks at it)
+            found.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread, found
+
+
+def test_four_workers_of_which_one_is_killed_leave_the_rows_of_one_process(path, undisturbed):
+    thread, found = run_beside(path, *LOCAL, "execution.workers=4")
+    wait_until(lambda: len(finished(path)) >= 3 or found)
+    before = finished(path)
+    assert thread.is_alive()
+    os.kill(processes(f"executors.local {path.parent}")[0], signal.SIGKILL)
+    thread.join(240)
+    assert [f.state for f in found[0].facts].count("failed") == 1
+    same(path, undisturbed)
+    assert {file: at for file, at in finished(path).items() if file in before} == before
+
+
+def test_a_command_that_is_killed_takes_its_workers_along_and_the_next_one_goes_on(path, undisturbed):
+    words = [sys.executable, "-c", MAIN, "compare", "--executor", "local", "--workers", "2", "--threads", "1"]
+    command = subprocess.Popen(words, cwd=path.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: len(finished(path)) >= 3 or command.poll() is not None)
+    command.kill()
+    command.wait()
+    before = finished(path)
+    wait_until(lambda: not processes(f"executors.local {path.parent}"))
+    done = subprocess.run(words, cwd=path.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr  # one candidate fails
+    same(path, undisturbed)
+    assert {file: at for file, at in finished(path).items() if file in before} == before
+
+
+def test_jobs_by_submitit_leave_the_rows_of_one_process(path, undisturbed):
+    extra = "execution: {executor: slurm, address: local, workers: 2, threads: 1, slurm: {timeout_min: 5}}\n"
+    path.write_text(path.read_text() + extra)
+    tiny_experiment.run(path, candidates=("lora",))  # a process for each job, so few of them
+    assert (
+        tiny_experiment.runs_of(path)["lora"].run_id == tiny_experiment.runs_of(undisturbed[0])["lora"].run_id
+    )
+    found, expected = rows(path), rows(undisturbed[0])
+    assert found == {name: expected[name] for name in found}
+    assert len(list((path.parent / "runs" / ".workers").glob("*/*_result.pkl"))) >= 4
+
+
+@pytest.fixture
+def cluster():
+    """Start Ray's own cluster of three nodes with a processor each; returns it."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
+    started = Cluster(initialize_head=True, head_node_args=node)
+    for _ in range(2):
+        started.add_node(num_cpus=1, object_store_memory=80_000_000)
+    yield started
+    ray.shutdown()
+    started.shutdown()
+
+
+def another_node(cluster):
+    """Return a node of a cluster that this process is not connected to, and that is not its head."""
+    from ray._private.worker import global_worker
+
+    own = global_worker.node._raylet_socket_name
+    return next(node for node in cluster.worker_nodes if node._raylet_socket_name != own)
+
+
+def test_a_ray_cluster_that_loses_a_worker_and_a_node_leaves_the_rows_of_one_process(
+    path, undisturbed, cluster
+):
+    thread, found = run_beside(
+        path, "execution.executor=ray", f"execution.address={cluster.address}", "execution.threads=1"
+    )
+    wait_until(lambda: len(finished(path)) >= 2 or found)
+    os.kill(processes("ray::run_job")[0], signal.SIGKILL)
+    wait_until(lambda: len(finished(path)) >= 6 or found)
+    before = finished(path)
+    assert thread.is_alive()
+    cluster.remove_node(another_node(cluster), allow_graceful=False)
+    thread.join(240)
+    assert [f.state for f in found[0].facts].count("failed") == 1
+    same(path, undisturbed)
+    assert {file: at for file, at in finished(path).items() if file in before} == before

@@ -1,0 +1,328 @@
+"""A plan of jobs, their dispatch, and a worker that refuses whatever is not as it is for the command."""
+
+import socket
+import sys
+import threading
+import time
+from functools import partial
+
+import pytest
+import tiny_experiment
+
+from harness import config, store
+from harness.errors import CandidateFailed, UserError
+from harness.evaluation.row_sets import RunRequest
+from harness.experiment import Scope, prepare_session
+from harness.experiment.executors import dispatch, job_runner, local, ray_cluster, slurm
+from harness.experiment.executors.job_runner import Outcome
+from harness.experiment.executors.work_plan import Job, plan_work
+from harness.progress import Silent
+from harness.spec import ExecutionPolicy
+from harness.store import Store
+from harness.training.worker import decode_error, encode_error
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+LORA = "{r: 2, num_train_epochs: 1, max_length: 200}"
+CANDIDATES = f"""\
+  prompt: {{method: base}}
+  lora: {{method: lora, params: {LORA}}}
+  hybrid: {{weights_of: lora, prompting: {{few_shot: {{select: fixed, shots: 2}}}}}}
+  next: {{method: scaled, init_from: lora, params: {{scale: 0.5}}}}
+  swept: {{method: lora, params: {LORA}, sweep: {{learning_rate: [0.001, 0.02]}}}}
+  bag: {{method: classifier}}
+  far: {{method: endpoint, params: {{base_url: "http://127.0.0.1:9/v1", model: far}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def session(tiny, own_cache, tmp_path_factory):
+    path = tiny_experiment.write(tmp_path_factory.mktemp("planned"), tiny, CANDIDATES)
+    return prepare_session(config.load(path), Scope(), Silent())
+
+
+@pytest.fixture
+def opened(copy, monkeypatch):
+    """Open the finished experiment, and let what a worker sets of the process be itself again."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(copy.parent)
+    job_runner._opened.clear()
+    loaded = config.load(copy)
+    return prepare_session(loaded, Scope(), Silent()), loaded
+
+
+def planned(session, n_workers, names=(), **options):
+    requests = [RunRequest(session.candidates[name], 0) for name in names or session.candidates]
+    return plan_work(session, requests, n_workers, **options)
+
+
+def before(plan, job):
+    """List all jobs that have to be done before one."""
+    return {one for need in plan.needs[job] for one in (need, *before(plan, need))}
+
+
+def kinds(plan):
+    return sorted({(job.kind, job.name) for job in plan.needs})
+
+
+class Scripted:
+    """Workers that answer by a function, and note what was asked of them and how many were at work."""
+
+    def __init__(self, size, answer=lambda job: Outcome()):
+        self.size, self._answer = size, answer
+        self.asked, self.most, self.controls, self.stopped = [], 0, {}, False
+        self._running, self._lock = 0, threading.Lock()
+
+    def run(self, job, controls):
+        with self._lock:
+            self.asked.append(job)
+            self.controls[job] = dict(controls)
+            self._running += 1
+            self.most = max(self.most, self._running)
+        try:
+            return self._answer(job)
+        finally:
+            with self._lock:
+                self._running -= 1
+
+    def stop(self):
+        self.stopped = True
+
+
+def ignore(done, total, note=""):
+    pass
+
+
+def test_answers_wait_for_their_weights_and_these_for_what_they_start_from(session):
+    plan = planned(session, 1)
+    (answer,) = (job for job in plan.needs if (job.kind, job.name) == ("answer", "next"))
+    assert {Job("fit", "next"), Job("fit", "lora")} < before(plan, answer)
+
+
+def test_answers_wait_for_the_base_and_its_control_arm_but_trainings_do_not(session):
+    plan = planned(session, 2)
+    (answer,) = (job for job in plan.needs if (job.kind, job.name) == ("answer", "prompt"))
+    assert {job.kind for job in before(plan, answer)} == {"base", "control"}
+    assert plan.needs[Job("fit", "lora")] == ()
+
+
+def test_the_trials_of_a_sweep_are_jobs_of_their_own_before_one_is_chosen(session):
+    plan = planned(session, 1)
+    trials = {job for job in plan.needs if job.kind == "trial"}
+    assert trials == {Job("trial", "swept", 0, part, 2) for part in range(2)}
+    assert trials < before(
+        plan, next(job for job in plan.needs if (job.kind, job.name) == ("answer", "swept"))
+    )
+
+
+def test_weights_that_two_candidates_share_answer_the_suites_once(session):
+    plan = planned(session, 1, ("lora", "hybrid"))
+    assert {job.name: job.suites for job in plan.needs if job.kind == "answer"} == {
+        "lora": True,
+        "hybrid": False,
+    }
+    assert Job("answer", "lora", suites=True) in plan.rests_on["hybrid", 0]
+
+
+def test_what_few_runs_answer_is_dealt_out_among_many_workers(session):
+    plan = planned(session, 8, ("lora", "bag"))
+    parts = sorted((job.name, job.part, job.parts) for job in plan.needs if job.kind == "answer")
+    assert parts == [*(("bag", part, 2) for part in range(2)), *(("lora", part, 4) for part in range(4))]
+
+
+def test_what_an_endpoint_answers_is_no_job(session):
+    assert "far" not in {name for _, name in kinds(planned(session, 1))}
+
+
+def test_of_interim_analyses_only_weights_are_made_that_no_answer_decides_on(session):
+    assert kinds(planned(session, 1, answers=False)) == [("fit", "bag"), ("fit", "lora"), ("fit", "next")]
+
+
+def test_a_plan_says_how_many_jobs_of_which_kind_it_has(session):
+    assert str(planned(session, 1, ("prompt", "lora"))) == "5 jobs (base 1, fit 1, control 1, answer 2)"
+
+
+def test_a_thousand_jobs_are_planned_and_dispatched_in_less_than_a_second(session):
+    many = [RunRequest(session.candidates["lora"], seed) for seed in range(500)]
+    start = time.perf_counter()
+    plan = plan_work(session, many, 8)
+    pool = Scripted(8)
+    dispatch.run_jobs(plan.needs, pool, {}, ignore)
+    assert time.perf_counter() - start < 1
+    assert len(pool.asked) == len(plan.needs) > 1000
+
+
+def test_every_job_runs_once_after_what_it_needs_and_no_more_at_once_than_there_are_workers(session):
+    plan, pool = planned(session, 3), Scripted(3)
+    assert dispatch.run_jobs(plan.needs, pool, {}, ignore) == {}
+    place = {job: at for at, job in enumerate(pool.asked)}
+    assert sorted(place) == sorted(plan.needs)
+    assert len(pool.asked) == len(place)
+    assert all(place[need] < place[job] for job, needs in plan.needs.items() for need in needs)
+    assert pool.most <= 3
+    assert pool.stopped
+
+
+def test_a_job_that_fails_ends_those_alone_that_wait_for_it(session):
+    plan, error = planned(session, 2), CandidateFailed("no memory", "a smaller batch")
+
+    def answer(job):
+        return Outcome(error=encode_error(error)) if job == Job("fit", "lora") else Outcome()
+
+    failed = dispatch.run_jobs(plan.needs, Scripted(2, answer), {}, ignore)
+    assert {job.name for job in failed} == {"lora", "hybrid", "next"}
+    assert {str(one) for one in failed.values()} == {str(error)}
+
+
+def test_bad_input_at_a_worker_ends_everything(session):
+    error = encode_error(job_runner.UserError(job_runner.Problem("worker", "other code", "this", "mend it")))
+    pool = Scripted(2, lambda job: Outcome(error=error))
+    with pytest.raises(UserError, match="worker: found other code"):
+        dispatch.run_jobs(planned(session, 2).needs, pool, {}, ignore)
+    assert pool.stopped
+
+
+def test_the_control_arm_that_was_measured_is_known_to_the_answers_after_it(session):
+    plan, controls = planned(session, 2, ("prompt",)), {}
+    pool = Scripted(2, lambda job: Outcome("arm-1" if job.kind == "control" else ""))
+    dispatch.run_jobs(plan.needs, pool, controls, ignore)
+    digest = session.source.weights_digest
+    assert controls == {digest: "arm-1"}
+    assert {job.kind for job, known in pool.controls.items() if known == controls} == {"answer"}
+
+
+def test_a_job_whose_work_is_done_computes_nothing_and_leaves_the_index_alone(opened):
+    session, loaded = opened
+    session.store.index.unlink()
+    plan = planned(session, 1)
+    with job_runner.written_assignment(session, loaded, Scope(), 1) as file:
+        before = {path: path.stat().st_mtime_ns for path in session.store.folder.glob("[rw]*/*/*")}
+        outcomes = {
+            job: job_runner.run_job(file, job, {session.source.weights_digest: ""}) for job in plan.needs
+        }
+    assert set(outcomes.values()) == {Outcome()}
+    assert {path: path.stat().st_mtime_ns for path in session.store.folder.glob("[rw]*/*/*")} == before
+    assert not session.store.index.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("threads", "2"), ("torch", "0.1"), ("data of letters", "other"), ("precision", "bf16")],
+)
+def test_a_worker_that_is_not_like_the_command_is_refused(opened, name, value):
+    session, loaded = opened
+    with job_runner.written_assignment(session, loaded, Scope(), 1) as file:
+        asked = job_runner._read_assignment(file)
+        other = asked._replace(state={**asked.state, name: value})
+        with pytest.raises(UserError) as refused:
+            job_runner._prepare(other)
+    (problem,) = refused.value.problems
+    assert (problem.found, problem.expected) == (asked.state[name], value)
+    assert f": {name}: found" in str(problem)
+
+
+def test_a_worker_with_other_code_is_refused_before_it_reads_what_this_code_wrote(opened):
+    session, loaded = opened
+    with job_runner.written_assignment(session, loaded, Scope(), 1) as file:
+        content = file.read_bytes()
+        file.write_bytes(content.replace(job_runner._code_digest().encode(), b"0" * 16)[:60])
+        outcome = job_runner.run_job(file, Job("fit", "lora"), {})
+    assert "code of harness" in str(decode_error(*outcome.error))
+
+
+def test_a_worker_that_does_not_see_the_runs_folder_says_so(tmp_path):
+    outcome = job_runner.run_job(tmp_path / "runs" / "x.pickle", Job("fit", "lora"), {})
+    error = decode_error(*outcome.error)
+    assert isinstance(error, UserError)
+    assert "a file system that all workers see" in str(error)
+
+
+def test_a_claim_keeps_others_waiting_until_it_ends(tmp_path):
+    at, order = Store(tmp_path), []
+
+    def work():
+        with store.claim(at, "rows"):
+            order.append("second")
+
+    with store.claim(at, "rows"):
+        second = threading.Thread(target=work)
+        second.start()
+        second.join(0.1)
+        order.append("first")
+    second.join(10)
+    assert order == ["first", "second"]
+
+
+def test_a_worker_that_cannot_start_fails_its_job_with_what_it_said_last(tmp_path):
+    (tmp_path / "x.pickle").write_text("no pickle")
+    command = (sys.executable, "-c", "import sys; sys.exit('no such worker')")
+    with local.LocalPool(tmp_path / "x.pickle", 1, 1, "cpu", command) as pool:
+        outcome = pool.run(Job("fit", "lora"), {})
+    assert "its worker ended 3 times with exit code" in str(decode_error(*outcome.error))
+    assert "no such worker" in str(decode_error(*outcome.error))
+
+
+def test_each_worker_has_a_gpu_of_its_own_and_as_many_threads_as_the_plan_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    told = "import os, sys; sys.exit('{CUDA_VISIBLE_DEVICES} {OMP_NUM_THREADS}'.format(**os.environ))"
+    with local.LocalPool(tmp_path / "x.pickle", None, 7, "cuda", (sys.executable, "-c", told)) as pool:
+        assert pool.size == 2
+        for _ in range(pool.size):
+            pool.run(Job("fit", "lora"), {})
+    assert {log.read_text().strip() for log in tmp_path.glob("*.log")} == {"3 7", "5 7"}
+    with pytest.raises(UserError, match="3 workers on 2 GPUs"):
+        local.LocalPool(tmp_path / "x.pickle", 3, 1, "cuda")
+
+
+def test_nobody_guesses_how_many_workers_share_a_processor(tmp_path):
+    with pytest.raises(UserError, match="--workers 2"):
+        local.LocalPool(tmp_path / "x.pickle", None, 1, "cpu")
+    with pytest.raises(UserError, match="--workers 8"):
+        slurm.SlurmPool(tmp_path / "x.pickle", ExecutionPolicy(executor="slurm"), 1, "cpu")
+
+
+def test_ray_that_nobody_answers_for_is_refused_within_seconds(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    start = time.monotonic()
+    pool = ray_cluster.RayPool(tmp_path / "x.pickle", address, 1, 1, "cpu")
+    with pytest.raises(UserError, match=f"Ray at {address}: found no cluster"), pool:
+        pass
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("package", "open_pool"),
+    [
+        ("ray", partial(ray_cluster.RayPool, address="auto", n_workers=1, threads=1, device="cpu")),
+        (
+            "submitit",
+            partial(
+                slurm.SlurmPool, policy=ExecutionPolicy(executor="slurm", workers=1), threads=1, device="cpu"
+            ),
+        ),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_what_installs_it(package, open_pool, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=r"pip install 'harness-evals\[cluster\]'"), open_pool(tmp_path / "x"):
+        pass
+
+
+def test_slurm_where_there_is_none_is_refused(tmp_path):
+    policy = ExecutionPolicy(executor="slurm", workers=1)
+    with (
+        pytest.raises(UserError, match="run this where sbatch is"),
+        slurm.SlurmPool(tmp_path / "x", policy, 1, "cpu"),
+    ):
+        pass
+
+
+def test_an_experiment_that_one_process_has_finished_needs_no_worker(copy):
+    runs = copy.parent / "runs"
+    before = {path: path.stat().st_mtime_ns for path in runs.glob("[rw]*/*/*")}
+    found = tiny_experiment.run(copy, "execution.executor=local", "execution.workers=2")
+    assert [f.state for f in found.facts] == ["done"] * len(found.facts)
+    assert {path: path.stat().st_mtime_ns for path in runs.glob("[rw]*/*/*")} == before
+    assert list((runs / ".workers").glob("*")) == []
