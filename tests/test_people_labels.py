@@ -25,7 +25,7 @@ from harness.comparison.labelled_answers import (
 from harness.config.rubrics import asked_digest, current_labels, rubric_of
 from harness.experiment.human_labels import correct_reached
 from harness.gating import TargetFacts
-from harness.gating.target import target_rule
+from harness.gating.rules.target import target_rule
 from harness.metrics import mean_metric
 from harness.records import AnswerLabel, LabelSet
 from harness.release import rating_file

@@ -182,6 +182,11 @@ def is_reported_only(task: Task) -> bool:
     return task.kind == "bits_per_byte" or task.primary_metric == "bits_per_byte"
 
 
+def is_perplexity(t: TaskComparison) -> bool:
+    """Tell whether a text's perplexity is its first metric, of which no limit in bits per byte judges."""
+    return t.task.primary_metric == "perplexity"
+
+
 def margin_share(margin: Margin) -> float:
     """Return the margin as a number in (0, 1): of the scale, or of the skill where `is_relative`."""
     return float(margin.rstrip("% ")) / 100 if isinstance(margin, str) else margin

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "reports" / "calibration.json"
 PROCESSES = 2
 # Modules of harness/ whose code may move any figure, and those of the figures of one file of cells alone.
-_PRINTING = ("stats/*.py", "comparison/*.py", "gating/*.py", "decision/*.py")
+_PRINTING = ("stats/*.py", "comparison/*.py", "gating/**/*.py", "decision/*.py")
 _PRINTING_OF = {
     "nights.py": ("nightly/[ae]*.py", "evaluation/control_arm.py"),
     "gates.py": ("evaluation/control_arm.py",),

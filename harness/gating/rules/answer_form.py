@@ -1,0 +1,130 @@
+"""Rules on the form of answers and on text: unusable answers, pinned items, bits per byte.
+
+Invariant: comparisons come with the sign turned so that a negative delta is a loss, and bounds are one-sided
+at `policy.alpha`. Weights that are the base's own pass unasked.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from harness import comparison, formatting
+from harness.comparison import Comparison
+from harness.gating.items_needed import Part, lower_se, more_items, planning_se
+from harness.gating.rules.sentences import (
+    NAMED,
+    add_items_needed,
+    comparison_facing_se,
+    list_ids,
+    margin_outcome,
+    margin_verdict,
+)
+from harness.gating.significance import noninferiority_p
+from harness.gating.verdict import (
+    Number,
+    Outcome,
+    Rule,
+    TaskComparison,
+    is_perplexity,
+    is_reported_only,
+    margin_text,
+)
+from harness.spec import GatePolicy
+
+
+def validity_rule(validity: Comparison | None, policy: GatePolicy, identical: bool) -> Rule:
+    """Judge the rise of unparsable, truncated and refused answers: a format regression, not forgetting."""
+    if identical:
+        return Rule(
+            "validity", "pass", "validity: the answers are the base's own, by identity of the weights", {}
+        )
+    if validity is None:
+        return Rule("validity", "skipped", "validity: no generated answers were compared", {})
+    c = comparison.orient(validity)
+    outcome = margin_outcome(c.lower, c.upper, policy.validity)
+    part = Part("validity", planning_se(c, lower_se(c)), c.n)
+    advice = more_items(
+        c.delta, [part], policy.validity, policy.alpha, comparison_facing_se(c, policy.validity)
+    )
+    facts: dict[str, Number] = {
+        "base": c.base,
+        "new": c.new,
+        "delta": validity.delta,
+        "margin": policy.validity,
+    }
+    facts |= {"low": validity.low, "high": validity.high, "n_items": c.n}
+    facts |= {"p": noninferiority_p(c, -policy.validity, policy.alpha)} if outcome == "pass" else {}
+    rise = formatting.points(validity.delta, validity.low, validity.high)
+    failed = f" or {formatting.count(c.errors.new)} failed" if c.errors.new else ""
+    said = (
+        f"validity: unparsable, truncated or refused{failed} answers {formatting.percent(c.base)} → "
+        f"{formatting.percent(c.new)} %, {rise} pp, "
+        + margin_verdict(
+            outcome, margin_text(policy.validity), advice, "a format regression beyond it is shown"
+        )
+    )
+    return Rule("validity", outcome, said, add_items_needed(facts, outcome, advice.items))
+
+
+def regressions_rule(
+    tasks: Sequence[TaskComparison], identical: bool, confirmed: Mapping[str, Collection[str]] | None
+) -> Rule:
+    """Fail when one pinned item is lost; in another precision than fp32 only once fp32 confirms it.
+
+    `confirmed` maps tasks to the items that are lost in fp32 too; None where nothing was re-scored,
+    and then a lost item leaves the verdict open. So does one that the base did not answer and the
+    candidate gets wrong.
+    """
+    pinned = [t for t in tasks if t.role == "regression"]
+    if not pinned:
+        return Rule("regressions", "skipped", "regressions: no item is pinned", {})
+    n = formatting.count(sum(t.comparison.n for t in pinned))
+    if identical:
+        said = f"regressions: all {n} pinned items are kept, by identity of the weights"
+        return Rule("regressions", "pass", said, {})
+    lost = [(t.task.name, i) for t in pinned for i in t.comparison.lost]
+    sure = [(task, i) for task, i in lost if confirmed and i in confirmed.get(task, ())]
+    facts: dict[str, Number] = {"n_items": sum(t.comparison.n for t in pinned), "n_lost": len(lost)}
+    if sure:
+        named = [f"{task}/{i}" for task, i in sure]
+        facts["lost_items"] = named[:NAMED]
+        said = f"regressions: {formatting.count(len(sure))} of {n} pinned items are lost: {list_ids(named)}"
+        return Rule("regressions", "fail", said, facts)
+    if lost and confirmed is None:
+        named = [f"{task}/{i}" for task, i in lost]
+        facts["lost_items"] = named[:NAMED]
+        said = (
+            f"regressions: of {n} pinned items {list_ids(named)} are lost, which fp32 has not confirmed yet"
+        )
+        return Rule("regressions", "inconclusive", said, facts)
+    unknown = [f"{t.task.name}/{i}" for t in pinned for i in t.comparison.errors.open]
+    if unknown:
+        facts["open_items"] = unknown[:NAMED]
+        said = (
+            f"regressions: {list_ids(unknown)} may be lost: the base did not answer, the candidate is wrong"
+        )
+        return Rule("regressions", "inconclusive", said, facts)
+    rounding = f", {formatting.count(len(lost))} lost by rounding alone" if lost else ""
+    said = f"regressions: all {n} pinned items are kept{rounding}"
+    return Rule("regressions", "pass", said, facts)
+
+
+def drift_rule(reported: Sequence[TaskComparison], policy: GatePolicy, identical: bool) -> Rule:
+    """Report the largest rise in bits per byte on held-out text; judge it where the policy sets a limit."""
+    texts = [t for t in reported if is_reported_only(t.task) and not is_perplexity(t)]
+    if not texts:
+        return Rule("drift", "skipped", "drift: no text was measured in bits per byte", {})
+    if identical:
+        return Rule("drift", "pass", "drift: none, by identity of the weights", {})
+    t = min(texts, key=lambda t: t.comparison.delta)  # turned: a rise is a loss
+    c, limit = t.comparison, policy.drift
+    facts: dict[str, Number] = {"rise": -c.delta, "low": -c.high, "high": -c.low}
+    rise = formatting.plain(-c.delta, -c.high, -c.low, sign=True)
+    said = f"drift: {t.task.name} {rise} bits per byte"
+    if limit is None:
+        return Rule("drift", "skipped", f"{said}, an early warning that gate.drift would judge", facts)
+    outcome: Outcome = "fail" if c.upper < -limit else "pass" if c.lower > -limit else "inconclusive"
+    words = {
+        "pass": "less is shown",
+        "fail": "more is shown",
+        "inconclusive": "neither less nor more is shown",
+    }
+    return Rule("drift", outcome, f"{said}, limit {formatting.plain(limit)}: {words[outcome]}", facts)

@@ -1,0 +1,113 @@
+"""Rule on the macro: the mean loss over the capability tasks that count.
+
+Invariant: comparisons come with the sign turned so that a negative delta is a loss, and bounds are one-sided
+at `policy.alpha`. Weights that are the base's own pass unasked.
+"""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from harness import comparison, formatting
+from harness.comparison import Estimate
+from harness.gating.items_needed import facing_se, more_items
+from harness.gating.macro import Macro, planned_parts
+from harness.gating.rules.sentences import add_items_needed, margin_outcome, margin_verdict
+from harness.gating.shared_items import SharedItems
+from harness.gating.significance import macro_p
+from harness.gating.verdict import (
+    Number,
+    Rule,
+    TaskComparison,
+    is_in_macro,
+    is_named_critical,
+    is_perplexity,
+    is_relative,
+    is_reported_only,
+    margin_share,
+    margin_text,
+)
+from harness.spec import GatePolicy
+from harness.stats import Interval
+
+
+def macro_rule(
+    tasks: Sequence[TaskComparison],
+    admitted: Sequence[TaskComparison],
+    macro: Macro | None,
+    policy: GatePolicy,
+    identical: bool,
+    shared: SharedItems,
+) -> Rule:
+    """Pass when the macro-average of the deltas is non-inferior, fail when a loss is shown."""
+    left_out = [f"{t.task.name}: {_why_left_out(t)}" for t in tasks if _is_left_out(t, policy)]
+    margin = margin_share(policy.macro)
+    facts: dict[str, Number] = {"margin": margin, "n_tasks": len(admitted), "left_out": left_out}
+    halves = [f"{t.task.name}: {t.half.why}" for t in admitted if t.half]
+    facts |= {"one_half": halves} if halves else {}
+    facts |= {"shared_items": list(shared.said)} if shared.said else {}
+    if identical:
+        return Rule(
+            "macro", "pass", "macro: the weights are the base's own, nothing is lost by identity", facts
+        )
+    tail = _who_counts(tasks, admitted, shared)
+    if macro is None:
+        said = "macro: no admitted capability task was measured, so nothing can be said about forgetting"
+        return Rule("macro", "inconclusive", said + tail, facts)
+    found = macro_estimate(admitted, macro, identical, shared)
+    outcome = margin_outcome(macro.lower, macro.upper, margin)
+    facing = facing_se(macro.delta, Interval(macro.lower, macro.upper), margin, policy.alpha)
+    planned = planned_parts(admitted, macro, shared)
+    advice = more_items(macro.delta, planned.parts, margin, policy.alpha, facing, planned.correlations)
+    facts |= {"delta": found.score, "low": found.low, "high": found.high, "n_items": found.n}
+    facts |= {"lower": macro.lower, "upper": macro.upper}
+    facts |= {"p": macro_p(admitted, policy, shared)} if outcome == "pass" else {}
+    facts |= {"n_clusters": sum(t.counted.n_clusters for t in admitted) - shared.repeated.clusters}
+    facts |= {"disagreement": fmean(t.counted.disagreement for t in admitted)}
+    of_skill = (
+        f", {formatting.points(macro.delta)} % of the base's skill" if is_relative(policy.macro) else ""
+    )
+    said = (
+        f"macro over {formatting.pluralize(len(admitted), 'task')}: {formatting.points(*found[:3])} pp"
+        f"{of_skill}, " + margin_verdict(outcome, margin_text(policy.macro), advice)
+    )
+    if outcome == "inconclusive" and advice.by_task:
+        facts["items_needed_by_task"] = list(advice.by_task)
+    return Rule("macro", outcome, said + tail, add_items_needed(facts, outcome, advice.items))
+
+
+def _who_counts(
+    tasks: Sequence[TaskComparison], admitted: Sequence[TaskComparison], shared: SharedItems
+) -> str:
+    """Name the tasks that are left out, those of which one half counts, and those that share items."""
+    unadmitted = [t.task.name for t in tasks if _cannot_show(t)]
+    halves = [t.task.name for t in admitted if t.half]
+    tails = [f"left out, cannot show forgetting: {', '.join(unadmitted)}"] if unadmitted else []
+    tails += [f"of {', '.join(halves)} one half counts, by half"] if halves else []
+    tails += [f"{t.task.name}: {t.counted.refused}" for t in admitted if t.counted.refused]
+    return "".join(f"; {tail}" for tail in (*tails, *shared.said))
+
+
+def macro_estimate(
+    admitted: Sequence[TaskComparison], macro: Macro, identical: bool, shared: SharedItems
+) -> Estimate:
+    """Return the macro delta with its 95 % interval, over the items of all admitted tasks, each once."""
+    comparisons = [t.counted for t in admitted]
+    if identical:
+        return Estimate(0.0, 0.0, 0.0, sum(c.n for c in comparisons) - shared.repeated.items)
+    return comparison.mean_change(comparisons, macro.weights, macro.correlations, shared.repeated.items)
+
+
+def _is_left_out(t: TaskComparison, policy: GatePolicy) -> bool:
+    is_critical = is_named_critical(t.task, t.suite, policy)
+    return t.role not in ("target", "regression") and not is_in_macro(t) and not is_critical
+
+
+def _cannot_show(t: TaskComparison) -> bool:
+    return t.role == "capability" and not t.base_rows_admitted and not is_reported_only(t.task)
+
+
+def _why_left_out(t: TaskComparison) -> str:
+    if t.role != "capability":
+        return f"a {t.role} task that gate.critical does not name is reported, not judged"
+    unit = "perplexity" if is_perplexity(t) else "bits per byte"
+    return f"{unit} is reported, not judged" if is_reported_only(t.task) else t.why_not

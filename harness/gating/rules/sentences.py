@@ -1,0 +1,56 @@
+"""Sentences and numbers that several rules of the gate share.
+
+Invariant: a margin is judged by one-sided bounds: passed above, failed below, else left open.
+"""
+
+from collections.abc import Sequence
+
+from harness import formatting
+from harness.comparison import Comparison
+from harness.gating.items_needed import Advice, facing_se
+from harness.gating.verdict import Number, Outcome, TaskComparison, margin_of
+from harness.spec import GatePolicy
+from harness.stats import Interval
+
+NAMED = 20  # items named in a rule's numbers
+
+
+def margin_outcome(lower: float, upper: float, margin: float) -> Outcome:
+    """Judge a loss by its one-sided bounds against a margin, all as shares."""
+    return "pass" if lower > -margin else "fail" if upper < -margin else "inconclusive"
+
+
+def margin_verdict(
+    outcome: Outcome, margin: str, advice: Advice, broken: str = "a loss beyond it is shown"
+) -> str:
+    """Say how a margin was judged; an open one with what would settle it."""
+    words = {"pass": "non-inferiority shown", "fail": broken, "inconclusive": f"not shown; {advice.sentence}"}
+    return f"margin {margin}: {words[outcome]}"
+
+
+def add_items_needed(facts: dict[str, Number], outcome: str, more: int | None) -> dict[str, Number]:
+    """Add the items that would settle an open rule to its numbers, where they are known."""
+    return {**facts, "items_needed": more} if outcome == "inconclusive" and more is not None else facts
+
+
+def comparison_facing_se(c: Comparison, margin: float) -> float:
+    """Return the standard error of a comparison on the side that faces the margin."""
+    return facing_se(c.delta, Interval(c.lower, c.upper), margin, c.alpha)
+
+
+def delta_text(t: TaskComparison) -> str:
+    """Say what a task changed by: `piqa −1.0 [−3, +1] pp`."""
+    c = t.counted
+    of_range = "" if t.span == 1 else " of its range"
+    return f"{t.task.name} {formatting.points(c.delta, c.low, c.high)} pp{of_range}"
+
+
+def delta_margin_text(t: TaskComparison, policy: GatePolicy) -> str:
+    """Say what a task changed by, with its margin."""
+    return f"{delta_text(t)}, margin {formatting.percent(margin_of(t, policy))} pp"
+
+
+def list_ids(ids: Sequence[str]) -> str:
+    """Name the first five items, and how many more there are."""
+    rest = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+    return ", ".join(ids[:5]) + rest

@@ -1,0 +1,88 @@
+"""Rule on each capability task: none may be shown to have lost more than its own margin.
+
+Invariant: comparisons come with the sign turned so that a negative delta is a loss; the veto is corrected by
+Holm over the tasks, and needs no more beside a pass (Berger 1982).
+"""
+
+from collections.abc import Sequence
+
+from harness import comparison, formatting, stats
+from harness.gating.items_needed import Part, more_items, planning_se, upper_se
+from harness.gating.rules.sentences import (
+    NAMED,
+    add_items_needed,
+    comparison_facing_se,
+    delta_margin_text,
+    delta_text,
+)
+from harness.gating.verdict import Number, Rule, TaskComparison, margin_of
+from harness.spec import GatePolicy
+
+
+def each_rule(admitted: Sequence[TaskComparison], policy: GatePolicy, identical: bool) -> Rule:
+    """Fail when a task is shown, by Holm over the tasks, to have lost more than its own margin.
+
+    Inconclusive where a loss lies beyond the margin as found and is shown, but not to lie there: the task
+    may not have lost that much, and nobody should be told that it passed. So it is where the task has too
+    few items to show even the loss of all of them.
+    """
+    if identical:
+        return Rule("each", "pass", "each: no task can have lost anything, by identity of the weights", {})
+    if not admitted:
+        return Rule("each", "skipped", "each: no admitted capability task was measured", {})
+    margins, alpha = [margin_of(t, policy) for t in admitted], policy.alpha / len(admitted)
+    some, beyond = _holm_p(admitted, [0.0] * len(admitted)), _holm_p(admitted, margins)
+    vetoed = [t for t, p in zip(admitted, beyond, strict=True) if p < policy.alpha]
+    beyond_margin = [
+        (t, p)
+        for t, p, margin in zip(admitted, some, margins, strict=True)
+        if t.counted.delta < -margin and t not in vetoed
+    ]
+    doubtful = [t for t, p in beyond_margin if p < policy.alpha]
+    too_small = [t for t, p in beyond_margin if p >= policy.alpha and _is_too_small(t, alpha)]
+    facts: dict[str, Number] = {
+        "vetoed": [t.task.name for t in vetoed],
+        "doubtful": [t.task.name for t in doubtful + too_small],
+        "lost_items": [
+            f"{t.task.name}/{i}" for t in vetoed + doubtful + too_small for i in t.counted.lost[:NAMED]
+        ],
+        "n_tasks": len(admitted),
+        "p_smallest": min(beyond),
+    }
+    if vetoed:
+        named = "; ".join(delta_margin_text(t, policy) for t in vetoed)
+        return Rule("each", "fail", f"each: a loss beyond the margin is shown on {named}", facts)
+    if doubtful:
+        return _doubtful_rule(doubtful, policy, alpha, facts)
+    if too_small:
+        named = "; ".join(delta_margin_text(t, policy) for t in too_small)
+        return Rule("each", "inconclusive", f"each: too few items to show any loss on {named}", facts)
+    lowest = min(admitted, key=lambda t: t.counted.delta)
+    n_tasks = formatting.pluralize(len(admitted), "task")
+    said = f"each: none of {n_tasks} is shown to have lost more than its margin"
+    return Rule("each", "pass", f"{said} (lowest: {delta_text(lowest)})", facts)
+
+
+def _holm_p(admitted: Sequence[TaskComparison], margins: Sequence[float]) -> list[float]:
+    pairs = zip(admitted, margins, strict=True)
+    return stats.holm([comparison.regression_p(t.counted, margin) for t, margin in pairs])
+
+
+def _is_too_small(t: TaskComparison, alpha: float) -> bool:
+    """Tell whether not even the loss of every item would be shown; clusters count as single items."""
+    n = t.counted.n_clusters
+    return stats.tango_regression_p(0, n, n, 0.0) >= alpha
+
+
+def _doubtful_rule(
+    doubtful: Sequence[TaskComparison], policy: GatePolicy, alpha: float, facts: dict[str, Number]
+) -> Rule:
+    said, most = [], 0
+    for t in doubtful:
+        c, margin = t.counted, margin_of(t, policy)
+        part = Part(t.task.name, planning_se(c, upper_se(c)), c.n, t.room)
+        advice = more_items(c.delta, [part], margin, alpha, comparison_facing_se(c, margin))
+        said.append(f"{delta_margin_text(t, policy)}: {advice.sentence}")
+        most = max(most, advice.items or 0)
+    sentence = f"each: a loss is shown, but not that it lies beyond the margin, on {'; '.join(said)}"
+    return Rule("each", "inconclusive", sentence, add_items_needed(facts, "inconclusive", most or None))
