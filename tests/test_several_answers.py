@@ -120,17 +120,17 @@ MAJORITY = Decoding(temperature=1, samples=4, choose="majority")
 
 def test_the_majority_is_counted_over_equal_answers():
     given = [sample(0, "money"), sample(1, "Late."), sample(2, "late"), sample(3, "neither")]
-    assert settle(given, MAJORITY, normalize).index == 1
+    assert settle(given, MAJORITY, normalize, {}).index == 1
 
 
 def test_the_earliest_answer_of_a_tie_is_chosen():
     given = [sample(0, "b"), sample(1, "a"), sample(2, "a"), sample(3, "b")]
-    assert settle(given, MAJORITY, normalize).index == 0
+    assert settle(given, MAJORITY, normalize, {}).index == 0
 
 
 def test_answers_that_failed_have_no_vote():
     given = [sample(0, "", status="unparsable"), sample(1, "", status="unparsable"), sample(2, "late")]
-    assert settle(given, MAJORITY, normalize).text == "late"
+    assert settle(given, MAJORITY, normalize, {}).text == "late"
 
 
 def test_json_answers_with_the_same_fields_are_one_answer():
@@ -140,7 +140,7 @@ def test_json_answers_with_the_same_fields_are_one_answer():
         sample(1, '{"a": 1, "b": 2}'),
         sample(2, '```json\n{"b": 2, "a": 1.0}\n```'),
     ]
-    assert settle(given, MAJORITY, metric.same).index == 1
+    assert settle(given, MAJORITY, metric.same, {}).index == 1
 
 
 def test_the_best_is_the_one_that_a_judge_grades_highest():
@@ -149,17 +149,66 @@ def test_the_best_is_the_one_that_a_judge_grades_highest():
         replace(sample(k, str(k)), parts={"judge:helpful": (grade,)})
         for k, grade in enumerate((0.2, 0.9, 0.5))
     ]
-    assert settle(given, best, normalize).index == 1
+    assert settle(given, best, normalize, {}).index == 1
 
 
-def test_an_item_of_which_some_answers_failed_has_the_mean_of_the_others():
+def test_an_answer_that_failed_counts_as_the_worst_in_the_mean_of_an_item():
     given = [
-        replace(sample(0, "", status="error"), parts={"m": None}),
+        replace(sample(0, "", status="error", error="too long"), parts={"m": None}),
         sample(1, "a", 1.0),
         sample(2, "b", 0.0),
     ]
-    found = settle(given, Decoding(temperature=1, samples=3), normalize)
-    assert (found.status, found.parts) == ("ok", {"m": (0.5,)})
+    found = settle(given, Decoding(temperature=1, samples=3), normalize, {"m": (0.0,)})
+    assert (found.status, found.text, found.parts) == ("incomplete", "a", {"m": (pytest.approx(1 / 3),)})
+    assert found.error == "1 of 3 answers failed: too long"
+
+
+def test_an_item_of_which_some_answers_failed_is_incomplete_whatever_chooses():
+    failed = replace(sample(0, "", status="error", error="too long"), parts={"m": None})
+    given = [failed, sample(1, "late", 1.0), sample(2, "late", 1.0), failed]
+    found = settle(given, MAJORITY, normalize, {"m": (0.0,)})
+    assert (found.status, found.parts) == ("incomplete", {"m": (1.0,)})
+
+
+def test_an_item_of_which_every_answer_failed_has_no_score():
+    failed = [replace(sample(k, "", status="error", error="too long"), parts={"m": None}) for k in range(4)]
+    for decoding in (MAJORITY, Decoding(temperature=1, samples=4)):
+        found = settle(failed, decoding, normalize, {"m": (0.0,)})
+        assert (found.status, found.parts) == ("error", {"m": None})
+
+
+class Refusing(Drawing):
+    """Fails on the answers of which the seed leaves a rest of 0."""
+
+    def generate(self, prompts, limits, seeds=()):
+        made = super().generate(prompts, limits, seeds)
+        late = Output("", "error", error="too long")
+        return [late if seed % 4 == 0 else one for seed, one in zip(seeds, made, strict=True)]
+
+
+@pytest.mark.parametrize("metric", ["exact_match", "macro_f1"])
+def test_failed_answers_lower_the_score_and_are_counted_with_their_item(metric):
+    job = job_of(8, metrics=(metric,), samples=4)
+    rows = evaluate_block(Refusing(), job, 0)
+    failed = [sum(seed_of(row.example_id, k) % 4 == 0 for k in range(4)) for row in rows]
+    right = [sum(seed_of(row.example_id, k) % 4 == 2 for k in range(4)) for row in rows]
+    found = comparison.estimate(job.metrics[metric], rows)
+    assert found.n_errors == sum(map(bool, failed)) > 0
+    if metric == "exact_match":
+        assert found.score == pytest.approx(sum(right) / 32)
+        (one, *_) = comparison.several_answers(
+            job.metrics[metric], rows, {row.example_id: row.samples for row in rows}
+        ).passes
+        assert one.estimate.score == pytest.approx(found.score)
+
+
+def test_a_base_of_which_some_answers_failed_is_beyond_what_may_fail():
+    job = job_of(8, samples=4)
+    (metric,) = job.metrics.values()
+    base, new = (evaluate_block(candidate, job, 0) for candidate in (Refusing(), Drawing()))
+    found = comparison.compare_rows(metric, base, new)
+    assert found.errors.base == sum(row.status == "incomplete" for row in base) > 0
+    assert "8 answers failed" in comparison.refuse_failed(found, 1.0, 0.01).refused
 
 
 # pass@k

@@ -12,7 +12,7 @@ from harness.formatting import percent
 from harness.records import Run
 from parts import project
 
-_UNWANTED = ("unparsable", "truncated", "refused", "error")
+_UNWANTED = ("unparsable", "truncated", "refused", "incomplete", "error")
 
 
 def show(runs: Mapping[str, Run]) -> None:
@@ -34,7 +34,8 @@ def show(runs: Mapping[str, Run]) -> None:
         st.dataframe(rows, hide_index=True, height=min(420, 38 + 35 * len(rows)))
         st.caption(
             "Percent of a task's answers: cut at the longest that was allowed, not to be read as an answer, "
-            "declined, or failed. Lines without any are left out; some tasks want a refusal."
+            "declined, or failed; incomplete where some of several answers failed. "
+            "Lines without any are left out; some tasks want a refusal."
         )
     else:
         st.info("Every answer of every run could be read.")

@@ -20,8 +20,9 @@ BaseErrors = Literal["worst", "bounds"]
 class Errors:
     """Items, of `n` that were asked, which the base alone, the new run alone or neither answered.
 
-    `cause` is the reason of the first. `is_scored` says that the metric has a worst value for them; else they
-    are left out. `delta_lost` and `delta_kept` are the delta where the items that the base did not
+    An item of which some of several answers failed is among them, though it has a score. `cause`
+    is the reason of the first. `is_scored` says that the metric has a worst value for them; else they are
+    left out. `delta_lost` and `delta_kept` are the delta where the items that the base did not
     answer count as passed by it, and as failed; None where they are counted in no such way. `open` names
     those to which the new run's answer is not the best there is: they may be lost.
     """
@@ -79,14 +80,14 @@ def fill_errors(
     `base_extremes` gives. Without a worst value all of them do.
     """
     old, now = _by_id(base, only_slice), _by_id(new, only_slice)
-    failed = _failed(metric, old, now)
-    ids = [i for group in failed for i in group]
+    failed, incomplete = _failed(metric, old, now), _incomplete(metric, old, now)
+    ids = [i for group in (*failed, *incomplete) for i in group]
     if not ids:
         return Filled(base, new, Errors(len(old)))
     known = {i: extremes(metric, old[i].references or now[i].references) for i in ids}
     cause = next((row.error for i in ids for row in (old[i], now[i]) if row.error), "no score")
-    counts = {name: len(group) for name, group in failed._asdict().items()}
-    sided = failed.base + failed.new if base_errors == "bounds" else ids
+    counts = {f: len(getattr(failed, f)) + len(getattr(incomplete, f)) for f in _Failed._fields}
+    sided = [i for i in ids if base_errors == "worst" or i not in failed.both]
     is_scored = all(known[i] is not None for i in sided)
     may_be_lost = tuple(i for i in failed.base if not _is_best(metric, now[i], known[i]))
     errors = Errors(len(old), **counts, cause=cause, is_scored=is_scored, open=may_be_lost)
@@ -124,6 +125,13 @@ def _failed(metric: Metric, old: Mapping[str, SampleResult], now: Mapping[str, S
     without = [{i for i in shared if arm[i].parts[name] is None} for arm in (old, now)]
     both = {i for i in without[0] & without[1] if "error" in (old[i].status, now[i].status)}
     return _Failed(sorted(without[0] - without[1]), sorted(without[1] - without[0]), sorted(both))
+
+
+def _incomplete(metric: Metric, old: Mapping[str, SampleResult], now: Mapping[str, SampleResult]) -> _Failed:
+    """Find the items that both arms scored, of which some answers failed."""
+    scored = {i for i in old.keys() & now.keys() if old[i].parts[metric.name] and now[i].parts[metric.name]}
+    base, new = ({i for i in scored if arm[i].status == "incomplete"} for arm in (old, now))
+    return _Failed(sorted(base - new), sorted(new - base), sorted(base & new))
 
 
 def _is_best(metric: Metric, row: SampleResult, found: Extremes | None) -> bool:

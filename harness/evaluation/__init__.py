@@ -13,7 +13,7 @@ import numpy as np
 
 from harness.errors import Problem, UserError
 from harness.evaluation.sampled_answers import Asked, draw_answers, settle
-from harness.metrics import Metric, Parts, normalize
+from harness.metrics import Metric, Parts, extremes, normalize
 from harness.metrics._refusals import is_refusal
 from harness.models.hf import Candidate
 from harness.prompting import recall
@@ -242,7 +242,7 @@ def _row(
         boundary_merged=merged,
         passages=example.passages,
         recall=recall(example),
-        **answer_fields(job, output, lambda one: score_output(job, example, one)),
+        **answer_fields(job, example.references, output, lambda one: score_output(job, example, one)),
     )
 
 
@@ -254,7 +254,9 @@ class Scored(NamedTuple):
     error: str
 
 
-def answer_fields(job: Job, output: Output, score: "Callable[[Output], Scored]") -> dict[str, Any]:
+def answer_fields(
+    job: Job, references: Sequence[str], output: Output, score: "Callable[[Output], Scored]"
+) -> dict[str, Any]:
     """Return the fields of a row that follow from what was answered and how that is scored.
 
     Of several answers they are those of what counts.
@@ -262,7 +264,9 @@ def answer_fields(job: Job, output: Output, score: "Callable[[Output], Scored]")
     samples = tuple(_sample(index, one, score(one)) for index, one in enumerate(output.samples))
     if samples and job.decoding is not None:
         primary = job.metrics.get(job.task.primary_metric if job.task.metrics else "")
-        chosen = settle(samples, job.decoding, primary.same if primary else normalize)
+        known = {name: extremes(metric, references) for name, metric in job.metrics.items()}
+        worst = {name: found and found.worst for name, found in known.items()}
+        chosen = settle(samples, job.decoding, primary.same if primary else normalize, worst)
     else:
         chosen = _sample(0, output, score(output))
     return {

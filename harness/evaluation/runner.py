@@ -203,7 +203,7 @@ def _row(job: Job, example: Example, row: SampleResult, grades: GradeReader) -> 
             scored = scored._replace(status=status, error="; ".join(unreadable.values()))
         return scored
 
-    return replace(row, **answer_fields(job, output, score))
+    return replace(row, **answer_fields(job, row.references, output, score))
 
 
 def _output(stored: SampleResult | Sample) -> Output:

@@ -7,7 +7,7 @@ best of n.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from statistics import fmean
@@ -88,17 +88,40 @@ def _with_logprobs(
     return [replace(output, mean_logprob=known.get(i)) for i, output in enumerate(made)]
 
 
-def settle(samples: Sequence[Sample], decoding: Decoding, same: Callable[[str], object]) -> Sample:
+def settle(
+    samples: Sequence[Sample],
+    decoding: Decoding,
+    same: Callable[[str], object],
+    worst: Mapping[str, Parts | None],
+) -> Sample:
     """Return what counts of an item's answers: the one that is chosen, or their mean as the expected score.
 
-    Answers that failed are chosen only where there is no other. Two of which `same` is equal are one answer.
+    Answers that failed are chosen only where there is no other, and count in a mean as `worst` by metric, if
+    it has one. An item of which some failed is incomplete. Two of which `same` is equal are one answer.
     """
-    able = [one for one in samples if one.status == "ok"] or list(samples)
+    failed = [one for one in samples if one.status == "error"]
+    if len(failed) == len(samples):
+        return samples[0]
+    settled = _settle(samples, decoding, same, worst)
+    if not failed:
+        return settled
+    why = f"{len(failed)} of {len(samples)} answers failed: {failed[0].error}"
+    return replace(settled, status="incomplete", error=why)
+
+
+def _settle(
+    samples: Sequence[Sample],
+    decoding: Decoding,
+    same: Callable[[str], object],
+    worst: Mapping[str, Parts | None],
+) -> Sample:
+    answered = [one for one in samples if one.status != "error"]
+    able = [one for one in answered if one.status == "ok"] or answered
     if decoding.choose == "majority":
         return _majority(able, same)
     if decoding.choose == "best" and (decoding.by == MEAN_LOGPROB or _judge(decoding) in samples[0].parts):
         return max(able, key=lambda one: _merit(one, decoding))
-    return _mean(samples)
+    return _mean(samples, worst)
 
 
 def _majority(samples: Sequence[Sample], same: Callable[[str], object]) -> Sample:
@@ -118,16 +141,20 @@ def _judge(decoding: Decoding) -> str:
     return metric_name(decoding.by or "")
 
 
-def _mean(samples: Sequence[Sample]) -> Sample:
-    """Return the first answer with the mean parts of all that were scored, and the commonest status."""
+def _mean(samples: Sequence[Sample], worst: Mapping[str, Parts | None]) -> Sample:
+    """Return the first that did not fail with the mean parts of all, and the commonest status of such."""
     answered = [one for one in samples if one.status != "error"]
-    if not answered:
-        return samples[0]
-    parts = {name: _mean_parts(one.parts[name] for one in answered) for name in samples[0].parts}
+    parts = {name: _mean_parts([_parts(one, name, worst) for one in samples]) for name in samples[0].parts}
     ((status, _),) = Counter(one.status for one in answered).most_common(1)
-    return replace(answered[0], status=status, parts=parts, error="")
+    return replace(answered[0], status=status, parts=parts)
 
 
-def _mean_parts(parts: Iterable[Parts | None]) -> Parts | None:
+def _parts(one: Sample, name: str, worst: Mapping[str, Parts | None]) -> Parts | None:
+    """Return an answer's parts of a metric, the worst where it failed or could not be scored."""
+    known = one.parts[name]
+    return worst.get(name) if known is None and (one.status == "error" or one.error) else known
+
+
+def _mean_parts(parts: Sequence[Parts | None]) -> Parts | None:
     known = [one for one in parts if one is not None]
     return tuple(map(fmean, zip(*known, strict=True))) if known else None

@@ -183,11 +183,12 @@ def _unanswered(session: Session, reader: Reader, runs: Iterable[Run]) -> list[s
     out = []
     for run in (run for run in runs if run.state == "done"):
         rows = reader.of(run, session.target)
-        failed = [r for r in rows if r.status == "error"]
-        if failed:
+        if failed := [r for r in rows if r.status in ("error", "incomplete")]:
             is_scored = comparison.fill_errors(session.target.primary, rows, rows).errors.is_scored
             counted = "count as worst" if is_scored else "are left out, because the metric has no worst value"
-            said = f"{run.candidate}: {len(failed)} of {len(rows)} test rows are errors and {counted}"
+            some = sum(r.status == "incomplete" for r in failed)
+            which = f" ({some} of them in some of several answers)" if some else ""
+            said = f"{run.candidate}: {len(failed)} of {len(rows)} test rows are errors{which} and {counted}"
             out.append(f"{said}, the first one {failed[0].example_id}: {failed[0].error}")
     return out
 

@@ -172,6 +172,8 @@ def _is_error(arms: NightArms, item: Item, metric: Metric) -> bool:
     """Tell whether the candidate's or the base's answer to an item failed tonight."""
     base_now, base_then = ((rows or {}).get(item) for rows in (arms.base_now, arms.base_then))
     then = [rows.get(item) for rows in arms.then]
+    if any(row and row.status == "incomplete" for row in (arms.now.get(item), base_now)):
+        return True
     return _failed(arms.now.get(item), then, metric) or _failed(base_now, [base_then], metric)
 
 

@@ -12,7 +12,8 @@ from harness.records.serialization import digest, without_defaults
 BLOCK = 160  # items that are answered together, and whose rows are written together
 
 Message = dict[str, str]
-Status = Literal["ok", "unparsable", "truncated", "refused", "error"]
+# "incomplete" is a row of several answers of which some failed.
+Status = Literal["ok", "unparsable", "truncated", "refused", "incomplete", "error"]
 
 
 @dataclass(frozen=True, slots=True)

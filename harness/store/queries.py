@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 from harness.records import SampleResult, Status, many_rows
 from harness.store.layout import Store, clear_errors, missing_rows
-from harness.store.rows import ANEW, OF_ERRORS, READ_PARQUET, memory, pattern, rows_from
+from harness.store.rows import ANEW, FAILED, OF_ERRORS, READ_PARQUET, memory, pattern, rows_from
 
 
 class Columns(NamedTuple):
     """One metric's parts of a row set, with the items' ids, clusters and weights, in the order of ids.
 
-    `parts` is None where an item could not be scored; `failed` says that its answer was an error, of which
-    `references` holds the item's.
+    `parts` is None where an item could not be scored; `failed` says that its answer, or one of several, was
+    an error, of which `references` holds the item's.
     """
 
     ids: tuple[str, ...]
@@ -149,7 +149,7 @@ def read_columns(store: Store, rows_digests: Collection[str], metric: str) -> di
     files = _existing_files(store, rows_digests)
     if not files:
         return {}
-    names = ("example_id", "cluster", "parts[?]", "weight", "status = 'error'", OF_ERRORS)
+    names = ("example_id", "cluster", "parts[?]", "weight", f"status IN {FAILED}", OF_ERRORS)
     lists = ", ".join(f"list({name} ORDER BY example_id)" for name in names)
     query = f"SELECT {_DIGEST} AS digest, {lists} FROM {_FILES} WHERE map_contains(parts, ?) GROUP BY digest"
     with clear_errors(store, "rows", ANEW), memory() as db:

@@ -91,7 +91,8 @@ READ_PARQUET = "read_parquet(?, hive_partitioning = false)"
 _FIELDS = tuple(field.name for field in fields(SampleResult) if field.name in COLUMNS)
 _SELECTED = ", ".join(f'"{name}"' for name in _FIELDS)
 # The references say what the worst answer to an item is, where there is none to be scored.
-OF_ERRORS = "CASE WHEN status = 'error' THEN \"references\" ELSE [] END"
+FAILED = "('error', 'incomplete')"
+OF_ERRORS = f'CASE WHEN status IN {FAILED} THEN "references" ELSE [] END'
 _EMPTY = {"text": "''", "prompt": "''", "references": OF_ERRORS, "passages": "[]"}
 _WITHOUT_TEXTS = ", ".join(_EMPTY.get(name, f'"{name}"') for name in _FIELDS)
 _TUPLES = tuple(place for place, name in enumerate(_FIELDS) if COLUMNS[name].endswith("[]"))
