@@ -4,6 +4,7 @@ from datetime import date
 from math import comb
 
 import pytest
+from openai_server import Fault
 from test_judges import JUDGE, Grader, N, desk, number  # noqa: F401 (the fixture)
 
 from harness import store
@@ -93,6 +94,29 @@ def test_what_anchors_cost_counts_against_the_most_that_may_be_spent(desk):  # n
     tokens = [(g.n_prompt_tokens, g.n_output_tokens) for g in (*grades, *again)]
     cost = sum(0.09 * read + 0.1 * written for read, written in tokens)
     assert any(f"for {cost:,.2f} USD" in note for note in notes), (cost, notes)
+
+
+def test_a_judge_that_changed_after_a_grading_that_ended_midway_is_found(desk):  # noqa: F811
+    d = desk(reply, judge=Grader(strict), rubric=RUBRIC)
+
+    def fails_after(n):
+        def grade(question, answer):
+            if len(d.judge.model.seen) == n:
+                d.judge.faults = [Fault(500)] * 1000
+            return strict(question, answer)
+
+        return grade
+
+    for n in (8, 45):  # among the anchors, and behind them
+        d.judge.model = Grader(fails_after(n))
+        assert facts_of(d.compare(), "plain").state == "failed"
+        d.judge.faults, d.judge.model = [], Grader(milder)
+        found = facts_of(d.compare(), "plain")
+        assert found.state == "failed"
+        assert "got another grade" in found.error
+        (book,) = (d.folder / "runs" / "grades").iterdir()
+        for file in book.iterdir():
+            file.unlink()
 
 
 def test_a_night_names_a_judge_that_changed_and_is_quiet_about_one_that_did_not(desk):  # noqa: F811

@@ -71,17 +71,26 @@ def check_judge(judged: Judged, judge: Judge) -> None:
 
 
 def _ask_endpoint(session: Session, settings: Settings, answers: Sequence[Ungraded], keep: Keep) -> None:
-    """Ask an endpoint for grades once it graded its anchors as before; the first answers make anchors."""
+    """Ask an endpoint for grades once it graded its anchors as before.
+
+    A book begins with its anchors, graded and asked about again before any other answer: whatever ends the
+    grading, a judge that is another one later is found.
+    """
     judged, judge = answers[0].judged, answers[0].judge
+    if not store.read_anchors(judged.store, judge.book):
+        store.keep_anchors(judged.store, judge.book, choose_anchors(answers, judged.rubric.anchors))
+    keys = {anchor.key for anchor in store.read_anchors(judged.store, judge.book)}
+    first, rest = ([a for a in answers if (a.key in keys) == is_anchor] for is_anchor in (True, False))
     with _opened(settings) as (server, candidate):
         ask_again = partial(_ask_again, candidate)
         if judge.book not in session.checked_judges:
             check_anchors(judged, judge, ask_again)
-        _ask_each(server, candidate, answers, keep)
-        if not store.read_anchors(judged.store, judge.book):
-            store.keep_anchors(judged.store, judge.book, choose_anchors(answers, judged.rubric.anchors))
-            check_anchors(judged, judge, ask_again)
-        session.checked_judges.add(judge.book)
+            _ask_each(server, candidate, first, keep)
+            if first:
+                check_anchors(judged, judge, ask_again, graded_now=len(first) == len(keys))
+            session.checked_judges.add(judge.book)
+            first = []
+        _ask_each(server, candidate, [*first, *rest], keep)
 
 
 @contextmanager
@@ -100,6 +109,8 @@ def _ask_again(candidate: ChatCandidate, answer: Ungraded) -> Grade:
 
 def _ask_each(server: Server, candidate: ChatCandidate, answers: Sequence[Ungraded], keep: Keep) -> None:
     """Ask several at once; after one that fails nothing begins, and what is under way is still kept."""
+    if not answers:
+        return
     judged, lock = answers[0].judged, Lock()
     failures: list[CandidateFailed] = []
     grades = paid_grades(judged, answers[0].judge)

@@ -7,6 +7,7 @@ Source: Fisher's exact test, one-sided.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import fmean
 
 from harness import formatting, store
@@ -20,13 +21,18 @@ _NEXT = "the judge as it was, or another version: in the rubric, by which all an
 
 
 def choose_anchors(answers: Sequence[Ungraded], n: int) -> list[Anchor]:
-    """Choose `n` of the graded answers as anchors: by digest, so at random and always the same."""
+    """Choose `n` of the answers as anchors, which are graded first: by digest, so as if at random."""
     chosen = sorted(answers, key=lambda one: one.key)[:n]
     return [Anchor(one.key, one.task, one.example, one.answer, one.order) for one in chosen]
 
 
-def check_anchors(judged: Judged, judge: Judge, ask: Callable[[Ungraded], Grade]) -> None:
-    """Ask a judge about its anchors again, and keep what it says; nothing where a book has none.
+def check_anchors(
+    judged: Judged, judge: Judge, ask: Callable[[Ungraded], Grade], *, graded_now: bool = False
+) -> None:
+    """Ask a judge about its anchors again, and keep what it says; nothing where none of them has a grade.
+
+    Where there was no check yet, and the anchors were not `graded_now`, they are asked about twice: how often
+    the judge of today wavers is then known too.
 
     Raises:
         CandidateFailed: it grades more of them otherwise than it does by itself, or could not be asked.
@@ -35,18 +41,31 @@ def check_anchors(judged: Judged, judge: Judge, ask: Callable[[Ungraded], Grade]
     anchors = [one for one in store.read_anchors(judged.store, judge.book) if one.key in known]
     if not anchors:
         return
-    now = [ask(Ungraded(judged, judge, a.task, a.example, a.answer, a.key, a.order)) for a in anchors]
-    if failed := next((grade for grade in now if grade.status == "error"), None):
-        raise CandidateFailed(
-            f"{judge.name} could not be asked again: {failed.error}", "a judge that answers"
-        )
-    before = [known[anchor.key].value for anchor in anchors]
-    n_moved = sum(old != grade.value for old, grade in zip(before, now, strict=True))
-    drifted = is_drift(n_moved, len(now), store.read_checks(judged.store, judge.book))
-    check = AnchorCheck(tuple(now), n_moved, _mean(before), _mean([g.value for g in now]), drifted)
+    answers = [Ungraded(judged, judge, a.task, a.example, a.answer, a.key, a.order) for a in anchors]
+    before, now = [known[anchor.key] for anchor in anchors], _ask_all(judge, answers, ask)
+    earlier = store.read_checks(judged.store, judge.book)
+    if not earlier and not graded_now:
+        calm = _check(now, _ask_all(judge, answers, ask), drifted=False)
+        store.keep_check(judged.store, judge.book, calm)
+        earlier = [calm]
+    check = _check(before, now, drifted=False)
+    check = replace(check, drifted=is_drift(check.n_moved, len(now), earlier))
     store.keep_check(judged.store, judge.book, check)
-    if drifted:
+    if check.drifted:
         raise CandidateFailed(_drift_text(judge, check), _NEXT)
+
+
+def _ask_all(judge: Judge, answers: Sequence[Ungraded], ask: Callable[[Ungraded], Grade]) -> list[Grade]:
+    grades = [ask(answer) for answer in answers]
+    if failed := next((grade for grade in grades if grade.status == "error"), None):
+        said = f"{judge.name} could not be asked again: {failed.error}"
+        raise CandidateFailed(said, "a judge that answers")
+    return grades
+
+
+def _check(before: Sequence[Grade], now: Sequence[Grade], *, drifted: bool) -> AnchorCheck:
+    n_moved = sum(old.value != new.value for old, new in zip(before, now, strict=True))
+    return AnchorCheck(tuple(now), n_moved, _mean(before), _mean(now), drifted)
 
 
 def is_drift(n_moved: int, n: int, earlier: Sequence[AnchorCheck]) -> bool:
@@ -70,6 +89,6 @@ def _drift_text(judge: Judge, check: AnchorCheck) -> str:
     )
 
 
-def _mean(values: Sequence[float | None]) -> float:
+def _mean(grades: Sequence[Grade]) -> float:
     """Average grades; one that cannot be read counts as the worst."""
-    return fmean(value or 0.0 for value in values)
+    return fmean(grade.value or 0.0 for grade in grades)
