@@ -768,7 +768,7 @@ def test_a_need_that_nothing_measured_is_answered_as_declared(need, advice):
         ("style_or_format", "on the slice behaviour, as said above"),
         ("knowledge_and_behaviour", "on the slices knowledge and behaviour, as said above"),
         ("low_latency", "the median request takes 0.2 s with lora and 0.3 s with knn"),
-        ("little_data", "360 training examples, of which below"),
+        ("little_data", "there are 360 training examples"),
     ],
 )
 def test_a_need_that_was_measured_is_answered_by_what_was_found(need, measured):
@@ -810,6 +810,17 @@ def test_a_candidate_whose_rows_were_made_wrong_is_measured_and_never_chosen_nor
     assert said(beside, "Validation has chosen") == said(without, "Validation has chosen")
     assert said(beside, "Measured and not chosen from").endswith("noisy[corrupt=0.1], noisy-bag.")
     assert decided([*alternatives(), wrong]).candidate == "knn"
+
+
+def test_advice_names_no_kind_of_a_baseline_and_no_gate_that_was_not_measured():
+    large = candidate("large", 0.95, trained=True, baseline=True, prompting="zero_shot")
+    said_of = said(decided([*alternatives(), large], needs=("little_data",)), "(little data)")
+    assert said_of.endswith(" large, which is chosen, is a baseline: how it was made is not said.")
+    for gate, words in ((None, "whose gate was not measured"), (verdict("fail"), "and its gate fails")):
+        lora = replace(tuned("lora", 0.60, -0.14), verdict=gate)
+        assert words in said(
+            decided([*alternatives(), lora], needs=("style_or_format",)), "(style or format)"
+        )
 
 
 def test_every_need_that_may_be_declared_has_advice():

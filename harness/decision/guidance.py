@@ -24,7 +24,7 @@ from harness.decision.results import (
 )
 from harness.spec import Need
 
-_STAYS_AS_IT_IS: tuple[Action, ...] = ("prompt", "few-shot", "rank", "classifier", "rag")
+_PROMPTED: tuple[Action, ...] = ("prompt", "few-shot", "rank", "rag")
 _RETRIEVES: tuple[Action, ...] = ("rag", "hybrid")
 _TUNES: tuple[Action, ...] = ("fine-tune", "hybrid")
 
@@ -62,7 +62,7 @@ _ADVICE: Mapping[Need, Advice] = {
         ("fine-tune", "classifier"),
     ),
     "little_data": Advice(
-        "below some 100 examples a prompt with shots; a fine-tune varies with their draw", _STAYS_AS_IT_IS
+        "below some 100 examples a prompt with shots; a fine-tune varies with their draw", _PROMPTED
     ),
     "knowledge_and_behaviour": Advice(
         "both are wanted, so measure retrieval on tuned weights (weights_of with rag)",
@@ -72,14 +72,14 @@ _ADVICE: Mapping[Need, Advice] = {
     "sensitive_data": Advice("what answers has to run here: a model behind somebody else's API is left out"),
     "general_purpose": Advice(
         "a model that serves many tasks stays as it is, for a fine-tune on one may lose others",
-        _STAYS_AS_IT_IS,
+        _PROMPTED,
     ),
     "rapid_iteration": Advice(
         "what changes every few days is prompted; a fine-tune is trained and judged anew each time",
-        _STAYS_AS_IT_IS,
+        _PROMPTED,
     ),
     "no_compute": Advice(
-        "where nothing can be trained, prompts, retrieval or a plain classifier", _STAYS_AS_IT_IS
+        "where nothing can be trained, prompts, retrieval or a plain classifier", (*_PROMPTED, "classifier")
     ),
     "low_resource_language": Advice(
         "a language that the base hardly saw is learned by a fine-tune; shots show too little of it", _TUNES
@@ -120,7 +120,7 @@ def _latency(case: Case, run: CandidateFacts) -> str:
 
 
 def _examples(_: Case, run: CandidateFacts) -> str:
-    return f"{formatting.count(run.n_train)} training examples, of which below" if run.n_train else ""
+    return f"there are {formatting.count(run.n_train)} training examples" if run.n_train else ""
 
 
 def _forgetting(_: Case, run: CandidateFacts) -> str:
@@ -162,11 +162,21 @@ def _agreement(case: Case, advice: Advice, chosen: CandidateFacts | None) -> str
     """Say whether what is chosen is of the advised kind, and what that kind reached where it is not."""
     if chosen is None or not advice.actions:
         return ""
+    if chosen.baseline:
+        return f" {chosen.name}, which is chosen, is a baseline: how it was made is not said."
     if action_of(chosen) in advice.actions:
         return f" {chosen.name}, which is chosen, is of that kind."
-    other = best(f for f in case.facts if action_of(f) in advice.actions)
+    other = best(f for f in case.facts if action_of(f) in advice.actions and not f.baseline)
     if other is None:
         return f" {chosen.name} is chosen; no candidate of that kind was measured."
-    gate = ", and does not pass its gate" if is_fine_tuned(other) and not passes(other) else ""
-    reached = f"{other.name}, the best of that kind, {score_text(case, other)}{gate}"
+    reached = f"{other.name}, the best of that kind, {score_text(case, other)}{_gate_text(other)}"
     return f" What is chosen differs: here {chosen.name} reaches {score_text(case, chosen)}, {reached}."
+
+
+def _gate_text(run: CandidateFacts) -> str:
+    """Say what keeps a fine-tune from being shipped whatever it scores; empty where its gate passes."""
+    if not is_fine_tuned(run) or passes(run):
+        return ""
+    if run.verdict is None:
+        return ", whose gate was not measured"
+    return ", and its gate fails" if run.verdict.outcome == "fail" else ", and its gate is not shown to pass"
