@@ -60,10 +60,56 @@ def test_one_of_several_references_is_enough():
         ("```\nx = 1\n```\nor\n```python\nx = 2\n```", "x = 1"),
         ("```py\nx = 1", "x = 1"),
         ("  x = 1\n", "x = 1"),
+        ("```sh\npip install foo\n```\n```python\nx = 1\n```", "x = 1"),
+        ("A sketch:\n```text\nfoo\n```\nThen:\n```python\nx = 1\n```", "x = 1"),
+        ("1. Use:\n   ```python\n   if x:\n       y = 2\n   ```\n", "if x:\n    y = 2"),
+        ("~~~python\nx = 1\n~~~", "x = 1"),
+        ('```python title="a"\nx = 1\n```', "x = 1"),
+        ("```Python3.11\r\nx = 1\r\n```", "x = 1"),
+        ("````\nx = 1\n```\n````", "x = 1\n```"),
     ],
 )
 def test_the_code_of_an_answer_is_its_first_block_or_all_of_it(text, code):
     assert extract_code(text) == code
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "def check(candidate):\n    assert candidate(1, 2) == 3\n",
+        "def check():\n    assert add(1, 2) == 3\nif __name__ == '__main__':\n    check()",
+        '">>> add(1, 2)"',
+        "42",
+    ],
+)
+def test_a_reference_that_tests_nothing_is_refused(tests):
+    with pytest.raises(UserError, match="item i: found tests that pass without any code"):
+        score(ADD, tests)
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "def check(candidate):\n    assert candidate(1, 2) == 3\ncheck(add)",
+        (
+            "import unittest\nclass Sums(unittest.TestCase):\n    def setUp(self): self.a = 1\n"
+            "    def test_add(self): self.assertEqual(add(self.a, 2), 3)"
+        ),
+        "class TestAdd:\n    def test_add(self):\n        assert add(1, 2) == 3",
+        "async def test_add():\n    assert add(1, 2) == 3",
+    ],
+)
+def test_tests_of_every_usual_form_are_run(tests):
+    assert score(ADD, tests) == (1.0,)
+    assert score(ADD.replace("+", "-"), tests) == (0.0,)
+
+
+def test_code_may_look_for_the_module_that_it_is():
+    code = (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nimport pickle\n"
+        "@dataclass\nclass P:\n    x: int\n"
+    )
+    assert passes(code, "assert pickle.loads(pickle.dumps(P(1))) == P(1)", SOON)
 
 
 def test_equal_code_is_one_answer_whatever_stands_around_it():

@@ -13,6 +13,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -26,7 +27,8 @@ from harness.spec import Task
 
 ALLOWED = "HARNESS_ALLOW_CODE_EXECUTION"
 _NAME = "code_tests"
-_FENCE = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\r?\n(.*?)(?:\n```|\Z)", re.DOTALL | re.IGNORECASE)
+_FENCE = re.compile(r"\s*(`{3,}|~{3,})\s*([^`\s]*)")
+_PYTHON = re.compile(r"(?:\{?\.?py(?:thon)?[\d.]*\}?)?", re.IGNORECASE)  # or no language
 _NOBODY = 65534
 _BEGUN = b"+"  # says that what follows ran isolated
 _MOST_READ = 200  # bytes of what the program says
@@ -73,7 +75,7 @@ os.execvp(sys.argv[1], sys.argv[1:])
 """
 # The nonce is read only once the tests have ended, from a pipe that the tested code is not told of.
 _DRIVER = """
-import fcntl, json, os, random
+import fcntl, json, os, random, sys, types
 def read(n):
     found = b""
     while len(found) < n:
@@ -85,15 +87,32 @@ null = os.open("/dev/null", os.O_RDWR)
 for fd in (0, 1, 2):
     os.dup2(null, fd)
 os.write(out, b"+")
+def call(test):
+    found = test()
+    if hasattr(found, "__await__"):
+        import asyncio
+        asyncio.run(found)
+def test(name, found):
+    unittest = sys.modules.get("unittest")
+    if not isinstance(found, type):
+        if name.startswith("test_") and callable(found):
+            call(found)
+    elif unittest and issubclass(found, unittest.TestCase):
+        unittest.defaultTestLoader.loadTestsFromTestCase(found).debug()
+    elif name.startswith("Test"):
+        for each in dir(found):
+            if each.startswith("test_"):
+                call(getattr(found(), each))
 def run(read=os.read, write=os.write, leave=os._exit):
-    scope = {"__name__": "answer"}
+    module = sys.modules["answer"] = types.ModuleType("answer")
+    scope = vars(module)
     try:
         exec(compile(program["code"], "answer.py", "exec"), scope)
         known = dict(scope)
         exec(compile(program["tests"], "tests.py", "exec"), scope)
-        for name, test in list(scope.items()):
-            if name.startswith("test_") and callable(test) and known.get(name) is not test:
-                test()
+        for name, found in list(scope.items()):
+            if known.get(name) is not found:
+                test(name, found)
     except BaseException:
         leave(1)
     write(out, read(pipe, 100))
@@ -119,14 +138,48 @@ def metric(task: Task) -> Metric:
 def _score(output: Output, example: Example) -> float | None:
     refuse_forbidden(f"metric {_NAME}")
     tests = [reference for reference in example.references if reference.strip()]
+    for one in tests:
+        _refuse_untested(one, example)
     code = extract_code(output.text)
     return float(any(passes(code, one) for one in tests)) if tests else None
 
 
+def _refuse_untested(tests: str, example: Example) -> None:
+    """Refuse tests that pass without any code: they call nothing, so they pass whatever is wrong.
+
+    Raises:
+        UserError: they do.
+    """
+    if passes("", tests):
+        where = f"metric {_NAME}: the reference of item {example.id}"
+        step = "call what it defines, as check(add) behind HumanEval's def check(candidate)"
+        found = "tests that pass without any code"
+        raise UserError(Problem(where, found, "an assert, a function test_… or a class of tests", step))
+
+
 def extract_code(text: str) -> str:
-    """Return the code of an answer: its first fenced block of Python, or all of it without one."""
-    fenced = _FENCE.search(text)
-    return (fenced.group(1) if fenced else text).strip()
+    """Return the code of an answer: its first fenced block of Python or no language, or all of it."""
+    blocks = list(_fenced_blocks(text))
+    fitting = [code for language, code in blocks if _PYTHON.fullmatch(language)]
+    other = blocks[0][1] if blocks else text
+    return textwrap.dedent(fitting[0] if fitting else other).strip()
+
+
+def _fenced_blocks(text: str) -> Iterator[tuple[str, str]]:
+    """Yield language and lines of each fenced block; the last one may be open."""
+    mark, language, lines = "", "", list[str]()
+    for line in text.splitlines():
+        fence = _FENCE.match(line)
+        if not mark:
+            mark, language = fence.groups() if fence else ("", "")
+            lines = []
+        elif fence and fence.group(1).startswith(mark):
+            yield language, "\n".join(lines)
+            mark = ""
+        else:
+            lines.append(line)
+    if mark:
+        yield language, "\n".join(lines)
 
 
 def problems(where: str) -> Iterator[Problem]:
@@ -153,7 +206,8 @@ def refuse_forbidden(where: str) -> None:
 def passes(code: str, tests: str, limits: Limits = Limits()) -> bool:  # noqa: B008 (a constant)
     """Tell whether code passes tests, isolated: no network, no files, no processes but its own.
 
-    The tests run after the code among its names; what they define as `test_…` is called.
+    The tests run after the code among its names; the functions `test_…` and the classes of
+    tests that they define are called.
 
     Raises:
         HarnessError: the program could not be isolated, so nothing of it ran.
