@@ -327,7 +327,19 @@ def test_a_plan_names_the_grades_that_are_then_asked_and_no_less_than_they_cost(
     assert target.cost_usd >= cost_usd(
         list(kept.values()), session.target.judged["judge:helpful"].rubric.usd_per_million_tokens
     )
+    rubric = session.target.judged["judge:helpful"].rubric
+    assert rubric.anchors == 0
     assert target.cost_usd == pytest.approx((100 * target.read + 1000 * target.generated) / 1e6)
+
+
+def test_a_plan_counts_drawn_answers_and_anchors(desk):
+    drawn = "  drawn: {weights_of: plain, decoding: {temperature: 1.0, samples: 4}}\n"
+    d = desk(rubric="criteria: The reply helps.\n", extra=drawn)
+    session = prepare_session(config.load(d.path), Scope(dry_run=True), Silent())
+    (target,) = plan_grades(session, ("plain", "other", "drawn"))
+    assert target.grades == 6 * (N + 2) + 20
+    d.compare()
+    assert 2 * (N + 2) + 20 <= len(d.judge.asked) <= target.grades, "equal answers are graded once"
 
 
 def test_a_judge_that_does_not_decide_and_cannot_be_read_ruins_no_other_metric(desk):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from harness.evaluation import costs
+from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.judges import Judge, Judged
 from harness.evaluation.judges.judge_prompts import LIMITS, judge_messages, orders
 from harness.evaluation.session import Measured, Session
@@ -31,19 +32,29 @@ class PlannedGrades(NamedTuple):
 
 def plan_grades(session: Session, candidates: Sequence[str]) -> Iterator[PlannedGrades]:
     """Yield what each judge would be asked about the candidates' answers, and about the base's on suites."""
-    own = [name for name in candidates if session.candidates[name].method.makes != "base"]
+    named = [session.candidates[name] for name in candidates]
     target = session.target
-    yield from _planned(target, [*target.items.validation, *target.items.test], len(candidates))
+    n_answers = sum(len(one.seeds) * _n_samples(one) for one in named)
+    yield from _planned(target, [*target.items.validation, *target.items.test], n_answers)
+    n_own = sum(len(one.seeds) for one in named if one.method.makes != "base")
     for suite in session.suites:
-        yield from _planned(suite, suite.items.test, 1 + len(own))
+        yield from _planned(suite, suite.items.test, 1 + n_own)
 
 
-def _planned(measured: Measured, examples: Sequence[Example], n_arms: int) -> Iterator[PlannedGrades]:
+def _n_samples(candidate: ResolvedCandidate) -> int:
+    decoding = candidate.recipe.decoding
+    return decoding.samples if decoding else 1
+
+
+def _planned(measured: Measured, examples: Sequence[Example], n_answers: int) -> Iterator[PlannedGrades]:
+    """Yield the grades of `n_answers` to each item; those of an endpoint's anchors are asked for again."""
     for judged in measured.judged.values():
-        places = orders(judged.rubric)
-        read = n_arms * sum(_n_read(measured, judged, example) for example in examples) * len(places)
-        grades = n_arms * len(examples) * len(places)
+        n_each = n_answers * len(orders(judged.rubric))
+        longest = [_n_read(measured, judged, example) for example in examples]
         for judge in judged.judges:
+            again = min(judged.rubric.anchors, n_each * len(examples)) if judge.settings else 0
+            grades = n_each * len(examples) + again
+            read = n_each * sum(longest) + again * max(longest, default=0)
             yield PlannedGrades(
                 measured.task.name,
                 judged.metric,
