@@ -14,7 +14,7 @@ SMALL, MIDDLE = 135e6, 7e9
 
 
 def said(method, size, **params):
-    return list(lint(method, plugins.method(method).params(**params).model_dump(), size))
+    return list(lint(method, plugins.method(method).params(**params).model_dump(), size, params))
 
 
 @pytest.mark.parametrize("of", ranges(), ids=lambda of: f"{of.setting} {of.source[:20]}")
@@ -98,3 +98,10 @@ def test_every_point_of_a_sweep_is_judged_and_what_is_alike_is_said_once(tiny, t
     assert line.startswith(
         "recipe of one, two: learning_rate 0.3 is above what was published for a model of 135 M"
     )
+
+
+def test_a_default_that_nobody_wrote_is_named_as_one():
+    (line,) = (line for line in said("dpo", SMALL) if line.startswith("learning_rate"))
+    assert line.startswith("learning_rate 0.0001, the default, is above what was published")
+    (line,) = (line for line in said("dpo", SMALL, learning_rate=1e-4) if line.startswith("learning_rate"))
+    assert line.startswith("learning_rate 0.0001 is above")

@@ -5,7 +5,7 @@ named only where it lies outside of what all sources that speak of such a model 
 """
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from math import inf
 from pathlib import Path
@@ -44,8 +44,13 @@ def ranges() -> tuple[Range, ...]:
     return tuple(Range(**{**row, "methods": tuple(row["methods"])}) for row in rows)
 
 
-def lint(method: str, params: Mapping[str, Any], n_parameters: float) -> Iterator[str]:
-    """Say which settings of a training lie outside of what was published, and by whom; `params` are whole."""
+def lint(
+    method: str, params: Mapping[str, Any], n_parameters: float, written: Collection[str] = ()
+) -> Iterator[str]:
+    """Say which settings of a training lie outside of what was published, and by whom; `params` are whole.
+
+    Of those that nobody has `written` it is said that they are the method's defaults.
+    """
     known = {**params, BATCH: _batch(params)}
     speaking = [one for one in ranges() if one.speaks_of(method, params, n_parameters)]
     for setting in dict.fromkeys(one.setting for one in speaking):
@@ -53,7 +58,8 @@ def lint(method: str, params: Mapping[str, Any], n_parameters: float) -> Iterato
         if value is not None and (side := _side(value, sources)):
             said = "; ".join(f"{_span(one)} ({one.source})" for one in sources)
             name = "rows of a step" if setting == BATCH else setting
-            yield f"{name} {value:g} is {side} what was published for {_size(n_parameters)}: {said}"
+            default = "" if setting in written or setting == BATCH else ", the default,"
+            yield f"{name} {value:g}{default} is {side} what was published for {_size(n_parameters)}: {said}"
 
 
 def _side(value: float, sources: Sequence[Range]) -> str:

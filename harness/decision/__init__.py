@@ -224,7 +224,7 @@ def _choose_untrained(case: Case, alternative: CandidateFacts) -> _Choice:
     if alternative.over_budget:
         why = f"every candidate is left out, {alternative.name} because {alternative.over_budget}"
         return _undecided(why, "try others, or allow more")
-    fast = within_budgets(f for f in case.facts if f.state == "done")
+    fast = within_budgets(f for f in case.facts if f.state == "done" and not f.ablation)
     slow = any(is_fine_tuned(f) for f in case.facts)
     return _ship(
         alternative,

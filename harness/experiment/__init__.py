@@ -406,7 +406,8 @@ def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:
         if name == candidate.source_name and candidate.method.trains:
             for trial in candidate.trials:
                 params = candidate.method.params(**trial.source.params).model_dump()
-                for line in lint(candidate.source.method, params, candidate.base.n_parameters):
+                size, written = candidate.base.n_parameters, trial.source.params
+                for line in lint(candidate.source.method, params, size, written):
                     said.setdefault(line, []).append(name)
     return [f"recipe of {', '.join(dict.fromkeys(names))}: {line}" for line, names in said.items()]
 
