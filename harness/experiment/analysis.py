@@ -187,9 +187,9 @@ def _unanswered(session: Session, reader: Reader, runs: Iterable[Run]) -> list[s
             is_scored = comparison.fill_errors(session.target.primary, rows, rows).errors.is_scored
             counted = "count as worst" if is_scored else "are left out, because the metric has no worst value"
             some = sum(r.status == "incomplete" for r in failed)
-            which = f" ({some} of them in some of several answers)" if some else ""
-            said = f"{run.candidate}: {len(failed)} of {len(rows)} test rows are errors{which} and {counted}"
-            out.append(f"{said}, the first one {failed[0].example_id}: {failed[0].error}")
+            also = f"; to {some} others some of several answers failed" if some else ""
+            said = f"{run.candidate}: {len(failed) - some} of {len(rows)} test rows are errors and {counted}"
+            out.append(f"{said}{also}, the first one {failed[0].example_id}: {failed[0].error}")
     return out
 
 
