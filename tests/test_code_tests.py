@@ -57,7 +57,9 @@ def test_one_of_several_references_is_enough():
     ("text", "code"),
     [
         (f"```python\n{ADD}```", ADD.strip()),
-        ("```\nx = 1\n```\nor\n```python\nx = 2\n```", "x = 1"),
+        ("```\nx = 1\n```\nor\n```python\nx = 2\n```", "x = 2"),
+        ("Install:\n```\npip install foo\n```\nCode:\n```python\nx = 1\n```", "x = 1"),
+        ("```\nx = 1\n```\nor\n```\nx = 2\n```", "x = 1"),
         ("```py\nx = 1", "x = 1"),
         ("  x = 1\n", "x = 1"),
         ("```sh\npip install foo\n```\n```python\nx = 1\n```", "x = 1"),

@@ -28,7 +28,7 @@ from harness.spec import Task
 ALLOWED = "HARNESS_ALLOW_CODE_EXECUTION"
 _NAME = "code_tests"
 _FENCE = re.compile(r"\s*(`{3,}|~{3,})\s*([^`\s]*)")
-_PYTHON = re.compile(r"(?:\{?\.?py(?:thon)?[\d.]*\}?)?", re.IGNORECASE)  # or no language
+_PYTHON = re.compile(r"\{?\.?py(?:thon)?[\d.]*\}?", re.IGNORECASE)
 _NOBODY = 65534
 _BEGUN = b"+"  # says that what follows ran isolated
 _MOST_READ = 200  # bytes of what the program says
@@ -158,11 +158,12 @@ def _refuse_untested(tests: str, example: Example) -> None:
 
 
 def extract_code(text: str) -> str:
-    """Return the code of an answer: its first fenced block of Python or no language, or all of it."""
+    """Return the code of an answer: its first fenced block of Python, else of no language, or all of it."""
     blocks = list(_fenced_blocks(text))
-    fitting = [code for language, code in blocks if _PYTHON.fullmatch(language)]
-    other = blocks[0][1] if blocks else text
-    return textwrap.dedent(fitting[0] if fitting else other).strip()
+    python = [code for language, code in blocks if _PYTHON.fullmatch(language)]
+    unnamed = [code for language, code in blocks if not language]
+    every = [code for _, code in blocks]
+    return textwrap.dedent([*python, *unnamed, *every, text][0]).strip()
 
 
 def _fenced_blocks(text: str) -> Iterator[tuple[str, str]]:
