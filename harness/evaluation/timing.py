@@ -17,7 +17,7 @@ from harness import store
 from harness.evaluation import evaluate_block
 from harness.evaluation.row_sets import RowSet
 from harness.evaluation.session import Session
-from harness.formatting import figure, seconds
+from harness.formatting import count, seconds
 from harness.models import openai_api
 from harness.models.hardware import MOST_WAITED, Load, ignores_load, load
 from harness.models.hf import Candidate, merge_adapter
@@ -238,7 +238,8 @@ def _load_text(run: Run) -> str:
     n, all_s = run.latency["at_once"], run.latency["at_once_s"]
     first = run.latency.get("first_token_s")
     alone = f", the first token of one alone after {seconds(first)}" if first is not None else ""
-    return f"{run.candidate} answers {n:.0f} within {seconds(all_s)} ({figure(n / all_s)} a second){alone}"
+    rate = f"{n / all_s:.1f}" if n / all_s < 10 else count(n / all_s)
+    return f"{run.candidate} answers {n:.0f} within {seconds(all_s)} ({rate} a second){alone}"
 
 
 def _mean_s(rows: Iterable[SampleResult]) -> float:
