@@ -65,13 +65,13 @@ def test_what_ran_out_of_memory_is_let_go_before_half_of_the_prompts_are_answere
     held = []
 
     class Crowded(HFCandidate):
-        def _answer_together(self, prompts, limits):
+        def _answer_together(self, prompts, limits, seeds):
             assert [ballast() for ballast in held] == [None] * len(held)
             ballast = torch.zeros(1)
             if len(prompts) > 1:
                 held.append(weakref.ref(ballast))
                 raise torch.OutOfMemoryError("no room")
-            return super()._answer_together(prompts, limits)
+            return super()._answer_together(prompts, limits, seeds)
 
     crowded = Crowded(host.model, host.tokenizer, "crowded", "packed")
     asked, limits = prompts(crowded), Limits(4)
@@ -88,12 +88,12 @@ def test_what_prompts_begin_with_is_let_go_where_memory_runs_out(host, n):
     kept = []
 
     class Crowded(HFCandidate):
-        def _answer_together(self, prompts, limits):
+        def _answer_together(self, prompts, limits, seeds):
             if not kept:
                 kept.append(weakref.ref(self._executor.prefixes.read(prompts[0])))
                 raise torch.OutOfMemoryError("no room")
             assert kept[0]() is None
-            return super()._answer_together(prompts, limits)
+            return super()._answer_together(prompts, limits, seeds)
 
     crowded = Crowded(host.model, host.tokenizer, "crowded", "packed")
     assert len(crowded.generate(prompts(crowded)[:n], Limits(1))) == n

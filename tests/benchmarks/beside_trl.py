@@ -61,7 +61,7 @@ def by_trl(context: FitContext, params: LowRankParams, attention: str = "sdpa") 
     on_gpu = context.machine.device == "cuda"
     set_seed(context.seed)
     base, tokenizer = load_base(context.source, context.machine, attention)
-    rows, _ = _rows(context.train, context, tokenizer, params.max_length)
+    rows, _ = _rows(context.train, context, tokenizer, params)
     config = SFTConfig(
         output_dir=str(context.folder / "trl"),
         seed=context.seed,
