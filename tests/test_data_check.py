@@ -214,7 +214,7 @@ def test_a_row_of_several_lines_of_a_csv_file_stands_at_its_first(tmp_path):
     )
     (found,) = alarms(examine_rows(Asked([str(file)], only=["repeated_rows"])).findings)
     assert lines(found) == [46]
-    assert found.example.endswith("rows.csv:46 repeats " + found.rows[0].replace("46", "2"))
+    assert found.example.endswith("rows.csv:46 repeats " + found.rows[0].replace(":46", ":2"))
 
 
 def test_the_commands_name_the_columns_that_were_named(find):
