@@ -17,9 +17,9 @@ import numpy as np
 from harness import store
 from harness.errors import CandidateFailed
 from harness.evaluation.candidates import base_weights
-from harness.evaluation.judges import Judge, Judged, cost_usd, paid_grades
+from harness.evaluation.judges import Judge, Judged, paid_grades, refuse_beyond_cost
 from harness.evaluation.judges.grade_reading import Ungraded
-from harness.evaluation.judges.judge_drift import check_anchors, choose_anchors
+from harness.evaluation.judges.judge_drift import anchors_of, check_anchors
 from harness.evaluation.judges.judge_prompts import LIMITS, grade_value, judge_messages, read_grade
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
@@ -67,7 +67,7 @@ def check_judge(judged: Judged, judge: Judge) -> None:
     """
     if judge.settings:
         with _opened(judge.settings) as (_, candidate):
-            check_anchors(judged, judge, partial(_ask_again, candidate))
+            check_anchors(judged, judge, partial(_say, candidate))
 
 
 def _ask_endpoint(session: Session, settings: Settings, answers: Sequence[Ungraded], keep: Keep) -> None:
@@ -77,20 +77,18 @@ def _ask_endpoint(session: Session, settings: Settings, answers: Sequence[Ungrad
     grading, a judge that is another one later is found.
     """
     judged, judge = answers[0].judged, answers[0].judge
-    if not store.read_anchors(judged.store, judge.book):
-        store.keep_anchors(judged.store, judge.book, choose_anchors(answers, judged.rubric.anchors))
-    keys = {anchor.key for anchor in store.read_anchors(judged.store, judge.book)}
-    first, rest = ([a for a in answers if (a.key in keys) == is_anchor] for is_anchor in (True, False))
+    anchors = {anchor.key for anchor in anchors_of(judged, judge, answers)}
     with _opened(settings) as (server, candidate):
-        ask_again = partial(_ask_again, candidate)
         if judge.book not in session.checked_judges:
-            check_anchors(judged, judge, ask_again)
+            check = partial(check_anchors, judged, judge, partial(_say, candidate))
+            check()
+            first = [answer for answer in answers if answer.key in anchors]
+            answers = [answer for answer in answers if answer.key not in anchors]
             _ask_each(server, candidate, first, keep)
             if first:
-                check_anchors(judged, judge, ask_again, graded_now=len(first) == len(keys))
+                check(graded_now=len(first) == len(anchors))
             session.checked_judges.add(judge.book)
-            first = []
-        _ask_each(server, candidate, [*first, *rest], keep)
+        _ask_each(server, candidate, answers, keep)
 
 
 @contextmanager
@@ -100,11 +98,6 @@ def _opened(settings: Settings) -> Iterator[tuple[Server, ChatCandidate]]:
         yield server, ChatCandidate(server, digest(settings.name))
     finally:
         server.api.close()
-
-
-def _ask_again(candidate: ChatCandidate, answer: Ungraded) -> Grade:
-    _refuse_beyond_cost(answer.judged, paid_grades(answer.judged, answer.judge))
-    return _say(candidate, answer)
 
 
 def _ask_each(server: Server, candidate: ChatCandidate, answers: Sequence[Ungraded], keep: Keep) -> None:
@@ -118,7 +111,7 @@ def _ask_each(server: Server, candidate: ChatCandidate, answers: Sequence[Ungrad
     def ask(answer: Ungraded) -> None:
         try:
             if not failures:
-                _refuse_beyond_cost(judged, grades)
+                refuse_beyond_cost(judged, grades)
                 grade = _say(candidate, answer)
                 with lock:
                     keep([grade])
@@ -129,20 +122,6 @@ def _ask_each(server: Server, candidate: ChatCandidate, answers: Sequence[Ungrad
     server.each(ask, answers)
     if failures:
         raise failures[0]
-
-
-def _refuse_beyond_cost(judged: Judged, grades: Sequence[Grade]) -> None:
-    """Refuse to ask once all grades of a book have cost what the rubric allows, or nobody knows what."""
-    most = judged.rubric.max_cost
-    if most is None:
-        return
-    spent = cost_usd(grades, judged.rubric.usd_per_million_tokens)
-    if spent is None:
-        found = f"answers without usage, so what grades cost is unknown, and max_cost is {most:g}"
-        raise CandidateFailed(found, "no max_cost in the rubric, or a server that counts tokens")
-    if spent >= most:
-        found = f"{len(grades):,} grades have cost {spent:.2f} USD, and max_cost is {most:g}"
-        raise CandidateFailed(found, "a larger max_cost in the rubric; the grades so far are kept")
 
 
 def _say(candidate: ChatCandidate, answer: Ungraded) -> Grade:

@@ -7,12 +7,11 @@ Source: Fisher's exact test, one-sided.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from statistics import fmean
 
 from harness import formatting, store
 from harness.errors import CandidateFailed
-from harness.evaluation.judges import Judge, Judged
+from harness.evaluation.judges import Judge, Judged, paid_grades, refuse_beyond_cost
 from harness.evaluation.judges.grade_reading import Ungraded
 from harness.records import Anchor, AnchorCheck, Grade
 
@@ -20,10 +19,16 @@ ALPHA = 0.01  # chance of an alarm about a judge that did not change, at each ch
 _NEXT = "the judge as it was, or another version: in the rubric, by which all answers are graded anew"
 
 
-def choose_anchors(answers: Sequence[Ungraded], n: int) -> list[Anchor]:
-    """Choose `n` of the answers as anchors, which are graded first: by digest, so as if at random."""
-    chosen = sorted(answers, key=lambda one: one.key)[:n]
-    return [Anchor(one.key, one.task, one.example, one.answer, one.order) for one in chosen]
+def anchors_of(judged: Judged, judge: Judge, answers: Sequence[Ungraded]) -> list[Anchor]:
+    """Return a book's anchors; one without begins with some of these answers, which are graded first.
+
+    They are chosen by digest, so as if at random.
+    """
+    if not (anchors := store.read_anchors(judged.store, judge.book)):
+        chosen = sorted(answers, key=lambda one: one.key)[: judged.rubric.anchors]
+        anchors = [Anchor(one.key, one.task, one.example, one.answer, one.order) for one in chosen]
+        store.keep_anchors(judged.store, judge.book, anchors)
+    return anchors
 
 
 def check_anchors(
@@ -41,15 +46,14 @@ def check_anchors(
     anchors = [one for one in store.read_anchors(judged.store, judge.book) if one.key in known]
     if not anchors:
         return
+    refuse_beyond_cost(judged, paid_grades(judged, judge))
     answers = [Ungraded(judged, judge, a.task, a.example, a.answer, a.key, a.order) for a in anchors]
     before, now = [known[anchor.key] for anchor in anchors], _ask_all(judge, answers, ask)
     earlier = store.read_checks(judged.store, judge.book)
     if not earlier and not graded_now:
-        calm = _check(now, _ask_all(judge, answers, ask), drifted=False)
-        store.keep_check(judged.store, judge.book, calm)
-        earlier = [calm]
-    check = _check(before, now, drifted=False)
-    check = replace(check, drifted=is_drift(check.n_moved, len(now), earlier))
+        earlier = [_check(now, _ask_all(judge, answers, ask), earlier)]
+        store.keep_check(judged.store, judge.book, earlier[0])
+    check = _check(before, now, earlier)
     store.keep_check(judged.store, judge.book, check)
     if check.drifted:
         raise CandidateFailed(_drift_text(judge, check), _NEXT)
@@ -63,8 +67,9 @@ def _ask_all(judge: Judge, answers: Sequence[Ungraded], ask: Callable[[Ungraded]
     return grades
 
 
-def _check(before: Sequence[Grade], now: Sequence[Grade], *, drifted: bool) -> AnchorCheck:
+def _check(before: Sequence[Grade], now: Sequence[Grade], earlier: Sequence[AnchorCheck]) -> AnchorCheck:
     n_moved = sum(old.value != new.value for old, new in zip(before, now, strict=True))
+    drifted = is_drift(n_moved, len(now), earlier)
     return AnchorCheck(tuple(now), n_moved, _mean(before), _mean(now), drifted)
 
 
