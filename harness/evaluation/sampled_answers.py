@@ -44,9 +44,9 @@ def choice_name(decoding: Decoding | None) -> str:
     return f"{decoding.choose}:{metric_name(decoding.by)}" if decoding.by else decoding.choose
 
 
-def seed_of(example_id: str, index: int) -> int:
-    """Return the seed of an item's answer; every candidate draws by the same."""
-    return int(digest([example_id, index]), 16) % _SEEDS
+def seed_of(*drawn: str | int) -> int:
+    """Return the seed of an answer by what names it; every candidate draws by the same."""
+    return int(digest(list(drawn)), 16) % _SEEDS
 
 
 def draw_answers(

@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from harness.data import contamination, splits
@@ -24,12 +25,13 @@ from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.leaks import refuse_or_note
 from harness.evaluation.row_sets import prompting_digest, prompting_step
 from harness.evaluation.runner import open_weights
+from harness.evaluation.sampled_answers import seed_of
 from harness.evaluation.session import Session
 from harness.experiment.generated_rows.answer_ranking import Ranking, open_ranking
 from harness.experiment.prepare import key_problems
 from harness.experiment.train import ensure_weights
 from harness.formatting import count, pluralize
-from harness.records import Example, Limits, digest
+from harness.records import Example, Limits
 from harness.training import Weights
 
 _TOGETHER = 16  # prompts whose answers are drawn together
@@ -133,18 +135,13 @@ def _draw(
             asked = [model.encode(step(e).messages, chat_template=task.chat_template).context for e in part]
             fits = [len(context) + limits.max_new_tokens <= model.max_context for context in asked]
             draws = [(i, k) for i, fit in enumerate(fits) if fit for k in range(by.samples)]
-            seeds = [_seed_of(by.seed, part[i], k) for i, k in draws]
+            seeds = [seed_of(by.seed, part[i].id, k) for i, k in draws]
             outputs = iter(model.generate([asked[i] for i, _ in draws], limits, seeds) if draws else ())
             for fit in fits:
                 drawn = [next(outputs) for _ in range(by.samples)] if fit else []
                 out.append(_usable(drawn, fit=fit, truncated=task.truncated_scores))
             advance(by.samples * len(out), by.samples * len(examples))
     return out
-
-
-def _seed_of(seed: int, example: Example, number: int) -> int:
-    """Return the seed of one draw, which depends on nothing that is drawn beside it."""
-    return int(digest([seed, example.id, number]), 16) % 2**32
 
 
 def _usable(drawn: Sequence[Any], *, fit: bool, truncated: bool) -> _Answers:
@@ -172,16 +169,17 @@ def _pair_up(
     known = iter(ranking.score([example for example, _ in flat], [text for _, text in flat]) if flat else ())
     for row, of in zip(rows, answers, strict=True):
         scored = [(score, text) for text in of.texts if (score := next(known)) is not None]
-        if len(of.texts) < 2:
-            yield _none(row, of.left_out)
-        elif len(scored) < 2:
-            yield _none(row, "answers that could not be scored")
-        elif (best := max(scored, key=lambda s: s[0]))[0] - (worst := min(scored, key=lambda s: s[0]))[
-            0
-        ] <= gap:
-            yield _none(row, "a tie")
-        else:
-            yield Outcome(Row(row.where, _fields(row.example, best, worst)))
+        yield _none(row, of.left_out) if len(of.texts) < 2 else _pair(row, scored, gap)
+
+
+def _pair(row: Sourced, scored: Sequence[tuple[float, str]], gap: float) -> Outcome:
+    """Pair the best of the scored answers with the worst; of equal ones those drawn first."""
+    if len(scored) < 2:
+        return _none(row, "answers that could not be scored")
+    best, worst = max(scored, key=itemgetter(0)), min(scored, key=itemgetter(0))
+    if best[0] - worst[0] <= gap:
+        return _none(row, "a tie")
+    return Outcome(Row(row.where, _fields(row.example, best, worst)))
 
 
 def _none(row: Sourced, reason: str) -> Outcome:
