@@ -277,3 +277,12 @@ def many(folder: Path, n_runs: int) -> None:
     for i in range(n_runs - 1):
         run = replace(first, run_id=f"run-{i:04d}", candidate=f"candidate-{i % 50}", seed=i // 50)
         store.write_whole(at, at.run_file(run.run_id), json.dumps(asdict(run)))
+
+
+def large(folder: Path) -> Path:
+    """Write a project of a thousand runs with a report and nights."""
+    many(folder, 1_000)
+    write(folder)
+    experiment(folder)
+    nights(folder)
+    return folder

@@ -454,13 +454,7 @@ def test_candidates_that_compare_has_no_room_for_are_named(opened, tmp_path):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """Write a project of a thousand runs with a report and nights."""
-    folder = tmp_path_factory.mktemp("large")
-    fake_project.many(folder, 1_000)
-    fake_project.write(folder)
-    fake_project.experiment(folder)
-    fake_project.nights(folder)
-    return folder
+    return fake_project.large(tmp_path_factory.mktemp("large"))
 
 
 @pytest.mark.parametrize("name", PAGES)

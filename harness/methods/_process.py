@@ -1,6 +1,6 @@
 """Run of a command under its supervisor: its output in a log, its last line as progress, its end, its peak.
 
-Invariant: the command never outlives this call, nor this process (see `_supervisor`).
+Invariant: the command never outlives this call, nor this process; what it began in a session of its own may.
 """
 
 import json

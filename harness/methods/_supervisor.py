@@ -1,6 +1,6 @@
 """Supervisor of a command, in a small process of its own: `python _supervisor.py FOLDER LOG COMMAND …`.
 
-Invariant: the command ends, with all that it started, when whoever holds this process's standard input ends,
+Invariant: the command ends, with its process group, when whoever holds this process's standard input ends,
 however that is. The last line of standard output is `[exit code, peak memory in bytes]`; a signal's code is
 negative. The peak is the command's own, because a process begins at that of the one it comes from, and this
 one holds next to nothing.

@@ -35,6 +35,11 @@ _BETTER = Column("higher_is_better", "BOOLEAN", "", "the metric's direction; NUL
 _SCALE = Column("scale", "DOUBLE", "", "100: rates in [0, 1], shown in percent; 1: the metric's own unit")
 _STATUSES = "ok, unparsable, truncated, refused, incomplete (some of several answers failed) or error"
 _STATUS = Column("status", "VARCHAR", "", _STATUSES)
+_TEXT = Column("text", "VARCHAR", "", "the answer")
+_PARTS = Column("parts", "MAP(VARCHAR, DOUBLE[])", "the metrics'", "each metric's parts")
+_N_PROMPT = Column("n_prompt_tokens", "BIGINT", "tokens", "length of the prompt")
+_N_OUTPUT = Column("n_output_tokens", "BIGINT", "tokens", "length of the answer")
+_ERROR = Column("error", "VARCHAR", "", "why there is no answer; empty where there is one")
 _CLUSTER = Column("cluster", "VARCHAR", "", "the family of items that it belongs to; empty: its own")
 _SLICE = Column("slice", "VARCHAR", "", "the part of the task that it belongs to; empty: none")
 _WEIGHT = Column("weight", "DOUBLE", "items", "how many items of the task it stands for; 1 unless sampled")
@@ -120,17 +125,17 @@ _SAMPLES = Table(
         _ITEM,
         Column("position", "BIGINT", "", "the item's place in the task, from 0"),
         _STATUS,
-        Column("text", "VARCHAR", "", "the answer"),
+        _TEXT,
         Column("prompt", "VARCHAR", "", "the prompt as it was sent"),
         Column("references", "VARCHAR[]", "", "the accepted answers"),
-        Column("parts", "MAP(VARCHAR, DOUBLE[])", "the metrics'", "each metric's parts"),
+        _PARTS,
         _CLUSTER,
         _SLICE,
         Column("gold_logprob", "DOUBLE", "nats", "log-probability of the reference"),
         Column("gold_bytes", "BIGINT", "bytes", "length of the reference"),
         Column("margin", "DOUBLE", "nats", "log p of the right choice − log p of the best other one"),
-        Column("n_prompt_tokens", "BIGINT", "tokens", "length of the prompt"),
-        Column("n_output_tokens", "BIGINT", "tokens", "length of the answer"),
+        _N_PROMPT,
+        _N_OUTPUT,
         Column("compute_s", "DOUBLE", "s", "the item's share of its batch's time"),
         Column("prompt_digest", "VARCHAR", "", "digest of the prompt's tokens"),
         Column("output_digest", "VARCHAR", "", "digest of the answer"),
@@ -140,7 +145,7 @@ _SAMPLES = Table(
         Column("recall", "DOUBLE", "share", "share of the needed documents among the passages"),
         Column("attempt", "BIGINT", "", "which attempt succeeded, from 1"),
         _WEIGHT,
-        Column("error", "VARCHAR", "", "why there is no answer; empty where there is one"),
+        _ERROR,
     ),
     """
     SELECT run_id, run_rows.task, run_rows.split, run_rows.rowset, example_id, position, status, text, prompt,
@@ -162,14 +167,14 @@ _ANSWERS = Table(
         _ITEM,
         Column("sample", "BIGINT", "", "the answer's place among those of the item, from 0"),
         _STATUS,
-        Column("text", "VARCHAR", "", "the answer"),
-        Column("parts", "MAP(VARCHAR, DOUBLE[])", "the metrics'", "each metric's parts"),
+        _TEXT,
+        _PARTS,
         Column("finish_reason", "VARCHAR", "", "stop, length or error"),
-        Column("n_prompt_tokens", "BIGINT", "tokens", "length of the prompt"),
-        Column("n_output_tokens", "BIGINT", "tokens", "length of the answer"),
+        _N_PROMPT,
+        _N_OUTPUT,
         Column("compute_s", "DOUBLE", "s", "the answer's share of its batch's time"),
         Column("mean_logprob", "DOUBLE", "nats", "mean log-probability of its tokens; NULL: not asked for"),
-        Column("error", "VARCHAR", "", "why there is no answer; empty where there is one"),
+        _ERROR,
     ),
     """
     SELECT run_id, run_rows.task, run_rows.split, run_rows.rowset, example_id, "index" AS sample, status,

@@ -49,13 +49,7 @@ def address(project):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """Write a project of a thousand runs with a report and nights."""
-    folder = tmp_path_factory.mktemp("large")
-    fake_project.many(folder, 1_000)
-    fake_project.write(folder)
-    fake_project.experiment(folder)
-    fake_project.nights(folder)
-    return folder
+    return fake_project.large(tmp_path_factory.mktemp("large"))
 
 
 @pytest.fixture(scope="module")
