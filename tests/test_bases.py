@@ -10,7 +10,7 @@ from tiny_experiment import runs_of
 from harness import report, store
 from harness.errors import UserError
 from harness.experiment import compare, refuse_many
-from harness.experiment.train import mean_score
+from harness.experiment.weights.candidate_weights import mean_score
 from harness.store import Store
 
 CANDIDATES = """\

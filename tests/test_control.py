@@ -12,7 +12,7 @@ from harness import config, experiment, release, stats, store
 from harness.cli.compare import exit_code
 from harness.evaluation import control_arm
 from harness.experiment import Scope, prepare_session
-from harness.experiment.stored_rows import Reader, controls_of
+from harness.experiment.runs.stored_rows import Reader, controls_of
 from harness.gating import ControlFacts, has_drifted
 from harness.gating.drift import control_rule
 from harness.models.hf import ModelHost

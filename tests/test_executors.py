@@ -11,7 +11,7 @@ import tiny_experiment
 
 from harness import config, store
 from harness.errors import CandidateFailed, UserError
-from harness.evaluation.row_sets import RunRequest
+from harness.evaluation.rows.row_sets import RunRequest
 from harness.experiment import Scope, prepare_session
 from harness.experiment.executors import dispatch, job_runner, local, ray_cluster, slurm
 from harness.experiment.executors.job_runner import Outcome

@@ -11,7 +11,7 @@ from fake_rows import EXACT, LOWER, flips, ratio_metric, rows
 from harness import config, formatting, gating, release, store
 from harness.comparison import Estimate, compare_rows, estimate, orient
 from harness.comparison.failed_answers import Errors
-from harness.experiment.verdict_records import record_verdict
+from harness.experiment.analysis.verdict_records import record_verdict
 from harness.gating import Measurement, TargetFacts, exit_code
 from harness.metrics import extremes, load_metrics, mean_metric
 from harness.records import BLOCK

@@ -12,9 +12,9 @@ from harness import config, release, rescue, store
 from harness.cli import app
 from harness.decision.results import Standing
 from harness.errors import IncompatibleRuns, UserError
-from harness.evaluation import sampling
+from harness.evaluation.rows import sampling
 from harness.experiment import Scope, fewer_items, prepare_session
-from harness.experiment.run_candidate import base_arm
+from harness.experiment.runs.run_candidate import base_arm
 from harness.gating import Rule, Verdict
 from harness.progress import Silent
 from harness.report import ExperimentReport

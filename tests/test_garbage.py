@@ -12,7 +12,7 @@ from test_store import IDENTITY, OTHER, append, complete, make_rows, make_run
 from harness import release
 from harness import store as stores
 from harness.errors import HarnessError
-from harness.experiment import run_candidate
+from harness.experiment.runs import run_candidate
 from harness.nightly import state
 from harness.progress import Silent
 from harness.store import References, Store

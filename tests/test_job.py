@@ -12,7 +12,8 @@ import tiny_methods
 
 from harness import config, training
 from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, UserError
-from harness.experiment import Scope, prepare_session, run_candidate
+from harness.experiment import Scope, prepare_session
+from harness.experiment.runs import run_candidate
 from harness.models.hardware import reset_peak
 from harness.models.hub import resolve
 from harness.progress import Silent

@@ -10,7 +10,7 @@ from tiny_methods import CPU
 from typer.testing import CliRunner
 
 from harness.cli import app
-from harness.evaluation.membership import disorder, membership_gap, min_k
+from harness.evaluation.contamination.membership import disorder, membership_gap, min_k
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
 from harness.records import Example

@@ -24,7 +24,8 @@ from nights import Calendar, Rates
 
 from harness import config, nightly, report, store
 from harness.errors import HarnessError, UserError
-from harness.experiment import Scope, prepare_session, run_candidate
+from harness.experiment import Scope, prepare_session
+from harness.experiment.runs import run_candidate
 from harness.metrics import mean_metric
 from harness.models.hf import ModelHost
 from harness.nightly import watchlist

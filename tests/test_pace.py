@@ -6,9 +6,9 @@ import tiny_experiment
 from harness import config
 from harness.cache import cache_dir
 from harness.evaluation import costs
-from harness.evaluation.pace import Pace, read_pace, record_pace
+from harness.evaluation.costs.pace import Pace, read_pace, record_pace
 from harness.experiment import Scope, prepare_session
-from harness.experiment.train import fit_work
+from harness.experiment.weights.candidate_weights import fit_work
 from harness.models.hardware import Machine
 from harness.progress import Silent
 from harness.spec import Recipe

@@ -23,7 +23,7 @@ from harness.comparison.labelled_answers import (
     latest_labels,
 )
 from harness.config.rubrics import asked_digest, current_labels, rubric_of
-from harness.experiment.human_labels import correct_reached
+from harness.experiment.analysis.human_labels import correct_reached
 from harness.gating import TargetFacts
 from harness.gating.rules.target import target_rule
 from harness.metrics import mean_metric

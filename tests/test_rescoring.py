@@ -12,7 +12,8 @@ from harness import config, experiment, metrics, plugins, release, store
 from harness.cli import main
 from harness.errors import IncompatibleRuns
 from harness.evaluation import runner
-from harness.experiment import Scope, prepare_session, run_candidate
+from harness.experiment import Scope, prepare_session
+from harness.experiment.runs import run_candidate
 from harness.models.hf import scripted_candidate
 from harness.progress import Silent
 from harness.records import BLOCK

@@ -13,8 +13,9 @@ import tiny_experiment
 
 from harness import config, store
 from harness.errors import HarnessError, in_a_line
-from harness.evaluation.row_sets import prompting_digest
-from harness.experiment import Scope, prepare_session, run_candidate
+from harness.evaluation.rows.row_sets import prompting_digest
+from harness.experiment import Scope, prepare_session
+from harness.experiment.runs import run_candidate
 from harness.models.hf import scripted_candidate
 from harness.progress import Silent
 from harness.records import BLOCK, Document
@@ -166,7 +167,7 @@ from dataclasses import asdict
 from types import SimpleNamespace
 from harness.data import TaskItems
 from harness.evaluation.session import join_items
-from harness.evaluation.row_sets import identity
+from harness.evaluation.rows.row_sets import identity
 from harness.spec import Task
 from harness.training import Weights
 machine, source = SimpleNamespace(precision="fp32", device="cpu"), SimpleNamespace(template_digest="t")

@@ -10,7 +10,7 @@ import tiny_experiment
 from harness import config, store
 from harness.errors import UserError
 from harness.evaluation.candidates import resolve_candidates
-from harness.experiment.tuning.proposals import proposals
+from harness.experiment.weights.proposals import proposals
 from harness.models.hub import resolve
 from harness.progress import Silent
 from harness.records import Trial

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from harness import comparison, config, store
 from harness.errors import UserError
 from harness.evaluation import Job, evaluate_block
-from harness.evaluation.row_sets import target_sets
+from harness.evaluation.rows.row_sets import target_sets
+from harness.evaluation.rows.sampled_answers import seed_of, settle
 from harness.evaluation.runner import fill, rescore_stored
-from harness.evaluation.sampled_answers import seed_of, settle
-from harness.experiment import Scope, prepare_session, run_candidate
+from harness.experiment import Scope, prepare_session
+from harness.experiment.runs import run_candidate
 from harness.metrics import load_metrics, normalize
 from harness.models.hf import TextCandidate, scripted_candidate
 from harness.progress import Silent

@@ -15,7 +15,7 @@ from harness import store as stores
 from harness.cli import app
 from harness.comparison import compare_rows
 from harness.errors import UserError
-from harness.experiment.verdict_records import record_verdict
+from harness.experiment.analysis.verdict_records import record_verdict
 from harness.records import MetricRange
 from harness.spec import GatePolicy
 from harness.store import TABLES, DecisionRecord, Store

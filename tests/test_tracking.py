@@ -14,8 +14,8 @@ from harness.errors import CandidateFailed, UserError
 from harness.evaluation.costs import Work
 from harness.experiment import Scope, estimate_work, prepare_session
 from harness.experiment.curves.tracking import tracked_weights, tracking_work
-from harness.experiment.run_candidate import make_run
-from harness.experiment.train import folder_of, stored_weights
+from harness.experiment.runs.run_candidate import make_run
+from harness.experiment.weights.candidate_weights import folder_of, stored_weights
 from harness.gating.halves import cluster_name, split
 from harness.methods import bottleneck, checkpoint, lora, peft
 from harness.progress import Silent

@@ -9,11 +9,11 @@ import tiny_experiment
 from harness import config
 from harness.comparison import check_comparable
 from harness.errors import IncompatibleRuns, UserError
-from harness.evaluation.row_sets import suite_sets
+from harness.evaluation.rows.row_sets import suite_sets
 from harness.experiment import Scope, prepare_session
 from harness.experiment.preflight import measure_noise
-from harness.experiment.run_candidate import base_weights
-from harness.experiment.train import folder_of
+from harness.experiment.runs.run_candidate import base_weights
+from harness.experiment.weights.candidate_weights import folder_of
 from harness.models import vllm
 from harness.progress import Silent
 from harness.records import Likelihood

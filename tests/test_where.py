@@ -24,7 +24,7 @@ ANSWERS = {
     "batch packing": ("models/batching.py", "pack"),
     "model download and resolution": ("models/hub.py", "resolve"),
     "harness init": ("experiment/scaffold/__init__.py", "propose"),
-    "estimate of cost": ("evaluation/costs.py", ""),
+    "estimate of cost": ("evaluation/costs/__init__.py", ""),
     "estimate of memory": ("models/memory.py", ""),
     "champions": ("release/champions.py", ""),
     "contamination of training data": ("data/contamination.py", ""),

@@ -25,9 +25,9 @@ from harness.cli.app import (
 )
 
 if TYPE_CHECKING:
-    from harness.evaluation.membership import Membership
-    from harness.experiment.base_fit import BaseFit
+    from harness.evaluation.contamination.membership import Membership
     from harness.experiment.preflight import Checkup, Cost
+    from harness.experiment.preparation.base_fit import BaseFit
     from harness.records import Noise
     from harness.report import ResultDocument, Section
 
@@ -122,7 +122,7 @@ def gigabytes(written: str) -> float:
 
 def _say_what_fits(base: str, asked: tuple[Any, ...], as_json: bool) -> None:
     from harness.errors import Problem, UserError
-    from harness.experiment.base_fit import Asked, examine_base
+    from harness.experiment.preparation.base_fit import Asked, examine_base
     from harness.report import to_plain
 
     if not base:
@@ -190,7 +190,7 @@ def _measure_noise(overrides: list[str], config: Path, as_json: bool) -> None:
 
 
 def _measure_membership(overrides: list[str], config: Path, as_json: bool) -> None:
-    from harness.evaluation.membership import NO_PROOF, measure_membership
+    from harness.evaluation.contamination.membership import NO_PROOF, measure_membership
 
     session, _ = open_session(config, overrides)
     found = measure_membership(session)
@@ -204,7 +204,7 @@ def _measure_membership(overrides: list[str], config: Path, as_json: bool) -> No
 
 def membership_document(found: "Sequence[Membership]", base: str) -> "ResultDocument":
     """Lay out the gap of each task, the largest first, and that it proves nothing."""
-    from harness.evaluation.membership import NO_PROOF
+    from harness.evaluation.contamination.membership import NO_PROOF
     from harness.formatting import UNKNOWN, count, plain
     from harness.report import ResultDocument, Section
 

@@ -93,8 +93,8 @@ def evaluate(
 
 
 def _evaluate_candidate(candidate: str, overrides: list[str], config: Path, as_json: bool) -> None:
-    from harness.experiment.run_candidate import make_run
-    from harness.experiment.stored_rows import Reader
+    from harness.experiment.runs.run_candidate import make_run
+    from harness.experiment.runs.stored_rows import Reader
 
     try:
         session, loaded = open_session(config, overrides, candidate)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.errors import Problem, UserError
-from harness.evaluation.sampled_answers import Asked, draw_answers, settle
+from harness.evaluation.rows.sampled_answers import Asked, draw_answers, settle
 from harness.metrics import Metric, Parts, extremes, normalize
 from harness.metrics._refusals import is_refusal
 from harness.models.hf import Candidate

@@ -13,7 +13,7 @@ from harness.data.readers import display_path
 from harness.data.training_rows import corrupt_rows, load_training_rows
 from harness.errors import CandidateFailed, Problem, UserError
 from harness.evaluation import lm_eval
-from harness.evaluation.leaks import refuse_or_note
+from harness.evaluation.contamination.leaks import refuse_or_note
 from harness.evaluation.session import Measured, Session, join_items
 from harness.formatting import count, percent
 from harness.records import digest

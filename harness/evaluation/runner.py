@@ -20,7 +20,7 @@ from harness.evaluation.control_arm import measure_once, origin
 from harness.evaluation.costs import Work
 from harness.evaluation.judges.grade_reading import GradeReader, Ungraded
 from harness.evaluation.openers import OPENERS
-from harness.evaluation.row_sets import RowSet, is_there, work_of
+from harness.evaluation.rows.row_sets import RowSet, is_there, work_of
 from harness.evaluation.session import Measured, Session
 from harness.models import openai_api
 from harness.models.batching import common_length

@@ -17,8 +17,8 @@ from harness.config.rubrics import is_judged
 from harness.data import SPLITS, Split, TaskItems, task_version
 from harness.evaluation import Job, costs, evaluate_block, in_order
 from harness.evaluation.candidates import ResolvedCandidate, resolve, resolve_candidates
+from harness.evaluation.costs.pace import Kind, Pace, read_pace, record_pace
 from harness.evaluation.judges import Judged
-from harness.evaluation.pace import Kind, Pace, read_pace, record_pace
 from harness.metrics import Metric, load_metrics
 from harness.models import hub, oom, vllm
 from harness.models.hardware import Machine

@@ -20,14 +20,14 @@ from harness.evaluation import judges
 from harness.evaluation.candidate_rows import training_notes
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.judges.judging_stage import judge_remarks
-from harness.evaluation.row_sets import RunRequest
+from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
 from harness.experiment.analysis import Settled, judge_runs, remarks, report_of
-from harness.experiment.candidate_result import attempt, facts_of
+from harness.experiment.analysis.verdict_records import Settings, record_report, report_changes, task_settings
 from harness.experiment.curves.data_scaling import estimate_curve_work, make_curve, refuse_curve, stored_curve
 from harness.experiment.executors import make_on_workers
-from harness.experiment.prepare import (
+from harness.experiment.preparation import (
     Scope,
     arm_label,
     estimate_work,
@@ -36,9 +36,9 @@ from harness.experiment.prepare import (
     prepare_session,
     seconds_planned,
 )
-from harness.experiment.run_candidate import base_arm, outdated_inputs, stored_runs, time_again
-from harness.experiment.stored_rows import Reader
-from harness.experiment.verdict_records import Settings, record_report, report_changes, task_settings
+from harness.experiment.runs.candidate_result import attempt, facts_of
+from harness.experiment.runs.run_candidate import base_arm, outdated_inputs, stored_runs, time_again
+from harness.experiment.runs.stored_rows import Reader
 from harness.formatting import count, seconds
 from harness.models.hardware import probe_notes
 from harness.models.hub import ModelSource

@@ -13,15 +13,15 @@ from typing import NamedTuple
 from harness import store
 from harness.decision import passes_alone
 from harness.errors import IncompatibleRuns
-from harness.evaluation import sampling
-from harness.evaluation.row_sets import rows_version
-from harness.evaluation.sampling import Plan, Pool
+from harness.evaluation.rows import sampling
+from harness.evaluation.rows.row_sets import rows_version
+from harness.evaluation.rows.sampling import Plan, Pool
 from harness.evaluation.session import Measured, Session
 from harness.experiment.analysis import report_of
-from harness.experiment.prepare import measured_bases
-from harness.experiment.run_candidate import base_arm, make_run
-from harness.experiment.stored_rows import Reader
-from harness.experiment.train import stored_weights
+from harness.experiment.preparation import measured_bases
+from harness.experiment.runs.run_candidate import base_arm, make_run
+from harness.experiment.runs.stored_rows import Reader
+from harness.experiment.weights.candidate_weights import stored_weights
 from harness.formatting import count
 from harness.gating import Verdict
 from harness.gating.verdict import is_relative, margin_share

@@ -16,10 +16,10 @@ from harness.evaluation import lm_eval
 from harness.evaluation.candidates import base_weights, resolve_candidates
 from harness.evaluation.costs import Work
 from harness.evaluation.lm_eval import Found
-from harness.evaluation.row_sets import suite_sets, work_of
+from harness.evaluation.rows.row_sets import suite_sets, work_of
 from harness.evaluation.session import Session
-from harness.experiment.prepare import of_lm_eval
-from harness.experiment.run_candidate import begin, ensure_weights, suite_arm
+from harness.experiment.preparation import of_lm_eval
+from harness.experiment.runs.run_candidate import begin, ensure_weights, suite_arm
 from harness.formatting import count, pluralize, seconds
 from harness.metrics import Metric
 from harness.models import vllm

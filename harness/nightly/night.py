@@ -16,9 +16,10 @@ from harness.config import Loaded
 from harness.errors import HarnessError, Problem, UserError, in_a_line
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.judges.grading import check_judge
-from harness.evaluation.row_sets import RowSet
+from harness.evaluation.rows.row_sets import RowSet
 from harness.evaluation.session import Measured, Session
-from harness.experiment import Scope, prepare_session, run_candidate
+from harness.experiment import Scope, prepare_session
+from harness.experiment.runs import run_candidate
 from harness.models.openai_api import PROTOCOLS
 from harness.nightly import watchlist
 from harness.nightly.alarm import HARNESS, NightReport, add_alarms, build_report

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness import store
-from harness.evaluation.row_sets import RowSet
+from harness.evaluation.rows.row_sets import RowSet
 from harness.evaluation.session import Session
-from harness.experiment import run_candidate
+from harness.experiment.runs import run_candidate
 from harness.models.hf import Candidate
 from harness.nightly.rotation import Cluster, ids_by_task
 from harness.records import SampleResult, digest

@@ -13,7 +13,7 @@ from harness import comparison, store
 from harness.comparison import Estimate
 from harness.config import Loaded
 from harness.errors import Problem, UserError
-from harness.experiment.prepare import metrics_of, with_lm_eval
+from harness.experiment.preparation import metrics_of, with_lm_eval
 from harness.formatting import RATE, Unit
 from harness.metrics import load_metrics
 from harness.records import Run, load

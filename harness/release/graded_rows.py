@@ -6,7 +6,7 @@ never judged by.
 
 from harness.errors import IncompatibleRuns
 from harness.evaluation.judges import stored_digests
-from harness.evaluation.row_sets import scoring_digest
+from harness.evaluation.rows.row_sets import scoring_digest
 from harness.records import Run
 from harness.spec import JUDGE, Experiment, Role, Task
 from harness.store import Store, read_identity

@@ -30,7 +30,7 @@ from harness.config import Loaded
 from harness.config.rubrics import asked_digest, current_labels, rubric_of
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean
-from harness.experiment.candidate_result import facts_on_target
+from harness.experiment.runs.candidate_result import facts_on_target
 from harness.metrics import Metric, load_metrics
 from harness.records import AnswerLabel, LabelSet, Run, SampleResult, digest
 from harness.release.stored import candidate_runs

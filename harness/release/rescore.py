@@ -11,11 +11,11 @@ from harness.comparison import Estimate
 from harness.errors import IncompatibleRuns
 from harness.evaluation import runner
 from harness.evaluation.candidates import base_weights
-from harness.evaluation.row_sets import suite_sets
+from harness.evaluation.rows.row_sets import suite_sets
 from harness.evaluation.session import EngineSlot, Session
-from harness.experiment import run_candidate
-from harness.experiment.run_candidate import ensure_weights, suite_arm
-from harness.experiment.stored_rows import Reader
+from harness.experiment.runs import run_candidate
+from harness.experiment.runs.run_candidate import ensure_weights, suite_arm
+from harness.experiment.runs.stored_rows import Reader
 from harness.records import Run
 from harness.release.champions import read_champion
 from harness.spec import Recipe

@@ -24,12 +24,12 @@ from harness.data import version_of_test
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation import lm_eval
-from harness.evaluation.row_sets import rows_version
-from harness.experiment.candidate_result import facts_on_target
-from harness.experiment.human_labels import correct_reached
-from harness.experiment.prepare import metrics_of, with_lm_eval
-from harness.experiment.stored_rows import controls_of, documents_of
-from harness.experiment.verdict_records import record_verdict, task_settings, verdict_change
+from harness.evaluation.rows.row_sets import rows_version
+from harness.experiment.analysis.human_labels import correct_reached
+from harness.experiment.analysis.verdict_records import record_verdict, task_settings, verdict_change
+from harness.experiment.preparation import metrics_of, with_lm_eval
+from harness.experiment.runs.candidate_result import facts_on_target
+from harness.experiment.runs.stored_rows import controls_of, documents_of
 from harness.gating import GateResult, Measurement, Rule, TargetFacts
 from harness.metrics import Metric, load_metrics
 from harness.models.openai_api import WHO_ANSWERS, is_endpoint

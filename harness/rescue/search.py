@@ -15,9 +15,9 @@ from harness.comparison import Comparison, Estimate
 from harness.decision import CandidateFacts, gain
 from harness.evaluation.session import Session
 from harness.experiment.analysis import bases_of, measured_of
-from harness.experiment.candidate_result import attempt, facts_of
-from harness.experiment.human_labels import count_missing, judge_labels
-from harness.experiment.stored_rows import Reader, controls_of
+from harness.experiment.analysis.human_labels import count_missing, judge_labels
+from harness.experiment.runs.candidate_result import attempt, facts_of
+from harness.experiment.runs.stored_rows import Reader, controls_of
 from harness.gating import Measurement, TargetFacts, measured_half
 from harness.gating.halves import HALVES, Half, Split, split
 from harness.records import Run, SampleResult

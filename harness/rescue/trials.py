@@ -16,12 +16,12 @@ from harness import formatting, plugins
 from harness.evaluation import costs
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work
-from harness.evaluation.row_sets import RunRequest, suite_sets, target_sets, total_work
+from harness.evaluation.rows.row_sets import RunRequest, suite_sets, target_sets, total_work
 from harness.evaluation.session import Session
 from harness.experiment.curves.data_scaling import settle_sweep
 from harness.experiment.curves.tracking import tracking_work
-from harness.experiment.run_candidate import stored_runs
-from harness.experiment.train import fit_work, stored_weights
+from harness.experiment.runs.run_candidate import stored_runs
+from harness.experiment.weights.candidate_weights import fit_work, stored_weights
 from harness.models import hub
 from harness.models.hub import ModelSource
 from harness.plugins import Method, RescueSituation, Rung

@@ -16,7 +16,7 @@ from bench_page import Row, Table
 from lm_eval_mirror import cut_mirror
 from peaks import Counting, forget, peak_gb, peak_gflops, share_row, where_time_goes
 
-from harness.evaluation.row_sets import suite_sets
+from harness.evaluation.rows.row_sets import suite_sets
 from harness.experiment import standalone
 from harness.models.hardware import Machine, probe
 from harness.models.hf import HFCandidate

@@ -13,7 +13,7 @@ from bench_page import Row, Table
 from beside_trl import by_harness, by_trl
 
 from harness import config
-from harness.evaluation.row_sets import prompting_step
+from harness.evaluation.rows.row_sets import prompting_step
 from harness.experiment import Scope, prepare_session
 from harness.models.hardware import probe
 from harness.progress import Silent

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.decision import CandidateFacts, Family, place_in_family
-from harness.evaluation import sampling
+from harness.evaluation.rows import sampling
 from harness.experiment.fewer_items import _is_settled, is_settled
 from harness.gating import Measurement, TaskComparison, cut_tasks, judge, measured_half
 from harness.gating.halves import HALVES

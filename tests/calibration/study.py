@@ -28,7 +28,7 @@ _PRINTING = ("stats/*.py", "comparison/*.py", "gating/**/*.py", "decision/*.py")
 _PRINTING_OF = {
     "nights.py": ("nightly/[ae]*.py", "evaluation/control_arm.py"),
     "gates.py": ("evaluation/control_arm.py",),
-    "chosen.py": ("evaluation/sampling.py", "experiment/fewer_items.py"),
+    "chosen.py": ("evaluation/rows/sampling.py", "experiment/fewer_items.py"),
 }
 _SIMULATION = ("cell.py", "draws.py")
 

@@ -10,7 +10,7 @@ from statistics import fmean
 from harness.evaluation.judges import Judge, Judged, cost_usd, paid_grades
 from harness.evaluation.judges.grade_reading import Ungraded
 from harness.evaluation.judges.grading import grade_answers
-from harness.evaluation.row_sets import RowSet
+from harness.evaluation.rows.row_sets import RowSet
 from harness.evaluation.runner import rescore_stored
 from harness.evaluation.session import Session
 from harness.formatting import count, percent, usd

@@ -15,12 +15,12 @@ from harness.errors import HarnessError, Problem, UserError
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work
-from harness.evaluation.row_sets import RunRequest, target_sets, total_work
+from harness.evaluation.rows.row_sets import RunRequest, target_sets, total_work
 from harness.evaluation.session import Measured, Session, join_items
-from harness.experiment.candidate_result import facts_of
-from harness.experiment.run_candidate import make_run, stored_runs
-from harness.experiment.stored_rows import Reader
-from harness.experiment.train import fit_work
+from harness.experiment.runs.candidate_result import facts_of
+from harness.experiment.runs.run_candidate import make_run, stored_runs
+from harness.experiment.runs.stored_rows import Reader
+from harness.experiment.weights.candidate_weights import fit_work
 from harness.records import Run
 from harness.spec import Recipe
 

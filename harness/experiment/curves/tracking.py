@@ -13,10 +13,10 @@ from harness.errors import Problem
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, read_weights
 from harness.evaluation.costs import Work
 from harness.evaluation.judges.judging_stage import score_answered
-from harness.evaluation.row_sets import RowSet, suite_set, target_sets, work_of
+from harness.evaluation.rows.row_sets import RowSet, suite_set, target_sets, work_of
 from harness.evaluation.runner import fill, measure_control, open_weights
 from harness.evaluation.session import Measured, Session
-from harness.experiment.train import mean_score
+from harness.experiment.weights.candidate_weights import mean_score
 from harness.gating import Measurement, measured_half
 from harness.gating.halves import cluster_name, split
 from harness.metrics import Metric

@@ -18,7 +18,7 @@ from harness.config import Loaded
 from harness.errors import Problem, UserError
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.control_arm import measure_once
-from harness.evaluation.row_sets import RowSet, is_there, suite_sets, target_sets
+from harness.evaluation.rows.row_sets import RowSet, is_there, suite_sets, target_sets
 from harness.evaluation.runner import (
     fill,
     find_base_rows,
@@ -29,9 +29,9 @@ from harness.evaluation.runner import (
 )
 from harness.evaluation.session import Session
 from harness.experiment.executors.work_plan import Job
-from harness.experiment.prepare import Scope, prepare_session
-from harness.experiment.run_candidate import row_sets
-from harness.experiment.train import ensure_weights, make_trial
+from harness.experiment.preparation import Scope, prepare_session
+from harness.experiment.runs.run_candidate import row_sets
+from harness.experiment.weights.candidate_weights import ensure_weights, make_trial
 from harness.models.hardware import (
     Machine,
     cpu_kernels,

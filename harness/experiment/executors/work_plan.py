@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.row_sets import RunRequest
+from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
-from harness.experiment.prepare import measured_bases
+from harness.experiment.preparation import measured_bases
 from harness.formatting import count
 from harness.models.hub import ModelSource
 

@@ -16,9 +16,9 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.judges import Judged, key_problems
 from harness.evaluation.judges.grade_reading import GradeReader
 from harness.evaluation.judges.judging_stage import grade_all
-from harness.evaluation.row_sets import prompting_step
+from harness.evaluation.rows.row_sets import prompting_step
 from harness.evaluation.session import Session
-from harness.experiment.train import ensure_weights
+from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.metrics import item_scores
 from harness.metrics import version as metric_version
 from harness.records import Example, Output, checksum

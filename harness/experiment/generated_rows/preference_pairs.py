@@ -22,14 +22,14 @@ from harness.data.readers import Row, display_path
 from harness.errors import Problem, UserError
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
-from harness.evaluation.leaks import refuse_or_note
-from harness.evaluation.row_sets import prompting_digest, prompting_step
+from harness.evaluation.contamination.leaks import refuse_or_note
+from harness.evaluation.rows.row_sets import prompting_digest, prompting_step
+from harness.evaluation.rows.sampled_answers import seed_of
 from harness.evaluation.runner import open_weights
-from harness.evaluation.sampled_answers import seed_of
 from harness.evaluation.session import Session
 from harness.experiment.generated_rows.answer_ranking import Ranking, open_ranking
-from harness.experiment.prepare import key_problems
-from harness.experiment.train import ensure_weights
+from harness.experiment.preparation import key_problems
+from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.formatting import count, pluralize
 from harness.records import Example, Limits
 from harness.training import Weights

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from harness import store
 from harness.evaluation import evaluate_block
-from harness.evaluation.row_sets import RowSet
+from harness.evaluation.rows.row_sets import RowSet
 from harness.evaluation.session import Session
 from harness.formatting import count, seconds
 from harness.models import openai_api

@@ -23,12 +23,12 @@ from harness.evaluation.candidate_rows import training_data, training_notes
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.control_arm import reevaluate
 from harness.evaluation.costs import Work
-from harness.evaluation.row_sets import RowSet, prompting_step, suite_sets, target_sets, work_of
+from harness.evaluation.rows.row_sets import RowSet, prompting_step, suite_sets, target_sets, work_of
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session, recipe_warnings
 from harness.experiment.check_rows import Brief, check_target
-from harness.experiment.prepare import key_problems
-from harness.experiment.train import fit_work
+from harness.experiment.preparation import key_problems
+from harness.experiment.weights.candidate_weights import fit_work
 from harness.formatting import count
 from harness.metrics import is_flipped
 from harness.models import hardware, hub, memory, vllm

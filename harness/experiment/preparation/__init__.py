@@ -17,16 +17,16 @@ from harness.errors import Problem, UserError
 from harness.evaluation import costs, lm_eval
 from harness.evaluation.candidate_rows import read_training_rows, training_data
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, resolve_candidates
+from harness.evaluation.contamination.leaks import refuse_or_note
 from harness.evaluation.costs import Work
 from harness.evaluation.judges import judged_metrics, judging_models
-from harness.evaluation.leaks import refuse_or_note
 from harness.evaluation.regularization import regularization_problems
-from harness.evaluation.row_sets import suite_sets, target_sets, total_work, work_of
+from harness.evaluation.rows.row_sets import suite_sets, target_sets, total_work, work_of
 from harness.evaluation.session import Measured, Session, join_items
-from harness.experiment.base_fit import marker_problems, quantization_problems
 from harness.experiment.curves.tracking import tracking_problems, tracking_work
-from harness.experiment.train import fit_work
-from harness.experiment.tuning import proposals
+from harness.experiment.preparation.base_fit import marker_problems, quantization_problems
+from harness.experiment.weights import proposals
+from harness.experiment.weights.candidate_weights import fit_work
 from harness.metrics import Metric, load_metrics
 from harness.models import openai_api, vllm
 from harness.models.adapters import CONFIG

@@ -13,15 +13,15 @@ from harness import decision as decide
 from harness.comparison import AnswerDiversity, Comparison
 from harness.decision import CandidateFacts, LearningCurve
 from harness.errors import IncompatibleRuns
+from harness.evaluation.costs.timing import timing_notes
 from harness.evaluation.session import Measured, Session
-from harness.evaluation.timing import timing_notes
-from harness.experiment import target_comparisons as against
-from harness.experiment.base_fit import base_remarks
-from harness.experiment.candidate_result import facts_of
-from harness.experiment.human_labels import calibrations, correct_facts
-from harness.experiment.prepare import measured_bases
-from harness.experiment.run_candidate import measured_arm
-from harness.experiment.stored_rows import Reader, Rows, controls_of, documents_of
+from harness.experiment.analysis import target_comparisons as against
+from harness.experiment.analysis.human_labels import calibrations, correct_facts
+from harness.experiment.preparation import measured_bases
+from harness.experiment.preparation.base_fit import base_remarks
+from harness.experiment.runs.candidate_result import facts_of
+from harness.experiment.runs.run_candidate import measured_arm
+from harness.experiment.runs.stored_rows import Reader, Rows, controls_of, documents_of
 from harness.gating import GateResult, Measurement, TargetFacts, TaskComparison, Verdict
 from harness.models.openai_api import Settings
 from harness.records import Run, SampleResult

@@ -17,7 +17,7 @@ from harness.comparison.labelled_answers import Labels, calibrate, latest_labels
 from harness.config.rubrics import current_labels
 from harness.decision import CandidateFacts
 from harness.evaluation.session import Session
-from harness.experiment.stored_rows import Reader
+from harness.experiment.runs.stored_rows import Reader
 from harness.metrics import Metric
 from harness.records import LabelSet, Run, SampleResult
 

@@ -27,7 +27,7 @@ from harness.evaluation.candidates import (
 )
 from harness.evaluation.judges.judging_stage import score_answered
 from harness.evaluation.regularization import mix_context, regularization_work
-from harness.evaluation.row_sets import (
+from harness.evaluation.rows.row_sets import (
     is_there,
     prompting_digest,
     prompting_step,
@@ -36,7 +36,7 @@ from harness.evaluation.row_sets import (
 )
 from harness.evaluation.runner import fill, measure_control, open_weights
 from harness.evaluation.session import Session, join_items
-from harness.experiment.tuning import proposals
+from harness.experiment.weights import proposals
 from harness.metrics import Metric, extremes
 from harness.metrics import version as metric_version
 from harness.models.hardware import MOST_WAITED

@@ -15,8 +15,8 @@ from harness.evaluation import costs
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.session import Session
-from harness.experiment.run_candidate import failed_run, make_run
-from harness.experiment.stored_rows import Reader, Rows
+from harness.experiment.runs.run_candidate import failed_run, make_run
+from harness.experiment.runs.stored_rows import Reader, Rows
 from harness.metrics import Metric, item_scores
 from harness.models.openai_api import is_private
 from harness.records import Run, digest

@@ -16,7 +16,7 @@ from harness.data import SCORING, SPLITS, Split
 from harness.evaluation import Job, costs, wrap_prompt
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.judges.grade_reading import GradeReader
-from harness.evaluation.sampled_answers import answers_digest, choice_name
+from harness.evaluation.rows.sampled_answers import answers_digest, choice_name
 from harness.evaluation.session import Measured, Session
 from harness.models import openai_api
 from harness.prompting import PromptingContext, Step, compose

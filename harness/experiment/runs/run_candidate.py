@@ -10,11 +10,12 @@ from typing import Any
 
 from harness import provenance, store
 from harness.errors import in_a_line
-from harness.evaluation import runner, timing
+from harness.evaluation import runner
 from harness.evaluation.candidate_rows import describe_rows
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, refuse_silent
+from harness.evaluation.costs import timing
 from harness.evaluation.judges.judging_stage import score_answered
-from harness.evaluation.row_sets import (
+from harness.evaluation.rows.row_sets import (
     RowSet,
     RunIdentity,
     RunRequest,
@@ -31,7 +32,7 @@ from harness.evaluation.row_sets import (
 from harness.evaluation.runner import fill, measure_control, open_weights, shared_tokens
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import measure_points, tracked_weights
-from harness.experiment.train import ensure_weights, stands_on, stored_weights
+from harness.experiment.weights.candidate_weights import ensure_weights, stands_on, stored_weights
 from harness.models.hf import Candidate
 from harness.models.hub import ModelSource
 from harness.records import MetricRange, RowsIdentity, Run, TrackedPoint

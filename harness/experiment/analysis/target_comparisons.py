@@ -13,8 +13,8 @@ from harness.comparison import Comparison, RecipeDifference
 from harness.comparison.corrected_comparison import correct_comparison
 from harness.decision import CandidateFacts, ItemVariances
 from harness.evaluation.session import Measured, Session
-from harness.experiment.human_labels import judge_labels
-from harness.experiment.stored_rows import Reader, Rows
+from harness.experiment.analysis.human_labels import judge_labels
+from harness.experiment.runs.stored_rows import Reader, Rows
 from harness.gating import Measurement, TaskComparison
 from harness.gating.verdict import is_in_macro
 from harness.records import Run, SampleResult

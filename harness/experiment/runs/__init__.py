@@ -1,0 +1,4 @@
+"""Runs: one candidate and seed each, made or found, and what its stored rows say by themselves.
+
+Invariant: nothing here compares two candidates.
+"""
