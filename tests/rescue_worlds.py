@@ -21,7 +21,8 @@ from worlds import BAD, GOOD, PER_ANSWER_S, Oracle, OracleHost, Sizes, Truth, ri
 
 from harness import config, experiment, plugins, rescue
 from harness.experiment import Scope, prepare_session
-from harness.experiment.weights.candidate_weights import folder_of, stored_weights
+from harness.experiment.weights.candidate_weights import stored_weights
+from harness.experiment.weights.weights_folder import folder_of
 from harness.gating.halves import split
 from harness.models.hub import ModelSource
 from harness.progress import Silent

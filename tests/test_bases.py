@@ -9,8 +9,9 @@ from tiny_experiment import runs_of
 
 from harness import report, store
 from harness.errors import UserError
-from harness.experiment import compare, refuse_many
-from harness.experiment.weights.candidate_weights import mean_score
+from harness.experiment import compare
+from harness.experiment.run_preview import refuse_many
+from harness.experiment.weights.validation_score import mean_score
 from harness.store import Store
 
 CANDIDATES = """\

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.experiment import Scope, prepare_session
-from harness.experiment.preflight import compiler_problems, estimate_costs, examine
+from harness.experiment.preflight import compiler_problems, examine
+from harness.experiment.preflight.candidate_costs import estimate_costs
 from harness.models import vllm
 from harness.models.hardware import Machine, Memory, memory, probe
 from harness.progress import Silent

@@ -14,7 +14,8 @@ from tiny_experiment import runs_of
 from harness import config, report, store
 from harness.comparison import IncompatibleRuns
 from harness.errors import UserError
-from harness.experiment import Scope, analysis, prepare_session, report_stored
+from harness.experiment import Scope, prepare_session, report_stored
+from harness.experiment.analysis.run_remarks import count_noteworthy
 from harness.progress import Silent
 from harness.store import Store
 
@@ -452,7 +453,7 @@ def noted(*rows):
     session = SimpleNamespace(target=task, suites=())
     runs = [SimpleNamespace(candidate=name, state="done", rows={"facts/test": ""}) for name in "abc"]
     reader = SimpleNamespace(of=lambda run, _: [rows["abc".index(run.candidate)]])
-    return list(analysis._noteworthy(session, reader, runs))
+    return list(count_noteworthy(session, reader, runs))
 
 
 def test_ties_that_are_alike_are_said_once():

@@ -12,8 +12,9 @@ from harness import config, store
 from harness.cli import app
 from harness.evaluation import Job
 from harness.experiment import Scope, prepare_session
-from harness.experiment.analysis import Reader, measured_of
-from harness.experiment.preflight import measure_noise, task_noise
+from harness.experiment.analysis import Reader
+from harness.experiment.analysis.gate_results import measured_of
+from harness.experiment.preflight.rounding_noise import measure_noise, task_noise
 from harness.gating import admit
 from harness.progress import Silent
 from harness.records import Noise, RowsIdentity, TaskNoise

@@ -8,7 +8,7 @@ from harness.cache import cache_dir
 from harness.evaluation import costs
 from harness.evaluation.costs.pace import Pace, read_pace, record_pace
 from harness.experiment import Scope, prepare_session
-from harness.experiment.weights.candidate_weights import fit_work
+from harness.experiment.weights.training_fit import fit_work
 from harness.models.hardware import Machine
 from harness.progress import Silent
 from harness.spec import Recipe

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import tiny_methods
 
-from harness.experiment.analysis import remarks
+from harness.experiment.analysis.run_remarks import list_remarks
 from harness.methods import full, lora
 from harness.models.cpu_kernels import chunked_attention
 from harness.records import TrainingRecord
@@ -124,7 +124,7 @@ def test_that_rows_were_not_packed_is_said_under_the_table():
         sources={},
         candidates={"lora": SimpleNamespace(recipe=SimpleNamespace(weights_of=""))},
     )
-    assert remarks(session, [run]) == ["lora: trained without packing, which would x"]
+    assert list_remarks(session, [run]) == ["lora: trained without packing, which would x"]
 
 
 # What a GPU's training computes, on a CPU

@@ -15,7 +15,7 @@ from harness import config
 from harness.errors import CandidateFailed, Diverged, UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.runs import run_candidate
-from harness.experiment.weights.candidate_weights import fit
+from harness.experiment.weights.training_fit import fit
 from harness.methods import dpo, full, lora
 from harness.progress import Silent
 from harness.training import CHECKPOINTS, checkpoints

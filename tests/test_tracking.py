@@ -15,7 +15,8 @@ from harness.evaluation.costs import Work
 from harness.experiment import Scope, estimate_work, prepare_session
 from harness.experiment.curves.tracking import tracked_weights, tracking_work
 from harness.experiment.runs.run_candidate import make_run
-from harness.experiment.weights.candidate_weights import folder_of, stored_weights
+from harness.experiment.weights.candidate_weights import stored_weights
+from harness.experiment.weights.weights_folder import folder_of
 from harness.gating.halves import cluster_name, split
 from harness.methods import bottleneck, checkpoint, lora, peft
 from harness.progress import Silent

@@ -29,6 +29,11 @@ ANSWERS = {
     "champions": ("release/champions.py", ""),
     "contamination of training data": ("data/contamination.py", ""),
     "control arm": ("evaluation/control_arm.py", ""),
+    "hyper-parameter search": ("experiment/weights/proposals.py", "proposals"),
+    "stratified item sampling": ("evaluation/rows/sampling.py", ""),
+    "membership inference": ("evaluation/contamination/membership.py", ""),
+    "preflight check": ("experiment/preflight/__init__.py", "examine"),
+    "A/A noise": ("experiment/preflight/rounding_noise.py", "measure_noise"),
 }
 
 

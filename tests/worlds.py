@@ -17,7 +17,7 @@ from harness.data import part_of
 from harness.evaluation.session import join_items
 from harness.experiment import Scope, prepare_session
 from harness.experiment.curves.data_scaling import SHARES
-from harness.experiment.weights.candidate_weights import folder_of
+from harness.experiment.weights.weights_folder import folder_of
 from harness.models.hub import ModelSource
 from harness.progress import Silent
 from harness.records import Encoded, Limits, Output, digest

@@ -290,7 +290,7 @@ def _print_plan(
     from harness.cli.doctor import cost_section
     from harness.evaluation.costs import Work
     from harness.evaluation.judges.planned_grades import plan_grades
-    from harness.experiment.preflight import estimate_costs
+    from harness.experiment.preflight.candidate_costs import estimate_costs
     from harness.formatting import count, seconds, usd
     from harness.models.hardware import memory
     from harness.report import ResultDocument, Section, to_plain

@@ -26,7 +26,8 @@ from harness.cli.app import (
 
 if TYPE_CHECKING:
     from harness.evaluation.contamination.membership import Membership
-    from harness.experiment.preflight import Checkup, Cost
+    from harness.experiment.preflight import Checkup
+    from harness.experiment.preflight.candidate_costs import Cost
     from harness.experiment.preparation.base_fit import BaseFit
     from harness.records import Noise
     from harness.report import ResultDocument, Section
@@ -178,7 +179,7 @@ def _millions(n: float) -> str:
 def _measure_noise(overrides: list[str], config: Path, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from harness.experiment.preflight import measure_noise
+    from harness.experiment.preflight.rounding_noise import measure_noise
 
     session, _ = open_session(config, overrides)
     found = measure_noise(session)

@@ -13,40 +13,48 @@ from pathlib import Path
 
 from harness import config, gating, metrics, store
 from harness.config import Loaded
-from harness.config.recipe_lint import lint
-from harness.decision import apply_budgets, best_untrained, family_of, strongest
-from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError
+from harness.decision import apply_budgets, best_untrained, strongest
+from harness.errors import CandidateFailed, IncompatibleRuns, UserError
 from harness.evaluation import judges
 from harness.evaluation.candidate_rows import training_notes
-from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.judges.judging_stage import judge_remarks
 from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
-from harness.experiment.analysis import Settled, judge_runs, remarks, report_of
+from harness.experiment.analysis import report_of
+from harness.experiment.analysis.gate_results import Settled, judge_runs
+from harness.experiment.analysis.run_remarks import list_remarks
 from harness.experiment.analysis.verdict_records import Settings, record_report, report_changes, task_settings
 from harness.experiment.curves.data_scaling import estimate_curve_work, make_curve, refuse_curve, stored_curve
 from harness.experiment.executors import make_on_workers
-from harness.experiment.preparation import (
-    Scope,
+from harness.experiment.preparation import prepare_session
+from harness.experiment.preparation.candidate_problems import key_problems
+from harness.experiment.preparation.planned_work import (
     arm_label,
     estimate_work,
-    key_problems,
     measured_bases,
-    prepare_session,
     seconds_planned,
+)
+from harness.experiment.preparation.scope import Scope
+from harness.experiment.run_preview import (
+    all_done,
+    first_line,
+    in_order,
+    look_up,
+    recipe_warnings,
+    refuse_many,
+    say_never_loaded,
+    stored_sentence,
+    warnings_before,
 )
 from harness.experiment.runs.candidate_result import attempt, facts_of
 from harness.experiment.runs.run_candidate import base_arm, outdated_inputs, stored_runs, time_again
 from harness.experiment.runs.stored_rows import Reader
-from harness.formatting import count, seconds
-from harness.models.hardware import probe_notes
+from harness.formatting import count
 from harness.models.hub import ModelSource
 from harness.progress import Progress, Silent
 from harness.records import Run
 from harness.report import ExperimentReport, live_line
-
-MANY = 64  # candidates
 
 __all__ = [
     "Scope",
@@ -107,19 +115,6 @@ def compare(
     )
 
 
-def refuse_many(loaded: Loaded, *, yes: bool) -> None:
-    """Ask before a grid grows into more candidates than anybody meant.
-
-    Raises:
-        UserError: more than 64 candidates are selected, and nobody said yes.
-    """
-    n = len(loaded.selected)
-    if n > MANY and not yes:
-        found, expected = f"{n} candidates", f"at most {MANY}, or a yes to more"
-        step = "--yes to go on, --dry-run to see what that takes, or --candidates to select"
-        raise UserError(Problem("candidates", found, expected, step))
-
-
 def run_all(
     session: Session,
     loaded: Loaded,
@@ -143,7 +138,7 @@ def run_all(
     """
     if learning_curve:
         refuse_curve(session, loaded.selected)
-    start, ordered = time.monotonic(), _in_order(session, loaded.selected)
+    start, ordered = time.monotonic(), in_order(session, loaded.selected)
     found = stored_runs(session, ordered) if found is None else found
     _refuse_forbidden(session, loaded, ordered, found)
     noted = store.StoredProgress(session.progress, session.store, "A comparison", len(ordered))
@@ -301,7 +296,7 @@ def report_stored(session: Session, selected: Iterable[str]) -> ExperimentReport
     Raises:
         IncompatibleRuns: a candidate has no stored run, or only runs of another recipe or other items.
     """
-    wanted = _in_order(session, selected)
+    wanted = in_order(session, selected)
     return _report_runs(session, wanted, stored_runs(session, wanted))
 
 
@@ -314,7 +309,7 @@ def _report_runs(
         if unknown := session.unknown_bases():
             raise IncompatibleRuns(
                 f"{session.store.folder}: unknown whether {names} is stored as written now: "
-                f"{_never_loaded(unknown)}; expected a finished run; "
+                f"{say_never_loaded(unknown)}; expected a finished run; "
                 "next: harness report, which loads it once"
             )
         differing = outdated_inputs(session, absent[0])
@@ -338,7 +333,7 @@ def stored_so_far(session: Session, selected: Sequence[str], needed: str) -> Exp
     Raises:
         IncompatibleRuns: there is no run of `needed` as it is written now.
     """
-    wanted = _in_order(session, selected)
+    wanted = in_order(session, selected)
     found = list(zip(wanted, stored_runs(session, wanted), strict=True))
     there = {needed, *(one.candidate.name for one, run in found if run)}
     kept = [(one, run) for one, run in found if one.candidate.name in there]
@@ -356,83 +351,7 @@ def _header(session: Session) -> dict[str, object]:
 def _notes(session: Session, runs: Sequence[Run]) -> list[str]:
     judged = [one for m in (session.target, *session.suites) for one in m.judged.values()]
     of_rows = [*session.target.items.notes, *training_notes(session)]
-    return [*of_rows, *remarks(session, runs), *judge_remarks(judged)]
-
-
-def look_up(session: Session, selected: Iterable[str]) -> list[Run | None]:
-    """Find the stored run of each selected recipe and seed, as it is written now, in the order they run."""
-    return stored_runs(session, _in_order(session, selected))
-
-
-def stored_sentence(session: Session, found: Sequence[Run | None]) -> str:
-    """Say how much of what a dry run plans is stored, or why that is unknown."""
-    if unknown := session.unknown_bases():
-        return f"unknown whether any of it is stored: {_never_loaded(unknown)}"
-    n_done = sum(run is not None and run.state == "done" for run in found)
-    return f"{count(n_done)} of {count(len(found))} runs are stored already"
-
-
-def _never_loaded(names: Sequence[str]) -> str:
-    return f"{', '.join(names)} was never loaded on this machine, and a dry run loads no model"
-
-
-def all_done(found: Iterable[Run | None]) -> bool:
-    """Tell whether every run that was looked up is finished, so that nothing will be computed."""
-    return all(run and run.state == "done" for run in found)
-
-
-def first_line(session: Session, n_candidates: int, expected_s: float | None) -> str:
-    """Say what runs where, in which precision, and about how long that takes; None where all is stored."""
-    slow = f" ({said})" if (said := probe_notes(session.machine)) else ""
-    return (
-        f"{session.experiment.name}: {n_candidates} candidates on {session.experiment.base_model}, "
-        f"{session.machine.name}, {session.machine.precision}{slow}, {session.machine.gflops:,.0f} GFLOP/s; "
-        + ("all of it stored" if expected_s is None else f"about {seconds(expected_s)} from nothing")
-    )
-
-
-def warnings_before(session: Session) -> tuple[str, ...]:
-    """Say which margins the items at hand probably cannot show, to one of as many fine-tunes as there are."""
-    n = {m.task.name: len(m.items.test) for m in session.suites}
-    n_members = family_of(session.experiment).size
-    return gating.power_warnings(session.experiment.suites, n, session.experiment.gate, n_members=n_members)
-
-
-def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:
-    """Say which settings of the selected trainings lie outside of the ranges that were published for them."""
-    said: dict[str, list[str]] = {}
-    for name in selected:
-        candidate = session.candidates[name]
-        if name == candidate.source_name and candidate.method.trains:
-            for trial in candidate.trials:
-                params = candidate.method.params(**trial.source.params).model_dump()
-                size, written = candidate.base.n_parameters, trial.source.params
-                for line in lint(candidate.source.method, params, size, written):
-                    said.setdefault(line, []).append(name)
-    return [f"recipe of {', '.join(dict.fromkeys(names))}: {line}" for line, names in said.items()]
-
-
-def _in_order(session: Session, selected: Iterable[str]) -> list[RunRequest]:
-    """List recipes and seeds: the bases' first, then what trains, then what borrows weights.
-
-    What starts from another candidate comes after it, and what is served on one base together,
-    because one base at a time is in memory. Only what trains has more than one seed: everything
-    else would answer the same again.
-
-    Raises:
-        UserError: one of them answers nothing.
-    """
-    candidates = [session.candidates[name] for name in selected]
-    for candidate in candidates:
-        refuse_silent(candidate)
-    places: dict[str, int] = {}
-
-    def key(candidate: ResolvedCandidate) -> tuple[bool, bool, int, int]:
-        place = places.setdefault(candidate.served_base.weights_digest, len(places))
-        borrows = candidate.recipe.weights_of is not None
-        return candidate.method.seeded, borrows, len(candidate.lineage), place
-
-    return [RunRequest(one, seed) for one in sorted(candidates, key=key) for seed in one.seeds]
+    return [*of_rows, *list_remarks(session, runs), *judge_remarks(judged)]
 
 
 def _attempt(session: Session, reader: Reader, request: RunRequest, done: Run | None, *, smoke: bool) -> Run:

@@ -18,7 +18,7 @@ from harness.evaluation.rows.row_sets import rows_version
 from harness.evaluation.rows.sampling import Plan, Pool
 from harness.evaluation.session import Measured, Session
 from harness.experiment.analysis import report_of
-from harness.experiment.preparation import measured_bases
+from harness.experiment.preparation.planned_work import measured_bases
 from harness.experiment.runs.run_candidate import base_arm, make_run
 from harness.experiment.runs.stored_rows import Reader
 from harness.experiment.weights.candidate_weights import stored_weights

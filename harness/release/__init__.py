@@ -14,7 +14,8 @@ from harness.comparison.run_diff import Differences, differences
 from harness.config import Loaded
 from harness.errors import HarnessError, Problem, UserError
 from harness.experiment.fewer_items import answer_all_items
-from harness.experiment.preparation import Scope, prepare_session
+from harness.experiment.preparation import prepare_session
+from harness.experiment.preparation.scope import Scope
 from harness.gating import GateResult, Verdict, combined_exit_code, cumulative_of, worst_result
 from harness.progress import Progress, Silent
 from harness.records import Run

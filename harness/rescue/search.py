@@ -14,7 +14,7 @@ from harness import comparison, gating, store
 from harness.comparison import Comparison, Estimate
 from harness.decision import CandidateFacts, gain
 from harness.evaluation.session import Session
-from harness.experiment.analysis import bases_of, measured_of
+from harness.experiment.analysis.gate_results import bases_of, measured_of
 from harness.experiment.analysis.human_labels import count_missing, judge_labels
 from harness.experiment.runs.candidate_result import attempt, facts_of
 from harness.experiment.runs.stored_rows import Reader, controls_of

@@ -21,7 +21,8 @@ from harness.evaluation.session import Session
 from harness.experiment.curves.data_scaling import settle_sweep
 from harness.experiment.curves.tracking import tracking_work
 from harness.experiment.runs.run_candidate import stored_runs
-from harness.experiment.weights.candidate_weights import fit_work, stored_weights
+from harness.experiment.weights.candidate_weights import stored_weights
+from harness.experiment.weights.training_fit import fit_work
 from harness.models import hub
 from harness.models.hub import ModelSource
 from harness.plugins import Method, RescueSituation, Rung

@@ -7,7 +7,7 @@ import pytest
 
 from harness import config, gating, rescue, store
 from harness.experiment import Scope, prepare_session
-from harness.experiment.analysis import bases_of, measured_of
+from harness.experiment.analysis.gate_results import bases_of, measured_of
 from harness.experiment.runs.stored_rows import Reader
 from harness.gating.halves import cluster_name, split
 from harness.progress import Silent

@@ -20,7 +20,7 @@ from harness.evaluation.session import Measured, Session, join_items
 from harness.experiment.runs.candidate_result import facts_of
 from harness.experiment.runs.run_candidate import make_run, stored_runs
 from harness.experiment.runs.stored_rows import Reader
-from harness.experiment.weights.candidate_weights import fit_work
+from harness.experiment.weights.training_fit import fit_work
 from harness.records import Run
 from harness.spec import Recipe
 

@@ -16,7 +16,7 @@ from harness.evaluation.judges.judging_stage import score_answered
 from harness.evaluation.rows.row_sets import RowSet, suite_set, target_sets, work_of
 from harness.evaluation.runner import fill, measure_control, open_weights
 from harness.evaluation.session import Measured, Session
-from harness.experiment.weights.candidate_weights import mean_score
+from harness.experiment.weights.validation_score import mean_score
 from harness.gating import Measurement, measured_half
 from harness.gating.halves import cluster_name, split
 from harness.metrics import Metric

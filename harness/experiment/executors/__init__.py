@@ -16,7 +16,7 @@ from harness.evaluation.session import Session
 from harness.experiment.executors.dispatch import run_jobs
 from harness.experiment.executors.job_runner import Outcome, written_assignment
 from harness.experiment.executors.work_plan import Job, WorkPlan, plan_work
-from harness.experiment.preparation import Scope
+from harness.experiment.preparation.scope import Scope
 from harness.models.hardware import torch_threads
 from harness.records import Run
 from harness.store.layout import CLAIMS, remove_folder

@@ -29,17 +29,11 @@ from harness.evaluation.runner import (
 )
 from harness.evaluation.session import Session
 from harness.experiment.executors.work_plan import Job
-from harness.experiment.preparation import Scope, prepare_session
+from harness.experiment.preparation import prepare_session
+from harness.experiment.preparation.scope import Scope
 from harness.experiment.runs.run_candidate import row_sets
 from harness.experiment.weights.candidate_weights import ensure_weights, make_trial
-from harness.models.hardware import (
-    Machine,
-    cpu_kernels,
-    cpu_name,
-    current_device,
-    torch_threads,
-    use_threads,
-)
+from harness.models.hardware import Machine, cpu_kernels, cpu_name, current_device, torch_threads, use_threads
 from harness.models.hub import ModelSource
 from harness.progress import Silent, quiet_libraries
 from harness.records import digest

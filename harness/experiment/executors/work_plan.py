@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
-from harness.experiment.preparation import measured_bases
+from harness.experiment.preparation.planned_work import measured_bases
 from harness.formatting import count
 from harness.models.hub import ModelSource
 

@@ -28,7 +28,7 @@ from harness.evaluation.rows.sampled_answers import seed_of
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
 from harness.experiment.generated_rows.answer_ranking import Ranking, open_ranking
-from harness.experiment.preparation import key_problems
+from harness.experiment.preparation.candidate_problems import key_problems
 from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.formatting import count, pluralize
 from harness.records import Example, Limits

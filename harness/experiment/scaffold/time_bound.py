@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 from harness import config
 from harness.data import SPLITS, TaskItems, load_task
 from harness.evaluation.session import Session, join_items
-from harness.experiment.preparation import Scope, estimate_work, prepare_session, seconds_planned
+from harness.experiment.preparation import prepare_session
+from harness.experiment.preparation.planned_work import estimate_work, seconds_planned
+from harness.experiment.preparation.scope import Scope
 from harness.experiment.scaffold.recognition import Request
 from harness.experiment.scaffold.yaml_text import experiment_text, suite_text
 from harness.formatting import seconds

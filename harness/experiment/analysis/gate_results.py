@@ -1,0 +1,194 @@
+"""Gate results of finished runs: each against its own base, alone and among all fine-tunes.
+
+Invariant: runs of the same weights are compared once, and a verdict that an interim analysis settled stays.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from harness import decision as decide
+from harness import gating, store
+from harness.decision import CandidateFacts
+from harness.errors import IncompatibleRuns
+from harness.evaluation.session import Measured, Session
+from harness.experiment.analysis import target_comparisons as against
+from harness.experiment.analysis.human_labels import correct_facts
+from harness.experiment.preparation.planned_work import measured_bases
+from harness.experiment.runs.candidate_result import facts_of
+from harness.experiment.runs.run_candidate import measured_arm
+from harness.experiment.runs.stored_rows import Reader, Rows, controls_of, documents_of
+from harness.gating import GateResult, Measurement, TargetFacts, TaskComparison, Verdict
+from harness.records import Run
+
+
+class Settled(NamedTuple):
+    """Verdict on a run at the interim analysis that settled it; `corrected` is that among all fine-tunes.
+
+    `alpha` is the one-sided level of that analysis, `n` the items of the suites that it asked.
+    """
+
+    result: GateResult
+    corrected: Verdict | None
+    alpha: float
+    n: int
+
+
+class Judged(NamedTuple):
+    """Facts of runs with their verdicts, the results behind these by run, and the bases' rows."""
+
+    facts: tuple[CandidateFacts, ...]
+    results: dict[str, GateResult]
+    base: dict[str, dict[str, Rows]]
+
+
+def judge_runs(session: Session, reader: Reader, runs: Sequence[Run]) -> Judged:
+    """Judge the finished runs of an experiment, alone and among all its fine-tunes.
+
+    A run whose verdict an earlier interim analysis settled keeps that.
+    """
+    reader.prepare(digest for run in runs for digest in run.rows.values())
+    base = bases_of(session, reader, runs)
+    measured = decide.apply_budgets(
+        (facts_of(session, reader, run) for run in runs), session.experiment.decide
+    )
+    corrected = correct_facts(session, reader, runs, measured)
+    facts = against.add_comparisons(session, reader, runs, corrected)
+    results = _gate_results(session, reader, runs, facts, base)
+    # What answers no capability suite (a classifier) has no verdict.
+    judged = tuple(
+        replace(f, verdict=results[f.run_id].verdict)
+        if f.target and f.run_id in results and results[f.run_id].tasks
+        else f
+        for f in facts
+    )
+    placed = decide.place_in_family(judged, decide.family_of(session.experiment))
+    return Judged(_corrected(session, reader, runs, placed, base, results), results, base)
+
+
+def bases_of(session: Session, reader: Reader, runs: Iterable[Run]) -> dict[str, dict[str, Rows]]:
+    """Map digests of the bases that runs are measured against to their rows of each suite's task.
+
+    Raises:
+        IncompatibleRuns: the capability suite of a base was not measured as it is written now.
+    """
+    gated = {name for name, candidate in session.candidates.items() if not candidate.is_target_only}
+    done = [run for run in runs if run.state == "done" and run.candidate in gated]
+    out: dict[str, dict[str, Rows]] = {}
+    for source in measured_bases([session.candidates[run.candidate] for run in done]):
+        rows = measured_arm(session, source)
+        if rows is not None:
+            reader.prepare(rows.values())
+            sizes = {m.task.name: m.size("test") for m in session.suites}
+            out[source.weights_digest] = {name: reader.rows(rows[name], n) for name, n in sizes.items()}
+    if any(run.base_digest not in out for run in done):
+        raise IncompatibleRuns(
+            f"{session.store.folder}: found no rows of the base on the capability suite as written now; "
+            "expected them beside the runs; next: harness compare"
+        )
+    return out
+
+
+def _gate_results(
+    session: Session,
+    reader: Reader,
+    runs: Sequence[Run],
+    facts: Sequence[CandidateFacts],
+    base: Mapping[str, Mapping[str, Rows]],
+) -> dict[str, GateResult]:
+    """Judge every finished run against its own base; runs of the same weights are compared once.
+
+    A baseline is what others are to beat: what it lacks of the base's abilities is not judged.
+    """
+    out: dict[str, GateResult] = {}
+    compared: dict[str, Sequence[TaskComparison]] = {}
+    for f, run in zip(facts, runs, strict=True):
+        if run.run_id in session.settled:
+            out[run.run_id] = session.settled[run.run_id].result
+        elif run.state == "done" and not session.candidates[run.candidate].is_target_only:
+            found = _gate_result(session, reader, run, f, base, compared.get(run.weights_digest))
+            out[run.run_id], compared[run.weights_digest] = found, found.tasks
+    return out
+
+
+def _gate_result(
+    session: Session,
+    reader: Reader,
+    run: Run,
+    f: CandidateFacts,
+    base: Mapping[str, Mapping[str, Rows]],
+    compared: Sequence[TaskComparison] | None,
+    level: float | None = None,
+) -> GateResult:
+    return gating.judge(
+        measured_of(session, reader, run, base[run.base_digest]),
+        gating.applicable_policy(session.experiment.gate, trained=f.trained),
+        target=TargetFacts(f.target, f.vs_untrained, f.labels_missing) if f.target else None,
+        identical=run.weights_digest == run.base_digest,
+        controls=controls_of(session.store, run, reader.controls),
+        compared=compared,
+        seed=session.experiment.seeds[0],
+        missing=_missing(session, run),
+        level=level,
+    )
+
+
+def _corrected(
+    session: Session,
+    reader: Reader,
+    runs: Sequence[Run],
+    facts: Sequence[CandidateFacts],
+    base: Mapping[str, Mapping[str, Rows]],
+    results: Mapping[str, GateResult],
+) -> tuple[CandidateFacts, ...]:
+    """Judge the fine-tunes of a family once more, each at the level that is left to it."""
+
+    def judged(f: CandidateFacts, run: Run) -> CandidateFacts:
+        if run.run_id in session.settled:
+            return replace(f, corrected=session.settled[run.run_id].corrected)
+        if f.standing is None or f.verdict is None or f.standing.level == f.standing.alpha:
+            return f
+        tasks = results[run.run_id].tasks
+        found = _gate_result(session, reader, run, f, base, tasks, f.standing.level)
+        return replace(f, corrected=found.verdict)
+
+    return tuple(judged(f, run) for f, run in zip(facts, runs, strict=True))
+
+
+def _missing(session: Session, run: Run) -> list[str]:
+    """Name the tasks that the gate would judge and the run did not answer."""
+    policy = session.experiment.gate
+    judged = (m for m in session.suites if gating.may_decide(m.task, m.role, m.suite, policy))
+    return [m.task.name for m in judged if f"{m.task.name}/test" not in run.rows]
+
+
+def measured_of(session: Session, reader: Reader, run: Run, base: Mapping[str, Rows]) -> list[Measurement]:
+    """Put the rows of both arms beside each task that the run answered, with its A/A noise.
+
+    Of a run that an interim analysis settled those are the items that it was asked.
+    """
+    noise = store.flip_rates(session.store, run.base_digest, session.machine.precision)
+    return [
+        Measurement(
+            m.task,
+            m.role,
+            m.suite,
+            m.metrics,
+            *_arms(session, reader, run, m, base),
+            noise.get(m.task.name),
+            documents=documents_of(session.store, m.task, m.role, run.rows[f"{m.task.name}/test"]),
+        )
+        for m in session.suites
+        if f"{m.task.name}/test" in run.rows
+    ]
+
+
+def _arms(
+    session: Session, reader: Reader, run: Run, m: Measured, base: Mapping[str, Rows]
+) -> tuple[Rows, Rows]:
+    """Read both arms' rows of a task: all, or those of the items that a settled run was asked."""
+    old, new = base[m.task.name], reader.of(run, m)
+    if run.run_id in session.settled:
+        asked = {row.example_id for row in new}
+        old = [row for row in old if row.example_id in asked]
+    return old, new

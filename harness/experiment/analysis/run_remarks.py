@@ -1,0 +1,139 @@
+"""Remarks on finished runs: sentences on rows, sweeps, bases and servers, which a report shows as notes."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from harness import comparison, plugins
+from harness.evaluation.costs.timing import timing_notes
+from harness.evaluation.session import Session
+from harness.experiment.preparation.base_fit import base_remarks
+from harness.experiment.runs.stored_rows import Reader
+from harness.models.openai_api import Settings
+from harness.records import Run, SampleResult
+from harness.spec import Recipe
+
+
+def count_unanswered(session: Session, reader: Reader, runs: Iterable[Run]) -> list[str]:
+    """Count the test rows that could not be asked or scored, with the first one's reason."""
+    out = []
+    for run in (run for run in runs if run.state == "done"):
+        rows = reader.of(run, session.target)
+        if failed := [r for r in rows if r.status in ("error", "incomplete")]:
+            is_scored = comparison.fill_errors(session.target.primary, rows, rows).errors.is_scored
+            counted = "count as worst" if is_scored else "are left out, because the metric has no worst value"
+            some = sum(r.status == "incomplete" for r in failed)
+            also = f"; to {some} others some of several answers failed" if some else ""
+            said = f"{run.candidate}: {len(failed) - some} of {len(rows)} test rows are errors and {counted}"
+            out.append(f"{said}{also}, the first one {failed[0].example_id}: {failed[0].error}")
+    return out
+
+
+# What a reader should know of single items, and how a row shows it.
+_NOTEWORTHY: Mapping[str, Callable[[SampleResult], bool]] = {
+    "ties between the right and the best other choice": lambda row: row.margin == 0,
+    "items with a token across the boundary of prompt and choice": lambda row: row.boundary_merged,
+}
+
+
+def count_noteworthy(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
+    """Count such items by candidate and task; say what is alike once."""
+    done = [run for run in runs if run.state == "done"]
+    for what, shows in _NOTEWORTHY.items():
+        alike: dict[str, list[str]] = {}
+        for run in done:
+            asked = (m for m in (session.target, *session.suites) if f"{m.task.name}/test" in run.rows)
+            counts = {m.task.name: sum(map(shows, reader.of(run, m))) for m in asked}
+            if found := [f"{n} of {task}" for task, n in counts.items() if n]:
+                alike.setdefault(", ".join(found), []).append(run.candidate)
+        yield from (f"{', '.join(names)}: {what}: {counted}" for counted, names in alike.items())
+
+
+def list_remarks(session: Session, runs: Sequence[Run]) -> list[str]:
+    """List the sentences about finished runs."""
+    done = [run for run in runs if run.state == "done"]
+    of_runs = dict.fromkeys(
+        [*_dropped(done), *_unpacked(done), *_sweep_notes(done), *_theirs(done)]
+    )  # seeds say the same again
+    of_runs |= dict.fromkeys(timing_notes(done))
+    of_bases = [*_other_bases(session, done), *dict.fromkeys(base_remarks(session, done))]
+    return [*of_runs, *_unswept(session, done), *of_bases, *_served(session, done)]
+
+
+def _dropped(runs: Iterable[Run]) -> Iterator[str]:
+    for run in runs:
+        if n := run.training.n_dropped_too_long:
+            what = "training rows" if run.training.n_pairs is None else "pairs"
+            yield f"{run.candidate}: {n} {what} were longer than max_length and left out"
+
+
+def _unpacked(runs: Iterable[Run]) -> Iterator[str]:
+    for run in runs:
+        if reason := run.training.not_packed:
+            yield f"{run.candidate}: trained without packing, which {reason}"
+
+
+def _sweep_notes(runs: Iterable[Run]) -> Iterator[str]:
+    for run in runs:
+        trials = run.training.sweep
+        for trial in (t for t in trials if t.chosen):
+            point = ", ".join(
+                f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial.params.items()
+            )
+            yield f"{run.candidate}: {point} was the best of {len(trials)} trials on validation"
+
+
+def _unswept(session: Session, runs: Iterable[Run]) -> Iterator[str]:
+    """Name what was trained at one learning rate: the best one differs tenfold between methods."""
+    tried: dict[tuple[str, str], set[object]] = {}
+    named: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        candidate = session.candidates[run.candidate]
+        if candidate.recipe.weights_of is None and run.training.loss:
+            key = (run.base_digest, run.method)
+            tried.setdefault(key, set()).update(_rates(candidate.source))
+            named.setdefault(key, []).append(run.candidate)
+    once = dict.fromkeys(name for key, names in named.items() if len(tried[key]) < 2 for name in names)
+    if once:
+        yield f"learning rate not swept: {', '.join(once)}; another one may do better"
+
+
+def _rates(source: Recipe) -> list[object]:
+    return source.tried.get("learning_rate") or [source.params.get("learning_rate")]
+
+
+def _other_bases(session: Session, runs: Iterable[Run]) -> Iterator[str]:
+    others = {
+        run.candidate: run.base_model for run in runs if run.base_digest != session.source.weights_digest
+    }
+    for candidate, base in others.items():
+        yield f"{candidate}: made from {base}, and measured against that"
+
+
+def _served(session: Session, runs: Sequence[Run]) -> Iterator[str]:
+    """Say of each endpoint what was measured of it and what was not."""
+    priced = session.experiment.decide.usd_per_million_tokens is not None
+    for run in (run for run in runs if plugins.method(run.method).makes == "endpoint"):
+        settings = Settings(**session.candidates[run.candidate].source.params)
+        priced_here = priced or settings.usd_per_million_tokens is not None
+        cost = "" if priced_here else "; its requests have no price here without usd_per_million_tokens"
+        asked = f"{settings.name}, asked by {settings.protocol}"
+        yield f"{run.candidate}: {asked}; times include the way there{cost}"
+        if session.candidates[run.candidate].is_target_only:
+            yield f"{run.candidate}: a baseline, measured on the target alone"
+        elif left := [m.task.name for m in session.suites if f"{m.task.name}/test" not in run.rows]:
+            said = "which need token ids or their log-probabilities, and chat has neither"
+            yield f"{run.candidate}: not asked {', '.join(left)}, {said}"
+    if priced and len({plugins.method(run.method).makes == "endpoint" for run in runs}) > 1:
+        yield "decide.usd_per_million_tokens prices the requests of local candidates as well"
+
+
+def _theirs(runs: Iterable[Run]) -> Iterator[str]:
+    """Say where an adapter made elsewhere names another base than the one it was put on; its shapes fit."""
+    for run in runs:
+        named = run.training.named_base
+        if named and _last(named) != _last(run.base_model):
+            yield f"{run.candidate}: its own files name {named} as its base; it was put on {run.base_model}"
+
+
+def _last(name: str) -> str:
+    """Return a model's own name, without its owner or folder."""
+    return name.rstrip("/").rpartition("/")[2]

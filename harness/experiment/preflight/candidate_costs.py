@@ -1,0 +1,233 @@
+"""Costs of candidates before they are made: memory, time, operations and price, beside what was measured.
+
+Invariant: an estimate is of a candidate made alone, from nothing; a measured figure is of the newest stored
+run of the recipe as written now.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from harness import plugins, store
+from harness.evaluation import Job, costs
+from harness.evaluation.candidate_rows import training_data
+from harness.evaluation.candidates import ResolvedCandidate, base_weights
+from harness.evaluation.costs import Work
+from harness.evaluation.rows.row_sets import RowSet, prompting_step, suite_sets, target_sets, work_of
+from harness.evaluation.session import Session
+from harness.experiment.weights.training_fit import fit_work
+from harness.models import hub, memory
+from harness.models.hardware import Memory
+from harness.models.hf import ANSWERING
+from harness.models.memory import Shape
+from harness.records import BLOCK, Run, TrainingRecord
+from harness.spec import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Cost of a candidate: estimated, and as measured where a run is stored (None elsewhere).
+
+    Time is device time in seconds, of training and of answering; what an endpoint takes and costs is not
+    known. `fits` is None where the model's configuration does not say enough; `knob` says what to turn
+    where it does not fit.
+    """
+
+    candidate: str
+    memory_gib: float | None
+    memory_measured_gib: float | None
+    time_s: float | None
+    time_measured_s: float | None
+    flops: float
+    cost_usd: float | None
+    cost_measured_usd: float | None
+    fits: bool | None
+    knob: str = ""
+
+
+_GIB = 2**30 / 1e9  # GB
+
+
+class Asked(NamedTuple):
+    """Tokens of an evaluation: in all, and the most whose keys lie in memory together."""
+
+    work: Work
+    cached: int
+
+
+def estimate_costs(session: Session, selected: Iterable[str], room: Memory) -> tuple[Cost, ...]:
+    """Estimate every selected candidate, and look up what was measured."""
+    runs = store.list_runs(session.store, session.experiment.name)
+    suites = _evaluation_work(session, suite_sets(session, base_weights(session.source)))
+    return tuple(_cost(session, name, suites, runs, room) for name in selected)
+
+
+def _cost(session: Session, name: str, suites: Asked, runs: Sequence[Run], room: Memory) -> Cost:
+    candidate = session.candidates[name]
+    recipe, makes = candidate.recipe, candidate.method.makes
+    if makes == "endpoint":
+        return Cost(name, None, None, None, None, 0.0, None, None, fits=True)
+    measured = _measured(session, candidate, runs)
+    hour, device = session.experiment.decide.device_hour_usd, session.machine.device
+    time_s, memory_s = measured or (None, None)
+    spent = None if time_s is None else costs.price_usd(time_s, device, hour)
+    if not candidate.method.makes_language_model:
+        trained_s = session.seconds(_training(session, candidate), candidate.base)
+        planned = costs.price_usd(trained_s, device, hour)
+        return Cost(name, None, None, trained_s, time_s, 0.0, planned, spent, fits=True)
+    training = _training(session, candidate)
+    own = _evaluation_work(session, target_sets(session, recipe, base_weights(session.source), 0))
+    answering = own.work + (suites.work if makes != "base" else Work())
+    shape = hub.shape(candidate.base)
+    start_s = costs.start_s(hub.weights_bytes(candidate.base.path), session.machine.device)
+    seconds = start_s + session.seconds(training + answering, candidate.base)
+    cached = max(own.cached, suites.cached)
+    peak_gb = None if shape is None else _peak_gb(session, candidate, shape, cached)
+    fits = None if peak_gb is None else peak_gb / _GIB <= room.free_gib
+    return Cost(
+        candidate=name,
+        memory_gib=None if peak_gb is None else peak_gb / _GIB,
+        memory_measured_gib=memory_s,
+        time_s=seconds,
+        time_measured_s=time_s,
+        flops=_flops(session, candidate, shape, training, answering),
+        cost_usd=costs.price_usd(seconds, device, hour),
+        cost_measured_usd=spent,
+        fits=fits,
+        knob=_knob(session, candidate, shape, cached, room) if shape and fits is False else "",
+    )
+
+
+def _evaluation_work(session: Session, sets: Iterable[RowSet]) -> Asked:
+    """Estimate what answering sets of rows takes; at most a block of the longest item lies in memory."""
+    jobs, most = [rows.job() for rows in sets], ANSWERING[session.machine.device].tokens
+    longest = max((_longest_item(job) or most for job in jobs), default=1)
+    return Asked(sum(map(work_of, jobs), Work()), min(most, BLOCK * longest))
+
+
+def _longest_item(job: Job) -> int:
+    """Return the tokens of a job's longest prompt with its answer; 0 where lm-eval writes the prompts."""
+    if job.task.lm_eval:
+        return 0
+    works = (work_of(replace(job, examples=(e,))) for e in job.examples)
+    return max((work.read + work.generated for work in works), default=1)
+
+
+def _training(session: Session, candidate: ResolvedCandidate) -> Work:
+    """Estimate the tokens of all trials; borrowed weights are made by another candidate."""
+    if candidate.recipe.weights_of:
+        return Work()
+    seed = session.experiment.seeds[0]
+    return sum((fit_work(session, trial.source, seed) for trial in candidate.trials), Work())
+
+
+def _params(candidate: ResolvedCandidate) -> Any:
+    """Return the parameters of a candidate's method, the first of a sweep; the others take as much."""
+    return candidate.method.params(**candidate.trials[0].source.params)
+
+
+def _trains(candidate: ResolvedCandidate) -> bool:
+    """Tell whether a candidate trains a language model of its own."""
+    return not candidate.recipe.weights_of and candidate.method.trains
+
+
+def _n_adapter(candidate: ResolvedCandidate, shape: Shape) -> int:
+    """Count the parameters of a candidate's own adapter; 0 where it makes none."""
+    return candidate.method.adapter_parameters(shape, _params(candidate))
+
+
+def _peak_gb(
+    session: Session,
+    candidate: ResolvedCandidate,
+    shape: Shape,
+    cached: int,
+    batch: int | None = None,
+    quantization: str = "",
+) -> float:
+    """Estimate the larger of the peaks of training and of answering."""
+    on_gpu = session.machine.device == "cuda"
+    served = quantization or (candidate.served_base.quantization if on_gpu else "")
+    answering = memory.inference_gb(shape, cached, session.machine.precision, quantization=served)
+    if not _trains(candidate):
+        return answering
+    n_adapter = _n_adapter(candidate, shape)
+    # A CPU keeps quantised weights unpacked, and has no checkpointing.
+    trained = quantization or (candidate.trained_base.quantization if on_gpu else "")
+    tokens = (batch or _params(candidate).per_device_train_batch_size) * _longest(session, candidate)
+    training = memory.training_peak(
+        shape,
+        n_adapter or shape.n_parameters,
+        tokens,
+        session.machine.precision,
+        quantization=trained,
+        checkpointing=on_gpu,
+        in_tiles=on_gpu,
+    ).total
+    return max(training, answering)
+
+
+def _longest(session: Session, candidate: ResolvedCandidate) -> int:
+    """Return the tokens of the longest training row (of a pair, with both answers), cut at max_length."""
+    step = prompting_step(session, candidate.source, session.experiment.seeds[0])
+    items = training_data(session, candidate.source).items
+    in_pairs = candidate.method.draws_from == "pairs"
+    work, rows = (costs.preference, items.pairs) if in_pairs else (costs.training, items.train)
+    longest = max((work([step(e)], 1).trained for e in rows), default=1)
+    return min(longest, int(_params(candidate).max_length) * (2 if in_pairs else 1))
+
+
+def _flops(
+    session: Session, candidate: ResolvedCandidate, shape: Shape | None, training: Work, answering: Work
+) -> float:
+    n = shape.active if shape else candidate.base.n_parameters
+    read = training.read + answering.read + answering.generated
+    items = session.target.items
+    context = answering.read / max(1, len(items.validation) + len(items.test))
+    attention = memory.attention_flops(shape, read, context / 2) if shape else 0.0
+    once = memory.inference_flops(n, read, attention=attention)
+    if not training.trained:
+        return once
+    n_adapter = _n_adapter(candidate, shape) if shape else 0
+    on_gpu = session.machine.device == "cuda"
+    return once + memory.training_flops(n, training.trained, n_adapter, checkpointing=on_gpu)
+
+
+def _knob(session: Session, candidate: ResolvedCandidate, shape: Shape, cached: int, room: Memory) -> str:
+    """Find the first change that lets a candidate fit: a smaller batch, NF4, else a smaller model."""
+
+    def fits(batch: int | None, quantization: str = "") -> bool:
+        return _peak_gb(session, candidate, shape, cached, batch, quantization) / _GIB <= room.free_gib
+
+    if _trains(candidate):
+        written = _params(candidate).per_device_train_batch_size
+        smaller = [size for size in (written // 2**k for k in range(1, 12)) if size >= 1]
+        for size in smaller:
+            if fits(size):
+                steps = written // size
+                return f"params.per_device_train_batch_size: {size} with gradient_accumulation_steps: {steps}"
+        method = candidate.method
+        like_it = {"trains": True, "draws_from": method.draws_from}
+        on_nf4 = plugins.methods(makes=method.makes, quantization="nf4", **like_it)
+        plain = not candidate.trained_base.quantization and session.machine.device == "cuda"
+        if on_nf4 and plain and fits(1, "nf4"):
+            return f"method: {on_nf4[0]}, with params.per_device_train_batch_size: 1"
+        adapters = plugins.methods(makes="adapter", quantization="", **like_it)
+        if adapters and method.makes == "model":
+            return f"method: {adapters[0]}, whose optimiser is a hundredth of that"
+    return "a smaller base_model"
+
+
+def _measured(
+    session: Session, candidate: ResolvedCandidate, runs: Sequence[Run]
+) -> tuple[float, float | None] | None:
+    """Return the seconds and the peak memory in GiB of the newest run of a recipe; None without one."""
+    own_runs = [r for r in runs if r.candidate == candidate.name and r.state == "done"]
+    same = [r for r in own_runs if Recipe.model_validate(r.recipe) == candidate.recipe]
+    if not same:
+        return None
+    run = same[-1]
+    own = TrainingRecord() if candidate.recipe.weights_of else run.training
+    task, tuned = session.target.task.name, run.weights_digest != run.base_digest
+    keys = [key for key in run.rows if tuned or key.rpartition("/")[0] == task]
+    answered = sum(r.compute_s for key in keys for r in store.read_rows(session.store, run.rows[key]))
+    return (own.wall_s or 0.0) + answered, own.peak_memory_gib

@@ -1,0 +1,201 @@
+"""Problems of candidates: what forbids to make or open their weights here, or to ask a server for them.
+
+Invariant: everything is found before a model is loaded, and each problem says what to do.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from harness import plugins
+from harness.config import Loaded
+from harness.errors import Problem, UserError
+from harness.evaluation.candidate_rows import training_data
+from harness.evaluation.candidates import ResolvedCandidate
+from harness.evaluation.regularization import regularization_problems
+from harness.evaluation.session import Session
+from harness.experiment.curves.tracking import tracking_problems
+from harness.experiment.preparation.base_fit import marker_problems, quantization_problems
+from harness.experiment.weights import proposals
+from harness.models import openai_api, vllm
+from harness.models.adapters import CONFIG
+from harness.models.hub import architecture_difference, is_packed
+from harness.records import parse_json
+from harness.spec import Recipe
+from harness.training import reward_problems
+
+
+def refuse_weights(session: Session, loaded: Loaded) -> None:
+    """Refuse candidates whose weights cannot be made or opened here."""
+    problems: list[Problem] = []
+    known, selected = session.candidates, loaded.selected
+    names = dict.fromkeys(at for name in selected for at in (name, *known[name].lineage))
+    needed = [known[name] for name in names]
+    for candidate in needed:
+        recipe, where = candidate.recipe, f"candidate {candidate.name}"
+        problems += plugins.method(recipe.method).problems(_with_found_path(candidate), candidate.base, where)
+        if (
+            any(base.quantization for base in (candidate.served_base, candidate.trained_base))
+            and find_spec("bitsandbytes") is None
+        ):
+            found = "a quantised base, and no package bitsandbytes"
+            step = "pip install 'harness-evals[qlora]', or leave the candidate out"
+            problems.append(Problem(where, found, "the package that quantises", step))
+        problems += quantization_problems(candidate)
+        problems += marker_problems(candidate, chat=session.target.task.chat_template)
+        problems += _other_weights(session, candidate)
+        problems += _unusable_reward(session, candidate)
+        problems += _unusable_pairs(session, candidate)
+        problems += _merge_problems(candidate)
+        problems += regularization_problems(session, recipe)
+        problems += [*tracking_problems(candidate), *proposals.problems(candidate)]
+    problems += engine_problems(session, selected, needed)
+    problems += endpoint_problems(session, {name: loaded.places[name] for name in selected})
+    if problems:
+        raise UserError(problems)
+
+
+def _with_found_path(candidate: ResolvedCandidate) -> Recipe:
+    """Return the recipe with the folder that a whole model was found in, so that the hub is asked once."""
+    if not (candidate.given and candidate.recipe.path):
+        return candidate.recipe
+    return candidate.recipe.model_copy(update={"path": str(candidate.given.path)})
+
+
+def _merge_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield what forbids merging: adapters for several bases, or of kinds that the method cannot merge."""
+    where, bases = f"candidate {candidate.name}", {one.name: one.served_base for one in candidate.merges}
+    if len({base.weights_digest for base in bases.values()}) > 1:
+        named = (
+            f"{name} (on {' in '.join(filter(None, (b.name, b.quantization)))})" for name, b in bases.items()
+        )
+        found = f"adapters for several bases: {', '.join(named)}"
+        yield Problem(where, found, "adapters of one base", "merge those of the same base")
+    elif bases:
+        adapters = {one.name: _adapter_config(one) for one in candidate.merges}
+        yield from candidate.method.merge_problems(candidate.source, adapters, where)
+
+
+def _adapter_config(candidate: ResolvedCandidate) -> dict[str, Any]:
+    """Return what is known of a candidate's adapter before it is made: not what its sweep decides."""
+    while candidate.init:
+        candidate = candidate.init
+    known = _adapter(candidate.source)
+    return {name: value for name, value in known.items() if name not in candidate.source.tried}
+
+
+def _other_weights(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield that a base of the experiment's architecture would be compared with itself."""
+    own, base, recipe = candidate.base, session.source, candidate.recipe
+    if candidate.given != own or own.weights_digest == base.weights_digest or recipe.role == "baseline":
+        return
+    if is_packed(own) or is_packed(base) or architecture_difference(own.path, base.path):
+        return
+    found = f"base_model: {own.name}, other weights of the architecture of {base.name}"
+    step = f"method: model and path: {own.name} to judge it against {base.name}; role: baseline to beat it"
+    yield Problem(f"candidate {candidate.name}", found, "what these weights are here", step)
+
+
+def _unusable_reward(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield what forbids training a candidate on the reward that it names."""
+    written, where = candidate.recipe.reward, f"candidate {candidate.name}: reward"
+    if written is None:
+        return
+    if candidate.reward is None:
+        target = session.target
+        rows = training_data(session, candidate.source).items.train
+        yield from reward_problems(written, target.task, rows, where)
+    elif candidate.reward.base.template_digest != candidate.base.template_digest:
+        found = f"{written}, a reward model on {candidate.reward.base.name}, whose tokenizer is another"
+        step = f"base_model: {candidate.base.name} on {written}"
+        yield Problem(where, found, f"the tokenizer of {candidate.base.name}", step)
+
+
+def _unusable_pairs(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield what forbids training on the rows of `pairs:`: thumbs in place of pairs, or all of one kind."""
+    method = candidate.method
+    if method.draws_from != "pairs" or candidate.recipe.weights_of:
+        return
+    pairs = training_data(session, candidate.source).items.pairs
+    where, name = f"candidate {candidate.name}", candidate.recipe.method
+    thumbs = [pair for pair in pairs if not (pair.references and pair.rejected)]
+    if thumbs and not method.unpaired:
+        found = f"{name}, and {len(thumbs):,} of {len(pairs):,} rows in pairs: with a thumb"
+        able = " or ".join(plugins.methods(unpaired=True))
+        yield Problem(where, found, "a chosen and a rejected answer in each", f"method: {able}")
+    elif pairs and not (any(p.references for p in pairs) and any(p.rejected for p in pairs)):
+        found, expected = f"{name}, and thumbs that all point one way", "thumbs up and thumbs down"
+        yield Problem(where, found, expected, "add rows of the other kind, with label: true or false")
+
+
+def engine_problems(
+    session: Session, selected: Iterable[str], needed: Iterable[ResolvedCandidate]
+) -> Iterator[Problem]:
+    """Yield what vLLM cannot serve of the selected candidates and of the adapters made for them."""
+    if session.experiment.engine == "transformers":
+        return
+    if vllm.installed_version() is None:
+        yield vllm.absent()
+    for name in selected:
+        if session.candidates[name].served_base.quantization:
+            step = f"serve_on: bf16, or {vllm.OTHERWISE}"
+            yield Problem(f"candidate {name}", "a quantised base, and engine: vllm", "a base as it was", step)
+        if session.candidates[name].method.makes == "delta":
+            found = "weights of a form of our own, and engine: vllm"
+            yield Problem(f"candidate {name}", found, "an adapter or a whole model", vllm.OTHERWISE)
+    for candidate in needed:
+        name, adapters = candidate.name, [_adapter(trial.source) for trial in candidate.trials]
+        if any(adapter.get("use_dora") for adapter in adapters):
+            found, step = "DoRA, and engine: vllm", f"use_dora: false, or {vllm.OTHERWISE}"
+            yield Problem(f"candidate {name}", found, "a plain low-rank adapter", step)
+        rank = max(adapter.get("r", 0) for adapter in adapters)
+        if rank > vllm.MAX_RANK:
+            found, step = f"an adapter of rank {rank}, and engine: vllm", f"a lower r, or {vllm.OTHERWISE}"
+            yield Problem(f"candidate {name}", found, f"a rank of at most {vllm.MAX_RANK}", step)
+
+
+def key_problems(session: Session, places: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield what forbids to ask candidates over HTTP now; `places` says where each is written."""
+    sensitive = "sensitive_data" in session.experiment.decide.needs
+    for name, where in places.items():
+        if not session.candidates[name].is_remote:
+            continue
+        settings = _settings(session, name)
+        yield from openai_api.problems(settings, where)
+        if sensitive and settings.leaves_machine:
+            found, step = f"{name} on somebody else's server, {settings.name}", "--candidates without it"
+            expected = "sensitive data to stay here, as decide.needs: [sensitive_data] says"
+            yield Problem(where, found, expected, f"{step}, or remove it or sensitive_data")
+
+
+def endpoint_problems(session: Session, places: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield what no server could answer of candidates; `places` says where each is written."""
+    task = session.experiment.target
+    for name, where in places.items():
+        candidate = session.candidates[name]
+        if not candidate.is_remote:
+            continue
+        settings = _settings(session, name)
+        if settings.protocol == "chat" and (
+            candidate.recipe.answer == "rank" or not openai_api.can_chat(task)
+        ):
+            found = f"{name}, asked by chat, and a target that needs token ids or their log-probabilities"
+            expected = "a target that is answered in chat, and answer: generate"
+            yield Problem(where, found, expected, "protocol: completions, where the server has it")
+
+
+def _settings(session: Session, name: str) -> openai_api.Settings:
+    return openai_api.Settings(**session.candidates[name].source.params)
+
+
+def _adapter(recipe: Recipe) -> dict[str, Any]:
+    """Return what is known of a recipe's adapter: its parameters, or of one made elsewhere its file."""
+    if not recipe.path:
+        params: dict[str, Any] = plugins.method(recipe.method).params(**recipe.params).model_dump()
+        return params
+    try:
+        config = parse_json((Path(recipe.path) / CONFIG).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}  # the method says what is wrong with it
+    return config if isinstance(config, dict) else {}

@@ -1,0 +1,73 @@
+"""Planned work of candidates: what each trains, reads and generates from nothing, and how long that takes."""
+
+from collections.abc import Collection, Mapping
+
+from harness import plugins
+from harness.evaluation.candidates import ResolvedCandidate, base_weights
+from harness.evaluation.costs import Work
+from harness.evaluation.rows.row_sets import suite_sets, target_sets, total_work, work_of
+from harness.evaluation.session import Session
+from harness.experiment.curves.tracking import tracking_work
+from harness.experiment.weights.training_fit import fit_work
+from harness.models.hub import ModelSource
+
+BASE_ARM = "capability suite of the base"
+
+
+def estimate_work(session: Session, selected: Collection[str]) -> dict[str, Work]:
+    """Estimate what each selected candidate trains, reads and generates, as if nothing were there yet."""
+    candidates = [session.candidates[name] for name in selected]
+    suites = total_work(suite_sets(session, base_weights(session.source)))
+    out = {arm_label(session, source): suites for source in measured_bases(candidates)}
+    made: set[str] = set()
+    judged: set[tuple[str, str]] = set()
+    for candidate in candidates:
+        makes = [at for at in candidate.lineage if at not in made]
+        made.update(makes)
+        making = sum((_making_work(session, session.candidates[at]) for at in makes), Work())
+        weights = (candidate.source_name, candidate.served_base.weights_digest)
+        gated = candidate.method.tunes and not candidate.is_target_only and weights not in judged
+        once = _evaluation_work(session, candidate) + making + (suites if gated else Work())
+        judged.add(weights)
+        out[candidate.name] = sum([once] * len(candidate.seeds), Work())
+    return out
+
+
+def seconds_planned(session: Session, work: Mapping[str, Work]) -> dict[str, float]:
+    """Say how long planned work takes here: on its own base, or on the experiment's where it has none.
+
+    An endpoint takes no time here.
+    """
+    candidates = session.candidates.values()
+    remote = {candidate.name for candidate in candidates if candidate.is_remote}
+    bases = {candidate.name: candidate.base for candidate in candidates}
+    bases |= {arm_label(session, source): source for source in measured_bases(candidates)}
+    return {name: session.seconds(one, bases.get(name)) for name, one in work.items() if name not in remote}
+
+
+def measured_bases(candidates: Collection[ResolvedCandidate]) -> list[ModelSource]:
+    """List the bases that gated candidates are measured against: as published, then as served otherwise."""
+    gated = [c for c in candidates if not c.is_target_only]
+    return list(dict.fromkeys([*(c.base for c in gated), *(c.served_base for c in gated)]))
+
+
+def arm_label(session: Session, source: ModelSource) -> str:
+    """Name the measurement of a base on the capability suite."""
+    other = "" if source.name == session.experiment.base_model else f" {source.name}"
+    return f"{BASE_ARM}{other}{' in ' * bool(source.quantization)}{source.quantization.upper()}"
+
+
+def _making_work(session: Session, candidate: ResolvedCandidate) -> Work:
+    """Estimate all trials, each with its answers to the validation rows; or the one fit."""
+    trials = candidate.trials
+    fits = [fit_work(session, trial.source, session.experiment.seeds[0]) for trial in trials]
+    if candidate.source.tried:
+        validation = target_sets(session, candidate.source, base_weights(session.source), 0)[0]
+        fits += [work_of(validation.job())] * (len(trials) - 1)
+    return sum(fits, tracking_work(session, candidate.source))
+
+
+def _evaluation_work(session: Session, candidate: ResolvedCandidate) -> Work:
+    if not plugins.method(candidate.recipe.method).makes_language_model:
+        return Work()
+    return total_work(target_sets(session, candidate.recipe, base_weights(session.source), 0))

@@ -1,0 +1,111 @@
+"""Preview of a run: which runs are stored, what will run where and how long, and which settings stand out.
+
+Invariant: nothing is computed, and no model is loaded.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from harness import gating
+from harness.config import Loaded
+from harness.config.recipe_lint import lint
+from harness.decision import family_of
+from harness.errors import Problem, UserError
+from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
+from harness.evaluation.rows.row_sets import RunRequest
+from harness.evaluation.session import Session
+from harness.experiment.runs.run_candidate import stored_runs
+from harness.formatting import count, seconds
+from harness.models.hardware import probe_notes
+from harness.records import Run
+
+MANY = 64  # candidates
+
+
+def refuse_many(loaded: Loaded, *, yes: bool) -> None:
+    """Ask before a grid grows into more candidates than anybody meant.
+
+    Raises:
+        UserError: more than 64 candidates are selected, and nobody said yes.
+    """
+    n = len(loaded.selected)
+    if n > MANY and not yes:
+        found, expected = f"{n} candidates", f"at most {MANY}, or a yes to more"
+        step = "--yes to go on, --dry-run to see what that takes, or --candidates to select"
+        raise UserError(Problem("candidates", found, expected, step))
+
+
+def look_up(session: Session, selected: Iterable[str]) -> list[Run | None]:
+    """Find the stored run of each selected recipe and seed, as it is written now, in the order they run."""
+    return stored_runs(session, in_order(session, selected))
+
+
+def stored_sentence(session: Session, found: Sequence[Run | None]) -> str:
+    """Say how much of what a dry run plans is stored, or why that is unknown."""
+    if unknown := session.unknown_bases():
+        return f"unknown whether any of it is stored: {say_never_loaded(unknown)}"
+    n_done = sum(run is not None and run.state == "done" for run in found)
+    return f"{count(n_done)} of {count(len(found))} runs are stored already"
+
+
+def say_never_loaded(names: Sequence[str]) -> str:
+    """Say that bases were never loaded here, so that what is stored of them is unknown."""
+    return f"{', '.join(names)} was never loaded on this machine, and a dry run loads no model"
+
+
+def all_done(found: Iterable[Run | None]) -> bool:
+    """Tell whether every run that was looked up is finished, so that nothing will be computed."""
+    return all(run and run.state == "done" for run in found)
+
+
+def first_line(session: Session, n_candidates: int, expected_s: float | None) -> str:
+    """Say what runs where, in which precision, and about how long that takes; None where all is stored."""
+    slow = f" ({said})" if (said := probe_notes(session.machine)) else ""
+    return (
+        f"{session.experiment.name}: {n_candidates} candidates on {session.experiment.base_model}, "
+        f"{session.machine.name}, {session.machine.precision}{slow}, {session.machine.gflops:,.0f} GFLOP/s; "
+        + ("all of it stored" if expected_s is None else f"about {seconds(expected_s)} from nothing")
+    )
+
+
+def warnings_before(session: Session) -> tuple[str, ...]:
+    """Say which margins the items at hand probably cannot show, to one of as many fine-tunes as there are."""
+    n = {m.task.name: len(m.items.test) for m in session.suites}
+    n_members = family_of(session.experiment).size
+    return gating.power_warnings(session.experiment.suites, n, session.experiment.gate, n_members=n_members)
+
+
+def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:
+    """Say which settings of the selected trainings lie outside of the ranges that were published for them."""
+    said: dict[str, list[str]] = {}
+    for name in selected:
+        candidate = session.candidates[name]
+        if name == candidate.source_name and candidate.method.trains:
+            for trial in candidate.trials:
+                params = candidate.method.params(**trial.source.params).model_dump()
+                size, written = candidate.base.n_parameters, trial.source.params
+                for line in lint(candidate.source.method, params, size, written):
+                    said.setdefault(line, []).append(name)
+    return [f"recipe of {', '.join(dict.fromkeys(names))}: {line}" for line, names in said.items()]
+
+
+def in_order(session: Session, selected: Iterable[str]) -> list[RunRequest]:
+    """List recipes and seeds: the bases' first, then what trains, then what borrows weights.
+
+    What starts from another candidate comes after it, and what is served on one base together,
+    because one base at a time is in memory. Only what trains has more than one seed: everything
+    else would answer the same again.
+
+    Raises:
+        UserError: one of them answers nothing.
+    """
+    candidates = [session.candidates[name] for name in selected]
+    for candidate in candidates:
+        refuse_silent(candidate)
+    places: dict[str, int] = {}
+
+    def key(candidate: ResolvedCandidate) -> tuple[bool, bool, int, int]:
+        place = places.setdefault(candidate.served_base.weights_digest, len(places))
+        borrows = candidate.recipe.weights_of is not None
+        return candidate.method.seeded, borrows, len(candidate.lineage), place
+
+    return [RunRequest(one, seed) for one in sorted(candidates, key=key) for seed in one.seeds]

@@ -1,0 +1,161 @@
+"""One fit: its job is written, run in process or in its own, and its folder renamed when complete.
+
+Invariant: whatever ends a training, the next call goes on from its checkpoints.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from harness import plugins
+from harness.errors import Diverged
+from harness.evaluation import costs
+from harness.evaluation.candidate_rows import training_data
+from harness.evaluation.candidates import DIVERGED, ResolvedCandidate, refuse_damaged
+from harness.evaluation.regularization import regularization_work
+from harness.evaluation.rows.row_sets import prompting_step
+from harness.evaluation.session import Session
+from harness.models.hardware import MOST_WAITED
+from harness.models.hub import ModelSource
+from harness.records import Example, parse_json
+from harness.spec import Recipe
+from harness.store.layout import AGAIN, clear_errors, remove_folder, write_whole
+from harness.training import FIT, Job, Reward, Weights, clean_up, code_of, run_job, threads_of, write_job
+from harness.training.worker import launch
+
+_ALIKE = 0.6  # of the tokens estimated, and one over it: so many make it the training that was estimated
+
+
+def fit(
+    session: Session,
+    candidate: ResolvedCandidate,
+    seed: int,
+    folder: Path,
+    init: Weights | None,
+    mixed: Sequence[Example] = (),
+    reward: Weights | None = None,
+    general: Mapping[str, Sequence[Example]] | None = None,
+    merges: Sequence[Weights] = (),
+) -> None:
+    """Make weights in a folder of another name, which gets its own when they are complete.
+
+    `mixed` rows stand beside the training rows, asked as they are; penalties read `general` ones.
+    Whatever ends a training, the next call goes on from its checkpoints; they are deleted when the weights
+    are complete.
+
+    Raises:
+        CandidateFailed: they cannot be made; a training that diverged is remembered.
+    """
+    for behind in filter(None, (init, reward, *merges)):
+        refuse_damaged(behind)
+    source, method, part = candidate.source, candidate.method, folder.with_name(folder.name + ".part")
+    own_process = method.trains and session.experiment.training.process == "own"
+    work, is_resumed = fit_work(session, source, seed), part.exists()
+    expected_s = session.seconds(work, candidate.trained_base)
+    what = f"training {candidate.source_name}, seed {seed}"
+    try:
+        if not (part / FIT).exists():  # it is written when all else is there
+            with (
+                clear_errors(session.store, str(part), AGAIN),
+                session.progress.stage(what, expected_s) as advance,
+            ):
+                _write_job(session, candidate, seed, part, init, mixed, reward, general, merges)
+                (launch if own_process else run_job)(part, advance)
+    except Diverged as error:
+        remove_folder(part)
+        write_whole(session.store, folder / DIVERGED, json.dumps([error.reason, error.knob]))
+        raise
+    except Exception:
+        clean_up(part, complete=False)
+        raise
+    if method.trains and not (is_resumed or session.is_worker):
+        _learn_pace(session, work, part, candidate.trained_base)
+    clean_up(part, complete=True)
+    part.rename(folder)
+
+
+def _learn_pace(session: Session, work: costs.Work, made: Path, base: ModelSource) -> None:
+    """Learn how fast this machine trains, from a training that read about what was estimated, undisturbed.
+
+    One that stopped early read less, and one that generates its answers does what nobody estimated.
+    """
+    record = parse_json((made / FIT).read_text("utf-8"))["training"]
+    as_estimated = _ALIKE * work.trained < record.get("n_tokens", 0) < work.trained / _ALIKE
+    undisturbed = record.get("waited_share", 0.0) <= MOST_WAITED
+    if "wall_s" in record and as_estimated and undisturbed and "reward" not in record:
+        session.learn_pace("training", work, record["wall_s"], base)
+
+
+def _write_job(
+    session: Session,
+    candidate: ResolvedCandidate,
+    seed: int,
+    part: Path,
+    init: Weights | None,
+    mixed: Sequence[Example],
+    reward: Weights | None,
+    general: Mapping[str, Sequence[Example]] | None,
+    merges: Sequence[Weights],
+) -> None:
+    source, step = candidate.source, prompting_step(session, candidate.source, seed)
+    items = training_data(session, source).items
+    job = Job(
+        method=source.method,
+        params=source.params,
+        source=candidate.trained_base,
+        machine=session.machine,
+        seed=seed,
+        chat_template=session.target.task.chat_template,
+        regularize=source.regularize,
+        n_mixed=len(mixed),
+        init=_init_path(init),
+        merges=tuple(filter(None, map(_init_path, merges))),
+        path=Path(source.path) if source.path else None,
+        reward=_reward(session, candidate, reward),
+        report_to=session.experiment.report_to,
+        threads=threads_of(source.method),
+        track=source.track.points if source.track else 0,
+        code=code_of(source.method, source.regularize),
+    )
+    write_job(
+        part,
+        job,
+        train=(*map(step, items.train), *mixed),
+        validation=map(step, items.validation),
+        pairs=map(step, items.pairs) if candidate.method.draws_from == "pairs" else (),
+        general=general,
+    )
+
+
+def _reward(session: Session, candidate: ResolvedCandidate, weights: Weights | None) -> Reward | None:
+    """Return what the answers of a training are rewarded by, as its job holds it."""
+    if weights and weights.folder and candidate.reward:
+        return Reward(model=weights.folder / weights.kind, source=candidate.reward.trained_base)
+    written = candidate.source.reward
+    return Reward(written=written, task=session.target.task) if written else None
+
+
+def _init_path(init: Weights | None) -> Path | None:
+    """Return the folder of the weights to start from: of a method's, or where a model made elsewhere lies."""
+    if init is None or init.folder:
+        return init.folder / init.kind if init and init.folder else None
+    return init.source.path if init.source else None
+
+
+def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
+    """Estimate the tokens one fit trains on; methods without epochs train no language model."""
+    method = plugins.method(source.method)
+    if not method.trains:
+        return costs.Work()
+    params = method.params(**source.params)
+    step_rows = params.per_device_train_batch_size * params.gradient_accumulation_steps
+    items, step = training_data(session, source).items, prompting_step(session, source, seed)
+    n_rows = len(items.pairs if method.draws_from == "pairs" else items.train)
+    epochs = params.num_train_epochs
+    if params.max_steps > 0:
+        epochs = params.max_steps * step_rows / max(n_rows, 1)
+    if method.draws_from == "pairs":
+        plain = costs.preference(list(map(step, items.pairs)), epochs)
+    else:
+        plain = costs.training(list(map(step, items.train)), epochs)
+    return plain + regularization_work(session, source, seed, plain, (n_rows, step_rows))

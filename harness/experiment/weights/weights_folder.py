@@ -1,0 +1,68 @@
+"""Folder of a candidate's weights: its name holds everything that they depend on, and nothing else."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import plugins
+from harness.evaluation.candidate_rows import training_data
+from harness.evaluation.candidates import ResolvedCandidate
+from harness.evaluation.regularization import mix_context
+from harness.evaluation.rows.row_sets import prompting_digest
+from harness.evaluation.session import Session
+from harness.metrics import version as metric_version
+from harness.models.hub import content_digest
+from harness.plugins import Method
+from harness.provenance.code_versions import versions_of
+from harness.records import checksum, digest, without_defaults
+from harness.regularizers import regularizers_digest
+from harness.spec import Recipe, is_path
+from harness.training import Weights
+
+
+def folder_of(
+    session: Session,
+    candidate: ResolvedCandidate,
+    seed: int,
+    init: Weights | None,
+    reward: Weights | None = None,
+    merges: Sequence[Weights] = (),
+) -> Path:
+    """Name the folder of weights by everything that they depend on, and nothing else."""
+    source, method, base = candidate.source, candidate.method, candidate.trained_base
+    identity = {
+        "method": source.method,
+        "code": [plugins.version("methods", source.method), versions_of(*method.loops)],
+        "params": method.params(**source.params).model_dump(mode="json", exclude_defaults=True),
+        "base": [base.weights_digest, base.template_digest],
+        "init": init.digest if init else "",
+        "reward": _reward_digest(session, source, reward),
+        "reads": method.reads(method.params(**source.params)),
+        "merges": [one.digest for one in merges],
+        "path": content_digest(sorted(Path(source.path).glob("adapter_*"))) if source.path else "",
+        "training": _training_digest(session, method, source, seed),
+        "track": source.track.points if source.track else 0,
+        "regularize": regularizers_digest(source.regularize, mix_context(session, source, seed)),
+    }
+    return session.store.weights(digest({name: value for name, value in identity.items() if value}))
+
+
+def _reward_digest(session: Session, source: Recipe, reward: Weights | None) -> str:
+    """Digest what the answers of a training are rewarded by; empty of one without rewards."""
+    if source.reward is None or reward:
+        return reward.digest if reward else ""
+    if is_path(source.reward):
+        return checksum(Path(source.reward))
+    task = session.target.task.model_dump(mode="json", exclude={"data", "limit"}, exclude_defaults=True)
+    return digest([source.reward, metric_version(source.reward), task])
+
+
+def _training_digest(session: Session, method: Method, source: Recipe, seed: int) -> str:
+    """Digest the rows that a method trains on, and how it computes; empty for one that needs none."""
+    if not method.draws_from:
+        return ""
+    target = training_data(session, source)
+    pairs = [without_defaults(pair) for pair in target.items.pairs] if method.draws_from == "pairs" else []
+    rows = [] if pairs else [target.versions["train"], target.versions["validation"]]
+    drawn = [seed] if method.seeded else []
+    computed = [session.machine.precision, session.machine.device]
+    return digest([pairs, rows, prompting_digest(session, source, seed), drawn, computed])
