@@ -88,13 +88,13 @@ from harness.store.rows import (
     has_rows,
     identities,
     read_blocks,
-    read_drawn,
     read_identity,
     read_many,
     read_rows,
     remove_merged_blocks,
     stored_blocks,
 )
+from harness.store.rows.drawn_answers import read_drawn
 from harness.store.run_folders import (
     all_runs,
     get_run,

@@ -18,7 +18,8 @@ from harness.records import BLOCK, Origin, RowsIdentity, digest
 from harness.store.garbage import Leftover, size
 from harness.store.layout import AGAIN, Store, clear_errors, rename_when_whole, write_record
 from harness.store.measurements import keep_environment, keep_origin, origins
-from harness.store.rows import is_stored_as, note_checksum
+from harness.store.rows import is_stored_as
+from harness.store.rows.checksums import note_checksum
 
 BOUND_BYTES = 10**9
 

@@ -17,7 +17,7 @@ from harness.store.layout import (
     remove_stale_parts,
     rename_when_whole,
 )
-from harness.store.rows import hide_progress_bar
+from harness.store.rows.memory_database import hide_progress_bar
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from harness import __version__
 from harness.records import Rating, Run, load
 from harness.store.layout import Store, first_line, is_no_room
-from harness.store.rows import COLUMNS, READ_PARQUET, SAMPLE_COLUMNS, pattern, read_identity
+from harness.store.rows import read_identity
+from harness.store.rows.memory_database import pattern
+from harness.store.rows.row_columns import COLUMNS, READ_PARQUET, SAMPLE_COLUMNS
 from harness.store.tables import TABLES
 from harness.store.verdicts import DecisionRecord, VerdictRecord
 

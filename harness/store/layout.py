@@ -103,6 +103,17 @@ def claim(store: Store, name: str) -> Iterator[None]:
         yield
 
 
+def read_lines(path: Path) -> list[bytes]:
+    """Read the lines of a file of JSON; only a newline ends one.
+
+    Answers may hold the other characters at which `str.splitlines` ends a line.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    return path.read_bytes().removesuffix(b"\n").split(b"\n")
+
+
 def write_whole(store: Store, path: Path, text: str) -> None:
     """Write a file so that it appears complete or not at all.
 

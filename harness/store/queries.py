@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 from harness.records import SampleResult, Status, many_rows
 from harness.store.layout import Store, clear_errors, missing_rows
-from harness.store.rows import ANEW, FAILED, OF_ERRORS, READ_PARQUET, memory, pattern, rows_from
+from harness.store.rows import ANEW
+from harness.store.rows.memory_database import memory, pattern
+from harness.store.rows.row_columns import FAILED, OF_ERRORS, READ_PARQUET, rows_from
 
 
 class Columns(NamedTuple):

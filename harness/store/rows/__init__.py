@@ -5,98 +5,44 @@ under a limit grows by whole blocks and never has to be computed again. A checks
 file gets its name, and none is forgotten, so a file that is whole is not taken for a damaged one.
 
     runs/rows/<digest>/checksums.json          one CRC-32 for each rows.parquet that was written
-    runs/rows/<digest>/samples/00000.jsonl     the answers that were drawn to the items of a block
 """
 
-import json
-import re
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields, replace
-from functools import cache, lru_cache
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from harness.records import (
-    BLOCK,
-    RowsIdentity,
-    Sample,
-    SampleResult,
-    canonical_json,
-    load,
-    load_files,
-    many_rows,
-)
+from harness.records import BLOCK, RowsIdentity, SampleResult, load, load_files, many_rows, parse_json
 from harness.store.layout import (
     AGAIN,
     Store,
     clear_errors,
     failure,
     missing_rows,
+    read_lines,
     rename_when_whole,
     write_record,
     write_whole,
+)
+from harness.store.rows.checksums import file_version, is_as_written, note_checksum
+from harness.store.rows.drawn_answers import read_drawn, read_drawn_items, write_drawn
+from harness.store.rows.memory_database import memory, pattern
+from harness.store.rows.row_columns import (
+    COLUMNS,
+    READ_PARQUET,
+    SELECTED,
+    WITHOUT_TEXTS,
+    row_line,
+    row_of,
+    rows_from,
 )
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 
-COLUMNS = {
-    "task": "VARCHAR",
-    "split": "VARCHAR",
-    "example_id": "VARCHAR",
-    "position": "BIGINT",
-    "status": "VARCHAR",
-    "text": "VARCHAR",
-    "prompt": "VARCHAR",
-    "references": "VARCHAR[]",
-    "parts": "MAP(VARCHAR, DOUBLE[])",
-    "cluster": "VARCHAR",
-    "slice": "VARCHAR",
-    "gold_logprob": "DOUBLE",
-    "gold_bytes": "BIGINT",
-    "margin": "DOUBLE",
-    "n_prompt_tokens": "BIGINT",
-    "n_output_tokens": "BIGINT",
-    "compute_s": "DOUBLE",
-    "prompt_digest": "VARCHAR",
-    "output_digest": "VARCHAR",
-    "boundary_merged": "BOOLEAN",
-    "finish_reason": "VARCHAR",
-    "passages": "VARCHAR[]",
-    "recall": "DOUBLE",
-    "attempt": "BIGINT",
-    "weight": "DOUBLE",
-    "error": "VARCHAR",
-}
-# One of the answers that were drawn to an item, as a line of JSON holds it.
-SAMPLE_COLUMNS = {
-    "example_id": "VARCHAR",
-    "index": "BIGINT",
-    "text": "VARCHAR",
-    "status": "VARCHAR",
-    "parts": "MAP(VARCHAR, DOUBLE[])",
-    "finish_reason": "VARCHAR",
-    "n_prompt_tokens": "BIGINT",
-    "n_output_tokens": "BIGINT",
-    "compute_s": "DOUBLE",
-    "mean_logprob": "DOUBLE",
-    "error": "VARCHAR",
-}
 ANEW = "harness compare, which computes damaged rows again"
-# A folder named like `x=1` is no column of ours.
-READ_PARQUET = "read_parquet(?, hive_partitioning = false)"
-_FIELDS = tuple(field.name for field in fields(SampleResult) if field.name in COLUMNS)
-_SELECTED = ", ".join(f'"{name}"' for name in _FIELDS)
-# The references say what the worst answer to an item is, where there is none to be scored.
-FAILED = "('error', 'incomplete')"
-OF_ERRORS = f'CASE WHEN status IN {FAILED} THEN "references" ELSE [] END'
-_EMPTY = {"text": "''", "prompt": "''", "references": OF_ERRORS, "passages": "[]"}
-_WITHOUT_TEXTS = ", ".join(_EMPTY.get(name, f'"{name}"') for name in _FIELDS)
-_TUPLES = tuple(place for place, name in enumerate(_FIELDS) if COLUMNS[name].endswith("[]"))
-_PARTS = _FIELDS.index("parts")
 
 
 def stored_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str] | None = None) -> set[int]:
@@ -108,8 +54,8 @@ def stored_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str] | Non
     ids_by_block = _chunks(_parquet_ids(store.parquet(identity.digest)) or [])
     ids_by_block |= _readable_blocks(store, identity.digest)
     if identity.decoding:
-        drawn = read_drawn(store, identity.digest)
-        ids_by_block = {index: ids for index, ids in ids_by_block.items() if drawn.keys() >= set(ids)}
+        drawn = read_drawn_items(store, identity.digest)
+        ids_by_block = {index: ids for index, ids in ids_by_block.items() if drawn.issuperset(ids)}
     if ids is None:
         return set(ids_by_block)
     wanted = _chunks(ids)
@@ -127,11 +73,10 @@ def append_block(store: Store, identity: RowsIdentity, index: int, rows: Sequenc
     if not 0 < len(rows) <= BLOCK or positions != _positions(index, len(rows)):
         raise ValueError(f"block {index} holds positions from {BLOCK * index} without gaps, not {positions}")
     folder = store.rows(identity.digest)
-    lines = "".join(map(_line, rows))
+    lines = "".join(map(row_line, rows))
     if not (folder / "identity.json").exists():
         write_record(store, folder / "identity.json", identity)
-    if samples := "".join(_sample_line(row.example_id, one) for row in rows for one in row.samples):
-        _write_samples(store, _samples_folder(folder) / f"{index:05d}.jsonl", samples)
+    write_drawn(store, identity.digest, index, rows)
     write_whole(store, _block_path(folder, index), lines)
 
 
@@ -175,7 +120,7 @@ def remove_merged_blocks(store: Store) -> None:
 def has_rows(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> bool:
     """Tell whether the complete set begins with these examples, in order, with what was drawn to each."""
     whole = is_stored_as(store.parquet(identity.digest), ids)
-    return whole and (not identity.decoding or read_drawn(store, identity.digest).keys() >= set(ids))
+    return whole and (not identity.decoding or read_drawn_items(store, identity.digest).issuperset(ids))
 
 
 def is_stored_as(path: Path, ids: Sequence[str]) -> bool:
@@ -218,7 +163,7 @@ def read_many(
     if not wanted:
         return out
     source = READ_PARQUET.replace(")", ", filename = true)")
-    selected = _SELECTED if texts else _WITHOUT_TEXTS
+    selected = SELECTED if texts else WITHOUT_TEXTS
     query = f"SELECT parse_path(filename)[-2] AS digest, {selected} FROM {source} ORDER BY digest, position"
     files = [pattern(store.parquet(digest)) for digest in wanted]
     import duckdb
@@ -226,28 +171,10 @@ def read_many(
     try:
         with many_rows(), memory() as db:
             for digest, *values in db.execute(query, [files]).fetchall():
-                out[digest].append(_row(values))
+                out[digest].append(row_of(values))
     except duckdb.Error:  # reading one by one says which it is
         return {digest: read_rows(store, digest, texts=texts) for digest in wanted}
     return out
-
-
-def read_drawn(store: Store, rows_digest: str) -> dict[str, tuple[Sample, ...]]:
-    """Read the answers that were drawn to the items of a row set, by item; damaged files are left out.
-
-    Empty of a set that was answered greedily.
-    """
-    out: dict[str, list[Sample]] = {}
-    for path in sorted(_samples_folder(store.rows(rows_digest)).glob("*.jsonl")):
-        with suppress(OSError, ValueError, TypeError):
-            if is_as_written(path) is not True:
-                continue
-            # Only \n ends a line: answers may hold the other characters that str.splitlines knows.
-            for line in path.read_bytes().decode().removesuffix("\n").split("\n"):
-                said = json.loads(line)
-                parts = {k: None if v is None else tuple(v) for k, v in said.pop("parts").items()}
-                out.setdefault(said.pop("example_id"), []).append(Sample(parts=parts, **said))
-    return {item: tuple(samples) for item, samples in out.items()}
 
 
 def read_identity(store: Store, rows_digest: str) -> RowsIdentity:
@@ -289,54 +216,6 @@ def identities(store: Store) -> list[RowsIdentity]:
     return load_files(RowsIdentity, sorted((store.folder / "rows").glob("*/identity.json")))
 
 
-def pattern(path: Path) -> str:
-    """Write a path so that DuckDB, which reads paths as patterns, finds just this file."""
-    return re.sub(r"([*?\[])", r"[\1]", str(path))
-
-
-def _line(row: SampleResult) -> str:
-    try:
-        return canonical_json({name: getattr(row, name) for name in _FIELDS}) + "\n"
-    except ValueError as error:
-        reason = "NaN and inf are not stored; unknown is None"
-        raise ValueError(f"row {row.example_id!r} of {row.task}: {reason}") from error
-
-
-def _sample_line(example_id: str, sample: Sample) -> str:
-    """Write an answer that was drawn as a line of JSON."""
-    return canonical_json({"example_id": example_id, **asdict(sample)}) + "\n"
-
-
-def _samples_folder(folder: Path) -> Path:
-    return folder / "samples"
-
-
-def _write_samples(store: Store, path: Path, lines: str) -> None:
-    def write(part: Path) -> None:
-        part.write_text(lines, "utf-8", newline="\n")
-        note_checksum(store, path, part)
-
-    with clear_errors(store, str(path), AGAIN):
-        rename_when_whole(store, path, write)
-
-
-def rows_from(
-    db: "DuckDBPyConnection", source: str, *values: object, texts: bool = True
-) -> list[SampleResult]:
-    """Read rows by position; their columns come in the order of the fields, which is the fastest way."""
-    selected = _SELECTED if texts else _WITHOUT_TEXTS
-    query = f"SELECT {selected} FROM {source} ORDER BY position"
-    with many_rows():
-        return [_row(list(row)) for row in db.execute(query, values).fetchall()]
-
-
-def _row(values: list[Any]) -> SampleResult:
-    for place in _TUPLES:
-        values[place] = tuple(values[place])
-    values[_PARTS] = {k: None if v is None else tuple(v) for k, v in values[_PARTS].items()}
-    return SampleResult(*values)
-
-
 def _positions(index: int, n_rows: int) -> list[int]:
     return list(range(BLOCK * index, BLOCK * index + n_rows))
 
@@ -358,8 +237,7 @@ def _readable_blocks(store: Store, rows_digest: str) -> dict[int, list[str]]:
 def _block_ids(path: Path) -> list[str]:
     """Return the example ids of a block; none where its file is damaged."""
     try:
-        # Only \n ends a line: answers may hold the other characters that str.splitlines knows.
-        rows = [json.loads(line) for line in path.read_bytes().decode().removesuffix("\n").split("\n")]
+        rows = [parse_json(line) for line in read_lines(path)]
         whole = [row["position"] for row in rows] == _positions(int(path.stem), len(rows))
         return [row["example_id"] for row in rows] if whole else []
     except (OSError, ValueError, KeyError, TypeError):
@@ -382,10 +260,9 @@ def _remove_if_empty(folder: Path) -> None:
 def _parquet_ids(path: Path) -> list[str] | None:
     """Return the example ids by position, or None where there is no file, or a damaged one."""
     try:
-        found = path.stat()
+        return _ids_in(path, *file_version(path))
     except OSError:
         return None
-    return _ids_in(path, found.st_ino, found.st_mtime_ns, found.st_size)
 
 
 @lru_cache(maxsize=256)
@@ -430,67 +307,3 @@ def _whole_prefix(db: "DuckDBPyConnection", n_rows: int, identity: RowsIdentity)
         found = f"{n_whole:,} of {n_rows:,} rows; block {n_whole // BLOCK} is missing or cut short"
         raise failure(where, found, "every block", AGAIN)
     return int(n_whole) if n_distinct == n_whole else n_rows
-
-
-@contextmanager
-def memory() -> Iterator["DuckDBPyConnection"]:
-    """Open a cursor of the database that has no file."""
-    with _database().cursor() as db:
-        yield db
-
-
-@cache
-def _database() -> "DuckDBPyConnection":
-    """Make the one in-memory database that reads and writes Parquet; making one costs 25 ms."""
-    import duckdb
-
-    # A file that was replaced must not be answered from memory.
-    return hide_progress_bar(duckdb.connect(config={"enable_external_file_cache": False}))
-
-
-def hide_progress_bar(db: "DuckDBPyConnection") -> "DuckDBPyConnection":
-    """Keep the bar that DuckDB draws during long queries off stdout, which belongs to the result."""
-    db.execute("SET enable_progress_bar = false")
-    return db
-
-
-_PIECE = 1 << 20  # bytes
-
-
-def note_checksum(store: Store, path: Path, written: Path) -> None:
-    """Note what is about to become a file, while it still has another name.
-
-    Raises:
-        HarnessError: the disk is full.
-    """
-    known = {*(_read_checksums(path) or ()), _checksum(written)}
-    write_whole(store, _file(path), json.dumps(sorted(known)) + "\n")
-
-
-def is_as_written(path: Path) -> bool | None:
-    """Tell whether a file holds what was written to it; None where that was not noted.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    found = _checksum(path)  # before what is noted is read: another process may replace the file in between
-    known = _read_checksums(path)
-    return None if known is None else found in known
-
-
-def _read_checksums(path: Path) -> list[str] | None:
-    with suppress(OSError, ValueError):
-        return load(list[str], _file(path).read_bytes())
-    return None
-
-
-def _file(path: Path) -> Path:
-    return path.with_name("checksums.json")
-
-
-def _checksum(path: Path) -> str:
-    value = 0
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            value = zlib.crc32(piece, value)
-    return f"{value:08x}"

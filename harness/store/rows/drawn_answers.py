@@ -1,0 +1,74 @@
+"""Answers that were drawn to the items of a row set: written by block, read by item.
+
+runs/rows/<digest>/samples/00000.jsonl     the answers that were drawn to the items of a block
+"""
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+
+from harness.records import Sample, SampleResult, canonical_json, parse_json
+from harness.store.layout import AGAIN, Store, clear_errors, read_lines, rename_when_whole
+from harness.store.rows.checksums import file_version, is_as_written, note_checksum
+
+
+def write_drawn(store: Store, rows_digest: str, index: int, rows: Iterable[SampleResult]) -> None:
+    """Write the answers that were drawn to the items of a block, where there are some.
+
+    Raises:
+        HarnessError: the disk is full.
+    """
+    drawn = ((row.example_id, sample) for row in rows for sample in row.samples)
+    lines = "".join(canonical_json({"example_id": item, **asdict(sample)}) + "\n" for item, sample in drawn)
+    if not lines:
+        return
+    path = _folder(store, rows_digest) / f"{index:05d}.jsonl"
+
+    def write(part: Path) -> None:
+        part.write_text(lines, "utf-8", newline="\n")
+        note_checksum(store, path, part)
+
+    with clear_errors(store, str(path), AGAIN):
+        rename_when_whole(store, path, write)
+
+
+def read_drawn(store: Store, rows_digest: str) -> dict[str, tuple[Sample, ...]]:
+    """Read the answers that were drawn to the items of a row set, by item; damaged files are left out.
+
+    Empty of a set that was answered greedily.
+    """
+    out: dict[str, list[Sample]] = {}
+    for path in _files(store, rows_digest):
+        with suppress(OSError, ValueError, TypeError):
+            for line in read_lines(path) if is_as_written(path) else ():
+                said = parse_json(line)
+                parts = {k: None if v is None else tuple(v) for k, v in said.pop("parts").items()}
+                out.setdefault(said.pop("example_id"), []).append(Sample(parts=parts, **said))
+    return {item: tuple(samples) for item, samples in out.items()}
+
+
+def read_drawn_items(store: Store, rows_digest: str) -> set[str]:
+    """Read to which items of a row set answers were drawn; a file is parsed once as long as it stays."""
+    found: set[str] = set()
+    for path in _files(store, rows_digest):
+        with suppress(OSError):
+            found |= _items_in(path, *file_version(path))
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _items_in(path: Path, *_version: int) -> frozenset[str]:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        if is_as_written(path):
+            return frozenset(parse_json(line)["example_id"] for line in read_lines(path))
+    return frozenset()
+
+
+def _files(store: Store, rows_digest: str) -> list[Path]:
+    return sorted(_folder(store, rows_digest).glob("*.jsonl"))
+
+
+def _folder(store: Store, rows_digest: str) -> Path:
+    return store.rows(rows_digest) / "samples"

@@ -1,0 +1,95 @@
+"""Columns of rows: their types in Parquet, a row as a line of JSON, and rows from the values of a query."""
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from harness.records import SampleResult, canonical_json, many_rows
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+
+COLUMNS = {
+    "task": "VARCHAR",
+    "split": "VARCHAR",
+    "example_id": "VARCHAR",
+    "position": "BIGINT",
+    "status": "VARCHAR",
+    "text": "VARCHAR",
+    "prompt": "VARCHAR",
+    "references": "VARCHAR[]",
+    "parts": "MAP(VARCHAR, DOUBLE[])",
+    "cluster": "VARCHAR",
+    "slice": "VARCHAR",
+    "gold_logprob": "DOUBLE",
+    "gold_bytes": "BIGINT",
+    "margin": "DOUBLE",
+    "n_prompt_tokens": "BIGINT",
+    "n_output_tokens": "BIGINT",
+    "compute_s": "DOUBLE",
+    "prompt_digest": "VARCHAR",
+    "output_digest": "VARCHAR",
+    "boundary_merged": "BOOLEAN",
+    "finish_reason": "VARCHAR",
+    "passages": "VARCHAR[]",
+    "recall": "DOUBLE",
+    "attempt": "BIGINT",
+    "weight": "DOUBLE",
+    "error": "VARCHAR",
+}
+# One of the answers that were drawn to an item, as a line of JSON holds it.
+SAMPLE_COLUMNS = {
+    "example_id": "VARCHAR",
+    "index": "BIGINT",
+    "text": "VARCHAR",
+    "status": "VARCHAR",
+    "parts": "MAP(VARCHAR, DOUBLE[])",
+    "finish_reason": "VARCHAR",
+    "n_prompt_tokens": "BIGINT",
+    "n_output_tokens": "BIGINT",
+    "compute_s": "DOUBLE",
+    "mean_logprob": "DOUBLE",
+    "error": "VARCHAR",
+}
+# A folder named like `x=1` is no column of ours.
+READ_PARQUET = "read_parquet(?, hive_partitioning = false)"
+_FIELDS = tuple(field.name for field in fields(SampleResult) if field.name in COLUMNS)
+SELECTED = ", ".join(f'"{name}"' for name in _FIELDS)
+# The references say what the worst answer to an item is, where there is none to be scored.
+FAILED = "('error', 'incomplete')"
+OF_ERRORS = f'CASE WHEN status IN {FAILED} THEN "references" ELSE [] END'
+_EMPTY = {"text": "''", "prompt": "''", "references": OF_ERRORS, "passages": "[]"}
+WITHOUT_TEXTS = ", ".join(_EMPTY.get(name, f'"{name}"') for name in _FIELDS)
+_TUPLES = tuple(place for place, name in enumerate(_FIELDS) if COLUMNS[name].endswith("[]"))
+_PARTS = _FIELDS.index("parts")
+
+
+def row_line(row: SampleResult) -> str:
+    """Write a row as a line of JSON.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    try:
+        return canonical_json({name: getattr(row, name) for name in _FIELDS}) + "\n"
+    except ValueError as error:
+        reason = "NaN and inf are not stored; unknown is None"
+        raise ValueError(f"row {row.example_id!r} of {row.task}: {reason}") from error
+
+
+def rows_from(
+    db: "DuckDBPyConnection", source: str, *values: object, texts: bool = True
+) -> list[SampleResult]:
+    """Read rows by position; their columns come in the order of the fields, which is the fastest way."""
+    selected = SELECTED if texts else WITHOUT_TEXTS
+    query = f"SELECT {selected} FROM {source} ORDER BY position"
+    with many_rows():
+        return [row_of(list(row)) for row in db.execute(query, values).fetchall()]
+
+
+def row_of(values: list[Any]) -> SampleResult:
+    """Make a row of the values that DuckDB gives for its fields, in their order."""
+    for place in _TUPLES:
+        values[place] = tuple(values[place])
+    values[_PARTS] = {k: None if v is None else tuple(v) for k, v in values[_PARTS].items()}
+    return SampleResult(*values)
