@@ -30,7 +30,7 @@ from harness.models.openai_api import Settings
 from harness.progress import Silent
 from harness.provenance import timestamp
 from harness.records import Limits, Noise, TaskNoise
-from harness.release import stored
+from harness.release import stored_arms
 from harness.rescue.select import find_case
 from harness.store import Store, read_identity, read_rows, save_noise
 
@@ -530,9 +530,9 @@ def test_the_gate_takes_the_noise_of_the_base(compared, tmp_path):
     (suite,) = config.load(path).experiment.suites
     facts = next(task for task in suite.tasks if task.name == "facts")
     run, known = tiny_experiment.runs_of(path)["served"], {"facts": load_metrics(facts)}
-    baseline = partial(stored._baseline_identity, store, run=run, champion=None)
+    baseline = partial(stored_arms.baseline_identity, store, run=run, champion=None)
     tasks = [(facts, suite.role, suite.name)]
-    (measured,) = stored._measurements(
+    (measured,) = stored_arms.measure_arms(
         store, run, baseline, tasks=tasks, known=known, sampling=None, notes=[]
     )
     assert measured.flip_rate == 0.5

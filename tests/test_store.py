@@ -25,6 +25,7 @@ from harness.records import BLOCK, RowsIdentity, Sample, SampleResult, many_rows
 from harness.store import index, ingest, rows
 from harness.store.layout import Store, clear_errors, rename_when_whole
 from harness.store.rows.checksums import note_checksum
+from harness.store.rows.row_columns import COLUMNS, SAMPLE_COLUMNS
 
 ROOT = Path(__file__).parents[1]
 IDENTITY = RowsIdentity(
@@ -167,14 +168,14 @@ UNKNOWN = {f.name for f in fields(SampleResult) if f.default is None}
 SAMPLES = st.fixed_dictionaries(
     {
         name: BY_COLUMN[kind] | st.none() if name in UNKNOWN else BY_COLUMN[kind]
-        for name, kind in rows.COLUMNS.items()
+        for name, kind in COLUMNS.items()
     }
 ).map(lambda values: SampleResult(**values))
 
 
 def test_every_field_of_a_row_has_a_column_or_lies_beside_it():
-    assert [f.name for f in fields(SampleResult)] == [*rows.COLUMNS, "samples"]
-    assert {f.name for f in fields(Sample)} | {"example_id"} == rows.SAMPLE_COLUMNS.keys()
+    assert [f.name for f in fields(SampleResult)] == [*COLUMNS, "samples"]
+    assert {f.name for f in fields(Sample)} | {"example_id"} == SAMPLE_COLUMNS.keys()
 
 
 def test_drawn_answers_lie_beside_their_rows_and_a_damaged_file_asks_for_them_again(store):

@@ -2,46 +2,36 @@
 
 Invariant: both arms' rows have identities that differ in their weights alone, so what is
 compared are the same items, prompts, versions, precision and layout, or nothing; items that were added,
-mended or dropped since are refused by the digest that differs. How an endpoint computes belongs to it;
-its base's rows are computed as in the newest run here on that base.
+mended or dropped since are refused by the digest that differs.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from harness import comparison, config, decision, gating, plugins, store
-from harness.comparison import Estimate
-from harness.comparison.corrected_comparison import correct_comparison, correct_estimate, labels_missing
-from harness.comparison.estimators import is_judge
-from harness.comparison.labelled_answers import Labels, latest_labels
+from harness import config, decision, gating, plugins, store
 from harness.config import Loaded
-from harness.config.rubrics import current_labels
 from harness.data import version_of_test
-from harness.decision import CandidateFacts
-from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean
+from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation import lm_eval
 from harness.evaluation.rows.row_sets import rows_version
-from harness.experiment.analysis.human_labels import correct_reached
 from harness.experiment.analysis.verdict_records import record_verdict, task_settings, verdict_change
 from harness.experiment.preparation import metrics_of, with_lm_eval
-from harness.experiment.runs.candidate_result import facts_on_target
-from harness.experiment.runs.stored_rows import controls_of, documents_of
-from harness.gating import GateResult, Measurement, Rule, TargetFacts
-from harness.metrics import Metric, load_metrics
-from harness.models.openai_api import WHO_ANSWERS, is_endpoint
-from harness.records import FEWER, RowsIdentity, Run, SampleResult, SamplingRecord
+from harness.experiment.runs.stored_rows import controls_of
+from harness.gating import GateResult, Measurement, Rule
+from harness.models.openai_api import WHO_ANSWERS
+from harness.records import FEWER, Run, SamplingRecord
 from harness.release.champions import Champion, read_champion
-from harness.release.graded_rows import refuse_other_grades, refuse_regraded
-from harness.release.sampled import analysis_settings, sampled_rows, sampling_note, sampling_of
-from harness.spec import Experiment, GatePolicy, Recipe, Role, Task
+from harness.release.graded_rows import refuse_regraded
+from harness.release.sampled import analysis_settings, sampling_note, sampling_of
+from harness.release.stored_arms import baseline_identity, confirm_in_fp32, first_base_identity, measure_arms
+from harness.release.stored_target import target_facts
+from harness.spec import Experiment, Recipe, Role, Task
 from harness.store import Store
 
 Baseline = Literal["base", "champion"]
-Rows = list[SampleResult]
 
 
 def gate_stored(
@@ -168,17 +158,17 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
     notes += [sampling_note(sampling)] if sampling else []
     tasks = [named for named in tasks if named[0].name not in left_out]
     known = {t.name: metrics_of(t, catalogue) for t, _, _ in tasks}
-    baseline = partial(_baseline_identity, at, run=run, champion=champion)
-    arms = partial(_measurements, at, run, tasks=tasks, known=known, sampling=sampling)
+    baseline = partial(baseline_identity, at, run=run, champion=champion)
+    arms = partial(measure_arms, at, run, tasks=tasks, known=known, sampling=sampling)
     measured = arms(baseline, notes=notes)
     identical = run.weights_digest == (champion.weights_digest if champion else run.base_digest)
     policy = gating.applicable_policy(experiment.gate, trained=run.weights_digest != run.base_digest)
     result = gating.judge(
         measured,
         policy,
-        target=_target(loaded, at, run, policy, target),
+        target=target_facts(loaded, at, run, policy, target),
         identical=identical,
-        confirmed=_confirm_in_fp32(at, run, measured),
+        confirmed=confirm_in_fp32(at, run, measured),
         controls=controls_of(at, run),
         seed=experiment.seeds[0],
         cumulative=_cumulative(experiment, at, run, champion, arms) if champion else None,
@@ -214,7 +204,7 @@ def _cumulative(
     first = champion.first_base or champion.base_digest
     if champion.weights_digest == first:
         return None
-    baseline = partial(_first_base_identity, at, run=run, first=first)
+    baseline = partial(first_base_identity, at, run=run, first=first)
     try:
         measured = arms(baseline, notes=[])
     except IncompatibleRuns as error:
@@ -223,237 +213,6 @@ def _cumulative(
     policy = gating.cumulative_policy(experiment.gate)
     found = gating.judge(measured, policy, target=None, identical=identical, seed=experiment.seeds[0])
     return gating.cumulative_rule(found.verdict, first)
-
-
-def _first_base_identity(at: Store, own: RowsIdentity, key: str, run: Run, first: str) -> RowsIdentity:
-    """Find the first base's rows of a task, as the run's were computed."""
-    if first == run.base_digest:
-        return _baseline_identity(at, own, key, run, None)
-    wanted = replace(own, weights_digest=first)
-    if not at.parquet(wanted.digest).exists():
-        raise IncompatibleRuns(f"{key}: found no rows of the first base {first}; next: harness compare on it")
-    return wanted
-
-
-def _measurements(
-    at: Store,
-    run: Run,
-    baseline: Callable[[RowsIdentity, str], RowsIdentity],
-    *,
-    tasks: Iterable[tuple[Task, Role, str]],
-    known: Mapping[str, dict[str, Metric]],
-    sampling: SamplingRecord | None,
-    notes: list[str],
-) -> list[Measurement]:
-    """Put both arms' rows beside each task that the run answered, all of them read at once."""
-    arms: list[tuple[Task, Role, str, RowsIdentity, RowsIdentity]] = []
-    for task, role, suite in tasks:
-        if (key := f"{task.name}/test") in run.rows:
-            own = store.read_identity(at, run.rows[key])
-            arms.append((task, role, suite, own, baseline(own, key)))
-    rows = store.read_many(at, [one.digest for *_, own, base in arms for one in (own, base)], texts=False)
-    measured = []
-    for task, role, suite, own, base in arms:
-        metrics = known[task.name]
-        for one in (own, base):
-            _refuse_without(metrics, one, rows[one.digest])
-        new_rows, base_rows = rows[own.digest], rows[base.digest]
-        if sampling and (weights := sampling.weights.get(task.name)):
-            new_rows = sampled_rows(new_rows, own, weights)
-            base_rows = sampled_rows(base_rows, base, weights)
-        else:
-            new_rows, base_rows = _truncate_arms(new_rows, base_rows, task, notes)
-        precision = own.precision if is_endpoint(base.engine) else base.precision
-        noise = store.flip_rates(at, run.base_digest, precision).get(task.name)
-        documents = documents_of(at, task, role, own.digest)
-        measured.append(Measurement(task, role, suite, metrics, base_rows, new_rows, noise, documents))
-    return measured
-
-
-def _baseline_identity(
-    at: Store, own: RowsIdentity, key: str, run: Run, champion: Champion | None
-) -> RowsIdentity:
-    """Find the baseline's rows of a task: those whose identity differs from the run's in weights alone."""
-    weights = champion.weights_digest if champion else run.base_digest
-    wanted = replace(own, weights_digest=weights)
-    if at.parquet(wanted.digest).exists():
-        return wanted
-    if champion is None and is_endpoint(own.engine):
-        return _endpoint_base_identity(at, wanted, key, run)
-    if champion is None:
-        if (other := _same_task(at, wanted)) is not None:
-            comparison.check_comparable(other, wanted, prompting=True)
-        raise IncompatibleRuns(
-            f"{key}: found no rows of the base with the digests of {run.run_id}; expected them in "
-            f"{at.folder / 'rows'}; next: harness compare --candidates {run.candidate}"
-        )
-    digest = champion.rows.get(key)
-    if digest is None or not at.parquet(digest).exists():
-        raise IncompatibleRuns(
-            f"{key}: found no rows of the champion {champion.run_id}; expected them in {at.folder / 'rows'}; "
-            "next: compare it again and promote it, or --baseline base"
-        )
-    found = store.read_identity(at, digest)
-    if run.experiment.endswith(FEWER) and found.task_version != own.task_version:
-        raise IncompatibleRuns(
-            f"{key}: found sampled items of {run.run_id} and the whole task of the champion "
-            f"{champion.run_id}; expected both on the same items; next: harness promote {run.run_id}, which "
-            f"answers whole tasks first, harness compare --all-items --candidates {run.candidate}, or "
-            "--baseline base"
-        )
-    comparison.check_comparable(found, own)
-    return found
-
-
-def _endpoint_base_identity(at: Store, wanted: RowsIdentity, key: str, run: Run) -> RowsIdentity:
-    """Find the rows of an endpoint's base that compare used: computed as in the newest run on that base.
-
-    Raises:
-        IncompatibleRuns: there are none, or several and no run says which.
-    """
-    there = {other.digest: other for other in _computational_variants(at, wanted)}
-    runs = (r for r in store.list_runs(at, run.experiment) if r.base_digest == run.base_digest)
-    stored = [r.rows[key] for r in runs if r.state == "done" and at.parquet(r.rows.get(key, "")).exists()]
-    for rows in reversed(stored):
-        as_base = replace(store.read_identity(at, rows), weights_digest=run.base_digest)
-        if as_base.digest in there:
-            return there[as_base.digest]
-    if len(there) == 1:
-        return next(iter(there.values()))
-    found = f"rows of the base that were computed in {len(there)} ways" if there else "no rows of the base"
-    raise IncompatibleRuns(
-        f"{key}: found {found} beside {run.run_id}; expected those of one run in {at.folder}; "
-        "next: add prompt: {method: base}, then harness compare"
-    )
-
-
-def _computational_variants(at: Store, own: RowsIdentity) -> Iterator[RowsIdentity]:
-    """Yield the identities of whole rows that differ at most in how they were computed."""
-    how = ("template_digest", "precision", "engine", "layout_digest", "device_class")
-    for path in sorted((at.folder / "rows").glob("*/identity.json")):
-        other = store.read_identity(at, path.parent.name)
-        alike = replace(own, **{name: getattr(other, name) for name in how})
-        if other == alike and at.parquet(path.parent.name).exists():
-            yield other
-
-
-def _same_task(at: Store, wanted: RowsIdentity) -> RowsIdentity | None:
-    """Find rows of the same weights and task that were computed in another way."""
-    for path in sorted((at.folder / "rows").glob("*/identity.json")):
-        found = store.read_identity(at, path.parent.name)
-        same = (found.weights_digest, found.task, found.split)
-        if same == (wanted.weights_digest, wanted.task, wanted.split) and at.parquet(found.digest).exists():
-            return found
-    return None
-
-
-def _refuse_without(metrics: Mapping[str, Metric], identity: RowsIdentity, rows: Rows) -> None:
-    if missing := [name for name in metrics if any(name not in row.parts for row in rows)]:
-        raise IncompatibleRuns(
-            f"{identity.task}: found stored rows without the metric {', '.join(missing)}; expected scores by "
-            "every metric of the task as written now; next: harness compare"
-        )
-
-
-def _truncate_arms(new: Rows, base: Rows, task: Task, notes: list[str]) -> tuple[Rows, Rows]:
-    """Cut both arms, whose order is the same, to the task's limit and to the shorter one."""
-    n = min(len(new), len(base), task.limit or len(new))
-    if n < min(len(base), task.limit or len(base)):
-        notes.append(f"{task.name}: judged on {n} of {len(base)} items, as many as the run answered")
-    return new[:n], base[:n]
-
-
-def _target(loaded: Loaded, at: Store, run: Run, policy: GatePolicy, task: Task) -> TargetFacts | None:
-    """Read what was reached on the target; the gain over the best untrained candidate if the policy asks."""
-    if (policy.target.min is None and policy.target.gain is None) or f"{task.name}/test" not in run.rows:
-        return None
-    metric = load_metrics(task)[task.primary_metric]
-    limit = task.data.limits.test
-    rows = store.read_rows(at, run.rows[f"{task.name}/test"], limit)
-    score: Estimate = comparison.estimate(metric, rows)
-    labels = latest_labels(current_labels(store.list_labels(at, task.name), task), metric.name)
-    base = _best_untrained_rows(loaded, at, metric) if policy.target.gain is not None else None
-    gain = None
-    if base is not None and comparison.is_comparable(metric, base, rows):
-        found = correct_comparison(metric, comparison.compare_rows(metric, base, rows), base, rows, labels)
-        gain = comparison.refuse_failed(found, metric.range.span, policy.max_errors)
-    missing = labels_missing(metric.name, labels, *(of for of in (rows, base) if of is not None))
-    return TargetFacts(
-        correct_estimate(metric, score, rows, labels),
-        gain,
-        missing if policy.uncalibrated_judge == "refuse" else 0,
-    )
-
-
-def _best_untrained_rows(loaded: Loaded, at: Store, metric: Metric) -> Rows | None:
-    """Read the target's rows of the stored candidate that the decision takes as the best untrained one."""
-    task, experiment = loaded.experiment.target, loaded.experiment
-    runs = _untrained(store.list_runs(at, experiment.name), experiment)
-    found = current_labels(store.list_labels(at, task.name), task) if is_judge(metric.name) else ()
-    labels = latest_labels(found, metric.name)
-    facts = _facts_on_target(at, task, metric, runs, labels)
-    best = decision.best_untrained(decision.apply_budgets(facts, experiment.decide))
-    if best is None:
-        return None
-    run = {run.candidate: run for run in runs}[best]
-    return store.read_rows(at, run.rows[f"{task.name}/test"], task.data.limits.test)
-
-
-def _untrained(runs: Iterable[Run], experiment: Experiment) -> list[Run]:
-    """Keep the newest finished runs of baselines and of what trains no language model, in the order of seeds.
-
-    Of what draws at random that is one run of each seed of the file, of all else one.
-    """
-    place = {seed: at for at, seed in enumerate(experiment.seeds)}
-    newest: dict[tuple[str, int], Run] = {}
-    for run in runs:
-        method = plugins.stored_method(run.method)
-        trained = run.weights_digest != run.base_digest and method.makes_language_model
-        recipe = experiment.candidates.get(run.candidate)
-        known = recipe is not None and (run.seed in place or not method.seeded)
-        untrained = not trained or (recipe is not None and recipe.role == "baseline")
-        if run.state == "done" and known and untrained:
-            newest[run.candidate, place[run.seed] if method.seeded else 0] = run
-    return [newest[key] for key in sorted(newest, key=lambda key: key[1])]
-
-
-def _facts_on_target(
-    at: Store, task: Task, metric: Metric, runs: Iterable[Run], labels: Labels
-) -> list[CandidateFacts]:
-    """Say what runs reached on the target, of those that could answer any test item."""
-    limits, facts = task.data.limits, []
-    for run in runs:
-        refuse_other_grades(task, "target", at, run)
-        test = store.read_rows(at, run.rows[f"{task.name}/test"], limits.test)
-        validation = store.read_rows(at, run.rows[f"{task.name}/validation"], limits.validation)
-        with suppress(CandidateFailed):
-            facts.append(
-                correct_reached(metric, facts_on_target(run, metric, test, validation), test, labels)
-            )
-    return facts
-
-
-def _confirm_in_fp32(at: Store, run: Run, measured: Sequence[Measurement]) -> dict[str, list[str]] | None:
-    """Name the pinned items that the candidate loses in fp32 too; None where it was not re-scored so."""
-    found: dict[str, list[str]] = {}
-    for m in measured:
-        own = store.read_identity(at, run.rows[f"{m.task.name}/test"])
-        if m.role != "regression":
-            continue
-        # What an endpoint answers is what it is; it cannot be evaluated in fp32.
-        exact = own if own.precision == "fp32" or is_endpoint(own.engine) else _find_fp32(at, own)
-        if exact is None:
-            return None
-        new = store.read_rows(at, exact.digest)[: len(m.base)]
-        c = comparison.compare_rows(m.metrics[m.task.primary_metric], m.base, new)
-        found[m.task.name] = list(c.lost)
-    return found
-
-
-def _find_fp32(at: Store, own: RowsIdentity) -> RowsIdentity | None:
-    """Find the rows of the same weights, items and prompts that were computed in fp32."""
-    known = _computational_variants(at, own)
-    return next((o for o in known if (o.precision, o.template_digest) == ("fp32", own.template_digest)), None)
 
 
 def refuse_changed(

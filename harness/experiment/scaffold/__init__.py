@@ -4,7 +4,6 @@ Invariant: nothing is written before everything was read as `compare` will read 
 ever overwritten.
 """
 
-import csv
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,28 +12,20 @@ from typing import Any, NamedTuple
 
 from harness import plugins
 from harness.config import json_schema
-from harness.data import SPLITS, TaskItems, load_task, readers
+from harness.data import TaskItems, load_task, readers
 from harness.decision import USUAL_AMOUNTS
 from harness.errors import Problem, UserError, did_you_mean
-from harness.evaluation import costs
-from harness.experiment.scaffold.method_choice import Choice, Resources, choose_method
-from harness.experiment.scaffold.recognition import (
-    NEEDS,
-    Kind,
-    Request,
-    Seen,
-    absolute,
-    examples_of,
-    look,
-    references_of,
-)
-from harness.experiment.scaffold.time_bound import STEPS, bound_time, time_sentence
+from harness.experiment.scaffold.candidate_proposal import propose_candidates
+from harness.experiment.scaffold.example_rows import existing_file, write_example
+from harness.experiment.scaffold.method_choice import Resources
+from harness.experiment.scaffold.recognition import NEEDS, Kind, Request, Seen, absolute, look
+from harness.experiment.scaffold.task_proposal import check_task, propose_task
+from harness.experiment.scaffold.time_bound import bound_time, time_sentence
 from harness.experiment.scaffold.yaml_text import SCHEMA, experiment_text, suite_text
 from harness.formatting import pluralize, seconds
 from harness.models import hardware, hub
 from harness.models.hub import NAMES as EMBEDDED
 from harness.models.hub import ModelSource
-from harness.records import Example, parse_json
 from harness.spec import HUB, Task
 
 __all__ = [
@@ -47,10 +38,6 @@ __all__ = [
     "write_example",
 ]
 
-MOST_SHOTS, LONGEST_SHOTS = 8, 3000  # the second in characters, all shots together
-SMALL_BASE = 1e9  # parameters
-LONGEST_ROW = 4096  # tokens of a row to train on; a longer one is left out
-_UNUSABLE_SHARE = 0.05
 _FEWEST_TEST = 6  # with five, even five changes in one direction have p = .06 in a two-sided sign test
 
 _CHOSEN: dict[Kind, str] = {
@@ -80,9 +67,9 @@ def propose(request: Request, here: Resources | None = None) -> Proposal:
         UserError: with every problem of the files, the base model and the folder at once.
     """
     seen, name = _recognise(request), _name_of(request.data)
-    task, items = _check_task(_task(request, seen, name))
+    task, items = check_task(propose_task(request, seen, name))
     here, base = here or _this_machine(), _base(request.base_model)
-    choice, candidates = _candidates(request, seen.kind, items, task, base, here)
+    choice, candidates = propose_candidates(request, seen.kind, items, task, base, here)
     remarks, late = [f"{choice.name}: {choice.why}"], [choice.warning]
     if request.minutes is not None and base is not None:
         bounded = bound_time(request, task, candidates, here.machine, request.minutes)
@@ -104,7 +91,7 @@ def _recognise(request: Request) -> Seen:
         UserError: with every problem of the files, the base model and the folder at once.
     """
     content, problems = _read_all(request)
-    problems += [_there(path) for path in _paths(request, _name_of(request.data)) if path.exists()]
+    problems += [existing_file(path) for path in _paths(request, _name_of(request.data)) if path.exists()]
     problems += _unknown_model(request.base_model)
     seen: Seen | None = None
     try:
@@ -159,7 +146,7 @@ def write(proposal: Proposal) -> list[Path]:
     Raises:
         UserError: one of them is there by now.
     """
-    if there := [_there(path) for path in proposal.files if path.exists()]:
+    if there := [existing_file(path) for path in proposal.files if path.exists()]:
         raise UserError(there)
     for path, text in proposal.files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,49 +167,6 @@ def kind_named(name: str | None) -> Kind | None:
     return name
 
 
-def write_example(folder: Path) -> Path:
-    """Write rows of a small example, to be edited; returns their path.
-
-    Raises:
-        UserError: the folder holds an experiment or such rows already.
-    """
-    path = folder / "example.csv"
-    if there := [_there(at) for at in (path, folder / "harness.yaml") if at.exists()]:
-        raise UserError(there)
-    rows = [
-        (form.format(thing), label)
-        for label, forms in _EXAMPLE.items()
-        for form in forms
-        for thing in _THINGS
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([("text", "label"), *rows])
-    return path
-
-
-# The counter of a library for tools: what people write, by what they want.
-_THINGS = ("drill", "ladder", "tent", "sewing machine", "projector")
-_EXAMPLE = {
-    "borrow": (
-        "May I have the {} from Friday on?",
-        "Is the {} free this weekend?",
-        "I would like to take the {}.",
-    ),
-    "return": ("When do you take the {} back?", "I am bringing the {} tonight.", "Where do I leave the {}?"),
-    "extend": (
-        "Can I keep the {} a week longer?",
-        "I need the {} until Monday.",
-        "More time with the {}, please.",
-    ),
-    "broken": (
-        "The {} does not work any more.",
-        "A part of the {} came off.",
-        "Your {} was damaged when I got it.",
-    ),
-}
-
-
 def _read_all(request: Request) -> tuple[readers.Rows | None, list[Problem]]:
     """Read the rows, and the other files for their problems alone."""
     problems: list[Problem] = []
@@ -235,147 +179,6 @@ def _read_all(request: Request) -> tuple[readers.Rows | None, list[Problem]]:
         else:
             content = read if path == request.data else content
     return content, problems
-
-
-def _task(request: Request, seen: Seen, name: str) -> dict[str, Any]:
-    """Write the task as a mapping, paths absolute."""
-    task: dict[str, Any] = {"name": name, "description": f"the rows of {Path(request.data).name}"}
-    task["data"] = _data(request, seen)
-    if seen.fields:
-        task["fields"] = seen.fields
-    content = readers.Rows(seen.shown, "row", seen.rows)
-    reading = Task.model_validate({**task, "data": {"invalid_rows": "drop"}})
-    examples = [sourced.example for sourced in examples_of(reading, content)]
-    references = [max(example.references, key=len) for example in examples]
-    if seen.kind == "labels":
-        labels = sorted(references_of(examples))
-        task |= {"labels": list(labels), "metrics": ["exact_match", "macro_f1"], "system": _choose(labels)}
-        return task | {"max_new_tokens": _tokens(references, share=1.0)}
-    if all(map(_is_json, references)):
-        task |= {"metrics": ["token_f1", "json_valid"], "system": "Reply with JSON and nothing else."}
-        return task | {"max_new_tokens": _tokens(references, share=1.0)}
-    short = sorted(len(r.split()) for r in references)[int(0.9 * (len(references) - 1))] <= 8
-    task["metrics"] = (
-        ["chrf"] if not _is_latin(references) else ["token_f1", "exact_match" if short else "rougeL"]
-    )
-    if short:
-        return task | {
-            "system": "Answer with the answer only, in a few words.",
-            "max_new_tokens": _tokens(references),
-        }
-    return task | {"max_new_tokens": _tokens(references), "truncated_scores": True}
-
-
-def _data(request: Request, seen: Seen) -> dict[str, Any]:
-    data: dict[str, Any] = {"all": absolute(request.data)}
-    pairs = request.pairs or (request.data if seen.kind == "preference" else None)
-    documents = request.documents or (request.data if seen.kind == "question" else None)
-    data |= {key: absolute(path) for key, path in (("pairs", pairs), ("documents", documents)) if path}
-    most = STEPS[0]
-    limits = {split: getattr(most, split) for split in SPLITS}
-    return data | ({"limits": limits} if len(seen.rows) > sum(limits.values()) else {})
-
-
-def _choose(labels: Sequence[str]) -> str:
-    listed = ", ".join(labels)
-    return (
-        f"Reply with one of: {listed}." if len(listed) <= 800 else "Reply with the name of the category only."
-    )
-
-
-def _is_json(text: str) -> bool:
-    """Tell whether a text is a JSON object or list."""
-    try:
-        return isinstance(parse_json(text), dict | list)
-    except ValueError:
-        return False
-
-
-def _is_latin(texts: Sequence[str]) -> bool:
-    letters = [sign for text in texts[:200] for sign in text if sign.isalpha()]
-    return 2 * sum(sign < "ɐ" for sign in letters) >= len(letters)
-
-
-def _tokens(references: Sequence[str], share: float = 0.95) -> int:
-    """Allow for the longer answers: three characters a token in Latin script, one in others."""
-    per_token = 3 if _is_latin(references) else 1
-    longest = sorted(map(len, references))[int(share * (len(references) - 1))]
-    return min(256, -(-(longest // per_token + 4) // 8) * 8)
-
-
-def _check_task(task: dict[str, Any]) -> tuple[Task, TaskItems]:
-    """Read the data as `compare` will; a few rows that cannot be used are left out, and said.
-
-    Raises:
-        UserError: more than a few rows cannot be used, or something else is wrong.
-    """
-    strict = Task.model_validate(task)
-    try:
-        return strict, load_task(strict, 0)
-    except UserError as error:
-        lenient = Task.model_validate({**task, "data": {**task["data"], "invalid_rows": "drop"}})
-        n_rows = len(readers.read(task["data"]["all"], "train").rows)
-        try:
-            items = load_task(lenient, 0)
-        except UserError:
-            raise error from None
-        limits = {**task, "data": {**lenient.data.model_dump(), "limits": {}}}
-        whole = load_task(Task.model_validate(limits), 0)
-        if len(whole.train) + len(whole.validation) + len(whole.test) < (1 - _UNUSABLE_SHARE) * n_rows:
-            raise
-        return lenient, items
-
-
-def _candidates(
-    request: Request, kind: Kind, items: TaskItems, task: Task, base: ModelSource | None, here: Resources
-) -> tuple[Choice, dict[str, dict[str, Any]]]:
-    """List every alternative that a decision asks for on such a task, the cheap ones first."""
-    n_shots = _n_shots(items.train)
-    fixed, nearest = ({"few_shot": {"select": select, "shots": n_shots}} for select in ("fixed", "knn"))
-    is_small = base is not None and base.n_parameters < SMALL_BASE
-    proposed = _methods(plugins.Situation(kind == "labels", bool(task.data.pairs), is_small))
-    on_rows = {name: recipe for name, recipe in proposed.items() if plugins.method(name).trains_on_rows}
-    untrained = {name: recipe for name, recipe in proposed.items() if not plugins.method(name).trains}
-    longest = max(costs.training([e], 1).trained for e in items.train)
-    on_rows = {name: _with_room(name, recipe, longest) for name, recipe in on_rows.items()}
-    choice = choose_method(on_rows, base, here, longest)
-    others = {name: recipe for name, recipe in proposed.items() if name not in on_rows}
-    found: dict[str, dict[str, Any]] = {
-        "prompt": {"prompting": "zero_shot"},
-        "fixed": {"prompting": fixed},
-        "knn": {"prompting": nearest},
-    }
-    if kind == "labels":
-        found["ranked"] = {"prompting": nearest, "answer": "rank"}
-    found |= untrained
-    rag = {"rag": {"retriever": "bm25", "top_k": 2}}
-    if task.data.documents:
-        found["rag"] = {"prompting": rag}
-    found[choice.name] = on_rows[choice.name]
-    if task.data.documents:
-        found["hybrid"] = {"weights_of": choice.name, "prompting": rag}
-    return choice, found | others
-
-
-def _with_room(name: str, recipe: dict[str, Any], longest: int) -> dict[str, Any]:
-    """Let a training take the longest row, by an estimate with a quarter to spare, where it would drop it."""
-    params = recipe.get("params", {})
-    room = min(-(-longest * 5 // 4 // 256) * 256, LONGEST_ROW)
-    if room <= plugins.method(name).params(**params).max_length:
-        return recipe
-    return {**recipe, "params": {**params, "max_length": room}}
-
-
-def _n_shots(train: Sequence[Example]) -> int:
-    """Choose as many shots, up to eight, as fit a prompt of some thousand tokens."""
-    lengths = sorted(len(e.prompt) + max(map(len, e.references), default=0) for e in train)
-    return max(1, min(MOST_SHOTS, LONGEST_SHOTS // max(lengths[int(0.9 * (len(lengths) - 1))], 1)))
-
-
-def _methods(situation: plugins.Situation) -> dict[str, dict[str, Any]]:
-    """Return a recipe of each method that proposes itself, by its name."""
-    proposals = {name: plugins.method(name).proposal(situation) for name in plugins.names("methods")}
-    return {name: {"method": name, **recipe} for name, recipe in proposals.items() if recipe is not None}
 
 
 def _sentences(seen: Seen, task: Task, items: TaskItems, candidates: Mapping[str, Any]) -> Iterator[str]:
@@ -431,12 +234,6 @@ def _name_of(data: str) -> str:
     """Name the task by the file, or a hub set by its last part."""
     stem = data.removeprefix(HUB).split(":")[0].rstrip("/").rpartition("/")[2].split(".")[0]
     return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "task"
-
-
-def _there(path: Path) -> Problem:
-    return Problem(
-        str(path), "a file that is there already", "a new file", "choose another folder, or move it away"
-    )
 
 
 def _unknown_model(name: str) -> Iterator[Problem]:

@@ -1,0 +1,69 @@
+"""Proposal of candidates: every alternative that a decision asks for on such a task, the cheap ones first."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from harness import plugins
+from harness.data import TaskItems
+from harness.evaluation import costs
+from harness.experiment.scaffold.method_choice import Choice, Resources, choose_method
+from harness.experiment.scaffold.recognition import Kind, Request
+from harness.models.hub import ModelSource
+from harness.records import Example
+from harness.spec import Task
+
+MOST_SHOTS, LONGEST_SHOTS = 8, 3000  # the second in characters, all shots together
+SMALL_BASE = 1e9  # parameters
+LONGEST_ROW = 4096  # tokens of a row to train on; a longer one is left out
+
+
+def propose_candidates(
+    request: Request, kind: Kind, items: TaskItems, task: Task, base: ModelSource | None, here: Resources
+) -> tuple[Choice, dict[str, dict[str, Any]]]:
+    """List every alternative that a decision asks for on such a task, the cheap ones first."""
+    n_shots = _n_shots(items.train)
+    fixed, nearest = ({"few_shot": {"select": select, "shots": n_shots}} for select in ("fixed", "knn"))
+    is_small = base is not None and base.n_parameters < SMALL_BASE
+    proposed = _methods(plugins.Situation(kind == "labels", bool(task.data.pairs), is_small))
+    on_rows = {name: recipe for name, recipe in proposed.items() if plugins.method(name).trains_on_rows}
+    untrained = {name: recipe for name, recipe in proposed.items() if not plugins.method(name).trains}
+    longest = max(costs.training([e], 1).trained for e in items.train)
+    on_rows = {name: _with_room(name, recipe, longest) for name, recipe in on_rows.items()}
+    choice = choose_method(on_rows, base, here, longest)
+    others = {name: recipe for name, recipe in proposed.items() if name not in on_rows}
+    found: dict[str, dict[str, Any]] = {
+        "prompt": {"prompting": "zero_shot"},
+        "fixed": {"prompting": fixed},
+        "knn": {"prompting": nearest},
+    }
+    if kind == "labels":
+        found["ranked"] = {"prompting": nearest, "answer": "rank"}
+    found |= untrained
+    rag = {"rag": {"retriever": "bm25", "top_k": 2}}
+    if task.data.documents:
+        found["rag"] = {"prompting": rag}
+    found[choice.name] = on_rows[choice.name]
+    if task.data.documents:
+        found["hybrid"] = {"weights_of": choice.name, "prompting": rag}
+    return choice, found | others
+
+
+def _with_room(name: str, recipe: dict[str, Any], longest: int) -> dict[str, Any]:
+    """Let a training take the longest row, by an estimate with a quarter to spare, where it would drop it."""
+    params = recipe.get("params", {})
+    room = min(-(-longest * 5 // 4 // 256) * 256, LONGEST_ROW)
+    if room <= plugins.method(name).params(**params).max_length:
+        return recipe
+    return {**recipe, "params": {**params, "max_length": room}}
+
+
+def _n_shots(train: Sequence[Example]) -> int:
+    """Choose as many shots, up to eight, as fit a prompt of some thousand tokens."""
+    lengths = sorted(len(e.prompt) + max(map(len, e.references), default=0) for e in train)
+    return max(1, min(MOST_SHOTS, LONGEST_SHOTS // max(lengths[int(0.9 * (len(lengths) - 1))], 1)))
+
+
+def _methods(situation: plugins.Situation) -> dict[str, dict[str, Any]]:
+    """Return a recipe of each method that proposes itself, by its name."""
+    proposals = {name: plugins.method(name).proposal(situation) for name in plugins.names("methods")}
+    return {name: {"method": name, **recipe} for name, recipe in proposals.items() if recipe is not None}

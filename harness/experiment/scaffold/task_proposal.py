@@ -1,0 +1,103 @@
+"""Proposal of a task: its fields, metrics and limits, read once as a comparison will read it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.data import SPLITS, TaskItems, load_task, readers
+from harness.errors import UserError
+from harness.experiment.scaffold.recognition import Request, Seen, absolute, examples_of, references_of
+from harness.experiment.scaffold.time_bound import STEPS
+from harness.records import parse_json
+from harness.spec import Task
+
+_UNUSABLE_SHARE = 0.05
+
+
+def propose_task(request: Request, seen: Seen, name: str) -> dict[str, Any]:
+    """Write the task as a mapping, paths absolute."""
+    task: dict[str, Any] = {"name": name, "description": f"the rows of {Path(request.data).name}"}
+    task["data"] = _data(request, seen)
+    if seen.fields:
+        task["fields"] = seen.fields
+    content = readers.Rows(seen.shown, "row", seen.rows)
+    reading = Task.model_validate({**task, "data": {"invalid_rows": "drop"}})
+    examples = [sourced.example for sourced in examples_of(reading, content)]
+    references = [max(example.references, key=len) for example in examples]
+    if seen.kind == "labels":
+        labels = sorted(references_of(examples))
+        task |= {"labels": list(labels), "metrics": ["exact_match", "macro_f1"], "system": _choose(labels)}
+        return task | {"max_new_tokens": _tokens(references, share=1.0)}
+    if all(map(_is_json, references)):
+        task |= {"metrics": ["token_f1", "json_valid"], "system": "Reply with JSON and nothing else."}
+        return task | {"max_new_tokens": _tokens(references, share=1.0)}
+    short = sorted(len(r.split()) for r in references)[int(0.9 * (len(references) - 1))] <= 8
+    task["metrics"] = (
+        ["chrf"] if not _is_latin(references) else ["token_f1", "exact_match" if short else "rougeL"]
+    )
+    if short:
+        return task | {
+            "system": "Answer with the answer only, in a few words.",
+            "max_new_tokens": _tokens(references),
+        }
+    return task | {"max_new_tokens": _tokens(references), "truncated_scores": True}
+
+
+def _data(request: Request, seen: Seen) -> dict[str, Any]:
+    data: dict[str, Any] = {"all": absolute(request.data)}
+    pairs = request.pairs or (request.data if seen.kind == "preference" else None)
+    documents = request.documents or (request.data if seen.kind == "question" else None)
+    data |= {key: absolute(path) for key, path in (("pairs", pairs), ("documents", documents)) if path}
+    most = STEPS[0]
+    limits = {split: getattr(most, split) for split in SPLITS}
+    return data | ({"limits": limits} if len(seen.rows) > sum(limits.values()) else {})
+
+
+def _choose(labels: Sequence[str]) -> str:
+    listed = ", ".join(labels)
+    return (
+        f"Reply with one of: {listed}." if len(listed) <= 800 else "Reply with the name of the category only."
+    )
+
+
+def _is_json(text: str) -> bool:
+    """Tell whether a text is a JSON object or list."""
+    try:
+        return isinstance(parse_json(text), dict | list)
+    except ValueError:
+        return False
+
+
+def _is_latin(texts: Sequence[str]) -> bool:
+    letters = [sign for text in texts[:200] for sign in text if sign.isalpha()]
+    return 2 * sum(sign < "ɐ" for sign in letters) >= len(letters)
+
+
+def _tokens(references: Sequence[str], share: float = 0.95) -> int:
+    """Allow for the longer answers: three characters a token in Latin script, one in others."""
+    per_token = 3 if _is_latin(references) else 1
+    longest = sorted(map(len, references))[int(share * (len(references) - 1))]
+    return min(256, -(-(longest // per_token + 4) // 8) * 8)
+
+
+def check_task(task: dict[str, Any]) -> tuple[Task, TaskItems]:
+    """Read the data as `compare` will; a few rows that cannot be used are left out, and said.
+
+    Raises:
+        UserError: more than a few rows cannot be used, or something else is wrong.
+    """
+    strict = Task.model_validate(task)
+    try:
+        return strict, load_task(strict, 0)
+    except UserError as error:
+        lenient = Task.model_validate({**task, "data": {**task["data"], "invalid_rows": "drop"}})
+        n_rows = len(readers.read(task["data"]["all"], "train").rows)
+        try:
+            items = load_task(lenient, 0)
+        except UserError:
+            raise error from None
+        limits = {**task, "data": {**lenient.data.model_dump(), "limits": {}}}
+        whole = load_task(Task.model_validate(limits), 0)
+        if len(whole.train) + len(whole.validation) + len(whole.test) < (1 - _UNUSABLE_SHARE) * n_rows:
+            raise
+        return lenient, items

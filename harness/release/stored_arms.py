@@ -1,0 +1,183 @@
+"""Arms of a stored comparison: a run's rows, and the baseline's whose identities differ in weights alone.
+
+Invariant: how an endpoint computes belongs to it; its base's rows are computed as in the newest run here on
+that base.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from harness import comparison, store
+from harness.errors import IncompatibleRuns
+from harness.experiment.runs.stored_rows import documents_of
+from harness.gating import Measurement
+from harness.metrics import Metric
+from harness.models.openai_api import is_endpoint
+from harness.records import FEWER, RowsIdentity, Run, SampleResult, SamplingRecord
+from harness.release.champions import Champion
+from harness.release.sampled import sampled_rows
+from harness.spec import Role, Task
+from harness.store import Store
+
+Rows = list[SampleResult]
+
+
+def first_base_identity(at: Store, own: RowsIdentity, key: str, run: Run, first: str) -> RowsIdentity:
+    """Find the first base's rows of a task, as the run's were computed."""
+    if first == run.base_digest:
+        return baseline_identity(at, own, key, run, None)
+    wanted = replace(own, weights_digest=first)
+    if not at.parquet(wanted.digest).exists():
+        raise IncompatibleRuns(f"{key}: found no rows of the first base {first}; next: harness compare on it")
+    return wanted
+
+
+def measure_arms(
+    at: Store,
+    run: Run,
+    baseline: Callable[[RowsIdentity, str], RowsIdentity],
+    *,
+    tasks: Iterable[tuple[Task, Role, str]],
+    known: Mapping[str, dict[str, Metric]],
+    sampling: SamplingRecord | None,
+    notes: list[str],
+) -> list[Measurement]:
+    """Put both arms' rows beside each task that the run answered, all of them read at once."""
+    arms: list[tuple[Task, Role, str, RowsIdentity, RowsIdentity]] = []
+    for task, role, suite in tasks:
+        if (key := f"{task.name}/test") in run.rows:
+            own = store.read_identity(at, run.rows[key])
+            arms.append((task, role, suite, own, baseline(own, key)))
+    rows = store.read_many(at, [one.digest for *_, own, base in arms for one in (own, base)], texts=False)
+    measured = []
+    for task, role, suite, own, base in arms:
+        metrics = known[task.name]
+        for one in (own, base):
+            _refuse_without(metrics, one, rows[one.digest])
+        new_rows, base_rows = rows[own.digest], rows[base.digest]
+        if sampling and (weights := sampling.weights.get(task.name)):
+            new_rows = sampled_rows(new_rows, own, weights)
+            base_rows = sampled_rows(base_rows, base, weights)
+        else:
+            new_rows, base_rows = _truncate_arms(new_rows, base_rows, task, notes)
+        precision = own.precision if is_endpoint(base.engine) else base.precision
+        noise = store.flip_rates(at, run.base_digest, precision).get(task.name)
+        documents = documents_of(at, task, role, own.digest)
+        measured.append(Measurement(task, role, suite, metrics, base_rows, new_rows, noise, documents))
+    return measured
+
+
+def baseline_identity(
+    at: Store, own: RowsIdentity, key: str, run: Run, champion: Champion | None
+) -> RowsIdentity:
+    """Find the baseline's rows of a task: those whose identity differs from the run's in weights alone."""
+    weights = champion.weights_digest if champion else run.base_digest
+    wanted = replace(own, weights_digest=weights)
+    if at.parquet(wanted.digest).exists():
+        return wanted
+    if champion is None and is_endpoint(own.engine):
+        return _endpoint_base_identity(at, wanted, key, run)
+    if champion is None:
+        if (other := _same_task(at, wanted)) is not None:
+            comparison.check_comparable(other, wanted, prompting=True)
+        raise IncompatibleRuns(
+            f"{key}: found no rows of the base with the digests of {run.run_id}; expected them in "
+            f"{at.folder / 'rows'}; next: harness compare --candidates {run.candidate}"
+        )
+    digest = champion.rows.get(key)
+    if digest is None or not at.parquet(digest).exists():
+        raise IncompatibleRuns(
+            f"{key}: found no rows of the champion {champion.run_id}; expected them in {at.folder / 'rows'}; "
+            "next: compare it again and promote it, or --baseline base"
+        )
+    found = store.read_identity(at, digest)
+    if run.experiment.endswith(FEWER) and found.task_version != own.task_version:
+        raise IncompatibleRuns(
+            f"{key}: found sampled items of {run.run_id} and the whole task of the champion "
+            f"{champion.run_id}; expected both on the same items; next: harness promote {run.run_id}, which "
+            f"answers whole tasks first, harness compare --all-items --candidates {run.candidate}, or "
+            "--baseline base"
+        )
+    comparison.check_comparable(found, own)
+    return found
+
+
+def _endpoint_base_identity(at: Store, wanted: RowsIdentity, key: str, run: Run) -> RowsIdentity:
+    """Find the rows of an endpoint's base that compare used: computed as in the newest run on that base.
+
+    Raises:
+        IncompatibleRuns: there are none, or several and no run says which.
+    """
+    there = {other.digest: other for other in _computational_variants(at, wanted)}
+    runs = (r for r in store.list_runs(at, run.experiment) if r.base_digest == run.base_digest)
+    stored = [r.rows[key] for r in runs if r.state == "done" and at.parquet(r.rows.get(key, "")).exists()]
+    for rows in reversed(stored):
+        as_base = replace(store.read_identity(at, rows), weights_digest=run.base_digest)
+        if as_base.digest in there:
+            return there[as_base.digest]
+    if len(there) == 1:
+        return next(iter(there.values()))
+    found = f"rows of the base that were computed in {len(there)} ways" if there else "no rows of the base"
+    raise IncompatibleRuns(
+        f"{key}: found {found} beside {run.run_id}; expected those of one run in {at.folder}; "
+        "next: add prompt: {method: base}, then harness compare"
+    )
+
+
+def _computational_variants(at: Store, own: RowsIdentity) -> Iterator[RowsIdentity]:
+    """Yield the identities of whole rows that differ at most in how they were computed."""
+    how = ("template_digest", "precision", "engine", "layout_digest", "device_class")
+    for path in sorted((at.folder / "rows").glob("*/identity.json")):
+        other = store.read_identity(at, path.parent.name)
+        alike = replace(own, **{name: getattr(other, name) for name in how})
+        if other == alike and at.parquet(path.parent.name).exists():
+            yield other
+
+
+def _same_task(at: Store, wanted: RowsIdentity) -> RowsIdentity | None:
+    """Find rows of the same weights and task that were computed in another way."""
+    for path in sorted((at.folder / "rows").glob("*/identity.json")):
+        found = store.read_identity(at, path.parent.name)
+        same = (found.weights_digest, found.task, found.split)
+        if same == (wanted.weights_digest, wanted.task, wanted.split) and at.parquet(found.digest).exists():
+            return found
+    return None
+
+
+def _refuse_without(metrics: Mapping[str, Metric], identity: RowsIdentity, rows: Rows) -> None:
+    if missing := [name for name in metrics if any(name not in row.parts for row in rows)]:
+        raise IncompatibleRuns(
+            f"{identity.task}: found stored rows without the metric {', '.join(missing)}; expected scores by "
+            "every metric of the task as written now; next: harness compare"
+        )
+
+
+def _truncate_arms(new: Rows, base: Rows, task: Task, notes: list[str]) -> tuple[Rows, Rows]:
+    """Cut both arms, whose order is the same, to the task's limit and to the shorter one."""
+    n = min(len(new), len(base), task.limit or len(new))
+    if n < min(len(base), task.limit or len(base)):
+        notes.append(f"{task.name}: judged on {n} of {len(base)} items, as many as the run answered")
+    return new[:n], base[:n]
+
+
+def confirm_in_fp32(at: Store, run: Run, measured: Sequence[Measurement]) -> dict[str, list[str]] | None:
+    """Name the pinned items that the candidate loses in fp32 too; None where it was not re-scored so."""
+    found: dict[str, list[str]] = {}
+    for m in measured:
+        own = store.read_identity(at, run.rows[f"{m.task.name}/test"])
+        if m.role != "regression":
+            continue
+        # What an endpoint answers is what it is; it cannot be evaluated in fp32.
+        exact = own if own.precision == "fp32" or is_endpoint(own.engine) else _find_fp32(at, own)
+        if exact is None:
+            return None
+        new = store.read_rows(at, exact.digest)[: len(m.base)]
+        c = comparison.compare_rows(m.metrics[m.task.primary_metric], m.base, new)
+        found[m.task.name] = list(c.lost)
+    return found
+
+
+def _find_fp32(at: Store, own: RowsIdentity) -> RowsIdentity | None:
+    """Find the rows of the same weights, items and prompts that were computed in fp32."""
+    known = _computational_variants(at, own)
+    return next((o for o in known if (o.precision, o.template_digest) == ("fp32", own.template_digest)), None)

@@ -1,0 +1,93 @@
+"""Stored facts on the target: what a run reached, and its gain over the best untrained candidate."""
+
+from collections.abc import Iterable
+from contextlib import suppress
+
+from harness import comparison, decision, plugins, store
+from harness.comparison import Estimate
+from harness.comparison.corrected_comparison import correct_comparison, correct_estimate, labels_missing
+from harness.comparison.estimators import is_judge
+from harness.comparison.labelled_answers import Labels, latest_labels
+from harness.config import Loaded
+from harness.config.rubrics import current_labels
+from harness.decision import CandidateFacts
+from harness.errors import CandidateFailed
+from harness.experiment.analysis.human_labels import correct_reached
+from harness.experiment.runs.candidate_result import facts_on_target
+from harness.gating import TargetFacts
+from harness.metrics import Metric, load_metrics
+from harness.records import Run
+from harness.release.graded_rows import refuse_other_grades
+from harness.release.stored_arms import Rows
+from harness.spec import Experiment, GatePolicy, Task
+from harness.store import Store
+
+
+def target_facts(loaded: Loaded, at: Store, run: Run, policy: GatePolicy, task: Task) -> TargetFacts | None:
+    """Read what was reached on the target; the gain over the best untrained candidate if the policy asks."""
+    if (policy.target.min is None and policy.target.gain is None) or f"{task.name}/test" not in run.rows:
+        return None
+    metric = load_metrics(task)[task.primary_metric]
+    limit = task.data.limits.test
+    rows = store.read_rows(at, run.rows[f"{task.name}/test"], limit)
+    score: Estimate = comparison.estimate(metric, rows)
+    labels = latest_labels(current_labels(store.list_labels(at, task.name), task), metric.name)
+    base = _best_untrained_rows(loaded, at, metric) if policy.target.gain is not None else None
+    gain = None
+    if base is not None and comparison.is_comparable(metric, base, rows):
+        found = correct_comparison(metric, comparison.compare_rows(metric, base, rows), base, rows, labels)
+        gain = comparison.refuse_failed(found, metric.range.span, policy.max_errors)
+    missing = labels_missing(metric.name, labels, *(of for of in (rows, base) if of is not None))
+    return TargetFacts(
+        correct_estimate(metric, score, rows, labels),
+        gain,
+        missing if policy.uncalibrated_judge == "refuse" else 0,
+    )
+
+
+def _best_untrained_rows(loaded: Loaded, at: Store, metric: Metric) -> Rows | None:
+    """Read the target's rows of the stored candidate that the decision takes as the best untrained one."""
+    task, experiment = loaded.experiment.target, loaded.experiment
+    runs = _untrained(store.list_runs(at, experiment.name), experiment)
+    found = current_labels(store.list_labels(at, task.name), task) if is_judge(metric.name) else ()
+    labels = latest_labels(found, metric.name)
+    facts = _facts_on_target(at, task, metric, runs, labels)
+    best = decision.best_untrained(decision.apply_budgets(facts, experiment.decide))
+    if best is None:
+        return None
+    run = {run.candidate: run for run in runs}[best]
+    return store.read_rows(at, run.rows[f"{task.name}/test"], task.data.limits.test)
+
+
+def _untrained(runs: Iterable[Run], experiment: Experiment) -> list[Run]:
+    """Keep the newest finished runs of baselines and of what trains no language model, in the order of seeds.
+
+    Of what draws at random that is one run of each seed of the file, of all else one.
+    """
+    place = {seed: at for at, seed in enumerate(experiment.seeds)}
+    newest: dict[tuple[str, int], Run] = {}
+    for run in runs:
+        method = plugins.stored_method(run.method)
+        trained = run.weights_digest != run.base_digest and method.makes_language_model
+        recipe = experiment.candidates.get(run.candidate)
+        known = recipe is not None and (run.seed in place or not method.seeded)
+        untrained = not trained or (recipe is not None and recipe.role == "baseline")
+        if run.state == "done" and known and untrained:
+            newest[run.candidate, place[run.seed] if method.seeded else 0] = run
+    return [newest[key] for key in sorted(newest, key=lambda key: key[1])]
+
+
+def _facts_on_target(
+    at: Store, task: Task, metric: Metric, runs: Iterable[Run], labels: Labels
+) -> list[CandidateFacts]:
+    """Say what runs reached on the target, of those that could answer any test item."""
+    limits, facts = task.data.limits, []
+    for run in runs:
+        refuse_other_grades(task, "target", at, run)
+        test = store.read_rows(at, run.rows[f"{task.name}/test"], limits.test)
+        validation = store.read_rows(at, run.rows[f"{task.name}/validation"], limits.validation)
+        with suppress(CandidateFailed):
+            facts.append(
+                correct_reached(metric, facts_on_target(run, metric, test, validation), test, labels)
+            )
+    return facts
