@@ -419,14 +419,20 @@ def write(file, written, delimiter=",", encoding="utf-8"):
 BOTH = ("--candidates", "prompt,shots")
 
 
+def rate(harness, project, n, label, *options, candidates=BOTH, form=()):  # noqa: F811
+    """Export the answers to n items, label the i-th row, import the file; returns rows and what is said."""
+    harness("rate", "export", "labels.csv", "-n", n, *candidates, cwd=project, check=0)
+    written = [{**row, "label": label(i)} for i, row in enumerate(read(project / "labels.csv"))]
+    write(project / "labels.csv", written, *form)
+    return written, harness("rate", "import", "labels.csv", *options, cwd=project, check=0)
+
+
 def test_a_decision_waits_for_labels_and_goes_on_with_them(harness, project):  # noqa: F811
     refused = harness("decide", cwd=project, check=0)
     assert "judge_long is graded by a judge" in refused.stdout
     assert "harness rate export labels.csv" in refused.stdout
-    harness("rate", "export", "labels.csv", "-n", 110, *BOTH, cwd=project, check=0)
-    written = [{**row, "label": i % 2} for i, row in enumerate(read(project / "labels.csv"))]
-    write(project / "labels.csv", written, ";", "cp1252")
-    done = harness("rate", "import", "labels.csv", "--rater", "ann", cwd=project, check=0)
+    by_ann = ("--rater", "ann")
+    written, done = rate(harness, project, 110, lambda i: i % 2, *by_ann, form=(";", "cp1252"))
     assert f"{len(written)} labels for judge_long by ann" in done.stdout
     assert "shots: 110 of its answers have a label" in done.stdout
     decided = harness("decide", cwd=project, check=0)
@@ -480,9 +486,7 @@ def test_the_next_export_goes_on_where_labels_end(harness, project):  # noqa: F8
     harness("rate", "export", "one.csv", "-n", 40, *BOTH, cwd=project, check=0)
     harness("rate", "export", "same.csv", "-n", 40, *BOTH, cwd=project, check=0)
     assert (project / "one.csv").read_bytes() == (project / "same.csv").read_bytes()
-    first = read(project / "one.csv")
-    write(project / "one.csv", [{**row, "label": "1"} for row in first])
-    harness("rate", "import", "one.csv", cwd=project, check=0)
+    first, _ = rate(harness, project, 40, lambda i: "1")
     harness("rate", "export", "two.csv", "-n", 200, *BOTH, cwd=project, check=0)
     second = read(project / "two.csv")
     assert not {row["question"] for row in first} & {row["question"] for row in second}
@@ -490,10 +494,7 @@ def test_the_next_export_goes_on_where_labels_end(harness, project):  # noqa: F8
 
 
 def test_an_answer_with_a_label_is_not_asked_for_again(harness, project):  # noqa: F811
-    harness("rate", "export", "one.csv", "-n", 5, "--candidates", "prompt", cwd=project, check=0)
-    first = read(project / "one.csv")
-    write(project / "one.csv", [{**row, "label": "1"} for row in first])
-    harness("rate", "import", "one.csv", cwd=project, check=0)
+    first, _ = rate(harness, project, 5, lambda i: "1", candidates=("--candidates", "prompt"))
     harness("rate", "export", "two.csv", "-n", 5, *BOTH, cwd=project, check=0)
     second = read(project / "two.csv")
     assert not {row["key"] for row in first} & {row["key"] for row in second}
@@ -517,13 +518,8 @@ def test_every_problem_of_a_file_is_listed_and_nothing_stored(harness, project):
 
 
 def test_labels_of_another_scale_are_taken_to_0_to_1(harness, project):  # noqa: F811
-    harness("rate", "export", "labels.csv", "-n", 5, *BOTH, cwd=project, check=0)
-    written = [
-        {**row, "label": ("1", "3,0", "5", "", "Yes", "no")[i % 6]}
-        for i, row in enumerate(read(project / "labels.csv"))
-    ]
-    write(project / "labels.csv", written)
-    done = harness("rate", "import", "labels.csv", "--scale", "1,5", cwd=project, check=0)
+    said = ("1", "3,0", "5", "", "Yes", "no")
+    written, done = rate(harness, project, 5, lambda i: said[i % 6], "--scale", "1,5")
     (found,) = store.list_labels(Store(project / "runs"))
     assert {one.label for one in found.labels} == {0.0, 0.5, 1.0}
     assert f"{len(written) - len(found.labels)} rows left blank" in done.stdout
