@@ -41,7 +41,7 @@ from harness.report.plots import chances, curves, forest, front
 from harness.report.plots.heat_map import heat
 from harness.report.plots.loss_curves import PREFERENCES, gap, smooth
 from harness.report.plots.svg import Scale, marks
-from harness.report.sections import provenance_tables
+from harness.report.tables.origin_tables import provenance_tables
 from harness.spec import DecidePolicy
 
 EVIL = (

@@ -29,7 +29,8 @@ from harness.report.junit import junit
 from harness.report.plots import front_file
 from harness.report.reading import paths as kept_reports
 from harness.report.reading import read
-from harness.report.sections import arithmetic_lines, experiment_document, origin
+from harness.report.sections import arithmetic_lines, experiment_document
+from harness.report.tables.origin_tables import origin
 from harness.report.terminal import print_last, score_table, terminal, terminal_table
 
 __all__ = [

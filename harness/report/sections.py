@@ -3,16 +3,14 @@
 Invariant: Markdown and HTML print these same sections; a section without rows shows no table.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from harness import formatting, plugins
 from harness.comparison import Comparison
 from harness.decision import CandidateFacts, Decision, is_fine_tuned
 from harness.formatting import UNKNOWN
 from harness.gating import Verdict
-from harness.records import Run, TrainingRecord
 from harness.report import decision_tables
 from harness.report.decision_tables import arithmetic_rows
 from harness.report.document import ResultDocument, Section
@@ -20,7 +18,6 @@ from harness.report.escape import clean
 from harness.report.experiment_report import (
     SMOKE,
     ExperimentReport,
-    Step,
     arm_texts,
     best_first,
     failure_line,
@@ -32,14 +29,15 @@ from harness.report.experiment_report import (
 )
 from harness.report.first_page import first_page, nearest_miss
 from harness.report.people_labels import label_sections
-from harness.report.plots import loss_curves
 from harness.report.plots.heat_map import heat
+from harness.report.tables.attribution_table import attribution_sentence, attribution_table
 from harness.report.tables.diversity_table import (
     DIVERSITY_COLUMNS,
     DIVERSITY_NOTE,
     collapse_sentence,
     diversity_rows,
 )
+from harness.report.tables.origin_tables import provenance_tables
 from harness.report.tables.retrieval_table import (
     RETRIEVAL_COLUMNS,
     RETRIEVAL_NOTE,
@@ -53,38 +51,9 @@ from harness.report.tables.several_answers_table import (
     several_text,
 )
 from harness.report.tables.training_sets_table import sets_columns, sets_notes, sets_rows, sets_title
-from harness.report.training_diagnosis import diagnose, forgetting_sentence
+from harness.report.tables.training_table import figure_title, show_trainings
 
 _LOST_LISTED = 10
-# Words for what a training measured, where the name of the figure does not say it.
-_MEASURED = {
-    "wall_s": "time",
-    "train_loop_s": "time of the steps",
-    "init_wall_s": "time of what it starts from",
-    "n_tokens": "tokens",
-    "tokens_per_s": "tokens a second",
-    "n_steps": "steps",
-    "n_pairs": "pairs",
-    "kl": "KL to the reference, nats a token",
-    "reward_model_accuracy": "held-out accuracy of the reward model",
-    "n_heldout": "rows held out",
-    "heldout_accuracy": "held-out accuracy",
-    "heldout_margin": "held-out margin",
-    "n_examples": "texts",
-    "n_dropped_too_long": "rows too long, left out",
-    "n_packs": "packs of rows",
-    "batch_size": "rows that memory was enough for at once",
-    "accumulated_batches": "batches a step",
-    "not_packed": "not packed, because it",
-    "n_trainable": "parameters trained",
-    "trainable_share": "share of the base's parameters",
-    "size_bytes": "size on disk",
-    "base_size_bytes": "size of the base on disk",
-    "peak_memory_gib": "peak memory, GiB",
-    "peak_includes": "peak memory includes",
-    "waited_share": "share of the time that it waited for a processor",
-    "fit_key": "key of the weights",
-}
 _BRIEF = ("ablation", "training sets", "labels")  # what the terminal shows beside the first page
 _BODY = (
     "evidence",
@@ -116,7 +85,7 @@ def experiment_document(report: ExperimentReport) -> ResultDocument:
 
 def _header_facts(report: ExperimentReport) -> list[str]:
     """List the base model, what was measured of the whole run, and what its intervals are of."""
-    header = (f"{_figure_title(name)} {figure_text(name, value)}" for name, value in report.header.items())
+    header = (f"{figure_title(name)} {figure_text(name, value)}" for name, value in report.header.items())
     return [f"Base model {report.base_model}", *header, _ESTIMAND]
 
 
@@ -149,7 +118,7 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
         yield from (make(report, f) for f in tuned)
     made = (f for f in done if plugins.stored_method(f.method).makes != "endpoint")
     yield decision_tables.speed_section(done)
-    yield _training([f for f in made if f.training.stored() or f.training_cost_usd])
+    yield show_trainings([f for f in made if f.training.stored() or f.training_cost_usd])
     if report.decision:
         yield _arithmetic(report.decision, report.unit)
     yield from (Section("provenance", *table) for table in provenance_tables(report.origins))
@@ -315,40 +284,6 @@ def _gate(report: ExperimentReport, f: CandidateFacts) -> Section:
     return Section("gate", title, columns, rows, lead, notes, f.label)
 
 
-_NOT_MEASURED = ("sweep", "searched_by", "stands_on", "scan", "tracked", "learning_rate")
-
-
-def _training(trained: Sequence[CandidateFacts]) -> Section:
-    """Show the measured figures of each training run; one row a candidate."""
-    figures = [_figures(f.training) for f in trained]
-    names = list(dict.fromkeys(name for of in figures for name in of))
-    columns = ["candidate", "training examples", "cost USD", *map(_figure_title, names)]
-    rows = [
-        [
-            f.label,
-            formatting.count(f.n_train),
-            formatting.usd(f.training_cost_usd),
-            *(figure_text(name, of.get(name)) for name in names),
-        ]
-        for f, of in zip(trained, figures, strict=True)
-    ]
-    kinds = {loss_curves.of_preferences(f.training) for f in trained if loss_curves.smooth(f.training)}
-    found = ((f.label, diagnose(f.training)) for f in trained)
-    notes = [f"{label} {of.sentence}." for label, of in found if of]
-    notes += [f"{f.label} {said}." for f in trained if (said := forgetting_sentence(f.training))]
-    notes += [loss_curves.LIKELIHOOD] * (False in kinds) + [loss_curves.PREFERENCES] * (True in kinds)
-    return Section("training", "Training", columns, rows, notes=notes)
-
-
-def _figures(training: TrainingRecord) -> dict[str, Any]:
-    """Return what is shown of a training: the loss without the order of its rows, and the overfitting gap."""
-    found = {name: value for name, value in training.stored().items() if name not in _NOT_MEASURED}
-    if mean := loss_curves.smooth(training):
-        found["loss"] = mean
-    gap = loss_curves.gap(training)
-    return found if gap is None else {**found, "overfitting_gap": gap}
-
-
 def _arithmetic(decision: Decision, unit: formatting.Unit) -> Section:
     rows = arithmetic_rows(decision, unit)
     title = "Arithmetic of the decision"
@@ -357,13 +292,6 @@ def _arithmetic(decision: Decision, unit: formatting.Unit) -> Section:
 
 def _missing(decision: Decision) -> list[str]:
     return [f"Missing from the comparison: {what}" for what in decision.missing]
-
-
-def _figure_title(name: str) -> str:
-    """Turn the name of a measured figure into words; a time carries its unit itself."""
-    if name in _MEASURED:
-        return _MEASURED[name]
-    return clean((name if name.endswith("_per_s") else name.removesuffix("_s")).replace("_", " "))
 
 
 def sentences(report: ExperimentReport) -> list[str]:
@@ -393,86 +321,3 @@ def _miss_line(f: CandidateFacts, verdict: Verdict) -> str:
         return f"{f.label}: {missed}"
     more = f" (+{formatting.count(at.items_needed)} items)" if at.items_needed else ""
     return f"undecided: {f.label}{more}; {missed}"
-
-
-def attribution_sentence(label: str, steps: Sequence[Step]) -> str:
-    """Say where a candidate's change comes from; empty where there is nothing to split."""
-    parts = [f"{formatting.points(*s.macro[:3])} by {s.what}" for s in steps if s.macro and s.target is None]
-    said = [f"capability suite {' and '.join(parts)}, in points"] if len(parts) > 1 else []
-    for s in (s for s in steps if s.target is not None):
-        assert s.target is not None
-        c = s.target
-        change = formatting.change(c.unit, c.delta, c.low, c.high)
-        general = f", capability suite {formatting.points(*s.macro[:3])} points" if s.macro else ""
-        said.append(f"against {s.base}, which it starts from, {c.metric} {change}{general}")
-    return f"{label}: {'; '.join(said)}" if said else ""
-
-
-def attribution_table(steps: Sequence[Step]) -> tuple[list[str], list[list[str]]]:
-    """Return the columns and the rows of a table: a row a task, a column a step."""
-    columns = ["task", *(clean(f"{s.what}: {s.new} − {s.base}") for s in steps)]
-    tasks = list(dict.fromkeys(c.task for s in steps for c in s.tasks))
-    table = [
-        [task, *(_step_change(next((c for c in s.tasks if c.task == task), None)) for s in steps)]
-        for task in tasks
-    ]
-    if any(s.target for s in steps):
-        table.insert(0, ["target", *(_step_change(s.target) for s in steps)])
-    if any(s.macro for s in steps):
-        shown = [formatting.points(*s.macro[:3]) if s.macro else formatting.UNKNOWN for s in steps]
-        table.append(["mean of the tasks that count", *shown])
-    return columns, table
-
-
-def _step_change(c: Comparison | None) -> str:
-    return formatting.change(c.unit, c.delta, c.low, c.high) if c else formatting.UNKNOWN
-
-
-Origins = Mapping[str, Mapping[str, str]]
-_OWN_ORIGINS = ("run", "made", "weights", "base", "recipe")
-_HIDDEN_ORIGINS = ("packages", "platform")
-Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
-
-
-def origin(run: Run) -> dict[str, str]:
-    """Say of one run what its numbers depend on, each as text."""
-    recipe = {k: v for k, v in run.recipe.items() if v}
-    own = (run.run_id, run.created, run.weights_digest, run.base_digest, recipe)
-    named = {**dict(zip(_OWN_ORIGINS, own, strict=True)), **_flat(run.provenance)}
-    return {name: _origin_text(value) for name, value in named.items()}
-
-
-def provenance_tables(origins: Origins) -> Iterator[Table]:
-    """Make two tables: what the runs share, and what is each one's own."""
-    shared = list(dict.fromkeys(name for of in origins.values() for name in of if name not in _OWN_ORIGINS))
-    rows = [(name.replace("_", " "), _shared_value(origins, name)) for name in shared]
-    yield "Provenance", ("what", "value"), rows
-    own = [(label, *(of.get(name, UNKNOWN) for name in _OWN_ORIGINS)) for label, of in origins.items()]
-    yield "Runs", ("candidate", *_OWN_ORIGINS), own
-
-
-def _flat(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Lift the packages out, each under its own name; the kernel's build is nothing that a reader needs."""
-    packages = {name: v for name, v in (provenance.get("packages") or {}).items() if v is not None}
-    return {**{name: v for name, v in provenance.items() if name not in _HIDDEN_ORIGINS}, **packages}
-
-
-def _shared_value(origins: Origins, name: str) -> str:
-    by_value: dict[str, list[str]] = {}
-    for label, of in origins.items():
-        by_value.setdefault(of.get(name, UNKNOWN), []).append(label)
-    if len(by_value) == 1:
-        return next(iter(by_value))
-    return "; ".join(f"{value} ({', '.join(labels)})" for value, labels in by_value.items())
-
-
-def _origin_text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_nested_text(v)}" if v != {} else str(k) for k, v in value.items())
-    return UNKNOWN if value is None else str(value)
-
-
-def _nested_text(value: Any) -> str:
-    return f"({_origin_text(value)})" if isinstance(value, Mapping) else _origin_text(value)

@@ -35,7 +35,8 @@ from harness.report.experiment_report import (
 )
 from harness.report.first_page import judged, nearest_miss, next_steps, reasons, worst_tasks
 from harness.report.labels import STYLES
-from harness.report.sections import attribution_sentence, experiment_document
+from harness.report.sections import experiment_document
+from harness.report.tables.attribution_table import attribution_sentence
 from harness.report.tables.diversity_table import collapse_sentence
 from harness.report.tables.retrieval_table import retrieval_text
 
