@@ -14,7 +14,7 @@ from harness.decision.results import Standing
 from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation.rows import sampling
 from harness.experiment import Scope, fewer_items, prepare_session
-from harness.experiment.runs.run_candidate import base_arm
+from harness.experiment.runs.suite_arms import base_arm
 from harness.gating import Rule, Verdict
 from harness.progress import Silent
 from harness.report import ExperimentReport

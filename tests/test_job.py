@@ -13,7 +13,7 @@ import tiny_methods
 from harness import config, training
 from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, UserError
 from harness.experiment import Scope, prepare_session
-from harness.experiment.runs import run_candidate
+from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.models.hardware import reset_peak
 from harness.models.hub import resolve
 from harness.progress import Silent
@@ -232,9 +232,9 @@ def test_the_key_trains_in_a_process_of_its_own_into_the_same_folder(tiny, tmp_p
         if process == "own" and cut:
             session.progress = Stopping(2)
             with pytest.raises(KeyboardInterrupt):
-                run_candidate.ensure_weights(session, candidate, 0)
+                ensure_weights(session, candidate, 0)
         session.progress = Stopping(None)
-        weights = run_candidate.ensure_weights(session, candidate, 0)
+        weights = ensure_weights(session, candidate, 0)
         found[process] = weights.digest, weights.folder.name, weights.training.loss
         assert sorted(p.name for p in weights.folder.iterdir()) == ["adapter", training.FIT, jobs.JOB]
     assert found["own"] == found["same"]

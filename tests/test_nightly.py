@@ -25,7 +25,7 @@ from nights import Calendar, Rates
 from harness import config, nightly, report, store
 from harness.errors import HarnessError, UserError
 from harness.experiment import Scope, prepare_session
-from harness.experiment.runs import run_candidate
+from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.metrics import mean_metric
 from harness.models.hf import ModelHost
 from harness.nightly import watchlist
@@ -609,7 +609,7 @@ def test_what_a_night_tests_is_named(path, prompting, was, expected):
     calendar.night(1)
     session, reference = calendar.session, read_state(folder_of(path)).references["lora"]
     recipe = session.experiment.candidates["lora"].model_copy(update={"prompting": {prompting: {}}})
-    weights = run_candidate.ensure_weights(session, session.candidates["lora"], 0)
+    weights = ensure_weights(session, session.candidates["lora"], 0)
     now = (weights, reference.prompting, reference.environment)
     said = watchlist.describe_tested(session, recipe, replace(reference, **was), *now)
     assert "; ".join(said) == expected
@@ -621,6 +621,6 @@ def test_upgraded_libraries_are_named_with_their_versions(path):
     session, reference = calendar.session, read_state(folder_of(path)).references["lora"]
     then, newer = (store.keep_environment(session.store, {"numpy": version}) for version in ("1.0", "2.0"))
     recipe, before = session.experiment.candidates["lora"], replace(reference, environment=then)
-    weights = run_candidate.ensure_weights(session, session.candidates["lora"], 0)
+    weights = ensure_weights(session, session.candidates["lora"], 0)
     said = watchlist.describe_tested(session, recipe, before, weights, reference.prompting, newer)
     assert said == ("upgraded libraries or another machine (numpy 1.0 → 2.0)", "the harness")

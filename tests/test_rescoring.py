@@ -12,8 +12,10 @@ from harness import config, experiment, metrics, plugins, release, store
 from harness.cli import main
 from harness.errors import IncompatibleRuns
 from harness.evaluation import runner
+from harness.evaluation.candidates import base_weights
+from harness.evaluation.rows.row_sets import suite_sets, target_sets
+from harness.evaluation.runner import fill
 from harness.experiment import Scope, prepare_session
-from harness.experiment.runs import run_candidate
 from harness.models.hf import scripted_candidate
 from harness.progress import Silent
 from harness.records import BLOCK
@@ -41,8 +43,8 @@ def session(path, *overrides):
 
 
 def base_sets(made):
-    recipe, weights = made.experiment.candidates["prompt"], run_candidate.base_weights(made.source)
-    return [*run_candidate.target_sets(made, recipe, weights, 0), *run_candidate.suite_sets(made, weights)]
+    recipe, weights = made.experiment.candidates["prompt"], base_weights(made.source)
+    return [*target_sets(made, recipe, weights, 0), *suite_sets(made, weights)]
 
 
 def answer_all(made, answer=str.upper):
@@ -53,7 +55,7 @@ def answer_all(made, answer=str.upper):
         asked.append(text)
         return answer(text)
 
-    run_candidate.fill(made, scripted_candidate(remember), base_sets(made), "base")
+    fill(made, scripted_candidate(remember), base_sets(made), "base")
     return asked
 
 
@@ -125,7 +127,7 @@ def test_blocks_of_a_set_that_was_never_finished_are_scored_again_too(path):
         return text
 
     with pytest.raises(KeyboardInterrupt):
-        run_candidate.fill(first, scripted_candidate(dies), [only], "base")
+        fill(first, scripted_candidate(dies), [only], "base")
     again = session(path, "target.labels=[]", "target.metrics=[contains]")
     assert "letters/test" in lacking(again)
     answered = answer_all(again)

@@ -13,8 +13,9 @@ import tiny_methods
 
 from harness import config
 from harness.errors import CandidateFailed, Diverged, UserError
+from harness.evaluation.runner import open_weights
 from harness.experiment import Scope, prepare_session
-from harness.experiment.runs import run_candidate
+from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.experiment.weights.training_fit import fit
 from harness.methods import dpo, full, lora
 from harness.progress import Silent
@@ -211,7 +212,7 @@ def ended(session, step, error, expected):
     recipe = session.experiment.candidates["lora"].model_copy(update={"params": LORA})
     candidate = session.resolve("lora", recipe)
     with pytest.raises(expected):
-        run_candidate.ensure_weights(session, candidate, 0)
+        ensure_weights(session, candidate, 0)
     (part,) = (session.store.folder / "weights").iterdir()
     return part, candidate
 
@@ -236,7 +237,7 @@ def no_memory():
 def test_whatever_ends_a_training_the_next_call_goes_on_from_its_checkpoint(session, error, expected):
     _, candidate = ended(session, 14, error(), expected)
     session.progress = Failing(None, None)
-    made = run_candidate.ensure_weights(session, candidate, 0)
+    made = ensure_weights(session, candidate, 0)
     assert session.progress.seen[0] > 1
     assert [p.name for p in made.folder.parent.iterdir()] == [made.folder.name]
     assert not (made.folder / CHECKPOINTS).exists()
@@ -265,17 +266,17 @@ def test_a_kill_leaves_nothing_but_checkpoints_that_the_next_call_uses(session):
     (part / "adapter").mkdir(exist_ok=True)
     (part / "adapter" / "left").write_text("half a file")
     session.progress = Silent()
-    made = run_candidate.ensure_weights(session, candidate, 0)
+    made = ensure_weights(session, candidate, 0)
     assert not (made.folder / "adapter" / "left").exists()
 
 
 def test_weights_that_were_complete_when_a_kill_came_are_not_made_again(session):
     candidate = session.candidates["lora"]
-    made = run_candidate.ensure_weights(session, candidate, 0)
+    made = ensure_weights(session, candidate, 0)
     part = made.folder.with_name(made.folder.name + ".part")
     shutil.move(made.folder, part)
     session.progress = Failing(None, None)
-    again = run_candidate.ensure_weights(session, candidate, 0)
+    again = ensure_weights(session, candidate, 0)
     assert (again.digest, again.folder) == (made.digest, made.folder)
     assert session.progress.seen == []
     assert not part.exists()
@@ -295,12 +296,12 @@ def flip(file):
 def test_damaged_weights_answer_nothing_and_start_nothing(session, method, params, damage):
     recipe = session.experiment.candidates["lora"].model_copy(update={"method": method, "params": params})
     candidate = session.resolve("lora", recipe)
-    made = run_candidate.ensure_weights(session, candidate, 0)
-    with run_candidate.open_weights(session, made):
+    made = ensure_weights(session, candidate, 0)
+    with open_weights(session, made):
         pass
     damage(next(made.folder.glob("*/*.safetensors")))
     told = f"{made.folder.name} are damaged; try: delete that folder"
-    with pytest.raises(CandidateFailed, match=told), run_candidate.open_weights(session, made):
+    with pytest.raises(CandidateFailed, match=told), open_weights(session, made):
         pass
     with pytest.raises(CandidateFailed, match=told):
         fit(session, candidate, 0, made.folder.with_name("next"), made)

@@ -13,9 +13,12 @@ import tiny_experiment
 
 from harness import config, store
 from harness.errors import HarnessError, in_a_line
-from harness.evaluation.rows.row_sets import prompting_digest
+from harness.evaluation.candidates import base_weights
+from harness.evaluation.rows.row_sets import prompting_digest, suite_sets, target_sets
+from harness.evaluation.runner import fill
 from harness.experiment import Scope, prepare_session
 from harness.experiment.runs import run_candidate
+from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.models.hf import scripted_candidate
 from harness.progress import Silent
 from harness.records import BLOCK, Document
@@ -45,11 +48,7 @@ def many(path):
 
 
 def rows_of(made, task):
-    return next(
-        s
-        for s in run_candidate.suite_sets(made, run_candidate.base_weights(made.source))
-        if s.measured.task.name == task
-    )
+    return next(s for s in suite_sets(made, base_weights(made.source)) if s.measured.task.name == task)
 
 
 def killed_after(n, asked):
@@ -67,12 +66,12 @@ def killed_after(n, asked):
 def test_a_kill_loses_only_the_block_in_flight(many):
     rows, asked = rows_of(many, "facts"), []
     with pytest.raises(KeyboardInterrupt):
-        run_candidate.fill(many, killed_after(2 * BLOCK + 12, asked), [rows], "base")
+        fill(many, killed_after(2 * BLOCK + 12, asked), [rows], "base")
     assert store.stored_blocks(many.store, rows.identity, rows.ids) == {0, 1}
     assert not store.has_rows(many.store, rows.identity, rows.ids)
 
     asked.clear()
-    run_candidate.fill(many, killed_after(None, asked), [rows], "base")
+    fill(many, killed_after(None, asked), [rows], "base")
     assert asked == [e.prompt for e in rows.job().examples[2 * BLOCK :]]
     stored = store.read_rows(many.store, rows.identity.digest)
     assert [(r.example_id, r.text) for r in stored] == [(e.id, e.prompt) for e in rows.job().examples]
@@ -80,19 +79,19 @@ def test_a_kill_loses_only_the_block_in_flight(many):
 
 def test_rows_that_are_there_are_not_asked_for_again(many):
     rows, asked = rows_of(many, "facts"), []
-    run_candidate.fill(many, killed_after(None, asked), [rows], "base")
+    fill(many, killed_after(None, asked), [rows], "base")
     asked.clear()
-    run_candidate.fill(many, killed_after(0, asked), [rows], "base")
+    fill(many, killed_after(0, asked), [rows], "base")
     assert asked == []
 
 
 def test_a_damaged_block_is_computed_again(many):
     rows, asked = rows_of(many, "facts"), []
     with pytest.raises(KeyboardInterrupt):
-        run_candidate.fill(many, killed_after(2 * BLOCK + 2, asked), [rows], "base")
+        fill(many, killed_after(2 * BLOCK + 2, asked), [rows], "base")
     (many.store.rows(rows.identity.digest) / "blocks" / "00001.jsonl").write_text('{"position":')
     asked.clear()
-    run_candidate.fill(many, killed_after(None, asked), [rows], "base")
+    fill(many, killed_after(None, asked), [rows], "base")
     assert len(asked) == BLOCK + 22
 
 
@@ -105,7 +104,7 @@ def test_progress_is_reported_block_by_block(path, many):
             return super().stage(label, expected_s)
 
     many.progress = Heard()
-    run_candidate.fill(many, scripted_candidate(str.upper), [rows_of(many, "facts")], "base")
+    fill(many, scripted_candidate(str.upper), [rows_of(many, "facts")], "base")
     assert said == ["base: facts/test"]
 
 
@@ -114,8 +113,8 @@ def test_progress_is_reported_block_by_block(path, many):
 
 def identities(made, name="prompt"):
     recipe = made.experiment.candidates[name]
-    weights = run_candidate.base_weights(made.source)
-    sets = [*run_candidate.target_sets(made, recipe, weights, 0), *run_candidate.suite_sets(made, weights)]
+    weights = base_weights(made.source)
+    sets = [*target_sets(made, recipe, weights, 0), *suite_sets(made, weights)]
     return {s.name: s.identity.digest for s in sets}
 
 
@@ -152,11 +151,9 @@ def test_a_setting_changes_just_the_rows_that_depend_on_it(path, override, tasks
 def test_rows_of_another_class_of_device_are_stored_elsewhere(path):
     made = session(path)
     candidate = made.candidates["bag"]
-    weights = run_candidate.ensure_weights(made, candidate, 0)
+    weights = ensure_weights(made, candidate, 0)
     elsewhere = replace(made, machine=made.machine._replace(device="cuda"))
-    here, there = (
-        run_candidate.target_sets(one, candidate.recipe, weights, 0)[1].identity for one in (made, elsewhere)
-    )
+    here, there = (target_sets(one, candidate.recipe, weights, 0)[1].identity for one in (made, elsewhere))
     assert replace(there, device_class="cpu") == here
     assert there.digest != here.digest
 
@@ -238,9 +235,7 @@ def test_another_system_message_of_a_task_is_another_task(path):
 def test_the_tasks_own_system_message_stands_unless_the_recipe_brings_one(path):
     def first(*overrides):
         made = session(path, "target.system=Be brief.", *overrides)
-        sets = run_candidate.target_sets(
-            made, made.experiment.candidates["prompt"], run_candidate.base_weights(made.source), 0
-        )
+        sets = target_sets(made, made.experiment.candidates["prompt"], base_weights(made.source), 0)
         return sets[0].job().examples[0].messages[0]
 
     assert first() == {"role": "system", "content": "Be brief."}
@@ -265,30 +260,27 @@ def test_shots_of_a_suites_task_come_from_its_own_training_rows(path):
 def test_weights_are_found_again_by_what_they_depend_on(path):
     made = session(path)
     candidate = made.candidates["bag"]
-    first = run_candidate.ensure_weights(made, candidate, 0)
+    first = ensure_weights(made, candidate, 0)
     (first.folder / "fit.json").touch()
-    assert run_candidate.ensure_weights(session(path), candidate, 0) == first
-    assert (
-        run_candidate.ensure_weights(session(path, "target.data.limits.train=20"), candidate, 0).digest
-        != first.digest
-    )
+    assert ensure_weights(session(path), candidate, 0) == first
+    assert ensure_weights(session(path, "target.data.limits.train=20"), candidate, 0).digest != first.digest
 
 
 def test_weights_that_were_left_half_made_are_made_anew(path):
     made = session(path)
     candidate = made.candidates["bag"]
-    first = run_candidate.ensure_weights(made, candidate, 0)
+    first = ensure_weights(made, candidate, 0)
     (first.folder / "fit.json").unlink()
     shutil.move(first.folder, first.folder.with_name(first.folder.name + ".part"))
-    again = run_candidate.ensure_weights(made, candidate, 0)
+    again = ensure_weights(made, candidate, 0)
     assert (again.digest, again.folder) == (first.digest, first.folder)
     assert [p.name for p in first.folder.parent.iterdir()] == [first.folder.name]
 
 
 def test_a_classifier_has_no_general_ability_to_measure(path):
     made = session(path)
-    weights = run_candidate.ensure_weights(made, made.candidates["bag"], 0)
-    assert run_candidate.suite_sets(made, weights) == []
+    weights = ensure_weights(made, made.candidates["bag"], 0)
+    assert suite_sets(made, weights) == []
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from pydantic import ValidationError
 from harness import comparison, config, store
 from harness.errors import UserError
 from harness.evaluation import Job, evaluate_block
+from harness.evaluation.candidates import base_weights
 from harness.evaluation.rows.row_sets import target_sets
 from harness.evaluation.rows.sampled_answers import seed_of, settle
 from harness.evaluation.runner import fill, rescore_stored
 from harness.experiment import Scope, prepare_session
-from harness.experiment.runs import run_candidate
 from harness.metrics import load_metrics, normalize
 from harness.models.hf import TextCandidate, scripted_candidate
 from harness.progress import Silent
@@ -322,7 +322,7 @@ def test_a_target_whose_choices_are_ranked_is_refused(tiny, tmp_path):
 
 
 def sets_of(session):
-    recipe, weights = session.experiment.candidates["one"], run_candidate.base_weights(session.source)
+    recipe, weights = session.experiment.candidates["one"], base_weights(session.source)
     return target_sets(session, recipe, weights, 0)
 
 

@@ -11,8 +11,10 @@ import tiny_methods
 
 from harness import config, store
 from harness.evaluation.costs.timing import batch_time, time_requests, timing_notes, wants_more
+from harness.evaluation.runner import open_weights
 from harness.experiment import Scope, prepare_session
-from harness.experiment.runs.run_candidate import open_weights, row_sets, stored_weights, time_again
+from harness.experiment.runs.run_candidate import row_sets, time_again
+from harness.experiment.weights.candidate_weights import stored_weights
 from harness.methods import lora
 from harness.models.hardware import Load, Machine
 from harness.models.hf import ModelHost, merge_adapter

@@ -9,10 +9,10 @@ import tiny_experiment
 from harness import config
 from harness.comparison import check_comparable
 from harness.errors import IncompatibleRuns, UserError
+from harness.evaluation.candidates import base_weights
 from harness.evaluation.rows.row_sets import suite_sets
 from harness.experiment import Scope, prepare_session
 from harness.experiment.preflight.rounding_noise import measure_noise
-from harness.experiment.runs.run_candidate import base_weights
 from harness.experiment.weights.weights_folder import folder_of
 from harness.models import vllm
 from harness.progress import Silent

@@ -266,7 +266,8 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Make the weights of one candidate, or find them already made."""
-    from harness.experiment.runs.run_candidate import begin, ensure_weights
+    from harness.experiment.runs.run_candidate import begin
+    from harness.experiment.weights.candidate_weights import ensure_weights
 
     session, loaded = open_session(config, with_precision(overrides, precision), candidate)
     candidates, seed = session.candidates, session.experiment.seeds[0]

@@ -48,8 +48,9 @@ from harness.experiment.run_preview import (
     warnings_before,
 )
 from harness.experiment.runs.candidate_result import attempt, facts_of
-from harness.experiment.runs.run_candidate import base_arm, outdated_inputs, stored_runs, time_again
+from harness.experiment.runs.run_candidate import outdated_inputs, stored_runs, time_again
 from harness.experiment.runs.stored_rows import Reader
+from harness.experiment.runs.suite_arms import base_arm
 from harness.formatting import count
 from harness.models.hub import ModelSource
 from harness.progress import Progress, Silent

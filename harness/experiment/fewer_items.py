@@ -19,8 +19,9 @@ from harness.evaluation.rows.sampling import Plan, Pool
 from harness.evaluation.session import Measured, Session
 from harness.experiment.analysis import report_of
 from harness.experiment.preparation.planned_work import measured_bases
-from harness.experiment.runs.run_candidate import base_arm, make_run
+from harness.experiment.runs.run_candidate import make_run
 from harness.experiment.runs.stored_rows import Reader
+from harness.experiment.runs.suite_arms import base_arm
 from harness.experiment.weights.candidate_weights import stored_weights
 from harness.formatting import count
 from harness.gating import Verdict

@@ -19,7 +19,9 @@ from harness.evaluation.lm_eval import Found
 from harness.evaluation.rows.row_sets import suite_sets, work_of
 from harness.evaluation.session import Session
 from harness.experiment.preparation import of_lm_eval
-from harness.experiment.runs.run_candidate import begin, ensure_weights, suite_arm
+from harness.experiment.runs.run_candidate import begin
+from harness.experiment.runs.suite_arms import suite_arm
+from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.formatting import count, pluralize, seconds
 from harness.metrics import Metric
 from harness.models import vllm

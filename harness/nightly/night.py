@@ -19,7 +19,7 @@ from harness.evaluation.judges.grading import check_judge
 from harness.evaluation.rows.row_sets import RowSet
 from harness.evaluation.session import Measured, Session
 from harness.experiment import Scope, prepare_session
-from harness.experiment.runs import run_candidate
+from harness.experiment.weights.candidate_weights import ensure_weights, stands_on
 from harness.models.openai_api import PROTOCOLS
 from harness.nightly import watchlist
 from harness.nightly.alarm import HARNESS, NightReport, add_alarms, build_report
@@ -211,7 +211,7 @@ class _NightRun:
     def _evaluate(self, target: Target) -> Watched:
         session = self.session
         reference = watchlist.pin_reference(session, target, self.references.get(target.name))
-        weights = run_candidate.ensure_weights(session, target.candidate, target.seed)
+        weights = ensure_weights(session, target.candidate, target.seed)
         sets = self._comparable_sets(watchlist.own_sets(session, target, weights), reference.rows)
         control = self._control(target, reference) if weights.is_language_model else None
         batches = self._batches(sets)
@@ -234,7 +234,7 @@ class _NightRun:
                 session, target.candidate.recipe, reference, weights, prompting, self.environment, served
             ),
             since=since,
-            fit_keys=tuple(run_candidate.stands_on(weights)),
+            fit_keys=tuple(stands_on(weights)),
             making=making,
             n_references=1 + len(reference.makings),
             series={

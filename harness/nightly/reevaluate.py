@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from harness import store
 from harness.evaluation.rows.row_sets import RowSet
+from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
-from harness.experiment.runs import run_candidate
 from harness.models.hf import Candidate
 from harness.nightly.rotation import Cluster, ids_by_task
 from harness.records import SampleResult, digest
@@ -55,7 +55,7 @@ def reevaluate(
     missing = [at for at, batch in enumerate(batches) if not _is_complete(known[at], batch)]
     if missing:
         with (
-            run_candidate.open_weights(session, weights) as candidate,
+            open_weights(session, weights) as candidate,
             session.progress.stage(f"{who}: {len(missing)} tasks") as advance,
         ):
             for done, at in enumerate(missing):

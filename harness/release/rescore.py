@@ -14,8 +14,9 @@ from harness.evaluation.candidates import base_weights
 from harness.evaluation.rows.row_sets import suite_sets
 from harness.evaluation.session import EngineSlot, Session
 from harness.experiment.runs import run_candidate
-from harness.experiment.runs.run_candidate import ensure_weights, suite_arm
 from harness.experiment.runs.stored_rows import Reader
+from harness.experiment.runs.suite_arms import suite_arm
+from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.records import Run
 from harness.release.champions import read_champion
 from harness.spec import Recipe

@@ -16,8 +16,8 @@ from harness.experiment.analysis import target_comparisons as against
 from harness.experiment.analysis.human_labels import correct_facts
 from harness.experiment.preparation.planned_work import measured_bases
 from harness.experiment.runs.candidate_result import facts_of
-from harness.experiment.runs.run_candidate import measured_arm
 from harness.experiment.runs.stored_rows import Reader, Rows, controls_of, documents_of
+from harness.experiment.runs.suite_arms import measured_arm
 from harness.gating import GateResult, Measurement, TargetFacts, TaskComparison, Verdict
 from harness.records import Run
 

@@ -12,7 +12,7 @@ from harness import provenance, store
 from harness.errors import in_a_line
 from harness.evaluation import runner
 from harness.evaluation.candidate_rows import describe_rows
-from harness.evaluation.candidates import ResolvedCandidate, base_weights, refuse_silent
+from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.costs import timing
 from harness.evaluation.judges.judging_stage import score_answered
 from harness.evaluation.rows.row_sets import (
@@ -32,29 +32,12 @@ from harness.evaluation.rows.row_sets import (
 from harness.evaluation.runner import fill, measure_control, open_weights, shared_tokens
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import measure_points, tracked_weights
-from harness.experiment.weights.candidate_weights import ensure_weights, stands_on, stored_weights
+from harness.experiment.runs.suite_arms import base_arm
+from harness.experiment.weights.candidate_weights import ensure_weights, stored_weights
 from harness.models.hf import Candidate
-from harness.models.hub import ModelSource
 from harness.records import MetricRange, RowsIdentity, Run, TrackedPoint
 from harness.spec import Recipe
 from harness.training import Weights
-
-__all__ = [
-    "base_arm",
-    "base_weights",
-    "begin",
-    "ensure_weights",
-    "failed_run",
-    "fill",
-    "make_run",
-    "measured_arm",
-    "open_weights",
-    "rescore_run",
-    "row_sets",
-    "stands_on",
-    "stored_runs",
-    "suite_arm",
-]
 
 
 def make_run(session: Session, candidate: ResolvedCandidate, seed: int, done: Run | None = None) -> Run:
@@ -274,41 +257,6 @@ def row_sets(session: Session, candidate: ResolvedCandidate, weights: Weights, s
     """List what a run refers to: validation and test of the target, then the suites."""
     suites = [] if candidate.is_target_only else suite_sets(session, weights)
     return [*target_sets(session, candidate.recipe, weights, seed), *suites]
-
-
-def base_arm(session: Session, source: ModelSource) -> dict[str, str]:
-    """Measure a base on the capability suite, as it is served; returns the row set of each task.
-
-    What was measured of it on this machine before, in whatever folder, is taken from there.
-    """
-    return suite_arm(session, base_weights(source), f"base {source.quantization}".rstrip(), shared=True)
-
-
-def suite_arm(session: Session, weights: Weights, name: str, *, shared: bool = False) -> dict[str, str]:
-    """Measure weights on the suites, as far as that is not done yet; returns the row set of each task.
-
-    What is `shared` is looked for, and left, where experiments in other folders on this machine find it.
-    """
-    sets = suite_sets(session, weights)
-    lacking = score_answered(session, sets)
-    if shared:
-        lacking = runner.find_base_rows(session, lacking)
-    if lacking:
-        with open_weights(session, weights) as candidate:
-            for rows in lacking:
-                fill(session, candidate, [rows], name)
-                if shared:
-                    runner.keep_base_rows(session, rows)
-        score_answered(session, lacking)
-    return {s.measured.task.name: s.identity.digest for s in sets}
-
-
-def measured_arm(session: Session, source: ModelSource) -> dict[str, str] | None:
-    """Find a base's rows of the capability suite where it was measured; None where rows are missing."""
-    sets = suite_sets(session, base_weights(source))
-    if not all(is_there(session, s) for s in sets):
-        return None
-    return {s.measured.task.name: s.identity.digest for s in sets}
 
 
 def failed_run(session: Session, candidate: ResolvedCandidate, seed: int, error: BaseException) -> Run:

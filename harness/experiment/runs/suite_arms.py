@@ -1,0 +1,48 @@
+"""Arms of a comparison on the suites: a base or other weights, measured as far as that is not done yet."""
+
+from harness.evaluation import runner
+from harness.evaluation.candidates import base_weights
+from harness.evaluation.judges.judging_stage import score_answered
+from harness.evaluation.rows.row_sets import (
+    is_there,
+    suite_sets,
+)
+from harness.evaluation.runner import fill, open_weights
+from harness.evaluation.session import Session
+from harness.models.hub import ModelSource
+from harness.training import Weights
+
+
+def base_arm(session: Session, source: ModelSource) -> dict[str, str]:
+    """Measure a base on the capability suite, as it is served; returns the row set of each task.
+
+    What was measured of it on this machine before, in whatever folder, is taken from there.
+    """
+    return suite_arm(session, base_weights(source), f"base {source.quantization}".rstrip(), shared=True)
+
+
+def suite_arm(session: Session, weights: Weights, name: str, *, shared: bool = False) -> dict[str, str]:
+    """Measure weights on the suites, as far as that is not done yet; returns the row set of each task.
+
+    What is `shared` is looked for, and left, where experiments in other folders on this machine find it.
+    """
+    sets = suite_sets(session, weights)
+    lacking = score_answered(session, sets)
+    if shared:
+        lacking = runner.find_base_rows(session, lacking)
+    if lacking:
+        with open_weights(session, weights) as candidate:
+            for rows in lacking:
+                fill(session, candidate, [rows], name)
+                if shared:
+                    runner.keep_base_rows(session, rows)
+        score_answered(session, lacking)
+    return {s.measured.task.name: s.identity.digest for s in sets}
+
+
+def measured_arm(session: Session, source: ModelSource) -> dict[str, str] | None:
+    """Find a base's rows of the capability suite where it was measured; None where rows are missing."""
+    sets = suite_sets(session, base_weights(source))
+    if not all(is_there(session, s) for s in sets):
+        return None
+    return {s.measured.task.name: s.identity.digest for s in sets}
