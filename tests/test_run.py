@@ -191,7 +191,7 @@ def identity_by(folder):
     ],
 )
 def test_rows_of_another_code_version_are_stored_elsewhere(tmp_path, concern, field):
-    package = shutil.copytree(Path(run_candidate.__file__).parents[1], tmp_path / "harness")
+    package = shutil.copytree(Path(run_candidate.__file__).parents[2], tmp_path / "harness")
     before = identity_by(tmp_path)
     table = package / "provenance" / "code_versions.toml"
     table.write_text(table.read_text().replace(f'["{concern}"]\nversion = ', f'["{concern}"]\nversion = 9'))
@@ -200,7 +200,7 @@ def test_rows_of_another_code_version_are_stored_elsewhere(tmp_path, concern, fi
 
 
 def test_code_that_changes_without_its_version_names_the_same_rows(tmp_path):
-    package = shutil.copytree(Path(run_candidate.__file__).parents[1], tmp_path / "harness")
+    package = shutil.copytree(Path(run_candidate.__file__).parents[2], tmp_path / "harness")
     before = identity_by(tmp_path)
     with (package / "evaluate.py").open("a") as code:
         code.write("\n\nMORE = 1\n")
