@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from harness.data.ratings import MEND_ROW, PREFERRED, RATED, TREE, best_answer, judged_pair
+from harness.data.formats.ratings import MEND_ROW, PREFERRED, RATED, TREE, best_answer, judged_pair
 from harness.data.readers import Row, Rows
 from harness.errors import Problem, UserError
 from harness.records import Message, parse_json
