@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from harness.data import formats
 from harness.data.formats import Layout
+from harness.data.formats.preference_rows import read_pair, read_thumb
 from harness.data.readers import Row, Rows, cap_problems
 from harness.errors import Problem, UserError, did_you_mean
 from harness.records import Document, Example, Message
@@ -245,8 +246,8 @@ def _example(task: Task, row: Row, name: str) -> Example:
 
 
 def _pair(task: Task, written: Row, name: str) -> Example:
-    thumb = formats.read_thumb(written)
-    row = thumb or formats.read_pair(written)
+    thumb = read_thumb(written)
+    row = thumb or read_pair(written)
     if thumb:
         answer, up = row.fields["completion"], row.fields["label"]
         chosen, rejected = ((answer,), "") if up else ((), answer)

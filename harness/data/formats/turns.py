@@ -1,0 +1,125 @@
+"""Turns of a conversation as other tools write them, read as messages; a text of a row, read as one turn."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.data.formats.ratings import MEND_ROW
+from harness.data.readers import Row
+from harness.errors import Problem, UserError
+from harness.records import Message, parse_json
+
+Turns = list[Message]
+_ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "developer": "system",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "tool": "user",
+    "function": "user",
+}
+_TOOLS = ("tool", "function")  # what they return is read as a turn of the user
+
+
+def answer_places(entries: Sequence[Any]) -> list[int]:
+    """Return the places of the assistant's turns that can be trained on."""
+    turns = [(i, entry) for i, entry in enumerate(entries) if i and isinstance(entry, dict)]
+    return [
+        i
+        for i, entry in turns
+        if _ROLES.get(str(entry.get("role") or entry.get("from"))) == "assistant"
+        and entry.get("weight") != 0
+        and str(_with_calls(entry.get("content") or entry.get("value"), entry) or "").strip()
+    ]
+
+
+def user_turns(text: str, row: Row) -> Turns:
+    """Return a question as a turn of the user, behind the row's system prompt where it has one.
+
+    Raises:
+        UserError: the question is empty.
+    """
+    if not text.strip():
+        raise UserError(Problem(row.where, "an empty question", "a text", MEND_ROW))
+    system = row.fields.get("system") or row.fields.get("system_prompt")
+    turns = [{"role": "user", "content": text}]
+    return [{"role": "system", "content": str(system)}, *turns] if system else turns
+
+
+def read_text(row: Row, field: str) -> str:
+    """Return the text or number of a field.
+
+    Raises:
+        UserError: it is empty or of another type.
+    """
+    value = row.fields[field]
+    if not isinstance(value, str | int | float) or not str(value).strip():
+        kind = type(value).__name__
+        found = f"an empty {field!r}" if isinstance(value, str) else f"a {kind} in {field!r}"
+        raise UserError(Problem(row.where, found, "a text", MEND_ROW))
+    return str(value).strip()
+
+
+def read_turns(row: Row, field: str) -> Turns:
+    """Read turns of role and content, or of from and value."""
+    entries = row.fields[field]
+    expected = f"a list of {{role, content}} or {{from, value}} in {field!r}"
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(Problem(row.where, f"{field!r} of another form", expected, MEND_ROW))
+    turns: Turns = []
+    was = ""
+    for entry in entries:
+        speaker = str(entry.get("role") or entry.get("from"))
+        content = _join_parts(
+            entry.get("content") if entry.get("content") is not None else entry.get("value")
+        )
+        content = _with_calls(content, entry)
+        if speaker not in _ROLES or not isinstance(content, str):
+            found = (
+                f"a turn of {speaker!r}" if speaker not in _ROLES else f"a turn of {speaker!r} without text"
+            )
+            raise UserError(
+                Problem(row.where, found, "turns of system, user and assistant, with text", MEND_ROW)
+            )
+        if speaker in _TOOLS and turns and turns[-1]["role"] == "user" and was == speaker:
+            content = f"{turns.pop()['content']}\n{content}"  # results of several calls
+        turns.append({"role": _ROLES[speaker], "content": content})
+        was = speaker
+    return turns
+
+
+def _with_calls(content: Any, entry: Mapping[str, Any]) -> Any:
+    """Write the calls of tools as JSON, one a line, behind what is said, as OpenAI's files hold them."""
+    calls = [call.get("function") for call in entry.get("tool_calls") or () if isinstance(call, dict)]
+    shown = [_call(call) for call in (*calls, entry.get("function_call")) if isinstance(call, dict)]
+    said = [content] if isinstance(content, str) and content else []
+    return "\n".join([*said, *shown]) if shown else content
+
+
+def _call(call: Mapping[str, Any]) -> str:
+    """Write a call as JSON; its arguments are JSON in a text already."""
+    arguments = call.get("arguments")
+    try:
+        given = parse_json(arguments) if isinstance(arguments, str) else arguments
+    except ValueError:
+        given = arguments
+    return json.dumps({"name": call.get("name"), "arguments": given}, ensure_ascii=False)
+
+
+def _join_parts(content: Any) -> Any:
+    """Join the parts of a turn where all of them are texts, as OpenAI's files may have it."""
+    if isinstance(content, list) and content:
+        texts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        if all(isinstance(text, str) for text in texts):
+            return "\n".join(map(str, texts))
+    return content
+
+
+def known_fields(row: Row) -> set[str]:
+    """Return the names of the fields that have a value."""
+    return {name for name, value in row.fields.items() if value is not None}
