@@ -175,11 +175,11 @@ def test_what_derives_from_a_class_of_lm_eval_is_imported_by_nobody():
 # The same word for something else: the extra of pip, a loss, a concern of code_versions.toml, a trace of a chart, a package, a manifest's key.
 NO_METHODS = {
     ("harness/experiment/preflight/__init__.py", "qlora"),
-    ("harness/training/dpo.py", "dpo"),
+    ("harness/training/preferences/dpo.py", "dpo"),
     ("dashboards/parts/charts.py", "scaled"),
     ("harness/progress.py", "peft"),
     ("harness/provenance/__init__.py", "peft"),
-    ("harness/training/unpaired.py", "kto"),
+    ("harness/training/preferences/unpaired.py", "kto"),
     ("harness/store/rows/__init__.py", "merged"),
     ("harness/data/edit/save.py", "command"),
 }

@@ -13,10 +13,10 @@ from harness.models.hf import load_base
 from harness.models.hub import resolve
 from harness.records import Example
 from harness.training import CHECKPOINTS
-from harness.training import dpo as preferences
 from harness.training import trainer as loop
-from harness.training.dpo import logprobs_by_row, logprobs_sharing_prompts
-from harness.training.heldout import pairs_that_fit
+from harness.training.preferences import dpo as preferences
+from harness.training.preferences.dpo import logprobs_by_row, logprobs_sharing_prompts
+from harness.training.preferences.heldout import pairs_that_fit
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

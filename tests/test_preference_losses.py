@@ -10,10 +10,11 @@ from harness.methods import dpo
 from harness.models.hf import load_base
 from harness.models.hub import resolve
 from harness.records import Example
-from harness.training import CHECKPOINTS, LoraParams, heldout, lora_config
-from harness.training import dpo as preferences
-from harness.training.dpo import logprobs_by_row
-from harness.training.heldout import pairs_that_fit
+from harness.training import CHECKPOINTS, LoraParams, lora_config
+from harness.training.preferences import dpo as preferences
+from harness.training.preferences import heldout
+from harness.training.preferences.dpo import logprobs_by_row
+from harness.training.preferences.heldout import pairs_that_fit
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

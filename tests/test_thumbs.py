@@ -14,7 +14,8 @@ from harness.models.hf import load_base
 from harness.models.hub import resolve
 from harness.records import Example
 from harness.spec import Task, TaskData
-from harness.training import LoraParams, lora_config, unpaired
+from harness.training import LoraParams, lora_config
+from harness.training.preferences import unpaired
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

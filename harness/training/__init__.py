@@ -8,7 +8,6 @@ from harness.models.adapters import adapter_digest, model_digest
 from harness.models.deltas import delta_digest
 from harness.training.checkpoints import tracked_folders
 from harness.training.context import CHECKPOINTS, TRACKED, FitContext, Reward, Weights, adapter_weights
-from harness.training.dpo import PreferenceParams, preference
 from harness.training.heads import (
     EMBEDDING,
     HEAD,
@@ -32,10 +31,11 @@ from harness.training.lora import (
     low_rank,
     lower_rank,
 )
+from harness.training.preferences.dpo import PreferenceParams, preference
+from harness.training.preferences.reward_model import RewardParams, score_answers, train_reward_model
+from harness.training.preferences.unpaired import UnpairedParams, preference_without_pairs
 from harness.training.reinforcement import ReinforcedParams, reward_problems, rewards_of, train_on_rewards
-from harness.training.reward_model import RewardParams, score_answers, train_reward_model
 from harness.training.sft import SupervisedParams, fine_tune
-from harness.training.unpaired import UnpairedParams, preference_without_pairs
 
 __all__ = [
     "CHECKPOINTS",

@@ -28,9 +28,9 @@ from harness.records import Example, Output, TrainingRecord
 from harness.spec import Task, is_path, metric_name
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext, Reward
-from harness.training.dpo import policy_from
 from harness.training.heads import open_reward_model
 from harness.training.lora import LoraParams
+from harness.training.preferences.dpo import policy_from
 from harness.training.trainer import LoopParams, Row
 
 if TYPE_CHECKING:

@@ -24,10 +24,10 @@ from harness.progress import quiet_libraries
 from harness.provenance import environment_digest
 from harness.provenance.code_versions import versions_of
 from harness.records import TrainingRecord, digest
-from harness.training import heldout
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext
-from harness.training.heldout import HeldOutParams
+from harness.training.preferences import heldout
+from harness.training.preferences.heldout import HeldOutParams
 from harness.training.tokenized import cached_dataset
 from harness.training.trainer import Row
 
