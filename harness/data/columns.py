@@ -11,6 +11,7 @@ from harness.data import formats
 from harness.data.csv_header import is_csv, probable_row
 from harness.data.examples import FIELD
 from harness.data.formats import Layout
+from harness.data.formats.preference_rows import read_pair
 from harness.data.readers import Row, Rows
 from harness.errors import Problem, UserError, did_you_mean
 from harness.spec import Fields
@@ -251,7 +252,7 @@ def _roles(content: Rows, given: dict[str, str | None]) -> Roles:
 def _pair(row: Row) -> dict[str, Any]:
     """Return the fields of a pair with its question; as they are where it cannot be read as one."""
     try:
-        return formats.read_pair(row).fields
+        return read_pair(row).fields
     except UserError:
         return row.fields
 

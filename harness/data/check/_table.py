@@ -266,7 +266,10 @@ class _Maker:
         """List what forbids to go on, beside files that cannot be read."""
         found = [
             Problem(
-                f"--{name}", f"the column {column!r}", "a column of the rows", _near(column, self.columns)
+                f"--{name}",
+                f"the column {column!r}",
+                "a column of the rows",
+                did_you_mean(column, self.columns),
             )
             for name, column in (("source", self.reading.source), ("date", self.reading.date))
             if column and self.columns and column not in self.columns
@@ -291,10 +294,6 @@ class _Maker:
 
 def _size(entry: Entry) -> int:
     return 2 * (len(entry.question) + len(entry.answer)) + _A_ROW
-
-
-def _near(column: str, cells: Mapping[str, Column]) -> str:
-    return did_you_mean(column, cells)
 
 
 def _kind(value: Any) -> str:

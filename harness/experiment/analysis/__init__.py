@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from harness import decision as decide
 from harness import gating, plugins
-from harness.comparison import Comparison
 from harness.decision import CandidateFacts, LearningCurve
 from harness.evaluation.session import Session
 from harness.experiment.analysis import target_comparisons as against
@@ -56,7 +55,9 @@ def report_of(
         metric=primary.name,
         facts=judged,
         comparisons={
-            f.label: _comparisons(tasks[f.run_id]) for f in judged if f.run_id in tasks and f.trained
+            f.label: tuple(t.comparison for t in tasks[f.run_id])
+            for f in judged
+            if f.run_id in tasks and f.trained
         },
         decision=decision,
         header=header,
@@ -102,10 +103,6 @@ def _steps(
         rows[run.run_id] = {m.task.name: reader.of(run, m) for m in measured}
     tuned = (run for run in done if plugins.method(run.method).tunes)
     return {run.run_id: against.steps_of(session, run, done, rows, tasks[run.run_id]) for run in tuned}
-
-
-def _comparisons(tasks: Iterable[TaskComparison]) -> tuple[Comparison, ...]:
-    return tuple(t.comparison for t in tasks)
 
 
 def _not_admitted(runs: Collection[Sequence[TaskComparison]], policy: GatePolicy) -> dict[str, str]:
