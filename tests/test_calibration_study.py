@@ -5,7 +5,7 @@ import pytest
 
 from tests.calibration import study
 from tests.calibration.cell import Cell, Figure, at_most, holds, printed, run
-from tests.calibration.design import BY_NAME, CELLS, FILE_OF
+from tests.calibration.design import BY_NAME, CELLS
 from tests.calibration.page import failing, page
 
 CONTROL = [c for c in CELLS if c.world.startswith("control arm")]
@@ -26,20 +26,27 @@ def test_kept_figures_are_used_again_until_more_draws_are_wanted_or_the_code_is_
     assert study.study(20, CONTROL, path) == first
     (name,) = first
     study.write({name: first[name]._replace(code="another")}, path)
-    assert study.study(20, CONTROL, path)[name].code == study.code_digest("gates.py")
+    assert study.study(20, CONTROL, path)[name].code == study.code_digests()[name]
     assert study.study(30, CONTROL, path)[name].n_draws == 30
-
-
-def test_code_that_moves_one_files_figures_leaves_the_others_as_kept():
-    assert len({study.code_digest(file) for file in FILE_OF.values()}) == len(set(FILE_OF.values()))
 
 
 def test_a_claim_that_fails_is_named_on_the_page_with_its_figure():
     cell = Cell("gate", "a world", lambda rng: iter(()), {"x": at_most(0.05, "it errs")})
     found = {cell.name: study.Found({"x": Figure(0.2, 0.01, 2000)}, 2000, 1.0, "abc")}
     assert failing([cell], found) == ["gate: a world: it errs: 20.0 ± 1.0, claimed at most 5"]
-    assert "| a world | it errs | at most 5 | 20.0 ± 1.0 | 2,000 | **FAILS** |" in page([cell], found)
+    assert "| a world | it errs | at most 5 | 20.0 ± 1.0 | 2,000 | **FAILS**" in page([cell], found)
     assert "0 of 1 claims in 1 cells hold" in page([cell], found)
+
+
+def test_the_page_marks_the_cells_whose_code_has_changed_since(tmp_path):
+    found = study.study(20, CONTROL, tmp_path / "kept.json")
+    (name,) = found
+    fresh = page(CONTROL, found)
+    assert "No code that a cell runs has changed" in fresh
+    assert "†" not in fresh
+    changed = page(CONTROL, {name: found[name]._replace(code="another")})
+    assert "Of 1 cells, marked †" in changed
+    assert "| yes† |" in changed
 
 
 @pytest.mark.parametrize(("mean", "fine"), [(0.05, True), (0.064, True), (0.066, False)])

@@ -7,7 +7,6 @@ candidates; each level of each stands in at least one cell of every estimator th
 from tests.calibration import chances, chosen, decisions, estimates, gates, nights
 from tests.calibration.cell import Cell
 
-_FILES = (estimates, gates, chances, decisions, nights, chosen)
-CELLS: tuple[Cell, ...] = tuple(cell for file in _FILES for cell in file.CELLS)
+FILES = (estimates, gates, chances, decisions, nights, chosen)
+CELLS: tuple[Cell, ...] = tuple(cell for file in FILES for cell in file.CELLS)
 BY_NAME = {cell.name: cell for cell in CELLS}
-FILE_OF = {cell.name: f"{file.__name__.rpartition('.')[2]}.py" for file in _FILES for cell in file.CELLS}

@@ -5,7 +5,7 @@ from itertools import groupby
 
 from harness.formatting import count
 from tests.calibration.cell import DRAWS, ERRORS, Cell, Claim, Figure, holds
-from tests.calibration.study import Found
+from tests.calibration.study import Found, is_stale
 
 _ABOUT = """\
 Answers of a base and a candidate are made up, so that the truth is known, and given to the functions that print the
@@ -29,6 +29,9 @@ What is **withdrawn** is simulated to be seen, and claimed nowhere. A skew in cl
 most items, and their means are themselves skewed. A loss found by night 7 where weights are made anew every week: one
 making has answered by then, and with its own effect (1 point) and the reference's the best bet there is, which knew the
 loss, would have evidence of 31 in the median, where 50 is needed; on night 8, with a second making, it would have 55."""
+
+_STALE = """\
+Of {} cells, marked †, code that they run has changed since they were simulated, in whatever way."""
 
 _NOMINAL = """\
 A claim is the nominal level, and where that is only reached with many items, what is claimed of few: of
@@ -75,7 +78,6 @@ def _summary(cells: Sequence[Cell], known: Sequence[Cell], found: Mapping[str, F
     n_claims, withdrawn = sum(not one.withdrawn for one in made), sum(one.withdrawn for one in made)
     draws = [found[c.name].n_draws for c in known]
     minutes = sum(found[c.name].seconds for c in known) / 60
-    codes = sorted({found[c.name].code for c in known})
     said = f"{count(n_claims - len(wrong))} of {count(n_claims)} claims in {count(len(known))} cells hold"
     if withdrawn:
         said += f", {count(withdrawn)} more are withdrawn"
@@ -85,19 +87,22 @@ def _summary(cells: Sequence[Cell], known: Sequence[Cell], found: Mapping[str, F
     fewest = (
         f"at least {count(min(draws, default=0))} draws a cell, {count(DRAWS)} in {count(n_full)} of them"
     )
-    return f"{said}; {fewest}, {minutes:.0f} minutes of one core. Code {', '.join(codes)}."
+    said = f"{said}; {fewest}, {minutes:.0f} minutes of one core."
+    n_stale = sum(is_stale(c.name, found[c.name]) for c in known)
+    if not n_stale:
+        return f"{said} No code that a cell runs has changed since it was simulated."
+    return f"{said} {_STALE.format(count(n_stale))}"
 
 
 def _table(cells: Iterable[Cell], found: Mapping[str, Found]) -> list[str]:
     head = ["| world | claim | claimed % | simulated % | draws | holds |", "|---|---|---|---|---|---|"]
-    return head + [
-        _line(c, claim, found[c.name].figures[name]) for c in cells for name, claim in c.claims.items()
-    ]
+    return head + [_line(c, claim, found[c.name], name) for c in cells for name, claim in c.claims.items()]
 
 
-def _line(cell: Cell, claim: Claim, figure: Figure) -> str:
+def _line(cell: Cell, claim: Claim, found: Found, name: str) -> str:
+    figure, mark = found.figures[name], "†" * is_stale(cell.name, found)
     said = "withdrawn" if claim.withdrawn else "yes" if holds(claim, figure) else "**FAILS**"
-    cells = (cell.world, claim.says, claimed(claim), shown(claim, figure), count(figure.n), said)
+    cells = (cell.world, claim.says, claimed(claim), shown(claim, figure), count(figure.n), said + mark)
     return f"| {' | '.join(cells)} |"
 
 

@@ -1,7 +1,7 @@
-"""The simulation of all cells in two processes, kept cell by cell, so that a second call goes on.
+"""The simulation of all cells in processes, kept cell by cell, so that a second call goes on.
 
-Invariant: a kept figure is used again only where draws, the simulation and the code that prints the number
-are the same; a cell's draws depend on its name alone, never on what ran before.
+Invariant: a kept figure is used again only where it has the draws and all code that its cell may run is the same
+(`tests/calibration/closure.py`); a cell's draws depend on its name alone, never on what ran before.
 """
 
 import json
@@ -14,23 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.formatting import seconds
-from harness.records import digest
-from harness.spec import DecidePolicy, GatePolicy, NightlyPolicy
 from tests.calibration.cell import DRAWS, Cell, Figure, run
-from tests.calibration.design import BY_NAME, CELLS, FILE_OF
-from tests.pins import pin_of
+from tests.calibration.closure import closure, digest_of, elements
+from tests.calibration.design import BY_NAME, CELLS, FILES
+from tests.calibration.sources import Definition, Sources
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "reports" / "calibration.json"
 PROCESSES = 2
-# Modules of harness/ whose code may move any figure, and those of the figures of one file of cells alone.
-_PRINTING = ("stats/*.py", "comparison/*.py", "gating/**/*.py", "decision/*.py")
-_PRINTING_OF = {
-    "nights.py": ("nightly/[ae]*.py", "evaluation/control_arm.py"),
-    "gates.py": ("evaluation/control_arm.py",),
-    "chosen.py": ("evaluation/rows/sampling.py", "experiment/fewer_items.py"),
-}
-_SIMULATION = ("cell.py", "draws.py")
 
 
 class Found(NamedTuple):
@@ -42,18 +33,26 @@ class Found(NamedTuple):
     code: str
 
 
-@cache
-def code_digest(file: str) -> str:
-    """Return the digest of what may move the figures of a file of cells.
+def closures(sources: Sources) -> dict[str, frozenset[Definition]]:
+    """Map each cell to the code of ours that it may run: what makes it, and what runs it."""
+    runs = sources.definition("tests.calibration.cell", "run")
+    return {
+        cell.name: closure(sources, [made, runs])
+        for file in FILES
+        for cell, made in zip(file.CELLS, elements(sources, file.__name__, "CELLS"), strict=True)
+    }
 
-    That is the code that prints them, the policies' defaults and the simulation; docstrings and comments
-    change nothing.
-    """
-    globs = _PRINTING + _PRINTING_OF.get(file, ())
-    files = {found for where in globs for found in (ROOT / "harness").glob(where)}
-    files |= {Path(__file__).parent / name for name in (*_SIMULATION, file)}
-    policies = [policy().model_dump(mode="json") for policy in (GatePolicy, DecidePolicy, NightlyPolicy)]
-    return digest([pin_of(sorted(files)), policies])
+
+@cache
+def code_digests(root: Path = ROOT) -> dict[str, str]:
+    """Map each cell to the digest of the code that it may run, in a checkout that has the same design."""
+    sources = Sources(root)
+    return {name: digest_of(sources, found) for name, found in closures(sources).items()}
+
+
+def is_stale(name: str, one: Found) -> bool:
+    """Tell whether code that a cell may run has changed since it was simulated."""
+    return one.code != code_digests().get(name)
 
 
 def simulate(name: str, n_draws: int) -> tuple[dict[str, Figure], float]:
@@ -84,7 +83,9 @@ def write(found: Mapping[str, Found], path: Path = KEPT) -> None:
     beside.replace(path)
 
 
-def study(n_draws: int = DRAWS, cells: Sequence[Cell] = CELLS, path: Path = KEPT) -> dict[str, Found]:
+def study(
+    n_draws: int = DRAWS, cells: Sequence[Cell] = CELLS, path: Path = KEPT, processes: int = PROCESSES
+) -> dict[str, Found]:
     """Simulate every cell that is not kept as it would be now, the longest first; returns all of them.
 
     A cell that raises is named on stderr and left out, so that it costs no other its figures.
@@ -94,7 +95,7 @@ def study(n_draws: int = DRAWS, cells: Sequence[Cell] = CELLS, path: Path = KEPT
     left = [c.name for c in cells if not _is_current(found, c.name, n_draws)]
     left.sort(key=lambda name: -known.get(name, float("inf")))
     start = time.perf_counter()
-    with ProcessPoolExecutor(PROCESSES) as pool:
+    with ProcessPoolExecutor(processes) as pool:
         asked = {pool.submit(simulate, name, n_draws): name for name in left}
         for done, future in enumerate(as_completed(asked), start=1):
             name = asked[future]
@@ -103,9 +104,12 @@ def study(n_draws: int = DRAWS, cells: Sequence[Cell] = CELLS, path: Path = KEPT
                 found.pop(name, None)
                 continue
             figures, took = future.result()
-            found[name] = Found(figures, n_draws, took, code_digest(FILE_OF[name]))
+            found[name] = Found(figures, n_draws, took, code_digests()[name])
             write(found, path)
-            rest = left_s(known, left, found, n_draws, time.perf_counter() - start, done)
+            rest = (
+                left_s(known, left, found, n_draws, (time.perf_counter() - start) * processes, done)
+                / processes
+            )
             said = f"{done}/{len(left)} {name}: {seconds(took)}; some {seconds(rest)} left"
             sys.stderr.write(said + "\n")
     return found
@@ -113,7 +117,7 @@ def study(n_draws: int = DRAWS, cells: Sequence[Cell] = CELLS, path: Path = KEPT
 
 def _is_current(found: Mapping[str, Found], name: str, n_draws: int) -> bool:
     one = found.get(name)
-    return one is not None and one.n_draws >= n_draws and one.code == code_digest(FILE_OF[name])
+    return one is not None and one.n_draws >= n_draws and not is_stale(name, one)
 
 
 def left_s(
@@ -124,7 +128,7 @@ def left_s(
     spent_s: float,
     done: int,
 ) -> float:
-    """Estimate the seconds left: by what each cell took the last time, else by the mean of those done."""
+    """Estimate the seconds of a processor that are left: by what each cell took the last time, else by the mean."""
     waiting = [name for name in names if not _is_current(found, name, n_draws)]
-    mean = spent_s * PROCESSES / done / n_draws
-    return sum(known.get(name, mean) for name in waiting) * n_draws / PROCESSES
+    mean = spent_s / done / n_draws
+    return sum(known.get(name, mean) for name in waiting) * n_draws

@@ -6,6 +6,7 @@ and of these only the variances are kept.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from harness import comparison, gating, plugins
 from harness import decision as decide
@@ -14,7 +15,7 @@ from harness.comparison.corrected_comparison import correct_comparison
 from harness.decision import CandidateFacts, ItemVariances
 from harness.evaluation.session import Measured, Session
 from harness.experiment.analysis.human_labels import judge_labels
-from harness.experiment.runs.stored_rows import Reader, Rows
+from harness.experiment.runs.stored_rows import Reader, Rows, documents_of
 from harness.gating import Measurement, TaskComparison
 from harness.gating.verdict import is_in_macro
 from harness.records import Run, SampleResult
@@ -133,20 +134,34 @@ def steps_of(
     `rows` maps the digests of bases, and the ids of runs, to rows by task; `tasks` are the run's
     comparisons with the base, which say what counts.
     """
-    counting = [t for t in tasks if is_in_macro(t)]
+    judged = _Judged(
+        [t for t in tasks if is_in_macro(t)],
+        {
+            m.task.name: documents_of(session.store, m.task, m.role, run.rows[f"{m.task.name}/test"])
+            for m in session.suites
+            if f"{m.task.name}/test" in run.rows
+        },
+    )
     out = []
     if run.served_digest in rows and run.base_digest in rows:
         base, served, own = rows[run.base_digest], rows[run.served_digest], rows[run.run_id]
         served_as = f"{session.candidates[run.candidate].served_base.quantization.upper()} base"
         out += [
-            _step(session, "quantisation", served_as, "base", served, base, counting),
-            _step(session, "training", run.candidate, served_as, own, served, counting),
+            _step(session, "quantisation", served_as, "base", served, base, judged),
+            _step(session, "training", run.candidate, served_as, own, served, judged),
         ]
     parent = parent_of(session, run, runs)
     if parent is not None:
         own, old = rows[run.run_id], rows[parent.run_id]
-        out.append(_step(session, _change(run), run.candidate, parent.candidate, own, old, counting))
+        out.append(_step(session, _change(run), run.candidate, parent.candidate, own, old, judged))
     return tuple(out)
+
+
+class _Judged(NamedTuple):
+    """What a run's verdict rests on: the tasks that count, and each task's items with their documents' digests."""
+
+    counting: Sequence[TaskComparison]
+    documents: Mapping[str, Mapping[str, str]]
 
 
 def _change(run: Run) -> str:
@@ -173,11 +188,20 @@ def _step(
     base: str,
     own: RowsByTask,
     old: RowsByTask,
-    counting: Sequence[TaskComparison],
+    judged: _Judged,
 ) -> Step:
     answered = [m for m in session.suites if _both(m, old, own)]
     measured = [
-        Measurement(m.task, m.role, m.suite, m.metrics, old[m.task.name], own[m.task.name]) for m in answered
+        Measurement(
+            m.task,
+            m.role,
+            m.suite,
+            m.metrics,
+            old[m.task.name],
+            own[m.task.name],
+            documents=judged.documents.get(m.task.name, {}),
+        )
+        for m in answered
     ]
     compared = {m.task.name: _compared(session, m, old, own) for m in answered}
     target = session.target
@@ -185,7 +209,7 @@ def _step(
         what,
         new,
         base,
-        gating.macro_between(measured, compared, counting, session.experiment.seeds[0]),
+        gating.macro_between(measured, compared, judged.counting, session.experiment.seeds[0]),
         tuple(compared.values()),
         _compared(session, target, old, own) if _both(target, old, own) else None,
     )
