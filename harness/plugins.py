@@ -217,6 +217,7 @@ def method(name: str) -> Method:
     return declared
 
 
+@cache
 def stored_method(name: str) -> Method:
     """Return what the method of a stored run declares; where its file is gone, a fine-tune is assumed."""
     if name in names("methods"):

@@ -636,6 +636,38 @@ def test_tasks_whose_names_differ_in_letters_that_no_task_may_bear_are_judged_ea
     assert critical.outcome == "pass"
 
 
+def logged_as(folder, metric, scores):
+    """Write a folder of samples of one task, scored by one metric of this name, and without the results file."""
+    written = lmeval_folder.write(folder, {"speech": scores})
+    for results in written.rglob("results_*"):
+        results.unlink()
+
+    def renamed(line):
+        rest = {key: value for key, value in line.items() if not key.startswith("acc")}
+        return {**rest, "metrics": [metric], metric: line["acc"]}
+
+    rewrite(written, lambda lines: list(map(renamed, lines)))
+    return written
+
+
+def test_errors_per_word_may_exceed_1_and_have_no_upper_bound(tmp_path):
+    """They were refused above 1, and below had the interval of a rate."""
+    worse = [0.3, 1.6, 0.4, 0.0] * 20
+    old, new = (logged_as(tmp_path / arm, "wer", s) for arm, s in (("a", [0.2] * 80), ("b", worse)))
+    judged = release.gate_folders(old, new, GatePolicy())
+    (task,) = judged.tasks
+    assert (task.comparison.metric, task.comparison.unit.is_rate) == ("wer", False)
+    assert task.comparison.delta == pytest.approx(0.575 - 0.2)
+    assert not task.admitted
+    assert judged.verdict.outcome == "inconclusive"
+
+
+def test_other_scores_above_1_are_refused_by_the_file_and_the_metric(tmp_path):
+    old, new = (logged_as(tmp_path / arm, "acc", s) for arm, s in (("a", [1.0, 0.5]), ("b", [1.3, 0.5])))
+    with pytest.raises(UserError, match=r"samples_speech.*found metrics that are no rates in \[0, 1\] \(acc\)"):
+        release.gate_folders(old, new, GatePolicy())
+
+
 @pytest.mark.parametrize(
     ("metric", "higher"),
     [("answer_match", True), ("after_edit", True), ("wer", False), ("word_perplexity", False)],

@@ -39,18 +39,21 @@ def cluster_name(row: SampleResult) -> str:
 def split(tasks: Mapping[str, Sequence[SampleResult]], seed: int) -> Split:
     """Split the clusters of all tasks, large ones first, so that each task is halved evenly."""
     total = {task: len(rows) for task, rows in tasks.items()}
-    sizes: dict[str, Counter[str]] = {}
+    sizes: dict[str, dict[str, int]] = {}  # of a cluster in each task
     for task, rows in tasks.items():
-        for row in rows:
-            sizes.setdefault(cluster_name(row), Counter())[task] += 1
-    filled: dict[Half, Counter[str]] = {half: Counter() for half in HALVES}
+        for cluster, n in Counter(map(cluster_name, rows)).items():
+            sizes.setdefault(cluster, {})[task] = n
+    filled: dict[Half, dict[str, int]] = {half: dict.fromkeys(tasks, 0) for half in HALVES}
     half_of: dict[str, Half] = {}
     order = {cluster: _hash(cluster, seed) for cluster in sizes}
-    for cluster in sorted(sizes, key=lambda c: (-sizes[c].total(), order[c])):
-        halves = HALVES if order[cluster] % 2 else HALVES[::-1]
-        half = min(halves, key=lambda h: sum(n * filled[h][t] / total[t] for t, n in sizes[cluster].items()))
-        half_of[cluster] = half
-        filled[half].update(sizes[cluster])
+    large_first = {cluster: (-sum(of.values()), order[cluster]) for cluster, of in sizes.items()}
+    for cluster in sorted(sizes, key=large_first.__getitem__):
+        of = sizes[cluster].items()
+        first, second = HALVES if order[cluster] % 2 else HALVES[::-1]
+        loads = [sum([n * filled[half][task] / total[task] for task, n in of]) for half in (first, second)]
+        half_of[cluster] = half = first if loads[0] <= loads[1] else second
+        for task, n in of:
+            filled[half][task] += n
     return Split(half_of, seed)
 
 

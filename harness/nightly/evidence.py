@@ -129,7 +129,9 @@ def _by_pass(nights: Iterable[NightChanges]) -> dict[int, list[_Group]]:
     for night in nights:
         new: dict[int, list[float]] = {}
         for cluster, change in night.changes.items():
-            known = seen.setdefault(cluster, set())
+            known = seen.get(cluster)
+            if known is None:
+                known = seen[cluster] = set()
             if night.tested not in known:
                 known.add(night.tested)
                 new.setdefault(len(known), []).append(change)
@@ -192,17 +194,22 @@ def _chart(nights: Iterable[NightChanges], seeds: Seeds) -> float:
     Later answers count here: each is charted against the mean of its cluster's earlier ones, so that
     what the reference had by luck is not charted again in each pass.
     """
-    before: dict[str, dict[str, float]] = {}
+    before: dict[str, set[str]] = {}  # what answered the cluster so far
+    total: dict[str, float] = {}  # of its changes by these
     groups, makings = [], []
     for night in nights:
-        new = {c: d for c, d in night.changes.items() if night.tested not in before.get(c, {})}
-        if not new:
-            continue
-        known = ((d, before.get(c, {}).values()) for c, d in new.items())
-        groups.append(np.array([d - (sum(k) / len(k) if k else 0.0) for d, k in known]))
-        makings.append(night.making)
-        for cluster, change in new.items():
-            before.setdefault(cluster, {})[night.tested] = change
+        changes = []
+        for cluster, change in night.changes.items():
+            earlier = before.get(cluster)
+            if earlier is None:
+                earlier, total[cluster] = before.setdefault(cluster, set()), 0.0
+            if night.tested not in earlier:
+                changes.append(change - total[cluster] / (len(earlier) or 1))
+                earlier.add(night.tested)
+                total[cluster] += change
+        if changes:
+            groups.append(np.array(changes))
+            makings.append(night.making)
     if not groups:
         return 0.0
     n = np.array([len(g) for g in groups])

@@ -23,7 +23,7 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]+")
 
 
 class LoggedItem(NamedTuple):
-    """One item: its score in [0, 1], digests of the prompt by their names, its cluster, its choices.
+    """One item: its score within the bounds of its task, digests of the prompt by their names, cluster, choices.
 
     `n_choices` is 0 where nothing was to be chosen.
     """
@@ -49,6 +49,7 @@ class TaskLog(NamedTuple):
     kind: Kind
     evaluator: str
     same_items: str  # what to do where the items differ
+    bounds: tuple[float, float] = (0.0, 1.0)
 
 
 def differences(old: TaskLog, new: TaskLog) -> list[str]:
@@ -82,7 +83,7 @@ def task_names(logged: Iterable[str]) -> dict[str, str]:
 def measurement(name: str, old: TaskLog, new: TaskLog) -> Measurement:
     """Put both arms beside each other as a capability task of this name."""
     metric_name = _NOT_IN_NAMES.sub("-", old.metric)
-    metric = mean_metric(metric_name, lambda output, example: None, old.higher_is_better)
+    metric = mean_metric(metric_name, lambda output, example: None, old.higher_is_better, old.bounds)
     task = Task(name=name, data=TaskData(), kind=old.kind, metrics=(metric_name,), chance=_chance(old))
     base, now = (_sample_results(name, metric, arm) for arm in (old, new))
     documents = {item: logged.digests.get("doc_hash", "") for item, logged in old.items.items()}

@@ -9,7 +9,7 @@ Source: lm-evaluation-harness 0.4, `loggers/evaluation_tracker.py` writes these 
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ _SETTINGS = (
     "precision",
     "engine",
 )
-_LOWER = ("perplexity", "bits_per_byte", "wer", "ter", "brier_score")
+_ERROR_RATES = ("wer", "ter")  # errors per word of the reference, which may be more than 1
+_LOWER = (*_ERROR_RATES, "perplexity", "bits_per_byte", "brier_score")
 
 
 def sample_files(folder: Path) -> dict[str, tuple[str, Path]]:
@@ -43,8 +44,8 @@ def sample_files(folder: Path) -> dict[str, tuple[str, Path]]:
 def read_samples(folder: Path) -> dict[str, TaskLog]:
     """Read the newest samples of every task below a folder, by the task's name.
 
-    The metric is the first rate that lm-eval lists for the task; chance is one over the number of
-    choices. Whether an answer was cut off is not in these files.
+    The metric is the first rate that lm-eval lists for the task, else a rate of
+    errors per word, which has no upper bound; chance is one over the number of choices. Whether an answer was cut off is not in these files.
 
     Raises:
         UserError: a file is damaged.
@@ -60,20 +61,21 @@ def _parse_task(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog:
     metric = _metric(path, list(samples.values()))
     _refuse_unscored(path, samples, metric)
     direction = results.get("higher_is_better", {}).get(task, {}).get(metric)
-    higher = bool(direction) if direction is not None else not _is_loss(metric)
+    higher = bool(direction) if direction is not None else not _is_named(metric, _LOWER)
+    bounds = (0.0, inf) if _is_named(metric, _ERROR_RATES) else (0.0, 1.0)
     config = results.get("config", {})
     settings = {name: _first(results.get(name), config.get(name)) for name in _SETTINGS}
     settings["version"] = results.get("versions", {}).get(task)
     settings["num_fewshot"] = results.get("n-shot", {}).get(task)
     items = join_copies(path, {name: _item(row, metric) for name, row in samples.items()})
     # Kind "choice": whether an answer was unparsable or truncated is not in these files.
-    return TaskLog(task, metric, higher, items, settings, "choice", "lm-eval", "use the same --limit")
+    return TaskLog(task, metric, higher, items, settings, "choice", "lm-eval", "use the same --limit", bounds)
 
 
-def _is_loss(metric: str) -> bool:
-    """Tell by the words of a metric's name whether lower is better, where no results file says it."""
+def _is_named(metric: str, names: Iterable[str]) -> bool:
+    """Tell whether the words of a metric's name hold one of these."""
     words = "_".join(re.findall("[a-z]+", metric.lower()))
-    return any(f"_{name}_" in f"_{words}_" for name in _LOWER)
+    return any(f"_{name}_" in f"_{words}_" for name in names)
 
 
 def _item(row: Mapping[str, Any], metric: str) -> LoggedItem:
@@ -144,7 +146,11 @@ def _results(path: Path, date: str) -> dict[str, Any]:
 
 
 def _metric(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Name the first metric that is a rate: margins are losses on a scale from 0 to 1."""
+    """Name the first metric that is a rate, as margins are losses on a scale from 0 to 1.
+
+    Where there is none, a rate of errors per word is compared, which has no upper bound and counts in no
+    mean of tasks.
+    """
     row = rows[0]
     listed = row.get("metrics") or [
         k for k, v in row.items() if isinstance(v, int | float) and k not in ("doc_id", "metabench_idx")
@@ -154,12 +160,13 @@ def _metric(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
         found = f"metrics without one number an item ({', '.join(map(str, listed)) or 'none'})"
         step = "leave the task out of both folders"
         raise UserError(Problem(str(path), found, "a metric such as acc or exact_match", step))
-    rates = [name for name in scored if is_rate(row.get(name) for row in rows)]
-    if not rates:
+    errors = [name for name in scored if _is_named(name, _ERROR_RATES)]
+    rates = [name for name in scored if name not in errors and is_rate(row.get(name) for row in rows)]
+    if not rates + errors:
         found = f"metrics that are no rates in [0, 1] ({', '.join(map(str, scored))})"
         step = "leave the task out of both folders"
         raise UserError(Problem(str(path), found, "a metric such as acc or exact_match", step))
-    return str(rates[0])
+    return str((rates + errors)[0])
 
 
 def _refuse_unscored(path: Path, samples: Mapping[str, Mapping[str, Any]], metric: str) -> None:
