@@ -102,10 +102,13 @@ def test_what_a_cell_is_made_with_makes_it_alone_stale_but_not_how_often_the_tes
 SMALL = {
     "harness/__init__.py": "",
     "harness/shapes.py": """
-from harness.sizes import SIDE, Reader
+from dataclasses import dataclass
+from harness.sizes import DEPTH, SIDE, Reader
 
+@dataclass
 class Square:
     side: int = SIDE
+    unused: int = DEPTH
 
     def area(self): return self.side ** 2
 
@@ -120,7 +123,8 @@ print("at import")
 """,
     "harness/sizes.py": """
 from json import JSONDecoder as Decoder
-SIDE, DEPTH = 2, 3
+SIDE = 2
+DEPTH = 3
 OTHER = 4
 
 class Reader(Decoder):
@@ -150,8 +154,8 @@ from harness.sizes import OTHER
 @pytest.mark.parametrize(
     ("root", "reached"),
     [
-        ("areas", {"areas", "Square", "Square.area", "SIDE", "(shapes)"}),
-        ("named", {"named", "thing", "Square", "Square.outline", "SIDE", "(shapes)"}),
+        ("areas", {"areas", "Square", "Square.area", "Square.side", "SIDE", "(shapes)"}),
+        ("named", {"named", "thing", "Square", "Square.outline", "Square.side", "SIDE", "(shapes)"}),
         ("reader", {"reader", "Small", "Small.read", "Reader", "Reader.any_name", "OTHER", "(shapes)"}),
         ("limited", {"limited", "LIMIT", "(shapes)"}),
     ],
@@ -205,6 +209,6 @@ def seen_to_run(cell) -> set[tuple[str, str]]:
     ran = {
         (".".join(file.relative_to(study.ROOT).with_suffix("").parts).removesuffix(".__init__"), name)
         for file, name in own
-        if file.is_relative_to(study.ROOT) and not name.startswith("<")
+        if file.is_relative_to(study.ROOT) and file != Path(__file__) and not name.startswith("<")
     }
-    return {(module, name) for module, name in ran if module != __name__ and not PLUGIN.match(module)}
+    return {(module, name) for module, name in ran if not PLUGIN.match(module)}

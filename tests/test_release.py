@@ -664,7 +664,9 @@ def test_errors_per_word_may_exceed_1_and_have_no_upper_bound(tmp_path):
 
 def test_other_scores_above_1_are_refused_by_the_file_and_the_metric(tmp_path):
     old, new = (logged_as(tmp_path / arm, "acc", s) for arm, s in (("a", [1.0, 0.5]), ("b", [1.3, 0.5])))
-    with pytest.raises(UserError, match=r"samples_speech.*found metrics that are no rates in \[0, 1\] \(acc\)"):
+    with pytest.raises(
+        UserError, match=r"samples_speech.*found metrics that are no rates in \[0, 1\] \(acc\)"
+    ):
         release.gate_folders(old, new, GatePolicy())
 
 

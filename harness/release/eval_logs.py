@@ -23,7 +23,7 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]+")
 
 
 class LoggedItem(NamedTuple):
-    """One item: its score within the bounds of its task, digests of the prompt by their names, cluster, choices.
+    """One item: its score within the task's bounds, digests of the prompt by their names, cluster, choices.
 
     `n_choices` is 0 where nothing was to be chosen.
     """

@@ -1,9 +1,10 @@
 """The closure of definitions: the code of ours that an expression may run, and its digest.
 
 From the names of the expression we go, through imports, to the functions, classes and constants that they stand
-for, and on from there. A method belongs to the closure where its class does and anything in it takes an attribute
-of that name, from whatever object; where the class derives from one of a library, or a decorator may hand the method
-on, its name need not be seen. What a module runs beside its definitions belongs to each of them.
+for, and on from there. A method, or a field of a dataclass, belongs to the closure where its class does and anything
+in it takes an attribute of that name, from whatever object, or gives an argument by it; where the class derives from
+one of a library, or a decorator may hand the method on, its name need not be seen. What a module runs beside its
+definitions belongs to each of them.
 
 Invariant: no less than what runs, but for plugins, which are loaded by names made at run time; a test holds cells to
 what they were seen to run. Where a definition stands changes no digest, what its names stand for does.
@@ -46,8 +47,8 @@ def closure(sources: Sources, roots: Iterable[Definition]) -> frozenset[Definiti
         classes |= {one for one in found if isinstance(one, Class)}
         attributes |= {name for use in used for name in use.attributes}
         next_to = (sources.of(d).others for d in new)
-        methods = (d for one in classes for d in _methods(sources, one, attributes))
-        new = {*map(_body, found), *next_to, *methods} - reached
+        members = (d for one in classes for d in _members(sources, one, attributes))
+        new = {*map(_body, found), *next_to, *members} - reached
     return frozenset(reached)
 
 
@@ -55,10 +56,10 @@ def _body(found: Definition | Class) -> Definition:
     return found.body if isinstance(found, Class) else found
 
 
-def _methods(sources: Sources, one: Class, attributes: set[str]) -> Iterator[Definition]:
-    """Yield the methods of a class that something may call, where these attributes are taken."""
+def _members(sources: Sources, one: Class, attributes: set[str]) -> Iterator[Definition]:
+    """Yield the methods and fields of a class that something may use, where these attributes are taken."""
     called_by_libraries = bool(sources.libraries_of(one))
-    for d in one.methods:
+    for d in one.members:
         name = d.place[1].rpartition(".")[2]
         special = name.startswith("__") and name.endswith("__")
         if called_by_libraries or special or name in attributes or _is_handed_on(d):

@@ -26,7 +26,7 @@ _RECORDS = {
 
 
 class Definition(NamedTuple):
-    """A function, a method, a constant, or a class without its methods; `place` is its module and its name there."""
+    """A function, a constant, a class without its members, or a member; `place` is its module and its name there."""
 
     place: tuple[str, str]
     code: str
@@ -34,10 +34,10 @@ class Definition(NamedTuple):
 
 
 class Class(NamedTuple):
-    """A class: its body without methods, and these, several where one is overloaded or has a setter."""
+    """A class: its body, and apart from it its methods and, of a dataclass, its fields."""
 
     body: Definition
-    methods: tuple[Definition, ...]
+    members: tuple[Definition, ...]
     bases: tuple[str, ...]
 
 
@@ -83,11 +83,12 @@ class Module:
         return self.define(name, *(known.nodes if isinstance(known, Definition) else ()), line)
 
     def _class(self, node: ast.ClassDef) -> Class:
-        functions = [line for line in node.body if isinstance(line, _FUNCTIONS)]
-        node.body = [line for line in node.body if not isinstance(line, _FUNCTIONS)] or [ast.Pass()]
+        record = any(ast.unparse(by).startswith("dataclass") for by in node.decorator_list)
+        members = [line for line in node.body if isinstance(line, _FUNCTIONS) or (record and _is_field(line))]
+        node.body = [line for line in node.body if line not in members] or [ast.Pass()]
         return Class(
             self.define(node.name, node),
-            tuple(self.define(f"{node.name}.{one.name}", one) for one in functions),
+            tuple(self.define(f"{node.name}.{name}", line) for line in members for name in _defined(line)),
             tuple(ast.unparse(base).partition("[")[0] for base in node.bases),
         )
 
@@ -221,6 +222,10 @@ def _defined(line: ast.stmt) -> list[str]:
     )
 
 
+def _is_field(line: ast.stmt) -> bool:
+    return isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+
+
 def _path(node: ast.AST) -> list[str]:
     """Return the names of `a.b.c`, ["a", "b", "c"]; [""] for what is none."""
     if isinstance(node, ast.Name):
@@ -237,13 +242,15 @@ def _code(node: ast.AST) -> str:
 
 
 def _attributes(nodes: Iterable[ast.AST]) -> frozenset[str]:
-    """List the attributes taken of anything, or named in a text, as for `getattr`."""
+    """List the attributes taken of anything, or named in a text as for `getattr`, and arguments by name."""
     out: set[str] = set()
     for node in nodes:
         if isinstance(node, ast.Attribute):
             out.add(node.attr)
         elif isinstance(node, ast.MatchClass):
             out.update(node.kwd_attrs)
+        elif isinstance(node, ast.keyword) and node.arg:
+            out.add(node.arg)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
             out.add(node.value)
     return frozenset(out)
