@@ -45,7 +45,8 @@ def read_samples(folder: Path) -> dict[str, TaskLog]:
     """Read the newest samples of every task below a folder, by the task's name.
 
     The metric is the first rate that lm-eval lists for the task, else a rate of errors per word, which has no
-    upper bound. Chance is one over the number of choices. Whether an answer was cut off is not in these files.
+    upper bound. Chance is one over the number of choices. Whether an answer was cut off is not in
+    these files.
 
     Raises:
         UserError: a file is damaged.
