@@ -658,7 +658,7 @@ def test_errors_per_word_may_exceed_1_and_have_no_upper_bound(tmp_path):
     (task,) = judged.tasks
     assert (task.comparison.metric, task.comparison.unit.is_rate) == ("wer", False)
     assert task.comparison.delta == pytest.approx(0.575 - 0.2)
-    assert not task.admitted
+    assert not task.base_rows_admitted
     assert judged.verdict.outcome == "inconclusive"
 
 
@@ -675,12 +675,7 @@ def test_other_scores_above_1_are_refused_by_the_file_and_the_metric(tmp_path):
     [("answer_match", True), ("after_edit", True), ("wer", False), ("word_perplexity", False)],
 )
 def test_without_the_results_file_a_metrics_words_say_which_way_is_better(tmp_path, metric, higher):
-    folder = lmeval_folder.write(tmp_path, {"qa": [1.0, 0.0]})
-    for file in folder.rglob("*.jsonl"):
-        file.write_text(file.read_text().replace('"acc"', f'"{metric}"'))
-    for results in folder.rglob("results_*"):
-        results.unlink()
-    logged = read_samples(folder)["qa"]
+    logged = read_samples(logged_as(tmp_path, metric, [1.0, 0.0]))["speech"]
     assert (logged.metric, logged.higher_is_better) == (metric, higher)
 
 
