@@ -158,7 +158,7 @@ def steps_of(
 
 
 class _Judged(NamedTuple):
-    """What a run's verdict rests on: the tasks that count, and digests of all tasks' documents by item."""
+    """Tasks that count in a run's verdict, and the digests of all tasks' documents by item."""
 
     counting: Sequence[TaskComparison]
     documents: Mapping[str, Mapping[str, str]]
