@@ -44,9 +44,7 @@ def examples(words, choices=("late", "money")):
 def context(tiny, own_cache, tmp_path):
     source = resolve(str(tiny))
     train, validation = examples(slice(0, 2)), examples(slice(5, 6))
-    return FitContext(
-        source, CPU, tmp_path, train, validation, True, 0, (), lambda done, total, note="": None
-    )
+    return FitContext(source, CPU, tmp_path, train, validation, True, 0, lambda done, total, note="": None)
 
 
 def fitted(context, folder="", **params):

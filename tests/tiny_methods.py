@@ -54,7 +54,6 @@ def context(model, folder, *, source=None, machine=CPU, **given) -> FitContext:
         examples(slice(5, 6)),
         True,
         0,
-        (),
         lambda done, total, note="": None,
         **{"pairs": pairs(slice(0, 2)), **given},
     )

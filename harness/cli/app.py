@@ -202,16 +202,26 @@ def config_option(config: Path) -> str:
 
 
 def write_report(
-    found: "ExperimentReport", config: Path, overrides: Sequence[str], candidates: Sequence[str] = ()
+    found: "ExperimentReport",
+    config: Path,
+    overrides: Sequence[str],
+    candidates: Sequence[str] = (),
+    report_to: Sequence[str] = (),
 ) -> "ExperimentReport":
     """Write a report into its project; return it with next commands as they are typed where we are now.
 
-    Those that are written are typed in the project's folder.
+    Those that are written are typed in the project's folder. Its runs are sent to the trackers `report_to`
+    first, so that it says where they are.
     """
     from harness import report
 
+    folder = config.parent / "reports"
+    if report_to:
+        from harness.report import trackers
+
+        found = replace(found, notes=(*found.notes, *trackers.send(found, report_to, folder)))
     here, there = (command_line(path, overrides, candidates) for path in (config, Path(config.name)))
-    report.write(replace(found, typed=there), config.parent / "reports")
+    report.write(replace(found, typed=there), folder)
     return replace(found, typed=here)
 
 

@@ -176,7 +176,7 @@ def compare(
             found=stored,
             scope=scope,
         )
-    found = write_report(found, config, settings, candidates or [])
+    found = write_report(found, config, settings, candidates or [], session.experiment.report_to)
     if rescue and scope.smoke:
         say("a smoke run is no evidence of what was forgotten, so nothing is rescued")
     if rescue and not scope.smoke:

@@ -37,7 +37,8 @@ def report(overrides: Overrides = None, config: Config = Path("harness.yaml"), a
 
     session, loaded = open_session(config, overrides)
     found = experiment.report_stored(session, loaded.selected)
-    print_report(write_report(found, config, overrides or []), as_json)
+    found = write_report(found, config, overrides or [], report_to=session.experiment.report_to)
+    print_report(found, as_json)
 
 
 @app.command()

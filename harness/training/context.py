@@ -53,7 +53,6 @@ class FitContext:
     validation: tuple[Example, ...]
     chat_template: bool
     seed: int
-    report_to: tuple[str, ...]
     advance: Advance
     pairs: tuple[Example, ...] = ()
     init: Path | None = None

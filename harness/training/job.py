@@ -54,7 +54,6 @@ class Job:
     merges: tuple[Path, ...] = ()
     path: Path | None = None
     reward: Reward | None = None
-    report_to: tuple[str, ...] = ()
     threads: int = 0
     track: int = 0
     code: tuple[Any, ...]
@@ -152,7 +151,6 @@ def _make(folder: Path, advance: Advance) -> None:
         rows["validation"],
         job.chat_template,
         job.seed,
-        job.report_to,
         advance,
         rows["pairs"],
         job.init,

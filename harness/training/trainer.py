@@ -175,7 +175,7 @@ def settings(context: FitContext, params: LoopParams, n_trained: float | None = 
         "bf16": context.machine.precision == "bf16",
         "fp16": context.machine.precision == "fp16",
         "use_cpu": not on_gpu,
-        "report_to": list(context.report_to) or "none",
+        "report_to": "none",
         "dataloader_pin_memory": on_gpu,
         "train_sampling_strategy": "group_by_length",
         "save_strategy": "epoch",

@@ -34,9 +34,7 @@ def the_context(folder: Path) -> FitContext:
         for rows in (session.target.items.train[:N_ROWS], session.target.items.validation[:2])
     )
     chat = session.target.task.chat_template
-    return FitContext(
-        session.source, session.machine, folder, train, validation, chat, 0, (), lambda *_: None
-    )
+    return FitContext(session.source, session.machine, folder, train, validation, chat, 0, lambda *_: None)
 
 
 @pytest.mark.bench

@@ -72,7 +72,7 @@ def the_context(recipe: Recipe, model: RandomModel, folder: Path) -> FitContext:
     rows = rows_of("chat_facts")
     train = tuple(conversation(rows, i, recipe.n_turns) for i in range(recipe.n_rows))
     return FitContext(
-        model.source, model.machine, folder / "lora", train, train[:2], True, 0, (), lambda *_: None
+        model.source, model.machine, folder / "lora", train, train[:2], True, 0, lambda *_: None
     )
 
 

@@ -22,13 +22,14 @@ from harness.models import openai_api, vllm
 from harness.models.adapters import CONFIG
 from harness.models.hub import architecture_difference, is_packed
 from harness.records import parse_json
+from harness.report import trackers
 from harness.spec import Recipe
 from harness.training import reward_problems
 
 
 def refuse_weights(session: Session, loaded: Loaded) -> None:
     """Refuse candidates whose weights cannot be made or opened here."""
-    problems: list[Problem] = []
+    problems = [*trackers.problems(loaded.experiment.report_to)]
     known, selected = session.candidates, loaded.selected
     names = dict.fromkeys(at for name in selected for at in (name, *known[name].lineage))
     needed = [known[name] for name in names]

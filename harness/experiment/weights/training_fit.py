@@ -112,7 +112,6 @@ def _write_job(
         merges=tuple(filter(None, map(_init_path, merges))),
         path=Path(source.path) if source.path else None,
         reward=_reward(session, candidate, reward),
-        report_to=session.experiment.report_to,
         threads=threads_of(source.method),
         track=source.track.points if source.track else 0,
         code=code_of(source.method, source.regularize),
