@@ -186,6 +186,12 @@ def test_a_dry_run_prints_tokens_and_runs_nothing(harness, tiny, tmp_path):
     assert not (tmp_path / "reports").exists()
 
 
+def test_a_dry_run_says_which_jobs_workers_would_get(harness, tiny, tmp_path):
+    tiny_experiment.write(tmp_path, tiny)
+    said = harness("compare", "--dry-run", "--executor", "local", "--workers", "2", check=0).stderr
+    assert re.search(r"workers \(local, at most 2 at once\) would get \d+ jobs \(.*fit 1, answer \d+\)", said)
+
+
 def test_a_dry_run_counts_the_training_of_every_seed_and_of_whose_weights_are_taken(harness, tiny, tmp_path):
     tiny_experiment.write(tmp_path, tiny)
 

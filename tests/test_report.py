@@ -273,6 +273,14 @@ def test_next_commands_name_the_file_and_the_overrides_as_a_shell_reads_them():
     assert commands(report(decision=None, typed=typed)) == [f"harness compare {tail}"]
 
 
+def test_only_a_next_comparison_goes_to_the_workers_again():
+    typed = CommandLine("", ("execution.executor=ray", "seeds=[0]"))
+    assert commands(report(typed=typed)) == ["harness promote lora 'seeds=[0]'"]
+    assert commands(report(decision=None, typed=typed)) == [
+        "harness compare execution.executor=ray 'seeds=[0]'"
+    ]
+
+
 def test_after_a_smoke_run_the_same_candidates_are_compared_in_full():
     typed = CommandLine("a.yaml", (), ("lora", "knn"))
     assert commands(report(smoke=True, typed=typed)) == ["harness compare --candidates lora,knn -c a.yaml"]

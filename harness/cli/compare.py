@@ -160,6 +160,8 @@ def compare(
         for line in unusual:
             say(line)
         say(experiment.stored_sentence(session, stored))
+        if jobs := experiment.workers_sentence(session, loaded.selected, stored, scope):
+            say(jobs)
         return
     say(experiment.first_line(session, len(loaded.selected), sum(plan.values()) if computes else None))
     tasks = [measured.task for measured in (session.target, *session.suites)]

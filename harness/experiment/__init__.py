@@ -46,6 +46,7 @@ from harness.experiment.run_preview import (
     say_never_loaded,
     stored_sentence,
     warnings_before,
+    workers_sentence,
 )
 from harness.experiment.runs.candidate_result import attempt, facts_of
 from harness.experiment.runs.run_candidate import outdated_inputs, stored_runs, time_again
@@ -76,6 +77,7 @@ __all__ = [
     "stored_so_far",
     "training_notes",
     "warnings_before",
+    "workers_sentence",
 ]
 
 

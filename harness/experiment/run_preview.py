@@ -13,6 +13,8 @@ from harness.errors import Problem, UserError
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
+from harness.experiment.executors import plan_of
+from harness.experiment.preparation.scope import Scope
 from harness.experiment.runs.run_candidate import stored_runs
 from harness.formatting import count, seconds
 from harness.models.hardware import probe_notes
@@ -45,6 +47,18 @@ def stored_sentence(session: Session, found: Sequence[Run | None]) -> str:
         return f"unknown whether any of it is stored: {say_never_loaded(unknown)}"
     n_done = sum(run is not None and run.state == "done" for run in found)
     return f"{count(n_done)} of {count(len(found))} runs are stored already"
+
+
+def workers_sentence(
+    session: Session, selected: Iterable[str], found: Sequence[Run | None], scope: Scope
+) -> str:
+    """Say which jobs workers would get; empty where there are none."""
+    policy = session.experiment.execution
+    if policy.executor == "in_process":
+        return ""
+    plan = plan_of(session, in_order(session, selected), found, policy.workers or 1, scope)
+    most = f"at most {count(policy.workers)} at once" if policy.workers else "as many at once as it has room for"
+    return f"workers ({policy.executor}, {most}) would get {plan}"
 
 
 def say_never_loaded(names: Sequence[str]) -> str:

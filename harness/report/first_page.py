@@ -231,7 +231,9 @@ def next_steps(report: ExperimentReport) -> Iterator[Command]:
 def _line(report: ExperimentReport, *words: str) -> str:
     """Write a command as a shell reads it, on the file and with the overrides that the report rests on."""
     config = ("-c", report.typed.config) if report.typed.config else ()
-    return join(["harness", *words, *config, *report.typed.overrides])
+    typed = report.typed.overrides
+    kept = typed if words[0] == "compare" else [one for one in typed if not one.startswith("execution.")]
+    return join(["harness", *words, *config, *kept])
 
 
 def _selection(report: ExperimentReport) -> list[str]:

@@ -97,8 +97,8 @@ class Experiment(Spec):
     the embedded one, a hub id or a folder. `suites` are names of those that ship with the package, or files.
     Each recipe that trains does so once for each of `seeds`. `precision` is that of the weights, measured by
     `auto`. `device: auto` takes a GPU where torch sees one. `chat_template_kwargs` are variables of the chat
-    template, as `enable_thinking`. `report_to` names trackers that get results. `datasets_dir` has copies of hub
-    data.
+    template, as `enable_thinking`. `report_to` names trackers that get results. `datasets_dir` has copies of
+    hub data.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
