@@ -151,6 +151,12 @@ class ExperimentReport:
         """The unit and direction of the target's metric."""
         return target_unit(self.facts)
 
+    def _repr_html_(self) -> str:
+        """Return what a terminal shows, for notebooks."""
+        from harness.report.terminal import terminal_html
+
+        return terminal_html(self)
+
 
 class Row(NamedTuple):
     """One candidate's cells of the result table."""

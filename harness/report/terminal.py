@@ -5,6 +5,7 @@ name wraps only where none that fits would tell it apart. Nothing that a model o
 as markup.
 """
 
+import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -59,6 +60,13 @@ def terminal(report: ExperimentReport, console: Console) -> None:
         console.print(Text(clean(f"power: {said}")))
     console.print()
     print_last(report, console)
+
+
+def terminal_html(report: ExperimentReport) -> str:
+    """Return what `terminal` prints as HTML."""
+    console = Console(width=WIDTH, record=True, file=io.StringIO(), force_terminal=False)
+    terminal(report, console)
+    return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 
 def print_last(report: ExperimentReport, console: Console) -> None:
