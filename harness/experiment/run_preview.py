@@ -57,8 +57,8 @@ def workers_sentence(
     if policy.executor == "in_process":
         return ""
     plan = plan_of(session, in_order(session, selected), found, policy.workers or 1, scope)
-    most = f"at most {count(policy.workers)} at once" if policy.workers else "as many at once as it has room for"
-    return f"workers ({policy.executor}, {most}) would get {plan}"
+    most = f", at most {count(policy.workers)} at once" if policy.workers else ""
+    return f"workers ({policy.executor}{most}) would get {plan}"
 
 
 def say_never_loaded(names: Sequence[str]) -> str:
