@@ -325,7 +325,7 @@ def test_a_part_of_an_experiment_in_the_docs_loads(own, block):
     experiment["target"]["data"]["pairs"] = "pairs.jsonl"
     experiment["candidates"]["lora"] = {"method": "lora"}
     for key, section in YAML(typ="safe").load("\n".join(block)).items():
-        experiment[key] = {**experiment.get(key, {}), **section}
+        experiment[key] = {**experiment.get(key, {}), **section} if isinstance(section, dict) else section
     (own / "harness.yaml").write_text(json.dumps(experiment))
     assert config.load(own / "harness.yaml").selected
 
