@@ -22,6 +22,7 @@ class Said(NamedTuple):
     finish_reason: str = "stop"
     n_prompt: int | None = 10  # None of a server that sends no usage
     n_new: int = 1
+    tokens: tuple[dict[str, float], ...] = ()  # log-probabilities of what each could have been, its own first
 
 
 class Fault(NamedTuple):
@@ -123,7 +124,9 @@ class Server(ThreadingHTTPServer):
             return 404, _error(f"The model `{body['model']}` does not exist.")
         if path == "/v1/chat/completions":
             said = self.model.chat(body["messages"], body)
-            return 200, _response(said, {"message": {"role": "assistant", "content": said.text}})
+            known = _token_logprobs(said, body["top_logprobs"]) if body.get("logprobs") else None
+            message = {"role": "assistant", "content": said.text}
+            return 200, _response(said, {"message": message, "logprobs": known})
         if not hasattr(self.model, "complete"):
             return 404, _error("Not Found")
         room = self.model.max_model_len - body["max_tokens"]
@@ -174,6 +177,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args: object) -> None:
         """Say nothing."""
+
+
+def _token_logprobs(said: Said, n: int) -> dict | None:
+    """Return the log-probabilities of tokens as a chat has them; nothing where the model gives none."""
+    content = [
+        {"token": next(iter(of)), "logprob": next(iter(of.values())), "top_logprobs": [
+            {"token": token, "logprob": value, "bytes": None} for token, value in [*of.items()][:n]
+        ]}
+        for of in said.tokens
+    ]  # fmt: skip
+    return {"content": content} if content else None
 
 
 def _error(message: str) -> dict:

@@ -42,7 +42,7 @@ HOMES = {
     "sacrebleu": {"metrics"},
     "rouge_score": {"metrics"},
     "bm25s": {"prompting"},
-    "sentence_transformers": {"data", "prompting", "training", "methods"},
+    "sentence_transformers": {"data", "prompting", "metrics", "training", "methods"},
     "evaluate": {"metrics"},
     "optuna": {"experiment"},
     **{name: {"report"} for name in ("mlflow", "tensorboard", "wandb")},

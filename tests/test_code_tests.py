@@ -185,6 +185,23 @@ def running(words):
     return found
 
 
+@pytest.mark.skipif(os.uname().machine not in ("x86_64", "aarch64"), reason="its system calls are not known")
+@pytest.mark.parametrize(
+    "ask",
+    [
+        "os.memfd_create('held') > 0",
+        "libc.syscall(memfd_secret, 0) > 0",
+        "libc.shmget(0, 1 << 20, 0o1600) >= 0",
+        "libc.msgget(0, 0o1600) >= 0",
+    ],
+)
+def test_memory_that_no_limit_of_a_process_counts_is_refused(ask):
+    begin = "import ctypes, os\nlibc = ctypes.CDLL(None)\nmemfd_secret = 447\n"
+    held = f"try:\n    held = {ask}\nexcept OSError:\n    held = False\n"
+    assert passes(begin + held, "assert not held", SOON)
+    assert not passes(begin + held, "assert held", SOON)
+
+
 def test_a_program_that_prints_without_end_of_lines_is_right_all_the_same():
     assert passes("for i in range(2000): print('x' * 10_000)\n" + ADD, TESTS, SOON)
 

@@ -25,7 +25,7 @@ from harness.evaluation.costs import Tokens
 from harness.metrics import mean_metric
 from harness.nightly import alarm as night_alarm
 from harness.nightly import state as files
-from harness.records import Grade
+from harness.records import Grade, Sample
 from harness.report.decision_tables import arithmetic_rows
 from harness.report.experiment_report import table_rows
 from harness.report.plots.heat_map import Cell, Heat
@@ -556,6 +556,27 @@ def test_an_item_shows_under_an_answer_what_a_judge_said_of_it(opened, tmp_path)
     shown = html(opened("compare", compare="knn,lora", task="chat"))
     assert shown.count("big said: not 4 &lt;script&gt;") == 1
     assert "<script>" not in shown
+
+
+def test_an_item_shows_every_answer_that_was_drawn_to_it(opened, tmp_path):
+    fake_project.write(tmp_path)
+
+    def drawn(position):
+        said = [
+            (f"drawn {position}", "ok", (1.0,)),
+            (f"cut {EVIL}", "truncated", (0.0,)),
+            ("", "error", None),
+        ]
+        parts = [Sample(i, text, status, {"exact_match": of}) for i, (text, status, of) in enumerate(said)]
+        return {"samples": tuple(parts)}
+
+    answered(tmp_path, "lora-0", "chat", drawn)
+    page = opened("compare", compare="knn,lora", task="chat")
+    assert [one.label for one in page.expander] == ["All 3 drawn answers"]
+    shown = quoted(page)
+    assert shown["answer 1 · ok · exact_match 1.000"] == "drawn 12"
+    assert shown["answer 2 · truncated · exact_match 0.000"].startswith("cut &lt;script&gt;")
+    assert shown["answer 3 · error"] == "&nbsp;"
 
 
 def quoted(page) -> dict[str, str]:

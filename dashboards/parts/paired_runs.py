@@ -12,7 +12,7 @@ from harness import comparison, store
 from harness.comparison import BaseErrors, Comparison
 from harness.errors import HarnessError
 from harness.formatting import change
-from harness.records import Run, SampleResult
+from harness.records import Run, Sample, SampleResult
 from harness.report import ExperimentReport
 from harness.store import Store
 from parts import project
@@ -118,6 +118,16 @@ def two_texts(pair: Pair, item: str) -> tuple[SampleResult, SampleResult] | None
     at = project.project().store
     rows = [store.read_samples(at, digest, [item]).get(item) for digest in (pair.base, pair.new)]
     return (rows[0], rows[1]) if rows[0] and rows[1] else None
+
+
+def drawn_answers(digest: str, item: str) -> tuple[Sample, ...]:
+    """Read all answers that were drawn to an item; none where it was answered greedily."""
+    return _drawn(str(project.project().store.folder), digest, project.modified(digest)).get(item, ())
+
+
+@st.cache_resource(show_spinner=False, max_entries=8)
+def _drawn(folder: str, digest: str, changed: tuple[int, ...]) -> dict[str, tuple[Sample, ...]]:
+    return store.read_drawn(Store(Path(folder)), digest)
 
 
 def holding(pair: Pair, text: str) -> set[str] | None:

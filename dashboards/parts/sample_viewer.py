@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import streamlit as st
 
-from harness.formatting import count
+from harness.formatting import count, plain
+from harness.records import Sample
 from harness.report.escape import clean
 from parts import paired_runs, safe_text
 from parts.paired_runs import Pair
@@ -64,13 +65,26 @@ def _one(pair: Pair, names: tuple[str, str], ids: Sequence[str], key: str) -> No
         safe_text.block("reference", " | ".join(new.references[:5]))
     left, right = st.columns(2)
     for column, name, row, side in ((left, names[0], old, "old"), (right, names[1], new, "new")):
+        digest = pair.base if side == "old" else pair.new
         with column:
             safe_text.block(name if row.status == "ok" else f"{name} · {row.status}", row.text)
             safe_text.whole(name, row.text, f"{key}_{side}")
             for judge, said in paired_runs.judges_said(row):
                 safe_text.say(f"{judge} said: {said}", "name")
+            _drawn(pair.metric, paired_runs.drawn_answers(digest, row.example_id))
     if old.text != new.text:
         safe_text.difference(f"words that {names[1]} changed", old.text, new.text)
+
+
+def _drawn(metric: str, samples: Sequence[Sample]) -> None:
+    """Show every answer that was drawn to an item, with what it scores; nothing of a greedy one."""
+    if not samples:
+        return
+    with st.expander(f"All {count(len(samples))} drawn answers"):
+        for sample in samples:
+            parts = sample.parts.get(metric)
+            score = f" · {metric} {plain(parts[0])}" if parts and len(parts) == 1 else ""
+            safe_text.block(f"answer {count(sample.index + 1)} · {sample.status}{score}", sample.text)
 
 
 def _go(key: str, what: tuple[Pair, tuple[str, ...]], to: int) -> None:

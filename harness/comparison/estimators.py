@@ -20,7 +20,7 @@ from harness.formatting import RATE, Unit
 from harness.metrics import Metric, item_scores
 from harness.stats import Array, Interval
 
-_JUDGE = "judge"  # how the name of a metric begins that another model computes
+_JUDGES = ("judge", "entailment")  # how the name of a metric begins that another model computes
 
 Estimator = Literal["tango", "cluster-t", "bca", "stratified", "bounds", "identical", "seeds", "ppi"]
 
@@ -139,7 +139,7 @@ def refuse_failed(comparison: Comparison, span: float, most: float) -> Compariso
 
 def is_judge(metric: str) -> bool:
     """Tell whether a metric's scores are the grades of a judge."""
-    return metric.startswith(_JUDGE)
+    return metric.startswith(_JUDGES)
 
 
 def rescale(comparison: Comparison, span: float) -> Comparison:

@@ -19,7 +19,7 @@ from harness.config.weight_sources import check_general_rows, check_weights
 from harness.errors import Problem, UserError, did_you_mean
 from harness.spec import (
     DATA_FILES,
-    EVALUATE,
+    ENTAILMENT,
     HUB,
     PLUGINS,
     DecidePolicy,
@@ -29,6 +29,7 @@ from harness.spec import (
     RescuePolicy,
     Task,
     is_path,
+    metric_parts,
 )
 
 _NAME_SIGNS = frozenset("_.-")
@@ -90,14 +91,17 @@ def _sensitive(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Probl
 
 def _metric(written: str, where: str) -> Iterator[Problem]:
     """Refuse a metric that is none of ours, a file that is not there or has the name of one of ours."""
-    path = Path(written.removeprefix(EVALUATE).partition(":")[0])
-    if is_path(str(path)) and not path.exists():
-        yield missing_file(path, where, "the file of a metric")
-    elif written.endswith(".py") and not written.startswith(EVALUATE):
+    prefix, name, _ = metric_parts(written)
+    path = Path(name)
+    if is_path(name) and not path.exists():
+        yield missing_file(path, where, "the file of a metric" if prefix != ENTAILMENT else "a model")
+    elif prefix:
+        return
+    elif written.endswith(".py"):
         if path.stem in plugins.names("metrics"):
             found = f"a file of the name of our own metric {path.stem}"
             yield Problem(where, found, "a name of its own", "rename the file")
-    elif not written.startswith(EVALUATE) and written not in plugins.names("metrics"):
+    elif written not in plugins.names("metrics"):
         yield plugins.unknown("metrics", written, where)
 
 

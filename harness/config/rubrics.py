@@ -60,7 +60,9 @@ class Rubric(Spec):
     `judge` is who grades: a model that runs here, as `base_model` names one, or an endpoint by the parameters
     of the method `endpoint` but its prices. `panel` lists several of them in its place; their mean counts.
     `version` names the judge's own version, where it changed behind its address: another one means other
-    grades. `anchors` is how many answers an endpoint is asked about again before it grades others.
+    grades. `anchors` is how many answers an endpoint is asked about again before it grades others, `attempts`
+    how often it is asked about one answer until its grade can be read. With `logprobs: true` it is asked for
+    the likeliest first tokens too, and the mean of the grades counts by their probabilities.
     `max_cost` in USD ends the grading by an endpoint once it has cost as much, by `usd_per_million_tokens`.
     """
 
@@ -73,6 +75,8 @@ class Rubric(Spec):
     panel: tuple[str | dict[str, Any], ...] = ()
     version: str = ""
     anchors: int = Field(20, ge=0)
+    attempts: int = Field(1, ge=1, le=10)
+    logprobs: bool = False
     max_cost: float | None = Field(None, gt=0)
     usd_per_million_tokens: TokenPrices | None = None
 
@@ -119,8 +123,8 @@ class Rubric(Spec):
 
     @property
     def content(self) -> dict[str, Any]:
-        """What a grade depends on: the rubric without who grades, and without prices."""
-        apart = {"judge", "panel", "anchors", "max_cost", "usd_per_million_tokens"}
+        """What a grade depends on: the rubric without who grades, how often it is asked, and prices."""
+        apart = {"judge", "panel", "anchors", "attempts", "max_cost", "usd_per_million_tokens"}
         return self.model_dump(mode="json", exclude=apart, exclude_defaults=True)
 
     @property
@@ -222,17 +226,18 @@ def _unusable_judges(tree: Tree) -> Iterator[Problem]:
     listed: list[tuple[Keys, Any]] = [(("judge",), tree.data.get("judge"))]
     listed += [(("panel", index), one) for index, one in enumerate(_panel(tree))]
     rubric = salvage(Rubric, {**tree.data, "judge": "any", "panel": ()})
+    many_digits = rubric and any(a[: len(b)] == b for a, b in permutations(rubric.grades, 2))
     for keys, one in listed:
         if isinstance(one, dict):
             yield from _unusable_endpoint(one, tree, keys)
-        elif (
-            isinstance(one, str)
-            and rubric
-            and any(a[: len(b)] == b for a, b in permutations(rubric.grades, 2))
-        ):
+        elif isinstance(one, str) and rubric and many_digits:
             found = f"{one}, a model that runs here, and grades up to {rubric.grades[-1]}"
             step = "scale: {min: 1, max: 9} at most, or an endpoint"
             yield Problem(tree.where(keys), found, "grades of one digit, whose likelihoods compare", step)
+    if rubric and rubric.logprobs and many_digits:
+        found = f"logprobs: true and grades up to {rubric.grades[-1]}"
+        step = "scale: {min: 1, max: 9} at most, or logprobs: false"
+        yield Problem(tree.where(("logprobs",)), found, "grades that differ in their first token", step)
 
 
 def _unusable_endpoint(written: dict[str, Any], tree: Tree, keys: Keys) -> Iterator[Problem]:

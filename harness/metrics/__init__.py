@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from harness import plugins
 from harness.errors import Problem, UserError
 from harness.formatting import Unit
+from harness.provenance.model_files import source_digest
 from harness.records import Example, MetricRange, Output, SampleResult, checksum, digest
-from harness.spec import EVALUATE, JUDGE, Task, TaskData, metric_name
+from harness.spec import ENTAILMENT, EVALUATE, JUDGE, Task, TaskData, metric_name, metric_parts
 
 Array = NDArray[np.float64]
 Parts = tuple[float, ...]
@@ -169,7 +170,7 @@ def load_metrics(task: Task) -> dict[str, Metric]:
 def problems(task: Task) -> Iterator[Problem]:
     """Yield what forbids to score a task's answers here, as the `problems(where)` of its metrics say."""
     for written in task.metrics:
-        if not written.startswith((EVALUATE, JUDGE)) and not task.lm_eval:
+        if not written.startswith((EVALUATE, JUDGE, ENTAILMENT)) and not task.lm_eval:
             forbids = getattr(plugins.load("metrics", written), "problems", lambda where: ())
             yield from forbids(f"task {task.name}: metric {metric_name(written)}")
 
@@ -178,6 +179,9 @@ def version(written: str) -> int | str:
     """Return what an identity holds of a metric's code: of an `evaluate:` script its folder's checksums."""
     if written.startswith(JUDGE):
         return ""  # rows hold the rubric, the judges and our prompt's version beside this (`judges.Judged`)
+    if written.startswith(ENTAILMENT):
+        model = metric_parts(written)[1]
+        return source_digest(model) or model
     if not written.startswith(EVALUATE):
         return plugins.version("metrics", written)
     script = Path(written.removeprefix(EVALUATE).partition(":")[0])
@@ -208,6 +212,10 @@ def _built(written: str, task: Task) -> Metric:
         from harness.metrics import _hf_evaluate
 
         return _hf_evaluate.metric(task, written)
+    if written.startswith(ENTAILMENT):
+        from harness.metrics import _entailment
+
+        return _entailment.metric(task, written)
     built: Metric = plugins.load("metrics", written, f"task {task.name}").metric(task)
     return built
 

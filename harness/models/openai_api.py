@@ -49,6 +49,7 @@ _SHARED = ip_network("100.64.0.0/10")  # of carriers and of overlays such as Tai
 _COUNTRY = 2  # letters of a country's top-level domain, which may have an address itself
 _NO_KEY = "none"  # a client without any would take the one of another provider from the environment
 _ANY_LENGTH = 1 << 30
+_MOST_TOKENS = 20  # of which the protocol gives log-probabilities
 _MOST_STOPS = 4  # that the protocol takes; an answer is cut at the others here
 _TOO_LONG = re.compile(r"context (length|size|window)|context_length|must be <=", re.IGNORECASE)
 _STEPS = {
@@ -363,12 +364,15 @@ class CompletionsCandidate:
 
 
 class ChatCandidate:
-    """A model that is sent messages and gives text; its token ids are those messages as bytes of JSON."""
+    """A model that is sent messages and gives text; its token ids are those messages as bytes of JSON.
+
+    With `logprobs` its answers have those of the likeliest tokens that could have begun them.
+    """
 
     max_context = _ANY_LENGTH
 
-    def __init__(self, server: Server, weights_digest: str) -> None:
-        self._server, self.weights_digest = server, weights_digest
+    def __init__(self, server: Server, weights_digest: str, *, logprobs: bool = False) -> None:
+        self._server, self.weights_digest, self._logprobs = server, weights_digest, logprobs
         self.engine, self.layout_digest = identity("chat")
 
     def encode(
@@ -397,11 +401,13 @@ class ChatCandidate:
 
     def _answer(self, limits: Limits, asked: _Prompt) -> Output:
         messages: Any = loads(bytes(asked.ids))
+        more: dict[str, Any] = {"logprobs": True, "top_logprobs": _MOST_TOKENS} if self._logprobs else {}
         found = self._server.api.chat.completions.create(
-            model=self._server.settings.model, messages=messages, **_decoding(limits, asked.seed)
+            model=self._server.settings.model, messages=messages, **_decoding(limits, asked.seed), **more
         )
         choice = _choice(self._server, found)
-        return _output(choice.message.content or "", choice.finish_reason, found.usage, limits)
+        output = _output(choice.message.content or "", choice.finish_reason, found.usage, limits)
+        return replace(output, first_logprobs=_first_logprobs(self._server, choice)) if more else output
 
 
 def _answers(
@@ -442,6 +448,16 @@ def _choice(server: Server, found: Any) -> Any:
     if not choices:
         raise server.refusal("a response without choices", "a base_url that ends with /v1")
     return choices[0]
+
+
+def _first_logprobs(server: Server, choice: Any) -> tuple[tuple[str, float], ...]:
+    """Return the tokens that could have begun an answer, behind any blanks, by their log-probabilities."""
+    content = (choice.logprobs and choice.logprobs.content) or ()
+    first = next((one for one in content if one.token.strip()), None)
+    if first is None and choice.message.content:
+        raise server.refusal("an answer without log-probabilities", "a server that gives top_logprobs")
+    likely = {one.token: one.logprob for one in (first.top_logprobs or ())} if first else {}
+    return tuple((likely | {first.token: first.logprob}).items()) if first else ()
 
 
 def _output(text: str, finish_reason: str, usage: Any, limits: Limits) -> Output:

@@ -4,18 +4,21 @@ Invariant: a prompting changes only messages and passages; the id, references, c
 cluster of an example stay, so every candidate answers the same items.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any
+from typing import Any, Literal
 
 from harness import plugins
 from harness.records import Document, Example, Message
 from harness.spec import Task
 
 Step = Callable[[Example], Example]
+Mark = Literal["number", "id"]
 
 CONTEXT = "Context:\n"
+_MARK = re.compile(r"\[([^\[\]]+)\] ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +51,17 @@ def _build(name: str, params: Mapping[str, Any], context: PromptingContext) -> S
     return step
 
 
-def with_context(example: Example, passages: list[Document]) -> Example:
-    """Put passages in front of the question; no passage holds an empty line."""
-    shown = "\n".join(" ".join(f"{p.title}: {p.text}".removeprefix(": ").split()) for p in passages)
-    asked = f"{CONTEXT}{shown}\n\n{example.prompt}"
+def with_context(example: Example, passages: list[Document], mark: Mark | None = None) -> Example:
+    """Put passages in front of the question; no passage holds an empty line.
+
+    With a `mark` each begins with one in brackets, by which an answer can cite it: the place of its document
+    among those that were found, or the document's id.
+    """
     ids = tuple(dict.fromkeys(p.id for p in passages))
+    marks = {i: "" if mark is None else f"[{i if mark == 'id' else at}] " for at, i in enumerate(ids, 1)}
+    lines = (" ".join(f"{p.title}: {p.text}".removeprefix(": ").split()) for p in passages)
+    shown = "\n".join(f"{marks[p.id]}{line}" for p, line in zip(passages, lines, strict=True))
+    asked = f"{CONTEXT}{shown}\n\n{example.prompt}"
     return replace(example, messages=_with_prompt(example.messages, asked), passages=ids)
 
 
@@ -64,8 +73,28 @@ def question(example: Example) -> str:
 
 
 def context_of(prompt: str) -> str:
-    """Return the passages that `with_context` put in front of a question; empty where there are none."""
-    return prompt.removeprefix(CONTEXT).partition("\n\n")[0] if prompt.startswith(CONTEXT) else ""
+    """Return the passages that `with_context` put in front of a question; empty where there are none.
+
+    A template may have put words in front of them.
+    """
+    return prompt.partition(CONTEXT)[2].partition("\n\n")[0]
+
+
+def marked_passages(example: Example) -> dict[str, str]:
+    """Map the marks by which an answer can cite passages of its prompt to the ids of their documents.
+
+    Without marks in the prompt a document is cited by its place among those that were found, or by its id.
+    Where nothing was retrieved, the lines of the prompt that begin with a mark are the passages, each of its
+    mark's name.
+    """
+    lines = (context_of(example.prompt) if example.passages else example.prompt).splitlines()
+    marks = list(dict.fromkeys(found[1] for line in lines if (found := _MARK.match(line))))
+    if not example.passages:
+        return {mark: mark for mark in marks}
+    if len(marks) == len(example.passages):
+        return dict(zip(marks, example.passages, strict=True))
+    numbers = {str(at): i for at, i in enumerate(example.passages, 1)}
+    return numbers | {i: i for i in example.passages}
 
 
 def recall(example: Example) -> float | None:

@@ -9,15 +9,15 @@ Nogueira & Cho 2019, arXiv:1901.04085.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from harness.errors import Problem, UserError
 from harness.progress import quiet_libraries
-from harness.prompting import PromptingContext, Step, with_context
-from harness.records import Document, Example, checksum, digest
+from harness.prompting import Mark, PromptingContext, Step, with_context
+from harness.provenance.model_files import source_digest as source_digest
+from harness.records import Document, Example
 from harness.spec import Spec
 
 Scores = Callable[[str], list[float]]
@@ -34,7 +34,8 @@ class Params(Spec):
 
     `retriever: dense` compares embeddings of `model`, a sentence-transformers id or folder. `rerank` names a
     cross-encoder of sentence-transformers, which reads the question with each of the `rerank_from` passages
-    that the retriever puts first, 20 if not written, and chooses the `top_k` of them.
+    that the retriever puts first, 20 if not written, and chooses the `top_k` of them. With `mark: number`
+    passages begin with `[1]`, `[2]`, …, with `mark: id` with the id of their document, for answers that cite.
     """
 
     retriever: Literal["bm25", "dense"] = "bm25"
@@ -44,6 +45,7 @@ class Params(Spec):
     chunk_overlap: int = Field(20, ge=0)
     rerank: str | None = None
     rerank_from: int | None = Field(None, ge=1)
+    mark: Mark | None = None
 
     @model_validator(mode="after")
     def _chunks_advance(self) -> "Params":
@@ -77,12 +79,6 @@ class Params(Spec):
         return self.rerank_from or 20
 
 
-def source_digest(model: str) -> str:
-    """Digest the weights by which passages are found or reranked; "" where they are not on this machine."""
-    files = sorted(path for path in Path(model).rglob("*") if path.is_file())
-    return digest([[file.name, checksum(file)] for file in files]) if files else _revision(model)
-
-
 def build(context: PromptingContext, params: Params) -> Step:
     """Chunk and index the documents once and return the prompting.
 
@@ -100,7 +96,7 @@ def build(context: PromptingContext, params: Params) -> Step:
         found = _best_first(scores(example.prompt), range(len(chunks)))
         if rerank:
             found = rerank(example.prompt, found[: params.n_reranked])
-        return with_context(example, [chunks[i] for i in found[: params.top_k]])
+        return with_context(example, [chunks[i] for i in found[: params.top_k]], params.mark)
 
     return retrieve
 
@@ -185,14 +181,6 @@ def _loaded(model: str, kind: str, where: str, otherwise: str) -> Any:
         found = f"model {model} could not be loaded ({str(error).splitlines()[0]})"
         expected = "a sentence-transformers id that can be fetched or is cached, or a folder"
         raise UserError(Problem(where, found, expected, "check the spelling and the network")) from None
-
-
-def _revision(model: str) -> str:
-    """Return the cached commit of a hub id, whose folder is named by it; "" where none is cached."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(model, "config.json") if "/" in model else None
-    return Path(found).parent.name if isinstance(found, str) else ""
 
 
 def _no_documents(task: str) -> Problem:

@@ -85,6 +85,8 @@ class Output:
     order of `Example.choices`; `gold_logprob` and `gold_bytes` where the reference was scored.
     `compute_s` is this item's share of its batch's wall time in seconds. `samples` are all answers to the
     item where several were drawn, this one the first of them; `mean_logprob` is in nats a token.
+    `first_logprobs` are the log-probabilities (nats) of tokens that could have begun it, where they were
+    asked for.
     """
 
     text: str
@@ -99,6 +101,7 @@ class Output:
     error: str = ""
     mean_logprob: float | None = None
     samples: "tuple[Output, ...]" = ()
+    first_logprobs: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

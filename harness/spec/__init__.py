@@ -26,6 +26,7 @@ from harness.spec.search_space import is_span, span_of
 from harness.spec.task import DATA_FILES, Fields, ItemLimits, Suite, Task, TaskData
 from harness.spec.values import (
     BASE,
+    ENTAILMENT,
     EVALUATE,
     HUB,
     JUDGE,
@@ -47,6 +48,7 @@ from harness.spec.values import (
 __all__ = [
     "BASE",
     "DATA_FILES",
+    "ENTAILMENT",
     "EVALUATE",
     "HUB",
     "JUDGE",

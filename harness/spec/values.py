@@ -13,14 +13,15 @@ Role = Literal["target", "capability", "safety", "regression"]
 Kind = Literal["generate", "choice", "bits_per_byte"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 Engine = Literal["transformers", "vllm"]
-EVALUATE, JUDGE = "evaluate:", "judge:"  # begin the metrics of a library, and those that a judge grades
+# These begin the metrics of a library, those that a judge grades, and those of an entailment model.
+EVALUATE, JUDGE, ENTAILMENT = "evaluate:", "judge:", "entailment:"
 BASE = "base"  # the method of a recipe that names none
 HUB = "hub:"  # begins the name of a data set on the hub
 
 
 def metric_parts(written: str) -> tuple[str, str, str]:
     """Split a metric as it is written: its prefix, its name or path, and the rest from a colon on."""
-    prefix = next((one for one in (EVALUATE, JUDGE) if written.startswith(one)), "")
+    prefix = next((one for one in (EVALUATE, JUDGE, ENTAILMENT) if written.startswith(one)), "")
     name, colon, key = written.removeprefix(prefix).partition(":")
     return prefix, name, f"{colon}{key}"
 

@@ -1,7 +1,8 @@
 """Grade books: the grades that one judge gave by one rubric, each on the disk before it is used.
 
 Invariant: a grade is appended and never written over. A line that a kill cut short is no grade, and the
-next one begins a line of its own; of two grades of one answer the first counts.
+next one begins a line of its own; of several grades of one answer the first counts that can be read, of as
+many as who reads them allows.
 
     runs/grades/<book>/identity.json     judge, rubric and versions of our code
     runs/grades/<book>/grades.jsonl      a grade a line, in the order in which they came
@@ -23,14 +24,20 @@ from harness.store.layout import AGAIN, Store, clear_errors, write_record, write
 _Record = TypeVar("_Record")
 
 
-def read_grades(store: Store, book: str) -> Mapping[str, Grade]:
-    """Map the keys of what was graded to the grades of a book; empty where there is none."""
+def read_grades(store: Store, book: str, attempts: int = 1) -> Mapping[str, Grade]:
+    """Map the keys of what was graded to the grades of a book; empty where there is none.
+
+    Of each answer that is the first of so many `attempts` that can be read; without one the last, and what
+    was asked about less often is left out.
+    """
     path = _grades_file(store, book)
-    try:
-        found = path.stat()
-    except OSError:
-        return {}
-    return _grades_in(path, found.st_mtime_ns, found.st_size)
+    return _counted_in(path, attempts, *_state(path))
+
+
+def list_grades(store: Store, book: str) -> Sequence[Grade]:
+    """List every grade of a book, in the order in which they came."""
+    path = _grades_file(store, book)
+    return _grades_in(path, *_state(path))
 
 
 def read_identities(store: Store) -> dict[str, dict[str, Any]]:
@@ -99,18 +106,40 @@ def find_grades(
     """Yield the grades of one answer to one item in all books, each with the identity of its book."""
     wanted = (task, example_id, output_digest)
     for file in sorted((store.folder / "grades").glob("*/identity.json")):
-        for grade in read_grades(store, file.parent.name).values():
+        for grade in list_grades(store, file.parent.name):
             if (grade.task, grade.example_id, grade.output_digest) == wanted:
                 with suppress(OSError, ValueError):
                     yield parse_json(file.read_bytes()), grade
 
 
+def _state(path: Path) -> tuple[int, ...]:
+    """Return what tells a file from what it was before; nothing of one that is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_size
+
+
 @lru_cache(maxsize=32)
-def _grades_in(path: Path, *_version: int) -> Mapping[str, Grade]:
-    grades: dict[str, Grade] = {}
-    for grade in _read_lines(Grade, path):
-        grades.setdefault(grade.key, grade)
-    return grades
+def _grades_in(path: Path, *_version: int) -> Sequence[Grade]:
+    return tuple(_read_lines(Grade, path))
+
+
+@lru_cache(maxsize=32)
+def _counted_in(path: Path, attempts: int, *_version: int) -> Mapping[str, Grade]:
+    given: dict[str, list[Grade]] = {}
+    for grade in _grades_in(path, *_version):
+        given.setdefault(grade.key, []).append(grade)
+    counted = {key: _counted(grades[:attempts]) for key, grades in given.items()}
+    return {
+        key: grade for key, grade in counted.items() if grade.value is not None or len(given[key]) >= attempts
+    }
+
+
+def _counted(grades: Sequence[Grade]) -> Grade:
+    """Return the first grade that can be read, else the last."""
+    return next((grade for grade in grades if grade.value is not None), grades[-1])
 
 
 def _read_lines(record: type[_Record], path: Path) -> Iterator[_Record]:

@@ -20,24 +20,31 @@ from harness.models.openai_api import Settings
 from harness.provenance.code_versions import versions_of
 from harness.records import Grade, digest
 from harness.spec import Task, TokenPrices, metric_name, metric_parts
-from harness.store import Store, read_checks, read_grades, read_identities
+from harness.store import Store, list_grades, read_checks, read_grades, read_identities
 
 
 class Judge(NamedTuple):
     """One judge by one rubric: an endpoint by its settings, or a model that runs here by its source.
 
-    `identity` is all that its grades depend on besides what is graded.
+    `identity` is all that its grades depend on besides what is graded. Of one answer the first of as many
+    grades as there are `attempts` counts that can be read.
     """
 
     name: str
     identity: Mapping[str, Any]
     settings: Settings | None = None
     source: ModelSource | None = None
+    attempts: int = 1
 
     @property
     def book(self) -> str:
         """The digest that names the folder of its grades."""
         return digest(self.identity)
+
+    @property
+    def counted(self) -> Any:
+        """What scores depend on of it: its book, and how many grades of an answer count if not one."""
+        return self.book if self.attempts == 1 else [self.book, self.attempts]
 
 
 class Judged(NamedTuple):
@@ -51,11 +58,11 @@ class Judged(NamedTuple):
     @property
     def digest(self) -> str:
         """What the scores depend on besides the answers."""
-        return digest([judge.book for judge in self.judges])
+        return digest([judge.counted for judge in self.judges])
 
     def grades(self) -> list[Mapping[str, Grade]]:
         """Read the grades of each judge, by the keys of what was graded."""
-        return [read_grades(self.store, judge.book) for judge in self.judges]
+        return [read_grades(self.store, judge.book, judge.attempts) for judge in self.judges]
 
 
 def judged_metrics(
@@ -111,13 +118,13 @@ def stored_digests(task: Task, store: Store) -> Iterator[dict[str, str]]:
         yield {metric_name(one): digest(list(of)) for one, of in zip(written, chosen, strict=True)}
 
 
-def _stored_books(rubric: Rubric, store: Store) -> list[list[str]]:
-    """List for each judge of a rubric the books that may hold its grades."""
+def _stored_books(rubric: Rubric, store: Store) -> list[list[Any]]:
+    """List for each judge of a rubric the books that may hold its grades, as scores depend on them."""
     there = read_identities(store)
     known = {book: (of["rubric"], of["code"], of["judge"].get("model")) for book, of in there.items()}
     code = _local_code(rubric)
     return [
-        [_endpoint_judge(rubric, one).book]
+        [_endpoint_judge(rubric, one).counted]
         if isinstance(one, dict)
         else [book for book, of in known.items() if of == (code["rubric"], code["code"], one)]
         for one in rubric.judges
@@ -135,7 +142,7 @@ def paid_grades(judged: Judged, judge: Judge) -> list[Grade]:
     """List all grades that a judge was asked for, those of its anchors with them."""
     checks = read_checks(judged.store, judge.book)
     again = [grade for check in checks for grade in check.grades]
-    return [*read_grades(judged.store, judge.book).values(), *again]
+    return [*list_grades(judged.store, judge.book), *again]
 
 
 def cost_usd(grades: Sequence[Grade], prices: TokenPrices | None) -> float | None:
@@ -189,7 +196,7 @@ def _endpoint_judge(rubric: Rubric, written: dict[str, Any]) -> Judge:
     settings = Settings(**endpoint_params(written))
     asked = {"base_url": settings.base_url, "model": settings.model, "protocol": settings.protocol}
     identity = {"rubric": rubric.content, "code": versions_of("judging"), "judge": asked}
-    return Judge(settings.name, identity, settings=settings)
+    return Judge(settings.name, identity, settings=settings, attempts=rubric.attempts)
 
 
 def _local_code(rubric: Rubric) -> dict[str, Any]:

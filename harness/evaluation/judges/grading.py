@@ -1,24 +1,28 @@
 """Grading of answers by one judge: an endpoint that says a grade, or a model here whose grades are weighed.
 
 Invariant: each grade is on the disk as soon as it is there, so whatever ends the grading loses none; the same
-question and answer is asked once. An endpoint's text is parsed and never guessed at.
-Source: a model that runs here gives the mean of all grades, weighted by their probabilities: G-Eval, Liu et
-al. 2023, arXiv 2303.16634, section 2.
+question and answer is asked once, or until its grade can be read, as often as the rubric says. An endpoint's
+text is parsed and never guessed at, also where the probabilities of its first token weigh the grades.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from threading import Lock
-
-import numpy as np
 
 from harness import store
 from harness.errors import CandidateFailed
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.judges import Judge, Judged, paid_grades, refuse_beyond_cost
 from harness.evaluation.judges.grade_reading import Ungraded
+from harness.evaluation.judges.grade_weights import (
+    likelihood_weights,
+    mean_grade,
+    token_weights,
+    weights_text,
+)
 from harness.evaluation.judges.judge_drift import anchors_of, check_anchors
 from harness.evaluation.judges.judge_prompts import LIMITS, grade_value, judge_messages, read_grade
 from harness.evaluation.runner import open_weights
@@ -26,7 +30,7 @@ from harness.evaluation.session import Session
 from harness.models.hf import Candidate
 from harness.models.hub import ModelSource, has_chat_template
 from harness.models.openai_api import ChatCandidate, Server, Settings
-from harness.records import Encoded, Grade, Likelihood, Message, Output, digest
+from harness.records import Encoded, Grade, Message, Output, digest
 
 _TOGETHER = 32  # answers that a model here scores, and that are kept, together
 
@@ -52,7 +56,7 @@ def grade_answers(session: Session, answers: Sequence[Ungraded]) -> None:
 
         try:
             if judge.settings:
-                _ask_endpoint(session, judge.settings, once, keep)
+                _ask_endpoint(session, judge, once, keep)
             elif judge.source:
                 _score_grades(session, judge.source, once, keep)
         except CandidateFailed as error:
@@ -66,19 +70,20 @@ def check_judge(judged: Judged, judge: Judge) -> None:
         CandidateFailed: it grades them otherwise than before, or could not be asked.
     """
     if judge.settings:
-        with _opened(judge.settings) as (_, candidate):
+        with _opened(judge.settings, judged) as (_, candidate):
             check_anchors(judged, judge, partial(_say, candidate))
 
 
-def _ask_endpoint(session: Session, settings: Settings, answers: Sequence[Ungraded], keep: Keep) -> None:
+def _ask_endpoint(session: Session, judge: Judge, answers: Sequence[Ungraded], keep: Keep) -> None:
     """Ask an endpoint for grades once it graded its anchors as before.
 
     A book begins with its anchors, graded and asked about again before any other answer: whatever ends the
     grading, a judge that is another one later is found.
     """
-    judged, judge = answers[0].judged, answers[0].judge
+    judged = answers[0].judged
+    assert judge.settings is not None, "a judge behind an address"
     anchors = {anchor.key for anchor in anchors_of(judged, judge, answers)}
-    with _opened(settings) as (server, candidate):
+    with _opened(judge.settings, judged) as (server, candidate):
         if judge.book not in session.checked_judges:
             check = partial(check_anchors, judged, judge, partial(_say, candidate))
             check()
@@ -92,10 +97,10 @@ def _ask_endpoint(session: Session, settings: Settings, answers: Sequence[Ungrad
 
 
 @contextmanager
-def _opened(settings: Settings) -> Iterator[tuple[Server, ChatCandidate]]:
+def _opened(settings: Settings, judged: Judged) -> Iterator[tuple[Server, ChatCandidate]]:
     server = Server(settings)
     try:
-        yield server, ChatCandidate(server, digest(settings.name))
+        yield server, ChatCandidate(server, digest(settings.name), logprobs=judged.rubric.logprobs)
     finally:
         server.api.close()
 
@@ -104,18 +109,23 @@ def _ask_each(server: Server, candidate: ChatCandidate, answers: Sequence[Ungrad
     """Ask several at once; after one that fails nothing begins, and what is under way is still kept."""
     if not answers:
         return
-    judged, lock = answers[0].judged, Lock()
+    judged, judge, lock = answers[0].judged, answers[0].judge, Lock()
     failures: list[CandidateFailed] = []
-    grades = paid_grades(judged, answers[0].judge)
+    grades = paid_grades(judged, judge)
+    asked = Counter(grade.key for grade in store.list_grades(judged.store, judge.book))
 
     def ask(answer: Ungraded) -> None:
         try:
-            if not failures:
+            for _ in range(asked[answer.key], judge.attempts):
+                if failures:
+                    return
                 refuse_beyond_cost(judged, grades)
                 grade = _say(candidate, answer)
                 with lock:
                     keep([grade])
                     grades.append(grade)
+                if grade.value is not None:
+                    return
         except CandidateFailed as error:
             failures.append(error)
 
@@ -125,13 +135,17 @@ def _ask_each(server: Server, candidate: ChatCandidate, answers: Sequence[Ungrad
 
 
 def _say(candidate: ChatCandidate, answer: Ungraded) -> Grade:
-    """Ask for one grade in words, at temperature 0."""
+    """Ask for one grade in words, at temperature 0; with log-probabilities the mean of all grades counts."""
     rubric = answer.judged.rubric
     prompt = candidate.encode(_messages(answer)).context
     (output,) = candidate.generate([prompt], LIMITS)
     if output.finish_reason == "error":
         return _grade(answer, output, "", None)
     grade = read_grade(rubric, output.text)
+    weights = token_weights(rubric, output.first_logprobs) if grade is not None else None
+    if weights is not None:
+        said = f"{output.text} ({weights_text(rubric, weights)})"
+        return _grade(answer, output, said, mean_grade(rubric, weights, answer.order))
     value = None if grade is None else grade_value(rubric, grade, answer.order)
     return _grade(answer, output, output.text, value)
 
@@ -162,8 +176,10 @@ def _weighted(candidate: Candidate, answers: Sequence[Ungraded], *, chat: bool) 
             reason = f"a prompt of {size} tokens, the judge's context holds {candidate.max_context}"
             yield _grade(answer, Output("", "error", n_prompt_tokens=n_prompt, error=reason), "", None)
         else:
-            found = _mean_grade(answer, [next(scores) for _ in each])
-            yield _grade(answer, Output("", n_prompt_tokens=n_prompt, compute_s=share), *found)
+            rubric, weights = answer.judged.rubric, likelihood_weights([next(scores).logprob for _ in each])
+            output = Output("", n_prompt_tokens=n_prompt, compute_s=share)
+            value = mean_grade(rubric, weights, answer.order)
+            yield _grade(answer, output, weights_text(rubric, weights), value)
 
 
 def _encoded(candidate: Candidate, answer: Ungraded, *, chat: bool) -> list[Encoded]:
@@ -171,17 +187,6 @@ def _encoded(candidate: Candidate, answer: Ungraded, *, chat: bool) -> list[Enco
     messages, gap = _messages(answer), "" if chat else " "
     grades = answer.judged.rubric.grades
     return [candidate.encode(messages, gap + grade, chat_template=chat) for grade in grades]
-
-
-def _mean_grade(answer: Ungraded, likelihoods: Sequence[Likelihood]) -> tuple[str, float]:
-    """Return the probability of each grade in words, and the mean grade as a share of the scale."""
-    rubric = answer.judged.rubric
-    logprobs = np.array([one.logprob for one in likelihoods])
-    weights = np.exp(logprobs - logprobs.max())
-    weights /= weights.sum()
-    said = ", ".join(f"{grade}: {p:.3f}" for grade, p in zip(rubric.grades, weights, strict=True))
-    values = np.array([grade_value(rubric, grade, answer.order) for grade in rubric.grades])
-    return said, float(weights @ values)
 
 
 def _grade(answer: Ungraded, output: Output, said: str, value: float | None) -> Grade:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from harness import formatting, store
+from harness.config.rubrics import Rubric
 from harness.errors import CandidateFailed
 from harness.evaluation.judges import Judge, Judged, paid_grades, refuse_beyond_cost
 from harness.evaluation.judges.grade_reading import Ungraded
@@ -42,7 +43,7 @@ def check_anchors(
     Raises:
         CandidateFailed: it grades more of them otherwise than it does by itself, or could not be asked.
     """
-    known = store.read_grades(judged.store, judge.book)
+    known = store.read_grades(judged.store, judge.book, judge.attempts)
     anchors = [one for one in store.read_anchors(judged.store, judge.book) if one.key in known]
     if not anchors:
         return
@@ -51,9 +52,9 @@ def check_anchors(
     before, now = [known[anchor.key] for anchor in anchors], _ask_all(judge, answers, ask)
     earlier = store.read_checks(judged.store, judge.book)
     if not earlier and not graded_now:
-        earlier = [_check(now, _ask_all(judge, answers, ask), earlier)]
+        earlier = [_check(judged.rubric, now, _ask_all(judge, answers, ask), earlier)]
         store.keep_check(judged.store, judge.book, earlier[0])
-    check = _check(before, now, earlier)
+    check = _check(judged.rubric, before, now, earlier)
     store.keep_check(judged.store, judge.book, check)
     if check.drifted:
         raise CandidateFailed(_drift_text(judge, check), _NEXT)
@@ -67,10 +68,18 @@ def _ask_all(judge: Judge, answers: Sequence[Ungraded], ask: Callable[[Ungraded]
     return grades
 
 
-def _check(before: Sequence[Grade], now: Sequence[Grade], earlier: Sequence[AnchorCheck]) -> AnchorCheck:
-    n_moved = sum(old.value != new.value for old, new in zip(before, now, strict=True))
+def _check(
+    rubric: Rubric, before: Sequence[Grade], now: Sequence[Grade], earlier: Sequence[AnchorCheck]
+) -> AnchorCheck:
+    moves = zip(before, now, strict=True)
+    n_moved = sum(_nearest(rubric, old) != _nearest(rubric, new) for old, new in moves)
     drifted = is_drift(n_moved, len(now), earlier)
     return AnchorCheck(tuple(now), n_moved, _mean(before), _mean(now), drifted)
+
+
+def _nearest(rubric: Rubric, grade: Grade) -> int | None:
+    """Return the place on the scale that a grade is nearest to; a mean of grades lies between two of them."""
+    return None if grade.value is None else round(grade.value * (len(rubric.grades) - 1))
 
 
 def is_drift(n_moved: int, n: int, earlier: Sequence[AnchorCheck]) -> bool:

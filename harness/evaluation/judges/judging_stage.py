@@ -5,6 +5,7 @@ Answers are stored before a judge sees them; what ends it leaves them, and every
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
 from statistics import fmean
 
 from harness.evaluation.judges import Judge, Judged, cost_usd, paid_grades
@@ -15,7 +16,7 @@ from harness.evaluation.runner import rescore_stored
 from harness.evaluation.session import Session
 from harness.formatting import count, percent, usd
 from harness.records import Grade
-from harness.store import read_checks
+from harness.store import list_grades, read_anchors, read_checks
 
 
 def score_answered(session: Session, sets: Sequence[RowSet]) -> list[RowSet]:
@@ -56,9 +57,11 @@ def judge_remarks(judged: Iterable[Judged]) -> Iterator[str]:
             paid = _price(one, judge) if judge.settings else ""
             lost = [grade for grade in known.values() if grade.value is None]
             failed = f"; {count(len(lost))} of these grades could not be read and count as failed answers"
+            if judge.settings:
+                failed += f" (attempts: {judge.attempts + 1} in the rubric asks about them again)"
             graded = f"{count(len(known))} answers graded by {judge.name}{paid}"
             said = f"{failed if lost else ''}{_place_preference(known.values())}{_anchor_remark(one, judge)}"
-            yield f"{one.metric}: {graded}{said}"
+            yield f"{one.metric}: {graded}{said}{_unchecked_remark(one, judge)}"
 
 
 def _anchor_remark(judged: Judged, judge: Judge) -> str:
@@ -68,6 +71,16 @@ def _anchor_remark(judged: Judged, judge: Judge) -> str:
         return ""
     last, n = checks[-1], len(checks[-1].grades)
     return f"; of {count(n)} answers graded again {count(last.n_moved)} got another grade"
+
+
+def _unchecked_remark(judged: Judged, judge: Judge) -> str:
+    """Say how many grades are older than a book's anchors, so that nobody checked who gave them."""
+    anchors = {anchor.key for anchor in read_anchors(judged.store, judge.book)}
+    older = list(takewhile(lambda grade: grade.key not in anchors, list_grades(judged.store, judge.book)))
+    if not (judge.settings and anchors and older):
+        return ""
+    said = f"; {count(len(older))} of its grades are older than its anchors, and unchecked"
+    return f"{said} (version: in the rubric grades them anew)"
 
 
 def _price(judged: Judged, judge: Judge) -> str:

@@ -53,8 +53,8 @@ def _planned(measured: Measured, examples: Sequence[Example], n_answers: int) ->
         longest = [_n_read(measured, judged, example) for example in examples]
         for judge in judged.judges:
             again = min(judged.rubric.anchors, n_each * len(examples)) if judge.settings else 0
-            grades = n_each * len(examples) + again
-            read = n_each * sum(longest) + again * max(longest, default=0)
+            grades = judge.attempts * n_each * len(examples) + again
+            read = judge.attempts * n_each * sum(longest) + again * max(longest, default=0)
             yield PlannedGrades(
                 measured.task.name,
                 judged.metric,

@@ -1,0 +1,108 @@
+"""Share of an answer's sentences that a passage of its prompt entails, by an entailment model of the user's.
+
+Invariant: a sentence is supported where the model gives entailment at least an even chance for one of the
+passages; an answer behind no passages has no support. The model's own labels say which output that is.
+Source: sentence against each passage, the best of them, by Laban et al. 2022 (SummaC), arXiv:2111.09525.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from harness.errors import Problem, UserError
+from harness.metrics import Metric, mean_metric
+from harness.metrics._citations import BRACKETS, sentences
+from harness.progress import quiet_libraries
+from harness.prompting import context_of, question
+from harness.records import Example, Output
+from harness.spec import Task, is_path, metric_name, metric_parts
+
+Entails = Callable[[Sequence[tuple[str, str]]], list[float]]
+
+_EVEN = 0.5
+_SHORT = 5  # words: a sentence of fewer says nothing without its question
+_PACKAGE = "sentence_transformers"
+
+
+def metric(task: Task, written: str) -> Metric:
+    """Build the share of supported sentences in [0, 1]; the model is loaded with the first answer.
+
+    Raises:
+        UserError: there is no package to load it, or its folder holds no entailment model.
+    """
+    model, name = metric_parts(written)[1], metric_name(written)
+    where = f"task {task.name}: metric {name}"
+    _refuse_unusable(model, where)
+
+    def score(output: Output, example: Example) -> float:
+        return support(output.text, example, lambda pairs: _entailment(model, where)(pairs))
+
+    return mean_metric(name, score)
+
+
+def support(answer: str, example: Example, entails: Entails) -> float:
+    """Return the share of an answer's sentences that one of its passages entails."""
+    passages = [BRACKETS.sub("", line).strip() for line in context_of(example.prompt).splitlines()]
+    stated = [_statement(BRACKETS.sub("", one).strip(), example) for one in sentences(answer)]
+    if not passages or not stated:
+        return 0.0
+    chances = iter(entails([(passage, one) for one in stated for passage in passages]))
+    best = [max(next(chances) for _ in passages) for _ in stated]
+    return sum(chance >= _EVEN for chance in best) / len(best)
+
+
+def _statement(sentence: str, example: Example) -> str:
+    short = len(sentence.split()) < _SHORT
+    return f"{question(example).strip()} {sentence}" if short else sentence
+
+
+@lru_cache(maxsize=1)
+def _entailment(model: str, where: str) -> Entails:
+    """Load a model; the function takes (premise, hypothesis) to the probabilities of entailment."""
+    quiet_libraries()
+    import sentence_transformers
+
+    onnx = Path(model).is_dir() and not list(Path(model).glob("*.safetensors"))
+    backend: Any = "onnx" if onnx and list(Path(model).rglob("*.onnx")) else "torch"
+    try:
+        encoder = sentence_transformers.CrossEncoder(model, backend=backend)
+    except (OSError, ValueError, ImportError) as error:
+        found = f"model {model} could not be loaded ({str(error).splitlines()[0]})"
+        expected = "an id that can be fetched or is cached, or a folder, of a sequence classifier"
+        raise UserError(Problem(where, found, expected, "check the spelling and the network")) from None
+    place = _place(encoder.config.id2label, where)
+
+    def entails(pairs: Sequence[tuple[str, str]]) -> list[float]:
+        chances = encoder.predict(list(pairs), apply_softmax=True, show_progress_bar=False)  # (n, labels)
+        return [float(one) for one in chances[:, place]]
+
+    return entails
+
+
+def _refuse_unusable(model: str, where: str) -> None:
+    if find_spec(_PACKAGE) is None:
+        step = "pip install 'harness-evals[dense]', or remove the metric"
+        raise UserError(
+            Problem(where, "no package sentence-transformers", "the package that loads the model", step)
+        )
+    if is_path(model):
+        try:
+            said = json.loads((Path(model) / "config.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            found = f"no config.json in {model}"
+            raise UserError(Problem(where, found, "the folder of a sequence classifier")) from None
+        _place(said.get("id2label") or {}, where)
+
+
+def _place(labels: dict[Any, str], where: str) -> int:
+    """Return which output of a model says that the passage entails the sentence."""
+    places = [int(i) for i, label in labels.items() if "entail" in label.casefold()]
+    sure = [int(i) for i, label in labels.items() if label.casefold() in ("entailment", "entailed")]
+    if len(sure or places) != 1:
+        found = f"a model with the labels {', '.join(labels.values()) or 'of nothing'}"
+        step = "correct id2label in its config.json, or take a model of natural language inference"
+        raise UserError(Problem(where, found, "one that is called entailment", step))
+    return (sure or places)[0]

@@ -1,0 +1,142 @@
+"""Citations are held to the passages of the prompt: those that exist, and those that the item names."""
+
+import pytest
+import tiny_experiment
+from openai_server import Rule, serving
+
+from harness import store
+from harness.experiment import compare
+from harness.metrics import load_metrics
+from harness.prompting import marked_passages, with_context
+from harness.records import Document, Example, Output
+from harness.spec import Task, TaskData
+from harness.store import Store
+
+LAMP = Document("lamp", "Lamp", "The lamp costs 40 euros.")
+SHIP = Document("ship", "", "A parcel takes three days.")
+BULB = Document("lamp", "Lamp", "It burns for 900 hours.")
+METRICS = load_metrics(Task(name="desk", data=TaskData(), metrics=("citation_precision", "citation_recall")))
+
+
+def asked(mark="number", documents=("lamp",), found=(LAMP, SHIP, BULB), question="What does it cost?"):
+    item = Example("1", ({"role": "user", "content": question},), ("40",), documents=documents)
+    return with_context(item, list(found), mark) if found else item
+
+
+def scores(answer, example):
+    return tuple(metric.score(Output(answer), example)[0] for metric in METRICS.values())
+
+
+@pytest.mark.parametrize(
+    ("answer", "precision", "recall"),
+    [
+        ("It costs 40 euros [1].", 1.0, 1.0),
+        ("It costs 40 euros. [1]", 1.0, 1.0),
+        ("40 euros [1][2]", 0.5, 1.0),
+        ("40 euros [1, 2]", 0.5, 1.0),
+        ("40 euros [1] and again [1]", 1.0, 1.0),
+        ("40 euros [2]", 0.0, 0.0),
+        ("40 euros [1] [7]", 0.5, 1.0),
+        ("40 euros [7]", 0.0, 0.0),
+        ("40 euros", 0.0, 0.0),
+        ("40 euros [sic] [1]", 1.0, 1.0),
+        ("see [1](http://host.example)", 0.0, 0.0),
+    ],
+)
+def test_a_citation_counts_where_its_passage_exists_and_is_one_that_the_item_names(answer, precision, recall):
+    assert scores(answer, asked()) == (precision, recall)
+
+
+def test_two_passages_of_one_document_have_one_number():
+    assert marked_passages(asked()) == {"1": "lamp", "2": "ship"}
+    assert asked().prompt.splitlines()[1:4] == [
+        "[1] Lamp: The lamp costs 40 euros.",
+        "[2] A parcel takes three days.",
+        "[1] Lamp: It burns for 900 hours.",
+    ]
+
+
+def test_ids_are_cited_where_the_prompt_shows_ids():
+    assert scores("40 euros [lamp]", asked("id")) == (1.0, 1.0)
+    assert scores("40 euros [lamp; ship]", asked("id")) == (0.5, 1.0)
+    assert scores("40 euros [chair] [lamp]", asked("id")) == (0.5, 1.0)
+    assert scores("40 euros [1]", asked("id")) == (0.0, 0.0)
+
+
+def test_passages_without_marks_are_cited_by_their_place_or_their_id():
+    assert scores("40 euros [1]", asked(None)) == scores("40 euros [lamp]", asked(None)) == (1.0, 1.0)
+
+
+def test_passages_that_the_item_itself_shows_are_those_of_its_marks():
+    item = asked(found=(), documents=("2",), question="[1] Three days.\n[2] 40 euros.\n\nWhat does it cost?")
+    assert scores("40 euros [2].", item) == (1.0, 1.0)
+    assert scores("40 euros [1][2].", item) == (0.5, 1.0)
+    assert scores("40 euros [3].", item) == (0.0, 0.0)
+
+
+def test_without_named_documents_every_passage_may_be_cited_and_every_sentence_should_cite_one():
+    item = asked(documents=())
+    assert scores("It costs 40 euros [1]. It burns long [1].", item) == (1.0, 1.0)
+    assert scores("It costs 40 euros. [1] It burns long.", item) == (1.0, 0.5)
+    assert scores("It costs 40 euros [9].", item) == (0.0, 0.0)
+
+
+def test_needed_documents_that_were_not_retrieved_cannot_be_cited():
+    assert scores("40 euros [1]", asked(found=(SHIP,))) == (0.0, 0.0)
+    assert scores("40 euros [1]", asked(documents=("lamp", "price"))) == (1.0, 0.5)
+
+
+HARNESS = """\
+name: desk
+base_model: {model}
+precision: fp32
+device: cpu
+target:
+  name: replies
+  data: {{train: train.jsonl, validation: validation.jsonl, test: test.jsonl, documents: documents.jsonl}}
+  metrics: [{metrics}]
+  system: Cite the passages that you use, as in [1].
+candidates:
+  closed: {{method: endpoint, params: {{base_url: {url}, model: tiny, protocol: chat}}}}
+  cited: {{weights_of: closed, prompting: {{rag: {{top_k: 2, mark: number}}}}, template: "Read.\\n{{prompt}}"}}
+"""
+
+
+def test_a_candidate_that_retrieves_is_scored_by_what_it_cites_and_again_from_its_stored_answers(
+    tmp_path, tiny, own_cache
+):
+    """Ask for the price of six lamps: even ones are cited, odd ones beside a passage too many."""
+    lamps = [{"id": f"lamp-{i}", "text": f"Lamp model{i} costs {40 + i} euros."} for i in range(6)]
+    tiny_experiment.rows(tmp_path / "documents.jsonl", lamps)
+    for name, n in (("train", 4), ("validation", 2), ("test", 6)):
+        rows = [
+            {"id": f"{name}-{i}", "prompt": f"{name}: price of lamp model{i}?", "reference": str(40 + i)}
+            | {"documents": [f"lamp-{i}"]}
+            for i in range(n)
+        ]
+        tiny_experiment.rows(tmp_path / f"{name}.jsonl", rows)
+
+    def answer(messages):
+        text = messages[-1]["content"]
+        number = text.rpartition("model")[2].removesuffix("?")
+        first = next((line for line in text.splitlines() if f"model{number} costs" in line), "[1]")
+        mark = first.partition(" ")[0]
+        return f"{40 + int(number)} euros {mark}" + ("" if int(number) % 2 == 0 else "[1][2]")
+
+    path = tmp_path / "harness.yaml"
+    with serving(Rule(answer)) as server:
+        both = "citation_precision, citation_recall"
+        path.write_text(HARNESS.format(model=tiny, url=server.url, metrics=both))
+        found = {facts.name: facts for facts in compare(path).facts}
+        assert found["cited"].target.score == pytest.approx((3 * 1.0 + 3 * 0.5) / 6)
+        assert found["closed"].target.score == 0.0, "what is not in the prompt cannot be cited"
+        n_asked = len(server.asked)
+        path.write_text(HARNESS.format(model=tiny, url=server.url, metrics=f"contains, {both}"))
+        compare(path)
+        assert len(server.asked) == n_asked
+    rows = store.read_rows(
+        Store(tmp_path / "runs"), tiny_experiment.runs_of(path)["cited"].rows["replies/test"]
+    )
+    assert all(len(row.passages) == 2 for row in rows)
+    assert {row.parts["citation_recall"] for row in rows} == {(1.0,)}
+    assert sorted(row.parts["citation_precision"] for row in rows) == [(0.5,)] * 3 + [(1.0,)] * 3
