@@ -163,3 +163,11 @@ def test_the_table_and_the_sentence_say_what_was_found_and_used():
         "retrieval found 100.0 % of the documents needed (recall@k); the passages held the answer to 1 of"
         " 1 items, of which 1 were answered wrongly and 0 right but not from them"
     )
+
+
+def test_passages_are_read_back_from_under_a_template_too():
+    asked = with_context(PRICE, [LAMP])
+    wrapped = replace(asked, messages=({"role": "user", "content": f"Be brief.\n\n{asked.prompt}\nThanks"},))
+    assert context_of(wrapped.prompt) == context_of(asked.prompt) != ""
+    row = replace(answered(PRICE, [LAMP], "40 euros"), prompt=wrapped.prompt)
+    assert retrieval_use([row], {"price": 1.0}, {"price": PRICE}, (LAMP, SHIP)).used == 1

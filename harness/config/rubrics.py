@@ -39,11 +39,12 @@ class Scale(Spec):
 class GradedExample(Spec):
     """Answer with the grade that it deserves, shown to the judge before what it grades.
 
-    `answer` is what was answered to `question`, `reference` the right answer where the rubric shows one, and
-    `grade` a grade of the scale.
+    `answer` is what was answered to `question` behind `passages`, `reference` the right answer where the
+    rubric shows these, and `grade` a grade of the scale.
     """
 
     question: str = ""
+    passages: str = ""
     answer: str
     reference: str = ""
     grade: int | Literal["yes", "no"]
@@ -55,7 +56,8 @@ class Rubric(Spec):
     `criteria` say in words what a good answer is. `mode` is how it is judged: with a `grade` of its own, or
     `pairwise` against the item's reference, in both orders, for which the score is the share of wins with a
     tie as half of one. `scale` is a range of whole numbers, or `yes/no`. `examples` are graded answers that
-    the judge sees first. With `reference: true` it sees the item's right answer too.
+    the judge sees first. With `reference: true` it sees the item's right answer too, with `passages: true`
+    what was retrieved for the candidate that answers, so that criteria can ask whether the answer rests on it.
 
     `judge` is who grades: a model that runs here, as `base_model` names one, or an endpoint by the parameters
     of the method `endpoint` but its prices. `panel` lists several of them in its place; their mean counts.
@@ -71,6 +73,7 @@ class Rubric(Spec):
     scale: Scale | Literal["yes/no"] = Scale(min=1, max=5)
     examples: tuple[GradedExample, ...] = ()
     reference: bool = False
+    passages: bool = False
     judge: str | dict[str, Any] | None = None
     panel: tuple[str | dict[str, Any], ...] = ()
     version: str = ""
@@ -92,7 +95,9 @@ class Rubric(Spec):
 
     @model_validator(mode="after")
     def _pairs_without_grades(self) -> "Rubric":
-        if self.mode == "pairwise" and (other := {"scale", "examples", "reference"} & self.model_fields_set):
+        if self.mode == "pairwise" and (
+            other := {"scale", "examples", "reference", "passages"} & self.model_fields_set
+        ):
             said = "the better answer is A, B or tie, and one of the two is the reference"
             raise ValueError(f"mode: pairwise with {', '.join(sorted(other))}; {said}")
         return self

@@ -3,8 +3,8 @@
 Invariant: nothing of an answer runs outside of namespaces of its own, under limits of time, memory, processes
 and files, and nothing runs unless `HARNESS_ALLOW_CODE_EXECUTION=1` says so. Tests pass where they are seen to
 have ended: what ends a program before them does not. Where the isolation fails nothing is scored.
-Source: functional correctness by Chen et al. 2021, arXiv:2107.03374; the manual's namespaces(7), pivot_root(2)
-and seccomp(2).
+Source: functional correctness by Chen et al. 2021, arXiv:2107.03374; of Linux's manual namespaces(7),
+pivot_root(2) and seccomp(2).
 """
 
 import json

@@ -38,7 +38,8 @@ class Grade:
 class Anchor:
     """Answer to an item of a task that a judge is asked about again before it grades others.
 
-    `key` is that of its grade, `order` the place of the answer in a pair.
+    `key` is that of its grade, `order` the place of the answer in a pair, `passages` what was retrieved for
+    it where the judge is shown that.
     """
 
     key: str
@@ -46,6 +47,7 @@ class Anchor:
     example: Example
     answer: str
     order: Literal["", "first", "second"] = ""
+    passages: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,15 @@ from typing import NamedTuple
 from harness.evaluation.judges import Judge, Judged
 from harness.evaluation.judges.judge_prompts import Order, answer_key, orders
 from harness.metrics import Metric, Parts
+from harness.prompting import context_of
 from harness.records import Example, Grade, Output
 
 
 class Ungraded(NamedTuple):
-    """An answer that a judge has not graded; `example` is the item as the task has it."""
+    """An answer that a judge has not graded; `example` is the item as the task has it.
+
+    `passages` are what was retrieved for whoever answered, where the rubric shows them.
+    """
 
     judged: Judged
     judge: Judge
@@ -27,6 +31,7 @@ class Ungraded(NamedTuple):
     answer: str
     key: str
     order: Order = ""
+    passages: str = ""
 
 
 class GradeReader:
@@ -57,13 +62,15 @@ class GradeReader:
         judged, plain = self._judged[name], self._examples[example.id]
         books = zip(judged.judges, self._grades[name], strict=True)
         found: list[tuple[Judge, Grade]] = []
+        passages = context_of(example.prompt) if judged.rubric.passages and example.passages else ""
         n_ungraded = len(self.ungraded)
         for (judge, known), order in product(books, orders(judged.rubric)):
-            key = answer_key(judged.rubric, plain, output.text, order)
+            key = answer_key(judged.rubric, plain, output.text, order, passages)
             if key in known:
                 found.append((judge, known[key]))
             else:
-                self.ungraded.append(Ungraded(judged, judge, self._task, plain, output.text, key, order))
+                asked = (judged, judge, self._task, plain, output.text, key, order, passages)
+                self.ungraded.append(Ungraded(*asked))
         if said := [_reason(judge, grade) for judge, grade in found if grade.value is None]:
             self.unreadable.setdefault(example.id, {})[name] = f"{name}: {'; '.join(said)}"
         elif len(self.ungraded) == n_ungraded:

@@ -151,7 +151,8 @@ def _say(candidate: ChatCandidate, answer: Ungraded) -> Grade:
 
 
 def _messages(answer: Ungraded) -> list[Message]:
-    return judge_messages(answer.judged.rubric, answer.example, answer.answer, answer.order)
+    rubric = answer.judged.rubric
+    return judge_messages(rubric, answer.example, answer.answer, answer.order, answer.passages)
 
 
 def _score_grades(session: Session, source: ModelSource, answers: Sequence[Ungraded], keep: Keep) -> None:

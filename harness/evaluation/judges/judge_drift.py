@@ -27,7 +27,9 @@ def anchors_of(judged: Judged, judge: Judge, answers: Sequence[Ungraded]) -> lis
     """
     if not (anchors := store.read_anchors(judged.store, judge.book)):
         chosen = sorted(answers, key=lambda one: one.key)[: judged.rubric.anchors]
-        anchors = [Anchor(one.key, one.task, one.example, one.answer, one.order) for one in chosen]
+        anchors = [
+            Anchor(one.key, one.task, one.example, one.answer, one.order, one.passages) for one in chosen
+        ]
         store.keep_anchors(judged.store, judge.book, anchors)
     return anchors
 
@@ -48,7 +50,9 @@ def check_anchors(
     if not anchors:
         return
     refuse_beyond_cost(judged, paid_grades(judged, judge))
-    answers = [Ungraded(judged, judge, a.task, a.example, a.answer, a.key, a.order) for a in anchors]
+    answers = [
+        Ungraded(judged, judge, a.task, a.example, a.answer, a.key, a.order, a.passages) for a in anchors
+    ]
     before, now = [known[anchor.key] for anchor in anchors], _ask_all(judge, answers, ask)
     earlier = store.read_checks(judged.store, judge.book)
     if not earlier and not graded_now:

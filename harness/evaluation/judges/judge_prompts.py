@@ -51,22 +51,28 @@ def orders(rubric: Rubric) -> tuple[Order, ...]:
     return ("first", "second") if rubric.mode == "pairwise" else ("",)
 
 
-def answer_key(rubric: Rubric, example: Example, answer: str, order: Order = "") -> str:
+def answer_key(rubric: Rubric, example: Example, answer: str, order: Order = "", passages: str = "") -> str:
     """Digest what a judge is shown of an item: two answers of one key get one grade."""
     if order:
         return digest([question_of(example), answer, example.references[0], order])
-    return digest([question_of(example), answer, *(example.references if rubric.reference else ())])
+    references = example.references if rubric.reference else ()
+    return digest([question_of(example), answer, *references, *([[passages]] if rubric.passages else [])])
 
 
-def judge_messages(rubric: Rubric, example: Example, answer: str, order: Order = "") -> list[Message]:
-    """Write what a judge is asked: the rules once, the graded examples as earlier turns, then the answer."""
+def judge_messages(
+    rubric: Rubric, example: Example, answer: str, order: Order = "", passages: str = ""
+) -> list[Message]:
+    """Write what a judge is asked: the rules once, the graded examples as earlier turns, then the answer.
+
+    `passages` are those of the candidate's prompt, which the judge sees where the rubric says so.
+    """
     turns: list[Message] = []
     for shown in rubric.examples:
         references = (shown.reference,) if shown.reference else ()
-        texts = _graded_texts(rubric, shown.question, references, shown.answer)
+        texts = _graded_texts(rubric, shown.question, shown.passages, references, shown.answer)
         turns.append({"role": "user", "content": _item(rubric, texts)})
         turns.append({"role": "assistant", "content": str(shown.grade)})
-    texts = _graded_texts(rubric, question_of(example), example.references, answer)
+    texts = _graded_texts(rubric, question_of(example), passages, example.references, answer)
     if order:
         other = example.references[0]
         pair = (answer, other) if order == "first" else (other, answer)
@@ -103,10 +109,11 @@ def _wording(rubric: Rubric) -> dict[str, str]:
 
 
 def _graded_texts(
-    rubric: Rubric, question: str, references: Sequence[str], answer: str
+    rubric: Rubric, question: str, passages: str, references: Sequence[str], answer: str
 ) -> list[tuple[str, str]]:
     shown = references if rubric.reference else ()
-    texts = [("question", question), *(("reference", text) for text in shown), ("answer", answer)]
+    texts = [("question", question), ("passages", passages if rubric.passages else "")]
+    texts += [*(("reference", text) for text in shown), ("answer", answer)]
     return [(kind, text) for kind, text in texts if text or kind == "answer"]
 
 

@@ -11,7 +11,9 @@ from harness.evaluation import costs
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.judges import Judge, Judged
 from harness.evaluation.judges.judge_prompts import LIMITS, judge_messages, orders
+from harness.evaluation.row_sets import prompting_step
 from harness.evaluation.session import Measured, Session
+from harness.prompting import context_of
 from harness.records import Example
 
 
@@ -35,7 +37,10 @@ def plan_grades(session: Session, candidates: Sequence[str]) -> Iterator[Planned
     named = [session.candidates[name] for name in candidates]
     target = session.target
     n_answers = sum(len(one.seeds) * _n_samples(one) for one in named)
-    yield from _planned(target, [*target.items.validation, *target.items.test], n_answers)
+    examples = [*target.items.validation, *target.items.test]
+    shown = any(one.rubric.passages for one in target.judged.values())
+    n_passages = max((_n_passages(session, one, examples) for one in named), default=0) if shown else 0
+    yield from _planned(target, examples, n_answers, n_passages)
     n_own = sum(len(one.seeds) for one in named if one.method.makes != "base")
     for suite in session.suites:
         yield from _planned(suite, suite.items.test, 1 + n_own)
@@ -46,11 +51,20 @@ def _n_samples(candidate: ResolvedCandidate) -> int:
     return decoding.samples if decoding else 1
 
 
-def _planned(measured: Measured, examples: Sequence[Example], n_answers: int) -> Iterator[PlannedGrades]:
+def _n_passages(session: Session, candidate: ResolvedCandidate, examples: Sequence[Example]) -> int:
+    """Estimate the tokens of the longest passages that a candidate is given with an item."""
+    step = prompting_step(session, candidate.recipe, candidate.seeds[0])
+    return max((costs.tokens(context_of(step(one).prompt)) for one in examples), default=0)
+
+
+def _planned(
+    measured: Measured, examples: Sequence[Example], n_answers: int, n_passages: int = 0
+) -> Iterator[PlannedGrades]:
     """Yield the grades of `n_answers` to each item; those of an endpoint's anchors are asked for again."""
     for judged in measured.judged.values():
         n_each = n_answers * len(orders(judged.rubric))
-        longest = [_n_read(measured, judged, example) for example in examples]
+        more = n_passages if judged.rubric.passages else 0
+        longest = [_n_read(measured, judged, example) + more for example in examples]
         for judge in judged.judges:
             again = min(judged.rubric.anchors, n_each * len(examples)) if judge.settings else 0
             grades = judge.attempts * n_each * len(examples) + again
