@@ -57,7 +57,7 @@ class Rubric(Spec):
     `pairwise` against the item's reference, in both orders, for which the score is the share of wins with a
     tie as half of one. `scale` is a range of whole numbers, or `yes/no`. `examples` are graded answers that
     the judge sees first. With `reference: true` it sees the item's right answer too, with `passages: true`
-    what was retrieved for the candidate that answers, so that criteria can ask whether the answer rests on it.
+    what was retrieved for the candidate that answers, so that criteria can ask if the answer rests on it.
 
     `judge` is who grades: a model that runs here, as `base_model` names one, or an endpoint by the parameters
     of the method `endpoint` but its prices. `panel` lists several of them in its place; their mean counts.

@@ -108,7 +108,7 @@ def judge_pairs(folder: Path, pairs: Sequence[dict[str, Any]], n_labels: int) ->
     write_rows(folder / "few.jsonl", [{"prompt": f"Say {i}.", "reference": f"{i}"} for i in range(2)])
     write_rows(
         folder / "test.jsonl",
-        [{"id": _id(row), "prompt": row["input"], "reference": row["output_2"]} for row in pairs],
+        [{"id": pair_id(row), "prompt": row["input"], "reference": row["output_2"]} for row in pairs],
     )
     (folder / "better.yaml").write_text(BETTER.format(judge=JUDGE))
     path = folder / "harness.yaml"
@@ -134,7 +134,7 @@ def _label(path: Path, file: Path, wins: dict[str, int], n: int) -> None:
 
 def kept_grades(folder: Path, pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """List every grade with people's choice: 1 where the first answer of the pair is better."""
-    at, wins = Store(folder / "runs"), {_id(row): 2 - row["label"] for row in pairs}
+    at, wins = Store(folder / "runs"), {pair_id(row): 2 - row["label"] for row in pairs}
     found = [grade for book in store.read_identities(at) for grade in store.list_grades(at, book)]
     return [
         {
@@ -232,7 +232,7 @@ def _arm_lines(arm: ArmCalibration) -> list[str]:
     return [f"| {name} | {formatting.score(e.unit, *e[:3])} |" for name, e in rows.items() if e]
 
 
-def _id(row: dict[str, Any]) -> str:
+def pair_id(row: dict[str, Any]) -> str:
     return f"{row['subset'].replace('/', '-')}-{row['idx']}"
 
 

@@ -1,0 +1,30 @@
+"""A real model that runs here as a judge, at a size smaller than its kept page."""
+
+import pytest
+
+from harness.comparison.judge_correction import MIN_LABELS
+from tests.conftest import shared_data
+from tests.studies import local_judge as study
+
+pytestmark = pytest.mark.weekly
+
+
+def test_pairs_are_judged_in_both_orders_and_corrected_by_peoples_choices(tmp_path):
+    pairs = study.read_pairs(shared_data("rows").parent, 16)
+    (labels,) = study.judge_pairs(tmp_path, pairs, MIN_LABELS).labels
+    grades = study.kept_grades(tmp_path, pairs)
+    assert sorted((g["item"], g["order"]) for g in grades) == sorted(
+        (study.pair_id(row), order) for row in pairs for order in ("first", "second")
+    )
+    assert labels.arms[0].n_labels == MIN_LABELS
+    assert labels.arms[0].corrected is not None
+    found = study.agreement(grades)
+    assert 0 <= found.low <= found.share <= found.high <= 1
+
+
+def test_a_comparison_of_summaries_runs_as_it_is_typed(tmp_path):
+    rows = study.read_dolly(shared_data("rows").parent, "summarization")
+    found = study.compare_as_typed("summaries", tmp_path, rows)
+    assert "lora" in found.printed
+    assert "label" in found.printed, "nothing is decided by a judge whom nobody checked"
+    assert len(found.harness_yaml.splitlines()) <= 20
