@@ -570,6 +570,7 @@ def test_an_item_shows_every_answer_that_was_drawn_to_it(opened, tmp_path):
         parts = [Sample(i, text, status, {"exact_match": of}) for i, (text, status, of) in enumerate(said)]
         return {"samples": tuple(parts)}
 
+    answered(tmp_path, "knn-0", "chat", lambda position: {})
     answered(tmp_path, "lora-0", "chat", drawn)
     page = opened("compare", compare="knn,lora", task="chat")
     assert [one.label for one in page.expander] == ["All 3 drawn answers"]

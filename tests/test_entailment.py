@@ -32,7 +32,7 @@ def nli(tmp_path_factory):
     folder = tmp_path_factory.mktemp("nli")
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
     tokenizer = BertTokenizer(str(folder / "vocab.txt"))
-    torch.manual_seed(1)
+    torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     labels = {0: "contradiction", 1: "ENTAILMENT", 2: "neutral"}
     config = BertConfig(

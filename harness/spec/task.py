@@ -93,8 +93,8 @@ class Task(Spec):
     `kind` is how it is answered: `generate`, `choice` (log-likelihood of each choice) or `bits_per_byte`.
     `chance` is the score of a guesser in [0, 1], `margin` the loss that counts as a regression on this task:
     in (0, 1), or `10%` of what the base has above chance. Each of `metrics` is the name of one of ours, a
-    file of one's own (`./mine.py`), `evaluate:NAME` of the evaluate library, or `judge:./FILE.yaml`, a
-    rubric. `num_fewshot` shots come from the `train` file and are given as turns, which
+    file of one's own (`./mine.py`), `evaluate:NAME` of the evaluate library, `judge:./FILE.yaml`, a rubric,
+    or `entailment:MODEL`. `num_fewshot` shots come from the `train` file and are given as turns, which
     `fewshot_as_multiturn` may say and not change. An answer cut at `max_new_tokens` scores worst unless
     `truncated_scores`, which suits questions whose answer comes first.
 

@@ -42,7 +42,7 @@ name: llmbar
 base_model: smollm2-135m
 target:
   name: pairs
-  data: {{train: few.jsonl, validation: few.jsonl, test: test.jsonl, contamination: drop}}
+  data: {{train: train.jsonl, validation: validation.jsonl, test: test.jsonl}}
   metrics: [judge:./better.yaml]
 candidates:
   first: {{method: endpoint, params: {{base_url: {url}, model: tiny, protocol: chat}}}}
@@ -105,7 +105,9 @@ def read_pairs(data: Path, n: int) -> list[dict[str, Any]]:
 def judge_pairs(folder: Path, pairs: Sequence[dict[str, Any]], n_labels: int) -> ExperimentReport:
     """Let the model judge the pairs, and correct it by people's choices of some of them."""
     answers = {row["input"]: row["output_1"] for row in pairs}
-    write_rows(folder / "few.jsonl", [{"prompt": f"Say {i}.", "reference": f"{i}"} for i in range(2)])
+    for name in ("train", "validation"):
+        few = [{"prompt": f"Say {i} for {name}.", "reference": f"{i}"} for i in range(2)]
+        write_rows(folder / f"{name}.jsonl", few)
     write_rows(
         folder / "test.jsonl",
         [{"id": pair_id(row), "prompt": row["input"], "reference": row["output_2"]} for row in pairs],

@@ -19,6 +19,7 @@ from harness.decision import CandidateFacts
 from harness.evaluation.session import Session
 from harness.experiment.runs.stored_rows import Reader
 from harness.metrics import Metric
+from harness.plugins import stored_method
 from harness.records import LabelSet, Run, SampleResult
 
 
@@ -95,7 +96,11 @@ def _labels(session: Session) -> list[LabelSet]:
 
 
 def _own(session: Session, metric: str, runs: Mapping[str, Run]) -> tuple[str, ...]:
-    """Name the runs whose base is a model that judges by a metric, which may like its own kind."""
+    """Name the runs whose base is a model that judges by a metric, which may like its own kind.
+
+    What answers behind an address is made from nobody knows what.
+    """
     judged = session.target.judged.get(metric)
     bases = {judge.source.weights_digest for judge in judged.judges if judge.source} if judged else set()
-    return tuple(label for label, run in runs.items() if run.base_digest in bases)
+    here = (label for label, run in runs.items() if stored_method(run.method).makes != "endpoint")
+    return tuple(label for label in here if runs[label].base_digest in bases)
