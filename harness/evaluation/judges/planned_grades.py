@@ -11,7 +11,7 @@ from harness.evaluation import costs
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.judges import Judge, Judged
 from harness.evaluation.judges.judge_prompts import LIMITS, judge_messages, orders
-from harness.evaluation.row_sets import prompting_step
+from harness.evaluation.rows.row_sets import prompting_step
 from harness.evaluation.session import Measured, Session
 from harness.prompting import context_of
 from harness.records import Example
