@@ -273,6 +273,13 @@ def test_next_commands_name_the_file_and_the_overrides_as_a_shell_reads_them():
     assert commands(report(decision=None, typed=typed)) == [f"harness compare {tail}"]
 
 
+def test_where_items_lack_the_next_comparison_says_how_many():
+    short = tuned("lora", 0.81, 0.07, corrected=verdict("inconclusive", items_needed=1905))
+    undecided = replace(report().decision, action="undecided", candidate=None, missing=())
+    (step,) = experiment_document(report([short], decision=undecided)).first.next_steps
+    assert "more items (limit: of a task), by some 1,905 at least" in step.text
+
+
 def test_only_a_next_comparison_goes_to_the_workers_again():
     typed = CommandLine("", ("execution.executor=ray", "seeds=[0]"))
     assert commands(report(typed=typed)) == ["harness promote lora 'seeds=[0]'"]

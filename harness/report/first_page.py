@@ -262,6 +262,10 @@ def _open_question(report: ExperimentReport) -> str:
         return f"decides, once these candidates are added: {', '.join(missing)}"
     if report.decision.action == "collect more data":
         return "decides again, once there are more training rows"
+    needed = [at.items_needed for f in report.facts if (at := f.corrected or f.verdict) and at.items_needed]
+    if needed:
+        more = formatting.count(min(needed))
+        return f"decides again, once tasks have more items (limit: of a task), by some {more} at least"
     return "decides again, once there is what the decision asks for"
 
 
