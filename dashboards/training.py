@@ -1,4 +1,4 @@
-"""Training: losses of one or several candidates in one picture, and what training took.
+"""Training: losses of one or several candidates in one picture, what training took, and on which rows.
 
 Invariant: only what was logged is shown, and losses of two kinds never share an axis; means and gap are
 those of `harness.report.plots.loss_curves`, the diagnosis that of `harness.report.training_diagnosis`.
@@ -13,6 +13,7 @@ from harness.formatting import UNKNOWN, count, plain, seconds, usd
 from harness.records import Run, TrainingRecord, Trial
 from harness.report import ExperimentReport
 from harness.report.experiment_report import figure_text
+from harness.report.plots import label_noise
 from harness.report.plots.loss_curves import (
     LIKELIHOOD,
     PREFERENCES,
@@ -23,6 +24,8 @@ from harness.report.plots.loss_curves import (
     round_means,
     smooth,
 )
+from harness.report.plots.style import standalone
+from harness.report.tables.training_sets_table import sets_columns, sets_notes, sets_rows, sets_title
 from harness.report.training_diagnosis import diagnose, forgetting_sentence
 from parts import charts, controls, project, safe_text
 
@@ -34,6 +37,13 @@ def page() -> None:
     controls.heading("Training", "Loss by step: a line for training, diamonds for validation.")
     runs = project.runs()
     report = controls.report_if_any()
+    _draw_trainings(runs, report)
+    if report:
+        _draw_training_sets(report)
+
+
+def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
+    """Draw what was logged of the chosen trainings."""
     trained = {
         name: run for name, run in _runs(runs, report).items() if len(numeric_points(run.training.loss)) > 1
     }
@@ -56,6 +66,18 @@ def page() -> None:
     controls.offer_csv(rows, "training")
     for name in chosen:
         _more(name, trained[name])
+
+
+def _draw_training_sets(report: ExperimentReport) -> None:
+    """Show what candidates reached that differ in their training rows alone, and how wrong answers cost."""
+    for i, of in enumerate(report.training_sets):
+        st.subheader(safe_text.label(sets_title(of)), anchor=False)
+        if drawn := standalone(label_noise(of, report.unit, report.metric)):
+            st.columns([3, 2])[0].image(drawn, width="stretch")
+        columns, rows = sets_columns(of), sets_rows(of, report.unit)
+        safe_text.table(columns, rows)
+        safe_text.say_all(sets_notes(of))
+        controls.offer_csv([dict(zip(columns, row, strict=True)) for row in rows], f"training-rows-{i}")
 
 
 def _draw(chosen: Mapping[str, Run]) -> None:
