@@ -93,6 +93,8 @@ def finish(tree: Tree) -> None:
         _resolve_recipe(mapping(around), tree.folder)
         _resolve_command(mapping(around), tree.folder)
     _resolve_file(mapping(tree.data.get("rescue")), "replay", tree.folder)
+    if str(tree.data.get("chat_template", "")).endswith(".jinja"):
+        _resolve_file(tree.data, "chat_template", tree.folder)
     copies = tree.data.get("datasets_dir")
     if isinstance(copies, str):
         tree.data["datasets_dir"] = str((tree.folder / Path(copies).expanduser()).resolve())

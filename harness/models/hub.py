@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.cache import cache_dir, memo
 from harness.errors import HarnessError, Problem, UserError, did_you_mean
 from harness.models.adapters import Tensor, expert_parameters, parameters_of, tensors_of
+from harness.models.chat_templates import put_template
 from harness.models.memory import Shape, shape_of
 from harness.progress import quiet_libraries
 from harness.records import checksum, digest, parse_json
@@ -63,7 +64,8 @@ class ModelSource(NamedTuple):
     """A base as it is served: its name as written, folder, digests of weights and tokenizer, its size.
 
     `quantization` is empty, `nf4` or `int8`; it belongs to the weights digest. `switches` is what stands in
-    front of the chat template to set its variables (see `with_switches`); it belongs to the template digest.
+    front of the chat template to set its variables (see `with_switches`), `template` that of a base without
+    one of its own (see `with_template`); both belong to the template digest.
     """
 
     name: str
@@ -73,6 +75,7 @@ class ModelSource(NamedTuple):
     n_parameters: int
     quantization: str = ""
     switches: str = ""
+    template: str = ""
 
 
 def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> ModelSource:
@@ -131,8 +134,16 @@ def with_switches(source: ModelSource, switches: Mapping[str, bool | float | str
     return source._replace(template_digest=template, switches=text)
 
 
-def chat_template(path: Path) -> str:
-    """Return how a model's chat is written, as its files say; empty where they do not."""
+def with_template(source: ModelSource, text: str) -> ModelSource:
+    """Return a base that writes chats by this template, in training and in evaluation."""
+    return source._replace(template_digest=digest([source.template_digest, text]), template=text)
+
+
+def chat_template(source: ModelSource) -> str:
+    """Return how a base's chat is written, as it was told or its files say; empty where they do not."""
+    if source.template:
+        return source.template
+    path = source.path
     with suppress(OSError):
         return (path / "chat_template.jinja").read_text("utf-8")
     with suppress(OSError, ValueError):
@@ -179,12 +190,13 @@ def is_packed(source: ModelSource) -> bool:
     return not source.weights_digest
 
 
-def has_chat_template(path: Path) -> bool:
-    """Tell from a model's files whether its tokenizer knows how a chat is written."""
-    if any(path.glob("chat_template*")):
+def has_chat_template(source: ModelSource) -> bool:
+    """Tell whether a base knows how a chat is written: it was told, or its tokenizer's files say."""
+    if source.template or any(source.path.glob("chat_template*")):
         return True
     try:
-        return bool(parse_json((path / "tokenizer_config.json").read_text("utf-8")).get("chat_template"))
+        said = parse_json((source.path / "tokenizer_config.json").read_text("utf-8"))
+        return bool(said.get("chat_template"))
     except FileNotFoundError:
         return False
 
@@ -224,11 +236,13 @@ def context_length(source: ModelSource) -> int | None:
     return longest if isinstance(longest, int) else None
 
 
-def load_tokenizer(source: ModelSource) -> "PreTrainedTokenizerBase":
+def load_tokenizer(source: ModelSource, padding_side: str = "left") -> "PreTrainedTokenizerBase":
     """Load the tokenizer of a base; what is switched in its chat template stands in front of that."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source.path, padding_side="left", trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(source.path, padding_side=padding_side, trust_remote_code=False)
+    if source.template:
+        put_template(tokenizer, source.template)
     template = tokenizer.chat_template
     if source.switches and isinstance(template, dict):
         tokenizer.chat_template = {name: source.switches + one for name, one in template.items()}

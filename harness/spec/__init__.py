@@ -99,7 +99,8 @@ class Experiment(Spec):
     the embedded one, a hub id or a folder. `suites` are names of those that ship with the package, or files.
     Each recipe that trains does so once for each of `seeds`. `precision` is that of the weights, measured by
     `auto`. `device: auto` takes a GPU where torch sees one. `chat_template_kwargs` are variables of the chat
-    template, as `enable_thinking`. `report_to` names trackers that get results. `datasets_dir` has copies of
+    template, as `enable_thinking`. `chat_template` is how bases without a template of their own write a chat:
+    `chatml`, `alpaca` or a Jinja file. `report_to` names trackers that get results. `datasets_dir` has copies of
     hub data.
     """
 
@@ -116,6 +117,7 @@ class Experiment(Spec):
     training: TrainingPolicy = TrainingPolicy()
     execution: ExecutionPolicy = ExecutionPolicy()
     chat_template_kwargs: dict[Annotated[str, Field(pattern=r"^[a-z_]\w*$")], bool | int | float | str] = {}
+    chat_template: str | None = None
     engine: Engine = "transformers"
     precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"

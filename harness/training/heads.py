@@ -20,7 +20,7 @@ from harness.errors import CandidateFailed
 from harness.models import oom
 from harness.models.hardware import Machine, dtype
 from harness.models.hf import TextCandidate, TextTable
-from harness.models.hub import ModelSource, content_digest, resolve
+from harness.models.hub import ModelSource, content_digest, load_tokenizer, resolve
 from harness.progress import quiet_libraries
 from harness.records import Example, TrainingRecord, digest
 from harness.training import trainer as loop
@@ -68,9 +68,7 @@ def _load(
     kind: Any, source: ModelSource, machine: Machine, **given: Any
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     quiet_libraries()
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source.path, padding_side="right")
+    tokenizer = load_tokenizer(source, padding_side="right")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     found = f"{source.name} does not fit the memory of {machine.name}"

@@ -18,7 +18,7 @@ from harness import plugins
 from harness.errors import HarnessError, Problem, UserError
 from harness.models import hardware
 from harness.models.hardware import Machine
-from harness.models.hub import ModelSource, weights_bytes
+from harness.models.hub import ModelSource, has_tokenizer, load_tokenizer, weights_bytes
 from harness.progress import Advance
 from harness.provenance.code_versions import versions_of
 from harness.records import Example, canonical_json, load, without_defaults
@@ -165,6 +165,7 @@ def _make(folder: Path, advance: Advance) -> None:
     method = plugins.method(job.method)
     start, is_own_peak = hardware.load(), hardware.reset_peak() or job.machine.device == "cuda"
     made = method.fit(context, method.params(**job.params))
+    _save_template(job.source, folder / made.kind)
     spent, key = hardware.load().since(start), folder.name.removesuffix(".part")
     training = replace(
         made.training, n_replayed=job.n_mixed or None, fit_key=key, **_sizes(made, folder, job.source)
@@ -175,6 +176,12 @@ def _make(folder: Path, advance: Advance) -> None:
         training = replace(training, waited_share=waited_share, peak_includes=includes)
     record = {"kind": made.kind, "digest": made.digest, "trained_on": job.source.weights_digest}
     _write_whole(folder / FIT, json.dumps(record | {"training": training.stored()}))
+
+
+def _save_template(source: ModelSource, made: Path) -> None:
+    """Leave the tokenizer beside weights whose base has no chat template of its own, for others to load."""
+    if source.template and made.is_dir() and not has_tokenizer(made):
+        load_tokenizer(source).save_pretrained(made)
 
 
 def _sizes(made: Weights, folder: Path, base: ModelSource) -> dict[str, Any]:

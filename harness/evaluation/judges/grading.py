@@ -157,7 +157,7 @@ def _messages(answer: Ungraded) -> list[Message]:
 
 def _score_grades(session: Session, source: ModelSource, answers: Sequence[Ungraded], keep: Keep) -> None:
     """Score every grade of the scale after each prompt, by a model that runs here."""
-    chat = has_chat_template(source.path)
+    chat = has_chat_template(source)
     with open_weights(session, base_weights(source)) as candidate:
         for at in range(0, len(answers), _TOGETHER):
             keep(list(_weighted(candidate, answers[at : at + _TOGETHER], chat=chat)))

@@ -20,16 +20,9 @@ from harness.evaluation.session import Measured, Session, join_items
 from harness.experiment.preparation.candidate_problems import refuse_weights
 from harness.experiment.preparation.scope import SMOKE_PAIRS, Scope, narrow, refuse_two_ways
 from harness.metrics import Metric, load_metrics
+from harness.models.chat_templates.base_templates import with_templates
 from harness.models.hardware import Machine, probe
-from harness.models.hub import (
-    ModelSource,
-    expected_s,
-    has_chat_template,
-    has_tokenizer,
-    is_packed,
-    resolve,
-    with_switches,
-)
+from harness.models.hub import ModelSource, expected_s, resolve, with_switches
 from harness.progress import Progress
 from harness.spec import Experiment, Role, Task
 from harness.store import Store
@@ -62,8 +55,7 @@ def prepare_session(
         else join_items(task, role, suite, items[task.name])
         for role, suite, task in named
     )
-    sources = _resolve_models(experiment, progress, unpacks=not scope.dry_run)
-    _refuse_without_template(experiment, sources.values())
+    sources = with_templates(experiment, _resolve_models(experiment, progress, unpacks=not scope.dry_run))
     source = sources[experiment.base_model]
     at = Store(loaded.folder / "runs" / "smoke" if scope.quick else loaded.folder / "runs")
     reached_gflops = _reached_gflops(at, experiment.name, source)
@@ -160,22 +152,3 @@ def _refuse_without_train(target: Task) -> None:
     if target.data.source("train") is None:
         expected, step = "examples to train on and to take shots from", "name a file under data: {train: …}"
         raise UserError(Problem(f"task {target.name}", "no data.train", expected, step))
-
-
-def _refuse_without_template(experiment: Experiment, sources: Iterable[ModelSource]) -> None:
-    in_chat = [task.name for task in experiment.tasks if task.chat_template and task.kind != "bits_per_byte"]
-    problems = [
-        Problem(
-            f"base_model {source.name}",
-            f"a tokenizer without a chat template, and tasks asked in chat: {', '.join(in_chat)}",
-            "an instruction-tuned model",
-            "choose an instruct model, or set chat_template: false on these tasks",
-        )
-        for source in sources
-        if in_chat
-        and not is_packed(source)
-        and has_tokenizer(source.path)
-        and not has_chat_template(source.path)
-    ]
-    if problems:
-        raise UserError(problems)

@@ -157,7 +157,7 @@ def marker_problems(candidate: ResolvedCandidate, *, chat: bool) -> Iterator[Pro
     if not chat:
         found = "assistant_only_loss, and a target with chat_template: false"
         yield Problem(where, found, "a target that is asked in chat", step)
-    elif not hub.is_packed(base) and not _MARKED.search(hub.chat_template(base.path)):
+    elif not hub.is_packed(base) and not _MARKED.search(hub.chat_template(base)):
         found = (
             f"assistant_only_loss, and a chat template that does not mark the assistant's words ({base.name})"
         )
@@ -169,7 +169,7 @@ def base_remarks(session: Session, runs: Iterable[Run]) -> Iterator[str]:
     """Yield what to know of bases whose thinking nobody decided, and of experts that were not trained."""
     for name, source in session.sources.items():
         undecided = not hub.is_packed(source) and not source.switches
-        if undecided and _THINKING in hub.chat_template(source.path):
+        if undecided and _THINKING in hub.chat_template(source):
             yield (
                 f"{name}: its chat template has {_THINKING}, which is not set; a base that thinks first is "
                 "cut off where a fine-tune is not, unless both are told not to think; "

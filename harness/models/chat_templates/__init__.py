@@ -1,0 +1,90 @@
+"""Chat templates for bases without one: those that ship, a file a template, and a Jinja file of the user's.
+
+Invariant: a template that is used ends each answer with a token that ends one, so that a fine-tune learns to
+stop, and writes a conversation so that what is asked is its beginning. A base's own is never replaced.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import Problem, UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SUFFIX = ".jinja"
+_END_OF_TURN = {"chatml": "<|im_end|>"}  # ends an answer where the vocabulary has it
+_KEY = "chat_template"
+_ASKED = [{"role": "user", "content": "first"}]
+_ANSWER = "second"
+
+
+def template_names() -> list[str]:
+    """List the names of the templates that ship."""
+    return sorted(file.stem for file in Path(__file__).parent.glob(f"*{SUFFIX}"))
+
+
+def read_template(written: str) -> str:
+    """Return the text of a template by its name, or of a file.
+
+    Raises:
+        UserError: there is none.
+    """
+    is_file = written.endswith(SUFFIX)
+    file = Path(written) if is_file else Path(__file__).with_name(f"{written}{SUFFIX}")
+    if not is_file and written not in template_names():
+        expected = f"{', '.join(template_names())}, or a file that ends with {SUFFIX}"
+        raise UserError(Problem(_KEY, repr(written), expected, did_you_mean(written, template_names())))
+    try:
+        return file.read_text("utf-8")
+    except FileNotFoundError:
+        raise UserError(Problem(_KEY, f"no file {file}", "a Jinja file", "correct the path")) from None
+    except UnicodeDecodeError:
+        raise UserError(Problem(str(file), "bytes that are not UTF-8", "a Jinja file")) from None
+
+
+def put_template(tokenizer: "PreTrainedTokenizerBase", text: str) -> None:
+    """Give a tokenizer a chat template.
+
+    One that ships ends turns by its own token where the vocabulary has it, and begins as the tokenizer itself
+    begins a text.
+    """
+    tokenizer.chat_template = text
+    name = next((name for name in template_names() if read_template(name) == text), "")
+    if not name:
+        return
+    end = _END_OF_TURN.get(name, "")
+    if end and tokenizer.convert_tokens_to_ids(end) not in (None, tokenizer.unk_token_id):
+        tokenizer.eos_token = end
+    bos = tokenizer.bos_token_id
+    if bos is not None and list(tokenizer("a")["input_ids"])[:1] == [bos]:
+        tokenizer.chat_template = f"{{{{- bos_token -}}}}\n{text}"
+
+
+def template_problems(
+    tokenizer: "PreTrainedTokenizerBase", ends: Mapping[int, str], where: str
+) -> Iterator[Problem]:
+    """Yield what forbids to train and evaluate by the template of a tokenizer; `ends` end an answer."""
+    from jinja2 import TemplateError
+
+    def written(turns: list[dict[str, str]], **options: Any) -> str:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
+
+    try:
+        asked = written(_ASKED, add_generation_prompt=True)
+        whole = written([*_ASKED, {"role": "assistant", "content": _ANSWER}])
+    except (TemplateError, TypeError, ValueError) as error:
+        found = f"a template that cannot be rendered ({str(error).splitlines()[0]})"
+        yield Problem(where, found, "a Jinja template over messages and add_generation_prompt", "mend it")
+        return
+    if _ASKED[0]["content"] not in asked or not whole.startswith(f"{asked}{_ANSWER}"):
+        found = f"{asked!r} for what is asked, and {whole!r} with its answer"
+        expected = "a conversation that begins with what is asked, then the answer"
+        yield Problem(where, found, expected, "end the template as add_generation_prompt does")
+        return
+    rest = whole.removeprefix(f"{asked}{_ANSWER}")
+    if not rest.startswith(tuple(ends.values())):
+        found = f"{rest!r} after an answer"
+        expected = f"a token that ends one: {', '.join(ends.values())}"
+        yield Problem(where, found, expected, "write {{ eos_token }} after the assistant's content")

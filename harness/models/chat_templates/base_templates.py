@@ -1,0 +1,74 @@
+"""Chat templates of an experiment's bases: their own, the one that the experiment names, or a refusal.
+
+Invariant: what is asked in chat is asked of bases that have a template, and one that the experiment names was
+tried on each of them before anything is trained by it.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+
+from harness.errors import Problem, UserError
+from harness.models.chat_templates import read_template, template_names, template_problems
+from harness.models.hub import (
+    ModelSource,
+    has_chat_template,
+    has_tokenizer,
+    is_packed,
+    load_tokenizer,
+    with_template,
+)
+from harness.spec import Experiment
+
+
+def with_templates(experiment: Experiment, sources: Mapping[str, ModelSource]) -> dict[str, ModelSource]:
+    """Return the models of an experiment, those without a chat template with the one that it names.
+
+    Raises:
+        UserError: tasks are asked in chat of a base without a template; or a template is named that cannot be
+            used, or that no base needs.
+    """
+    lacking = [name for name, source in sources.items() if _lacks_template(source)]
+    if experiment.chat_template is not None:
+        return {**sources, **_completed(experiment.chat_template, {name: sources[name] for name in lacking})}
+    in_chat = [task.name for task in experiment.tasks if task.chat_template and task.kind != "bits_per_byte"]
+    if in_chat and lacking:
+        raise UserError([_without_template(name, in_chat) for name in lacking])
+    return dict(sources)
+
+
+def _lacks_template(source: ModelSource) -> bool:
+    return not is_packed(source) and has_tokenizer(source.path) and not has_chat_template(source)
+
+
+def _without_template(name: str, in_chat: list[str]) -> Problem:
+    known = ", ".join(template_names())
+    return Problem(
+        f"base_model {name}",
+        f"a tokenizer without a chat template, and tasks asked in chat: {', '.join(in_chat)}",
+        "an instruction-tuned model, or a template for this one",
+        f"chat_template: {known.replace(', ', ' or ')} in harness.yaml, choose an instruct model, "
+        "or set chat_template: false on these tasks",
+    )
+
+
+def _completed(written: str, lacking: Mapping[str, ModelSource]) -> dict[str, ModelSource]:
+    text = read_template(written)
+    if not lacking:
+        found, expected = f"{written}, and every base has a template of its own", "a base without one"
+        raise UserError(Problem("chat_template", found, expected, "remove chat_template"))
+    made = {name: with_template(source, text) for name, source in lacking.items()}
+    problems = [p for source in made.values() for p in _problems(source, f"chat_template {written}")]
+    if problems:
+        raise UserError(problems)
+    return made
+
+
+def _problems(source: ModelSource, where: str) -> Iterator[Problem]:
+    tokenizer = load_tokenizer(source)
+    ends = {int(tokenizer.eos_token_id)} if tokenizer.eos_token_id is not None else set[int]()
+    with suppress(OSError, ValueError):
+        said = json.loads((source.path / "generation_config.json").read_text("utf-8")).get("eos_token_id")
+        ends |= set(said if isinstance(said, list) else [said]) - {None}
+    names = {i: str(tokenizer.convert_ids_to_tokens(i)) for i in sorted(ends)}
+    yield from template_problems(tokenizer, names, f"{where}, {source.name}")
