@@ -54,6 +54,7 @@ def test_every_command_of_the_tutorial_ends_well(tutorial):
         "dedup",
         "split",
         "--dry-run",
+        "augment",
     ]
 
 
@@ -64,7 +65,8 @@ def test_the_commands_of_the_tutorial_print_what_it_shows_in_its_order(tutorial)
 
 
 def test_the_dry_run_of_the_tutorial_counts_every_candidate(tutorial):
-    lines = [line.split("  ")[0] for line in tutorial[1][-1].printed.splitlines()]
+    (ran,) = [ran for ran in tutorial[1] if ran.command == "harness compare --dry-run"]
+    lines = [line.split("  ")[0] for line in ran.printed.splitlines()]
     assert {"prompt", "ranked", "lora"} <= set(lines)
 
 

@@ -24,7 +24,7 @@ from harness.cli import (  # in the order in which help lists the commands
     runs,
     sql,
 )
-from harness.cli.rows import pairs
+from harness.cli.rows import data_augment, pairs
 
 # isort: on
 from harness.cli.app import app, say, write_utf8
@@ -36,6 +36,7 @@ __all__ = [
     "compare",
     "dashboard",
     "data",
+    "data_augment",
     "data_check",
     "doctor",
     "evaluate",

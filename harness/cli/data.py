@@ -66,10 +66,10 @@ def data_clean(
     from harness.data.edit.clean import clean
     from harness.data.edit.decisions import decisions_by_line, open_decisions
 
-    _refuse(out, [file], dry_run=dry_run)
+    refuse_out(out, [file], dry_run=dry_run)
     kept = open_decisions(decisions, file) if decisions else None
     first = _beginning(file)
-    roles = _roles(first, prompt, reference or (kept and kept.column))
+    roles = roles_of(first, prompt, reference or (kept and kept.column))
     layout = None if prompt and reference else formats.recognise(first.rows)
     found = decisions_by_line(kept, file, roles) if kept else {}
     used = _digests({"decisions": [str(decisions)] if decisions else []})
@@ -106,10 +106,10 @@ def data_dedup(
     from harness.data.edit.dedup import dedup
 
     tests = against or []
-    _refuse(out, [file, *tests], dry_run=dry_run)
-    content, evaluated = _all(file), list(map(_all, tests))
-    roles = _roles(content, prompt, reference)
-    others = [(row, of) for c in evaluated for of in [_roles_of_test(c, prompt, reference)] for row in c.rows]
+    refuse_out(out, [file, *tests], dry_run=dry_run)
+    content, evaluated = read_all(file), list(map(read_all, tests))
+    roles = roles_of(content, prompt, reference)
+    others = [(row, of) for c in evaluated for of in [roles_of_test(c, prompt, reference)] for row in c.rows]
     parameters = {"alike": _alike(alike), "conflicts": conflicts, **_digests({"against": tests})}
     edit = Edit("dedup", {**parameters, **roles._asdict()}, [file], licenses or (), notes or ())
     outcomes = dedup(content.rows, roles, alike=alike, conflicts=conflicts, against=others)
@@ -150,11 +150,11 @@ def data_split(
     from harness.data.edit.row_files import row_suffix
     from harness.data.edit.split import Way, check_shares, odd_shares, split
 
-    _refuse(out, [file], folder=True)
+    refuse_out(out, [file], folder=True)
     way = Way(_numbers("--shares", shares), stratify, group, time, time_format, _alike(alike), seed)
     check_shares(way.shares)
-    content = _all(file, stratify=stratify, group=group, time=time)
-    roles = _roles(content, prompt, reference)
+    content = read_all(file, stratify=stratify, group=group, time=time)
+    roles = roles_of(content, prompt, reference)
     edit = Edit("split", {**way._asdict(), **roles._asdict()}, [file], licenses or (), notes or ())
     found = split(content, roles, way)
     for told in odd_shares(found, way):
@@ -189,7 +189,7 @@ def data_mix(
     from harness.errors import Problem, UserError
     from harness.spec import HUB
 
-    _refuse(out, files)
+    refuse_out(out, files)
     different = {file if file.startswith(HUB) else str(Path(file).resolve()) for file in files}
     both = weights is not None and temperature != 1
     if len(different) < max(2, len(files)) or both:
@@ -201,7 +201,7 @@ def data_mix(
     shares = None if weights is None else _numbers("--weights", weights)
     mixture = Mixture(shares, temperature, n_rows, replacement, column, seed)
     edit = Edit("mix", mixture._asdict(), files, licenses or (), notes or ())
-    contents = list(map(_all, files))
+    contents = list(map(read_all, files))
     _doubt_headers(contents)
     _save(edit, mix(contents, mixture), out, as_json=as_json)
 
@@ -223,16 +223,16 @@ def data_sample(
     from harness.data.edit import Edit
     from harness.data.edit.sample import refuse_no_rows, sample
 
-    _refuse(out, [file])
+    refuse_out(out, [file])
     refuse_no_rows(n_rows)
-    content = _all(file, balance=balance)
+    content = read_all(file, balance=balance)
     _doubt_headers([content])
     parameters = {"rows": n_rows, "balance": balance, "seed": seed}
     edit = Edit("sample", parameters, [file], licenses or (), notes or ())
     _save(edit, sample(content, n_rows, balance, seed), out, as_json=as_json)
 
 
-def _all(file: str, **columns: str | None) -> "Rows":
+def read_all(file: str, **columns: str | None) -> "Rows":
     """Read all rows of a file.
 
     Raises:
@@ -304,7 +304,7 @@ def _beginning(file: str) -> "Rows":
     return readers.Rows(readers.display_path(file), "", rows)
 
 
-def _roles(content: "Rows", prompt: str | None, reference: str | None) -> "Roles":
+def roles_of(content: "Rows", prompt: str | None, reference: str | None) -> "Roles":
     """Find the columns that ask and answer, and say which they are."""
     from harness.data.columns import find_roles
 
@@ -314,10 +314,10 @@ def _roles(content: "Rows", prompt: str | None, reference: str | None) -> "Roles
     return roles
 
 
-def _roles_of_test(content: "Rows", prompt: str | None, reference: str | None) -> "Roles":
+def roles_of_test(content: "Rows", prompt: str | None, reference: str | None) -> "Roles":
     """Find the columns of a test file: those that were named where it has them."""
     names = {name for row in content.rows for name in row.fields}
-    return _roles(content, *(column if column in names else None for column in (prompt, reference)))
+    return roles_of(content, *(column if column in names else None for column in (prompt, reference)))
 
 
 def _digests(files: dict[str, list[str]]) -> dict[str, list[dict[str, str]]]:
@@ -332,7 +332,7 @@ def _digests(files: dict[str, list[str]]) -> dict[str, list[dict[str, str]]]:
     return {option: of for option, of in named if of}
 
 
-def _refuse(out: Path | None, inputs: list[str], *, dry_run: bool = False, folder: bool = False) -> None:
+def refuse_out(out: Path | None, inputs: list[str], *, dry_run: bool = False, folder: bool = False) -> None:
     """Refuse an output that cannot be used; only a dry run needs none.
 
     Raises:

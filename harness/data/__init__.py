@@ -7,7 +7,7 @@ would give: their content, the task's definition, the seed and the version of th
 
 import hashlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
@@ -151,13 +151,10 @@ def _read(task: Task) -> _Files:
     problems: list[Problem] = []
     notes = Notes([], [])
     documents = _try(problems, [], _documents, task)
+    paths = (task.data.source("train"), task.data.validation, task.data.test)
     train, validation, test = (
         _try(problems, Kept([], []), _split, task, path, split, notes, documents)
-        for split, path in (
-            ("train", task.data.source("train")),
-            ("validation", task.data.validation),
-            ("test", task.data.test),
-        )
+        for split, path in zip(SPLITS, paths, strict=True)
     )
     pairs = _try(problems, [], _pairs, task, notes)
     if not problems:
@@ -183,13 +180,24 @@ def _try(
         return otherwise
 
 
-def _split(task: Task, path: str | None, split: str, notes: Notes, documents: Sequence[Document]) -> Kept:
+def _split(task: Task, path: str | None, split: Split, notes: Notes, documents: Sequence[Document]) -> Kept:
     if not path:
         return Kept([], [])
     content = readers.read(path, split)
+    made = splits.origins(content.rows)
+    if made and split != "train":
+        raise UserError(_evaluated_augmented(content, made, split))
     if task.data.turns == "all" and split == "train":
         content = formats.every_turn(content)
-    return items.examples(task, content, notes, documents)
+    return splits.with_origins(items.examples(task, content, notes, documents), made)
+
+
+def _evaluated_augmented(content: readers.Rows, made: Collection[str], split: Split) -> list[Problem]:
+    """Phrase augmented rows where something is evaluated: what a model made up is no evidence."""
+    found, expected = f"an augmented row (source: {splits.AUGMENTED}) in {split}", "rows to train on alone"
+    step = "remove the row, or name the file under train:"
+    problems = [Problem(where, found, expected, step) for where in made]
+    return readers.cap_problems(problems, content.shown, "augmented rows")
 
 
 def _pairs(task: Task, notes: Notes) -> list[Sourced]:
@@ -235,17 +243,23 @@ def _split_up(task: Task, files: _Files, seed: int) -> _Files:
 
     The test rows do not depend on the seed, so every seed is judged on the same items.
     """
-    train, validation, test = files.train, files.validation, files.test
-    choice = task.kind == "choice"
+    validation, test, choice = files.validation, files.test, task.kind == "choice"
+    shown = readers.display_path(task.data.source("train") or "")
+    train = [row for row in files.train if row.origin is None]
+    if files.train and not train and not (validation and test):
+        raise UserError(Problem(shown, "only augmented rows", "the rows that they were made from as well"))
     if task.data.all:
         train, test = splits.set_aside(train, random.Random(f"{task.name}/test"), choice)
     if train and not validation:
         train, validation = splits.set_aside(train, _rng(task, seed, "set aside"), choice)
+    evaluated = [*validation, *test]
+    train = splits.beside_origins(files.train, train, evaluated)
+    files.notes.removed.extend(splits.augmented_left_out(files.train, train, shown))
     if task.data.all:
         counts = f"{len(train):,} to train on, {len(validation):,} for validation, {len(test):,} for test"
         by = ", by cluster" if any(row.example.cluster != row.example.id for row in train) else ""
-        files.notes.read_as.append(f"{readers.display_path(task.data.all)}: split into {counts}{by}")
-    pairs = _not_set_aside(task, files, [*validation, *test])
+        files.notes.read_as.append(f"{shown}: split into {counts}{by}")
+    pairs = _not_set_aside(task, files, evaluated)
     return files._replace(train=train, validation=validation, test=test, pairs=pairs)
 
 

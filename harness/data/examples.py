@@ -26,11 +26,19 @@ _ROLES = ("system", "user", "assistant")
 _Made = TypeVar("_Made")
 
 
+class Origin(NamedTuple):
+    """The text that an augmented row says in other words, and where rows of its file hold that text."""
+
+    text: str
+    places: tuple[str, ...]
+
+
 class Sourced(NamedTuple):
-    """An example and where it was written."""
+    """An example, where it was written, and of an augmented row what it was made from."""
 
     example: Example
     where: str
+    origin: Origin | None = None
 
 
 class Kept(NamedTuple):

@@ -1,19 +1,86 @@
 """Seeded draws: which rows are set aside for validation or test, and which of many are used.
 
 Invariant: rows of one cluster, and rows that ask the same, are never on both sides of a
-split; what is drawn keeps the order of the file, and a smaller draw is part of a larger one.
+split; what is drawn keeps the order of the file, and a smaller draw is part of a larger one. An augmented
+row is trained on where the row is that it was made from, or left out: it is never set aside.
 """
 
 import random
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
-from harness.data.contamination import key
-from harness.data.examples import Sourced
+from harness.data.contamination import fold_text, key
+from harness.data.examples import Kept, Origin, Sourced
+from harness.data.readers import Row
 from harness.errors import Problem, UserError
+from harness.formatting import pluralize
 from harness.records import Example
 
 SHARE = 0.2
+SOURCE, AUGMENTED, ORIGIN = "source", "augmented", "augmented_from"  # the columns of an augmented row
+
+
+def is_augmented(row: Row) -> bool:
+    """Tell whether a model made a row from another one."""
+    return row.fields.get(SOURCE) == AUGMENTED
+
+
+def origins(rows: Sequence[Row]) -> dict[str, Origin]:
+    """Map the places of augmented rows to what they were made from: rows that hold their original text."""
+    made = [row for row in rows if is_augmented(row)]
+    if not made:
+        return {}
+    places: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        for text in set() if is_augmented(row) else set(_texts(row.fields)):
+            places[text].append(row.where)
+    known = {row.where: str(row.fields.get(ORIGIN) or "") for row in made}
+    places.pop("", None)
+    return {where: Origin(text, tuple(places.get(fold_text(text), ()))) for where, text in known.items()}
+
+
+def with_origins(kept: Kept, made: Mapping[str, Origin]) -> Kept:
+    """Return the examples of a split, the augmented ones with what they were made from."""
+    if not made:
+        return kept
+    return kept._replace(examples=[row._replace(origin=made.get(row.where)) for row in kept.examples])
+
+
+def beside_origins(
+    rows: Sequence[Sourced], kept: Collection[Sourced], evaluated: Sequence[Sourced]
+) -> list[Sourced]:
+    """Return the rows that are kept, and the augmented ones whose original is kept, in the order of the file.
+
+    One whose original is not among the rows stays, unless that is evaluated. None asks what is evaluated.
+    """
+    if all(row.origin is None for row in rows):
+        return list(kept)
+    places = {row.where for row in kept}
+    asked = {key(row.example) for row in evaluated}
+
+    def stays(row: Sourced) -> bool:
+        if row.origin is None:
+            return row.where in places
+        texts = {fold_text(row.origin.text), key(row.example)}
+        return places.issuperset(row.origin.places) and asked.isdisjoint(texts)
+
+    return [row for row in rows if stays(row)]
+
+
+def augmented_left_out(before: Sequence[Sourced], after: Sequence[Sourced], where: str) -> list[str]:
+    """Say how many augmented rows were left out because their original is evaluated; empty of none."""
+    n = sum(row.origin is not None for row in before) - sum(row.origin is not None for row in after)
+    return [f"{where}: {pluralize(n, 'augmented row')} left out, made from rows that are evaluated"] * bool(n)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all texts that a value holds, without letter case and with single spaces."""
+    if isinstance(value, str):
+        yield fold_text(value)
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
 
 
 def set_aside(

@@ -67,9 +67,11 @@ def _read(task: Task, items: TaskItems, path: str, notes: Notes, pairs: bool) ->
     content = readers.read(path, "train")
     if pairs:
         return items_of.pairs(task, content, notes)
+    made = splits.origins(content.rows)
     if task.data.turns == "all":
         content = formats.every_turn(content)
-    return items_of.examples(task, content, notes, items.documents).examples
+    kept = items_of.examples(task, content, notes, items.documents)
+    return splits.with_origins(kept, made).examples
 
 
 def _uncontaminated(
@@ -94,6 +96,8 @@ def _uncontaminated(
     kept = [row for row in rows if row.where not in gone and row.example.cluster not in clusters]
     if n := len(rows) - len(kept) - len(found):
         notes.removed.append(f"{shown}: {pluralize(n, 'row')} left out, set aside for validation or test")
+    whole, kept = kept, splits.beside_origins(kept, [r for r in kept if r.origin is None], [*written, *held])
+    notes.removed.extend(splits.augmented_left_out(whole, kept, shown))
     if not kept:
         raise UserError(Problem(shown, "only rows that are evaluated too", "other training rows"))
     return kept

@@ -8,14 +8,14 @@ from typing import Any, Literal, NamedTuple
 
 from harness.data.readers import Row
 
-Kind = Literal["dropped", "changed", "reported"]
+Kind = Literal["dropped", "changed", "reported", "added"]
 
 
 class Change(NamedTuple):
     """Change of one row, with its reasons; `of` is where the row stands that it repeats or contradicts.
 
     `similarity` is the Jaccard index of the two rows' shingles, in [0, 1], None where they are equal. A row
-    that is `reported` is written as it was.
+    that is `reported` is written as it was; one that is `added` was made from the row that stands at `where`.
     """
 
     where: str

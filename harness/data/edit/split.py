@@ -1,7 +1,8 @@
 """Split of rows into training, validation and test, stratified, by groups, or by time.
 
 Invariant: rows of one group, and rows whose questions are alike, are never in two parts; every class of a
-stratified split is in every part. By time, no row of a part is older than one of the part before.
+stratified split is in every part. By time, no row of a part is older than one of the part before. Augmented
+rows are in training or nowhere.
 """
 
 import math
@@ -15,10 +16,10 @@ from typing import Any, NamedTuple
 from harness.data.columns import Roles, asked
 from harness.data.contamination import fold_text
 from harness.data.edit.change import Change
-from harness.data.examples import Sourced
+from harness.data.examples import Origin, Sourced
 from harness.data.near_duplicates import THRESHOLD, Alike, near_duplicates, nearest
 from harness.data.readers import Row, Rows, cap_problems
-from harness.data.splits import groups_of, set_aside
+from harness.data.splits import groups_of, is_augmented, origins, set_aside
 from harness.errors import Problem, UserError
 from harness.formatting import plain, pluralize
 from harness.records import Example
@@ -61,11 +62,50 @@ def split(content: Rows, roles: Roles, way: Way) -> Split:
             many, or a time cannot be read.
     """
     check_shares(way.shares)
-    questions = [asked(row, roles).whole for row in content.rows]
-    found = _by_time(content, questions, way) if way.time else _at_random(content, questions, way)
+    own = content._replace(rows=[row for row in content.rows if not is_augmented(row)])
+    if not own.rows:
+        raise UserError(
+            Problem(content.shown, "only augmented rows", "those that they were made from as well")
+        )
+    questions = [asked(row, roles).whole for row in own.rows]
+    found = _by_time(own, questions, way) if way.time else _at_random(own, questions, way)
+    found = _with_augmented(found, content, roles, way)
     if problems := list(_problems(content.shown, found.parts, way)):
         raise UserError(cap_problems(problems, content.shown, "classes that are too small"))
     return found
+
+
+def _with_augmented(found: Split, content: Rows, roles: Roles, way: Way) -> Split:
+    """Put augmented rows where their original is trained on, unless they ask what another part does."""
+    if not (made := origins(content.rows)):
+        return found
+    changes = {change.where: change for change in found.changes}
+    changes |= dict(_not_trained_on(found, made))
+    changes |= dict(_asked_elsewhere(found, content, roles, way))
+    trained = {row.where for row in found.parts["train"]} | made.keys() - changes.keys()
+    rows = [row for row in content.rows if row.where in trained]
+    ordered = [changes[row.where] for row in content.rows if row.where in changes]
+    return Split({**found.parts, "train": rows}, ordered)
+
+
+def _not_trained_on(found: Split, made: Mapping[str, Origin]) -> Iterator[tuple[str, Change]]:
+    """Yield the augmented rows that were made from a row of another part, or of none."""
+    trained = {row.where for row in found.parts["train"]}
+    for where, origin in made.items():
+        if of := next((at for at in origin.places if at not in trained), None):
+            reason = "augmented from a row that is not trained on"
+            yield where, Change(where, "dropped", (reason,), of)
+
+
+def _asked_elsewhere(found: Split, content: Rows, roles: Roles, way: Way) -> Iterator[tuple[str, Change]]:
+    """Yield the augmented rows whose question is alike to one of validation or test."""
+    made = [row for row in content.rows if is_augmented(row)]
+    others = [row for name, rows in found.parts.items() if name != "train" for row in rows]
+    asks, known, every = ([asked(row, roles).whole for row in of] for of in (made, others, content.rows))
+    for row, near in zip(made, _nearest(asks, known, way.alike, every), strict=True):
+        if near:
+            reason = "alike to a question of another part"
+            yield row.where, Change(row.where, "dropped", (reason,), others[near.row].where)
 
 
 def check_shares(shares: Sequence[float]) -> None:
@@ -84,12 +124,13 @@ def check_shares(shares: Sequence[float]) -> None:
 
 def odd_shares(found: Split, way: Way) -> Iterator[str]:
     """Say which parts are far from their shares, since rows that belong together cannot be parted."""
-    n = sum(map(len, found.parts.values()))
-    for name, rows in found.parts.items():
+    own = {name: sum(not is_augmented(row) for row in rows) for name, rows in found.parts.items()}
+    n = sum(own.values())
+    for name, n_own in own.items():
         share = way.shares[PARTS.index(name)]
-        if n and abs(len(rows) / n - share) > _FAR:
+        if n and abs(n_own / n - share) > _FAR:
             yield (
-                f"{name} has {100 * len(rows) / n:.0f} % of the rows, not {100 * share:.0f} %: "
+                f"{name} has {100 * n_own / n:.0f} % of the rows, not {100 * share:.0f} %: "
                 "rows that belong together cannot be parted"
             )
 
@@ -169,11 +210,18 @@ def _alike_across(
     before: list[int] = []
     for part in parts.values():
         asked, known = ([questions[i] for i in of] for of in (part, before))
-        found = (
-            _equal(asked, known) if alike == 1 else nearest(asked, known, threshold=alike, among=questions)
-        )
+        found = _nearest(asked, known, alike, questions)
         yield from ((i, before[one.row]) for i, one in zip(part, found, strict=True) if one)
         before += part
+
+
+def _nearest(
+    questions: Sequence[str], known: Sequence[str], alike: float, among: Sequence[str]
+) -> list[Alike | None]:
+    """Give for each question the one most alike of those known, or with 1 an equal one."""
+    if alike == 1:
+        return _equal(questions, known)
+    return nearest(questions, known, threshold=alike, among=among)
 
 
 def _equal(questions: Sequence[str], known: Sequence[str]) -> list[Alike | None]:

@@ -1,0 +1,249 @@
+"""Command that adds rows in other words: data augment.
+
+Invariant: a new file stands beside a manifest with the prompts, never over a file; what it takes is said
+before a model is asked.
+"""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from harness.cli.app import Config, Json, data_app, open_session, print_json, say
+from harness.cli.data import (
+    DryRun,
+    File,
+    License,
+    Note,
+    Out,
+    Prompt,
+    Reference,
+    Seed,
+    print_saved,
+    read_all,
+    refuse_out,
+    roles_of,
+    roles_of_test,
+)
+from harness.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from harness.data.columns import Roles
+    from harness.evaluation.session import Session
+    from harness.experiment.generated_rows.augmentation import Evaluated
+    from harness.experiment.generated_rows.rewording import Rewriting, Writer
+    from harness.models.openai_api import Settings
+
+_ADDRESS = re.compile(r"https?://")
+
+
+@data_app.command("augment")
+def data_augment(
+    file: File,
+    by_whom: Annotated[
+        str, typer.Option("--with", help="What rewords: a candidate of harness.yaml, or http://…/v1.")
+    ],
+    out: Out = None,
+    by: Annotated[
+        Literal["paraphrase", "back-translation"],
+        typer.Option("--by", help="In other words, or translated into another language and back."),
+    ] = "paraphrase",
+    via: Annotated[
+        str, typer.Option("--via", help="The language to translate into and back from.")
+    ] = "French",
+    language: Annotated[str, typer.Option("--language", help="The language of the rows.")] = "English",
+    instruction: Annotated[
+        str | None,
+        typer.Option("--instruction", help="What is asked in place of our words; {text} is the row's text."),
+    ] = None,
+    variants: Annotated[int, typer.Option("--variants", min=1, help="Rewordings of each row.")] = 1,
+    n_rows: Annotated[
+        int | None, typer.Option("--rows", min=1, help="Reword at most so many rows, drawn at random.")
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0, help="0 always takes the likeliest token.")
+    ] = 0.7,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, help="Of an answer; longer ones are left out.")
+    ] = 128,
+    max_cost: Annotated[
+        float | None, typer.Option("--max-cost", help="In USD; nothing is asked once answers have cost that.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The model behind an address.")] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option("--api-key-env", help="The variable that holds the key of an address.")
+    ] = None,
+    prices: Annotated[
+        str | None, typer.Option("--prices", help="USD for a million tokens read and written: 0.15,0.6.")
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", help="A test file beside harness.yaml's, whose questions stay out."),
+    ] = None,
+    config: Config = Path("harness.yaml"),
+    seed: Seed = 0,
+    prompt: Prompt = None,
+    reference: Reference = None,
+    licenses: License = None,
+    notes: Note = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Add training rows in other words, written by a model, each beside the row it was made from."""
+    from harness.cli.progress_bar import TerminalProgress
+    from harness.data.edit import Edit, save
+    from harness.data.edit.row_files import row_suffix
+    from harness.experiment.generated_rows.augmentation import choose_rows, make_rows, plan
+
+    tests = against or []
+    refuse_out(out, [file, *tests], dry_run=dry_run)
+    how = _rewriting(by, via, language, instruction, variants, temperature, max_new_tokens, seed, max_cost)
+    content = read_all(file)
+    roles = roles_of(content, prompt, reference)
+    session = _session(by_whom, config, dry_run=dry_run)
+    writer = _writer(session, by_whom, model, api_key_env, prices, how)
+    evaluated = _evaluated(session, roles, tests, prompt, reference)
+    chosen = choose_rows(content, roles, evaluated, n_rows, seed)
+    tell = print if dry_run and not as_json else say
+    tell(f"{len(chosen.texts):,} of {len(content.rows):,} rows to reword by {writer.name}")
+    tell(str(planned := plan(chosen, writer, how)))
+    if dry_run or out is None:
+        if as_json:
+            print_json(planned._asdict())
+        say("nothing is asked or written in a dry run")
+        return
+    in_columns = not row_suffix(out.name).startswith(".json")
+    outcomes = make_rows(chosen, writer, how, TerminalProgress(), in_columns=in_columns)
+    used = {"with": writer.name, "who_answers": dict(writer.identity), **how._asdict(), "rows": n_rows}
+    del used["max_cost"]
+    used |= {"evaluated": sum(len(of.questions) for of in evaluated), "against": tests, **roles._asdict()}
+    edit = Edit("augment", used, [file], licenses or (), notes or ())
+    print_saved(save(edit, outcomes, out), as_json)
+    say(f"next: harness data check {out}, then train: {out} on a candidate; its test items stay as they are")
+
+
+def _rewriting(
+    by: Literal["paraphrase", "back-translation"],
+    via: str,
+    language: str,
+    instruction: str | None,
+    variants: int,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+    max_cost: float | None,
+) -> "Rewriting":
+    """Write the prompts, and refuse what cannot be asked.
+
+    Raises:
+        UserError: options contradict each other, or an instruction has no place for the text.
+    """
+    from harness.experiment.generated_rows.rewording import PARAPHRASE, TEXT, TRANSLATE, Rewriting
+
+    problems = []
+    if instruction is not None and (TEXT not in instruction or by != "paraphrase"):
+        found = "an instruction for translations" if by != "paraphrase" else f"no {TEXT} in {instruction!r}"
+        expected = f"an instruction with {TEXT} in it, --by paraphrase"
+        problems.append(Problem("--instruction", found, expected, f"such as 'Say it shorter: {TEXT}'"))
+    if temperature == 0 and variants > 1:
+        found = f"{variants} of each row at temperature 0"
+        step = "--temperature 0.7, or --variants 1"
+        problems.append(Problem("--variants", found, "answers that can differ", step))
+    if via.strip().lower() == language.strip().lower() and by == "back-translation":
+        problems.append(Problem("--via", via, f"another language than {language}", "--via German"))
+    if max_cost is not None and not 0 < max_cost < float("inf"):
+        problems.append(Problem("--max-cost", f"{max_cost:g}", "USD above 0", "leave it out for no limit"))
+    if problems:
+        raise UserError(problems)
+    there, back = (TRANSLATE.replace("{language}", to) for to in (via, language))
+    prompts = (instruction or PARAPHRASE,) if by == "paraphrase" else (there, back)
+    return Rewriting(by, prompts, variants, temperature, 1.0, max_new_tokens, seed=seed, max_cost=max_cost)
+
+
+def _session(by_whom: str, config: Path, *, dry_run: bool) -> "Session | None":
+    """Open the experiment that a candidate is of; for an address the one that is there, if any."""
+    if _ADDRESS.match(by_whom):
+        return open_session(config, dry_run=True)[0] if config.is_file() else None
+    session, _ = open_session(config, None, by_whom, dry_run=dry_run)
+    if by_whom not in session.candidates:
+        members = [name for name in session.candidates if name.startswith(f"{by_whom}[")]
+        found = f"{by_whom}, a grid of {len(members)} candidates"
+        raise UserError(Problem("--with", found, "one candidate", f"one of: {', '.join(members)}"))
+    return session
+
+
+def _writer(
+    session: "Session | None",
+    by_whom: str,
+    model: str | None,
+    api_key_env: str | None,
+    prices: str | None,
+    how: "Rewriting",
+) -> "Writer":
+    """Return what rewords: a candidate, or the model behind an address.
+
+    Raises:
+        UserError: an option is missing, or belongs to an address; or the address cannot be asked.
+    """
+    from harness.experiment.generated_rows.rewording import candidate_writer, endpoint_writer
+
+    of_address = {"--model": model, "--api-key-env": api_key_env, "--prices": prices}
+    if not _ADDRESS.match(by_whom):
+        assert session is not None, "a candidate is one of an experiment"
+        if given := [name for name, value in of_address.items() if value is not None]:
+            found = f"{', '.join(given)} beside the candidate {by_whom}, whose recipe says that"
+            raise UserError(Problem("--with", found, "options of an address, http://…/v1", "leave them out"))
+        writer = candidate_writer(session, by_whom)
+    else:
+        writer = endpoint_writer(_settings(by_whom, model, api_key_env, prices))
+    if how.max_cost is not None and writer.planned(1, 1) is None:
+        step = "--prices READ,WRITTEN, or usd_per_million_tokens of the candidate"
+        raise UserError(Problem("--max-cost", "no prices to count it by", "prices of the endpoint", step))
+    return writer
+
+
+def _settings(url: str, model: str | None, api_key_env: str | None, prices: str | None) -> "Settings":
+    from pydantic import ValidationError
+
+    from harness.models.openai_api import Settings, problems
+
+    if model is None:
+        raise UserError(Problem("--with", f"{url} without --model", "the model to ask there", "--model NAME"))
+    written = prices.split(",") if prices is not None else None
+    priced = None if written is None else dict(zip(("input", "output"), written, strict=False))
+    if written is not None and len(written) != 2:
+        expected = "USD for a million tokens read and written"
+        raise UserError(Problem("--prices", repr(prices), expected, "such as 0.15,0.6"))
+    try:
+        settings = Settings(
+            base_url=url,
+            model=model,
+            protocol="chat",
+            api_key_env=api_key_env,
+            usd_per_million_tokens=priced,
+        )
+    except ValidationError as error:
+        found = error.errors()[0]
+        option = {"base_url": "--with", "model": "--model", "api_key_env": "--api-key-env"}
+        where = option.get(str(found["loc"][0]), "--prices")
+        said = found["msg"].removeprefix("Value error, ")  # never what was given: it may hold a secret
+        raise UserError(Problem(where, said, "settings of an endpoint", "correct it")) from None
+    if lacking := list(problems(settings, "--with")):
+        raise UserError(lacking)
+    return settings
+
+
+def _evaluated(
+    session: "Session | None", roles: "Roles", tests: list[str], prompt: str | None, reference: str | None
+) -> "list[Evaluated]":
+    """Gather what rewordings may not ask: what the experiment evaluates, and the files that are named."""
+    from harness.experiment.generated_rows.augmentation import evaluated_by, evaluated_in
+
+    found = [evaluated_by(session)] if session else []
+    for test in tests:
+        content = read_all(test)
+        found.append(evaluated_in(content, roles_of_test(content, prompt, reference), roles))
+    if not found:
+        say("warning: rows are held against no test items; name them: --against FILE, or -c harness.yaml")
+    return found

@@ -1,0 +1,180 @@
+"""Augmented rows: each row in other words, beside the row that it was made from, with the same answer.
+
+Invariant: nothing but the text that asks is changed, and an id; a rewording that repeats another row, loses a
+number or the words of the answer, contradicts a row or asks what is evaluated is left out, with the reason.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import count
+from typing import Any, NamedTuple
+
+from harness.data.columns import CONTEXT, Roles, asked
+from harness.data.contamination import fold_text
+from harness.data.edit.change import Change, Outcome
+from harness.data.edit.dedup import dedup
+from harness.data.near_duplicates import THRESHOLD, are_alike
+from harness.data.readers import Row
+from harness.data.splits import AUGMENTED, ORIGIN, SOURCE
+
+_NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
+_USER = ("user", "human", "prompter")
+_SAID = ("content", "value", "text")
+
+
+class Asking(NamedTuple):
+    """The text of a row that asks, and where it stands: a column, and in turns the place and its key."""
+
+    text: str
+    column: str
+    turn: int | None = None
+    key: str = ""
+
+    def put(self, fields: Mapping[str, Any], text: str) -> dict[str, Any]:
+        """Return the fields with another text in its place."""
+        if self.turn is None:
+            return {**fields, self.column: text}
+        turns = list(fields[self.column])
+        turns[self.turn] = {**turns[self.turn], self.key: text}
+        return {**fields, self.column: turns}
+
+
+class Rewording(NamedTuple):
+    """A text in other words; `failure` says why there is none."""
+
+    text: str
+    failure: str = ""
+
+
+def asking(row: Row, roles: Roles) -> Asking | None:
+    """Find the text of a row that asks: the first column that does, or the last turn of the user.
+
+    None of an augmented row, and where a row has no such text.
+    """
+    if row.fields.get(SOURCE) == AUGMENTED:
+        return None
+    for column in roles.questions:
+        value = row.fields.get(column)
+        if isinstance(value, str) and value.strip() and column != CONTEXT:
+            return Asking(value, column)
+        if isinstance(value, list):
+            return _last_turn(value, column)
+    return None
+
+
+def _last_turn(turns: Sequence[Any], column: str) -> Asking | None:
+    for place in reversed(range(len(turns))):
+        turn = turns[place]
+        if isinstance(turn, dict) and {turn.get("role"), turn.get("from")} & {*_USER}:
+            key = next((name for name in _SAID if isinstance(turn.get(name), str)), "")
+            return Asking(turn[key], column, place, key) if key and turn[key].strip() else None
+    return None
+
+
+def augment(
+    rows: Sequence[Row],
+    roles: Roles,
+    rewordings: Mapping[int, Sequence[Rewording]],
+    *,
+    by: str,
+    in_columns: bool = False,
+) -> list[Outcome]:
+    """Return every row as it was, followed by the rows made from it; `rewordings` are by the row's index.
+
+    `by` names how they were made. With `in_columns` every row has the new fields, empty in the others.
+    """
+    made = list(_made(rows, roles, rewordings))
+    fit = [one for one in made if not one.why_not]
+    repeats = _repeats(rows, [one.row for one in fit], roles)
+    changes = {(one.of, one.number): found for one, found in zip(fit, repeats, strict=True)}
+    by_row: dict[int, list[Outcome]] = defaultdict(list)
+    for one in made:
+        change = Change(one.row.where, "dropped", (f"a rewording that {one.why_not}",))
+        found = changes.get((one.of, one.number))
+        if found:
+            change = found
+        elif not one.why_not:
+            change = Change(one.row.where, "added", (f"a row by {by}",))
+        by_row[one.of].append(Outcome(one.row if change.kind == "added" else None, change))
+    new = (SOURCE, ORIGIN) if in_columns else ()
+    return [
+        outcome for i, row in enumerate(rows) for outcome in (Outcome(_with_columns(row, new)), *by_row[i])
+    ]
+
+
+def _with_columns(row: Row, names: Sequence[str]) -> Row:
+    """Return a row that has these columns, empty where it had none."""
+    return row._replace(fields=row.fields | {name: None for name in names if name not in row.fields})
+
+
+class _Made(NamedTuple):
+    """A row made from the row `of`, the `number`-th; `why_not` says what forbids to write it."""
+
+    row: Row
+    of: int
+    number: int
+    why_not: str
+
+
+def _made(
+    rows: Sequence[Row], roles: Roles, rewordings: Mapping[int, Sequence[Rewording]]
+) -> Iterator[_Made]:
+    known = {row.fields.get("id") for row in rows}
+    answers = [set(filter(None, map(fold_text, asked(row, roles).answers))) for row in rows]
+    times = Counter(answer for of in answers for answer in of)
+    labels = {answer for answer, n in times.items() if n > 1}  # no words of a question, though they may recur
+    for i, found in rewordings.items():
+        row = rows[i]
+        if (original := asking(row, roles)) is None:
+            continue
+        for number, rewording in enumerate(found, start=1):
+            fields = original.put(row.fields, rewording.text)
+            fields |= {SOURCE: AUGMENTED, ORIGIN: original.text}
+            if row.fields.get("id") is not None:
+                fields["id"] = _fresh_id(row.fields["id"], known)
+            why_not = rewording.failure or _unfit(rewording.text, original.text, answers[i] - labels)
+            yield _Made(Row(row.where, fields), i, number, why_not)
+
+
+def _fresh_id(ident: Any, known: set[Any]) -> Any:
+    """Return an id that no row has, of the type of the one that it was made from."""
+    if isinstance(ident, int):
+        fresh: Any = 1 + max(one for one in known if isinstance(one, int))
+    else:
+        fresh = next(name for k in count(1) if (name := f"{ident}-augmented-{k}") not in known)
+    known.add(fresh)
+    return fresh
+
+
+def _unfit(text: str, original: str, spans: Collection[str]) -> str:
+    """Say what keeps a rewording from having the same answer as its original; empty where nothing does."""
+    if not text.strip():
+        return "is empty"
+    if fold_text(text) == fold_text(original) or are_alike(text, original, THRESHOLD):
+        return "repeats its original"
+    if _numbers(text) != _numbers(original):
+        return "has other numbers than its original"
+    lost = any(_holds(original, span) and not _holds(text, span) for span in spans)
+    return "lacks the answer, which its original holds" if lost else ""
+
+
+def _holds(text: str, span: str) -> bool:
+    """Tell whether words stand in a text, as whole words."""
+    return re.search(rf"(?<!\w){re.escape(span)}(?!\w)", fold_text(text)) is not None
+
+
+def _numbers(text: str) -> Counter[str]:
+    return Counter(_NUMBER.findall(text))
+
+
+def _repeats(rows: Sequence[Row], made: Sequence[Row], roles: Roles) -> list[Change | None]:
+    """Return why made rows repeat or contradict an earlier row; None of those that do not."""
+    named = [row._replace(where=f"{row.where}, reworded") for row in made]
+    found = dedup([*rows, *named], roles, conflicts="drop")[len(rows) :]
+    return [
+        outcome.change._replace(where=row.where, reasons=(f"a rewording: {outcome.change.reason}",))
+        if outcome.change and outcome.row is None
+        else None
+        for row, outcome in zip(made, found, strict=True)
+    ]

@@ -1,0 +1,157 @@
+"""Augmentation of training rows: reworded by a model, held against all that is evaluated, and what was used.
+
+Invariant: no row that is evaluated is reworded, and no rewording asks what is evaluated, exactly or by the
+measures of the leak check. The same answers give the same rows.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from harness.data import contamination, formats
+from harness.data.columns import Roles, asked
+from harness.data.contamination import fold_text
+from harness.data.edit.augment import Asking, Rewording, asking, augment
+from harness.data.edit.change import Change, Outcome
+from harness.data.edit.sample import draw
+from harness.data.examples import read_example
+from harness.data.overlap import overlaps
+from harness.data.readers import Row, Rows
+from harness.errors import Problem, UserError
+from harness.evaluation.session import Session
+from harness.experiment.generated_rows.rewording import (
+    Plan,
+    Rewriting,
+    Writer,
+    plan_rewordings,
+    reword,
+)
+from harness.formatting import count, pluralize
+from harness.progress import Progress
+
+
+class Evaluated(NamedTuple):
+    """Questions that are evaluated with the place of each, and how a row of training is read to compare.
+
+    Letter case and spaces aside, as both are given here.
+    """
+
+    questions: Mapping[str, str]
+    question_of: Callable[[Row], str]
+
+
+class Augmentation(NamedTuple):
+    """Rows to be reworded: those that are, by index with their text, and why some of the others are not."""
+
+    content: Rows
+    roles: Roles
+    texts: Mapping[int, Asking]
+    left: tuple[Change, ...]
+    evaluated: tuple[Evaluated, ...]
+
+
+def choose_rows(
+    content: Rows, roles: Roles, evaluated: Sequence[Evaluated], n_rows: int | None, seed: int
+) -> Augmentation:
+    """Choose the rows to reword: all that ask in a text and are not evaluated, or a draw of so many.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = {i: one for i, row in enumerate(content.rows) if (one := asking(row, roles))}
+    asks = {i: _asked_by(content.rows[i], evaluated) for i in found}
+    left = [
+        Change(content.rows[i].where, "reported", ("not reworded: it is evaluated",), at)
+        for i, at in asks.items()
+        if at
+    ]
+    able = [i for i, at in asks.items() if not at]
+    chosen = able if n_rows is None else draw(able, min(n_rows, len(able)), f"{seed}/augment")
+    if not chosen:
+        found_text = f"{pluralize(len(content.rows), 'row')}, {count(len(left))} of them evaluated"
+        expected = "a row to train on, with a text that asks"
+        raise UserError(Problem(content.shown, found_text, expected, "name the column: --prompt COLUMN"))
+    return Augmentation(content, roles, {i: found[i] for i in chosen}, tuple(left), tuple(evaluated))
+
+
+def plan(of: Augmentation, writer: Writer, how: Rewriting) -> Plan:
+    """Count what the rewordings take, before anything is asked."""
+    return plan_rewordings(writer, [one.text for one in of.texts.values()], how)
+
+
+def make_rows(
+    of: Augmentation, writer: Writer, how: Rewriting, progress: Progress, *, in_columns: bool
+) -> list[Outcome]:
+    """Reword the chosen rows; return every row, and beside it those that were made from it.
+
+    Raises:
+        CandidateFailed: the model cannot be asked, or has cost what it may.
+        UserError: none of the rewordings can be used.
+    """
+    made = reword(writer, [one.text for one in of.texts.values()], how, progress)
+    rewordings = _without_leaks(of, made)
+    outcomes = augment(of.content.rows, of.roles, rewordings, by=how.by, in_columns=in_columns)
+    changes = [outcome.change for outcome in outcomes if outcome.change]
+    if not any(change.kind == "added" for change in changes):
+        reasons = "; ".join(dict.fromkeys(change.reason for change in changes))
+        found = f"{pluralize(len(changes), 'rewording')}, none of which can be used: {reasons}"
+        step = "another model, a higher --temperature, or --instruction"
+        raise UserError(Problem("harness data augment", found, "rows in other words", step))
+    left = {change.where: change for change in of.left}
+    return [
+        outcome
+        if outcome.change or outcome.row is None
+        else outcome._replace(change=left.get(outcome.row.where))
+        for outcome in outcomes
+    ]
+
+
+def evaluated_by(session: Session) -> Evaluated:
+    """Return what an experiment evaluates: validation and test of its target, and the items of its suites."""
+    task = session.target.task
+    own = [row for rows in session.target.items.evaluated.values() for row in rows]
+    own += [row for m in session.suites for row in m.items.sourced("test")]
+    choice = task.kind == "choice"
+
+    def question_of(row: Row) -> str:
+        layout = formats.layout_of(task, Rows(row.where, "", [row]))
+        return contamination.key(read_example(task, layout, row), choice)
+
+    return Evaluated(
+        {contamination.key(row.example, choice): row.where for row in reversed(own)}, question_of
+    )
+
+
+def evaluated_in(content: Rows, roles_of_test: Roles, roles: Roles) -> Evaluated:
+    """Return what a file evaluates, compared with rows as they are written."""
+    questions = {fold_text(asked(row, roles_of_test).whole): row.where for row in reversed(content.rows)}
+    return Evaluated(questions, lambda row: fold_text(asked(row, roles).whole))
+
+
+def _asked_by(row: Row, evaluated: Sequence[Evaluated]) -> str:
+    """Name where a row's question is evaluated; empty where it is not."""
+    return next((at for of in evaluated if (at := of.questions.get(of.question_of(row)))), "")
+
+
+def _without_leaks(of: Augmentation, made: Sequence[Sequence[Rewording]]) -> dict[int, tuple[Rewording, ...]]:
+    """Mark by row the rewordings that ask what is evaluated, exactly or in other words."""
+    flat = [(i, k) for i, found in zip(of.texts, made, strict=True) for k in range(len(found))]
+    by_row = {i: list(found) for i, found in zip(of.texts, made, strict=True)}
+    fit = [(i, k) for i, k in flat if not by_row[i][k].failure]
+    rows = [of.content.rows[i] for i, _ in fit]
+    rows = [
+        row._replace(fields=of.texts[i].put(row.fields, by_row[i][k].text))
+        for row, (i, k) in zip(rows, fit, strict=True)
+    ]
+    for evaluated in of.evaluated:
+        for place, at in _leaks(evaluated, [evaluated.question_of(row) for row in rows]):
+            i, k = fit[place]
+            by_row[i][k] = Rewording("", f"asks what is evaluated: {at}")
+    return {i: tuple(found) for i, found in by_row.items()}
+
+
+def _leaks(evaluated: Evaluated, asks: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Yield the place of each question that is evaluated, and where."""
+    places = list(evaluated.questions.values())
+    for found in overlaps(asks, list(evaluated.questions)):
+        yield found.training, places[found.evaluated]
+    yield from ((i, evaluated.questions[ask]) for i, ask in enumerate(asks) if ask in evaluated.questions)

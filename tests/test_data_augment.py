@@ -1,0 +1,446 @@
+"""Rows in other words: written beside their originals by a model, held against what is evaluated, never evaluated."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import tiny_experiment
+from edited_rows import ASKED, done, jsonl, manifest, read, refused, rows_of
+from openai_server import Rule, serving
+
+from harness.config import load
+from harness.data import load_task
+from harness.data.edit.augment import Rewording, augment
+from harness.data.edit.split import Way, split
+from harness.data.readers import Rows
+from harness.errors import UserError
+from harness.experiment import Scope, prepare_session
+from harness.progress import Silent
+from harness.records import parse_json
+from harness.spec import Task
+
+WORDS = (
+    "amber",
+    "basil",
+    "cedar",
+    "delta",
+    "ember",
+    "fable",
+    "grove",
+    "hazel",
+    "ivory",
+    "jolly",
+    "kiosk",
+    "lilac",
+)
+
+
+def question(i):
+    return f"Where is {WORDS[i]} number {i}?"
+
+
+def other_words(text):
+    return f"Nobody can tell me what became of {' and '.join(re.findall(r'[a-z]+|[0-9]+', text)[2:])}, please look"
+
+
+def rows(n=10, **more):
+    return [{"text": question(i), "label": ("late", "money")[i % 2], **more} for i in range(n)]
+
+
+def reworded(messages):
+    """Answer as a good writer would, but for the fourth row, which comes back as it was."""
+    text = messages[0]["content"].split("\n\n", 1)[1]
+    return text if text == question(3) else f'"{other_words(text)}"'
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Serve a writer; the working folder is empty, and nothing was asked before."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    with serving(Rule(reworded)) as found:
+        yield found
+
+
+@pytest.fixture
+def augmented(data, server):
+    """Return a function that augments a file by the writer."""
+    return lambda *words: data("augment", *words, "--with", server.url, "--model", "tiny")
+
+
+def test_each_row_is_followed_by_the_row_that_was_made_from_it(augmented):
+    jsonl(Path("t.jsonl"), [{**row, "id": f"r{i}"} for i, row in enumerate(rows(6))])
+    done(augmented, "t.jsonl", "--out", "new.jsonl")
+    found = read("new.jsonl")
+    assert [row["id"] for row in found[:4]] == ["r0", "r0-augmented-1", "r1", "r1-augmented-1"]
+    assert found[0] == {"text": question(0), "label": "late", "id": "r0"}
+    assert found[1] == {
+        "text": other_words(question(0)),
+        "label": "late",
+        "id": "r0-augmented-1",
+        "source": "augmented",
+        "augmented_from": question(0),
+    }
+    assert len(found) == 11
+
+
+def test_the_manifest_keeps_the_prompts_and_says_why_a_rewording_was_left_out(augmented):
+    jsonl(Path("t.jsonl"), rows(6))
+    done(augmented, "t.jsonl", "--out", "new.jsonl", "--license", "CC0-1.0", "--note", "names are made up")
+    made = manifest("new.jsonl")
+    assert made["command"] == "harness data augment"
+    assert "Write the text below in other words" in made["parameters"]["prompts"][0]
+    assert made["counts"] | {"changed": 0, "reported": 0} == {
+        "read": 6, "written": 11, "dropped": 1, "changed": 0, "reported": 0, "added": 5,
+    }  # fmt: skip
+    assert {
+        "row": "t.jsonl:4",
+        "change": "dropped",
+        "reason": "a rewording that repeats its original",
+    } in made["rows"]
+    assert (made["licenses"], made["notes"]) == (["CC0-1.0"], ["names are made up"])
+
+
+def test_a_second_call_asks_nothing_and_writes_the_same_bytes(augmented, server):
+    jsonl(Path("t.jsonl"), rows(6))
+    done(augmented, "t.jsonl", "--out", "one.jsonl", "--variants", "2")
+    asked = len(server.asked)
+    done(augmented, "t.jsonl", "--out", "two.jsonl", "--variants", "2")
+    assert (asked, len(server.asked)) == (12, 12)
+    assert Path("one.jsonl").read_bytes() == Path("two.jsonl").read_bytes()
+    assert manifest("one.jsonl")["rows"] == manifest("two.jsonl")["rows"]
+
+
+def test_what_was_answered_before_a_failure_is_not_asked_again(augmented, server):
+    jsonl(
+        Path("t.jsonl"),
+        [{"text": f"Where is the {a} {b} of Monday?", "label": "x"} for a in WORDS for b in WORDS[:2]],
+    )
+    model, server.model = server.model, Rule(_Failing(after=18))
+    code, _, error = augmented("t.jsonl", "--out", "new.jsonl")
+    assert code == 1, error
+    assert not list(Path().glob("*new.jsonl*"))
+    server.model = model
+    before = len(server.asked)
+    done(augmented, "t.jsonl", "--out", "new.jsonl")
+    assert len(server.asked) - before == 24 - 16  # the first sixteen were kept
+
+
+class _Failing:
+    """Answers some requests, and then nothing that could be read."""
+
+    def __init__(self, after):
+        self.left = after
+
+    def __call__(self, messages):
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError("out of order")
+        return reworded(messages)
+
+
+def test_nothing_is_asked_once_answers_have_cost_what_they_may(augmented, server):
+    jsonl(
+        Path("t.jsonl"),
+        [{"text": f"Where is the {a} {b} of Monday?", "label": "x"} for a in WORDS for b in WORDS[:2]],
+    )
+    code, _, error = augmented("t.jsonl", "--out", "new.jsonl", "--prices", "1000,1000", "--max-cost", "0.1")
+    assert code == 1
+    assert "16 answers have cost 0.18 USD, and --max-cost is 0.1" in error
+    assert len(server.asked) == 16
+    assert not Path("new.jsonl").exists()
+
+
+def test_what_it_takes_is_said_before_anything_is_asked(augmented, server):
+    jsonl(Path("t.jsonl"), rows(10))
+    said = done(augmented, "t.jsonl", "--variants", "3", "--prices", "1,2", "--dry-run")
+    assert "10 of 10 rows to reword by tiny" in said
+    assert re.search(
+        r"30 requests: some [\d,]+ tokens read, at most 3,840 written, at most 0\.0\d+ USD", said
+    )
+    assert server.asked == []
+    assert sorted(p.name for p in Path().iterdir() if p.is_file()) == ["t.jsonl"]
+
+
+def test_a_back_translation_asks_for_the_other_language_and_then_back(data, server):
+    jsonl(Path("t.jsonl"), rows(2))
+    server.model = Rule(lambda messages: f"<{other_words(messages[0]['content'].split(chr(10))[-1])}>")
+    words = ("--with", server.url, "--model", "tiny", "--by", "back-translation", "--via", "German")
+    done(data, "augment", "t.jsonl", "--out", "new.jsonl", *words)
+    asked = [body["messages"][0]["content"] for _, body in server.asked]
+    assert sum("into German" in one for one in asked) == sum("into English" in one for one in asked) == 2
+    assert manifest("new.jsonl")["reasons"] == {"added: a row by back-translation": 2}
+
+
+def test_a_rewording_that_asks_what_a_test_file_asks_is_left_out(augmented):
+    jsonl(Path("t.jsonl"), rows(3))
+    jsonl(Path("test.jsonl"), [{"text": other_words(question(1)).upper(), "label": "money"}])
+    done(augmented, "t.jsonl", "--out", "new.jsonl", "--against", "test.jsonl")
+    assert manifest("new.jsonl")["reasons"] == {
+        "added: a row by paraphrase": 2,
+        "dropped: a rewording that asks what is evaluated: test.jsonl:1": 1,
+    }
+
+
+def test_a_row_that_is_evaluated_itself_is_not_reworded(augmented, server):
+    jsonl(Path("t.jsonl"), rows(3))
+    jsonl(Path("test.jsonl"), rows(1))
+    done(augmented, "t.jsonl", "--out", "new.jsonl", "--against", "test.jsonl")
+    assert len(server.asked) == 2
+    assert {
+        "row": "t.jsonl:1",
+        "change": "reported",
+        "reason": "not reworded: it is evaluated",
+        "of": "test.jsonl:1",
+    } in (manifest("new.jsonl")["rows"])
+
+
+def made_from(*pairs, label="x"):
+    """Augment one row for each pair of a text and what it is reworded to; say which were written, and why not."""
+    content = rows_of(*({"text": text, "label": label} for text, _ in pairs))
+    found = augment(
+        content, ASKED, {i: [Rewording(new)] for i, (_, new) in enumerate(pairs)}, by="paraphrase"
+    )
+    return [one.change.reason for one in found if one.change]
+
+
+@pytest.mark.parametrize(
+    ("original", "new", "said"),
+    [
+        ("Where is my 1st parcel of 20 lamps?", "Nobody brought the 30 lamps I paid for", "other numbers"),
+        ("where is it?", "Where  is IT?", "repeats its original"),
+        ("Tell me what the shop sells", "", "is empty"),
+        ("Tell me what the shop sells", "Which goods can I buy from you?", "a row by paraphrase"),
+    ],
+)
+def test_a_rewording_is_written_only_where_it_can_have_the_answer_of_its_original(original, new, said):
+    (reason,) = made_from((original, new))
+    assert said in reason
+
+
+def test_an_answer_that_stands_in_the_question_has_to_stand_in_its_rewording():
+    content = rows_of({"text": "A train to Rome leaves at noon", "label": "Rome"})
+    for new, said in (
+        ("At noon one departs for the capital", "lacks the answer"),
+        ("Noon is when one goes to Rome", "a row"),
+    ):
+        (found,) = [
+            o.change for o in augment(content, ASKED, {0: [Rewording(new)]}, by="paraphrase") if o.change
+        ]
+        assert said in found.reason
+
+
+def test_rewordings_that_repeat_or_contradict_another_row_are_left_out():
+    content = rows_of(
+        {"text": "Send the lamp back", "label": "a"}, {"text": "Why does nobody write?", "label": "b"}
+    )
+    found = augment(
+        content,
+        ASKED,
+        {0: [Rewording("Why does nobody WRITE?")], 1: [Rewording("I await a letter")] * 2},
+        by="x",
+    )
+    assert [(o.change.kind, o.change.reason) for o in found if o.change] == [
+        ("dropped", "a rewording: another answer to the question"),
+        ("added", "a row by x"),
+        ("dropped", "a rewording: a duplicate"),
+    ]
+
+
+def test_conversations_are_reworded_in_the_last_turn_of_the_user(augmented):
+    turns = [{"role": "user", "content": question(i)} for i in (0, 1)]
+    answer = {"role": "assistant", "content": "By the gate."}
+    jsonl(Path("t.jsonl"), [{"messages": [turns[0], answer, turns[1], answer]}])
+    done(augmented, "t.jsonl", "--out", "new.jsonl")
+    (_, made) = read("new.jsonl")
+    assert made["messages"] == [
+        turns[0],
+        answer,
+        {"role": "user", "content": other_words(question(1))},
+        answer,
+    ]
+    assert made["augmented_from"] == question(1)
+
+
+def test_a_table_has_the_new_columns_in_every_row(augmented):
+    Path("t.csv").write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows(2)))
+    done(augmented, "t.csv", "--out", "new.csv")
+    lines = Path("new.csv").read_text().splitlines()
+    assert lines[:2] == ["text,label,source,augmented_from", f"{question(0)},late,,"]
+    assert lines[2].endswith(f"late,augmented,{question(0)}")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--with", "http://127.0.0.1:9/v1"), "--model NAME"),
+        (("--with", "http://u:p@h/v1", "--model", "m"), "--with: found"),
+        (("--with", "http://h/v1", "--model", "m", "--prices", "1"), "--prices: found '1'"),
+        (("--with", "http://h/v1", "--model", "m", "--max-cost", "1"), "no prices to count it by"),
+        (
+            ("--with", "http://h/v1", "--model", "m", "--variants", "2", "--temperature", "0"),
+            "answers that can differ",
+        ),
+        (("--with", "http://h/v1", "--model", "m", "--instruction", "shorter"), "{text}"),
+        (
+            ("--with", "http://h/v1", "--model", "m", "--api-key-env", "NO_SUCH_KEY"),
+            "no variable NO_SUCH_KEY",
+        ),
+        (("--with", "writer"), "found no file"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is_written(data, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    jsonl(Path("t.jsonl"), rows(2))
+    assert said in refused(data, "augment", "t.jsonl", "--out", "new.jsonl", *words)
+
+
+# ----- what is trained on and what is evaluated
+
+
+def augmented_rows(n=20, every=1):
+    """Return originals, each `every`-th followed by a row that was made from it."""
+    out = []
+    for i in range(n):
+        text = f"{i * i} q{i}w v{i}u"
+        out.append({"text": text, "label": "ab"[i % 2], "n": i})
+        if i % every == 0:
+            made = {"text": f"z{i}k {i * i} y{i}m x{i}p", "source": "augmented", "augmented_from": text}
+            out.append({**out[-1], **made})
+    return out
+
+
+def is_made(row):
+    return row.get("source") == "augmented"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_split_leaves_augmented_rows_in_training_alone_beside_their_originals(seed):
+    found = split(Rows("r.jsonl", "r", rows_of(*augmented_rows())), ASKED, Way((0.6, 0.2, 0.2), seed=seed))
+    parts = {name: [row.fields for row in part] for name, part in found.parts.items()}
+    assert not any(is_made(row) for name in ("validation", "test") for row in parts[name])
+    own = {row["n"] for row in parts["train"] if not is_made(row)}
+    assert {row["n"] for row in parts["train"] if is_made(row)} == own
+    assert len(own) == 12
+    dropped = [change.reason for change in found.changes]
+    assert dropped == ["augmented from a row that is not trained on"] * 8
+
+
+def test_a_split_by_time_leaves_augmented_rows_with_the_past_alone():
+    dated = [{**row, "day": f"2024-05-{1 + row['n']:02}"} for row in augmented_rows()]
+    found = split(Rows("r", "r", rows_of(*dated)), ASKED, Way((0.5, 0.25, 0.25), time="day"))
+    assert [is_made(row.fields) for name in ("validation", "test") for row in found.parts[name]] == [
+        False
+    ] * 10
+    assert sum(is_made(row.fields) for row in found.parts["train"]) == 10
+
+
+def test_an_augmented_row_that_asks_what_another_part_asks_is_dropped():
+    content = augmented_rows(12, every=20)
+    for target in range(1, 12):
+        made = {**content[0], "text": content[1 + target]["text"].upper()}
+        found = split(
+            Rows(
+                "r",
+                "r",
+                rows_of(
+                    *(row for row in content if not is_made(row)),
+                    {**made, "source": "augmented", "augmented_from": content[0]["text"]},
+                ),
+            ),
+            ASKED,
+            Way((0.6, 0.0, 0.4)),
+        )
+        evaluated = {row.fields["n"] for row in found.parts["test"]}
+        kept = any(is_made(row.fields) for row in found.parts["train"])
+        assert kept == (0 not in evaluated and target not in evaluated)
+
+
+def letters_task(folder, **data):
+    return Task.model_validate(
+        {
+            "name": "letters",
+            "data": {name: str(folder / file) for name, file in data.items()},
+            "fields": {"prompt": "Sort this: {text}", "reference": "{label}"},
+            "labels": ["a", "b"],
+        }
+    )
+
+
+@pytest.mark.parametrize("parts", [{"all": "all.jsonl"}, {"train": "all.jsonl", "test": "test.jsonl"}])
+def test_what_is_set_aside_for_a_comparison_holds_no_augmented_row_and_none_made_from_it(tmp_path, parts):
+    jsonl(tmp_path / "all.jsonl", augmented_rows(30))
+    jsonl(tmp_path / "test.jsonl", [{"text": f"never {i} seen u{i}", "label": "a"} for i in range(4)])
+    items = load_task(letters_task(tmp_path, **parts), seed=0)
+    numbers = {
+        name: [re.findall(r"[qzk](\d+)", e.prompt)[0] for e in getattr(items, name) if "seen" not in e.prompt]
+        for name in ("train", "validation", "test")
+    }
+    assert not any("k " in e.prompt for e in (*items.validation, *items.test))
+    trained = set(numbers["train"])
+    assert trained.isdisjoint(numbers["validation"])
+    assert trained.isdisjoint(numbers["test"])
+    assert len(numbers["train"]) == 2 * len(trained)
+    (said,) = [note for note in items.removed if "augmented" in note]
+    assert f"{30 - len(trained)} augmented rows left out, made from rows that are evaluated" in said
+
+
+def test_other_training_rows_of_a_candidate_leave_out_what_was_made_from_rows_set_aside(
+    tiny, tmp_path, own_cache
+):
+    path = tiny_experiment.write(tmp_path, tiny, "  bag: {method: classifier, train: more.jsonl}\n")
+    suite = tmp_path / "suites" / "letters.yaml"
+    suite.write_text(suite.read_text().replace(" validation: letters/validation.jsonl,", ""))
+    own = tiny_experiment.letters(slice(0, 5))
+    made = [
+        {
+            **r,
+            "id": f"{r['id']}-augmented-1",
+            "prompt": f"Of {r['id']} I know nothing",
+            "source": "augmented",
+            "augmented_from": r["prompt"],
+        }
+        for r in own
+    ]
+    tiny_experiment.rows(
+        tmp_path / "more.jsonl", [row for pair in zip(own, made, strict=True) for row in pair]
+    )
+    session = prepare_session(load(path, ["suites=[]"]), Scope(), Silent())
+    aside = {e.prompt for e in session.target.items.validation}
+    (measured,) = session.training.values()
+    trained = [e.prompt for e in measured.items.train]
+    from_aside = [f"Of {r['id']} I know nothing" for r in own if r["prompt"] in aside]
+    assert from_aside
+    assert not set(from_aside) & set(trained)
+    assert len(trained) == 2 * (30 - len(aside))
+
+
+def test_an_augmented_row_in_a_test_file_is_refused_by_its_line(tmp_path):
+    jsonl(tmp_path / "train.jsonl", [row for row in augmented_rows() if not is_made(row)])
+    jsonl(
+        tmp_path / "test.jsonl", [{"text": "new 1", "label": "a"}, {**augmented_rows(1)[1], "text": "new 2"}]
+    )
+    with pytest.raises(UserError, match=r"test\.jsonl:2: found an augmented row"):
+        load_task(letters_task(tmp_path, train="train.jsonl", test="test.jsonl"), seed=0)
+
+
+def test_a_candidate_of_the_experiment_rewords_its_training_rows(tiny, tmp_path, own_cache, command):
+    with serving(
+        Rule(lambda messages: other_words(messages[0]["content"].split("\n\n", 1)[1] + " z q"))
+    ) as server:
+        writer = f"  writer: {{method: endpoint, params: {{base_url: '{server.url}', model: tiny, protocol: chat}}}}\n"
+        path = tiny_experiment.write(tmp_path, tiny, writer)
+        out = tmp_path / "new.jsonl"
+        source = tmp_path / "suites" / "letters" / "train.jsonl"
+        code, said, error = command(
+            "data", "augment", str(source), "--with", "writer", "-c", str(path), "--out", str(out)
+        )
+        assert code == 0, error
+    assert "30 read" in said
+    held = manifest(out)["parameters"]
+    assert (held["with"], held["evaluated"]) == ("writer", 34)
+    made = [parse_json(line) for line in out.read_text().splitlines()]
+    assert sum(map(is_made, made)) == len(made) - 30 > 0
+    assert all(row["reference"] in ("late", "money") for row in made)
+    assert all(json.dumps(row) for row in made)
