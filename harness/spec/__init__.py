@@ -100,8 +100,8 @@ class Experiment(Spec):
     Each recipe that trains does so once for each of `seeds`. `precision` is that of the weights, measured by
     `auto`. `device: auto` takes a GPU where torch sees one. `chat_template_kwargs` are variables of the chat
     template, as `enable_thinking`. `chat_template` is how bases without a template of their own write a chat:
-    `chatml`, `alpaca` or a Jinja file. `report_to` names trackers that get results. `datasets_dir` has copies of
-    hub data.
+    `chatml`, `alpaca` or a Jinja file. `report_to` names trackers that get results. `datasets_dir` has copies
+    of hub data.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
