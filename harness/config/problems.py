@@ -183,7 +183,9 @@ def _errors(model: type[BaseModel], value: Any) -> list[Any]:
             # A list whose entries were refused counts as too short as well: one problem, not two.
             if e["type"] != "too_short" or not e["input"]:
                 loc = _without_kinds(model, e["loc"])
-                found.setdefault(loc, {**e, "loc": loc, "expected": []})["expected"].append(_expected(e))
+                found.setdefault(loc, {**e, "loc": loc, "expected": []})["expected"].append(
+                    _describe_expected(e)
+                )
         return list(found.values())
     return []
 
@@ -244,7 +246,7 @@ def renamed_options(arguments: Sequence[str], environment: Iterable[str]) -> lis
     ]
 
 
-def _renaming(name: str, value: Any, known: Sequence[str]) -> str:
+def _phrase_renaming(name: str, value: Any, known: Sequence[str]) -> str:
     """Phrase the present name of a key as a next step, with the value as it is written now."""
     now = RENAMED.get(name)
     if now is None or now.name not in known:
@@ -256,7 +258,7 @@ def _renaming(name: str, value: Any, known: Sequence[str]) -> str:
 def _unknown_key(name: str, value: Any, known: list[str], where: str) -> Problem:
     if not known:
         return Problem(where, f"key {name!r}", "no keys at all here", "remove it")
-    next_step = _GONE.get(name) or _renaming(name, value, known) or did_you_mean(name, known)
+    next_step = _GONE.get(name) or _phrase_renaming(name, value, known) or did_you_mean(name, known)
     return Problem(where, f"unknown key {name!r}", "a known key", next_step)
 
 
@@ -279,7 +281,7 @@ def _kinds(annotation: Any) -> list[Any]:
     return [kind for kind in get_args(annotation) if kind not in (type(None), Ellipsis)]
 
 
-def _expected(error: Any) -> str:
+def _describe_expected(error: Any) -> str:
     if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"].endswith("%$"):
         return "a share such as 10%"
     if error["type"] in _EXPECTED:

@@ -149,11 +149,11 @@ def promote_named(
     run = best_run(loaded, at, candidate_runs(loaded, at, name, sampled=True))
     _refuse_ablation(loaded, run)
     if is_sampled(loaded.experiment, run):
-        _judged(loaded, at, run, None, despite)
+        _judge_or_explain(loaded, at, run, None, despite)
         run = answer_all_items(prepare_session(loaded, Scope(), progress or Silent()), run)
     before = read_champion(loaded.folder, loaded.experiment.target.name)
     first_base = (before.first_base or before.base_digest) if before else run.base_digest
-    judged = _judged(loaded, at, run, before, despite)
+    judged = _judge_or_explain(loaded, at, run, before, despite)
     if isinstance(judged, str):
         return promote(loaded, at, run, verdict="", sentence=judged, despite=despite, first_base=first_base)
     _ask_about_creep(run, judged, despite)
@@ -198,7 +198,9 @@ def _ask_about_creep(run: Run, judged: GateResult, despite: str) -> None:
         raise UserError(Problem(f"promote {run.run_id}", found, "less than gate.cumulative shown", step))
 
 
-def _judged(loaded: Loaded, at: Store, run: Run, champion: Champion | None, despite: str) -> GateResult | str:
+def _judge_or_explain(
+    loaded: Loaded, at: Store, run: Run, champion: Champion | None, despite: str
+) -> GateResult | str:
     """Return what the gate says of a run, or why it cannot judge it; anything but a pass needs a reason."""
     try:
         judged = judge_run(loaded, at, run, champion)

@@ -114,7 +114,7 @@ def export_answers(
     arms = [scored_rows(measured.name, _rows(at, run, task)) for run in runs]
     labels = latest_labels(current_labels(store.list_labels(at, task.name), task), measured.name)
     shared = draw_items(set[str]().union(*arms), task.name, measured.name)
-    open_ = [item for item in shared if not _is_labelled(measured.name, _given(arms, item), labels)]
+    open_ = [item for item in shared if not _is_labelled(measured.name, _list_given(arms, item), labels)]
     rows = list(_file_rows(measured.name, open_[:n_items], arms, labels))
     _write(file, rows)
     names, n_drawn = tuple(run.label for run in runs), min(n_items, len(open_))
@@ -148,7 +148,7 @@ def import_labels(
     given = LabelSet("", now, task.name, "test", metric, rater, tuple(labels), asked_digest(task, metric))
     store.save_labels(at, replace(given, id=digest(asdict(given))))
     latest = latest_labels(current_labels(store.list_labels(at, task.name), task), metric)
-    by_run = {run.label: len(_labelled(metric, _rows(at, run, task), latest)) for run in runs}
+    by_run = {run.label: len(_list_labelled(metric, _rows(at, run, task), latest)) for run in runs}
     return Imported(metric, n_labels, n_blank, {run: n for run, n in by_run.items() if n})
 
 
@@ -212,7 +212,7 @@ def _is_labelled(metric: str, rows: Iterable[SampleResult], labels: Labels) -> b
     return all(answer_digest(metric, row) in labels for row in rows)
 
 
-def _labelled(metric: str, rows: Iterable[SampleResult], labels: Labels) -> list[SampleResult]:
+def _list_labelled(metric: str, rows: Iterable[SampleResult], labels: Labels) -> list[SampleResult]:
     """List the rows whose answers have a label; none where another metric made them."""
     scored = [row for row in rows if metric in row.parts]
     return [row for row in scored_rows(metric, scored).values() if answer_digest(metric, row) in labels]
@@ -226,7 +226,7 @@ def _file_rows(
     The question is the shortest prompt, for a longer one may tell whose answer it is.
     """
     for item in items:
-        rows = _given(arms, item)
+        rows = _list_given(arms, item)
         question = min((row.prompt for row in rows), key=len)
         open_ = {answer: row for row in rows if (answer := answer_digest(metric, row)) not in labels}
         of_text: dict[str, list[str]] = {}
@@ -237,7 +237,7 @@ def _file_rows(
             yield _KEY + _JOIN.join(answers), question, text, reference, ""
 
 
-def _given(arms: Sequence[Mapping[str, SampleResult]], item: str) -> list[SampleResult]:
+def _list_given(arms: Sequence[Mapping[str, SampleResult]], item: str) -> list[SampleResult]:
     """List the answers to an item, of the arms that gave one; what failed needs no label."""
     return [arm[item] for arm in arms if item in arm]
 

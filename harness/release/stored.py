@@ -67,7 +67,7 @@ def gate_stored(
     return [judge_run(loaded, runs_folder, run, against) for run in runs]
 
 
-def _asked(recipe: Recipe) -> Recipe:
+def _strip_unasked(recipe: Recipe) -> Recipe:
     """Return a recipe without what changes no answer of an endpoint: prices, patience, the key's variable."""
     if plugins.stored_method(recipe.method).makes != "endpoint":
         return recipe
@@ -103,7 +103,9 @@ def candidate_runs(loaded: Loaded, at: Store, candidate: str, *, sampled: bool =
         of = (f"{whole}{FEWER}", whole) if sampled else (whole,)
         own = [r for name in of for r in stored if (r.candidate, r.experiment) == (candidate, name)]
         done = [
-            r for r in own if r.state == "done" and _asked(Recipe.model_validate(r.recipe)) == _asked(recipe)
+            r
+            for r in own
+            if r.state == "done" and _strip_unasked(Recipe.model_validate(r.recipe)) == _strip_unasked(recipe)
         ]
         newest = {r.seed: r for r in done if r.seed in loaded.experiment.seeds}
         if newest:

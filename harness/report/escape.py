@@ -79,12 +79,12 @@ def shorten(text: str, width: int, kept: int | None = None) -> str:
     """
     if cell_len(text) <= width:
         return text
-    tail = _fitting(text[::-1], (width - 1) // 2 if kept is None else kept)[::-1]
-    head = _fitting(text, width - 1 - cell_len(tail))
+    tail = _shorten_to(text[::-1], (width - 1) // 2 if kept is None else kept)[::-1]
+    head = _shorten_to(text, width - 1 - cell_len(tail))
     return f"{head}…{tail}"
 
 
-def _fitting(text: str, width: int) -> str:
+def _shorten_to(text: str, width: int) -> str:
     text = text[: 4 * width]  # a text of a megabyte is not taken down character by character
     while cell_len(text) > width:
         text = text[:-1]

@@ -22,7 +22,7 @@ def gate_document(judged: GateResult) -> ResultDocument:
     """Lay a verdict out: the tasks, the rules, what the gate could have missed, and the lost items."""
     v = judged.verdict
     tasks = [t for t in judged.tasks if t.comparison.metric == t.task.primary_metric]
-    lost = [_lost(t) for t in tasks if t.comparison.lost and t.comparison.base_passed is not None]
+    lost = [_list_lost(t) for t in tasks if t.comparison.lost and t.comparison.base_passed is not None]
     sections = [
         Section("tasks", columns=_TASK_COLUMNS, rows=list(map(_task_cells, tasks))),
         Section(
@@ -88,7 +88,7 @@ def _task_cells(t: TaskComparison) -> list[str]:
     ]
 
 
-def _lost(t: TaskComparison) -> str:
+def _list_lost(t: TaskComparison) -> str:
     ids = t.comparison.lost
     more = f" and {formatting.count(len(ids) - _LOST_SHOWN)} more" if len(ids) > _LOST_SHOWN else ""
     return f"{t.task.name}, lost {formatting.count(len(ids))}: {', '.join(ids[:_LOST_SHOWN])}{more}"

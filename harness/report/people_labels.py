@@ -44,7 +44,7 @@ def sentences(c: MetricCalibration) -> Iterator[str]:
         )
     if c.length and not c.length.low <= 0 <= c.length.high:
         bias = "overrates" if c.length.score > 0 else "underrates"
-        by = f"{_signed(c.length)} points with each doubling of an answer's length"
+        by = f"{_format_change(c.length)} points with each doubling of an answer's length"
         yield f"{c.metric} {bias} longer answers, as its errors against people show: {by}"
     if c.own:
         yield _self_preference(c)
@@ -53,7 +53,7 @@ def sentences(c: MetricCalibration) -> Iterator[str]:
             liked, other = (pair.new, pair.base) if pair.favour.score > 0 else (pair.base, pair.new)
             by = percent(abs(pair.favour.score))
             yield f"{c.metric} favours {liked} over {other} by {by} points more than people do"
-        if said := _settling(pair):
+        if said := _say_better(pair):
             yield said
 
 
@@ -82,12 +82,12 @@ def _confusion(metric: str, arm: ArmCalibration) -> str:
 def _self_preference(c: MetricCalibration) -> str:
     """Say whether the judge overrates what is made from its own weights, as far as a pair can tell."""
     said = f"{c.metric} is graded by the model that {', '.join(c.own)} is made from"
-    told = [_overrated(pair, c.own) for pair in c.pairs if (pair.new in c.own) != (pair.base in c.own)]
+    told = [_describe_bias(pair, c.own) for pair in c.pairs if (pair.new in c.own) != (pair.base in c.own)]
     found = "; ".join(filter(None, told)) or "no pair of another making tells whether it prefers that"
     return f"{said}: {found}"
 
 
-def _overrated(pair: PairCalibration, own: Sequence[str]) -> str:
+def _describe_bias(pair: PairCalibration, own: Sequence[str]) -> str:
     if pair.favour is None:
         return ""
     sign = 1 if pair.new in own else -1
@@ -97,11 +97,11 @@ def _overrated(pair: PairCalibration, own: Sequence[str]) -> str:
     return f"it overrates {liked} against {other} by {by} points"
 
 
-def _settling(pair: PairCalibration) -> str:
+def _say_better(pair: PairCalibration) -> str:
     """Say which arm is better by the corrected difference, or how many more labels would probably tell."""
     if pair.corrected is None:
         return ""
-    found = f"{pair.new} − {pair.base}: corrected {_signed(pair.corrected)} points"
+    found = f"{pair.new} − {pair.base}: corrected {_format_change(pair.corrected)} points"
     if pair.more_labels == 0:
         return f"{found}, which people's labels show"
     if pair.more_labels is None:
@@ -115,7 +115,7 @@ def _arm_row(arm: ArmCalibration) -> list[str]:
         arm.name,
         count(arm.n_labels),
         *map(_score, (arm.score, arm.corrected, arm.labels_alone, arm.agreement)),
-        _signed(arm.error),
+        _format_change(arm.error),
     ]
 
 
@@ -123,7 +123,7 @@ def _pair_row(pair: PairCalibration) -> list[str]:
     return [
         f"{pair.new} − {pair.base}",
         count(pair.n_labels),
-        *map(_signed, (pair.delta, pair.corrected, pair.labels_alone, pair.favour)),
+        *map(_format_change, (pair.delta, pair.corrected, pair.labels_alone, pair.favour)),
     ]
 
 
@@ -131,5 +131,5 @@ def _score(e: Estimate | None) -> str:
     return score(e.unit, *e[:3]) if e else UNKNOWN
 
 
-def _signed(e: Estimate | None) -> str:
+def _format_change(e: Estimate | None) -> str:
     return change(e.unit, *e[:3]) if e else UNKNOWN

@@ -92,7 +92,7 @@ def _header_facts(report: ExperimentReport) -> list[str]:
 def arithmetic_lines(decision: Decision, unit: formatting.Unit) -> list[str]:
     """List the numbers behind a decision for a terminal."""
     values = (f"  {name}: {value}" for name, value in arithmetic_rows(decision, unit))
-    return [*values, *_missing(decision)]
+    return [*values, *_list_missing(decision)]
 
 
 def _all(report: ExperimentReport) -> Iterator[Section]:
@@ -114,7 +114,7 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
     yield Section(
         "samples", "Several answers to an item", several_columns(done), rows, SEVERAL_NOTE if rows else ""
     )
-    for make in (_forgetting, _diversity, _steps, _gate, _sweep, _scan):
+    for make in (_show_forgetting, _diversity, _steps, _gate, _sweep, _scan):
         yield from (make(report, f) for f in tuned)
     made = (f for f in done if plugins.stored_method(f.method).makes != "endpoint")
     yield decision_tables.speed_section(done)
@@ -174,7 +174,7 @@ def _slice_score(unit: formatting.Unit, f: CandidateFacts, name: str) -> str:
     return formatting.score(unit, *f.slices[name][:3]) + formatting.errors(f.slices[name].n_errors)
 
 
-def _forgetting(report: ExperimentReport, f: CandidateFacts) -> Section:
+def _show_forgetting(report: ExperimentReport, f: CandidateFacts) -> Section:
     """Show base → new on every capability task and metric, then the lost items by name."""
     comparisons = [c for c in report.comparisons.get(f.label, ()) if not c.slice]
     primary = {c.task: c for c in reversed(comparisons)}
@@ -287,10 +287,10 @@ def _gate(report: ExperimentReport, f: CandidateFacts) -> Section:
 def _arithmetic(decision: Decision, unit: formatting.Unit) -> Section:
     rows = arithmetic_rows(decision, unit)
     title = "Arithmetic of the decision"
-    return Section("arithmetic", title, ("input", "value"), rows, notes=_missing(decision))
+    return Section("arithmetic", title, ("input", "value"), rows, notes=_list_missing(decision))
 
 
-def _missing(decision: Decision) -> list[str]:
+def _list_missing(decision: Decision) -> list[str]:
     return [f"Missing from the comparison: {what}" for what in decision.missing]
 
 

@@ -49,7 +49,9 @@ def find_base_rows(
         HarnessError: the disk is full.
     """
     read = (
-        (path, _read(path)) for path in _kept(_key(identity, environment, kernels)) if is_stored_as(path, ids)
+        (path, _read(path))
+        for path in _find_kept(_key(identity, environment, kernels))
+        if is_stored_as(path, ids)
     )
     kept, content = next((one for one in read if one[1] is not None), (None, None))
     if kept is None or content is None:
@@ -89,7 +91,7 @@ def keep_base_rows(
         content = store.parquet(identity.digest).read_bytes()
         base_rows_folder().mkdir(mode=0o700, parents=True, exist_ok=True)  # rows hold prompts and answers
         path = base_rows_folder() / f"{key}.{zlib.crc32(content):08x}.parquet"
-        before = _kept(key)
+        before = _find_kept(key)
         remember_written(path, lambda scratch: scratch.write_bytes(content))
         for other in before:
             if other != path:
@@ -101,7 +103,7 @@ def _key(identity: RowsIdentity, environment: Mapping[str, str], kernels: Mappin
     return digest([identity.digest, dict(environment), dict(kernels)])
 
 
-def _kept(key: str) -> list[Path]:
+def _find_kept(key: str) -> list[Path]:
     return sorted(base_rows_folder().glob(f"{key}.*.parquet"))
 
 

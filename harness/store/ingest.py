@@ -265,10 +265,10 @@ def _create_views(db: "DuckDBPyConnection", store: Store) -> None:
 
 def _replace_views(db: "DuckDBPyConnection", files: Sequence[str], drawn: Sequence[str]) -> None:
     """Let the views read Parquet files and drawn answers of these patterns; none give no row."""
-    rows = _FILES.replace("?", _listed(files)) if files else _no_rows(COLUMNS)
+    rows = _FILES.replace("?", _quote_files(files)) if files else _no_rows(COLUMNS)
     columns = ", ".join(f"\"{name}\": '{kind}'" for name, kind in SAMPLE_COLUMNS.items())
     options = "format = 'newline_delimited', hive_partitioning = false, filename = true, ignore_errors = true"
-    read = f"read_json({_listed(drawn)}, columns = {{{columns}}}, {options})"
+    read = f"read_json({_quote_files(drawn)}, columns = {{{columns}}}, {options})"
     samples = read if drawn else _no_rows(SAMPLE_COLUMNS)
     wanted = {table.name: table.query.format(rows=rows, samples=samples) for table in TABLES}
     if _view_queries(db) != (made := [str(list(wanted.values()))]):
@@ -277,7 +277,7 @@ def _replace_views(db: "DuckDBPyConnection", files: Sequence[str], drawn: Sequen
         db.execute("CREATE OR REPLACE TABLE stored.views AS SELECT ? AS queries", made)
 
 
-def _listed(files: Sequence[str]) -> str:
+def _quote_files(files: Sequence[str]) -> str:
     return "[" + ", ".join("'" + file.replace("'", "''") + "'" for file in files) + "]"
 
 

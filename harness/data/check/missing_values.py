@@ -40,7 +40,7 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
         if lacking:
             yield _empty(name, lacking, column, table)
         if {"text", "number"} <= column.kinds.keys():
-            yield _mixed(name, column, table)
+            yield _report_mixed(name, column, table)
 
 
 def _empty(name: str, lacking: int, column: Column, table: Table) -> Finding:
@@ -55,7 +55,7 @@ def _empty(name: str, lacking: int, column: Column, table: Table) -> Finding:
     )
 
 
-def _mixed(name: str, column: Column, table: Table) -> Finding:
+def _report_mixed(name: str, column: Column, table: Table) -> Finding:
     rarest = min(("text", "number"), key=lambda kind: column.kinds[kind])
     return Finding(
         "missing_values",

@@ -49,7 +49,7 @@ def _near(table: Table) -> Iterator[Finding]:
     pairs = sorted(
         (i, group.kept, alike)
         for group in near_duplicates(
-            [_asked(entry) for entry in unlike], same=lambda i, j: _same(unlike[i], unlike[j], table)
+            [_strip_context(entry) for entry in unlike], same=lambda i, j: _same(unlike[i], unlike[j], table)
         )
         for i, alike in group.others
     )
@@ -70,7 +70,7 @@ def _near(table: Table) -> Iterator[Finding]:
         )
 
 
-def _asked(entry: Entry) -> str:
+def _strip_context(entry: Entry) -> str:
     """Return the question without its context, which many questions share."""
     return entry.question.rpartition("\n\n")[2] if entry.context else entry.question
 
@@ -80,5 +80,5 @@ def _same(row: Entry, earlier: Entry, table: Table) -> bool:
 
 
 def _cut(entry: Entry) -> str:
-    one = excerpt(" ".join(_asked(entry).split()), 61)
+    one = excerpt(" ".join(_strip_context(entry).split()), 61)
     return repr(one if len(one) <= 60 else f"{one[:59]}…")

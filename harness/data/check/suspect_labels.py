@@ -56,7 +56,7 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
     """List the suspect rows, the most suspect first, with the label that is proposed."""
     from scipy import stats
 
-    drawn = _judged(table, given.most)
+    drawn = _draw_judged(table, given.most)
     counts = Counter(entry.answer for entry in drawn)
     if len(counts) < 2:
         return
@@ -66,7 +66,7 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
         yield _withheld(accuracy, common, most / len(drawn))
         return
     p = float(stats.binomtest(n_sure, len(drawn), _EXPECTED, alternative="greater").pvalue)
-    yield from _found(suspects, n_sure, len(drawn), len(table.digests), is_alarm=p < ALPHA)
+    yield from _report_suspects(suspects, n_sure, len(drawn), len(table.digests), is_alarm=p < ALPHA)
 
 
 def _withheld(accuracy: float, common: str, share: float) -> Finding:
@@ -79,7 +79,7 @@ def _withheld(accuracy: float, common: str, share: float) -> Finding:
     )
 
 
-def _found(
+def _report_suspects(
     suspects: Sequence[Suspect], n_sure: int, n: int, n_all: int, *, is_alarm: bool
 ) -> Iterator[Finding]:
     """Give the label accuracy, and the suspects if there are some."""
@@ -112,7 +112,7 @@ def _found(
         )
 
 
-def _judged(table: Table, most: int) -> list[Entry]:
+def _draw_judged(table: Table, most: int) -> list[Entry]:
     """Draw the rows that are judged: of classes with enough rows, if answers are labels."""
     if not table.labels:
         return []

@@ -152,7 +152,7 @@ def identity(
     session: Session, weights: Weights, m: Measured, split: Split, prompting: str, answer: str
 ) -> RowsIdentity:
     """Name everything that the rows of a task's split depend on, for weights that are asked so."""
-    how = _computed(session, weights)
+    how = _describe_computation(session, weights)
     return RowsIdentity(
         weights.digest,
         how.template_digest,
@@ -179,7 +179,7 @@ class _Computed(NamedTuple):
     device_class: str
 
 
-def _computed(session: Session, weights: Weights) -> _Computed:
+def _describe_computation(session: Session, weights: Weights) -> _Computed:
     """Say how weights are asked here; of an endpoint no more is known than who writes its prompts."""
     base, machine = weights.source or session.source, session.machine
     if weights.kind in openai_api.PROTOCOLS:
@@ -290,7 +290,7 @@ def prompting_step(session: Session, recipe: Recipe, seed: int) -> Step:
 
 def prompting_digest(session: Session, recipe: Recipe, seed: int) -> str:
     """Digest what is put around a question; and what shots and passages are drawn from."""
-    promptings = [(name, *_prompting(name, params)) for name, params in recipe.prompting.items()]
+    promptings = [(name, *_describe_prompting(name, params)) for name, params in recipe.prompting.items()]
     drawn_from = [seed, session.target.versions["train"], session.target.items.documents]
     return digest(
         [
@@ -303,7 +303,7 @@ def prompting_digest(session: Session, recipe: Recipe, seed: int) -> str:
     )
 
 
-def _prompting(name: str, params: Mapping[str, Any]) -> tuple[int | str, dict[str, Any]]:
+def _describe_prompting(name: str, params: Mapping[str, Any]) -> tuple[int | str, dict[str, Any]]:
     """Return a prompting's code version and parameters, in which a model stands as its content."""
     plugin = plugins.load("prompting", name)
     built = plugin.Params(**params)

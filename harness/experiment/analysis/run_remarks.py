@@ -51,27 +51,27 @@ def list_remarks(session: Session, runs: Sequence[Run]) -> list[str]:
     """List the sentences about finished runs."""
     done = [run for run in runs if run.state == "done"]
     of_runs = dict.fromkeys(
-        [*_dropped(done), *_unpacked(done), *_sweep_notes(done), *_theirs(done)]
+        [*_note_dropped(done), *_note_unpacked(done), *_note_sweeps(done), *_note_named_bases(done)]
     )  # seeds say the same again
     of_runs |= dict.fromkeys(timing_notes(done))
-    of_bases = [*_other_bases(session, done), *dict.fromkeys(base_remarks(session, done))]
-    return [*of_runs, *_unswept(session, done), *of_bases, *_served(session, done)]
+    of_bases = [*_note_other_bases(session, done), *dict.fromkeys(base_remarks(session, done))]
+    return [*of_runs, *_note_unswept(session, done), *of_bases, *_note_endpoints(session, done)]
 
 
-def _dropped(runs: Iterable[Run]) -> Iterator[str]:
+def _note_dropped(runs: Iterable[Run]) -> Iterator[str]:
     for run in runs:
         if n := run.training.n_dropped_too_long:
             what = "training rows" if run.training.n_pairs is None else "pairs"
             yield f"{run.candidate}: {n} {what} were longer than max_length and left out"
 
 
-def _unpacked(runs: Iterable[Run]) -> Iterator[str]:
+def _note_unpacked(runs: Iterable[Run]) -> Iterator[str]:
     for run in runs:
         if reason := run.training.not_packed:
             yield f"{run.candidate}: trained without packing, which {reason}"
 
 
-def _sweep_notes(runs: Iterable[Run]) -> Iterator[str]:
+def _note_sweeps(runs: Iterable[Run]) -> Iterator[str]:
     for run in runs:
         trials = run.training.sweep
         for trial in (t for t in trials if t.chosen):
@@ -81,7 +81,7 @@ def _sweep_notes(runs: Iterable[Run]) -> Iterator[str]:
             yield f"{run.candidate}: {point} was the best of {len(trials)} trials on validation"
 
 
-def _unswept(session: Session, runs: Iterable[Run]) -> Iterator[str]:
+def _note_unswept(session: Session, runs: Iterable[Run]) -> Iterator[str]:
     """Name what was trained at one learning rate: the best one differs tenfold between methods."""
     tried: dict[tuple[str, str], set[object]] = {}
     named: dict[tuple[str, str], list[str]] = {}
@@ -100,7 +100,7 @@ def _rates(source: Recipe) -> list[object]:
     return source.tried.get("learning_rate") or [source.params.get("learning_rate")]
 
 
-def _other_bases(session: Session, runs: Iterable[Run]) -> Iterator[str]:
+def _note_other_bases(session: Session, runs: Iterable[Run]) -> Iterator[str]:
     others = {
         run.candidate: run.base_model for run in runs if run.base_digest != session.source.weights_digest
     }
@@ -108,7 +108,7 @@ def _other_bases(session: Session, runs: Iterable[Run]) -> Iterator[str]:
         yield f"{candidate}: made from {base}, and measured against that"
 
 
-def _served(session: Session, runs: Sequence[Run]) -> Iterator[str]:
+def _note_endpoints(session: Session, runs: Sequence[Run]) -> Iterator[str]:
     """Say of each endpoint what was measured of it and what was not."""
     priced = session.experiment.decide.usd_per_million_tokens is not None
     for run in (run for run in runs if plugins.method(run.method).makes == "endpoint"):
@@ -126,7 +126,7 @@ def _served(session: Session, runs: Sequence[Run]) -> Iterator[str]:
         yield "decide.usd_per_million_tokens prices the requests of local candidates as well"
 
 
-def _theirs(runs: Iterable[Run]) -> Iterator[str]:
+def _note_named_bases(runs: Iterable[Run]) -> Iterator[str]:
     """Say where an adapter made elsewhere names another base than the one it was put on; its shapes fit."""
     for run in runs:
         named = run.training.named_base

@@ -182,7 +182,7 @@ def _measure_control(session: Session, job: Job) -> str:
 def _answer_as_base(session: Session, job: Job) -> None:
     weights = base_weights(_base(session, job.name))
     sets = suite_sets(session, weights)[job.part :: job.parts]
-    lacking = find_base_rows(session, _unanswered(session, sets))
+    lacking = find_base_rows(session, _find_unanswered(session, sets))
     if lacking:
         with open_weights(session, weights) as model:
             for rows in lacking:
@@ -198,7 +198,7 @@ def _answer(session: Session, job: Job) -> None:
         if job.suites
         else target_sets(session, candidate.recipe, weights, job.seed)
     )
-    lacking = _unanswered(session, sets[job.part :: job.parts])
+    lacking = _find_unanswered(session, sets[job.part :: job.parts])
     if lacking:
         _ask(session, candidate.base, weights, lacking)
 
@@ -209,7 +209,7 @@ def _ask(session: Session, base: ModelSource, weights: Weights, lacking: Sequenc
         fill(session, model, lacking, "", control=beside)
 
 
-def _unanswered(session: Session, sets: Sequence[RowSet]) -> list[RowSet]:
+def _find_unanswered(session: Session, sets: Sequence[RowSet]) -> list[RowSet]:
     """List the sets that lack answers; what judges have yet to grade is graded where the command runs."""
     return [rows for rows in rescore_stored(session, sets) if not is_there(session, rows.answers)]
 

@@ -70,7 +70,7 @@ class LocalPool:
                 except (EOFError, OSError, pickle.UnpicklingError):
                     self._workers.pop(place, None)
                     ended = _end(worker)
-            return Outcome(error=encode_error(self._lost(job, place, ended)))
+            return Outcome(error=encode_error(self._describe_loss(job, place, ended)))
         finally:
             self._free.put(place)
 
@@ -104,7 +104,7 @@ class LocalPool:
     def _log(self, place: int) -> Path:
         return self._file.with_name(f"{place}.log")
 
-    def _lost(self, job: Job, place: int, code: int) -> CandidateFailed:
+    def _describe_loss(self, job: Job, place: int, code: int) -> CandidateFailed:
         last = (self._log(place).read_text("utf-8", "replace").strip().splitlines() or [""])[-1]
         found = f"its worker ended {TRIES} times with exit code {code} at the job {job.kind} {job.name}"
         return CandidateFailed(f"{found}{': ' if last else ''}{last}", f"{MEMORY_KNOBS}, or fewer workers")

@@ -153,7 +153,7 @@ def _experiment(session: Session) -> tuple[str, ...]:
     items = session.target.items
     rows = f"{count(len(items.train))} training, {count(len(items.validation))} validation, "
     target = f"target {session.target.task.name}: {rows}{count(len(items.test))} test rows"
-    others = [_counted(items.pairs, "pairs"), _counted(items.documents, "documents")]
+    others = [_count_things(items.pairs, "pairs"), _count_things(items.documents, "documents")]
     n_items = sum(len(m.items.test) for m in session.suites)
     suites = f"suites: {count(len(session.suites))} tasks, {count(n_items)} items"
     return (*models, ", ".join([target, *filter(None, others)]), *training_notes(session), suites)
@@ -168,5 +168,5 @@ def _data(session: Session, problems: list[Problem]) -> Brief | None:
         return None
 
 
-def _counted(things: tuple[object, ...], what: str) -> str:
+def _count_things(things: tuple[object, ...], what: str) -> str:
     return f"{count(len(things))} {what}" if things else ""

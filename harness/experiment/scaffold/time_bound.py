@@ -68,11 +68,11 @@ def bound_time(
     """
     session = replace(_open_session(request, task, candidates), machine=machine)
     whole = load_task(_with_limits(task, {}), session.experiment.seeds[0])
-    found = [_bounded(session, task, candidates, whole, STEPS[0])]
+    found = [_bound(session, task, candidates, whole, STEPS[0])]
     for step in STEPS[1:]:
         if found[-1].time_s <= 60 * minutes:
             break
-        found.append(_bounded(session, task, candidates, whole, step))
+        found.append(_bound(session, task, candidates, whole, step))
     return found[-1]
 
 
@@ -86,7 +86,7 @@ def _open_session(request: Request, task: Task, candidates: Candidates) -> Sessi
         return prepare_session(config.load(folder / "harness.yaml"), Scope(dry_run=True), Silent())
 
 
-def _bounded(session: Session, task: Task, candidates: Candidates, whole: TaskItems, step: Step) -> Bounded:
+def _bound(session: Session, task: Task, candidates: Candidates, whole: TaskItems, step: Step) -> Bounded:
     limits: dict[str, int] = {
         split: getattr(step, split) for split in SPLITS if getattr(step, split) < _n(whole, split)
     }
@@ -137,13 +137,13 @@ def _first_of_sweep(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def _left_out(candidates: Candidates) -> list[str]:
     return [
-        f"{key} {values[0]:g} alone instead of {_joined(values)}"
+        f"{key} {values[0]:g} alone instead of {_join(values)}"
         for recipe in candidates.values()
         for key, values in recipe.get("sweep", {}).items()
     ]
 
 
-def _joined(values: Sequence[float]) -> str:
+def _join(values: Sequence[float]) -> str:
     return " and ".join(f"{value:g}" for value in values)
 
 

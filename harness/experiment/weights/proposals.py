@@ -29,7 +29,7 @@ Proposals = Generator[dict[str, Any], Trial, None]
 def proposals(candidate: ResolvedCandidate, seed: int, sign: int) -> Proposals:
     """Yield the points to try; each is sent what was found of it. `sign` is −1 where lower is better."""
     if candidate.source.search:
-        yield from _searched(candidate.source.search, candidate.source.trials, seed, sign)
+        yield from _search(candidate.source.search, candidate.source.trials, seed, sign)
         return
     for point in candidate.points:
         _ = yield point  # what was found of it changes nothing
@@ -47,7 +47,7 @@ def problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
         yield Problem(f"candidate {candidate.name}", "search, and no package optuna", "Optuna", step)
 
 
-def _searched(space: Mapping[str, Sequence[Any]], n: int, seed: int, sign: int) -> Proposals:
+def _search(space: Mapping[str, Sequence[Any]], n: int, seed: int, sign: int) -> Proposals:
     import optuna
     from optuna.trial import TrialState
 
