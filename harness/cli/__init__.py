@@ -24,7 +24,7 @@ from harness.cli import (  # in the order in which help lists the commands
     runs,
     sql,
 )
-from harness.cli.rows import data_augment, pairs
+from harness.cli.rows import data_augment, distill, pairs
 
 # isort: on
 from harness.cli.app import app, say, write_utf8
@@ -38,6 +38,7 @@ __all__ = [
     "data",
     "data_augment",
     "data_check",
+    "distill",
     "doctor",
     "evaluate",
     "gate",

@@ -292,7 +292,8 @@ def _print_plan(
     """Print what each candidate trains, reads and generates, the sums, and what each takes alone."""
     from harness.cli.doctor import cost_section
     from harness.evaluation.costs import Work
-    from harness.evaluation.judges.planned_grades import plan_grades
+    from harness.evaluation.judges.planned_grades import plan_grades, plan_pairs
+    from harness.experiment.analysis.target_wins import judge_of_pairs
     from harness.experiment.preflight.candidate_costs import estimate_costs
     from harness.formatting import count, seconds, usd
     from harness.models.hardware import memory
@@ -300,7 +301,8 @@ def _print_plan(
 
     total = sum(work.values(), Work())
     found = estimate_costs(session, names, memory(session.machine.device))
-    grades = list(plan_grades(session, names))
+    pairs_judge = judge_of_pairs(session)
+    grades = [*plan_grades(session, names), *(plan_pairs(session, pairs_judge, names) if pairs_judge else ())]
     if as_json:
         alone = {cost.candidate: to_plain(cost) for cost in found}
         times = {name: round(plan[name], 1) if name in plan else None for name in work}

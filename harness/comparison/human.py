@@ -61,24 +61,38 @@ def next_turn(
 
 def outcome(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> Outcome:
     """Count what was preferred of two row sets, whichever of the two was called a."""
-    turned = (_swap_sides(r, rows_b) for r in ratings)
-    own = (r for r in turned if (r.rows_a, r.rows_b) == (rows_a, rows_b))
-    latest = {(r.rater, r.example_id): r for r in own}
-    votes = [r for r in latest.values() if r.choice != "skip"]
+    latest = _latest(ratings, rows_a, rows_b)
+    votes = [r for r in latest if r.choice != "skip"]
     by_item: dict[str, dict[str, Choice]] = {}
     for r in votes:
         by_item.setdefault(r.example_id, {})[r.rater] = r.choice
-    shares = [sum(1 - _WON[choice] for choice in of.values()) / len(of) for of in by_item.values()]
+    shares = [*preferred_shares(latest, rows_a, rows_b).values()]
     wins, losses = sum(share > 0.5 for share in shares), sum(share < 0.5 for share in shares)
     return Outcome(
         n_items=len(by_item),
         n_ratings=len(votes),
         n_skipped=len(latest) - len(votes),
-        raters=tuple(sorted({r.rater for r in latest.values()})),
+        raters=tuple(sorted({r.rater for r in latest})),
         rate=stats.win_rate(wins, losses, len(shares) - wins - losses) if shares else None,
         strength=_strength(votes) if votes else None,
         agreement=stats.krippendorff_alpha(list(by_item.values())),
     )
+
+
+def preferred_shares(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> dict[str, float]:
+    """Map each rated item to the share of its raters who prefer side b, a tie being half of one."""
+    won: dict[str, list[float]] = {}
+    for r in _latest(ratings, rows_a, rows_b):
+        if r.choice != "skip":
+            won.setdefault(r.example_id, []).append(1 - _WON[r.choice])
+    return {item: sum(of) / len(of) for item, of in won.items()}
+
+
+def _latest(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> list[Rating]:
+    """List each rater's latest rating of each item of two row sets, whichever of the two was called a."""
+    turned = (_swap_sides(r, rows_b) for r in ratings)
+    own = (r for r in turned if (r.rows_a, r.rows_b) == (rows_a, rows_b))
+    return [*{(r.rater, r.example_id): r for r in own}.values()]
 
 
 def strengths(ratings: Iterable[Rating]) -> dict[str, Strength]:

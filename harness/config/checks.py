@@ -14,13 +14,14 @@ from harness.config.decoding_checks import check_decoding
 from harness.config.files import missing_file, raw_tasks
 from harness.config.grids import Member
 from harness.config.problems import Keys, Tree, problems_of, salvage
-from harness.config.rubrics import is_judged, judge_problems, public_judges
+from harness.config.rubrics import is_judged, judge_problems, pair_judge_problems, public_judges
 from harness.config.weight_sources import check_general_rows, check_weights
 from harness.errors import Problem, UserError, did_you_mean
 from harness.spec import (
     DATA_FILES,
     ENTAILMENT,
     HUB,
+    PEOPLE,
     PLUGINS,
     DecidePolicy,
     GatePolicy,
@@ -83,10 +84,12 @@ def _sensitive(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Probl
     policy = salvage(DecidePolicy, tree.data.get("decide", {}))
     if policy is None or "sensitive_data" not in policy.needs:
         return
-    for keys, task in tasks:
-        for index, written in enumerate(task.metrics):
-            if is_judged(written):
-                yield from public_judges(written, tree.where((*keys, "metrics", index)))
+    gate = salvage(GatePolicy, tree.data.get("gate", {}))
+    listed = [((*keys, "metrics", i), one) for keys, task in tasks for i, one in enumerate(task.metrics)]
+    listed += [(("gate", "target", "by"), gate.target.by)] if gate else []
+    for place, written in listed:
+        if is_judged(written):
+            yield from public_judges(written, tree.where(place))
 
 
 def _metric(written: str, where: str) -> Iterator[Problem]:
@@ -167,6 +170,8 @@ def _gated(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Problem]:
         ("critical", "task or suite", gate.critical, of_suites | {str(s.get("name")) for _, s in suites}),
         ("tasks", "task", gate.tasks, of_suites),
     )
+    if gate.target.by != PEOPLE:
+        yield from pair_judge_problems(gate.target.by, tree.folder, tree.where(("gate", "target", "by")))
     for key, what, names, known in named:
         for index, name in enumerate(names):
             if name not in known:

@@ -95,6 +95,9 @@ def finish(tree: Tree) -> None:
     _resolve_file(mapping(tree.data.get("rescue")), "replay", tree.folder)
     if str(tree.data.get("chat_template", "")).endswith(".jinja"):
         _resolve_file(tree.data, "chat_template", tree.folder)
+    goal = mapping(mapping(tree.data.get("gate")).get("target"))
+    if isinstance(goal.get("by"), str):
+        goal["by"] = _resolve_metric(goal["by"], tree.folder)
     copies = tree.data.get("datasets_dir")
     if isinstance(copies, str):
         tree.data["datasets_dir"] = str((tree.folder / Path(copies).expanduser()).resolve())
@@ -210,7 +213,8 @@ def _resolve_recipe(recipe: dict[str, Any], folder: Path) -> None:
     """Make absolute where weights lie, and where a command's template does."""
     resolve_model(recipe, "base_model", folder)
     params = mapping(recipe.get("params"))
-    resolve_model(params, "encoder", folder)
+    for key in ("encoder", "teacher"):
+        resolve_model(params, key, folder)
     if "run" in params:
         _resolve_file(params, "config", folder)
     for params in mapping(recipe.get("prompting")).values():

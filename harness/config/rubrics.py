@@ -206,6 +206,22 @@ def judge_problems(task: Task, written: str, folder: Path, where: str) -> Iterat
         yield from error.problems
 
 
+def pair_judge_problems(written: str, folder: Path, where: str) -> Iterator[Problem]:
+    """Yield what forbids to compare two candidates' answers by a judge, as it is written at `where`."""
+    path = Path(metric_parts(written)[1])
+    if not path.is_file():
+        yield missing_file(path, where, "a rubric")
+        return
+    try:
+        rubric = read_rubric(path, folder)
+    except UserError as error:
+        yield from error.problems
+        return
+    if rubric.mode != "pairwise":
+        found = f"{metric_name(written)}, whose mode is {rubric.mode}"
+        yield Problem(where, found, "mode: pairwise, which compares two answers", "write another rubric")
+
+
 def public_judges(written: str, where: str) -> Iterator[Problem]:
     """Yield the judges of a metric that would be sent questions and answers outside of a private network."""
     settings = plugins.load("methods", "endpoint").Params

@@ -139,6 +139,24 @@ def pairs(task: Task, content: Rows, notes: Notes) -> list[Sourced]:
     return made
 
 
+def prompts(task: Task, content: Rows, notes: Notes) -> list[Sourced]:
+    """Make examples of rows that ask, whether they hold an answer or not; none is read.
+
+    Raises:
+        UserError: with every row that cannot be used, at most ten of them shown.
+    """
+
+    def asked(row: Row, name: str) -> Sourced:
+        ident = _own(row, task.fields.id, "id") or name
+        messages = _messages(row, task.fields.prompt)
+        return Sourced(Example(ident, messages, choices=task.labels, cluster=ident), row.where)
+
+    made = _each(content, asked, task.data.invalid_rows, notes.removed)
+    if problems := _twice([(sourced.example.id, sourced.where) for sourced in made]):
+        raise UserError(cap_problems(problems, content.shown, "ids that stand twice"))
+    return made
+
+
 def documents(content: Rows) -> list[Document]:
     """Make the documents of a knowledge base; of rows with questions, one of every context.
 

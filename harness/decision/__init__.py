@@ -27,6 +27,7 @@ from harness.decision.learning_curve import LearningCurve, Trained, learning_cur
 from harness.decision.next_step import MORE_THAN_FEW, RowsNeeded, too_few
 from harness.decision.results import (
     Action,
+    BaseSize,
     CandidateFacts,
     Case,
     ItemVariances,
@@ -58,6 +59,7 @@ from harness.decision.seeds import (
     pool_seeds,
     summarize_seeds,
 )
+from harness.decision.smallest_base import size_sentences
 from harness.decision.training_sets import TrainingSet, TrainingSets, training_sets
 from harness.spec import DecidePolicy
 
@@ -66,6 +68,7 @@ __all__ = [
     "VARIANCE_UNKNOWN",
     "Ablation",
     "Action",
+    "BaseSize",
     "CandidateFacts",
     "Decision",
     "Factor",
@@ -136,6 +139,7 @@ def decide(
     metric_name: str,
     curve: LearningCurve | None = None,
     family: Family = NO_FAMILY,
+    goal: float | None = None,
 ) -> Decision:
     """Recommend one candidate, or say what has to be measured first.
 
@@ -143,6 +147,7 @@ def decide(
     of those is missing, no fine-tune is recommended. From three seeds on a recipe's gain is
     that over its seeds, by variance components. With the `curve` of the fine-tune it may be worth more to
     collect data first. What is shipped passes its gate as one of the `family`, which the experiment fixed.
+    With a `goal`, a level of the target's metric, the smallest base that meets it is named.
     """
     facts = place_in_family(apply_budgets(pool_seeds(facts), policy), family)
     case = Case(
@@ -159,7 +164,11 @@ def decide(
     choice = _choose(case, found)
     members = family_members(facts, family) if family.size > 1 else ()
     return Decision(
-        *choice, reasons(case, found, choice.candidate, members), listing(found), case.missing, members
+        *choice,
+        (*reasons(case, found, choice.candidate, members), *size_sentences(case, goal, choice.candidate)),
+        listing(found),
+        case.missing,
+        members,
     )
 
 

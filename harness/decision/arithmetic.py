@@ -95,6 +95,9 @@ class Economics:
     ] = None
     training_cost_usd: Annotated[float | None, Number("training, USD", _USD)] = None
     label_cost_usd: Annotated[float | None, Number("labels of the training examples, USD", _USD)] = None
+    rows_cost_usd: Annotated[
+        float | None, Unlisted((Number("training rows that a teacher wrote, USD", _USD),))
+    ] = None
     points_per_usd_over_untrained: Annotated[
         PerUsd | None, Number(f"gain over {_UNTRAINED}, {{unit}} per USD of training", ends=True)
     ] = None
@@ -197,6 +200,7 @@ def _weigh(case: Case, run: CandidateFacts, other: CandidateFacts, known: Econom
         gain_over_prompt=prompt,
         training_cost_usd=run.training_cost_usd,
         label_cost_usd=policy.label_cost_usd * run.n_train,
+        rows_cost_usd=run.rows_cost_usd or None,
         points_per_usd_over_untrained=ratio,
         points_per_usd_over_prompt=economics.per_usd(prompt, run.training_cost_usd),
         probability_above_tau=economics.probability_above(policy.tau, over, run.training_cost_usd),

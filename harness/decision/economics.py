@@ -53,10 +53,12 @@ def probability_above(tau: float, g: Comparison | None, cost_usd: float) -> floa
 def spent_once_usd(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float:
     """Add what the fine-tune costs more than the alternative, whatever is asked of it.
 
-    Training, labels, evaluation and hosting are its own; the index of what retrieves may be on either side.
+    Training, labels, a teacher of its rows, evaluation and hosting are its own; the index of what retrieves
+    may be on either side.
     """
     hosting = policy.hosting_usd_per_month * policy.horizon_months
-    own = run.training_cost_usd + policy.label_cost_usd * run.n_train + policy.evaluation_usd + hosting
+    made = run.training_cost_usd + run.rows_cost_usd + policy.label_cost_usd * run.n_train
+    own = made + policy.evaluation_usd + hosting
     return own + _index_usd(run, policy) - _index_usd(alternative, policy)
 
 

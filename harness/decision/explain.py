@@ -184,7 +184,7 @@ def _break_even(case: Case, found: Economics, run: CandidateFacts, alternative: 
     return (
         f"Break-even after {formatting.round_up(at)} requests{shaken},"
         f" {'within' if at <= forecast else 'beyond'} the {formatting.count(forecast)} forecast:"
-        f" {spent} USD {_one_time_costs(case.policy)}, {costs}."
+        f" {spent} USD {_one_time_costs(case.policy, run)}, {costs}."
     )
 
 
@@ -238,10 +238,11 @@ def _tokens_text(case: Case, run: CandidateFacts, alternative: CandidateFacts) -
     return f" at the token prices set (cached of each prompt: {own} tokens against {its})"
 
 
-def _one_time_costs(policy: DecidePolicy) -> str:
+def _one_time_costs(policy: DecidePolicy, run: CandidateFacts) -> str:
     also = [
         name
         for name, usd in (
+            ("the teacher of its rows", run.rows_cost_usd),
             ("evaluation", policy.evaluation_usd),
             ("hosting", policy.hosting_usd_per_month),
             ("the index of documents", policy.index_usd_per_month),

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from harness import formatting, plugins, stats
 from harness.comparison import Comparison, Estimate, RetrievalUse, SeveralAnswers, orient
+from harness.comparison.win_rates import Wins
 from harness.decision.learning_curve import LearningCurve
 from harness.evaluation.costs import Tokens
 from harness.formatting import RATE, Unit
@@ -66,6 +67,14 @@ class ItemVariances(NamedTuple):
     vs_prompt: stats.Variance | None
 
 
+class BaseSize(NamedTuple):
+    """Size of the model that a candidate answers with: parameters, and the GB that they take as served."""
+
+    name: str
+    n_parameters: int
+    weights_gb: float | None
+
+
 @dataclass(frozen=True, slots=True)
 class CandidateFacts:
     """Measurements of one run of a candidate; all that a decision and a report need of it.
@@ -84,10 +93,13 @@ class CandidateFacts:
     `ablation` says that its training rows were made wrong on purpose: it is measured, and never chosen.
     `baseline` says that it is what others are to beat, `leaves_machine` that requests go to somebody else's
     server. `n_train`
-    examples were trained on, 0 where that is not known. `over_items` says how much the mean over the recipe's
-    seeds varies with the items, None with one seed. `verdict` is the gate's on this run alone; among many
+    examples were trained on, 0 where that is not known; a teacher was paid `rows_cost_usd` for them.
+    `over_items` says how much the mean over the recipe's seeds varies with the items, None with one seed.
+    `verdict` is the gate's on this run alone; among many
     candidates `standing` says what is left of it, and `corrected` is the verdict at that level.
-    `labels_missing` of people keep a judge's metric from deciding about its answers.
+    `labels_missing` of people keep a judge's metric from deciding about its answers, `wins` says how often
+    these are preferred to those of the best untrained candidate, where the gate asks for that. `base` is what
+    answers, where a language model here does.
     """
 
     name: str
@@ -117,6 +129,7 @@ class CandidateFacts:
     ablation: bool = False
     leaves_machine: bool = False
     training_cost_usd: float = 0.0
+    rows_cost_usd: float = 0.0
     n_train: int = 0
     recall: float | None = None
     retrieval: RetrievalUse | None = None
@@ -126,6 +139,8 @@ class CandidateFacts:
     standing: Standing | None = None
     corrected: Verdict | None = None
     labels_missing: int = 0
+    wins: Wins | None = None
+    base: BaseSize | None = None
 
     @property
     def label(self) -> str:

@@ -161,6 +161,6 @@ def _training_set(
         difference=factor.difference,
         p=factor.p,
         p_adjusted=factor.p_adjusted,
-        label_cost_usd=None if n_rows is None else policy.label_cost_usd * n_rows,
+        label_cost_usd=None if n_rows is None else policy.label_cost_usd * n_rows + done[0].rows_cost_usd,
         training_cost_usd=factor.training_cost_usd,
     )

@@ -9,10 +9,12 @@ from dataclasses import replace
 
 from harness import plugins
 from harness.data import PartName, TaskItems
+from harness.data.edit.save import cost_of
 from harness.data.readers import display_path
 from harness.data.training_rows import corrupt_rows, load_training_rows
 from harness.errors import CandidateFailed, Problem, UserError
 from harness.evaluation import lm_eval
+from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.contamination.leaks import refuse_or_note
 from harness.evaluation.session import Measured, Session, join_items
 from harness.formatting import count, percent
@@ -130,5 +132,26 @@ def describe_corruption(recipe: Recipe) -> str:
     return f", {percent(recipe.corrupt)} % of their answers made wrong" if recipe.corrupt else ""
 
 
+def rows_cost_usd(session: Session, candidate: ResolvedCandidate) -> float:
+    """Add up in USD what a teacher was paid for the rows of a candidate, and of those it comes from.
+
+    Raises:
+        UserError: the manifest beside a file cannot be read.
+    """
+    files = (file for recipe in candidate.lineage.values() for file in row_files(session, recipe))
+    return sum(cost_of(file) or 0.0 for file in dict.fromkeys(files))
+
+
+def row_files(session: Session, recipe: Recipe) -> tuple[str, ...]:
+    """List the files that a recipe's training rows or pairs come from; none where it reads none."""
+    part = plugins.method(recipe.method).draws_from
+    own = session.target.task.data.source(part) if part else None
+    return _paths(recipe) or ((own,) if own else ())
+
+
+def _paths(recipe: Recipe) -> tuple[str, ...]:
+    return recipe.mix.paths if recipe.mix else recipe.train
+
+
 def _files(recipe: Recipe) -> list[str]:
-    return [display_path(path) for path in (recipe.mix.paths if recipe.mix else recipe.train)]
+    return [display_path(path) for path in _paths(recipe)]

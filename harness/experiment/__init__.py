@@ -23,7 +23,9 @@ from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
 from harness.experiment.analysis import report_of
 from harness.experiment.analysis.gate_results import Settled, judge_runs
+from harness.experiment.analysis.human_labels import reached_facts
 from harness.experiment.analysis.run_remarks import list_remarks
+from harness.experiment.analysis.target_wins import judge_of_pairs, judge_pairs
 from harness.experiment.analysis.verdict_records import Settings, record_report, report_changes, task_settings
 from harness.experiment.curves.data_scaling import estimate_curve_work, make_curve, refuse_curve, stored_curve
 from harness.experiment.executors import make_on_workers
@@ -165,6 +167,7 @@ def run_all(
             runs = make_all(reader, found)
         if not (smoke or all_done(found)):
             runs = _time_the_best(session, reader, ordered, runs)
+        said = [*said, *judge_pairs(session, reader, runs, reached_facts(session, reader, runs))]
         if learning_curve:
             so_far = report_of(session, reader, runs, smoke=smoke, header={}, notes=())
             make_curve(session, runs, so_far.facts)
@@ -202,6 +205,7 @@ def _refuse_forbidden(
     open_ = {one.candidate.name for one, run in pairs if run is None or run.state != "done"}
     places = {name: loaded.places[name] for name in loaded.selected if name in open_}
     judged = [one for m in (session.target, *session.suites) for one in m.judged.values()] if open_ else []
+    judged += filter(None, [judge_of_pairs(session)])
     tasks = [m.task for m in (session.target, *session.suites)] if open_ else []
     forbidden = [problem for task in tasks for problem in metrics.problems(task)]
     if problems := [*key_problems(session, places), *judges.key_problems(judged), *forbidden]:

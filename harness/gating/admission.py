@@ -108,10 +108,11 @@ def admit(
 
 
 def applicable_policy(policy: GatePolicy, *, trained: bool) -> GatePolicy:
-    """Ask a gain over the best untrained candidate only of what has other weights than the base."""
+    """Ask a gain or win rate over the best untrained candidate only of weights other than the base's."""
     if trained:
         return policy
-    return policy.model_copy(update={"target": policy.target.model_copy(update={"gain": None})})
+    target = policy.target.model_copy(update={"gain": None, "win_rate": None})
+    return policy.model_copy(update={"target": target})
 
 
 def compare_measurements(

@@ -40,10 +40,12 @@ def loss_rate_p(lost: float, passed: float, rate: float) -> float:
 
 
 def target_p(found: TargetFacts, wanted: TargetPolicy) -> float:
-    """Return the larger p of the level and the gain that were declared, where both are shown."""
+    """Return the largest p of the level, the gain and the win rate declared, where all are shown."""
     ps = [] if wanted.min is None else [_level_p(found.score, wanted.min)]
     if wanted.gain is not None and found.gain is not None:
         ps.append(noninferiority_p(comparison.orient(found.gain), wanted.gain, 1 - _TARGET_CONFIDENCE))
+    if wanted.win_rate is not None and found.wins is not None and found.wins.rate is not None:
+        ps.append(_level_p(found.wins.rate, wanted.win_rate))
     return max(ps)
 
 

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from harness import formatting
 from harness.comparison import Comparison, Estimate, at_level, rescale
+from harness.comparison.win_rates import Wins
 from harness.gating.halves import Half
 from harness.spec import GatePolicy, Margin, Task
 
@@ -66,12 +67,13 @@ class TaskComparison(NamedTuple):
 class TargetFacts(NamedTuple):
     """Result on the test split: the score, and the gain over the best untrained candidate.
 
-    `labels_missing` of people keep a judge's metric from deciding.
+    `labels_missing` of people keep a judge's metric from deciding, `wins` are over that candidate.
     """
 
     score: Estimate
     gain: Comparison | None
     labels_missing: int = 0
+    wins: Wins | None = None
 
 
 class MissRate(NamedTuple):

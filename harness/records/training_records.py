@@ -80,6 +80,7 @@ class TrainingRecord:
     `n_heldout` held-out pairs in which the chosen answer is preferred, `heldout_margin` their mean reward
     margin. `reward` is the mean reward of the answers that were drawn, `kl` their divergence from the
     reference in nats a token, `reward_model_accuracy` that of the reward model on its held-out pairs.
+    `teacher` is the digest of the weights whose probabilities were learned.
     `searched_by` names what proposed the trials of a search, which stand in `sweep`. `named_base` is the
     base that an adapter made elsewhere names. `command` is what made the weights, `command_version` what
     it says of itself, `exit_code` how it ended. `fit_key` is the folder of the weights, `stands_on` maps
@@ -119,6 +120,7 @@ class TrainingRecord:
     reward: Curve = ()
     kl: Curve = ()
     reward_model_accuracy: float | None = None
+    teacher: str = ""
     n_heldout: int | None = None
     heldout_accuracy: Curve = ()
     heldout_margin: Curve = ()

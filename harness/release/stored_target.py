@@ -1,4 +1,8 @@
-"""Stored facts on the target: what a run reached, and its gain over the best untrained candidate."""
+"""Stored facts on the target: what a run reached, with its gain and win rate over the best untrained one.
+
+Invariant: read from the store, without the model or the data; the best untrained candidate is the one that
+the decision takes, by validation.
+"""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -13,50 +17,54 @@ from harness.config.rubrics import current_labels
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed
 from harness.experiment.analysis.human_labels import correct_reached
+from harness.experiment.analysis.target_wins import wins_of
 from harness.experiment.runs.candidate_result import facts_on_target
 from harness.gating import TargetFacts
 from harness.metrics import Metric, load_metrics
 from harness.records import Run
 from harness.release.graded_rows import refuse_other_grades
-from harness.release.stored_arms import Rows
 from harness.spec import Experiment, GatePolicy, Task
 from harness.store import Store
 
 
 def target_facts(loaded: Loaded, at: Store, run: Run, policy: GatePolicy, task: Task) -> TargetFacts | None:
-    """Read what was reached on the target; the gain over the best untrained candidate if the policy asks."""
-    if (policy.target.min is None and policy.target.gain is None) or f"{task.name}/test" not in run.rows:
+    """Read what was reached on the target; what is over the best untrained candidate if the policy asks."""
+    goal = policy.target
+    if (goal.min, goal.gain, goal.win_rate) == (None, None, None) or f"{task.name}/test" not in run.rows:
         return None
     metric = load_metrics(task)[task.primary_metric]
     limit = task.data.limits.test
     rows = store.read_rows(at, run.rows[f"{task.name}/test"], limit)
     score: Estimate = comparison.estimate(metric, rows)
     labels = latest_labels(current_labels(store.list_labels(at, task.name), task), metric.name)
-    base = _best_untrained_rows(loaded, at, metric) if policy.target.gain is not None else None
+    best = _best_untrained(loaded, at, metric) if (goal.gain, goal.win_rate) != (None, None) else None
+    base = store.read_rows(at, best.rows[f"{task.name}/test"], limit) if best else None
     gain = None
-    if base is not None and comparison.is_comparable(metric, base, rows):
+    if goal.gain is not None and base is not None and comparison.is_comparable(metric, base, rows):
         found = correct_comparison(metric, comparison.compare_rows(metric, base, rows), base, rows, labels)
         gain = comparison.refuse_failed(found, metric.range.span, policy.max_errors)
-    missing = labels_missing(metric.name, labels, *(of for of in (rows, base) if of is not None))
+    compared = (rows,) if base is None or goal.gain is None else (rows, base)
+    missing = labels_missing(metric.name, labels, *compared)
+    wins = None
+    if best and base is not None and goal.win_rate is not None:
+        wins = wins_of(at, policy, task.name, (best, run), (base, rows))
     return TargetFacts(
         correct_estimate(metric, score, rows, labels),
         gain,
         missing if policy.uncalibrated_judge == "refuse" else 0,
+        wins,
     )
 
 
-def _best_untrained_rows(loaded: Loaded, at: Store, metric: Metric) -> Rows | None:
-    """Read the target's rows of the stored candidate that the decision takes as the best untrained one."""
+def _best_untrained(loaded: Loaded, at: Store, metric: Metric) -> Run | None:
+    """Find the stored run of the candidate that the decision takes as the best untrained one."""
     task, experiment = loaded.experiment.target, loaded.experiment
     runs = _untrained(store.list_runs(at, experiment.name), experiment)
     found = current_labels(store.list_labels(at, task.name), task) if is_judge(metric.name) else ()
     labels = latest_labels(found, metric.name)
     facts = _facts_on_target(at, task, metric, runs, labels)
     best = decision.best_untrained(decision.apply_budgets(facts, experiment.decide))
-    if best is None:
-        return None
-    run = {run.candidate: run for run in runs}[best]
-    return store.read_rows(at, run.rows[f"{task.name}/test"], task.data.limits.test)
+    return {run.candidate: run for run in runs}.get(best or "")
 
 
 def _untrained(runs: Iterable[Run], experiment: Experiment) -> list[Run]:

@@ -12,6 +12,7 @@ from harness.spec.decoding import MEAN_LOGPROB, Decoding
 from harness.spec.execution import ExecutionPolicy
 from harness.spec.mixture import Mix
 from harness.spec.policies import (
+    PEOPLE,
     TRAINING_STEPS,
     DecidePolicy,
     GatePolicy,
@@ -53,6 +54,7 @@ __all__ = [
     "HUB",
     "JUDGE",
     "MEAN_LOGPROB",
+    "PEOPLE",
     "PLUGINS",
     "TRAINING_STEPS",
     "DecidePolicy",

@@ -5,20 +5,33 @@ Invariant: no policy enters the identity of a run; what is stored is judged by t
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from harness.spec.values import Fraction, Margin, Need, Spec
+from harness.spec.values import JUDGE, Fraction, Margin, Need, Spec
+
+PEOPLE = "people"  # who rate pairs of answers on the Rate page
 
 
 class TargetPolicy(Spec):
-    """Goal on the target: a level, a gain over the best untrained candidate.
+    """Goal on the target: a level, a gain or a win rate over the best untrained candidate.
 
-    `min` is the highest score allowed where lower is better; the gain is then a fall. `gain` is asked of
-    fine-tunes alone.
+    `min` is the highest score allowed where lower is better; the gain is then a fall. `win_rate` is the share
+    of items on which its answer is preferred to that of the best untrained candidate, a tie being half of
+    one, `by` whom: `people` on the Rate page, or a judge, as `judge:./FILE.yaml` with `mode: pairwise`, whom
+    their ratings correct. `gain` and `win_rate` are asked of fine-tunes alone.
     """
 
     min: float | None = Field(None, ge=0, le=1)
     gain: float | None = Field(None, ge=0, le=1)
+    win_rate: float | None = Field(None, gt=0, lt=1)
+    by: str = PEOPLE
+
+    @field_validator("by")
+    @classmethod
+    def _people_or_a_judge(cls, by: str) -> str:
+        if by != PEOPLE and not by.startswith(JUDGE):
+            raise ValueError(f"by: {by}; write by: {PEOPLE} or by: {JUDGE}./FILE.yaml")
+        return by
 
 
 class GatePolicy(Spec):

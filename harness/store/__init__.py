@@ -52,7 +52,15 @@ from harness.store.grade_books import (
     read_identities,
 )
 from harness.store.index import Counts, reindex
-from harness.store.layout import Store, claim, working, write_record, write_whole
+from harness.store.layout import (
+    Store,
+    append_records,
+    claim,
+    read_records,
+    working,
+    write_record,
+    write_whole,
+)
 from harness.store.measurements import (
     controls,
     flip_rates,
@@ -134,6 +142,7 @@ __all__ = [
     "VerdictRecord",
     "all_runs",
     "append_block",
+    "append_records",
     "base_rows_use",
     "begin",
     "claim",
@@ -183,6 +192,7 @@ __all__ = [
     "read_kinds",
     "read_many",
     "read_measured",
+    "read_records",
     "read_rows",
     "read_run",
     "read_samples",

@@ -10,18 +10,15 @@ many as who reads them allows.
     runs/grades/<book>/checks.jsonl      the judge's grades of them at each check
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from harness.records import Anchor, AnchorCheck, Grade, canonical_json, load, parse_json
-from harness.store.layout import AGAIN, Store, clear_errors, write_record, write_whole
-
-_Record = TypeVar("_Record")
+from harness.records import Anchor, AnchorCheck, Grade, canonical_json, parse_json
+from harness.store.layout import Store, append_records, read_records, write_record, write_whole
 
 
 def read_grades(store: Store, book: str, attempts: int = 1) -> Mapping[str, Grade]:
@@ -58,12 +55,12 @@ def keep_grades(store: Store, book: str, identity: Mapping[str, Any], grades: Se
     path = _grades_file(store, book)
     if not path.exists():
         write_record(store, path.with_name("identity.json"), dict(identity))
-    _append(store, path, grades)
+    append_records(store, path, grades)
 
 
 def read_anchors(store: Store, book: str) -> list[Anchor]:
     """Read the answers that a judge is asked about again before it grades others."""
-    return list(_read_lines(Anchor, _grades_file(store, book).with_name("anchors.jsonl")))
+    return list(read_records(Anchor, _grades_file(store, book).with_name("anchors.jsonl")))
 
 
 def keep_anchors(store: Store, book: str, anchors: Sequence[Anchor]) -> None:
@@ -78,7 +75,7 @@ def keep_anchors(store: Store, book: str, anchors: Sequence[Anchor]) -> None:
 
 def read_checks(store: Store, book: str) -> list[AnchorCheck]:
     """Read the checks of a judge by its anchors, the oldest first."""
-    return list(_read_lines(AnchorCheck, _grades_file(store, book).with_name("checks.jsonl")))
+    return list(read_records(AnchorCheck, _grades_file(store, book).with_name("checks.jsonl")))
 
 
 def keep_check(store: Store, book: str, check: AnchorCheck) -> None:
@@ -87,17 +84,7 @@ def keep_check(store: Store, book: str, check: AnchorCheck) -> None:
     Raises:
         HarnessError: the disk is full; what was there stays.
     """
-    _append(store, _grades_file(store, book).with_name("checks.jsonl"), [check])
-
-
-def _append(store: Store, path: Path, records: Sequence[Grade | AnchorCheck]) -> None:
-    lines = "".join(canonical_json(asdict(record)) + "\n" for record in records).encode()
-    with clear_errors(store, str(path), AGAIN), path.open("ab+") as file:
-        if file.tell() and not _ends_a_line(path):
-            lines = b"\n" + lines
-        file.write(lines)
-        file.flush()
-        os.fsync(file.fileno())
+    append_records(store, _grades_file(store, book).with_name("checks.jsonl"), [check])
 
 
 def find_grades(
@@ -123,7 +110,7 @@ def _state(path: Path) -> tuple[int, ...]:
 
 @lru_cache(maxsize=32)
 def _grades_in(path: Path, *_version: int) -> Sequence[Grade]:
-    return tuple(_read_lines(Grade, path))
+    return tuple(read_records(Grade, path))
 
 
 @lru_cache(maxsize=32)
@@ -140,23 +127,6 @@ def _counted_in(path: Path, attempts: int, *_version: int) -> Mapping[str, Grade
 def _counted(grades: Sequence[Grade]) -> Grade:
     """Return the first grade that can be read, else the last."""
     return next((grade for grade in grades if grade.value is not None), grades[-1])
-
-
-def _read_lines(record: type[_Record], path: Path) -> Iterator[_Record]:
-    """Yield the records of a file, which may not be there; a line that was cut short is none."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError:
-        return
-    for line in lines:
-        with suppress(ValueError):
-            yield load(record, line)
-
-
-def _ends_a_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read() == b"\n"
 
 
 def _grades_file(store: Store, book: str) -> Path:

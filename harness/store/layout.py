@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.errors import HarnessError, Problem, UserError
+from harness.records import canonical_json, load
 
 AGAIN = "run the same command again"
 CLAIMS = ".claims"
@@ -29,6 +30,8 @@ _NO_ROOM_WORDS = (
 _FORBIDDEN_WORDS = tuple(map(os.strerror, (errno.EACCES, errno.EPERM)))
 _INTERRUPTED = "Query interrupted"  # a RuntimeError of DuckDB's Python package
 _STALE_S = 24 * 3600
+
+_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,38 @@ def write_record(store: Store, path: Path, record: Any) -> None:
     """
     plain = record if isinstance(record, dict) else asdict(record)
     write_whole(store, path, json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_records(store: Store, path: Path, records: Sequence[Any]) -> None:
+    """Append dataclasses to a file, one a line; a line that a kill cut short stays apart from them.
+
+    Raises:
+        HarnessError: the disk is full; what was there stays.
+    """
+    lines = "".join(canonical_json(asdict(record)) + "\n" for record in records).encode()
+    with clear_errors(store, str(path), AGAIN), path.open("ab+") as file:
+        if file.tell() and not _ends_a_line(path):
+            lines = b"\n" + lines
+        file.write(lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
+
+
+def read_records(record: type[_Record], path: Path) -> Iterator[_Record]:
+    """Yield the records of a file, which may not be there; a line that was cut short is none."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError:
+        return
+    for line in lines:
+        with suppress(ValueError):
+            yield load(record, line)
 
 
 def rename_when_whole(store: Store, path: Path, write: Callable[[Path], object]) -> None:

@@ -8,6 +8,13 @@ from harness.models.adapters import adapter_digest, model_digest
 from harness.models.deltas import delta_digest
 from harness.training.checkpoints import tracked_folders
 from harness.training.context import CHECKPOINTS, TRACKED, FitContext, Reward, Weights, adapter_weights
+from harness.training.distillation import (
+    DistilledParams,
+    distill,
+    teacher_digest,
+    teacher_of,
+    teacher_problem,
+)
 from harness.training.heads import (
     EMBEDDING,
     HEAD,
@@ -43,6 +50,7 @@ __all__ = [
     "FIT",
     "HEAD",
     "TRACKED",
+    "DistilledParams",
     "FitContext",
     "HeadParams",
     "Job",
@@ -61,6 +69,7 @@ __all__ = [
     "clean_up",
     "code_of",
     "delta_digest",
+    "distill",
     "embedder",
     "encoder_digest",
     "encoder_of",
@@ -80,6 +89,9 @@ __all__ = [
     "rewards_of",
     "run_job",
     "score_answers",
+    "teacher_digest",
+    "teacher_of",
+    "teacher_problem",
     "threads_of",
     "tracked_folders",
     "train_head",

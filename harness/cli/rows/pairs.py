@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.app import Config, Json, Overrides, app, open_session, say
-from harness.errors import Problem, UserError
+from harness.cli.rows.refusals import refuse_draws, refuse_grid, require_out
 
 pairs_app = typer.Typer(help="Make preference pairs.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(pairs_app, name="pairs")
@@ -55,17 +55,11 @@ def pairs_make(
     from harness.data.edit import refuse_output, save
     from harness.experiment.generated_rows.preference_pairs import Drawing, make_pairs
 
-    _check_numbers(temperature, top_p)
-    if out is None:
-        raise UserError(Problem("harness pairs make", "no --out", "a new file", "name it: --out pairs.jsonl"))
+    refuse_draws(temperature, top_p)
+    out = require_out(out, "harness pairs make", "pairs.jsonl")
     refuse_output(out, [])
     session, _ = open_session(config, overrides, candidate)
-    if candidate not in session.candidates:
-        members = [name for name in session.candidates if name.startswith(f"{candidate}[")]
-        found = f"{candidate}, a grid of {len(members)} candidates"
-        raise UserError(
-            Problem("harness pairs make", found, "one candidate", f"one of: {', '.join(members)}")
-        )
+    refuse_grid(candidate, session.candidates, "harness pairs make")
     drawing = Drawing(samples, temperature, top_p, max_new_tokens, rank, gap, rows, seed)
     made = make_pairs(session, candidate, drawing, str(out))
     refuse_output(out, made.edit.inputs)
@@ -74,16 +68,3 @@ def pairs_make(
     for note in made.notes:
         say(note)
     say(f"next: name it pairs: {out} in data: of the target, or train: {out} on a candidate with method: dpo")
-
-
-def _check_numbers(temperature: float, top_p: float) -> None:
-    """Refuse draws that are none.
-
-    Raises:
-        UserError: the temperature is not above 0, or no tokens could be drawn.
-    """
-    if not 0 < temperature < float("inf"):
-        expected, step = "a number above 0", "at 0 all answers are one"
-        raise UserError(Problem("--temperature", f"{temperature:g}", expected, step))
-    if not 0 < top_p <= 1:
-        raise UserError(Problem("--top-p", f"{top_p:g}", "above 0 and at most 1", "1 draws from all tokens"))

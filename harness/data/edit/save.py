@@ -37,7 +37,7 @@ _LIBRARIES = ("datasketch", "ftfy", "pyarrow")  # those whose version may change
 class Edit(NamedTuple):
     """A verb with its parameters, the files that it reads, and what is to be said of licence and persons.
 
-    `command` is the whole command where it is none of `harness data`.
+    `command` is the whole command where it is none of `harness data`. `cost_usd` was paid for the rows.
     """
 
     verb: str
@@ -46,6 +46,7 @@ class Edit(NamedTuple):
     licenses: Sequence[str] = ()
     notes: Sequence[str] = ()
     command: str = ""
+    cost_usd: float | None = None
 
 
 class Saved(NamedTuple):
@@ -210,8 +211,25 @@ def manifest(
         "reasons": dict(Counter(f"{c.kind}: {reason}" for c in changes for reason in c.reasons)),
         "licenses": _joined((b["licenses"] for b in before.values() if b), edit.licenses),
         "notes": _joined((b["notes"] for b in before.values() if b), edit.notes),
+        **_cost([edit.cost_usd, *(b.get("cost_usd") for b in before.values() if b)]),
         "rows": [change.plain() for change in changes],
     }
+
+
+def _cost(paid: Iterable[float | None]) -> dict[str, float]:
+    """Add up what was paid for rows here and before; nothing where nobody was, or nobody knows."""
+    known = [usd for usd in paid if usd is not None]
+    return {"cost_usd": sum(known)} if known else {}
+
+
+def cost_of(path: str) -> float | None:
+    """Return in USD what was paid for the rows of a file, as the manifest beside it says; None without one.
+
+    Raises:
+        UserError: the manifest beside the file cannot be read.
+    """
+    cost: float | None = (_manifest_of(path) or {}).get("cost_usd")
+    return cost
 
 
 def manifest_text(made: Mapping[str, Any]) -> str:

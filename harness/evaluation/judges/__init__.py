@@ -5,7 +5,7 @@ weights or its address and model, how it computes, and the version of our prompt
 own; a metric `judge:NAME` reads them and never asks.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,12 +74,7 @@ def judged_metrics(
         UserError: a rubric cannot be used, or shows references that items have not.
     """
     judged = {
-        metric_name(written): Judged(
-            metric_name(written),
-            rubric := read_rubric(_path(written)),
-            tuple(_judge(rubric, one, sources, machine) for one in rubric.judges),
-            store,
-        )
+        metric_name(written): open_judged(written, store, sources, machine)
         for written in task.metrics
         if is_judged(written)
     }
@@ -92,12 +87,22 @@ def judged_metrics(
     return judged
 
 
-def judging_models(tasks: Sequence[Task]) -> dict[str, str]:
-    """Map the models that judge here to where they are named."""
+def open_judged(written: str, store: Store, sources: Mapping[str, ModelSource], machine: Machine) -> Judged:
+    """Read the rubric of a judged metric as it is written, with its judges.
+
+    Raises:
+        UserError: the rubric cannot be used.
+    """
+    rubric = read_rubric(_path(written))
+    judges = tuple(_judge(rubric, one, sources, machine) for one in rubric.judges)
+    return Judged(metric_name(written), rubric, judges, store)
+
+
+def judging_models(metrics: Iterable[str]) -> dict[str, str]:
+    """Map the models that judge here by some of these metrics to where they are named."""
     return {
         one: f"{metric_name(written)}: judge"
-        for task in tasks
-        for written in task.metrics
+        for written in metrics
         if is_judged(written)
         for one in read_rubric(_path(written)).judges
         if isinstance(one, str)
@@ -116,6 +121,22 @@ def stored_digests(task: Task, store: Store) -> Iterator[dict[str, str]]:
     books = [_stored_books(read_rubric(_path(one)), store) for one in written]
     for chosen in product(*(product(*of) for of in books)):
         yield {metric_name(one): digest(list(of)) for one, of in zip(written, chosen, strict=True)}
+
+
+def stored_grades(written: str, store: Store) -> list[dict[str, Grade]]:
+    """Read for each judge of a metric, as it is written, the grades that it gave by its rubric as it is now.
+
+    Those of a model that judges here count however it computed them.
+
+    Raises:
+        UserError: the rubric cannot be used.
+    """
+    found = []
+    for books in _stored_books(read_rubric(_path(written)), store):
+        counted: list[tuple[str, int]] = [(b, 1) if isinstance(b, str) else tuple(b) for b in reversed(books)]
+        grades = (read_grades(store, book, attempts) for book, attempts in counted)
+        found.append({key: grade for of in grades for key, grade in of.items()})
+    return found
 
 
 def _stored_books(rubric: Rubric, store: Store) -> list[list[Any]]:

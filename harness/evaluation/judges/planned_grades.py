@@ -5,6 +5,7 @@ a grade, are asked about once.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from harness.evaluation import costs
@@ -15,6 +16,8 @@ from harness.evaluation.rows.row_sets import prompting_step
 from harness.evaluation.session import Measured, Session
 from harness.prompting import context_of
 from harness.records import Example
+
+_CHARACTERS = 4  # of a token of an answer, as its length is estimated
 
 
 class PlannedGrades(NamedTuple):
@@ -44,6 +47,16 @@ def plan_grades(session: Session, candidates: Sequence[str]) -> Iterator[Planned
     n_own = sum(len(one.seeds) for one in named if one.method.makes != "base")
     for suite in session.suites:
         yield from _planned(suite, suite.items.test, 1 + n_own)
+
+
+def plan_pairs(session: Session, judged: Judged, candidates: Sequence[str]) -> Iterator[PlannedGrades]:
+    """Yield what a judge would be asked about fine-tunes beside the best untrained candidate."""
+    target = session.target
+    named = [session.candidates[name] for name in candidates]
+    n_tuned = sum(len(one.seeds) for one in named if one.method.tunes and not one.is_baseline)
+    other = "x" * _CHARACTERS * target.task.max_new_tokens  # an answer as long as the task allows
+    examples = [replace(example, references=(other,)) for example in target.items.test]
+    yield from _planned(target._replace(judged={judged.metric: judged}), examples, n_tuned)
 
 
 def _n_samples(candidate: ResolvedCandidate) -> int:

@@ -48,6 +48,7 @@ def report_of(
         metric_name=primary.name,
         curve=curve,
         family=family,
+        goal=policy.target.min,
     )
     return ExperimentReport(
         experiment=session.experiment.name,

@@ -13,9 +13,9 @@ from harness.decision import CandidateFacts
 from harness.errors import IncompatibleRuns
 from harness.evaluation.session import Measured, Session
 from harness.experiment.analysis import target_comparisons as against
-from harness.experiment.analysis.human_labels import correct_facts
+from harness.experiment.analysis.human_labels import reached_facts
+from harness.experiment.analysis.target_wins import add_wins
 from harness.experiment.preparation.planned_work import measured_bases
-from harness.experiment.runs.candidate_result import facts_of
 from harness.experiment.runs.stored_rows import Reader, Rows, controls_of, documents_of
 from harness.experiment.runs.suite_arms import measured_arm
 from harness.gating import GateResult, Measurement, TargetFacts, TaskComparison, Verdict
@@ -49,11 +49,9 @@ def judge_runs(session: Session, reader: Reader, runs: Sequence[Run]) -> Judged:
     """
     reader.prepare(digest for run in runs for digest in run.rows.values())
     base = bases_of(session, reader, runs)
-    measured = decide.apply_budgets(
-        (facts_of(session, reader, run) for run in runs), session.experiment.decide
-    )
-    corrected = correct_facts(session, reader, runs, measured)
-    facts = against.add_comparisons(session, reader, runs, corrected)
+    reached = reached_facts(session, reader, runs)
+    compared = against.add_comparisons(session, reader, runs, reached)
+    facts = add_wins(session, reader, runs, compared)
     results = _gate_results(session, reader, runs, facts, base)
     # What answers no capability suite (a classifier) has no verdict.
     judged = tuple(
@@ -123,7 +121,7 @@ def _gate_result(
     return gating.judge(
         measured_of(session, reader, run, base[run.base_digest]),
         gating.applicable_policy(session.experiment.gate, trained=f.trained),
-        target=TargetFacts(f.target, f.vs_untrained, f.labels_missing) if f.target else None,
+        target=TargetFacts(f.target, f.vs_untrained, f.labels_missing, f.wins) if f.target else None,
         identical=run.weights_digest == run.base_digest,
         controls=controls_of(session.store, run, reader.controls),
         compared=compared,

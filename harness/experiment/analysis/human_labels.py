@@ -17,10 +17,17 @@ from harness.comparison.labelled_answers import Labels, calibrate, latest_labels
 from harness.config.rubrics import current_labels
 from harness.decision import CandidateFacts
 from harness.evaluation.session import Session
+from harness.experiment.runs.candidate_result import facts_of
 from harness.experiment.runs.stored_rows import Reader
 from harness.metrics import Metric
 from harness.plugins import stored_method
 from harness.records import LabelSet, Run, SampleResult
+
+
+def reached_facts(session: Session, reader: Reader, runs: Sequence[Run]) -> list[CandidateFacts]:
+    """Say what runs reached by themselves, corrected by labels: what the choice on validation rests on."""
+    measured = (facts_of(session, reader, run) for run in runs)
+    return correct_facts(session, reader, runs, decide.apply_budgets(measured, session.experiment.decide))
 
 
 def correct_facts(

@@ -9,26 +9,27 @@ others, https://arxiv.org/abs/2312.16682, and Yuan et al. 2024, Self-Rewarding L
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from harness.data import contamination, splits
-from harness.data.contamination import contaminated_rows
+from harness.data import splits
 from harness.data.edit import Edit, Outcome
 from harness.data.edit.change import Change
 from harness.data.examples import Sourced
-from harness.data.readers import Row, display_path
+from harness.data.readers import Row
 from harness.errors import Problem, UserError
-from harness.evaluation.candidate_rows import training_data
-from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
-from harness.evaluation.contamination.leaks import refuse_or_note
+from harness.evaluation.candidate_rows import row_files, training_data
+from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.rows.row_sets import prompting_digest, prompting_step
 from harness.evaluation.rows.sampled_answers import seed_of
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
 from harness.experiment.generated_rows.answer_ranking import Ranking, open_ranking
-from harness.experiment.preparation.candidate_problems import key_problems
+from harness.experiment.generated_rows.source_checks import (
+    check_leaks,
+    leak_record,
+    refuse_without_text,
+)
 from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.formatting import count, pluralize
 from harness.records import Example, Limits
@@ -80,14 +81,15 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
             no prompt gives one.
     """
     candidate, seed = session.candidates[name], session.experiment.seeds[0]
-    _refuse_without_text(session, candidate)
+    refuse_without_text(session, candidate)
     rows = _prompts(session, candidate, drawing)
     ranking = open_ranking(session, drawing.rank)
     weights = ensure_weights(session, candidate, seed)
     answers = _draw(session, candidate, weights, [row.example for row in rows], drawing)
     outcomes = list(_pair_up(rows, answers, ranking, drawing.gap))
     _refuse_no_pair(outcomes)
-    notes = _check_leaks(session, rows, outcomes, out)
+    paired = [row for row, outcome in zip(rows, outcomes, strict=True) if outcome.row]
+    notes = check_leaks(session, paired, "pairs", out)
     used = _provenance(session, candidate, weights, ranking, drawing, notes)
     edit = Edit("make", used, _row_files(session, candidate), command="harness pairs make")
     return MadePairs(edit, outcomes, notes)
@@ -95,20 +97,8 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
 
 def _row_files(session: Session, candidate: ResolvedCandidate) -> Sequence[str]:
     """List the files that the prompts come from: of a candidate trained on pairs the target's."""
-    source, own = candidate.source, session.target.task.data.source("train") or ""
-    if candidate.method.draws_from == "pairs":
-        return (own,)
-    return source.train or (source.mix.paths if source.mix else (own,))
-
-
-def _refuse_without_text(session: Session, candidate: ResolvedCandidate) -> None:
-    refuse_silent(candidate)
-    where = f"candidate {candidate.name}"
-    if not candidate.method.makes_language_model:
-        found = f"the method {candidate.source.method}, which generates no text"
-        raise UserError(Problem(where, found, "a candidate that generates its answers", "name another"))
-    if problems := list(key_problems(session, {candidate.name: where})):
-        raise UserError(problems)
+    own = (session.target.task.data.source("train") or "",)
+    return own if candidate.method.draws_from == "pairs" else row_files(session, candidate.source) or own
 
 
 def _prompts(session: Session, candidate: ResolvedCandidate, drawing: Drawing) -> list[Sourced]:
@@ -206,26 +196,6 @@ def _refuse_no_pair(outcomes: Sequence[Outcome]) -> None:
         raise UserError(Problem("harness pairs make", found, "answers that are ranked apart", step))
 
 
-def _check_leaks(
-    session: Session, rows: Sequence[Sourced], outcomes: Sequence[Outcome], out: str
-) -> tuple[str, ...]:
-    """Hold the pairs' prompts against all that is evaluated; return notes of those alike in other words.
-
-    Raises:
-        UserError: a pair asks what is evaluated.
-    """
-    items, task = session.target.items, session.target.task
-    paired = [row for row, outcome in zip(rows, outcomes, strict=True) if outcome.row]
-    evaluated = [row for of in items.evaluated.values() for row in of]
-    shown = display_path(out)
-    if found := contaminated_rows(paired, evaluated, task.kind == "choice"):
-        raise UserError(contamination.problems(found, shown, "leave the row out"))
-    places = {**items.places, **{f"pairs/{row.example.id}": row.where for row in paired}}
-    own = replace(items, train=(), pairs=tuple(row.example for row in paired), places=places)
-    others = {m.task.name: m.items for m in session.suites}
-    return refuse_or_note(task, {**others, task.name: own}, {}, {"pairs": shown}).overlap
-
-
 def _provenance(
     session: Session,
     candidate: ResolvedCandidate,
@@ -236,7 +206,6 @@ def _provenance(
 ) -> dict[str, Any]:
     """Say all that the pairs depend on besides the rows."""
     task, recipe = session.target.task, candidate.recipe
-    evaluated = sum(map(len, session.target.items.evaluated.values()))
     engine = () if candidate.is_remote else session.engine(candidate.served_base)
     computed = [*engine, session.machine.precision, session.machine.device]
     return {
@@ -249,9 +218,5 @@ def _provenance(
         **drawing._asdict(),
         "max_new_tokens": drawing.max_new_tokens or task.max_new_tokens,
         "rank": dict(ranking.by),
-        "leak_check": {
-            "evaluated": evaluated + sum(len(m.items.test) for m in session.suites),
-            "contaminated": 0,
-            "in_other_words": list(notes),
-        },
+        "leak_check": leak_record(session, notes),
     }

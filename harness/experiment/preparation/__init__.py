@@ -89,7 +89,8 @@ def _resolve_models(experiment: Experiment, progress: Progress, *, unpacks: bool
             named.setdefault(recipe.base_model, "base_model")
         if recipe.path and plugins.method(recipe.method).makes == "model":
             named.setdefault(recipe.path, f"candidate {candidate}: path")
-    named = judging_models(experiment.tasks) | named
+    judged = [metric for task in experiment.tasks for metric in task.metrics]
+    named = judging_models([*judged, experiment.gate.target.by]) | named
     out: dict[str, ModelSource] = {}
     problems: list[Problem] = []
     for name, where in named.items():

@@ -4,20 +4,23 @@ Invariant: whatever is wrong with one run is recorded as its failure, and stops 
 """
 
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 
 from harness import comparison, plugins
-from harness.decision import CandidateFacts
+from harness.decision import BaseSize, CandidateFacts
 from harness.errors import CandidateFailed, UserError
 from harness.evaluation import costs
-from harness.evaluation.candidate_rows import training_data
+from harness.evaluation.candidate_rows import rows_cost_usd, training_data
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.session import Session
 from harness.experiment.runs.run_candidate import failed_run, make_run
 from harness.experiment.runs.stored_rows import Reader, Rows
 from harness.metrics import Metric, item_scores
+from harness.models.hub import shape
+from harness.models.memory import weights_gb
 from harness.models.openai_api import is_private
 from harness.records import Run, digest
 from harness.spec import Recipe, TokenPrices
@@ -73,12 +76,26 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
         if plugins.method(run.method).makes == "endpoint"
         else run.provenance.get("device") or "",
         training_cost_usd=costs.price_usd(run.training.total_s, session.machine.device, hour),
+        rows_cost_usd=rows_cost_usd(session, session.candidates[run.candidate]),
         n_train=_n_train(session, run),
+        base=_base_size(session, session.candidates[run.candidate]),
         recall=fmean(recalls) if recalls else None,
         retrieval=_retrieval_use(session, metric, test),
         several=comparison.several_answers(metric, test, reader.drawn(run, session.target)),
         training=run.training,
     )
+
+
+def _base_size(session: Session, candidate: ResolvedCandidate) -> BaseSize | None:
+    """Return the size of the model that answers; None of an endpoint, and of what is no language model."""
+    if candidate.is_remote or not candidate.method.makes_language_model:
+        return None
+    source = candidate.given or candidate.served_base
+    quantization = candidate.served_base.quantization
+    known = shape(source)
+    precision = session.machine.precision
+    size = weights_gb(known, precision, quantization=quantization) if known else None
+    return BaseSize(Path(source.name).name, source.n_parameters, size)
 
 
 def _is_ablation(candidate: ResolvedCandidate) -> bool:

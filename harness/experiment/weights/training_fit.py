@@ -82,7 +82,8 @@ def _learn_pace(session: Session, work: costs.Work, made: Path, base: ModelSourc
     record = parse_json((made / FIT).read_text("utf-8"))["training"]
     as_estimated = _ALIKE * work.trained < record.get("n_tokens", 0) < work.trained / _ALIKE
     undisturbed = record.get("waited_share", 0.0) <= MOST_WAITED
-    if "wall_s" in record and as_estimated and undisturbed and "reward" not in record:
+    generated = {"reward", "teacher"} & record.keys()
+    if "wall_s" in record and as_estimated and undisturbed and not generated:
         session.learn_pace("training", work, record["wall_s"], base)
 
 

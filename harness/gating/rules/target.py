@@ -1,4 +1,4 @@
-"""Rules on the target's level or gain, as the policy declares them, and on what judges grade in the suites.
+"""Rules on the target's level, gain or win rate, as the policy declares, and on what judges grade in suites.
 
 Invariant: a goal passes where the whole 95 % interval reaches it, and fails where none of it does; signs are
 turned so that more is better, whatever the metric's direction. A judge's grades count only where people have
@@ -10,13 +10,19 @@ from collections.abc import Sequence
 from harness import comparison, formatting
 from harness.comparison import Comparison, Estimate
 from harness.comparison.estimators import is_judge
+from harness.comparison.win_rates import Wins
 from harness.gating.significance import target_p
 from harness.gating.verdict import Number, Outcome, Rule, TargetFacts, TaskComparison, worst_outcome
-from harness.spec import GatePolicy
+from harness.spec import PEOPLE, GatePolicy
 
 _UNCALIBRATED = (
     "target: it is graded by a judge, and its grades of these answers need {labels} of people before anything"
     " rests on them (harness rate export), unless gate.uncalibrated_judge says allow"
+)
+
+_UNCALIBRATED_WINS = (
+    "target: pairs are judged by {by}, and its preferences need {ratings} of people of the same pairs before"
+    " anything rests on them (harness dashboard, Rate), unless gate.uncalibrated_judge says allow"
 )
 
 _SUITES = (
@@ -39,13 +45,16 @@ def require_calibration(
 def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
     """Judge what was declared of the target by the 95 % intervals on the test split."""
     wanted = policy.target
-    if wanted.min is None and wanted.gain is None:
+    by_score = wanted.min is not None or wanted.gain is not None
+    if not by_score and wanted.win_rate is None:
         return Rule("target", "skipped", "target: nothing was declared for it", {})
     if target is None:
         return Rule("target", "inconclusive", "target: it was not measured", {})
-    if target.labels_missing:
+    if by_score and target.labels_missing:
         said = _UNCALIBRATED.format(labels=formatting.pluralize(target.labels_missing, "more label"))
         return Rule("target", "inconclusive", said, {"labels_missing": target.labels_missing})
+    if wanted.win_rate is not None and (said := _unrated(target.wins, wanted.win_rate)):
+        return Rule("target", "inconclusive", said, {"win_rate": wanted.win_rate})
     judged: list[tuple[Outcome, str]] = []
     facts: dict[str, Number] = {"score": target.score.score, "n_items": target.score.n}
     if wanted.min is not None:
@@ -54,11 +63,39 @@ def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
     if wanted.gain is not None:
         judged.append(_gain(target.gain, wanted.gain))
         facts["gain"] = wanted.gain
+    if wanted.win_rate is not None and target.wins and target.wins.rate:
+        judged.append(_win_rate(target.wins, target.wins.rate, wanted.win_rate))
+        facts |= {"win_rate": wanted.win_rate, "n_ratings": target.wins.n_ratings}
     words = {"pass": "shown", "fail": "shown not to be reached", "inconclusive": "not shown"}
     said = "target: " + "; ".join(f"{text}: {words[outcome]}" for outcome, text in judged)
     outcome = worst_outcome([outcome for outcome, _ in judged])
     facts |= {"p": target_p(target, wanted)} if outcome == "pass" else {}
     return Rule("target", outcome, said, facts)
+
+
+def _unrated(wins: Wins | None, wanted: float) -> str:
+    """Say why a win rate that is asked for decides nothing; empty where it may."""
+    asked = f"a win rate of {formatting.percent(wanted)} %"
+    if wins is None:
+        return f"target: {asked} has no untrained candidate to be measured against"
+    if wins.missing:
+        return _UNCALIBRATED_WINS.format(
+            by=wins.by, ratings=formatting.pluralize(wins.missing, "more rating")
+        )
+    if wins.rate is None and wins.by == PEOPLE:
+        return (
+            f"target: {asked}, and nobody rated answers beside those of {wins.over} (harness dashboard, Rate)"
+        )
+    return "" if wins.rate else f"target: {asked}, and {wins.by} graded no pairs yet (harness compare)"
+
+
+def _win_rate(wins: Wins, found: Estimate, wanted: float) -> tuple[Outcome, str]:
+    own = "" if wins.uncorrected is None else f" ({formatting.percent(wins.uncorrected)} % before correction)"
+    own = own if wins.corrected else " (not corrected)"
+    rate = formatting.score(found.unit, *found[:3])
+    said = f"preferred to {wins.over} by {wins.by} on {rate} % of items{own}"
+    outcome = _target_outcome(found.low, found.high, wanted)
+    return outcome, f"{said} against at least {formatting.percent(wanted)} %"
 
 
 def _level(found: Estimate, wanted: float) -> tuple[Outcome, str]:

@@ -1,0 +1,106 @@
+"""Command that lets a teacher answer training rows: data distill.
+
+Invariant: a new file stands beside a manifest that says whose answers they are and what they cost, never over
+a file; what will be asked is said before anything is.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.cli.app import Config, Json, Overrides, data_app, open_session, print_json, say
+from harness.cli.rows.refusals import refuse_draws, refuse_grid, require_out
+
+if TYPE_CHECKING:
+    from harness.experiment.generated_rows.distilled_rows import Plan
+
+_COMMAND = "harness data distill"
+
+
+@data_app.command("distill")
+def data_distill(
+    teacher: Annotated[str, typer.Argument(help="A candidate of the experiment, such as a larger model's.")],
+    overrides: Overrides = None,
+    config: Config = Path("harness.yaml"),
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The new file of rows. A manifest is beside it.")
+    ] = None,
+    rewrite: Annotated[
+        str, typer.Option("--rewrite", help="Rewrite the rows' own answers in this way, in words.")
+    ] = "",
+    prompts: Annotated[
+        str | None,
+        typer.Option("--prompts", help="A file of rows that ask, in place of the target's training rows."),
+    ] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option("--min-score", help="Keep answers that score so much against the row's own."),
+    ] = None,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 answers greedily.")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option("--top-p", help="Draw from the likeliest tokens that have this chance together.")
+    ] = 1.0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="Of an answer; by default the target's.")
+    ] = None,
+    rows: Annotated[int | None, typer.Option("--rows", min=1, help="Ask about at most so many rows.")] = None,
+    max_cost: Annotated[
+        float | None, typer.Option("--max-cost", min=0, help="Ask no more once answers cost so much, USD.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Another draw.")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be asked and cost at most, and ask nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Let a teacher label training rows, or rewrite their answers, into a new file to train on."""
+    from harness.cli.data import print_saved
+    from harness.data.edit import refuse_output, save
+    from harness.experiment.generated_rows.distilled_rows import (
+        Distillation,
+        distill_rows,
+        plan_distillation,
+    )
+
+    refuse_draws(temperature, top_p, greedy=True)
+    if not dry_run:
+        refuse_output(require_out(out, _COMMAND, "taught.jsonl"), [prompts] if prompts else [])
+    session, _ = open_session(config, overrides, teacher, dry_run=dry_run)
+    refuse_grid(teacher, session.candidates, _COMMAND)
+    asked = Distillation(
+        rewrite, prompts, temperature, top_p, max_new_tokens, min_score, rows, max_cost, seed
+    )
+    plan = plan_distillation(session, teacher, asked)
+    if dry_run and as_json:
+        print_json(plan._asdict() | {"work": plan.work._asdict()})
+        return
+    if out is None or dry_run:
+        print(_planned(plan))
+        say("nothing is asked in a dry run")
+        return
+    say(_planned(plan))
+    made = distill_rows(session, teacher, asked, str(out))
+    refuse_output(out, made.edit.inputs)
+    print_saved(save(made.edit, made.outcomes, out), as_json)
+    for note in made.notes:
+        say(note)
+    if made.agreement is not None:
+        metric = session.target.primary
+        said = f"{metric.name} of the answers against the rows' own"
+        say(f"{said}: {made.agreement * metric.unit.scale:.1f} over all rows that have one")
+    cost = "an unknown cost" if made.spent.cost_usd is None else f"{made.spent.cost_usd:.4f} USD"
+    say(f"the teacher's answers took {made.spent.n_output_tokens:,} tokens and {cost}, kept in the manifest")
+    say(f"next: train: {out} on a candidate")
+
+
+def _planned(plan: "Plan") -> str:
+    """Say what would be asked, and what it would take at most."""
+    from harness.formatting import count, seconds, usd
+
+    new = plan.n_prompts - plan.n_known
+    known = f", {count(plan.n_known)} were answered before" if plan.n_known else ""
+    tokens = f"{count(plan.work.read)} tokens to read and at most {count(plan.work.generated)} to write"
+    time = "" if plan.seconds is None else f", about {seconds(plan.seconds)}"
+    cost = "no price is known" if plan.cost_usd is None else f"at most {usd(plan.cost_usd)} USD"
+    return f"{count(new)} prompts to ask{known}: {tokens}{time}, {cost}"

@@ -1,0 +1,112 @@
+"""Win rates of fine-tunes over the best untrained candidate on the target, where the gate asks for them.
+
+Invariant: a judge is asked by `judge_pairs` alone; whatever reads a report reads what is stored.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from harness import decision as decide
+from harness import store
+from harness.comparison import human
+from harness.comparison.win_rates import Pairs, Wins, wins_by_judge, wins_by_people
+from harness.decision import CandidateFacts
+from harness.errors import CandidateFailed
+from harness.evaluation.judges import Judged, open_judged, stored_grades
+from harness.evaluation.judges.answer_pairs import (
+    Rows,
+    answers_differ,
+    both_rows,
+    pairs_won,
+    ungraded_pairs,
+)
+from harness.evaluation.judges.judging_stage import grade_all
+from harness.evaluation.session import Session
+from harness.experiment.runs.stored_rows import Reader
+from harness.records import Run
+from harness.spec import PEOPLE, GatePolicy, metric_name
+from harness.store import Store
+
+
+def judge_of_pairs(session: Session) -> Judged | None:
+    """Return the judge by whom the gate asks for a win rate; None where it asks for none, or by people."""
+    goal = session.experiment.gate.target
+    if goal.win_rate is None or goal.by == PEOPLE:
+        return None
+    return open_judged(goal.by, session.store, session.sources, session.machine)
+
+
+def judge_pairs(
+    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
+) -> list[str]:
+    """Let the gate's judge compare the answers of fine-tunes with the best untrained candidate's.
+
+    Returns why it could not, if it could not; what it said until then is kept.
+    """
+    judged = judge_of_pairs(session)
+    if judged is None:
+        return []
+    examples = session.target.items.test
+    open_ones = [
+        one
+        for _, run, base in _pairs(runs, facts)
+        for one in ungraded_pairs(
+            judged, examples, reader.of(base, session.target), reader.of(run, session.target)
+        )
+    ]
+    try:
+        grade_all(session, open_ones)
+    except CandidateFailed as error:
+        return [f"win rates by {judged.metric}: not all pairs could be judged ({error})"]
+    return []
+
+
+def add_wins(
+    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
+) -> list[CandidateFacts]:
+    """Add the win rates of fine-tunes over the best untrained candidate, where the gate asks for them."""
+    policy = session.experiment.gate
+    if policy.target.win_rate is None:
+        return list(facts)
+    found = {
+        run.run_id: wins_of(
+            session.store,
+            policy,
+            session.target.task.name,
+            (base, run),
+            (reader.of(base, session.target), reader.of(run, session.target)),
+        )
+        for _, run, base in _pairs(runs, facts)
+    }
+    return [replace(f, wins=found.get(f.run_id)) for f in facts]
+
+
+def wins_of(at: Store, policy: GatePolicy, task: str, runs: tuple[Run, Run], rows: tuple[Rows, Rows]) -> Wins:
+    """Read the win rate of a run over another; both come as (base, new), with their rows of the target."""
+    pairs = _answer_pairs(*rows)
+    digests = [run.rows[f"{task}/test"] for run in runs]
+    votes = human.preferred_shares(store.list_ratings(at, task), *digests)
+    by = policy.target.by
+    if by == PEOPLE:
+        return wins_by_people(runs[0].candidate, pairs, votes)
+    won = pairs_won(stored_grades(by, at), *rows)
+    found = wins_by_judge(runs[0].candidate, metric_name(by), pairs, won, votes)
+    return found._replace(missing=0) if policy.uncalibrated_judge == "allow" else found
+
+
+def _answer_pairs(base: Rows, new: Rows) -> Pairs:
+    """Find the items whose two answers differ; one that failed in both arms is a tie."""
+    both = list(both_rows(base, new))
+    differing = {
+        now.example_id: now.cluster or now.example_id for old, now in both if answers_differ(old, now)
+    }
+    return Pairs(differing, len(both) - len(differing))
+
+
+def _pairs(runs: Sequence[Run], facts: Sequence[CandidateFacts]) -> Iterator[tuple[CandidateFacts, Run, Run]]:
+    """Yield the finished fine-tunes, each with the run of the best untrained candidate."""
+    best = decide.best_untrained(facts)
+    base = next((run for run in runs if run.candidate == best and run.state == "done"), None)
+    for f, run in zip(facts, runs, strict=True):
+        if base and run.state == "done" and decide.is_fine_tuned(f):
+            yield f, run, base

@@ -1,0 +1,312 @@
+"""Training rows that a teacher answered: it labels the rows, or rewrites the answers that they have.
+
+Invariant: a row asks what it asked before, and nothing that is evaluated; an answer that was cut, or is none
+of the task's labels, makes no row. The same teacher, rows and seed give the same rows.
+Source: sequence-level distillation, Kim and Rush 2016, https://arxiv.org/abs/1606.07947, section 3.2.
+"""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from harness.data import examples as items_of
+from harness.data import readers, splits
+from harness.data.edit import Edit, Outcome
+from harness.data.edit.change import Change, drop
+from harness.data.examples import FIELD, Notes, Sourced
+from harness.data.readers import Row
+from harness.errors import Problem, UserError
+from harness.evaluation import costs
+from harness.evaluation.candidates import ResolvedCandidate
+from harness.evaluation.rows.row_sets import prompting_digest, prompting_step
+from harness.evaluation.rows.sampled_answers import seed_of
+from harness.evaluation.session import Session
+from harness.experiment.generated_rows.source_checks import check_leaks, leak_record, refuse_without_text
+from harness.experiment.generated_rows.teacher_answers import (
+    Prompt,
+    Spent,
+    TeacherAnswer,
+    ask_teacher,
+    known_answers,
+    make_teacher,
+    prices_of,
+    spent_on,
+)
+from harness.experiment.weights.candidate_weights import ensure_weights, stored_weights
+from harness.metrics import Metric, normalize
+from harness.prompting import Step
+from harness.records import Example, Limits, Output
+from harness.spec import Fields, Task
+
+_REWRITE = """\
+Rewrite the answer to the question below, and reply with the rewritten answer alone. How to rewrite it:
+{instruction}
+
+Question:
+{question}
+
+Answer:
+{answer}"""
+
+
+class Distillation(NamedTuple):
+    """Work for a teacher: which rows it answers, how, and what it may cost.
+
+    With `rewrite`, an instruction, it rewrites the rows' own answers, else it answers what they ask.
+    `prompts` is a file of rows that ask and need no answer, None for the target's training rows. With
+    `min_score` only answers stay that score so much, by the target's metric, against the row's own.
+    """
+
+    rewrite: str = ""
+    prompts: str | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int | None = None
+    min_score: float | None = None
+    n_rows: int | None = None
+    max_cost: float | None = None
+    seed: int = 0
+
+
+class Plan(NamedTuple):
+    """Plan of a distillation: prompts, those answered before, tokens at most, USD and seconds at most.
+
+    `cost_usd` is None of an endpoint without prices, `seconds` of every endpoint.
+    """
+
+    n_prompts: int
+    n_known: int
+    work: costs.Work
+    cost_usd: float | None
+    seconds: float | None
+
+
+class DistilledRows(NamedTuple):
+    """Rows to be saved, what became of each, what was spent, and remarks.
+
+    `agreement` is the target's metric of the answers against the rows' own, None where there are none.
+    """
+
+    edit: Edit
+    outcomes: list[Outcome]
+    spent: Spent
+    agreement: float | None
+    notes: tuple[str, ...]
+
+
+def plan_distillation(session: Session, name: str, asked: Distillation) -> Plan:
+    """Count what a teacher would be asked, without asking it.
+
+    Raises:
+        UserError: it generates no text, or there is nothing to ask.
+    """
+    candidate, seed = session.candidates[name], session.experiment.seeds[0]
+    _refuse_unusable(session, candidate, asked)
+    rows = _rows(session, asked)
+    prompts = _prompts(session, candidate, rows, asked)
+    weights = stored_weights(session, candidate, seed)
+    limits = _limits(session, asked)
+    known = known_answers(session.store, make_teacher(session, candidate, weights, limits)) if weights else {}
+    new = [p.example for p in {p.key: p for p in prompts}.values() if p.key not in known]
+    work = costs.reading(new, ranked=False, max_new_tokens=limits.max_new_tokens)
+    if candidate.is_remote:
+        prices = prices_of(session, candidate)
+        tokens = costs.Tokens(work.read, 0, work.generated)
+        cost = costs.request_usd(tokens, prices) if prices else None
+        return Plan(len(prompts), len(prompts) - len(new), work, cost, None)
+    seconds = session.seconds(work, candidate.base)
+    hour = session.experiment.decide.device_hour_usd
+    cost = costs.price_usd(seconds, session.machine.device, hour)
+    return Plan(len(prompts), len(prompts) - len(new), work, cost, seconds)
+
+
+def distill_rows(session: Session, name: str, asked: Distillation, out: str) -> DistilledRows:
+    """Let a candidate answer or rewrite rows, and return those that can be trained on.
+
+    Weights are made first where none are stored. Leaks are refused before anything is asked.
+
+    Raises:
+        UserError: it generates no text, a row asks what is evaluated, or no row is left.
+        CandidateFailed: the teacher cannot be asked, or has cost what is allowed.
+    """
+    candidate, seed = session.candidates[name], session.experiment.seeds[0]
+    _refuse_unusable(session, candidate, asked)
+    rows = _rows(session, asked)
+    notes = check_leaks(session, rows, "train", asked.prompts or out)
+    prompts = _prompts(session, candidate, rows, asked)
+    weights = ensure_weights(session, candidate, seed)
+    teacher = make_teacher(session, candidate, weights, _limits(session, asked))
+    known, failed = ask_teacher(session, teacher, weights, prompts, asked.max_cost)
+    answers = [known.get(prompt.key) for prompt in prompts]
+    spent = spent_on(session, teacher, [answer for answer in answers if answer])
+    metric = None if session.target.judged else session.target.primary
+    scores = [
+        _score(metric, row.example, answer.text) if metric and answer and not asked.rewrite else None
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+    reasons = [failed.get(prompt.key, "") for prompt in prompts]
+    written = _written(session, rows, asked)
+    outcomes = [
+        _outcome(session.target.task, *of, asked)
+        for of in zip(written, answers, reasons, scores, strict=True)
+    ]
+    _refuse_none(outcomes)
+    used = {
+        "teacher": name,
+        "recipe": candidate.recipe.model_dump(mode="json", exclude_defaults=True),
+        "weights": weights.digest,
+        "prompting": "" if asked.rewrite else prompting_digest(session, candidate.recipe, seed),
+        "answers": f"teachers/{teacher.book}",
+        **asked._asdict(),
+        "max_new_tokens": teacher.limits.max_new_tokens,
+        "spent": spent._asdict(),
+        "leak_check": leak_record(session, notes),
+    }
+    file = asked.prompts or session.target.task.data.source("train") or ""
+    edit = Edit("distill", used, (file,), cost_usd=spent.cost_usd)
+    scored = [score for score in scores if score is not None]
+    agreement = float(np.mean(scored)) if scored else None
+    return DistilledRows(edit, outcomes, spent, agreement, notes)
+
+
+def _refuse_unusable(session: Session, candidate: ResolvedCandidate, asked: Distillation) -> None:
+    """Refuse a teacher that cannot be asked, and a budget that nothing could be held against.
+
+    Raises:
+        UserError: it is one.
+    """
+    refuse_without_text(session, candidate)
+    if asked.max_cost is not None and candidate.is_remote and prices_of(session, candidate) is None:
+        found = f"{candidate.name}, an endpoint without prices"
+        step = "usd_per_million_tokens: {input: …, output: …} among its params"
+        raise UserError(Problem("--max-cost", found, "prices to hold it against", step))
+    if asked.prompts and (asked.rewrite or asked.min_score is not None):
+        option = "--rewrite" if asked.rewrite else "--min-score"
+        found = "rows whose own answers are not read, by --prompts"
+        raise UserError(Problem(option, found, "the target's training rows", "leave one of them out"))
+    metric = session.target.primary
+    if asked.min_score is not None and (session.target.judged or not metric.higher_is_better):
+        found = f"{metric.name}, of which a higher score is not a better answer's alone"
+        raise UserError(Problem("--min-score", found, "a metric that grows with the answer", "leave it out"))
+    reference = session.target.task.fields.reference
+    if session.target.task.fields != Fields() and not FIELD.fullmatch(reference):
+        found = f"fields: reference: {reference!r}, which an answer cannot be taken apart into"
+        step = "make one column of it, or name the columns prompt and reference"
+        raise UserError(Problem(f"task {session.target.task.name}", found, "a single column", step))
+
+
+def _rows(session: Session, asked: Distillation) -> list[Sourced]:
+    """Return the rows to answer: those of a file, or the target's training rows, as many as are wanted.
+
+    Raises:
+        UserError: there is none.
+    """
+    task = session.target.task
+    if asked.prompts:
+        rows = items_of.prompts(task, readers.read(asked.prompts, "train"), Notes([], []))
+    else:
+        rows = session.target.items.sourced("train")
+    if not rows:
+        step = "name a file of rows that ask: --prompts FILE"
+        raise UserError(Problem(f"task {task.name}", "no training rows", "rows for the teacher", step))
+    kept = splits.draw(rows, asked.n_rows, random.Random(f"{asked.seed}/prompts"))
+    ids = {example.id for example in kept}
+    return [row for row in rows if row.example.id in ids]
+
+
+def _limits(session: Session, asked: Distillation) -> Limits:
+    task = session.target.task
+    return Limits(asked.max_new_tokens or task.max_new_tokens, task.stop, asked.temperature, asked.top_p)
+
+
+def _prompts(
+    session: Session, candidate: ResolvedCandidate, rows: Sequence[Sourced], asked: Distillation
+) -> list[Prompt]:
+    """Write what the teacher is asked of each row."""
+    step = prompting_step(session, candidate.recipe, session.experiment.seeds[0])
+    drawn = asked.temperature > 0
+    return [
+        Prompt(
+            _rewriting(row.example, asked.rewrite, step),
+            seed_of(asked.seed, row.example.id, 0) if drawn else None,
+        )
+        for row in rows
+    ]
+
+
+def _rewriting(example: Example, instruction: str, step: Step) -> Example:
+    """Return what a teacher is asked: the question as its recipe puts it, or to rewrite the answer to it."""
+    if not instruction:
+        return step(example)
+    texts = {"question": example.prompt, "answer": example.references[0]}
+    content = _REWRITE.format(instruction=instruction, **texts)
+    return Example(example.id, ({"role": "user", "content": content},))
+
+
+def _score(metric: Metric, example: Example, text: str) -> float | None:
+    """Score an answer against the row's own, higher being better; None where there is none."""
+    parts = metric.score(Output(text.strip()), example) if example.references else None
+    return None if parts is None else float(metric.aggregate(np.array([parts]), np.ones(1)))
+
+
+def _outcome(
+    task: Task,
+    row: Row,
+    answer: TeacherAnswer | None,
+    reason: str,
+    score: float | None,
+    asked: Distillation,
+) -> Outcome:
+    """Return the row with the teacher's answer, or why it has none."""
+    text = answer.text.strip() if answer else ""
+    if answer is None or not text:
+        return drop(row, reason or "an empty answer")
+    if answer.finish_reason == "length" and not task.truncated_scores:
+        return drop(row, "an answer cut at max_new_tokens")
+    labels = {normalize(label): label for label in task.labels}
+    if labels and normalize(text) not in labels:
+        return drop(row, "an answer that is no label of the task")
+    if asked.min_score is not None and score is not None and score < asked.min_score:
+        return drop(row, "an answer that scores below --min-score")
+    column = _column(task)
+    kept = {name: value for name, value in row.fields.items() if name != "references" or name == column}
+    fields = {**kept, column: labels.get(normalize(text), text)}
+    said = "rewritten by the teacher" if asked.rewrite else "labelled by the teacher"
+    return Outcome(Row(row.where, fields), Change(row.where, "changed", (said,)))
+
+
+def _column(task: Task) -> str:
+    """Name the column that holds the answer."""
+    found = FIELD.fullmatch(task.fields.reference)
+    return found[1] if found else "reference"
+
+
+def _written(session: Session, rows: Sequence[Sourced], asked: Distillation) -> Iterator[Row]:
+    """Yield the rows as they are to be written: in their own columns where the task names some."""
+    task = session.target.task
+    if task.fields == Fields():
+        yield from (Row(row.where, _fields(row.example)) for row in rows)
+        return
+    file = asked.prompts or task.data.source("train") or ""
+    own: Mapping[str, Row] = {row.where: row for row in readers.read(file, "train").rows}
+    yield from (own[row.where] for row in rows)
+
+
+def _fields(example: Example) -> dict[str, Any]:
+    """Write what a row asks, as harness reads it."""
+    single = len(example.messages) == 1 and example.messages[0]["role"] == "user"
+    asked: dict[str, Any] = {"prompt": example.prompt} if single else {"messages": list(example.messages)}
+    own = {"cluster": example.cluster} if example.cluster not in ("", example.id) else {}
+    own |= {"slice": example.slice} if example.slice else {}
+    documents = {"documents": list(example.documents)} if example.documents else {}
+    return {"id": example.id, **asked, **own, **documents}
+
+
+def _refuse_none(outcomes: Sequence[Outcome]) -> None:
+    if not any(outcome.row for outcome in outcomes):
+        reasons = ", ".join(dict.fromkeys(o.change.reason for o in outcomes if o.change))
+        found = f"{len(outcomes):,} prompts, none of which gives a row: {reasons}"
+        step = "a larger --max-new-tokens, a system text that says the form of the answer, or another teacher"
+        raise UserError(Problem("harness data distill", found, "answers to train on", step))

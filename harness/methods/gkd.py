@@ -1,0 +1,75 @@
+"""Generalised knowledge distillation: an adapter learns a teacher's probabilities, on answers of its own too.
+
+Invariant: the teacher has the base's vocabulary, and its weights are part of what the adapter depends on;
+without `init_from` a new adapter starts at the base, with it the adapter of another candidate is trained on.
+
+Source: Agarwal et al. 2024 (arXiv:2306.13649); trained by TRL's GKDTrainer.
+"""
+
+from collections.abc import Iterator
+
+from harness.errors import Problem, UserError
+from harness.models.hub import ModelSource
+from harness.plugins import Method
+from harness.spec import Recipe
+from harness.training import (
+    DistilledParams,
+    FitContext,
+    LoraParams,
+    Weights,
+    adapter_parameters,
+    adapter_weights,
+    distill,
+    leave_out,
+    lora_config,
+    lower_rank,
+    teacher_digest,
+    teacher_of,
+    teacher_problem,
+)
+
+
+class Params(DistilledParams, LoraParams):
+    """TRL's names beside the teacher, and PEFT's for the new adapter that is made without `init_from`."""
+
+
+def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
+    """Yield what forbids learning from the teacher that is named."""
+    at = f"{where}: params.teacher"
+    try:
+        teacher = teacher_of(Params(**recipe.params), at)
+    except UserError as error:
+        yield from error.problems
+        return
+    if found := teacher_problem(teacher, source):
+        step = "a model of the same family, or train on its answers: harness data distill"
+        yield Problem(at, f"{teacher.name}, {found}", f"a teacher with the vocabulary of {source.name}", step)
+
+
+def fit(context: FitContext, params: Params) -> Weights:
+    """Train the adapter on the teacher's probabilities and save it under `adapter/`.
+
+    Raises:
+        CandidateFailed: the teacher has another vocabulary, out of memory, no row fits, or the loss was not a
+            number.
+    """
+    training = distill(context, params, lora_config(params), context.folder / "adapter")
+    return adapter_weights(context, training)
+
+
+METHOD = Method(
+    params=Params,
+    fit=fit,
+    makes="adapter",
+    trains=True,
+    draws_from="train",
+    seeded=True,
+    init_from="adapter",
+    loops=("training", "tokens", "distillation"),
+    shape_params=tuple(LoraParams.model_fields),
+    reads=teacher_digest,
+    problems=problems,
+    adapter_parameters=adapter_parameters,
+    lower_rank=lower_rank,
+    leave_out=leave_out,
+)

@@ -1,0 +1,187 @@
+"""On-policy distillation: an adapter learns the next-token probabilities of a teacher of its own vocabulary.
+
+Invariant: prompts are those of the training rows, asked as everywhere, and a share of the answers is drawn
+from the student itself; the teacher is read and never changed. Loss and tokens are those of the answers that
+were read, drawn ones with the others.
+
+Source: Agarwal et al. 2024 (arXiv:2306.13649), by TRL's GKDTrainer.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from harness.errors import CandidateFailed
+from harness.models.hf import load_base
+from harness.models.hub import ModelSource, is_packed, load_tokenizer, resolve, shape
+from harness.progress import quiet_libraries
+from harness.records import Example, TrainingRecord
+from harness.training import trainer as loop
+from harness.training.context import CHECKPOINTS, FitContext
+from harness.training.preferences.dpo import policy_from
+from harness.training.tokenized import tokenize
+from harness.training.trainer import LoopParams, Row
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+_OWN = ("teacher", *loop.KNOBS)  # parameters that are not TRL's as they are
+
+
+class DistilledParams(LoopParams):
+    """Parameters of distillation, under TRL's own names beside the `teacher`: a folder, a hub id, a name.
+
+    `lmbda` is the share of batches whose answers the student draws itself, of at most `max_new_tokens` tokens
+    at `temperature`; the others are the rows' own, or with `seq_kd` drawn from the teacher. `beta` leads from
+    the divergence of the teacher from the student (0) to that of the student from the teacher (1). Rows
+    longer than `max_length` tokens are left out and counted, never cut.
+    """
+
+    teacher: str
+    learning_rate: float = Field(1e-4, gt=0, le=1)
+    num_train_epochs: float = Field(1.0, gt=0, le=100)
+    weight_decay: float = Field(0.0, ge=0)
+    lmbda: float = Field(0.5, ge=0, le=1)
+    beta: float = Field(0.5, ge=0, le=1)
+    temperature: float = Field(0.9, gt=0)
+    max_new_tokens: int = Field(128, ge=1)
+    seq_kd: bool = False
+
+
+def teacher_of(params: DistilledParams, where: str = "params.teacher") -> ModelSource:
+    """Find the teacher.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    return resolve(params.teacher, where=where)
+
+
+def teacher_digest(params: DistilledParams) -> str:
+    """Digest what is learned from the teacher: its weights."""
+    return teacher_of(params).weights_digest
+
+
+def teacher_problem(teacher: ModelSource, base: ModelSource) -> str:
+    """Say why a base cannot learn a teacher's probabilities; empty where it can, or is not unpacked yet."""
+    if is_packed(base):
+        return ""
+    if teacher.weights_digest == base.weights_digest:
+        return "the base itself, of which there is nothing to learn"
+    its, own = (load_tokenizer(one).get_vocab() for one in (teacher, base))
+    if its != own:
+        shared = sum(own.get(token) == place for token, place in its.items())
+        return f"another vocabulary: {len(its):,} tokens, {shared:,} of them the base's {len(own):,}"
+    widths = [known.vocabulary for one in (teacher, base) if (known := shape(one))]
+    if widths and widths[0] < widths[-1]:
+        return f"probabilities of {widths[0]:,} tokens, and the base has {widths[-1]:,}"
+    return ""
+
+
+def distill(
+    context: FitContext, params: DistilledParams, peft_config: "PeftConfig", save_to: Path
+) -> TrainingRecord:
+    """Train an adapter on a teacher's probabilities, from the base or from the adapter in `context.init`.
+
+    Raises:
+        CandidateFailed: the teacher has another vocabulary, out of memory, no row fits, or the loss was not a
+            number.
+    """
+    quiet_libraries()
+    from transformers import set_seed
+
+    set_seed(context.seed)
+    device, scratch = context.machine.device, save_to.parent / CHECKPOINTS
+    start = loop.start_time(scratch)
+    teacher = teacher_of(params)
+    if problem := teacher_problem(teacher, context.source):
+        raise CandidateFailed(f"params.teacher: {teacher.name}, {problem}", "another teacher")
+    attention = loop.attention(context.machine)
+    base, tokenizer = load_base(context.source, context.machine, attention)
+    rows, n_dropped = _rows(context.train, context, params, tokenizer)
+    measured = _rows(context.validation, context, params, tokenizer)[0]
+    with loop.enough_memory():
+        taught_by = _of_width(load_base(teacher, context.machine, attention)[0], base)
+        trainer = _trainer(
+            context, params, peft_config, (base, taught_by), tokenizer, (rows, measured), scratch
+        )
+    earlier_s = loop.run(trainer, start)
+    model: Any = trainer.model
+    model.save_pretrained(save_to, selected_adapters=["default"])
+    made = loop.figures(trainer, n_dropped, time.perf_counter() - start, device, earlier_s)
+    losses = loop.curve(trainer.state.log_history, "eval_loss")
+    return replace(made, teacher=teacher.weights_digest, validation_loss=losses)
+
+
+def _of_width(teacher: "PreTrainedModel", base: "PreTrainedModel") -> "PreTrainedModel":
+    """Return the teacher with as many probabilities as the base, where its others are of no token."""
+    width = base.config.get_text_config().vocab_size
+    if teacher.config.get_text_config().vocab_size > width:
+        teacher.resize_token_embeddings(width, mean_resizing=False)
+    return teacher
+
+
+def _rows(
+    examples: Sequence[Example],
+    context: FitContext,
+    params: DistilledParams,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> tuple[list[Row], int]:
+    """Return the rows that fit, as TRL's collator takes tokens, and how many did not."""
+    answers = [example.references[:1] for example in examples]
+    made = tokenize(examples, answers, context.chat_template, tokenizer, context.source)
+    rows: list[Row] = [_row(start, whole) for start, (whole,) in made]
+    return loop.rows_that_fit(rows, [len(row["input_ids"]) for row in rows], params.max_length)
+
+
+def _row(start: int, ids: list[int]) -> Row:
+    return {"prompt": "", "input_ids": ids, "completion_mask": [0] * start + [1] * (len(ids) - start)}
+
+
+def _trainer(
+    context: FitContext,
+    params: DistilledParams,
+    peft_config: "PeftConfig",
+    models: "tuple[PreTrainedModel, PreTrainedModel]",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: tuple[list[Row], list[Row]],
+    scratch: Path,
+) -> "Trainer":
+    from datasets import Dataset
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    class AnswersTrainer(GKDTrainer):
+        """TRL's trainer, whose loss is a mean over the tokens of the answers that were read."""
+
+        def training_step(self, model: Any, inputs: Row, num_items_in_batch: Any = None) -> Any:
+            # TRL would divide by the tokens of the rows' own answers, also where drawn ones took their place.
+            loss = super().training_step(model, inputs, None)
+            self.state.num_input_tokens_seen += int(inputs["attention_mask"].sum())
+            return loss
+
+    base, teacher = models
+    config = GKDConfig(
+        output_dir=str(scratch),
+        eval_strategy="epoch",
+        per_device_eval_batch_size=params.per_device_train_batch_size,
+        prediction_loss_only=True,
+        **loop.settings(context, params) | {"include_num_input_tokens_seen": "no"},
+        **params.model_dump(include=set(DistilledParams.model_fields) - set(_OWN)),
+    )
+    loop.use_one_gpu(config)
+    trainer: Trainer = AnswersTrainer(
+        model=policy_from(base, context.init) if context.init else base,
+        teacher_model=teacher,
+        args=config,
+        processing_class=tokenizer,
+        peft_config=None if context.init else peft_config,
+        train_dataset=Dataset.from_list(rows[0]),
+        eval_dataset=Dataset.from_list(rows[1]),
+        callbacks=[loop.progress_callback(context.advance)],
+    )
+    return trainer

@@ -1,0 +1,226 @@
+"""A win rate as the gate's goal: by people, by a judge whom people correct, and by nobody."""
+
+import re
+
+import numpy as np
+import pytest
+import tiny_experiment
+from openai_server import Fault, Rule, serving
+
+from harness import config, release, store
+from harness.comparison import Estimate
+from harness.comparison.win_rates import Pairs, wins_by_judge, wins_by_people
+from harness.errors import UserError
+from harness.gating import TargetFacts
+from harness.gating.rules.target import target_rule
+from harness.gating.significance import target_p
+from harness.records import Rating
+from harness.spec import GatePolicy, TargetPolicy
+from harness.stats import win_rate
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+ITEMS = [f"item-{i:03}" for i in range(200)]
+PAIRS = Pairs({item: item for item in ITEMS}, 0)
+GOAL = GatePolicy(target=TargetPolicy(win_rate=0.55, by="judge:./better.yaml"))
+
+
+def judged(wins):
+    return target_rule(TargetFacts(Estimate(0.5, 0.4, 0.6, 200), None, wins=wins), GOAL)
+
+
+def test_people_alone_give_wilsons_interval_and_equal_answers_are_ties():
+    votes = {item: float(i % 4 > 0) for i, item in enumerate(ITEMS[:80])}
+    found = wins_by_people("prompt", PAIRS, votes)
+    own = win_rate(60, 20)
+    assert found.rate[:4] == pytest.approx((own.rate, own.low, own.high, 200))
+    half_equal = wins_by_people("prompt", Pairs(PAIRS.clusters, 200), votes)
+    assert half_equal.rate.score == pytest.approx(0.5 + (own.rate - 0.5) / 2)
+    assert half_equal.rate.low == pytest.approx(0.5 + (own.low - 0.5) / 2)
+    assert wins_by_people("prompt", PAIRS, {}).rate is None
+    assert wins_by_people("prompt", Pairs({}, 9), {}).rate[:3] == (0.5, 0.5, 0.5)
+
+
+def test_a_judge_that_always_prefers_the_new_answer_is_corrected_by_people():
+    won = dict.fromkeys(ITEMS, 1.0)
+    votes = {item: float(i % 2) for i, item in enumerate(ITEMS[:120])}
+    found = wins_by_judge("prompt", "judge:better", PAIRS, won, votes)
+    assert (found.uncorrected, found.corrected, found.missing) == (1.0, True, 0)
+    assert found.rate.low < 0.5 < found.rate.high
+    assert judged(found).outcome != "pass"
+
+
+def test_a_judge_who_agrees_with_people_gains_precision_from_all_pairs():
+    rng = np.random.default_rng(0)
+    truth = {item: float(rng.random() < 0.7) for item in ITEMS}
+    votes = {item: truth[item] for item in ITEMS[:100]}
+    found = wins_by_judge("prompt", "judge:better", PAIRS, truth, votes)
+    alone = wins_by_people("prompt", PAIRS, votes)
+    assert found.rate.score == pytest.approx(np.mean(list(truth.values())), rel=1e-3)
+    assert found.rate.high - found.rate.low < alone.rate.high - alone.rate.low
+
+
+def test_too_few_ratings_leave_a_judges_rate_open_and_pairs_that_nobody_judged_too():
+    won, votes = dict.fromkeys(ITEMS, 1.0), dict.fromkeys(ITEMS[:30], 1.0)
+    open_ = wins_by_judge("prompt", "judge:better", PAIRS, won, votes)
+    assert (open_.missing, open_.corrected) == (70, False)
+    rule = judged(open_)
+    assert rule.outcome == "inconclusive"
+    assert "70 more ratings of people" in rule.sentence
+    assert judged(open_._replace(missing=0)).outcome == "pass"  # as gate.uncalibrated_judge: allow
+    assert "(not corrected)" in judged(open_._replace(missing=0)).sentence
+    unjudged = wins_by_judge("prompt", "judge:better", PAIRS, {}, votes)
+    assert "graded no pairs yet" in judged(unjudged).sentence
+
+
+@pytest.mark.parametrize(
+    ("found", "outcome"),
+    [((0.7, 0.6, 0.8), "pass"), ((0.6, 0.5, 0.7), "inconclusive"), ((0.4, 0.3, 0.5), "fail")],
+)
+def test_a_win_rate_passes_and_fails_by_its_whole_interval(found, outcome):
+    wins = wins_by_people("prompt", PAIRS, {ITEMS[0]: 1.0})._replace(rate=Estimate(*found, 200))
+    facts = TargetFacts(Estimate(0.5, 0.4, 0.6, 200), None, wins=wins)
+    assert target_rule(facts, GOAL).outcome == outcome
+    assert (target_p(facts, GOAL.target) < 0.025) == (outcome == "pass")
+
+
+def test_a_judges_score_that_needs_labels_does_not_hold_up_a_win_rate_by_people():
+    wins = wins_by_people("prompt", PAIRS, dict.fromkeys(ITEMS, 1.0))
+    facts = TargetFacts(Estimate(0.5, 0.4, 0.6, 200), None, labels_missing=100, wins=wins)
+    assert target_rule(facts, GatePolicy(target=TargetPolicy(win_rate=0.55))).outcome == "pass"
+    both = GatePolicy(target=TargetPolicy(win_rate=0.55, min=0.2))
+    assert target_rule(facts, both).outcome == "inconclusive"
+
+
+# ---- a whole experiment
+
+RUBRIC = "criteria: The reply helps.\nmode: pairwise\njudge: {{base_url: {url}, model: tiny, max_retries: 0, num_concurrent: 1}}\n"
+CANDIDATES = """\
+  base: {{method: endpoint, role: baseline, params: {{base_url: {plain}, model: tiny, protocol: chat}}}}
+  mine: {{method: endpoint, params: {{base_url: {tuned}, model: tiny, protocol: chat}}}}
+gate: {{target: {{win_rate: 0.55, by: "judge:./better.yaml"}}}}
+"""
+
+
+def longer(messages):
+    """Prefer the longer of two answers, whatever its place."""
+    a, b = (
+        re.search(rf"<{name} (\w+)>\n(.*?)\n</{name}", messages[-1]["content"], re.DOTALL)[2] for name in "AB"
+    )
+    return "A" if len(a) > len(b) else "B" if len(b) > len(a) else "tie"
+
+
+@pytest.fixture
+def desk(tiny, tmp_path):
+    plain = serving(Rule(lambda messages: "late"))
+    tuned = serving(Rule(lambda messages: "money"))
+    with plain as base, tuned as mine, serving(Rule(longer)) as judge:
+        path = tiny_experiment.write(tmp_path, tiny, CANDIDATES.format(plain=base.url, tuned=mine.url))
+        (tmp_path / "better.yaml").write_text(RUBRIC.format(url=judge.url))
+        yield path, judge
+
+
+def rule_of(report):
+    (facts,) = (f for f in report.facts if f.name == "mine")
+    return facts.wins, next(r for r in facts.verdict.rules if r.name == "target")
+
+
+def rate(path, choice_of):
+    """Let a person prefer answers of `mine` to those of `base`, by item."""
+    runs, at = tiny_experiment.runs_of(path), store.Store(path.parent / "runs")
+    rows = {name: runs[name].rows["letters/test"] for name in ("base", "mine")}
+    for i, item in enumerate(store.differing_items(at, rows["base"], rows["mine"])):
+        store.save_rating(
+            at,
+            Rating(
+                rating_id=f"r{i}",
+                rater="ann",
+                created="2026-01-01T00:00:00+00:00",
+                task="letters",
+                split="test",
+                example_id=item,
+                run_a=runs["base"].run_id,
+                run_b=runs["mine"].run_id,
+                rows_a=rows["base"],
+                rows_b=rows["mine"],
+                left="a",
+                choice=choice_of(i),
+                seconds=1.0,
+            ),
+        )
+
+
+def test_a_judge_compares_with_the_best_untrained_candidate_in_both_orders_and_once(desk):
+    path, judge = desk
+    wins, rule = rule_of(tiny_experiment.run(path))
+    n = len(wins_items(path))
+    assert n == 12
+    assert len([body for _, body in judge.asked]) >= 2 * n  # and the anchors again
+    assert (wins.over, wins.by, wins.n_ratings, wins.missing) == ("base", "judge:better", 0, n)
+    assert rule.outcome == "inconclusive"
+    assert f"{n} more ratings" in rule.sentence
+    asked = len(judge.asked)
+    allowed, rule = rule_of(tiny_experiment.run(path, "gate.uncalibrated_judge=allow"))
+    assert len(judge.asked) == asked
+    assert allowed.missing == 0
+    assert "(not corrected)" in rule.sentence
+
+
+def wins_items(path):
+    runs, at = tiny_experiment.runs_of(path), store.Store(path.parent / "runs")
+    return store.differing_items(at, *(runs[name].rows["letters/test"] for name in ("base", "mine")))
+
+
+def test_people_correct_the_judge_and_the_stored_gate_says_the_same(desk):
+    path, _ = desk
+    tiny_experiment.run(path)
+    rate(path, lambda i: "a")  # people prefer the base's answers, and the judge the longer ones
+    wins, rule = rule_of(tiny_experiment.run(path))
+    n = len(wins_items(path))
+    assert wins.n_ratings == n
+    assert wins.missing == 0
+    assert wins.uncorrected == 1.0
+    assert wins.rate.score == pytest.approx(0.0)
+    (stored,) = release.gate_stored(path, "mine")
+    assert next(r for r in stored.verdict.rules if r.name == "target").sentence == rule.sentence
+
+
+def test_a_judge_that_fails_costs_the_win_rate_alone(desk):
+    path, judge = desk
+    judge.faults.extend([Fault()] * 100)
+    report = tiny_experiment.run(path)
+    assert any("not all pairs could be judged" in note for note in report.notes)
+    wins, rule = rule_of(report)
+    assert wins.rate is None
+    assert rule.outcome == "inconclusive"
+    judge.faults.clear()
+    assert rule_of(tiny_experiment.run(path))[0].rate is not None
+
+
+def test_people_alone_decide_where_no_judge_is_named(desk):
+    path, judge = desk
+    by_people = "gate.target.by=people"
+    _, rule = rule_of(tiny_experiment.run(path, by_people))
+    assert "nobody rated answers beside those of base" in rule.sentence
+    assert not judge.asked
+    rate(path, lambda i: "b")
+    wins, rule = rule_of(tiny_experiment.run(path, by_people))
+    assert wins.rate.score > 0.5
+    assert "by people" in rule.sentence
+
+
+def test_what_cannot_compare_answers_is_refused_with_its_place(desk):
+    path, _ = desk
+    (path.parent / "alone.yaml").write_text("criteria: It helps.\njudge: smollm2-135m\n")
+    for by, said in (
+        ("judge:./alone.yaml", "judge:alone, whose mode is grade"),
+        ("judge:./absent.yaml", "absent.yaml"),
+        ("nobody", "write by: people or by: judge:./FILE.yaml"),
+    ):
+        with pytest.raises(UserError, match=said):
+            config.load(path, [f"gate.target.by={by}"])
+    (path.parent / "far.yaml").write_text(
+        "criteria: It helps.\nmode: pairwise\njudge: {base_url: https://host.example/v1, model: m}\n"
+    )
+    with pytest.raises(UserError, match="somebody else's server"):
+        config.load(path, ["gate.target.by=judge:./far.yaml", "decide.needs=[sensitive_data]"])
