@@ -20,11 +20,3 @@ def test_pairs_are_judged_in_both_orders_and_corrected_by_peoples_choices(tmp_pa
     assert labels.arms[0].corrected is not None
     found = study.agreement(grades)
     assert 0 <= found.low <= found.share <= found.high <= 1
-
-
-def test_a_comparison_of_summaries_runs_as_it_is_typed(tmp_path):
-    rows = study.read_dolly(shared_data("rows").parent, "summarization")
-    found = study.compare_as_typed("summaries", tmp_path, rows)
-    assert "lora" in found.printed
-    assert "label" in found.printed, "nothing is decided by a judge whom nobody checked"
-    assert len(found.harness_yaml.splitlines()) <= 20

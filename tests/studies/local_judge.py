@@ -1,11 +1,10 @@
 """What is a small model that runs here worth as a judge? By hand.
 
 LLMBar's pairs of answers have people's choice: the second of each pair stands as the reference, the first is what
-a candidate answers, and SmolLM2-135M-Instruct says which is better, in both orders. People's choices of 100 items,
+a candidate answers, and SmolLM2-135M-Instruct says which is better, in both orders. People's choices of 60 items,
 drawn as `harness rate export` draws them, then correct the share of wins; those of all items are the truth.
-The same model then judges comparisons as a user writes them: on Dolly, and on its summaries.
 
-`HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m tests.studies.local_judge` takes some ten minutes on one core
+`HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m tests.studies.local_judge` takes some five minutes on one core
 and writes `reports/local_judge.md` and `.json`, in which every grade is kept.
 """
 
@@ -13,11 +12,7 @@ import csv
 import gzip
 import json
 import os
-import shlex
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +31,7 @@ from harness.store import Store
 
 ROOT = Path(__file__).parents[2]
 JUDGE = "smollm2-135m"
-N_PAIRS, N_LABELS = 160, 100
+N_PAIRS, N_LABELS = 120, 60
 PAIRS = """\
 name: llmbar
 base_model: smollm2-135m
@@ -52,25 +47,6 @@ criteria: The better answer does what the instruction asks, exactly and truthful
 mode: pairwise
 judge: {judge}
 """
-COMPARISON = """\
-name: {name}
-base_model: smollm2-135m
-target:
-  name: {name}
-  data: {{all: {name}.jsonl, limits: {{train: 32, validation: 8, test: 24}}}}
-  metrics: [judge:./helpful.yaml, token_f1]
-  max_new_tokens: 64
-  truncated_scores: true
-candidates:
-  prompt: prompt
-  fixed: {{prompting: {{few_shot: {{select: fixed, shots: 2}}}}}}
-  lora: {{method: lora, params: {{r: 16, learning_rate: 1.0e-3, num_train_epochs: 2, max_length: 384}}}}
-"""
-HELPFUL = """\
-criteria: The answer does what the instruction asks, and what it says is true.
-scale: {{min: 1, max: 5}}
-judge: {judge}
-"""
 
 
 class Agreement(NamedTuple):
@@ -82,15 +58,6 @@ class Agreement(NamedTuple):
     high: float
     first_won: float
     people: float
-
-
-class Compared(NamedTuple):
-    """A comparison as it was typed: the file, what the command printed, and how long it took, in seconds."""
-
-    name: str
-    harness_yaml: str
-    printed: str
-    wall_s: float
 
 
 def read_pairs(data: Path, n: int) -> list[dict[str, Any]]:
@@ -164,28 +131,7 @@ def agreement(grades: Sequence[dict[str, Any]]) -> Agreement:
     return Agreement(len(hits), float(np.mean(hits)), low, high, float(np.mean(first)), share)
 
 
-def compare_as_typed(name: str, folder: Path, rows: Sequence[dict[str, Any]]) -> Compared:
-    """Run `harness compare` in a folder that holds rows, a harness.yaml and a rubric, and nothing else."""
-    write_rows(folder / f"{name}.jsonl", rows)
-    text = COMPARISON.format(name=name)
-    (folder / "harness.yaml").write_text(text)
-    (folder / "helpful.yaml").write_text(HELPFUL.format(judge=JUDGE))
-    typed = [sys.executable, "-c", "from harness.cli import main; main()", "compare"]
-    start = time.perf_counter()
-    done = subprocess.run(typed, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, 3, 4):  # no verdict of the gate, or one that does not pass, is a result too
-        raise RuntimeError(f"{shlex.join(typed)} ended with {done.returncode}:\n{done.stderr}")
-    return Compared(name, text, done.stdout, time.perf_counter() - start)
-
-
-def read_dolly(data: Path, category: str = "") -> list[dict[str, Any]]:
-    """Read the rows of Dolly, or those of a category."""
-    with gzip.open(data / "rows" / "dolly_3k" / "train.jsonl.gz", "rt") as lines:
-        found = [row for row in map(json.loads, lines) if not category or row["category"] == category]
-    return [{key: row[key] for key in ("instruction", "input", "output")} for row in found]
-
-
-def markdown(found: Agreement, labels: MetricCalibration, compared: Sequence[Compared]) -> str:
+def markdown(found: Agreement, labels: MetricCalibration) -> str:
     """Write the page."""
     percent, arm = formatting.percent, labels.arms[0]
     about = (__doc__ or "").partition("\n\n")[2].split("`HARNESS")[0].strip()
@@ -213,18 +159,6 @@ def markdown(found: Agreement, labels: MetricCalibration, compared: Sequence[Com
         *(f"- {one}" for one in sentences(labels)),
         "",
     ]
-    for one in compared:
-        lines += [
-            f"## {one.name.capitalize()}",
-            "",
-            "```yaml",
-            "# harness.yaml",
-            one.harness_yaml.rstrip(),
-            "```",
-            "",
-        ]
-        lines += [f"`harness compare` took {one.wall_s / 60:.1f} minutes and printed:", ""]
-        lines += ["```text", *map(str.rstrip, one.printed.strip().splitlines()), "```", ""]
     return "\n".join(lines)
 
 
@@ -241,19 +175,16 @@ def pair_id(row: dict[str, Any]) -> str:
 def main() -> None:
     """Run the study and write its page."""
     data = Path(os.environ["HARNESS_TEST_DATA"])
+    pairs = read_pairs(data, N_PAIRS)
     with tempfile.TemporaryDirectory() as name:
-        folders = [Path(name) / one for one in ("pairs", "dolly", "summaries")]
-        for folder in folders:
-            folder.mkdir()
-        pairs = read_pairs(data, N_PAIRS)
-        (labels,) = judge_pairs(folders[0], pairs, N_LABELS).labels
-        grades = kept_grades(folders[0], pairs)
-        found = agreement(grades)
-        sys.stderr.write(f"{found}\n")
-        typed = {"dolly": read_dolly(data), "summaries": read_dolly(data, "summarization")}
-        compared = [
-            compare_as_typed(name, at, typed[name]) for name, at in zip(typed, folders[1:], strict=True)
-        ]
+        (labels,) = judge_pairs(Path(name), pairs, N_LABELS).labels
+        grades = kept_grades(Path(name), pairs)
+    write_page(labels, grades)
+
+
+def write_page(labels: MetricCalibration, grades: Sequence[dict[str, Any]]) -> None:
+    """Write the page and its numbers, with every grade."""
+    found = agreement(grades)
     arm = labels.arms[0]
     scores = {"uncorrected": arm.score, "corrected": arm.corrected, "labels_alone": arm.labels_alone}
     content = {
@@ -262,12 +193,11 @@ def main() -> None:
         "kappa": list(labels.kappa[:3]) if labels.kappa else None,
         "near_chance": labels.is_near_chance,
         "scores": {key: list(e[:3]) if e else None for key, e in scores.items()},
-        "compared": [one._asdict() for one in compared],
         "grades": grades,
     }
     at = ROOT / "reports" / "local_judge"
     at.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-    at.with_suffix(".md").write_text(markdown(found, labels, compared))
+    at.with_suffix(".md").write_text(markdown(found, labels))
 
 
 if __name__ == "__main__":
