@@ -103,15 +103,54 @@ def test_what_has_no_such_scale_is_refused(tiny, tuned, tmp_path):
 LORA = "{method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}"
 
 
-def test_it_is_a_candidate_like_any_other(tiny, tmp_path):
+ALWAYS = """\
+from harness.metrics import mean_metric
+
+def metric(task):
+    return mean_metric("always", lambda output, example: 1.0)
+"""
+IN_OTHER_WORDS = """\
+name: general
+role: capability
+tasks:
+  - {name: plain, data: {test: general/facts.jsonl}, metrics: [always.py], truncated_scores: true, max_new_tokens: 4}
+  - name: brief
+    data: {test: general/facts.jsonl}
+    metrics: [always.py]
+    truncated_scores: true
+    max_new_tokens: 4
+    system: Be brief.
+"""
+
+
+@pytest.fixture(scope="module")
+def measured(tiny, tmp_path_factory, own_cache):
+    """Compare an adapter and half of it, on two tasks that ask the same documents; returns folder and report."""
+    folder = tmp_path_factory.mktemp("half")
     candidates = f"  prompt: {{method: base}}\n  lora: {LORA}}}\n"
     candidates += "  half: {method: scaled, init_from: lora, params: {scale: 0.5}}\n"
-    path = tiny_experiment.write(tmp_path, tiny, candidates)
-    report = tiny_experiment.run(path)
+    path = tiny_experiment.write(folder, tiny, candidates)
+    (folder / "suites" / "general.yaml").write_text(IN_OTHER_WORDS)
+    (folder / "suites" / "always.py").write_text(ALWAYS)
+    asked = [{"id": f"q{n}", "prompt": f"What follows {n}?", "reference": str(n + 1)} for n in range(12)]
+    tiny_experiment.rows(folder / "suites" / "general" / "facts.jsonl", asked)
+    return folder, tiny_experiment.run(path)
+
+
+def test_it_is_a_candidate_like_any_other(measured):
+    folder, report = measured
     assert {f.name: f.state for f in report.facts} == dict.fromkeys(("prompt", "lora", "half"), "done")
-    runs = {run.candidate: run for run in store.list_runs(Store(tmp_path / "runs"))}
+    runs = {run.candidate: run for run in store.list_runs(Store(folder / "runs"))}
     assert runs["half"].training.init_wall_s == pytest.approx(runs["lora"].training.wall_s, abs=0.01)
     assert [step.what for step in report.steps["half"]] == ["scaling"]
+
+
+def test_a_document_that_two_tasks_ask_in_other_words_counts_once_in_the_change_of_a_step(measured):
+    """It was counted twice, as the prompts differ, where the verdict counted it once."""
+    (step,) = measured[1].steps["half"]
+    (verdict,) = [f.verdict for f in measured[1].facts if f.name == "half"]
+    assert [t.n for t in step.tasks] == [12, 12]
+    assert (step.macro.n, verdict.macro.n) == (12, 12)
 
 
 def test_replayed_rows_are_the_bases_own_answers_and_are_asked_once(tiny, tmp_path):
