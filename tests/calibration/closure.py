@@ -14,7 +14,7 @@ import ast
 from collections.abc import Iterable, Iterator
 
 from harness.records import digest
-from tests.calibration.sources import PACKAGES, Class, Definition, Named, Sources
+from tests.calibration.sources import Class, Definition, Sources, body_of
 
 _NOT_SIMULATED = "in_tests"  # the argument of a cell that moves no figure
 _KEPT_BY = {"property", "cached_property", "staticmethod", "classmethod", "abstractmethod"}
@@ -48,12 +48,8 @@ def closure(sources: Sources, roots: Iterable[Definition]) -> frozenset[Definiti
         attributes |= {name for use in used for name in use.attributes}
         next_to = (sources.of(d).others for d in new)
         members = (d for one in classes for d in _members(sources, one, attributes))
-        new = {*map(_body, found), *next_to, *members} - reached
+        new = {*map(body_of, found), *next_to, *members} - reached
     return frozenset(reached)
-
-
-def _body(found: Definition | Class) -> Definition:
-    return found.body if isinstance(found, Class) else found
 
 
 def _members(sources: Sources, one: Class, attributes: set[str]) -> Iterator[Definition]:
@@ -74,16 +70,4 @@ def _is_handed_on(d: Definition) -> bool:
 
 def digest_of(sources: Sources, definitions: Iterable[Definition]) -> str:
     """Digest the code of definitions, each with what its names stand for."""
-    return digest(sorted(_code(sources, d) for d in definitions if d.code))
-
-
-def _code(sources: Sources, d: Definition) -> str:
-    names = sources.use_of(d).names
-    return digest([d.code, sorted((name, _stands_for(found)) for name, found in names.items())])
-
-
-def _stands_for(found: Named) -> str:
-    """Say what a name stands for: code of ours, or a library's dotted name; modules of ours may move."""
-    if isinstance(found, str):
-        return "" if found.split(".")[0] in PACKAGES else found
-    return _body(found).code
+    return digest(sorted(sources.use_of(d).digest for d in definitions if d.code))

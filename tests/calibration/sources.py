@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from harness.records import digest
+
 PACKAGES = ("harness", "tests")
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _IMPORTS = (ast.Import, ast.ImportFrom)
@@ -42,10 +44,14 @@ class Class(NamedTuple):
 
 
 class Use(NamedTuple):
-    """What a definition uses: by each of its names, dotted through modules, what that stands for; and attributes."""
+    """What a definition uses: by each of its names, dotted through modules, what that stands for; and attributes.
+
+    `digest` is of its code and of what its names stand for.
+    """
 
     names: "Mapping[str, Named]"
     attributes: frozenset[str]
+    digest: str
 
 
 Named = Definition | Class | str  # what a name stands for; dotted, where that is a module or not ours
@@ -134,12 +140,11 @@ class Sources:
         module = self.module(place)
         if module is None:
             raise KeyError(place)
-        found = module.defined[name]
-        return found.body if isinstance(found, Class) else found
+        return body_of(module.defined[name])
 
     def of(self, d: Definition | Class) -> Module:
         """Return the module that a definition stands in."""
-        found = self.module((d.body if isinstance(d, Class) else d).place[0])
+        found = self.module(body_of(d).place[0])
         assert found is not None
         return found
 
@@ -159,7 +164,9 @@ class Sources:
         """Say what the names of a definition stand for, and which attributes it takes."""
         if d not in self._uses:
             nodes = tuple(self._acting(d))
-            self._uses[d] = Use(self._names(d, nodes), _attributes(nodes))
+            names = self._names(d, nodes)
+            stands = sorted((name, _stands_for(found)) for name, found in names.items())
+            self._uses[d] = Use(names, _attributes(nodes), digest([d.code, stands]))
         return self._uses[d]
 
     def _names(self, d: Definition, nodes: Sequence[ast.AST]) -> dict[str, Named]:
@@ -201,6 +208,18 @@ class Sources:
             elif isinstance(found, str) and found.rpartition(".")[2] not in _RECORDS:
                 out.append(found)
         return out
+
+
+def body_of(found: Definition | Class) -> Definition:
+    """Return a definition itself, and of a class its body."""
+    return found.body if isinstance(found, Class) else found
+
+
+def _stands_for(found: Named) -> str:
+    """Say what a name stands for: code of ours, or a library's dotted name; modules of ours may move."""
+    if isinstance(found, str):
+        return "" if found.split(".")[0] in PACKAGES else found
+    return body_of(found).code
 
 
 def _is_text(line: ast.stmt) -> bool:
