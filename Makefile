@@ -4,7 +4,7 @@ ARGS ?=
 PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check
 STAMP := .venv/.installed
 
-.PHONY: compare test slow weekly pins bench calibration gpu dashboard docs lint
+.PHONY: compare test slow weekly pins bench calibration claims gpu dashboard docs lint
 
 compare: $(STAMP)
 	.venv/bin/harness compare $(ARGS)
@@ -29,6 +29,10 @@ bench: $(STAMP)
 # Two processes of one thread each; what was simulated with the same code is not simulated again.
 calibration: $(STAMP)
 	OMP_NUM_THREADS=1 .venv/bin/python -m tests.calibration $(ARGS)
+
+# What papers claim, measured here, a claim at a time; what is kept in reports/claims.json is not measured again.
+claims: $(STAMP)
+	.venv/bin/python -m tests.studies.claims $(ARGS)
 
 gpu: $(STAMP)
 	.venv/bin/python -m pytest -m gpu -s $(ARGS)

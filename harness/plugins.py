@@ -25,6 +25,7 @@ LANGUAGE_MODELS = (  # kinds of weights that generate text
     "delta",
     "model",
     "adapter or model",
+    "adapter or delta or model",
     "endpoint",
 )
 OR = " or "  # between the kinds of weights of which one turns out
@@ -68,7 +69,7 @@ class RescueSituation(NamedTuple):
     has it not. `others` maps the other adapters of its base to the parameters of their methods.
     `n_layers` is that of the base, None where it is not known. `tracked` are the points along its training,
     `margin` is the share of capability that the gate allows to lose, and `sign` is −1 where lower scores on
-    the target are better.
+    the target are better. `makes` is the kind of its weights, where that is known.
     """
 
     policy: RescuePolicy
@@ -79,6 +80,7 @@ class RescueSituation(NamedTuple):
     tracked: tuple[TrackedPoint, ...] = ()
     margin: float = 0.0
     sign: int = 1
+    makes: str = ""
 
 
 class RescueStep(NamedTuple):
@@ -95,17 +97,17 @@ class RescueStep(NamedTuple):
 class Method:
     """A way to make weights, as its file declares it; all that the rest of the house knows of it.
 
-    `makes` is the kind of weights: the base's own, an adapter, a whole model, either of these as it turns
-    out, a text classifier (of words, of a head or of embeddings), a model at an endpoint, or a reward
-    model, which answers nothing and is made for those that name it. `trains` says that a language model
+    `makes` is the kind of weights: the base's own, an adapter, a whole model, one of several as it turns
+    out (with `init_from`, the kind of those that it starts from), a text classifier (of words, of a head or
+    of embeddings), a model at an endpoint, or a reward model, which answers nothing and is made for those
+    that name it. `trains` says that a language model
     is trained here, by parameters that extend `LoopParams`. `unpaired` says that rows of `pairs` may be
     answers with a thumb. `draws_from` names the file of the data that it reads. `seeded` says that
     another seed makes other weights, `quantization` what the base is trained and served in, `init_from`
     what it can start from, `made_elsewhere` that it takes the folder of finished weights. `interpolates`
     marks weights between the base and the candidate that `init_from` names, at the share `scale`. `hooks`
     are those of `HOOKS` that its training calls. `rewarded` says that it trains on rewards of its
-    answers, which the recipe's `reward` names. `tracks` says that its training keeps the weights of some
-    checkpoints, as the recipe's `track` asks. `loops` are the concerns of `code_versions.toml` whose code
+    answers, which the recipe's `reward` names. `loops` are the concerns of `code_versions.toml` whose code
     it runs beside its own file. A `delta` is weights of a form of our own (see `models.deltas`).
 
     `fit(context, params)` makes the weights, and `problems(recipe, base, where)` yields what forbids that
@@ -132,6 +134,7 @@ class Method:
         "delta",
         "model",
         "adapter or model",
+        "adapter or delta or model",
         "classifier",
         "endpoint",
         "reward",
@@ -143,13 +146,12 @@ class Method:
     unpaired: bool = False
     seeded: bool = False
     quantization: Literal["", "nf4", "int8"] = ""
-    init_from: Literal["", "adapter", "model"] = ""
+    init_from: Literal["", "adapter", "model", "adapter or delta or model"] = ""
     merges: bool = False
     made_elsewhere: bool = False
     interpolates: bool = False
     hooks: tuple[str, ...] = ()
     rewarded: bool = False
-    tracks: bool = False
     loops: tuple[str, ...] = ()
     shape_params: tuple[str, ...] = ()
     reads: Callable[[Any], str] = lambda params: ""
@@ -175,6 +177,11 @@ class Method:
     def tunes(self) -> bool:
         """Whether the weights are a language model's, and may be other than the base's."""
         return self.makes_language_model and self.makes != "base"
+
+    @property
+    def tracks(self) -> bool:
+        """Whether its training keeps the weights of some checkpoints, as a recipe's `track` asks."""
+        return self.trains and self.makes_language_model
 
     @property
     def trains_on_rows(self) -> bool:

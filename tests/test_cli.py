@@ -477,9 +477,14 @@ def test_a_champion_is_not_removed(harness, copy):
 
 def test_runs_are_listed_shown_and_removed(harness, copy):
     listed = json.loads(harness("runs", "list", "--json", cwd=copy, check=0).stdout)
-    lora = next(name for name in listed if name.startswith("tiny-lora"))
+    lora, prompt = (
+        next(run for run in listed if run.startswith(f"tiny-{name}")) for name in ("lora", "prompt")
+    )
     shown = json.loads(harness("runs", "show", lora, "--json", cwd=copy, check=0).stdout)
     assert (shown["run_id"], shown["method"]) == (lora, "lora")
+    assert (copy / shown["weights_folder"] / "adapter_model.safetensors").is_file()
+    base = json.loads(harness("runs", "show", prompt, "--json", cwd=copy, check=0).stdout)
+    assert "weights_folder" not in base
     removed = harness("runs", "rm", lora, cwd=copy, check=0)
     assert (removed.stdout, lora in removed.stderr) == ("", True)
     assert lora not in json.loads(harness("runs", "list", "--json", cwd=copy, check=0).stdout)

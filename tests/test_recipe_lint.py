@@ -101,7 +101,13 @@ def test_every_point_of_a_sweep_is_judged_and_what_is_alike_is_said_once(tiny, t
 
 
 def test_a_default_that_nobody_wrote_is_named_as_one():
-    (line,) = (line for line in said("dpo", SMALL) if line.startswith("learning_rate"))
+    (line,) = (line for line in said("full", MIDDLE) if line.startswith("learning_rate"))
     assert line.startswith("learning_rate 0.0001, the default, is above what was published")
-    (line,) = (line for line in said("dpo", SMALL, learning_rate=1e-4) if line.startswith("learning_rate"))
+    (line,) = (line for line in said("full", MIDDLE, learning_rate=1e-4) if line.startswith("learning_rate"))
     assert line.startswith("learning_rate 0.0001 is above")
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "grpo", "rloo"])
+@pytest.mark.parametrize("size", [SMALL, MIDDLE])
+def test_the_default_rates_of_preferences_and_rewards_are_published_ones(method, size):
+    assert [line for line in said(method, size) if line.startswith("learning_rate")] == []

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import rescue_worlds
 import tiny_methods
+import tiny_model
 from rescue_worlds import Version, items_as_rows, world
 from worlds import Sizes
 
-from harness import config, rescue, store
+from harness import config, plugins, rescue, store
 from harness.errors import CandidateFailed, UserError
 from harness.evaluation.costs import Work
 from harness.experiment import Scope, estimate_work, prepare_session
@@ -18,11 +19,11 @@ from harness.experiment.runs.run_candidate import make_run
 from harness.experiment.weights.candidate_weights import stored_weights
 from harness.experiment.weights.weights_folder import folder_of
 from harness.gating.halves import cluster_name, split
-from harness.methods import bottleneck, checkpoint, lora, peft
+from harness.methods import checkpoint, full, lora
 from harness.progress import Silent
 from harness.records import TrainingRecord, training_record
-from harness.spec import Recipe, Tracking
-from harness.training import CHECKPOINTS, TRACKED, tracked_folders
+from harness.spec import Recipe, Task, TaskData, Tracking
+from harness.training import CHECKPOINTS, TRACKED, Reward, tracked_folders
 
 SHORT = {"num_train_epochs": 2, "learning_rate": 0.01, "per_device_train_batch_size": 1, "max_length": 200}
 SIZES = Sizes(general=120)
@@ -86,16 +87,61 @@ def test_a_training_that_was_stopped_keeps_the_same_weights(tiny, tmp_path, trac
         assert own == other
 
 
-@pytest.mark.parametrize(
-    ("method", "params"),
-    [(bottleneck, {}), (peft, {"peft_type": "LORA", "init_lora_weights": "pissa"})],
-    ids=["bottleneck", "pissa"],
-)
-def test_other_forms_are_kept_as_they_are_saved_at_the_end(tiny, tmp_path, own_cache, method, params):
-    made = fitted(tiny, tmp_path / "made", track=1, method=method, num_train_epochs=1, **params)
-    plain = fitted(tiny, tmp_path / "plain", track=0, method=method, num_train_epochs=1, **params)
-    kept = json.loads((made.folder / TRACKED / "step-12" / "fit.json").read_text())
+OF_PAIRS = {"r": 2, "max_length": 200, "learning_rate": 0.01, "per_device_train_batch_size": 2}
+OF_REWARDS = {**OF_PAIRS, "max_completion_length": 4, "num_generations": 2}
+OTHERS = {
+    "bottleneck": {**SHORT, "num_train_epochs": 1},
+    "spectrum": {**SHORT, "num_train_epochs": 1},
+    "peft": {**SHORT, "num_train_epochs": 1, "peft_type": "LORA", "init_lora_weights": "pissa"},
+    "qlora": {**SHORT, "num_train_epochs": 1, "r": 2},
+    "full": {**SHORT, "num_train_epochs": 1},
+    "dpo": OF_PAIRS,
+    "kto": OF_PAIRS,
+    "grpo": OF_REWARDS,
+    "rloo": OF_REWARDS,
+    "gkd": {**OF_PAIRS, "max_new_tokens": 4},
+}
+
+
+def other(tiny, folder, name, track):
+    """Fit another method, of which the last weights are those that are saved."""
+    task = Task(name="letters", data=TaskData(), labels=("late", "money"), metrics=("token_f1",))
+    rewarded = {"reward": Reward(written="token_f1", task=task)} if plugins.method(name).rewarded else {}
+    context = replace(tiny_methods.context(tiny, folder, **rewarded), track=track)
+    taught = {"teacher": str(tiny_model.build(folder / "teacher", seed=1))} if name == "gkd" else {}
+    return plugins.method(name).fit(context, plugins.method(name).params(**OTHERS[name], **taught))
+
+
+def test_every_method_that_trains_a_language_model_keeps_its_weights():
+    assert plugins.methods(tracks=True) == sorted({*OTHERS, "lora"})
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_weights_are_kept_as_they_are_saved_at_the_end(tiny, tmp_path, own_cache, name):
+    made, plain = (other(tiny, tmp_path / f"{track}", name, track) for track in (1, 0))
+    ((step, folder),) = tracked_folders(made.folder / TRACKED).items()
+    kept = json.loads((folder / "fit.json").read_text())
+    assert (step, kept["kind"]) == (made.training.n_steps, made.kind)
     assert (made.digest, kept["digest"]) == (plain.digest, made.digest)
+
+
+def test_a_whole_model_is_kept_in_the_precision_it_is_served_in_and_trained_on_in_fp32(tiny, tmp_path):
+    machine = tiny_methods.CPU._replace(precision="bf16")
+    made, plain = (
+        full.fit(
+            replace(tiny_methods.context(tiny, tmp_path / f"{track}", machine=machine), track=track),
+            full.Params(**SHORT),
+        )
+        for track in (4, 0)
+    )
+    early, *_, last = (folder / "model" for folder in tracked_folders(made.folder / TRACKED).values())
+    sizes = {
+        (folder / "model.safetensors").stat().st_size for folder in (early, last, plain.folder / "model")
+    }
+    assert len(sizes) == 1
+    assert json.loads((early / "config.json").read_text())["dtype"] == "bfloat16"
+    assert made.digest == plain.digest
+    assert made.training.loss == plain.training.loss
 
 
 # What is measured
@@ -175,7 +221,7 @@ def test_only_a_tracked_recipe_has_another_folder(measured):
     )  # how many items are asked is no part
 
 
-@pytest.mark.parametrize("method", ["full", "classifier"])
+@pytest.mark.parametrize("method", ["base", "classifier"])
 def test_a_method_that_keeps_no_weights_along_its_training_is_refused(measured, method):
     path = measured.path.with_name(f"{method}.yaml")
     path.write_text(measured.path.read_text() + f"  other: {{method: {method}, track: {{points: 2}}}}\n")
@@ -207,6 +253,15 @@ def test_a_checkpoint_is_the_adapter_that_was_kept_at_its_step(tiny, tmp_path, t
     assert made.digest == json.loads((kept / "fit.json").read_text())["digest"]
     for file in (kept / "adapter").iterdir():
         assert (made.folder / "adapter" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["full", "bottleneck"])
+def test_a_checkpoint_is_of_the_kind_that_was_kept(tiny, tmp_path, own_cache, name):
+    trained = other(tiny, tmp_path / "trained", name, 1)
+    (step,) = tracked_folders(trained.folder / TRACKED)
+    context = tiny_methods.context(tiny, tmp_path / "made", init=trained.folder / trained.kind)
+    made = checkpoint.fit(context, checkpoint.Params(step=step))
+    assert (made.kind, made.digest) == (trained.kind, trained.digest)
 
 
 def test_a_step_of_which_nothing_was_kept_is_refused_with_those_that_were(tiny, tmp_path, plain, tracked):

@@ -91,6 +91,20 @@ def test_a_training_without_points_has_no_checkpoint_to_try():
     assert "earlier" not in {trial.step for trial in schedule(LORA, tracked=unknown).trials}
 
 
+@pytest.mark.parametrize("method", ["full", "spectrum", "dpo"])
+def test_a_checkpoint_of_any_kind_of_weights_is_tried_first(method):
+    known = (TrackedPoint(step=10, target=0.5, capability=0.0),)
+    first, *_ = schedule(Recipe(method=method), tracked=known).trials
+    assert (first.step, first.recipe.method, first.recipe.params) == ("earlier", "checkpoint", {"step": 10})
+
+
+def test_a_checkpoint_is_mended_as_the_weights_that_it_was_taken_of():
+    whole = Recipe(method="checkpoint", params={"step": 10}, init_from="full")
+    tried = {trial.recipe.method for trial in schedule(whole, makes="model").trials}
+    assert "interpolated" in tried
+    assert "scaled" not in tried
+
+
 def test_a_penalty_is_tried_only_where_it_is_stronger_than_that_of_the_recipe():
     held = Recipe(method="lora", regularize={"kl": {"strength": 2.0}, "ewc": {"strength": 1.0, "rows": 8}})
     assert "kl: its recipe has kl of the strength 2 already" in left_out(held)
@@ -161,7 +175,7 @@ def test_full_weights_are_interpolated_and_freeze_half_of_their_layers():
 
 def test_preferences_have_no_rows_to_replay():
     marked = marks(Recipe(method="dpo", init_from="lora"))
-    assert marked[3:] == ["intruders", "lr=1e-05", "l2_sp=0.01", "ewc=10", "kl=1"]
+    assert marked[3:] == ["intruders", "lr=5e-07", "l2_sp=0.01", "ewc=10", "kl=1"]
     assert "replay: the training of dpo does not take it" in left_out(Recipe(method="dpo"))
 
 

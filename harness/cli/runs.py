@@ -60,10 +60,13 @@ def runs_show(
     runs: RunsFolder = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Show all that is stored of one run, without its rows."""
+    """Show all that is stored of one run, without its rows, and the folder of its weights."""
     from harness import store
 
-    print_value(store.get_run(store.Store(runs), run_id).stored(), as_json)
+    kept = store.Store(runs)
+    run = store.get_run(kept, run_id)
+    folder = store.weights_folder(kept, run)
+    print_value(run.stored() | ({"weights_folder": str(folder)} if folder else {}), as_json)
 
 
 @runs_app.command("diff")

@@ -35,7 +35,7 @@ def check_weights(name: str, recipe: Recipe, members: Mapping[str, Member], tree
     yield from _check_merges(name, recipe, method, members, tree, keys)
     yield from _check_quantization(recipe, method, tree, keys)
     yield from _path_problems(recipe, method, tree, keys)
-    yield from _check_serve_on(recipe, method, members, tree, keys)
+    yield from _check_serve_on(name, recipe, members, tree, keys)
     yield from _check_sweep(recipe, method, tree, keys)
     yield from _check_regularizers(recipe, method, tree, keys)
     yield from _check_training_rows(recipe, method, tree, keys)
@@ -87,9 +87,10 @@ def _check_init_from(
         yield Problem(where, f"unknown candidate {source!r}", *_candidate(source, name, members))
     elif name in _ancestors(name, members):
         yield Problem(where, f"{name} starting from itself", "a candidate that is made before it")
-    elif wanted not in (made := _makes(source, members)).split(OR):
+    elif not {*wanted.split(OR)} & {*(made := _makes(source, members)).split(OR)}:
         found = f"{source}, which makes {_article(made)}"
-        makers = plugins.methods(trains_on_rows=True, makes=wanted)
+        trained = (plugins.methods(trains_on_rows=True, makes=kind) for kind in wanted.split(OR))
+        makers = [maker for of_a_kind in trained for maker in of_a_kind]
         step = f"name a candidate with the method {' or '.join(makers)}"
         yield Problem(where, found, f"a candidate that makes {_article(wanted)}", step)
     elif shape := sorted(recipe.params.keys() & set(method.shape_params)):
@@ -192,7 +193,9 @@ def _makes(name: str, members: Mapping[str, Member]) -> str:
     method = recipe.get("method", BASE)
     if recipe.get("weights_of") or method not in plugins.names("methods"):
         return ""
-    return plugins.method(method).makes
+    made, init = plugins.method(method).makes, str(recipe.get("init_from"))
+    takes_any = OR in made and init in members and name not in _ancestors(name, members)
+    return (_makes(init, members) if takes_any else "") or made
 
 
 def _article(made: str) -> str:
@@ -201,6 +204,7 @@ def _article(made: str) -> str:
         "delta": "a delta of a form of its own",
         "model": "a whole model",
         "adapter or model": "an adapter or a whole model",
+        "adapter or delta or model": "an adapter, a delta or a whole model",
         "reward": "a reward model",
     }
     return named.get(made, "no weights of its own")
@@ -225,12 +229,12 @@ def _path_problems(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> It
 
 
 def _check_serve_on(
-    recipe: Recipe, method: Method, members: Mapping[str, Member], tree: Tree, keys: Keys
+    name: str, recipe: Recipe, members: Mapping[str, Member], tree: Tree, keys: Keys
 ) -> Iterator[Problem]:
     if recipe.serve_on is None:
         return
     borrowed = recipe.weights_of in members
-    made = _makes(recipe.weights_of, members) if borrowed and recipe.weights_of else method.makes
+    made = _makes(recipe.weights_of if borrowed and recipe.weights_of else name, members)
     if "adapter" not in made.split(OR):
         found = f"serve_on for {_article(made)}"
         where = tree.where((*keys, "serve_on"))

@@ -16,7 +16,7 @@ from harness.models.hub import ModelSource, quantize
 from harness.plugins import Method
 from harness.records import digest, training_record
 from harness.spec import Experiment, Recipe
-from harness.training import FIT, Weights, adapter_digest, delta_digest, model_digest
+from harness.training import DIGESTS, FIT, Weights, adapter_digest
 
 DIVERGED = "diverged.json"
 
@@ -51,6 +51,12 @@ class ResolvedCandidate:
     def is_remote(self) -> bool:
         """Whether its weights lie elsewhere and are evaluated over HTTP."""
         return self.method.makes == "endpoint"
+
+    @property
+    def makes(self) -> str:
+        """The kind of its weights: where a method takes several from `init_from`, that of those."""
+        taken = self.init.makes if self.init and plugins.OR in self.method.makes else ""
+        return taken or self.method.makes
 
     @property
     def is_baseline(self) -> bool:
@@ -207,17 +213,11 @@ def refuse_damaged(weights: Weights) -> None:
     Raises:
         CandidateFailed: they are not.
     """
-    contents = {
-        "adapter": adapter_digest,
-        "delta": delta_digest,
-        "model": model_digest,
-        "reward": adapter_digest,
-    }
-    if weights.folder is None or weights.kind not in contents:
+    if weights.folder is None or weights.kind not in DIGESTS:
         return
     try:
         made = json.loads((weights.folder / FIT).read_text())
-        whole = contents[weights.kind](weights.folder / weights.kind, made["trained_on"]) == made["digest"]
+        whole = DIGESTS[weights.kind](weights.folder / weights.kind, made["trained_on"]) == made["digest"]
     except (OSError, ValueError, KeyError):
         whole = False
     if not whole:

@@ -83,7 +83,6 @@ METHOD = Method(
     draws_from="train",
     seeded=True,
     hooks=("mix", "penalty", "step", "arguments"),
-    tracks=True,
     loops=("training", "tokens", "sft", "deltas"),
     adapter_parameters=adapter_parameters,
 )

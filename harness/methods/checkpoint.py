@@ -1,4 +1,4 @@
-"""Another candidate's adapter as it was at a step of its training, without training.
+"""Another candidate's weights as they were at a step of its training, without training.
 
 Invariant: the files are those that the training kept at that step, copied as they are; only steps that the
 recipe's `track` kept are there.
@@ -9,6 +9,7 @@ Source: Goodfellow, Bengio and Courville 2016, *Deep Learning*, section 7.8, on 
 import shutil
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from pydantic import Field
 
@@ -17,7 +18,7 @@ from harness.models.hub import ModelSource
 from harness.plugins import Method, RescueSituation, RescueStep, Rung
 from harness.records import TrackedPoint, TrainingRecord
 from harness.spec import Recipe, Spec
-from harness.training import TRACKED, FitContext, Weights, adapter_weights, tracked_folders
+from harness.training import DIGESTS, TRACKED, FitContext, Weights, tracked_folders
 
 
 class Params(Spec):
@@ -34,7 +35,7 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
 
 
 def fit(context: FitContext, params: Params) -> Weights:
-    """Copy the adapter that the training of `init_from` kept at the step.
+    """Copy the weights that the training of `init_from` kept at the step.
 
     Raises:
         CandidateFailed: there is no `init_from`, or it kept no weights of that step.
@@ -46,9 +47,12 @@ def fit(context: FitContext, params: Params) -> Weights:
         there = f"those of the steps {', '.join(map(str, kept))}" if kept else "none"
         knob = "params.step, one of these" if kept else "track: {points: 4} on the recipe of init_from"
         raise CandidateFailed(f"no weights were kept of step {params.step}, but {there}", knob)
-    shutil.copytree(kept[params.step] / "adapter", context.folder / "adapter")
+    kind: Any = context.init.name  # of the weights, which lie in a folder of that name
+    folder = context.folder / kind
+    shutil.copytree(kept[params.step] / kind, folder)
     made = TrainingRecord(copying_s=round(time.perf_counter() - start, 3))
-    return adapter_weights(context, made)
+    own = DIGESTS[kind](folder, context.source.weights_digest)
+    return Weights(kind, own, context.folder, made)
 
 
 def _rungs(at: RescueSituation) -> list[Rung] | str:
@@ -79,9 +83,9 @@ def _kept(point: TrackedPoint) -> float:
 METHOD = Method(
     params=Params,
     fit=fit,
-    makes="adapter",
+    makes="adapter or delta or model",
     seeded=True,
-    init_from="adapter",
+    init_from="adapter or delta or model",
     problems=problems,
     rescue=RescueStep("earlier", _rungs),
 )

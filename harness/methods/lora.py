@@ -35,7 +35,6 @@ METHOD = Method(
     draws_from="train",
     seeded=True,
     hooks=("mix", "penalty", "step", "arguments"),
-    tracks=True,
     loops=("training", "tokens", "sft"),
     adapter_parameters=adapter_parameters,
     lower_rank=lower_rank,

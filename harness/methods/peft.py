@@ -68,7 +68,6 @@ METHOD = Method(
     draws_from="train",
     seeded=True,
     hooks=("mix", "penalty", "step", "arguments"),
-    tracks=True,
     loops=("training", "tokens", "sft", "peft_families"),
     problems=problems,
     adapter_parameters=adapter_parameters,

@@ -36,7 +36,6 @@ METHOD = Method(
     seeded=True,
     quantization="nf4",
     hooks=("mix", "penalty", "step", "arguments"),
-    tracks=True,
     loops=("training", "tokens", "sft"),
     adapter_parameters=adapter_parameters,
     lower_rank=lower_rank,

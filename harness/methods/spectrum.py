@@ -82,7 +82,6 @@ METHOD = Method(
     draws_from="train",
     seeded=True,
     hooks=("mix", "penalty", "step", "arguments"),
-    tracks=True,
     loops=("training", "tokens", "sft", "deltas", "signal_to_noise"),
     adapter_parameters=trained_parameters,
 )

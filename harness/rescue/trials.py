@@ -109,7 +109,8 @@ def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Seq
     """List the trials of a step, or say why there are none."""
     method = plugins.method(source.method)
     if mending := plugins.mending_methods(step):
-        able = [one for one in mending if plugins.method(one).makes == method.makes]
+        kind = case.makes or method.makes
+        able = [one for one in mending if kind in plugins.method(one).makes.split(plugins.OR)]
         return _mend(able[0], name, source, case) if able else "it mends weights of another kind"
     if not method.trains:
         return "the weights were not trained here"
@@ -229,7 +230,7 @@ def _situation(session: Session, candidate: ResolvedCandidate, source: Recipe) -
     margin = macro if isinstance(macro, float) else _USUAL_MARGIN
     sign = session.target.primary.unit.sign
     layers, policy = _n_layers(candidate.base), session.experiment.rescue
-    return RescueSituation(policy, source.params, layers, margin=margin, sign=sign)
+    return RescueSituation(policy, source.params, layers, margin=margin, sign=sign, makes=candidate.makes)
 
 
 def _other_adapters(session: Session, candidate: ResolvedCandidate) -> list[ResolvedCandidate]:
@@ -238,7 +239,7 @@ def _other_adapters(session: Session, candidate: ResolvedCandidate) -> list[Reso
         one
         for one in session.candidates.values()
         if one.method.trains
-        and one.method.makes == "adapter"
+        and one.makes == "adapter"
         and one.source_name == one.name != candidate.source_name
         and one.served_base == candidate.served_base
     ]

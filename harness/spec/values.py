@@ -5,7 +5,7 @@ Invariant: a model refuses unknown keys and numbers that are none or infinite.
 
 import re
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -62,6 +62,15 @@ Need = Literal[
 
 
 class Spec(BaseModel):
-    """Frozen and strict: an unknown key is an error, and so is a number that is none or infinite."""
+    """Frozen and strict: an unknown key is an error, and so is a number that is none or infinite.
+
+    `stated` names the fields that an identity holds at their default too, because that was another once.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    stated: ClassVar[tuple[str, ...]] = ()
+
+    def identity(self) -> dict[str, Any]:
+        """Return what digests hold of the values: those that are not at their default, and those stated."""
+        stated = self.model_dump(mode="json", include={*self.stated})
+        return self.model_dump(mode="json", exclude_defaults=True) | stated

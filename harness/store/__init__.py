@@ -114,6 +114,7 @@ from harness.store.run_folders import (
     runs_on_disk,
     save_run,
     save_sampling,
+    weights_folder,
     written_runs,
 )
 from harness.store.status import StoredProgress, current_activity
@@ -213,6 +214,7 @@ __all__ = [
     "save_sampling",
     "save_verdict",
     "stored_blocks",
+    "weights_folder",
     "working",
     "write_measured",
     "write_record",

@@ -10,6 +10,7 @@ than an index would; that hears of a run afterwards, as soon as nobody holds it.
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from harness.errors import Problem, UserError, did_you_mean
@@ -88,6 +89,17 @@ def get_run(store: Store, run_id: str) -> Run:
         next_step = did_you_mean(run_id, runs) if runs else "make one: harness compare"
         raise UserError(Problem("run", repr(run_id), f"a run in {store.folder}", next_step))
     return runs[run_id]
+
+
+def weights_folder(store: Store, run: Run) -> Path | None:
+    """Return the folder in which the weights of a run lie; None of a base's own, and where they are gone."""
+    if not run.training.fit_key:
+        return None
+    made = store.weights(run.training.fit_key)
+    with suppress(OSError, ValueError, KeyError):
+        folder = made / json.loads((made / "fit.json").read_text("utf-8"))["kind"]
+        return folder if folder.is_dir() else None
+    return None
 
 
 def read_run(file: Path) -> Run | None:

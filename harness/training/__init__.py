@@ -7,7 +7,15 @@ what is evaluated later is what was saved.
 from harness.models.adapters import adapter_digest, model_digest
 from harness.models.deltas import delta_digest
 from harness.training.checkpoints import tracked_folders
-from harness.training.context import CHECKPOINTS, TRACKED, FitContext, Reward, Weights, adapter_weights
+from harness.training.context import (
+    CHECKPOINTS,
+    DIGESTS,
+    TRACKED,
+    FitContext,
+    Reward,
+    Weights,
+    adapter_weights,
+)
 from harness.training.distillation import (
     DistilledParams,
     distill,
@@ -46,6 +54,7 @@ from harness.training.sft import SupervisedParams, fine_tune
 
 __all__ = [
     "CHECKPOINTS",
+    "DIGESTS",
     "EMBEDDING",
     "FIT",
     "HEAD",

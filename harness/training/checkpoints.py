@@ -7,12 +7,11 @@ size; an older one is removed only after that. Going on from one makes the steps
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.models.adapters import adapter_digest
-from harness.models.deltas import delta_digest
+from harness.training.context import DIGESTS
 from harness.training.job import FIT
 
 if TYPE_CHECKING:
@@ -130,8 +129,7 @@ def _keep(point: Path, kind: str, trained_on: str, save: Callable[[Path], None])
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     save(part / kind)
-    made: Mapping[str, Callable[[Path, str], str]] = {"adapter": adapter_digest, "delta": delta_digest}
-    own = made[kind](part / kind, trained_on)
+    own = DIGESTS[kind](part / kind, trained_on)
     record = {"kind": kind, "digest": own, "trained_on": trained_on, "training": {}}
     (part / FIT).write_text(json.dumps(record))
     shutil.rmtree(point, ignore_errors=True)

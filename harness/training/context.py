@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from harness.models.adapters import adapter_digest
+from harness.models.adapters import adapter_digest, model_digest
+from harness.models.deltas import delta_digest
 from harness.models.hardware import Machine
 from harness.models.hub import ModelSource
 from harness.progress import Advance
@@ -19,6 +20,13 @@ from harness.spec import Task
 _LANGUAGE_MODELS = ("base", "adapter", "delta", "model", "completions", "chat")
 CHECKPOINTS = "checkpoints"  # below a method's folder; kept until the weights are complete
 TRACKED = "tracked"  # beside it: the weights of some checkpoints, kept with the others
+# Digests of the weights of a kind, by their folder and the digest of their base.
+DIGESTS: Mapping[str, Callable[[Path, str], str]] = {
+    "adapter": adapter_digest,
+    "delta": delta_digest,
+    "model": model_digest,
+    "reward": adapter_digest,
+}
 
 
 @dataclass(frozen=True, slots=True)

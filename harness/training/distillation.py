@@ -22,7 +22,7 @@ from harness.progress import quiet_libraries
 from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext
-from harness.training.preferences.dpo import policy_from
+from harness.training.preferences.dpo import policy_from, save_policy
 from harness.training.tokenized import tokenize
 from harness.training.trainer import LoopParams, Row
 
@@ -110,9 +110,9 @@ def distill(
         trainer = _trainer(
             context, params, peft_config, (base, taught_by), tokenizer, (rows, measured), scratch
         )
+    loop.track(trainer, context, save_to, save_policy)
     earlier_s = loop.run(trainer, start)
-    model: Any = trainer.model
-    model.save_pretrained(save_to, selected_adapters=["default"])
+    save_policy(trainer.model, save_to)
     made = loop.figures(trainer, n_dropped, time.perf_counter() - start, device, earlier_s)
     losses = loop.curve(trainer.state.log_history, "eval_loss")
     return replace(made, teacher=teacher.weights_digest, validation_loss=losses)

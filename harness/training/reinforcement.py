@@ -30,7 +30,7 @@ from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext, Reward
 from harness.training.heads import open_reward_model
 from harness.training.lora import LoraParams
-from harness.training.preferences.dpo import policy_from
+from harness.training.preferences.dpo import policy_from, save_policy
 from harness.training.trainer import LoopParams, Row
 
 if TYPE_CHECKING:
@@ -95,9 +95,9 @@ def train_on_rewards(
     rows, n_dropped = _rows(context, params, tokenizer)
     with loop.enough_memory():
         trainer = _trainer(context, params, algorithm, peft_config, base, tokenizer, rows, scratch)
+    loop.track(trainer, context, save_to, save_policy)
     earlier_s = loop.run(trainer, start)
-    model: Any = trainer.model
-    model.save_pretrained(save_to, selected_adapters=["default"])
+    save_policy(trainer.model, save_to)
     made = loop.figures(trainer, n_dropped, time.perf_counter() - start, device, earlier_s)
     history = trainer.state.log_history
     return replace(made, reward=loop.curve(history, "reward"), kl=loop.curve(history, "kl"))

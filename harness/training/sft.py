@@ -5,10 +5,12 @@ adapters says so. Rows are packed only where no row sees another and enough opti
 they are not, and why is said.
 """
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,15 +22,15 @@ from harness.models import oom
 from harness.models.hardware import dtype
 from harness.models.hf import load_base
 from harness.progress import quiet_libraries
-from harness.records import Example, TrainingRecord
+from harness.records import Example, TrainingRecord, parse_json
 from harness.training import trainer as loop
-from harness.training.checkpoints import tracking_callback
 from harness.training.context import CHECKPOINTS, TRACKED, FitContext
 from harness.training.peft_families import PLAIN, Family, family_of, virtual_tokens
 from harness.training.tokenized import tokenize
 from harness.training.trainer import LoopParams, Row
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import SFTTrainer
@@ -42,6 +44,7 @@ _OWN = (
     *loop.KNOBS,
 )  # not TRL's as they are
 _BATCH_SIZE = "batch_size"  # a file beside the checkpoints
+_CONFIG = "config.json"  # of a whole model
 
 
 class SupervisedParams(LoopParams):
@@ -151,6 +154,8 @@ def _fine_tune(
     params = params.model_copy(update={"packing": params.packing and not against})
     part = PLAIN._replace(save=save, keeps_part=True) if save else PLAIN
     family = family_of(peft_config, save_to.parent) if peft_config else part
+    if whole:
+        family = PLAIN._replace(save=partial(save_model, tokenizer, dtype(machine.precision)))
     with loop.set_up():
         trainer = _trainer(
             context, params, (peft_config, family), base, tokenizer, (train, validation), scratch
@@ -158,14 +163,9 @@ def _fine_tune(
     read: Any = trainer.train_dataset
     loop.attend_plainly(base, max(map(len, read["input_ids"])), params.per_device_train_batch_size)
     family.begin(trainer)
-    if context.track:
-        kept, base_digest = save_to.with_name(TRACKED), context.source.weights_digest
-        trainer.add_callback(tracking_callback(kept, context.track, save_to.name, base_digest, family.save))
+    loop.track(trainer, context, save_to, family.save)
     earlier_s = loop.run(trainer, start)
     model: Any = trainer.model
-    if whole:
-        model = model.to(dtype(machine.precision))
-        tokenizer.save_pretrained(save_to)
     family.save(model, save_to)
     measured = loop.figures(trainer, n_dropped, time.perf_counter() - start, machine.device, earlier_s)
     losses = loop.curve(trainer.state.log_history, "eval_loss")
@@ -180,6 +180,25 @@ def _fine_tune(
         batch_size=params.per_device_train_batch_size if params.auto_find_batch_size else None,
         accumulated_batches=params.gradient_accumulation_steps if params.auto_find_batch_size else None,
     )
+
+
+def save_model(
+    tokenizer: "PreTrainedTokenizerBase", precision: "torch.dtype", model: Any, folder: Path
+) -> None:
+    """Write a whole model in a precision, with its tokenizer; the model in memory stays in its own.
+
+    Tensors that are one, such as tied embeddings, are written as one.
+    """
+    made: dict[Any, Any] = {}
+    state = {
+        name: made.setdefault((t.data_ptr(), t.shape), t.to(precision) if t.is_floating_point() else t)
+        for name, t in model.state_dict().items()
+    }
+    model.save_pretrained(folder, state_dict=state)
+    config = parse_json((folder / _CONFIG).read_text("utf-8"))
+    config["dtype"] = str(precision).removeprefix("torch.")
+    (folder / _CONFIG).write_text(f"{json.dumps(config, indent=2)}\n", "utf-8")
+    tokenizer.save_pretrained(folder)
 
 
 def _rows(

@@ -6,7 +6,7 @@ which knob to turn.
 
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
@@ -22,7 +22,7 @@ from harness.progress import Advance
 from harness.records import Curve, TrainingRecord
 from harness.spec import Spec
 from harness.training import checkpoints
-from harness.training.context import FitContext
+from harness.training.context import TRACKED, FitContext
 from harness.training.tokenized import tokenize
 
 if TYPE_CHECKING:
@@ -286,6 +286,18 @@ def set_up() -> Iterator[None]:
         raise CandidateFailed(
             f"the training cannot be set up ({in_a_line(error)})", "other params"
         ) from error
+
+
+def track(trainer: "Trainer", context: FitContext, save_to: Path, save: Callable[[Any, Path], None]) -> None:
+    """Keep the weights of some checkpoints, if the context asks for that, as `save` writes the finished ones.
+
+    `save_to` is the folder of those, by the name of their kind.
+    """
+    if context.track:
+        kept, base_digest = save_to.with_name(TRACKED), context.source.weights_digest
+        trainer.add_callback(
+            checkpoints.tracking_callback(kept, context.track, save_to.name, base_digest, save)
+        )
 
 
 def run(trainer: "Trainer", start: float) -> float:

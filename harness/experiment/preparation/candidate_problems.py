@@ -142,7 +142,7 @@ def engine_problems(
         if session.candidates[name].served_base.quantization:
             step = f"serve_on: bf16, or {vllm.OTHERWISE}"
             yield Problem(f"candidate {name}", "a quantised base, and engine: vllm", "a base as it was", step)
-        if session.candidates[name].method.makes == "delta":
+        if session.candidates[name].makes == "delta":
             found = "weights of a form of our own, and engine: vllm"
             yield Problem(f"candidate {name}", found, "an adapter or a whole model", vllm.OTHERWISE)
     for candidate in needed:

@@ -18,6 +18,7 @@ from harness.experiment.weights.regularizer_rows import find_mixed_rows, find_pe
 from harness.experiment.weights.training_fit import fit
 from harness.experiment.weights.validation_score import score_on_validation
 from harness.experiment.weights.weights_folder import folder_of
+from harness.plugins import OR
 from harness.records import Curve, Trial
 from harness.training import Weights
 
@@ -85,7 +86,7 @@ def _refuse_other_kind(candidate: ResolvedCandidate, init: Weights | None, merge
     for key, given in (("init_from", [init] if init else []), ("merges", merges)):
         for one in given:
             kind = one.kind if one.folder else "model"
-            if kind != wanted[key]:
+            if kind not in wanted[key].split(OR):
                 found = f"{key}: weights that turned out to be of the kind {kind}"
                 raise CandidateFailed(f"{found}; expected {wanted[key]}", "another candidate")
 

@@ -32,7 +32,7 @@ def folder_of(
     identity = {
         "method": source.method,
         "code": [plugins.version("methods", source.method), versions_of(*method.loops)],
-        "params": method.params(**source.params).model_dump(mode="json", exclude_defaults=True),
+        "params": method.params(**source.params).identity(),
         "base": [base.weights_digest, base.template_digest],
         "init": init.digest if init else "",
         "reward": _reward_digest(session, source, reward),

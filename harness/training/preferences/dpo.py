@@ -5,7 +5,8 @@ starts from); its log-probabilities are computed once, before the first step. On
 default loss are made only where an answer's token is predicted, and both ways of that give the values that
 each row alone would give; every other loss is TRL's own.
 
-Source: Rafailov et al. 2023 (arXiv:2305.18290), equation 7; other losses as TRL cites them.
+Source: Rafailov et al. 2023 (arXiv:2305.18290), equation 7; other losses as TRL cites them. The default
+learning rate is that of Zephyr's adapter (alignment-handbook), the highest that was published.
 """
 
 import random
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -70,10 +71,12 @@ class PreferenceParams(HeldOutParams):
     counted, never cut.
     """
 
+    stated: ClassVar[tuple[str, ...]] = ("learning_rate",)  # 1e-4 before
+
     beta: float = Field(0.1, gt=0)
     loss_type: LossType = "sigmoid"
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    learning_rate: float = Field(1e-4, gt=0, le=1)
+    learning_rate: float = Field(5e-6, gt=0, le=1)
     num_train_epochs: float = Field(1.0, gt=0, le=100)
     weight_decay: float = Field(0.0, ge=0)
 
@@ -114,9 +117,9 @@ def preference(
         trainer = _trainer(context, params, peft_config, base, tokenizer, (rows, apart), scratch)
     longest = max(2 * row["length"] for row in rows + apart)  # both answers may lie in one row
     loop.attend_plainly(base, longest, params.per_device_train_batch_size)
+    loop.track(trainer, context, save_to, save_policy)
     earlier_s = loop.run(trainer, start)
-    model: Any = trainer.model
-    model.save_pretrained(save_to, selected_adapters=["default"])
+    save_policy(trainer.model, save_to)
     history = trainer.state.log_history
     margins, accuracies = (loop.curve(history, f"rewards/{name}") for name in ("margins", "accuracies"))
     measured = loop.figures(trainer, n_dropped, time.perf_counter() - start, device, earlier_s)
@@ -186,6 +189,11 @@ def policy_from(model: "PreTrainedModel", init: Path) -> Any:
     from peft import PeftModel
 
     return PeftModel.from_pretrained(model, str(init), adapter_name="default", is_trainable=True)
+
+
+def save_policy(model: Any, folder: Path) -> None:
+    """Write the adapter that is trained, without the copy of it that is the reference."""
+    model.save_pretrained(folder, selected_adapters=["default"])
 
 
 def _reference_key(context: FitContext, params: PreferenceParams, rows: list[Row]) -> str:

@@ -3,7 +3,8 @@
 Invariant: the reference is the policy as training found it, and its divergence is estimated on answers to
 other prompts of the same batch, so rows are shuffled once, by the seed, and then stay in their order.
 
-Source: Ethayarajh et al. 2024 (arXiv:2402.01306); TRL's KTOTrainer.
+Source: Ethayarajh et al. 2024 (arXiv:2402.01306); TRL's KTOTrainer, of whose documentation the default
+learning rate is the highest.
 """
 
 import random
@@ -11,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -20,7 +21,7 @@ from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext
 from harness.training.preferences import heldout
-from harness.training.preferences.dpo import policy_from
+from harness.training.preferences.dpo import policy_from, save_policy
 from harness.training.preferences.heldout import HeldOutParams
 from harness.training.tokenized import tokenize
 from harness.training.trainer import Row
@@ -41,11 +42,13 @@ class UnpairedParams(HeldOutParams):
     tokens with their prompt are left out and counted, never cut.
     """
 
+    stated: ClassVar[tuple[str, ...]] = ("learning_rate",)  # 1e-4 before
+
     beta: float = Field(0.1, gt=0)
     loss_type: Literal["kto", "apo_zero_unpaired"] = "kto"
     desirable_weight: float = Field(1.0, gt=0)
     undesirable_weight: float = Field(1.0, gt=0)
-    learning_rate: float = Field(1e-4, gt=0, le=1)
+    learning_rate: float = Field(5e-6, gt=0, le=1)
     num_train_epochs: float = Field(1.0, gt=0, le=100)
     weight_decay: float = Field(0.0, ge=0)
     per_device_train_batch_size: int = Field(8, ge=2)
@@ -73,9 +76,9 @@ def preference_without_pairs(
     measured = _rows(apart, context, params, tokenizer)[0]
     with loop.enough_memory():
         trainer = _trainer(context, params, peft_config, base, tokenizer, (rows, measured), scratch)
+    loop.track(trainer, context, save_to, save_policy)
     earlier_s = loop.run(trainer, start)
-    model: Any = trainer.model
-    model.save_pretrained(save_to, selected_adapters=["default"])
+    save_policy(trainer.model, save_to)
     history = trainer.state.log_history
     made = loop.figures(trainer, n_dropped, time.perf_counter() - start, device, earlier_s)
     return replace(

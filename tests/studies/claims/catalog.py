@@ -1,0 +1,143 @@
+"""The claims: those that are measured here, cheapest first, and those that are not, with what they would need."""
+
+from tests.studies.claims import sizes, steps
+from tests.studies.claims.claim import Claim, OpenClaim
+from tests.studies.claims.fine_tunes import Pair, claim_of
+
+_HU = "Hu et al. 2021, arXiv:2106.09685"
+_DETTMERS = "Dettmers et al. 2023, arXiv:2305.14314"
+_AS_GOOD = -0.05  # five points worse is as good as equal
+
+CLAIMS = (
+    Claim(
+        "share-of-parameters",
+        "LoRA trains 10,000 times fewer parameters than GPT-3 has (rank 4, queries and values)",
+        f"{_HU}, abstract and section 4.2",
+        0.1,
+        sizes.share_of_parameters,
+    ),
+    Claim(
+        "size-of-checkpoint",
+        "a checkpoint of GPT-3 shrinks from 350 GB to 35 MB",
+        f"{_HU}, section 4.2",
+        0.2,
+        sizes.size_of_checkpoint,
+    ),
+    Claim(
+        "memory-of-qlora",
+        "a model of 65 B needs more than 780 GB to be trained whole, and less than 48 GB by QLoRA",
+        f"{_DETTMERS}, abstract",
+        0.1,
+        sizes.memory_of_qlora,
+    ),
+    Claim(
+        "bits-of-nf4",
+        "double quantisation spares 0.373 bits a parameter",
+        f"{_DETTMERS}, section 3",
+        0.5,
+        sizes.bits_of_nf4,
+    ),
+    Claim(
+        "latency-after-merging",
+        "a merged adapter adds no latency",
+        f"{_HU}, section 4.1",
+        1.5,
+        steps.latency_after_merging,
+    ),
+    Claim(
+        "memory-of-training",
+        "with Adam, LoRA needs up to two thirds less memory than training everything",
+        f"{_HU}, section 4.2",
+        2.0,
+        steps.memory_of_training,
+    ),
+    Claim(
+        "time-of-training",
+        "LoRA trains a quarter faster than training everything",
+        f"{_HU}, section 4.2, on GPT-3",
+        3.0,
+        steps.time_of_training,
+    ),
+    Claim(
+        "rank-8",
+        "a small rank is enough: rank 8 gains as much as rank 64",
+        f"{_HU}, section 7.2",
+        8.0,
+        claim_of(Pair("rank-8", "rank-64", "target", _AS_GOOD)),
+    ),
+    Claim(
+        "neftune",
+        "noise on the embeddings while training gains on the task",
+        "Jain et al. 2023, arXiv:2310.05914",
+        8.0,
+        claim_of(Pair("neftune", "plain", "target", 0.0)),
+    ),
+    Claim(
+        "replay",
+        "a tenth of general rows keeps more of what the base could do",
+        "Ibrahim et al. 2024, arXiv:2403.08763; Bethune et al. 2025, arXiv:2502.06042",
+        18.0,
+        claim_of(Pair("replay", "plain", "capability", 0.0)),
+    ),
+    Claim(
+        "kl",
+        "KL to the base on general prompts keeps more of what the base could do",
+        "Li and Hoiem 2017, arXiv:1606.09282",
+        18.0,
+        claim_of(Pair("kl", "plain", "capability", 0.0)),
+    ),
+    Claim(
+        "ewc",
+        "elastic weight consolidation keeps more of what the base could do",
+        "Kirkpatrick et al. 2017, arXiv:1612.00796",
+        18.0,
+        claim_of(Pair("ewc", "plain", "capability", 0.0)),
+    ),
+)
+
+_SEEDS = "three seeds of two recipes on the quickstart's target with the general suite, on two cores"
+OPEN = (
+    OpenClaim(
+        "spectrum-against-qlora",
+        "Spectrum gains more than QLoRA at a similar memory",
+        "Hartford et al. 2024, arXiv:2406.06623",
+        "a GPU: without one NF4 is computed in 16 bits and spares no memory",
+        1.0,
+    ),
+    OpenClaim(
+        "dpo-against-rloo",
+        "DPO comes as far as a reward model with RLOO, at less compute",
+        "Rafailov et al. 2023, arXiv:2305.18290; Ahmadian et al. 2024, arXiv:2402.14740",
+        "answers drawn while training, some 40 minutes a seed on two cores",
+        3.0,
+    ),
+    OpenClaim(
+        "half-fine-tuning",
+        "training half of the matrices forgets less and gains as much",
+        "Hui et al. 2024, arXiv:2404.18466",
+        f"{_SEEDS}; all parameters are trained",
+        3.0,
+    ),
+    OpenClaim("sam", "a flat minimum forgets less", "Foret et al. 2021, arXiv:2010.01412", _SEEDS, 3.0),
+    OpenClaim(
+        "learning-rates",
+        "at 1e-5, 2e-5 and 5e-5 BERT's fine-tuning comes as far",
+        "Devlin et al. 2019, arXiv:1810.04805",
+        "three trainings of all parameters on two tasks, on two cores",
+        3.0,
+    ),
+    OpenClaim(
+        "few-good-rows",
+        "100 good rows come as far as 1,000 noisy ones",
+        "Zhou et al. 2023, arXiv:2305.11206",
+        "rows of both kinds for one task, and three seeds",
+        2.0,
+    ),
+    OpenClaim(
+        "small-tuned",
+        "a small model that is tuned beats a larger one that is prompted",
+        "Bucher and Martini 2024, arXiv:2406.08660",
+        "a larger model, which is not embedded, and a GPU",
+        1.0,
+    ),
+)

@@ -1,0 +1,73 @@
+"""A claim, what was measured of it, and the interval of a ratio that was measured in pairs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import exp, log
+from typing import Literal, NamedTuple
+
+from harness import stats
+
+Verdict = Literal["holds", "does not hold here", "not decided"]
+Figures = Mapping[str, float | int | str]
+
+
+class Measured(NamedTuple):
+    """What was found of a claim: as it is printed with its interval, the verdict, figures, how it was done."""
+
+    shown: str
+    verdict: Verdict
+    figures: Figures
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Claim that is measured here: what it says, who says so, and about how many minutes it takes."""
+
+    name: str
+    says: str
+    source: str
+    minutes: float
+    measure: Callable[[], Measured]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenClaim:
+    """Claim that is not measured here: what that would need, and about how many hours."""
+
+    name: str
+    says: str
+    source: str
+    needs: str
+    hours: float
+
+
+class Ratio(NamedTuple):
+    """Geometric mean of paired ratios, with the ends of its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def paired_ratio(new: Sequence[float], base: Sequence[float]) -> Ratio:
+    """Return new / base of measurements made in pairs, by t on their logarithms.
+
+    Raises:
+        ValueError: fewer than two pairs, or as many of one as not of the other.
+    """
+    if len(new) != len(base) or len(new) < 2:
+        raise ValueError(f"{len(new)} and {len(base)} measurements, where a ratio needs two pairs at least")
+    mean = stats.paired_delta([log(x) for x in base], [log(x) for x in new])
+    low, high = stats.t_interval(mean)
+    return Ratio(exp(mean.mean), exp(low), exp(high))
+
+
+def judge(low: float, high: float, *, least: float) -> Verdict:
+    """Tell whether an interval shows at least so much, shows less, or shows neither."""
+    if low >= least:
+        return "holds"
+    return "does not hold here" if high < least else "not decided"

@@ -1,0 +1,120 @@
+"""Claims about fine-tunes: pairs of recipes, trained and judged by the harness on the quickstart's target.
+
+Invariant: both recipes of a claim answer the same items; a difference is paired and has the interval that a
+report would print. What is trained and answered lies in the study's folder, so a claim goes on where it ended.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import harness
+from harness import comparison, config, formatting, store
+from harness.cli.progress_bar import TerminalProgress
+from harness.comparison import Estimate, compare_rows, mean_change, rescale
+from harness.evaluation.session import Measured as Task
+from harness.evaluation.session import Session
+from harness.experiment import Scope, prepare_session
+from harness.progress import Silent
+from harness.records import Run
+from tests.studies.claims.claim import Measured, judge
+from tests.studies.recipe_search import ROOT, SUITES, dump, read
+
+FOLDER = ROOT / "runs" / "studies" / "claims"
+_PARAMS = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-3}
+_LIMIT = 40  # items of each general task
+_MARGIN = 0.05  # of the target, or of capability: less is as good as equal
+Outcome = Literal["target", "capability"]
+
+
+def lora(r: int = 16, **recipe: Any) -> dict[str, Any]:
+    """Return a LoRA's recipe, with regularisers where they are given."""
+    return {"method": "lora", "params": {**_PARAMS, "r": r}, **recipe}
+
+
+RECIPES = {
+    "rank-8": lora(8),
+    "rank-64": lora(64),
+    "plain": lora(),
+    "neftune": lora(regularize={"neftune": {"noise_alpha": 5}}),
+    "replay": lora(regularize={"replay": {"share": 0.1}}),
+    "kl": lora(regularize={"kl": {"strength": 1.0}}),
+    "ewc": lora(regularize={"ewc": {"strength": 10.0}}),
+}
+
+
+class Pair(NamedTuple):
+    """Two recipes, what is compared of them, and by how much the first has to be better; below 0 as much worse."""
+
+    new: str
+    base: str
+    outcome: Outcome
+    least: float
+
+
+def claim_of(pair: Pair) -> Callable[[], Measured]:
+    """Return what measures a claim about two recipes."""
+    return partial(_measure, pair)
+
+
+def _measure(pair: Pair) -> Measured:
+    path = prepare(FOLDER, suites=pair.outcome == "capability")
+    harness.compare(path, candidates=[pair.base, pair.new], progress=TerminalProgress())
+    loaded = config.load(path, (), [pair.base, pair.new])
+    session = prepare_session(loaded, Scope(), Silent())
+    runs = {run.candidate: run for run in store.list_runs(session.store, session.experiment.name)}
+    new, base = runs[pair.new], runs[pair.base]
+    target = _change(session, session.target, new, base)
+    shown = f"target {formatting.points(target.score, target.low, target.high)} points"
+    figures = {"target": target.score, "target_low": target.low, "target_high": target.high}
+    found = target
+    if pair.outcome == "capability":
+        tasks = [task for task in session.suites if task.role == "capability"]
+        found = mean_change([_compare(session, task, new, base) for task in tasks])
+        shown = f"capability {formatting.points(found.score, found.low, found.high)} points, {shown}"
+        figures |= {"capability": found.score, "capability_low": found.low, "capability_high": found.high}
+    return Measured(
+        shown,
+        judge(found.low, found.high, least=pair.least),
+        figures,
+        f"{pair.new} against {pair.base}, one seed, 320 rows, rate {_PARAMS['learning_rate']:g}, "
+        f"{target.n} items of the target" + (f", {found.n} general ones" if found is not target else ""),
+    )
+
+
+def prepare(folder: Path, *, suites: bool) -> Path:
+    """Write the experiment of all recipes, with a part of the general suite or without; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = read(SUITES / "support.yaml")
+    (task,) = target["tasks"]
+    task["data"] = {part: str(SUITES / file) for part, file in task["data"].items()}
+    dump(folder / "support.yaml", target)
+    general = read(SUITES / "general.yaml")
+    general["tasks"] = [one for one in general["tasks"] if one["kind"] != "bits_per_byte"]
+    for one in general["tasks"]:
+        one["data"] = {part: str(SUITES / file) for part, file in one["data"].items()}
+        one["limit"] = _LIMIT
+    dump(folder / "general.yaml", general)
+    name = "claims" if suites else "claims-target"
+    keys = {
+        "name": name,
+        "base_model": "smollm2-135m",
+        "target": "support.yaml",
+        "suites": ["general.yaml"] if suites else [],
+        "candidates": RECIPES,
+    }
+    dump(folder / f"{name}.yaml", keys)
+    return folder / f"{name}.yaml"
+
+
+def _change(session: Session, task: Task, new: Run, base: Run) -> Estimate:
+    return mean_change([_compare(session, task, new, base)])
+
+
+def _compare(session: Session, task: Task, new: Run, base: Run) -> comparison.Comparison:
+    """Compare two runs on a task, as a share of its metric's range; more is better."""
+    name, metric = task.task.name, task.primary
+    digests = [run.rows[f"{name}/test"] for run in (base, new)]
+    rows = [store.read_rows(session.store, digest, task.size("test")) for digest in digests]
+    return comparison.orient(rescale(compare_rows(metric, *rows), metric.range.span))

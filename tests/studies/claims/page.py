@@ -1,0 +1,56 @@
+"""The claims page: claim, source, what was measured with its interval, verdict; then what was not measured."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from harness.formatting import count, pluralize
+from tests.studies.claims.claim import Claim, OpenClaim
+from tests.studies.claims.kept import Kept
+
+_ABOUT = """\
+What papers claim, held against what is computed or measured here, on the embedded model and two CPU cores. A verdict is about this
+model and these rows alone: **holds** where the whole 95 % interval bears the claim out, **does not hold here** where none of it
+does, **not decided** where it reaches over both. An exact figure has no interval. Fine-tunes are of one seed, which judges
+a checkpoint and no recipe; a difference of less than five points of the target counts as none where equality is claimed."""
+
+
+def page(claims: Sequence[Claim], open_claims: Sequence[OpenClaim], found: Mapping[str, Kept]) -> str:
+    """Write the page as Markdown; claims that are yet to be measured stand among those that are not."""
+    known = [claim for claim in claims if claim.name in found]
+    lines = ["# Claims", "", _ABOUT, "", _summary(known, found), ""]
+    lines += ["| claim | source | measured | verdict |", "|---|---|---|---|"]
+    lines += [_row(claim, found[claim.name]) for claim in known]
+    lines += ["", "## How", "", *(_how(claim, found[claim.name]) for claim in known)]
+    lines += [
+        "",
+        "## Not measured here",
+        "",
+        "| claim | source | what it needs | about |",
+        "|---|---|---|---|",
+    ]
+    lines += [_yet(claim) for claim in claims if claim.name not in found]
+    lines += [
+        f"| {one.says} | {one.source} | {one.needs} | {pluralize(round(one.hours), 'hour')} |"
+        for one in open_claims
+    ]
+    return "\n".join([*lines, "", "`make claims` measures what is missing and makes this page again.", ""])
+
+
+def _summary(known: Sequence[Claim], found: Mapping[str, Kept]) -> str:
+    of = Counter(found[claim.name].verdict for claim in known)
+    minutes = sum(found[claim.name].seconds for claim in known) / 60
+    said = ", ".join(f"{count(n)} {verdict}" for verdict, n in of.most_common())
+    return f"{pluralize(len(known), 'claim')} measured: {said or 'none'}; {minutes:.0f} minutes."
+
+
+def _row(claim: Claim, kept: Kept) -> str:
+    return f"| {claim.says} | {claim.source} | {kept.shown} | {kept.verdict} |"
+
+
+def _how(claim: Claim, kept: Kept) -> str:
+    return f"- **{claim.name}**: {kept.note}. {kept.seconds:.0f} s, {kept.machine}, {kept.date}."
+
+
+def _yet(claim: Claim) -> str:
+    minutes = pluralize(max(1, round(claim.minutes)), "minute")
+    return f"| {claim.says} | {claim.source} | `make claims ARGS={claim.name}` on two cores | {minutes} |"

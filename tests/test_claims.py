@@ -1,0 +1,84 @@
+"""The claims study: what its intervals say, what its page shows, and that a kept claim is not measured again."""
+
+import json
+import math
+
+import pytest
+
+from harness import stats
+from tests.studies.claims import __main__ as study
+from tests.studies.claims.catalog import CLAIMS, OPEN
+from tests.studies.claims.claim import Measured, judge, paired_ratio
+from tests.studies.claims.kept import keep, read, write
+from tests.studies.claims.page import page
+
+CHEAP = "memory-of-qlora"
+FOUND = Measured("two times", "holds", {"ratio": 2.0}, "by hand")
+
+
+def test_a_ratio_is_the_geometric_mean_of_pairs_with_the_interval_of_its_logarithm():
+    found = paired_ratio([2.0, 4.0, 8.0], [1.0, 2.0, 2.0])
+    logs = [math.log(2), math.log(2), math.log(4)]
+    mean = sum(logs) / 3
+    sd = math.sqrt(sum((x - mean) ** 2 for x in logs) / 2)
+    assert found.mean == pytest.approx(math.exp(mean))
+    assert found.high == pytest.approx(math.exp(mean + stats.t_quantile(0.975, 2) * sd / math.sqrt(3)))
+    assert found.low < found.mean < found.high
+
+
+@pytest.mark.parametrize(("new", "base"), [([1.0], [1.0]), ([1.0, 2.0], [1.0])])
+def test_a_ratio_of_less_than_two_pairs_is_refused(new, base):
+    with pytest.raises(ValueError, match="two pairs at least"):
+        paired_ratio(new, base)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(-0.02, 0.1, "holds"), (-0.2, -0.06, "does not hold here"), (-0.1, 0.1, "not decided")],
+)
+def test_a_claim_holds_where_its_whole_interval_bears_it_out(low, high, verdict):
+    assert judge(low, high, least=-0.05) == verdict
+
+
+def test_names_and_sources_are_each_one_claims():
+    names = [one.name for one in (*CLAIMS, *OPEN)]
+    assert len(set(names)) == len(names)
+    assert all(claim.minutes < 20 for claim in CLAIMS)
+
+
+def test_the_page_shows_what_was_measured_and_what_was_not():
+    kept = keep(FOUND, 61.2, "CPU, 2 threads", "2026-11-22")
+    text = page(CLAIMS, OPEN, {CHEAP: kept})
+    (row,) = (line for line in text.splitlines() if "| two times |" in line)
+    assert row.endswith("| two times | holds |")
+    measured, open_part = text.split("## Not measured here")
+    assert f"**{CHEAP}**: by hand. 61 s, CPU, 2 threads, 2026-11-22." in measured
+    assert all(claim.says in open_part for claim in CLAIMS if claim.name != CHEAP)
+    assert all(one.needs in open_part for one in OPEN)
+    assert "1 claim measured: 1 holds" in text
+
+
+def test_what_is_kept_is_read_as_it_was_written(tmp_path):
+    kept = keep(FOUND, 1.0, "CPU", "2026-11-22")
+    write(tmp_path / "claims.json", {CHEAP: kept})
+    assert read(tmp_path / "claims.json") == {CHEAP: kept}
+    assert read(tmp_path / "none.json") == {}
+
+
+def test_a_claim_that_is_kept_is_not_measured_again_unless_asked(tmp_path, capsys):
+    asked = [CHEAP, "--reports", str(tmp_path)]
+    assert study.main(asked) == 0
+    first = (tmp_path / "claims.json").read_text()
+    assert json.loads(first)[CHEAP]["verdict"] == "holds"
+    stale = first.replace("GB whole", "GB in all")
+    (tmp_path / "claims.json").write_text(stale)
+    assert study.main(asked) == 0
+    assert (tmp_path / "claims.json").read_text() == stale
+    assert study.main([*asked, "--again"]) == 0
+    assert "GB whole" in (tmp_path / "claims.md").read_text()
+    assert CHEAP in capsys.readouterr().err
+
+
+def test_a_name_that_no_claim_has_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="2"):
+        study.main(["rank-9", "--reports", str(tmp_path)])
