@@ -4,13 +4,13 @@ import pytest
 
 from harness import plugins
 from harness.errors import UserError
-from harness.experiment.catalog import listing
+from harness.experiment.catalog import list_purposes
 from harness.spec import DecidePolicy
 
 
 @pytest.mark.parametrize("kind", plugins.KINDS)
 def test_every_plugin_is_listed_with_the_first_line_of_its_docstring(kind):
-    found = listing(kind)
+    found = list_purposes(kind)
     assert sorted(found) == plugins.names(kind)
     for name, purpose in found.items():
         assert plugins.load(kind, name).__doc__.startswith(purpose)
@@ -18,14 +18,16 @@ def test_every_plugin_is_listed_with_the_first_line_of_its_docstring(kind):
 
 
 def test_suites_are_listed_with_role_and_tasks(folder):
-    assert listing("suites", folder / "suites") == {
+    assert list_purposes("suites", folder / "suites") == {
         "other": "capability: sums, capitals",
         "tiny": "target: tiny",
     }
 
 
 def test_tasks_are_listed_with_their_suite(folder):
-    assert {name: text.partition(":")[0] for name, text in listing("tasks", folder / "suites").items()} == {
+    assert {
+        name: text.partition(":")[0] for name, text in list_purposes("tasks", folder / "suites").items()
+    } == {
         "sums": "other",
         "capitals": "other",
         "tiny": "tiny",
@@ -33,11 +35,11 @@ def test_tasks_are_listed_with_their_suite(folder):
 
 
 def test_where_there_are_no_suites_those_of_the_package_are_listed(tmp_path):
-    assert {"general", "safety"} <= set(listing("suites", tmp_path / "suites"))
+    assert {"general", "safety"} <= set(list_purposes("suites", tmp_path / "suites"))
 
 
 def test_every_key_of_the_file_is_listed_with_its_default():
-    found = listing("keys")
+    found = list_purposes("keys")
     assert found["gate.macro"] == "0.02 if not written"
     assert found["device"] == "auto, cpu, cuda; auto if not written"
     assert found["name"] == "has to be written"
@@ -49,4 +51,4 @@ def test_every_key_of_the_file_is_listed_with_its_default():
 
 def test_what_cannot_be_listed_is_answered_with_what_can():
     with pytest.raises(UserError, match="did you mean 'methods'"):
-        listing("method")
+        list_purposes("method")

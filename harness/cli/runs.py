@@ -148,9 +148,9 @@ def ls(
     as_json: Json = False,
 ) -> None:
     """List what there is to choose from, each with its purpose."""
-    from harness.experiment.catalog import listing
+    from harness.experiment.catalog import list_purposes
 
-    print_value(listing(what), as_json)
+    print_value(list_purposes(what), as_json)
 
 
 @app.command()

@@ -89,13 +89,13 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
     """
     if name in NAMES:
         if not unpacks and not _is_whole(_folder()):
-            return _packed(name)
+            return _describe_packed(name)
         path = unpack()
     elif Path(name).expanduser().is_dir():
         path = Path(name).expanduser().resolve()
     else:
         path = _from_hub(name.removeprefix(HUB), where)
-    weights, configs = _weights_files(path), _matching(path, _CONFIG_FILES)
+    weights, configs = _weights_files(path), _find_matching(path, _CONFIG_FILES)
     there = {"config.json": (path / "config.json").exists(), "weights": bool(weights)}
     if lacking := [what for what, is_there in there.items() if not is_there]:
         raise UserError(
@@ -111,7 +111,7 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
         name,
         path,
         content_digest([*weights, *configs]),
-        content_digest(_matching(path, _TOKENIZER_FILES)),
+        content_digest(_find_matching(path, _TOKENIZER_FILES)),
         _count_parameters(path),
     )
 
@@ -179,7 +179,7 @@ def quantize(source: ModelSource, quantization: str) -> ModelSource:
     return source._replace(weights_digest=weights, quantization=quantization)
 
 
-def _packed(name: str) -> ModelSource:
+def _describe_packed(name: str) -> ModelSource:
     """Describe the embedded model before it is unpacked: its size is known, its digests are not."""
     _packaged_gguf()
     return ModelSource(name, _folder(), "", "", int(_SHAPE.n_parameters))
@@ -203,7 +203,7 @@ def has_chat_template(source: ModelSource) -> bool:
 
 def has_tokenizer(path: Path) -> bool:
     """Tell whether a tokenizer lies in a model's folder."""
-    return bool(_matching(path, _TOKENIZER_FILES))
+    return bool(_find_matching(path, _TOKENIZER_FILES))
 
 
 def architecture_difference(folder: Path, base: Path) -> str:
@@ -266,13 +266,13 @@ def token_counter(source: ModelSource) -> Callable[[Sequence[str]], list[int]]:
     return count
 
 
-def _matching(path: Path, patterns: Iterable[str]) -> list[Path]:
+def _find_matching(path: Path, patterns: Iterable[str]) -> list[Path]:
     return sorted({p for pattern in patterns for p in path.glob(pattern)})
 
 
 def _weights_files(path: Path) -> list[Path]:
     """List the files of weights that transformers reads, or would if the others were not there."""
-    found = _matching(path, (_SAFETENSORS, "*.bin"))
+    found = _find_matching(path, (_SAFETENSORS, "*.bin"))
     if (path / _INDEX).exists() or (path / _WEIGHTS).exists():
         return [file for file in found if not file.match(_TWICE)]
     return found

@@ -335,7 +335,9 @@ class CompletionsCandidate:
 
     def _complete(self, limits: Limits, asked: _Prompt) -> Output:
         found = self._server.api.completions.create(
-            model=self._server.settings.model, prompt=list(asked.ids), **_decoding(limits, asked.seed)
+            model=self._server.settings.model,
+            prompt=list(asked.ids),
+            **_describe_decoding(limits, asked.seed),
         )
         choice = _choice(self._server, found)
         return _output(choice.text, choice.finish_reason, found.usage, limits)
@@ -403,7 +405,10 @@ class ChatCandidate:
         messages: Any = loads(bytes(asked.ids))
         more: dict[str, Any] = {"logprobs": True, "top_logprobs": _MOST_TOKENS} if self._logprobs else {}
         found = self._server.api.chat.completions.create(
-            model=self._server.settings.model, messages=messages, **_decoding(limits, asked.seed), **more
+            model=self._server.settings.model,
+            messages=messages,
+            **_describe_decoding(limits, asked.seed),
+            **more,
         )
         choice = _choice(self._server, found)
         output = _output(choice.message.content or "", choice.finish_reason, found.usage, limits)
@@ -435,7 +440,7 @@ def _or_too_long(server: Server, ask: Callable[[_Prompt], Output], asked: _Promp
         return Output("", "error", error=server.error_text(error))
 
 
-def _decoding(limits: Limits, seed: int | None) -> dict[str, Any]:
+def _describe_decoding(limits: Limits, seed: int | None) -> dict[str, Any]:
     """Say how an answer is decoded and where it ends; drawn ones with a seed, as far as a server keeps it."""
     stop = {"stop": list(limits.stop[:_MOST_STOPS])} if limits.stop else {}
     drawn = {} if seed is None else {"top_p": limits.top_p, "seed": seed}

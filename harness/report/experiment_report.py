@@ -275,12 +275,12 @@ def miss_basis(verdict: Verdict) -> str:
     if not verdict.missed or not isinstance(share, float):
         return ""
     return (
-        f"at {_counted(n)} items in {_counted(clusters)} clusters, of which {formatting.percent(share)} % of "
+        f"at {_count(n)} items in {_count(clusters)} clusters, of which {formatting.percent(share)} % of "
         "a task changed on average, the gate"
     )
 
 
-def _counted(n: object) -> str:
+def _count(n: object) -> str:
     return formatting.count(n) if isinstance(n, int) else formatting.UNKNOWN
 
 
@@ -335,7 +335,7 @@ def _row(f: CandidateFacts, reference: str | None, tight: bool) -> Row:
         f.label,
         target_text(f, tight=tight),
         _vs_untrained(f, reference, tight),
-        _forgetting(f, tight),
+        _format_forgetting(f, tight),
         _lost_gained(f),
         measured_text(f, "cost_per_1k_usd", tight=tight),
         measured_text(f, "latency_p50_s", tight=tight),
@@ -351,7 +351,7 @@ def _vs_untrained(f: CandidateFacts, reference: str | None, tight: bool) -> str:
     return formatting.change(c.unit, c.delta, c.low, c.high, whole=tight) if c else formatting.UNKNOWN
 
 
-def _forgetting(f: CandidateFacts, tight: bool) -> str:
+def _format_forgetting(f: CandidateFacts, tight: bool) -> str:
     if f.state == "failed":
         return formatting.UNKNOWN
     if not plugins.stored_method(f.method).makes_language_model:

@@ -98,7 +98,7 @@ def candidate_points(report: ExperimentReport, f: CandidateFacts) -> list[str]:
     """List in short what is to be known of a candidate beside its row in the table."""
     if f.state == "failed":
         return [f"failed: {f.error or 'no reason was given'}"]
-    points = [*_reasons(report, f), *(_rule_text(report, f, r) for r in _stopping(f))]
+    points = [*_reasons(report, f), *(_rule_text(report, f, r) for r in _list_stopping(f))]
     if f.verdict and f.verdict.outcome == "harness-drift":
         points.append("the harness drifted, which says nothing of the candidate")
     if passes_alone(f) and f.corrected and f.corrected.outcome != "pass" and f.standing:
@@ -108,7 +108,7 @@ def candidate_points(report: ExperimentReport, f: CandidateFacts) -> list[str]:
         among = f" as one of {f.standing.n}" if f.corrected and f.standing else ""
         more = formatting.count(at.items_needed)
         points.append(f"undecided{among}: some {more} more items would settle it")
-    return [*points, *_measured(report, f)]
+    return [*points, *_describe_measured(report, f)]
 
 
 def _reasons(report: ExperimentReport, f: CandidateFacts) -> list[str]:
@@ -116,12 +116,12 @@ def _reasons(report: ExperimentReport, f: CandidateFacts) -> list[str]:
     run = judged(report)
     if run is None or run.run_id != f.run_id:
         return []
-    stopped = bool(_stopping(f))
+    stopped = bool(_list_stopping(f))
     said = (r for r in reasons(report) if r.about == "Gain" or (r.about == "Forgetting" and not stopped))
     return [f"{r.about.lower()}: {r.sentence}" for r in said]
 
 
-def _measured(report: ExperimentReport, f: CandidateFacts) -> Iterator[str]:
+def _describe_measured(report: ExperimentReport, f: CandidateFacts) -> Iterator[str]:
     """Say what was measured of one candidate alone."""
     run, own = judged(report), f"{f.label}: "
     if run is not None and run.run_id == f.run_id:
@@ -141,7 +141,7 @@ def _break_even(report: ExperimentReport) -> Iterator[str]:
         yield f"break-even after {formatting.round_up(at)} of {formatting.count(forecast)} requests forecast"
 
 
-def _stopping(f: CandidateFacts) -> list[Rule]:
+def _list_stopping(f: CandidateFacts) -> list[Rule]:
     """List the rules that keep a candidate back."""
     if f.verdict is None or f.verdict.outcome not in ("fail", "inconclusive"):
         return []
@@ -217,13 +217,13 @@ def _layout(report: ExperimentReport) -> tuple[list[Row], int, int]:
     for tight, gap in ((False, 2), (False, 1), (True, 1)):
         rows = [headers(report), *table_rows(report, tight=tight)]
         rows = [row._replace(candidate=clean(row.candidate)) for row in rows]
-        free = WIDTH - _others(rows) - gap * (len(Row._fields) - 1)
+        free = WIDTH - _sum_widths(rows) - gap * (len(Row._fields) - 1)
         if free >= max(cell_len(row.candidate) for row in rows):
             break
     return rows, gap, max(free, cell_len(rows[0].candidate))
 
 
-def _others(rows: Sequence[Row]) -> int:
+def _sum_widths(rows: Sequence[Row]) -> int:
     """Add up the widths of all columns but the first."""
     return sum(max(map(cell_len, column)) for column in list(zip(*rows, strict=True))[1:])
 

@@ -203,7 +203,7 @@ def _step(
         )
         for m in answered
     ]
-    compared = {m.task.name: _compared(session, m, old, own) for m in answered}
+    compared = {m.task.name: _compare(session, m, old, own) for m in answered}
     target = session.target
     return Step(
         what,
@@ -211,7 +211,7 @@ def _step(
         base,
         gating.macro_between(measured, compared, judged.counting, session.experiment.seeds[0]),
         tuple(compared.values()),
-        _compared(session, target, old, own) if _both(target, old, own) else None,
+        _compare(session, target, old, own) if _both(target, old, own) else None,
     )
 
 
@@ -221,7 +221,7 @@ def _both(m: Measured, old: RowsByTask, new: RowsByTask) -> bool:
     return name in old and name in new and comparison.is_comparable(m.primary, old[name], new[name])
 
 
-def _compared(session: Session, m: Measured, old: RowsByTask, new: RowsByTask) -> Comparison:
+def _compare(session: Session, m: Measured, old: RowsByTask, new: RowsByTask) -> Comparison:
     name = m.task.name
     metric = m.primary
     return comparison.compare_rows(metric, old[name], new[name], alpha=session.experiment.gate.alpha)

@@ -67,15 +67,15 @@ def _cost(session: Session, name: str, suites: Asked, runs: Sequence[Run], room:
     recipe, makes = candidate.recipe, candidate.method.makes
     if makes == "endpoint":
         return Cost(name, None, None, None, None, 0.0, None, None, fits=True)
-    measured = _measured(session, candidate, runs)
+    measured = _find_measured(session, candidate, runs)
     hour, device = session.experiment.decide.device_hour_usd, session.machine.device
     time_s, memory_s = measured or (None, None)
     spent = None if time_s is None else costs.price_usd(time_s, device, hour)
     if not candidate.method.makes_language_model:
-        trained_s = session.seconds(_training(session, candidate), candidate.base)
+        trained_s = session.seconds(_estimate_training(session, candidate), candidate.base)
         planned = costs.price_usd(trained_s, device, hour)
         return Cost(name, None, None, trained_s, time_s, 0.0, planned, spent, fits=True)
-    training = _training(session, candidate)
+    training = _estimate_training(session, candidate)
     own = _evaluation_work(session, target_sets(session, recipe, base_weights(session.source), 0))
     answering = own.work + (suites.work if makes != "base" else Work())
     shape = hub.shape(candidate.base)
@@ -113,7 +113,7 @@ def _longest_item(job: Job) -> int:
     return max((work.read + work.generated for work in works), default=1)
 
 
-def _training(session: Session, candidate: ResolvedCandidate) -> Work:
+def _estimate_training(session: Session, candidate: ResolvedCandidate) -> Work:
     """Estimate the tokens of all trials; borrowed weights are made by another candidate."""
     if candidate.recipe.weights_of:
         return Work()
@@ -217,7 +217,7 @@ def _knob(session: Session, candidate: ResolvedCandidate, shape: Shape, cached: 
     return "a smaller base_model"
 
 
-def _measured(
+def _find_measured(
     session: Session, candidate: ResolvedCandidate, runs: Sequence[Run]
 ) -> tuple[float, float | None] | None:
     """Return the seconds and the peak memory in GiB of the newest run of a recipe; None without one."""

@@ -113,11 +113,13 @@ def ways(shape: Shape, asked: Asked) -> tuple[Way, ...]:
                 checkpointing=checkpointing,
                 in_tiles=True,
             )
-            found.append(_training(name, peak, shape, asked, checkpointing, bool(quantization)))
+            found.append(_describe_training(name, peak, shape, asked, checkpointing, bool(quantization)))
     return tuple(found)
 
 
-def _training(name: str, peak: Peak, shape: Shape, asked: Asked, checkpointing: bool, quantized: bool) -> Way:
+def _describe_training(
+    name: str, peak: Peak, shape: Shape, asked: Asked, checkpointing: bool, quantized: bool
+) -> Way:
     """Put a training's memory beside its time and price."""
     why_not = ""
     if quantized and (share := shape.in_experts / shape.n_parameters) > memory.MOST_IN_EXPERTS:
