@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.config.problems import Keys, Tree, mapping, parse, problems_of
 from harness.errors import Problem, UserError, did_you_mean
-from harness.spec import DATA_FILES, HUB, JUDGE, Suite, is_path, metric_parts, spell_out
+from harness.spec import CHANGED_FILES, DATA_FILES, HUB, JUDGE, Suite, is_path, metric_parts, spell_out
 
 _PACKAGE = Path(__file__).parents[1]
 _SHIPPED = (_PACKAGE, _PACKAGE.parent)
@@ -186,9 +186,9 @@ def _spell_out_recipes(tree: Tree) -> None:
 def _resolve(task: dict[str, Any], folder: Path) -> None:
     data = mapping(task.get("data"))
     for split in DATA_FILES:
-        path = data.get(split)
-        if isinstance(path, str) and not path.startswith(HUB):
-            data[split] = str((folder / Path(path).expanduser()).resolve())
+        _resolve_file(data, split, folder)
+    for split in CHANGED_FILES:
+        _resolve_file(mapping(data.get("changes")), split, folder)
     metrics = task.get("metrics")
     if isinstance(metrics, list):
         task["metrics"] = [_resolve_metric(m, folder) if isinstance(m, str) else m for m in metrics]

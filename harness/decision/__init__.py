@@ -12,6 +12,7 @@ from typing import NamedTuple
 from harness import formatting
 from harness.decision.ablation import Ablation, Factor, Means, Pair, ablations
 from harness.decision.arithmetic import Economics, economics_of, listing
+from harness.decision.changed_answers import ChangedAnswers
 from harness.decision.economics import apply_budgets, hour_usd, reprice
 from harness.decision.explain import (
     USUAL_AMOUNTS,
@@ -70,6 +71,7 @@ __all__ = [
     "Action",
     "BaseSize",
     "CandidateFacts",
+    "ChangedAnswers",
     "Decision",
     "Factor",
     "Family",

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from harness import formatting, plugins, stats
 from harness.comparison import Comparison, Estimate, RetrievalUse, SeveralAnswers, orient
 from harness.comparison.win_rates import Wins
+from harness.decision.changed_answers import ChangedAnswers
 from harness.decision.learning_curve import LearningCurve
 from harness.evaluation.costs import Tokens
 from harness.formatting import RATE, Unit
@@ -99,7 +100,8 @@ class CandidateFacts:
     candidates `standing` says what is left of it, and `corrected` is the verdict at that level.
     `labels_missing` of people keep a judge's metric from deciding about its answers, `wins` says how often
     these are preferred to those of the best untrained candidate, where the gate asks for that. `base` is what
-    answers, where a language model here does.
+    answers, where a language model here does. `changes` is what it answered to facts that
+    changed.
     """
 
     name: str
@@ -141,6 +143,7 @@ class CandidateFacts:
     labels_missing: int = 0
     wins: Wins | None = None
     base: BaseSize | None = None
+    changes: ChangedAnswers | None = None
 
     @property
     def label(self) -> str:

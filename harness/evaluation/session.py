@@ -28,7 +28,7 @@ from harness.models.loglikelihood import ENGINES
 from harness.models.vllm import VllmHost
 from harness.progress import Progress
 from harness.provenance.code_versions import versions_of
-from harness.records import Example, SampleResult, digest
+from harness.records import Document, Example, SampleResult, digest
 from harness.spec import Engine, Experiment, Recipe, Role, Task
 from harness.store import Store
 
@@ -75,6 +75,17 @@ class Measured(NamedTuple):
         return self._replace(task=task, metrics=metrics, judged={})
 
 
+class Changed(NamedTuple):
+    """Items of the target whose right answer changed, the documents as they are now, and former answers.
+
+    `outdated` maps ids of items to their former answers, as far as these are known.
+    """
+
+    items: tuple[Example, ...]
+    documents: tuple[Document, ...]
+    outdated: Mapping[str, tuple[str, ...]]
+
+
 class Host(Protocol):
     """One base in memory, as it is or with an adapter."""
 
@@ -111,7 +122,8 @@ class EngineSlot:
 class Session:
     """State that all runs of one experiment share: data, machine, store, and one base at a time in memory.
 
-    `training` holds the target with other training rows, for candidates that say so (see `candidate_rows`).
+    `training` holds the target with other training rows, for candidates that say so (see `candidate_rows`),
+    `changed` facts of the target that changed, None where it names none.
     `source` is the experiment's base; `sources` holds every model that a candidate names, by name;
     `candidates` are the experiment's, each resolved once.
     `paces` maps sizes of models to the pace at which this machine answered and trained when it was opened.
@@ -142,6 +154,7 @@ class Session:
     dry_run: bool = False
     failures: dict[tuple[str, int], Exception] = field(default_factory=dict)
     is_worker: bool = False
+    changed: Changed | None = None
 
     def with_candidates(self, recipes: Mapping[str, Recipe]) -> "Session":
         """Return a copy whose experiment holds these candidates too; one of a known name replaces it."""

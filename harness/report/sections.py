@@ -31,6 +31,12 @@ from harness.report.first_page import first_page, nearest_miss
 from harness.report.people_labels import label_sections
 from harness.report.plots.heat_map import heat
 from harness.report.tables.attribution_table import attribution_sentence, attribution_table
+from harness.report.tables.changed_facts_table import (
+    CHANGES_COLUMNS,
+    CHANGES_NOTE,
+    CHANGES_TITLE,
+    changes_rows,
+)
 from harness.report.tables.diversity_table import (
     DIVERSITY_COLUMNS,
     DIVERSITY_NOTE,
@@ -54,7 +60,7 @@ from harness.report.tables.training_sets_table import sets_columns, sets_notes, 
 from harness.report.tables.training_table import figure_title, show_trainings
 
 _LOST_LISTED = 10
-_BRIEF = ("ablation", "training sets", "labels")  # what the terminal shows beside the first page
+_BRIEF = ("ablation", "training sets", "labels", "changes")  # what the terminal shows beside the first page
 _BODY = (
     "evidence",
     "labels",
@@ -65,6 +71,7 @@ _BODY = (
     "curve",
     "slices",
     "retrieval",
+    "changes",
     "samples",
 )  # what is read before the appendix
 HEAT_TITLE = "Capability suite, before and after"
@@ -110,6 +117,8 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
     yield _slices(report, done)
     rows = retrieval_rows(done)
     yield Section("retrieval", "Retrieval", RETRIEVAL_COLUMNS, rows, RETRIEVAL_NOTE if rows else "")
+    rows = changes_rows(done)
+    yield Section("changes", CHANGES_TITLE, CHANGES_COLUMNS, rows, CHANGES_NOTE if rows else "")
     rows = several_rows(done)
     yield Section(
         "samples", "Several answers to an item", several_columns(done), rows, SEVERAL_NOTE if rows else ""

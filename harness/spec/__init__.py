@@ -24,7 +24,7 @@ from harness.spec.policies import (
 )
 from harness.spec.recipe import PLUGINS, Recipe, Tracking, spell_out
 from harness.spec.search_space import is_span, span_of
-from harness.spec.task import DATA_FILES, Fields, ItemLimits, Suite, Task, TaskData
+from harness.spec.task import CHANGED_FILES, DATA_FILES, Changes, Fields, ItemLimits, Suite, Task, TaskData
 from harness.spec.values import (
     BASE,
     ENTAILMENT,
@@ -48,6 +48,7 @@ from harness.spec.values import (
 
 __all__ = [
     "BASE",
+    "CHANGED_FILES",
     "DATA_FILES",
     "ENTAILMENT",
     "EVALUATE",
@@ -57,6 +58,7 @@ __all__ = [
     "PEOPLE",
     "PLUGINS",
     "TRAINING_STEPS",
+    "Changes",
     "DecidePolicy",
     "Decoding",
     "Engine",

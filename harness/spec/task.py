@@ -23,6 +23,18 @@ class ItemLimits(Spec):
     test: int | None = Field(None, ge=1)
 
 
+class Changes(Spec):
+    """Facts that changed after a release: what candidates answer then, without being trained again.
+
+    `test` holds items whose right answer is another now. What was right before stands in their field
+    `outdated`, else in the target's own row that asks the same. `documents` are all texts for retrieval as
+    they are now.
+    """
+
+    test: str
+    documents: str | None = None
+
+
 class TaskData(Spec):
     """Files of a task, relative to the file that names them.
 
@@ -35,7 +47,8 @@ class TaskData(Spec):
     `last` on the last one. Turns of one conversation are one cluster.
 
     `train` holds rows to train on and to take shots from, `test` those that are evaluated once. `pairs` are
-    preference pairs, or answers with a thumb each, `documents` texts for retrieval.
+    preference pairs, or answers with a thumb each, `documents` texts for retrieval. `changes` are facts of
+    the target that changed later.
     """
 
     all: str | None = None
@@ -49,6 +62,7 @@ class TaskData(Spec):
     unknown_labels: Literal["error", "drop"] = "error"
     invalid_rows: Literal["error", "drop"] = "error"
     turns: Literal["last", "all"] = "last"
+    changes: Changes | None = None
 
     @model_validator(mode="after")
     def _one_source_of_splits(self) -> "TaskData":
@@ -63,6 +77,7 @@ class TaskData(Spec):
 
 
 DATA_FILES = ("all", "train", "validation", "test", "pairs", "documents")  # of TaskData
+CHANGED_FILES = ("test", "documents")  # of Changes
 
 
 class Fields(Spec):

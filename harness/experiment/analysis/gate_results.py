@@ -13,6 +13,7 @@ from harness.decision import CandidateFacts
 from harness.errors import IncompatibleRuns
 from harness.evaluation.session import Measured, Session
 from harness.experiment.analysis import target_comparisons as against
+from harness.experiment.analysis.changed_scores import add_changes
 from harness.experiment.analysis.human_labels import reached_facts
 from harness.experiment.analysis.target_wins import add_wins
 from harness.experiment.preparation.planned_work import measured_bases
@@ -51,7 +52,8 @@ def judge_runs(session: Session, reader: Reader, runs: Sequence[Run]) -> Judged:
     base = bases_of(session, reader, runs)
     reached = reached_facts(session, reader, runs)
     compared = against.add_comparisons(session, reader, runs, reached)
-    facts = add_wins(session, reader, runs, compared)
+    compared = add_wins(session, reader, runs, compared)
+    facts = add_changes(session, reader, runs, compared)
     results = _gate_results(session, reader, runs, facts, base)
     # What answers no capability suite (a classifier) has no verdict.
     judged = tuple(

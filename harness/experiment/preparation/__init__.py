@@ -14,6 +14,7 @@ from harness.errors import Problem, UserError
 from harness.evaluation import costs, lm_eval
 from harness.evaluation.candidate_rows import read_training_rows
 from harness.evaluation.candidates import resolve_candidates
+from harness.evaluation.changed_facts import read_changes
 from harness.evaluation.contamination.leaks import refuse_or_note
 from harness.evaluation.judges import judged_metrics, judging_models
 from harness.evaluation.session import Measured, Session, join_items
@@ -76,6 +77,7 @@ def prepare_session(
         resolve_candidates(experiment, sources),
         training=training,
         dry_run=scope.dry_run,
+        changed=read_changes(experiment.target, target.items),
     )
     refuse_weights(session, loaded)
     return session

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 
 from harness import plugins
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
+from harness.evaluation.changed_facts import changed_sets
 from harness.evaluation.costs import Work
 from harness.evaluation.rows.row_sets import suite_sets, target_sets, total_work, work_of
 from harness.evaluation.session import Session
@@ -70,4 +71,6 @@ def _making_work(session: Session, candidate: ResolvedCandidate) -> Work:
 def _evaluation_work(session: Session, candidate: ResolvedCandidate) -> Work:
     if not plugins.method(candidate.recipe.method).makes_language_model:
         return Work()
-    return total_work(target_sets(session, candidate.recipe, base_weights(session.source), 0))
+    weights = base_weights(session.source)
+    changed = changed_sets(session, candidate.recipe, weights, 0)
+    return total_work([*target_sets(session, candidate.recipe, weights, 0), *changed])

@@ -13,6 +13,7 @@ from harness.errors import in_a_line
 from harness.evaluation import runner
 from harness.evaluation.candidate_rows import describe_rows
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
+from harness.evaluation.changed_facts import changed_sets, index_figures
 from harness.evaluation.costs import timing
 from harness.evaluation.judges.judging_stage import score_answered
 from harness.evaluation.rows.row_sets import (
@@ -83,6 +84,7 @@ def _train_and_evaluate(session: Session, candidate: ResolvedCandidate, seed: in
     with open_weights(session, weights) as model:
         fill(session, model, lacking, name, control=beside)
         latency = _measure_times(session, model, sets, timing.FEW_REQUESTS)
+    latency |= index_figures(session, candidate.recipe, seed)
     score_answered(session, lacking)
     run = _record(
         session,
@@ -254,9 +256,10 @@ def _stored_identity(session: Session, request: RunRequest) -> RunIdentity | Non
 
 
 def row_sets(session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int) -> list[RowSet]:
-    """List what a run refers to: validation and test of the target, then the suites."""
+    """List what a run refers to: validation and test of the target, its changed items, then the suites."""
     suites = [] if candidate.is_target_only else suite_sets(session, weights)
-    return [*target_sets(session, candidate.recipe, weights, seed), *suites]
+    changed = changed_sets(session, candidate.recipe, weights, seed)
+    return [*target_sets(session, candidate.recipe, weights, seed), *changed, *suites]
 
 
 def failed_run(session: Session, candidate: ResolvedCandidate, seed: int, error: BaseException) -> Run:

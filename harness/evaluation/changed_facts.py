@@ -1,0 +1,129 @@
+"""Facts that change after a release: the items whose right answer is another, and the documents that say so.
+
+Invariant: nothing is trained for them. A candidate answers them as it is, and with the new documents where it
+retrieves; an item whose answer the training rows already hold is refused, for it has not changed.
+"""
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from harness import plugins
+from harness.data import TaskItems, readers, splits, task_version
+from harness.data import examples as items_of
+from harness.data.contamination import fold_text, key
+from harness.data.examples import Notes, Sourced
+from harness.data.readers import Rows
+from harness.errors import Problem, UserError
+from harness.evaluation.rows.row_sets import RowSet, prompting_step, target_sets
+from harness.evaluation.session import Changed, Measured, Session
+from harness.records import Document, Example
+from harness.spec import Recipe, Task
+from harness.training import Weights
+
+OUTDATED = "outdated"  # the field of what was right before
+
+
+def read_changes(task: Task, items: TaskItems) -> Changed | None:
+    """Read the items and documents of a task that changed; None where it names none.
+
+    Raises:
+        UserError: a file cannot be used, or an item has the answer that it had.
+    """
+    if task.data.changes is None:
+        return None
+    documents = _documents(task, items)
+    content = readers.read(task.data.changes.test, "test")
+    kept = items_of.examples(task, content, Notes([], []), documents).examples
+    problems = list(_unchanged(kept, [*items.sourced("train"), *items.sourced("test")]))
+    problems += items_of.unknown_documents([items_of.Kept(kept, [])], documents) if documents else []
+    if problems:
+        raise UserError(readers.cap_problems(problems, content.shown, "items that cannot be used"))
+    n = min((n for n in (task.data.limits.test, task.limit) if n is not None), default=None)
+    drawn = splits.draw(kept, n, random.Random(f"{task.name}/changes"))
+    return Changed(drawn, documents, _outdated(content, kept, [*items.train, *items.validation, *items.test]))
+
+
+def _documents(task: Task, items: TaskItems) -> tuple[Document, ...]:
+    path = task.data.changes.documents if task.data.changes else None
+    return tuple(items_of.documents(readers.read(path, "train"))) if path else items.documents
+
+
+def _unchanged(kept: Sequence[Sourced], known: Sequence[Sourced]) -> "list[Problem]":
+    """Phrase items whose question has the answer that it has in the target's own rows."""
+    answers = {
+        (key(row.example), fold_text(answer)): row for row in known for answer in row.example.references
+    }
+    found = []
+    for row in kept:
+        same = (answers.get((key(row.example), fold_text(answer))) for answer in row.example.references)
+        if of := next(filter(None, same), None):
+            said = f"{row.example.references[0]!r}, which {of.where} answers too"
+            expected, step = (
+                "an item whose right answer is another now",
+                "remove it, or correct its reference",
+            )
+            found.append(Problem(row.where, said, expected, step))
+    return found
+
+
+def _outdated(content: Rows, kept: Sequence[Sourced], known: Sequence[Example]) -> dict[str, tuple[str, ...]]:
+    """Map changed items to what was right before: as their rows say, else as the target's own rows do."""
+    fields = {row.where: row.fields.get(OUTDATED) for row in content.rows}
+    before = {key(example): example.references for example in reversed(known)}
+    found: dict[str, tuple[str, ...]] = {}
+    for row in kept:
+        said = fields[row.where]
+        own = tuple(map(str, said)) if isinstance(said, list) else (str(said),) if said is not None else ()
+        found[row.example.id] = own or before.get(key(row.example), ())
+    return {name: answers for name, answers in found.items() if answers}
+
+
+def retrieves(recipe: Recipe) -> bool:
+    """Tell whether a recipe puts passages of the documents into its prompts."""
+    return any(
+        "documents" in getattr(plugins.load("prompting", name), "NEEDS", ()) for name in recipe.prompting
+    )
+
+
+def before_refresh(session: Session) -> Measured:
+    """Return the changed items as candidates answer them with the documents that there were."""
+    return _measured(session, "changed", session.target.items.documents)
+
+
+def after_refresh(session: Session) -> Measured:
+    """Return the changed items as candidates that retrieve answer them with the new documents."""
+    changed = session.changed
+    return _measured(session, "refreshed", changed.documents if changed else ())
+
+
+def _measured(session: Session, name: str, documents: tuple[Document, ...]) -> Measured:
+    target, changed = session.target, session.changed
+    task = target.task.model_copy(update={"name": f"{target.task.name}-{name}"})
+    items = replace(target.items, test=changed.items if changed else (), documents=documents)
+    versions = {**target.versions, "test": task_version(task, items, "test")}
+    return target._replace(task=task, items=items, versions=versions)
+
+
+def changed_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
+    """List the changed items as a candidate answers them, and with the new documents where it retrieves."""
+    if session.changed is None:
+        return []
+    wanted = [before_refresh(session), *([after_refresh(session)] if _is_refreshed(session, recipe) else [])]
+    return [target_sets(replace(session, target=m), recipe, weights, seed)[1] for m in wanted]
+
+
+def _is_refreshed(session: Session, recipe: Recipe) -> bool:
+    changed = session.changed
+    return bool(changed) and retrieves(recipe) and changed.documents != session.target.items.documents
+
+
+def index_figures(session: Session, recipe: Recipe, seed: int) -> Mapping[str, float]:
+    """Measure how long a candidate's index of the new documents takes to build, in seconds."""
+    if not _is_refreshed(session, recipe):
+        return {}
+    refreshed = replace(session, target=after_refresh(session))
+    start = time.perf_counter()
+    prompting_step(refreshed, recipe, seed)
+    return {"index_s": time.perf_counter() - start}

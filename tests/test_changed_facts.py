@@ -1,0 +1,211 @@
+"""Facts that change: candidates answer them as they are and with the new documents; what a refresh takes is said."""
+
+import json
+import re
+
+import pytest
+import tiny_experiment
+from openai_server import Rule, serving
+
+from harness.config import load
+from harness.errors import UserError
+from harness.experiment import Scope, prepare_session, seconds_planned
+from harness.experiment.preparation.planned_work import estimate_work
+from harness.progress import Silent
+from harness.report import experiment_document, markdown, read, to_json
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+NAMES = (
+    "amber",
+    "basil",
+    "cedar",
+    "delta",
+    "ember",
+    "fable",
+    "grove",
+    "hazel",
+    "ivory",
+    "jolly",
+    "kiosk",
+    "lilac",
+)
+OLD = {name: str(11 + i) for i, name in enumerate(NAMES)}
+NEW = {**OLD, **{name: str(61 + i) for i, name in enumerate(NAMES[4:])}}
+CHANGES = "changes: {test: changed.jsonl, documents: new.jsonl}, "
+CANDIDATES = """\
+  prompt: {{method: base}}
+  memory: {{method: endpoint, params: {endpoint}}}
+  reader: {{method: endpoint, params: {endpoint}, prompting: {{rag: {{top_k: 1}}}}}}
+  lora: {{method: lora, params: {{r: 2, max_steps: 1, max_length: 250}}}}
+"""
+
+
+def items(answers, names):
+    return [{"id": name, "prompt": f"Which number has {name}?", "reference": answers[name]} for name in names]
+
+
+def documents(answers):
+    return [{"id": name, "text": f"The number of {name} is {answers[name]}."} for name in NAMES]
+
+
+def answer(messages):
+    """Read the number from the passages where there are some, else say what was true before."""
+    said = messages[-1]["content"]
+    name = re.search(r"has (\w+)\?", said)[1]
+    found = re.search(rf"number of {name} is (\d+)", said)
+    return found[1] if found else OLD[name]
+
+
+def write(folder, tiny, url, *, changes=CHANGES, changed=None, extra=""):
+    endpoint = f"{{base_url: '{url}', model: tiny, protocol: chat}}"
+    path = tiny_experiment.write(folder, tiny, CANDIDATES.format(endpoint=endpoint), extra=extra)
+    data = f"{{{changes}train: train.jsonl, validation: validation.jsonl, test: test.jsonl, documents: old.jsonl}}"
+    target = f"name: numbers\ntasks:\n  - name: numbers\n    data: {data}\n    metrics: [exact_match]\n    max_new_tokens: 4\n"
+    (folder / "suites" / "letters.yaml").write_text(target)
+    rows = {
+        "train": items(OLD, NAMES[:4]),
+        "validation": items(OLD, NAMES[4:6]),
+        "test": items(OLD, NAMES[6:]),
+        "old": documents(OLD),
+        "new": documents(NEW),
+        "changed": items(NEW, NAMES[6:]) if changed is None else changed,
+    }
+    for name, of in rows.items():
+        tiny_experiment.rows(folder / "suites" / f"{name}.jsonl", of)
+    return path
+
+
+@pytest.fixture(scope="module")
+def compared(tiny, own_cache, tmp_path_factory):
+    """Compare without changes, then with them, then again; count what the endpoint was asked."""
+    folder = tmp_path_factory.mktemp("changes")
+    with serving(Rule(answer)) as server:
+        asked = []
+        for changes in ("", CHANGES, CHANGES):
+            path = write(
+                folder, tiny, server.url, changes=changes, extra="decide: {needs: [changing_facts]}\n"
+            )
+            report = tiny_experiment.run(path, "suites=[]")
+            runs = tiny_experiment.runs_of(path)
+            asked.append((len(server.asked), report, runs))
+    return path, asked
+
+
+def changes_of(compared):
+    return {f.name: f.changes for f in compared[1][1][1].facts}
+
+
+def test_who_retrieves_answers_changed_items_with_the_old_documents_and_with_the_new(compared):
+    found = changes_of(compared)["reader"]
+    assert (found.n, found.before.score, found.after.score) == (6, 0.0, 1.0)
+    assert (found.change.delta, found.change.n) == (1.0, 6)
+    assert (found.n_known, found.outdated_before, found.outdated_after) == (6, 6, 0)
+    assert found.index_s > 0
+    assert found.index_cost_usd > 0
+
+
+def test_who_retrieves_nothing_answers_as_it_is_and_still_says_what_was_right_before(compared):
+    found = changes_of(compared)["memory"]
+    assert (found.before.score, found.after, found.change, found.index_s) == (0.0, None, None, None)
+    assert (found.outdated, found.n_known) == (6, 6)
+
+
+def test_every_candidate_is_compared_with_the_best_untrained_on_the_changed_items(compared):
+    found = changes_of(compared)
+    best = next(name for name, of in found.items() if of.vs_untrained is None)
+    assert best == "prompt"
+    assert found["reader"].vs_untrained.delta == 1.0
+
+
+def test_retraining_takes_what_the_stored_training_took(compared):
+    (lora,) = [f for f in compared[1][1][1].facts if f.name == "lora"]
+    assert lora.changes.after is None
+    row = next(
+        r
+        for r in markdown(experiment_document(compared[1][1][1])).splitlines()
+        if r.startswith("| lora | ") and "USD" in r
+    )
+    assert lora.training.total_s > 0
+    assert re.search(r"\| – \| [\d.]+ m?s, <?[\d.]+ USD \|$", row)
+
+
+def test_answers_to_the_other_items_are_not_asked_again_and_a_second_call_asks_nothing(compared):
+    (before, _, plain), (after, _, with_changes), (again, _, _) = compared[1]
+    assert again == after
+    for name in ("prompt", "memory", "reader", "lora"):
+        assert plain[name].rows.items() <= with_changes[name].rows.items()
+        assert plain[name].weights_digest == with_changes[name].weights_digest
+    timed = 12  # single requests and a batch, which are timed anew
+    assert 18 <= after - before <= 18 + 4 * timed
+
+
+def test_the_report_and_its_json_hold_the_table_and_the_decision_says_what_was_measured(compared, tmp_path):
+    report = compared[1][1][1]
+    text = markdown(experiment_document(report))
+    assert "Facts that change" in text
+    assert re.search(r"\| reader \| 100.*\| 0\.0 .*\| 100.*\| \+100", text)
+    (said,) = [line for line in text.splitlines() if "Measured (changing facts)" in line]
+    assert "on 6 changed items" in said
+    assert "memory 0.0" in said
+    assert "the outdated answer to 6 of 6" in said
+    assert "reader 0.0" in said
+    (tmp_path / "numbers.json").write_text(json.dumps(to_json(report)))
+    assert {f.name: f.changes for f in read(tmp_path / "numbers.json").facts} == changes_of(compared)
+
+
+def session_of(path, **scope):
+    return prepare_session(load(path, ["suites=[]"]), Scope(**scope), Silent())
+
+
+def test_what_changed_items_take_is_planned(tiny, tmp_path):
+    read_tokens = []
+    for changes in ("", CHANGES):
+        session = session_of(write(tmp_path, tiny, "http://127.0.0.1:9/v1", changes=changes))
+        work = estimate_work(session, ["reader"])["reader"]
+        read_tokens.append(work.generated)
+        assert seconds_planned(session, {"reader": work}) == {}
+    assert read_tokens == [4 * (2 + 6), 4 * (2 + 6 + 6 + 6)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "changes", "said"),
+    [
+        (items(OLD, NAMES[6:8]), CHANGES, "changed.jsonl:1: found '17', which"),
+        (items(OLD, NAMES[:1]), CHANGES, "an item whose right answer is another now"),
+        ([{"id": "x", "prompt": "Which?"}], CHANGES, "reference"),
+        (None, "changes: {documents: new.jsonl}, ", "test"),
+        (None, "changes: {test: absent.jsonl}, ", "absent.jsonl"),
+        (None, "changes: {test: changed.jsonl, documents: absent.jsonl}, ", "absent.jsonl"),
+    ],
+)
+def test_changes_that_cannot_be_used_are_refused(tiny, tmp_path, changed, changes, said):
+    with pytest.raises(UserError) as error:
+        session_of(write(tmp_path, tiny, "http://127.0.0.1:9/v1", changed=changed, changes=changes))
+    assert said in str(error.value)
+
+
+def test_new_documents_without_old_ones_and_changes_of_a_suite_are_refused(tiny, tmp_path):
+    path = write(tmp_path, tiny, "http://127.0.0.1:9/v1")
+    target, general = tmp_path / "suites" / "letters.yaml", tmp_path / "suites" / "general.yaml"
+    target.write_text(target.read_text().replace(", documents: old.jsonl}", "}"))
+    general.write_text(
+        general.read_text().replace(
+            "test: general/facts.jsonl", "test: general/facts.jsonl, changes: {test: changed.jsonl}"
+        )
+    )
+    with pytest.raises(UserError) as error:
+        load(path)
+    assert "new documents, and none before" in str(error.value)
+    assert "changes of the task facts of a suite" in str(error.value)
+
+
+def test_what_was_right_before_stands_in_a_row_or_in_the_row_that_asks_the_same(tiny, tmp_path):
+    changed = [
+        *items(NEW, NAMES[6:7]),
+        {"id": "own", "prompt": "Which number has nobody?", "reference": "5", "outdated": ["4", "3"]},
+        {"id": "unknown", "prompt": "Which number has somebody?", "reference": "5"},
+    ]
+    session = session_of(write(tmp_path, tiny, "http://127.0.0.1:9/v1", changed=changed))
+    assert session.changed.outdated == {"grove": ("17",), "own": ("4", "3")}
+    assert len(session.changed.items) == 3
