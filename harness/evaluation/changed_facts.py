@@ -115,8 +115,9 @@ def changed_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) 
 
 
 def _is_refreshed(session: Session, recipe: Recipe) -> bool:
-    changed = session.changed
-    return bool(changed) and retrieves(recipe) and changed.documents != session.target.items.documents
+    if session.changed is None or not retrieves(recipe):
+        return False
+    return session.changed.documents != session.target.items.documents
 
 
 def index_figures(session: Session, recipe: Recipe, seed: int) -> Mapping[str, float]:
