@@ -318,7 +318,8 @@ def test_a_part_of_an_experiment_in_the_docs_loads(own, block):
     for name in ("from-axolotl", "merged", "last-years-model"):
         (own / name).mkdir()
     (own / "from-axolotl" / "adapter_config.json").write_text("{}")
-    for name in ("general", "pairs", "curated", "forum"):
+    rows = ("general", "pairs", "curated", "forum", "train", "test", "documents", "changed", "new_documents")
+    for name in rows:
         row = {"prompt": "Greet", "reference": "Ahoy", "chosen": "Ahoy", "rejected": "Hm"}
         (own / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     experiment = YAML(typ="safe").load(own / "harness.yaml")
