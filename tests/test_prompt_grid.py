@@ -68,3 +68,16 @@ def test_validation_chooses_among_the_prompts(tiny, tmp_path):
     names = {"prompt[template=1-prompt]", "prompt[template=2-prompt-please]"}
     assert {row.candidate for row in table.factors} == names
     assert table.chosen in names
+
+
+def test_lists_in_decoding_make_a_candidate_each_and_a_value_that_cannot_be_is_refused(tiny, tmp_path):
+    grid = "  drawn: {decoding: {temperature: [0.3, 1.0], top_p: [0.9, 1.0], samples: 4}}\n"
+    found = load(tiny, tmp_path, grid)
+    assert list(found) == [f"drawn[temperature={t},top_p={p}]" for t in (0.3, 1.0) for p in (0.9, 1.0)]
+    last = found["drawn[temperature=1.0,top_p=0.9]"].decoding
+    assert (last.temperature, last.top_p, last.samples) == (1.0, 0.9, 4)
+    with pytest.raises(UserError, match="4 samples at temperature 0"):
+        load(tiny, tmp_path, grid.replace("0.3", "0"))
+    schema = config.json_schema()["$defs"]["Decoding"]["properties"]["temperature"]
+    for value in (0.7, [0.3, 0.7]):
+        jsonschema.validate(value, schema)

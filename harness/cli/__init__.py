@@ -24,7 +24,7 @@ from harness.cli import (  # in the order in which help lists the commands
     runs,
     sql,
 )
-from harness.cli.rows import data_augment, distill, pairs
+from harness.cli.rows import data_augment, distill, pairs, propose_prompts
 
 # isort: on
 from harness.cli.app import app, say, write_utf8
@@ -46,6 +46,7 @@ __all__ = [
     "main",
     "nightly",
     "pairs",
+    "propose_prompts",
     "rate",
     "rescue",
     "runs",

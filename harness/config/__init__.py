@@ -151,8 +151,9 @@ def json_schema() -> dict[str, Any]:
     for name in PLUGINS:
         keys[name]["anyOf"] = [{"type": "string"}, {"type": "object", "additionalProperties": params}]
         keys[name].pop("type"), keys[name].pop("additionalProperties")
-    for name in grids.KEYS:
-        keys[name] = {"anyOf": [keys[name], {"type": "array", "items": keys[name]}]}
+    drawn = definitions["Decoding"]["properties"]
+    for around, names in ((keys, grids.KEYS), (drawn, tuple(drawn))):
+        around |= {n: {"anyOf": [around[n], {"type": "array", "items": around[n]}]} for n in names}
     keys["train"] = {"anyOf": [_PATH, keys["train"]]}
     shares = {"type": "object", "additionalProperties": {"type": "number"}, "minProperties": 2}
     keys["mix"] = {"anyOf": [*keys["mix"]["anyOf"], shares]}

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from harness import plugins
 from harness.config.problems import Keys, Tree, mapping
 from harness.errors import Problem
-from harness.spec import BASE, PLUGINS
+from harness.spec import BASE, PLUGINS, Decoding
 
 KEYS = ("system", "template", "answer", "corrupt")  # of a recipe, whose lists are grids too
 _WORD = re.compile(r"[a-z0-9]+")
@@ -51,6 +51,9 @@ def _grids(recipe: Any) -> Iterator[tuple[Keys, list[Any]]]:
         return
     yield from _grids_of("methods", recipe.get("method", BASE), recipe.get("params"), ("params",))
     yield from (((key,), recipe[key]) for key in KEYS if isinstance(recipe.get(key), list))
+    for key, value in mapping(recipe.get("decoding")).items():
+        if key in Decoding.model_fields and isinstance(value, list):
+            yield ("decoding", key), value
     for key, kind in PLUGINS.items():
         for name, params in mapping(recipe.get(key)).items():
             yield from _grids_of(kind, name, params, (key, name))

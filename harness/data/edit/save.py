@@ -86,9 +86,18 @@ def refuse_output(out: Path, inputs: Sequence[str], *, folder: bool = False) -> 
         expected = f"a name that ends with {', '.join(KINDS)} (all but the last also .gz)"
         raise UserError(Problem(f"--out {shown}", f"a file of the kind {out.suffix!r}", expected))
     for there in (out, out.with_name(out.name + MANIFEST)):
-        if os.path.lexists(there):
-            found, step = "a file that is there already", "name another file, or remove that one"
-            raise UserError(Problem(f"--out {readers.display_path(str(there))}", found, "a new file", step))
+        refuse_existing(there)
+
+
+def refuse_existing(there: Path) -> None:
+    """Refuse to write over a file.
+
+    Raises:
+        UserError: it is there.
+    """
+    if os.path.lexists(there):
+        found, step = "a file that is there already", "name another file, or remove that one"
+        raise UserError(Problem(f"--out {readers.display_path(str(there))}", found, "a new file", step))
 
 
 def save(edit: Edit, outcomes: Iterable[Outcome], out: Path, *, dry_run: bool = False) -> Saved:

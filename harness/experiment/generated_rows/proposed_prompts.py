@@ -1,0 +1,132 @@
+"""System texts that a model proposes for the task, to be tried as a grid of prompts on validation.
+
+Invariant: the model is shown training rows and what the task says of itself, never a validation or test row;
+a text that repeats another, letter case and spaces aside, is left out.
+Source: prompts written by a model from a few examples, Zhou et al. 2023, https://arxiv.org/abs/2211.01910.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from harness import __version__
+from harness.data.contamination import fold_text
+from harness.data.edit.save import digest_of
+from harness.data.readers import display_path
+from harness.errors import Problem, UserError
+from harness.evaluation.rows.sampled_answers import seed_of
+from harness.evaluation.session import Session
+from harness.experiment.generated_rows.source_checks import refuse_without_text
+from harness.experiment.generated_rows.teacher_answers import (
+    Prompt,
+    Spent,
+    ask_teacher,
+    make_teacher,
+    spent_on,
+)
+from harness.experiment.weights.candidate_weights import ensure_weights
+from harness.records import Example, Limits
+
+_ASK = """\
+Write a system text for a language model that has to do this task.
+
+{task}
+{examples}
+The text says what to do, which form the answer has, and what to watch out for. Begin it with: {start}
+Reply with the system text alone."""
+# So that greedy texts differ too.
+_STARTS = (
+    "You are",
+    "Read",
+    "Your task is",
+    "Answer",
+    "Think about",
+    "Given",
+)
+
+
+class Proposal(NamedTuple):
+    """Question to a proposer: how many texts, from how many training rows, how long, and what it may cost."""
+
+    n: int = 6
+    n_examples: int = 4
+    max_new_tokens: int = 200
+    temperature: float = 0.7
+    max_cost: float | None = None
+    seed: int = 0
+
+
+class ProposedPrompts(NamedTuple):
+    """System texts, each once, with what they depend on and what they took."""
+
+    texts: tuple[str, ...]
+    provenance: dict[str, Any]
+    spent: Spent
+
+
+def propose_prompts(session: Session, name: str, asked: Proposal) -> ProposedPrompts:
+    """Let a candidate propose system texts for the target.
+
+    Raises:
+        UserError: it generates no text, there are no training rows, or it proposes nothing that can be used.
+        CandidateFailed: it cannot be asked, or has cost what is allowed.
+    """
+    candidate = session.candidates[name]
+    refuse_without_text(session, candidate)
+    task, rows = session.target.task, session.target.items.train
+    if not rows:
+        found, step = "no training rows", "train: among its data; no other rows are shown to a proposer"
+        raise UserError(Problem(f"task {task.name}", found, "rows that show what is asked", step))
+    shown = random.Random(f"{asked.seed}/proposals").sample(rows, min(asked.n_examples, len(rows)))
+    weights = ensure_weights(session, candidate, session.experiment.seeds[0])
+    limits = Limits(asked.max_new_tokens, (), asked.temperature)
+    teacher = make_teacher(session, candidate, weights, limits)
+    prompts = [_prompt(session, shown, asked, k) for k in range(asked.n)]
+    known, failed = ask_teacher(session, teacher, weights, prompts, asked.max_cost)
+    answers = [known[p.key] for p in prompts if p.key in known]
+    whole = [a.text.strip() for a in answers if a.finish_reason != "length" and a.text.strip()]
+    first: dict[str, str] = {}
+    for text in whole:
+        first.setdefault(fold_text(text), text)
+    if not first:
+        reasons = ", ".join(dict.fromkeys(failed.values())) or "texts that are empty or cut at max_new_tokens"
+        step = "a larger --max-new-tokens, or another model"
+        raise UserError(Problem("harness data propose-prompts", reasons, "a text to try", step))
+    spent = spent_on(session, teacher, answers)
+    file = task.data.source("train") or ""
+    provenance = {
+        "harness": __version__,
+        "proposer": name,
+        "weights": weights.digest,
+        "task": task.name,
+        "examples": [example.id for example in shown],
+        "rows": {"file": display_path(file), "sha256": digest_of(file)} if file else {},
+        **asked._asdict(),
+        "spent": spent._asdict(),
+    }
+    return ProposedPrompts(tuple(first.values()), provenance, spent)
+
+
+def recipe_text(made: ProposedPrompts) -> str:
+    """Write a candidate with the texts as a grid of harness.yaml; a comment says who proposed them."""
+    said = [f"# {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in made.provenance.items()]
+    texts = [f"      - {json.dumps(text, ensure_ascii=False)}" for text in made.texts]
+    return "\n".join([*said, "candidates:", "  proposed:", "    system:", "      - null", *texts, ""])
+
+
+def _prompt(session: Session, shown: Sequence[Example], asked: Proposal, k: int) -> Prompt:
+    """Ask for one text; each begins in another way, and is drawn by a seed of its own."""
+    task = session.target.task
+    about = [task.description, f"Its labels: {', '.join(task.labels)}." if task.labels else ""]
+    about += [f"Its present system text: {task.system}" if task.system else ""]
+    examples = [
+        f"Example {i}:\n{e.prompt}\nRight answer: {e.references[0]}\n" for i, e in enumerate(shown, 1)
+    ]
+    content = _ASK.format(
+        task="\n".join(filter(None, about)) or f"The task is called {task.name}.",
+        examples="\n".join(examples),
+        start=_STARTS[k % len(_STARTS)],
+    )
+    seed = seed_of(asked.seed, "proposal", k) if asked.temperature else None
+    return Prompt(Example(f"proposal-{k}", ({"role": "user", "content": content},)), seed)
