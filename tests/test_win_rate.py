@@ -21,7 +21,7 @@ from harness.stats import win_rate
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 ITEMS = [f"item-{i:03}" for i in range(200)]
-PAIRS = Pairs({item: item for item in ITEMS}, 0)
+PAIRS = Pairs({item: item for item in ITEMS}, {})
 GOAL = GatePolicy(target=TargetPolicy(win_rate=0.55, by="judge:./better.yaml"))
 
 
@@ -34,11 +34,48 @@ def test_people_alone_give_wilsons_interval_and_equal_answers_are_ties():
     found = wins_by_people("prompt", PAIRS, votes)
     own = win_rate(60, 20)
     assert found.rate[:4] == pytest.approx((own.rate, own.low, own.high, 200))
-    half_equal = wins_by_people("prompt", Pairs(PAIRS.clusters, 200), votes)
+    half_equal = wins_by_people(
+        "prompt", Pairs(PAIRS.clusters, {f"same-{i}": f"same-{i}" for i in range(200)}), votes
+    )
     assert half_equal.rate.score == pytest.approx(0.5 + (own.rate - 0.5) / 2)
-    assert half_equal.rate.low == pytest.approx(0.5 + (own.low - 0.5) / 2)
+    assert half_equal.rate.low < 0.5 + (own.low - 0.5) / 2  # which answers are equal is chance too
     assert wins_by_people("prompt", PAIRS, {}).rate is None
-    assert wins_by_people("prompt", Pairs({}, 9), {}).rate[:3] == (0.5, 0.5, 0.5)
+    assert wins_by_people("prompt", Pairs({}, PAIRS.clusters), {}).rate[:3] == (0.5, 0.5, 0.5)
+
+
+def drawn_pairs(rng, n, n_clusters, differ, win):
+    """Draw pairs and votes; the items of a cluster differ, and are won, together."""
+    n_of = n // n_clusters
+    pairs, votes = Pairs({}, {}), {}
+    for c in range(n_clusters):
+        differs, won = rng.random() < differ, float(rng.random() < win)
+        for i in range(n_of):
+            (pairs.clusters if differs else pairs.equal)[f"{c}-{i}"] = str(c)
+            votes |= {f"{c}-{i}": won} if differs else {}
+    return pairs, votes
+
+
+@pytest.mark.parametrize(
+    ("n", "n_clusters", "differ", "win"), [(500, 500, 0.3, 0.95), (200, 200, 1.0, 0.55), (400, 40, 1.0, 0.55)]
+)
+def test_the_interval_of_a_win_rate_holds_the_truth_as_often_as_it_says(n, n_clusters, differ, win):
+    rng = np.random.default_rng(3)
+    truth = 0.5 + differ * (win - 0.5)
+    held = {"people": 0, "judge": 0}
+    for _ in range(200):
+        pairs, votes = drawn_pairs(rng, n, n_clusters, differ, win)
+        for name, wins in (
+            ("people", wins_by_people("prompt", pairs, votes)),
+            ("judge", wins_by_judge("prompt", "judge:better", pairs, votes, votes)),
+        ):
+            held[name] += wins.rate.low <= truth <= wins.rate.high
+    assert min(held.values()) >= 200 * 0.95 - 3 * (200 * 0.95 * 0.05) ** 0.5, held
+
+
+def test_an_item_goes_to_the_side_that_most_of_its_raters_prefer():
+    votes = dict.fromkeys(ITEMS, 2 / 3)
+    assert wins_by_people("prompt", PAIRS, votes).rate.score == 1.0
+    assert wins_by_judge("prompt", "judge:better", PAIRS, dict.fromkeys(ITEMS, 1.0), votes).rate.score == 1.0
 
 
 def test_a_judge_that_always_prefers_the_new_answer_is_corrected_by_people():

@@ -2,20 +2,23 @@
 
 Invariant: a tie is half a win, and equal answers are one that nobody has to see. A judge's preferences are
 corrected by people's of a random part of the same pairs, as its grades are by labels; without enough of them
-the figure is the judge's own, and says how many are missing.
-Source: `judge_correction`; Wilson 1927 for people alone.
+the figure is the judge's own, and says how many are missing. Which items have equal answers is part of the
+sample, so the interval holds its chance as well.
+Source: `judge_correction`; Wilson 1927 for people alone, of items that come by themselves.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness import stats
 from harness.comparison.estimators import Estimate
 from harness.comparison.judge_correction import Graded, correct_score
 from harness.comparison.labelled_answers import ENOUGH_LABELS
 from harness.spec import PEOPLE
+from harness.stats import Array
 
 _TIE = 0.5
 
@@ -38,28 +41,25 @@ class Wins(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Pairs of answers to the same items: those that differ with their clusters, and how many are equal."""
+    """Pairs of answers to the same items, by item its cluster: those that differ, and those that are equal."""
 
     clusters: Mapping[str, str]
-    n_equal: int
+    equal: Mapping[str, str]
 
 
 def wins_by_people(over: str, pairs: Pairs, votes: Mapping[str, float]) -> Wins:
     """Estimate the win rate from people's votes, by item the share who prefer the new answer.
 
-    The items rated are a random part of those that differ, as the Rate page asks about them.
+    An item goes to the side that most of them prefer. The items rated are a random part of those that
+    differ, as the Rate page asks about them.
     """
-    rated = {item: share for item, share in votes.items() if item in pairs.clusters}
-    if not rated and pairs.clusters:
+    items = sorted(pairs.clusters)
+    labels = _labels(items, votes)
+    n_rated = int((~np.isnan(labels)).sum())
+    if items and not n_rated:
         return Wins(over, PEOPLE, None, 0)
-    shares = list(rated.values())
-    found = (
-        stats.win_rate(sum(s > _TIE for s in shares), sum(s < _TIE for s in shares), shares.count(_TIE))
-        if shares
-        else stats.WinRate(_TIE, _TIE, _TIE, 0, 0, 0, 1.0)
-    )
-    rate = _over_all(pairs, found.rate, found.low, found.high)
-    return Wins(over, PEOPLE, rate, len(rated))
+    ends = _people_rate(labels, _codes(pairs.clusters, items)) if items else (_TIE, _TIE, _TIE)
+    return Wins(over, PEOPLE, _over_all(pairs, *ends), n_rated)
 
 
 def wins_by_judge(
@@ -77,17 +77,55 @@ def wins_by_judge(
     if not items:
         return Wins(over, judge, _over_all(pairs, _TIE, _TIE, _TIE), 0, _TIE)
     grades = np.array([won[item] for item in items], float)
-    clusters = np.unique([pairs.clusters[item] for item in items], return_inverse=True)[1]
-    labels = grades if missing else np.array([votes.get(item, np.nan) for item in items], float)
-    found = correct_score(Graded(grades, labels, clusters))
+    labels = grades if missing else _labels(items, votes)
+    found = correct_score(Graded(grades, labels, _codes(pairs.clusters, items)))
     ends = (found.score, found.low, found.high) if found else (float(np.nanmean(labels)), 0.0, 1.0)
     own = _over_all(pairs, float(grades.mean()), 0.0, 1.0).score
     return Wins(over, judge, _over_all(pairs, *ends), n_rated, own, missing, not missing)
 
 
+def _labels(items: Sequence[str], votes: Mapping[str, float]) -> Array:
+    """Return 1, ½ or 0 by the majority of an item's votes, NaN where there is none, (n,)."""
+    shares = np.array([votes.get(item, np.nan) for item in items], float)
+    return np.where(np.isnan(shares), np.nan, (1 + np.sign(shares - _TIE)) / 2)
+
+
+def _codes(clusters: Mapping[str, str], items: Sequence[str]) -> NDArray[np.intp]:
+    return np.unique([clusters[item] for item in items], return_inverse=True)[1]
+
+
+def _people_rate(labels: Array, clusters: NDArray[np.intp]) -> tuple[float, float, float]:
+    """Return the rate of labels with its interval: Wilson's of items by themselves, else by clusters on t."""
+    known = labels[~np.isnan(labels)]
+    if len(np.unique(clusters)) == len(clusters):
+        found = stats.win_rate(int((known == 1).sum()), int((known == 0).sum()), int((known == _TIE).sum()))
+        return found.rate, found.low, found.high
+    corrected = correct_score(Graded(np.zeros_like(labels), labels, clusters), power=0.0)
+    if corrected is None:
+        return float(known.mean()), 0.0, 1.0
+    return corrected.score, corrected.low, corrected.high
+
+
 def _over_all(pairs: Pairs, rate: float, low: float, high: float) -> Estimate:
-    """Return an estimate over the pairs that differ as one over all of them, the equal ones being ties."""
-    n = len(pairs.clusters) + pairs.n_equal
-    share = len(pairs.clusters) / n if n else 0.0
-    ties = (1 - share) * _TIE
-    return Estimate(share * rate + ties, share * low + ties, share * high + ties, n)
+    """Return an estimate over the pairs that differ as one over all of them, the equal ones being ties.
+
+    The two chances, which pairs differ and who wins those, are joined in quadrature.
+    """
+    every = {**dict.fromkeys(pairs.clusters, 1.0), **dict.fromkeys(pairs.equal, 0.0)}
+    if not every:
+        return Estimate(_TIE, 0.0, 1.0, 0)
+    differs = np.array(list(every.values()))
+    share = float(differs.mean())
+    at = _TIE + share * (rate - _TIE)
+    of_share = 0.0
+    if 0 < share < 1:
+        mean = stats.clustered_mean(differs, _codes({**pairs.clusters, **pairs.equal}, list(every)))
+        if mean.se is None:
+            return Estimate(at, 0.0, 1.0, len(every))
+        around = stats.t_interval(mean)
+        of_share = abs(rate - _TIE) * (around.high - around.low) / 2
+    ends = (
+        at - stats.quadrature([share * (rate - low), of_share]),
+        at + stats.quadrature([share * (high - rate), of_share]),
+    )
+    return Estimate(at, max(ends[0], 0.0), min(ends[1], 1.0), len(every))

@@ -95,12 +95,14 @@ def wins_of(at: Store, policy: GatePolicy, task: str, runs: tuple[Run, Run], row
 
 
 def _answer_pairs(base: Rows, new: Rows) -> Pairs:
-    """Find the items whose two answers differ; one that failed in both arms is a tie."""
+    """Part the items by whether their two answers differ; one that failed in both arms is a tie."""
     both = list(both_rows(base, new))
-    differing = {
-        now.example_id: now.cluster or now.example_id for old, now in both if answers_differ(old, now)
-    }
-    return Pairs(differing, len(both) - len(differing))
+    clusters = {now.example_id: now.cluster or now.example_id for _, now in both}
+    differing = {now.example_id for old, now in both if answers_differ(old, now)}
+    return Pairs(
+        {item: cluster for item, cluster in clusters.items() if item in differing},
+        {item: cluster for item, cluster in clusters.items() if item not in differing},
+    )
 
 
 def _pairs(runs: Sequence[Run], facts: Sequence[CandidateFacts]) -> Iterator[tuple[CandidateFacts, Run, Run]]:
