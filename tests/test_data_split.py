@@ -194,3 +194,34 @@ def test_parts_that_are_far_from_their_shares_are_said(data):
     jsonl(Path("r.jsonl"), rows)
     code, _, err = data("split", "r.jsonl", "--group", "g", "--out", "parts")
     assert (code, "train has 33 % of the rows, not 64 %" in err) == (0, True)
+
+
+def test_folds_have_every_row_once_by_class_and_group_and_say_so(data):
+    rows = [{"text": f"{i * i} q{i}w v{i}u", "label": f"l{i % 2}", "who": f"w{i // 4}"} for i in range(60)]
+    jsonl(Path("r.jsonl"), rows)
+    for out in ("a", "b"):
+        done(data, "split", "r.jsonl", "--folds", "5", "--stratify", "label", "--group", "who", "--out", out)
+    parts = [read(f"a/fold-{i}.jsonl") for i in range(1, 6)]
+    assert sorted(row["text"] for part in parts for row in part) == sorted(row["text"] for row in rows)
+    assert [sum(row["label"] == "l0" for row in part) for part in parts] == [6] * 5
+    assert len({row["who"] for row in rows}) == sum(len({row["who"] for row in part}) for part in parts)
+    assert manifest("a/split")["parameters"]["folds"] == 5
+    assert {p.name: p.read_bytes() for p in Path("a").iterdir()} == {
+        p.name: p.read_bytes() for p in Path("b").iterdir()
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--folds", "1"), "2 folds or more"),
+        (("--folds", "5", "--shares", "0.5,0.2,0.3"), "--shares 0.500,0.200,0.300 as well"),
+        (("--folds", "5", "--time", "day"), "--time day as well"),
+        (("--folds", "50"), "at least 50"),
+        (("--folds", "5", "--stratify", "label"), "of the class 'rare', none of them in fold-"),
+    ],
+)
+def test_folds_that_cannot_be_are_refused(data, words, said):
+    rows = [{"text": f"{i * i} q{i}w v{i}u", "label": "rare" if i == 3 else "often"} for i in range(20)]
+    jsonl(Path("r.jsonl"), rows)
+    assert said in refused(data, "split", "r.jsonl", "--out", "parts", *words)

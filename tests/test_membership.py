@@ -1,6 +1,7 @@
 """The membership signal: what is learned shows it, what is not does not, and both with an interval."""
 
 import json
+import math
 import random
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.evaluation.contamination.membership import disorder, membership_gap, min_k
-from harness.models.hf import ModelHost
+from harness.models.hf import ModelHost, TokenScores, standardize
 from harness.models.hub import resolve
 from harness.records import Example
 
@@ -47,26 +48,53 @@ def taught(tiny, own_cache):
 
 
 def test_texts_known_by_heart_show_the_signal_and_others_of_their_kind_do_not(taught):
-    known = membership_gap("known", items(texts(12, 1)), taught.token_logprobs)
-    other = membership_gap("other", items(texts(12, 2)), taught.token_logprobs)
+    known = membership_gap("known", items(texts(12, 1)), taught.score_tokens)
+    other = membership_gap("other", items(texts(12, 2)), taught.score_tokens)
     assert known.n == other.n == 12
-    assert known.low > 1.0
-    assert known.low > other.high
-    assert other.low < 0.5
+    assert known.min_k.low > 1.0
+    for of_known, of_other in zip(known[2:], other[2:], strict=True):
+        assert of_known.low > of_other.high
+        assert of_other.low < 0.5
 
 
 def test_logprobs_of_tokens_add_up_to_the_likelihood(taught):
     [text] = texts(1, 3)
     encoded = taught.encode((), text, chat_template=False)
     [likelihood] = taught.loglikelihood([(encoded.context, encoded.continuation)])
-    [logprobs] = taught.token_logprobs([text])
-    assert len(logprobs) == len(encoded.continuation)
-    assert sum(logprobs) == pytest.approx(likelihood.logprob)
+    [scores] = taught.score_tokens([text])
+    assert len(scores.logprobs) == len(scores.standardized) == len(encoded.continuation)
+    assert sum(scores.logprobs) == pytest.approx(likelihood.logprob, abs=1e-3)
+
+
+def test_standardized_scores_are_those_of_the_definition(taught):
+    import torch
+
+    [text] = texts(1, 7)
+    encoded = taught.encode((), text, chat_template=False)
+    expected, ids = [], list(encoded.context)
+    for token in encoded.continuation:
+        with torch.inference_mode():
+            logits = taught.model(input_ids=torch.tensor([ids])).logits[0, -1].double()
+        p = [math.exp(x) for x in logits]
+        log_p = [math.log(one / sum(p)) for one in p]
+        mean = sum(math.exp(x) * x for x in log_p)
+        sd = math.sqrt(sum(math.exp(x) * (x - mean) ** 2 for x in log_p))
+        expected.append((log_p[token] - mean) / sd)
+        ids.append(token)
+    [scores] = taught.score_tokens([text])
+    assert scores.standardized == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_token_of_which_the_model_is_sure_counts_for_nothing():
+    import torch
+
+    sure = torch.tensor([[0.0, -math.inf, -math.inf], [math.log(0.5), math.log(0.5), -math.inf]])
+    assert standardize(sure, torch.tensor([0, 1]))[1] == [0.0, 0.0]
 
 
 def test_a_text_longer_than_the_context_is_read_as_far_as_it_goes(taught):
-    [logprobs] = taught.token_logprobs([" ".join(WORDS * 40)])
-    assert len(logprobs) == taught.max_context - 1
+    [scores] = taught.score_tokens([" ".join(WORDS * 40)])
+    assert len(scores.logprobs) == taught.max_context - 1
 
 
 def test_min_k_is_the_mean_of_the_least_likely_fifth():
@@ -85,15 +113,18 @@ def test_disorder_keeps_the_words_and_changes_their_order():
 
 def test_a_scorer_that_knows_only_the_items_gives_the_gap_that_it_was_made_with():
     known = set(texts(20, 5))
-    found = membership_gap(
-        "t", items(sorted(known)), lambda asked: [[-1.0 - (t not in known)] for t in asked]
-    )
-    assert (found.gap, found.low, found.high) == pytest.approx((1.0, 1.0, 1.0))
+
+    def score(asked):
+        return [TokenScores([-1.0 - (t not in known)], [-2.0 * (t not in known)]) for t in asked]
+
+    found = membership_gap("t", items(sorted(known)), score)
+    assert found.min_k == pytest.approx((1.0, 1.0, 1.0))
+    assert found.min_k_plus_plus == pytest.approx((2.0, 2.0, 2.0))
 
 
 def test_of_few_items_nothing_is_said():
-    found = membership_gap("t", items([*texts(9, 6), "too short"]), lambda asked: [[-1.0] for _ in asked])
-    assert found == ("t", 9, None, None, None)
+    found = membership_gap("t", items([*texts(9, 6), "too short"]), lambda asked: [])
+    assert found == ("t", 9, None, None)
 
 
 def test_the_doctor_prints_the_gap_of_every_task_and_that_it_proves_nothing(
@@ -109,7 +140,10 @@ def test_the_doctor_prints_the_gap_of_every_task_and_that_it_proves_nothing(
     raw = json.loads(CliRunner().invoke(app, ["doctor", "--membership", "--json"]).stdout)
     measured = {task["task"]: task for task in raw["tasks"]}
     assert measured["letters"]["n"] == 12
-    assert measured["letters"]["low"] < measured["letters"]["gap"] < measured["letters"]["high"]
+    assert "min-k %++" in shown.stdout
+    for signal in ("min_k", "min_k_plus_plus"):
+        gap = measured["letters"][signal]
+        assert gap["low"] < gap["mean"] < gap["high"]
     assert "no proof" in raw["note"]
 
 

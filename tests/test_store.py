@@ -174,7 +174,7 @@ SAMPLES = st.fixed_dictionaries(
 
 
 def test_every_field_of_a_row_has_a_column_or_lies_beside_it():
-    assert [f.name for f in fields(SampleResult)] == [*COLUMNS, "samples"]
+    assert [f.name for f in fields(SampleResult)] == [*COLUMNS, "samples", "fold"]
     assert {f.name for f in fields(Sample)} | {"example_id"} == SAMPLE_COLUMNS.keys()
 
 

@@ -123,6 +123,9 @@ def data_split(
     shares: Annotated[
         str, typer.Option("--shares", help="Shares of train, validation and test; the last two may be 0.")
     ] = "0.64,0.16,0.2",
+    folds: Annotated[
+        int | None, typer.Option("--folds", help="Deal the rows into so many folds of one size instead.")
+    ] = None,
     stratify: Annotated[
         str | None, typer.Option("--stratify", help="A column whose values have equal shares in all parts.")
     ] = None,
@@ -145,17 +148,17 @@ def data_split(
     notes: Note = None,
     as_json: Json = False,
 ) -> None:
-    """Split rows into train, validation and test; rows that are alike are never in two parts."""
+    """Split rows into train, validation and test, or folds; rows that are alike are never in two parts."""
     from harness.data.edit import Edit, save_split
     from harness.data.edit.row_files import row_suffix
-    from harness.data.edit.split import Way, check_shares, odd_shares, split
+    from harness.data.edit.split import Way, check_way, odd_shares, split
 
     refuse_out(out, [file], folder=True)
-    way = Way(_numbers("--shares", shares), stratify, group, time, time_format, _alike(alike), seed)
-    check_shares(way.shares)
+    way = Way(_numbers("--shares", shares), stratify, group, time, time_format, _alike(alike), seed, folds)
+    check_way(way)
     content = read_all(file, stratify=stratify, group=group, time=time)
     roles = roles_of(content, prompt, reference)
-    edit = Edit("split", {**way._asdict(), **roles._asdict()}, [file], licenses or (), notes or ())
+    edit = Edit("split", {**way.parameters, **roles._asdict()}, [file], licenses or (), notes or ())
     found = split(content, roles, way)
     for told in odd_shares(found, way):
         say(told)

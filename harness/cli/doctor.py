@@ -25,7 +25,7 @@ from harness.cli.app import (
 )
 
 if TYPE_CHECKING:
-    from harness.evaluation.contamination.membership import Membership
+    from harness.evaluation.contamination.membership import Gap, Membership
     from harness.experiment.preflight import Checkup
     from harness.experiment.preflight.candidate_costs import Cost
     from harness.experiment.preparation.base_fit import BaseFit
@@ -192,13 +192,12 @@ def _measure_noise(overrides: list[str], config: Path, as_json: bool) -> None:
 
 def _measure_membership(overrides: list[str], config: Path, as_json: bool) -> None:
     from harness.evaluation.contamination.membership import NO_PROOF, measure_membership
+    from harness.report import to_plain
 
     session, _ = open_session(config, overrides)
     found = measure_membership(session)
     if as_json:
-        print_json(
-            {"base_model": session.source.name, "tasks": [m._asdict() for m in found], "note": NO_PROOF}
-        )
+        print_json({"base_model": session.source.name, "tasks": list(map(to_plain, found)), "note": NO_PROOF})
         return
     print_document(membership_document(found, session.source.name))
 
@@ -209,16 +208,12 @@ def membership_document(found: "Sequence[Membership]", base: str) -> "ResultDocu
     from harness.formatting import UNKNOWN, count, plain
     from harness.report import ResultDocument, Section
 
-    ordered = sorted(found, key=lambda m: -(m.gap if m.gap is not None else float("-inf")))
-    rows = [
-        (
-            m.task,
-            count(m.n),
-            plain(m.gap, m.low, m.high) if m.gap is not None else f"{UNKNOWN} (too few items)",
-        )
-        for m in ordered
-    ]
-    columns = ("task", "items", "min-k % over copies in disorder, nats a token")
+    def shown(gap: "Gap | None") -> str:
+        return plain(*gap) if gap is not None else f"{UNKNOWN} (too few items)"
+
+    ordered = sorted(found, key=lambda m: -(m.min_k.mean if m.min_k is not None else float("-inf")))
+    rows = [(m.task, count(m.n), shown(m.min_k), shown(m.min_k_plus_plus)) for m in ordered]
+    columns = ("task", "items", "min-k % over copies in disorder, nats a token", "min-k %++, SD a token")
     return ResultDocument("", [Section(columns=columns, rows=rows)], f"{base}: {NO_PROOF}")
 
 

@@ -19,7 +19,10 @@ _INVALID = ("unparsable", "truncated", "refused")
 
 
 class Arms(NamedTuple):
-    """Both arms' parts on the items that both scored, in the order of their ids."""
+    """Both arms' parts on the items that both scored, in the order of their ids.
+
+    `base_folds` and `new_folds` number the folds whose models answered, 0 where one model answered all.
+    """
 
     ids: tuple[str, ...]
     clusters: NDArray[np.intp]
@@ -27,6 +30,8 @@ class Arms(NamedTuple):
     base: Array  # (n, k)
     new: Array  # (n, k)
     valid: NDArray[np.bool_]
+    base_folds: NDArray[np.intp]
+    new_folds: NDArray[np.intp]
 
     def only(self, mask: NDArray[np.bool_]) -> "Arms":
         """Keep the items of a mask (n,)."""
@@ -38,6 +43,8 @@ class Arms(NamedTuple):
             self.base[mask],
             self.new[mask],
             self.valid[mask],
+            self.base_folds[mask],
+            self.new_folds[mask],
         )
 
 
@@ -68,6 +75,8 @@ def align(metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResu
         base=np.array([old[i].parts[metric.name] for i in ids], float),
         new=np.array([now[i].parts[metric.name] for i in ids], float),
         valid=np.array([old[i].status == now[i].status == "ok" for i in ids]),
+        base_folds=np.array([old[i].fold for i in ids]),
+        new_folds=np.array([now[i].fold for i in ids]),
     )
 
 

@@ -54,6 +54,8 @@ def correct_comparison(
         return found
     if labels_missing(metric.name, labels, base, new):
         return found
+    if any(row.fold for row in (*base, *new)):
+        return refuse(found, metric.range.span, "people's labels correct no answers of folds")
     old, now = _arms(metric, base, new, labels)
     both, one = (correct_difference(old, now, alpha) for alpha in (found.alpha, 2 * found.alpha))
     b, n = map(correct_score, (old, now))

@@ -5,24 +5,32 @@ else; where few items changed, no interval is shorter than Tango's for that many
 to the interval beside it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import special
 
 from harness import formatting, stats
 from harness.comparison.alignment import Arms, is_binary, is_mean, is_stratified_sample
 from harness.comparison.failed_answers import NO_ERRORS, Errors
+from harness.comparison.fold_intervals import (
+    Ends,
+    FoldInterval,
+    Folds,
+    interval_in_folds,
+    shared_folds,
+)
 from harness.formatting import RATE, Unit
 from harness.metrics import Metric, item_scores
 from harness.stats import Array, Interval
 
 _JUDGES = ("judge", "entailment")  # how the name of a metric begins that another model computes
 
-Estimator = Literal["tango", "cluster-t", "bca", "stratified", "bounds", "identical", "seeds", "ppi"]
+Estimator = Literal["tango", "cluster-t", "bca", "stratified", "bounds", "identical", "seeds", "ppi", "folds"]
 
 
 class Estimate(NamedTuple):
@@ -217,8 +225,6 @@ def difference_p(comparison: Comparison) -> float:
     return 2 * chance_below(-abs(c.delta) / c.se, c.df)
 
 
-Ends = Callable[[float], Interval]  # two-sided alpha → interval
-
 _FEW = 10  # clusters with a differing item, below which no resampling or CLT is trusted alone
 
 
@@ -241,11 +247,52 @@ def identical_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
     else:
         boot = _bootstrap(metric, arms, lambda w: metric.aggregate(arms.base, w), seed)[0]
         score = _bca_estimate(metric, boot, arms.base, arms)
+    score = _score_in_folds(score, metric, arms.base, arms, arms.base_folds)
     return Difference(0.0, lambda alpha: Interval(0.0, 0.0), "identical", score, score)
 
 
 def estimate_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
-    """Estimate what changed, by the estimator that suits the metric and its scores."""
+    """Estimate what changed, by the estimator that suits the metric and its scores.
+
+    Where items were answered in folds, the intervals hold what the folds' models differ by as well.
+
+    Raises:
+        IncompatibleRuns: the arms were answered in other folds.
+    """
+    found, folds = _difference(metric, arms, seed), shared_folds(arms)
+    return found if folds is None else _difference_in_folds(found, metric, arms, folds)
+
+
+def _difference_in_folds(found: Difference, metric: Metric, arms: Arms, folds: Folds) -> Difference:
+    def change(mask: NDArray[np.bool_]) -> float:
+        weights = arms.weights[mask]
+        return float(metric.aggregate(arms.new[mask], weights) - metric.aggregate(arms.base[mask], weights))
+
+    old = _score_in_folds(found.base, metric, arms.base, arms, arms.base_folds)
+    now = _score_in_folds(found.new, metric, arms.new, arms, arms.new_folds)
+    if found.refused:
+        return found._replace(base=old, new=now)
+    wider = interval_in_folds(FoldInterval(found.ends, found.df), found.delta, folds, change)
+    return Difference(found.delta, wider.ends, "folds", old, now, wider.df, wider.refused)
+
+
+def _score_in_folds(score: Estimate, metric: Metric, parts: Array, arms: Arms, folds: Folds) -> Estimate:
+    """Widen an arm's interval by what the models of its folds differ by, within the metric's bounds."""
+    if not folds.any():
+        return score
+
+    def own(mask: NDArray[np.bool_]) -> float:
+        return float(metric.aggregate(parts[mask], arms.weights[mask]))
+
+    def ends(alpha: float) -> Interval:
+        times = quantile(None, 1 - alpha / 2) / quantile(None, 0.975)
+        return Interval(*(score.score + times * (end - score.score) for end in (score.low, score.high)))
+
+    low, high = interval_in_folds(FoldInterval(ends, None), score.score, folds, own).ends(0.05)
+    return score._replace(low=max(low, metric.bounds[0]), high=min(high, metric.bounds[1]))
+
+
+def _difference(metric: Metric, arms: Arms, seed: int) -> Difference:
     mean = is_mean(metric, arms)
     found = _mean_difference(metric, arms) if mean else _bca_difference(metric, arms, seed)
     if stats.has_few_clusters(arms.clusters):

@@ -76,6 +76,7 @@ def _arms(metric: Metric, base: "Columns", new: "Columns") -> Arms:
         np.array([p for p, chosen in zip(old, both, strict=True) if chosen], float),
         np.array([p for p, chosen in zip(now, both, strict=True) if chosen], float),
         np.ones(len(ids), bool),
+        *(np.array(of.folds or [0] * len(of.ids))[both] for of in (base, new)),
     )
 
 

@@ -67,4 +67,4 @@ def _mean_arms(
         raise IncompatibleRuns(f"metric {metric.name!r}: found no item that all {len(arms)} runs scored")
     arms = [a.only(np.array([i in shared for i in a.ids])) for a in arms]
     old, now = (np.mean([a.new for a in of], axis=0) for of in (arms[: len(base)], arms[len(base) :]))
-    return arms[0]._replace(base=old, new=now)
+    return arms[0]._replace(base=old, new=now, new_folds=arms[len(base)].new_folds)

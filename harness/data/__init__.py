@@ -52,7 +52,9 @@ class TaskItems:
     A pair's `references` hold the chosen answer, its `rejected` the other one. `read_as` says in
     sentences by which layout a file was read, and how one file became three splits; `overlap` which training
     rows may be evaluated in other words. `places` says by split and id (`train/ID`) where a row was written.
-    `evaluated` holds all validation and test rows, as they were before limits drew from them.
+    `evaluated` holds all validation and test rows, as they were before limits drew from them. `folds` maps
+    the ids of training rows to the fold, from 1, in which each is tested on; where there are folds, `train`
+    and `test` hold the same rows, and `in_fold` gives those of one fold.
     """
 
     train: tuple[Example, ...]
@@ -65,11 +67,35 @@ class TaskItems:
     overlap: tuple[str, ...] = ()
     places: Mapping[str, str] = field(default_factory=dict, repr=False)
     evaluated: Mapping[Split, Sequence[Sourced]] = field(default_factory=dict, repr=False)
+    folds: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What is to be said of the files: how they were read, then what was left out."""
         return (*self.read_as, *self.removed, *self.overlap)
+
+    def without_test(self) -> "TaskItems":
+        """Return the items that what ships is made of: the rows of all folds to train on, none to test."""
+        return replace(self, test=(), folds={}, evaluated={**self.evaluated, "test": ()})
+
+    def in_fold(self, fold: int) -> "TaskItems":
+        """Return the items of one fold: its own rows to test on, those of the others to train on.
+
+        Preference pairs that ask, or are of a cluster of, what is tested are left out.
+        """
+        tested = [row for row in self.evaluated["test"] if self.folds[row.example.id] == fold]
+        pairs = self.sourced("pairs")
+        asked = {row.training.where for row in contaminated_rows(pairs, tested)}
+        clusters = {row.example.cluster for row in tested if row.example.cluster != row.example.id}
+        kept = (p.example for p in pairs if p.where not in asked)
+        return replace(
+            self,
+            train=tuple(e for e in self.train if self.folds[e.id] != fold),
+            test=tuple(e for e in self.test if self.folds[e.id] == fold),
+            pairs=tuple(pair for pair in kept if pair.cluster not in clusters),
+            folds={},
+            evaluated={**self.evaluated, "test": tested},
+        )
 
     def sourced(self, part: PartName) -> list[Sourced]:
         """List the examples of a split, or the pairs, with their places."""
@@ -78,7 +104,10 @@ class TaskItems:
 
 
 class _Files(NamedTuple):
-    """Content of a task's files, each example with its place; a split without a file is empty."""
+    """Content of a task's files, each example with its place; a split without a file is empty.
+
+    `folds` are as in `TaskItems`.
+    """
 
     train: list[Sourced]
     validation: list[Sourced]
@@ -86,6 +115,7 @@ class _Files(NamedTuple):
     pairs: list[Sourced]
     documents: list[Document]
     notes: Notes
+    folds: Mapping[str, int] = {}
 
 
 def load_task(task: Task, seed: int) -> TaskItems:
@@ -111,6 +141,7 @@ def load_task(task: Task, seed: int) -> TaskItems:
             for row in getattr(files, part)
         },
         evaluated={"validation": files.validation, "test": files.test},
+        folds=files.folds,
     )
 
 
@@ -243,6 +274,8 @@ def _split_up(task: Task, files: _Files, seed: int) -> _Files:
 
     The test rows do not depend on the seed, so every seed is judged on the same items.
     """
+    if task.data.folds:
+        return _in_folds(task, files, task.data.folds)
     validation, test, choice = files.validation, files.test, task.kind == "choice"
     shown = readers.display_path(task.data.source("train") or "")
     train = [row for row in files.train if row.origin is None]
@@ -261,6 +294,23 @@ def _split_up(task: Task, files: _Files, seed: int) -> _Files:
         files.notes.read_as.append(f"{shown}: split into {counts}{by}")
     pairs = _not_set_aside(task, files, evaluated)
     return files._replace(train=train, validation=validation, test=test, pairs=pairs)
+
+
+def _in_folds(task: Task, files: _Files, k: int) -> _Files:
+    """Set aside validation rows where no file holds them, and deal the others, whatever the seed."""
+    train, validation, choice = files.train, files.validation, task.kind == "choice"
+    if made := [row for row in train if row.origin is not None]:
+        found, step = f"{len(made):,} augmented rows, and folds: {k}", "name the rows without them"
+        raise UserError(Problem(made[0].where, found, "rows that can be tested on", step))
+    if not validation:
+        train, validation = splits.set_aside(train, random.Random(f"{task.name}/validation"), choice)
+    shown = readers.display_path(task.data.source("train") or "")
+    folds = splits.assign_folds(task.name, train, k, f"{shown}, folds: {k}", choice)
+    files.notes.read_as.append(
+        f"{shown}: {len(validation):,} rows for validation, and {splits.describe_folds(folds)}"
+    )
+    pairs = _not_set_aside(task, files, validation)
+    return files._replace(train=train, validation=validation, test=train, pairs=pairs, folds=folds)
 
 
 def _not_set_aside(task: Task, files: _Files, evaluated: list[Sourced]) -> list[Sourced]:

@@ -1,4 +1,4 @@
-"""Seeded draws: which rows are set aside for validation or test, and which of many are used.
+"""Seeded draws: which rows are set aside for validation or test, which of many are used, and folds.
 
 Invariant: rows of one cluster, and rows that ask the same, are never on both sides of a
 split; what is drawn keeps the order of the file, and a smaller draw is part of a larger one. An augmented
@@ -102,6 +102,73 @@ def set_aside(
             chosen.update(groups[group])
     kept = [row for i, row in enumerate(rows) if i not in chosen]
     return kept, [row for i, row in enumerate(rows) if i in chosen]
+
+
+def deal(
+    rows: Sequence[Sourced], k: int, rng: random.Random, with_choices: bool = False
+) -> list[list[Sourced]]:
+    """Deal rows into k folds by whole groups, every label (or slice) by its share, in the order of the file.
+
+    The largest groups come first, each into the fold with the fewest rows of its label.
+
+    Raises:
+        UserError: there are fewer groups than folds.
+    """
+    groups = groups_of([row.example for row in rows], with_choices)
+    if len(groups) < k:
+        found = (
+            f"{pluralize(len(rows), 'row')} in {pluralize(len(groups), 'group')} of one cluster or question"
+        )
+        step = f"fewer folds{f', at most {len(groups)}' if len(groups) > 1 else ''}, or more rows"
+        raise UserError(Problem(rows[0].where if rows else "folds", found, f"at least {k}, one a fold", step))
+    strata = [_stratum([rows[i].example for i in group]) for group in groups]
+    held: list[Counter[str]] = [Counter() for _ in range(k)]
+    fold_of: dict[int, int] = {}
+    for group in sorted(_spread(strata, rng), key=lambda group: -len(groups[group])):
+        stratum = strata[group]
+        fold = min(range(k), key=lambda f: (held[f][stratum], held[f].total(), f))
+        held[fold][stratum] += len(groups[group])
+        fold_of |= dict.fromkeys(groups[group], fold)
+    return [[row for i, row in enumerate(rows) if fold_of[i] == fold] for fold in range(k)]
+
+
+def assign_folds(
+    task: str, rows: Sequence[Sourced], k: int, where: str, with_choices: bool = False
+) -> dict[str, int]:
+    """Return the fold of every row by its id, from 1; the same for every seed.
+
+    Raises:
+        UserError: there are fewer groups of rows than folds, or a label that some fold lacks.
+    """
+    dealt = deal(rows, k, random.Random(f"{task}/folds"), with_choices)
+    if problems := list(_missing_labels(dealt, where)):
+        raise UserError(problems)
+    return {row.example.id: fold for fold, of in enumerate(dealt, start=1) for row in of}
+
+
+def _missing_labels(dealt: Sequence[Sequence[Sourced]], where: str) -> Iterator[Problem]:
+    """Yield each label of a closed set that a fold lacks: the score there would be that of other classes."""
+    counts = [Counter(r.example.references[0] for r in fold if r.example.choices) for fold in dealt]
+    for label, n in sorted(sum(counts, Counter[str]()).items()):
+        lacking = [str(fold) for fold, held in enumerate(counts, start=1) if not held[label]]
+        if lacking:
+            found = f"{pluralize(n, 'row')} of the label {label!r}, none in fold {', '.join(lacking)}"
+            expected = (
+                f"at least {len(dealt)} of each label outside of validation, in rows that can be parted"
+            )
+            step = "add rows of it, join it with another label, or lower folds"
+            yield Problem(where, found, expected, step)
+
+
+def describe_folds(folds: Mapping[str, int]) -> str:
+    """Say how many folds there are, of how many rows, and who answers what."""
+    n, sizes = len(folds), Counter(folds.values())
+    least, most = min(sizes.values()), max(sizes.values())
+    size = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    return (
+        f"{len(sizes)} folds of {size} rows, each answered by what was made without it, of some "
+        f"{n - n // len(sizes):,}; what is shipped is made of all {n:,}"
+    )
 
 
 def draw(rows: Sequence[Sourced], limit: int | None, rng: random.Random) -> tuple[Example, ...]:

@@ -83,7 +83,7 @@ def _uncontaminated(
         UserError: rows are contaminated and the task does not say `contamination: drop`, or no row is left.
     """
     shown, choice = readers.display_path(path), task.kind == "choice"
-    aside = {"validation": task.data.validation is None, "test": task.data.all is not None}
+    aside = {"validation": task.data.validation is None, "test": bool(task.data.all or task.data.folds)}
     written = [row for split, of in items.evaluated.items() if not aside[split] for row in of]
     held = [row for split, of in items.evaluated.items() if aside[split] for row in of]
     if found := contaminated_rows(rows, written, choice):

@@ -21,6 +21,7 @@ from harness.decision.results import (
     failed_seeds,
     gain,
     gain_text,
+    is_cross_validated,
     is_fine_tuned,
     passes_alone,
 )
@@ -136,6 +137,8 @@ def _more_items(run: CandidateFacts) -> str:
     if run.vs_untrained and run.vs_untrained.estimator == "ppi":
         return "More labels of people may tell a gain of this size from none; beside them stands how many."
     n = economics.more_items(run)
+    if n is not None and is_cross_validated(run):
+        return f"It would take {formatting.count(n)} more rows in folds to tell such a gain from none."
     if n == inf:
         return (
             "No number of test items would tell a gain of this size from none, because of what varies between"
@@ -429,6 +432,12 @@ def _labels_missing(case: Case, n: int) -> str:
 
 def _seeds(run: CandidateFacts, n: int) -> str:
     found = run.vs_untrained.components if run.vs_untrained else None
+    if is_cross_validated(run):
+        return (
+            "Each item was answered by a model that was trained without it: the gain is the average over"
+            " training sets of that size, and its interval holds what these models differ by. What ships is"
+            " trained on all rows; its answers to them would show nothing, so its score is not measured."
+        )
     if found is None:
         return (
             f"Trained with {formatting.pluralize(n, 'seed')}: this judges the checkpoint, and how much the"

@@ -18,6 +18,7 @@ from harness.decision.results import (
     CandidateFacts,
     Case,
     gain,
+    is_cross_validated,
     is_gain_shown,
     passes_alone,
     stopping_seed,
@@ -236,10 +237,10 @@ MORE_THAN_FEW = f"collect {FEW} examples, or show it over {stats.MIN_SEEDS} seed
 def too_few(case: Case, run: CandidateFacts) -> str:
     """Say why a gain from so few examples does not count yet; empty where it does.
 
-    With three seeds and more what is measured counts: the gain is then that over the seeds.
+    With three seeds and more, and in folds, what is measured counts: the gain is then that over trainings.
     """
     n = n_seeds(case.facts, run)
-    if not 0 < run.n_train < FEW or n >= stats.MIN_SEEDS:
+    if not 0 < run.n_train < FEW or n >= stats.MIN_SEEDS or is_cross_validated(run):
         return ""
     seeds = formatting.pluralize(n, "seed")
     return f"{run.n_train} training examples and {seeds} are too few to rely on that"

@@ -228,6 +228,11 @@ def passing_runs(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
     return [f for f in tuned if f.name not in stopped]
 
 
+def is_cross_validated(run: CandidateFacts) -> bool:
+    """Tell whether a run's gain is that of several models, one a fold, each on items that it did not see."""
+    return run.vs_untrained is not None and run.vs_untrained.estimator == "folds"
+
+
 def seeds_of(facts: Iterable[CandidateFacts], run: CandidateFacts) -> list[CandidateFacts]:
     """List the finished seeds of a run's recipe, itself among them."""
     return [f for f in facts if f.name == run.name and f.state == "done"]

@@ -13,7 +13,7 @@ from statistics import fmean
 
 from harness import comparison, formatting, plugins, stats
 from harness.comparison import Comparison, Estimate, chance_below, orient, quantile
-from harness.decision.results import CandidateFacts, ItemVariances, has_tuned_weights
+from harness.decision.results import CandidateFacts, ItemVariances, has_tuned_weights, is_cross_validated
 from harness.formatting import Unit
 from harness.metrics import Metric
 from harness.records import SampleResult
@@ -63,9 +63,9 @@ def item_variances(
 
 
 def summarize_seeds(facts: Iterable[CandidateFacts]) -> tuple[SeedSummary, ...]:
-    """Join the seeds of every recipe that trains a language model, as listed."""
+    """Join the seeds of every recipe that trains a language model, as listed; in folds there are none."""
     facts = list(facts)
-    recipes = [r for r in _recipes(facts) if r[0].target is not None]
+    recipes = [r for r in _recipes(facts) if r[0].target is not None and not is_cross_validated(r[0])]
     pooled = pool_seeds(f for r in recipes for f in r)
     gains = {f.name: orient(f.vs_untrained) for f in pooled if f.vs_untrained and f.vs_untrained.components}
     one = pooled_variance(facts)

@@ -16,7 +16,7 @@ from harness.errors import CandidateFailed, Problem, UserError
 from harness.evaluation import lm_eval
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.contamination.leaks import refuse_or_note
-from harness.evaluation.session import Measured, Session, join_items
+from harness.evaluation.session import Fold, Measured, Session, join_items
 from harness.formatting import count, percent
 from harness.records import digest
 from harness.spec import Experiment, Recipe
@@ -72,6 +72,26 @@ def read_training_rows(
     return out
 
 
+def read_folds(
+    experiment: Experiment,
+    items: Mapping[str, TaskItems],
+    catalogue: Mapping[str, lm_eval.Found],
+    n_pairs: int | None = None,
+) -> tuple[Fold, ...]:
+    """Return the folds of the target with the rows of every candidate in each; none where it has none.
+
+    Raises:
+        UserError: with the problems of all candidates at once.
+    """
+    target, own = experiment.target, items[experiment.target.name]
+    out = []
+    for fold in range(1, max(own.folds.values(), default=0) + 1):
+        held = own.in_fold(fold)
+        training = read_training_rows(experiment, {**items, target.name: held}, catalogue, n_pairs)
+        out.append(Fold(join_items(target, "target", target.name, held), training))
+    return tuple(out)
+
+
 def _read(
     experiment: Experiment,
     name: str,
@@ -82,6 +102,7 @@ def _read(
 ) -> TaskItems:
     target, seed, where = experiment.target, experiment.seeds[0], f"candidate {name}"
     own, pairs = items[target.name], plugins.method(recipe.method).draws_from == "pairs"
+    own = own.without_test() if own.folds else own  # what is shipped trains on every row
     if recipe.train or recipe.mix:
         own = load_training_rows(target, own, recipe.train, recipe.mix, seed, pairs=pairs)
         own = replace(own, pairs=own.pairs[:n_pairs])

@@ -5,7 +5,7 @@ remembered under the version of its code.
 """
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -86,6 +86,13 @@ class Changed(NamedTuple):
     outdated: Mapping[str, tuple[str, ...]]
 
 
+class Fold(NamedTuple):
+    """A fold of the target: the items it trains on and tests, and candidates' own training rows there."""
+
+    target: Measured
+    training: Mapping[str, Measured]
+
+
 class Host(Protocol):
     """One base in memory, as it is or with an adapter."""
 
@@ -124,6 +131,7 @@ class Session:
 
     `training` holds the target with other training rows, for candidates that say so (see `candidate_rows`),
     `changed` facts of the target that changed, None where it names none.
+    `folds` are those of the target, where `data.folds` asks for some (see `k_fold`).
     `source` is the experiment's base; `sources` holds every model that a candidate names, by name;
     `candidates` are the experiment's, each resolved once.
     `paces` maps sizes of models to the pace at which this machine answered and trained when it was opened.
@@ -151,6 +159,7 @@ class Session:
     slot: EngineSlot = field(default_factory=EngineSlot)
     paces: dict[int, Pace] = field(default_factory=dict)
     training: Mapping[str, Measured] = field(default_factory=dict)
+    folds: Sequence[Fold] = ()
     dry_run: bool = False
     failures: dict[tuple[str, int], Exception] = field(default_factory=dict)
     is_worker: bool = False

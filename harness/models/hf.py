@@ -25,9 +25,12 @@ from harness.progress import quiet_libraries
 from harness.records import Encoded, Likelihood, Limits, Message, Output, digest
 
 if TYPE_CHECKING:
+    import torch
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
+_NO_ROOM = "out of memory while scoring an item"
 _READING = {"cpu": Size(512, 1024), "cuda": Size(512, 16_384)}
+_POSITIONS = 64  # of a text, whose distributions over the vocabulary are in memory at once
 # What is generated together; its keys and values lie in memory.
 ANSWERING = {"cpu": Size(512, 32_768), "cuda": Size(512, 262_144)}
 
@@ -52,6 +55,29 @@ class Candidate(Protocol):
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         """Score each (context, continuation), in order; several may begin alike."""
+
+
+class TokenScores(NamedTuple):
+    """log p in nats of a text's tokens, in order, and (log p − μ) / σ of each.
+
+    μ and σ are mean and standard deviation of log p of a token that the model itself draws in that place;
+    where it is sure of one, the second is 0.
+    """
+
+    logprobs: list[float]
+    standardized: list[float]
+
+
+def standardize(logprobs: "torch.Tensor", targets: "torch.Tensor") -> tuple[list[float], list[float]]:
+    """Return log p of the targets (n,) under log-probabilities (n, v), plain and standardised.
+
+    Source: Zhang et al. 2024, Min-K%++, https://arxiv.org/abs/2404.02936, equation 4.
+    """
+    p = logprobs.exp()  # a token that a model rules out has 0, and adds nothing
+    mean = (p * logprobs).nan_to_num(0.0).sum(-1)
+    variance = (p * (logprobs - mean[:, None]) ** 2).nan_to_num(0.0).sum(-1)
+    own = logprobs.gather(-1, targets[:, None])[:, 0]
+    return own.tolist(), ((own - mean) / variance.sqrt()).nan_to_num(0.0, 0.0, 0.0).tolist()
 
 
 class HFCandidate:
@@ -97,12 +123,26 @@ class HFCandidate:
         """Score each (context, continuation) in nats; what pairs begin with in common is read once."""
         return self._executor.loglikelihoods(pairs)
 
-    def token_logprobs(self, texts: Sequence[str]) -> list[list[float]]:
-        """Return log p in nats of each text's tokens, in order, of as many as the context holds."""
-        encoded = [self.encode((), text, chat_template=False) for text in texts]
-        room = self.max_context - 1
-        pairs = [(one.context, one.continuation[:room]) for one in encoded]
-        return [logprobs for logprobs, _ in self._executor.score(pairs)]
+    def score_tokens(self, texts: Sequence[str]) -> list[TokenScores]:
+        """Score the tokens of each text, read alone, of as many as the context holds.
+
+        Raises:
+            CandidateFailed: there is no room for a text.
+        """
+        import torch
+
+        room, out = self.max_context - 1, []
+        for text in texts:
+            encoded = self.encode((), text, chat_template=False)
+            ids = [*encoded.context, *encoded.continuation[:room]]
+            with torch.inference_mode(), oom.enough_memory(_NO_ROOM, "shorter items"):
+                read = torch.tensor([ids], device=self.model.device)
+                logits = self.model(input_ids=read, use_cache=False).logits[0, len(encoded.context) - 1 : -1]
+                targets = read[0, len(encoded.context) :]
+                slices = zip(logits.split(_POSITIONS), targets.split(_POSITIONS), strict=True)
+                scored = [standardize(rows.float().log_softmax(-1), wanted) for rows, wanted in slices]
+            out.append(TokenScores(*([x for of in each for x in of] for each in zip(*scored, strict=True))))
+        return out
 
     def _answer(
         self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int]

@@ -19,6 +19,7 @@ from harness.evaluation.judges.grading import check_judge
 from harness.evaluation.rows.row_sets import RowSet
 from harness.evaluation.session import Measured, Session
 from harness.experiment import Scope, prepare_session
+from harness.experiment.runs.k_fold import refuse_folds
 from harness.experiment.weights.candidate_weights import ensure_weights, stands_on
 from harness.models.openai_api import PROTOCOLS
 from harness.nightly import watchlist
@@ -73,9 +74,11 @@ def run_prepared(session: Session, loaded: Loaded, day: date, publish: Publish |
     """Run one night on a prepared session, and publish it as `run_night` does.
 
     Raises:
-        UserError: nobody is watched, a judge decides a task, or a later night is there already.
+        UserError: nobody is watched, a judge decides a task, the target is tested in folds, or a later night
+            is there already.
         HarnessError: another night or compare is at work in the same runs folder.
     """
+    refuse_folds(session, "harness nightly run", "whose rows are those that the champion was trained on")
     _refuse_judged(session)
     folder, experiment = home(session.store, session.experiment.name), session.experiment
     with night_lock(folder):

@@ -130,6 +130,7 @@ class SampleResult:
     `parts` maps a metric's name to its per-sample parts, or to None where it could not be
     scored. `margin` is log p(gold) − log p(best other choice) in nats. `samples` are all answers that were
     drawn, of which the row says what counts; none where it was answered greedily, or was read without them.
+    `fold` numbers, from 1, the fold whose model answered; 0 where one answered all items.
     """
 
     task: str
@@ -159,6 +160,7 @@ class SampleResult:
     weight: float = 1.0
     error: str = ""
     samples: tuple[Sample, ...] = ()
+    fold: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from harness.comparison import Comparison
 from harness.comparison.estimators import is_judge
 from harness.comparison.labelled_answers import ENOUGH_LABELS
 from harness.decision import CandidateFacts, apply_budgets, best_untrained, gain
-from harness.decision.results import best, is_gain_shown, passing_runs, strongest_run
+from harness.decision.results import best, is_cross_validated, is_gain_shown, passing_runs, strongest_run
 from harness.decision.seeds import pool_seeds
 from harness.gating import MissRate, Verdict
 from harness.report.document import Command, FirstPage, Reason, Section
@@ -202,6 +202,8 @@ def _nearest(run: CandidateFacts) -> MissRate | None:
 
 def _seeds_text(report: ExperimentReport, run: CandidateFacts) -> str:
     of = next((s for s in report.seeds if s.candidate == run.name), None)
+    if is_cross_validated(run):
+        return "each item answered by a model that did not see it; the gain's interval holds their spread"
     seeds = formatting.pluralize(len(of.seeds) if of else 1, "training seed")
     if of is not None and of.score is not None:
         return f"{seeds}, whose spread the interval of the gain holds"

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from harness.errors import UserError
 from harness.evaluation.regularization import regularization_problems
 from harness.evaluation.session import Session
+from harness.experiment.runs.k_fold import refuse_folds
 from harness.report import ExperimentReport
 from harness.rescue.report import front_file, read, report_files, rescue_document, to_json, write
 from harness.rescue.result import HalfVerdict, Rescue, Tried, exit_code
@@ -65,14 +66,18 @@ def prepare(session: Session, selected: Sequence[str], wanted: str) -> PreparedR
     Computes nothing, except that the weights of a run of `--sequential` answer whole tasks first.
 
     Raises:
-        UserError: nobody has this name, or there is nothing to rescue; says which.
+        UserError: nobody has this name, there is nothing to rescue, or the target is tested in folds; says
+            which.
         IncompatibleRuns: there is no run of it as written now.
     """
+    refuse_folds(session, "harness rescue", "where every trial would have to be made anew in each")
     return _prepare(session, find_case(session, selected, answer_whole_tasks(session, selected, wanted)))
 
 
 def prepare_from_report(session: Session, found: ExperimentReport) -> PreparedRescue | None:
     """Choose what to rescue of a finished experiment; None where there is nothing."""
+    if session.folds:
+        return None  # every trial would have to be made anew in each fold
     case = select_case(found, list_runs(session.store, session.experiment.name))
     return _prepare(session, case) if case else None
 

@@ -6,7 +6,7 @@ whoever reads a file resolves them against that file's folder (see `config`).
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from harness.spec.decoding import MEAN_LOGPROB, Decoding
 from harness.spec.execution import ExecutionPolicy
@@ -134,6 +134,20 @@ class Experiment(Spec):
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds {list(seeds)}, one of them twice")
         return seeds
+
+    @model_validator(mode="after")
+    def _folds_of_the_target(self) -> "Experiment":
+        named = [task.name for suite in self.suites for task in suite.tasks if task.data.folds]
+        if named:
+            raise ValueError(
+                f"folds at {', '.join(named)}: only the target is trained on, and tested in folds"
+            )
+        if self.target.data.folds and len(self.seeds) > 1:
+            raise ValueError(
+                f"folds: {self.target.data.folds}, and {len(self.seeds)} seeds: each fold is a training of "
+                "its own, and their spread stands in the intervals; leave one of the two out"
+            )
+        return self
 
     @property
     def tasks(self) -> tuple[Task, ...]:

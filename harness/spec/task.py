@@ -49,6 +49,9 @@ class TaskData(Spec):
     `train` holds rows to train on and to take shots from, `test` those that are evaluated once. `pairs` are
     preference pairs, or answers with a thumb each, `documents` texts for retrieval. `changes` are facts of
     the target that changed later.
+
+    `folds: 5`, for little data, tests on every training row: in each of five folds what is trained, or draws
+    its shots, does so without the fold's rows and answers these. What is shipped is made of all rows.
     """
 
     all: str | None = None
@@ -63,11 +66,27 @@ class TaskData(Spec):
     invalid_rows: Literal["error", "drop"] = "error"
     turns: Literal["last", "all"] = "last"
     changes: Changes | None = None
+    folds: int | None = Field(None, ge=3, le=20)
 
     @model_validator(mode="after")
     def _one_source_of_splits(self) -> "TaskData":
         if self.all and (self.train or self.validation or self.test):
             raise ValueError("all is split into train, validation and test: leave these three out")
+        return self
+
+    @model_validator(mode="after")
+    def _folds_of_training_rows(self) -> "TaskData":
+        if self.folds and self.test:
+            raise ValueError(
+                f"folds: {self.folds}, and a test file: in folds every training row is tested on once; leave "
+                "folds out, or test, whose rows may stand among those of train"
+            )
+        if self.folds and self.changes:
+            raise ValueError(
+                f"folds: {self.folds}, and changes: what ships was trained on these facts"
+            )
+        if self.folds and not (self.all or self.train):
+            raise ValueError(f"folds: {self.folds}, and no rows to deal: name a file as all or train")
         return self
 
     def source(self, part: str) -> str | None:

@@ -17,6 +17,7 @@ from harness.stats.anytime import (
     seed_effects,
 )
 from harness.stats.bootstrap import Bootstrap, Statistic, bca_interval, bootstrap
+from harness.stats.cross_validation import MIN_FOLDS, cross_validated_variance, fold_variance
 from harness.stats.diversity import commonest, pass_at_k, signal_to_noise, unique_share
 from harness.stats.group_sequential import alpha_spent, interim_bounds
 from harness.stats.intervals import (
@@ -85,6 +86,7 @@ from harness.stats.value_of_information import perfect_information, sample_infor
 
 __all__ = [
     "MIN_CLUSTERS",
+    "MIN_FOLDS",
     "MIN_SEEDS",
     "MIN_SIZES",
     "TIE",
@@ -118,12 +120,14 @@ __all__ = [
     "clustered_slope",
     "cohen_kappa",
     "commonest",
+    "cross_validated_variance",
     "cusum",
     "design_effect",
     "detectable_mean",
     "differing_clusters",
     "effective_clusters",
     "fit_power_law",
+    "fold_variance",
     "has_few_clusters",
     "holm",
     "hypervolume",

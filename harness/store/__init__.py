@@ -7,6 +7,7 @@ final name is whole. Rows are found by content, so whatever was computed once is
     runs/rows/<digest>/blocks/00000.jsonl, …   finished blocks, until the set is complete
     runs/rows/<digest>/rows.parquet            the complete set, positions 0, 1, 2, …
     runs/rows/<digest>/checksums.json          what was written to it, to tell a damaged file
+    runs/rows/<digest>/folds.json              which fold's model answered each item, where several did
     runs/rows/<digest>/origins.json            where each block was computed, and beside which control arm
     runs/control/<id>/                         blocks of a base that were evaluated again (see `control`)
     runs/weights/<fit key>/                    weights made by methods
@@ -104,6 +105,7 @@ from harness.store.rows import (
     stored_blocks,
 )
 from harness.store.rows.drawn_answers import read_drawn
+from harness.store.rows.folds import keep_folds, read_folds
 from harness.store.run_folders import (
     all_runs,
     get_run,
@@ -167,6 +169,7 @@ __all__ = [
     "keep_base_rows",
     "keep_check",
     "keep_environment",
+    "keep_folds",
     "keep_grades",
     "keep_origin",
     "list_begun",
@@ -187,6 +190,7 @@ __all__ = [
     "read_columns",
     "read_drawn",
     "read_environment",
+    "read_folds",
     "read_grades",
     "read_identities",
     "read_identity",

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from harness.records import SampleResult, Status, many_rows
 from harness.store.layout import Store, clear_errors, missing_rows
 from harness.store.rows import ANEW
+from harness.store.rows.folds import attach_folds, read_folds
 from harness.store.rows.memory_database import memory, pattern
 from harness.store.rows.row_columns import FAILED, OF_ERRORS, READ_PARQUET, rows_from
 
@@ -19,7 +20,8 @@ class Columns(NamedTuple):
     """One metric's parts of a row set, with the items' ids, clusters and weights, in the order of ids.
 
     `parts` is None where an item could not be scored; `failed` says that its answer, or one of several, was
-    an error, of which `references` holds the item's.
+    an error, of which `references` holds the item's. `folds` are those whose models answered; empty where one
+    answered all.
     """
 
     ids: tuple[str, ...]
@@ -28,6 +30,7 @@ class Columns(NamedTuple):
     weights: tuple[float, ...]
     failed: tuple[bool, ...]
     references: tuple[Sequence[str], ...]
+    folds: tuple[int, ...] = ()
 
 
 _FILES = READ_PARQUET.replace(")", ", filename = true)")
@@ -59,7 +62,8 @@ def read_scores(store: Store, rows_digest: str, metric: str) -> list[SampleResul
     names = f"task, split, example_id, position, status, {OF_ERRORS}, parts[?], cluster, slice, weight, error"
     query = f"SELECT {names} FROM {READ_PARQUET} ORDER BY position"
     with clear_errors(store, f"rows {rows_digest}", ANEW), many_rows(), memory() as db:
-        return [_row_of_scores(metric, *row) for row in db.execute(query, [metric, pattern(path)]).fetchall()]
+        found = db.execute(query, [metric, pattern(path)]).fetchall()
+        return attach_folds(store, rows_digest, [_row_of_scores(metric, *row) for row in found])
 
 
 def document_digests(store: Store, rows_digest: str) -> dict[str, str]:
@@ -156,7 +160,12 @@ def read_columns(store: Store, rows_digests: Collection[str], metric: str) -> di
     query = f"SELECT {_DIGEST} AS digest, {lists} FROM {_FILES} WHERE map_contains(parts, ?) GROUP BY digest"
     with clear_errors(store, "rows", ANEW), memory() as db:
         found = db.execute(query, [metric, files, metric]).fetchall()
-    return {digest: Columns(*map(tuple, columns)) for digest, *columns in found}
+    return {digest: _with_folds(store, digest, Columns(*map(tuple, columns))) for digest, *columns in found}
+
+
+def _with_folds(store: Store, rows_digest: str, columns: Columns) -> Columns:
+    folds = read_folds(store, rows_digest)
+    return columns._replace(folds=tuple(folds[item] for item in columns.ids)) if folds else columns
 
 
 def _existing_files(store: Store, rows_digests: Collection[str]) -> list[str]:

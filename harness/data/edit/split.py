@@ -1,4 +1,4 @@
-"""Split of rows into training, validation and test, stratified, by groups, or by time.
+"""Split of rows into training, validation and test, or into folds; stratified, by groups, or by time.
 
 Invariant: rows of one group, and rows whose questions are alike, are never in two parts; every class of a
 stratified split is in every part. By time, no row of a part is older than one of the part before. Augmented
@@ -19,7 +19,7 @@ from harness.data.edit.change import Change
 from harness.data.examples import Origin, Sourced
 from harness.data.near_duplicates import THRESHOLD, Alike, near_duplicates, nearest
 from harness.data.readers import Row, Rows, cap_problems
-from harness.data.splits import groups_of, is_augmented, origins, set_aside
+from harness.data.splits import deal, groups_of, is_augmented, origins, set_aside
 from harness.errors import Problem, UserError
 from harness.formatting import plain, pluralize
 from harness.records import Example
@@ -35,7 +35,8 @@ _MONTHS = "2024-05-31, 2024-05-31T10:00:00Z or a number; --time-format %d.%m.%Y 
 class Way(NamedTuple):
     """Way of splitting: shares of the parts, and the columns to stratify, group and order by.
 
-    `alike` is the Jaccard index from which two questions may not be in two parts, in (0, 1].
+    `alike` is the Jaccard index from which two questions may not be in two parts, in (0, 1]. With `folds` the
+    parts are so many folds of one size, whatever the shares.
     """
 
     shares: tuple[float, ...] = SHARES
@@ -45,6 +46,20 @@ class Way(NamedTuple):
     time_format: str | None = None
     alike: float = THRESHOLD
     seed: int = 0
+    folds: int | None = None
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """The parts with a share, by name."""
+        if self.folds:
+            return {f"fold-{i}": 1 / self.folds for i in range(1, self.folds + 1)}
+        return {name: share for name, share in zip(PARTS, self.shares, strict=True) if share > 0}
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The keys and values that a manifest keeps: of folds and shares what was asked for."""
+        left_out = "shares" if self.folds else "folds"
+        return {name: value for name, value in self._asdict().items() if name != left_out}
 
 
 class Split(NamedTuple):
@@ -61,12 +76,15 @@ def split(content: Rows, roles: Roles, way: Way) -> Split:
         UserError: shares do not add up, a class is too small for a part, rows that belong together are too
             many, or a time cannot be read.
     """
-    check_shares(way.shares)
+    check_way(way)
     own = content._replace(rows=[row for row in content.rows if not is_augmented(row)])
     if not own.rows:
         raise UserError(
             Problem(content.shown, "only augmented rows", "those that they were made from as well")
         )
+    if way.folds and len(own.rows) < len(content.rows):
+        step = "split the rows that they were made from, and augment each fold's training rows"
+        raise UserError(Problem(content.shown, "augmented rows", "folds of rows that are tested", step))
     questions = [asked(row, roles).whole for row in own.rows]
     found = _by_time(own, questions, way) if way.time else _at_random(own, questions, way)
     found = _with_augmented(found, content, roles, way)
@@ -108,6 +126,26 @@ def _asked_elsewhere(found: Split, content: Rows, roles: Roles, way: Way) -> Ite
             yield row.where, Change(row.where, "dropped", (reason,), others[near.row].where)
 
 
+def check_way(way: Way) -> None:
+    """Refuse shares that do not add up, and folds that there cannot be.
+
+    Raises:
+        UserError: they are such.
+    """
+    if way.folds is None:
+        check_shares(way.shares)
+    elif way.folds < 2:
+        raise UserError(Problem("--folds", str(way.folds), "2 folds or more", "such as --folds 5"))
+    elif way.time:
+        step = "leave one of the two out: without --folds the newest rows are for test"
+        raise UserError(
+            Problem("--folds", f"--time {way.time} as well", "folds that rows are dealt into", step)
+        )
+    elif way.shares != SHARES:
+        found, step = f"--shares {','.join(map(plain, way.shares))} as well", "leave one of the two out"
+        raise UserError(Problem("--folds", found, "folds, all of one size", step))
+
+
 def check_shares(shares: Sequence[float]) -> None:
     """Refuse shares of parts that do not add up to 1.
 
@@ -127,7 +165,7 @@ def odd_shares(found: Split, way: Way) -> Iterator[str]:
     own = {name: sum(not is_augmented(row) for row in rows) for name, rows in found.parts.items()}
     n = sum(own.values())
     for name, n_own in own.items():
-        share = way.shares[PARTS.index(name)]
+        share = way.parts[name]
         if n and abs(n_own / n - share) > _FAR:
             yield (
                 f"{name} has {100 * n_own / n:.0f} % of the rows, not {100 * share:.0f} %: "
@@ -174,17 +212,20 @@ def _joined_kinds(kinds: Sequence[int], pairs: Sequence[tuple[int, int]]) -> lis
 def _drawn(content: Rows, kinds: Sequence[int], way: Way) -> dict[str, list[int]]:
     """Return the indices of every part; rows of one kind or of one group stay together."""
     rows = [_sourced(i, row, kinds[i], way) for i, row in enumerate(content.rows)]
-    n_groups, named = len(groups_of([row.example for row in rows])), _with_share(way.shares)
+    n_groups, named = len(groups_of([row.example for row in rows])), list(way.parts)
     if n_groups < len(named):
         found = f"{pluralize(n_groups, 'group')} of rows that belong together or are alike"
         step = "add rows, or raise --alike, or name another --group"
         raise UserError(Problem(content.shown, found, f"at least {len(named)}, one a part", step))
+    if way.folds:
+        dealt = deal(rows, way.folds, random.Random(f"{way.seed}/folds"))
+        return {name: [int(row.example.id) for row in fold] for name, fold in zip(named, dealt, strict=True)}
     parts, left = {}, 1.0
     for name in reversed(named[1:]):
-        share = way.shares[PARTS.index(name)]
+        share = way.parts[name]
         rows, parts[name] = set_aside(rows, random.Random(f"{way.seed}/{name}"), share=share / left)
         left -= share
-    parts["train"] = rows
+    parts[named[0]] = rows
     return {name: [int(row.example.id) for row in parts[name]] for name in named}
 
 
@@ -231,18 +272,14 @@ def _equal(questions: Sequence[str], known: Sequence[str]) -> list[Alike | None]
     return [None if place is None else Alike(place, 1.0) for place in places]
 
 
-def _with_share(shares: Sequence[float]) -> list[str]:
-    return [name for name, share in zip(PARTS, shares, strict=True) if share > 0]
-
-
 def _by_time(content: Rows, questions: list[str], way: Way) -> Split:
     """Cut at two times, ties in the earlier part; what an earlier part knows already is dropped."""
     times = _times(content, way)
     order = sorted(range(len(times)), key=times.__getitem__)
     parts: dict[str, list[int]] = {}
     start, share = 0, 0.0
-    for name in _with_share(way.shares):
-        share += way.shares[PARTS.index(name)]
+    for name, own in way.parts.items():
+        share += own
         end = round(share * len(order))
         while 0 < end < len(order) and times[order[end]] == times[order[end - 1]]:
             end += 1
@@ -325,16 +362,18 @@ def _problems(shown: str, parts: Mapping[str, Sequence[Row]], way: Way) -> Itera
     """Phrase a part without rows, and a class that a part lacks."""
     for name, rows in parts.items():
         if not rows:
-            yield Problem(shown, f"no row for {name}", "rows in every part", "add rows, or change --shares")
+            yield Problem(
+                shown, f"no row for {name}", "rows in every part", "add rows, or ask for fewer parts"
+            )
     if not way.stratify:
         return
     counts = {
         name: Counter(str(row.fields.get(way.stratify)) for row in rows) for name, rows in parts.items()
     }
     total = sum(counts.values(), Counter[str]())
-    for name, share in zip(PARTS, way.shares, strict=True):
+    for name, share in way.parts.items():
         for value, n in sorted(total.items()):
-            if share > 0 and parts[name] and not counts[name][value]:
+            if parts[name] and not counts[name][value]:
                 found = f"{pluralize(n, 'row')} of the class {value!r}, none of them in {name}"
                 expected = f"some {1 / share:.0f} rows of a class at least, in groups that can be parted"
                 step = "add rows of it, drop or rename the class, or leave out --stratify"

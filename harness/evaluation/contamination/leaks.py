@@ -32,6 +32,8 @@ def refuse_or_note(
         UserError: a training row or pair has the prompt of an item of a suite or of lm-eval.
     """
     own = items[target.name]
+    if own.folds:
+        return _refuse_or_note_in_folds(target, items, catalogue)
     others = {name: found.test for name, found in items.items() if name != target.name}
     others |= {name: listed.texts for name, listed in catalogue.items()}
     if problems := suite_contamination([*own.train, *own.pairs], others):
@@ -45,4 +47,16 @@ def refuse_or_note(
     named = files or {part: display_path(target.data.source(part) or "") for part in _PARTS}
     for part, file in named.items():
         notes += overlap_notes(own.sourced(part), evaluated, file, target.kind == "choice")
+    return replace(own, overlap=tuple(notes))
+
+
+def _refuse_or_note_in_folds(
+    target: Task, items: Mapping[str, TaskItems], catalogue: Mapping[str, lm_eval.Found]
+) -> TaskItems:
+    """Look at all rows beside what no fold tests, and in each fold at what it trains on beside its own."""
+    own, name = items[target.name], target.name
+    notes = list(refuse_or_note(target, {**items, name: own.without_test()}, catalogue).overlap)
+    for fold in range(1, max(own.folds.values()) + 1):
+        held = replace(own.in_fold(fold), validation=())
+        notes += (f"fold {fold}: {note}" for note in refuse_or_note(target, {name: held}, {}).overlap)
     return replace(own, overlap=tuple(notes))

@@ -4,9 +4,10 @@ Invariant: an item is compared with copies of itself in which neighbouring words
 it is counts on both sides; the same base and items give the same number. A number here is no proof: each
 fluent text is likelier than its copies, and the gap is larger the more its order says.
 
-Source: min-k % of Shi et al. 2024, https://arxiv.org/abs/2310.16789; copies of an item as its reference as in
-Mattern et al. 2023, https://arxiv.org/abs/2305.18462; that such signals often do hardly better than chance,
-Duan et al. 2024, https://arxiv.org/abs/2402.07841
+Source: min-k % of Shi et al. 2024, https://arxiv.org/abs/2310.16789; min-k %++ of Zhang et al. 2024,
+https://arxiv.org/abs/2404.02936, which sets each token against all that could stand in its place; copies
+of an item as its reference as in Mattern et al. 2023, https://arxiv.org/abs/2305.18462; that such signals
+often do hardly better than chance, Duan et al. 2024, https://arxiv.org/abs/2402.07841
 """
 
 import random
@@ -17,8 +18,9 @@ import numpy as np
 
 from harness.errors import Problem, UserError
 from harness.evaluation.session import Session
-from harness.models.hf import HFCandidate
+from harness.models.hf import HFCandidate, TokenScores
 from harness.records import Example
+from harness.stats import Array
 from harness.stats.means import clustered_mean, t_interval
 
 NO_PROOF = (
@@ -31,17 +33,24 @@ _ITEMS, _COPIES = 100, 3
 _FEWEST_WORDS, _FEWEST_ITEMS = 6, 10
 _EXCHANGED = 0.2  # of the pairs of neighbouring words
 
-TokenLogprobs = Callable[[Sequence[str]], list[list[float]]]
+ScoreTokens = Callable[[Sequence[str]], list[TokenScores]]
+
+
+class Gap(NamedTuple):
+    """A mean gap between items and their copies, with its 95 % interval; None where the spread is unknown."""
+
+    mean: float
+    low: float | None
+    high: float | None
 
 
 class Membership(NamedTuple):
-    """The mean gap of a task's items in nats a token, with its 95 % interval; None where it is unknown."""
+    """Gaps of a task's items: min-k % in nats a token, min-k %++ in standard deviations; None of too few."""
 
     task: str
     n: int
-    gap: float | None
-    low: float | None
-    high: float | None
+    min_k: Gap | None
+    min_k_plus_plus: Gap | None
 
 
 def measure_membership(session: Session) -> tuple[Membership, ...]:
@@ -58,39 +67,48 @@ def measure_membership(session: Session) -> tuple[Membership, ...]:
     assert isinstance(base, HFCandidate)
     measured = (session.target, *session.suites)
     with session.progress.stage("asking the base for what it knows of the items"):
-        return tuple(membership_gap(m.task.name, m.items.test, base.token_logprobs) for m in measured)
+        return tuple(membership_gap(m.task.name, m.items.test, base.score_tokens) for m in measured)
 
 
-def membership_gap(task: str, items: Sequence[Example], token_logprobs: TokenLogprobs) -> Membership:
-    """Estimate how much higher min-k % is for items than for copies of them in disorder.
+def membership_gap(task: str, items: Sequence[Example], score: ScoreTokens) -> Membership:
+    """Estimate how much higher min-k % and min-k %++ are for items than for copies of them in disorder.
 
     At most a hundred items of six words or more are drawn; of fewer than ten nothing is said. Items of one
     cluster count as one.
     """
     known = [item for item in items if len(_text(item).split()) >= _FEWEST_WORDS]
     if len(known) < _FEWEST_ITEMS:
-        return Membership(task, len(known), None, None, None)
+        return Membership(task, len(known), None, None)
     rng = random.Random(f"membership/{task}")
     drawn = rng.sample(known, min(_ITEMS, len(known)))
     texts = [
         t for item in drawn for t in (_text(item), *(disorder(_text(item), rng) for _ in range(_COPIES)))
     ]
-    scores = np.array([min_k(logprobs) for logprobs in token_logprobs(texts)]).reshape(len(drawn), -1)
-    gaps = scores[:, 0] - scores[:, 1:].mean(axis=1)
-    mean = clustered_mean(gaps, [item.cluster or item.id for item in drawn])
-    low, high = t_interval(mean) if mean.se is not None else (None, None)
-    return Membership(task, len(drawn), mean.mean, low, high)
+    scored, clusters = score(texts), [item.cluster or item.id for item in drawn]
+    plain, standardized = (
+        _gap(np.array([min_k(of) for of in each]).reshape(len(drawn), -1), clusters)
+        for each in zip(*scored, strict=True)
+    )
+    return Membership(task, len(drawn), plain, standardized)
 
 
-def min_k(logprobs: Sequence[float], share: float = _SHARE) -> float:
-    """Return the mean log-probability of the least likely tokens of a text, a share of them, at least one.
+def _gap(scores: Array, clusters: Sequence[str]) -> Gap:
+    """Average how much higher the first of each row (items, 1 + copies) is than the others."""
+    mean = clustered_mean(scores[:, 0] - scores[:, 1:].mean(axis=1), clusters)
+    return Gap(mean.mean, *(t_interval(mean) if mean.se is not None else (None, None)))
+
+
+def min_k(scores: Sequence[float], share: float = _SHARE) -> float:
+    """Return the mean of the lowest scores of a text's tokens, a share of them, at least one.
+
+    Of log-probabilities that is min-k %, of standardised ones min-k %++.
 
     Raises:
         ValueError: there is no token.
     """
-    if not logprobs:
+    if not scores:
         raise ValueError("no token; expected at least one")
-    least = sorted(logprobs)[: max(1, round(share * len(logprobs)))]
+    least = sorted(scores)[: max(1, round(share * len(scores)))]
     return sum(least) / len(least)
 
 

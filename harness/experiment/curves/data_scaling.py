@@ -18,6 +18,7 @@ from harness.evaluation.costs import Work
 from harness.evaluation.rows.row_sets import RunRequest, target_sets, total_work
 from harness.evaluation.session import Measured, Session, join_items
 from harness.experiment.runs.candidate_result import facts_of
+from harness.experiment.runs.k_fold import refuse_folds
 from harness.experiment.runs.run_candidate import make_run, stored_runs
 from harness.experiment.runs.stored_rows import Reader
 from harness.experiment.weights.training_fit import fit_work
@@ -39,8 +40,10 @@ def refuse_curve(session: Session, selected: Iterable[str]) -> None:
     """Refuse a learning curve that no selected candidate could have.
 
     Raises:
-        UserError: none of them trains a language model, or there are too few rows for four sizes.
+        UserError: none of them trains a language model, there are too few rows for four sizes, or the target
+            is tested in folds.
     """
+    refuse_folds(session, "--learning-curve", "where a part of all rows would be tested on itself")
     if not list(_trained_here(session, selected)):
         expected, step = "a candidate that is trained here", "add one, or leave --learning-curve out"
         raise UserError(Problem("--learning-curve", "no fine-tune among the candidates", expected, step))

@@ -12,6 +12,7 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment.preparation.planned_work import measured_bases
+from harness.experiment.runs.k_fold import is_cross_validated
 from harness.formatting import count
 from harness.models.hub import ModelSource
 
@@ -49,8 +50,8 @@ def plan_work(
 ) -> WorkPlan:
     """Plan what workers make of the runs that are asked for; the rest is made where the command runs.
 
-    That is what an endpoint answers, and what a judge has to grade before a sweep can choose. Without
-    `answers` only weights are made that no answer decides on.
+    That is what an endpoint answers, what is made in folds, and what a judge has to grade before a sweep can
+    choose. Without `answers` only weights are made that no answer decides on.
     """
     plan = WorkPlan({}, {})
     shared = [one for one in requests if _is_for_workers(session, one.candidate, answers)]
@@ -68,7 +69,8 @@ def plan_work(
 def _is_for_workers(session: Session, candidate: ResolvedCandidate, answers: bool) -> bool:
     chooses = any(recipe.tried for recipe in candidate.lineage.values())
     needs_judge = session.target.task.primary_metric in session.target.judged
-    return not (candidate.is_remote or (chooses and (needs_judge or not answers)))
+    apart = candidate.is_remote or is_cross_validated(session, candidate)
+    return not (apart or (chooses and (needs_judge or not answers)))
 
 
 def _has_base(candidate: ResolvedCandidate) -> bool:

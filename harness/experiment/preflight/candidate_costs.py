@@ -15,6 +15,7 @@ from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work
 from harness.evaluation.rows.row_sets import RowSet, prompting_step, suite_sets, target_sets, work_of
 from harness.evaluation.session import Session
+from harness.experiment.runs.k_fold import fold_sessions
 from harness.experiment.weights.training_fit import fit_work
 from harness.models import hub, memory
 from harness.models.hardware import Memory
@@ -114,11 +115,12 @@ def _longest_item(job: Job) -> int:
 
 
 def _estimate_training(session: Session, candidate: ResolvedCandidate) -> Work:
-    """Estimate the tokens of all trials; borrowed weights are made by another candidate."""
+    """Estimate the tokens of all trials and folds; borrowed weights are made by another candidate."""
     if candidate.recipe.weights_of:
         return Work()
     seed = session.experiment.seeds[0]
-    return sum((fit_work(session, trial.source, seed) for trial in candidate.trials), Work())
+    each = [session, *fold_sessions(session)]
+    return sum((fit_work(one, trial.source, seed) for one in each for trial in candidate.trials), Work())
 
 
 def _params(candidate: ResolvedCandidate) -> Any:

@@ -12,7 +12,7 @@ from harness.config import Loaded
 from harness.data import SPLITS, TaskItems, load_task
 from harness.errors import Problem, UserError
 from harness.evaluation import costs, lm_eval
-from harness.evaluation.candidate_rows import read_training_rows
+from harness.evaluation.candidate_rows import read_folds, read_training_rows
 from harness.evaluation.candidates import resolve_candidates
 from harness.evaluation.changed_facts import read_changes
 from harness.evaluation.contamination.leaks import refuse_or_note
@@ -50,6 +50,7 @@ def prepare_session(
     few = items[experiment.target.name].pairs[:n_pairs]
     items[experiment.target.name] = replace(items[experiment.target.name], pairs=few)
     training = read_training_rows(experiment, items, catalogue, n_pairs)
+    folds = read_folds(experiment, items, catalogue, n_pairs)
     target, *suites = (
         of_lm_eval(catalogue[task.name], role, suite)
         if task.lm_eval
@@ -76,6 +77,7 @@ def prepare_session(
         sources,
         resolve_candidates(experiment, sources),
         training=training,
+        folds=folds,
         dry_run=scope.dry_run,
         changed=read_changes(experiment.target, target.items),
     )

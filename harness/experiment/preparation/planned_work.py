@@ -9,6 +9,7 @@ from harness.evaluation.costs import Work
 from harness.evaluation.rows.row_sets import suite_sets, target_sets, total_work, work_of
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import tracking_work
+from harness.experiment.runs.k_fold import fold_sessions
 from harness.experiment.weights.training_fit import fit_work
 from harness.models.hub import ModelSource
 
@@ -25,7 +26,8 @@ def estimate_work(session: Session, selected: Collection[str]) -> dict[str, Work
     for candidate in candidates:
         makes = [at for at in candidate.lineage if at not in made]
         made.update(makes)
-        making = sum((_making_work(session, session.candidates[at]) for at in makes), Work())
+        each = [session, *fold_sessions(session)]
+        making = sum((_making_work(one, one.candidates[at]) for one in each for at in makes), Work())
         weights = (candidate.source_name, candidate.served_base.weights_digest)
         gated = candidate.method.tunes and not candidate.is_target_only and weights not in judged
         once = _evaluation_work(session, candidate) + making + (suites if gated else Work())

@@ -28,11 +28,11 @@ from harness.evaluation.rows.row_sets import (
     run_id_of,
     run_identity,
     suite_sets,
-    target_sets,
 )
 from harness.evaluation.runner import fill, measure_control, open_weights, shared_tokens
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import measure_points, tracked_weights
+from harness.experiment.runs.k_fold import answer_folds, rescore_folds, sets_of_target
 from harness.experiment.runs.suite_arms import base_arm
 from harness.experiment.weights.candidate_weights import ensure_weights, stored_weights
 from harness.models.hf import Candidate
@@ -70,6 +70,7 @@ def begin(session: Session, name: str, seed: int) -> None:
 
 def _train_and_evaluate(session: Session, candidate: ResolvedCandidate, seed: int) -> Run:
     name, weights = candidate.name, ensure_weights(session, candidate, seed)
+    weights = answer_folds(session, candidate, weights, seed)
     sets = row_sets(session, candidate, weights, seed)
     (done,) = find_runs(session, [run_identity(session, name, seed, weights, sets)])
     if done is not None:
@@ -183,6 +184,8 @@ def rescore_run(session: Session, candidate: ResolvedCandidate, run: Run) -> tup
     weights = stored_weights(session, candidate, run.seed)
     if weights is None:
         return None, list(run.rows)
+    if in_folds := rescore_folds(session, candidate, weights, run.seed):
+        return None, [f"{rows.name} in folds" for rows in in_folds[:1]]
     sets = row_sets(session, candidate, weights, run.seed)
     if lacking := runner.rescore_stored(session, sets):
         return None, [rows.name for rows in lacking]
@@ -259,7 +262,7 @@ def row_sets(session: Session, candidate: ResolvedCandidate, weights: Weights, s
     """List what a run refers to: validation and test of the target, its changed items, then the suites."""
     suites = [] if candidate.is_target_only else suite_sets(session, weights)
     changed = changed_sets(session, candidate.recipe, weights, seed)
-    return [*target_sets(session, candidate.recipe, weights, seed), *changed, *suites]
+    return [*sets_of_target(session, candidate, weights, seed), *changed, *suites]
 
 
 def failed_run(session: Session, candidate: ResolvedCandidate, seed: int, error: BaseException) -> Run:

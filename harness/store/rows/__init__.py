@@ -27,6 +27,7 @@ from harness.store.layout import (
 )
 from harness.store.rows.checksums import file_version, is_as_written, note_checksum
 from harness.store.rows.drawn_answers import read_drawn, read_drawn_items, write_drawn
+from harness.store.rows.folds import attach_folds
 from harness.store.rows.memory_database import memory, pattern
 from harness.store.rows.row_columns import (
     COLUMNS,
@@ -145,7 +146,9 @@ def read_rows(
         raise missing_rows(store, [rows_digest])
     limit = "" if n is None else f"WHERE position < {n:d}"
     with clear_errors(store, f"rows {rows_digest}", ANEW), memory() as db:
-        return rows_from(db, f"{READ_PARQUET} {limit}", pattern(path), texts=texts)
+        return attach_folds(
+            store, rows_digest, rows_from(db, f"{READ_PARQUET} {limit}", pattern(path), texts=texts)
+        )
 
 
 def read_many(
@@ -174,7 +177,7 @@ def read_many(
                 out[digest].append(row_of(values))
     except duckdb.Error:  # reading one by one says which it is
         return {digest: read_rows(store, digest, texts=texts) for digest in wanted}
-    return out
+    return {digest: attach_folds(store, digest, rows) for digest, rows in out.items()}
 
 
 def read_identity(store: Store, rows_digest: str) -> RowsIdentity:

@@ -1,0 +1,198 @@
+"""Folds of the target's rows: who is tested where, what is trained on there, and the intervals of such answers."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from harness import comparison, stats
+from harness.comparison import IncompatibleRuns
+from harness.data import load_task
+from harness.errors import UserError
+from harness.metrics import mean_metric
+from harness.records import SampleResult
+from harness.spec import Experiment, Task
+from harness.stats import Variance
+from tests.studies import k_fold as study
+
+METRIC = mean_metric("right", lambda output, example: None)
+LABELS = ("late", "money")
+
+
+def task(folder, rows, *, labels=LABELS, **data):
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"all": str(path), "folds": 5} | data
+    return Task.model_validate({"name": "letters", "data": data, "labels": labels})
+
+
+def letters(n, label=lambda i: LABELS[i % 2], **columns):
+    made = ({"id": f"r{i}", "prompt": f"letter {i} {i * i}", "reference": label(i)} for i in range(n))
+    return [row | {name: of(i) for name, of in columns.items()} for i, row in enumerate(made)]
+
+
+def answered(scores, folds=None):
+    return [
+        SampleResult("t", "test", f"{i:04d}", i, "ok", "", "", (), {"right": (float(score),)}, fold=fold)
+        for i, (score, fold) in enumerate(zip(scores, folds or [0] * len(scores), strict=True))
+    ]
+
+
+def test_every_row_but_validation_is_tested_in_one_fold_and_trained_on_in_the_others(tmp_path):
+    of = task(tmp_path, letters(50))
+    items = load_task(of, 0)
+    folds = [items.in_fold(fold) for fold in range(1, 6)]
+    assert len(items.validation) == 10
+    assert Counter(e.id for fold in folds for e in fold.test) == {e.id: 1 for e in items.train}
+    for fold in folds:
+        assert {e.id for e in fold.train} | {e.id for e in fold.test} == {e.id for e in items.train}
+        assert not {e.id for e in fold.train} & {e.id for e in (*fold.test, *items.validation)}
+        assert Counter(e.references[0] for e in fold.test) == {"late": 4, "money": 4}
+    assert items.without_test().test == ()
+
+
+def test_rows_of_a_cluster_or_question_never_straddle_folds(tmp_path):
+    rows = letters(60, cluster=lambda i: f"c{i // 4}", prompt=lambda i: f"question {i // 2}")
+    of = task(tmp_path, rows)
+    items = load_task(of, 0)
+    for fold in range(1, 6):
+        held = items.in_fold(fold)
+        assert not {e.cluster for e in held.train} & {e.cluster for e in held.test}
+        assert not {e.prompt for e in held.train} & {e.prompt for e in held.test}
+
+
+def test_folds_do_not_depend_on_the_seed(tmp_path):
+    of = task(tmp_path, letters(40))
+    assert load_task(of, 0).folds == load_task(of, 7).folds
+
+
+def test_a_limit_leaves_the_folds_of_rows_as_they_are(tmp_path):
+    whole = load_task(task(tmp_path, letters(60)), 0)
+    some = load_task(task(tmp_path, letters(60), limits={"test": 12, "train": 20}), 0)
+    assert some.folds == whole.folds
+    assert (len(some.test), len(some.train)) == (12, 20)
+
+
+def test_what_was_split_is_said(tmp_path):
+    (said,) = load_task(task(tmp_path, letters(50)), 0).read_as[-1:]
+    assert "10 rows for validation, and 5 folds of 8 rows" in said
+    assert "made without it, of some 32; what is shipped is made of all 40" in said
+
+
+def test_pairs_that_ask_what_a_fold_tests_are_not_trained_on_there(tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    rows = letters(40)
+    made = [{"prompt": row["prompt"], "chosen": "late", "rejected": "money"} for row in rows]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in made))
+    of = task(tmp_path, rows, pairs=str(pairs))
+    items = load_task(of, 0)
+    held = items.in_fold(1)
+    assert len(held.pairs) == len(items.pairs) - len(held.test)
+    assert not {p.prompt for p in held.pairs} & {e.prompt for e in held.test}
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (letters(5), "at least 5, one a fold"),
+        (letters(40, lambda i: LABELS[i < 4]), "rows of the label 'money', none in fold"),
+        (letters(40, cluster=lambda i: f"c{i % 3}"), "in 2 groups of one cluster or question"),
+    ],
+    ids=["few rows", "a missing class", "few clusters"],
+)
+def test_folds_that_there_cannot_be_are_refused(tmp_path, rows, said):
+    with pytest.raises(UserError, match=said):
+        load_task(task(tmp_path, rows), 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"train": "a.jsonl", "test": "b.jsonl", "folds": 5}, "leave folds out, or test"),
+        ({"test": "b.jsonl", "folds": 5}, "leave folds out, or test"),
+        ({"documents": "d.jsonl", "folds": 5}, "no rows to deal"),
+        ({"all": "a.jsonl", "folds": 2}, "greater than or equal to 3"),
+    ],
+)
+def test_folds_that_contradict_the_files_are_refused(data, said):
+    with pytest.raises(ValidationError, match=said):
+        Task.model_validate({"name": "t", "data": data})
+
+
+def test_folds_go_with_one_seed_and_with_the_target_alone():
+    target = {"name": "t", "data": {"all": "a.jsonl", "folds": 5}}
+    experiment = {"name": "e", "target": target, "candidates": {"prompt": {}}}
+    with pytest.raises(ValidationError, match="and 3 seeds: each fold is a training of its own"):
+        Experiment.model_validate({**experiment, "seeds": [0, 1, 2]})
+    suite = {"name": "s", "tasks": [{**target, "name": "other"}]}
+    with pytest.raises(ValidationError, match="folds at other: only the target"):
+        Experiment.model_validate(
+            {**experiment, "target": {**target, "data": {"all": "a"}}, "suites": [suite]}
+        )
+
+
+def test_the_variance_between_folds_is_that_of_a_mean_over_clusters():
+    # By hand: d̄ = 0.3; Σ (1/4)² (d − d̄)² · 4/3 = 0.05 / 16 · 4/3.
+    variance = stats.fold_variance([0.2, 0.4, 0.2, 0.4], [8, 8, 8, 8])
+    assert variance == pytest.approx((0.04 / 16 * 4 / 3, 3))
+    total = stats.cross_validated_variance(Variance(0.01, None), [0.2, 0.4, 0.2, 0.4], [8] * 4)
+    assert total.variance == pytest.approx(0.01 + 0.04 / 12)
+    assert total.df == pytest.approx(total.variance**2 / ((0.04 / 12) ** 2 / 3))
+
+
+def test_few_folds_have_no_variance():
+    with pytest.raises(ValueError, match="at least 3 folds"):
+        stats.fold_variance([0.1, 0.2], [5, 5])
+
+
+def test_answers_in_folds_widen_the_interval_of_a_difference_and_of_a_score():
+    rng = np.random.default_rng(3)
+    old, new = rng.integers(0, 2, 60), rng.integers(0, 2, 60)
+    folds = [i % 5 + 1 for i in range(60)]
+    plain = comparison.compare_rows(METRIC, answered(old), answered(new))
+    found = comparison.compare_rows(METRIC, answered(old), answered(new, folds))
+    assert (found.delta, found.base, found.new) == (plain.delta, plain.base, plain.new)
+    assert found.low < plain.low < plain.high < found.high
+    assert (found.base_low, found.base_high) == (plain.base_low, plain.base_high)
+    assert found.new_low < plain.new_low < plain.new_high < found.new_high
+    assert found.estimator == "folds"
+    turned = comparison.compare_rows(METRIC, answered(new, folds), answered(old))
+    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low))
+    alone = comparison.estimate(METRIC, answered(new, folds))
+    assert (alone.low, alone.high) == pytest.approx((found.new_low, found.new_high))
+
+
+def test_models_that_differ_more_between_folds_widen_the_interval_more():
+    folds = [i // 12 + 1 for i in range(60)]
+    steady = [float(i % 3 == 0) for i in range(60)]
+    by_fold = [float(fold <= 2) for fold in folds]  # 40 % right: all in two folds, none in the others
+    base = [0.0] * 60
+    narrow, wide = (
+        comparison.compare_rows(METRIC, answered(base), answered(new, folds)) for new in (steady, by_fold)
+    )
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+
+
+def test_items_of_fewer_than_three_folds_show_nothing():
+    folds = [i % 2 + 1 for i in range(40)]
+    found = comparison.compare_rows(METRIC, answered([0.0] * 40), answered([1.0] * 40, folds))
+    assert (found.low, found.high) == (-1.0, 1.0)
+    assert "items of 2 folds alone" in found.refused
+
+
+def test_runs_in_other_folds_are_not_compared():
+    one, other = [i % 5 + 1 for i in range(30)], [i % 3 + 1 for i in range(30)]
+    with pytest.raises(IncompatibleRuns, match="other folds: 5 of them in the base, 3 in the new"):
+        comparison.compare_rows(METRIC, answered([0.0] * 30, one), answered([1.0] * 30, other))
+
+
+@pytest.mark.parametrize(("new", "n", "k"), [("nearest neighbour", 60, 5), ("unsteady", 120, 3)])
+def test_the_interval_holds_the_average_over_training_sets_as_often_as_it_says(new, n, k):
+    found = study.measure(study.World(new, "rule", n, k), 150)
+    assert found.in_folds >= 0.92
+
+
+def test_an_interval_that_forgets_the_folds_of_an_unsteady_recipe_holds_it_too_seldom():
+    assert study.measure(study.World("unsteady", "rule", 120, 3), 100).plain < 0.9
