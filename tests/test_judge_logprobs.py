@@ -95,8 +95,15 @@ def test_weights_are_those_of_g_eval():
     assert weights == pytest.approx(shares)
     assert 1 + 4 * mean_grade(rubric, weights, "") == pytest.approx(shares @ [1, 2, 3, 4, 5])
     pair = Rubric(criteria="x", judge="any", mode="pairwise")
-    tokens = token_weights(pair, [("A", log(0.6)), ("t", log(0.3)), ("B", log(0.1)), ("!", 0.0)])
+    tokens = token_weights(pair, [("A", log(0.6)), ("t", log(0.3)), ("B", log(0.1)), ("!", -20.0)])
     assert tokens == pytest.approx([0.1, 0.3, 0.6])
     assert mean_grade(pair, tokens, "first") == pytest.approx(0.75)
     assert mean_grade(pair, tokens, "second") == pytest.approx(0.25)
     assert token_weights(rubric, [("six", 0.0)]) is None
+
+
+def test_a_grade_in_quotes_counts_by_its_words(desk):  # noqa: F811
+    tokens = ({'"': log(0.97), "5": log(0.012), "4": log(0.008), "1": log(0.004)},)
+    d = desk(judge=Weigher(tokens, lambda q, a: '"1"'), rubric=WEIGHED)
+    d.compare()
+    assert [row.parts["judge:helpful"][0] for row in d.rows()] == [0.0] * N

@@ -41,7 +41,7 @@ class Wins(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Pairs of answers to the same items, by item its cluster: those that differ, and those that are equal."""
+    """Pairs of answers to the same items, as item → cluster: those that differ, and those that are equal."""
 
     clusters: Mapping[str, str]
     equal: Mapping[str, str]

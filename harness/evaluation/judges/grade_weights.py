@@ -14,6 +14,8 @@ from harness.evaluation.judges.judge_prompts import Order, grade_value
 from harness.metrics import normalize
 from harness.stats import Array
 
+_LEAST = 0.5  # of the first token's probability on grades; beyond that it is no grade that was begun
+
 
 def likelihood_weights(logprobs: Sequence[float]) -> Array:
     """Return the probabilities of grades by their log-probabilities (nats), (k,)."""
@@ -22,14 +24,17 @@ def likelihood_weights(logprobs: Sequence[float]) -> Array:
 
 
 def token_weights(rubric: Rubric, tokens: Sequence[tuple[str, float]]) -> Array | None:
-    """Return the probabilities of grades by those of the tokens that begin them; None where none does."""
+    """Return the probabilities of grades by those of the tokens that begin them.
+
+    None where less than half of the probability is on such tokens: the answer begins with something else.
+    """
     weights = np.zeros(len(rubric.grades))
     for token, logprob in tokens:
         begun = normalize(token)
         meant = [at for at, grade in enumerate(rubric.grades) if begun and grade.casefold().startswith(begun)]
         if len(meant) == 1:
             weights[meant[0]] += np.exp(logprob)
-    return np.asarray(weights / weights.sum()) if weights.any() else None
+    return np.asarray(weights / weights.sum()) if weights.sum() >= _LEAST else None
 
 
 def weights_text(rubric: Rubric, weights: Array) -> str:
