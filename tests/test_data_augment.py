@@ -12,6 +12,7 @@ from openai_server import Rule, serving
 from harness.config import load
 from harness.data import load_task
 from harness.data.edit.augment import Rewording, augment
+from harness.data.edit.dedup import dedup
 from harness.data.edit.split import Way, split
 from harness.data.readers import Rows
 from harness.errors import UserError
@@ -357,6 +358,46 @@ def test_an_augmented_row_that_asks_what_another_part_asks_is_dropped():
         assert kept == (0 not in evaluated and target not in evaluated)
 
 
+def twins_of_which_the_second_is_reworded(n=20):
+    """Return rows asked twice in almost the same words, each second one followed by other words for it."""
+    out = []
+    for i in range(n):
+        text = f"{i * i} q{i}w v{i}u u{i}t t{i}s s{i}r r{i}q q{i}p p{i}o o{i}n"
+        twin = f"Hello. {text}"
+        of = {"text": f"z{i}k {i * i} y{i}m x{i}p", "source": "augmented", "augmented_from": twin}
+        out += [{"text": text, "label": "ab"[i % 2], "n": i}, {"text": twin, "label": "ab"[i % 2], "n": i}]
+        out.append({**out[-1], **of})
+    return out
+
+
+def test_dedup_drops_what_was_made_from_a_row_that_it_drops():
+    outcomes = dedup(rows_of(*twins_of_which_the_second_is_reworded()), ASKED, alike=0.6)
+    reasons = [o.change.reason for o in outcomes if o.change]
+    assert reasons == ["a near duplicate", "augmented from a row that is dropped"] * 20
+
+
+def test_where_rows_are_set_aside_an_augmented_row_without_its_original_is_left_out(tmp_path):
+    alone = [row for row in twins_of_which_the_second_is_reworded() if not row["text"].startswith("Hello")]
+    found = split(Rows("r.jsonl", "r", rows_of(*alone)), ASKED, Way())
+    assert not any(is_made(row.fields) for part in found.parts.values() for row in part)
+    assert {change.reason for change in found.changes} == {"augmented from a row that is not in the file"}
+    jsonl(tmp_path / "all.jsonl", alone)
+    items = load_task(letters_task(tmp_path, all="all.jsonl"), seed=0)
+    assert not any("k " in example.prompt for example in items.train)
+    (said,) = [note for note in items.removed if "augmented" in note]
+    assert "20 augmented rows left out, made from rows that are evaluated or not in the file" in said
+
+
+def test_where_every_split_has_its_file_an_augmented_row_without_its_original_is_trained_on(tmp_path):
+    alone = [row for row in augmented_rows() if is_made(row)]
+    jsonl(tmp_path / "train.jsonl", alone)
+    never = [{"text": f"never {i} seen u{i}", "label": "a"} for i in range(8)]
+    jsonl(tmp_path / "validation.jsonl", never[:4])
+    jsonl(tmp_path / "test.jsonl", never[4:])
+    files = {name: f"{name}.jsonl" for name in ("train", "validation", "test")}
+    assert len(load_task(letters_task(tmp_path, **files), seed=0).train) == len(alone)
+
+
 def letters_task(folder, **data):
     return Task.model_validate(
         {
@@ -444,3 +485,13 @@ def test_a_candidate_of_the_experiment_rewords_its_training_rows(tiny, tmp_path,
     assert sum(map(is_made, made)) == len(made) - 30 > 0
     assert all(row["reference"] in ("late", "money") for row in made)
     assert all(json.dumps(row) for row in made)
+
+
+def test_a_column_of_ones_own_named_source_is_kept_and_may_be_what_asks(augmented):
+    jsonl(Path("t.jsonl"), [{**row, "source": f"shop-{i}.txt"} for i, row in enumerate(rows(6))])
+    done(augmented, "t.jsonl", "--out", "new.jsonl")
+    assert [row["source"] for row in read("new.jsonl")[:4]] == ["shop-0.txt"] * 2 + ["shop-1.txt"] * 2
+    jsonl(Path("mt.jsonl"), [{"source": row["text"], "target": row["label"]} for row in rows(6)])
+    done(augmented, "mt.jsonl", "--out", "mt2.jsonl", "--prompt", "source", "--reference", "target")
+    made = read("mt2.jsonl")[1]
+    assert (made["source"], made["augmented_from"]) == (other_words(question(0)), question(0))

@@ -225,7 +225,7 @@ def _split(task: Task, path: str | None, split: Split, notes: Notes, documents: 
 
 def _evaluated_augmented(content: readers.Rows, made: Collection[str], split: Split) -> list[Problem]:
     """Phrase augmented rows where something is evaluated: what a model made up is no evidence."""
-    found, expected = f"an augmented row (source: {splits.AUGMENTED}) in {split}", "rows to train on alone"
+    found, expected = f"an augmented row ({splits.ORIGIN}: …) in {split}", "rows to train on alone"
     step = "remove the row, or name the file under train:"
     problems = [Problem(where, found, expected, step) for where in made]
     return readers.cap_problems(problems, content.shown, "augmented rows")
@@ -286,7 +286,8 @@ def _split_up(task: Task, files: _Files, seed: int) -> _Files:
     if train and not validation:
         train, validation = splits.set_aside(train, _rng(task, seed, "set aside"), choice)
     evaluated = [*validation, *test]
-    train = splits.beside_origins(files.train, train, evaluated)
+    set_aside = bool(task.data.all) or len(validation) > len(files.validation)
+    train = splits.beside_origins(files.train, train, evaluated, without_original=not set_aside)
     files.notes.removed.extend(splits.augmented_left_out(files.train, train, shown))
     if task.data.all:
         counts = f"{len(train):,} to train on, {len(validation):,} for validation, {len(test):,} for test"

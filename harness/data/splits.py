@@ -18,12 +18,13 @@ from harness.formatting import pluralize
 from harness.records import Example
 
 SHARE = 0.2
-SOURCE, AUGMENTED, ORIGIN = "source", "augmented", "augmented_from"  # the columns of an augmented row
+# Columns of an augmented row; the last, the text that it was made from, is what tells it from others.
+SOURCE, AUGMENTED, ORIGIN = "source", "augmented", "augmented_from"
 
 
 def is_augmented(row: Row) -> bool:
     """Tell whether a model made a row from another one."""
-    return row.fields.get(SOURCE) == AUGMENTED
+    return bool(row.fields.get(ORIGIN))
 
 
 def origins(rows: Sequence[Row]) -> dict[str, Origin]:
@@ -48,11 +49,16 @@ def with_origins(kept: Kept, made: Mapping[str, Origin]) -> Kept:
 
 
 def beside_origins(
-    rows: Sequence[Sourced], kept: Collection[Sourced], evaluated: Sequence[Sourced]
+    rows: Sequence[Sourced],
+    kept: Collection[Sourced],
+    evaluated: Sequence[Sourced],
+    *,
+    without_original: bool = True,
 ) -> list[Sourced]:
     """Return the rows that are kept, and the augmented ones whose original is kept, in the order of the file.
 
-    One whose original is not among the rows stays, unless that is evaluated. None asks what is evaluated.
+    One whose original is not among the rows stays where `without_original` says so, unless that is evaluated;
+    where rows were set aside, one like its original may be among them. None asks what is evaluated.
     """
     if all(row.origin is None for row in rows):
         return list(kept)
@@ -63,15 +69,22 @@ def beside_origins(
         if row.origin is None:
             return row.where in places
         texts = {fold_text(row.origin.text), key(row.example)}
-        return places.issuperset(row.origin.places) and asked.isdisjoint(texts)
+        found = bool(row.origin.places) or without_original
+        return found and places.issuperset(row.origin.places) and asked.isdisjoint(texts)
 
     return [row for row in rows if stays(row)]
 
 
 def augmented_left_out(before: Sequence[Sourced], after: Sequence[Sourced], where: str) -> list[str]:
-    """Say how many augmented rows were left out because their original is evaluated; empty of none."""
-    n = sum(row.origin is not None for row in before) - sum(row.origin is not None for row in after)
-    return [f"{where}: {pluralize(n, 'augmented row')} left out, made from rows that are evaluated"] * bool(n)
+    """Say how many augmented rows were left out, and why; empty of none."""
+    left = {row.where for row in after}
+    gone = [row.origin for row in before if row.origin is not None and row.where not in left]
+    alone = sum(not origin.places for origin in gone)
+    reasons = {
+        "made from rows that are evaluated": len(gone) - alone,
+        "made from rows that are evaluated or not in the file": alone,
+    }
+    return [f"{where}: {pluralize(n, 'augmented row')} left out, {why}" for why, n in reasons.items() if n]
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -82,9 +82,7 @@ class TaskData(Spec):
                 "folds out, or test, whose rows may stand among those of train"
             )
         if self.folds and self.changes:
-            raise ValueError(
-                f"folds: {self.folds}, and changes: what ships was trained on these facts"
-            )
+            raise ValueError(f"folds: {self.folds}, and changes: what ships was trained on these facts")
         if self.folds and not (self.all or self.train):
             raise ValueError(f"folds: {self.folds}, and no rows to deal: name a file as all or train")
         return self

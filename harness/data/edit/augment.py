@@ -16,7 +16,7 @@ from harness.data.edit.change import Change, Outcome
 from harness.data.edit.dedup import dedup
 from harness.data.near_duplicates import THRESHOLD, are_alike
 from harness.data.readers import Row
-from harness.data.splits import AUGMENTED, ORIGIN, SOURCE
+from harness.data.splits import AUGMENTED, ORIGIN, SOURCE, is_augmented
 
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 _USER = ("user", "human", "prompter")
@@ -52,7 +52,7 @@ def asking(row: Row, roles: Roles) -> Asking | None:
 
     None of an augmented row, and where a row has no such text.
     """
-    if row.fields.get(SOURCE) == AUGMENTED:
+    if is_augmented(row):
         return None
     for column in roles.questions:
         value = row.fields.get(column)
@@ -97,7 +97,7 @@ def augment(
         elif not one.why_not:
             change = Change(one.row.where, "added", (f"a row by {by}",))
         by_row[one.of].append(Outcome(one.row if change.kind == "added" else None, change))
-    new = (SOURCE, ORIGIN) if in_columns else ()
+    new = (*_marks(rows), ORIGIN) if in_columns else ()
     return [
         outcome for i, row in enumerate(rows) for outcome in (Outcome(_with_columns(row, new)), *by_row[i])
     ]
@@ -120,7 +120,7 @@ class _Made(NamedTuple):
 def _made(
     rows: Sequence[Row], roles: Roles, rewordings: Mapping[int, Sequence[Rewording]]
 ) -> Iterator[_Made]:
-    known = {row.fields.get("id") for row in rows}
+    known, marks = {row.fields.get("id") for row in rows}, _marks(rows)
     answers = [set(filter(None, map(fold_text, asked(row, roles).answers))) for row in rows]
     times = Counter(answer for of in answers for answer in of)
     labels = {answer for answer, n in times.items() if n > 1}  # no words of a question, though they may recur
@@ -130,11 +130,17 @@ def _made(
             continue
         for number, rewording in enumerate(found, start=1):
             fields = original.put(row.fields, rewording.text)
-            fields |= {SOURCE: AUGMENTED, ORIGIN: original.text}
+            fields |= {**marks, ORIGIN: original.text}
             if row.fields.get("id") is not None:
                 fields["id"] = _fresh_id(row.fields["id"], known)
             why_not = rewording.failure or _unfit(rewording.text, original.text, answers[i] - labels)
             yield _Made(Row(row.where, fields), i, number, why_not)
+
+
+def _marks(rows: Sequence[Row]) -> dict[str, str]:
+    """Return the source of an augmented row; none where rows have such a column of their own."""
+    taken = any(SOURCE in row.fields for row in rows if not is_augmented(row))
+    return {} if taken else {SOURCE: AUGMENTED}
 
 
 def _fresh_id(ident: Any, known: set[Any]) -> Any:

@@ -1,7 +1,8 @@
 """Removal of duplicates: equal rows, rows that are nearly equal, and rows too like those of a test file.
 
 Invariant: of each kind the first row stays, and every dropped row names the one it repeats. Rows that ask the
-same and answer otherwise are no duplicates: they are reported, and stay unless they are to be dropped.
+same and answer otherwise are no duplicates: they are reported, and stay unless they are to be dropped. An
+augmented row goes with the row that it was made from.
 """
 
 from collections import defaultdict
@@ -14,6 +15,7 @@ from harness.data.edit.change import Change, Outcome, drop
 from harness.data.near_duplicates import THRESHOLD, are_alike, near_duplicates
 from harness.data.overlap import overlaps
 from harness.data.readers import Row
+from harness.data.splits import origins
 
 
 class Entry(NamedTuple):
@@ -57,6 +59,7 @@ def dedup(
         left = {i: e for i, e in enumerate(entries) if i not in changes or changes[i].row is not None}
         changes |= step(left)
     _follow(changes, entries)
+    changes |= _without_originals(rows, changes)
     return [changes.get(i, Outcome(row)) for i, row in enumerate(rows)]
 
 
@@ -67,6 +70,18 @@ def _follow(changes: _Changes, entries: Sequence[Entry]) -> None:
         of = dropped.get(change.of) if change and row is None and change.reason == "a duplicate" else None
         if of and of.of != entries[i].row.where:
             changes[i] = drop(entries[i].row, of.reason, of.of, of.similarity)
+
+
+def _without_originals(rows: Sequence[Row], changes: _Changes) -> _Changes:
+    """Drop augmented rows of which every row with the text that they were made from is dropped."""
+    gone = {rows[i].where for i, found in changes.items() if found.row is None}
+    places = {where: origin.places for where, origin in origins(rows).items()}
+    alone = {where: at[0] for where, at in places.items() if at and where not in gone and gone.issuperset(at)}
+    return {
+        i: drop(row, "augmented from a row that is dropped", alone[row.where])
+        for i, row in enumerate(rows)
+        if row.where in alone
+    }
 
 
 def _entry(row: Row, roles: Roles) -> Entry:

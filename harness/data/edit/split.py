@@ -107,10 +107,12 @@ def _with_augmented(found: Split, content: Rows, roles: Roles, way: Way) -> Spli
 
 
 def _not_trained_on(found: Split, made: Mapping[str, Origin]) -> Iterator[tuple[str, Change]]:
-    """Yield the augmented rows that were made from a row of another part, or of none."""
+    """Yield the augmented rows that were made from a row of another part, or from one that is not there."""
     trained = {row.where for row in found.parts["train"]}
     for where, origin in made.items():
-        if of := next((at for at in origin.places if at not in trained), None):
+        if not origin.places:
+            yield where, Change(where, "dropped", ("augmented from a row that is not in the file",))
+        elif of := next((at for at in origin.places if at not in trained), None):
             reason = "augmented from a row that is not trained on"
             yield where, Change(where, "dropped", (reason,), of)
 
