@@ -14,7 +14,7 @@ from harness import plugins
 from tests.calibration import study
 from tests.calibration.closure import closure, digest_of
 from tests.calibration.design import CELLS
-from tests.calibration.sources import Sources
+from tests.calibration.sources import PACKAGES, Sources
 
 ITEMS = "interval of a paired difference: binary, true delta 0 points, 50 items"
 PLUGIN = re.compile(rf"harness\.({'|'.join(plugins.KINDS)})\.")
@@ -209,6 +209,8 @@ def seen_to_run(cell) -> set[tuple[str, str]]:
     ran = {
         (".".join(file.relative_to(study.ROOT).with_suffix("").parts).removesuffix(".__init__"), name)
         for file, name in own
-        if file.is_relative_to(study.ROOT) and file != Path(__file__) and not name.startswith("<")
+        if any(file.is_relative_to(study.ROOT / package) for package in PACKAGES)
+        and file != Path(__file__)
+        and not name.startswith("<")
     }
     return {(module, name) for module, name in ran if not PLUGIN.match(module)}
