@@ -164,7 +164,7 @@ def compare(
             say(jobs)
         return
     say(experiment.first_line(session, len(loaded.selected), sum(plan.values()) if computes else None))
-    tasks = [measured.task for measured in (session.target, *session.suites)]
+    tasks = [measured.task for measured in session.tasks]
     notes = [*session.target.items.notes, *experiment.training_notes(session), *unusual]
     for line in [*brief_warnings(warnings), *metric_warnings(tasks), *notes]:
         say(line)

@@ -143,6 +143,7 @@ def json_schema() -> dict[str, Any]:
     definitions, properties = schema["$defs"], schema["properties"]
     definitions["Suite"] = definitions.get("Suite") or Suite.model_json_schema()
     properties["target"] = {"anyOf": [_PATH, _ref("Task"), _ref("Suite")]}
+    properties["more_targets"]["items"] = properties["target"]
     properties["suites"]["items"] = {"anyOf": [_PATH, _ref("Suite")]}
     recipe = {"type": "string", "description": "the name of a recipe in baselines/"}
     properties["candidates"]["additionalProperties"] = {"anyOf": [recipe, _ref("Recipe"), {"type": "null"}]}

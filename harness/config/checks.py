@@ -92,9 +92,8 @@ def _changes(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
         yield from _missing_rows(getattr(task.data.changes, name), (*at, name), task, tree)
     if keys[0] != "target":
         step = "name them in data: of the target"
-        yield Problem(
-            tree.where(at), f"changes of the task {task.name} of a suite", "those of the target", step
-        )
+        found = f"changes of the task {task.name}, which is not the target"
+        yield Problem(tree.where(at), found, "those of the target", step)
     elif task.data.changes.documents and not task.data.documents:
         found, expected = "new documents, and none before", "`documents:` in the data of the task"
         yield Problem(tree.where(at), found, expected, "add the old ones, or leave changes.documents out")
@@ -130,8 +129,8 @@ def _metric(written: str, where: str) -> Iterator[Problem]:
 
 
 def _of_lm_eval(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
-    if keys == ("target",):
-        found = f"{task.lm_eval}, a task of lm-eval, as the target"
+    if keys[0] != "suites":
+        found = f"{task.lm_eval}, a task of lm-eval, as {'the' if keys == ('target',) else 'a'} target"
         yield Problem(
             tree.where(keys), found, "a task with data of its own", "list it in a suite under suites:"
         )
@@ -186,7 +185,7 @@ def _gated(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Problem]:
     suites = _suites(tree)
     if tree.failed or gate is None:
         return
-    of_suites = {task.name for keys, task in tasks if keys != ("target",)}
+    of_suites = {task.name for keys, task in tasks if keys[0] == "suites"}
     named = (
         ("critical", "task or suite", gate.critical, of_suites | {str(s.get("name")) for _, s in suites}),
         ("tasks", "task", gate.tasks, of_suites),

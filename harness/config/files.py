@@ -66,7 +66,8 @@ def is_shipped(path: Path) -> bool:
 
 def inline(tree: Tree) -> None:
     """Replace the names of suites, of the target and of short recipes by what they stand for."""
-    _inline_target(tree)
+    for keys in _targets(tree):
+        _inline_target(tree, keys)
     suites = tree.data.get("suites")
     for index, suite in enumerate(suites if isinstance(suites, list) else ()):
         if isinstance(suite, str):
@@ -105,8 +106,9 @@ def finish(tree: Tree) -> None:
 
 def raw_tasks(tree: Tree) -> Iterator[tuple[Keys, dict[str, Any]]]:
     """Yield every task as written, with its keys, where it is a mapping at all."""
-    if isinstance(tree.data.get("target"), dict):
-        yield ("target",), tree.data["target"]
+    for keys in _targets(tree):
+        if isinstance(task := tree.value(keys), dict):
+            yield keys, task
     for i, suite in enumerate(_list(tree.data.get("suites"))):
         for j, task in enumerate(_list(mapping(suite).get("tasks"))):
             if isinstance(task, dict):
@@ -118,22 +120,29 @@ def missing_file(path: Path, where: str, expected: str) -> Problem:
     return _missing(path, where, expected, "create it, or correct the path")
 
 
-def _inline_target(tree: Tree) -> None:
-    """Read the target's file, and take the one task out of a suite."""
-    if isinstance(tree.data.get("target"), str):
-        _inline_file(tree, ("target",), tree.data["target"], "suite")
-    suite = mapping(tree.data.get("target"))
+def _targets(tree: Tree) -> list[Keys]:
+    """List where targets are written: the one that decides, then more of them."""
+    return [("target",), *(("more_targets", i) for i in range(len(_list(tree.data.get("more_targets")))))]
+
+
+def _inline_target(tree: Tree, keys: Keys) -> None:
+    """Read a target's file, and take the one task out of a suite."""
+    written = tree.value(keys)
+    if isinstance(written, str):
+        _inline_file(tree, keys, written, "suite")
+    suite = mapping(tree.value(keys))
     if not suite.keys() & {"tasks", "role"}:
         return
     around = {**suite, "tasks": [{"name": "checked-as-the-target", "data": {}}]}
-    tree.problems += problems_of(Suite, around, tree, ("target",))
+    tree.problems += problems_of(Suite, around, tree, keys)
     tasks = suite.get("tasks")
     if not isinstance(tasks, list) or len(tasks) != 1 or not isinstance(tasks[0], dict):
-        tree.failed.add(("target",))
-        tree.problems.append(_not_one_task(tasks, tree.where(("target", "tasks"))))
+        tree.failed.add(keys)
+        tree.problems.append(_not_one_task(tasks, tree.where((*keys, "tasks"))))
         return
-    prefix: Keys = ("target", "tasks", 0)
-    tree.put(("target",), tasks[0], {k[3:]: mark for k, mark in tree.marks.items() if k[:3] == prefix})
+    prefix: Keys = (*keys, "tasks", 0)
+    n = len(prefix)
+    tree.put(keys, tasks[0], {k[n:]: mark for k, mark in tree.marks.items() if k[:n] == prefix})
 
 
 def _not_one_task(tasks: Any, where: str) -> Problem:

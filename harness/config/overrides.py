@@ -48,7 +48,8 @@ def parse(texts: Iterable[str], tree: Tree) -> list[Setting]:
 
 def replaces_a_reference(setting: Setting) -> bool:
     """Tell whether it may name a file or a short recipe, and so comes before these are read."""
-    return len(setting.keys) == 1 or (len(setting.keys) == 2 and setting.keys[0] in ("candidates", "suites"))
+    listed = ("candidates", "suites", "more_targets")
+    return len(setting.keys) == 1 or (len(setting.keys) == 2 and setting.keys[0] in listed)
 
 
 def apply(tree: Tree, settings: Iterable[Setting]) -> None:

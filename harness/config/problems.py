@@ -43,6 +43,13 @@ class Tree:
         """Tell whether the value at these keys, or one around it, could not be read."""
         return any(keys[:n] in self.failed for n in range(len(keys) + 1))
 
+    def value(self, keys: Keys) -> Any:
+        """Return the value at these keys, below mappings and lists that are there; None without it."""
+        around: Any = self.data
+        for key in keys[:-1]:
+            around = around[key]
+        return around.get(keys[-1]) if isinstance(around, dict) else around[keys[-1]]
+
     def put(self, keys: Keys, value: Any, marks: Mapping[Keys, str]) -> None:
         """Replace the value at these keys; `marks` are places relative to it."""
         around: Any = self.data

@@ -61,6 +61,7 @@ from harness.decision.seeds import (
     summarize_seeds,
 )
 from harness.decision.smallest_base import size_sentences
+from harness.decision.target_scores import TargetScore
 from harness.decision.training_sets import TrainingSet, TrainingSets, training_sets
 from harness.spec import DecidePolicy
 
@@ -81,6 +82,7 @@ __all__ = [
     "Member",
     "Pair",
     "SeedSummary",
+    "TargetScore",
     "Trained",
     "TrainingSet",
     "TrainingSets",

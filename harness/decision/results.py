@@ -13,6 +13,7 @@ from harness.comparison import Comparison, Estimate, RetrievalUse, SeveralAnswer
 from harness.comparison.win_rates import Wins
 from harness.decision.changed_answers import ChangedAnswers
 from harness.decision.learning_curve import LearningCurve
+from harness.decision.target_scores import TargetScore
 from harness.evaluation.costs import Tokens
 from harness.formatting import RATE, Unit
 from harness.gating import Verdict
@@ -101,7 +102,7 @@ class CandidateFacts:
     `labels_missing` of people keep a judge's metric from deciding about its answers, `wins` says how often
     these are preferred to those of the best untrained candidate, where the gate asks for that. `base` is what
     answers, where a language model here does. `changes` is what it answered to facts that
-    changed.
+    changed, `more_targets` what it reached on targets that decide nothing.
     """
 
     name: str
@@ -144,6 +145,7 @@ class CandidateFacts:
     wins: Wins | None = None
     base: BaseSize | None = None
     changes: ChangedAnswers | None = None
+    more_targets: tuple[TargetScore, ...] = ()
 
     @property
     def label(self) -> str:

@@ -130,7 +130,8 @@ class Session:
     """State that all runs of one experiment share: data, machine, store, and one base at a time in memory.
 
     `training` holds the target with other training rows, for candidates that say so (see `candidate_rows`),
-    `changed` facts of the target that changed, None where it names none.
+    `changed` facts of the target that changed, None where it names none. `more_targets` are answered by every
+    candidate, and decide nothing.
     `folds` are those of the target, where `data.folds` asks for some (see `k_fold`).
     `source` is the experiment's base; `sources` holds every model that a candidate names, by name;
     `candidates` are the experiment's, each resolved once.
@@ -164,6 +165,12 @@ class Session:
     failures: dict[tuple[str, int], Exception] = field(default_factory=dict)
     is_worker: bool = False
     changed: Changed | None = None
+    more_targets: tuple[Measured, ...] = ()
+
+    @property
+    def tasks(self) -> tuple[Measured, ...]:
+        """The target, more targets, then the tasks of the suites."""
+        return (self.target, *self.more_targets, *self.suites)
 
     def with_candidates(self, recipes: Mapping[str, Recipe]) -> "Session":
         """Return a copy whose experiment holds these candidates too; one of a known name replaces it."""

@@ -204,9 +204,9 @@ def _refuse_forbidden(
     pairs = zip(ordered, found, strict=True)
     open_ = {one.candidate.name for one, run in pairs if run is None or run.state != "done"}
     places = {name: loaded.places[name] for name in loaded.selected if name in open_}
-    judged = [one for m in (session.target, *session.suites) for one in m.judged.values()] if open_ else []
+    judged = [one for m in session.tasks for one in m.judged.values()] if open_ else []
     judged += filter(None, [judge_of_pairs(session)])
-    tasks = [m.task for m in (session.target, *session.suites)] if open_ else []
+    tasks = [m.task for m in session.tasks] if open_ else []
     forbidden = [problem for task in tasks for problem in metrics.problems(task)]
     if problems := [*key_problems(session, places), *judges.key_problems(judged), *forbidden]:
         raise UserError(problems)
@@ -356,7 +356,7 @@ def _header(session: Session) -> dict[str, object]:
 
 
 def _notes(session: Session, runs: Sequence[Run]) -> list[str]:
-    judged = [one for m in (session.target, *session.suites) for one in m.judged.values()]
+    judged = [one for m in session.tasks for one in m.judged.values()]
     of_rows = [*session.target.items.notes, *training_notes(session)]
     return [*of_rows, *list_remarks(session, runs), *judge_remarks(judged)]
 

@@ -43,6 +43,12 @@ from harness.report.tables.diversity_table import (
     collapse_sentence,
     diversity_rows,
 )
+from harness.report.tables.more_targets_table import (
+    TARGETS_COLUMNS,
+    TARGETS_NOTE,
+    TARGETS_TITLE,
+    targets_rows,
+)
 from harness.report.tables.origin_tables import provenance_tables
 from harness.report.tables.retrieval_table import (
     RETRIEVAL_COLUMNS,
@@ -60,7 +66,8 @@ from harness.report.tables.training_sets_table import sets_columns, sets_notes, 
 from harness.report.tables.training_table import figure_title, show_trainings
 
 _LOST_LISTED = 10
-_BRIEF = ("ablation", "training sets", "labels", "changes")  # what the terminal shows beside the first page
+# What the terminal shows beside the first page.
+_BRIEF = ("ablation", "training sets", "labels", "changes", "more targets")
 _BODY = (
     "evidence",
     "labels",
@@ -72,6 +79,7 @@ _BODY = (
     "slices",
     "retrieval",
     "changes",
+    "more targets",
     "samples",
 )  # what is read before the appendix
 HEAT_TITLE = "Capability suite, before and after"
@@ -119,6 +127,8 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
     yield Section("retrieval", "Retrieval", RETRIEVAL_COLUMNS, rows, RETRIEVAL_NOTE if rows else "")
     rows = changes_rows(done)
     yield Section("changes", CHANGES_TITLE, CHANGES_COLUMNS, rows, CHANGES_NOTE if rows else "")
+    rows = targets_rows(done)
+    yield Section("more targets", TARGETS_TITLE, TARGETS_COLUMNS, rows, TARGETS_NOTE if rows else "")
     rows = several_rows(done)
     yield Section(
         "samples", "Several answers to an item", several_columns(done), rows, SEVERAL_NOTE if rows else ""

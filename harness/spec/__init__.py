@@ -105,12 +105,14 @@ class Experiment(Spec):
     `auto`. `device: auto` takes a GPU where torch sees one. `chat_template_kwargs` are variables of the chat
     template, as `enable_thinking`. `chat_template` is how bases without a template of their own write a chat:
     `chatml`, `alpaca` or a Jinja file. `report_to` names trackers that get results. `datasets_dir` has copies
-    of hub data.
+    of hub data. `more_targets` are written like `target`: every candidate answers them as well, and nothing
+    is trained for them, chosen on them or decided by them.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
     base_model: str = "smollm2-135m"
     target: Task
+    more_targets: tuple[Task, ...] = ()
     suites: tuple[Suite, ...] = ()
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     candidates: dict[str, Recipe] = Field(min_length=1)
@@ -137,7 +139,7 @@ class Experiment(Spec):
 
     @model_validator(mode="after")
     def _folds_of_the_target(self) -> "Experiment":
-        named = [task.name for suite in self.suites for task in suite.tasks if task.data.folds]
+        named = [task.name for task in self.tasks[1:] if task.data.folds]
         if named:
             raise ValueError(
                 f"folds at {', '.join(named)}: only the target is trained on, and tested in folds"
@@ -151,5 +153,5 @@ class Experiment(Spec):
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """The target, then the tasks of the suites."""
-        return (self.target, *(task for suite in self.suites for task in suite.tasks))
+        """The target, more targets, then the tasks of the suites."""
+        return (self.target, *self.more_targets, *(task for suite in self.suites for task in suite.tasks))

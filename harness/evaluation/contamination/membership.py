@@ -65,9 +65,8 @@ def measure_membership(session: Session) -> tuple[Membership, ...]:
         raise UserError(Problem("harness doctor --membership", found, expected, step))
     base = session.host(session.source).base
     assert isinstance(base, HFCandidate)
-    measured = (session.target, *session.suites)
     with session.progress.stage("asking the base for what it knows of the items"):
-        return tuple(membership_gap(m.task.name, m.items.test, base.score_tokens) for m in measured)
+        return tuple(membership_gap(m.task.name, m.items.test, base.score_tokens) for m in session.tasks)
 
 
 def membership_gap(task: str, items: Sequence[Example], score: ScoreTokens) -> Membership:

@@ -45,6 +45,9 @@ def plan_grades(session: Session, candidates: Sequence[str]) -> Iterator[Planned
     n_passages = max((_n_passages(session, one, examples) for one in named), default=0) if shown else 0
     yield from _planned(target, examples, n_answers, n_passages)
     n_own = sum(len(one.seeds) for one in named if one.method.makes != "base")
+    for other in session.more_targets:
+        asked = [*other.items.validation, *other.items.test]
+        yield from _planned(other, asked, n_answers)
     for suite in session.suites:
         yield from _planned(suite, suite.items.test, 1 + n_own)
 

@@ -15,6 +15,7 @@ from harness.evaluation.session import Measured, Session
 from harness.experiment.analysis import target_comparisons as against
 from harness.experiment.analysis.changed_scores import add_changes
 from harness.experiment.analysis.human_labels import reached_facts
+from harness.experiment.analysis.more_targets import add_more_targets
 from harness.experiment.analysis.target_wins import add_wins
 from harness.experiment.preparation.planned_work import measured_bases
 from harness.experiment.runs.stored_rows import Reader, Rows, controls_of, documents_of
@@ -53,7 +54,8 @@ def judge_runs(session: Session, reader: Reader, runs: Sequence[Run]) -> Judged:
     reached = reached_facts(session, reader, runs)
     compared = against.add_comparisons(session, reader, runs, reached)
     compared = add_wins(session, reader, runs, compared)
-    facts = add_changes(session, reader, runs, compared)
+    changed = add_changes(session, reader, runs, compared)
+    facts = add_more_targets(session, reader, runs, changed)
     results = _gate_results(session, reader, runs, facts, base)
     # What answers no capability suite (a classifier) has no verdict.
     judged = tuple(

@@ -40,7 +40,7 @@ def count_noteworthy(session: Session, reader: Reader, runs: Iterable[Run]) -> I
     for what, shows in _NOTEWORTHY.items():
         alike: dict[str, list[str]] = {}
         for run in done:
-            asked = (m for m in (session.target, *session.suites) if f"{m.task.name}/test" in run.rows)
+            asked = (m for m in session.tasks if f"{m.task.name}/test" in run.rows)
             counts = {m.task.name: sum(map(shows, reader.of(run, m))) for m in asked}
             if found := [f"{n} of {task}" for task, n in counts.items() if n]:
                 alike.setdefault(", ".join(found), []).append(run.candidate)

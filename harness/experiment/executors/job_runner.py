@@ -132,7 +132,7 @@ def _state(session: Session, device: str, threads: int) -> dict[str, str]:
     if "CPU flags" in kernels:
         kernels["CPU flags"] = digest(kernels["CPU flags"])  # too many to read
     models = {f"model {name}": _model(source) for name, source in session.sources.items()}
-    data = {f"data of {m.task.name}": digest(dict(m.versions)) for m in (session.target, *session.suites)}
+    data = {f"data of {m.task.name}": digest(dict(m.versions)) for m in session.tasks}
     computed = {"precision": session.machine.precision, "threads": str(threads)}
     return provenance.measuring_environment(device) | computed | kernels | models | data
 

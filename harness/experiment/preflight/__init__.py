@@ -98,7 +98,7 @@ def _open_experiment(
         loaded = config.load(path, overrides)
         session = prepare_session(loaded, Scope(renew_probe=True), progress)
         problems.extend(key_problems(session, {name: loaded.places[name] for name in loaded.selected}))
-        for measured in (session.target, *session.suites):
+        for measured in session.tasks:
             problems.extend(metrics.problems(measured.task))
         return session, loaded.selected
     except UserError as error:

@@ -13,6 +13,7 @@ from harness.evaluation import Job, costs
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work
+from harness.evaluation.more_targets import more_target_sets
 from harness.evaluation.rows.row_sets import RowSet, prompting_step, suite_sets, target_sets, work_of
 from harness.evaluation.session import Session
 from harness.experiment.runs.k_fold import fold_sessions
@@ -77,7 +78,8 @@ def _cost(session: Session, name: str, suites: Asked, runs: Sequence[Run], room:
         planned = costs.price_usd(trained_s, device, hour)
         return Cost(name, None, None, trained_s, time_s, 0.0, planned, spent, fits=True)
     training = _estimate_training(session, candidate)
-    own = _evaluation_work(session, target_sets(session, recipe, base_weights(session.source), 0))
+    asked = (recipe, base_weights(session.source), 0)
+    own = _evaluation_work(session, [*target_sets(session, *asked), *more_target_sets(session, *asked)])
     answering = own.work + (suites.work if makes != "base" else Work())
     shape = hub.shape(candidate.base)
     start_s = costs.start_s(hub.weights_bytes(candidate.base.path), session.machine.device)

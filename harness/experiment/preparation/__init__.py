@@ -42,7 +42,8 @@ def prepare_session(
     _refuse_without_train(experiment.target)
     experiment, catalogue = with_lm_eval(experiment)
     seed = experiment.seeds[0]
-    named: list[tuple[Role, str, Task]] = [("target", experiment.target.name, experiment.target)]
+    targets = (experiment.target, *experiment.more_targets)
+    named: list[tuple[Role, str, Task]] = [("target", task.name, task) for task in targets]
     named += [(suite.role, suite.name, task) for suite in experiment.suites for task in suite.tasks]
     items = _load_all((task for _, _, task in named if not task.lm_eval), seed)
     items[experiment.target.name] = refuse_or_note(experiment.target, items, catalogue)
@@ -51,20 +52,20 @@ def prepare_session(
     items[experiment.target.name] = replace(items[experiment.target.name], pairs=few)
     training = read_training_rows(experiment, items, catalogue, n_pairs)
     folds = read_folds(experiment, items, catalogue, n_pairs)
-    target, *suites = (
+    tasks = [
         of_lm_eval(catalogue[task.name], role, suite)
         if task.lm_eval
         else join_items(task, role, suite, items[task.name])
         for role, suite, task in named
-    )
+    ]
     sources = with_templates(experiment, _resolve_models(experiment, progress, unpacks=not scope.dry_run))
     source = sources[experiment.base_model]
     at = Store(loaded.folder / "runs" / "smoke" if scope.quick else loaded.folder / "runs")
     reached_gflops = _reached_gflops(at, experiment.name, source)
     wanted = experiment.device, experiment.precision
     machine = machine or probe(*wanted, renew=scope.renew_probe, reached_gflops=reached_gflops)
-    target, *suites = (
-        m._replace(judged=judged_metrics(m.task, m.items, at, sources, machine)) for m in (target, *suites)
+    target, *others = (
+        m._replace(judged=judged_metrics(m.task, m.items, at, sources, machine)) for m in tasks
     )
     session = Session(
         experiment,
@@ -72,7 +73,7 @@ def prepare_session(
         source,
         machine,
         target,
-        tuple(suites),
+        tuple(m for m in others if m.role != "target"),
         progress,
         sources,
         resolve_candidates(experiment, sources),
@@ -80,6 +81,7 @@ def prepare_session(
         folds=folds,
         dry_run=scope.dry_run,
         changed=read_changes(experiment.target, target.items),
+        more_targets=tuple(m for m in others if m.role == "target"),
     )
     refuse_weights(session, loaded)
     return session

@@ -6,6 +6,7 @@ from harness import plugins
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.changed_facts import changed_sets
 from harness.evaluation.costs import Work
+from harness.evaluation.more_targets import more_target_sets
 from harness.evaluation.rows.row_sets import suite_sets, target_sets, total_work, work_of
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import tracking_work
@@ -74,5 +75,5 @@ def _evaluation_work(session: Session, candidate: ResolvedCandidate) -> Work:
     if not plugins.method(candidate.recipe.method).makes_language_model:
         return Work()
     weights = base_weights(session.source)
-    changed = changed_sets(session, candidate.recipe, weights, 0)
-    return total_work([*target_sets(session, candidate.recipe, weights, 0), *changed])
+    ask = (target_sets, changed_sets, more_target_sets)
+    return total_work([rows for of in ask for rows in of(session, candidate.recipe, weights, 0)])

@@ -1,5 +1,6 @@
 """Scope of a run: a limit of test items, a quick smoke or fewer items, and the experiment cut to it."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from harness import plugins
@@ -38,20 +39,22 @@ def narrow(experiment: Experiment, scope: Scope) -> Experiment:
     if scope.fewer:
         experiment = experiment.model_copy(update={"name": f"{experiment.name}{FEWER}"})
     if scope.quick:
-        target = _with_limits(experiment.target, SMOKE_LIMITS)
+        targets = (_with_limits(one, SMOKE_LIMITS) for one in (experiment.target, *experiment.more_targets))
         suites = tuple(_cap_suite(suite, SMOKE_ITEMS) for suite in experiment.suites)
         candidates = {name: _short(recipe) for name, recipe in experiment.candidates.items()}
-        return experiment.model_copy(update={"target": target, "suites": suites, "candidates": candidates})
+        return _with_tasks(experiment, targets, suites).model_copy(update={"candidates": candidates})
     if scope.limit:
-        old = experiment.target.data.limits
-        limits = ItemLimits(
-            train=old.train, validation=old.validation, test=min(scope.limit, old.test or scope.limit)
-        )
+        targets = (_cap_test(one, scope.limit) for one in (experiment.target, *experiment.more_targets))
         suites = tuple(_cap_suite(suite, scope.limit) for suite in experiment.suites)
         name = f"{experiment.name}-limit{scope.limit}"
-        target = _with_limits(experiment.target, limits)
-        return experiment.model_copy(update={"name": name, "target": target, "suites": suites})
+        return _with_tasks(experiment, targets, suites).model_copy(update={"name": name})
     return experiment
+
+
+def _with_tasks(experiment: Experiment, targets: Iterable[Task], suites: tuple[Suite, ...]) -> Experiment:
+    """Return the experiment with these targets, of which the first decides, and suites."""
+    target, *more = targets
+    return experiment.model_copy(update={"target": target, "more_targets": tuple(more), "suites": suites})
 
 
 def refuse_two_ways(scope: Scope) -> None:
@@ -65,6 +68,12 @@ def refuse_two_ways(scope: Scope) -> None:
 
 def _with_limits(task: Task, limits: ItemLimits) -> Task:
     return task.model_copy(update={"data": task.data.model_copy(update={"limits": limits})})
+
+
+def _cap_test(task: Task, n: int) -> Task:
+    old = task.data.limits
+    limits = ItemLimits(train=old.train, validation=old.validation, test=min(n, old.test or n))
+    return _with_limits(task, limits)
 
 
 def _cap_suite(suite: Suite, n: int) -> Suite:

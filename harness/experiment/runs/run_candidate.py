@@ -16,6 +16,7 @@ from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.changed_facts import changed_sets, index_figures
 from harness.evaluation.costs import timing
 from harness.evaluation.judges.judging_stage import score_answered
+from harness.evaluation.more_targets import more_target_sets
 from harness.evaluation.rows.row_sets import (
     RowSet,
     RunIdentity,
@@ -259,10 +260,11 @@ def _stored_identity(session: Session, request: RunRequest) -> RunIdentity | Non
 
 
 def row_sets(session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int) -> list[RowSet]:
-    """List what a run refers to: validation and test of the target, its changed items, then the suites."""
+    """List what a run refers to: the target, its changed items, more targets, then the suites."""
     suites = [] if candidate.is_target_only else suite_sets(session, weights)
     changed = changed_sets(session, candidate.recipe, weights, seed)
-    return [*sets_of_target(session, candidate, weights, seed), *changed, *suites]
+    more = more_target_sets(session, candidate.recipe, weights, seed)
+    return [*sets_of_target(session, candidate, weights, seed), *changed, *more, *suites]
 
 
 def failed_run(session: Session, candidate: ResolvedCandidate, seed: int, error: BaseException) -> Run:

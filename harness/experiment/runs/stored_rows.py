@@ -70,7 +70,7 @@ class Reader:
                 for name, metric in m.metrics.items()
                 if comparison.is_comparable(metric, rows := self.of(run, m), rows)
             }
-            for m in (self._session.target, *self._session.suites)
+            for m in self._session.tasks
             if f"{m.task.name}/test" in run.rows
         }
 

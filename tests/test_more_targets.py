@@ -1,0 +1,186 @@
+"""More targets: one training is measured on several tasks, one of which decides."""
+
+import json
+
+import pytest
+import tiny_experiment
+
+from harness.config import json_schema, load
+from harness.errors import UserError
+from harness.evaluation.candidates import base_weights
+from harness.evaluation.more_targets import more_target_sets
+from harness.experiment import Scope, prepare_session
+from harness.progress import Silent
+from harness.report import experiment_document, markdown, read, to_json
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+CANDIDATES = """\
+  prompt: {method: base}
+  shots: {prompting: {few_shot: {select: fixed, shots: 2}}}
+  ranked: {answer: rank}
+  bag: {method: classifier}
+  reader: {prompting: {rag: {top_k: 1}}}
+  lora: {method: lora, params: {r: 2, max_steps: 1, max_length: 250}}
+"""
+LETTERS = "documents: letters/documents.jsonl, train: letters/train.jsonl"
+MOODS = """\
+name: moods
+tasks:
+  - name: moods
+    data: {train: moods/train.jsonl, validation: moods/validation.jsonl, test: moods/test.jsonl}
+    system: Say whether the writer is glad or cross.
+    max_new_tokens: 4
+"""
+
+
+def moods(names):
+    return [
+        {
+            "id": f"{name}-{mood}",
+            "prompt": f"{name} {says}. How is {name}?",
+            "reference": mood,
+            "cluster": name,
+        }
+        for name in names
+        for mood, says in (("glad", "laughs"), ("cross", "slams the door"))
+    ]
+
+
+def write(folder, tiny, extra="more_targets: [suites/moods.yaml]\n"):
+    path = tiny_experiment.write(folder, tiny, CANDIDATES, extra=extra)
+    suites = folder / "suites"
+    letters = (suites / "letters.yaml").read_text().replace("train: letters/train.jsonl", LETTERS)
+    (suites / "letters.yaml").write_text(letters)
+    tiny_experiment.rows(
+        suites / "letters" / "documents.jsonl", [{"id": "depot", "text": "The depot is late."}]
+    )
+    (suites / "moods.yaml").write_text(MOODS)
+    (suites / "moods").mkdir()
+    parts = {"train": ("Ada", "Bo"), "validation": ("Cy",), "test": ("Di", "Ed", "Flo")}
+    for part, names in parts.items():
+        tiny_experiment.rows(suites / "moods" / f"{part}.jsonl", moods(names))
+    return path
+
+
+@pytest.fixture(scope="module")
+def compared(tiny, own_cache, tmp_path_factory):
+    """Compare on one target, then on two, then again."""
+    path = write(tmp_path_factory.mktemp("targets"), tiny)
+    whole = path.read_text()
+    found = []
+    for text in (whole.replace("more_targets: [suites/moods.yaml]\n", ""), whole, whole):
+        path.write_text(text)
+        report = tiny_experiment.run(path, "suites=[]")
+        found.append((report, tiny_experiment.runs_of(path), sorted(folders(path, "weights"))))
+    return path, found
+
+
+def folders(path, what):
+    return [one.name for one in (path.parent / "runs" / what).iterdir()]
+
+
+def scores(report):
+    return {f.name: {one.task: one for one in f.more_targets} for f in report.facts}
+
+
+def test_one_training_is_measured_on_two_targets(compared):
+    _, ((_, one, weights), (report, two, after), _) = compared
+    found = scores(report)["lora"]["moods"]
+    assert (found.metric, found.score.n, found.vs_untrained.n) == ("exact_match", 6, 6)
+    assert weights == after
+    assert len(weights) == 2  # those of the classifier and of the LoRA
+    assert one["lora"].weights_digest == two["lora"].weights_digest
+
+
+def test_a_target_that_is_added_leaves_the_rows_of_the_first_and_what_is_decided(compared):
+    _, ((before, one, _), (report, two, _), _) = compared
+    assert one["lora"].rows.items() <= two["lora"].rows.items()
+    assert two["lora"].rows.keys() - one["lora"].rows.keys() == {"moods/test", "moods/validation"}
+    assert report.decision.sentence == before.decision.sentence
+    assert [f.verdict for f in report.facts] == [f.verdict for f in before.facts]
+
+
+def test_a_second_comparison_finds_all_of_it(compared):
+    _, (_, (_, two, _), (_, three, _)) = compared
+    assert {name: run.run_id for name, run in two.items()} == {
+        name: run.run_id for name, run in three.items()
+    }
+
+
+def test_each_candidate_is_compared_with_what_is_best_on_that_target_and_trains_nothing(compared):
+    report = compared[1][1][0]
+    found = {name: of["moods"] for name, of in scores(report).items() if of}
+    (best,) = {one.untrained for one in found.values()}
+    assert best in {"prompt", "shots"}
+    assert found[best].vs_untrained is None
+    assert found["lora"].vs_untrained.delta == pytest.approx(
+        found["lora"].score.score - found[best].score.score
+    )
+
+
+def test_who_lacks_what_a_target_has_not_is_left_out_of_it(compared):
+    """It has neither documents nor a closed set of labels, and no classifier was trained on it."""
+    assert {name for name, of in scores(compared[1][1][0]).items() if not of} == {"reader", "ranked", "bag"}
+
+
+def test_shots_and_the_system_message_of_a_target_are_its_own(compared):
+    session = prepare_session(load(compared[0], ["suites=[]"]), Scope(), Silent())
+    candidate = session.candidates["shots"]
+    _, test = more_target_sets(session, candidate.recipe, base_weights(candidate.base), 0)
+    system, *shots, _ = test.ask()[0].messages
+    assert system["content"] == "Say whether the writer is glad or cross."
+    assert {turn["content"].split()[0] for turn in shots if turn["role"] == "user"} <= {"Ada", "Bo"}
+
+
+def test_the_report_shows_both_and_says_that_one_decides_nothing(compared, tmp_path):
+    report = compared[1][1][0]
+    text = markdown(experiment_document(report))
+    section = text.split("More targets")[1].split("\n## ")[0]
+    assert "neither the gate nor the decision looks at them" in section
+    assert "| moods (exact_match) | lora |" in section.replace("\\_", "_")
+    (tmp_path / "one.json").write_text(json.dumps(to_json(report)))
+    assert scores(read(tmp_path / "one.json")) == scores(report)
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("more_targets: [suites/mood.yaml]\n", "suites/mood.yaml"),
+        ("more_targets: [suites/letters.yaml]\n", "a second task 'letters'"),
+        ("more_targets: [suites/general.yaml]\n", "3 tasks"),
+        ("more_targets: [{lm_eval: piqa}]\n", "a task of lm-eval, as a target"),
+        ("more_targets: suites/moods.yaml\n", "more_targets"),
+        ("more_targets: [suites/moods.yaml]\ngate: {critical: [moods]}\n", "unknown task or suite 'moods'"),
+    ],
+)
+def test_what_is_no_target_is_refused_with_its_line(tmp_path, tiny, written, found):
+    path = write(tmp_path, tiny, extra=written)
+    with pytest.raises(UserError, match=r"harness.yaml:|moods.yaml:|letters.yaml:|general.yaml:") as error:
+        load(path)
+    assert found in str(error.value)
+
+
+def test_training_rows_that_ask_an_item_of_another_target_are_refused(tmp_path, tiny):
+    path = write(tmp_path, tiny)
+    train = path.parent / "suites" / "letters" / "train.jsonl"
+    (leak,) = [row for row in moods(["Di"]) if row["reference"] == "glad"]
+    train.write_text(train.read_text() + json.dumps({**leak, "reference": "late"}) + "\n")
+    with pytest.raises(UserError, match="moods"):
+        tiny_experiment.run(path, "suites=[]")
+
+
+def test_a_limit_cuts_every_target(tmp_path, tiny):
+    path = write(tmp_path, tiny)
+    report = tiny_experiment.run(path, "suites=[]", candidates=("prompt",), limit=2)
+    (f,) = report.facts
+    assert (f.target.n, f.more_targets[0].score.n) == (2, 2)
+
+
+def test_the_schema_takes_a_file_or_a_task():
+    items = json_schema()["properties"]["more_targets"]["items"]
+    assert [one.get("type") or one["$ref"] for one in items["anyOf"]] == [
+        "string",
+        "#/$defs/Task",
+        "#/$defs/Suite",
+    ]
