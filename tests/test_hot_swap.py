@@ -16,7 +16,7 @@ CANDIDATES = f"""\
   plain: {{method: lora, params: {{{PARAMS}}}}}
   pissa: {{method: peft, params: {{peft_type: LORA, init_lora_weights: pissa, {PARAMS}}}}}
   moved: {{method: spectrum, params: {{max_steps: 1, max_length: 250}}}}
-  again: {{method: lora, init_from: plain, params: {{{PARAMS}}}}}
+  halved: {{method: scaled, init_from: plain, params: {{scale: 0.5}}}}
   shots: {{weights_of: plain, prompting: {{few_shot: {{select: fixed, shots: 1}}}}}}
 """
 
@@ -39,7 +39,7 @@ def test_the_base_is_loaded_once_for_the_answers_of_all_its_adapters_and_deltas(
     path, stages = tiny_experiment.write(tmp_path, tiny, CANDIDATES), Stages()
     report = tiny_experiment.run(path, "suites=[]", progress=stages)
     assert {f.name: f.state for f in report.facts} == dict.fromkeys(
-        ("prompt", "plain", "pissa", "moved", "again", "shots"), "done"
+        ("prompt", "plain", "pissa", "moved", "halved", "shots"), "done"
     )
     assert sum(name.startswith("training") for name in stages.names) == 4
     assert stages.names.count("loading the base model") == 1
