@@ -197,7 +197,7 @@ def test_new_documents_without_old_ones_and_changes_of_a_suite_are_refused(tiny,
     with pytest.raises(UserError) as error:
         load(path)
     assert "new documents, and none before" in str(error.value)
-    assert "changes of the task facts of a suite" in str(error.value)
+    assert "changes of the task facts, which is not the target" in str(error.value)
 
 
 def test_what_was_right_before_stands_in_a_row_or_in_the_row_that_asks_the_same(tiny, tmp_path):

@@ -55,7 +55,7 @@ def test_the_page_shows_what_was_measured_and_what_was_not():
     assert f"**{CHEAP}**: by hand. 61 s, CPU, 2 threads, 2026-11-22." in measured
     assert all(claim.says in open_part for claim in CLAIMS if claim.name != CHEAP)
     assert all(one.needs in open_part for one in OPEN)
-    assert "1 claim measured: 1 holds" in text
+    assert "1 claim measured, in 1 minute. Verdicts: holds: 1." in text
 
 
 def test_what_is_kept_is_read_as_it_was_written(tmp_path):

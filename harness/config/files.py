@@ -4,7 +4,7 @@ Invariant: a path is looked up beside the file that names it first; suites and r
 the package ships are found by the same relative path from anywhere.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -319,5 +319,5 @@ def _no_mapping(shown: str, data: Any, expected: str) -> Problem:
     return Problem(f"{shown}:1", found, f"a mapping with {expected}", "see harness.yaml in the README")
 
 
-def _list(value: Any) -> Iterable[Any]:
+def _list(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list) else ()

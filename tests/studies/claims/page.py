@@ -38,9 +38,9 @@ def page(claims: Sequence[Claim], open_claims: Sequence[OpenClaim], found: Mappi
 
 def _summary(known: Sequence[Claim], found: Mapping[str, Kept]) -> str:
     of = Counter(found[claim.name].verdict for claim in known)
-    minutes = sum(found[claim.name].seconds for claim in known) / 60
-    said = ", ".join(f"{count(n)} {verdict}" for verdict, n in of.most_common())
-    return f"{pluralize(len(known), 'claim')} measured: {said or 'none'}; {minutes:.0f} minutes."
+    minutes = pluralize(round(sum(found[claim.name].seconds for claim in known) / 60), "minute")
+    said = ", ".join(f"{verdict}: {count(n)}" for verdict, n in of.most_common())
+    return f"{pluralize(len(known), 'claim')} measured, in {minutes}. Verdicts: {said or 'none'}."
 
 
 def _row(claim: Claim, kept: Kept) -> str:
