@@ -114,7 +114,7 @@ def test_every_verb_has_help(harness):
     verbs += [["rate", name] for name in names(rate_app)]
     assert [v[-1] for v in verbs] == (
         "init compare train eval dashboard doctor report decide gate promote rescue ls reindex score schema sql "
-        "list show diff rm add confirm check clean dedup split mix sample run status ack install "
+        "list show diff rm add confirm check clean dedup split mix sample augment distill propose-prompts run status ack install "
         "export import".split()
     )
     from typer.testing import CliRunner
@@ -189,7 +189,9 @@ def test_a_dry_run_prints_tokens_and_runs_nothing(harness, tiny, tmp_path):
 def test_a_dry_run_says_which_jobs_workers_would_get(harness, tiny, tmp_path):
     tiny_experiment.write(tmp_path, tiny)
     said = harness("compare", "--dry-run", "--executor", "local", "--workers", "2", check=0).stderr
-    assert re.search(r"workers \(local, at most 2 at once\) would get \d+ jobs \(.*fit 1, answer \d+\)", said)
+    assert re.search(
+        r"workers \(local, at most 2 at once\) would get 11 jobs \(base 2, fit 2, control 1, answer 6\)", said
+    )
 
 
 def test_a_dry_run_counts_the_training_of_every_seed_and_of_whose_weights_are_taken(harness, tiny, tmp_path):

@@ -202,7 +202,7 @@ def test_items_that_differ_are_those_of_another_or_an_unknown_digest(store):  # 
 
 def test_columns_for_a_ranking_come_in_the_order_of_ids(answered):
     at, sample = answered
-    ((digest, (ids, clusters, parts, weights, failed, _)),) = stores.read_columns(
+    ((digest, (ids, clusters, parts, weights, failed, *_)),) = stores.read_columns(
         at, [IDENTITY.digest], "exact_match"
     ).items()
     assert digest == IDENTITY.digest
