@@ -58,7 +58,7 @@ def wins_by_people(over: str, pairs: Pairs, votes: Mapping[str, float]) -> Wins:
     n_rated = int((~np.isnan(labels)).sum())
     if items and not n_rated:
         return Wins(over, PEOPLE, None, 0)
-    ends = _people_rate(labels, _codes(pairs.clusters, items)) if items else (_TIE, _TIE, _TIE)
+    ends = _people_rate(labels, _codes(pairs.clusters, items)) if items else (_TIE, 0.0, 1.0)
     return Wins(over, PEOPLE, _over_all(pairs, *ends), n_rated)
 
 
@@ -75,7 +75,7 @@ def wins_by_judge(
         return Wins(over, judge, None, n_rated)
     missing = max(min(ENOUGH_LABELS, len(items)) - n_rated, 0)
     if not items:
-        return Wins(over, judge, _over_all(pairs, _TIE, _TIE, _TIE), 0, _TIE)
+        return Wins(over, judge, _over_all(pairs, _TIE, 0.0, 1.0), 0, _TIE)
     grades = np.array([won[item] for item in items], float)
     labels = grades if missing else _labels(items, votes)
     found = correct_score(Graded(grades, labels, _codes(pairs.clusters, items)))
@@ -109,23 +109,25 @@ def _people_rate(labels: Array, clusters: NDArray[np.intp]) -> tuple[float, floa
 def _over_all(pairs: Pairs, rate: float, low: float, high: float) -> Estimate:
     """Return an estimate over the pairs that differ as one over all of them, the equal ones being ties.
 
-    The two chances, which pairs differ and who wins those, are joined in quadrature.
+    The two chances, which pairs differ and who wins those, are joined in quadrature. Where none differs, as
+    many as may do so elsewhere may all be won, or lost.
     """
     every = {**dict.fromkeys(pairs.clusters, 1.0), **dict.fromkeys(pairs.equal, 0.0)}
     if not every:
         return Estimate(_TIE, 0.0, 1.0, 0)
-    differs = np.array(list(every.values()))
-    share = float(differs.mean())
-    at = _TIE + share * (rate - _TIE)
-    of_share = 0.0
-    if 0 < share < 1:
-        mean = stats.clustered_mean(differs, _codes({**pairs.clusters, **pairs.equal}, list(every)))
-        if mean.se is None:
-            return Estimate(at, 0.0, 1.0, len(every))
-        around = stats.t_interval(mean)
-        of_share = abs(rate - _TIE) * (around.high - around.low) / 2
-    ends = (
-        at - stats.quadrature([share * (rate - low), of_share]),
-        at + stats.quadrature([share * (high - rate), of_share]),
+    share, fewest, most = _share(
+        np.array(list(every.values())), _codes({**pairs.clusters, **pairs.equal}, [*every])
     )
-    return Estimate(at, max(ends[0], 0.0), min(ends[1], 1.0), len(every))
+    if not pairs.clusters:
+        return Estimate(_TIE, _TIE - most / 2, _TIE + most / 2, len(every))
+    at = _TIE + share * (rate - _TIE)
+    by_share = sorted((rate - _TIE) * (end - share) for end in (fewest, most))
+    below = stats.quadrature([share * (rate - low), by_share[0]])
+    above = stats.quadrature([share * (high - rate), by_share[1]])
+    return Estimate(at, max(at - below, 0.0), min(at + above, 1.0), len(every))
+
+
+def _share(differs: Array, clusters: NDArray[np.intp]) -> tuple[float, float, float]:
+    """Return the share of pairs that differ, and Wilson's interval of as many as the clusters are worth."""
+    effect = stats.design_effect(differs, clusters)
+    return float(differs.mean()), *stats.wilson(float(differs.sum()) / effect, len(differs) / effect)
