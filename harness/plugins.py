@@ -118,6 +118,10 @@ class Method:
     `init_from`. `proposal(situation)` returns the keys of the recipe with which `harness init` proposes the
     method, None where it does not.
 
+    `teacher(params)` returns the model that lies in memory beside the base while it trains, None without one.
+    `extra_tokens(params, base, rows, tokens)` counts what is read and what is generated, at most, beside
+    the tokens of so many rows that are trained on, each as that many passes of the base.
+
     `merges` says that it merges the adapters of the candidates that the recipe's `merges` names, and
     `merge_problems(recipe, adapters, where)` yields what forbids that by their configurations, as far as
     these are known, by the candidates' names.
@@ -158,6 +162,8 @@ class Method:
     problems: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda recipe, base, where: ()
     merge_problems: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda recipe, adapters, where: ()
     adapter_parameters: Callable[[Any, Any], int] = lambda shape, params: 0
+    teacher: Callable[[Any], Any] = lambda params: None
+    extra_tokens: Callable[[Any, Any, int, int], tuple[int, int]] = lambda params, base, rows, tokens: (0, 0)
     lower_rank: Callable[[Any, int], dict[str, Any]] = lambda params, by: {}
     leave_out: Callable[[Any, str], dict[str, Any]] = lambda params, modules: {}
     proposal: Callable[[Situation], dict[str, Any] | None] = lambda situation: None

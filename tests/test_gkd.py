@@ -9,13 +9,21 @@ import tiny_methods
 import tiny_model
 
 from harness import store
+from harness.config import load
 from harness.errors import CandidateFailed, UserError
+from harness.experiment import Scope, prepare_session
+from harness.experiment.preflight.candidate_costs import estimate_costs
+from harness.experiment.weights.training_fit import fit_work
 from harness.methods import gkd
+from harness.models.hardware import Memory
 from harness.models.hub import resolve
+from harness.models.memory import Shape, taught_gb
+from harness.progress import Silent
 from harness.training import teacher_problem
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
+ROOM = Memory(64.0, 64.0, "the machine")
 PARAMS = {"r": 4, "max_new_tokens": 3, "warmup_steps": 0, "max_length": 200}
 
 
@@ -129,3 +137,28 @@ def test_an_experiment_trains_on_a_teacher_and_refuses_what_cannot_teach(tiny, t
     }
     assert learned == {made.training.teacher, resolve(str(teacher)).weights_digest}
     assert len(learned) == 2
+
+
+def test_the_teacher_counts_in_the_memory_and_the_time_before_anything_runs(tiny, teacher, tmp_path):
+    """It reads what is trained on, and the student draws its share of the answers; both lie in memory."""
+    params = "r: 2, num_train_epochs: 2, max_new_tokens: 6, max_length: 200"
+    candidates = (
+        f"  alone: {{method: lora, params: {{r: 2, num_train_epochs: 2, max_length: 200}}}}\n"
+        f"  taught: {{method: gkd, params: {{teacher: {teacher}, lmbda: 0.5, {params}}}}}\n"
+    )
+    path = tiny_experiment.write(tmp_path, tiny, candidates)
+    session = prepare_session(load(path, ["suites=[]"]), Scope(dry_run=True), Silent())
+    alone, taught = (fit_work(session, session.candidates[name].source, 0) for name in ("alone", "taught"))
+    n_rows = len(session.target.items.train)
+    assert taught.trained == alone.trained
+    assert taught.read == taught.trained  # a teacher of the base's size
+    assert taught.generated == 0.5 * 2 * n_rows * 6
+    memory = {cost.candidate: cost.memory_gib for cost in estimate_costs(session, ("alone", "taught"), ROOM)}
+    assert memory["taught"] > memory["alone"]
+
+
+def test_a_teacher_takes_its_weights_and_more_bytes_of_each_logit():
+    small = Shape(1e9, 24, 1024, 2816, 16, 16, 64, 50_000)
+    large = small._replace(n_parameters=8e9)
+    found = taught_gb(small, large, 1000, "bf16")
+    assert found == pytest.approx(16.0 + 42 * 1000 * 50_000 / 1e9)

@@ -162,6 +162,7 @@ def test_too_few_steps_for_adalora_fail_with_what_to_turn(tiny, tmp_path):
         ("peft_type: LORA, init_lora_weights: pizza", "init_lora_weights: .*pizza"),
         ("peft_type: VERA, r: four", "r: 'four'"),
         ("peft_type: ADALORA, init_r: 4, tinit: -3, total_step: 0", "total_step"),
+        ("peft_type: ADALORA, init_r: 4, target_r: 8", "init_r 4, from which ranks fall, below target_r 8"),
         ("r: 4", "peft_type"),
         ("peft_type: LORA, r: 0", "r` should be a positive integer"),
         ("peft_type: LORA, target_modules: [nope]", "nope"),

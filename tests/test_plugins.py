@@ -49,6 +49,13 @@ class TestAMethod:
         method = plugins.method(name)
         assert method.trains == issubclass(method.params, LoopParams)
 
+    def test_has_a_row_in_the_table_of_the_docs(self, name):
+        docs = Path(harness.__file__).parents[1] / "docs" / "howto" / "model.md"
+        first_cells = [
+            line.split("|")[1] for line in docs.read_text("utf-8").splitlines() if line.startswith("|")
+        ]
+        assert any(f"`{name}`" in cell for cell in first_cells)
+
     def test_runs_code_whose_versions_are_listed(self, name):
         assert set(plugins.method(name).loops) <= set(code_versions())
 

@@ -46,6 +46,14 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
         yield Problem(at, f"{teacher.name}, {found}", f"a teacher with the vocabulary of {source.name}", step)
 
 
+def extra_tokens(params: Params, base: ModelSource, rows: int, tokens: int) -> tuple[int, int]:
+    """Count what the teacher reads, and what it and the student draw at most, as passes of the base."""
+    ratio = teacher_of(params).n_parameters / base.n_parameters
+    drawn = rows * params.max_new_tokens
+    taught = (1 - params.lmbda) * drawn * ratio if params.seq_kd else 0.0
+    return round(tokens * ratio), round(params.lmbda * drawn + taught)
+
+
 def fit(context: FitContext, params: Params) -> Weights:
     """Train the adapter on the teacher's probabilities and save it under `adapter/`.
 
@@ -69,6 +77,8 @@ METHOD = Method(
     shape_params=tuple(LoraParams.model_fields),
     reads=teacher_digest,
     problems=problems,
+    teacher=teacher_of,
+    extra_tokens=extra_tokens,
     adapter_parameters=adapter_parameters,
     lower_rank=lower_rank,
     leave_out=leave_out,

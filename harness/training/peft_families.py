@@ -104,6 +104,9 @@ def _try(config: "PeftConfig", base: Path) -> None:
 
     if config.is_prompt_learning and not (vars(config).get("num_virtual_tokens") or 0) > 0:
         raise ValueError("num_virtual_tokens: none, where a soft prompt has one at least")
+    of = vars(config)
+    if config.peft_type == "ADALORA" and of["init_r"] < of["target_r"]:
+        raise ValueError(f"init_r {of['init_r']}, from which ranks fall, below target_r {of['target_r']}")
     kind: Any = AutoModelForCausalLM
     tried: Any = config
     if _start(vars(config)):

@@ -158,6 +158,7 @@ def _peak_gb(
     # A CPU keeps quantised weights unpacked, and has no checkpointing.
     trained = quantization or (candidate.trained_base.quantization if on_gpu else "")
     tokens = (batch or _params(candidate).per_device_train_batch_size) * _longest(session, candidate)
+    teacher = candidate.method.teacher(_params(candidate))
     training = memory.training_peak(
         shape,
         n_adapter or shape.n_parameters,
@@ -165,8 +166,10 @@ def _peak_gb(
         session.machine.precision,
         quantization=trained,
         checkpointing=on_gpu,
-        in_tiles=on_gpu,
+        in_tiles=on_gpu and teacher is None,
     ).total
+    if teacher and (known := hub.shape(teacher)):
+        training += memory.taught_gb(shape, known, tokens, session.machine.precision)
     return max(training, answering)
 
 

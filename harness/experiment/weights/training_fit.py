@@ -158,4 +158,7 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
         plain = costs.preference(list(map(step, items.pairs)), epochs)
     else:
         plain = costs.training(list(map(step, items.train)), epochs)
-    return plain + regularization_work(session, source, seed, plain, (n_rows, step_rows))
+    base = session.sources.get(source.base_model or "", session.source)
+    read, generated = method.extra_tokens(params, base, round(n_rows * epochs), plain.trained)
+    extra = costs.Work(read=read, generated=generated)
+    return plain + extra + regularization_work(session, source, seed, plain, (n_rows, step_rows))

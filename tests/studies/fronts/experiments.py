@@ -1,0 +1,124 @@
+"""Experiments of the study: all ways on validation rows, then the best of them on three tasks over three seeds.
+
+Invariant: the first stage sees validation rows and items that the general suite leaves undrawn; the tasks of
+the second are tested once, by what the first has chosen.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.errors import Problem, UserError
+from tests.studies.fronts.ways import PLAIN, WAYS, candidates
+from tests.studies.recipe_search import N_PUBLIC, PUBLIC, ROOT, SUITES, dump, read
+from tests.studies.recipe_search import prepare as prepare_search
+
+_INTENTS = (
+    "card_acceptance pin_blocked atm_support change_pin compromised_card lost_or_stolen_card exchange_rate "
+    "top_up_limits age_limit country_support passcode_forgotten terminate_account"
+)
+_LIMIT = 60  # items of each general task in the second stage
+_SEEDS = [0, 1, 2]
+
+
+def prepare_ways(folder: Path) -> Path:
+    """Write the first stage: every way at both strengths, one seed, the quickstart's target on validation."""
+    search = prepare_search(folder)
+    dump(folder / "ways.yaml", {**read(search), "name": "fronts-ways", "candidates": candidates(WAYS)})
+    return folder / "ways.yaml"
+
+
+def prepare_tasks(folder: Path, chosen: Sequence[str]) -> list[Path]:
+    """Write the second stage: plain LoRA and the ways that were chosen, a task each; returns the files.
+
+    `chosen` are candidates of the first stage. What a way starts from comes with it.
+    """
+    _write_suites(folder)
+    known = candidates(WAYS)
+    wanted = {name: known[name] for name in ("prompt", f"{PLAIN}-2", *chosen)}
+    paths = []
+    for name, target in {"support": _support(), "banking77": _banking(), "dolly": _dolly()}.items():
+        keys = {
+            "name": f"fronts-{name}",
+            "base_model": "smollm2-135m",
+            "target": target,
+            "suites": ["drawn.yaml", *(["public.yaml"] if with_public() else [])],
+            "seeds": _SEEDS,
+            "candidates": wanted,
+            "gate": {"tasks": [task["name"] for task in read(folder / "drawn.yaml")["tasks"]]},
+        }
+        paths.append(folder / f"{name}.yaml")
+        dump(paths[-1], keys)
+    return paths
+
+
+def with_public() -> bool:
+    """Tell whether public tasks can be asked: there are local copies of them."""
+    return bool(os.environ.get("HARNESS_DATASETS_DIR"))
+
+
+def _write_suites(folder: Path) -> None:
+    """Write the general suite, and public tasks without kin among the prompts of replay; these do not gate."""
+    general = read(SUITES / "general.yaml")
+    tasks = [one for one in general["tasks"] if one["kind"] != "bits_per_byte"]
+    for one in tasks:
+        one["data"] = {part: str(SUITES / file) for part, file in one["data"].items()}
+        one["limit"] = _LIMIT
+    dump(folder / "drawn.yaml", {**general, "tasks": tasks})
+    public = [{"lm_eval": name, "limit": N_PUBLIC, "chance": chance} for name, chance in PUBLIC.items()]
+    dump(folder / "public.yaml", {"name": "public", "role": "capability", "tasks": public})
+
+
+def _rows(path: str) -> Path:
+    """Return a file of the real rows.
+
+    Raises:
+        UserError: it is not there.
+    """
+    found = Path(os.environ.get("HARNESS_TEST_DATA") or ROOT.parent / "shared" / "data") / "rows" / path
+    if not found.exists():
+        step = "HARNESS_TEST_DATA=FOLDER, which holds rows/"
+        raise UserError(
+            Problem("the study of fronts", f"no {found}", "the real rows that it trains on", step)
+        )
+    return found
+
+
+def _support() -> dict[str, Any]:
+    (task,) = read(SUITES / "support.yaml")["tasks"]
+    task["data"] = {part: str(SUITES / file) for part, file in task["data"].items()}
+    found: dict[str, Any] = task
+    return found
+
+
+def _banking() -> dict[str, Any]:
+    rows = {part: str(_rows(f"banking77/{part}")) for part in ("train.jsonl.gz", "test.jsonl")}
+    limits = {"train": 360, "validation": 72, "test": 240}
+    return {
+        "name": "banking77",
+        "data": {
+            "train": rows["train.jsonl.gz"],
+            "test": rows["test.jsonl"],
+            "limits": limits,
+            "unknown_labels": "drop",
+            "contamination": "drop",
+        },
+        "fields": {"prompt": "{text}", "reference": "{label}"},
+        "labels": _INTENTS.split(),
+        "max_new_tokens": 12,
+    }
+
+
+def _dolly() -> dict[str, Any]:
+    rows, limits = (
+        str(_rows("dolly_3k/train.jsonl.gz")),
+        {"train": 360, "validation": 48, "test": 150},
+    )
+    return {
+        "name": "dolly",
+        "data": {"all": rows, "limits": limits},
+        "metrics": ["token_f1", "rougeL"],
+        "max_new_tokens": 64,
+        "truncated_scores": True,
+    }

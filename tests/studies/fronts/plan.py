@@ -1,0 +1,46 @@
+"""Steps of the study, a candidate of an experiment each: which are done, and how long the others take."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import harness
+from harness import config, experiment
+from harness.cli.progress_bar import TerminalProgress
+from harness.experiment import Scope, prepare_session
+from harness.experiment.run_preview import in_order
+from harness.experiment.runs.run_candidate import stored_runs
+from harness.progress import Silent
+from harness.report import ExperimentReport
+
+
+class Step(NamedTuple):
+    """One candidate of an experiment with all its seeds; `expected_s` leaves out what is asked of the base."""
+
+    file: Path
+    candidate: str
+    is_done: bool
+    expected_s: float
+
+
+def plan(file: Path) -> list[Step]:
+    """List the steps of an experiment in the order in which they can be made; runs nothing."""
+    loaded = config.load(file)
+    session = prepare_session(loaded, Scope(dry_run=True), Silent())
+    requests = in_order(session, loaded.selected)
+    found = stored_runs(session, requests)
+    open_ = {one.candidate.name for one, run in zip(requests, found, strict=True) if run is None}
+    seconds = experiment.seconds_planned(session, experiment.estimate_work(session, loaded.selected))
+    names = dict.fromkeys(one.candidate.name for one in requests)
+    return [Step(file, name, name not in open_, seconds[name]) for name in names]
+
+
+def make(step: Step) -> None:
+    """Train and evaluate one candidate; what was done of it before is taken up."""
+    harness.compare(step.file, candidates=[step.candidate], progress=TerminalProgress())
+
+
+def report_done(file: Path, steps: Sequence[Step]) -> ExperimentReport | None:
+    """Report the candidates of an experiment that are done; None of none."""
+    done = [step.candidate for step in steps if step.is_done and step.file == file]
+    return harness.compare(file, candidates=done) if done else None

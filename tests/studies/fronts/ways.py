@@ -1,0 +1,80 @@
+"""Ways to fine-tune, each at two strengths: methods, PEFT's families, regularisers, and what mends afterwards."""
+
+from typing import Any
+
+PLAIN = "plain"
+_BATCH = {"num_train_epochs": 1, "per_device_train_batch_size": 4}
+_FIRST = f"{PLAIN}-2"  # what ways without a training of their own start from
+Recipe = dict[str, Any]
+Strengths = tuple[Recipe, Recipe]
+
+
+def trained(method: str, rates: tuple[float, float], **params: Any) -> Strengths:
+    """Return a method at two learning rates."""
+    low, high = ({"method": method, "params": {**_BATCH, **params, "learning_rate": rate}} for rate in rates)
+    return low, high
+
+
+def regularized(name: str, key: str, values: tuple[float, float], method: str = "lora") -> Strengths:
+    """Return plain LoRA, or the training of all parameters, under a regulariser at two strengths."""
+    rate = {"lora": 1e-3, "full": 1e-4}[method]
+    params = {**_BATCH, "learning_rate": rate, **({"r": 16} if method == "lora" else {})}
+    low, high = ({"method": method, "params": params, "regularize": {name: {key: value}}} for value in values)
+    return low, high
+
+
+def family(peft_type: str, rates: tuple[float, float], **params: Any) -> Strengths:
+    """Return one of PEFT's families at two learning rates."""
+    return trained("peft", rates, peft_type=peft_type, **params)
+
+
+def mended(method: str, key: str, values: tuple[float, float]) -> Strengths:
+    """Return what is made of plain LoRA's weights without training, at two strengths."""
+    low, high = ({"method": method, "init_from": _FIRST, "params": {key: value}} for value in values)
+    return low, high
+
+
+_USUAL = (5e-4, 1e-3)
+WAYS: dict[str, Strengths] = {
+    PLAIN: trained("lora", _USUAL, r=16),
+    "replay": regularized("replay", "share", (0.25, 1.0)),
+    "kl": regularized("kl", "strength", (0.3, 3.0)),
+    "ewc": regularized("ewc", "strength", (3.0, 30.0)),
+    "l2-sp": regularized("l2_sp", "strength", (0.001, 0.01)),
+    "sam": regularized("sam", "rho", (0.02, 0.05)),
+    "label-smoothing": regularized("label_smoothing", "factor", (0.05, 0.1)),
+    "neftune": regularized("neftune", "noise_alpha", (5.0, 15.0)),
+    "dora": trained("lora", _USUAL, r=16, use_dora=True),
+    "rslora": family("LORA", _USUAL, r=16, use_rslora=True),
+    "pissa": family("LORA", _USUAL, r=16, init_lora_weights="pissa"),
+    "eva": family("LORA", _USUAL, r=16, init_lora_weights="eva"),
+    "ia3": family("IA3", (3e-3, 1e-2)),
+    "adalora": family("ADALORA", (1e-3, 3e-3), init_r=12, target_r=8),
+    "vera": family("VERA", (3e-3, 1e-2)),
+    "oft": family("OFT", (3e-4, 1e-3)),
+    "loha": family("LOHA", (1e-3, 3e-3)),
+    "ln-tuning": family("LN_TUNING", (1e-3, 3e-3)),
+    "prefix-tuning": family("PREFIX_TUNING", (1e-2, 3e-2), num_virtual_tokens=20),
+    "prompt-tuning": family("PROMPT_TUNING", (3e-2, 1e-1), num_virtual_tokens=20),
+    "p-tuning": family("P_TUNING", (1e-3, 3e-3), num_virtual_tokens=20),
+    "osf": family("OSF", (1e-4, 3e-4)),
+    "bottleneck": trained("bottleneck", _USUAL, bottleneck_size=32),
+    "spectrum": trained("spectrum", (1e-4, 3e-4), share=0.25),
+    "full": trained("full", (3e-5, 1e-4)),
+    "half": regularized("half", "rounds", (1, 4), "full"),
+    "freeze": regularized("freeze", "first", (10, 20), "full"),
+    "dropout": regularized("dropout", "rate", (0.05, 0.1), "full"),
+    "scaled": mended("scaled", "scale", (0.5, 0.75)),
+    "fewer-intruders": mended("fewer_intruders", "mitigation_lambda", (0.75, 0.25)),
+}
+
+
+def candidates(ways: dict[str, Strengths]) -> dict[str, Recipe]:
+    """Return the prompt, then each way's two strengths under names that end in 1 and 2."""
+    named = {f"{way}-{n}": one for way, both in ways.items() for n, one in enumerate(both, 1)}
+    return {"prompt": {"method": "base"}, **named}
+
+
+def way_of(candidate: str) -> str:
+    """Return the way of a candidate."""
+    return candidate.rpartition("-")[0]
