@@ -12,7 +12,7 @@ MAKEFILE = """\
 .venv/.installed: ; @echo made
 test: ; @echo '7 passed in 1.20s'
 docs: ; @echo built
-slow: ; @echo '{slow}'
+slow: ; @cat slow.txt
 compare: ; @{compare}
 """
 PYTHON = """\
@@ -36,7 +36,8 @@ def project(tmp_path):
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
 
     def run(*words, slow="3 passed in 5.00s", compare="echo ship", minutes=""):
-        (tmp_path / "Makefile").write_text(MAKEFILE.format(slow=slow, compare=compare))
+        (tmp_path / "Makefile").write_text(MAKEFILE.format(compare=compare))
+        (tmp_path / "slow.txt").write_text(slow + "\n")
         environment = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "CI_MINUTES": minutes}
         command = [tmp_path / ".ci" / "run", *words]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -88,3 +89,12 @@ def test_a_step_that_fails_is_named_and_the_later_ones_still_run(project):
     assert done.returncode == 1
     assert "FAILED: quickstart" in done.stdout
     assert "== tests-quickstart took" in done.stdout
+
+
+def test_the_names_of_the_tests_that_failed_come_last_cut_to_a_line_each(project):
+    one, two = "FAILED tests/slow/test_a.py::test_b - assert [", "ERROR tests/slow/test_c.py - OSError: no file"
+    shown = f"{one}{'1, ' * 99}]\n  a line of the difference\n{two}\n1 failed, 2 passed, 1 error in 5.00s"
+    done = project(slow=shown)
+    lines = done.stdout.splitlines()
+    assert [lines[-3][: len(one)], *lines[-2:]] == [one, two, "11 passed, 2 failed, 0 skipped"]
+    assert len(lines[-3]) == 200
