@@ -27,10 +27,10 @@ def page() -> None:
     controls.say_absent(report, runs)
     if not runs:
         if report is None:
-            controls.nothing("No runs yet.")
+            controls.show_empty("No runs yet.")
         return
     by_label = controls.runs_of(report, runs) or controls.newest(runs)
-    by_label |= {name: run for name in controls.asked("compare") for run in runs if run.run_id == name}
+    by_label |= {name: run for name in controls.query_values("compare") for run in runs if run.run_id == name}
     default = _default(report, list(by_label))
     chosen = controls.choose_candidates(
         "compare", list(by_label), default, title="Candidates, the reference first"
@@ -114,7 +114,7 @@ def _flips(base: str, found: Mapping[str, Mapping[str, tuple[Pair, Comparison | 
     if not tasks:
         st.info("These two runs answered no task in common.")
         return
-    asked = controls.asked("task")
+    asked = controls.query_values("task")
     index = list(tasks).index(asked[0]) if asked and asked[0] in tasks else 0
     task = left.selectbox("Task", list(tasks), index=index, key="flips_task")
     controls.remember("task", [task])

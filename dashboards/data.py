@@ -33,11 +33,11 @@ def page() -> None:
     task = loaded.experiment.target if loaded else None
     files = _files(task) if task else {}
     if task is None or not files:
-        controls.nothing("No rows of a target are named in harness.yaml.")
+        controls.show_empty("No rows of a target are named in harness.yaml.")
         return
     try:
         with st.spinner("Checking the rows: this takes some seconds for a thousand of them."):
-            checked = _checked(task.model_dump_json(), tuple(files.items()))
+            checked = _check_rows(task.model_dump_json(), tuple(files.items()))
     except HarnessError as error:
         st.error("These rows cannot be checked:")
         safe_text.say_all(str(error).splitlines())
@@ -60,7 +60,7 @@ def _files(task: Task) -> dict[str, int]:
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)
-def _checked(task: str, files: tuple[tuple[str, int], ...]) -> Checked:
+def _check_rows(task: str, files: tuple[tuple[str, int], ...]) -> Checked:
     """Check the rows, again only when a file has changed."""
     return examine_target(Task.model_validate_json(task))
 
@@ -97,7 +97,7 @@ def _decisions(checked: Checked) -> None:
     rows = _Rows(path, digest, column, {entry.where: entry for entry in checked.table.entries})
     done, shown = set[str](), set[str]()
     for finding in found:
-        here = [row for row in _looked_at(finding, rows) if row[0].where not in shown]
+        here = [row for row in _entries_of(finding, rows) if row[0].where not in shown]
         shown |= {entry.where for entry, _, _ in here}
         decided = {entry.where for entry, _, _ in here if _line(entry.where) in kept}
         done |= decided
@@ -125,7 +125,7 @@ def _is_decided_by_hand(finding: Finding) -> bool:
     return finding.severity != "note" and bool(finding.beside or "--decisions" in finding.command)
 
 
-def _looked_at(finding: Finding, rows: _Rows) -> list[tuple[Entry, str, str]]:
+def _entries_of(finding: Finding, rows: _Rows) -> list[tuple[Entry, str, str]]:
     """List the rows of a finding that are held, each with the label proposed and what it stands beside."""
     nothing = ("",) * len(finding.rows)
     columns = finding.rows, finding.labels or nothing, finding.beside or nothing

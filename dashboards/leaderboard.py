@@ -21,7 +21,7 @@ def page() -> None:
     controls.heading("Leaderboard", "Candidates on the same items, the best on test first.")
     report, stored = controls.report_if_any(), project.runs()
     if not stored and report is None:
-        controls.nothing("No runs yet.")
+        controls.show_empty("No runs yet.")
         return
     if report is not None:
         safe_text.say(last_line(report), "lead")
@@ -55,7 +55,7 @@ def _table(
 ) -> None:
     columns = leaderboard_table.columns(metrics)
     picked = st.dataframe(
-        leaderboard_table.styled(lines, metrics),
+        leaderboard_table.style_table(lines, metrics),
         column_config=columns,
         column_order=list(columns),
         hide_index=True,

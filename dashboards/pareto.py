@@ -34,7 +34,7 @@ def page() -> None:
     if not found:
         st.info("No candidate has both a score and a measured change on the capability suite.")
         return
-    tried = {one.original.facts.label: _tried(one) for one in project.rescues(report)}
+    tried = {one.original.facts.label: _rescue_points(one) for one in project.rescues(report)}
     rescued = {label: line for label, line in tried.items() if len(line) > 1}
     lines = [*_families(report, found), *rescued.values()]
     charts.draw(charts.front(found, report.metric, report.macro_margin, lines), "pareto")
@@ -92,7 +92,7 @@ def _families(report: ExperimentReport, found: Sequence[Point]) -> list[list[Poi
     return [[p for _, p in sorted(family, key=lambda one: one[0])] for family in families.values()]
 
 
-def _tried(of: Rescue) -> list[Point]:
+def _rescue_points(of: Rescue) -> list[Point]:
     """Turn the scales of a rescue into points, as far as both of their scores are known."""
     return [
         Point(f"{of.original.facts.label} at scale {scale:g}", target, kept, "", False, False)

@@ -32,14 +32,14 @@ def page() -> None:
     target = _target(runs)
     able = {name: run for name, run in runs.items() if f"{target}/test" in run.rows}
     if len(able) < 2:
-        controls.nothing("Two candidates with answers on the target are needed.")
+        controls.show_empty("Two candidates with answers on the target are needed.")
         return
-    with st.expander("Who rates what", expanded=not controls.asked("rater")):
+    with st.expander("Who rates what", expanded=not controls.query_values("rater")):
         rater = st.text_input(
-            "Your name", value=", ".join(controls.asked("rater")), max_chars=60, key="rater"
+            "Your name", value=", ".join(controls.query_values("rater")), max_chars=60, key="rater"
         ).strip()
         controls.remember("rater", [rater] if rater else [])
-        at = int(controls.asked("kind") == ["one"])
+        at = int(controls.query_values("kind") == ["one"])
         one = st.radio("What", _KINDS, index=at, horizontal=True) == _KINDS[1]
         controls.remember("kind", ["one"] if one else [])
         chosen = controls.choose_candidates("rate", list(able), list(able)[:2], title="Two candidates")
@@ -82,7 +82,7 @@ def _target(runs: dict[str, Run]) -> str:
 def _turn(pair: Pair, runs: tuple[Run, Run], rater: str, done: list[Rating]) -> None:
     """Show the next item that differs, and take the choice."""
     both = (pair.base, pair.new)
-    ids = _differing(str(project.project().store.folder), *both, project.modified(*both))
+    ids = _differing_items(str(project.project().store.folder), *both, project.row_set_times(*both))
     turn = human.next_turn(ids, done, rater, pair.base, pair.new)
     n_done = len(
         {r.example_id for r in done if (r.rater, r.rows_a, r.rows_b) == (rater, pair.base, pair.new)}
@@ -112,7 +112,7 @@ def _turn(pair: Pair, runs: tuple[Run, Run], rater: str, done: list[Rating]) -> 
 
 
 @st.cache_data(show_spinner=False, max_entries=32)
-def _differing(folder: str, rows_a: str, rows_b: str, changed: tuple[int, ...]) -> list[str]:
+def _differing_items(folder: str, rows_a: str, rows_b: str, changed: tuple[int, ...]) -> list[str]:
     return store.differing_items(Store(Path(folder)), rows_a, rows_b)
 
 

@@ -48,7 +48,7 @@ def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
         name: run for name, run in _runs(runs, report).items() if len(numeric_points(run.training.loss)) > 1
     }
     if not trained:
-        controls.nothing("No training was logged yet.")
+        controls.show_empty("No training was logged yet.")
         return
     first = list(trained)[:_AT_FIRST]
     chosen = controls.choose_candidates("training", list(trained), first, title="Candidates")

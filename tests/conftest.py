@@ -224,15 +224,22 @@ def browser():
         pytest.skip(str(missing))
 
 
-@pytest.fixture
-def visit(browser):
-    """Return a function that opens an address, and what the console and the network said meanwhile."""
+@pytest.fixture(scope="module")
+def window(browser):
+    """Return a window of the browser whose pages share what they loaded: Streamlit's scripts are megabytes."""
     context = browser.new_context(viewport={"width": 1440, "height": 1000})
     context.set_default_timeout(1000 * PATIENCE_S)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def visit(window):
+    """Return a function that opens an address, and what the console and the network said meanwhile."""
     seen: list[str] = []
 
     def open_page(server, path):
-        page = context.new_page()
+        page = window.new_page()
         page.on("pageerror", lambda error: seen.append(str(error)))
         page.on("dialog", lambda dialog: seen.append(dialog.message))
         page.on(
@@ -245,7 +252,8 @@ def visit(browser):
         return page
 
     yield open_page, seen
-    context.close()
+    for page in window.pages:
+        page.close()
 
 
 @pytest.fixture

@@ -129,15 +129,15 @@ def test_the_baseline_that_is_asked_for_reaches_the_gate(tmp_path):
 
 def test_what_is_to_be_installed_reaches_pip_word_by_word(tmp_path):
     fake_pip(tmp_path)
-    given = samples(tmp_path, 20, 20) | {"install": "-e .[endpoint] -c constraints.txt"}
-    assert run_action(tmp_path, **given)[0] == 0
+    judged, install = """echo '[{"outcome": "pass"}]'""", "-e .[endpoint] -c constraints.txt"
+    assert run_action(tmp_path, judged, candidate="lora", install=install)[0] == 0
     words = (tmp_path / "pip").read_text().split("\n")[:-1]
     assert words == ["-m", "pip", "install", "--quiet", "-e", ".[endpoint]", "-c", "constraints.txt"]
 
 
 def test_an_installation_that_fails_ends_the_job_before_anything_is_judged(tmp_path):
     fake_pip(tmp_path, exit_code=1)
-    assert run_action(tmp_path, **samples(tmp_path, 20, 20) | {"install": "harness-evals"}) == (1, {})
+    assert run_action(tmp_path, candidate="lora", install="harness-evals") == (1, {})
 
 
 @pytest.fixture

@@ -85,6 +85,7 @@ with apply_delta(model, __import__("pathlib").Path(sys.argv[2])), torch.no_grad(
 """
 
 
+@pytest.mark.slow
 def test_another_process_computes_the_same_with_it(tiny, tmp_path):
     made, trained = train(tiny, tmp_path)
     command = [sys.executable, "-c", IN_A_NEW_PROCESS, str(tiny), str(made.folder / "delta")]

@@ -92,7 +92,10 @@ def test_a_step_that_fails_is_named_and_the_later_ones_still_run(project):
 
 
 def test_the_names_of_the_tests_that_failed_come_last_cut_to_a_line_each(project):
-    one, two = "FAILED tests/slow/test_a.py::test_b - assert [", "ERROR tests/slow/test_c.py - OSError: no file"
+    one, two = (
+        "FAILED tests/slow/test_a.py::test_b - assert [",
+        "ERROR tests/slow/test_c.py - OSError: no file",
+    )
     shown = f"{one}{'1, ' * 99}]\n  a line of the difference\n{two}\n1 failed, 2 passed, 1 error in 5.00s"
     done = project(slow=shown)
     lines = done.stdout.splitlines()

@@ -1,6 +1,7 @@
 """`harness init` bounds the time of what it proposes, and chooses the method by memory, size and latency."""
 
 import json
+from functools import cache
 
 import pytest
 
@@ -33,9 +34,16 @@ def many(tmp_path_factory):
     return path
 
 
-def proposed(many, tiny, tmp_path, gflops, minutes=20.0):
-    request = Request(tmp_path / "new", str(many), str(tiny), minutes=minutes)
-    return scaffold.propose(request, resources(gflops=gflops))
+@pytest.fixture(scope="module")
+def proposed(many, tiny, own_cache, tmp_path_factory):
+    """Return a function that proposes for a machine of such a speed, once for each speed and bound."""
+
+    @cache
+    def propose(gflops, minutes=20.0):
+        request = Request(tmp_path_factory.mktemp("new") / "new", str(many), str(tiny), minutes=minutes)
+        return scaffold.propose(request, resources(gflops=gflops))
+
+    return propose
 
 
 def bounded_line(found):
@@ -43,15 +51,15 @@ def bounded_line(found):
     return line
 
 
-def test_a_quick_machine_is_asked_all_that_limits_allow(many, tiny, tmp_path):
-    found = proposed(many, tiny, tmp_path, gflops=1000.0)
+def test_a_quick_machine_is_asked_all_that_limits_allow(proposed):
+    found = proposed(gflops=1000.0)
     assert found.task.data.limits.train is None
     assert "bounded to 20 min by 200 of 480 for validation, 400 of 600 for test" in bounded_line(found)
     assert "sweep" in found.candidates["full"]
 
 
-def test_a_slow_machine_gets_fewer_rows_and_no_sweep_and_is_told(many, tiny, tmp_path):
-    found = proposed(many, tiny, tmp_path, gflops=0.12)
+def test_a_slow_machine_gets_fewer_rows_and_no_sweep_and_is_told(proposed):
+    found = proposed(gflops=0.12)
     limits = found.task.data.limits
     assert limits.train < 1920
     line = bounded_line(found)
@@ -63,13 +71,13 @@ def test_a_slow_machine_gets_fewer_rows_and_no_sweep_and_is_told(many, tiny, tmp
     assert found.warnings == ()
 
 
-def test_a_longer_bound_keeps_more(many, tiny, tmp_path):
-    short, long = (proposed(many, tiny, tmp_path, gflops=0.12, minutes=m) for m in (20, 60))
+def test_a_longer_bound_keeps_more(proposed):
+    short, long = proposed(gflops=0.12), proposed(gflops=0.12, minutes=60.0)
     assert short.task.data.limits.train < (long.task.data.limits.train or N)
 
 
-def test_what_no_rows_can_bring_below_the_bound_is_warned_of(many, tiny, tmp_path):
-    found = proposed(many, tiny, tmp_path, gflops=0.001)
+def test_what_no_rows_can_bring_below_the_bound_is_warned_of(proposed):
+    found = proposed(gflops=0.001)
     assert found.task.data.limits.train == STEPS[-1].train
     assert "as near as its rows allow" in bounded_line(found)
     assert "next: a smaller --base-model" in found.warnings[0]
@@ -131,7 +139,7 @@ def test_a_base_that_fits_in_no_way_is_warned_of(llama):
     assert "next: a smaller --base-model" in choice.warning
 
 
-def test_the_reason_for_the_method_stands_in_the_file(many, tiny, tmp_path):
-    found = proposed(many, tiny, tmp_path, gflops=1000.0)
+def test_the_reason_for_the_method_stands_in_the_file(proposed):
+    found = proposed(gflops=1000.0)
     (line,) = [line for line in found.said if line.startswith("full:") and "all" in line]
     assert f"# {line}" in scaffold.write(found)[0].read_text()

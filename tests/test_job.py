@@ -67,6 +67,7 @@ def here(tiny, tmp_path_factory, own_cache):
     return made(folder)
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_makes_the_same_weights_and_measures_its_own_memory(tiny, here, tmp_path):
     held = bytearray(b"x") * 2**30  # what this process holds is not the worker's
     folder, heard = written(tiny, tmp_path), []

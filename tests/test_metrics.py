@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import sacrebleu
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, precision_score, recall_score
 
@@ -19,6 +19,7 @@ from harness.records import Example, Output
 from harness.spec import Task, TaskData
 
 NAMES = plugins.names("metrics")
+QUICK = [name for name in NAMES if name != "code_tests"]  # which starts a process for each answer
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -84,8 +85,11 @@ def test_higher_is_better_but_for_the_metrics_that_say_otherwise(name):
     assert built(name).higher_is_better == (name not in LOWER_IS_BETTER)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@given(text=st.text(max_size=40), gold=st.sampled_from(LABELS))
+ANSWERED = given(text=st.text(max_size=40), gold=st.sampled_from(LABELS))
+
+
+@pytest.mark.parametrize("name", QUICK)
+@ANSWERED
 def test_every_answer_gets_all_parts_and_they_are_finite(name, text, gold):
     metric = built(name)
     parts = metric.score(answer(text), example(gold_for(name, gold)))
@@ -93,11 +97,21 @@ def test_every_answer_gets_all_parts_and_they_are_finite(name, text, gold):
     assert np.isfinite(parts).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
-@given(text=st.text(max_size=40), gold=st.sampled_from(LABELS))
+@pytest.mark.parametrize("name", QUICK)
+@ANSWERED
 def test_scores_stay_within_the_bounds(name, text, gold):
     low, high = built(name).bounds
     assert low <= one(name, text, gold_for(name, gold)) <= high
+
+
+@settings(max_examples=8)
+@ANSWERED
+def test_an_answer_that_is_run_as_code_gets_one_finite_part_within_the_bounds(text, gold):
+    metric = built("code_tests")
+    parts = metric.score(answer(text), example(gold))
+    assert len(parts) == len(metric.parts) == len(metric.worst(example(gold))) == 1
+    low, high = metric.bounds
+    assert low <= metric.aggregate(np.array([parts]), np.ones(1)) <= high
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -143,6 +143,7 @@ METHOD = Method(params=Params, fit=fit, makes="model", trains=True, draws_from="
 TUNED = "{method: norms, params: {num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}"
 
 
+@pytest.mark.slow
 def test_a_new_method_is_one_file(tmp_path, tiny, own_cache):
     """What only its file knows of is checked, trained, evaluated, judged and can be rescued."""
     shutil.copytree(

@@ -25,7 +25,7 @@ def heading(title: str, purpose: str) -> None:
     st.caption(purpose)
 
 
-def nothing(what: str = "No report yet.") -> None:
+def show_empty(what: str = "No report yet.") -> None:
     """Say that there is nothing to show, and what to do."""
     at = project.at_work()
     wait = f"{project.worker(at)} is at work; this page fills when it has finished." if at is not None else ""
@@ -36,7 +36,7 @@ def choose_report() -> ExperimentReport | None:
     """Let one of the kept reports be chosen; None where there is none."""
     found = project.reports()
     if not found:
-        nothing()
+        show_empty()
         return None
     wanted = st.query_params.get("experiment", "")
     names = sorted(found, key=lambda name: found[name].smoke)
@@ -81,7 +81,7 @@ def remember(key: str, values: Sequence[str]) -> None:
         del st.query_params[key]
 
 
-def asked(key: str) -> list[str]:
+def query_values(key: str) -> list[str]:
     """Read names from the address: `?compare=a,b`; a comma inside brackets belongs to a name."""
     text, names, depth = st.query_params.get(key, ""), [""], 0
     for character in text:
@@ -120,8 +120,8 @@ def names_in_links(chosen: Sequence[Run], report: ExperimentReport | None, runs:
 
 def choose_candidates(key: str, labels: Sequence[str], default: Sequence[str], *, title: str) -> list[str]:
     """Let candidates be chosen; the address names them, and follows what is chosen."""
-    wanted = [name for name in asked(key) if name in labels]
-    if missing := [name for name in asked(key) if name not in labels]:
+    wanted = [name for name in query_values(key) if name in labels]
+    if missing := [name for name in query_values(key) if name not in labels]:
         safe_text.say(f"Not among these runs: {', '.join(missing)}")
     chosen = st.multiselect(
         title, labels, default=wanted or list(default), format_func=clean, key=f"{key}_chosen"

@@ -29,10 +29,10 @@ _FIVE = {"Bad": 0.0, "Rather bad": 0.25, "In between": 0.5, "Rather good": 0.75,
 def show(pair: Pair, metric: str, rater: str) -> None:
     """Show the next answer that the rater has not labelled, with its question, and take the label."""
     if not is_correctable(project.metric(pair.task, metric)):
-        controls.nothing(f"Labels correct means in [0, 1] alone, and {metric} is none.")
+        controls.show_empty(f"Labels correct means in [0, 1] alone, and {metric} is none.")
         return
     order, is_binary = _answers(
-        str(project.project().store.folder), metric, pair, project.modified(pair.base, pair.new)
+        str(project.project().store.folder), metric, pair, project.row_set_times(pair.base, pair.new)
     )
     written, given = project.task(pair.task), store.list_labels(project.project().store, pair.task)
     given = current_labels(given, written) if written is not None else given

@@ -94,7 +94,7 @@ def target(report: ExperimentReport | None) -> tuple[str, str]:
 def of(runs: Sequence[Run], report: ExperimentReport | None, metrics: Sequence[str] = ()) -> Board:
     """Join what is stored of each run with what was reported of it, also by other metrics of the target."""
     task, metric = target(report)
-    lines = _reported(runs, report, task, metric)
+    lines = _report_lines(runs, report, task, metric)
     unread: dict[str, list[str]] = {}
     waiting = [line for line in reversed(lines) if line.facts is None and line.run.state == "done"]
     own = _estimates(waiting, task, metric, unread)
@@ -104,10 +104,10 @@ def of(runs: Sequence[Run], report: ExperimentReport | None, metrics: Sequence[s
     lines = [
         replace(line, others={name: found.get(line.rows) for name, found in others.items()}) for line in lines
     ]
-    return Board(task, _ranked(lines, task, metric), unread)
+    return Board(task, _rank_lines(lines, task, metric), unread)
 
 
-def _reported(runs: Sequence[Run], report: ExperimentReport | None, task: str, metric: str) -> list[Line]:
+def _report_lines(runs: Sequence[Run], report: ExperimentReport | None, task: str, metric: str) -> list[Line]:
     """Begin a line for each run with what the chosen report says of it, or else the latest one."""
     kept = [*([] if report is None else [report]), *project.reports().values()]
     said = {f.run_id: (f, one, f.name == best) for one, best in _with_best(reversed(kept)) for f in one.facts}
@@ -140,7 +140,7 @@ def _estimates(
     return found
 
 
-def _ranked(lines: Sequence[Line], task: str, metric: str) -> list[Line]:
+def _rank_lines(lines: Sequence[Line], task: str, metric: str) -> list[Line]:
     """Rank the best of the lines, as many as are read at once."""
     alike = [one for one in lines if (one.task, one.metric) == (task, metric) and one.score and one.rows]
     if not alike:

@@ -111,7 +111,7 @@ def _key(metric: str) -> str:
     return f"by {metric}"
 
 
-def styled(lines: Sequence[Line], metrics: Sequence[str]) -> "Styler":
+def style_table(lines: Sequence[Line], metrics: Sequence[str]) -> "Styler":
     """Print the lines."""
     from pandas import DataFrame  # type: ignore[import-untyped]
 
@@ -131,10 +131,10 @@ def _cells(line: Line) -> dict[str, Any]:
         **{_key(name): _score(e) for name, e in line.others.items()},
         "gain": _gain(line),
         "forgetting": _forgetting(line),
-        "usd": _measured(line, "cost_per_1k_usd"),
-        "p50": _measured(line, "latency_p50_s"),
-        "p95": _measured(line, "latency_p95_s"),
-        "rate": _measured(line, "requests_per_s"),
+        "usd": _print_figure(line, "cost_per_1k_usd"),
+        "p50": _print_figure(line, "latency_p50_s"),
+        "p95": _print_figure(line, "latency_p95_s"),
+        "rate": _print_figure(line, "requests_per_s"),
         "tokens": _tokens(f),
         "created": run.created[:16].replace("T", " "),
         "method": clean(f"{run.method} × {run.prompting}"),
@@ -148,13 +148,13 @@ def verdict(line: Line) -> str:
     return ERROR if line.run.state == "failed" else verdict_word(line.facts) if line.facts else UNKNOWN
 
 
-def _measured(line: Line, name: str) -> Printed | None:
+def _print_figure(line: Line, name: str) -> Printed | None:
     """Print a figure of cost or speed; of a run that no report holds what is stored of its latency."""
-    f = line.facts or _timed(line.run)
+    f = line.facts or _stored_facts(line.run)
     return Printed.of(f.disturbed.get(name, getattr(f, name)), measured_text(f, name))
 
 
-def _timed(run: Run) -> CandidateFacts:
+def _stored_facts(run: Run) -> CandidateFacts:
     """Return the latencies that a run stored, as facts."""
     p50_s, p95_s = (run.latency.get(name) for name in ("p50_s", "p95_s"))
     own = (run.candidate, run.run_id, run.method, run.prompting, run.answer, run.seed)
@@ -207,7 +207,7 @@ def as_row(line: Line) -> dict[str, Any]:
         **_ends("gain", Estimate(c.delta, c.low, c.high, c.n) if c else None),
         **_ends("forgetting", macro),
         "cost_per_1k_usd": f.cost_per_1k_usd if f else None,
-        **_speed(f or _timed(run)),
+        **_speed(f or _stored_facts(run)),
         "verdict": verdict(line),
         "rank": line.rank,
         "champion": line.is_champion,

@@ -47,7 +47,7 @@ def primary_metric(task: str, digest: str, report: ExperimentReport | None) -> s
 def compare(pair: Pair) -> Comparison | str:
     """Compare two row sets, or say why they must not be."""
     try:
-        return _compared(pair, project.modified(pair.base, pair.new))
+        return _compare_pair(pair, project.row_set_times(pair.base, pair.new))
     except (HarnessError, KeyError) as error:
         return f"{pair.task}: {error}"
 
@@ -88,14 +88,14 @@ def of_drawn(task: str, base: Run, new: Run, report: ExperimentReport | None) ->
 
 
 @st.cache_resource(show_spinner=False, max_entries=2_000)
-def _compared(pair: Pair, changed: tuple[int, ...]) -> Comparison:
+def _compare_pair(pair: Pair, changed: tuple[int, ...]) -> Comparison:
     at = project.project().store
     one, other = (store.read_identity(at, digest) for digest in (pair.base, pair.new))
     comparison.check_comparable(one, other)
     return comparison.compare_rows(
         project.metric(pair.task, pair.metric),
-        project.scored(pair.base, pair.metric),
-        project.scored(pair.new, pair.metric),
+        project.read_scored_rows(pair.base, pair.metric),
+        project.read_scored_rows(pair.new, pair.metric),
         alpha=pair.alpha,
         identical=pair.base == pair.new,
         base_errors=pair.base_errors,
@@ -122,7 +122,7 @@ def two_texts(pair: Pair, item: str) -> tuple[SampleResult, SampleResult] | None
 
 def drawn_answers(digest: str, item: str) -> tuple[Sample, ...]:
     """Read all answers that were drawn to an item; none where it was answered greedily."""
-    return _drawn(str(project.project().store.folder), digest, project.modified(digest)).get(item, ())
+    return _drawn(str(project.project().store.folder), digest, project.row_set_times(digest)).get(item, ())
 
 
 @st.cache_resource(show_spinner=False, max_entries=8)
@@ -130,14 +130,14 @@ def _drawn(folder: str, digest: str, changed: tuple[int, ...]) -> dict[str, tupl
     return store.read_drawn(Store(Path(folder)), digest)
 
 
-def holding(pair: Pair, text: str) -> set[str] | None:
+def ids_with_text(pair: Pair, text: str) -> set[str] | None:
     """Find the items in which a text occurs; None where no text is looked for."""
     return store.find_items(project.project().store, [pair.base, pair.new], text) if text.strip() else None
 
 
 def kinds(pair: Pair) -> dict[str, tuple[str, str]]:
     """Map the items to their slice and cluster."""
-    return _kinds(str(project.project().store.folder), pair.new, project.modified(pair.new))
+    return _kinds(str(project.project().store.folder), pair.new, project.row_set_times(pair.new))
 
 
 @st.cache_data(show_spinner=False, max_entries=32)

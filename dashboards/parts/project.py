@@ -47,7 +47,7 @@ def project() -> Project:
 def runs() -> list[Run]:
     """List the finished and failed runs, oldest first; only files that have changed are read again."""
     (before,) = kept = _runs(str(project().store.folder))
-    files = _modified(project().store.folder.glob("*/run.json"))
+    files = _file_times(project().store.folder.glob("*/run.json"))
     known = {}
     for file, modified_ns in files.items():
         unchanged = file in before and before[file][0] == modified_ns
@@ -80,10 +80,10 @@ def stamp() -> tuple[tuple[str, int], ...]:
     """Name the files of runs and reports with the times of their last change."""
     here = project().file.parent
     files = (*project().store.folder.glob("*/run.json"), *(here / "reports").glob("*.json"))
-    return tuple(sorted((str(file), modified_ns) for file, modified_ns in _modified(files).items()))
+    return tuple(sorted((str(file), modified_ns) for file, modified_ns in _file_times(files).items()))
 
 
-def _modified(files: Iterable[Path]) -> dict[Path, int]:
+def _file_times(files: Iterable[Path]) -> dict[Path, int]:
     """Map files to the time of their last change; one that was just removed is left out."""
     found = {}
     for file in files:
@@ -100,7 +100,7 @@ def _report(path: str, modified_ns: int) -> ExperimentReport:
 def rescues(of: ExperimentReport) -> list[Rescue]:
     """Read the last rescue of each run that a report is about."""
     ids = {f.run_id for f in of.facts}
-    files = _modified(rescue.report_files(project().file.parent / "reports", of.experiment))
+    files = _file_times(rescue.report_files(project().file.parent / "reports", of.experiment))
     found = (_rescue(str(file), modified_ns) for file, modified_ns in files.items())
     return [one for one in found if one is not None and one.original.facts.run_id in ids]
 
@@ -171,19 +171,21 @@ def metric(task_name: str, name: str) -> Metric:
     return metric_of_rows(name, next(filter(None, known), None)) or mean_metric(name, lambda *_: None)
 
 
-def modified(*digests: str) -> tuple[int, ...]:
+def row_set_times(*digests: str) -> tuple[int, ...]:
     """Return when row sets last changed: one that was asked a part of its items grows under its digest."""
-    known = _modified(paths := [project().store.parquet(digest) for digest in digests])
+    known = _file_times(paths := [project().store.parquet(digest) for digest in digests])
     return tuple(known.get(path, 0) for path in paths)
 
 
-def scored(digest: str, metric_name: str) -> list[SampleResult]:
+def read_scored_rows(digest: str, metric_name: str) -> list[SampleResult]:
     """Read the rows of a set as far as a comparison by one metric needs them."""
-    return _scored(str(project().store.folder), digest, metric_name, modified(digest))
+    return _read_scored_rows(str(project().store.folder), digest, metric_name, row_set_times(digest))
 
 
 @st.cache_resource(show_spinner=False, max_entries=16)  # each may hold 10,000 items
-def _scored(folder: str, digest: str, metric_name: str, changed: tuple[int, ...]) -> list[SampleResult]:
+def _read_scored_rows(
+    folder: str, digest: str, metric_name: str, changed: tuple[int, ...]
+) -> list[SampleResult]:
     return store.read_scores(Store(Path(folder)), digest, metric_name)
 
 

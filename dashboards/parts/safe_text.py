@@ -87,7 +87,7 @@ def shown(text: str) -> str:
 
 def block(name: str, text: str) -> None:
     """Show a text under its name."""
-    _named(name, escape(shown(text)))
+    _show_named(name, escape(shown(text)))
 
 
 def whole(name: str, text: str, key: str) -> None:
@@ -101,10 +101,10 @@ def whole(name: str, text: str, key: str) -> None:
 
 def difference(name: str, old: str, new: str) -> None:
     """Show the words of two texts: struck out what only the old has, marked what only the new has."""
-    _named(name, diff_html(old, new))
+    _show_named(name, diff_html(old, new))
 
 
-def _named(name: str, html: str) -> None:
+def _show_named(name: str, html: str) -> None:
     st.html(f'<div class="name">{escape(clean(name))}</div><div class="quoted">{html or "&nbsp;"}</div>')
 
 

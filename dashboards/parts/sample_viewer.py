@@ -35,7 +35,7 @@ def browse(pair: Pair, names: tuple[str, str], groups: Mapping[str, Sequence[str
     sought = columns[3].text_input(
         "Search", placeholder="in prompts, answers, references", key=f"{key}_search"
     )
-    found = paired_runs.holding(pair, sought)
+    found = paired_runs.ids_with_text(pair, sought)
     ids = ids if found is None else [i for i in ids if i in found]
     if not ids:
         st.info("No item fits these filters.")

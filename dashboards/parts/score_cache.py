@@ -45,11 +45,11 @@ def read(digests: Sequence[str], task: str, metric: str) -> Iterator[int]:
 
 def ranks(digests: Mapping[str, str], task: str, metric: str) -> dict[str, int]:
     """Rank runs, given by id with their row sets, on the items that most of them answered."""
-    return _ranked(tuple(sorted(digests.items())), tuple(_keys(list(digests.values()), task, metric)))
+    return _rank_row_sets(tuple(sorted(digests.items())), tuple(_keys(list(digests.values()), task, metric)))
 
 
 @st.cache_data(show_spinner=False, max_entries=32)
-def _ranked(digests: tuple[tuple[str, str], ...], keys: tuple[_Key, ...]) -> dict[str, int]:
+def _rank_row_sets(digests: tuple[tuple[str, str], ...], keys: tuple[_Key, ...]) -> dict[str, int]:
     found = {key.digest: columns for key, columns in _columns(keys).items()}
     by_run = {run_id: found[digest] for run_id, digest in digests if digest in found}
     return comparison.shared_ranks(project.metric(keys[0].task, keys[0].metric), by_run)
@@ -57,7 +57,7 @@ def _ranked(digests: tuple[tuple[str, str], ...], keys: tuple[_Key, ...]) -> dic
 
 def _keys(digests: Sequence[str], task: str, metric: str) -> list[_Key]:
     distinct = list(dict.fromkeys(digests))
-    times = project.modified(*distinct)
+    times = project.row_set_times(*distinct)
     return [_Key(digest, at, task, metric) for digest, at in zip(distinct, times, strict=True)]
 
 

@@ -36,13 +36,15 @@ def read_changes(task: Task, items: TaskItems) -> Changed | None:
     documents = _documents(task, items)
     content = readers.read(task.data.changes.test, "test")
     kept = items_of.examples(task, content, Notes([], []), documents).examples
-    problems = list(_unchanged(kept, [*items.sourced("train"), *items.sourced("test")]))
+    problems = list(_same_answer_problems(kept, [*items.sourced("train"), *items.sourced("test")]))
     problems += items_of.unknown_documents([items_of.Kept(kept, [])], documents) if documents else []
     if problems:
         raise UserError(readers.cap_problems(problems, content.shown, "items that cannot be used"))
     n = min((n for n in (task.data.limits.test, task.limit) if n is not None), default=None)
     drawn = splits.draw(kept, n, random.Random(f"{task.name}/changes"))
-    return Changed(drawn, documents, _outdated(content, kept, [*items.train, *items.validation, *items.test]))
+    return Changed(
+        drawn, documents, _earlier_answers(content, kept, [*items.train, *items.validation, *items.test])
+    )
 
 
 def _documents(task: Task, items: TaskItems) -> tuple[Document, ...]:
@@ -50,7 +52,7 @@ def _documents(task: Task, items: TaskItems) -> tuple[Document, ...]:
     return tuple(items_of.documents(readers.read(path, "train"))) if path else items.documents
 
 
-def _unchanged(kept: Sequence[Sourced], known: Sequence[Sourced]) -> "list[Problem]":
+def _same_answer_problems(kept: Sequence[Sourced], known: Sequence[Sourced]) -> "list[Problem]":
     """Phrase items whose question has the answer that it has in the target's own rows."""
     answers = {
         (key(row.example), fold_text(answer)): row for row in known for answer in row.example.references
@@ -68,7 +70,9 @@ def _unchanged(kept: Sequence[Sourced], known: Sequence[Sourced]) -> "list[Probl
     return found
 
 
-def _outdated(content: Rows, kept: Sequence[Sourced], known: Sequence[Example]) -> dict[str, tuple[str, ...]]:
+def _earlier_answers(
+    content: Rows, kept: Sequence[Sourced], known: Sequence[Example]
+) -> dict[str, tuple[str, ...]]:
     """Map changed items to what was right before: as their rows say, else as the target's own rows do."""
     fields = {row.where: row.fields.get(OUTDATED) for row in content.rows}
     before = {key(example): example.references for example in reversed(known)}
@@ -89,16 +93,16 @@ def retrieves(recipe: Recipe) -> bool:
 
 def before_refresh(session: Session) -> Measured:
     """Return the changed items as candidates answer them with the documents that there were."""
-    return _measured(session, "changed", session.target.items.documents)
+    return _changed_part(session, "changed", session.target.items.documents)
 
 
 def after_refresh(session: Session) -> Measured:
     """Return the changed items as candidates that retrieve answer them with the new documents."""
     changed = session.changed
-    return _measured(session, "refreshed", changed.documents if changed else ())
+    return _changed_part(session, "refreshed", changed.documents if changed else ())
 
 
-def _measured(session: Session, name: str, documents: tuple[Document, ...]) -> Measured:
+def _changed_part(session: Session, name: str, documents: tuple[Document, ...]) -> Measured:
     target, changed = session.target, session.changed
     task = target.task.model_copy(update={"name": f"{target.task.name}-{name}"})
     items = replace(target.items, test=changed.items if changed else (), documents=documents)

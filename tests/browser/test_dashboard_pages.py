@@ -4,6 +4,7 @@ Invariant: a test waits for what it asserts, never for a time.
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -29,7 +30,7 @@ EVIL = (
     "<script>document.title='owned'</script><img src=http://evil.example/x onerror=alert(1)> "
     "![x](http://evil.example/y) \x1b[31mred \u202egnp.exe "
 )
-A_MEGABYTE = 1_000_000 // len(EVIL) + 1
+LONG = EVIL * 1_000  # of which a page shows a part
 
 
 @pytest.fixture(scope="module")
@@ -58,18 +59,29 @@ def large_address(large):
         yield found
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_a_page_loads_without_a_complaint_or_a_request_elsewhere(visit, address, name):
+def test_every_page_is_reached_from_the_side_bar_without_a_complaint_or_a_request_elsewhere(visit, address):
     open_page, seen = visit
-    page = open_page(address, path_of(name))
-    assert page.locator("h1").inner_text().lower() == name
-    assert failures(page) == 0
+    page = open_page(address, "/")
+    for name in PAGES:
+        page.get_by_test_id("stSidebarNav").get_by_role("link", name=name.title(), exact=True).click()
+        page.locator("h1", has_text=re.compile(f"^{name}$", re.IGNORECASE)).wait_for()
+        drawn(page)
+        assert failures(page) == 0, name
     assert complaints(seen) == []
 
 
 def every_week_but(*names: str) -> list:
     """Return all pages: those of the names each time, the others in the weekly tier."""
     return [name if name in names else pytest.param(name, marks=pytest.mark.weekly) for name in PAGES]
+
+
+@pytest.mark.parametrize("name", every_week_but("training"))
+def test_a_page_loads_by_its_address_without_a_complaint(visit, address, name):
+    open_page, seen = visit
+    page = open_page(address, path_of(name))
+    assert page.locator("h1").inner_text().lower() == name
+    assert failures(page) == 0
+    assert complaints(seen) == []
 
 
 @pytest.mark.parametrize("name", every_week_but("compare", "leaderboard"))
@@ -223,7 +235,7 @@ def test_a_rating_is_found_in_duckdb(visit, address, project):
 def test_text_of_a_model_stays_text(visit, tmp_path):
     open_page, seen = visit
     few = {"prompt": ("base", 2, 6), "knn": ("base", 2, 6), "lora": ("lora", 6, 1)}
-    fake_project.write(tmp_path, few, texts={"lora": EVIL * A_MEGABYTE, "knn": EVIL}, n=8)
+    fake_project.write(tmp_path, few, texts={"lora": LONG, "knn": EVIL}, n=8)
     with serving(tmp_path) as address:
         for path in ("/compare?compare=knn,lora", "/forgetting", "/rate?rate=knn,lora&rater=ann"):
             page = open_page(address, path)

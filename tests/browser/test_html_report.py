@@ -35,16 +35,31 @@ def hostile(finished):
     return replace(of, flips={**of.flips, label: (*evil, *flips)}, notes=(*of.notes, EVIL))
 
 
+@pytest.fixture(scope="module")
+def folder(hostile, tmp_path_factory):
+    """Write the report; returns the folder of its page, its JSON and its pictures."""
+    found = tmp_path_factory.mktemp("page")
+    write(hostile, found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    """Write the kept report of the quickstart; returns the path of its page."""
+    found = tmp_path_factory.mktemp("quickstart")
+    write(read(KEPT), found)
+    return found / "support.html"
+
+
 @pytest.fixture
-def opened(browser, hostile, tmp_path):
+def opened(browser, folder):
     """Open the page; returns it with everything that the console and the network saw."""
-    write(hostile, tmp_path)
     context = browser.new_context(offline=True, viewport={"width": 1440, "height": 1000})
     page, seen = context.new_page(), []
     page.on("console", lambda message: seen.append(message.text))
     page.on("pageerror", lambda error: seen.append(str(error)))
     page.on("request", lambda request: seen.append(request.url))
-    page.goto((tmp_path / "tiny.html").as_uri())
+    page.goto((folder / "tiny.html").as_uri())
     yield page, seen
     context.close()
 
@@ -67,9 +82,9 @@ def by_name(rows: list[dict[str, str]]) -> dict[str, dict[str, str]]:
 
 
 @pytest.fixture
-def plain(opened, tmp_path):
-    """Read the JSON beside the opened page."""
-    return json.loads((tmp_path / "tiny.json").read_text())
+def plain(folder):
+    """Read the JSON beside the page."""
+    return json.loads((folder / "tiny.json").read_text())
 
 
 def test_scores_costs_and_latencies_are_those_of_the_json(opened, plain):
@@ -150,10 +165,9 @@ def unfold(page) -> None:
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
 
 
-def test_the_first_page_is_seen_without_scrolling(browser, tmp_path):
-    write(read(KEPT), tmp_path)
+def test_the_first_page_is_seen_without_scrolling(browser, quickstart):
     page = browser.new_page(viewport={"width": 1280, "height": 800})
-    page.goto((tmp_path / "support.html").as_uri())
+    page.goto(quickstart.as_uri())
     first = page.locator(".first")
     for what in (".decision", ".reasons li", "table.candidates", "svg.picture", ".next li"):
         for part in first.locator(what).all():
@@ -276,10 +290,9 @@ def sheets(page) -> int:
     return pdf.count(b"/Type /Page\n")
 
 
-def test_the_quickstart_prints_on_at_most_six_sheets_before_the_appendix(browser, tmp_path):
-    write(read(KEPT), tmp_path)
+def test_the_quickstart_prints_on_at_most_six_sheets_before_the_appendix(browser, quickstart):
     page = browser.new_page()
-    page.goto((tmp_path / "support.html").as_uri())
+    page.goto(quickstart.as_uri())
     assert sheets(page) > 6
     page.add_style_tag(content=".appendix { display: none }")
     assert 1 <= sheets(page) <= 6
@@ -299,11 +312,10 @@ def test_the_page_prints_on_a_few_sheets(opened):
     assert 0 < sheets(opened[0]) <= 12
 
 
-def test_the_picture_of_the_front_is_shown_as_an_image(browser, hostile, tmp_path):
-    write(hostile, tmp_path)
-    (tmp_path / "shows.html").write_text("<img src='tiny.front.svg' width=800>")
+def test_the_picture_of_the_front_is_shown_as_an_image(browser, folder):
+    (folder / "shows.html").write_text("<img src='tiny.front.svg' width=800>")
     page = browser.new_page()
-    page.goto((tmp_path / "shows.html").as_uri())
+    page.goto((folder / "shows.html").as_uri())
     size = page.locator("img").evaluate("i => [i.complete, i.naturalWidth, i.naturalHeight]")
     assert size[0] is True
     assert size[1] > 800
