@@ -170,6 +170,18 @@ def test_training_rows_that_ask_an_item_of_another_target_are_refused(tmp_path, 
         tiny_experiment.run(path, "suites=[]")
 
 
+def test_a_target_of_test_rows_alone_is_compared_with_the_prompt(tmp_path, tiny):
+    """There are no rows of its own to draw shots from, or to choose what is best on."""
+    only = "{name: only, data: {test: suites/moods/test.jsonl}, max_new_tokens: 4}"
+    path = write(tmp_path, tiny, extra=f"more_targets: [{only}]\n")
+    report = tiny_experiment.run(path, "suites=[]", candidates=("prompt", "shots", "lora"))
+    assert {f.state for f in report.facts} == {"done"}
+    found = {name: of["only"] for name, of in scores(report).items() if of}
+    assert found.keys() == {"prompt", "lora"}
+    assert (found["lora"].untrained, found["lora"].vs_untrained) == (None, None)
+    assert found["lora"].vs_prompt.n == 6
+
+
 def test_a_limit_cuts_every_target(tmp_path, tiny):
     path = write(tmp_path, tiny)
     report = tiny_experiment.run(path, "suites=[]", candidates=("prompt",), limit=2)

@@ -15,9 +15,10 @@ from harness.training import Weights
 
 
 def more_target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
-    """List validation and test of each further target that a recipe can be asked as it is."""
+    """List test, and validation where there is some, of each further target that a recipe can answer."""
     able = (m for m in session.more_targets if can_answer(recipe, weights, m))
-    return [rows for m in able for rows in target_sets(replace(session, target=m), recipe, weights, seed)]
+    sets = [rows for m in able for rows in target_sets(replace(session, target=m), recipe, weights, seed)]
+    return [rows for rows in sets if rows.ids]
 
 
 def can_answer(recipe: Recipe, weights: Weights, measured: Measured) -> bool:

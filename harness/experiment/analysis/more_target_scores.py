@@ -47,6 +47,7 @@ def _scores(
 
 def _on(reader: Reader, run: Run, f: CandidateFacts, m: Measured) -> CandidateFacts:
     """Return a run's facts with what it reached on another target in place of the one that decides."""
-    test, validation = reader.of(run, m), reader.of(run, m, "validation")
-    score = comparison.estimate(m.primary, validation).score if validation else None
-    return replace(f, target=comparison.estimate(m.primary, test), validation=score)
+    has_validation = f"{m.task.name}/validation" in run.rows
+    validation = comparison.estimate(m.primary, reader.of(run, m, "validation")) if has_validation else None
+    test = comparison.estimate(m.primary, reader.of(run, m))
+    return replace(f, target=test, validation=validation.score if validation else None)

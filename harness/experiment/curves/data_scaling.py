@@ -116,7 +116,7 @@ def _parts(session: Session, runs: Sequence[Run], facts: Sequence[CandidateFacts
     for share in SHARES:
         target = _share_of(session, session.target, share)._replace(judged=session.target.judged)
         training = {key: _share_of(session, of, share) for key, of in session.training.items()}
-        here = replace(last, target=target, training=training, suites=())
+        here = replace(last, target=target, training=training, suites=(), more_targets=())
         part = f"{name}@{_n_rows(here, name)}"
         last = here.with_candidates({**candidates, part: candidates[name]})
         yield Part(last, RunRequest(last.candidates[part], session.experiment.seeds[0]))

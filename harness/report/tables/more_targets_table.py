@@ -13,7 +13,8 @@ TARGETS_TITLE = "More targets"
 TARGETS_COLUMNS = ("target", "candidate", "score", "vs best untrained", "vs prompt")
 TARGETS_NOTE = (
     "Every candidate answered these as it is: nothing was trained for them or chosen on them, and neither the"
-    " gate nor the decision looks at them. The best untrained is that of each target, by its validation rows."
+    " gate nor the decision looks at them. The best untrained is that of each target, by its validation rows;"
+    " without any there is none."
 )
 
 

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from harness.report import ExperimentReport, front_file, to_plain
 from tests.studies.fronts.choice import N_BEST, choose
@@ -30,39 +31,46 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--reports", type=Path, default=ROOT / "reports")
     given = parser.parse_args(arguments)
     for _ in range(given.steps):
-        _, _, _, left, _ = look(given.folder)
-        if not left:
+        if not (left := look(given.folder).left):
             break
         make(left[0])
-    write(given.folder, given.reports)
+    write(look(given.folder), given.reports)
 
 
-def look(
-    folder: Path,
-) -> tuple[ExperimentReport | None, list[Path], list[Step], list[Step], float]:
-    """Return the first stage's report, the files and steps of the second, what is left, and its later seconds."""
+class State(NamedTuple):
+    """What there is of the study: the report of the first stage, those of the tasks, and what is left.
+
+    `later_s` is what the second stage is expected to take while nothing is chosen for it.
+    """
+
+    first: ExperimentReport | None
+    tasks: dict[str, ExperimentReport]
+    left: list[Step]
+    later_s: float = 0.0
+
+
+def look(folder: Path) -> State:
+    """Look up what is done; trains nothing."""
     ways = prepare_ways(folder)
     steps = plan(ways)
-    first = report_done(ways, steps)
-    left = [step for step in steps if not step.is_done]
+    first, left = report_done(ways, steps), [step for step in steps if not step.is_done]
     if left or first is None:
         plain = [step for file in prepare_tasks(folder, ()) for step in plan(file)]
         later_s = sum(s.expected_s * (1 if s.candidate == "prompt" else 1 + N_BEST) for s in plain)
-        return first, [], [], left, later_s
+        return State(first, {}, left, later_s)
     files = prepare_tasks(folder, choose(first.facts))
     of_tasks = [step for file in files for step in plan(file)]
-    return first, files, of_tasks, [step for step in of_tasks if not step.is_done], 0.0
+    found = {file.stem: report for file in files if (report := report_done(file, of_tasks))}
+    return State(first, found, [step for step in of_tasks if not step.is_done])
 
 
-def write(folder: Path, reports: Path) -> None:
+def write(state: State, reports: Path) -> None:
     """Write the page, its numbers and the pictures of what has run."""
-    first, files, steps, left, later_s = look(folder)
-    found = {file.stem: report_done(file, steps) for file in files}
-    done = {name: report for name, report in found.items() if report}
-    (reports / "fronts.md").write_text(page(first, done, left, later_s), "utf-8")
-    for name, report in done.items():
+    (reports / "fronts.md").write_text(page(*state), "utf-8")
+    for name, report in state.tasks.items():
         (reports / f"fronts.{name}.svg").write_text(front_file(report), "utf-8")
-    plain = to_plain({"ways": _facts(first), **{name: _facts(report) for name, report in done.items()}})
+    found = {name: _facts(report) for name, report in state.tasks.items()}
+    plain = to_plain({"ways": _facts(state.first), **found})
     (reports / "fronts.json").write_text(json.dumps(plain, indent=1) + "\n", "utf-8")
     sys.stdout.write((reports / "fronts.md").read_text("utf-8"))
 

@@ -1,6 +1,7 @@
 """Choice of strengths and ways, by what they reached on validation."""
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from harness.decision import CandidateFacts
 from tests.studies.fronts.ways import PLAIN, way_of
@@ -10,11 +11,15 @@ KEPT = 0.9  # of plain LoRA's gain over the prompt
 
 
 def share_of_gain(facts: Sequence[CandidateFacts], of: CandidateFacts) -> float | None:
-    """Return what a candidate gains over the prompt, as a share of what plain LoRA gains at its best.
+    """Return what a candidate's seeds gain over the prompt, as a share of what plain LoRA gains at its best.
 
     None where plain LoRA gains nothing, or one of the three is not measured.
     """
-    score = {f.name: f.target.score for f in facts if f.target}
+    seeds: dict[str, list[float]] = {}
+    for f in facts:
+        if f.target:
+            seeds.setdefault(f.name, []).append(f.target.unit.sign * f.target.score)
+    score = {name: fmean(scores) for name, scores in seeds.items()}
     plain = [value for name, value in score.items() if way_of(name) == PLAIN]
     if "prompt" not in score or of.name not in score or not plain or max(plain) <= score["prompt"]:
         return None

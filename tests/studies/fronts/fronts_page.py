@@ -72,19 +72,29 @@ def _public(found: ExperimentReport, f: CandidateFacts) -> str:
 
 def _verdict(found: ExperimentReport) -> str:
     """Say which fine-tunes keep nine tenths of plain LoRA's gain and pass the gate, or why none does."""
-    shares = {f.label: share_of_gain(found.facts, f) for f in found.facts if f.trained}
-    keeping = [f for f in found.facts if (shares.get(f.label) or 0.0) >= KEPT]
-    passing = [f.label for f in keeping if f.verdict and f.verdict.outcome == "pass"]
-    if passing:
-        return f"At least {KEPT:.0%} of plain LoRA's gain, and a gate that passes: {', '.join(passing)}."
+    shares = {f.name: share_of_gain(found.facts, f) for f in found.facts if f.trained}
+    keeping = [name for name, share in shares.items() if (share or 0.0) >= KEPT]
+    held = {name: _held_back(found, name) for name in keeping}
+    if passing := [name for name, rules in held.items() if not rules]:
+        return f"At least {KEPT:.0%} of plain LoRA's gain, and a gate that passes for every seed: {', '.join(passing)}."
     if not any(shares.values()):
         return "Plain LoRA gains nothing over the prompt here, so there is no gain to keep."
-    failing = [
-        f"{f.label} ({', '.join(rule.name for rule in f.verdict.rules if rule.outcome != 'pass')})"
-        for f in keeping
-        if f.verdict
+    if not keeping:
+        return f"None keeps {KEPT:.0%} of plain LoRA's gain at its best over all seeds."
+    failing = [f"{name} ({', '.join(rules)})" for name, rules in held.items()]
+    return (
+        f"None keeps {KEPT:.0%} of plain LoRA's gain and passes; of those that keep it the gate holds back "
+        f"{', '.join(failing)}."
+    )
+
+
+def _held_back(found: ExperimentReport, name: str) -> list[str]:
+    """Name the rules of the gate that do not pass for one of a candidate's seeds."""
+    verdicts = [f.verdict for f in found.facts if f.name == name and f.verdict]
+    rules = [
+        rule.name for of in verdicts if of.outcome != "pass" for rule in of.rules if rule.outcome != "pass"
     ]
-    return f"None keeps {KEPT:.0%} of plain LoRA's gain and passes; of those that keep it the gate holds back {', '.join(failing)}."
+    return list(dict.fromkeys(rules))
 
 
 def _not_run(left: Sequence[Step], later_s: float) -> list[str]:

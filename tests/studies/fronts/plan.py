@@ -15,7 +15,10 @@ from harness.report import ExperimentReport
 
 
 class Step(NamedTuple):
-    """One candidate of an experiment with all its seeds; `expected_s` leaves out what is asked of the base."""
+    """One candidate of an experiment with all its seeds, done where each has ended, well or not.
+
+    `expected_s` leaves out what is asked of the base.
+    """
 
     file: Path
     candidate: str
@@ -41,6 +44,7 @@ def make(step: Step) -> None:
 
 
 def report_done(file: Path, steps: Sequence[Step]) -> ExperimentReport | None:
-    """Report the candidates of an experiment that are done; None of none."""
+    """Report the candidates of an experiment that are done or have failed; None of none. Computes nothing."""
     done = [step.candidate for step in steps if step.is_done and step.file == file]
-    return harness.compare(file, candidates=done) if done else None
+    session = prepare_session(config.load(file), Scope(), Silent())
+    return experiment.report_stored(session, done) if done else None
