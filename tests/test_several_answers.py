@@ -273,7 +273,6 @@ def test_collapse_is_counted_over_all_answers():
         ({"temperature": 1, "choose": "majority"}, "of one sample"),
         ({"temperature": 1, "samples": 4, "choose": "best"}, "need each other"),
         ({"temperature": 1, "samples": 4, "by": "mean_logprob"}, "need each other"),
-        ({"temperature": 1, "samples": 4, "choose": "best", "by": "exact_match"}, "has no reference"),
     ],
 )
 def test_decoding_that_draws_or_chooses_nothing_is_refused(decoding, said):
@@ -299,6 +298,9 @@ RUBRIC = "criteria: Short.\njudge: {base_url: http://localhost:1/v1, model: m}\n
         (f"decoding: {{{DRAWN}, choose: best, by: 'judge:./other.yaml'}}", "none of the target's metrics"),
         (f"decoding: {{{DRAWN}, choose: best, by: 'judge:./primary.yaml'}}", "is the primary metric"),
         (f"decoding: {{{DRAWN}, choose: best, by: 'judge:./gold.yaml'}}", "shows the judge the reference"),
+        (f"decoding: {{{DRAWN}, choose: best, by: exact_match}}", "needs the reference, and no user has it"),
+        (f"decoding: {{{DRAWN}, choose: best, by: bags}}", "which is no candidate"),
+        (f"decoding: {{{DRAWN}, choose: best, by: bag}}", "whose method classifier makes no reward model"),
     ],
 )
 def test_a_candidate_whose_decoding_cannot_be_is_refused(tiny, tmp_path, recipe, said):

@@ -11,8 +11,8 @@ from harness import plugins
 from harness.config.grids import Member
 from harness.config.problems import Keys, Tree, mapping
 from harness.config.rubrics import read_rubric
-from harness.errors import Problem, UserError
-from harness.spec import BASE, MEAN_LOGPROB, Decoding, Recipe, Task, metric_name, metric_parts
+from harness.errors import Problem, UserError, did_you_mean
+from harness.spec import BASE, JUDGE, MEAN_LOGPROB, Decoding, Recipe, Task, metric_name, metric_parts
 
 _GREEDY = "remove decoding"
 
@@ -31,7 +31,9 @@ def check_decoding(
         found = f"temperature {decoding.temperature:g} on a target of kind {target.kind}, which draws nothing"
         yield Problem(where, found, "a target of kind generate", _GREEDY)
     yield from _check_method(recipe, decoding, members, where)
-    if target and decoding.by and decoding.by != MEAN_LOGPROB:
+    if decoding.reward_model:
+        yield from _check_reward_model(decoding.reward_model, members, tree.where((*keys, "decoding", "by")))
+    elif target and decoding.by and decoding.by != MEAN_LOGPROB:
         yield from _check_judge(decoding.by, target, tree.where((*keys, "decoding", "by")))
 
 
@@ -51,6 +53,21 @@ def _check_method(
     if decoding.by == MEAN_LOGPROB and plugins.method(name).makes == "endpoint" and chat:
         found = "by: mean_logprob of an endpoint that is asked by chat, which gives none of them"
         yield Problem(where, found, "protocol: completions", "choose: majority, or by: judge:./FILE.yaml")
+
+
+def _check_reward_model(by: str, members: Mapping[str, Member], where: str) -> Iterator[Problem]:
+    """Refuse what makes no reward model; a metric among it, which a user without a reference has not."""
+    expected = f"{MEAN_LOGPROB}, {JUDGE}./FILE.yaml, or a candidate that makes a reward model"
+    makers = plugins.methods(makes="reward")
+    if by not in members:
+        found = f"the best by {by!r}, which is no candidate"
+        if by in plugins.names("metrics"):
+            found = f"the best by {by!r}, which needs the reference, and no user has it"
+        able = {name for name, one in members.items() if mapping(one.recipe).get("method") in makers}
+        yield Problem(where, found, expected, did_you_mean(by, able))
+    elif (made_by := mapping(members[by].recipe).get("method", BASE)) not in makers:
+        found = f"the best by {by}, whose method {made_by} makes no reward model"
+        yield Problem(where, found, expected, f"a candidate with the method {' or '.join(makers)}")
 
 
 def _check_judge(by: str, target: Task, where: str) -> Iterator[Problem]:

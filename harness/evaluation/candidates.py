@@ -27,8 +27,9 @@ class ResolvedCandidate:
 
     `source` is the recipe that makes its weights, under `source_name`: its own unless it borrows them;
     `method` is that recipe's. `init` is the candidate whose weights the source starts from, `reward` the one
-    whose reward model it is trained with, `merges` are those that it merges. `base` is the base as published,
-    `trained_base` as the weights are trained on it, `served_base` as it answers. `seeds` are those of its
+    whose reward model it is trained with, `merges` are those that it merges, `choosers` those whose reward
+    models choose among its answers. `base` is the base as published, `trained_base` as the weights are
+    trained on it, `served_base` as it answers. `seeds` are those of its
     runs, one where another seed would make the same weights. `given` is where its weights lie if nothing has
     to make them: the base's own, or those of a whole model made elsewhere.
     """
@@ -46,6 +47,7 @@ class ResolvedCandidate:
     seeds: tuple[int, ...]
     given: ModelSource | None = None
     merges: "tuple[ResolvedCandidate, ...]" = ()
+    choosers: "tuple[ResolvedCandidate, ...]" = ()
 
     @property
     def is_remote(self) -> bool:
@@ -75,8 +77,8 @@ class ResolvedCandidate:
 
     @property
     def lineage(self) -> dict[str, Recipe]:
-        """The recipes that make its weights: its source, then those of what they come from."""
-        behind = (one.lineage for one in (self.init, self.reward, *self.merges) if one)
+        """The recipes that make its weights, and what chooses its answers: its source first."""
+        behind = (one.lineage for one in (self.init, self.reward, *self.merges, *self.choosers) if one)
         return {self.source_name: self.source} | {
             name: of for lineage in behind for name, of in lineage.items()
         }
@@ -104,7 +106,8 @@ def resolve_candidates(
 
     def add(name: str) -> None:
         recipe = experiment.candidates[name]
-        for other in (recipe.weights_of, recipe.init_from, recipe.reward, *recipe.merges):
+        named = (recipe.weights_of, recipe.init_from, recipe.reward, *recipe.merges, *_choosers(recipe))
+        for other in named:
             if other in experiment.candidates and other not in known:
                 add(other)
         known[name] = resolve(name, recipe, experiment, bases, known)
@@ -128,6 +131,7 @@ def resolve(
     init = known[source.init_from] if source.init_from else None
     reward = known.get(source.reward or "")
     merges = tuple(known[one] for one in source.merges)
+    choosers = tuple(known[one] for one in dict.fromkeys([*_choosers(recipe), *_choosers(source)]))
     parent = init or next(iter(merges), None)
     base = parent.base if parent else bases[source.base_model or experiment.base_model]
     quantization = source.quantization or method.quantization
@@ -150,7 +154,13 @@ def resolve(
         seeds,
         given,
         merges,
+        choosers,
     )
+
+
+def _choosers(recipe: Recipe) -> list[str]:
+    """List the candidate whose reward model chooses among a recipe's answers, if one does."""
+    return [recipe.drawn.reward_model] if recipe.drawn and recipe.drawn.reward_model else []
 
 
 def _model_source(

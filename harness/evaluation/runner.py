@@ -20,6 +20,7 @@ from harness.evaluation.control_arm import measure_once, origin
 from harness.evaluation.costs import Work
 from harness.evaluation.judges.grade_reading import GradeReader, Ungraded
 from harness.evaluation.openers import OPENERS
+from harness.evaluation.rows.answer_rewards import Rewards, ask_rewards, stored_rewards
 from harness.evaluation.rows.row_sets import RowSet, is_there, work_of
 from harness.evaluation.session import Measured, Session
 from harness.models import openai_api
@@ -161,6 +162,7 @@ def _rescore(
     """Score again every stored block of the same answers; says whether the set is then complete."""
     wanted = rows.identity
     same = [one for one in known if one.scoring_digest and one != wanted and one.answers == wanted.answers]
+    same.sort(key=lambda one: one.choice != wanted.choice)  # those first that hold the rewards
     done = store.stored_blocks(session.store, wanted, rows.ids)
     grades = rows.grades()
     job = rows.job(grades) if same and wanted.scoring_digest else None
@@ -169,7 +171,9 @@ def _rescore(
         for index, block in store.read_blocks(session.store, other, rows.ids).items():
             if job and index not in done:
                 n_ungraded = len(grades.ungraded)
-                scored = _rescore_block(job, index, block, grades)
+                same_choice = other.choice == wanted.choice
+                rewards = stored_rewards(rows.chooser, block) if same_choice else _ask(session, rows, block)
+                scored = _rescore_block(job, index, block, grades, rewards)
                 if len(grades.ungraded) > n_ungraded:
                     continue
                 if index in came_from:
@@ -184,20 +188,29 @@ def _rescore(
     return True
 
 
+def _ask(session: Session, rows: RowSet, block: Sequence[SampleResult]) -> Rewards:
+    """Ask the reward model that chooses, if one does, about a block's answers."""
+    m = rows.measured
+    return ask_rewards(session, rows.chooser, block, m.examples(rows.split), chat=m.task.chat_template)
+
+
 def _rescore_block(
-    job: Job, index: int, block: Sequence[SampleResult], grades: GradeReader
+    job: Job, index: int, block: Sequence[SampleResult], grades: GradeReader, rewards: Rewards
 ) -> list[SampleResult]:
     examples = job.examples[index * BLOCK : index * BLOCK + len(block)]
-    return [_row(job, example, row, grades) for example, row in zip(examples, block, strict=True)]
+    return [_row(job, example, row, grades, rewards) for example, row in zip(examples, block, strict=True)]
 
 
-def _row(job: Job, example: Example, row: SampleResult, grades: GradeReader) -> SampleResult:
+def _row(
+    job: Job, example: Example, row: SampleResult, grades: GradeReader, rewards: Rewards
+) -> SampleResult:
     """Score what is stored of an item; an unreadable grade says why, and is an error where it decides."""
     samples = tuple(replace(_output(one), mean_logprob=one.mean_logprob) for one in row.samples)
     output = replace(_output(row), gold_logprob=row.gold_logprob, gold_bytes=row.gold_bytes, samples=samples)
 
     def score(one: Output) -> Scored:
         scored = score_output(job, example, one)
+        scored = scored._replace(parts={**scored.parts, **rewards.get((example.id, one.text), {})})
         if unreadable := grades.unreadable.pop(example.id, {}):
             status = "error" if job.task.primary_metric in unreadable else scored.status
             scored = scored._replace(status=status, error="; ".join(unreadable.values()))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from harness import provenance, store
 from harness.config import Loaded
-from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError
+from harness.errors import CandidateFailed, HarnessError, IncompatibleRuns, Problem, UserError
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.rows.row_sets import RowSet, suite_sets, target_sets
 from harness.evaluation.session import Session
@@ -18,7 +18,7 @@ from harness.models.openai_api import Settings
 from harness.nightly.state import Reference
 from harness.records import Run, digest, without_defaults
 from harness.release import Champion, candidate_runs, read_champion
-from harness.spec import Recipe
+from harness.spec import MEAN_LOGPROB, Recipe
 from harness.store import Store
 from harness.training import Weights
 
@@ -67,7 +67,16 @@ def targets(
         found = "no champion and no nightly.candidates"
         step = "harness promote RUN, or nightly: {candidates: [lora]}"
         raise UserError(Problem("nightly", found, "somebody to watch", step))
-    return out
+    return [(label, _refuse_choice(one)) for label, one in out]
+
+
+def _refuse_choice(found: Target | HarnessError) -> Target | HarnessError:
+    """Return an error for answers that a judge or a reward model chooses: a night asks neither."""
+    drawn = found.candidate.recipe.drawn if isinstance(found, Target) else None
+    if drawn is None or drawn.by in (None, MEAN_LOGPROB):
+        return found
+    said = f"the best answer by {drawn.by}, and nights ask no judge and no reward model"
+    return CandidateFailed(said, f"choose: majority, or by: {MEAN_LOGPROB}")
 
 
 def _find_target(

@@ -21,8 +21,9 @@ class Decoding(Spec):
     and another candidate have too. `choose` says what a user gets of several: the `first`, whose expected
     score is the mean over all of them; the one that the `majority` agrees on (self-consistency), equal
     answers being those that the primary metric takes for equal, the earliest of a tie; or the `best` by
-    what `by` names. That is `mean_logprob`, the mean log-probability of an answer's tokens, or a judge
-    among the task's metrics, as `judge:./rubric.yaml`; never the reference, which no user has.
+    what `by` names. That is `mean_logprob`, the mean log-probability of an answer's tokens, a judge among the
+    task's metrics, as `judge:./rubric.yaml`, or a candidate that makes a reward model; never the reference,
+    which no user has.
     """
 
     temperature: float = Field(0.0, ge=0, le=2)
@@ -30,6 +31,12 @@ class Decoding(Spec):
     samples: int = Field(1, ge=1, le=256)
     choose: Literal["first", "majority", "best"] = "first"
     by: str | None = None
+
+    @property
+    def reward_model(self) -> str:
+        """The name of the candidate whose reward model chooses; empty where none does."""
+        by = self.by or ""
+        return "" if by == MEAN_LOGPROB or by.startswith(JUDGE) else by
 
     @model_validator(mode="after")
     def _draws_at_a_temperature(self) -> "Decoding":
@@ -50,11 +57,7 @@ class Decoding(Spec):
             raise ValueError(f"choose: {self.choose} of one sample; write samples: 5, or more")
         if (self.choose == "best") != (self.by is not None):
             raise ValueError(
-                f"choose: best and by, which need each other; write by: {MEAN_LOGPROB} or a judge"
-            )
-        if self.by and self.by != MEAN_LOGPROB and not self.by.startswith(JUDGE):
-            raise ValueError(
-                f"the best by {self.by!r}, which a user who has no reference could not choose by; write by: "
-                f"{MEAN_LOGPROB} or by: {JUDGE}./FILE.yaml"
+                f"choose: best and by, which need each other; write by: {MEAN_LOGPROB}, a judge "
+                "or a candidate that makes a reward model"
             )
         return self

@@ -16,7 +16,8 @@ from harness.data import SCORING, SPLITS, Split
 from harness.evaluation import Job, costs, wrap_prompt
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.judges.grade_reading import GradeReader
-from harness.evaluation.rows.sampled_answers import answers_digest, choice_name
+from harness.evaluation.rows.answer_rewards import Chooser
+from harness.evaluation.rows.sampled_answers import answers_digest, choice_name, reward_name
 from harness.evaluation.session import Measured, Session
 from harness.models import openai_api
 from harness.prompting import PromptingContext, Step, compose
@@ -31,7 +32,7 @@ class RowSet(NamedTuple):
 
     `ask` puts the prompts around the items, `step` returns what does that with one. They are called only
     where rows are missing, because building prompts may mean building a retriever first. `decoding` is None
-    where answers are greedy.
+    where answers are greedy, `chooser` the reward model by which the best of several counts.
     """
 
     measured: Measured
@@ -41,6 +42,7 @@ class RowSet(NamedTuple):
     ask: Callable[[], tuple[Example, ...]]
     step: Callable[[], Step] = lambda: lambda example: example
     decoding: Decoding | None = None
+    chooser: Chooser | None = None
 
     @property
     def name(self) -> str:
@@ -59,10 +61,13 @@ class RowSet(NamedTuple):
 
     @property
     def answers(self) -> "RowSet":
-        """The same rows before a judge has graded them, as a candidate answers them."""
-        m = self.measured.without_judges()
-        named = replace(self.identity, scoring_digest=_scoring_digest(m))
-        return self._replace(measured=m, identity=named) if self.measured.judged else self
+        """The same rows before a judge or a reward model has graded them, as a candidate answers them."""
+        if not (self.measured.judged or self.chooser):
+            return self
+        m = self.measured.without_judges() if self.measured.judged else self.measured
+        choice = choice_name(self.decoding) if self.chooser else self.identity.choice
+        named = replace(self.identity, scoring_digest=_scoring_digest(m), choice=choice)
+        return self._replace(measured=m, identity=named, chooser=None)
 
     def grades(self) -> GradeReader:
         """Return a reader of the grades that judges have given so far."""
@@ -80,7 +85,9 @@ def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -
     """List validation and test of the target, as this recipe asks them."""
     prompting = prompting_digest(session, recipe, seed)
     target, answer, drawn = session.target, recipe.answer, recipe.drawn
-    asked = {"decoding": answers_digest(drawn), "choice": choice_name(drawn)}
+    chooser = _chooser(session, drawn, weights, seed)
+    choice = choice_name(drawn, chooser.weights.digest if chooser else "")
+    asked = {"decoding": answers_digest(drawn), "choice": choice}
 
     step = cache(partial(prompting_step, session, recipe, seed))
 
@@ -96,9 +103,21 @@ def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -
             partial(prompts, split),
             step,
             drawn,
+            chooser,
         )
         for split in SPLITS[1:]
     ]
+
+
+def _chooser(session: Session, drawn: Decoding | None, weights: Weights, seed: int) -> Chooser | None:
+    """Return the reward model that chooses among answers; None where none does, or it is not made yet."""
+    name = drawn.reward_model if drawn else ""
+    made = dict(weights.choosers).get(name)
+    if made is None:
+        return None
+    maker = session.candidates[name]
+    step = cache(partial(prompting_step, session, maker.source, seed))
+    return Chooser(reward_name(name), made, maker.trained_base, step)
 
 
 def suite_sets(session: Session, weights: Weights) -> list[RowSet]:

@@ -37,11 +37,15 @@ def answers_digest(decoding: Decoding | None) -> str:
     return digest([drawn, versions_of("decoding")])
 
 
-def choice_name(decoding: Decoding | None) -> str:
-    """Name how one of several answers is chosen; empty where the first one counts."""
+def choice_name(decoding: Decoding | None, chooser_digest: str = "") -> str:
+    """Name how one of several answers is chosen; empty where the first one counts.
+
+    `chooser_digest` is that of the reward model which chooses, where it has been asked.
+    """
     if decoding is None or decoding.choose == "first":
         return ""
-    return f"{decoding.choose}:{metric_name(decoding.by)}" if decoding.by else decoding.choose
+    by = f"{_score_name(decoding)}@{chooser_digest}" if chooser_digest else _score_name(decoding)
+    return f"{decoding.choose}:{by}" if decoding.by else decoding.choose
 
 
 def seed_of(*drawn: str | int) -> int:
@@ -119,7 +123,9 @@ def _settle(
     able = [one for one in answered if one.status == "ok"] or answered
     if decoding.choose == "majority":
         return _majority(able, same)
-    if decoding.choose == "best" and (decoding.by == MEAN_LOGPROB or _judge(decoding) in samples[0].parts):
+    if decoding.choose == "best" and (
+        decoding.by == MEAN_LOGPROB or _score_name(decoding) in samples[0].parts
+    ):
         return max(able, key=lambda one: _merit(one, decoding))
     return _mean(samples, worst)
 
@@ -133,12 +139,18 @@ def _majority(samples: Sequence[Sample], same: Callable[[str], object]) -> Sampl
 def _merit(one: Sample, decoding: Decoding) -> float:
     if decoding.by == MEAN_LOGPROB:
         return -inf if one.mean_logprob is None else one.mean_logprob
-    graded = one.parts[_judge(decoding)]
+    graded = one.parts[_score_name(decoding)]
     return -inf if graded is None else graded[0]
 
 
-def _judge(decoding: Decoding) -> str:
-    return metric_name(decoding.by or "")
+def reward_name(candidate: str) -> str:
+    """Name the scores that the reward model of a candidate gives."""
+    return f"reward:{candidate}"
+
+
+def _score_name(decoding: Decoding) -> str:
+    """Name the scores by which the best answer is chosen."""
+    return reward_name(decoding.reward_model) if decoding.reward_model else metric_name(decoding.by or "")
 
 
 def _mean(samples: Sequence[Sample], worst: Mapping[str, Parts | None]) -> Sample:

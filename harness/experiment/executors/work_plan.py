@@ -69,7 +69,7 @@ def plan_work(
 def _is_for_workers(session: Session, candidate: ResolvedCandidate, answers: bool) -> bool:
     chooses = any(recipe.tried for recipe in candidate.lineage.values())
     needs_judge = session.target.task.primary_metric in session.target.judged
-    apart = candidate.is_remote or is_cross_validated(session, candidate)
+    apart = candidate.is_remote or candidate.choosers or is_cross_validated(session, candidate)
     return not (apart or (chooses and (needs_judge or not answers)))
 
 

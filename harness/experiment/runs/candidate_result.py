@@ -230,7 +230,7 @@ def _n_train(session: Session, run: Run) -> int:
     candidate = session.candidates[run.candidate]
     if run.training.n_pairs is None:
         return _n_rows(session, candidate.source)
-    if run.training.init_wall_s is None:
+    if run.training.init_wall_s is None or (candidate.choosers and candidate.init is None):
         return run.training.n_pairs
     behind = candidate.init.source if candidate.init else Recipe()
     return run.training.n_pairs + _n_rows(session, behind)

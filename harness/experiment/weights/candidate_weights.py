@@ -41,7 +41,7 @@ def stored_weights(session: Session, candidate: ResolvedCandidate, seed: int) ->
 def _weights(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:
     """Find weights; without `make`, None where they or what they start from are missing."""
     if candidate.given:
-        return base_weights(candidate.given)
+        return _with_choosers(session, candidate, seed, base_weights(candidate.given), make=make)
     if candidate.source.tried:
         return _tuned(session, candidate, seed, make=make)
     return _single(session, candidate, seed, make=make)
@@ -67,13 +67,32 @@ def _single(session: Session, candidate: ResolvedCandidate, seed: int, *, make: 
                 _fit_anew(session, candidate, seed, folder, init, reward, merges)
                 found = read_weights(candidate, folder)
     known = [weights for weights in (init, reward, *merges) if weights]
-    if found is None or not known:
-        return found
+    if found is None:
+        return None
+    if not known:
+        return _with_choosers(session, candidate, seed, found, make=make)
     before_s = round(sum(weights.training.total_s for weights in known), 3)
     began_with = replace(found.training, init_wall_s=before_s, stands_on=stands_on(*known))
     if reward:
         began_with = replace(began_with, reward_model_accuracy=_last(reward.training.heldout_accuracy))
-    return found._replace(training=began_with)
+    return _with_choosers(session, candidate, seed, found._replace(training=began_with), make=make)
+
+
+def _with_choosers(
+    session: Session, candidate: ResolvedCandidate, seed: int, weights: Weights, *, make: bool
+) -> Weights | None:
+    """Add the reward models that choose among answers; without `make`, None where one is missing."""
+    if not candidate.choosers:
+        return weights
+    found = [(one.name, _weights(session, one, seed, make=make)) for one in candidate.choosers]
+    choosers = tuple((name, one) for name, one in found if one)
+    if len(choosers) < len(found):
+        return None
+    training = weights.training
+    made = [one for _, one in choosers]
+    before_s = round((training.init_wall_s or 0.0) + sum(one.training.total_s for one in made), 3)
+    training = replace(training, init_wall_s=before_s, stands_on={**training.stands_on, **stands_on(*made)})
+    return weights._replace(training=training, choosers=choosers)
 
 
 def _refuse_other_kind(candidate: ResolvedCandidate, init: Weights | None, merges: Sequence[Weights]) -> None:

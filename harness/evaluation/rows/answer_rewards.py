@@ -1,0 +1,64 @@
+"""Rewards of drawn answers by a reward model, by which the best of an item's answers is chosen.
+
+Invariant: a reward depends on the item, the text and the reward model alone; a stored one is read again.
+Source: the best of n by a reward model, Stiennon et al. 2020, arXiv:2009.01325.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from harness.evaluation.session import Session
+from harness.metrics import Parts
+from harness.models.hub import ModelSource
+from harness.prompting import Step
+from harness.records import Example, SampleResult
+from harness.training import Weights, score_answers
+
+Rewards = Mapping[tuple[str, str], Mapping[str, Parts | None]]
+"""By item and text the parts that a reward model adds to an answer's scores."""
+
+
+class Chooser(NamedTuple):
+    """Reward model that chooses: the name of its scores, its weights, its base, and how it reads an item."""
+
+    metric: str
+    weights: Weights
+    base: ModelSource
+    step: Callable[[], Step]
+
+
+def stored_rewards(chooser: Chooser | None, block: Sequence[SampleResult]) -> Rewards:
+    """Read the rewards that stored answers have by this reward model."""
+    if chooser is None:
+        return {}
+    name = chooser.metric
+    return {(row.example_id, one.text): {name: one.parts.get(name)} for row in block for one in row.samples}
+
+
+def ask_rewards(
+    session: Session,
+    chooser: Chooser | None,
+    block: Sequence[SampleResult],
+    examples: Sequence[Example],
+    *,
+    chat: bool,
+) -> Rewards:
+    """Score a block's answers by the reward model, each item as that was trained to read it.
+
+    `examples` are the items without a candidate's prompting.
+
+    Raises:
+        CandidateFailed: its memory does not suffice.
+    """
+    if chooser is None:
+        return {}
+    folder = chooser.weights.folder
+    assert folder is not None, "a reward model is trained into a folder"
+    if session.machine.device == "cuda" or session.experiment.engine == "vllm":
+        session.unload()  # a reward model has a base of its own, and a GPU rarely room for two
+    step, plain = chooser.step(), {example.id: example for example in examples}
+    answers = list(dict.fromkeys((row.example_id, one.text) for row in block for one in row.samples))
+    asked = [step(plain[ident]) for ident, _ in answers]
+    model, texts = folder / chooser.weights.kind, [text for _, text in answers]
+    scores = score_answers(model, chooser.base, session.machine, asked, texts, chat)
+    return {answer: {chooser.metric: (score,)} for answer, score in zip(answers, scores, strict=True)}
