@@ -59,9 +59,9 @@ class Uncounted(Grader):
 
 def test_a_server_that_counts_no_tokens_has_no_known_cost_and_no_limit_of_it(desk):  # noqa: F811
     prices = RUBRIC + "usd_per_million_tokens: {input: 90000, output: 100000}\n"
-    d = desk(judge=Uncounted(), rubric=prices + "max_cost: 5\n")
+    d = desk(judge=Uncounted(), rubric=prices + "max_cost: 50\n")
     said = d.compare().facts[0].error
-    assert "answers without usage, so what grades cost is unknown, and max_cost is 5" in said
+    assert "grades without usage, so what they cost is unknown, and max_cost is 50" in said
     assert len(d.judge.asked) == 1
     d.rubric(prices + JUDGE.format(url=d.judge.url, timeout=5))
     (remark,) = (note for note in d.compare().notes if "graded by" in note)

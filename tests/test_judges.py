@@ -410,10 +410,13 @@ def test_a_judge_that_times_out_says_so_and_what_was_graded_stays(desk):
 
 
 def test_grading_ends_where_it_has_cost_what_the_rubric_allows(desk):
-    prices = "usd_per_million_tokens: {input: 90000, output: 100000}\nmax_cost: 5\n"  # a USD for each request
+    prices = (
+        "usd_per_million_tokens: {input: 0, output: 1000000}\nmax_cost: 20\n"  # 1 USD a request, 16 at most
+    )
     d = desk(rubric=RUBRIC + prices)
     failed = d.compare()
-    assert "judge:helpful: 5 grades have cost 5.00 USD, and max_cost is 5" in failed.facts[0].error
+    said = failed.facts[0].error
+    assert "judge:helpful: 5 grades have cost 5.00 USD, the next may cost 16.00, and max_cost is 20" in said
     (kept,) = d.grades()
     rubric = prepare_session(config.load(d.path), Scope(), Silent()).target.judged["judge:helpful"].rubric
     assert cost_usd(list(kept.values()), rubric.usd_per_million_tokens) == pytest.approx(5)

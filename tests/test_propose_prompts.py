@@ -6,10 +6,11 @@ from openai_server import Rule, Said, serving
 
 from harness import config
 from harness.config import load
-from harness.errors import UserError
+from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.generated_rows.proposed_prompts import Proposal, propose_prompts
 from harness.progress import Silent
+from harness.records import parse_json
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -56,6 +57,10 @@ def test_the_file_is_a_grid_that_an_experiment_takes(tiny, tmp_path, command, mo
     monkeypatch.chdir(tmp_path)
     with serving(Proposer(None)) as server:
         path = write(tmp_path, tiny, server.url)
+        planned = command("data", "propose-prompts", "large", "--n", "3", "--dry-run", "--json")
+        plan = parse_json(planned[1])
+        assert (planned[0], server.asked, plan["requests"], plan["known"]) == (0, [], 3, 0)
+        assert plan["cost_usd"] == pytest.approx((plan["read"] + 3 * 200) / 1000)
         arguments = ("data", "propose-prompts", "large", "--n", "3", "--out", "proposed.yaml")
         code, said, error = command(*arguments)
         assert code == 0, error
@@ -72,6 +77,18 @@ def test_the_file_is_a_grid_that_an_experiment_takes(tiny, tmp_path, command, mo
         ]
         assert command(*arguments)[0] == 2
         assert (tmp_path / "proposed.yaml").read_text() == text
+
+
+def test_a_budget_ends_the_asking_before_it_is_passed_and_the_next_call_goes_on(tiny, tmp_path):
+    with serving(Proposer(None)) as server:
+        session = prepare_session(load(write(tmp_path, tiny, server.url)), Scope(), Silent())
+        asked = Proposal(n=4, max_new_tokens=20, max_cost=0.2)
+        with pytest.raises(CandidateFailed, match=r"answers have cost 0\.\d+ USD, the next may cost"):
+            propose_prompts(session, "large", asked)
+        n = len(server.asked)
+        assert 0 < 0.07 * n <= 0.2
+        propose_prompts(session, "large", asked._replace(max_cost=10.0))
+        assert len(server.asked) == 4
 
 
 def test_a_proposer_that_says_nothing_is_refused_and_leaves_no_file(tiny, tmp_path):

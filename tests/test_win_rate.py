@@ -11,9 +11,13 @@ from harness import config, release, store
 from harness.comparison import Estimate
 from harness.comparison.win_rates import Pairs, wins_by_judge, wins_by_people
 from harness.errors import UserError
+from harness.experiment import Scope, prepare_session
+from harness.experiment.analysis.target_wins import wins_over
+from harness.experiment.runs.stored_rows import Reader
 from harness.gating import TargetFacts
 from harness.gating.rules.target import target_rule
 from harness.gating.significance import target_p
+from harness.progress import Silent
 from harness.records import Rating
 from harness.spec import GatePolicy, TargetPolicy
 from harness.stats import wilson, win_rate
@@ -245,6 +249,18 @@ def test_a_judge_that_fails_costs_the_win_rate_alone(desk):
     assert rule.outcome == "inconclusive"
     judge.faults.clear()
     assert rule_of(tiny_experiment.run(path))[0].rate is not None
+
+
+def test_the_trial_of_a_rescue_is_judged_on_the_spot_beside_its_reference(desk):
+    path, judge = desk
+    tiny_experiment.run(path, "gate={}")
+    assert judge.asked == []
+    session = prepare_session(config.load(path), Scope(), Silent())
+    runs = tiny_experiment.runs_of(path)
+    found = wins_over(session, Reader(session), runs["mine"], runs["base"])
+    assert len(judge.asked) >= 2 * len(wins_items(path))
+    wins, _ = rule_of(tiny_experiment.run(path))
+    assert found == wins
 
 
 def test_people_alone_decide_where_no_judge_is_named(desk):

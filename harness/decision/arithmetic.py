@@ -199,7 +199,7 @@ def _weigh(case: Case, run: CandidateFacts, other: CandidateFacts, known: Econom
         gain_over_untrained=over,
         gain_over_prompt=prompt,
         training_cost_usd=run.training_cost_usd,
-        label_cost_usd=policy.label_cost_usd * run.n_train,
+        label_cost_usd=policy.label_cost_usd * (run.n_train - run.n_taught),
         rows_cost_usd=run.rows_cost_usd or None,
         points_per_usd_over_untrained=ratio,
         points_per_usd_over_prompt=economics.per_usd(prompt, run.training_cost_usd),

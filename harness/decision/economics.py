@@ -57,7 +57,7 @@ def spent_once_usd(run: CandidateFacts, alternative: CandidateFacts, policy: Dec
     may be on either side.
     """
     hosting = policy.hosting_usd_per_month * policy.horizon_months
-    made = run.training_cost_usd + run.rows_cost_usd + policy.label_cost_usd * run.n_train
+    made = run.training_cost_usd + run.rows_cost_usd + policy.label_cost_usd * (run.n_train - run.n_taught)
     own = made + policy.evaluation_usd + hosting
     return own + _index_usd(run, policy) - _index_usd(alternative, policy)
 

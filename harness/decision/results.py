@@ -95,7 +95,8 @@ class CandidateFacts:
     `ablation` says that its training rows were made wrong on purpose: it is measured, and never chosen.
     `baseline` says that it is what others are to beat, `leaves_machine` that requests go to somebody else's
     server. `n_train`
-    examples were trained on, 0 where that is not known; a teacher was paid `rows_cost_usd` for them.
+    examples were trained on, 0 where that is not known; a teacher was paid `rows_cost_usd` for them, and
+    labelled `n_taught` of them.
     `over_items` says how much the mean over the recipe's seeds varies with the items, None with one seed.
     `verdict` is the gate's on this run alone; among many
     candidates `standing` says what is left of it, and `corrected` is the verdict at that level.
@@ -133,6 +134,7 @@ class CandidateFacts:
     leaves_machine: bool = False
     training_cost_usd: float = 0.0
     rows_cost_usd: float = 0.0
+    n_taught: int = 0
     n_train: int = 0
     recall: float | None = None
     retrieval: RetrievalUse | None = None

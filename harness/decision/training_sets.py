@@ -161,6 +161,11 @@ def _training_set(
         difference=factor.difference,
         p=factor.p,
         p_adjusted=factor.p_adjusted,
-        label_cost_usd=None if n_rows is None else policy.label_cost_usd * n_rows + done[0].rows_cost_usd,
+        label_cost_usd=None if n_rows is None else _label_cost_usd(policy, done[0]),
         training_cost_usd=factor.training_cost_usd,
     )
+
+
+def _label_cost_usd(policy: DecidePolicy, run: CandidateFacts) -> float:
+    """Add up what people and a teacher were paid for labels, of each row one of them."""
+    return policy.label_cost_usd * (run.n_train - run.n_taught) + run.rows_cost_usd

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from harness import plugins
 from harness.data import PartName, TaskItems
-from harness.data.edit.save import cost_of
+from harness.data.edit.save import cost_of, is_taught
 from harness.data.readers import display_path
 from harness.data.training_rows import corrupt_rows, load_training_rows
 from harness.errors import CandidateFailed, Problem, UserError
@@ -161,6 +161,28 @@ def rows_cost_usd(session: Session, candidate: ResolvedCandidate) -> float:
     """
     files = (file for recipe in candidate.lineage.values() for file in row_files(session, recipe))
     return sum(cost_of(file) or 0.0 for file in dict.fromkeys(files))
+
+
+def n_rows(session: Session, recipe: Recipe) -> int:
+    """Count the rows that a recipe trains on; one that a mixture drew several times was labelled once."""
+    rows = training_data(session, recipe).items.train
+    if not (recipe.train or recipe.mix):
+        return len(rows)
+    return len({digest([row.messages, row.references]) for row in rows})
+
+
+def n_taught_rows(session: Session, recipe: Recipe) -> int:
+    """Count those of these rows that a teacher labelled, as the manifests beside their files say.
+
+    Raises:
+        UserError: the manifest beside a file cannot be read.
+    """
+    taught = {display_path(file) for file in row_files(session, recipe) if is_taught(file)}
+    if not taught:
+        return 0
+    rows = training_data(session, recipe).items.sourced("train")
+    named = [row.example for row in rows if row.where.rpartition(":")[0] in taught]
+    return len({digest([row.messages, row.references]) for row in named})
 
 
 def row_files(session: Session, recipe: Recipe) -> tuple[str, ...]:

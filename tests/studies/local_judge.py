@@ -1,19 +1,24 @@
-"""What is a small model that runs here worth as a judge? By hand.
+"""What is a small model that runs here worth as a judge? By hand, a part at a time.
 
 LLMBar's pairs of answers have people's choice: the second of each pair stands as the reference, the first is what
-a candidate answers, and SmolLM2-135M-Instruct says which is better, in both orders. People's choices of 60 items,
-drawn as `harness rate export` draws them, then correct the share of wins; those of all items are the truth.
+a candidate answers, and SmolLM2-135M-Instruct says which is better, in both orders. People's choices of half of
+the items, drawn as `harness rate export` draws them, then correct the share of wins; those of all items are the
+truth. Instructions of Dolly, and its summaries apart, are each compared from one short harness.yaml, with the same
+judge by a rubric and no label of a person.
 
-`HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m tests.studies.local_judge` takes some five minutes on one core
-and writes `reports/local_judge.md` and `.json`, in which every grade is kept.
+`HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m tests.studies.local_judge [llmbar] [dolly] [summaries]` takes
+some five minutes a part on one quiet core, goes on where it was ended, and writes `reports/local_judge.md` and
+`.json`, in which every grade of LLMBar is kept. `--so-far` asks the judge about no more pairs: the page is of those
+that it has judged in both orders.
 """
 
+import argparse
 import csv
 import gzip
 import json
 import os
-import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +27,6 @@ from openai_server import Rule, serving
 from tiny_experiment import rows as write_rows
 
 from harness import formatting, stats, store
-from harness.comparison import ArmCalibration, MetricCalibration
 from harness.experiment import compare
 from harness.release.rating_file import export_answers, import_labels
 from harness.report import ExperimentReport
@@ -31,7 +35,9 @@ from harness.store import Store
 
 ROOT = Path(__file__).parents[2]
 JUDGE = "smollm2-135m"
-N_PAIRS, N_LABELS = 120, 60
+N_PAIRS = 120
+N_TEST, N_TRAIN, N_VALIDATION = 20, 16, 6
+LONGEST = 2000  # characters of a row
 PAIRS = """\
 name: llmbar
 base_model: smollm2-135m
@@ -46,6 +52,26 @@ BETTER = """\
 criteria: The better answer does what the instruction asks, exactly and truthfully.
 mode: pairwise
 judge: {judge}
+"""
+
+COMPARISON = """\
+name: {name}
+base_model: smollm2-135m
+target:
+  name: {name}
+  data: {{train: train.jsonl, validation: validation.jsonl, test: test.jsonl}}
+  metrics: [judge:./helpful.yaml, rougeL]
+  max_new_tokens: 48
+  truncated_scores: true
+candidates:
+  prompt: prompt
+  shots: {{prompting: {{few_shot: {{select: fixed, shots: 2}}}}}}
+  lora: {{method: lora, params: {{max_steps: 8, learning_rate: 2.0e-4}}}}
+"""
+HELPFUL = """\
+criteria: The answer does what the instruction asks, truthfully and in few words.
+scale: {min: 1, max: 5}
+judge: smollm2-135m
 """
 
 
@@ -131,41 +157,127 @@ def agreement(grades: Sequence[dict[str, Any]]) -> Agreement:
     return Agreement(len(hits), float(np.mean(hits)), low, high, float(np.mean(first)), share)
 
 
-def markdown(found: Agreement, labels: MetricCalibration) -> str:
-    """Write the page."""
-    percent, arm = formatting.percent, labels.arms[0]
+def judged_pairs(folder: Path, pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Keep the pairs that were judged in both orders."""
+    times = Counter(grade["item"] for grade in kept_grades(folder, pairs))
+    return [row for row in pairs if times[pair_id(row)] == 2]
+
+
+def study_pairs(data: Path, folder: Path, *, so_far: bool) -> dict[str, Any]:
+    """Run the part on LLMBar, and return what its page says."""
+    drawn = read_pairs(data, N_PAIRS)
+    pairs = judged_pairs(folder, drawn) if so_far else drawn
+    (labels,) = judge_pairs(folder, pairs, len(pairs) // 2).labels
+    grades, arm = kept_grades(folder, pairs), labels.arms[0]
+    scores = {"the judge, uncorrected": arm.score, "corrected by labels": arm.corrected}
+    scores |= {"the same labels alone": arm.labels_alone}
+    return {
+        "judge": JUDGE,
+        "agreement": agreement(grades)._asdict(),
+        "n_drawn": len(drawn),
+        "n_labels": arm.n_labels,
+        "kappa": list(labels.kappa[:3]) if labels.kappa else None,
+        "near_chance": labels.is_near_chance,
+        "scores": {key: [e.unit.scale * x for x in e[:3]] if e else None for key, e in scores.items()},
+        "said": list(sentences(labels)),
+        "grades": grades,
+    }
+
+
+def read_instructions(data: Path, *, summaries: bool) -> list[dict[str, Any]]:
+    """Draw rows of Dolly: its summaries, or all others."""
+    with gzip.open(data / "rows" / "dolly_3k" / "train.jsonl.gz", "rt") as lines:
+        found = {row["instruction"] + row["input"]: row for row in map(json.loads, lines)}
+    rows = [
+        {"prompt": "\n\n".join(filter(None, (row["instruction"], row["input"]))), "reference": row["output"]}
+        for row in found.values()
+        if (row["category"] == "summarization") == summaries and row["output"].strip()
+    ]
+    rows = [row for row in rows if sum(map(len, row.values())) <= LONGEST]
+    pick = np.random.default_rng(0).permutation(len(rows))[: N_TEST + N_TRAIN + N_VALIDATION]
+    return [rows[i] for i in pick]
+
+
+def study_comparison(data: Path, folder: Path, name: str) -> dict[str, Any]:
+    """Run a comparison with a judge that nobody checked, and return what its page says."""
+    rows = read_instructions(data, summaries=name == "summaries")
+    ends = (0, N_TEST, N_TEST + N_VALIDATION, len(rows))
+    for part, start, end in zip(("test", "validation", "train"), ends, ends[1:], strict=False):
+        write_rows(folder / f"{part}.jsonl", rows[start:end])
+    (folder / "helpful.yaml").write_text(HELPFUL)
+    path = folder / "harness.yaml"
+    path.write_text(COMPARISON.format(name=name))
+    report = compare(path)
+    scores = {
+        one.label: [one.target.unit.scale * x for x in one.target[:3]] if one.target else None
+        for one in report.facts
+    }
+    return {
+        "harness_yaml": path.read_text(),
+        "n": N_TEST,
+        "scores": scores,
+        "failed": {one.label: one.error for one in report.facts if one.error},
+        "decision": report.decision.sentence if report.decision else "",
+        "notes": [note for note in report.notes if "judge:" in note],
+    }
+
+
+def markdown(kept: Mapping[str, Any]) -> str:
+    """Write the page from what was kept of each part."""
     about = (__doc__ or "").partition("\n\n")[2].split("`HARNESS")[0].strip()
-    chance = (
-        "is not told from chance, 50 %" if found.low <= 0.5 <= found.high else "is told from chance, 50 %"
-    )
+    parts = {"llmbar": _pairs_lines, "dolly": _comparison_lines, "summaries": _comparison_lines}
+    titles = {"llmbar": "LLMBar", "dolly": "Instructions of Dolly", "summaries": "Summaries of Dolly"}
+    lines = ["# A small model on this machine as a judge", "", about]
+    for part, write in parts.items():
+        found = write(kept[part]) if part in kept else ["Not run."]
+        lines += ["", f"## {titles[part]}", "", *found]
+    return "\n".join([*lines, ""])
+
+
+def _pairs_lines(kept: Mapping[str, Any]) -> list[str]:
+    found, percent = Agreement(**kept["agreement"]), formatting.percent
+    is_told = "is not told from" if found.low <= 0.5 <= found.high else "is told from"
     share = f"{percent(found.share)} % [{percent(found.low)}, {percent(found.high)}]"
-    chosen = f"Of {found.n} pairs it chose as people did in {share}, which {chance}."
-    lines = [
-        "# A small model on this machine as a judge",
-        "",
-        about,
-        "",
-        "## LLMBar",
-        "",
-        f"{chosen} The answer shown first won {percent(found.first_won)} % of its comparisons.",
+    drawn = f", of {kept['n_drawn']} that were drawn" if kept["n_drawn"] > found.n else ""
+    scores = [
+        f"| {name} | {of[0]:.1f} [{of[1]:.1f}, {of[2]:.1f}] |" for name, of in kept["scores"].items() if of
+    ]
+    said = f"Of {found.n} pairs{drawn}, it chose as people did in {share}, which {is_told} chance, 50 %."
+    return [
+        f"{said} The answer shown first won {percent(found.first_won)} % of its comparisons.",
         "",
         "| share of wins of the first answers | % [95 % interval] |",
         "|---|---|",
         f"| people, all {found.n} items | {percent(found.people)} |",
-        *_arm_lines(arm),
+        *scores,
+        "",
+        *_worth(kept["scores"], kept["n_labels"]),
         "",
         "What `harness report` says of it:",
         "",
-        *(f"- {one}" for one in sentences(labels)),
-        "",
+        *(f"- {one}" for one in kept["said"]),
     ]
-    return "\n".join(lines)
 
 
-def _arm_lines(arm: ArmCalibration) -> list[str]:
-    rows = {"the judge, uncorrected": arm.score, "corrected by labels": arm.corrected}
-    rows |= {"the same labels alone": arm.labels_alone}
-    return [f"| {name} | {formatting.score(e.unit, *e[:3])} |" for name, e in rows.items() if e]
+def _worth(scores: Mapping[str, Sequence[float] | None], n_labels: int) -> list[str]:
+    """Compare the interval of the correction with that of the labels alone."""
+    both = scores["corrected by labels"], scores["the same labels alone"]
+    if not (both[0] and both[1]):
+        return []
+    corrected, alone = (of[2] - of[1] for of in both if of)
+    gives = "gives no more than" if corrected >= 0.95 * alone else "is narrower than"
+    widths = f"{corrected:.1f} points wide, that of the labels alone {alone:.1f}"
+    return [f"With {n_labels} labels the corrected interval is {widths}: the correction {gives} the labels."]
+
+
+def _comparison_lines(kept: Mapping[str, Any]) -> list[str]:
+    scores = [
+        f"| {name} | {of[0]:.1f} [{of[1]:.1f}, {of[2]:.1f}] |" for name, of in kept["scores"].items() if of
+    ]
+    yaml = ["```yaml", *kept["harness_yaml"].splitlines(), "```"]
+    said = [f"- {one}" for one in (kept["decision"], *kept["notes"]) if one]
+    table = [f"| candidate | judge's grade, {kept['n']} items |", "|---|---|", *scores]
+    return [*yaml, "", *table, "", "What `harness report` says of it:", "", *said]
 
 
 def pair_id(row: dict[str, Any]) -> str:
@@ -173,31 +285,26 @@ def pair_id(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Run the study and write its page."""
-    data = Path(os.environ["HARNESS_TEST_DATA"])
-    pairs = read_pairs(data, N_PAIRS)
-    with tempfile.TemporaryDirectory() as name:
-        (labels,) = judge_pairs(Path(name), pairs, N_LABELS).labels
-        grades = kept_grades(Path(name), pairs)
-    write_page(labels, grades)
-
-
-def write_page(labels: MetricCalibration, grades: Sequence[dict[str, Any]]) -> None:
-    """Write the page and its numbers, with every grade."""
-    found = agreement(grades)
-    arm = labels.arms[0]
-    scores = {"uncorrected": arm.score, "corrected": arm.corrected, "labels_alone": arm.labels_alone}
-    content = {
-        "judge": JUDGE,
-        "agreement": found._asdict(),
-        "kappa": list(labels.kappa[:3]) if labels.kappa else None,
-        "near_chance": labels.is_near_chance,
-        "scores": {key: list(e[:3]) if e else None for key, e in scores.items()},
-        "grades": grades,
-    }
-    at = ROOT / "reports" / "local_judge"
-    at.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-    at.with_suffix(".md").write_text(markdown(found, labels))
+    """Run parts of the study, and write its page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help="llmbar, dolly, summaries; by default all")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "studies" / "local_judge")
+    parser.add_argument(
+        "--so-far", action="store_true", help="of LLMBar only the pairs that are judged already"
+    )
+    given = parser.parse_args()
+    data, at = Path(os.environ["HARNESS_TEST_DATA"]), ROOT / "reports" / "local_judge"
+    json_file = at.with_suffix(".json")
+    kept = json.loads(json_file.read_text()) if json_file.exists() else {}
+    for part in given.parts or ("llmbar", "dolly", "summaries"):
+        folder = given.folder / part
+        folder.mkdir(parents=True, exist_ok=True)
+        if part == "llmbar":
+            kept[part] = study_pairs(data, folder, so_far=given.so_far)
+        else:
+            kept[part] = study_comparison(data, folder, part)
+        json_file.write_text(json.dumps(kept, indent=1) + "\n")
+        at.with_suffix(".md").write_text(markdown(kept))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from harness.data.columns import Roles
     from harness.evaluation.session import Session
     from harness.experiment.generated_rows.augmentation import Evaluated
-    from harness.experiment.generated_rows.rewording import Rewriting, Writer
+    from harness.experiment.generated_rows.rewording import Rewriting
+    from harness.experiment.generated_rows.writers import Writer
     from harness.models.openai_api import Settings
 
 _ADDRESS = re.compile(r"https?://")
@@ -68,7 +69,7 @@ def data_augment(
         int, typer.Option("--max-new-tokens", min=1, help="Of an answer; longer ones are left out.")
     ] = 128,
     max_cost: Annotated[
-        float | None, typer.Option("--max-cost", help="In USD; nothing is asked once answers have cost that.")
+        float | None, typer.Option("--max-cost", help="In USD; nothing is asked that could pass it.")
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="The model behind an address.")] = None,
     api_key_env: Annotated[
@@ -186,7 +187,7 @@ def _writer(
     Raises:
         UserError: an option is missing, or belongs to an address; or the address cannot be asked.
     """
-    from harness.experiment.generated_rows.rewording import candidate_writer, endpoint_writer
+    from harness.experiment.generated_rows.writers import candidate_writer, endpoint_writer
 
     of_address = {"--model": model, "--api-key-env": api_key_env, "--prices": prices}
     if not _ADDRESS.match(by_whom):

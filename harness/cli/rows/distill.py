@@ -5,15 +5,12 @@ a file; what will be asked is said before anything is.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from harness.cli.app import Config, Json, Overrides, data_app, open_session, print_json, say
 from harness.cli.rows.refusals import refuse_draws, refuse_grid, require_out
-
-if TYPE_CHECKING:
-    from harness.experiment.generated_rows.distilled_rows import Plan
 
 _COMMAND = "harness data distill"
 
@@ -46,7 +43,7 @@ def data_distill(
     ] = None,
     rows: Annotated[int | None, typer.Option("--rows", min=1, help="Ask about at most so many rows.")] = None,
     max_cost: Annotated[
-        float | None, typer.Option("--max-cost", min=0, help="Ask no more once answers cost so much, USD.")
+        float | None, typer.Option("--max-cost", min=0, help="In USD; nothing is asked that could pass it.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Another draw.")] = 0,
     dry_run: Annotated[
@@ -73,13 +70,13 @@ def data_distill(
     )
     plan = plan_distillation(session, teacher, asked)
     if dry_run and as_json:
-        print_json(plan._asdict() | {"work": plan.work._asdict()})
+        print_json(plan._asdict())
         return
     if out is None or dry_run:
-        print(_planned(plan))
+        print(plan)
         say("nothing is asked in a dry run")
         return
-    say(_planned(plan))
+    say(str(plan))
     made = distill_rows(session, teacher, asked, str(out))
     refuse_output(out, made.edit.inputs)
     print_saved(save(made.edit, made.outcomes, out), as_json)
@@ -92,15 +89,3 @@ def data_distill(
     cost = "an unknown cost" if made.spent.cost_usd is None else f"{made.spent.cost_usd:.4f} USD"
     say(f"the teacher's answers took {made.spent.n_output_tokens:,} tokens and {cost}, kept in the manifest")
     say(f"next: train: {out} on a candidate")
-
-
-def _planned(plan: "Plan") -> str:
-    """Say what would be asked, and what it would take at most."""
-    from harness.formatting import count, seconds, usd
-
-    new = plan.n_prompts - plan.n_known
-    known = f", {count(plan.n_known)} were answered before" if plan.n_known else ""
-    tokens = f"{count(plan.work.read)} tokens to read and at most {count(plan.work.generated)} to write"
-    time = "" if plan.seconds is None else f", about {seconds(plan.seconds)}"
-    cost = "no price is known" if plan.cost_usd is None else f"at most {usd(plan.cost_usd)} USD"
-    return f"{count(new)} prompts to ask{known}: {tokens}{time}, {cost}"

@@ -29,22 +29,36 @@ def data_propose_prompts(
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of a text.")] = 200,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 answers greedily.")] = 0.7,
     max_cost: Annotated[
-        float | None, typer.Option("--max-cost", min=0, help="Ask no more once texts cost so much, USD.")
+        float | None, typer.Option("--max-cost", min=0, help="In USD; nothing is asked that could pass it.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Another draw.")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be asked and cost at most, and ask nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Let a model propose system texts from the task and training rows, as a grid to be tried."""
     from harness.data.edit.save import refuse_existing
-    from harness.experiment.generated_rows.proposed_prompts import Proposal, propose_prompts, recipe_text
+    from harness.experiment.generated_rows.proposed_prompts import (
+        Proposal,
+        plan_proposals,
+        propose_prompts,
+        recipe_text,
+    )
 
     refuse_draws(temperature, 1.0, greedy=True)
-    path = require_out(out, _COMMAND, "proposed.yaml")
-    refuse_existing(path)
-    session, _ = open_session(config, overrides, proposer)
+    if not dry_run:
+        refuse_existing(require_out(out, _COMMAND, "proposed.yaml"))
+    session, _ = open_session(config, overrides, proposer, dry_run=dry_run)
     refuse_grid(proposer, session.candidates, _COMMAND)
     asked = Proposal(n, examples, max_new_tokens, temperature, max_cost, seed)
-    made = propose_prompts(session, proposer, asked)
+    plan = plan_proposals(session, proposer, asked)
+    if dry_run or out is None:
+        print_json(plan._asdict()) if as_json else print(plan)
+        say("nothing is asked in a dry run")
+        return
+    say(str(plan))
+    path, made = out, propose_prompts(session, proposer, asked)
     with path.open("x", encoding="utf-8") as file:
         file.write(recipe_text(made))
     if as_json:

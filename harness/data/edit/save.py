@@ -31,13 +31,15 @@ from harness.spec import HUB
 MANIFEST = ".manifest.json"
 SPLIT_MANIFEST = f"split{MANIFEST}"
 _BESIDE = (MANIFEST, ".decisions.json")
+_TAUGHT = "a teacher's"
 _LIBRARIES = ("datasketch", "ftfy", "pyarrow")  # those whose version may change what is written
 
 
 class Edit(NamedTuple):
     """A verb with its parameters, the files that it reads, and what is to be said of licence and persons.
 
-    `command` is the whole command where it is none of `harness data`. `cost_usd` was paid for the rows.
+    `command` is the whole command where it is none of `harness data`. `cost_usd` was paid for the rows,
+    `taught` says that a teacher labelled all of them.
     """
 
     verb: str
@@ -47,6 +49,7 @@ class Edit(NamedTuple):
     notes: Sequence[str] = ()
     command: str = ""
     cost_usd: float | None = None
+    taught: bool = False
 
 
 class Saved(NamedTuple):
@@ -221,6 +224,7 @@ def manifest(
         "licenses": _joined((b["licenses"] for b in before.values() if b), edit.licenses),
         "notes": _joined((b["notes"] for b in before.values() if b), edit.notes),
         **_cost([edit.cost_usd, *(b.get("cost_usd") for b in before.values() if b)]),
+        **({"labels": _TAUGHT} if edit.taught or _all_taught(before.values()) else {}),
         "rows": [change.plain() for change in changes],
     }
 
@@ -229,6 +233,21 @@ def _cost(paid: Iterable[float | None]) -> dict[str, float]:
     """Add up what was paid for rows here and before; nothing where nobody was, or nobody knows."""
     known = [usd for usd in paid if usd is not None]
     return {"cost_usd": sum(known)} if known else {}
+
+
+def _all_taught(manifests: Iterable[Mapping[str, Any] | None]) -> bool:
+    """Tell whether a teacher labelled every row of some files, by their manifests."""
+    found = list(manifests)
+    return bool(found) and all(one is not None and one.get("labels") == _TAUGHT for one in found)
+
+
+def is_taught(path: str) -> bool:
+    """Tell whether a teacher labelled the rows of a file, as the manifest beside it says.
+
+    Raises:
+        UserError: the manifest beside the file cannot be read.
+    """
+    return _all_taught([_manifest_of(path)])
 
 
 def cost_of(path: str) -> float | None:

@@ -6,13 +6,15 @@ own; a metric `judge:NAME` reads them and never asks.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.config.rubrics import Rubric, endpoint_params, is_judged, read_rubric
 from harness.data import TaskItems
-from harness.errors import CandidateFailed, Problem, UserError
+from harness.errors import Problem, UserError
+from harness.evaluation.costs.budget import Budget, Words
 from harness.models import openai_api
 from harness.models.hardware import Machine
 from harness.models.hub import ModelSource
@@ -171,25 +173,20 @@ def cost_usd(grades: Sequence[Grade], prices: TokenPrices | None) -> float | Non
     if prices is None or any(map(lacks_tokens, grades)):
         return None
     read, written = sum(g.n_prompt_tokens for g in grades), sum(g.n_output_tokens for g in grades)
+    return _usd(prices, read, written)
+
+
+def _usd(prices: TokenPrices, read: float, written: float) -> float:
     return (read * prices.input + written * prices.output) / 1e6
 
 
-def refuse_beyond_cost(judged: Judged, grades: Sequence[Grade]) -> None:
-    """Refuse to ask once all grades of a book have cost what the rubric allows, or nobody knows what.
-
-    Raises:
-        CandidateFailed: they have.
-    """
-    most = judged.rubric.max_cost
-    if most is None:
-        return
-    spent = cost_usd(grades, judged.rubric.usd_per_million_tokens)
-    if spent is None:
-        found = f"answers without usage, so what grades cost is unknown, and max_cost is {most:g}"
-        raise CandidateFailed(found, "no max_cost in the rubric, or a server that counts tokens")
-    if spent >= most:
-        found = f"{len(grades):,} grades have cost {spent:.2f} USD, and max_cost is {most:g}"
-        raise CandidateFailed(found, "a larger max_cost in the rubric; the grades so far are kept")
+def open_budget(judged: Judged, grades: Sequence[Grade]) -> Budget | None:
+    """Return what the rubric's `max_cost` leaves after all grades of a book; None where it sets none."""
+    most, prices = judged.rubric.max_cost, judged.rubric.usd_per_million_tokens
+    if most is None or prices is None:
+        return None
+    words = Words("max_cost", " in the rubric", "grades")
+    return Budget(most, partial(_usd, prices), cost_usd(grades, prices), len(grades), words)
 
 
 def lacks_tokens(grade: Grade) -> bool:

@@ -14,8 +14,10 @@ from threading import Lock
 
 from harness import store
 from harness.errors import CandidateFailed
+from harness.evaluation import costs
 from harness.evaluation.candidates import base_weights
-from harness.evaluation.judges import Judge, Judged, paid_grades, refuse_beyond_cost
+from harness.evaluation.costs.budget import Budget
+from harness.evaluation.judges import Judge, Judged, cost_usd, open_budget, paid_grades
 from harness.evaluation.judges.grade_reading import Ungraded
 from harness.evaluation.judges.grade_weights import (
     likelihood_weights,
@@ -35,6 +37,7 @@ from harness.records import Encoded, Grade, Message, Output, digest
 _TOGETHER = 32  # answers that a model here scores, and that are kept, together
 
 Keep = Callable[[Sequence[Grade]], None]
+Say = Callable[[Ungraded], Grade]
 
 
 def grade_answers(session: Session, answers: Sequence[Ungraded]) -> None:
@@ -70,8 +73,9 @@ def check_judge(judged: Judged, judge: Judge) -> None:
         CandidateFailed: it grades them otherwise than before, or could not be asked.
     """
     if judge.settings:
+        budget = open_budget(judged, paid_grades(judged, judge))
         with _opened(judge.settings, judged) as (_, candidate):
-            check_anchors(judged, judge, partial(_say, candidate))
+            check_anchors(judged, judge, partial(_say, candidate, budget))
 
 
 def _ask_endpoint(session: Session, judge: Judge, answers: Sequence[Ungraded], keep: Keep) -> None:
@@ -83,17 +87,19 @@ def _ask_endpoint(session: Session, judge: Judge, answers: Sequence[Ungraded], k
     judged = answers[0].judged
     assert judge.settings is not None, "a judge behind an address"
     anchors = {anchor.key for anchor in anchors_of(judged, judge, answers)}
+    budget = open_budget(judged, paid_grades(judged, judge))
     with _opened(judge.settings, judged) as (server, candidate):
+        say = partial(_say, candidate, budget)
         if judge.book not in session.checked_judges:
-            check = partial(check_anchors, judged, judge, partial(_say, candidate))
+            check = partial(check_anchors, judged, judge, say)
             check()
             first = [answer for answer in answers if answer.key in anchors]
             answers = [answer for answer in answers if answer.key not in anchors]
-            _ask_each(server, candidate, first, keep)
+            _ask_each(server, say, first, keep)
             if first:
                 check(graded_now=len(first) == len(anchors))
             session.checked_judges.add(judge.book)
-        _ask_each(server, candidate, answers, keep)
+        _ask_each(server, say, answers, keep)
 
 
 @contextmanager
@@ -105,13 +111,12 @@ def _opened(settings: Settings, judged: Judged) -> Iterator[tuple[Server, ChatCa
         server.api.close()
 
 
-def _ask_each(server: Server, candidate: ChatCandidate, answers: Sequence[Ungraded], keep: Keep) -> None:
+def _ask_each(server: Server, say: Say, answers: Sequence[Ungraded], keep: Keep) -> None:
     """Ask several at once; after one that fails nothing begins, and what is under way is still kept."""
     if not answers:
         return
     judged, judge, lock = answers[0].judged, answers[0].judge, Lock()
     failures: list[CandidateFailed] = []
-    grades = paid_grades(judged, judge)
     asked = Counter(grade.key for grade in store.list_grades(judged.store, judge.book))
 
     def ask(answer: Ungraded) -> None:
@@ -119,11 +124,9 @@ def _ask_each(server: Server, candidate: ChatCandidate, answers: Sequence[Ungrad
             for _ in range(asked[answer.key], judge.attempts):
                 if failures:
                     return
-                refuse_beyond_cost(judged, grades)
-                grade = _say(candidate, answer)
+                grade = say(answer)
                 with lock:
                     keep([grade])
-                    grades.append(grade)
                 if grade.value is not None:
                     return
         except CandidateFailed as error:
@@ -134,7 +137,23 @@ def _ask_each(server: Server, candidate: ChatCandidate, answers: Sequence[Ungrad
         raise failures[0]
 
 
-def _say(candidate: ChatCandidate, answer: Ungraded) -> Grade:
+def _say(candidate: ChatCandidate, budget: Budget | None, answer: Ungraded) -> Grade:
+    """Ask for one grade within what may be spent.
+
+    Raises:
+        CandidateFailed: the judge cannot be asked, or the budget does not suffice.
+    """
+    if budget is None:
+        return _grade_in_words(candidate, answer)
+    prices, said = answer.judged.rubric.usd_per_million_tokens, _messages(answer)
+    read = sum(costs.tokens(message["content"]) for message in said)
+    with budget.reserve(read, LIMITS.max_new_tokens) as spend:
+        grade = _grade_in_words(candidate, answer)
+        spend(cost_usd([grade], prices), grade.n_prompt_tokens)
+    return grade
+
+
+def _grade_in_words(candidate: ChatCandidate, answer: Ungraded) -> Grade:
     """Ask for one grade in words, at temperature 0; with log-probabilities the mean of all grades counts."""
     rubric = answer.judged.rubric
     prompt = candidate.encode(_messages(answer)).context

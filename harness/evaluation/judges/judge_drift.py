@@ -12,7 +12,7 @@ from statistics import fmean
 from harness import formatting, store
 from harness.config.rubrics import Rubric
 from harness.errors import CandidateFailed
-from harness.evaluation.judges import Judge, Judged, paid_grades, refuse_beyond_cost
+from harness.evaluation.judges import Judge, Judged
 from harness.evaluation.judges.grade_reading import Ungraded
 from harness.records import Anchor, AnchorCheck, Grade
 
@@ -49,7 +49,6 @@ def check_anchors(
     anchors = [one for one in store.read_anchors(judged.store, judge.book) if one.key in known]
     if not anchors:
         return
-    refuse_beyond_cost(judged, paid_grades(judged, judge))
     answers = [
         Ungraded(judged, judge, a.task, a.example, a.answer, a.key, a.order, a.passages) for a in anchors
     ]

@@ -1,9 +1,10 @@
 """Win rates of fine-tunes over the best untrained candidate on the target, where the gate asks for them.
 
-Invariant: a judge is asked by `judge_pairs` alone; whatever reads a report reads what is stored.
+Invariant: `judge_pairs` and `wins_over` alone ask a judge; whatever reads a report reads what is stored.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from harness import decision as decide
@@ -79,6 +80,21 @@ def add_wins(
         for _, run, base in _pairs(runs, facts)
     }
     return [replace(f, wins=found.get(f.run_id)) for f in facts]
+
+
+def wins_over(session: Session, reader: Reader, run: Run, base: Run) -> Wins | None:
+    """Return the win rate of a run over another, judged now as far as the gate's judge can be asked.
+
+    None where the gate asks for none.
+    """
+    policy, task = session.experiment.gate, session.target.task.name
+    if policy.target.win_rate is None:
+        return None
+    rows = (reader.of(base, session.target), reader.of(run, session.target))
+    if judged := judge_of_pairs(session):
+        with suppress(CandidateFailed):  # what it said until then is kept, and the rest counted as missing
+            grade_all(session, list(ungraded_pairs(judged, session.target.items.test, *rows)))
+    return wins_of(session.store, policy, task, (base, run), rows)
 
 
 def wins_of(at: Store, policy: GatePolicy, task: str, runs: tuple[Run, Run], rows: tuple[Rows, Rows]) -> Wins:

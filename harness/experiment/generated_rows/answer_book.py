@@ -1,9 +1,10 @@
-"""Answer book: what one model answered to prompts, kept in the cache by content.
+"""Answer book: what one model answered to prompts, kept by content.
 
 Invariant: an answer is on the disk before it is used, so whatever ends the asking loses none, and the same
 prompt is asked once. One that failed is not kept, and a line that a kill cut short is none.
 
-    answers/<digest of who answers>.jsonl    an answer a line, in the order in which they came
+    answers/<digest of who answers>.jsonl    an answer a line, in the order in which they came; in the runs
+                                             folder of an experiment, without one in the cache
 """
 
 import os
@@ -12,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.cache import cache_dir
 from harness.records import Limits, Message, Output, canonical_json, digest, parse_json
 
 
@@ -32,10 +32,10 @@ class Asked(NamedTuple):
 
 
 class AnswerBook:
-    """Answers of one model; `identity` is all that they depend on besides what is asked."""
+    """Answers of one model in a folder; `identity` is all that they depend on besides what is asked."""
 
-    def __init__(self, identity: Mapping[str, Any]) -> None:
-        self.path = cache_dir() / "answers" / f"{digest(dict(identity))}.jsonl"
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.path = folder / f"{digest(dict(identity))}.jsonl"
         self._known = _read(self.path)
 
     def find(self, key: str) -> Output | None:

@@ -18,13 +18,9 @@ from harness.data.overlap import overlaps
 from harness.data.readers import Row, Rows
 from harness.errors import Problem, UserError
 from harness.evaluation.session import Session
-from harness.experiment.generated_rows.rewording import (
-    Plan,
-    Rewriting,
-    Writer,
-    plan_rewordings,
-    reword,
-)
+from harness.experiment.generated_rows.asking import Plan
+from harness.experiment.generated_rows.rewording import Rewriting, plan_rewordings, reword
+from harness.experiment.generated_rows.writers import Writer
 from harness.formatting import count, pluralize
 from harness.progress import Progress
 

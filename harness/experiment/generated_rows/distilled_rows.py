@@ -18,23 +18,20 @@ from harness.data.edit.change import Change, drop
 from harness.data.examples import FIELD, Notes, Sourced
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
-from harness.evaluation import costs
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.rows.row_sets import prompting_digest, prompting_step
 from harness.evaluation.rows.sampled_answers import seed_of
 from harness.evaluation.session import Session
-from harness.experiment.generated_rows.source_checks import check_leaks, leak_record, refuse_without_text
-from harness.experiment.generated_rows.teacher_answers import (
-    Prompt,
-    Spent,
-    TeacherAnswer,
-    ask_teacher,
-    known_answers,
-    make_teacher,
-    prices_of,
-    spent_on,
+from harness.experiment.generated_rows.answer_book import AnswerBook, Asked
+from harness.experiment.generated_rows.asking import Asking, Plan, Spent, plan_asking, spent_on
+from harness.experiment.generated_rows.source_checks import (
+    check_leaks,
+    leak_record,
+    refuse_unpriced,
+    refuse_without_text,
 )
-from harness.experiment.weights.candidate_weights import ensure_weights, stored_weights
+from harness.experiment.generated_rows.writers import candidate_writer
+from harness.formatting import count
 from harness.metrics import Metric, normalize
 from harness.prompting import Step
 from harness.records import Example, Limits, Output
@@ -70,19 +67,6 @@ class Distillation(NamedTuple):
     seed: int = 0
 
 
-class Plan(NamedTuple):
-    """Plan of a distillation: prompts, those answered before, tokens at most, USD and seconds at most.
-
-    `cost_usd` is None of an endpoint without prices, `seconds` of every endpoint.
-    """
-
-    n_prompts: int
-    n_known: int
-    work: costs.Work
-    cost_usd: float | None
-    seconds: float | None
-
-
 class DistilledRows(NamedTuple):
     """Rows to be saved, what became of each, what was spent, and remarks.
 
@@ -102,24 +86,11 @@ def plan_distillation(session: Session, name: str, asked: Distillation) -> Plan:
     Raises:
         UserError: it generates no text, or there is nothing to ask.
     """
-    candidate, seed = session.candidates[name], session.experiment.seeds[0]
+    candidate = session.candidates[name]
     _refuse_unusable(session, candidate, asked)
-    rows = _rows(session, asked)
-    prompts = _prompts(session, candidate, rows, asked)
-    weights = stored_weights(session, candidate, seed)
-    limits = _limits(session, asked)
-    known = known_answers(session.store, make_teacher(session, candidate, weights, limits)) if weights else {}
-    new = [p.example for p in {p.key: p for p in prompts}.values() if p.key not in known]
-    work = costs.reading(new, ranked=False, max_new_tokens=limits.max_new_tokens)
-    if candidate.is_remote:
-        prices = prices_of(session, candidate)
-        tokens = costs.Tokens(work.read, 0, work.generated)
-        cost = costs.request_usd(tokens, prices) if prices else None
-        return Plan(len(prompts), len(prompts) - len(new), work, cost, None)
-    seconds = session.seconds(work, candidate.base)
-    hour = session.experiment.decide.device_hour_usd
-    cost = costs.price_usd(seconds, session.machine.device, hour)
-    return Plan(len(prompts), len(prompts) - len(new), work, cost, seconds)
+    writer, rows = candidate_writer(session, name), _rows(session, asked)
+    refuse_unpriced(candidate, writer.planned(1, 1), asked.max_cost)
+    return plan_asking(writer, _prompts(session, candidate, rows, asked))
 
 
 def distill_rows(session: Session, name: str, asked: Distillation, out: str) -> DistilledRows:
@@ -135,53 +106,49 @@ def distill_rows(session: Session, name: str, asked: Distillation, out: str) -> 
     _refuse_unusable(session, candidate, asked)
     rows = _rows(session, asked)
     notes = check_leaks(session, rows, "train", asked.prompts or out)
+    writer = candidate_writer(session, name)
+    refuse_unpriced(candidate, writer.planned(1, 1), asked.max_cost)
     prompts = _prompts(session, candidate, rows, asked)
-    weights = ensure_weights(session, candidate, seed)
-    teacher = make_teacher(session, candidate, weights, _limits(session, asked))
-    known, failed = ask_teacher(session, teacher, weights, prompts, asked.max_cost)
-    answers = [known.get(prompt.key) for prompt in prompts]
-    spent = spent_on(session, teacher, [answer for answer in answers if answer])
+    asking = Asking(writer, asked.max_cost, session.progress)
+    answers = asking.answers(prompts, f"{count(len(prompts))} answers of {name}")
+    spent = spent_on(writer, [one for one in _once(prompts, answers) if one.finish_reason != "error"])
     metric = None if session.target.judged else session.target.primary
     scores = [
-        _score(metric, row.example, answer.text) if metric and answer and not asked.rewrite else None
+        _score(metric, row.example, answer.text)
+        if metric and answer.finish_reason != "error" and not asked.rewrite
+        else None
         for row, answer in zip(rows, answers, strict=True)
     ]
-    reasons = [failed.get(prompt.key, "") for prompt in prompts]
     written = _written(session, rows, asked)
     outcomes = [
-        _outcome(session.target.task, *of, asked)
-        for of in zip(written, answers, reasons, scores, strict=True)
+        _outcome(session.target.task, *of, asked) for of in zip(written, answers, scores, strict=True)
     ]
     _refuse_none(outcomes)
     used = {
         "teacher": name,
         "recipe": candidate.recipe.model_dump(mode="json", exclude_defaults=True),
-        "weights": weights.digest,
+        "weights": writer.weights_digest,
         "prompting": "" if asked.rewrite else prompting_digest(session, candidate.recipe, seed),
-        "answers": f"teachers/{teacher.book}",
+        "answers": AnswerBook(writer.folder, writer.identity).path.name,
         **asked._asdict(),
-        "max_new_tokens": teacher.limits.max_new_tokens,
+        "max_new_tokens": _limits(session, asked).max_new_tokens,
         "spent": spent._asdict(),
         "leak_check": leak_record(session, notes),
     }
     file = asked.prompts or session.target.task.data.source("train") or ""
-    edit = Edit("distill", used, (file,), cost_usd=spent.cost_usd)
+    edit = Edit("distill", used, (file,), cost_usd=spent.cost_usd, taught=not asked.rewrite)
     scored = [score for score in scores if score is not None]
     agreement = float(np.mean(scored)) if scored else None
     return DistilledRows(edit, outcomes, spent, agreement, notes)
 
 
 def _refuse_unusable(session: Session, candidate: ResolvedCandidate, asked: Distillation) -> None:
-    """Refuse a teacher that cannot be asked, and a budget that nothing could be held against.
+    """Refuse a teacher that cannot be asked, and options that do not go together.
 
     Raises:
         UserError: it is one.
     """
     refuse_without_text(session, candidate)
-    if asked.max_cost is not None and candidate.is_remote and prices_of(session, candidate) is None:
-        found = f"{candidate.name}, an endpoint without prices"
-        step = "usd_per_million_tokens: {input: …, output: …} among its params"
-        raise UserError(Problem("--max-cost", found, "prices to hold it against", step))
     if asked.prompts and (asked.rewrite or asked.min_score is not None):
         option = "--rewrite" if asked.rewrite else "--min-score"
         found = "rows whose own answers are not read, by --prompts"
@@ -223,17 +190,23 @@ def _limits(session: Session, asked: Distillation) -> Limits:
 
 def _prompts(
     session: Session, candidate: ResolvedCandidate, rows: Sequence[Sourced], asked: Distillation
-) -> list[Prompt]:
+) -> list[Asked]:
     """Write what the teacher is asked of each row."""
     step = prompting_step(session, candidate.recipe, session.experiment.seeds[0])
-    drawn = asked.temperature > 0
+    drawn, limits = asked.temperature > 0, _limits(session, asked)
     return [
-        Prompt(
-            _rewriting(row.example, asked.rewrite, step),
+        Asked(
+            _rewriting(row.example, asked.rewrite, step).messages,
+            limits,
             seed_of(asked.seed, row.example.id, 0) if drawn else None,
         )
         for row in rows
     ]
+
+
+def _once(prompts: Sequence[Asked], answers: Sequence[Output]) -> list[Output]:
+    """Return the answers, those of equal prompts once."""
+    return list({prompt.key: one for prompt, one in zip(prompts, answers, strict=True)}.values())
 
 
 def _rewriting(example: Example, instruction: str, step: Step) -> Example:
@@ -254,15 +227,16 @@ def _score(metric: Metric, example: Example, text: str) -> float | None:
 def _outcome(
     task: Task,
     row: Row,
-    answer: TeacherAnswer | None,
-    reason: str,
+    answer: Output,
     score: float | None,
     asked: Distillation,
 ) -> Outcome:
     """Return the row with the teacher's answer, or why it has none."""
-    text = answer.text.strip() if answer else ""
-    if answer is None or not text:
-        return drop(row, reason or "an empty answer")
+    if answer.finish_reason == "error":
+        return drop(row, f"the teacher failed ({answer.error})" if answer.error else "the teacher failed")
+    text = answer.text.strip()
+    if not text:
+        return drop(row, "an empty answer")
     if answer.finish_reason == "length" and not task.truncated_scores:
         return drop(row, "an answer cut at max_new_tokens")
     labels = {normalize(label): label for label in task.labels}

@@ -17,15 +17,10 @@ from harness.data.readers import display_path
 from harness.errors import Problem, UserError
 from harness.evaluation.rows.sampled_answers import seed_of
 from harness.evaluation.session import Session
-from harness.experiment.generated_rows.source_checks import refuse_without_text
-from harness.experiment.generated_rows.teacher_answers import (
-    Prompt,
-    Spent,
-    ask_teacher,
-    make_teacher,
-    spent_on,
-)
-from harness.experiment.weights.candidate_weights import ensure_weights
+from harness.experiment.generated_rows.answer_book import Asked
+from harness.experiment.generated_rows.asking import Asking, Plan, Spent, plan_asking, spent_on
+from harness.experiment.generated_rows.source_checks import refuse_unpriced
+from harness.experiment.generated_rows.writers import Writer, candidate_writer
 from harness.records import Example, Limits
 
 _ASK = """\
@@ -65,6 +60,40 @@ class ProposedPrompts(NamedTuple):
     spent: Spent
 
 
+class _Questions(NamedTuple):
+    """Questions to a proposer, and the training rows that they show."""
+
+    writer: Writer
+    shown: list[Example]
+    asked: list[Asked]
+
+
+def plan_proposals(session: Session, name: str, asked: Proposal) -> Plan:
+    """Count what a proposer would be asked, without asking it.
+
+    Raises:
+        UserError: it generates no text, or there are no training rows.
+    """
+    questions = _questions(session, name, asked)
+    return plan_asking(questions.writer, questions.asked)
+
+
+def _questions(session: Session, name: str, asked: Proposal) -> _Questions:
+    """Write what the proposer is asked.
+
+    Raises:
+        UserError: it generates no text, there are no training rows, or no prices to hold a budget against.
+    """
+    writer = candidate_writer(session, name)
+    refuse_unpriced(session.candidates[name], writer.planned(1, 1), asked.max_cost)
+    task, rows = session.target.task, session.target.items.train
+    if not rows:
+        found, step = "no training rows", "train: among its data; no other rows are shown to a proposer"
+        raise UserError(Problem(f"task {task.name}", found, "rows that show what is asked", step))
+    shown = random.Random(f"{asked.seed}/proposals").sample(rows, min(asked.n_examples, len(rows)))
+    return _Questions(writer, shown, [_prompt(session, shown, asked, k) for k in range(asked.n)])
+
+
 def propose_prompts(session: Session, name: str, asked: Proposal) -> ProposedPrompts:
     """Let a candidate propose system texts for the target.
 
@@ -72,33 +101,25 @@ def propose_prompts(session: Session, name: str, asked: Proposal) -> ProposedPro
         UserError: it generates no text, there are no training rows, or it proposes nothing that can be used.
         CandidateFailed: it cannot be asked, or has cost what is allowed.
     """
-    candidate = session.candidates[name]
-    refuse_without_text(session, candidate)
-    task, rows = session.target.task, session.target.items.train
-    if not rows:
-        found, step = "no training rows", "train: among its data; no other rows are shown to a proposer"
-        raise UserError(Problem(f"task {task.name}", found, "rows that show what is asked", step))
-    shown = random.Random(f"{asked.seed}/proposals").sample(rows, min(asked.n_examples, len(rows)))
-    weights = ensure_weights(session, candidate, session.experiment.seeds[0])
-    limits = Limits(asked.max_new_tokens, (), asked.temperature)
-    teacher = make_teacher(session, candidate, weights, limits)
-    prompts = [_prompt(session, shown, asked, k) for k in range(asked.n)]
-    known, failed = ask_teacher(session, teacher, weights, prompts, asked.max_cost)
-    answers = [known[p.key] for p in prompts if p.key in known]
+    writer, shown, questions = _questions(session, name, asked)
+    task, asking = session.target.task, Asking(writer, asked.max_cost, session.progress)
+    outputs = asking.answers(questions, f"{asked.n} system texts by {name}")
+    answers = [one for one in outputs if one.finish_reason != "error"]
     whole = [a.text.strip() for a in answers if a.finish_reason != "length" and a.text.strip()]
     first: dict[str, str] = {}
     for text in whole:
         first.setdefault(fold_text(text), text)
     if not first:
-        reasons = ", ".join(dict.fromkeys(failed.values())) or "texts that are empty or cut at max_new_tokens"
+        failed = dict.fromkeys(one.error for one in outputs if one.error)
+        reasons = ", ".join(failed) or "texts that are empty or cut at max_new_tokens"
         step = "a larger --max-new-tokens, or another model"
         raise UserError(Problem("harness data propose-prompts", reasons, "a text to try", step))
-    spent = spent_on(session, teacher, answers)
+    spent = spent_on(writer, answers)
     file = task.data.source("train") or ""
     provenance = {
         "harness": __version__,
         "proposer": name,
-        "weights": weights.digest,
+        "weights": writer.weights_digest,
         "task": task.name,
         "examples": [example.id for example in shown],
         "rows": {"file": display_path(file), "sha256": digest_of(file)} if file else {},
@@ -115,7 +136,7 @@ def recipe_text(made: ProposedPrompts) -> str:
     return "\n".join([*said, "candidates:", "  proposed:", "    system:", "      - null", *texts, ""])
 
 
-def _prompt(session: Session, shown: Sequence[Example], asked: Proposal, k: int) -> Prompt:
+def _prompt(session: Session, shown: Sequence[Example], asked: Proposal, k: int) -> Asked:
     """Ask for one text; each begins in another way, and is drawn by a seed of its own."""
     task = session.target.task
     about = [task.description, f"Its labels: {', '.join(task.labels)}." if task.labels else ""]
@@ -129,4 +150,5 @@ def _prompt(session: Session, shown: Sequence[Example], asked: Proposal, k: int)
         start=_STARTS[k % len(_STARTS)],
     )
     seed = seed_of(asked.seed, "proposal", k) if asked.temperature else None
-    return Prompt(Example(f"proposal-{k}", ({"role": "user", "content": content},)), seed)
+    limits = Limits(asked.max_new_tokens, (), asked.temperature)
+    return Asked(({"role": "user", "content": content},), limits, seed)

@@ -33,6 +33,18 @@ def refuse_without_text(session: Session, candidate: ResolvedCandidate) -> None:
         raise UserError(problems)
 
 
+def refuse_unpriced(candidate: ResolvedCandidate, price: float | None, max_cost: float | None) -> None:
+    """Refuse a budget that nothing could be held against; `price` is that of a request.
+
+    Raises:
+        UserError: there is no price.
+    """
+    if max_cost is not None and price is None:
+        found = f"{candidate.name}, an endpoint without prices"
+        step = "usd_per_million_tokens: {input: …, output: …} among its params"
+        raise UserError(Problem("--max-cost", found, "prices to hold it against", step))
+
+
 def check_leaks(session: Session, rows: Sequence[Sourced], part: PartName, file: str) -> tuple[str, ...]:
     """Hold what rows ask against all that is evaluated; return notes of those alike in other words.
 

@@ -13,7 +13,7 @@ from harness import comparison, plugins
 from harness.decision import BaseSize, CandidateFacts
 from harness.errors import CandidateFailed, UserError
 from harness.evaluation import costs
-from harness.evaluation.candidate_rows import rows_cost_usd, training_data
+from harness.evaluation.candidate_rows import n_rows, n_taught_rows, rows_cost_usd
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.session import Session
 from harness.experiment.runs.run_candidate import failed_run, make_run
@@ -22,7 +22,7 @@ from harness.metrics import Metric, item_scores
 from harness.models.hub import shape
 from harness.models.memory import weights_gb
 from harness.models.openai_api import is_private
-from harness.records import Run, digest
+from harness.records import Run
 from harness.spec import Recipe, TokenPrices
 
 
@@ -78,6 +78,7 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
         training_cost_usd=costs.price_usd(run.training.total_s, session.machine.device, hour),
         rows_cost_usd=rows_cost_usd(session, session.candidates[run.candidate]),
         n_train=_n_train(session, run),
+        n_taught=_n_taught(session, run),
         base=_base_size(session, session.candidates[run.candidate]),
         recall=fmean(recalls) if recalls else None,
         retrieval=_retrieval_use(session, metric, test),
@@ -229,15 +230,18 @@ def _n_train(session: Session, run: Run) -> int:
         return 0
     candidate = session.candidates[run.candidate]
     if run.training.n_pairs is None:
-        return _n_rows(session, candidate.source)
+        return n_rows(session, candidate.source)
     if run.training.init_wall_s is None or (candidate.choosers and candidate.init is None):
         return run.training.n_pairs
     behind = candidate.init.source if candidate.init else Recipe()
-    return run.training.n_pairs + _n_rows(session, behind)
+    return run.training.n_pairs + n_rows(session, behind)
 
 
-def _n_rows(session: Session, recipe: Recipe) -> int:
-    rows = training_data(session, recipe).items.train
-    if not (recipe.train or recipe.mix):
-        return len(rows)
-    return len({digest([row.messages, row.references]) for row in rows})
+def _n_taught(session: Session, run: Run) -> int:
+    """Count the rows of what was trained on that a teacher labelled, and no person."""
+    method, candidate = plugins.method(run.method), session.candidates[run.candidate]
+    if method.made_elsewhere or method.makes == "endpoint":
+        return 0
+    own = run.training.n_pairs is None
+    made_by = candidate.source if own else candidate.init.source if candidate.init else None
+    return n_taught_rows(session, made_by) if made_by else 0

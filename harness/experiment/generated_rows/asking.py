@@ -1,0 +1,158 @@
+"""Asking of writers: what is not in the answer book is asked for, as far as the budget allows.
+
+Invariant: an answer is in the book before its thread asks for the next one, so whatever ends the asking loses
+at most what is under way. A model that runs here is asked sixteen prompts at a time, an endpoint as many at
+once as its settings say; after a failure nothing begins, and what is under way is kept.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from threading import Lock
+from typing import NamedTuple
+
+from harness.errors import CandidateFailed
+from harness.evaluation import costs
+from harness.evaluation.costs.budget import Budget, Spend
+from harness.experiment.generated_rows.answer_book import AnswerBook, Asked
+from harness.experiment.generated_rows.writers import Writer
+from harness.formatting import count, usd
+from harness.models.hf import Candidate
+from harness.progress import Progress
+from harness.records import Output
+
+_TOGETHER = 16  # prompts that a model here is asked, and whose answers are kept, together
+CHAT_TOKENS = 12  # of a template, as in `costs`
+
+
+class Spent(NamedTuple):
+    """Tokens and time that answers took, and what they cost in USD; None where nobody knows."""
+
+    n_prompt_tokens: int
+    n_output_tokens: int
+    compute_s: float
+    cost_usd: float | None
+
+
+class Plan(NamedTuple):
+    """Requests at most, those answered before, and of the others the tokens to read and at most to write.
+
+    `cost_usd` is None where nobody knows a price.
+    """
+
+    requests: int
+    known: int
+    read: int
+    generated: int
+    cost_usd: float | None
+
+    def __str__(self) -> str:
+        """Render as one line."""
+        known = f", {count(self.known)} of them answered before" if self.known else ""
+        said = f"{count(self.requests)} requests{known}: some {count(self.read)} tokens read"
+        priced = "at no known price" if self.cost_usd is None else f"at most {usd(self.cost_usd)} USD"
+        return f"{said}, at most {count(self.generated)} written, {priced}"
+
+
+def plan_asking(writer: Writer, asked: Sequence[Asked]) -> Plan:
+    """Count what asking takes, before anything is asked."""
+    book = AnswerBook(writer.folder, writer.identity)
+    each = {one.key: one for one in asked}
+    new = [one for key, one in each.items() if book.find(key) is None]
+    read, generated = sum(map(n_read, new)), sum(one.limits.max_new_tokens for one in new)
+    return Plan(len(each), len(each) - len(new), read, generated, writer.planned(read, generated))
+
+
+def n_read(asked: Asked) -> int:
+    """Estimate the tokens of a prompt."""
+    return sum(costs.tokens(message["content"]) + CHAT_TOKENS for message in asked.messages)
+
+
+def spent_on(writer: Writer, outputs: Sequence[Output]) -> Spent:
+    """Add up what answers took."""
+    read, written = sum(one.n_prompt_tokens for one in outputs), sum(one.n_output_tokens for one in outputs)
+    return Spent(read, written, sum(one.compute_s for one in outputs), writer.price(outputs))
+
+
+class Asking:
+    """Asks a writer, step after step, for at most `max_cost` USD in all, those of the book counted."""
+
+    def __init__(self, writer: Writer, max_cost: float | None, progress: Progress) -> None:
+        self._writer, self._max_cost, self._progress = writer, max_cost, progress
+        self._book = AnswerBook(writer.folder, writer.identity)
+        self._paid: dict[str, Output] = {}
+        self._lock = Lock()
+
+    def answers(self, asked: Sequence[Asked], label: str) -> list[Output]:
+        """Return the answer to each prompt, those that failed among them.
+
+        Raises:
+            CandidateFailed: the writer cannot be asked, or the budget does not suffice; what came is kept.
+        """
+        made = {one.key: of for one in asked if (of := self._book.find(one.key)) is not None}
+        self._paid |= made
+        if lacking := list({one.key: one for one in asked if one.key not in made}.values()):
+            self._ask(lacking, made, label)
+        return [made[one.key] for one in asked]
+
+    def _ask(self, lacking: Sequence[Asked], made: dict[str, Output], label: str) -> None:
+        n, failures, budget = self._writer.num_concurrent, list[CandidateFailed](), self._budget()
+        n_known, size = len(made), _TOGETHER if n is None else 1
+        parts = [lacking[at : at + size] for at in range(0, len(lacking), size)]
+        with self._writer.opened() as model, self._progress.stage(label) as advance:
+
+            def ask(part: Sequence[Asked]) -> None:
+                try:
+                    if failures:
+                        return
+                    with _reserved(budget, part) as spend:
+                        found = dict(zip([p.key for p in part], self._generate(model, part), strict=True))
+                        with self._lock:
+                            self._book.keep(found)
+                            made.update(found)
+                            advance(len(made) - n_known, len(lacking))
+                        self._spend(found, spend)
+                except CandidateFailed as error:
+                    failures.append(error)
+
+            with ThreadPoolExecutor(n or 1) as pool:
+                list(pool.map(ask, parts))
+        if failures:
+            raise failures[0]
+
+    def _budget(self) -> Budget | None:
+        """Return what the answers so far leave of it; None where everything may be asked."""
+        if self._max_cost is None:
+            return None
+        writer, paid = self._writer, list(self._paid.values())
+        return Budget(self._max_cost, lambda *n: writer.planned(*n) or 0.0, writer.price(paid), len(paid))
+
+    def _spend(self, found: dict[str, Output], spend: Spend | None) -> None:
+        """Count answers that were paid."""
+        paid = {key: one for key, one in found.items() if one.finish_reason != "error"}
+        self._paid |= paid
+        if spend and paid:
+            read = sum(one.n_prompt_tokens for one in paid.values())
+            spend(self._writer.price(list(paid.values())), read)
+
+    def _generate(self, model: Candidate, part: Sequence[Asked]) -> list[Output]:
+        """Answer prompts together; one that is too long has failed."""
+        limits = part[0].limits
+        prompts = [model.encode(one.messages, chat_template=self._writer.chat).context for one in part]
+        fits = [len(prompt) + limits.max_new_tokens <= model.max_context for prompt in prompts]
+        seeds = [one.seed for one, fit in zip(part, fits, strict=True) if fit and one.seed is not None]
+        fitting = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
+        outputs = iter(model.generate(fitting, limits, seeds) if fitting else ())
+        return [next(outputs) if fit else _too_long(len(p)) for p, fit in zip(prompts, fits, strict=True)]
+
+
+@contextmanager
+def _reserved(budget: Budget | None, part: Sequence[Asked]) -> Iterator[Spend | None]:
+    """Set aside what some prompts may cost; nothing without a budget."""
+    written = sum(one.limits.max_new_tokens for one in part)
+    with budget.reserve(sum(map(n_read, part)), written) if budget else nullcontext() as spend:
+        yield spend
+
+
+def _too_long(n_tokens: int) -> Output:
+    return Output("", "error", n_tokens, error="a prompt longer than the context")

@@ -1,0 +1,143 @@
+"""Writers: candidates and endpoints that are asked to write rows, with all that their answers depend on.
+
+Invariant: the same writer is asked in the same way whatever it writes, so an answer is found again by whoever
+asks for it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.cache import cache_dir
+from harness.errors import Problem, UserError
+from harness.evaluation import costs
+from harness.evaluation.candidates import ResolvedCandidate
+from harness.evaluation.runner import open_weights
+from harness.evaluation.session import Session
+from harness.experiment.generated_rows.source_checks import refuse_without_text
+from harness.experiment.weights.candidate_weights import ensure_weights, stored_weights
+from harness.models.hf import Candidate
+from harness.models.openai_api import ChatCandidate, Server, Settings
+from harness.provenance.code_versions import versions_of
+from harness.records import Output, digest
+from harness.spec import TokenPrices
+
+
+class Writer(NamedTuple):
+    """Model that writes: its name, all that its answers depend on, where they are kept, how it is opened.
+
+    `price` is what answers cost together in USD, `planned` what reading and writing so many tokens would;
+    None where nobody knows. `chat` says that messages are written by a chat template. So many requests are
+    under way at once (`num_concurrent`); None of a model that runs here.
+    """
+
+    name: str
+    identity: Mapping[str, Any]
+    folder: Path
+    opened: Callable[[], AbstractContextManager[Candidate]]
+    price: Callable[[Sequence[Output]], float | None]
+    planned: Callable[[float, float], float | None]
+    chat: bool = True
+    num_concurrent: int | None = None
+    weights_digest: str = ""
+
+
+def candidate_writer(session: Session, name: str) -> Writer:
+    """Return a candidate of an experiment as a writer; its weights are made where none are stored.
+
+    Raises:
+        UserError: it generates no text, or cannot be asked.
+    """
+    candidate, seed = session.candidates[name], session.experiment.seeds[0]
+    refuse_without_text(session, candidate)
+    if candidate.is_remote:
+        return _remote_writer(session, candidate)
+    machine, stored = session.machine, stored_weights(session, candidate, seed)
+    if stored is None and session.dry_run:
+        found, step = "no weights yet", f"harness train {name}"
+        raise UserError(Problem(f"candidate {name}", found, "weights to count with", step))
+    weights = stored or ensure_weights(session, candidate, seed)
+    base, hour = candidate.served_base, session.experiment.decide.device_hour_usd
+    engine, layout = session.engine(base)
+    chat = session.target.task.chat_template
+    identity = {
+        "weights": weights.digest,
+        "template": base.template_digest,
+        "chat": chat,
+        "engine": engine,
+        "layout": layout,
+        "precision": machine.precision,
+        "device": machine.device,
+        "code": versions_of("tokenization", "layout"),
+    }
+
+    def price(outputs: Sequence[Output]) -> float:
+        return costs.price_usd(sum(one.compute_s for one in outputs), machine.device, hour)
+
+    def planned(read: float, generated: float) -> float:
+        seconds = session.seconds(costs.Work(round(read), round(generated)), base)
+        return costs.price_usd(seconds, machine.device, hour)
+
+    folder, digest_of = session.store.folder / "answers", weights.digest
+    opened = lambda: open_weights(session, weights)  # noqa: E731 (a closure over what was made)
+    return Writer(name, identity, folder, opened, price, planned, chat, weights_digest=digest_of)
+
+
+def _remote_writer(session: Session, candidate: ResolvedCandidate) -> Writer:
+    """Return a candidate behind an address, asked as its recipe says: by chat, or by its base's template."""
+    settings = Settings(**candidate.source.params)
+    prices = settings.usd_per_million_tokens or session.experiment.decide.usd_per_million_tokens
+    settings = settings.model_copy(update={"usd_per_million_tokens": prices})
+    writer = endpoint_writer(settings, candidate.name, session.store.folder / "answers")
+    if settings.protocol == "chat":
+        return writer
+    chat = session.target.task.chat_template
+    template = {"template": candidate.base.template_digest, "chat": chat}
+
+    @contextmanager
+    def opened() -> Iterator[Candidate]:
+        weights = ensure_weights(session, candidate, session.experiment.seeds[0])
+        with open_weights(session, weights) as model:
+            yield model
+
+    identity = {**writer.identity, "protocol": settings.protocol, **template}
+    return writer._replace(
+        identity=identity, opened=opened, chat=chat, weights_digest=settings.weights_digest
+    )
+
+
+def endpoint_writer(settings: Settings, name: str = "", folder: Path | None = None) -> Writer:
+    """Return an endpoint as a writer, asked by chat; without a folder its answers lie in the cache."""
+    prices, asked = settings.usd_per_million_tokens, settings.model_copy(update={"protocol": "chat"})
+
+    @contextmanager
+    def opened() -> Iterator[Candidate]:
+        server = Server(asked)
+        try:
+            yield ChatCandidate(server, digest(asked.name))
+        finally:
+            server.api.close()
+
+    def price(outputs: Sequence[Output]) -> float | None:
+        if prices is None or not all(one.n_prompt_tokens for one in outputs):
+            return None
+        return sum(_usd(one.n_prompt_tokens, one.n_output_tokens, prices) for one in outputs)
+
+    def planned(read: float, generated: float) -> float | None:
+        return None if prices is None else _usd(read, generated, prices)
+
+    return Writer(
+        name or asked.name,
+        {"base_url": asked.base_url, "model": asked.model, "protocol": "chat"},
+        folder or cache_dir() / "answers",
+        opened,
+        price,
+        planned,
+        num_concurrent=asked.num_concurrent,
+        weights_digest=asked.weights_digest,
+    )
+
+
+def _usd(read: float, written: float, prices: TokenPrices) -> float:
+    return costs.request_usd(costs.Tokens(read, 0, written), prices)

@@ -1,0 +1,190 @@
+"""What remains of a fine-tune's gain where the prompt had as many tries? By hand, a task at a time.
+
+SmolLM2-135M-Instruct sorts messages into eight intents of Banking77, and answers questions about passages of XQuAD.
+A grid of six prompts (three system texts, with and without four nearest shots) and a sweep of six LoRAs are each
+chosen from on the same validation rows. The gain over the plain prompt is what a comparison with one prompt shows;
+the gain over the chosen one is what remains of it.
+
+`HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m tests.studies.equal_budgets [banking] [xquad]` is meant to take
+a quarter of an hour a task on two quiet cores; it goes on where it was ended, and writes
+`reports/equal_budgets.md` and `.json`.
+"""
+
+import argparse
+import gzip
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ruamel.yaml import YAML
+from tiny_experiment import rows as write_rows
+
+from harness import formatting
+from harness.cli.progress_bar import TerminalProgress
+from harness.experiment import compare
+from harness.report import ExperimentReport
+
+ROOT = Path(__file__).parents[2]
+N_INTENTS, N_TRIES = 8, 6
+SIZES = {"train": 160, "validation": 60, "test": 120}
+SHOTS = {"few_shot": {"select": "knn", "shots": 4}}
+SYSTEMS = {
+    "banking": [
+        None,
+        "Sort the customer's message. Reply with one of the labels alone: {labels}.",
+        "You work for a bank. Which of these topics is the message about? {labels}. Reply with the topic only.",
+    ],
+    "xquad": [
+        None,
+        "Answer the question with a few words that stand in the passage, and nothing else.",
+        "Find the answer in the passage. Reply with the shortest part of the passage that answers the question.",
+    ],
+}
+METRICS = {"banking": "exact_match", "xquad": "token_f1"}
+RATES = [2e-4, 1e-3]
+EPOCHS = [1, 2, 3]
+
+
+def banking(data: Path) -> dict[str, list[dict[str, Any]]]:
+    """Draw rows of the intents that come first in the alphabet; test rows from the published test split."""
+    folder = data / "rows" / "banking77"
+    known = {"train": _lines(folder / "train.jsonl.gz"), "test": _lines(folder / "test.jsonl")}
+    intents = sorted({row["label"] for row in known["train"]})[:N_INTENTS]
+    named = {
+        part: [{"prompt": r["text"], "reference": r["label"]} for r in rows if r["label"] in intents]
+        for part, rows in known.items()
+    }
+    drawn = _draw(named["train"], SIZES["train"] + SIZES["validation"])
+    train, validation = drawn[: SIZES["train"]], drawn[SIZES["train"] :]
+    return {"train": train, "validation": validation, "test": _draw(named["test"], SIZES["test"])}
+
+
+def xquad(data: Path) -> dict[str, list[dict[str, Any]]]:
+    """Draw questions with their passage, so that no article is in two splits."""
+    rows = _lines(data / "rows" / "squad_xquad_en" / "all.jsonl.gz")
+    articles = _draw(sorted({row["article"] for row in rows}), len(rows))
+    ends = (0, len(articles) // 2, 2 * len(articles) // 3, len(articles))
+    out = {}
+    for part, start, end in zip(SIZES, ends, ends[1:], strict=False):
+        own = [row for row in rows if row["article"] in articles[start:end]]
+        out[part] = [
+            {
+                "id": row["id"],
+                "prompt": f"Passage: {row['context']}\n\nQuestion: {row['question']}",
+                "reference": row["answers"][0],
+                "cluster": row["article"],
+            }
+            for row in _draw(own, SIZES[part])
+        ]
+    return out
+
+
+READERS = {"banking": banking, "xquad": xquad}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as lines:
+        return list(map(json.loads, lines))
+
+
+def _draw(rows: list[Any], n: int) -> list[Any]:
+    return [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:n]]
+
+
+def prepare(folder: Path, task: str, data: Path, base: str = "smollm2-135m") -> Path:
+    """Write the rows and the experiment of a task; returns the path of harness.yaml."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = READERS[task](data)
+    for part, content in rows.items():
+        write_rows(folder / f"{part}.jsonl", content)
+    labels = sorted({row["reference"] for row in rows["train"]}) if task == "banking" else []
+    systems = [text and text.format(labels=", ".join(labels)) for text in SYSTEMS[task]]
+    experiment = {
+        "name": task,
+        "base_model": base,
+        "target": {
+            "name": task,
+            "data": {part: f"{part}.jsonl" for part in rows},
+            "metrics": [METRICS[task]],
+            "max_new_tokens": 16,
+            **({"labels": labels} if labels else {}),
+        },
+        "candidates": {
+            "prompt": {"method": "base"},
+            "tried": {"system": systems[1:]},  # without one it is the plain prompt
+            "shots": {"system": systems, "prompting": SHOTS},
+            "lora": {
+                "method": "lora",
+                "system": systems[1],
+                "params": {"r": 16},
+                "sweep": {"learning_rate": RATES, "num_train_epochs": EPOCHS},
+            },
+        },
+    }
+    path = folder / "harness.yaml"
+    with path.open("w", encoding="utf-8") as file:
+        YAML().dump(experiment, file)
+    return path
+
+
+def facts_of(report: ExperimentReport) -> dict[str, Any]:
+    """Return what the page says of a task."""
+    found = {one.name: one for one in report.facts}
+    lora = found["lora"]
+    prompts = [one for name, one in found.items() if name != "lora"]
+    gains = {"the plain prompt": lora.vs_prompt, "the chosen prompt": lora.vs_untrained}
+    return {
+        "scores": {one.label: _percent(one.target) for one in [*prompts, lora] if one.target},
+        "validation": {one.label: one.validation for one in [*prompts, lora]},
+        "tries": {"prompts": len(prompts), "fine-tunes": len(lora.training.sweep)},
+        "gains": {name: _percent(g, "delta") for name, g in gains.items() if g},
+        "decision": report.decision.sentence if report.decision else "",
+    }
+
+
+def _percent(found: Any, name: str = "score") -> list[float]:
+    return [100 * getattr(found, key) for key in (name, "low", "high")]
+
+
+def markdown(kept: Mapping[str, Any]) -> str:
+    """Write the page from what was kept of each task."""
+    about = (__doc__ or "").partition("\n\n")[2].split("`HARNESS")[0].strip()
+    lines = ["# Prompt search and fine-tune at equal budgets", "", about]
+    for task in READERS:
+        lines += ["", f"## {task}", "", *(_task_lines(kept[task]) if task in kept else ["Not run."])]
+    return "\n".join([*lines, ""])
+
+
+def _task_lines(kept: Mapping[str, Any]) -> Iterable[str]:
+    tries = kept["tries"]
+    yield f"{tries['prompts']} prompts and {tries['fine-tunes']} fine-tunes were tried on validation."
+    yield from ("", "| gain of the fine-tune over | points on test |", "|---|---|")
+    for name, of in kept["gains"].items():
+        yield f"| {name} | {formatting.points(*(x / 100 for x in of))} |"
+    yield from ("", "| candidate | test, % |", "|---|---|")
+    for name, of in kept["scores"].items():
+        yield f"| {name} | {formatting.interval(*(x / 100 for x in of))} |"
+    yield from ("", kept["decision"])
+
+
+def main() -> None:
+    """Run the tasks of the study, and write its page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help="banking, xquad; by default both")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "studies" / "equal_budgets")
+    given = parser.parse_args()
+    at = ROOT / "reports" / "equal_budgets"
+    kept = json.loads(at.with_suffix(".json").read_text()) if at.with_suffix(".json").exists() else {}
+    for task in given.tasks or READERS:
+        path = prepare(given.folder / task, task, Path(os.environ["HARNESS_TEST_DATA"]))
+        kept[task] = facts_of(compare(path, progress=TerminalProgress()))
+        at.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n")
+        at.with_suffix(".md").write_text(markdown(kept))
+
+
+if __name__ == "__main__":
+    main()
