@@ -211,6 +211,29 @@ def test_a_hub_id_is_read_from_its_local_copy(tmp_path, monkeypatch):
     assert len(load_task(Task(name="t", data={"test": "hub:own/name"}), 0).test) == 2
 
 
+def test_a_hub_set_streams_and_a_damaged_file_is_refused_where_it_ends(tmp_path, monkeypatch):
+    folder = tmp_path / "own" / "name"
+    folder.mkdir(parents=True)
+    write(folder / "train-0.jsonl", some("train", 3))
+    (folder / "train-1.jsonl").write_text("{oops\n")
+    monkeypatch.setenv("HARNESS_DATASETS_DIR", str(tmp_path))
+    rows = readers.stream("hub:own/name", "train")
+    assert next(rows).where == "hub:own/name train row 0"
+    with pytest.raises(UserError, match="hub:own/name: found 3 rows of train and then one that cannot"):
+        list(rows)
+
+
+def test_a_slice_of_a_hub_set_is_read_and_an_empty_set_is_an_empty_file(tmp_path, monkeypatch):
+    for name, n in (("name", 5), ("empty", 0)):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        write(tmp_path / "own" / name / "train.jsonl", some("train", n))
+    monkeypatch.setenv("HARNESS_DATASETS_DIR", str(tmp_path))
+    rows = list(readers.stream("hub:own/name:default:train[1:3]", "test"))
+    assert [row.where for row in rows] == [f"hub:own/name:default:train[1:3] row {i}" for i in (0, 1)]
+    with pytest.raises(UserError, match="hub:own/empty: found an empty file"):
+        readers.read("hub:own/empty", "train")
+
+
 def test_a_hub_id_without_a_network_says_how_to_go_on(monkeypatch):
     monkeypatch.delenv("HARNESS_DATASETS_DIR", raising=False)
     with pytest.raises(UserError) as caught:

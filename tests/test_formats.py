@@ -506,7 +506,7 @@ def test_a_hub_set_with_configs_and_splits_is_read_from_its_copy(monkeypatch):
 def test_a_split_that_a_copy_lacks_is_refused_with_those_that_there_are(monkeypatch):
     monkeypatch.setenv("HARNESS_DATASETS_DIR", str(shared_data("hub")))
     with pytest.raises(
-        UserError, match=r"Should be one of \['train', 'validation'\].*hub:owner/name:config:split"
+        UserError, match=r"Available splits: \['train', 'validation'\].*hub:owner/name:config:split"
     ):
         load_task(Task.model_validate({"name": "t", "data": {"test": "hub:baber/piqa"}}), 0)
 

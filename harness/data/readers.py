@@ -77,8 +77,9 @@ def refuse_no_header(path: str, rows: Sequence[Row]) -> None:
 def stream(path: str, split: str) -> Iterator[Row]:
     """Yield the rows that `read` returns, one after the other; of a long file only a part is in memory.
 
-    JSON Lines and separated values are read line by line, Parquet by groups of rows; a JSON list and a data
-    set of the hub are read whole. Whether the first line of a CSV file is a row is not asked.
+    JSON Lines and separated values are read line by line, Parquet by groups of rows, a data set of the hub as
+    it streams; a JSON list, and parts of a data set such as `train[:100]` or `train+test`, are read whole.
+    Whether the first line of a CSV file is a row is not asked.
 
     Raises:
         UserError: as `read`, but for an empty file; malformed rows are listed at the end of the file.
@@ -320,23 +321,35 @@ _READERS: dict[str, Callable[[Path, str], Iterable[Row]]] = {
 }
 
 
-def _dataset(reference: str, split: str) -> list[Row]:
-    """Read one split through the datasets library, from a local copy where there is one."""
+def _dataset(reference: str, split: str) -> Iterator[Row]:
+    """Stream one split through the datasets library, from a local copy where there is one."""
     import datasets
 
     datasets.disable_progress_bars()
-    name, config, named = [*reference.removeprefix(HUB).split(":"), "", ""][:3]
-    split = named or split
+    name, config, named = [*reference.removeprefix(HUB).split(":", 2), "", ""][:3]
+    split, where = named or split, reference if named else f"{reference} {split}"
     copies = os.environ.get("HARNESS_DATASETS_DIR")
     source = str(Path(copies, name)) if copies and Path(copies, name).is_dir() else name
+    unreadable = (OSError, EOFError, ValueError, TypeError, zlib.error, datasets.exceptions.DatasetsError)
+    n = 0
     try:
-        table = datasets.load_dataset(source, config or None, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        why = " ".join(str(error.__cause__ or error).split())[:_LONGEST_REASON]
-        found = f"no {split} rows to be had ({why})"
-        next_step = "name the part that there is, as in hub:owner/name:config:split"
-        if not Path(source).is_dir():
-            next_step = "without a network point HARNESS_DATASETS_DIR at local copies, or name a file"
-        raise UserError(Problem(reference, found, "a data set on the hub or a copy", next_step)) from None
-    where = reference if named else f"{reference} {split}"
-    return [Row(f"{where} row {i}", dict(fields)) for i, fields in enumerate(table)]
+        for fields in datasets.load_dataset(source, config or None, split=split, streaming="[" not in split):
+            yield Row(f"{where} row {n}", dict(fields))
+            n += 1
+    except unreadable as error:
+        raise UserError(_unread(error, reference, split, n, is_copy=Path(source).is_dir())) from None
+    except StopIteration:  # as the library ends an empty file
+        return
+
+
+def _unread(error: Exception, reference: str, split: str, n: int, *, is_copy: bool) -> Problem:
+    """Say why rows of a data set cannot be had, `n` of which were read."""
+    why = " ".join(str(error.__cause__ or error).split())[:_LONGEST_REASON]
+    found = f"{n:,} rows of {split} and then one that cannot be read" if n else f"no {split} rows to be had"
+    if n:
+        next_step = "mend its files, or fetch them again"
+    elif is_copy:
+        next_step = "name the part that there is, as in hub:owner/name:config:split, or mend its files"
+    else:
+        next_step = "without a network point HARNESS_DATASETS_DIR at local copies, or name a file"
+    return Problem(reference, f"{found} ({why})", "a data set on the hub or a copy", next_step)
