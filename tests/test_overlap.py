@@ -85,6 +85,38 @@ def test_an_item_in_the_answer_of_a_row_is_found():
     assert overlaps(rows, [RULES], answers=[f"Gladly. {RULES}."])[0].measure == "8-grams"
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        "Hello, where is my parcel? Thanks",
+        "Good morning! Where is my parcel? Kind regards",
+        "Dear team,\nwhere is my parcel",
+        "Where is my parcel - thanks a lot",
+    ],
+)
+def test_an_item_in_a_greeting_is_found_by_the_words_of_a_part(row):
+    found = overlaps([row], ["How do I pay?", "Where is my parcel?"])
+    assert found == [Overlap(0, 1, "words in a part", 1.0)]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "I lost my card at the station yesterday and need a new one soon. Where is my parcel?",
+        "Where is my parcel from last week?",
+        "Hello, where are my 2 parcels? Thanks",
+        "Hello, why is it not my parcel? Thanks",
+    ],
+)
+def test_a_smaller_part_or_one_that_goes_on_is_no_leak(row):
+    assert overlaps([row], ["Where is my parcel?"]) == []
+
+
+def test_rows_that_differ_behind_a_comma_are_no_leaks():
+    items = ["Which car manufacturer is French or American: Aixam, Buick"]
+    assert overlaps(["Which car manufacturer is French or American: Renault, RAM"], items) == []
+
+
 def test_what_many_items_share_is_boilerplate():
     """With the rules in front of eleven items, a row that has them too repeats none of the items."""
     items = [f"{RULES}. Question number {i}: {'why ' * i}" for i in range(11)]

@@ -27,19 +27,19 @@ def word_numbers(words: str) -> NDArray[np.uint64]:
     return np.array([_number(word) for word in words.split()], dtype=np.uint64)
 
 
-def eight_grams(words: str) -> NDArray[np.uint64]:
-    """Return the 8-grams of folded words in their order, as numbers of 64 bits."""
+def n_grams(words: str, n: int = N) -> NDArray[np.uint64]:
+    """Return the n-grams of folded words in their order, as numbers of 64 bits; `n` is at most 8."""
     numbers = word_numbers(words)
-    if len(numbers) < N:
+    if len(numbers) < n:
         return np.zeros(0, dtype=np.uint64)
-    windows = np.lib.stride_tricks.sliding_window_view(numbers, N)
-    grams: NDArray[np.uint64] = (windows * _FACTORS).sum(axis=1)
+    windows = np.lib.stride_tricks.sliding_window_view(numbers, n)
+    grams: NDArray[np.uint64] = (windows * _FACTORS[:n]).sum(axis=1)
     return grams
 
 
 def telling_words(texts: Sequence[str]) -> dict[str, str]:
     """Return for each text that holds boilerplate its other words; `texts` are folded words."""
-    grams = {text: eight_grams(text) for text in dict.fromkeys(texts)}
+    grams = {text: n_grams(text) for text in dict.fromkeys(texts)}
     of_all = np.concatenate([np.zeros(0, dtype=np.uint64), *map(np.unique, grams.values())])
     found, count = np.unique(of_all, return_counts=True)
     shared = found[count > min(MOST, max(_FEWEST, len(grams) // 2))]

@@ -73,14 +73,18 @@ class _Folded(NamedTuple):
 class _Index(NamedTuple):
     """Texts by bucket: `buckets` (bands, texts) holds -1 where no other text lies in the bucket.
 
-    `telling` holds the words beside boilerplate of those texts that have some.
+    `telling` holds the words beside boilerplate of those texts that have some; `whole` says which texts are
+    signed by all of their words. `agreeing` is the share of the signatures that agrees in every pair that is
+    verified, `agreeing_whole` that of two whole ones.
     """
 
     texts: list[_Folded]
     telling: dict[str, str]
     buckets: NDArray[np.int64]
     signatures: dict[_Unit, NDArray[np.uint32]]
-    agreeing: float  # share of the signatures that agrees in every pair that is verified
+    whole: NDArray[np.bool_]
+    agreeing: float
+    agreeing_whole: float
 
 
 def near_duplicates(
@@ -249,7 +253,9 @@ class _Search:
         for signatures in self._index.signatures.values():
             if signatures[i].any():
                 agreeing = np.maximum(agreeing, (signatures[chosen] == signatures[i]).mean(axis=1))
-        yield from chosen[agreeing >= self._index.agreeing].tolist()
+        both_whole = self._index.whole[chosen] & self._index.whole[i]
+        least = np.where(both_whole, self._index.agreeing_whole, self._index.agreeing)
+        yield from chosen[agreeing >= least].tolist()
 
 
 def _are_opposites(left: str, right: str) -> bool:
@@ -280,17 +286,17 @@ def _n_words(words: str) -> int:
     return words.count(" ") + 1
 
 
-def _shingles(words: str, unit: _Unit) -> frozenset[bytes]:
+def _shingles(words: str, unit: _Unit) -> frozenset[tuple[str, ...]]:
     if not words:
         return frozenset()
-    if unit == "letters":
-        padded = f" {words} "
-        return frozenset(padded[i : i + _LETTERS].encode() for i in range(max(1, len(padded) - _LETTERS + 1)))
-    parts = words.split(" ")
-    return frozenset(" ".join(parts[i : i + _WORDS]).encode() for i in range(len(parts) - _WORDS + 1))
+    parts = list(f" {words} ") if unit == "letters" else words.split(" ")
+    size = _LETTERS if unit == "letters" else _WORDS
+    shingles = frozenset(zip(*(parts[i:] for i in range(size)), strict=False))
+    # A word of one letter has three signs with the blanks around it.
+    return shingles or frozenset([tuple(parts)] if unit == "letters" else [])
 
 
-def _jaccard(left: frozenset[bytes], right: frozenset[bytes]) -> float:
+def _jaccard(left: frozenset[tuple[str, ...]], right: frozenset[tuple[str, ...]]) -> float:
     shared = len(left & right)
     return shared / (len(left) + len(right) - shared) if shared else 0.0
 
@@ -318,7 +324,8 @@ def _index(texts: list[_Folded], threshold: float, among: Sequence[_Folded] = ()
     # A bucket's number is its own among all bands.
     buckets = [np.where(band >= 0, band + i * len(words), -1) for i, band in enumerate(bands)]
     of_bands = np.array(buckets, dtype=np.int64).reshape(len(bands), len(words))
-    return _Index(texts, telling, of_bands, signatures, enough - _SLACK)
+    whole = np.array([own == text.words for own, text in zip(words, texts, strict=True)], dtype=bool)
+    return _Index(texts, telling, of_bands, signatures, whole, enough - _SLACK, threshold - _SLACK)
 
 
 def _own_words(words: str, telling: str | None) -> str:
@@ -336,7 +343,8 @@ def _signatures(words: list[str], chosen: list[int], unit: _Unit) -> NDArray[np.
     signed = np.zeros((len(words), PERMUTATIONS), dtype=np.uint32)
     for start in range(0, len(chosen), _BLOCK):
         block = chosen[start : start + _BLOCK]
-        sets = (_shingles(words[i], unit) for i in block)
+        between = "" if unit == "letters" else " "
+        sets = ([between.join(s).encode() for s in _shingles(words[i], unit)] for i in block)
         signed[block] = [
             made.hashvalues
             for made in MinHash.generator(sets, num_perm=PERMUTATIONS, seed=_SEED, hashfunc=zlib.crc32)

@@ -4,36 +4,48 @@ Invariant: every pair that comes back reaches the threshold of the measure it na
 twice. Nothing here is a proof: the thresholds were chosen on pairs of known kind, and reports/data_check.md
 says how many leaks they find and how often they are wrong.
 
+A greeting in front of an item or thanks behind it are clauses of their own, without which the rest of the row is
+compared. What is left out is at most half of the row, so that a long row is no leak for a short sentence in it.
+
 Source: an item counts as seen where 70 % of its 8-grams are, as for PaLM (Chowdhery et al. 2022,
 https://arxiv.org/abs/2204.02311, section 8); those that many items or rows share do not count, as in
 `boilerplate`.
 """
 
+import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, combinations
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.cache import memo
-from harness.data.boilerplate import MOST, eight_grams
+from harness.data.boilerplate import N
 from harness.data.contamination import key
 from harness.data.examples import Sourced
-from harness.data.near_duplicates import fold_words, nearest
+from harness.data.near_duplicates import are_alike, fold_words, nearest, similarity
+from harness.data.shared_grams import largest_shares
 from harness.errors import Problem, UserError
 from harness.formatting import plain, pluralize
 from harness.progress import quiet_libraries
 from harness.records import digest
 
-Measure = Literal["words in common", "8-grams", "embeddings"]
+Measure = Literal["words in common", "8-grams", "words in a part", "embeddings"]
 
 # The lowest at which at most 5 % of the hard negatives of tests/studies/paraphrases.jsonl with an odd number
 # raise an alarm; of EMBEDDINGS with all-MiniLM-L6-v2. tests/test_overlap.py chooses them anew.
 WORDS_IN_COMMON, EMBEDDINGS = 0.78, 0.92
 EIGHT_GRAMS = 0.7
 
-_VERSION = 3  # of this file and of near_duplicates, for what is remembered
+# What proposes a row of which a part is compared: this share of the item's runs of four words.
+_FEW_WORDS, _PROPOSED = 4, 0.3
+# Behind a sentence or a line, at a dash, and behind the comma of up to four words at the beginning.
+_CLAUSE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\s+[-–—]+\s+|\n+")
+_SALUTATION = re.compile(r"\s*(?:\w+ ){0,3}\w+,\s")
+
+_VERSION = 4  # of this file and of near_duplicates, for what is remembered
 _BLOCK = 2_000  # rows
 
 # Texts to vectors of length 1, (n, d).
@@ -61,7 +73,8 @@ def overlaps(
     `training` and `evaluated` are questions; `answers` are those of the training rows, in which an evaluated
     text may stand as well. Of each row the first measure that reaches its threshold is given: words in
     common (the Jaccard index of `near_duplicates.similarity`), 8-grams (the share of the item's that the
-    row has), and with `encode` the cosine of embeddings.
+    row has), words in a part (words in common with at least half of the row, without the clauses around it,
+    such as a greeting and thanks), and with `encode` the cosine of embeddings.
     """
     whole = [f"{asked}\n{answer}" for asked, answer in zip(training, answers or training, strict=True)]
     found: dict[int, Overlap] = {}
@@ -69,6 +82,8 @@ def overlaps(
         if near:
             found[i] = Overlap(i, near.row, "words in common", near.similarity)
     for overlap in _shared_eight_grams(whole if answers else training, evaluated):
+        found.setdefault(overlap.training, overlap)
+    for overlap in _alike_parts(training, evaluated):
         found.setdefault(overlap.training, overlap)
     if encode:
         for overlap in _close_embeddings(training, evaluated, encode):
@@ -115,69 +130,33 @@ def _close_embeddings(training: Sequence[str], evaluated: Sequence[str], encode:
 
 
 def _shared_eight_grams(training: Sequence[str], evaluated: Sequence[str]) -> list[Overlap]:
-    """Find for each row the item of whose 8-grams it has the largest share, where that is enough.
-
-    What more than `MOST` items or rows of other texts share is boilerplate, so few items need not tell it.
-    """
-    grams, owners = _joined([_eight_grams(text) for text in evaluated])
-    known, place, count = np.unique(grams, return_inverse=True, return_counts=True)
-    telling = (count <= MOST)[place] & (_counts(training, known) <= MOST)[place]
-    order = np.argsort(grams[telling], kind="stable")
-    grams, owners = grams[telling][order], owners[telling][order]
-    of_item = np.bincount(owners, minlength=len(evaluated))
-    found: list[Overlap] = []
-    for start in range(0, len(training), _BLOCK):
-        block = [_eight_grams(text) for text in training[start : start + _BLOCK]]
-        found += _contained(*_joined(block), grams, owners, of_item, start)
-    return found
+    shares = largest_shares(training, evaluated, n=N, least=EIGHT_GRAMS, rare_in_rows=True)
+    return [Overlap(share.row, share.item, "8-grams", share.share) for share in shares]
 
 
-def _counts(texts: Sequence[str], known: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Count for each of the sorted 8-grams in how many different texts it stands."""
-    counts = np.zeros(len(known), dtype=np.int64)
-    different = list(dict.fromkeys(map(fold_words, texts))) if len(known) else []
-    for start in range(0, len(different), _BLOCK):
-        grams, _ = _joined([np.unique(eight_grams(words)) for words in different[start : start + _BLOCK]])
-        at = np.minimum(np.searchsorted(known, grams), len(known) - 1)
-        counts += np.bincount(at[known[at] == grams], minlength=len(known))
-    return counts
+def _alike_parts(training: Sequence[str], evaluated: Sequence[str]) -> Iterator[Overlap]:
+    """Yield the rows of which at least half is as alike to an item as words in common ask for."""
+    for share in largest_shares(training, evaluated, n=_FEW_WORDS, least=_PROPOSED):
+        item = evaluated[share.item]
+        alike = [
+            similarity(part, item)
+            for part in _larger_parts(training[share.row], len(fold_words(item).split()))
+            if are_alike(part, item, WORDS_IN_COMMON)
+        ]
+        if alike:
+            yield Overlap(share.row, share.item, "words in a part", max(alike))
 
 
-def _contained(
-    asked: NDArray[np.uint64],
-    rows: NDArray[np.int64],
-    grams: NDArray[np.uint64],
-    owners: NDArray[np.int64],
-    of_item: NDArray[np.int64],
-    start: int,
-) -> list[Overlap]:
-    """Give for each row of a block the item with the largest share of its 8-grams in the row."""
-    order = np.argsort(asked)
-    asked, rows = asked[order], rows[order]
-    first, last = np.searchsorted(grams, asked, "left"), np.searchsorted(grams, asked, "right")
-    n_hits = last - first
-    hit_rows = np.repeat(rows, n_hits)
-    within = np.arange(len(hit_rows)) - np.repeat(n_hits.cumsum() - n_hits, n_hits)
-    items = owners[np.repeat(first, n_hits) + within]
-    pairs, shared = np.unique(hit_rows * len(of_item) + items, return_counts=True)
-    best: dict[int, Overlap] = {}
-    for pair, n in zip(pairs.tolist(), shared.tolist(), strict=True):
-        row, item = divmod(pair, len(of_item))
-        share = n / int(of_item[item])
-        if share >= EIGHT_GRAMS and (row not in best or share > best[row].similarity):
-            best[row] = Overlap(start + row, item, "8-grams", share)
-    return list(best.values())
-
-
-def _joined(grams: Sequence[NDArray[np.uint64]]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Put the 8-grams of several texts into one array, and the place of the text of each into another."""
-    together = np.concatenate([np.zeros(0, dtype=np.uint64), *grams])
-    return together, np.repeat(np.arange(len(grams)), [len(of_one) for of_one in grams]).astype(np.int64)
-
-
-def _eight_grams(text: str) -> NDArray[np.uint64]:
-    """Return the distinct 8-grams of a text's words."""
-    return np.unique(eight_grams(fold_words(text)))
+def _larger_parts(text: str, n_words: int) -> Iterator[str]:
+    """Yield runs of clauses with at least half of a text's words, and about as many words as an item has."""
+    first = found.end() if (found := _SALUTATION.match(text)) else 0
+    clauses = [clause for clause in (text[:first], *_CLAUSE_END.split(text[first:])) if clause]
+    ends = [0, *accumulate(len(fold_words(clause).split()) for clause in clauses)]
+    for i, j in combinations(range(len(ends)), 2):
+        n = ends[j] - ends[i]
+        is_part = ends[-1] / 2 <= n < ends[-1]
+        if is_part and WORDS_IN_COMMON * n_words - 1 <= n <= n_words / WORDS_IN_COMMON + 1:
+            yield " ".join(clauses[i:j])
 
 
 def overlap_notes(
