@@ -4,8 +4,8 @@ Invariant: every pair that comes back reaches the threshold of the measure it na
 twice. Nothing here is a proof: the thresholds were chosen on pairs of known kind, and reports/data_check.md
 says how many leaks they find and how often they are wrong.
 
-A greeting in front of an item or thanks behind it are clauses of their own, without which the rest of the row is
-compared. What is left out is at most half of the row, so that a long row is no leak for a short sentence in it.
+A greeting in front of an item or thanks behind it are clauses of their own, without which the rest of the
+row is compared. At most half of a row is left out, so a long row is no leak for a short sentence in it.
 
 Source: an item counts as seen where 70 % of its 8-grams are, as for PaLM (Chowdhery et al. 2022,
 https://arxiv.org/abs/2204.02311, section 8); those that many items or rows share do not count, as in

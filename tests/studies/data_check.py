@@ -179,6 +179,14 @@ def slips(text: str, rng: random.Random) -> str:
     return changed if fold_text(changed) != fold_text(text) else slips(text, rng)
 
 
+def wrap(text: str, rng: random.Random) -> str:
+    """Put a greeting in front of a text, or thanks behind it, or both."""
+    before = rng.choice(("", "Hello, ", "Hi there! ", "Dear team,\n", "Good morning. ", "Hey - "))
+    after = rng.choice((" Thanks!", " Many thanks in advance.", "\nKind regards, Ann", " Thank you so much"))
+    end = "" if text.rstrip()[-1:] in ".?!" else "."
+    return f"{before}{text}" if before and rng.random() < 0.3 else f"{before}{text}{end}{after}"
+
+
 # ---- measuring ----
 
 
@@ -259,6 +267,13 @@ def leaks(
     slipped = rng.sample(list(test), round(0.02 * len(train)))
     added = [(p["kind"], p["a"], p["b"]) for p in judged]
     added += [("slips of the pen", row["prompt"], slips(row["prompt"], rng)) for row in slipped]
+    # These draws came later, and leave those above as they were.
+    rng = random.Random(f"wrapped/{len(train)}/{train[0]['prompt']}")
+    wrapped = rng.sample(list(test), round(0.02 * len(train)))
+    added += [("in a greeting", row["prompt"], wrap(row["prompt"], rng)) for row in wrapped]
+    added += [
+        ("in a greeting, with slips", row["prompt"], wrap(slips(row["prompt"], rng), rng)) for row in wrapped
+    ]
     training = [row["prompt"] for row in train] + [b for _, _, b in added]
     evaluated = list(dict.fromkeys([row["prompt"] for row in test] + [a for _, a, _ in added]))
     counts: dict[str, Any] = {}
