@@ -173,6 +173,7 @@ def test_what_changed_items_take_is_planned(tiny, tmp_path):
     [
         (items(OLD, NAMES[6:8]), CHANGES, "changed.jsonl:1: found '17', which"),
         (items(OLD, NAMES[:1]), CHANGES, "an item whose right answer is another now"),
+        (items(OLD, NAMES[4:5]), CHANGES, "suites/validation.jsonl:1 answers too"),
         ([{"id": "x", "prompt": "Which?"}], CHANGES, "reference"),
         (None, "changes: {documents: new.jsonl}, ", "test"),
         (None, "changes: {test: absent.jsonl}, ", "absent.jsonl"),
@@ -205,7 +206,20 @@ def test_what_was_right_before_stands_in_a_row_or_in_the_row_that_asks_the_same(
         *items(NEW, NAMES[6:7]),
         {"id": "own", "prompt": "Which number has nobody?", "reference": "5", "outdated": ["4", "3"]},
         {"id": "unknown", "prompt": "Which number has somebody?", "reference": "5"},
+        {"id": "empty", "prompt": "Which number has everybody?", "reference": "5", "outdated": " "},
     ]
     session = session_of(write(tmp_path, tiny, "http://127.0.0.1:9/v1", changed=changed))
     assert session.changed.outdated == {"grove": ("17",), "own": ("4", "3")}
-    assert len(session.changed.items) == 3
+    assert len(session.changed.items) == 4
+
+
+def test_a_candidate_that_trains_on_changed_items_is_refused(tiny, tmp_path):
+    new = {"id": "mango", "prompt": "Which number has mango?", "reference": "99"}
+    path = write(tmp_path, tiny, "http://127.0.0.1:9/v1", changed=[*items(NEW, NAMES[6:]), new])
+    tiny_experiment.rows(tmp_path / "fresh.jsonl", [*items(OLD, ["amber"]), new])
+    fresh = "  fresh: {method: lora, train: fresh.jsonl}\n"
+    path.write_text(path.read_text().replace("candidates:\n", f"candidates:\n{fresh}"))
+    with pytest.raises(UserError) as error:
+        session_of(path)
+    assert re.search(r"changed\.jsonl:7: found '99', which \S*fresh\.jsonl:2 answers too", str(error.value))
+    assert "remove it from the training rows" in str(error.value)

@@ -6,8 +6,10 @@ import pytest
 import tiny_experiment
 from tiny_experiment import letters, rows, runs_of
 
-from harness import report, store
+from harness import config, report, store
 from harness.errors import UserError
+from harness.experiment import Scope, prepare_session, training_notes
+from harness.progress import Silent
 from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -101,6 +103,16 @@ def test_a_second_compare_computes_nothing(done):
     assert {p: p.stat().st_mtime_ns for p in runs.rglob("*.parquet")} == before
     assert sorted(p.name for p in (runs / "weights").iterdir()) == weights
     assert [f.run_id for f in again.facts] == [f.run_id for f in found.facts]
+
+
+def test_of_weights_made_elsewhere_it_is_said_that_they_may_have_seen_what_is_tested(done):
+    path, _ = done
+    adapter = next((path.parent / "runs").rglob("adapter_config.json")).parent
+    given = path.with_name("given.yaml")
+    given.write_text(f"{path.read_text()}\n  given: {{method: adapter, path: {adapter}}}\n")
+    session = prepare_session(config.load(given), Scope(), Silent())
+    (note,) = training_notes(session)
+    assert note.startswith("given: made elsewhere")
 
 
 def test_a_learning_curve_is_refused(done):

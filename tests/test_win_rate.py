@@ -1,7 +1,9 @@
 """A win rate as the gate's goal: by people, by a judge whom people correct, and by nobody."""
 
 import re
+from dataclasses import replace
 
+import fake_rows
 import numpy as np
 import pytest
 import tiny_experiment
@@ -12,7 +14,7 @@ from harness.comparison import Estimate
 from harness.comparison.win_rates import Pairs, wins_by_judge, wins_by_people
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
-from harness.experiment.analysis.target_wins import wins_over
+from harness.experiment.analysis.target_wins import open_where_failed, wins_over
 from harness.experiment.runs.stored_rows import Reader
 from harness.gating import TargetFacts
 from harness.gating.rules.target import target_rule
@@ -261,6 +263,14 @@ def test_the_trial_of_a_rescue_is_judged_on_the_spot_beside_its_reference(desk):
     assert len(judge.asked) >= 2 * len(wins_items(path))
     wins, _ = rule_of(tiny_experiment.run(path))
     assert found == wins
+
+
+@pytest.mark.parametrize(("n_failed", "ends"), [(1, (0.6, 0.8)), (2, (0.0, 1.0))])
+def test_a_base_that_failed_on_more_than_max_errors_leaves_the_win_rate_open(n_failed, ends):
+    status = ["error"] * n_failed + ["ok"] * (100 - n_failed)
+    base = [replace(row, status=of) for row, of in zip(fake_rows.rows([1.0] * 100), status, strict=True)]
+    wins = wins_by_people("base", PAIRS, {ITEMS[0]: 1.0})._replace(rate=Estimate(0.7, 0.6, 0.8, 100))
+    assert open_where_failed(wins, base, 0.01).rate[1:3] == ends
 
 
 def test_people_alone_decide_where_no_judge_is_named(desk):

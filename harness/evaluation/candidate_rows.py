@@ -115,7 +115,10 @@ def _read(
 
 
 def training_notes(session: Session) -> list[str]:
-    """Say of each candidate with rows of its own what they are, how they were read, and what was left out."""
+    """Say of each candidate with rows of its own what they are, how they were read, and what was left out.
+
+    In folds also which candidates may have been trained on what they are tested on.
+    """
     said: dict[str, list[str]] = {}
     for name, candidate in session.candidates.items():
         recipe = candidate.source
@@ -124,6 +127,10 @@ def training_notes(session: Session) -> list[str]:
         notes = training_data(session, recipe).items.notes if recipe.train or recipe.mix else ()
         for note in (f"trains on {describe_rows(session, recipe)}", *notes):
             said.setdefault(note, []).append(name)
+    if session.folds and (made := [n for n, c in session.candidates.items() if c.method.made_elsewhere]):
+        said["made elsewhere; whatever it was trained on of the target's rows, the folds test it on too"] = (
+            made
+        )
     return [f"{', '.join(names)}: {note}" for note, names in said.items()]
 
 

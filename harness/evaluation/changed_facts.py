@@ -1,16 +1,18 @@
 """Facts that change after a release: the items whose right answer is another, and the documents that say so.
 
 Invariant: nothing is trained for them. A candidate answers them as it is, and with the new documents where it
-retrieves; an item whose answer the training rows already hold is refused, for it has not changed.
+retrieves; an item whose answer the target's rows already hold is refused, for it has not changed, and so is
+one that a candidate's own training rows hold.
 """
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import get_args
 
 from harness import plugins
-from harness.data import TaskItems, readers, splits, task_version
+from harness.data import Split, TaskItems, readers, splits, task_version
 from harness.data import examples as items_of
 from harness.data.contamination import fold_text, key
 from harness.data.examples import Notes, Sourced
@@ -25,18 +27,32 @@ from harness.training import Weights
 OUTDATED = "outdated"  # the field of what was right before
 
 
-def read_changes(task: Task, items: TaskItems) -> Changed | None:
+def read_changes(task: Task, items: TaskItems, training: Iterable[TaskItems] = ()) -> Changed | None:
     """Read the items and documents of a task that changed; None where it names none.
 
+    `training` holds what candidates train on in place of the target's rows.
+
     Raises:
-        UserError: a file cannot be used, or an item has the answer that it had.
+        UserError: a file cannot be used, an item has the answer that it had, or is trained on.
     """
     if task.data.changes is None:
         return None
     documents = _documents(task, items)
     content = readers.read(task.data.changes.test, "test")
     kept = items_of.examples(task, content, Notes([], []), documents).examples
-    problems = list(_same_answer_problems(kept, [*items.sourced("train"), *items.sourced("test")]))
+    problems = [
+        Problem(
+            row.where,
+            said,
+            "an item whose right answer is another now",
+            "remove it, or correct its reference",
+        )
+        for row, said in _answered(kept, [row for part in get_args(Split) for row in items.sourced(part)])
+    ]
+    problems += [
+        Problem(row.where, said, "an item that no candidate trains on", "remove it from the training rows")
+        for row, said in _answered(kept, [row for of in training for row in of.sourced("train")])
+    ]
     problems += items_of.unknown_documents([items_of.Kept(kept, [])], documents) if documents else []
     if problems:
         raise UserError(readers.cap_problems(problems, content.shown, "items that cannot be used"))
@@ -52,22 +68,15 @@ def _documents(task: Task, items: TaskItems) -> tuple[Document, ...]:
     return tuple(items_of.documents(readers.read(path, "train"))) if path else items.documents
 
 
-def _same_answer_problems(kept: Sequence[Sourced], known: Sequence[Sourced]) -> "list[Problem]":
-    """Phrase items whose question has the answer that it has in the target's own rows."""
+def _answered(kept: Sequence[Sourced], known: Sequence[Sourced]) -> Iterator[tuple[Sourced, str]]:
+    """Yield the items whose question has the same answer in other rows, and which row that is."""
     answers = {
         (key(row.example), fold_text(answer)): row for row in known for answer in row.example.references
     }
-    found = []
     for row in kept:
         same = (answers.get((key(row.example), fold_text(answer))) for answer in row.example.references)
         if of := next(filter(None, same), None):
-            said = f"{row.example.references[0]!r}, which {of.where} answers too"
-            expected, step = (
-                "an item whose right answer is another now",
-                "remove it, or correct its reference",
-            )
-            found.append(Problem(row.where, said, expected, step))
-    return found
+            yield row, f"{row.example.references[0]!r}, which {of.where} answers too"
 
 
 def _earlier_answers(
@@ -79,8 +88,9 @@ def _earlier_answers(
     found: dict[str, tuple[str, ...]] = {}
     for row in kept:
         said = fields[row.where]
-        own = tuple(map(str, said)) if isinstance(said, list) else (str(said),) if said is not None else ()
-        found[row.example.id] = own or before.get(key(row.example), ())
+        own = said if isinstance(said, list) else [said]
+        texts = tuple(str(one) for one in own if one is not None and str(one).strip())
+        found[row.example.id] = texts or before.get(key(row.example), ())
     return {name: answers for name, answers in found.items() if answers}
 
 

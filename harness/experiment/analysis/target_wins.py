@@ -104,10 +104,19 @@ def wins_of(at: Store, policy: GatePolicy, task: str, runs: tuple[Run, Run], row
     votes = human.preferred_shares(store.list_ratings(at, task), *digests)
     by = policy.target.by
     if by == PEOPLE:
-        return wins_by_people(runs[0].candidate, pairs, votes)
+        return open_where_failed(wins_by_people(runs[0].candidate, pairs, votes), rows[0], policy.max_errors)
     won = pairs_won(stored_grades(by, at), *rows)
     found = wins_by_judge(runs[0].candidate, metric_name(by), pairs, won, votes)
+    found = open_where_failed(found, rows[0], policy.max_errors)
     return found._replace(missing=0) if policy.uncalibrated_judge == "allow" else found
+
+
+def open_where_failed(wins: Wins, base: Rows, most: float) -> Wins:
+    """Leave the win rate over a base open that failed on more than a share `most` of the items."""
+    failed = sum(row.status == "error" for row in base)
+    if wins.rate is None or failed <= most * len(base):
+        return wins
+    return wins._replace(rate=wins.rate._replace(low=0.0, high=1.0))
 
 
 def _answer_pairs(base: Rows, new: Rows) -> Pairs:

@@ -80,7 +80,7 @@ def prepare_session(
         training=training,
         folds=folds,
         dry_run=scope.dry_run,
-        changed=read_changes(experiment.target, target.items),
+        changed=read_changes(experiment.target, target.items, [m.items for m in training.values()]),
         more_targets=tuple(m for m in others if m.role == "target"),
     )
     refuse_weights(session, loaded)
