@@ -119,3 +119,11 @@ def test_a_learning_curve_is_refused(done):
     path, _ = done
     with pytest.raises(UserError, match="folds: 3, where a part of all rows would be tested on itself"):
         tiny_experiment.run(path, learning_curve=True)
+
+
+@pytest.mark.parametrize("verb", [("data", "distill"), ("data", "propose-prompts"), ("pairs", "make")])
+def test_who_writes_rows_from_training_rows_is_refused(done, command, verb):
+    path, _ = done
+    code, _, said = command(*verb, "prompt", "-c", path, "--out", "new.jsonl")
+    assert code == 2
+    assert "folds: 3, in which every training row is tested too" in said

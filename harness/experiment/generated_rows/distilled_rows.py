@@ -31,6 +31,7 @@ from harness.experiment.generated_rows.source_checks import (
     refuse_without_text,
 )
 from harness.experiment.generated_rows.writers import candidate_writer
+from harness.experiment.runs.k_fold import refuse_folds
 from harness.formatting import count
 from harness.metrics import Metric, normalize
 from harness.prompting import Step
@@ -149,6 +150,7 @@ def _refuse_unusable(session: Session, candidate: ResolvedCandidate, asked: Dist
         UserError: it is one.
     """
     refuse_without_text(session, candidate)
+    refuse_folds(session, "harness data distill", "in which every training row is tested too")
     if asked.prompts and (asked.rewrite or asked.min_score is not None):
         option = "--rewrite" if asked.rewrite else "--min-score"
         found = "rows whose own answers are not read, by --prompts"

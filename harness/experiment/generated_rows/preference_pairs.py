@@ -30,6 +30,7 @@ from harness.experiment.generated_rows.source_checks import (
     leak_record,
     refuse_without_text,
 )
+from harness.experiment.runs.k_fold import refuse_folds
 from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.formatting import count, pluralize
 from harness.records import Example, Limits
@@ -82,6 +83,7 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
     """
     candidate, seed = session.candidates[name], session.experiment.seeds[0]
     refuse_without_text(session, candidate)
+    refuse_folds(session, "harness pairs make", "in which every training row is tested too")
     rows = _prompts(session, candidate, drawing)
     ranking = open_ranking(session, drawing.rank)
     weights = ensure_weights(session, candidate, seed)

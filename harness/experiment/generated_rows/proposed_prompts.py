@@ -21,6 +21,7 @@ from harness.experiment.generated_rows.answer_book import Asked
 from harness.experiment.generated_rows.asking import Asking, Plan, Spent, plan_asking, spent_on
 from harness.experiment.generated_rows.source_checks import refuse_unpriced
 from harness.experiment.generated_rows.writers import Writer, candidate_writer
+from harness.experiment.runs.k_fold import refuse_folds
 from harness.records import Example, Limits
 
 _ASK = """\
@@ -84,6 +85,7 @@ def _questions(session: Session, name: str, asked: Proposal) -> _Questions:
     Raises:
         UserError: it generates no text, there are no training rows, or no prices to hold a budget against.
     """
+    refuse_folds(session, "harness data propose-prompts", "in which every training row is tested too")
     writer = candidate_writer(session, name)
     refuse_unpriced(session.candidates[name], writer.planned(1, 1), asked.max_cost)
     task, rows = session.target.task, session.target.items.train
