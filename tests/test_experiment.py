@@ -450,7 +450,7 @@ def test_a_grid_over_three_seeds_is_compared_with_its_first_member(tiny, tmp_pat
 def noted(*rows):
     """Return what is said of candidates a, b, …, one row each of one task."""
     task = SimpleNamespace(task=SimpleNamespace(name="facts"))
-    session = SimpleNamespace(target=task, suites=())
+    session = SimpleNamespace(tasks=(task,))
     runs = [SimpleNamespace(candidate=name, state="done", rows={"facts/test": ""}) for name in "abc"]
     reader = SimpleNamespace(of=lambda run, _: [rows["abc".index(run.candidate)]])
     return list(count_noteworthy(session, reader, runs))
