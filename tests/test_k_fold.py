@@ -105,6 +105,20 @@ def test_a_second_compare_computes_nothing(done):
     assert [f.run_id for f in again.facts] == [f.run_id for f in found.facts]
 
 
+def test_folds_that_are_lost_are_written_again_by_compare_and_no_gate_goes_without_them(done, command):
+    path, found = done
+    kept = {p: p.read_text() for p in (path.parent / "runs" / "rows").glob("*/folds.json")}
+    assert kept
+    for lost in kept:
+        lost.unlink()
+    code, _, said = command("gate", "--candidate", "lora", "-c", path)
+    assert code == 5, said
+    assert "harness compare" in said
+    again = tiny_experiment.run(path)
+    assert {p: p.read_text() for p in kept} == kept
+    assert [f.run_id for f in again.facts] == [f.run_id for f in found.facts]
+
+
 def test_of_weights_made_elsewhere_it_is_said_that_they_may_have_seen_what_is_tested(done):
     path, _ = done
     adapter = next((path.parent / "runs").rglob("adapter_config.json")).parent

@@ -27,7 +27,7 @@ from harness.release.champions import Champion, read_champion
 from harness.release.graded_rows import refuse_regraded
 from harness.release.sampled import analysis_settings, sampling_note, sampling_of
 from harness.release.stored_arms import baseline_identity, confirm_in_fp32, first_base_identity, measure_arms
-from harness.release.stored_target import target_facts
+from harness.release.stored_target import refuse_lost_folds, target_facts
 from harness.spec import Experiment, Recipe, Role, Task
 from harness.store import Store
 
@@ -155,6 +155,7 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
         )
     refuse_changed(experiment, catalogue, at, run, sampling)
     refuse_regraded(experiment, at, run)
+    refuse_lost_folds(at, run, target.name)
     left_out = [task.name for task, _, _ in tasks if not gating.is_judged(task.name, experiment.gate)]
     notes = [f"not named by gate.tasks, left out: {', '.join(left_out)}"] if left_out else []
     notes += [sampling_note(sampling)] if sampling else []

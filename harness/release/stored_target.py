@@ -15,7 +15,7 @@ from harness.comparison.labelled_answers import Labels, latest_labels
 from harness.config import Loaded
 from harness.config.rubrics import current_labels
 from harness.decision import CandidateFacts
-from harness.errors import CandidateFailed
+from harness.errors import CandidateFailed, IncompatibleRuns
 from harness.experiment.analysis.human_labels import correct_reached
 from harness.experiment.analysis.target_wins import wins_of
 from harness.experiment.runs.candidate_result import facts_on_target
@@ -85,6 +85,20 @@ def _untrained(runs: Iterable[Run], experiment: Experiment) -> list[Run]:
     return [newest[key] for key in sorted(newest, key=lambda key: key[1])]
 
 
+def refuse_lost_folds(at: Store, run: Run, task: str) -> None:
+    """Refuse test rows that other weights answered than the run's, those of its folds, if no fold is kept.
+
+    Raises:
+        IncompatibleRuns: they are of several models, and nothing says which answered which item.
+    """
+    test = run.rows[f"{task}/test"]
+    if store.read_identity(at, test).weights_digest != run.weights_digest and not store.read_folds(at, test):
+        raise IncompatibleRuns(
+            f"{run.run_id}: found test rows of several folds without {at.rows(test) / 'folds.json'}; "
+            "expected the fold of each item; next: harness compare, which writes it again"
+        )
+
+
 def _facts_on_target(
     at: Store, task: Task, metric: Metric, runs: Iterable[Run], labels: Labels
 ) -> list[CandidateFacts]:
@@ -92,6 +106,7 @@ def _facts_on_target(
     limits, facts = task.data.limits, []
     for run in runs:
         refuse_other_grades(task, "target", at, run)
+        refuse_lost_folds(at, run, task.name)
         test = store.read_rows(at, run.rows[f"{task.name}/test"], limits.test)
         validation = store.read_rows(at, run.rows[f"{task.name}/validation"], limits.validation)
         with suppress(CandidateFailed):

@@ -131,9 +131,9 @@ def _answer_pairs(base: Rows, new: Rows) -> Pairs:
 
 
 def _pairs(runs: Sequence[Run], facts: Sequence[CandidateFacts]) -> Iterator[tuple[CandidateFacts, Run, Run]]:
-    """Yield the finished fine-tunes, each with the run of the best untrained candidate."""
+    """Yield the finished fine-tunes, ablations too, each with the run of the best untrained candidate."""
     best = decide.best_untrained(facts)
     base = next((run for run in runs if run.candidate == best and run.state == "done"), None)
     for f, run in zip(facts, runs, strict=True):
-        if base and run.state == "done" and decide.is_fine_tuned(f):
+        if base and run.state == "done" and decide.has_tuned_weights(f):
             yield f, run, base

@@ -93,6 +93,13 @@ def sets_of_target(
     return [validation, _joined_set(test, _stored_parts(session, candidate, seed))]
 
 
+def has_folds(session: Session, candidate: ResolvedCandidate, test: RowSet) -> bool:
+    """Tell whether the fold of each test row is kept; true where one model answers them all."""
+    return not is_cross_validated(session, candidate) or bool(
+        store.read_folds(session.store, test.identity.digest)
+    )
+
+
 def rescore_folds(
     session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int
 ) -> list[RowSet]:

@@ -33,7 +33,7 @@ from harness.evaluation.rows.row_sets import (
 from harness.evaluation.runner import fill, measure_control, open_weights, shared_tokens
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import measure_points, tracked_weights
-from harness.experiment.runs.k_fold import answer_folds, rescore_folds, sets_of_target
+from harness.experiment.runs.k_fold import answer_folds, has_folds, rescore_folds, sets_of_target
 from harness.experiment.runs.suite_arms import base_arm
 from harness.experiment.weights.candidate_weights import ensure_weights, stored_weights
 from harness.models.hf import Candidate
@@ -256,7 +256,10 @@ def _stored_identity(session: Session, request: RunRequest) -> RunIdentity | Non
     candidate, seed = request
     if (weights := stored_weights(session, candidate, seed)) is None:
         return None
-    return run_identity(session, candidate.name, seed, weights, row_sets(session, candidate, weights, seed))
+    sets = row_sets(session, candidate, weights, seed)
+    if not has_folds(session, candidate, sets[1]):
+        return None
+    return run_identity(session, candidate.name, seed, weights, sets)
 
 
 def row_sets(session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int) -> list[RowSet]:

@@ -37,7 +37,8 @@ def read_folds(store: Store, rows_digest: str) -> dict[str, int] | None:
         return load(dict[str, int], path.read_bytes())
     except (OSError, ValueError) as error:
         step = f"remove {path}, then harness compare, which writes it again"
-        raise failure(str(path), f"damaged ({error})", "the fold of each item", step) from None
+        cause = str(error).splitlines()[0]
+        raise failure(str(path), f"damaged ({cause})", "the fold of each item", step) from None
 
 
 def attach_folds(store: Store, rows_digest: str, rows: list[SampleResult]) -> list[SampleResult]:
