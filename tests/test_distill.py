@@ -7,7 +7,8 @@ import tiny_experiment
 from openai_server import Fault, Rule, Said, serving
 
 from harness.config import load
-from harness.data.edit.save import cost_of
+from harness.data.edit.manifests import payments_for
+from harness.data.edit.payments import total_usd
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.generated_rows.distilled_rows import Distillation, distill_rows, plan_distillation
@@ -223,11 +224,13 @@ def test_the_command_writes_rows_that_train_a_candidate_whose_break_even_holds_t
     assert manifest["parameters"]["leak_check"]["contaminated"] == 0
     assert manifest["cost_usd"] == pytest.approx(n * 0.15)
     assert command("data", "dedup", "taught.jsonl", "--out", "unique.jsonl")[0] == 0
-    assert cost_of("unique.jsonl") == manifest["cost_usd"]
+    assert total_usd(payments_for("unique.jsonl")) == manifest["cost_usd"]
+    assert total_usd([*payments_for("unique.jsonl"), *payments_for("taught.jsonl")]) == manifest["cost_usd"]
     assert command("data", "distill", "large", "--out", "taught.jsonl")[0] == 2
 
     params = "params: {r: 2, num_train_epochs: 1, max_steps: 1, max_length: 200}"
     taught = f"  own: {{method: lora, {params}}}\n  taught: {{method: lora, train: unique.jsonl, {params}}}\n"
+    taught += f"  both: {{method: lora, train: [taught.jsonl, unique.jsonl], {params}}}\n"
     write(tmp_path, tiny, server.url, candidates=taught)
     report = tiny_experiment.run(path, "suites=[]", candidates=("prompt", "own", "taught"))
     paid = {facts.name: facts.rows_cost_usd for facts in report.facts}

@@ -68,16 +68,6 @@ def test_a_server_that_counts_no_tokens_has_no_known_cost_and_no_limit_of_it(des
     assert "at an unknown cost, the server sends no usage" in remark
 
 
-def test_prices_within_a_judge_are_refused(desk):  # noqa: F811
-    d = desk()
-    within = "num_concurrent: 1, usd_per_million_tokens: {input: 1, output: 1}"
-    d.rubric(RUBRIC + JUDGE.format(url=d.judge.url, timeout=5).replace("num_concurrent: 1", within))
-    with pytest.raises(
-        UserError, match=r"helpful.yaml:3: found prices within a judge; .* move them beside judge"
-    ):
-        config.load(d.path)
-
-
 @pytest.mark.parametrize("critical", [(), ("facts",)])
 def test_a_judge_in_a_suite_shows_no_forgetting_unless_the_policy_allows_it(critical):
     facts = measured("facts", 600, 0, 0)

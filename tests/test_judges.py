@@ -422,6 +422,19 @@ def test_grading_ends_where_it_has_cost_what_the_rubric_allows(desk):
     assert cost_usd(list(kept.values()), rubric.usd_per_million_tokens) == pytest.approx(5)
 
 
+def test_each_judge_of_a_panel_has_its_own_price_and_all_have_one_budget(desk):
+    d = desk()
+    one = "{{base_url: {}, model: tiny, num_concurrent: 1, usd_per_million_tokens: {{input: 0, output: {}}}}}"
+    with serving(Grader()) as second:  # 1 USD a request and half of one, 16 and 8 at most
+        panel = f"  - {one.format(d.judge.url, 1000000)}\n  - {one.format(second.url, 500000)}\n"
+        d.rubric(f"{RUBRIC}max_cost: 60\npanel:\n{panel}")
+        found = d.compare()
+    assert [facts.state for facts in found.facts] == ["done", "failed"]
+    assert "64 grades have cost 48.00 USD, the next may cost 16.00" in found.facts[1].error
+    graded = [note for note in found.notes if "answers graded by" in note]
+    assert [note.split(" for ")[1].split(" USD")[0] for note in graded] == ["32.00", "16.00"]
+
+
 def test_a_missing_key_of_a_judge_is_said_before_anything_is_asked(desk, monkeypatch):
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     d = desk()

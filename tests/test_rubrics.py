@@ -18,6 +18,7 @@ from harness.records import Example, Grade
 from harness.store import Store
 from tests.test_readme import example_file, reference
 
+PRICED = "{base_url: http://h/v1, model: m, usd_per_million_tokens: {input: 1, output: 2}}"
 GOOD = "criteria: It helps.\njudge: {base_url: http://localhost:1/v1, model: big}\n"
 
 
@@ -60,6 +61,10 @@ def test_a_rubric_has_the_scale_1_to_5_and_shows_no_reference_by_default(tmp_pat
         (GOOD + "scale: {min: 5, max: 1}\n", ["helpful.yaml:3: found a scale from 5 to 1; max lies"]),
         (GOOD + "scale: ten\n", ["helpful.yaml:3", "'yes/no'"]),
         (GOOD + "max_cost: 3\n", ["max_cost without usd_per_million_tokens"]),
+        (
+            f"criteria: x\nmax_cost: 3\npanel:\n  - {PRICED}\n  - {{base_url: http://h/v1, model: n}}\n",
+            ["max_cost without usd_per_million_tokens"],
+        ),
         (
             GOOD + "examples: [{answer: a, grade: 9}]\n",
             ["an example with grade 9, which is none of 1, 2, 3, 4, 5"],

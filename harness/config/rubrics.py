@@ -60,12 +60,13 @@ class Rubric(Spec):
     what was retrieved for the candidate that answers, so that criteria can ask if the answer rests on it.
 
     `judge` is who grades: a model that runs here, as `base_model` names one, or an endpoint by the parameters
-    of the method `endpoint` but its prices. `panel` lists several of them in its place; their mean counts.
+    of the method `endpoint`. `panel` lists several of them in its place; their mean counts.
     `version` names the judge's own version, where it changed behind its address: another one means other
     grades. `anchors` is how many answers an endpoint is asked about again before it grades others, `attempts`
     how often it is asked about one answer until its grade can be read. With `logprobs: true` it is asked for
     the likeliest first tokens too, and the mean of the grades counts by their probabilities.
-    `max_cost` in USD ends the grading by an endpoint once it has cost as much, by `usd_per_million_tokens`.
+    `max_cost` in USD ends the grading once all endpoints have cost as much, by `usd_per_million_tokens` of
+    each, or where a judge has none of its own by that of the rubric.
     """
 
     criteria: str = Field(min_length=1)
@@ -89,7 +90,8 @@ class Rubric(Spec):
             raise ValueError("judge and panel; write one of the two: judge: NAME, or panel: [NAME, NAME]")
         if self.panel and (len(self.panel) < 2 or any(self.panel.count(one) > 1 for one in self.panel)):
             raise ValueError("a panel of one judge, or of one twice; list two judges or more, each once")
-        if self.max_cost is not None and self.usd_per_million_tokens is None:
+        own = ["usd_per_million_tokens" in one for one in self.judges if isinstance(one, dict)]
+        if self.max_cost is not None and not (self.usd_per_million_tokens or (own and all(own))):
             raise ValueError("max_cost without usd_per_million_tokens, by which the cost is counted")
         return self
 
@@ -264,11 +266,6 @@ def _unusable_judges(tree: Tree) -> Iterator[Problem]:
 def _unusable_endpoint(written: dict[str, Any], tree: Tree, keys: Keys) -> Iterator[Problem]:
     params = endpoint_params(written)
     yield from problems_of(plugins.load("methods", "endpoint").Params, params, tree, keys)
-    if "usd_per_million_tokens" in written:
-        place = tree.where((*keys, "usd_per_million_tokens"))
-        yield Problem(
-            place, "prices within a judge", "those of the rubric", "move them beside judge: or panel:"
-        )
     if params["protocol"] != "chat":
         found = f"a judge with protocol: {params['protocol']}, which sends tokens of the base"
         yield Problem(tree.where((*keys, "protocol")), found, "protocol: chat", "remove protocol")

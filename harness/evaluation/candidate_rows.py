@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from harness import plugins
 from harness.data import PartName, TaskItems
-from harness.data.edit.save import cost_of, is_taught
+from harness.data.edit.manifests import is_taught, n_rows_of, payments_for
+from harness.data.edit.payments import of_share, total_usd
 from harness.data.readers import display_path
 from harness.data.training_rows import corrupt_rows, load_training_rows
 from harness.errors import CandidateFailed, Problem, UserError
@@ -163,11 +164,28 @@ def describe_corruption(recipe: Recipe) -> str:
 def rows_cost_usd(session: Session, candidate: ResolvedCandidate) -> float:
     """Add up in USD what a teacher was paid for the rows of a candidate, and of those it comes from.
 
+    Files that came of the same rows cost once; a mixture costs as much of a file as it drew of its rows.
+
     Raises:
         UserError: the manifest beside a file cannot be read.
     """
-    files = (file for recipe in candidate.lineage.values() for file in row_files(session, recipe))
-    return sum(cost_of(file) or 0.0 for file in dict.fromkeys(files))
+    lineage = candidate.lineage.values()
+    used = {
+        (file, _drawn_of(session, recipe, file)): None
+        for recipe in lineage
+        for file in row_files(session, recipe)
+    }
+    return total_usd(one for file, share in used for one in of_share(payments_for(file), share))
+
+
+def _drawn_of(session: Session, recipe: Recipe, file: str) -> float:
+    """Return the share of a file's rows that a mixture drew; 1 of a file that is read whole."""
+    if not recipe.mix or not (n := n_rows_of(file)):
+        return 1.0
+    items, shown = training_data(session, recipe).items, display_path(file)
+    is_pairs = plugins.method(recipe.method).draws_from == "pairs"
+    places = {row.where for row in items.sourced("pairs" if is_pairs else "train")}
+    return sum(where.rpartition(":")[0] == shown for where in places) / n
 
 
 def n_rows(session: Session, recipe: Recipe) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 
 from harness.data.check import ALPHA, Finding, Given
 from harness.data.check._table import Entry, Table
-from harness.data.edit.save import grouped_by
+from harness.data.edit.manifests import grouped_by
 
 _MOST, _MOST_VARIED = 4_000, 1_000
 _FEWEST = 20  # rows of each side

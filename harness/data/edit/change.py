@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from harness.data.readers import Row
 
 Kind = Literal["dropped", "changed", "reported", "added"]
+NOT_DRAWN = "not drawn"  # the reason of a row that another draw may still take
 
 
 class Change(NamedTuple):

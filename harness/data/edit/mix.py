@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from harness.data.edit.change import Change, Outcome, drop
+from harness.data.edit.change import NOT_DRAWN, Change, Outcome, drop
 from harness.data.edit.sample import draw
 from harness.data.readers import Row, Rows
 from harness.errors import Problem, UserError
@@ -46,7 +46,7 @@ def mix(files: Sequence[Rows], mixture: Mixture) -> Iterator[Outcome]:
         times = Counter(chosen)
         for i, row in enumerate(content.rows):
             if not times[i]:
-                yield drop(row, "not drawn")
+                yield drop(row, NOT_DRAWN)
             for _ in range(times[i]):
                 yield _sourced(row, mixture.column, content.shown, ids)
 

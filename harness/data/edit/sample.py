@@ -6,7 +6,7 @@ Invariant: what is drawn keeps the order of the file; a smaller sample of one se
 import random
 from collections.abc import Sequence
 
-from harness.data.edit.change import Outcome, drop
+from harness.data.edit.change import NOT_DRAWN, Outcome, drop
 from harness.data.readers import Rows
 from harness.errors import Problem, UserError
 from harness.formatting import pluralize
@@ -24,7 +24,7 @@ def sample(content: Rows, n_rows: int, balance: str | None, seed: int) -> list[O
     wanted = _equal_parts(n_rows, sorted(classes))
     _refuse_too_many(content.shown, {name: len(of) for name, of in classes.items()}, wanted, balance)
     drawn = {i for name, n in wanted.items() for i in draw(classes[name], n, f"{seed}/{name}")}
-    return [Outcome(row) if i in drawn else drop(row, "not drawn") for i, row in enumerate(content.rows)]
+    return [Outcome(row) if i in drawn else drop(row, NOT_DRAWN) for i, row in enumerate(content.rows)]
 
 
 def draw(indices: Sequence[int], n: int, seed: str, *, replacement: bool = False) -> list[int]:

@@ -14,24 +14,32 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import __version__
 from harness.data import readers
-from harness.data.edit.change import Change, Outcome
+from harness.data.edit.change import NOT_DRAWN, Change, Outcome
+from harness.data.edit.manifests import (
+    MANIFEST,
+    SPLIT_MANIFEST,
+    TAUGHT,
+    is_taught,
+    manifest_of,
+    n_rows_of,
+    payments_for,
+)
+from harness.data.edit.payments import Payment, joined, of_share, total_usd
 from harness.data.edit.row_files import KINDS, row_suffix, write_rows
 from harness.data.edit.split import Split
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
 from harness.provenance.code_versions import versions_of
-from harness.records import canonical_json, checksum, parse_json
+from harness.records import canonical_json, checksum
 from harness.spec import HUB
 
-MANIFEST = ".manifest.json"
-SPLIT_MANIFEST = f"split{MANIFEST}"
 _BESIDE = (MANIFEST, ".decisions.json")
-_TAUGHT = "a teacher's"
 _LIBRARIES = ("datasketch", "ftfy", "pyarrow")  # those whose version may change what is written
 
 
@@ -211,7 +219,8 @@ def manifest(
     Raises:
         UserError: the manifest of an input cannot be read.
     """
-    before = {path: _manifest_of(path) for path in edit.inputs}
+    before = {path: manifest_of(path) for path in edit.inputs}
+    paid = _paid(edit, outputs, changes)
     libraries = {name: version(name) for name in _LIBRARIES} | {"unicode": unicodedata.unidata_version}
     return {
         "command": edit.command or f"harness data {edit.verb}",
@@ -223,41 +232,23 @@ def manifest(
         "reasons": dict(Counter(f"{c.kind}: {reason}" for c in changes for reason in c.reasons)),
         "licenses": _joined((b["licenses"] for b in before.values() if b), edit.licenses),
         "notes": _joined((b["notes"] for b in before.values() if b), edit.notes),
-        **_cost([edit.cost_usd, *(b.get("cost_usd") for b in before.values() if b)]),
-        **({"labels": _TAUGHT} if edit.taught or _all_taught(before.values()) else {}),
+        **({"cost_usd": total_usd(paid), "paid": [one._asdict() for one in paid]} if paid else {}),
+        **({"labels": TAUGHT} if edit.taught or (edit.inputs and all(map(is_taught, edit.inputs))) else {}),
         "rows": [change.plain() for change in changes],
     }
 
 
-def _cost(paid: Iterable[float | None]) -> dict[str, float]:
-    """Add up what was paid for rows here and before; nothing where nobody was, or nobody knows."""
-    known = [usd for usd in paid if usd is not None]
-    return {"cost_usd": sum(known)} if known else {}
-
-
-def _all_taught(manifests: Iterable[Mapping[str, Any] | None]) -> bool:
-    """Tell whether a teacher labelled every row of some files, by their manifests."""
-    found = list(manifests)
-    return bool(found) and all(one is not None and one.get("labels") == _TAUGHT for one in found)
-
-
-def is_taught(path: str) -> bool:
-    """Tell whether a teacher labelled the rows of a file, as the manifest beside it says.
-
-    Raises:
-        UserError: the manifest beside the file cannot be read.
-    """
-    return _all_taught([_manifest_of(path)])
-
-
-def cost_of(path: str) -> float | None:
-    """Return in USD what was paid for the rows of a file, as the manifest beside it says; None without one.
-
-    Raises:
-        UserError: the manifest beside the file cannot be read.
-    """
-    cost: float | None = (_manifest_of(path) or {}).get("cost_usd")
-    return cost
+def _paid(edit: Edit, outputs: Sequence[Mapping[str, Any]], changes: Sequence[Change]) -> tuple[Payment, ...]:
+    """List what was paid for rows, here and before; a row that was not drawn leaves its part to others."""
+    left = Counter(c.where.rpartition(":")[0] for c in changes if c.reasons == (NOT_DRAWN,))
+    before = (
+        of_share(payments_for(path), 1 - left[readers.display_path(path)] / (n_rows_of(path) or 1))
+        for path in edit.inputs
+    )
+    here = [
+        Payment(str(output["sha256"]), edit.cost_usd) for output in outputs[:1] if edit.cost_usd is not None
+    ]
+    return joined([*here, *chain.from_iterable(before)])
 
 
 def manifest_text(made: Mapping[str, Any]) -> str:
@@ -327,50 +318,6 @@ def digest_of(path: str) -> str:
     for row in readers.stream(path, "train"):
         rows.update(json.dumps(row.fields, sort_keys=True, default=str).encode())
     return rows.hexdigest()
-
-
-def grouped_by(path: str) -> str | None:
-    """Return the column by whose values a split kept rows together, where a file is a part of one.
-
-    Raises:
-        UserError: the manifest beside the file cannot be read.
-    """
-    found = _manifest_of(path) or {}
-    return (
-        (found.get("parameters") or {}).get("group") if found.get("command") == "harness data split" else None
-    )
-
-
-def _manifest_of(path: str) -> dict[str, Any] | None:
-    """Read the manifest beside a file, or the one it was packed from, or of the split that it is of.
-
-    A split's manifest is that of the files that it names, and of those with their content.
-    """
-    file = Path(path)
-    if path.startswith(HUB):
-        return None
-    for name in dict.fromkeys((file.name, file.name.removesuffix(".gz"))):
-        if (there := file.with_name(name + MANIFEST)).is_file():
-            return _read_manifest(there)
-    if (there := file.with_name(SPLIT_MANIFEST)).is_file():
-        found = _read_manifest(there)
-        outputs = [(output.get("file"), output.get("sha256")) for output in found["outputs"]]
-        if any(file.name == name for name, _ in outputs) or checksum(file) in [of for _, of in outputs]:
-            return found
-    return None
-
-
-def _read_manifest(there: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = parse_json(there.read_bytes())
-        lists = [found["licenses"], found["notes"], found["outputs"]]
-    except (ValueError, LookupError, TypeError):
-        lists = []
-    if not lists or not all(isinstance(one, list) for one in lists):
-        expected = "a manifest as harness data writes them"
-        step = "remove it, or write it again"
-        raise UserError(Problem(readers.display_path(str(there)), "a damaged manifest", expected, step))
-    return found
 
 
 def _joined(before: Iterable[Sequence[str]], given: Sequence[str]) -> list[str]:

@@ -29,7 +29,7 @@ class Judge(NamedTuple):
     """One judge by one rubric: an endpoint by its settings, or a model that runs here by its source.
 
     `identity` is all that its grades depend on besides what is graded. Of one answer the first of as many
-    grades as there are `attempts` counts that can be read.
+    grades as there are `attempts` counts that can be read. `prices` are those of an endpoint's tokens.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Judge(NamedTuple):
     settings: Settings | None = None
     source: ModelSource | None = None
     attempts: int = 1
+    prices: TokenPrices | None = None
 
     @property
     def book(self) -> str:
@@ -180,13 +181,17 @@ def _usd(prices: TokenPrices, read: float, written: float) -> float:
     return (read * prices.input + written * prices.output) / 1e6
 
 
-def open_budget(judged: Judged, grades: Sequence[Grade]) -> Budget | None:
-    """Return what the rubric's `max_cost` leaves after all grades of a book; None where it sets none."""
-    most, prices = judged.rubric.max_cost, judged.rubric.usd_per_million_tokens
-    if most is None or prices is None:
+def open_budget(judged: Judged, judge: Judge) -> Budget | None:
+    """Return what `max_cost` leaves a judge after all grades by the rubric; None where it sets none."""
+    most = judged.rubric.max_cost
+    if most is None or judge.prices is None:
         return None
+    paid = [(paid_grades(judged, one), one.prices) for one in judged.judges if one.settings]
+    costs = [cost_usd(grades, prices) for grades, prices in paid]
+    known = [cost for cost in costs if cost is not None]
+    spent, n = sum(known) if len(known) == len(costs) else None, sum(len(grades) for grades, _ in paid)
     words = Words("max_cost", " in the rubric", "grades")
-    return Budget(most, partial(_usd, prices), cost_usd(grades, prices), len(grades), words)
+    return Budget(most, partial(_usd, judge.prices), spent, n, words)
 
 
 def lacks_tokens(grade: Grade) -> bool:
@@ -214,7 +219,8 @@ def _endpoint_judge(rubric: Rubric, written: dict[str, Any]) -> Judge:
     settings = Settings(**endpoint_params(written))
     asked = {"base_url": settings.base_url, "model": settings.model, "protocol": settings.protocol}
     identity = {"rubric": rubric.content, "code": versions_of("judging"), "judge": asked}
-    return Judge(settings.name, identity, settings=settings, attempts=rubric.attempts)
+    prices = settings.usd_per_million_tokens or rubric.usd_per_million_tokens
+    return Judge(settings.name, identity, settings=settings, attempts=rubric.attempts, prices=prices)
 
 
 def _local_code(rubric: Rubric) -> dict[str, Any]:

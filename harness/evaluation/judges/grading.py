@@ -17,7 +17,7 @@ from harness.errors import CandidateFailed
 from harness.evaluation import costs
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.costs.budget import Budget
-from harness.evaluation.judges import Judge, Judged, cost_usd, open_budget, paid_grades
+from harness.evaluation.judges import Judge, Judged, cost_usd, open_budget
 from harness.evaluation.judges.grade_reading import Ungraded
 from harness.evaluation.judges.grade_weights import (
     likelihood_weights,
@@ -73,7 +73,7 @@ def check_judge(judged: Judged, judge: Judge) -> None:
         CandidateFailed: it grades them otherwise than before, or could not be asked.
     """
     if judge.settings:
-        budget = open_budget(judged, paid_grades(judged, judge))
+        budget = open_budget(judged, judge)
         with _opened(judge.settings, judged) as (_, candidate):
             check_anchors(judged, judge, partial(_say, candidate, budget))
 
@@ -87,7 +87,7 @@ def _ask_endpoint(session: Session, judge: Judge, answers: Sequence[Ungraded], k
     judged = answers[0].judged
     assert judge.settings is not None, "a judge behind an address"
     anchors = {anchor.key for anchor in anchors_of(judged, judge, answers)}
-    budget = open_budget(judged, paid_grades(judged, judge))
+    budget = open_budget(judged, judge)
     with _opened(judge.settings, judged) as (server, candidate):
         say = partial(_say, candidate, budget)
         if judge.book not in session.checked_judges:
@@ -145,7 +145,7 @@ def _say(candidate: ChatCandidate, budget: Budget | None, answer: Ungraded) -> G
     """
     if budget is None:
         return _grade_in_words(candidate, answer)
-    prices, said = answer.judged.rubric.usd_per_million_tokens, _messages(answer)
+    prices, said = answer.judge.prices, _messages(answer)
     read = sum(costs.tokens(message["content"]) for message in said)
     with budget.reserve(read, LIMITS.max_new_tokens) as spend:
         grade = _grade_in_words(candidate, answer)

@@ -84,11 +84,10 @@ def _unchecked_remark(judged: Judged, judge: Judge) -> str:
 
 
 def _price(judged: Judged, judge: Judge) -> str:
-    """Say what grades cost by the rubric's prices; empty without prices."""
-    prices = judged.rubric.usd_per_million_tokens
-    if prices is None:
+    """Say what grades cost by the judge's prices; empty without prices."""
+    if judge.prices is None:
         return ""
-    cost = cost_usd(paid_grades(judged, judge), prices)
+    cost = cost_usd(paid_grades(judged, judge), judge.prices)
     return f" for {usd(cost)} USD" if cost is not None else " at an unknown cost, the server sends no usage"
 
 

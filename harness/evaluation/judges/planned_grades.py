@@ -92,7 +92,7 @@ def _planned(
                 grades,
                 read,
                 grades * LIMITS.max_new_tokens,
-                _cost_usd(judged, judge, read, grades * LIMITS.max_new_tokens),
+                _cost_usd(judge, read, grades * LIMITS.max_new_tokens),
             )
 
 
@@ -103,8 +103,8 @@ def _n_read(measured: Measured, judged: Judged, example: Example) -> int:
     return sum(costs.tokens(turn["content"]) for turn in messages) + measured.task.max_new_tokens
 
 
-def _cost_usd(judged: Judged, judge: Judge, read: int, generated: int) -> float | None:
-    prices = judged.rubric.usd_per_million_tokens
-    if prices is None or judge.settings is None:
+def _cost_usd(judge: Judge, read: int, generated: int) -> float | None:
+    prices = judge.prices
+    if prices is None:
         return None
     return (read * prices.input + generated * prices.output) / 1e6

@@ -1,0 +1,124 @@
+"""Manifests of edited files, read back: who labelled the rows, what they cost, how they were parted.
+
+Invariant: a file without a manifest says nothing of itself; a damaged manifest is refused, never passed over.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.data import readers
+from harness.data.edit.payments import Payment, of_share
+from harness.errors import Problem, UserError
+from harness.records import checksum, parse_json
+from harness.spec import HUB
+
+MANIFEST = ".manifest.json"
+SPLIT_MANIFEST = f"split{MANIFEST}"
+TAUGHT = "a teacher's"
+
+
+class _Part(NamedTuple):
+    """File that an edit wrote, with its number of rows and the digest of its content."""
+
+    file: str
+    rows: int
+    sha256: str
+
+
+def manifest_of(path: str) -> dict[str, Any] | None:
+    """Read the manifest beside a file, or the one it was packed from, or of the split that it is of.
+
+    A split's manifest is that of the files that it names, and of those with their content.
+
+    Raises:
+        UserError: the manifest beside the file cannot be read.
+    """
+    file = Path(path)
+    if path.startswith(HUB):
+        return None
+    for name in dict.fromkeys((file.name, file.name.removesuffix(".gz"))):
+        if (there := file.with_name(name + MANIFEST)).is_file():
+            return _read_manifest(there)
+    if (there := file.with_name(SPLIT_MANIFEST)).is_file():
+        found = _read_manifest(there)
+        return found if _part_of(file, found) else None
+    return None
+
+
+def is_taught(path: str) -> bool:
+    """Tell whether a teacher labelled every row of a file, as the manifest beside it says.
+
+    Raises:
+        UserError: the manifest beside the file cannot be read.
+    """
+    return (manifest_of(path) or {}).get("labels") == TAUGHT
+
+
+def payments_for(path: str) -> tuple[Payment, ...]:
+    """List what was paid for the rows of a file, as its manifest says; a part of a split has its share.
+
+    Raises:
+        UserError: the manifest beside the file cannot be read.
+    """
+    found = manifest_of(path)
+    if not found:
+        return ()
+    parts, own = _parts(found), _part_of(Path(path), found)
+    share = own.rows / sum(part.rows for part in parts) if own and len(parts) > 1 else 1.0
+    return of_share(_payments(found), share)
+
+
+def n_rows_of(path: str) -> int | None:
+    """Return the number of rows of a file, as the manifest beside it says; None without one.
+
+    Raises:
+        UserError: the manifest beside the file cannot be read.
+    """
+    found = manifest_of(path)
+    if not found:
+        return None
+    return (_part_of(Path(path), found) or _parts(found)[0]).rows
+
+
+def grouped_by(path: str) -> str | None:
+    """Return the column by whose values a split kept rows together, where a file is a part of one.
+
+    Raises:
+        UserError: the manifest beside the file cannot be read.
+    """
+    found = manifest_of(path) or {}
+    return (
+        (found.get("parameters") or {}).get("group") if found.get("command") == "harness data split" else None
+    )
+
+
+def _part_of(file: Path, found: dict[str, Any]) -> _Part | None:
+    """Return what a manifest says of a file that it names, or whose content it names."""
+    parts = _parts(found)
+    named = next((part for part in parts if part.file == file.name), None)
+    if named is None and file.is_file():
+        content = checksum(file)
+        named = next((part for part in parts if part.sha256 == content), None)
+    return named
+
+
+def _parts(found: dict[str, Any]) -> tuple[_Part, ...]:
+    return tuple(_Part(**one) for one in found["outputs"])
+
+
+def _payments(found: dict[str, Any]) -> tuple[Payment, ...]:
+    return tuple(Payment(**one) for one in found.get("paid", ()))
+
+
+def _read_manifest(there: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = parse_json(there.read_bytes())
+        lists = [found["licenses"], found["notes"], found["outputs"]] if _parts(found) else []
+        _payments(found)
+    except (ValueError, LookupError, TypeError):
+        lists = []
+    if not lists or not all(isinstance(one, list) for one in lists):
+        expected = "a manifest as harness data writes them"
+        step = "remove it, or write it again"
+        raise UserError(Problem(readers.display_path(str(there)), "a damaged manifest", expected, step))
+    return found
