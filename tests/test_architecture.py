@@ -183,6 +183,7 @@ NO_METHODS = {
     ("harness/training/preferences/unpaired.py", "kto"),
     ("harness/store/rows/__init__.py", "merged"),
     ("harness/data/edit/save.py", "command"),
+    ("harness/data/edit/manifests.py", "command"),
 }
 
 
