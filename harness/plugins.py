@@ -107,7 +107,8 @@ class Method:
     what it can start from, `made_elsewhere` that it takes the folder of finished weights. `interpolates`
     marks weights between the base and the candidate that `init_from` names, at the share `scale`. `hooks`
     are those of `HOOKS` that its training calls. `rewarded` says that it trains on rewards of its
-    answers, which the recipe's `reward` names. `loops` are the concerns of `code_versions.toml` whose code
+    answers, which the recipe's `reward` names. `data_parallel` says that several processes may share its
+    training, each with its part of a step's rows. `loops` are the concerns of `code_versions.toml` whose code
     it runs beside its own file. A `delta` is weights of a form of our own (see `models.deltas`).
 
     `fit(context, params)` makes the weights, and `problems(recipe, base, where)` yields what forbids that
@@ -156,6 +157,7 @@ class Method:
     interpolates: bool = False
     hooks: tuple[str, ...] = ()
     rewarded: bool = False
+    data_parallel: bool = False
     loops: tuple[str, ...] = ()
     shape_params: tuple[str, ...] = ()
     reads: Callable[[Any], str] = lambda params: ""

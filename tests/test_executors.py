@@ -6,6 +6,7 @@ import threading
 import time
 from functools import partial
 
+import lost_jobs
 import pytest
 import tiny_experiment
 
@@ -317,6 +318,21 @@ def test_slurm_where_there_is_none_is_refused(tmp_path):
         slurm.SlurmPool(tmp_path / "x", policy, 1, "cpu"),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("losses", "found"), [(1, "begun 2 times"), pytest.param(3, "", marks=pytest.mark.weekly)]
+)
+def test_a_job_that_slurm_loses_is_submitted_again_but_not_for_ever(tmp_path, losses, found):
+    file, policy = tmp_path / "losses", ExecutionPolicy(executor="slurm", address="local", workers=1)
+    file.write_text(str(losses))
+    with slurm.SlurmPool(file, policy, 1, "cpu", work=lost_jobs.run) as pool:
+        outcome = pool.run(Job("fit", "lora"), {})
+    if found:
+        assert outcome == found
+    else:
+        assert "(fit lora) ended without a result" in str(decode_error(*outcome.error))
+        assert file.with_suffix(".begun").read_text() == "x" * local.TRIES
 
 
 def test_an_experiment_that_one_process_has_finished_needs_no_worker(copy):

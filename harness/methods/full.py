@@ -32,6 +32,7 @@ METHOD = Method(
     draws_from="train",
     seeded=True,
     hooks=("mix", "prepare", "penalty", "step", "select", "arguments"),
+    data_parallel=True,
     loops=("training", "tokens", "sft"),
     # A tenth of the rates of low-rank adapters, but that a very small model needs as much as they do.
     proposal=lambda situation: {

@@ -35,6 +35,7 @@ METHOD = Method(
     draws_from="train",
     seeded=True,
     hooks=("mix", "penalty", "step", "arguments"),
+    data_parallel=True,
     loops=("training", "tokens", "sft"),
     adapter_parameters=adapter_parameters,
     lower_rank=lower_rank,

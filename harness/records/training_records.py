@@ -75,7 +75,8 @@ class TrainingRecord:
     share of the base's parameters, `size_bytes` what the finished weights take on disk, and `base_size_bytes`
     the base's own. `tracked` are the points along the training that were measured. `scan` says by what ratios
     of signal to noise matrices were chosen to be trained.
-    `batch_size` and `accumulated_batches` are those that memory was enough for, where they were searched.
+    `n_processes` shared its steps, where that was more than one. `batch_size` and `accumulated_batches` are
+    those of each of them, or those that memory was enough for, where they were searched.
     `not_packed` says why rows were not packed though asked to be. `heldout_accuracy` is the share of the
     `n_heldout` held-out pairs in which the chosen answer is preferred, `heldout_margin` their mean reward
     margin. `reward` is the mean reward of the answers that were drawn, `kl` their divergence from the
@@ -111,6 +112,7 @@ class TrainingRecord:
     token_accuracy: Curve = ()
     validation_token_accuracy: Curve = ()
     n_packs: int | None = None
+    n_processes: int | None = None
     batch_size: int | None = None
     accumulated_batches: int | None = None
     not_packed: str = ""

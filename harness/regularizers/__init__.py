@@ -109,7 +109,12 @@ def arguments(regularize: Regularize) -> dict[str, Any]:
 
 def changes_steps(regularize: Regularize) -> bool:
     """Tell whether a training needs other steps than its trainer's own."""
-    return any(_with(hook, regularize) for hook in ("penalty", "step", "select"))
+    return has_hook(regularize, "penalty", "step", "select")
+
+
+def has_hook(regularize: Regularize, *hooks: str) -> bool:
+    """Tell whether one of the regularisers has one of these hooks."""
+    return any(_with(hook, regularize) for hook in hooks)
 
 
 def penalties(

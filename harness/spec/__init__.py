@@ -14,6 +14,7 @@ from harness.spec.mixture import Mix
 from harness.spec.policies import (
     PEOPLE,
     TRAINING_STEPS,
+    AcceleratePolicy,
     DecidePolicy,
     GatePolicy,
     NightlyPolicy,
@@ -58,6 +59,7 @@ __all__ = [
     "PEOPLE",
     "PLUGINS",
     "TRAINING_STEPS",
+    "AcceleratePolicy",
     "Changes",
     "DecidePolicy",
     "Decoding",

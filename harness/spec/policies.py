@@ -123,14 +123,28 @@ class NightlyPolicy(Spec):
     seed_sd: float = Field(0.01, ge=0, lt=0.5)
 
 
+class AcceleratePolicy(Spec):
+    """Processes that share each training, by the names of accelerate's own config file.
+
+    `accelerate launch` starts `num_processes` on this machine, each with all weights and its part of a step's
+    rows. `gpu_ids` are the GPUs they take, as `0,1`. `main_process_port` is where they meet; 0 is a free one.
+    """
+
+    num_processes: int = Field(1, ge=1)
+    gpu_ids: str = Field("all", pattern=r"^(all|\d+(,\d+)*)$")
+    main_process_port: int = Field(0, ge=0, le=65_535)
+
+
 class TrainingPolicy(Spec):
-    """Process that candidates are trained in; neither the weights nor their folder depend on it.
+    """Process that candidates are trained in, or the processes that share each training.
 
     `process` is the `same` as the command's, or each training's `own`: its peak memory is then measured
-    alone, all that it held is given back, and one that the system kills ends that candidate alone.
+    alone, all that it held is given back, and one that the system kills ends that candidate alone. Neither
+    the weights nor their folder depend on it; they do on the number of processes that share a training.
     """
 
     process: Literal["same", "own"] = "same"
+    accelerate: AcceleratePolicy = AcceleratePolicy()
 
 
 TRAINING_STEPS = ("learning_rate", "rank", "half")  # of a rescue, with what every training has

@@ -49,6 +49,7 @@ from harness.training.lora import (
 from harness.training.preferences.dpo import PreferenceParams, preference
 from harness.training.preferences.reward_model import RewardParams, score_answers, train_reward_model
 from harness.training.preferences.unpaired import UnpairedParams, preference_without_pairs
+from harness.training.processes import can_share, rows_of_each
 from harness.training.reinforcement import ReinforcedParams, reward_problems, rewards_of, train_on_rewards
 from harness.training.sft import SupervisedParams, fine_tune
 
@@ -75,6 +76,7 @@ __all__ = [
     "adapter_digest",
     "adapter_parameters",
     "adapter_weights",
+    "can_share",
     "clean_up",
     "code_of",
     "delta_digest",
@@ -96,6 +98,7 @@ __all__ = [
     "preference_without_pairs",
     "reward_problems",
     "rewards_of",
+    "rows_of_each",
     "run_job",
     "score_answers",
     "teacher_digest",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.training.context import DIGESTS
 from harness.training.job import FIT
+from harness.training.processes import is_first, share_order, wait_for_all
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
@@ -79,6 +80,7 @@ def checkpoint_callback(start: float, resumed: Checkpoint | None) -> "TrainerCal
             if self.found:  # the order of an epoch is drawn when it begins, here for the second time
                 torch.set_rng_state(torch.tensor(list(bytes.fromhex(self.found.order)), dtype=torch.uint8))
                 self.found = None
+            share_order()
             self.order = _generator_state()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -87,6 +89,9 @@ def checkpoint_callback(start: float, resumed: Checkpoint | None) -> "TrainerCal
                 control.should_save = True
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            wait_for_all()  # each process adds the state of its own random numbers
+            if not is_first():
+                return
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             order = self.order if state.epoch % 1 else _generator_state()
             _write(folder, time.perf_counter() - start, order)
@@ -114,6 +119,8 @@ def tracking_callback(
 
     class Tracking(TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            if not is_first():
+                return
             step = state.global_step
             before = max((kept for kept in tracked_folders(folder) if kept < step), default=0)
             if points * step // state.max_steps > points * before // state.max_steps:

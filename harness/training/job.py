@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,10 +25,12 @@ from harness.provenance.code_versions import versions_of
 from harness.records import Example, canonical_json, load, without_defaults
 from harness.regularizers import prepare
 from harness.training.context import CHECKPOINTS, TRACKED, FitContext, Reward, Weights
+from harness.training.processes import is_first, join, process_count, wait_for_all
 
 JOB, ROWS, FIT, LOCK, LOG = "job.json", "rows.jsonl", "fit.json", ".lock", "worker.log"
+LAUNCH = "accelerate.yaml"  # how several processes are started
 _KEPT = (CHECKPOINTS, TRACKED)  # what an earlier call leaves to the next one
-_INPUT = (JOB, ROWS, LOCK, LOG, *_KEPT)
+_INPUT = (JOB, ROWS, LOCK, LOG, LAUNCH, *_KEPT)
 _SPLITS = ("train", "validation", "pairs")
 _GENERAL = "general:"  # rows that the penalty of the regulariser of this name reads
 _WAIT_S = 60  # for a worker whose parent was killed: it ends at its next step
@@ -38,8 +41,8 @@ class Job:
     """A fit without its rows; the fields are those of `FitContext`, and `method` with its `params`.
 
     The last `n_mixed` training rows are those that the regularisers of `regularize` mixed in. `threads` are
-    those that torch computes with, 0 where it does not. The weights of `track` checkpoints are kept. `code`
-    holds the versions of the code that the weights depend on.
+    those that torch computes with, 0 where it does not; `processes` share them and the rows. The weights of
+    `track` checkpoints are kept. `code` holds the versions of the code that the weights depend on.
     """
 
     method: str
@@ -55,6 +58,7 @@ class Job:
     path: Path | None = None
     reward: Reward | None = None
     threads: int = 0
+    processes: int = 1
     track: int = 0
     code: tuple[Any, ...]
 
@@ -121,28 +125,41 @@ def run_job(folder: Path, advance: Advance) -> None:
     """Make the weights of a job folder, from the last checkpoint where an earlier call was stopped.
 
     Raises:
-        UserError: there is no job in the folder, or it was written for other code.
+        UserError: there is no job in the folder, or it was written for other code, or for more processes.
         CandidateFailed: the weights cannot be made.
         HarnessError: another process is at work in the folder.
     """
     from filelock import FileLock, Timeout
 
     try:
-        with FileLock(folder / LOCK, timeout=_WAIT_S):
+        with FileLock(folder / LOCK, timeout=_WAIT_S) if is_first() else nullcontext():
+            job, rows = read_job(folder)
+            _refuse_other_count(folder, job.processes)
+            join(job.machine.device)
             if not (folder / FIT).exists():
-                _make(folder, advance)
+                _make(folder, job, rows, advance)
+            wait_for_all()
     except Timeout:
         found, step = "another process at work there", "wait until it has finished"
         raise HarnessError(str(Problem(str(folder), found, "to be alone", step))) from None
 
 
-def _make(folder: Path, advance: Advance) -> None:
-    job, rows = read_job(folder)
-    remove_all_but(folder, _INPUT)
+def _refuse_other_count(folder: Path, wanted: int) -> None:
+    """Refuse to make weights by another number of processes than their key says."""
+    if process_count() != wanted:
+        found, expected = f"{process_count()} processes at work", f"{wanted}, as its {JOB} says"
+        step = f"accelerate launch --config_file {folder / LAUNCH} -m harness.training.worker {folder}"
+        raise UserError(Problem(str(folder), found, expected, step if wanted > 1 else "one alone"))
+
+
+def _make(folder: Path, job: Job, rows: Mapping[str, tuple[Example, ...]], advance: Advance) -> None:
+    if is_first():
+        remove_all_but(folder, _INPUT)
+    wait_for_all()
     if job.threads:
         import torch
 
-        torch.set_num_threads(job.threads)
+        torch.set_num_threads(max(1, job.threads // job.processes))
     context = FitContext(
         job.source,
         job.machine,
@@ -165,6 +182,8 @@ def _make(folder: Path, advance: Advance) -> None:
     method = plugins.method(job.method)
     start, is_own_peak = hardware.load(), hardware.reset_peak() or job.machine.device == "cuda"
     made = method.fit(context, method.params(**job.params))
+    if not is_first():
+        return
     _save_template(job.source, folder / made.kind)
     spent, key = hardware.load().since(start), folder.name.removesuffix(".part")
     training = replace(
@@ -199,7 +218,7 @@ def clean_up(folder: Path, *, complete: bool) -> None:
     Without a checkpoint nothing of that one stays, not even the folder.
     """
     if complete:
-        for name in (ROWS, LOCK, LOG):
+        for name in (ROWS, LOCK, LOG, LAUNCH):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     elif any((folder / CHECKPOINTS).glob("*")):

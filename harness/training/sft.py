@@ -26,6 +26,7 @@ from harness.records import Example, TrainingRecord, parse_json
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, TRACKED, FitContext
 from harness.training.peft_families import PLAIN, Family, family_of, virtual_tokens
+from harness.training.processes import is_first, process_count, rows_of_each, wait_for_all
 from harness.training.tokenized import tokenize
 from harness.training.trainer import LoopParams, Row
 
@@ -101,7 +102,8 @@ def fine_tune(
     except CandidateFailed as error:
         size = params.per_device_train_batch_size
         smaller = smaller_batch_size(size, size * params.gradient_accumulation_steps)
-        if not params.auto_find_batch_size or error.reason != loop.NO_MEMORY or not smaller:
+        alone = process_count() == 1  # the others would wait for this one in the middle of a step
+        if not (params.auto_find_batch_size and alone and smaller) or error.reason != loop.NO_MEMORY:
             raise
     oom.release()
     for begun in (scratch, scratch.with_name(TRACKED)):
@@ -152,6 +154,7 @@ def _fine_tune(
         packing_problem(params, [len(row["input_ids"]) for row in train], base) if params.packing else ""
     )
     params = params.model_copy(update={"packing": params.packing and not against})
+    params = rows_of_each(params, process_count())
     part = PLAIN._replace(save=save, keeps_part=True) if save else PLAIN
     family = family_of(peft_config, save_to.parent) if peft_config else part
     if whole:
@@ -166,9 +169,12 @@ def _fine_tune(
     loop.track(trainer, context, save_to, family.save)
     earlier_s = loop.run(trainer, start)
     model: Any = trainer.model
-    family.save(model, save_to)
+    if is_first():
+        family.save(model, save_to)
+    wait_for_all()
     measured = loop.figures(trainer, n_dropped, time.perf_counter() - start, machine.device, earlier_s)
     losses = loop.curve(trainer.state.log_history, "eval_loss")
+    is_parted = params.auto_find_batch_size or process_count() > 1
     return replace(
         measured,
         validation_loss=losses,
@@ -177,8 +183,9 @@ def _fine_tune(
         best_validation_loss=min((loss for _, loss in losses if loss is not None), default=None),
         not_packed=against,
         n_packs=len(read) if params.packing else None,
-        batch_size=params.per_device_train_batch_size if params.auto_find_batch_size else None,
-        accumulated_batches=params.gradient_accumulation_steps if params.auto_find_batch_size else None,
+        n_processes=process_count() if process_count() > 1 else None,
+        batch_size=params.per_device_train_batch_size if is_parted else None,
+        accumulated_batches=params.gradient_accumulation_steps if is_parted else None,
     )
 
 
@@ -366,10 +373,13 @@ def whole_loss_trainer() -> "type[SFTTrainer]":
             )
             count = answered.sum() if num_items_in_batch is None else num_items_in_batch
             loss = total / count
-            if answered.any():  # TRL logs it by this name, averaged
-                likeliest = logits.detach().argmax(-1)[answered]
-                right = (likeliest == targets[answered]).float().mean().item()
-                self._metrics["train" if model.training else "eval"]["mean_token_accuracy"].append(right)
+            if num_items_in_batch is not None:  # those of all processes, whose gradients are averaged
+                loss = loss * self.accelerator.num_processes
+            right = ((logits.detach().argmax(-1) == targets) & answered).sum()
+            n_right, n_answered = self.accelerator.gather(torch.stack([right, answered.sum()])[None]).sum(0)
+            if n_answered:  # TRL logs it by this name, averaged
+                share = (n_right / n_answered).item()
+                self._metrics["train" if model.training else "eval"]["mean_token_accuracy"].append(share)
             return (loss, outputs) if return_outputs else loss
 
     return WholeLossTrainer

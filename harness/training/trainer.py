@@ -23,6 +23,7 @@ from harness.records import Curve, TrainingRecord
 from harness.spec import Spec
 from harness.training import checkpoints
 from harness.training.context import TRACKED, FitContext
+from harness.training.processes import is_first, most, wait_for_all
 from harness.training.tokenized import tokenize
 
 if TYPE_CHECKING:
@@ -319,7 +320,9 @@ def run(trainer: "Trainer", start: float) -> float:
     # Without its bars the trainer would print every log line on stdout, which belongs to the result.
     trainer.remove_callback(PrinterCallback)
     folder = Path(str(trainer.args.output_dir))
-    checkpoints.remove_incomplete(folder)
+    if is_first():
+        checkpoints.remove_incomplete(folder)
+    wait_for_all()
     last = checkpoints.last_checkpoint(folder)
     trainer.add_callback(checkpoints.checkpoint_callback(start, last))
     if last:
@@ -407,7 +410,9 @@ def figures(
     summary = next(e for e in reversed(history) if "train_runtime" in e)
     loop_s = float(summary["train_runtime"]) + earlier_s
     n_tokens = int(trainer.state.num_input_tokens_seen)
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else resident_peak_bytes()
+    peak = most(
+        torch.cuda.max_memory_allocated() if device == "cuda" else resident_peak_bytes(), trainer.args.device
+    )
     return TrainingRecord(
         wall_s=round(wall_s, 3),
         train_loop_s=round(loop_s, 3),

@@ -1,5 +1,6 @@
 """Worker of a training job, in a process of its own: `python -m harness.training.worker JOB`.
 
+Several processes share a job that says so: `accelerate launch` starts them, by a configuration beside it.
 Invariant: its standard output is one JSON array a line, `["advance", done, total, note]` while it works and
 `["error", …]` where it fails; whatever else is printed goes to standard error. It ends with the exit code of
 the command that asked for it, and leaves checkpoints however it ends.
@@ -7,6 +8,7 @@ the command that asked for it, and leaves checkpoints however it ends.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,9 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, UserError, in_a_line
 from harness.progress import Advance, quiet_environment
-from harness.training.job import LOG, run_job
+from harness.spec import AcceleratePolicy
+from harness.training.job import LAUNCH, LOG, run_job
+from harness.training.processes import is_first
 from harness.training.trainer import MEMORY_KNOBS
 
 COMMAND = (sys.executable, "-P", "-m", "harness.training.worker")
@@ -34,15 +40,18 @@ def main() -> None:
             lines.write(f"{json.dumps(message)}\n")
             lines.flush()
 
-        sys.exit(_run(sys.argv[1:], say))
+        sys.exit(_run(sys.argv[1:], say))  # of several processes, the first says how far they are
 
 
 def _run(arguments: Sequence[str], say: Any) -> int:
+    def advance(done: int, total: int, note: str = "") -> None:
+        say("advance", done, total, note)
+
     try:
         if len(arguments) != 1:
             problem = Problem("worker", f"{len(arguments)} arguments", "one folder of a job", "name it")
             raise UserError(problem)
-        run_job(Path(arguments[0]), lambda done, total, note="": say("advance", done, total, note))
+        run_job(Path(arguments[0]), advance if is_first() else lambda done, total, note="": None)
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:  # nobody listens any more: whoever asked for the weights was killed
@@ -58,18 +67,39 @@ def _run(arguments: Sequence[str], say: Any) -> int:
     return 0
 
 
-def launch(folder: Path, advance: Advance, command: Sequence[str] = COMMAND) -> None:
-    """Run the job of a folder in a process of its own, which ends with this call however that ends.
+def write_launch(folder: Path, policy: AcceleratePolicy, device: str) -> None:
+    """Write accelerate's own configuration of the processes that share a job into its folder."""
+    config = {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "MULTI_GPU",  # also of several processes on CPUs, which `use_cpu` makes them
+        "use_cpu": device == "cpu",
+        "mixed_precision": "no",  # what the job says is computed in
+        "num_machines": 1,
+        **policy.model_dump(),
+    }
+    (folder / LAUNCH).write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def _command(folder: Path) -> Sequence[str]:
+    """Return what runs the job of a folder: one process, or those that share it."""
+    if not (folder / LAUNCH).exists():
+        return COMMAND
+    launcher = (sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file")
+    return *launcher, str(folder / LAUNCH), "-m", COMMAND[-1]
+
+
+def launch(folder: Path, advance: Advance, command: Sequence[str] = ()) -> None:
+    """Run the job of a folder in one process or several of its own, which end with this call in any case.
 
     Raises:
         HarnessError, OSError, RuntimeError: what `run_job` would raise here.
-        CandidateFailed: the process was killed.
+        CandidateFailed: a process was killed.
     """
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
     with (
         (folder / LOG).open("wb") as log,
         subprocess.Popen(
-            [*command, str(folder)],
+            [*(command or _command(folder)), str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -84,18 +114,26 @@ def launch(folder: Path, advance: Advance, command: Sequence[str] = COMMAND) -> 
             for line in worker.stdout:
                 kind, *content = json.loads(line)
                 if kind == "error":
-                    error = decode_error(*content)
+                    error = error or decode_error(*content)  # of several, what the others then failed by
                 else:
                     advance(*content)
         except BaseException:
             worker.terminate()
             raise
+    if (number := _signal_of_one(folder / LOG)) and isinstance(error, RuntimeError | None):
+        raise _killed(-number, folder / LOG)
     if error:
         raise error
     if worker.returncode in (_INTERRUPTED, -signal.SIGINT):
         raise KeyboardInterrupt
     if worker.returncode:
         raise _killed(worker.returncode, folder / LOG)
+
+
+def _signal_of_one(log: Path) -> int:
+    """Return the signal that ended one of several processes first, as torch's launcher says; 0 of none."""
+    found = re.search(r"exitcode\s*: -(\d+) \(pid", log.read_text("utf-8", "replace"))
+    return int(found[1]) if found else 0
 
 
 def _killed(code: int, log: Path) -> CandidateFailed:

@@ -27,7 +27,7 @@ from harness.models.hardware import probe
 from harness.progress import Silent
 
 N_CANDIDATES, N_TASKS, N_WORKERS = 10_000, 100, 64
-N_ITEMS = 6_000  # of one task: about a minute of the tiny model
+N_ITEMS = 1_500  # of one task, and so many seconds that starting workers is not all that is seen
 
 
 class AtOnce:

@@ -1,18 +1,20 @@
 """Slurm through submitit: each job is a job of Slurm's, submitted when its needs are met.
 
 Invariant: submitit submits and waits, Slurm schedules; nothing is submitted that still waits for another job.
+A job that is lost (killed, its node gone, its time over) is submitted again, and goes on with what is there.
 The package is imported only where it is asked for.
 
 Source: submitit 1.5, `AutoExecutor`; its clusters `local` and `debug` run the same without Slurm.
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from harness.errors import CandidateFailed, Problem, UserError
 from harness.experiment.executors.job_runner import Outcome, run_job
+from harness.experiment.executors.local import TRIES
 from harness.experiment.executors.work_plan import Job
 from harness.spec import ExecutionPolicy
 from harness.training.trainer import MEMORY_KNOBS
@@ -22,11 +24,19 @@ from harness.training.worker import encode_error
 class SlurmPool:
     """An executor of submitit's; its files and logs lie beside the assignment."""
 
-    def __init__(self, file: Path, policy: ExecutionPolicy, threads: int, device: str) -> None:
-        self._file, self._policy, self._threads = file, policy, threads
+    def __init__(
+        self,
+        file: Path,
+        policy: ExecutionPolicy,
+        threads: int,
+        device: str,
+        work: Callable[..., Any] = run_job,
+    ) -> None:
+        self._file, self._policy, self._threads, self._work = file, policy, threads, work
         self._n_gpus = int(device == "cuda")
         self._lock = threading.Lock()  # submitit's executor is not made for several threads
         self._jobs: set[Any] = set()
+        self._stopped = False
         self.size = policy.workers or 0
         if not self.size:
             step = "--workers 8"
@@ -40,24 +50,36 @@ class SlurmPool:
         self.stop()
 
     def run(self, job: Job, controls: Mapping[str, str]) -> Outcome:
-        """Submit a job and wait for it."""
-        with self._lock:
-            submitted = self._executor.submit(run_job, self._file, job, dict(controls))
-            self._jobs.add(submitted)
-        try:
-            found: Outcome = submitted.result()
-            return found
-        except Exception as error:  # noqa: BLE001 (submitit's own, or whatever ended the job)
-            last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            reason = f"job {submitted.job_id} ({job.kind} {job.name}) ended without a result: {last}"
-            return Outcome(error=encode_error(CandidateFailed(reason, f"{MEMORY_KNOBS}, or more of slurm:")))
-        finally:
-            self._jobs.discard(submitted)
+        """Submit a job and wait for it; one that is lost is submitted again."""
+        from submitit.core.utils import FailedJobError
+
+        for left in reversed(range(TRIES)):
+            with self._lock:
+                submitted = self._executor.submit(self._work, self._file, job, dict(controls))
+                self._jobs.add(submitted)
+            try:
+                found: Outcome = submitted.result()
+                return found
+            except Exception as error:  # noqa: BLE001 (submitit's own, or whatever ended the job)
+                if left and not (self._stopped or isinstance(error, FailedJobError)):
+                    continue
+                lost = _describe_loss(job, submitted.job_id, error)
+                return Outcome(error=encode_error(lost))
+            finally:
+                self._jobs.discard(submitted)
+        raise AssertionError("the last try returns")
 
     def stop(self) -> None:
         """Cancel what is submitted and not finished."""
+        self._stopped = True
         for submitted in list(self._jobs):
             submitted.cancel()
+
+
+def _describe_loss(job: Job, number: str, error: Exception) -> CandidateFailed:
+    last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    reason = f"job {number} ({job.kind} {job.name}) ended without a result: {last}"
+    return CandidateFailed(reason, f"{MEMORY_KNOBS}, or more of slurm:")
 
 
 def _executor(folder: Path, policy: ExecutionPolicy, threads: int, n_gpus: int) -> Any:

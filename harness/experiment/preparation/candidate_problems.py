@@ -18,13 +18,15 @@ from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import tracking_problems
 from harness.experiment.preparation.base_fit import marker_problems, quantization_problems
 from harness.experiment.weights import proposals
+from harness.experiment.weights.weights_folder import processes_of
 from harness.models import openai_api, vllm
 from harness.models.adapters import CONFIG
+from harness.models.hardware import visible_gpus
 from harness.models.hub import architecture_difference, is_packed
 from harness.records import parse_json
 from harness.report import trackers
 from harness.spec import Recipe
-from harness.training import reward_problems
+from harness.training import reward_problems, rows_of_each
 
 
 def refuse_weights(session: Session, loaded: Loaded) -> None:
@@ -51,7 +53,8 @@ def refuse_weights(session: Session, loaded: Loaded) -> None:
         problems += _merge_problems(candidate)
         problems += regularization_problems(session, recipe)
         problems += [*tracking_problems(candidate), *proposals.problems(candidate)]
-    problems += engine_problems(session, selected, needed)
+        problems += _sharing_problems(session, candidate)
+    problems += [*_missing_gpus(session), *engine_problems(session, selected, needed)]
     problems += endpoint_problems(session, {name: loaded.places[name] for name in selected})
     if problems:
         raise UserError(problems)
@@ -111,6 +114,33 @@ def _unusable_reward(session: Session, candidate: ResolvedCandidate) -> Iterator
         found = f"{written}, a reward model on {candidate.reward.base.name}, whose tokenizer is another"
         step = f"base_model: {candidate.base.name} on {written}"
         yield Problem(where, found, f"the tokenizer of {candidate.base.name}", step)
+
+
+def _sharing_problems(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield that the rows of a step cannot be parted among the processes that share a training."""
+    for trial in candidate.trials:
+        processes = processes_of(session, trial.source)
+        try:
+            if processes > 1:
+                rows_of_each(trial.method.params(**trial.source.params), processes)
+        except ValueError as error:
+            step = "another per_device_train_batch_size or gradient_accumulation_steps, or num_processes"
+            expected = "as many rows for each process"
+            yield Problem(f"candidate {candidate.name}", str(error), expected, step)
+            return
+
+
+def _missing_gpus(session: Session) -> Iterator[Problem]:
+    """Yield that there are fewer GPUs here, or one for each worker, than processes to share a training."""
+    wanted = session.experiment.training.accelerate.num_processes
+    if wanted == 1 or session.machine.device != "cuda":
+        return
+    has_workers = session.experiment.execution.executor != "in_process"
+    n_gpus = 1 if has_workers else len(visible_gpus())
+    if n_gpus < wanted:
+        found = f"num_processes: {wanted}, and {n_gpus} GPU{'s' * (n_gpus > 1)} for each training"
+        step = "fewer processes" + (", or no executor" if has_workers else "")
+        yield Problem("training.accelerate", found, "a GPU for each process", step)
 
 
 def _unusable_pairs(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:

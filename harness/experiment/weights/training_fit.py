@@ -15,13 +15,14 @@ from harness.evaluation.candidates import DIVERGED, ResolvedCandidate, refuse_da
 from harness.evaluation.regularization import regularization_work
 from harness.evaluation.rows.row_sets import prompting_step
 from harness.evaluation.session import Session
+from harness.experiment.weights.weights_folder import processes_of
 from harness.models.hardware import MOST_WAITED
 from harness.models.hub import ModelSource
 from harness.records import Example, parse_json
 from harness.spec import Recipe
 from harness.store.layout import AGAIN, clear_errors, remove_folder, write_whole
 from harness.training import FIT, Job, Reward, Weights, clean_up, code_of, run_job, threads_of, write_job
-from harness.training.worker import launch
+from harness.training.worker import launch, write_launch
 
 _ALIKE = 0.6  # of the tokens estimated, and one over it: so many make it the training that was estimated
 
@@ -49,10 +50,12 @@ def fit(
     for behind in filter(None, (init, reward, *merges)):
         refuse_damaged(behind)
     source, method, part = candidate.source, candidate.method, folder.with_name(folder.name + ".part")
-    own_process = method.trains and session.experiment.training.process == "own"
+    processes = processes_of(session, source)
+    own_process = method.trains and (processes > 1 or session.experiment.training.process == "own")
     work, is_resumed = fit_work(session, source, seed), part.exists()
     expected_s = session.seconds(work, candidate.trained_base)
-    what = f"training {candidate.source_name}, seed {seed}"
+    shared = f", {processes} processes" if processes > 1 else ""
+    what = f"training {candidate.source_name}, seed {seed}{shared}"
     try:
         if not (part / FIT).exists():  # it is written when all else is there
             with (
@@ -60,6 +63,8 @@ def fit(
                 session.progress.stage(what, expected_s) as advance,
             ):
                 _write_job(session, candidate, seed, part, init, mixed, reward, general, merges)
+                if processes > 1:
+                    write_launch(part, session.experiment.training.accelerate, session.machine.device)
                 (launch if own_process else run_job)(part, advance)
     except Diverged as error:
         remove_folder(part)
@@ -68,7 +73,7 @@ def fit(
     except Exception:
         clean_up(part, complete=False)
         raise
-    if method.trains and not (is_resumed or session.is_worker):
+    if method.trains and processes == 1 and not (is_resumed or session.is_worker):
         _learn_pace(session, work, part, candidate.trained_base)
     clean_up(part, complete=True)
     part.rename(folder)
@@ -114,6 +119,7 @@ def _write_job(
         path=Path(source.path) if source.path else None,
         reward=_reward(session, candidate, reward),
         threads=threads_of(source.method),
+        processes=processes_of(session, source),
         track=source.track.points if source.track else 0,
         code=code_of(source.method, source.regularize),
     )

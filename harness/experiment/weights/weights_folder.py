@@ -16,7 +16,7 @@ from harness.provenance.code_versions import versions_of
 from harness.records import checksum, digest, without_defaults
 from harness.regularizers import regularizers_digest
 from harness.spec import Recipe, is_path
-from harness.training import Weights
+from harness.training import Weights, can_share
 
 
 def folder_of(
@@ -41,9 +41,16 @@ def folder_of(
         "path": content_digest(sorted(Path(source.path).glob("adapter_*"))) if source.path else "",
         "training": _training_digest(session, method, source, seed),
         "track": source.track.points if source.track else 0,
+        "processes": of_several if (of_several := processes_of(session, source)) > 1 else 0,
         "regularize": regularizers_digest(source.regularize, mix_context(session, source, seed)),
     }
     return session.store.weights(digest({name: value for name, value in identity.items() if value}))
+
+
+def processes_of(session: Session, source: Recipe) -> int:
+    """Return how many processes share a training: one where its method or a regulariser cannot."""
+    able = can_share(plugins.method(source.method), source.regularize)
+    return session.experiment.training.accelerate.num_processes if able else 1
 
 
 def _reward_digest(session: Session, source: Recipe, reward: Weights | None) -> str:
