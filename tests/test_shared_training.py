@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import tiny_experiment
 import tiny_methods
-import yaml
 from safetensors.numpy import load_file
 
 from harness import config, training
@@ -140,7 +139,7 @@ def test_the_configuration_of_a_launch_is_one_that_accelerate_reads(tmp_path):
     worker.write_launch(tmp_path, AcceleratePolicy(num_processes=3, gpu_ids="0,1,2"), "cuda")
     read = load_config_from_file(str(tmp_path / LAUNCH))
     assert (read.num_processes, read.gpu_ids, read.use_cpu, read.num_machines) == (3, "0,1,2", False, 1)
-    assert set(AcceleratePolicy.model_fields) < set(yaml.safe_load((tmp_path / LAUNCH).read_text()))
+    assert set(AcceleratePolicy.model_fields) < set(json.loads((tmp_path / LAUNCH).read_text()))
 
 
 @pytest.mark.parametrize(

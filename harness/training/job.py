@@ -28,7 +28,7 @@ from harness.training.context import CHECKPOINTS, TRACKED, FitContext, Reward, W
 from harness.training.processes import is_first, join, process_count, wait_for_all
 
 JOB, ROWS, FIT, LOCK, LOG = "job.json", "rows.jsonl", "fit.json", ".lock", "worker.log"
-LAUNCH = "accelerate.yaml"  # how several processes are started
+LAUNCH = "accelerate.json"  # how several processes are started
 _KEPT = (CHECKPOINTS, TRACKED)  # what an earlier call leaves to the next one
 _INPUT = (JOB, ROWS, LOCK, LOG, LAUNCH, *_KEPT)
 _SPLITS = ("train", "validation", "pairs")

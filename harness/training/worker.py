@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, UserError, in_a_line
 from harness.progress import Advance, quiet_environment
 from harness.spec import AcceleratePolicy
@@ -77,7 +75,7 @@ def write_launch(folder: Path, policy: AcceleratePolicy, device: str) -> None:
         "num_machines": 1,
         **policy.model_dump(),
     }
-    (folder / LAUNCH).write_text(yaml.safe_dump(config, sort_keys=False))
+    (folder / LAUNCH).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _command(folder: Path) -> Sequence[str]:

@@ -53,7 +53,7 @@ class SlurmPool:
         """Submit a job and wait for it; one that is lost is submitted again."""
         from submitit.core.utils import FailedJobError
 
-        for left in reversed(range(TRIES)):
+        for _ in range(TRIES):
             with self._lock:
                 submitted = self._executor.submit(self._work, self._file, job, dict(controls))
                 self._jobs.add(submitted)
@@ -61,13 +61,12 @@ class SlurmPool:
                 found: Outcome = submitted.result()
                 return found
             except Exception as error:  # noqa: BLE001 (submitit's own, or whatever ended the job)
-                if left and not (self._stopped or isinstance(error, FailedJobError)):
-                    continue
                 lost = _describe_loss(job, submitted.job_id, error)
-                return Outcome(error=encode_error(lost))
+                if self._stopped or isinstance(error, FailedJobError):  # would fail again
+                    break
             finally:
                 self._jobs.discard(submitted)
-        raise AssertionError("the last try returns")
+        return Outcome(error=encode_error(lost))
 
     def stop(self) -> None:
         """Cancel what is submitted and not finished."""

@@ -48,8 +48,8 @@ def folder_of(
 
 
 def processes_of(session: Session, source: Recipe) -> int:
-    """Return how many processes share a training: one where its method or a regulariser cannot."""
-    able = can_share(plugins.method(source.method), source.regularize)
+    """Return how many processes share a training: one where its method, a regulariser or its base cannot."""
+    able = can_share(plugins.method(source.method), source.regularize) and not source.quantization
     return session.experiment.training.accelerate.num_processes if able else 1
 
 
