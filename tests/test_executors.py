@@ -1,10 +1,12 @@
 """A plan of jobs, their dispatch, and a worker that refuses whatever is not as it is for the command."""
 
+import os
 import socket
 import sys
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import lost_jobs
 import pytest
@@ -323,7 +325,8 @@ def test_slurm_where_there_is_none_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("losses", "found"), [(1, "begun 2 times"), pytest.param(3, "", marks=pytest.mark.weekly)]
 )
-def test_a_job_that_slurm_loses_is_submitted_again_but_not_for_ever(tmp_path, losses, found):
+def test_a_job_that_slurm_loses_is_submitted_again_but_not_for_ever(tmp_path, monkeypatch, losses, found):
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parents[1]}")
     file, policy = tmp_path / "losses", ExecutionPolicy(executor="slurm", address="local", workers=1)
     file.write_text(str(losses))
     with slurm.SlurmPool(file, policy, 1, "cpu", work=lost_jobs.run) as pool:
