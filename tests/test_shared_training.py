@@ -142,17 +142,32 @@ def test_the_configuration_of_a_launch_is_one_that_accelerate_reads(tmp_path):
     assert set(AcceleratePolicy.model_fields) < set(json.loads((tmp_path / LAUNCH).read_text()))
 
 
+LAUNCHER = """\
+Failures:
+[1]:
+  rank      : 0 (local_rank: 0)
+  exitcode  : -15 (pid: 22002)  (SIGTERM)
+Root Cause (first observed failure):
+[0]:
+  rank      : 1 (local_rank: 1)
+  exitcode  : %d (pid: 22011)
+"""  # torch 2.13
+
+
 @pytest.mark.parametrize(
-    ("says", "told"),
+    ("code", "error", "told"),
     [
-        ('echo "  exitcode  : -9 (pid: 7)" >&2', "the training process was killed (SIGKILL)"),
-        ('echo "  exitcode  : -11 (pid: 7)" >&2', "the training process ended with SIGSEGV"),
+        (-9, CandidateFailed, "the training process was killed (SIGKILL)"),
+        (-11, CandidateFailed, "the training process ended with SIGSEGV"),
+        (1, RuntimeError, "Connection closed by peer"),
     ],
 )
-def test_the_process_that_was_killed_is_named_and_not_how_the_others_lost_it(tmp_path, says, told):
+def test_the_process_that_was_killed_is_named_and_not_how_the_others_lost_it(tmp_path, code, error, told):
     lost = json.dumps(["error", "RuntimeError", ["Connection closed by peer", ""]])
-    with pytest.raises(CandidateFailed, match=re.escape(told)):
-        worker.launch(tmp_path, ignore, ("bash", "-c", f"echo '{lost}'; {says}; exit 1"))
+    (tmp_path / "said").write_text(LAUNCHER % code)
+    script = f"echo '{lost}'; cat {tmp_path / 'said'} >&2; exit 1"
+    with pytest.raises(error, match=re.escape(told)):
+        worker.launch(tmp_path, ignore, ("bash", "-c", script))
 
 
 def test_the_first_of_several_errors_is_the_cause(tmp_path):

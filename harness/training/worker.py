@@ -130,8 +130,9 @@ def launch(folder: Path, advance: Advance, command: Sequence[str] = ()) -> None:
 
 def _signal_of_one(log: Path) -> int:
     """Return the signal that ended one of several processes first, as torch's launcher says; 0 of none."""
-    found = re.search(r"exitcode\s*: -(\d+) \(pid", log.read_text("utf-8", "replace"))
-    return int(found[1]) if found else 0
+    text = log.read_text("utf-8", "replace")
+    found = re.search(r"^Root Cause .*?exitcode\s*: (-?\d+) \(pid", text, re.DOTALL | re.MULTILINE)
+    return max(0, -int(found[1])) if found else 0
 
 
 def _killed(code: int, log: Path) -> CandidateFailed:
