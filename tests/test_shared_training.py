@@ -20,6 +20,7 @@ from harness.models.hub import resolve
 from harness.progress import Silent
 from harness.spec import AcceleratePolicy
 from harness.training import worker
+from harness.training.context import CHECKPOINTS
 from harness.training.job import LAUNCH
 from harness.training.sft import SupervisedParams
 
@@ -87,20 +88,26 @@ def process_of(folder, rank):
 
 
 @pytest.mark.weekly
-def test_a_process_that_is_killed_ends_the_training_which_goes_on_as_if_undisturbed(tiny, tmp_path):
+@pytest.mark.parametrize(
+    ("step", "checkpoint"), [(3, "checkpoint-2"), (4, "checkpoint-3")], ids=["in an epoch", "after an epoch"]
+)
+def test_a_process_that_is_killed_ends_the_training_which_goes_on_as_if_undisturbed(
+    tiny, tmp_path, step, checkpoint
+):
     undisturbed, folder = (written(tiny, tmp_path / name, 2, lora_dropout=0.2) for name in ("one", "two"))
     worker.launch(undisturbed, ignore)
 
     def kill(done, total, note=""):
-        if done == 4:
+        if done == step:
             os.kill(process_of(folder, 1), signal.SIGKILL)
 
     with pytest.raises(CandidateFailed, match="was killed \\(SIGKILL\\), as the system does when memory"):
         worker.launch(folder, kill)
     assert not (folder / training.FIT).exists()
+    assert {path.name for path in (folder / CHECKPOINTS).iterdir()} == {checkpoint}
     heard = []
     worker.launch(folder, lambda done, total, note="": heard.append(done))
-    assert heard[0] > 1
+    assert heard[0] == step
     assert made(folder)["digest"] == made(undisturbed)["digest"]
 
 

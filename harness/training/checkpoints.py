@@ -83,6 +83,9 @@ def checkpoint_callback(start: float, resumed: Checkpoint | None) -> "TrainerCal
             share_order()
             self.order = _generator_state()
 
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            share_order()  # what a checkpoint here holds is what the next epoch's order is drawn by
+
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             within = state.epoch % 1 and state.global_step < state.max_steps
             if within and state.global_step % state.save_steps == 0:
