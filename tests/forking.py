@@ -1,4 +1,4 @@
-"""The command line in processes that start at once: forked from one that has imported everything.
+"""The command line, or another main function, in processes that start at once: forked from one that has imported all.
 
 Invariant: what runs is the command line itself; nothing of it is replaced.
 """
@@ -16,10 +16,13 @@ ROOT = Path(__file__).parents[1]
 
 _DRIVER = """
 import json, os, resource, sys, traceback
+sys.path.append(os.path.abspath("tests"))
 import peft, torch, transformers, trl, harness.experiment, harness.report
+import killed_operation
+from pkgutil import resolve_name
 from harness.cli import main
 
-def child(folder, words, most_bytes):
+def child(folder, words, most_bytes, main, killed):
     os.chdir(folder)
     said = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(said, 1)
@@ -27,7 +30,9 @@ def child(folder, words, most_bytes):
     if most_bytes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
     sys.argv = ["harness", *words]
-    main()
+    if killed:
+        sys.addaudithook(killed_operation.Killer(**killed))
+    resolve_name(main)()
 
 torch.set_num_threads(1)
 for line in sys.stdin:
@@ -36,6 +41,7 @@ for line in sys.stdin:
         code = 1
         try:
             child(**json.loads(line))
+            code = 0
         except SystemExit as end:
             code = end.code or 0
         except BaseException:
@@ -67,13 +73,22 @@ class Forked:
         folder: Path,
         *words: str,
         most_bytes: int = 0,
+        main: str = "harness.cli:main",
+        killed: dict[str, object] | None = None,
         ends: tuple[Callable[[], bool], signal.Signals] | None = None,
     ) -> int:
         """Run a command in a folder, what it says in `said.txt` there; returns its exit code.
 
-        No file may grow beyond `most_bytes`. `ends` is when to send which signal.
+        No file may grow beyond `most_bytes`. `killed` says at which file operation, as arguments of
+        `killed_operation.Killer`. `ends` is when to send which signal.
         """
-        asked = {"folder": str(folder), "words": words, "most_bytes": most_bytes}
+        asked = {
+            "folder": str(folder),
+            "words": words,
+            "most_bytes": most_bytes,
+            "main": main,
+            "killed": killed,
+        }
         self._driver.stdin.write(json.dumps(asked) + "\n")
         self._driver.stdin.flush()
         pid = int(self._driver.stdout.readline())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import lost_jobs
 import pytest
+import submitit
 import tiny_experiment
 
 from harness import config, store
@@ -323,10 +324,12 @@ def test_slurm_where_there_is_none_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("losses", "found"), [(1, "begun 2 times"), pytest.param(3, "", marks=pytest.mark.weekly)]
+    ("losses", "found"),
+    [pytest.param(1, "begun 2 times", marks=pytest.mark.slow), pytest.param(3, "", marks=pytest.mark.weekly)],
 )
 def test_a_job_that_slurm_loses_is_submitted_again_but_not_for_ever(tmp_path, monkeypatch, losses, found):
     monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parents[1]}")
+    monkeypatch.setattr(submitit.Job, "_results_timeout_s", 0)  # a lost job's result, 15 s on a cluster
     file, policy = tmp_path / "losses", ExecutionPolicy(executor="slurm", address="local", workers=1)
     file.write_text(str(losses))
     with slurm.SlurmPool(file, policy, 1, "cpu", work=lost_jobs.run) as pool:

@@ -19,6 +19,7 @@ from harness.models.hub import resolve
 from harness.progress import Silent
 from harness.training import job as jobs
 from harness.training import worker
+from harness.training.preferences.dpo import PreferenceParams
 from harness.training.trainer import resident_peak_bytes
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -99,7 +100,9 @@ def test_preferences_are_trained_on_the_same_pairs_there(tiny, tmp_path):
     training.run_job(one, ignore)
     worker.launch(other, ignore)
     assert made(other)["digest"] == made(one)["digest"]
-    assert made(other)["training"]["n_pairs"] == 12
+    record, pairs = made(other)["training"], len(tiny_methods.pairs(slice(0, 2)))
+    assert record["n_heldout"] == round(PreferenceParams().heldout * pairs)
+    assert record["n_pairs"] == pairs - record["n_heldout"]
 
 
 @pytest.mark.parametrize(

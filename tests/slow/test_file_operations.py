@@ -1,0 +1,152 @@
+"""A process that is killed at any of its file operations leaves, after the next one, what an undisturbed one does."""
+
+import json
+import pickle
+import random
+import shutil
+from collections.abc import Callable
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import tiny_experiment
+from forking import Forked
+
+from harness import config, store
+from harness.evaluation.rows.row_sets import RunRequest
+from harness.experiment import Scope, prepare_session
+from harness.experiment.executors import job_runner
+from harness.experiment.executors.work_plan import plan_work
+from harness.progress import Silent
+from harness.store import Store
+
+CANDIDATES = """\
+  bag: {method: classifier}
+  lora: {method: lora, params: {r: 2, max_length: 200, num_train_epochs: 1, per_device_train_batch_size: 15}}
+"""
+N_DRAWN = 2
+
+
+class Process(NamedTuple):
+    """A process that works in a folder, and what is deleted there for it to begin anew."""
+
+    run: Callable[[dict[str, object] | None], int]
+    folder: Path
+    anew: Callable[[], None]
+
+
+@pytest.fixture(scope="module")
+def forked(cache_folder):
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HARNESS_CACHE", str(cache_folder))
+        driver = Forked()
+    yield driver
+    driver.close()
+
+
+@pytest.fixture
+def folder(tiny, own_cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+    tiny_experiment.write(tmp_path, tiny, CANDIDATES)
+    return tmp_path
+
+
+@pytest.fixture
+def command(forked, folder):
+    """Return the command, which does all of a comparison itself."""
+
+    def run(killed):
+        return forked.run(folder, "compare", killed=killed)
+
+    return Process(run, folder, lambda: shutil.rmtree(folder / "runs"))
+
+
+@pytest.fixture
+def worker(forked, folder):
+    """Return a worker that does all jobs of a comparison but the control arm, whose time it would measure."""
+    loaded = config.load(folder / "harness.yaml")
+    session = prepare_session(loaded, Scope(), Silent())
+    plan = plan_work(session, [RunRequest(session.candidates[name], 0) for name in loaded.selected], 1)
+    controls = {session.source.weights_digest: ""}
+    jobs = [(job, controls) for job in TopologicalSorter(plan.needs).static_order() if job.kind != "control"]
+    (folder / "jobs").write_bytes(pickle.dumps(jobs))
+
+    def anew():
+        for made in ("rows", "weights"):
+            shutil.rmtree(folder / "runs" / made)
+
+    with job_runner.written_assignment(session, loaded, Scope(), 1) as file:
+
+        def run(killed):
+            return forked.run(folder, str(file), "jobs", main="assigned_jobs:main", killed=killed)
+
+        yield Process(run, folder, anew)
+
+
+def left(folder: Path) -> dict[str, object]:
+    """Return what a process left: runs, weights, and every row but for its measured time."""
+    runs = folder / "runs"
+    rows = {
+        file.parent.name: [
+            {name: getattr(row, name) for name in row.__slots__ if name != "compute_s"}
+            for row in store.read_rows(Store(runs), file.parent.name)
+        ]
+        for file in runs.glob("rows/*/rows.parquet")
+    }
+    weights = {
+        file.parent.name: json.loads(file.read_text())["digest"] for file in runs.glob("weights/*/fit.json")
+    }
+    unfinished = [*runs.glob("rows/*/blocks"), *runs.glob("weights/*.part")]
+    names = {file.parent.name for file in runs.glob("*/run.json")}
+    return {"rows": rows, "weights": weights, "runs": names, "unfinished": unfinished}
+
+
+def said(process: Process) -> str:
+    return (process.folder / "said.txt").read_text()
+
+
+def undisturbed(process: Process) -> tuple[list[tuple[int, bool]], dict[str, object]]:
+    """Let a process work to its end; returns where it can be killed, and what it left.
+
+    That is at each of its file operations, where it opens a file to write both before it and with the file begun.
+    """
+    counted = process.folder / "counted"
+    killed = {"below": str(process.folder / "runs"), "counted": str(counted)}
+    assert process.run(killed) == 0, said(process)
+    operations, made = counted.read_text(), left(process.folder)
+    assert len(operations) > 50
+    assert made["rows"]
+    assert len(made["weights"]) == 2
+    assert made["unfinished"] == []
+    begun = {"w": (False, True), "x": (False,)}
+    return [(at, one) for at, kind in enumerate(operations, 1) for one in begun[kind]], made
+
+
+def hold_to(process: Process, at: int, begun: bool, expected: dict[str, object]) -> None:
+    """Kill a process at an operation, let the next one work to its end, and compare what is left."""
+    process.anew()
+    killed = {"below": str(process.folder / "runs"), "at": at, "begun": begun}
+    assert process.run(killed) == -9, f"not killed at operation {at}: {said(process)}"
+    assert process.run(None) == 0, f"killed at operation {at}, begun: {begun}: {said(process)}"
+    assert left(process.folder) == expected, f"killed at operation {at}, begun: {begun}"
+
+
+@pytest.fixture(params=["command", "worker"])
+def process(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_at_one_of_its_file_operations_changes_nothing_that_is_left(process):
+    moments, expected = undisturbed(process)
+    for at, begun in random.Random(3).sample(moments, N_DRAWN):
+        hold_to(process, at, begun, expected)
+
+
+@pytest.mark.weekly
+def test_a_process_that_is_killed_at_any_of_its_file_operations_changes_nothing_that_is_left(process):
+    moments, expected = undisturbed(process)
+    for at, begun in moments:
+        hold_to(process, at, begun, expected)
