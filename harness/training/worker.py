@@ -42,14 +42,15 @@ def main() -> None:
 
 
 def _run(arguments: Sequence[str], say: Any) -> int:
-    def advance(done: int, total: int, note: str = "") -> None:
-        say("advance", done, total, note)
+    def advance(done: float, total: float, note: str = "") -> None:
+        if is_first():
+            say("advance", done, total, note)
 
     try:
         if len(arguments) != 1:
             problem = Problem("worker", f"{len(arguments)} arguments", "one folder of a job", "name it")
             raise UserError(problem)
-        run_job(Path(arguments[0]), advance if is_first() else lambda done, total, note="": None)
+        run_job(Path(arguments[0]), advance)
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:  # nobody listens any more: whoever asked for the weights was killed
