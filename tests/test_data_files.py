@@ -1,6 +1,9 @@
 """Files of edits: what cannot be read or written is refused at its line, and nothing is written over."""
 
 import gzip
+import json
+import random
+import re
 from pathlib import Path
 
 import pytest
@@ -121,7 +124,7 @@ def test_an_option_that_cannot_be_used_is_refused_with_the_next_step(data, words
         (
             "r.jsonl.gz",
             gzip.compress(b'{"prompt": "a", "reference": "x"}\n' * 99, mtime=0)[:-9],
-            "a broken gzip file",
+            "r.jsonl.gz:100: found a broken gzip file",
         ),
         ("r.csv", b"text,label\na,\xff\n", "r.csv:2: found byte 0xff"),
         ("r.xlsx", b"PK", "soffice --headless --convert-to csv r.xlsx"),
@@ -133,6 +136,46 @@ def test_an_option_that_cannot_be_used_is_refused_with_the_next_step(data, words
 def test_a_file_that_cannot_be_used_is_refused_at_its_line_and_leaves_nothing(data, name, content, said):
     Path(name).write_bytes(content)
     assert said in refused(data, "clean", name, "--out", "n.jsonl")
+
+
+def packed_rows(kind):
+    """Pack 5,000 rows that hardly get smaller, so that a half of the bytes holds half of the rows."""
+    rng = random.Random(7)
+    rows = [{"prompt": f"q{rng.getrandbits(200):x}", "reference": "x"} for _ in range(5000)]
+    if kind == "json":
+        text = json.dumps(rows, indent=0)
+    elif kind == "jsonl":
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+    else:
+        between = "," if kind == "csv" else "\t"
+        text = "".join(between.join(row) + "\n" for row in (rows[0], *(r.values() for r in rows)))
+    return gzip.compress(text.encode(), mtime=0), text.count("\n")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv"])
+def test_a_gzip_file_that_breaks_off_is_refused_at_the_line_in_which_it_does(data, kind):
+    packed, n_lines = packed_rows(kind)
+    name = f"r.{kind}.gz"
+    Path(name).write_bytes(packed[: len(packed) // 2])
+    said = refused(data, "clean", name, "--out", "n.jsonl")
+    line, n_read = re.search(
+        rf"r\.{kind}\.gz:(\d+): found a broken gzip file .* of which ([\d,]+)", said
+    ).groups()
+    of = int(n_read.replace(",", ""))
+    assert int(line) == of + 1
+    assert 0.4 * n_lines < of < 0.6 * n_lines
+    assert f"gzip -cd {name}" in said
+
+
+def test_a_gzip_file_whose_bytes_were_changed_is_refused(data):
+    packed, _ = packed_rows("jsonl")
+    middle = len(packed) // 2
+    for flipped in range(middle, middle + 8):
+        Path("r.jsonl.gz").write_bytes(
+            packed[:flipped] + bytes([packed[flipped] ^ 255]) + packed[flipped + 1 :]
+        )
+        said = refused(data, "clean", "r.jsonl.gz", "--out", "n.jsonl")
+        assert "found a broken gzip file" in said
 
 
 def test_mixed_types_are_refused_where_a_column_has_one_type(data):

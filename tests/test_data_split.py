@@ -58,6 +58,28 @@ def test_rows_of_one_group_stay_together():
     assert sum(map(len, groups)) == 12
 
 
+@pytest.mark.parametrize("how", [("--folds", "4"), ("--shares", "0.5,0.25,0.25")])
+def test_rows_of_one_cluster_stay_together_unless_another_group_is_named(data, how):
+    rows = [
+        {"text": f"{i * i} q{i}w v{i}u", "label": "x", "cluster": i // 5, "who": f"w{i % 8}"}
+        for i in range(40)
+    ]
+    jsonl(Path("r.jsonl"), rows)
+    _, _, err = data("split", "r.jsonl", *how, "--out", "own")
+    assert "rows of one 'cluster' stay together; --group names another column" in err
+    assert manifest("own/split")["parameters"]["group"] == "cluster"
+    done(data, "split", "r.jsonl", *how, "--group", "who", "--out", "named")
+
+    def n_parts_a_value(folder, column):
+        parts = [read(str(file)) for file in sorted(Path(folder).glob("*.jsonl"))]
+        return {
+            len([p for p in parts if value in [r[column] for r in p]]) for value in {r[column] for r in rows}
+        }
+
+    assert (n_parts_a_value("own", "cluster"), n_parts_a_value("named", "who")) == ({1}, {1})
+    assert n_parts_a_value("named", "cluster") != {1}
+
+
 def test_questions_that_are_alike_by_a_chain_of_others_stay_together():
     words = [f"{a}{b}{a}" for a in "bcdfghjk" for b in "aeiou"]
     chain = [{"text": " ".join(words[i : i + 20]), "label": "x", "n": i} for i in range(0, 20, 2)]

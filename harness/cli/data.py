@@ -130,7 +130,11 @@ def data_split(
         str | None, typer.Option("--stratify", help="A column whose values have equal shares in all parts.")
     ] = None,
     group: Annotated[
-        str | None, typer.Option("--group", help="A column whose rows of one value stay together.")
+        str | None,
+        typer.Option(
+            "--group",
+            help="A column whose rows of one value stay together; without it `cluster`, if rows have it.",
+        ),
     ] = None,
     time: Annotated[
         str | None, typer.Option("--time", help="A column of times: the oldest rows train, the newest test.")
@@ -151,12 +155,15 @@ def data_split(
     """Split rows into train, validation and test, or folds; rows that are alike are never in two parts."""
     from harness.data.edit import Edit, save_split
     from harness.data.edit.row_files import row_suffix
-    from harness.data.edit.split import Way, check_way, odd_shares, split
+    from harness.data.edit.split import Way, check_way, keep_clusters, odd_shares, split
 
     refuse_out(out, [file], folder=True)
     way = Way(_numbers("--shares", shares), stratify, group, time, time_format, _alike(alike), seed, folds)
     check_way(way)
     content = read_all(file, stratify=stratify, group=group, time=time)
+    way = keep_clusters(way, content)
+    if way.group != group:
+        say(f"rows of one {way.group!r} stay together; --group names another column")
     roles = roles_of(content, prompt, reference)
     edit = Edit("split", {**way.parameters, **roles._asdict()}, [file], licenses or (), notes or ())
     found = split(content, roles, way)

@@ -20,12 +20,14 @@ from typing import IO, Any, NamedTuple, NoReturn, TextIO, cast
 
 from harness.data.csv_header import is_csv, refuse_certain_row
 from harness.errors import Problem, UserError
+from harness.formatting import pluralize
 from harness.records import parse_json
 from harness.spec import HUB
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 SHOWN = 10
 _LONGEST_REASON = 300
+_BROKEN = (EOFError, gzip.BadGzipFile, zlib.error)  # what reading a damaged gzip file raises
 
 
 class Row(NamedTuple):
@@ -127,13 +129,8 @@ def _opened(file: Path, shown: str, newline: str = "") -> Iterator[TextIO]:
     try:
         with _binary(file) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline=newline) as text:
             yield text
-    except UnicodeDecodeError:
-        problem = _not_utf8(file, shown)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        problem = Problem(shown, f"a broken gzip file ({error})", "a whole file", "fetch or pack it again")
-    else:
-        return
-    raise UserError(problem)
+    except (UnicodeDecodeError, *_BROKEN):
+        raise UserError(_broken_gzip(file, shown) or _not_utf8(file, shown)) from None
 
 
 def _binary(file: Path) -> IO[bytes]:
@@ -152,6 +149,24 @@ def _not_utf8(file: Path, shown: str) -> Problem:
                 return Problem(f"{shown}:{number}", found, "text in UTF-8", "save the file as UTF-8")
             offset += len(line)
     return Problem(shown, "bytes that are not UTF-8", "text in UTF-8", "save the file as UTF-8")
+
+
+def _broken_gzip(file: Path, shown: str) -> Problem | None:
+    """Find the line in which a gzip file breaks off; None of a whole one, and of one that is not packed.
+
+    Where only the sum of all bytes is wrong, nothing says which line is damaged.
+    """
+    n = 0
+    try:
+        with _binary(file) as raw:
+            for line in raw:
+                n += line.endswith(b"\n")
+    except _BROKEN as error:
+        where = shown if isinstance(error, gzip.BadGzipFile) else f"{shown}:{n + 1}"
+        found = f"a broken gzip file ({error}), of which {pluralize(n, 'line')} can be read"
+        step = f"fetch or pack it again; gzip -cd {shlex.quote(shown)} gives what is left of it"
+        return Problem(where, found, "a whole file", step)
+    return None
 
 
 def _json_lines(file: Path, shown: str) -> Iterator[Row]:

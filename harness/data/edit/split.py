@@ -25,6 +25,7 @@ from harness.formatting import plain, pluralize
 from harness.records import Example
 
 PARTS = ("train", "validation", "test")
+CLUSTER = "cluster"  # the column of a row's family, as a task reads it
 SHARES = (0.64, 0.16, 0.2)  # a fifth for test, and a fifth of the rest for validation, as compare sets aside
 _FAR = 0.05  # of a share
 _NUMBER, _EIGHT_DIGITS = re.compile(r"-?\d+(?:\.\d+)?"), re.compile(r"\d{8}")
@@ -91,6 +92,12 @@ def split(content: Rows, roles: Roles, way: Way) -> Split:
     if problems := list(_problems(content.shown, found.parts, way)):
         raise UserError(cap_problems(problems, content.shown, "classes that are too small"))
     return found
+
+
+def keep_clusters(way: Way, content: Rows) -> Way:
+    """Group by the rows' own `cluster` where no other column is named, as a comparison does."""
+    has_some = any(row.fields.get(CLUSTER) not in (None, "") for row in content.rows)
+    return way._replace(group=CLUSTER) if way.group is None and has_some else way
 
 
 def _with_augmented(found: Split, content: Rows, roles: Roles, way: Way) -> Split:
