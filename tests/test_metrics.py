@@ -155,6 +155,7 @@ def test_only_the_proportions_of_the_weights_count(name, scale):
     ("name", "gold"),
     [
         ("exact_match", "Queue: billing"),
+        ("final_answer", "She sells 16 - 7 = 9 eggs.\n#### 18"),
         ("accuracy", "billing"),
         ("macro_f1", "billing"),
         ("token_f1", "the lamp costs 40 dollars"),
@@ -213,6 +214,30 @@ def test_anything_else_is_no_exact_match(text):
 
 def test_an_exact_match_with_any_reference_counts():
     assert one("exact_match", "forty", "40", "Forty") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("42", 1),
+        ("40 and 2 are 42.\nAnswer: 42", 1),
+        ("Six times seven.\n\n**The final answer is 42.**\n", 1),
+        ("So the answer is: 42", 1),
+        ("#### 42", 1),
+        ("42\nNo, wait: 41", 0),
+        ("The answer is 42, I think", 0),
+        ("C#", 0),
+        ("", 0),
+    ],
+)
+def test_a_chain_of_thought_is_scored_by_its_last_line(text, score):
+    assert one("final_answer", text, "42") == score
+    assert one("final_answer", "C", "C#") == 0
+
+
+def test_answers_that_end_alike_are_one_to_a_majority():
+    same = built("final_answer").same
+    assert same("6 * 7\nAnswer: 42") == same("42.") != same("41")
 
 
 @given(st.text())

@@ -36,7 +36,7 @@ from harness.store import Store
 ROOT = Path(__file__).parents[2]
 JUDGE = "smollm2-135m"
 N_PAIRS = 120
-N_TEST, N_TRAIN, N_VALIDATION = 20, 16, 6
+SIZES = {"dolly": (20, 6, 16), "summaries": (12, 4, 8)}  # test, validation and training rows
 LONGEST = 2000  # characters of a row
 PAIRS = """\
 name: llmbar
@@ -184,8 +184,8 @@ def study_pairs(data: Path, folder: Path, *, so_far: bool) -> dict[str, Any]:
     }
 
 
-def read_instructions(data: Path, *, summaries: bool) -> list[dict[str, Any]]:
-    """Draw rows of Dolly: its summaries, or all others."""
+def read_instructions(data: Path, n: int, *, summaries: bool) -> list[dict[str, Any]]:
+    """Draw rows of Dolly: of its summaries, or of all others."""
     with gzip.open(data / "rows" / "dolly_3k" / "train.jsonl.gz", "rt") as lines:
         found = {row["instruction"] + row["input"]: row for row in map(json.loads, lines)}
     rows = [
@@ -194,14 +194,15 @@ def read_instructions(data: Path, *, summaries: bool) -> list[dict[str, Any]]:
         if (row["category"] == "summarization") == summaries and row["output"].strip()
     ]
     rows = [row for row in rows if sum(map(len, row.values())) <= LONGEST]
-    pick = np.random.default_rng(0).permutation(len(rows))[: N_TEST + N_TRAIN + N_VALIDATION]
+    pick = np.random.default_rng(0).permutation(len(rows))[:n]
     return [rows[i] for i in pick]
 
 
 def study_comparison(data: Path, folder: Path, name: str) -> dict[str, Any]:
     """Run a comparison with a judge that nobody checked, and return what its page says."""
-    rows = read_instructions(data, summaries=name == "summaries")
-    ends = (0, N_TEST, N_TEST + N_VALIDATION, len(rows))
+    n_test, n_validation, n_train = SIZES[name]
+    rows = read_instructions(data, n_test + n_validation + n_train, summaries=name == "summaries")
+    ends = (0, n_test, n_test + n_validation, len(rows))
     for part, start, end in zip(("test", "validation", "train"), ends, ends[1:], strict=False):
         write_rows(folder / f"{part}.jsonl", rows[start:end])
     (folder / "helpful.yaml").write_text(HELPFUL)
@@ -214,7 +215,8 @@ def study_comparison(data: Path, folder: Path, name: str) -> dict[str, Any]:
     }
     return {
         "harness_yaml": path.read_text(),
-        "n": N_TEST,
+        "rubric": HELPFUL,
+        "n": n_test,
         "scores": scores,
         "failed": {one.label: one.error for one in report.facts if one.error},
         "decision": report.decision.sentence if report.decision else "",
@@ -274,10 +276,19 @@ def _comparison_lines(kept: Mapping[str, Any]) -> list[str]:
     scores = [
         f"| {name} | {of[0]:.1f} [{of[1]:.1f}, {of[2]:.1f}] |" for name, of in kept["scores"].items() if of
     ]
-    yaml = ["```yaml", *kept["harness_yaml"].splitlines(), "```"]
+    files = {"harness.yaml": kept["harness_yaml"], "helpful.yaml": kept["rubric"]}
+    written = [
+        line
+        for name, text in files.items()
+        for line in ("```yaml", f"# {name}", *text.splitlines(), "```", "")
+    ]
     said = [f"- {one}" for one in (kept["decision"], *kept["notes"]) if one]
-    table = [f"| candidate | judge's grade, {kept['n']} items |", "|---|---|", *scores]
-    return [*yaml, "", *table, "", "What `harness report` says of it:", "", *said]
+    table = [
+        f"| candidate | mean grade of {kept['n']} items, % of the scale [95 % interval] |",
+        "|---|---|",
+        *scores,
+    ]
+    return [*written, *table, "", "What `harness report` says of it:", "", *said]
 
 
 def pair_id(row: dict[str, Any]) -> str:
