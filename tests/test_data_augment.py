@@ -105,12 +105,14 @@ def test_the_manifest_keeps_the_prompts_and_says_why_a_rewording_was_left_out(au
 
 def test_a_second_call_asks_nothing_and_writes_the_same_bytes(augmented, server):
     jsonl(Path("t.jsonl"), rows(6))
-    done(augmented, "t.jsonl", "--out", "one.jsonl", "--variants", "2")
+    words = ("--variants", "2", "--prices", "1000,1000")
+    done(augmented, "t.jsonl", "--out", "one.jsonl", *words)
     asked = len(server.asked)
-    done(augmented, "t.jsonl", "--out", "two.jsonl", "--variants", "2")
+    done(augmented, "t.jsonl", "--out", "two.jsonl", *words)
     assert (asked, len(server.asked)) == (12, 12)
     assert Path("one.jsonl").read_bytes() == Path("two.jsonl").read_bytes()
     assert manifest("one.jsonl")["rows"] == manifest("two.jsonl")["rows"]
+    assert manifest("one.jsonl")["cost_usd"] == manifest("two.jsonl")["cost_usd"] > 12 * 0.005
 
 
 def test_what_was_answered_before_a_failure_is_not_asked_again(augmented, server):

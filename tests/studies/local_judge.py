@@ -4,7 +4,7 @@ LLMBar's pairs of answers have people's choice: the second of each pair stands a
 a candidate answers, and SmolLM2-135M-Instruct says which is better, in both orders. People's choices of half of
 the items, drawn as `harness rate export` draws them, then correct the share of wins; those of all items are the
 truth. Instructions of Dolly, and its summaries apart, are each compared from one short harness.yaml, with the same
-judge by a rubric and no label of a person.
+judge by a rubric and no label of a person, as a user would try it first.
 
 `HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m tests.studies.local_judge [llmbar] [dolly] [summaries]` takes
 some five minutes a part on one quiet core, goes on where it was ended, and writes `reports/local_judge.md` and
@@ -288,7 +288,14 @@ def _comparison_lines(kept: Mapping[str, Any]) -> list[str]:
         "|---|---|",
         *scores,
     ]
-    return [*written, *table, "", "What `harness report` says of it:", "", *said]
+    ends = [of for of in kept["scores"].values() if of]
+    are_apart = max(of[1] for of in ends) > min(of[2] for of in ends)
+    told = "Some of these intervals lie apart" if are_apart else "All of these intervals overlap"
+    reading = (
+        f"{told}. Nobody labelled these answers, and how often this judge is right of LLMBar's pairs stands above: "
+        "its grades are a hint, and nothing is decided by them."
+    )
+    return [*written, *table, "", reading, "", "What `harness report` says of it:", "", *said]
 
 
 def pair_id(row: dict[str, Any]) -> str:

@@ -115,11 +115,11 @@ def data_augment(
         say("nothing is asked or written in a dry run")
         return
     in_columns = not row_suffix(out.name).startswith(".json")
-    outcomes = make_rows(chosen, writer, how, TerminalProgress(), in_columns=in_columns)
+    outcomes, spent = make_rows(chosen, writer, how, TerminalProgress(), in_columns=in_columns)
     used = {"with": writer.name, "who_answers": dict(writer.identity), **how._asdict(), "rows": n_rows}
     del used["max_cost"]
     used |= {"evaluated": sum(len(of.questions) for of in evaluated), "against": tests, **roles._asdict()}
-    edit = Edit("augment", used, [file], licenses or (), notes or ())
+    edit = Edit("augment", used, [file], licenses or (), notes or (), cost_usd=spent.cost_usd)
     print_saved(save(edit, outcomes, out), as_json)
     say(f"next: harness data check {out}, then train: {out} on a candidate; its test items stay as they are")
 

@@ -1,4 +1,4 @@
-"""Payments for rows: what a teacher was paid for a file, and the share of it that other files stand for.
+"""Payments for rows: what a model was paid for a file's, and the share of it that other files stand for.
 
 Invariant: a payment is named by the rows that it was made for, so that it counts once, however many files
 came of these rows.

@@ -83,6 +83,11 @@ class Asking:
         self._paid: dict[str, Output] = {}
         self._lock = Lock()
 
+    @property
+    def spent(self) -> Spent:
+        """What the answers so far took, those of the book with them."""
+        return spent_on(self._writer, list(self._paid.values()))
+
     def answers(self, asked: Sequence[Asked], label: str) -> list[Output]:
         """Return the answer to each prompt, those that failed among them.
 

@@ -18,7 +18,7 @@ from harness.data.overlap import overlaps
 from harness.data.readers import Row, Rows
 from harness.errors import Problem, UserError
 from harness.evaluation.session import Session
-from harness.experiment.generated_rows.asking import Plan
+from harness.experiment.generated_rows.asking import Plan, Spent
 from harness.experiment.generated_rows.rewording import Rewriting, plan_rewordings, reword
 from harness.experiment.generated_rows.writers import Writer
 from harness.formatting import count, pluralize
@@ -76,14 +76,14 @@ def plan(of: Augmentation, writer: Writer, how: Rewriting) -> Plan:
 
 def make_rows(
     of: Augmentation, writer: Writer, how: Rewriting, progress: Progress, *, in_columns: bool
-) -> list[Outcome]:
-    """Reword the chosen rows; return every row, and beside it those that were made from it.
+) -> tuple[list[Outcome], Spent]:
+    """Reword the chosen rows; return every row, beside it those made from it, and what they took.
 
     Raises:
         CandidateFailed: the model cannot be asked, or has cost what it may.
         UserError: none of the rewordings can be used.
     """
-    made = reword(writer, [one.text for one in of.texts.values()], how, progress)
+    made, spent = reword(writer, [one.text for one in of.texts.values()], how, progress)
     rewordings = _without_leaks(of, made)
     outcomes = augment(of.content.rows, of.roles, rewordings, by=how.by, in_columns=in_columns)
     changes = [outcome.change for outcome in outcomes if outcome.change]
@@ -93,12 +93,13 @@ def make_rows(
         step = "another model, a higher --temperature, or --instruction"
         raise UserError(Problem("harness data augment", found, "rows in other words", step))
     left = {change.where: change for change in of.left}
-    return [
+    told = [
         outcome
         if outcome.change or outcome.row is None
         else outcome._replace(change=left.get(outcome.row.where))
         for outcome in outcomes
     ]
+    return told, spent
 
 
 def evaluated_by(session: Session) -> Evaluated:

@@ -13,7 +13,7 @@ from harness.data.edit.augment import Rewording
 from harness.evaluation import costs
 from harness.evaluation.rows.sampled_answers import seed_of
 from harness.experiment.generated_rows.answer_book import AnswerBook, Asked
-from harness.experiment.generated_rows.asking import CHAT_TOKENS, Asking, Plan
+from harness.experiment.generated_rows.asking import CHAT_TOKENS, Asking, Plan, Spent
 from harness.experiment.generated_rows.writers import Writer
 from harness.progress import Progress
 from harness.records import Limits, Message, Output
@@ -60,8 +60,10 @@ def plan_rewordings(writer: Writer, texts: Sequence[str], how: Rewriting) -> Pla
 
 def reword(
     writer: Writer, texts: Sequence[str], how: Rewriting, progress: Progress
-) -> list[tuple[Rewording, ...]]:
+) -> tuple[list[tuple[Rewording, ...]], Spent]:
     """Reword each text so many times, in their order; the model is opened only where it has to be asked.
+
+    Returns what was spent beside it.
 
     Raises:
         CandidateFailed: it cannot be asked, or has cost what it may; the answers so far are kept.
@@ -76,7 +78,7 @@ def reword(
         label += f", step {step} of {len(how.prompts)}" if len(how.prompts) > 1 else ""
         for k, output in zip(able, asking.answers(asked, label), strict=True):
             latest[k] = _read(output)
-    return [tuple(latest[k : k + how.variants]) for k in range(0, len(latest), how.variants)]
+    return [tuple(latest[k : k + how.variants]) for k in range(0, len(latest), how.variants)], asking.spent
 
 
 def _asked(how: Rewriting, text: str, variant: int, prompt: str, last: str) -> Asked:
