@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 
-def run(file: Path, job: object, controls: object) -> str:
+def run(file: Path, job: object, known: object) -> str:
     """Note that a job was begun; end it without a word where its number of losses is not reached."""
     losses, begun = int(file.read_text()), file.with_suffix(".begun")
     with begun.open("a") as notes:

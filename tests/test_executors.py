@@ -3,8 +3,10 @@
 import os
 import socket
 import sys
+import tempfile
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +18,10 @@ import tiny_experiment
 from harness import config, store
 from harness.errors import CandidateFailed, UserError
 from harness.evaluation.rows.row_sets import RunRequest
-from harness.experiment import Scope, prepare_session
+from harness.experiment import Scope, executors, prepare_session
 from harness.experiment.executors import dispatch, job_runner, local, ray_cluster, slurm
-from harness.experiment.executors.job_runner import Outcome
+from harness.experiment.executors.job_runner import Known, Outcome
+from harness.experiment.executors.visible_files import wait_for_files
 from harness.experiment.executors.work_plan import Job, plan_work
 from harness.progress import Silent
 from harness.spec import ExecutionPolicy
@@ -74,13 +77,13 @@ class Scripted:
 
     def __init__(self, size, answer=lambda job: Outcome()):
         self.size, self._answer = size, answer
-        self.asked, self.most, self.controls, self.stopped = [], 0, {}, False
+        self.asked, self.most, self.controls, self.files, self.stopped = [], 0, {}, {}, False
         self._running, self._lock = 0, threading.Lock()
 
-    def run(self, job, controls):
+    def run(self, job, known):
         with self._lock:
             self.asked.append(job)
-            self.controls[job] = dict(controls)
+            self.controls[job], self.files[job] = dict(known.controls), known.files
             self._running += 1
             self.most = max(self.most, self._running)
         try:
@@ -91,6 +94,9 @@ class Scripted:
 
     def stop(self):
         self.stopped = True
+
+
+NOWHERE = Path("nowhere")  # no file of it is waited for
 
 
 def ignore(done, total, note=""):
@@ -151,14 +157,14 @@ def test_a_thousand_jobs_are_planned_and_dispatched_in_less_than_a_second(sessio
     start = time.perf_counter()
     plan = plan_work(session, many, 8)
     pool = Scripted(8)
-    dispatch.run_jobs(plan.needs, pool, {}, ignore)
+    dispatch.run_jobs(plan.needs, pool, {}, ignore, NOWHERE)
     assert time.perf_counter() - start < 1
     assert len(pool.asked) == len(plan.needs) > 1000
 
 
 def test_every_job_runs_once_after_what_it_needs_and_no_more_at_once_than_there_are_workers(session):
     plan, pool = planned(session, 3), Scripted(3)
-    assert dispatch.run_jobs(plan.needs, pool, {}, ignore) == {}
+    assert dispatch.run_jobs(plan.needs, pool, {}, ignore, NOWHERE) == {}
     place = {job: at for at, job in enumerate(pool.asked)}
     assert sorted(place) == sorted(plan.needs)
     assert len(pool.asked) == len(place)
@@ -173,7 +179,7 @@ def test_a_job_that_fails_ends_those_alone_that_wait_for_it(session):
     def answer(job):
         return Outcome(error=encode_error(error)) if job == Job("fit", "lora") else Outcome()
 
-    failed = dispatch.run_jobs(plan.needs, Scripted(2, answer), {}, ignore)
+    failed = dispatch.run_jobs(plan.needs, Scripted(2, answer), {}, ignore, NOWHERE)
     assert {job.name for job in failed} == {"lora", "hybrid", "next"}
     assert {str(one) for one in failed.values()} == {str(error)}
 
@@ -182,14 +188,14 @@ def test_bad_input_at_a_worker_ends_everything(session):
     error = encode_error(job_runner.UserError(job_runner.Problem("worker", "other code", "this", "mend it")))
     pool = Scripted(2, lambda job: Outcome(error=error))
     with pytest.raises(UserError, match="worker: found other code"):
-        dispatch.run_jobs(planned(session, 2).needs, pool, {}, ignore)
+        dispatch.run_jobs(planned(session, 2).needs, pool, {}, ignore, NOWHERE)
     assert pool.stopped
 
 
 def test_the_control_arm_that_was_measured_is_known_to_the_answers_after_it(session):
     plan, controls = planned(session, 2, ("prompt",)), {}
     pool = Scripted(2, lambda job: Outcome("arm-1" if job.kind == "control" else ""))
-    dispatch.run_jobs(plan.needs, pool, controls, ignore)
+    dispatch.run_jobs(plan.needs, pool, controls, ignore, NOWHERE)
     digest = session.source.weights_digest
     assert controls == {digest: "arm-1"}
     assert {job.kind for job, known in pool.controls.items() if known == controls} == {"answer"}
@@ -202,9 +208,10 @@ def test_a_job_whose_work_is_done_computes_nothing_and_leaves_the_index_alone(op
     with job_runner.written_assignment(session, loaded, Scope(), 1) as file:
         before = {path: path.stat().st_mtime_ns for path in session.store.folder.glob("[rw]*/*/*")}
         outcomes = {
-            job: job_runner.run_job(file, job, {session.source.weights_digest: ""}) for job in plan.needs
+            job: job_runner.run_job(file, job, Known({session.source.weights_digest: ""}))
+            for job in plan.needs
         }
-    assert set(outcomes.values()) == {Outcome()}
+    assert {outcome[:2] for outcome in outcomes.values()} == {("", None)}
     assert {path: path.stat().st_mtime_ns for path in session.store.folder.glob("[rw]*/*/*")} == before
     assert not session.store.index.exists()
 
@@ -230,12 +237,12 @@ def test_a_worker_with_other_code_is_refused_before_it_reads_what_this_code_wrot
     with job_runner.written_assignment(session, loaded, Scope(), 1) as file:
         content = file.read_bytes()
         file.write_bytes(content.replace(job_runner._code_digest().encode(), b"0" * 16)[:60])
-        outcome = job_runner.run_job(file, Job("fit", "lora"), {})
+        outcome = job_runner.run_job(file, Job("fit", "lora"), Known({}))
     assert "code of harness" in str(decode_error(*outcome.error))
 
 
 def test_a_worker_that_does_not_see_the_runs_folder_says_so(tmp_path):
-    outcome = job_runner.run_job(tmp_path / "runs" / "x.pickle", Job("fit", "lora"), {})
+    outcome = job_runner.run_job(tmp_path / "runs" / "x.pickle", Job("fit", "lora"), Known({}))
     error = decode_error(*outcome.error)
     assert isinstance(error, UserError)
     assert "a file system that all workers see" in str(error)
@@ -261,7 +268,7 @@ def test_a_worker_that_cannot_start_fails_its_job_with_what_it_said_last(tmp_pat
     (tmp_path / "x.pickle").write_text("no pickle")
     command = (sys.executable, "-c", "import sys; sys.exit('no such worker')")
     with local.LocalPool(tmp_path / "x.pickle", 1, 1, "cpu", command) as pool:
-        outcome = pool.run(Job("fit", "lora"), {})
+        outcome = pool.run(Job("fit", "lora"), Known({}))
     assert "its worker ended 3 times with exit code" in str(decode_error(*outcome.error))
     assert "no such worker" in str(decode_error(*outcome.error))
 
@@ -272,7 +279,7 @@ def test_each_worker_has_a_gpu_of_its_own_and_as_many_threads_as_the_plan_says(t
     with local.LocalPool(tmp_path / "x.pickle", None, 7, "cuda", (sys.executable, "-c", told)) as pool:
         assert pool.size == 2
         for _ in range(pool.size):
-            pool.run(Job("fit", "lora"), {})
+            pool.run(Job("fit", "lora"), Known({}))
     assert {log.read_text().strip() for log in tmp_path.glob("*.log")} == {"3 7", "5 7"}
     with pytest.raises(UserError, match="3 workers on 2 GPUs"):
         local.LocalPool(tmp_path / "x.pickle", 3, 1, "cuda")
@@ -333,12 +340,98 @@ def test_a_job_that_slurm_loses_is_submitted_again_but_not_for_ever(tmp_path, mo
     file, policy = tmp_path / "losses", ExecutionPolicy(executor="slurm", address="local", workers=1)
     file.write_text(str(losses))
     with slurm.SlurmPool(file, policy, 1, "cpu", work=lost_jobs.run) as pool:
-        outcome = pool.run(Job("fit", "lora"), {})
+        outcome = pool.run(Job("fit", "lora"), Known({}))
     if found:
         assert outcome == found
     else:
         assert "(fit lora) ended without a result" in str(decode_error(*outcome.error))
         assert file.with_suffix(".begun").read_text() == "x" * local.TRIES
+
+
+class Late:
+    """A worker in this process, what it leaves in the store being seen a while after it has ended."""
+
+    def __init__(self, file, runs):
+        self.size, self._file, self._runs, self.hidden, self.errors = 1, file, runs, 0, []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def run(self, job, known):
+        outcome = job_runner.run_job(self._file, job, known)
+        self.errors += [outcome.error] if outcome.error else []
+        for name in outcome.files:
+            self.hidden += hide(self._runs / name, 0.3)
+        return outcome
+
+    def stop(self):
+        pass
+
+
+def hide(file, seconds):
+    """Take a file's folder away for a while; returns 1."""
+    away = file.parent.with_name(f"away-{file.parent.name}")
+    file.parent.rename(away)
+    threading.Timer(seconds, away.rename, [file.parent]).start()
+    return 1
+
+
+def written_at(runs):
+    return {path: path.stat().st_mtime_ns for path in runs.glob("[rw]*/*/*") if path.is_file()}
+
+
+def test_what_is_seen_late_is_waited_for_by_the_command_and_not_made_again(opened, monkeypatch):
+    session, loaded = opened
+    runs = session.store.folder
+    before, pools = written_at(runs), []
+
+    def open_pool(session, file, threads):
+        pools.append(Late(file, runs))
+        return pools[0]
+
+    monkeypatch.setattr(executors, "open_pool", open_pool)
+    policy = ExecutionPolicy(executor="local", workers=1, threads=1)
+    asked = replace(session, experiment=session.experiment.model_copy(update={"execution": policy}))
+    executors.make_on_workers(asked, loaded, Scope(), [RunRequest(session.candidates["lora"], 0)], [None])
+    assert pools[0].errors == []
+    assert pools[0].hidden >= 4
+    assert not list(runs.glob("*/away-*"))
+    assert written_at(runs) == before
+    assert asked.failures == {}
+
+
+def test_what_a_job_needs_is_waited_for_where_it_runs(opened):
+    session, loaded = opened
+    runs = session.store.folder
+    before = written_at(runs)
+    with job_runner.written_assignment(session, loaded, Scope(), 1) as file:
+        left = job_runner.run_job(file, Job("fit", "lora"), Known({})).files
+        hide(runs / left[0], 0.2)
+        known = Known({session.source.weights_digest: ""}, left)
+        assert job_runner.run_job(file, Job("answer", "lora"), known).error is None
+    assert left[0].startswith("weights/")
+    assert written_at(runs) == before
+
+
+def test_a_job_is_told_of_all_files_that_those_before_it_left(session):
+    plan = planned(session, 1, ("next",))
+    pool = Scripted(1, lambda job: Outcome(files=(f"{job.kind}-{job.name}",)))
+    (answer,) = (job for job in plan.needs if (job.kind, job.name) == ("answer", "next"))
+    made = {f"{job.kind}-{job.name}" for job in before(plan, answer)}
+    with tempfile.TemporaryDirectory() as folder:
+        for job in plan.needs:
+            Path(folder, f"{job.kind}-{job.name}").touch()
+        dispatch.run_jobs(plan.needs, pool, {}, ignore, Path(folder))
+    assert set(pool.files[answer]) == made
+    assert len(pool.files[answer]) == len(made)
+
+
+def test_a_file_that_is_never_seen_is_named_with_what_hides_it(tmp_path):
+    with pytest.raises(CandidateFailed, match=r"rows/x/rows.parquet, which a worker wrote, .*acdirmax"):
+        wait_for_files(tmp_path, ["rows/x/rows.parquet"], 0.05)
 
 
 def test_an_experiment_that_one_process_has_finished_needs_no_worker(copy):

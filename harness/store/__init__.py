@@ -63,6 +63,7 @@ from harness.store.layout import (
     write_whole,
 )
 from harness.store.measurements import (
+    control_file,
     controls,
     flip_rates,
     keep_environment,
@@ -150,6 +151,7 @@ __all__ = [
     "begin",
     "claim",
     "complete_rows",
+    "control_file",
     "controls",
     "count_statuses",
     "current_activity",

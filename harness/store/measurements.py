@@ -81,10 +81,15 @@ def save_control(
     Raises:
         HarnessError: the disk is full.
     """
-    folder = store.folder / "control" / control.id
+    file = control_file(store, control.id)
     for block, block_rows in rows:
-        write_measured(store, folder / f"{block.rows}.{block.index:05d}.jsonl", block_rows)
-    write_record(store, folder / "control.json", control)
+        write_measured(store, file.with_name(f"{block.rows}.{block.index:05d}.jsonl"), block_rows)
+    write_record(store, file, control)
+
+
+def control_file(store: Store, control_id: str) -> Path:
+    """The file that is written last of a measurement of a control arm."""
+    return store.folder / "control" / control_id / "control.json"
 
 
 def controls(store: Store) -> list[Control]:

@@ -36,7 +36,7 @@ class AtOnce:
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def run(self, job: object, controls: object) -> Outcome:
+    def run(self, job: object, known: object) -> Outcome:
         return Outcome()
 
     def stop(self) -> None:
@@ -72,7 +72,7 @@ def simulated_rows(session: Session) -> list[Row]:
     plan_s, plan_mb = measured(lambda: plan_work(wide, requests, N_WORKERS))
     of = f"{N_CANDIDATES:,} candidates × {N_TASKS} tasks"
     run_s, run_mb = measured(
-        lambda: run_jobs(plan.needs, AtOnce(N_WORKERS), {}, lambda done, total, note="": None)
+        lambda: run_jobs(plan.needs, AtOnce(N_WORKERS), {}, lambda done, total, note="": None, Path())
     )
     return [
         *rows,

@@ -69,8 +69,8 @@ def worker(forked, folder):
     loaded = config.load(folder / "harness.yaml")
     session = prepare_session(loaded, Scope(), Silent())
     plan = plan_work(session, [RunRequest(session.candidates[name], 0) for name in loaded.selected], 1)
-    controls = {session.source.weights_digest: ""}
-    jobs = [(job, controls) for job in TopologicalSorter(plan.needs).static_order() if job.kind != "control"]
+    known = job_runner.Known({session.source.weights_digest: ""})
+    jobs = [(job, known) for job in TopologicalSorter(plan.needs).static_order() if job.kind != "control"]
     (folder / "jobs").write_bytes(pickle.dumps(jobs))
 
     def anew():

@@ -4,7 +4,6 @@ Invariant: there is one way to judge. Workers make weights, answers and control 
 these have in any case; then the ordinary comparison runs, finds them, and times, judges and writes the index.
 """
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,7 +13,7 @@ from harness.config import Loaded
 from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment.executors.dispatch import run_jobs
-from harness.experiment.executors.job_runner import Outcome, written_assignment
+from harness.experiment.executors.job_runner import Known, Outcome, written_assignment
 from harness.experiment.executors.work_plan import Job, WorkPlan, plan_work
 from harness.experiment.preparation.scope import Scope
 from harness.models.hardware import torch_threads
@@ -31,7 +30,7 @@ class Pool(Protocol):
     def size(self) -> int:
         """How many jobs run at once."""
 
-    def run(self, job: Job, controls: Mapping[str, str]) -> Outcome:
+    def run(self, job: Job, known: Known) -> Outcome:
         """Run a job and wait for it; one whose worker is lost is run again, twice at most."""
 
     def stop(self) -> None:
@@ -83,10 +82,8 @@ def make_on_workers(
             if plan.needs:
                 label = f"{plan} on {pool.size} workers ({session.experiment.execution.executor})"
                 with session.progress.stage(label) as advance:
-                    failed = run_jobs(plan.needs, pool, session.controls, advance)
+                    failed = run_jobs(plan.needs, pool, session.controls, advance, session.store.folder)
                 _keep_failures(session, plan, failed)
-        # A network file system may remember that a file is not there, until its folder is listed.
-        deque(session.store.folder.glob("[!.]*/*/*"), maxlen=0)
     finally:
         remove_folder(session.store.folder / CLAIMS)
 

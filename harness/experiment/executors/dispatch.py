@@ -1,37 +1,45 @@
 """Dispatch of a plan's jobs to workers, each as soon as what it waits for is there.
 
 Invariant: at most as many jobs are under way as there are workers. A job that fails ends those alone that
-wait for it; bad input ends everything.
+wait for it; bad input ends everything. What a job has made is seen here before it counts as done.
 """
 
 from collections import deque
 from collections.abc import Mapping, MutableMapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from graphlib import TopologicalSorter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import UserError
-from harness.experiment.executors.job_runner import Outcome
+from harness.errors import CandidateFailed, UserError
+from harness.experiment.executors.job_runner import Known, Outcome
+from harness.experiment.executors.visible_files import wait_for_files
 from harness.experiment.executors.work_plan import Job
 from harness.progress import Advance
-from harness.training.worker import decode_error
+from harness.training.worker import decode_error, encode_error
 
 if TYPE_CHECKING:
     from harness.experiment.executors import Pool
 
 
 def run_jobs(
-    needs: Mapping[Job, Sequence[Job]], pool: "Pool", controls: MutableMapping[str, str], advance: Advance
+    needs: Mapping[Job, Sequence[Job]],
+    pool: "Pool",
+    controls: MutableMapping[str, str],
+    advance: Advance,
+    runs: Path,
 ) -> dict[Job, Exception]:
     """Run jobs in the order of their needs; returns the errors of those that failed, and of what needs them.
 
-    The control arms that are measured are added to `controls`, and known to whatever begins after.
+    The control arms that are measured are added to `controls`, and known to whatever begins after. `runs` is
+    the folder in which the files that a job leaves are waited for.
 
     Raises:
         UserError: a worker met one, which no other job would escape.
     """
     order, failed, ready = TopologicalSorter(needs), dict[Job, Exception](), deque[Job]()
     running: dict[Future[Outcome], Job] = {}
+    files: dict[Job, tuple[str, ...]] = {}  # of a job and of all that it waited for
     order.prepare()
     threads = ThreadPoolExecutor(pool.size, thread_name_prefix="job")
     try:
@@ -44,10 +52,14 @@ def run_jobs(
                     failed[job] = error
                     order.done(job)
                 else:
-                    running[threads.submit(pool.run, job, dict(controls))] = job
+                    files[job] = tuple(dict.fromkeys(name for one in needs[job] for name in files[one]))
+                    known = Known(dict(controls), files[job])
+                    running[threads.submit(_run, pool, job, known, runs)] = job
             for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
                 job = running.pop(future)
-                _keep(job, future.result(), controls, failed)
+                outcome = future.result()
+                files[job] += outcome.files
+                _keep(job, outcome, controls, failed)
                 order.done(job)
                 n_done += 1
                 advance(n_done, len(needs), f"{job.kind} {job.name}")
@@ -55,6 +67,16 @@ def run_jobs(
         pool.stop()
         threads.shutdown(cancel_futures=True)
     return failed
+
+
+def _run(pool: "Pool", job: Job, known: Known, runs: Path) -> Outcome:
+    """Run a job, and wait until what it made is seen here too."""
+    outcome = pool.run(job, known)
+    try:
+        wait_for_files(runs, outcome.files)
+    except CandidateFailed as error:
+        return Outcome(error=encode_error(error))
+    return outcome
 
 
 def _keep(

@@ -7,13 +7,13 @@ command that asked; it writes rows, weights and measurements under their own nam
 import os
 import pickle
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from harness import provenance
+from harness import provenance, store
 from harness.config import Loaded
 from harness.errors import Problem, UserError
 from harness.evaluation.candidates import base_weights
@@ -28,6 +28,7 @@ from harness.evaluation.runner import (
     rescore_stored,
 )
 from harness.evaluation.session import Session
+from harness.experiment.executors.visible_files import wait_for_files
 from harness.experiment.executors.work_plan import Job
 from harness.experiment.preparation import prepare_session
 from harness.experiment.preparation.scope import Scope
@@ -38,7 +39,7 @@ from harness.models.hub import ModelSource
 from harness.progress import Silent, quiet_libraries
 from harness.records import digest
 from harness.store.layout import remove_folder
-from harness.training import Weights
+from harness.training import FIT, Weights
 from harness.training.worker import encode_error
 
 PACKAGE = Path(__file__).parents[2]
@@ -56,11 +57,22 @@ class Assignment(NamedTuple):
     state: dict[str, str]
 
 
+class Known(NamedTuple):
+    """What a job is told of those before it: control arms by base, and files of the store."""
+
+    controls: Mapping[str, str]
+    files: tuple[str, ...] = ()
+
+
 class Outcome(NamedTuple):
-    """Result of a job: the id of a control arm, or an error as `training.worker.decode_error` reads it."""
+    """Result of a job: the id of a control arm, or an error as `training.worker.decode_error` reads it.
+
+    `files` are those of the store that others need and that are complete now, relative to its folder.
+    """
 
     value: str = ""
     error: tuple[str, list[Any]] | None = None
+    files: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -82,12 +94,13 @@ def written_assignment(session: Session, loaded: Loaded, scope: Scope, threads: 
         file.unlink(missing_ok=True)
 
 
-def run_job(file: Path, job: Job, controls: Mapping[str, str]) -> Outcome:
-    """Make what a job asks for, as far as it is not there; `controls` maps bases to their control arms."""
+def run_job(file: Path, job: Job, known: Known) -> Outcome:
+    """Make what a job asks for, as far as it is not there."""
     try:
         session = _open_session(file)
-        session.controls.update(controls)
-        return Outcome(_MAKE[job.kind](session, job) or "")
+        session.controls.update(known.controls)
+        wait_for_files(session.store.folder, known.files)
+        return _MAKE[job.kind](session, job)
     except Exception as error:  # noqa: BLE001 (the command hears of it, and decides)
         return Outcome(error=encode_error(error))
 
@@ -167,19 +180,24 @@ def _code_digest() -> str:
     return digest([(str(file.relative_to(PACKAGE)), file.read_text("utf-8")) for file in files])
 
 
-def _make_weights(session: Session, job: Job) -> None:
-    ensure_weights(session, session.candidates[job.name], job.seed)
+def _make_weights(session: Session, job: Job) -> Outcome:
+    return _made(session, ensure_weights(session, session.candidates[job.name], job.seed))
 
 
-def _make_trial(session: Session, job: Job) -> None:
-    make_trial(session, session.candidates[job.name], job.part)
+def _make_trial(session: Session, job: Job) -> Outcome:
+    return _made(session, make_trial(session, session.candidates[job.name], job.part))
 
 
-def _measure_control(session: Session, job: Job) -> str:
-    return measure_once(session, _base(session, job.name))
+def _made(session: Session, weights: Weights | None) -> Outcome:
+    return Outcome(files=_there(session, [weights.folder / FIT] if weights and weights.folder else []))
 
 
-def _answer_as_base(session: Session, job: Job) -> None:
+def _measure_control(session: Session, job: Job) -> Outcome:
+    measured = measure_once(session, _base(session, job.name))
+    return Outcome(measured, files=_there(session, [store.control_file(session.store, measured)]))
+
+
+def _answer_as_base(session: Session, job: Job) -> Outcome:
     weights = base_weights(_base(session, job.name))
     sets = suite_sets(session, weights)[job.part :: job.parts]
     lacking = find_base_rows(session, _find_unanswered(session, sets))
@@ -188,9 +206,10 @@ def _answer_as_base(session: Session, job: Job) -> None:
             for rows in lacking:
                 fill(session, model, [rows], "base")
                 keep_base_rows(session, rows)
+    return _answered(session, sets)
 
 
-def _answer(session: Session, job: Job) -> None:
+def _answer(session: Session, job: Job) -> Outcome:
     candidate = session.candidates[job.name]
     weights = ensure_weights(session, candidate, job.seed)
     sets = (
@@ -198,9 +217,22 @@ def _answer(session: Session, job: Job) -> None:
         if job.suites
         else target_sets(session, candidate.recipe, weights, job.seed)
     )
-    lacking = _find_unanswered(session, sets[job.part :: job.parts])
+    own = sets[job.part :: job.parts]
+    lacking = _find_unanswered(session, own)
     if lacking:
         _ask(session, candidate.base, weights, lacking)
+    return _answered(session, own)
+
+
+def _answered(session: Session, sets: Sequence[RowSet]) -> Outcome:
+    files = [session.store.parquet(rows.answers.identity.digest) for rows in sets]
+    return Outcome(files=_there(session, files))
+
+
+def _there(session: Session, files: Iterable[Path]) -> tuple[str, ...]:
+    """Name the files that are in the store."""
+    own = session.store.folder
+    return tuple(str(file.relative_to(own)) for file in files if file.is_relative_to(own) and file.exists())
 
 
 def _ask(session: Session, base: ModelSource, weights: Weights, lacking: Sequence[RowSet]) -> None:

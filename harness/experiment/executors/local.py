@@ -11,13 +11,13 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 from harness.errors import CandidateFailed, Problem, UserError
-from harness.experiment.executors.job_runner import PACKAGE, Outcome, run_job
+from harness.experiment.executors.job_runner import PACKAGE, Known, Outcome, run_job
 from harness.experiment.executors.work_plan import Job
 from harness.models.hardware import visible_gpus
 from harness.progress import quiet_environment
@@ -54,7 +54,7 @@ class LocalPool:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def run(self, job: Job, controls: Mapping[str, str]) -> Outcome:
+    def run(self, job: Job, known: Known) -> Outcome:
         """Run a job on a free worker; on another one where the first is killed."""
         place, ended = self._free.get(), 0
         try:
@@ -63,7 +63,7 @@ class LocalPool:
                     break
                 worker = self._workers.get(place) or self._start(place)
                 try:
-                    pickle.dump((job, dict(controls)), _stream(worker.stdin))
+                    pickle.dump((job, known), _stream(worker.stdin))
                     _stream(worker.stdin).flush()
                     found: Outcome = pickle.load(_stream(worker.stdout))
                     return found
@@ -143,7 +143,7 @@ def _end(worker: subprocess.Popen[bytes]) -> int:
 def main() -> None:
     """Run the jobs that standard input names, until it ends: whoever asks for them is gone then."""
     quiet_environment()
-    jobs: queue.SimpleQueue[tuple[Job, dict[str, str]]] = queue.SimpleQueue()
+    jobs: queue.SimpleQueue[tuple[Job, Known]] = queue.SimpleQueue()
 
     def listen() -> None:
         try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from harness.errors import CandidateFailed, Problem, UserError
-from harness.experiment.executors.job_runner import PACKAGE, Outcome, run_job
+from harness.experiment.executors.job_runner import PACKAGE, Known, Outcome, run_job
 from harness.experiment.executors.work_plan import Job
 from harness.training.trainer import MEMORY_KNOBS
 from harness.training.worker import encode_error
@@ -52,13 +52,13 @@ class RayPool:
     def __exit__(self, *_: object) -> None:
         self._ray.shutdown()
 
-    def run(self, job: Job, controls: Mapping[str, str]) -> Outcome:
+    def run(self, job: Job, known: Known) -> Outcome:
         """Run a job where Ray has room for it.
 
         Raises:
             UserError: the node that Ray chose cannot run this code at all.
         """
-        task = self._task.remote(self._file, job, dict(controls))
+        task = self._task.remote(self._file, job, known)
         self._tasks.add(task)
         try:
             found: Outcome = self._ray.get(task)

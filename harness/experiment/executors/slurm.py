@@ -8,12 +8,12 @@ Source: submitit 1.5, `AutoExecutor`; its clusters `local` and `debug` run the s
 """
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 from harness.errors import CandidateFailed, Problem, UserError
-from harness.experiment.executors.job_runner import Outcome, run_job
+from harness.experiment.executors.job_runner import Known, Outcome, run_job
 from harness.experiment.executors.local import TRIES
 from harness.experiment.executors.work_plan import Job
 from harness.spec import ExecutionPolicy
@@ -49,13 +49,13 @@ class SlurmPool:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def run(self, job: Job, controls: Mapping[str, str]) -> Outcome:
+    def run(self, job: Job, known: Known) -> Outcome:
         """Submit a job and wait for it; one that is lost is submitted again."""
         from submitit.core.utils import FailedJobError
 
         for _ in range(TRIES):
             with self._lock:
-                submitted = self._executor.submit(self._work, self._file, job, dict(controls))
+                submitted = self._executor.submit(self._work, self._file, job, known)
                 self._jobs.add(submitted)
             try:
                 found: Outcome = submitted.result()

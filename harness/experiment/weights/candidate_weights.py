@@ -203,10 +203,10 @@ def _try(
     return made, found
 
 
-def make_trial(session: Session, candidate: ResolvedCandidate, place: int) -> None:
-    """Make and validate the trial at one point of a candidate's sweep; that it diverged is remembered."""
+def make_trial(session: Session, candidate: ResolvedCandidate, place: int) -> Weights | None:
+    """Make and validate the trial at one point of its sweep; None where it diverged, as is noted."""
     point = candidate.points[place]
-    _try(session, candidate.at(point), point, make=True)
+    return _try(session, candidate.at(point), point, make=True)[1]
 
 
 def _rank(trial: Trial, sign: int) -> tuple[float, float]:
