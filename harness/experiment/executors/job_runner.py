@@ -58,7 +58,7 @@ class Assignment(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What a job is told of those before it: control arms by base, and files of the store."""
+    """Results of earlier jobs that one needs: control arms by base, and files of the store."""
 
     controls: Mapping[str, str]
     files: tuple[str, ...] = ()
