@@ -1,5 +1,7 @@
 """A candidate may bring its own base, be served on another one, start from another, or be one of several trials."""
 
+import json
+
 import pytest
 import tiny_experiment
 import tiny_methods
@@ -230,3 +232,27 @@ def test_dpo_without_pairs_is_refused_with_the_key_to_add(tiny, own_cache, tmp_p
     said = refusal(tiny, tmp_path, "  dpo: {method: dpo}\n")
     assert "dpo without pairs rows" in said
     assert "harness.yaml:9" in said
+
+
+BROKEN = """\
+  prompt: {method: base}
+  bag: {method: classifier}
+  other: {method: base, base_model: ./broken, role: baseline}
+  theirs: {method: lora, base_model: ./broken, params: {r: 2, num_train_epochs: 1}}
+"""
+
+
+def test_a_base_that_cannot_be_loaded_ends_what_is_made_of_it_and_nothing_else(tiny, own_cache, tmp_path):
+    described = tiny_model.build(tmp_path / "broken", seed=6) / "config.json"
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"model_type": "not_yet_made"}))
+    path = tiny_experiment.write(tmp_path, tiny, BROKEN)
+    found = tiny_experiment.run(path)
+    assert {f.name: f.state for f in found.facts} == {
+        "prompt": "done",
+        "bag": "done",
+        "other": "failed",
+        "theirs": "failed",
+    }
+    errors = {f.error for f in found.facts if f.state == "failed"}
+    assert len(errors) == 1
+    assert "not_yet_made" in errors.pop()

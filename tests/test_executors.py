@@ -6,6 +6,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -184,6 +185,19 @@ def test_a_job_that_fails_ends_those_alone_that_wait_for_it(session):
     assert {str(one) for one in failed.values()} == {str(error)}
 
 
+def test_a_base_that_no_worker_can_answer_with_fails_what_is_made_of_it(opened, monkeypatch):
+    session, loaded = opened
+    error = CandidateFailed("no memory", "a smaller base_model")
+    pool = Scripted(2, lambda job: Outcome(error=encode_error(error)) if job.kind == "base" else Outcome())
+    monkeypatch.setattr(executors, "open_pool", lambda session, file, threads: nullcontext(pool))
+    requests = [RunRequest(session.candidates[name], 0) for name in ("prompt", "bag", "lora")]
+    executors.make_on_workers(on_workers(session), loaded, Scope(), requests, [None] * 3)
+    assert {run: str(one) for run, one in session.failures.items()} == {
+        ("prompt", 0): str(error),
+        ("lora", 0): str(error),
+    }
+
+
 def test_bad_input_at_a_worker_ends_everything(session):
     error = encode_error(job_runner.UserError(job_runner.Problem("worker", "other code", "this", "mend it")))
     pool = Scripted(2, lambda job: Outcome(error=error))
@@ -348,6 +362,12 @@ def test_a_job_that_slurm_loses_is_submitted_again_but_not_for_ever(tmp_path, mo
         assert file.with_suffix(".begun").read_text() == "x" * local.TRIES
 
 
+def on_workers(session):
+    """Return the session with workers, which keeps failures where the session does."""
+    policy = ExecutionPolicy(executor="local", workers=1, threads=1)
+    return replace(session, experiment=session.experiment.model_copy(update={"execution": policy}))
+
+
 class Late:
     """A worker in this process, what it leaves in the store being seen a while after it has ended."""
 
@@ -393,14 +413,14 @@ def test_what_is_seen_late_is_waited_for_by_the_command_and_not_made_again(opene
         return pools[0]
 
     monkeypatch.setattr(executors, "open_pool", open_pool)
-    policy = ExecutionPolicy(executor="local", workers=1, threads=1)
-    asked = replace(session, experiment=session.experiment.model_copy(update={"execution": policy}))
-    executors.make_on_workers(asked, loaded, Scope(), [RunRequest(session.candidates["lora"], 0)], [None])
+    executors.make_on_workers(
+        on_workers(session), loaded, Scope(), [RunRequest(session.candidates["lora"], 0)], [None]
+    )
     assert pools[0].errors == []
     assert pools[0].hidden >= 4
     assert not list(runs.glob("*/away-*"))
     assert written_at(runs) == before
-    assert asked.failures == {}
+    assert session.failures == {}
 
 
 def test_what_a_job_needs_is_waited_for_where_it_runs(opened):

@@ -226,7 +226,7 @@ def _make_all(
     reader.prepare(digest for run in done if run for digest in run.rows.values())
     published = list(dict.fromkeys(one.candidate.base for one in ordered))
     for source in published:
-        _measure_base(session, source)
+        _measure_or_fail(session, source, ordered)
     runs = [_attempt(session, reader, one, d, smoke=smoke) for one, d in zip(ordered, done, strict=True)]
     evaluated = [one.candidate for one, run in zip(ordered, runs, strict=True) if run.state == "done"]
     for source in measured_bases(evaluated):
@@ -295,6 +295,26 @@ def _measure_base(session: Session, source: ModelSource) -> dict[str, str]:
     label, rows = arm_label(session, source), base_arm(session, source)
     session.progress.finish(label, f"{label}: measured on {len(rows)} tasks")
     return rows
+
+
+def _measure_or_fail(session: Session, source: ModelSource, ordered: Sequence[RunRequest]) -> None:
+    """Measure a base; where it cannot be loaded, the runs of the models on it fail, and the others go on.
+
+    Where all of these failed at workers, so did the base or what follows it, and it is not tried again here.
+    """
+    models = [
+        (one.candidate.name, one.seed)
+        for one in ordered
+        if one.candidate.base == source
+        and one.candidate.method.makes_language_model
+        and not one.candidate.is_remote
+    ]
+    if models and all(one in session.failures for one in models):
+        return
+    try:
+        _measure_base(session, source)
+    except CandidateFailed as error:
+        session.failures |= dict.fromkeys(models, error) | session.failures
 
 
 def report_stored(session: Session, selected: Iterable[str]) -> ExperimentReport:

@@ -66,7 +66,6 @@ def make_on_workers(
 
     Raises:
         UserError: the executor cannot be used here, or a worker is not like this machine.
-        HarnessError: a base could not be measured.
     """
     done = all(run and run.state == "done" for run in found)
     if done or session.experiment.execution.executor == "in_process":
@@ -89,9 +88,6 @@ def make_on_workers(
 
 
 def _keep_failures(session: Session, plan: WorkPlan, failed: Mapping[Job, Exception]) -> None:
-    for job, error in failed.items():
-        if job.kind == "base":
-            raise error
     for run, jobs in plan.rests_on.items():
         if errors := [failed[job] for job in jobs if job in failed]:
             session.failures[run] = errors[0]

@@ -9,7 +9,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from harness import provenance, store
-from harness.errors import in_a_line
+from harness.errors import CandidateFailed, in_a_line
 from harness.evaluation import runner
 from harness.evaluation.candidate_rows import describe_rows
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
@@ -256,7 +256,10 @@ def _stored_identity(session: Session, request: RunRequest) -> RunIdentity | Non
     candidate, seed = request
     if (weights := stored_weights(session, candidate, seed)) is None:
         return None
-    sets = row_sets(session, candidate, weights, seed)
+    try:
+        sets = row_sets(session, candidate, weights, seed)
+    except CandidateFailed:  # its base cannot be loaded, and by what scores it rows are named
+        return None
     if not has_folds(session, candidate, sets[1]):
         return None
     return run_identity(session, candidate.name, seed, weights, sets)
