@@ -305,7 +305,7 @@ def test_what_is_no_grade_is_counted_and_never_scored(desk):
     assert {g.said for g in kept.values() if g.status == "unparsable"} == set(MALFORMED)
     facts = next(f for f in found.facts if f.name == "plain")
     assert (facts.target.n_errors, facts.target.score) == (20, pytest.approx(0.5 * 10 / N))
-    assert any("40 of these grades could not be read" in note for note in found.notes)
+    assert any("40 of these grades could not be read and count as failed" in note for note in found.notes)
     n_asked = len(d.judge.asked)
     d.compare()
     assert len(d.judge.asked) == n_asked, "the same question at temperature 0 gives the same again"
@@ -354,6 +354,7 @@ def test_a_judge_that_does_not_decide_and_cannot_be_read_ruins_no_other_metric(d
     ]
     assert all("an unparsable grade" in row.error for row in rows if row.parts["judge:helpful"] is None)
     assert not any("are errors and count as worst" in note for note in found.notes)
+    assert any("could not be read and leave these answers without that score" in note for note in found.notes)
 
 
 def test_a_judge_that_decides_and_never_grades_fails_the_candidate_by_its_own_name(desk):

@@ -376,9 +376,8 @@ def _header(session: Session) -> dict[str, object]:
 
 
 def _notes(session: Session, runs: Sequence[Run]) -> list[str]:
-    judged = [one for m in session.tasks for one in m.judged.values()]
     of_rows = [*session.target.items.notes, *training_notes(session)]
-    return [*of_rows, *list_remarks(session, runs), *judge_remarks(judged)]
+    return [*of_rows, *list_remarks(session, runs), *judge_remarks(session.tasks)]
 
 
 def _attempt(session: Session, reader: Reader, request: RunRequest, done: Run | None, *, smoke: bool) -> Run:

@@ -1,13 +1,14 @@
 """What remains of a fine-tune's gain where the prompt had as many tries? By hand, a task at a time.
 
-SmolLM2-135M-Instruct sorts messages into eight intents of Banking77, and answers questions about passages of XQuAD.
-A grid of six prompts (three system texts, with and without four nearest shots) and a sweep of six LoRAs are each
+SmolLM2-135M-Instruct sorts messages into eight intents of Banking77, and answers questions about short passages of
+XQuAD (600 characters with the question, no article in two splits). A grid of four prompts (with and without a system
+text, with and without two nearest shots) and a sweep of four LoRAs (two learning rates, one and two epochs) are each
 chosen from on the same validation rows. The gain over the plain prompt is what a comparison with one prompt shows;
-the gain over the chosen one is what remains of it.
+the gain over the chosen one is what remains of it. Rows are few, so that a task takes minutes on two cores: an
+interval that holds 0 leaves open what more rows would show.
 
-`HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m tests.studies.equal_budgets [banking] [xquad]` is meant to take
-a quarter of an hour a task on two quiet cores; it goes on where it was ended, and writes
-`reports/equal_budgets.md` and `.json`.
+`HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m tests.studies.equal_budgets [banking] [xquad]` goes on where it
+was ended, and writes `reports/equal_budgets.md` and `.json`.
 """
 
 import argparse
@@ -28,24 +29,17 @@ from harness.experiment import compare
 from harness.report import ExperimentReport
 
 ROOT = Path(__file__).parents[2]
-N_INTENTS, N_TRIES = 8, 6
-SIZES = {"train": 160, "validation": 60, "test": 120}
-SHOTS = {"few_shot": {"select": "knn", "shots": 4}}
+N_INTENTS = 8
+LONGEST = 600  # characters of a passage with its question
+SIZES = {"train": 80, "validation": 30, "test": 80}
+SHOTS = {"few_shot": {"select": "knn", "shots": 2}}
 SYSTEMS = {
-    "banking": [
-        None,
-        "Sort the customer's message. Reply with one of the labels alone: {labels}.",
-        "You work for a bank. Which of these topics is the message about? {labels}. Reply with the topic only.",
-    ],
-    "xquad": [
-        None,
-        "Answer the question with a few words that stand in the passage, and nothing else.",
-        "Find the answer in the passage. Reply with the shortest part of the passage that answers the question.",
-    ],
+    "banking": "Sort the customer's message. Reply with one of the labels alone: {labels}.",
+    "xquad": "Answer the question with a few words that stand in the passage, and nothing else.",
 }
 METRICS = {"banking": "exact_match", "xquad": "token_f1"}
 RATES = [2e-4, 1e-3]
-EPOCHS = [1, 2, 3]
+EPOCHS = [1, 2]
 
 
 def banking(data: Path) -> dict[str, list[dict[str, Any]]]:
@@ -64,7 +58,8 @@ def banking(data: Path) -> dict[str, list[dict[str, Any]]]:
 
 def xquad(data: Path) -> dict[str, list[dict[str, Any]]]:
     """Draw questions with their passage, so that no article is in two splits."""
-    rows = _lines(data / "rows" / "squad_xquad_en" / "all.jsonl.gz")
+    found = _lines(data / "rows" / "squad_xquad_en" / "all.jsonl.gz")
+    rows = [row for row in found if len(row["context"]) + len(row["question"]) <= LONGEST]
     articles = _draw(sorted({row["article"] for row in rows}), len(rows))
     ends = (0, len(articles) // 2, 2 * len(articles) // 3, len(articles))
     out = {}
@@ -102,7 +97,7 @@ def prepare(folder: Path, task: str, data: Path, base: str = "smollm2-135m") -> 
     for part, content in rows.items():
         write_rows(folder / f"{part}.jsonl", content)
     labels = sorted({row["reference"] for row in rows["train"]}) if task == "banking" else []
-    systems = [text and text.format(labels=", ".join(labels)) for text in SYSTEMS[task]]
+    system = SYSTEMS[task].format(labels=", ".join(labels))
     experiment = {
         "name": task,
         "base_model": base,
@@ -115,11 +110,11 @@ def prepare(folder: Path, task: str, data: Path, base: str = "smollm2-135m") -> 
         },
         "candidates": {
             "prompt": {"method": "base"},
-            "tried": {"system": systems[1:]},  # without one it is the plain prompt
-            "shots": {"system": systems, "prompting": SHOTS},
+            "system": {"system": system},
+            "shots": {"system": [None, system], "prompting": SHOTS},
             "lora": {
                 "method": "lora",
-                "system": systems[1],
+                "system": system,
                 "params": {"r": 16},
                 "sweep": {"learning_rate": RATES, "num_train_epochs": EPOCHS},
             },

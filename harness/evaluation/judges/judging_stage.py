@@ -13,7 +13,7 @@ from harness.evaluation.judges.grade_reading import Ungraded
 from harness.evaluation.judges.grading import grade_answers
 from harness.evaluation.rows.row_sets import RowSet
 from harness.evaluation.runner import rescore_stored
-from harness.evaluation.session import Session
+from harness.evaluation.session import Measured, Session
 from harness.formatting import count, percent, usd
 from harness.records import Grade
 from harness.store import list_grades, read_anchors, read_checks
@@ -50,18 +50,24 @@ def _by_book(ungraded: Iterable[Ungraded]) -> Iterator[list[Ungraded]]:
     yield from books.values()
 
 
-def judge_remarks(judged: Iterable[Judged]) -> Iterator[str]:
+def judge_remarks(tasks: Iterable[Measured]) -> Iterator[str]:
     """Say of each judge how much it has graded, at which price, and how many grades could not be read."""
-    for one in judged:
-        for judge, known in zip(one.judges, one.grades(), strict=True):
-            paid = _price(one, judge) if judge.settings else ""
-            lost = [grade for grade in known.values() if grade.value is None]
-            failed = f"; {count(len(lost))} of these grades could not be read and count as failed answers"
-            if judge.settings:
-                failed += f" (attempts: {judge.attempts + 1} in the rubric asks about them again)"
-            graded = f"{count(len(known))} answers graded by {judge.name}{paid}"
-            said = f"{failed if lost else ''}{_place_preference(known.values())}{_anchor_remark(one, judge)}"
-            yield f"{one.metric}: {graded}{said}{_unchecked_remark(one, judge)}"
+    for task in tasks:
+        for one in task.judged.values():
+            yield from _remarks_of(one, decides=one.metric == task.task.primary_metric)
+
+
+def _remarks_of(one: Judged, *, decides: bool) -> Iterator[str]:
+    become = "count as failed answers" if decides else "leave these answers without that score"
+    for judge, known in zip(one.judges, one.grades(), strict=True):
+        paid = _price(one, judge) if judge.settings else ""
+        lost = [grade for grade in known.values() if grade.value is None]
+        failed = f"; {count(len(lost))} of these grades could not be read and {become}"
+        if judge.settings:
+            failed += f" (attempts: {judge.attempts + 1} in the rubric asks about them again)"
+        graded = f"{count(len(known))} answers graded by {judge.name}{paid}"
+        said = f"{failed if lost else ''}{_place_preference(known.values())}{_anchor_remark(one, judge)}"
+        yield f"{one.metric}: {graded}{said}{_unchecked_remark(one, judge)}"
 
 
 def _anchor_remark(judged: Judged, judge: Judge) -> str:
