@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from harness import plugins
 from harness.errors import UserError
 from harness.evaluation.rows.row_sets import prompting_digest
-from harness.prompting import PromptingContext, compose, question, recall
+from harness.prompting import PromptingContext, compose, index_sizes, question, recall
 from harness.records import Document, Example
 from harness.spec import Recipe, Spec, Task, TaskData
 
@@ -51,6 +51,15 @@ def shots(example):
 
 def apply(prompting, example=ITEM, context=CONTEXT):
     return compose(prompting, context)(example)
+
+
+def test_the_size_of_an_index_is_that_of_its_passages_with_their_titles():
+    (whole,) = index_sizes({"rag": {}}, CONTEXT)
+    n_bytes = sum(len(f"{document.title} {document.text}") for document in DOCUMENTS)
+    assert whole == (3, 3, n_bytes)
+    (cut,) = index_sizes({"few_shot": {}, "rag": {"chunk_words": 7, "chunk_overlap": 0}}, CONTEXT)
+    assert cut == (3, 5, n_bytes + len("Lamps") + len("Shipping"))
+    assert list(index_sizes({"few_shot": {}}, CONTEXT)) == []
 
 
 @pytest.mark.parametrize("name", NAMES)

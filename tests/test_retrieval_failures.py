@@ -111,6 +111,7 @@ def test_failures_planted_into_retrieval_are_counted_in_the_report_as_planted(tm
     with serving(Rule(answer)) as server:
         path.write_text(HARNESS.format(model=tiny, url=server.url))
         made = compare(path)
+    assert any("rag: retrieves from an index of" in note and " kB of text" in note for note in made.notes)
     use = {facts.name: facts for facts in made.facts}["rag"].retrieval
     wanted = {kind: list(kinds.values()).count(kind) for kind in ("used", "ungrounded", "unused", "missed")}
     assert {kind: getattr(use, kind) for kind in wanted} == wanted

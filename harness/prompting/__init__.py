@@ -5,10 +5,10 @@ cluster of an example stay, so every candidate answers the same items.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from harness import plugins
 from harness.records import Document, Example, Message
@@ -33,6 +33,22 @@ class PromptingContext:
     documents: tuple[Document, ...]
     seed: int
     dry_run: bool = False
+
+
+class IndexSize(NamedTuple):
+    """Size of what a prompting retrieves from: documents, passages of them, and the bytes of their texts."""
+
+    n_documents: int
+    n_passages: int
+    n_bytes: int
+
+
+def index_sizes(prompting: Mapping[str, Mapping[str, Any]], context: PromptingContext) -> Iterator[IndexSize]:
+    """Yield the size of each index that promptings retrieve from, counted without a model."""
+    for name, params in prompting.items():
+        plugin = plugins.load("prompting", name, f"task {context.task.name}")
+        if hasattr(plugin, "index_size"):
+            yield plugin.index_size(context, plugin.Params(**params))
 
 
 def compose(prompting: Mapping[str, Mapping[str, Any]], context: PromptingContext) -> Step:

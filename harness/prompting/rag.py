@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from harness.errors import Problem, UserError
 from harness.progress import quiet_libraries
-from harness.prompting import Mark, PromptingContext, Step, with_context
+from harness.prompting import IndexSize, Mark, PromptingContext, Step, with_context
 from harness.provenance.model_files import source_digest as source_digest
 from harness.records import Document, Example
 from harness.spec import Spec
@@ -99,6 +99,13 @@ def build(context: PromptingContext, params: Params) -> Step:
         return with_context(example, [chunks[i] for i in found[: params.top_k]], params.mark)
 
     return retrieve
+
+
+def index_size(context: PromptingContext, params: Params) -> IndexSize:
+    """Count what is indexed, without a model."""
+    chunks = [chunk for document in context.documents for chunk in _chunks(document, params)]
+    n_bytes = sum(len(f"{chunk.title} {chunk.text}".encode()) for chunk in chunks)
+    return IndexSize(len(context.documents), len(chunks), n_bytes)
 
 
 def _best_first(scores: Sequence[float], places: Sequence[int]) -> list[int]:

@@ -7,7 +7,9 @@ from harness.evaluation.costs.timing import timing_notes
 from harness.evaluation.session import Session
 from harness.experiment.preparation.base_fit import base_remarks
 from harness.experiment.runs.stored_rows import Reader
+from harness.formatting import pluralize, size
 from harness.models.openai_api import Settings
+from harness.prompting import PromptingContext, index_sizes
 from harness.records import Run, SampleResult
 from harness.spec import Recipe
 
@@ -55,7 +57,8 @@ def list_remarks(session: Session, runs: Sequence[Run]) -> list[str]:
     )  # seeds say the same again
     of_runs |= dict.fromkeys(timing_notes(done))
     of_bases = [*_note_other_bases(session, done), *dict.fromkeys(base_remarks(session, done))]
-    return [*of_runs, *_note_unswept(session, done), *of_bases, *_note_endpoints(session, done)]
+    of_prompts = dict.fromkeys(_note_indexes(session, done))
+    return [*of_runs, *of_prompts, *_note_unswept(session, done), *of_bases, *_note_endpoints(session, done)]
 
 
 def _note_dropped(runs: Iterable[Run]) -> Iterator[str]:
@@ -79,6 +82,16 @@ def _note_sweeps(runs: Iterable[Run]) -> Iterator[str]:
                 f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial.params.items()
             )
             yield f"{run.candidate}: {point} was the best of {len(trials)} trials on validation"
+
+
+def _note_indexes(session: Session, runs: Iterable[Run]) -> Iterator[str]:
+    task, items = session.target.task, session.target.items
+    for run in runs:
+        recipe = session.candidates[run.candidate].recipe
+        context = PromptingContext(task, items.train, items.documents, run.seed, dry_run=True)
+        for n_documents, n_passages, n_bytes in index_sizes(recipe.prompting, context):
+            held = f"{pluralize(n_passages, 'passage')} of {pluralize(n_documents, 'document')}"
+            yield f"{run.candidate}: retrieves from an index of {held}, {size(n_bytes)} of text"
 
 
 def _note_unswept(session: Session, runs: Iterable[Run]) -> Iterator[str]:
