@@ -9,6 +9,7 @@ from string import ascii_lowercase
 import pytest
 
 from harness.data import near_duplicates as found
+from harness.data.general_prompts import general_prompts
 from harness.data.near_duplicates import Alike, Group, are_alike, near_duplicates, nearest, similarity
 
 WORDS = (
@@ -226,3 +227,12 @@ def test_texts_of_a_series_are_not_alike_and_one_with_a_slip_of_the_pen_is():
 
 def test_few_texts_behind_an_instruction_are_compared_by_their_own_words(texts):
     assert near_duplicates([f"{INSTRUCTION} {' '.join(text.split()[:6])}" for text in texts[:9]]) == []
+
+
+def test_a_near_duplicate_is_found_among_thousands_of_one_pattern():
+    rng = random.Random(3)
+    words = sorted({word for prompt in general_prompts() for word in re.findall("[a-z]{4,}", prompt)})
+    things = [rng.sample(words, 3) for _ in range(3000)]
+    known = [f"Where is the {a} {b} that I ordered for my {c}?" for a, b, c in things]
+    asked = [f"Where is the {a} {b} that I have ordered for my {c}?" for a, b, c in things[1500:1540]]
+    assert [near and near.row for near in nearest(asked, known)] == list(range(1500, 1540))

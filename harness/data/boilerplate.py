@@ -32,8 +32,10 @@ def n_grams(words: str, n: int = N) -> NDArray[np.uint64]:
     numbers = word_numbers(words)
     if len(numbers) < n:
         return np.zeros(0, dtype=np.uint64)
-    windows = np.lib.stride_tricks.sliding_window_view(numbers, n)
-    grams: NDArray[np.uint64] = (windows * _FACTORS[:n]).sum(axis=1)
+    size = len(numbers) - n + 1
+    grams = numbers[:size] * _FACTORS[0]
+    for i in range(1, n):
+        grams += numbers[i : i + size] * _FACTORS[i]
     return grams
 
 

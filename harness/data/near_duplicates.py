@@ -4,8 +4,13 @@ Invariant: every similarity that comes back is the exact Jaccard index of two te
 in front of many texts; texts whose numbers, signs or negations differ (10 and 20, `C` and `C++`, two emoji,
 possible and impossible) are never alike, nor are those of a series, in which several differ in one word, nor
 those that share the boilerplate of many texts and little else. MinHash only proposes pairs: one just as alike
-as the threshold is overlooked with a chance of at most `OVERLOOKED`, one more alike with a smaller. The same
+as the threshold is in no common bucket with a chance of at most `OVERLOOKED`, and not verified with one of at
+most `_UNVERIFIED`; one more alike with smaller ones. The same
 texts in the same order give the same groups.
+
+Time is bounded also where all texts are of one pattern: each is held against `_PROPOSED` candidates, those of
+its smallest buckets, and of all texts some `_VERIFIED` pairs are verified, those with the most alike
+signatures. Up to a thousand texts this leaves out none.
 
 Source: Broder 1997, On the resemblance and containment of documents; bands as in Leskovec, Rajaraman
 and Ullman 2020, Mining of Massive Datasets, section 3.4; its use on training rows in Lee et al. 2022,
@@ -29,18 +34,25 @@ from harness.data.text_ids import without_ids
 
 THRESHOLD = 0.7
 PERMUTATIONS = 128
-OVERLOOKED = 0.005  # by the bands; the chance of `_SLACK` is smaller than 0.0001
+OVERLOOKED, _UNVERIFIED = (
+    0.005,
+    0.001,
+)  # chances for a pair at the threshold: by bands, by few equal signatures
 _SEED = 1
 _BLOCK = 20_000  # texts whose shingles are in memory at once
 _TELLING = 0.5  # the index of own words from which texts behind boilerplate are verified
 _SLIPS = 2  # words that differ in the midst of boilerplate
-_SLACK = 0.2  # how far below the threshold the signatures of a pair may agree that is still verified
+_PROPOSED, _VERIFIED, _LEAST_VERIFIED = 1_000, 2_000_000, 10  # candidates of a text; pairs; pairs of a text
 
 # Words in a shingle, and letters in one where neither text has more than `_FEW` words.
 _WORDS, _LETTERS, _FEW = 2, 4, 12
 
 # Numbers with their sign, words with a digit, `!=`, a star alone, and each other sign.
 _NUMBER_OR_SIGN = re.compile(r"(?<![\w.])-\d\w*|\w*\d\w*|!=|(?<!\*)\*(?!\*)|[^\w\s*]")
+_SIGN, _DIGIT = (
+    re.compile(r"!=|(?<!\*)\*(?!\*)|[^\w\s*]"),
+    re.compile(r"\d"),
+)  # the first without numbers: quicker
 _NEGATION = re.compile(r"\b(?:not|no|never|none|nor|without|cannot)\b|n['\u2019]t\b")
 _OPPOSITES = ("un", "in", "im", "ir", "il", "dis", "non")  # what makes of a word its opposite
 _SIGNS, _SIGN_CATEGORIES = frozenset("#%&/@\\*"), frozenset({"Sm", "Sc", "So"})
@@ -73,12 +85,14 @@ class _Folded(NamedTuple):
 class _Index(NamedTuple):
     """Texts by bucket: `buckets` (bands, texts) holds -1 where no other text lies in the bucket.
 
-    `telling` holds the words beside boilerplate of those texts that have some; `whole` says which texts are
-    signed by all of their words. `agreeing` is the share of the signatures that agrees in every pair that is
-    verified, `agreeing_whole` that of two whole ones.
+    `signs` numbers the numbers and signs of each text, equal ones alike. `telling` holds the words beside
+    boilerplate of those texts that have some; `whole` says which texts are signed by all of their words.
+    `agreeing` is the share of the signatures that agrees in every pair that is verified, `agreeing_whole`
+    that of two whole ones.
     """
 
     texts: list[_Folded]
+    signs: NDArray[np.intp]
     telling: dict[str, str]
     buckets: NDArray[np.int64]
     signatures: dict[_Unit, NDArray[np.uint32]]
@@ -177,9 +191,11 @@ def fold_words(text: str) -> str:
     return _fold(text).words
 
 
+@lru_cache(maxsize=1024)
 def _fold(text: str) -> _Folded:
     plain = unicodedata.normalize("NFKC", text).casefold()
-    marks = [mark for mark in _NUMBER_OR_SIGN.findall(plain) if _is_number_or_sign(mark)]
+    found = (_NUMBER_OR_SIGN if _DIGIT.search(plain) else _SIGN).findall(plain)
+    marks = [mark for mark in found if _is_number_or_sign(mark)]
     marks += ["not"] * len(_NEGATION.findall(plain))
     return _Folded(" ".join(_WORD.findall(plain)), tuple(marks))
 
@@ -197,24 +213,22 @@ class _Search:
     ) -> None:
         self._index, self._threshold, self._same = index, threshold, same
         self._shingles = lru_cache(maxsize=1024)(_shingles)
+        self._most = max(_LEAST_VERIFIED, _VERIFIED // len(index.texts)) if index.texts else 0
 
     def best(self, i: int, candidates: Sequence[int]) -> Alike | None:
         """Return the first of the most alike candidates, or None where none reaches the threshold."""
         best = None
         for j in self._likely(i, candidates):
             alike = self._similarity(i, j)
-            enough = alike >= self._threshold and (best is None or alike > best.similarity)
+            enough = alike >= self._threshold and (best is None or (alike, -j) > (best.similarity, -best.row))
             if enough and self._say_the_same(i, j) and (self._same is None or self._same(i, j)):
                 best = Alike(j, alike)
         return best
 
     def _similarity(self, i: int, j: int) -> float:
-        """Return the Jaccard index, or nothing where numbers or signs differ."""
-        one, other = self._index.texts[i], self._index.texts[j]
-        if one.signs != other.signs:
-            return 0.0
-        unit = _unit(one.words, other.words)
-        return _jaccard(self._shingles(one.words, unit), self._shingles(other.words, unit))
+        one, other = self._index.texts[i].words, self._index.texts[j].words
+        unit = _unit(one, other)
+        return _jaccard(self._shingles(one, unit), self._shingles(other, unit))
 
     def _say_the_same(self, i: int, j: int) -> bool:
         one, other = self._index.texts[i].words, self._index.texts[j].words
@@ -244,33 +258,38 @@ class _Search:
         rest = f" {more} ".replace(f" {less} ", " ", 1).split()
         return sum(word not in of_less.split() for word in rest) <= _SLIPS < len(rest)
 
-    def _likely(self, i: int, candidates: Sequence[int]) -> Iterator[int]:
-        """Leave out candidates whose signatures agree far too little (Hoeffding: a chance of 0.00004)."""
-        if not candidates:
-            return
-        chosen = np.array(candidates)
+    def _likely(self, i: int, candidates: Sequence[int]) -> list[int]:
+        """Leave out other numbers or signs, and signatures that agree too little; most alike ones first."""
+        index, all_of = self._index, np.array(candidates, dtype=np.intp)
+        chosen = all_of[index.signs[all_of] == index.signs[i]]
         agreeing = np.zeros(len(chosen))
-        for signatures in self._index.signatures.values():
+        for signatures in index.signatures.values() if len(chosen) else ():
             if signatures[i].any():
                 agreeing = np.maximum(agreeing, (signatures[chosen] == signatures[i]).mean(axis=1))
-        both_whole = self._index.whole[chosen] & self._index.whole[i]
-        least = np.where(both_whole, self._index.agreeing_whole, self._index.agreeing)
-        yield from chosen[agreeing >= least].tolist()
+        both_whole = index.whole[chosen] & index.whole[i]
+        likely = agreeing >= np.where(both_whole, index.agreeing_whole, index.agreeing)
+        order = np.argsort(-agreeing[likely], kind="stable")[: self._most]
+        return list(chosen[likely][order].tolist())
 
 
 def _are_opposites(left: str, right: str) -> bool:
     """Return whether a word of one text is the opposite of a word of the other, which has it not."""
     one, other = set(left.split()), set(right.split())
     return any(
-        f"{prefix}{word}" in more - less
-        for less, more in ((one, other), (other, one))
-        for word in less - more
+        f"{prefix}{word}" in more
+        for less, more in ((one - other, other - one), (other - one, one - other))
+        for word in less
         for prefix in _OPPOSITES
     )
 
 
 def _candidates(index: _Index, members: dict[int, list[int]], i: int) -> list[int]:
-    return sorted({j for bucket in _own_buckets(index, i) for j in members.get(bucket, ())})
+    """Return the earlier texts in the buckets of a text, of the smallest buckets where they are many."""
+    shared = (members[bucket] for bucket in _own_buckets(index, i) if bucket in members)
+    found: set[int] = set()
+    for bucket in sorted(shared, key=len):
+        found.update(bucket[: _PROPOSED - len(found)])
+    return sorted(found)
 
 
 def _own_buckets(index: _Index, i: int) -> list[int]:
@@ -325,7 +344,25 @@ def _index(texts: list[_Folded], threshold: float, among: Sequence[_Folded] = ()
     buckets = [np.where(band >= 0, band + i * len(words), -1) for i, band in enumerate(bands)]
     of_bands = np.array(buckets, dtype=np.int64).reshape(len(bands), len(words))
     whole = np.array([own == text.words for own, text in zip(words, texts, strict=True)], dtype=bool)
-    return _Index(texts, telling, of_bands, signatures, whole, enough - _SLACK, threshold - _SLACK)
+    numbers = {signs: i for i, signs in enumerate(dict.fromkeys(text.signs for text in texts))}
+    signs = np.array([numbers[text.signs] for text in texts], dtype=np.intp)
+    return _Index(
+        texts,
+        signs,
+        telling,
+        of_bands,
+        signatures,
+        whole,
+        _least_agreeing(enough),
+        _least_agreeing(threshold),
+    )
+
+
+def _least_agreeing(threshold: float) -> float:
+    """Return the share of a signature that seldom fewer permutations agree in, of a pair at the threshold."""
+    from scipy import stats
+
+    return float(stats.binom.ppf(_UNVERIFIED, PERMUTATIONS, threshold)) / PERMUTATIONS
 
 
 def _own_words(words: str, telling: str | None) -> str:

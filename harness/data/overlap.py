@@ -26,7 +26,7 @@ from harness.data.boilerplate import N
 from harness.data.contamination import key
 from harness.data.examples import Sourced
 from harness.data.near_duplicates import are_alike, fold_words, nearest, similarity
-from harness.data.shared_grams import largest_shares
+from harness.data.shared_grams import Share, largest_shares
 from harness.errors import Problem, UserError
 from harness.formatting import plain, pluralize
 from harness.progress import quiet_libraries
@@ -45,7 +45,7 @@ _FEW_WORDS, _PROPOSED = 4, 0.3
 _CLAUSE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\s+[-–—]+\s+|\n+")
 _SALUTATION = re.compile(r"\s*(?:\w+ ){0,3}\w+,\s")
 
-_VERSION = 4  # of this file and of near_duplicates, for what is remembered
+_VERSION = 5  # of this file and of near_duplicates, for what is remembered
 _BLOCK = 2_000  # rows
 
 # Texts to vectors of length 1, (n, d).
@@ -76,14 +76,21 @@ def overlaps(
     row has), words in a part (words in common with at least half of the row, without the clauses around it,
     such as a greeting and thanks), and with `encode` the cosine of embeddings.
     """
-    whole = [f"{asked}\n{answer}" for asked, answer in zip(training, answers or training, strict=True)]
+    words, items = list(map(fold_words, training)), list(map(fold_words, evaluated))
+    whole = (
+        [" ".join(filter(None, of)) for of in zip(words, map(fold_words, answers), strict=True)]
+        if answers
+        else words
+    )
     found: dict[int, Overlap] = {}
     for i, near in enumerate(nearest(training, evaluated, threshold=WORDS_IN_COMMON)):
         if near:
             found[i] = Overlap(i, near.row, "words in common", near.similarity)
-    for overlap in _shared_eight_grams(whole if answers else training, evaluated):
-        found.setdefault(overlap.training, overlap)
-    for overlap in _alike_parts(training, evaluated):
+    for share in largest_shares(whole, items, n=N, least=EIGHT_GRAMS, rare_in_rows=True):
+        found.setdefault(share.row, Overlap(share.row, share.item, "8-grams", share.share))
+    for overlap in _alike_parts(
+        training, evaluated, largest_shares(words, items, n=_FEW_WORDS, least=_PROPOSED)
+    ):
         found.setdefault(overlap.training, overlap)
     if encode:
         for overlap in _close_embeddings(training, evaluated, encode):
@@ -129,14 +136,11 @@ def _close_embeddings(training: Sequence[str], evaluated: Sequence[str], encode:
     return found
 
 
-def _shared_eight_grams(training: Sequence[str], evaluated: Sequence[str]) -> list[Overlap]:
-    shares = largest_shares(training, evaluated, n=N, least=EIGHT_GRAMS, rare_in_rows=True)
-    return [Overlap(share.row, share.item, "8-grams", share.share) for share in shares]
-
-
-def _alike_parts(training: Sequence[str], evaluated: Sequence[str]) -> Iterator[Overlap]:
+def _alike_parts(
+    training: Sequence[str], evaluated: Sequence[str], proposed: Iterable[Share]
+) -> Iterator[Overlap]:
     """Yield the rows of which at least half is as alike to an item as words in common ask for."""
-    for share in largest_shares(training, evaluated, n=_FEW_WORDS, least=_PROPOSED):
+    for share in proposed:
         item = evaluated[share.item]
         alike = [
             similarity(part, item)

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.boilerplate import MOST, n_grams
-from harness.data.near_duplicates import fold_words
 
 _BLOCK = 2_000  # rows
 
@@ -29,9 +28,10 @@ def largest_shares(
 ) -> list[Share]:
     """Find for each row the item of whose n-grams it has the largest share, where that is `least` or more.
 
+    Both are folded words (`near_duplicates.fold_words`).
     With `rare_in_rows` only n-grams that few different rows have count.
     """
-    grams, owners = _joined([_distinct(text, n) for text in items])
+    grams, owners = _joined([_distinct(words, n) for words in items])
     known, place, count = np.unique(grams, return_inverse=True, return_counts=True)
     telling = (count <= MOST)[place]
     if rare_in_rows:
@@ -41,7 +41,7 @@ def largest_shares(
     of_item = np.bincount(owners, minlength=len(items))
     found: list[Share] = []
     for start in range(0, len(rows) if len(grams) else 0, _BLOCK):
-        block = [_distinct(text, n) for text in rows[start : start + _BLOCK]]
+        block = [_distinct(words, n) for words in rows[start : start + _BLOCK]]
         found += [
             share._replace(row=start + share.row)
             for share in _best(*_joined(block), grams, owners, of_item)
@@ -53,7 +53,7 @@ def largest_shares(
 def _counts(texts: Sequence[str], known: NDArray[np.uint64], n: int) -> NDArray[np.int64]:
     """Count for each of the sorted n-grams in how many different texts it stands."""
     counts = np.zeros(len(known), dtype=np.int64)
-    different = list(dict.fromkeys(map(fold_words, texts))) if len(known) else []
+    different = list(dict.fromkeys(texts)) if len(known) else []
     for start in range(0, len(different), _BLOCK):
         grams, _ = _joined([np.unique(n_grams(words, n)) for words in different[start : start + _BLOCK]])
         at = np.minimum(np.searchsorted(known, grams), len(known) - 1)
@@ -92,5 +92,5 @@ def _joined(grams: Sequence[NDArray[np.uint64]]) -> tuple[NDArray[np.uint64], ND
     return together, np.repeat(np.arange(len(grams)), [len(of_one) for of_one in grams]).astype(np.int64)
 
 
-def _distinct(text: str, n: int) -> NDArray[np.uint64]:
-    return np.unique(n_grams(fold_words(text), n))
+def _distinct(words: str, n: int) -> NDArray[np.uint64]:
+    return np.unique(n_grams(words, n))
