@@ -33,7 +33,7 @@ def n_grams(words: str, n: int = N) -> NDArray[np.uint64]:
     if len(numbers) < n:
         return np.zeros(0, dtype=np.uint64)
     size = len(numbers) - n + 1
-    grams = numbers[:size] * _FACTORS[0]
+    grams: NDArray[np.uint64] = numbers[:size] * _FACTORS[0]
     for i in range(1, n):
         grams += numbers[i : i + size] * _FACTORS[i]
     return grams

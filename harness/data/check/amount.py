@@ -9,7 +9,7 @@ False alarms: none; every figure is a count.
 from collections.abc import Iterator, Sequence
 
 from harness.data.check import Finding, Given, Tokenizer
-from harness.data.check._table import Entry, Table
+from harness.data.check._table import HELD, Entry, Table
 from harness.data.check.personal_data import excerpt
 from harness.formatting import pluralize
 
@@ -33,7 +33,8 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
 
 def _rows(table: Table) -> Finding:
     files = ", ".join(f"{name} {n:,}" for name, n in table.per_file.items())
-    held = f"; texts of {len(table.entries):,} drawn rows are looked at" if table.is_drawn else ""
+    memory = f"as many as {HELD / 1e9:g} GB of memory holds"
+    held = f"; texts of {len(table.entries):,} drawn rows are looked at, {memory}" if table.is_drawn else ""
     if table.n < _FEWEST:
         meaning = "a fifth set aside for test holds fewer than 5 items: nothing can be shown on them"
         title = f"{pluralize(table.n, 'row')} in all ({files})"
