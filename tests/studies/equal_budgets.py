@@ -25,6 +25,7 @@ from tiny_experiment import rows as write_rows
 
 from harness import formatting
 from harness.cli.progress_bar import TerminalProgress
+from harness.decision import best_untrained
 from harness.experiment import compare
 from harness.report import ExperimentReport
 
@@ -40,6 +41,7 @@ SYSTEMS = {
 METRICS = {"banking": "exact_match", "xquad": "token_f1"}
 RATES = [2e-4, 1e-3]
 EPOCHS = [1, 2]
+CHOSEN = "the chosen prompt"
 
 
 def banking(data: Path) -> dict[str, list[dict[str, Any]]]:
@@ -131,10 +133,15 @@ def facts_of(report: ExperimentReport) -> dict[str, Any]:
     found = {one.name: one for one in report.facts}
     lora = found["lora"]
     prompts = [one for name, one in found.items() if name != "lora"]
-    gains = {"the plain prompt": lora.vs_prompt, "the chosen prompt": lora.vs_untrained}
+    gains = {"the plain prompt": lora.vs_prompt, CHOSEN: lora.vs_untrained}
     return {
-        "scores": {one.label: _percent(one.target) for one in [*prompts, lora] if one.target},
-        "validation": {one.label: one.validation for one in [*prompts, lora]},
+        "chosen": best_untrained(report.facts),
+        "scores": {
+            one.label: {"validation": 100 * one.validation, "test": _percent(one.target)}
+            for one in [*prompts, lora]
+            if one.target and one.validation is not None
+        },
+        "failed": {one.label: one.error for one in report.facts if one.error},
         "tries": {"prompts": len(prompts), "fine-tunes": len(lora.training.sweep)},
         "gains": {name: _percent(g, "delta") for name, g in gains.items() if g},
         "decision": report.decision.sentence if report.decision else "",
@@ -155,14 +162,18 @@ def markdown(kept: Mapping[str, Any]) -> str:
 
 
 def _task_lines(kept: Mapping[str, Any]) -> Iterable[str]:
-    tries = kept["tries"]
-    yield f"{tries['prompts']} prompts and {tries['fine-tunes']} fine-tunes were tried on validation."
+    tries, rows = kept["tries"], kept["rows"]
+    said = f"{tries['prompts']} prompts and {tries['fine-tunes']} fine-tunes were tried on validation"
+    yield f"{said}; {rows['train']} rows to train on, {rows['validation']} of validation, {rows['test']} of test."
     yield from ("", "| gain of the fine-tune over | points on test |", "|---|---|")
     for name, of in kept["gains"].items():
-        yield f"| {name} | {formatting.points(*(x / 100 for x in of))} |"
-    yield from ("", "| candidate | test, % |", "|---|---|")
+        which = f"{name}, {kept['chosen']}" if name == CHOSEN else name
+        yield f"| {which} | {formatting.points(*(x / 100 for x in of))} |"
+    yield from ("", f"| candidate | validation, {kept['metric']} in % | test |", "|---|---|---|")
     for name, of in kept["scores"].items():
-        yield f"| {name} | {formatting.interval(*(x / 100 for x in of))} |"
+        test = formatting.interval(*(x / 100 for x in of["test"]))
+        yield f"| {name} | {of['validation']:.1f} | {test} |"
+    yield from (f"\n{name} failed: {why}" for name, why in kept["failed"].items())
     yield from ("", kept["decision"])
 
 
@@ -176,7 +187,9 @@ def main() -> None:
     kept = json.loads(at.with_suffix(".json").read_text()) if at.with_suffix(".json").exists() else {}
     for task in given.tasks or READERS:
         path = prepare(given.folder / task, task, Path(os.environ["HARNESS_TEST_DATA"]))
-        kept[task] = facts_of(compare(path, progress=TerminalProgress()))
+        made = facts_of(compare(path, progress=TerminalProgress()))
+        rows = {part: len((path.parent / f"{part}.jsonl").read_text().splitlines()) for part in SIZES}
+        kept[task] = {"metric": METRICS[task], "rows": rows, **made}
         at.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n")
         at.with_suffix(".md").write_text(markdown(kept))
 

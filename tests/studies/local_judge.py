@@ -4,10 +4,11 @@ LLMBar's pairs of answers have people's choice: the second of each pair stands a
 a candidate answers, and SmolLM2-135M-Instruct says which is better, in both orders. People's choices of half of
 the items, drawn as `harness rate export` draws them, then correct the share of wins; those of all items are the
 truth. Instructions of Dolly, and its summaries apart, are each compared from one short harness.yaml, with the same
-judge by a rubric and no label of a person, as a user would try it first.
+judge by a rubric and no label of a person, as a user would try it first: two files beside rows with `prompt` and
+`reference`, and one `harness compare`.
 
 `HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m tests.studies.local_judge [llmbar] [dolly] [summaries]` takes
-some five minutes a part on one quiet core, goes on where it was ended, and writes `reports/local_judge.md` and
+some ten minutes a part on one quiet core, goes on where it was ended, and writes `reports/local_judge.md` and
 `.json`, in which every grade of LLMBar is kept. `--so-far` asks the judge about no more pairs: the page is of those
 that it has judged in both orders.
 """
