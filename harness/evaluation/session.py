@@ -139,7 +139,7 @@ class Session:
     `controls` maps digests of bases to the control arm that was measured while this session was open,
     `checked_judges` holds the judges whose anchors were graded again while it was open,
     `settled` runs to the verdict that an interim analysis settled; these are asked nothing more.
-    `failures` maps candidates with seeds to what a worker, or their base, failed with; these are not made here.
+    `failures` maps candidates with seeds to what a worker or their base failed with; these are not made here.
     One that is a worker's (`is_worker`) claims what it makes, as others are at work in the same store.
     Copies made by `replace` share the slot, so what one loads another lets go of. A session for a `dry_run`
     loads nothing.
