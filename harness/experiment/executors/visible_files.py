@@ -7,7 +7,7 @@ Source: nfs(5), *Directory entry caching*: `acdirmax`, 60 s unless the mount say
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +17,7 @@ PATIENCE_S = 90.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0
 
 
-def wait_for_files(folder: Path, names: Iterable[str], patience_s: float = PATIENCE_S) -> None:
+def wait_for_files(folder: Path, names: Sequence[str], patience_s: float = PATIENCE_S) -> None:
     """Wait until files below a folder, which are known to be there, are seen by this machine.
 
     Raises:
