@@ -4,7 +4,7 @@ ARGS ?=
 PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check
 STAMP := .venv/.installed
 
-.PHONY: compare test slow weekly pins bench calibration claims gpu dashboard docs lint
+.PHONY: compare test e2e slow weekly pins bench calibration claims gpu dashboard docs lint
 
 compare: $(STAMP)
 	.venv/bin/harness compare $(ARGS)
@@ -12,6 +12,10 @@ compare: $(STAMP)
 # A file is one worker's; a thread each, as threads of two processes on two cores wait for each other.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+e2e: $(STAMP)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile \
+		-m "(e2e or browser) and not slow and not weekly and not quickstart" $(ARGS)
 
 slow: $(STAMP)
 	.venv/bin/python -m pytest -m slow --durations=0 --durations-min=1 $(ARGS)

@@ -17,6 +17,8 @@ from harness import cli, store
 from harness.store import Store
 from tests.fake_rows import flips
 
+pytestmark = pytest.mark.e2e
+
 ROOT = Path(__file__).parents[1]
 ACTION = YAML(typ="safe").load(ROOT / ".github" / "actions" / "gate" / "action.yml")
 WORKFLOW = YAML(typ="safe").load(ROOT / ".github" / "workflows" / "gate.yml")

@@ -19,6 +19,8 @@ from harness.gating import Rule, Verdict
 from harness.progress import Silent
 from harness.report import ExperimentReport
 
+pytestmark = pytest.mark.e2e
+
 N = 5 * 160
 CANDIDATES = """\
   prompt: {method: base}

@@ -13,7 +13,7 @@ from harness.experiment.scaffold.time_bound import STEPS
 from harness.models.hardware import Machine, Memory
 from harness.models.hub import ModelSource
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("own_cache")]
 
 N = 3000
 

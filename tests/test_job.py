@@ -226,6 +226,7 @@ class Stopping(Silent):
         yield advance
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("cut", [False, pytest.param(True, marks=pytest.mark.weekly)], ids=["whole", "cut"])
 def test_the_key_trains_in_a_process_of_its_own_into_the_same_folder(tiny, tmp_path, cut):
     found = {}

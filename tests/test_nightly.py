@@ -91,6 +91,7 @@ def line(found, name="lora"):
 # Thirty nights
 
 
+@pytest.mark.slow
 def test_thirty_nights_without_a_change_raise_no_alarm(large, tmp_path):
     calendar = Calendar(copied(large, tmp_path))
     found = [calendar.night(n) for n in range(1, 31)]
@@ -102,6 +103,7 @@ def test_thirty_nights_without_a_change_raise_no_alarm(large, tmp_path):
     assert found[-1].pool[0].endswith("never yet")
 
 
+@pytest.mark.slow
 def test_a_loss_of_five_points_raises_an_alarm_in_the_median_by_night_seven(large, tmp_path):
     first = []
     for salt in range(3):

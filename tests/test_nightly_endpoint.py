@@ -15,7 +15,7 @@ from harness.nightly.state import home, read_nights
 from harness.progress import Silent
 from harness.store import Store
 
-pytestmark = pytest.mark.usefixtures("rules_cache")
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("rules_cache")]
 
 STILL = Rates(lost=0, gained=0, general_lost=0)
 WORSE = Rates(lost=0.2, gained=0, general_lost=0.2)

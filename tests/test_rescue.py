@@ -16,7 +16,7 @@ from harness.release import gate_stored
 from harness.rescue import exit_code
 from harness.spec import GatePolicy
 
-pytestmark = pytest.mark.usefixtures("rules_cache")
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("rules_cache")]
 
 POLICY = GatePolicy()
 FREE = ("scale=0.75", "scale=0.5", "scale=0.25", "intruders")

@@ -23,7 +23,7 @@ from harness.training import CHECKPOINTS, checkpoints
 
 SHORT = {"num_train_epochs": 3, "learning_rate": 0.01, "per_device_train_batch_size": 4}
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("own_cache")]
 WEEKLY = pytest.mark.weekly
 
 # Such steps change next to nothing: soon an epoch is no better than the one before.

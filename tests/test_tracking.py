@@ -25,6 +25,8 @@ from harness.records import TrainingRecord, training_record
 from harness.spec import Recipe, Task, TaskData, Tracking
 from harness.training import CHECKPOINTS, TRACKED, Reward, tracked_folders
 
+pytestmark = pytest.mark.e2e
+
 SHORT = {"num_train_epochs": 2, "learning_rate": 0.01, "per_device_train_batch_size": 1, "max_length": 200}
 SIZES = Sizes(general=120)
 
