@@ -206,6 +206,70 @@ def test_copies_pass_a_true_loss_of_the_margin_no_more_often_than_alpha(n_copies
     assert np.mean(unknown) >= before
 
 
+def test_copies_show_no_more_of_unusable_answers_than_the_task():
+    def unusable(m):
+        task = m.task.model_copy(update={"kind": "generate"})
+        arms = [
+            [replace(row, status="ok" if row.parts["exact_match"][0] else "unparsable") for row in arm]
+            for arm in (m.base, m.new)
+        ]
+        return m._replace(task=task, base=arms[0], new=arms[1])
+
+    def rise(measured):
+        return next(r for r in verdict(measured).rules if r.name == "validity").numbers
+
+    measured = [unusable(m) for m in copies(np.random.default_rng(0), 8, n=300, loss=0.0)]
+    one, eight = rise(measured[:1]), rise(measured)
+    unknown = rise([m._replace(documents={}) for m in measured])
+    assert eight["high"] - eight["low"] == pytest.approx(one["high"] - one["low"], rel=0.1)
+    assert unknown["high"] - unknown["low"] < 0.5 * (one["high"] - one["low"])
+
+
+def some_shared(rng, q_shared, q_own):
+    """Make four tasks of 200 that share 60 documents, on which so many answers change; all lost 2 points."""
+
+    def moves(n, q, loss):
+        return rng.choice([1.0, -1.0, 0.0], n, p=[(q - loss) / 2, (q + loss) / 2, 1 - q])
+
+    shared, made = moves(60, q_shared, 0.02 / 0.3), []
+    for at in range(4):
+        moved = np.concatenate([shared, moves(140, q_own, 0.0)])
+        documents = [f"shared-{i}" if i < 60 else f"{at}-{i}" for i in range(200)]
+        made.append(measurement(f"t{at}", (moved <= 0) * 1.0, (moved >= 0) * 1.0, documents=documents))
+    return made
+
+
+def test_tasks_that_share_the_items_that_change_show_no_more_than_one_of_them():
+    measured = some_shared(np.random.default_rng(0), 0.4, 0.02)
+    one, four = verdict(measured[:1]).macro, verdict(measured).macro
+    assert four.high - four.low > 0.9 * (one.high - one.low)
+    steady = some_shared(np.random.default_rng(0), 0.1, 0.1)
+    one, four = verdict(steady[:1]).macro, verdict(steady).macro
+    assert four.high - four.low < 0.9 * (one.high - one.low)
+
+
+def test_tasks_that_share_clusters_show_no_more_than_one_of_them():
+    rng = np.random.default_rng(0)
+    moved = np.repeat(rng.choice([1.0, -1.0, 0.0], 40, p=[0.15, 0.15, 0.7]), 5)
+    lone = [measurement(f"t{at}", (moved <= 0) * 1.0, (moved >= 0) * 1.0) for at in range(4)]
+
+    def clustered(name):
+        return [
+            m._replace(
+                **{
+                    arm: [replace(r, cluster=name(m, i // 5)) for i, r in enumerate(getattr(m, arm))]
+                    for arm in ("base", "new")
+                }
+            )
+            for m in lone
+        ]
+
+    shared, apart_ = (clustered(name) for name in (lambda _, i: f"p{i}", lambda m, i: f"{m.task.name}-{i}"))
+    one = verdict(shared[:1]).macro
+    assert verdict(shared).macro.high == pytest.approx(one.high, abs=0.005)
+    assert verdict(apart_).macro.high < one.high - 0.02
+
+
 def test_a_copy_weighs_no_more_than_a_task_of_its_own():
     lost = measurement("sums", *flips(100, 0, 30))
     twice = copies(np.random.default_rng(0), 2, n=100, loss=0.0)

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from harness import comparison, stats
-from harness.comparison import check_comparable, compare_rows, compare_validity, estimate, regression_p
+from harness.comparison import (
+    check_comparable,
+    compare_rows,
+    compare_validity,
+    estimate,
+    refuse_failed,
+    regression_p,
+)
 from harness.errors import IncompatibleRuns
 from harness.metrics import macro_f1, mean_metric
 from harness.records import RowsIdentity
@@ -336,3 +343,26 @@ def test_equal_weights_change_nothing():
     weighted = compare_rows(EXACT, drawn_rows(base, np.full(40, 7.0)), drawn_rows(new, np.full(40, 7.0)))
     assert interval(weighted) == interval(plain)
     assert weighted.estimator == "tango"
+
+
+def test_a_gain_by_a_metric_without_a_worst_value_is_refused_where_the_new_run_failed():
+    metric = replace(EXACT, name="score", bounds=(-inf, inf))
+    rng = np.random.default_rng(0)
+    old = rng.normal(2, 1, 100)
+    new = [None if i < 30 else x for i, x in enumerate(old + rng.normal(0.3, 0.3, 100))]
+    found = refuse_failed(compare_rows(metric, rows(old, metric), rows(new, metric)), inf, 0.01)
+    assert (found.low, found.high) == (-inf, inf)
+    assert found.refused.startswith("30 of 100 answers failed")
+
+
+def test_few_large_clusters_that_did_not_change_are_not_made_up_for_by_small_ones():
+    clusters = np.repeat(np.arange(63), [100] * 3 + [1] * 60)
+    changes = np.zeros(360)
+    changes[300:320] = -0.4
+    assert stats.differing_clusters(changes, clusters) == 20
+    assert stats.differing_clusters(changes, clusters, effective=True) < 2
+    sides = [
+        [replace(row, cluster=str(c)) for row, c in zip(rows(arm), clusters, strict=True)]
+        for arm in (0.5 - changes / 2, 0.5 + changes / 2)
+    ]
+    assert compare_rows(EXACT, *sides).low < -0.1

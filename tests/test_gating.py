@@ -578,3 +578,21 @@ def test_a_rise_in_bits_per_byte_is_reported_and_judged_only_where_asked():
     assert "drift: english +0.197 [" in rule(verdict(tasks), "drift").sentence
     assert verdict(tasks, GatePolicy(drift=0.1)).outcome == "fail"
     assert verdict(tasks, GatePolicy(drift=0.5)).outcome == "pass"
+
+
+def test_drift_passes_only_where_every_text_is_shown_below_the_limit_and_fails_by_any():
+    sure = text(1.05)
+    open_ = sure._replace(
+        task=task("french", kind="bits_per_byte"),
+        comparison=replace(
+            sure.comparison, delta=0.01, low=-0.3, high=0.32, lower=-0.25, upper=0.27, se=0.16
+        ),
+    )
+    policy = GatePolicy(drift=0.1)
+    assert rule(verdict([*suite_of(8, 500, 25, 25), sure], policy), "drift").outcome == "pass"
+    both = rule(verdict([*suite_of(8, 500, 25, 25), sure, open_], policy), "drift")
+    assert both.outcome == "inconclusive"
+    assert "french" in both.sentence
+    lost = rule(verdict([*suite_of(8, 500, 25, 25), open_, text(1.2)], policy), "drift")
+    assert lost.outcome == "fail"
+    assert "english" in lost.sentence

@@ -244,12 +244,19 @@ def test_the_worst_verdict_counts():
 # What a night asks
 
 
-def items(n, of=2):
-    return [Example(f"i{k}", (), ("x",), cluster=f"c{k // of}") for k in range(n)]
+def items(n, of=2, name="c"):
+    return [Example(f"i{k}", (), ("x",), cluster=f"{name}{k // of}") for k in range(n)]
+
+
+def asking(n, shift=0):
+    """Make items of single documents, of which those of another shift are others."""
+    return [
+        Example(f"{shift}-{k}", ({"role": "user", "content": f"document {k + shift}"},)) for k in range(n)
+    ]
 
 
 def test_clusters_are_asked_whole_anchors_every_night_and_the_others_in_turn():
-    pool = build_pool({"a": items(40), "b": items(40)}, n_anchors=4)
+    pool = build_pool({"a": items(40), "b": items(40, name="d")}, n_anchors=4)
     first = next_items(pool, 0, 10)
     second = next_items(pool, first.taken, 10)
     assert first.anchors == second.anchors
@@ -259,6 +266,17 @@ def test_clusters_are_asked_whole_anchors_every_night_and_the_others_in_turn():
     assert not set(first.anchors) & {*first.fresh, *second.fresh}
     assert all(len(cluster) == 2 for cluster in first.fresh)
     assert set(ids_by_task(first.fresh)) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    "tasks", [{"a": items(20), "b": items(20)}, {"a": asking(20), "b": asking(15, shift=5)}]
+)
+def test_items_of_one_document_and_clusters_of_one_name_are_one_cluster_in_all_tasks(tasks):
+    pool = build_pool(tasks, n_anchors=0)
+    where = {item: at for at, cluster in enumerate(pool.rest) for item in cluster}
+    assert len(where) == sum(map(len, tasks.values()))
+    name = {(task, one.id): one.cluster or one.prompt for task, of in tasks.items() for one in of}
+    assert len({(name[item], at) for item, at in where.items()}) == len(set(name.values())) == len(pool.rest)
 
 
 def test_a_pool_goes_round_and_says_when_it_is_used_up():

@@ -14,7 +14,7 @@ from scipy import integrate
 from scipy import stats as scipy_stats
 
 from harness import stats
-from harness.comparison import compare_recipes, compare_rows
+from harness.comparison import compare_recipes, compare_rows, refuse
 from harness.decision import ItemVariances, decide, item_variances, pool_seeds, summarize_seeds
 from harness.decision.economics import more_items, probability_above, worth_of_items
 from harness.decision.seeds import mean_interval, mean_p
@@ -136,6 +136,15 @@ def test_three_agreeing_seeds_ship_the_fine_tune_that_one_ships():
     # Before, 99.5 % beside an interval whose own distribution said 93.9 %.
     told = decision(three).arithmetic["probability_above_tau"]
     assert told == pytest.approx(scipy_stats.t.cdf(g.delta / g.se, g.df))
+
+
+def test_three_seeds_over_a_base_that_failed_show_no_more_than_one():
+    runs = seeds(0.05, 0.0525, 0.0525)
+    refused = [replace(f, vs_untrained=refuse(f.vs_untrained, 1.0, "20 of 100 answers failed")) for f in runs]
+    found = pooled(refused)
+    assert (found.low, found.high, found.refused) == (-1.0, 1.0, "20 of 100 answers failed")
+    assert decision(refused).action != "fine-tune"
+    assert decision(runs).action == "fine-tune"
 
 
 def test_three_seeds_that_disagree_ship_nothing_and_say_that_more_items_would_not_help():

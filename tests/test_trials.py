@@ -242,3 +242,17 @@ def test_a_rescue_policy_refuses_scales_that_are_no_shares():
     for wrong in ({"scales": [1.5]}, {"steps": []}, {"shares": [0]}, {"max_trained": -1}):
         with pytest.raises(ValueError, match="validation error"):
             RescuePolicy.model_validate(wrong)
+
+
+def test_items_of_one_document_are_in_one_half_whatever_their_ids_in_each_task():
+    def asked(task):
+        return [
+            SampleResult(task, "test", f"{task}-{i}", i, "ok", "", "", (), {}, prompt_digest=f"document-{i}")
+            for i in range(40)
+        ]
+
+    tasks = {name: asked(name) for name in ("a", "b", "c")}
+    cut = split(tasks, 0)
+    sides = {name: {r.prompt_digest for r in cut.rows(of, "search")} for name, of in tasks.items()}
+    assert sides["a"] == sides["b"] == sides["c"]
+    assert len(sides["a"]) == 20

@@ -6,13 +6,13 @@ truncated or refused answer as evaluate.py stored it (the metric's worst parts);
 items, and those that failed, out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from harness import stats
-from harness.comparison.alignment import Arms, align, is_binary, select_ids, validity_rows
+from harness.comparison.alignment import Arms, align, is_binary, pooled_cluster, select_ids, validity_rows
 from harness.comparison.estimators import (
     Comparison,
     Difference,
@@ -28,6 +28,7 @@ from harness.comparison.estimators import (
     mean_change,
     orient,
     quantile,
+    refuse,
     refuse_failed,
     regression_p,
     rescale,
@@ -74,7 +75,9 @@ __all__ = [
     "is_comparable",
     "mean_change",
     "orient",
+    "pooled_cluster",
     "quantile",
+    "refuse",
     "refuse_failed",
     "regression_p",
     "rescale",
@@ -242,6 +245,7 @@ def compare_validity(
     base: Sequence[SampleResult],
     new: Sequence[SampleResult],
     *,
+    clusters: Mapping[str, str] = {},
     seed: int = 0,
     alpha: float = 0.05,
     identical: bool = False,
@@ -250,14 +254,14 @@ def compare_validity(
     """Compare the share of unparsable, truncated and refused answers over the rows of any tasks.
 
     A failed answer counts as one of them. A rise is a loss. Give the generated rows of tasks where a
-    refusal is not what is wanted.
+    refusal is not what is wanted; `clusters` names, by `pooled_cluster`, those of several tasks that are one.
 
     Raises:
         IncompatibleRuns: the arms hold different items, or none was answered in both.
     """
     metric = mean_metric("invalid", lambda output, example: None, higher_is_better=False)
-    old = validity_rows(base)
-    now = old if new == base else validity_rows(new)
+    old = validity_rows(base, clusters)
+    now = old if new == base else validity_rows(new, clusters)
     return compare_rows(
         metric, old, now, seed=seed, alpha=alpha, identical=identical, base_errors=base_errors
     )

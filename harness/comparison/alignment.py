@@ -4,7 +4,7 @@ Invariant: an item counts only where both arms hold and scored it; an arm that h
 items, or one of them twice, is refused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -95,8 +95,16 @@ def _different_items(only_base: set[str], only_new: set[str]) -> str:
     )
 
 
-def validity_rows(rows: Sequence[SampleResult]) -> list[SampleResult]:
-    """Make rows with the one part `invalid`, no texts, and names that stay apart when tasks are pooled."""
+def pooled_cluster(row: SampleResult) -> str:
+    """Name a row's cluster among the rows of several tasks: by its own name, which is the same in all."""
+    return row.cluster or f"{row.task}/{row.example_id}"
+
+
+def validity_rows(rows: Sequence[SampleResult], joined: Mapping[str, str]) -> list[SampleResult]:
+    """Make rows with the one part `invalid`, no texts, and names that stay apart when tasks are pooled.
+
+    `joined` names, by `pooled_cluster`, those of several tasks that are one.
+    """
     with many_rows():
         return [
             SampleResult(
@@ -109,7 +117,7 @@ def validity_rows(rows: Sequence[SampleResult]) -> list[SampleResult]:
                 prompt="",
                 references=(),
                 parts={"invalid": None if row.status == "error" else (float(row.status in _INVALID),)},
-                cluster=f"{row.task}/{row.cluster or row.example_id}",
+                cluster=joined.get(name := pooled_cluster(row), name),
                 weight=row.weight,
                 error=row.error,
             )

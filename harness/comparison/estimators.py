@@ -134,10 +134,12 @@ def refuse_failed(comparison: Comparison, span: float, most: float) -> Compariso
     """Show nothing of a gain over a base that failed on more than a share `most` of the items.
 
     Its failed answers count as worst, so the new run would gain by them. Where a judge could not grade an
-    answer it is the judge that failed, and so on either arm.
+    answer it is the judge that failed, and so on either arm; and where the metric has no worst value, items
+    that either arm failed on are left out, be they those that it would lose.
     """
     errors = comparison.errors
-    failed = errors.total if is_judge(comparison.metric) else errors.base + errors.both
+    is_either = is_judge(comparison.metric) or not errors.is_scored
+    failed = errors.total if is_either else errors.base + errors.both
     if failed <= most * errors.n:
         return comparison
     share = f"{formatting.count(failed)} of {formatting.count(errors.n)}"
@@ -434,7 +436,7 @@ def _guarded_ends(
     """Widen an interval to Tango's distances where few changes could make it too short."""
     if not isfinite(metric.bounds[1] - metric.bounds[0]):
         return _unbounded_ends(plain)
-    if plain and not binary and stats.differing_clusters(changes, arms.clusters) >= _FEW:
+    if plain and not binary and stats.differing_clusters(changes, arms.clusters, effective=True) >= _FEW:
         return plain
     guard, shift = _score_ends(metric, changes, arms), delta - float(changes.mean())
 
@@ -474,7 +476,7 @@ def _score_estimate(metric: Metric, score: float, plain: Ends | None, items: Arr
     if not isfinite(high - low):
         own = _unbounded_ends(plain)(0.05)
         return Estimate(score, max(own.low, low), min(own.high, high), len(items), metric.unit)
-    few = stats.differing_clusters(items, arms.clusters) < _FEW
+    few = stats.differing_clusters(items, arms.clusters, effective=True) < _FEW
     ends = [plain(0.05)] if plain else []
     if not plain or few or is_binary(metric, arms):
         n = len(items) / stats.design_effect(items, arms.clusters)

@@ -142,6 +142,8 @@ def _mean_pair(
     found = variance_components([c.delta for c in pairs], items or items_at_most(pairs), pooled)
     if own is None or found is None:
         return own
+    if refused := next((c for c in pairs if c.refused), None):
+        return comparison.refuse(own, refused.high, refused.refused)
     delta, (variance, df) = fmean(c.delta for c in pairs), found.total
     both, one = (mean_interval(delta, found.total, alpha) for alpha in (own.alpha, 2 * own.alpha))
     low, high = _cut(both, own.unit, -1.0)

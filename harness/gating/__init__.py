@@ -18,7 +18,6 @@ from harness.gating.admission import (
     admit,
     admitted_tasks,
     applicable_policy,
-    compare_invalid_rates,
     compare_measurements,
     cut_tasks,
     may_be_judged,
@@ -26,9 +25,11 @@ from harness.gating.admission import (
 )
 from harness.gating.creep import cumulative_of, cumulative_policy, cumulative_rule, unmeasured_rule
 from harness.gating.drift import AA_FLIPS, ControlFacts, aa_rate, has_drifted
+from harness.gating.invalid_rates import compare_invalid_rates
 from harness.gating.macro import macro_between
 from harness.gating.operating_characteristic import power_warnings
 from harness.gating.rules import apply_rules
+from harness.gating.shared_documents import document_of, join_clusters, number_documents
 from harness.gating.shared_items import find_shared_items
 from harness.gating.significance import passing_chance
 from harness.gating.verdict import (
@@ -65,17 +66,20 @@ __all__ = [
     "cumulative_policy",
     "cumulative_rule",
     "cut_tasks",
+    "document_of",
     "exit_code",
     "has_drifted",
     "is_in_macro",
     "is_invalid",
     "is_judged",
     "is_reported_only",
+    "join_clusters",
     "judge",
     "macro_between",
     "margin_of",
     "may_decide",
     "measured_half",
+    "number_documents",
     "passing_chance",
     "power_warnings",
     "unmeasured_rule",

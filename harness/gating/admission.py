@@ -62,7 +62,8 @@ def may_be_judged(m: Measurement, policy: GatePolicy) -> bool:
 
 def cut_tasks(measured: Sequence[Measurement], seed: int) -> Split:
     """Cut every task into its two halves."""
-    return split({m.task.name: m.base for m in measured}, seed)
+    documents = {m.task.name: m.documents for m in measured}
+    return split({m.task.name: m.base for m in measured}, seed, documents)
 
 
 def measured_half(measured: Sequence[Measurement], cut: Split, half: Half) -> list[Measurement]:
@@ -226,16 +227,3 @@ def compare_half(
     return comparison.compare_rows(
         metric, base, new, alpha=alpha, identical=identical, base_errors=base_errors
     )
-
-
-def compare_invalid_rates(
-    measured: Sequence[Measurement], alpha: float, identical: bool
-) -> Comparison | None:
-    """Compare the share of invalid answers over the generated rows of tasks where none is wanted."""
-    generated = [m for m in measured if m.task.kind == "generate" and m.role != "safety"]
-    if not generated:
-        return None
-    base, new = ([row for m in generated for row in getattr(m, arm)] for arm in ("base", "new"))
-    if all(row.status == "error" for row in base):
-        return None
-    return comparison.compare_validity(base, new, alpha=alpha, identical=identical, base_errors="bounds")

@@ -1,7 +1,7 @@
 """Two halves of the suites' items: the base on one admits the other, and a rescue searches on one alone.
 
-Invariant: no cluster has items in both halves, also not one that several tasks share; the split depends on
-the items and the seed alone, never on an answer.
+Invariant: no cluster has items in both halves, also not one that several tasks share, and no document; the
+split depends on the items and the seed alone, never on an answer.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from harness.gating.shared_documents import documents_of, join_clusters
 from harness.records import SampleResult
 
 Half = Literal["search", "confirm"]
@@ -36,12 +37,21 @@ def cluster_name(row: SampleResult) -> str:
     return row.cluster or row.example_id
 
 
-def split(tasks: Mapping[str, Sequence[SampleResult]], seed: int) -> Split:
-    """Split the clusters of all tasks, large ones first, so that each task is halved evenly."""
+def split(
+    tasks: Mapping[str, Sequence[SampleResult]],
+    seed: int,
+    documents: Mapping[str, Mapping[str, str]] = {},
+) -> Split:
+    """Split the clusters of all tasks, large ones first, so that each task is halved evenly.
+
+    `documents` maps tasks and items to the digests of documents where the rows do not name them.
+    """
+    joined = _join(tasks, documents)
     total = {task: len(rows) for task, rows in tasks.items()}
     sizes: dict[str, dict[str, int]] = {}  # of a cluster in each task
     for task, rows in tasks.items():
-        for cluster, n in Counter(map(cluster_name, rows)).items():
+        names = (joined.get(name, name) for name in map(cluster_name, rows))
+        for cluster, n in Counter(names).items():
             sizes.setdefault(cluster, {})[task] = n
     filled: dict[Half, dict[str, int]] = {half: dict.fromkeys(tasks, 0) for half in HALVES}
     half_of: dict[str, Half] = {}
@@ -54,7 +64,20 @@ def split(tasks: Mapping[str, Sequence[SampleResult]], seed: int) -> Split:
         half_of[cluster] = half = first if loads[0] <= loads[1] else second
         for task, n in of:
             filled[half][task] += n
-    return Split(half_of, seed)
+    return Split(half_of | {name: half_of[of] for name, of in joined.items()}, seed)
+
+
+def _join(
+    tasks: Mapping[str, Sequence[SampleResult]], documents: Mapping[str, Mapping[str, str]]
+) -> dict[str, str]:
+    """Join clusters of several tasks that hold the same document."""
+    known = {task: documents_of(rows, documents.get(task, {})) for task, rows in tasks.items()}
+    return join_clusters(
+        (known[task][row.example_id], cluster_name(row))
+        for task, rows in tasks.items()
+        for row in rows
+        if row.example_id in known[task]
+    )
 
 
 def _hash(cluster: str, seed: int) -> int:

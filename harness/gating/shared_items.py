@@ -1,13 +1,12 @@
 """Tasks that share items: copies of one task, and how far the deltas of two tasks move together.
 
-Invariant: an item is known by the digest of its document, and by its place among the items of its task with
-the same one; an item whose digest is missing is shared with nobody. Reads paired differences, and no text.
+Invariant: an item is known by its document (`gating.shared_documents`), and a cluster by its name in all
+tasks; an item with neither is shared with nobody. Reads paired differences, and no text.
 Source: Zou 2008 for the correlation in MOVER; its shrinkage as in `stats.design_effect`.
 """
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from math import sqrt
 from typing import NamedTuple
@@ -19,13 +18,12 @@ from harness import formatting, stats
 from harness.comparison.alignment import align
 from harness.gating.admission import Measurement
 from harness.gating.halves import Split
+from harness.gating.shared_documents import documents_of
 from harness.gating.verdict import TaskComparison
 from harness.metrics import flips
-from harness.records import SampleResult
 from harness.stats import Array
 
 _COPY = 0.9  # of the items of the larger of two tasks: so many in common make them copies
-_LM_EVAL_DOCUMENT = re.compile(r"-([0-9a-f]{64})$")  # ends the id of an item of lm-eval's
 
 
 class Repeated(NamedTuple):
@@ -41,8 +39,8 @@ NOTHING_REPEATED = Repeated()
 class SharedItems(NamedTuple):
     """Items in common: `copies` maps a task to those that hold its items, or nearly all, itself among them.
 
-    `correlations` are those of the deltas of two tasks that share items, by their names; `said` names
-    for a reader who shares what. `repeated` counts what stands in several.
+    `correlations` are those of the deltas of two tasks that share items or clusters, by their names; `said`
+    names for a reader who shares which items. `repeated` counts what stands in several.
     """
 
     copies: Mapping[str, tuple[str, ...]]
@@ -71,11 +69,31 @@ NOTHING_SHARED = SharedItems({}, {}, ())
 
 
 class _Moves(NamedTuple):
-    """One task's delta by cluster: each one's share in it, whether it moved, and the documents' clusters."""
+    """One task's delta by cluster: each one's share in it, whether it moved, and where they are found.
+
+    `cluster_of` maps documents to clusters, `named` the names of clusters that have one.
+    """
 
     share: Array  # (clusters,)
     moved: NDArray[np.bool_]  # (clusters,)
     cluster_of: Mapping[str, int]
+    named: Mapping[str, int]
+
+    def shared_with(self, other: "_Moves") -> list[tuple[int, int]]:
+        """Pair the clusters of both that hold the same document or have the same name."""
+        documents = self.cluster_of.keys() & other.cluster_of.keys()
+        names = self.named.keys() & other.named.keys()
+        pairs = {(self.cluster_of[d], other.cluster_of[d]) for d in documents}
+        return sorted(pairs | {(self.named[n], other.named[n]) for n in names})
+
+    def part(self, clusters: NDArray[np.intp]) -> float:
+        """Return the part of the variance of the delta that lies in some of the clusters, in [0, 1].
+
+        Shrunk towards their part in the number, as if one more cluster had moved.
+        """
+        own, all_of = (float(share @ share) for share in (self.share[clusters], self.share))
+        n_moved, by_number = int(self.moved.sum()), len(clusters) / len(self.share)
+        return (n_moved * (own / all_of if all_of else 0.0) + by_number) / (n_moved + 1)
 
 
 def find_shared_items(
@@ -88,22 +106,29 @@ def find_shared_items(
     """
     tasks = {t.task.name: t for t in admitted}
     of = {m.task.name: m for m in measured if m.task.name in tasks}
-    known = {name: _documents(m) for name, m in of.items()}
+    known = {name: documents_of(m.base, m.documents) for name, m in of.items()}
     holders: dict[str, list[str]] = {}
     for name, documents in known.items():
         for document in documents.values():
             holders.setdefault(document, []).append(name)
     n_shared = Counter(pair for names in holders.values() for pair in combinations(names, 2))
-    together = {name for pair in n_shared for name in pair}
+    sizes = {name: len(of[name].base) for name in sorted({name for pair in n_shared for name in pair})}
+    linked = sorted({*n_shared, *_with_shared_clusters(of)})
+    together = dict.fromkeys(name for pair in linked for name in pair)
     moves = {name: _moves(of[name], tasks[name], known[name], cut) for name in together}
-    sizes = {name: len(of[name].base) for name in sorted(together)}
     groups = _copies(n_shared, sizes)
     return SharedItems(
         {name: tuple(group) for group in groups for name in group},
-        {frozenset((a, b)): _correlation(moves[a], moves[b]) for a, b in n_shared},
+        {frozenset((a, b)): _correlation(moves[a], moves[b]) for a, b in linked},
         tuple(_said(n_shared, groups, sizes)),
         _repeated(moves.values()),
     )
+
+
+def _with_shared_clusters(of: Mapping[str, Measurement]) -> Iterator[tuple[str, str]]:
+    """Pair the tasks that have clusters of one name, in their order."""
+    named = {name: {row.cluster for row in m.base if row.cluster} for name, m in of.items()}
+    return (pair for pair in combinations(named, 2) if named[pair[0]] & named[pair[1]])
 
 
 def _repeated(moves: Iterable[_Moves]) -> Repeated:
@@ -116,30 +141,6 @@ def _repeated(moves: Iterable[_Moves]) -> Repeated:
         items, clusters = items + len(old), clusters + len({m.cluster_of[document] for document in old} - new)
         seen |= m.cluster_of.keys()
     return Repeated(items, clusters)
-
-
-def _documents(m: Measurement) -> dict[str, str]:
-    """Map items to their documents' digests, numbered among the items of the task that have the same one.
-
-    Where there are fewer than half as many digests as items, only those of single items are kept: one of so
-    many items is none of what was asked.
-    """
-    ids = sorted(row.example_id for row in m.base)
-    rows = {row.example_id: row for row in m.base}
-    digests = {i: found for i in ids if (found := m.documents.get(i) or _document(rows[i]))}
-    counts, seen = Counter(digests.values()), Counter[str]()
-    out: dict[str, str] = {}
-    for item, document in digests.items():
-        if counts[document] == 1 or 2 * len(counts) >= len(digests):
-            seen[document] += 1
-            out[item] = f"{document} {seen[document]}"
-    return out
-
-
-def _document(row: SampleResult) -> str:
-    """Return the digest of a document: lm-eval's own, which its items' ids hold, or that of the prompt."""
-    named = _LM_EVAL_DOCUMENT.search(row.example_id)
-    return named[1] if named else row.prompt_digest
 
 
 def _copies(n_shared: Mapping[tuple[str, str], int], sizes: Mapping[str, int]) -> list[list[str]]:
@@ -175,23 +176,28 @@ def _moves(m: Measurement, t: TaskComparison, documents: Mapping[str, str], cut:
     weights = arms.weights / arms.weights.sum()
     share = np.bincount(arms.clusters, weights * (changes - weights @ changes)).astype(float)
     moved = np.bincount(arms.clusters, np.abs(changes)) > stats.TIE
-    placed = zip(arms.ids, arms.clusters.tolist(), strict=True)
-    return _Moves(share, moved, {documents[i]: cluster for i, cluster in placed if i in documents})
+    placed = list(zip(arms.ids, arms.clusters.tolist(), strict=True))
+    names = {row.example_id: row.cluster for row in base if row.cluster}
+    return _Moves(
+        share,
+        moved,
+        {documents[i]: cluster for i, cluster in placed if i in documents},
+        {names[i]: cluster for i, cluster in placed if i in names},
+    )
 
 
 def _correlation(a: _Moves, b: _Moves) -> float:
-    """Correlate two deltas by the clusters that hold documents of both, at least 0.
+    """Correlate two deltas by the clusters that they share, at least 0.
 
     That of the shared clusters, shrunk as if one more had been seen that moved both tasks alike, times the
-    share of clusters that both hold.
+    part of both variances that lies in them.
     """
-    both = {(a.cluster_of[d], b.cluster_of[d]) for d in a.cluster_of.keys() & b.cluster_of.keys()}
+    both = a.shared_with(b)
     if not both:
         return 0.0
-    i, j = np.array(sorted(both)).T
+    i, j = np.array(both).T
     x, y = a.share[i], b.share[j]
     spread = sqrt(float((x @ x) * (y @ y)))
     n_moved = int((a.moved[i] | b.moved[j]).sum())
     found = (n_moved * (float(x @ y) / spread if spread else 0.0) + 1) / (n_moved + 1)
-    overlap = len(both) / sqrt(len(a.share) * len(b.share))
-    return min(max(found, 0.0) * overlap, 1.0)
+    return min(max(found, 0.0) * sqrt(a.part(np.unique(i)) * b.part(np.unique(j))), 1.0)

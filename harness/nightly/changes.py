@@ -49,16 +49,15 @@ def compare_series(
     none is.
     """
     new, fixed = (_cluster_changes(arms, clusters, metrics) for clusters in (fresh, anchors))
-    changes, unbounded = _by_range(new.changes, metrics)
     asked = [item for cluster in (*fresh, *anchors) for item in cluster if item in arms.now]
     errors = sum(_is_error(arms, item, metrics[item[0]]) for item in asked)
     return SeriesNight(
-        {name(first): change for first, change in changes.items()},
-        {name(first): change for first, change in _by_range(fixed.changes, metrics)[0].items()},
+        new.changes,
+        fixed.changes,
         (*new.lost, *fixed.lost),
         new.left_out + fixed.left_out,
         adjusted=arms.base_now is not None and arms.base_then is not None,
-        unbounded=unbounded,
+        unbounded=new.unbounded,
         errors=errors,
         n_asked=len(asked),
         # One failure of 80 is no rate yet, and scored worst it can only raise the alarm, never hide a loss.
@@ -110,40 +109,44 @@ def score(row: SampleResult, metric: Metric) -> float | None:
 
 
 class _Found(NamedTuple):
-    """Changes by the first item of a cluster, items that got worse, and how many could not be compared."""
+    """Changes by the first item of a cluster, items that got worse, and how many could not be compared.
 
-    changes: dict[Item, float]
+    Changes are shares of the metric's range; those of metrics without one stand by task in `unbounded`.
+    """
+
+    changes: dict[str, float]
+    unbounded: dict[str, dict[str, float]]
     lost: list[str]
     left_out: int
 
 
 def _cluster_changes(arms: NightArms, clusters: Iterable[Cluster], metrics: Mapping[str, Metric]) -> _Found:
-    changes: dict[Item, float] = {}
-    lost: list[str] = []
-    left_out = 0
+    found = _Found({}, {}, [], 0)
     for cluster in clusters:
-        found = {item: _change(arms, item, metrics[item[0]]) for item in cluster}
-        known = {item: d for item, d in found.items() if d is not None}
-        left_out += len(found) - len(known)
-        lost += [name(item) for item, d in known.items() if d < -stats.TIE]
-        if known:
-            changes[cluster[0]] = fmean(known.values())
-    return _Found(changes, lost, left_out)
+        all_of = {item: _change(arms, item, metrics[item[0]]) for item in cluster}
+        known = {item: d for item, d in all_of.items() if d is not None}
+        found = found._replace(left_out=found.left_out + len(all_of) - len(known))
+        found.lost.extend(name(item) for item, d in known.items() if d < -stats.TIE)
+        for task, of in _parts(cluster, metrics).items():
+            changes = found.unbounded.setdefault(task, {}) if task else found.changes
+            if own := [
+                known[item] / (1.0 if task else _range(metrics, item)) for item in of if item in known
+            ]:
+                changes[name(of[0])] = round(fmean(own), 9)
+    return found
 
 
-def _by_range(
-    changes: Mapping[Item, float], metrics: Mapping[str, Metric]
-) -> tuple[dict[Item, float], dict[str, dict[str, float]]]:
-    """Divide changes by the range of their metric; of metrics without one they are returned by task."""
-    bounded: dict[Item, float] = {}
-    unbounded: dict[str, dict[str, float]] = {}
-    for first, change in changes.items():
-        low, high = metrics[first[0]].bounds
-        if isfinite(high - low):
-            bounded[first] = round(change / (high - low), 9)
-        else:
-            unbounded.setdefault(first[0], {})[name(first)] = round(change, 9)
-    return bounded, unbounded
+def _parts(cluster: Cluster, metrics: Mapping[str, Metric]) -> dict[str, list[Item]]:
+    """Part a cluster's items into those of metrics with a range, under "", and the others by task."""
+    out: dict[str, list[Item]] = {}
+    for item in cluster:
+        out.setdefault("" if isfinite(_range(metrics, item)) else item[0], []).append(item)
+    return out
+
+
+def _range(metrics: Mapping[str, Metric], item: Item) -> float:
+    low, high = metrics[item[0]].bounds
+    return high - low
 
 
 def _change(arms: NightArms, item: Item, metric: Metric) -> float | None:

@@ -1,7 +1,8 @@
 """Item rotation: the same few anchors every night, and of the others the next ones by cluster.
 
-Invariant: pure. A cluster is evaluated whole; the order depends on the items and the seed alone, and
-goes through the tasks in turn.
+Invariant: pure. A cluster is evaluated whole; clusters of several tasks that ask the same document are one,
+and so are those of one name.
+The order depends on the items and the seed alone, and goes through the tasks in turn.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from harness import gating
 from harness.records import Example, digest
 
 Item = tuple[str, str]  # task, example id
@@ -38,7 +40,7 @@ class NightItems(NamedTuple):
 def build_pool(tasks: Mapping[str, Sequence[Example]], n_anchors: int, seed: int = 0) -> ItemPool:
     """Order the clusters of some tasks and set the anchors aside, at least so many items of them."""
     by_task = [_shuffle(task, examples, seed) for task, examples in sorted(tasks.items())]
-    ordered = [one for turn in zip_longest(*by_task) for one in turn if one]
+    ordered = _join([one for turn in zip_longest(*by_task) for one in turn if one], tasks)
     n = _count_clusters(ordered, n_anchors)
     return ItemPool(tuple(ordered[:n]), tuple(ordered[n:]))
 
@@ -71,6 +73,31 @@ def _count_clusters(clusters: Sequence[Cluster], n_items: int) -> int:
             return at
         n += len(cluster)
     return len(clusters)
+
+
+def _join(ordered: Sequence[Cluster], tasks: Mapping[str, Sequence[Example]]) -> list[Cluster]:
+    """Join the clusters that share a name or a document, in the place of the first."""
+    cluster_of = {
+        (task, one.id): one.cluster or f"{task}/{one.id}" for task, of in tasks.items() for one in of
+    }
+    joined = gating.join_clusters(
+        (document, cluster_of[task, item])
+        for task, of in tasks.items()
+        for item, document in gating.number_documents(_digests(of)).items()
+    )
+    out: dict[str, Cluster] = {}
+    for cluster in ordered:
+        own = cluster_of[cluster[0]]
+        key = joined.get(own, own)
+        out[key] = (*out.get(key, ()), *cluster)
+    return list(out.values())
+
+
+def _digests(examples: Iterable[Example]) -> dict[str, str]:
+    """Map items to the digests of their documents, where these are known."""
+    asked = {one.id: digest([one.messages, one.choices]) if one.messages else "" for one in examples}
+    found = ((item, gating.document_of(item, prompt)) for item, prompt in asked.items())
+    return {item: document for item, document in found if document}
 
 
 def _shuffle(task: str, examples: Sequence[Example], seed: int) -> list[Cluster]:

@@ -191,10 +191,12 @@ def design_effect(values: ArrayLike, clusters: ArrayLike) -> float:
     return 1 + (m - 1) * (differing * _correlation(x, codes, m) + 1) / (differing + 1)
 
 
-def differing_clusters(values: ArrayLike, clusters: ArrayLike) -> int:
+def differing_clusters(values: ArrayLike, clusters: ArrayLike, *, effective: bool = False) -> float:
     """Count the clusters that hold a value other than the median.
 
-    Differences below 1e-12 are rounding. Not a measure of how much they differ.
+    Differences below 1e-12 are rounding. Not a measure of how much they differ. The `effective` count is that
+    of as many clusters of equal size as weigh what these do, so a few large ones that hold no such value are
+    not made up for by many small ones that do.
 
     Raises:
         ValueError: there are no values, one is NaN, or the lengths differ.
@@ -202,7 +204,8 @@ def differing_clusters(values: ArrayLike, clusters: ArrayLike) -> int:
     Source: ours, for `design_effect`.
     """
     x, codes, _ = _with_codes(values, clusters)
-    return len(np.unique(codes[np.abs(x - np.median(x)) > TIE]))
+    n_differing = len(np.unique(codes[np.abs(x - np.median(x)) > TIE]))
+    return n_differing * effective_clusters(codes) / len(np.unique(codes)) if effective else n_differing
 
 
 def mover_mean(

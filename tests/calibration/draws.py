@@ -117,13 +117,20 @@ def large_and_singles() -> Groups:
     return clusters([100, *[1] * 100], "1 cluster of 100 and 100 single items")
 
 
-def draw(law: Law, groups: Groups, rng: np.random.Generator) -> tuple[Scores, Scores]:
-    """Score every item in both arms, (n,) each."""
+def befall(law: Law, groups: Groups, rng: np.random.Generator) -> tuple[Scores, Scores]:
+    """Draw what befalls each cluster in both arms, (clusters,) each."""
+    return law.draw(rng, int(groups.codes.max()) + 1)
+
+
+def draw(
+    law: Law, groups: Groups, rng: np.random.Generator, shared: tuple[Scores, Scores] | None = None
+) -> tuple[Scores, Scores]:
+    """Score every item in both arms, (n,) each; `shared` is what befalls the clusters where it is known."""
     n = len(groups.codes)
     own = law.draw(rng, n)
     if not groups.together:
         return own
-    shared, joins = law.draw(rng, int(groups.codes.max()) + 1), rng.random(n) < groups.together
+    shared, joins = shared or befall(law, groups, rng), rng.random(n) < groups.together
     return tuple(np.where(joins, of[groups.codes], x) for of, x in zip(shared, own, strict=True))
 
 
@@ -143,13 +150,17 @@ class Pair(NamedTuple):
         return self
 
 
-def pair(law: Law, groups: Groups, task: str = "task", documents: Sequence[str] = ()) -> Pair:
+def pair(
+    law: Law, groups: Groups, task: str = "task", documents: Sequence[str] = (), clusters_of: str = ""
+) -> Pair:
     """Make the rows of a task, which asks its own documents or those named."""
-    return Pair(law, *(make_rows(law.metric, groups, task, documents) for _ in range(2)))
+    return Pair(law, *(make_rows(law.metric, groups, task, documents, clusters_of) for _ in range(2)))
 
 
-def make_rows(metric: Metric, groups: Groups, task: str, documents: Sequence[str] = ()) -> list[SampleResult]:
-    """Make one row an item, without a score yet."""
+def make_rows(
+    metric: Metric, groups: Groups, task: str, documents: Sequence[str] = (), clusters_of: str = ""
+) -> list[SampleResult]:
+    """Make one row an item, without a score yet; its clusters are the task's own, or those of a collection."""
     documents = documents or [f"{task}-{i:05d}" for i in range(len(groups.codes))]
     alone = np.bincount(groups.codes)[groups.codes] == 1
     return [
@@ -163,7 +174,7 @@ def make_rows(metric: Metric, groups: Groups, task: str, documents: Sequence[str
             prompt="",
             references=(),
             parts={metric.name: None},
-            cluster="" if alone[i] else f"{task}/{code}",
+            cluster="" if alone[i] else f"{clusters_of or task}/{code}",
             prompt_digest=documents[i],
         )
         for i, code in enumerate(groups.codes)

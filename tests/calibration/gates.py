@@ -16,6 +16,7 @@ from tests.calibration.draws import (
     Law,
     Pair,
     Scores,
+    befall,
     binary,
     draw,
     equal,
@@ -31,13 +32,19 @@ POLICY = GatePolicy()
 
 
 class Asked(NamedTuple):
-    """One task of a simulated suite; its first `n_shared` documents are those of all others, answered alike."""
+    """One task of a simulated suite; its first `n_shared` documents are those of all others, answered alike.
+
+    These follow the `shared_law` where there is one. With `passages` its clusters are those of all others, and
+    what befalls one befalls it in all tasks.
+    """
 
     law: Law
     groups: Groups
     chance: float = 0.0
     kind: str = "choice"
     n_shared: int = 0
+    shared_law: Law | None = None
+    passages: bool = False
 
     def documents(self, task: str) -> list[str]:
         """Name the documents that it asks."""
@@ -50,7 +57,10 @@ class Suite:
 
     def __init__(self, tasks: Sequence[Asked], policy: GatePolicy = POLICY) -> None:
         self.tasks, self.policy = tasks, policy
-        self.pairs = [pair(t.law, t.groups, f"t{i}", t.documents(f"t{i}")) for i, t in enumerate(tasks)]
+        self.pairs = [
+            pair(t.law, t.groups, f"t{i}", t.documents(f"t{i}"), "passage" if t.passages else "")
+            for i, t in enumerate(tasks)
+        ]
         self.measured = [_measurement(i, t, self.pairs[i]) for i, t in enumerate(tasks)]
 
     def cut(self, sizes: Sequence[int]) -> "Suite":
@@ -65,8 +75,13 @@ class Suite:
     def score(self, rng: np.random.Generator, laws: Sequence[Law] | None = None) -> None:
         """Draw the scores of every task, after other laws where these are given."""
         shared: tuple[Scores, ...] = ()
+        fate: tuple[Scores, Scores] | None = None
         for i, (t, made) in enumerate(zip(self.tasks, self.pairs, strict=True)):
-            scores = draw(laws[i] if laws else t.law, t.groups, rng)
+            law = laws[i] if laws else t.law
+            fate = (fate or befall(law, t.groups, rng)) if t.passages else None
+            scores = draw(law, t.groups, rng, fate)
+            if t.shared_law and not shared:
+                shared = t.shared_law.draw(rng, t.n_shared)
             if t.n_shared and shared:
                 k = t.n_shared
                 scores = tuple(np.r_[of[:k], own[k:]] for of, own in zip(shared, scores, strict=True))
@@ -256,6 +271,18 @@ CELLS = (
     macro_at_margin(
         "8 tasks that ask the same 100 documents, all lost 2 points",
         many(8, binary(LOST), single(100), n_shared=100),
+    ),
+    macro_at_margin(
+        "4 tasks that share 60 of 200 documents, on which the answers change, all lost 2 points",
+        [
+            t._replace(shared_law=binary(LOST / 0.3, 0.4))
+            for t in many(4, binary(0.0, 0.02), single(200), n_shared=60)
+        ],
+    ),
+    macro_at_margin(
+        "4 tasks of 5 questions on each of the same 40 passages, all lost 2 points",
+        many(4, binary(LOST), equal(40, 5), passages=True),
+        0.065,
     ),
     macro_at_margin(
         "16 tasks of 60 binary items near chance, of which 30 % differ, all lost 2 points",

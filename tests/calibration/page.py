@@ -18,10 +18,9 @@ _DESIGN = """\
 Scores are binary, graded, or graded with a skew (most items rise a little, few fall by 45 points); items stand alone or
 in clusters (equal, of log-normal sizes, one of 200 beside 20 of 5, two of 100 beside 100 of 2, one of 100 beside 100 single
 ones), in which half of the items share what befalls their cluster; there are 50 to 1,200 items, 1 to 16 tasks, one to five
-seeds, one to eight candidates, and tasks that ask the same documents. Not every combination is simulated: each level
+seeds, one to eight candidates, and tasks that ask the same documents or about the same passages. Not every combination is simulated: each level
 stands in a cell of every estimator that it could trouble, beside the plainest one. What is left out, and why: seeds in
-clusters and shared items in clusters (both come through the same interval of a paired difference, which has its own
-cells); more than eight candidates (the correction does not depend on their number); intervals of ratings by people and
+clusters (they come through the same interval of a paired difference, which has its own cells); more than eight candidates (the correction does not depend on their number); intervals of ratings by people and
 of learning curves, which rest on a handful of numbers each."""
 
 _WITHDRAWN = """\

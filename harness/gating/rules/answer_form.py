@@ -26,6 +26,7 @@ from harness.gating.verdict import (
     is_perplexity,
     is_reported_only,
     margin_text,
+    worst_outcome,
 )
 from harness.spec import GatePolicy
 
@@ -108,23 +109,38 @@ def regressions_rule(
 
 
 def drift_rule(reported: Sequence[TaskComparison], policy: GatePolicy, identical: bool) -> Rule:
-    """Report the largest rise in bits per byte on held-out text; judge it where the policy sets a limit."""
+    """Report the largest rise in bits per byte on held-out text; where the policy sets a limit, judge all."""
     texts = [t for t in reported if is_reported_only(t.task) and not is_perplexity(t)]
     if not texts:
         return Rule("drift", "skipped", "drift: no text was measured in bits per byte", {})
     if identical:
         return Rule("drift", "pass", "drift: none, by identity of the weights", {})
-    t = min(texts, key=lambda t: t.comparison.delta)  # turned: a rise is a loss
-    c, limit = t.comparison, policy.drift
-    facts: dict[str, Number] = {"rise": -c.delta, "low": -c.high, "high": -c.low}
-    rise = formatting.plain(-c.delta, -c.high, -c.low, sign=True)
-    said = f"drift: {t.task.name} {rise} bits per byte"
+    limit = policy.drift
     if limit is None:
+        t = min(texts, key=lambda t: t.comparison.delta)  # turned: a rise is a loss
+        said, facts = _rise(t)
         return Rule("drift", "skipped", f"{said}, an early warning that gate.drift would judge", facts)
-    outcome: Outcome = "fail" if c.upper < -limit else "pass" if c.lower > -limit else "inconclusive"
+    outcomes = {t.task.name: _drift_outcome(t, limit, policy.alpha / len(texts)) for t in texts}
+    outcome = worst_outcome([*outcomes.values()])
+    t = min((t for t in texts if outcomes[t.task.name] == outcome), key=lambda t: t.comparison.lower)
     words = {
         "pass": "less is shown",
         "fail": "more is shown",
         "inconclusive": "neither less nor more is shown",
     }
+    said, facts = _rise(t)
     return Rule("drift", outcome, f"{said}, limit {formatting.plain(limit)}: {words[outcome]}", facts)
+
+
+def _drift_outcome(t: TaskComparison, limit: float, alpha: float) -> Outcome:
+    """Judge one of several texts: every one has to be shown below the limit, any one above it at `alpha`."""
+    if comparison.at_level(t.comparison, alpha).upper < -limit:
+        return "fail"
+    return "pass" if t.comparison.lower > -limit else "inconclusive"
+
+
+def _rise(t: TaskComparison) -> tuple[str, dict[str, Number]]:
+    """Say how far a text's bits per byte rose, with the numbers."""
+    c = t.comparison
+    rise = formatting.plain(-c.delta, -c.high, -c.low, sign=True)
+    return f"drift: {t.task.name} {rise} bits per byte", {"rise": -c.delta, "low": -c.high, "high": -c.low}

@@ -43,7 +43,8 @@ def errors_rule(
     """
     found = [t.comparison for t in tasks if t.comparison.errors.total and _decides(t, policy)]
     unscored = [c for c in found if not c.errors.is_scored]
-    if target and target.gain and not target.gain.errors.is_scored and policy.target.gain is not None:
+    has_goal = policy.target.gain is not None or policy.target.min is not None
+    if target and target.gain and not target.gain.errors.is_scored and has_goal:
         unscored.append(target.gain)
     too_many = [c for c in found if c.errors.is_scored and c.errors.share > policy.max_errors]
     if not found and not unscored:
