@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ from checked_rows import WORDS, alarms, clean_rows, lines, reading, write
 
 from harness.data import check
 from harness.data.check._table import read_table
-from harness.errors import UserError
 from harness.experiment.check_rows import Asked, detectable, examine_rows
 
 
@@ -179,10 +179,33 @@ def test_rows_found_by_embeddings_alone_are_decided_by_hand(tmp_path):
     assert "--decisions" in sense.command
 
 
-def test_embeddings_without_test_rows_are_refused(tmp_path):
-    asked = Asked([write(tmp_path / "rows.jsonl", clean_rows(30))], embeddings="all-MiniLM-L6-v2")
-    with pytest.raises(UserError, match="--test FILE"):
-        examine_rows(asked)
+def test_rows_of_one_sense_and_label_are_found_by_embeddings(tmp_path):
+    others = [
+        "Close my account",
+        "I want a loan",
+        "Stop the direct debit",
+        "Open a joint account",
+        "Raise my limit",
+    ]
+    asks = [
+        "Where is my card",
+        *others,
+        "Wo ist meine Karte",
+        "Wo bleibt denn die Karte",
+        "Where is my card?",
+    ]
+    rows = [{"text": ask, "label": "ab"[i in (1, 2, 3, 4, 7)]} for i, ask in enumerate([*asks, "Bye"])]
+    asked = Asked([write(tmp_path / "rows.jsonl", rows)], prompt="text", reference="label")
+    table = read_table(list(asked.files), reading(asked))
+
+    def encode(texts):
+        return np.eye(20)[[0 if re.search("card|Karte", text) else 1 + len(text) % 19 for text in texts]]
+
+    sense, near = check.check_rows(table, check.Given(encode=encode), ["repeated_rows"])
+    assert (lines(near), lines(sense)) == ([9], [7])
+    assert sense.beside[0].endswith("rows.jsonl:1 (embeddings 1.00): 'Where is my card'")
+    assert "--decisions" in sense.command
+    assert check.check_rows(table, check.Given(), ["repeated_rows"]) == [near]
 
 
 def test_test_rows_with_columns_of_their_own_are_read_by_them(find, tmp_path):

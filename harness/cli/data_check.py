@@ -36,7 +36,7 @@ def data_check(
     embeddings: Annotated[
         str | None,
         typer.Option(
-            "--embeddings", help="Look for leaks in other words by this sentence-transformers model as well."
+            "--embeddings", help="Look for duplicates and leaks by this sentence-transformers model as well."
         ),
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write the page as one file of HTML.")] = None,

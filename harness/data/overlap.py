@@ -163,6 +163,20 @@ def _larger_parts(text: str, n_words: int) -> Iterator[str]:
             yield " ".join(clauses[i:j])
 
 
+def repeats_by_sense(
+    texts: Sequence[str], encode: Encode, same: Callable[[int, int], bool]
+) -> Iterator[tuple[int, int, float]]:
+    """Yield the place of each text, of the closest earlier one that may be the `same`, and their cosine."""
+    vectors = encode(texts) if texts else np.zeros((0, 1), np.float32)
+    for start in range(0, len(vectors), _BLOCK):
+        cosines = vectors[start : start + _BLOCK] @ vectors[: start + _BLOCK].T  # (rows, earlier rows)
+        for row, near in enumerate(cosines, start=start):
+            close = np.flatnonzero(near[:row] >= EMBEDDINGS)
+            ordered = close[np.argsort(-near[close], kind="stable")].tolist()
+            if (earlier := next((j for j in ordered if same(row, j)), None)) is not None:
+                yield row, earlier, min(1.0, float(near[earlier]))
+
+
 def overlap_notes(
     training: Sequence[Sourced], evaluated: Sequence[Sourced], where: str, with_choices: bool = False
 ) -> list[str]:

@@ -102,8 +102,8 @@ def examine_table(asked: Asked, reading: Reading, of_test: Reading | None = None
     Raises:
         UserError: with the problems of all files at once.
     """
-    problems = _without_test(asked)
-    encode = open_encoder(asked.embeddings, "--embeddings") if asked.embeddings and not problems else None
+    encode = open_encoder(asked.embeddings, "--embeddings") if asked.embeddings else None
+    problems: list[Problem] = []
     tables: list[Table] = []
     for files, split, of in ((asked.files, "train", reading), (asked.test, "test", of_test or reading)):
         try:
@@ -116,14 +116,6 @@ def examine_table(asked: Asked, reading: Reading, of_test: Reading | None = None
     tokenizer = tokenizer_of(asked.base) if asked.base else None
     found = check_rows(tables[0], Given(test, tokenizer, detectable, asked.most, encode), asked.only)
     return Checked(tables[0], tuple(found))
-
-
-def _without_test(asked: Asked) -> list[Problem]:
-    """Refuse embeddings where there are no test rows to hold the others against."""
-    if not asked.embeddings or asked.test:
-        return []
-    step = "name the rows to test on: --test FILE"
-    return [Problem("--embeddings", "no --test", "test rows, whose leaks are looked for", step)]
 
 
 def check_briefly(asked: Asked) -> Brief:

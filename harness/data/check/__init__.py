@@ -71,7 +71,7 @@ class Given:
 
     `most` rows are judged by classifiers and language guesses, drawn by class.
     `detectable(n, d)` is in [0, 1], for the share d of items that two models answer differently.
-    `encode` gives texts' embeddings, by which leaks are looked for as well.
+    `encode` gives texts' embeddings, by which duplicates and leaks are looked for as well.
     """
 
     test: "Table | None" = None

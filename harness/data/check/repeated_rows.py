@@ -1,14 +1,16 @@
-"""Repeated rows: exact duplicates, letter case and white space aside, and near duplicates by MinHash.
+"""Repeated rows: exact duplicates, letter case and white space aside, near ones by MinHash or embeddings.
 
 Invariant: exact duplicates are counted among all rows, near ones among those whose texts are held, and a near
 duplicate is no exact one.
 
 False alarms: 64 bits of a digest stand for a text, so two unlike rows of 10 million are taken for one with a
 chance below 1 in 100,000. Near duplicates are alike by their exact Jaccard index, which clean rows may be:
-those made from patterns are, and reports/data_check.md counts how often they ask the same.
+those made from patterns are, and reports/data_check.md counts how often they ask the same. Those by sense
+reach the threshold of leaks by sense, which 5 % of look-alikes of another sense reach.
 """
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt
 from harness.data.contamination import fold_text
 from harness.data.near_duplicates import THRESHOLD, near_duplicates
+from harness.data.overlap import EMBEDDINGS, Encode, repeats_by_sense
 
 
 def check(table: Table, given: Given) -> Iterator[Finding]:
@@ -37,15 +40,24 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
             "harness data dedup FILE --out OUT",
             beside=tuple(table.places(int(first[inverse.ravel()[i]])) for i in again),
         )
-    yield from _near(table)
+    unlike = _unlike(table)
+    near = list(_near(table, unlike))
+    yield from near
+    if given.encode:
+        named = {where for finding in near for where in finding.rows}
+        yield from _by_sense(table, given.encode, [e for e in unlike if e.where not in named], given.most)
 
 
-def _near(table: Table) -> Iterator[Finding]:
-    """List rows that repeat an earlier question in almost the same words: of one context, with one label."""
+def _unlike(table: Table) -> list[Entry]:
+    """Return the rows without exact duplicates."""
     once: dict[str, Entry] = {}
     for entry in table.entries:
         once.setdefault(fold_text("\n".join((entry.question, *sorted(entry.example.references)))), entry)
-    unlike = list(once.values())
+    return list(once.values())
+
+
+def _near(table: Table, unlike: Sequence[Entry]) -> Iterator[Finding]:
+    """List rows that repeat an earlier question in almost the same words: of one context, with one label."""
     pairs = sorted(
         (i, group.kept, alike)
         for group in near_duplicates(
@@ -67,6 +79,29 @@ def _near(table: Table) -> Iterator[Finding]:
             f"{row.where} is {100 * alike:.0f} % {earlier.where}: {_cut(row)} / {_cut(earlier)}",
             "harness data dedup FILE --out OUT",
             beside=tuple(f"{unlike[k].where} ({100 * a:.0f} %): {_cut(unlike[k])}" for _, k, a in pairs),
+        )
+
+
+def _by_sense(table: Table, encode: Encode, rows: Sequence[Entry], most: int) -> Iterator[Finding]:
+    """List rows that repeat an earlier question in other words, among at most so many drawn rows."""
+    drawn = sorted(random.Random("sense").sample(range(len(rows)), min(most, len(rows))))
+    left = [rows[i] for i in drawn]
+    asked = list(map(_strip_context, left))
+    pairs = list(repeats_by_sense(asked, encode, lambda i, j: _same(left[i], left[j], table)))
+    if pairs:
+        i, j, cosine = max(pairs, key=lambda pair: pair[2])
+        said = f", of {len(left):,} drawn" if len(left) < len(rows) else ""
+        yield Finding(
+            "repeated_rows",
+            "warning",
+            f"rows that may ask what an earlier row asks, by sense (cosine of {EMBEDDINGS:g} or more{said})",
+            "read some: in other words they add little to learn from, and set apart for test they are leaks",
+            len(pairs),
+            len(left),
+            tuple(left[i].where for i, _, _ in pairs),
+            f"{left[i].where} and {left[j].where} ({cosine:.2f}): {_cut(left[i])} / {_cut(left[j])}",
+            "harness data clean FILE --out OUT --decisions DECISIONS  # taken on the Data page",
+            beside=tuple(f"{left[k].where} (embeddings {c:.2f}): {_cut(left[k])}" for _, k, c in pairs),
         )
 
 
