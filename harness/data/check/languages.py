@@ -1,11 +1,11 @@
-"""Languages and scripts of questions: other languages than most rows', and words that mix two alphabets.
+"""Languages and scripts: other languages than most, words of two alphabets, answers that metrics cannot read.
 
 Invariant: a language is guessed of texts with at least `_LETTERS` letters, and counts where the guess is
 sure; one of at least the share `_OWN` of the texts is a language of the file, and no alarm.
 
 False alarms: sure guesses are taken to be wrong in at most `_WRONG` of the texts (none was in 6,567 English
 ones of Banking77, Dolly and XQuAD), so other languages raise an alarm where a binomial test at `ALPHA` says
-that there are more. A word of Latin and Cyrillic letters is a count.
+that there are more. Words of Latin and Cyrillic letters are a count, and answers without Latin letters too.
 
 Source: Lui & Baldwin 2012, langid.py, by py3langid; Unicode's names of letters.
 """
@@ -25,6 +25,7 @@ _SURE = 0.9
 _WRONG = 0.001
 _OWN = 0.1
 _WORD = re.compile(r"[^\W\d_]+")  # of "3D-принтер" two
+_UNSPACED = frozenset({"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"})
 _MIXED = frozenset({"LATIN", "CYRILLIC"})
 
 
@@ -32,6 +33,7 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
     """Count languages and scripts, and list what differs from most rows."""
     yield from _languages(table.draw(given.most))
     yield from _scripts(table)
+    yield from _unread_answers(table)
 
 
 def _languages(drawn: Sequence[Entry]) -> Iterator[Finding]:
@@ -91,6 +93,30 @@ def _scripts(table: Table) -> Iterator[Finding]:
             f"{mixed[0][0].where}: {mixed[0][1]!r}",
             "write them in one script",
         )
+
+
+def _unread_answers(table: Table) -> Iterator[Finding]:
+    """List free answers without a Latin letter, where they are many: metrics of words do not read them."""
+    answers = [entry for entry in table.entries if any(map(str.isalpha, entry.answer))]
+    unread = [entry for entry in answers if "LATIN" not in _of(entry.answer)]
+    if table.labels or len(unread) < max(1, _OWN * len(answers)):
+        return
+    scripts = Counter(script for entry in unread for script in _of(entry.answer))
+    blanks = " or ".join(name.lower() for name in sorted(scripts.keys() & _UNSPACED))
+    split = (
+        f"; bleu and token_f1 take a text of {blanks} letters, without blanks, for one word" if blanks else ""
+    )
+    yield Finding(
+        "languages",
+        "warning",
+        "answers in a script that not all metrics read",
+        f"rougeL keeps Latin letters and digits alone, and gives 0 even to the right answer{split}",
+        len(unread),
+        len(answers),
+        tuple(entry.where for entry in unread),
+        f"{unread[0].where}: {excerpt(unread[0].answer, 60)!r}",
+        "metrics: [chrf] in harness.yaml compares letters of any script",
+    )
 
 
 def _of(word: str) -> set[str]:
