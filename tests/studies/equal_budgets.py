@@ -1,7 +1,7 @@
 """What remains of a fine-tune's gain where the prompt had as many tries? By hand, a task at a time.
 
 SmolLM2-135M-Instruct sorts messages into eight intents of Banking77, and answers questions about short passages of
-XQuAD (600 characters with the question, no article in two splits). A grid of four prompts (with and without a system
+XQuAD (800 characters with the question, no article in two splits). A grid of four prompts (with and without a system
 text, with and without two nearest shots) and a sweep of four LoRAs (two learning rates, one and two epochs) are each
 chosen from on the same validation rows. The gain over the plain prompt is what a comparison with one prompt shows;
 the gain over the chosen one is what remains of it. Rows are few, so that a task takes minutes on two cores: an
@@ -31,7 +31,7 @@ from harness.report import ExperimentReport
 
 ROOT = Path(__file__).parents[2]
 N_INTENTS = 8
-LONGEST = 600  # characters of a passage with its question
+LONGEST = 800  # characters of a passage with its question
 SIZES = {"train": 80, "validation": 30, "test": 80}
 SHOTS = {"few_shot": {"select": "knn", "shots": 2}}
 SYSTEMS = {
