@@ -10,7 +10,7 @@ texts in the same order give the same groups.
 
 Time is bounded also where all texts are of one pattern: each is held against `_PROPOSED` candidates, those of
 its smallest buckets, and of all texts some `_VERIFIED` pairs are verified, those with the most alike
-signatures. Up to a thousand texts this leaves out none.
+signatures. Up to 500 texts this leaves out none.
 
 Source: Broder 1997, On the resemblance and containment of documents; bands as in Leskovec, Rajaraman
 and Ullman 2020, Mining of Massive Datasets, section 3.4; its use on training rows in Lee et al. 2022,
@@ -42,7 +42,7 @@ _SEED = 1
 _BLOCK = 20_000  # texts whose shingles are in memory at once
 _TELLING = 0.5  # the index of own words from which texts behind boilerplate are verified
 _SLIPS = 2  # words that differ in the midst of boilerplate
-_PROPOSED, _VERIFIED, _LEAST_VERIFIED = 1_000, 2_000_000, 10  # candidates of a text; pairs; pairs of a text
+_PROPOSED, _VERIFIED, _LEAST_VERIFIED = 500, 2_000_000, 10  # candidates of a text; pairs; pairs of a text
 
 # Words in a shingle, and letters in one where neither text has more than `_FEW` words.
 _WORDS, _LETTERS, _FEW = 2, 4, 12
