@@ -5,8 +5,7 @@ in front of many texts; texts whose numbers, signs or negations differ (10 and 2
 possible and impossible) are never alike, nor are those of a series, in which several differ in one word, nor
 those that share the boilerplate of many texts and little else. MinHash only proposes pairs: one just as alike
 as the threshold is in no common bucket with a chance of at most `OVERLOOKED`, and not verified with one of at
-most `_UNVERIFIED`; one more alike with smaller ones. The same
-texts in the same order give the same groups.
+most `_UNVERIFIED`; one more alike with smaller ones. The same texts in the same order give the same groups.
 
 Time is bounded also where all texts are of one pattern: each is held against `_PROPOSED` candidates, those of
 its smallest buckets, and of all texts some `_VERIFIED` pairs are verified, those with the most alike
@@ -34,10 +33,8 @@ from harness.data.text_ids import without_ids
 
 THRESHOLD = 0.7
 PERMUTATIONS = 128
-OVERLOOKED, _UNVERIFIED = (
-    0.005,
-    0.001,
-)  # chances for a pair at the threshold: by bands, by few equal signatures
+# Chances that a pair at the threshold is in no common bucket, and that its signatures agree too little.
+OVERLOOKED, _UNVERIFIED = 0.005, 0.001
 _SEED = 1
 _BLOCK = 20_000  # texts whose shingles are in memory at once
 _TELLING = 0.5  # the index of own words from which texts behind boilerplate are verified
@@ -49,10 +46,8 @@ _WORDS, _LETTERS, _FEW = 2, 4, 12
 
 # Numbers with their sign, words with a digit, `!=`, a star alone, and each other sign.
 _NUMBER_OR_SIGN = re.compile(r"(?<![\w.])-\d\w*|\w*\d\w*|!=|(?<!\*)\*(?!\*)|[^\w\s*]")
-_SIGN, _DIGIT = (
-    re.compile(r"!=|(?<!\*)\*(?!\*)|[^\w\s*]"),
-    re.compile(r"\d"),
-)  # the first without numbers: quicker
+# Without numbers, which take long to look for.
+_SIGN, _DIGIT = re.compile(r"!=|(?<!\*)\*(?!\*)|[^\w\s*]"), re.compile(r"\d")
 _NEGATION = re.compile(r"\b(?:not|no|never|none|nor|without|cannot)\b|n['\u2019]t\b")
 _OPPOSITES = ("un", "in", "im", "ir", "il", "dis", "non")  # what makes of a word its opposite
 _SIGNS, _SIGN_CATEGORIES = frozenset("#%&/@\\*"), frozenset({"Sm", "Sc", "So"})
