@@ -353,6 +353,17 @@ def test_a_stored_verdict_under_the_same_settings_names_the_answers_that_failed_
     assert "(since then: 83.3 % of answers on sums failed)" in str(release.gate(copy, "lora")[0].notes)
 
 
+def test_a_stored_verdict_that_was_open_and_is_invalid_now_says_why(copy, run):
+    at, policy = Store(copy.parent / "runs"), config.load(copy).experiment.gate
+    passed = release.gate(copy, "prompt")[0].verdict
+    shutil.rmtree(at.folder / "verdicts")
+    record_verdict(at, run, replace(passed, outcome="inconclusive"), policy, "the base", run.base_digest)
+    fail(at, run.rows["sums/test"], 5)
+    (note,) = [note for note in release.gate(copy, "lora")[0].notes if "was inconclusive" in note]
+    assert "would now be INCONCLUSIVE: invalid: 5 of " in note
+    assert not [n for n in release.gate(copy, "lora")[0].notes if "would now" in n]
+
+
 def stored_as_passed(copy, run, **changes):
     """Store that the newest verdict on a run was a pass, with other fields as they may have been."""
     at = Store(copy.parent / "runs")

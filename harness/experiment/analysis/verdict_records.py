@@ -8,7 +8,7 @@ from typing import Any
 
 from harness import __version__, formatting, store
 from harness.decision import CandidateFacts
-from harness.gating import Verdict
+from harness.gating import Verdict, is_invalid
 from harness.metrics import Metric
 from harness.provenance import timestamp
 from harness.records import Run, digest
@@ -94,7 +94,10 @@ def verdict_change(
 ) -> str:
     """Say what a stored verdict on a run would be now, and what changed since; empty where it is the same."""
     before = store.newest_verdict(at, run.run_id, baseline_digest)
-    if before is None or before.outcome == verdict.outcome:
+    if before is None:
+        return ""
+    was_invalid = any((r["name"], r["outcome"]) == ("errors", "inconclusive") for r in before.rules)
+    if (before.outcome, was_invalid) == (verdict.outcome, is_invalid(verdict.rules)):
         return ""
     found = [*_changes(before, run, policy), *_task_changes(before, tasks), *_failures(before, verdict)]
     unknown = [_SAME if before.tasks else _UNRECORDED, *_rule_changes(before, verdict)]
