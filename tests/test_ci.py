@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 MAKEFILE = """\
 .venv/.installed: ; @echo made
 test: ; @echo '7 passed in 1.20s'
+e2e: ; @echo '4 passed in 3.00s'
 docs: ; @echo built
 slow: ; @cat slow.txt
 compare: ; @{compare}
@@ -74,14 +75,14 @@ def test_what_each_step_took_stands_beside_its_limit_and_the_totals_come_last(pr
         name: 60 * limit for name, limit in said.items() if name != "all"
     }
     assert lines[-2] == "on CPU, 2 threads, bf16, 890 GFLOP/s"
-    assert lines[-1] == "12 passed, 0 failed, 0 skipped"
+    assert lines[-1] == "16 passed, 0 failed, 0 skipped"
 
 
 def test_a_skipped_test_is_a_failure(project):
     done = project(slow="2 passed, 1 skipped in 5.00s")
     assert done.returncode == 1
     assert "FAILED: 1 skipped" in done.stdout
-    assert done.stdout.splitlines()[-1] == "11 passed, 0 failed, 1 skipped"
+    assert done.stdout.splitlines()[-1] == "15 passed, 0 failed, 1 skipped"
 
 
 def test_a_step_that_fails_is_named_and_the_later_ones_still_run(project):
@@ -99,5 +100,5 @@ def test_the_names_of_the_tests_that_failed_come_last_cut_to_a_line_each(project
     shown = f"{one}{'1, ' * 99}]\n  a line of the difference\n{two}\n1 failed, 2 passed, 1 error in 5.00s"
     done = project(slow=shown)
     lines = done.stdout.splitlines()
-    assert [lines[-3][: len(one)], *lines[-2:]] == [one, two, "11 passed, 2 failed, 0 skipped"]
+    assert [lines[-3][: len(one)], *lines[-2:]] == [one, two, "15 passed, 2 failed, 0 skipped"]
     assert len(lines[-3]) == 200

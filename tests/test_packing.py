@@ -111,6 +111,7 @@ def test_that_rows_were_not_packed_is_said_under_the_table():
     run = SimpleNamespace(
         state="done",
         candidate="lora",
+        seed=0,
         method="lora",
         base_digest="b",
         latency={},
@@ -122,7 +123,8 @@ def test_that_rows_were_not_packed_is_said_under_the_table():
         ),
         source=SimpleNamespace(weights_digest="b"),
         sources={},
-        candidates={"lora": SimpleNamespace(recipe=SimpleNamespace(weights_of=""))},
+        target=SimpleNamespace(task=None, items=SimpleNamespace(train=(), documents=())),
+        candidates={"lora": SimpleNamespace(recipe=SimpleNamespace(weights_of="", prompting={}))},
     )
     assert list_remarks(session, [run]) == ["lora: trained without packing, which would x"]
 

@@ -73,6 +73,7 @@ def test_sam_leaves_what_is_not_trained_alone(tiny, tmp_path):
 def smoothed(tiny, factor, training):
     """Return the loss of our trainer on two rows, and transformers' own smoothed loss of them."""
     import torch
+    from accelerate import Accelerator
     from transformers import AutoModelForCausalLM
     from transformers.trainer_pt_utils import LabelSmoother
 
@@ -80,7 +81,8 @@ def smoothed(tiny, factor, training):
     labels = torch.tensor([[-100, -100, 11, 40, 41], [-100, 8, 60, 61, -100]])
     inputs = {"input_ids": labels.clamp(min=5), "attention_mask": torch.ones_like(labels), "labels": labels}
     logged = {"train": defaultdict(list), "eval": defaultdict(list)}
-    trainer = SimpleNamespace(args=SimpleNamespace(label_smoothing_factor=factor), _metrics=logged)
+    args = SimpleNamespace(label_smoothing_factor=factor)
+    trainer = SimpleNamespace(args=args, _metrics=logged, accelerator=Accelerator(cpu=True))
     with torch.no_grad():
         loss = whole_loss_trainer().compute_loss(trainer, model, dict(inputs))
         output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
