@@ -159,6 +159,18 @@ def tiny(tmp_path_factory):
     return tiny_model.build(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture(scope="module")
+def forked(cache_folder):
+    """Start a process that forks commands, which share the session's cache."""
+    from forking import Forked
+
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HARNESS_CACHE", str(cache_folder))
+        driver = Forked()
+    yield driver
+    driver.close()
+
+
 @pytest.fixture(scope="session")
 def cache_folder(tmp_path_factory):
     """Make one cache for the session, apart from the user's own."""

@@ -87,8 +87,7 @@ def build(context: PromptingContext, params: Params) -> Step:
     """
     if not context.documents:
         raise UserError(_no_documents(context.task.name))
-    chunks = [chunk for document in context.documents for chunk in _chunks(document, params)]
-    texts = [f"{chunk.title} {chunk.text}" for chunk in chunks]
+    chunks, texts = _passages(context, params)
     scores = _scores(texts, params, context)
     rerank = None if context.dry_run else _reranking(texts, params, context.task.name)
 
@@ -103,9 +102,14 @@ def build(context: PromptingContext, params: Params) -> Step:
 
 def index_size(context: PromptingContext, params: Params) -> IndexSize:
     """Count what is indexed, without a model."""
+    _, texts = _passages(context, params)
+    return IndexSize(len(context.documents), len(texts), sum(len(text.encode()) for text in texts))
+
+
+def _passages(context: PromptingContext, params: Params) -> tuple[list[Document], list[str]]:
+    """Cut the documents into passages; returns them, and the texts that are indexed."""
     chunks = [chunk for document in context.documents for chunk in _chunks(document, params)]
-    n_bytes = sum(len(f"{chunk.title} {chunk.text}".encode()) for chunk in chunks)
-    return IndexSize(len(context.documents), len(chunks), n_bytes)
+    return chunks, [f"{chunk.title} {chunk.text}" for chunk in chunks]
 
 
 def _best_first(scores: Sequence[float], places: Sequence[int]) -> list[int]:

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import pytest
 import tiny_experiment
-from forking import Forked
 
 from harness import store
 from harness.records import BLOCK
@@ -39,15 +38,6 @@ class Size(NamedTuple):
 
 SECONDS = Size(2, 3, "[0]", 0.2)
 TWO_MINUTES = Size(160, 20, "[0, 1, 2, 3, 4]", 2.0)
-
-
-@pytest.fixture(scope="module")
-def forked(cache_folder):
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("HARNESS_CACHE", str(cache_folder))
-        driver = Forked()
-    yield driver
-    driver.close()
 
 
 @pytest.fixture(scope="module")

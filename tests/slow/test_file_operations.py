@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import pytest
 import tiny_experiment
-from forking import Forked
 
 from harness import config, store
 from harness.evaluation.rows.row_sets import RunRequest
@@ -34,15 +33,6 @@ class Process(NamedTuple):
     run: Callable[[dict[str, object] | None], int]
     folder: Path
     anew: Callable[[], None]
-
-
-@pytest.fixture(scope="module")
-def forked(cache_folder):
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("HARNESS_CACHE", str(cache_folder))
-        driver = Forked()
-    yield driver
-    driver.close()
 
 
 @pytest.fixture

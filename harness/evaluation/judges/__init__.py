@@ -174,10 +174,11 @@ def cost_usd(grades: Sequence[Grade], prices: TokenPrices | None) -> float | Non
     if prices is None or any(map(lacks_tokens, grades)):
         return None
     read, written = sum(g.n_prompt_tokens for g in grades), sum(g.n_output_tokens for g in grades)
-    return _usd(prices, read, written)
+    return tokens_usd(prices, read, written)
 
 
-def _usd(prices: TokenPrices, read: float, written: float) -> float:
+def tokens_usd(prices: TokenPrices, read: float, written: float) -> float:
+    """Return in USD what so many tokens cost, read and written."""
     return (read * prices.input + written * prices.output) / 1e6
 
 
@@ -191,7 +192,7 @@ def open_budget(judged: Judged, judge: Judge) -> Budget | None:
     known = [cost for cost in costs if cost is not None]
     spent, n = sum(known) if len(known) == len(costs) else None, sum(len(grades) for grades, _ in paid)
     words = Words("max_cost", " in the rubric", "grades")
-    return Budget(most, partial(_usd, judge.prices), spent, n, words)
+    return Budget(most, partial(tokens_usd, judge.prices), spent, n, words)
 
 
 def lacks_tokens(grade: Grade) -> bool:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from harness.evaluation import costs
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.judges import Judge, Judged
+from harness.evaluation.judges import Judged, tokens_usd
 from harness.evaluation.judges.judge_prompts import LIMITS, judge_messages, orders
 from harness.evaluation.rows.row_sets import prompting_step
 from harness.evaluation.session import Measured, Session
@@ -85,15 +85,9 @@ def _planned(
             again = min(judged.rubric.anchors, n_each * len(examples)) if judge.settings else 0
             grades = judge.attempts * n_each * len(examples) + again
             read = judge.attempts * n_each * sum(longest) + again * max(longest, default=0)
-            yield PlannedGrades(
-                measured.task.name,
-                judged.metric,
-                judge.name,
-                grades,
-                read,
-                grades * LIMITS.max_new_tokens,
-                _cost_usd(judge, read, grades * LIMITS.max_new_tokens),
-            )
+            written = grades * LIMITS.max_new_tokens
+            cost = tokens_usd(judge.prices, read, written) if judge.prices else None
+            yield PlannedGrades(measured.task.name, judged.metric, judge.name, grades, read, written, cost)
 
 
 def _n_read(measured: Measured, judged: Judged, example: Example) -> int:
@@ -101,10 +95,3 @@ def _n_read(measured: Measured, judged: Judged, example: Example) -> int:
     (order, *_) = orders(judged.rubric)
     messages = judge_messages(judged.rubric, example, "", order)
     return sum(costs.tokens(turn["content"]) for turn in messages) + measured.task.max_new_tokens
-
-
-def _cost_usd(judge: Judge, read: int, generated: int) -> float | None:
-    prices = judge.prices
-    if prices is None:
-        return None
-    return (read * prices.input + generated * prices.output) / 1e6

@@ -57,8 +57,13 @@ def list_remarks(session: Session, runs: Sequence[Run]) -> list[str]:
     )  # seeds say the same again
     of_runs |= dict.fromkeys(timing_notes(done))
     of_bases = [*_note_other_bases(session, done), *dict.fromkeys(base_remarks(session, done))]
-    of_prompts = dict.fromkeys(_note_indexes(session, done))
-    return [*of_runs, *of_prompts, *_note_unswept(session, done), *of_bases, *_note_endpoints(session, done)]
+    return [
+        *of_runs,
+        *_note_indexes(session, done),
+        *_note_unswept(session, done),
+        *of_bases,
+        *_note_endpoints(session, done),
+    ]
 
 
 def _note_dropped(runs: Iterable[Run]) -> Iterator[str]:
@@ -85,8 +90,9 @@ def _note_sweeps(runs: Iterable[Run]) -> Iterator[str]:
 
 
 def _note_indexes(session: Session, runs: Iterable[Run]) -> Iterator[str]:
+    """Say how large the index of a candidate is, which all of its seeds share."""
     task, items = session.target.task, session.target.items
-    for run in runs:
+    for run in {run.candidate: run for run in runs}.values():
         recipe = session.candidates[run.candidate].recipe
         context = PromptingContext(task, items.train, items.documents, run.seed, dry_run=True)
         for n_documents, n_passages, n_bytes in index_sizes(recipe.prompting, context):

@@ -96,13 +96,23 @@ def verdict_change(
     before = store.newest_verdict(at, run.run_id, baseline_digest)
     if before is None:
         return ""
-    was_invalid = any((r["name"], r["outcome"]) == ("errors", "inconclusive") for r in before.rules)
-    if (before.outcome, was_invalid) == (verdict.outcome, is_invalid(verdict.rules)):
+    if (before.outcome, _was_invalid(before)) == (verdict.outcome, is_invalid(verdict.rules)):
         return ""
     found = [*_changes(before, run, policy), *_task_changes(before, tasks), *_failures(before, verdict)]
     unknown = [_SAME if before.tasks else _UNRECORDED, *_rule_changes(before, verdict)]
     was = f"{run.label}: the verdict of {before.created} against {baseline} was {before.outcome}"
     return f"{was} and would now be {verdict.sentence} (since then: {'; '.join(found or unknown)})"
+
+
+def _errors_then(before: VerdictRecord) -> Mapping[str, Any] | None:
+    """Return the stored rule on failed answers; None where none failed."""
+    return next((rule for rule in before.rules if rule["name"] == "errors"), None)
+
+
+def _was_invalid(before: VerdictRecord) -> bool:
+    """Tell of a stored verdict what `is_invalid` tells of one."""
+    then = _errors_then(before)
+    return then is not None and then["outcome"] == "inconclusive"
 
 
 def _changes(before: VerdictRecord, run: Run, policy: GatePolicy) -> Iterator[str]:
@@ -133,9 +143,9 @@ def _task_changes(before: VerdictRecord, tasks: Settings) -> Iterator[str]:
 
 def _failures(before: VerdictRecord, verdict: Verdict) -> Iterator[str]:
     """Say how many answers failed, where so many did not then."""
-    then = next((r for r in before.rules if r["name"] == "errors"), None)
+    then = _errors_then(before)
     now = next((r for r in verdict.rules if r.name == "errors" and r.outcome == "inconclusive"), None)
-    if now is None or (then and then["outcome"] == "inconclusive"):
+    if now is None or _was_invalid(before):
         return
     share, named = now.numbers["largest_share"], now.numbers["tasks"]
     if then and share == then["numbers"].get("largest_share"):
