@@ -36,7 +36,13 @@ from harness.comparison.estimators import (
 )
 from harness.comparison.failed_answers import BaseErrors, Errors, Filled, base_extremes, fill_errors
 from harness.comparison.labelled_answers import ArmCalibration, MetricCalibration, PairCalibration
-from harness.comparison.mode_collapse import AnswerDiversity, Answers, answer_diversity
+from harness.comparison.mode_collapse import (
+    COMMONEST,
+    AnswerDiversity,
+    Answers,
+    answer_diversity,
+    commonest_answer_arms,
+)
 from harness.comparison.ranking import estimate_columns, shared_ranks
 from harness.comparison.recipe_means import RecipeDifference, compare_recipes
 from harness.comparison.retrieval_use import RetrievalUse, retrieval_use
@@ -64,6 +70,7 @@ __all__ = [
     "at_level",
     "chance_below",
     "check_comparable",
+    "compare_commonest_answers",
     "compare_recipes",
     "compare_rows",
     "compare_validity",
@@ -264,4 +271,19 @@ def compare_validity(
     now = old if new == base else validity_rows(new, clusters)
     return compare_rows(
         metric, old, now, seed=seed, alpha=alpha, identical=identical, base_errors=base_errors
+    )
+
+
+def compare_commonest_answers(
+    base: Sequence[SampleResult] | None, new: Sequence[SampleResult], *, alpha: float = 0.05
+) -> tuple[Comparison, ...]:
+    """Compare the share of the commonest generated answer with the base's, and with the references'.
+
+    Each arm has a commonest answer of its own. A rise is a loss, and an answer that failed counts as the
+    commonest one. The base is left out where it generated nothing or is None, the references unless every
+    item has one; empty where the new run generated nothing.
+    """
+    return tuple(
+        compare_rows(COMMONEST, other, marked, alpha=alpha, base_errors="bounds")
+        for other, marked in commonest_answer_arms(base, new)
     )

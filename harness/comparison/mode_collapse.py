@@ -8,16 +8,18 @@ twice the share, or for half of what it leaves, is ours.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from harness import stats
+from harness.metrics import mean_metric
 from harness.records import SampleResult
 from harness.stats import Interval
 
 ALPHA = 0.05
+COMMONEST = mean_metric("commonest answer", lambda output, example: None, higher_is_better=False)
 _GENERATED = ("stop", "length")
 _LONGEST = 200  # characters of a text that is kept
 
@@ -70,6 +72,42 @@ def answer_diversity(
     others = [old, right] if right else [old]
     collapsed = all(_is_far_above(texts, other, clusters) for other in others)
     return AnswerDiversity(task, n, found, _answers(old), low, high, reference_share, collapsed)
+
+
+def commonest_answer_arms(
+    base: Sequence[SampleResult] | None, new: Sequence[SampleResult]
+) -> list[tuple[list[SampleResult], list[SampleResult]]]:
+    """Pair other arms' rows with the new ones, 1 as the part of `COMMONEST` where an arm's commonest text is.
+
+    The other arms are the base, where it generated answers, and the references where every item has one. An
+    answer that failed has no part. Empty where the new arm generated none.
+    """
+    before = {row.example_id: row for row in base or ()}
+    after = [row for row in new if base is None or row.example_id in before]
+    if not _generated_rows(after):
+        return []
+    old, right = [before[row.example_id] for row in after if before], _references(after)
+    others = [_with_commonest(old)] if _generated_rows(old) else []
+    others += [_with_commonest(_generated_as(after, right))] if right else []
+    return [(other, _with_commonest(after)) for other in others]
+
+
+def _generated_as(rows: Sequence[SampleResult], texts: Sequence[str]) -> list[SampleResult]:
+    """Return rows that answered with these texts."""
+    return [
+        replace(row, text=text, status="ok", finish_reason=_GENERATED[0])
+        for row, text in zip(rows, texts, strict=True)
+    ]
+
+
+def _with_commonest(rows: Sequence[SampleResult]) -> list[SampleResult]:
+    """Give the rows whether each has the commonest text of those that were generated."""
+    texts = {i: row.text.strip() for i, row in _generated_rows(rows).items()}
+    marks = dict(zip(texts, _is_commonest([*texts.values()]).tolist(), strict=True))
+    return [
+        replace(row, parts={COMMONEST.name: (marks[row.example_id],) if row.example_id in marks else None})
+        for row in rows
+    ]
 
 
 def _answers(texts: Sequence[str]) -> Answers:

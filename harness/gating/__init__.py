@@ -12,6 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from harness import comparison
+from harness.comparison import Comparison
 from harness.errors import IncompatibleRuns
 from harness.gating.admission import (
     Measurement,
@@ -153,8 +155,23 @@ def judge(
         shared=find_shared_items(measured, list(filter(is_in_macro, tasks)), cut),
         level=level,
         cumulative=cumulative,
+        commonest={} if identical else _compare_commonest_answers(judged, target, policy),
     )
     return GateResult(tuple(compared), verdict, policy)
+
+
+def _compare_commonest_answers(
+    measured: Sequence[Measurement], target: TargetFacts | None, policy: GatePolicy
+) -> dict[str, Sequence[Comparison]]:
+    """Compare the commonest answers to capability tasks, beside the target's, where the policy asks."""
+    if policy.mode_collapse is None:
+        return {}
+    found: dict[str, Sequence[Comparison]] = {
+        m.task.name: comparison.compare_commonest_answers(m.base, m.new, alpha=policy.alpha)
+        for m in measured
+        if m.role == "capability" and m.task.kind == "generate"
+    }
+    return found | ({"the target": target.commonest} if target else {})
 
 
 def _refuse_same_names(measured: Sequence[Measurement]) -> None:

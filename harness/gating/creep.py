@@ -15,7 +15,7 @@ _LARGEST = 0.99  # of a margin that is not written: beyond a loss of everything 
 
 def cumulative_policy(policy: GatePolicy) -> GatePolicy:
     """Return the policy by which the macro against the first base is judged: twice the margin by default."""
-    return policy.model_copy(update={"macro": _margin(policy)})
+    return policy.model_copy(update={"macro": _margin(policy), "mode_collapse": None})
 
 
 def _margin(policy: GatePolicy) -> Margin:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from harness.gating.shared_documents import documents_of, join_clusters
+from harness.gating.shared_documents import join_rows
 from harness.records import SampleResult
 
 Half = Literal["search", "confirm"]
@@ -46,7 +46,8 @@ def split(
 
     `documents` maps tasks and items to the digests of documents where the rows do not name them.
     """
-    joined = _join(tasks, documents)
+    named = ((rows, documents.get(task, {})) for task, rows in tasks.items())
+    joined = join_rows(named, cluster_name)
     total = {task: len(rows) for task, rows in tasks.items()}
     sizes: dict[str, dict[str, int]] = {}  # of a cluster in each task
     for task, rows in tasks.items():
@@ -65,19 +66,6 @@ def split(
         for task, n in of:
             filled[half][task] += n
     return Split(half_of | {name: half_of[of] for name, of in joined.items()}, seed)
-
-
-def _join(
-    tasks: Mapping[str, Sequence[SampleResult]], documents: Mapping[str, Mapping[str, str]]
-) -> dict[str, str]:
-    """Join clusters of several tasks that hold the same document."""
-    known = {task: documents_of(rows, documents.get(task, {})) for task, rows in tasks.items()}
-    return join_clusters(
-        (known[task][row.example_id], cluster_name(row))
-        for task, rows in tasks.items()
-        for row in rows
-        if row.example_id in known[task]
-    )
 
 
 def _hash(cluster: str, seed: int) -> int:

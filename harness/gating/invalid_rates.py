@@ -4,12 +4,12 @@ Invariant: items of several tasks that ask the same document are one cluster, so
 evidence.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from harness import comparison
 from harness.comparison import Comparison
 from harness.gating.admission import Measurement
-from harness.gating.shared_documents import documents_of, join_clusters
+from harness.gating.shared_documents import join_rows
 
 
 def compare_invalid_rates(
@@ -22,17 +22,7 @@ def compare_invalid_rates(
     base, new = ([row for m in generated for row in getattr(m, arm)] for arm in ("base", "new"))
     if all(row.status == "error" for row in base):
         return None
+    clusters = join_rows(((m.base, m.documents) for m in generated), comparison.pooled_cluster)
     return comparison.compare_validity(
-        base, new, clusters=_clusters(generated), alpha=alpha, identical=identical, base_errors="bounds"
-    )
-
-
-def _clusters(measured: Sequence[Measurement]) -> Mapping[str, str]:
-    """Join the pooled clusters of tasks that hold the same document."""
-    known = ((m, documents_of(m.base, m.documents)) for m in measured)
-    return join_clusters(
-        (documents[row.example_id], comparison.pooled_cluster(row))
-        for m, documents in known
-        for row in m.base
-        if row.example_id in documents
+        base, new, clusters=clusters, alpha=alpha, identical=identical, base_errors="bounds"
     )

@@ -6,7 +6,7 @@ the same one; clusters that hold one document, and those joined to them in turn,
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -44,6 +44,23 @@ def number_documents(digests: Mapping[str, str]) -> dict[str, str]:
             seen[document] += 1
             out[item] = f"{document} {seen[document]}"
     return out
+
+
+def join_rows(
+    tasks: Iterable[tuple[Sequence[SampleResult], Mapping[str, str]]], name: Callable[[SampleResult], str]
+) -> dict[str, str]:
+    """Map clusters of several tasks' rows to one of those that they share a document with.
+
+    Beside its rows stand a task's documents by item, where the rows do not name them. `name` gives a row's
+    cluster.
+    """
+    known = ((rows, documents_of(rows, documents)) for rows, documents in tasks)
+    return join_clusters(
+        (documents[row.example_id], name(row))
+        for rows, documents in known
+        for row in rows
+        if row.example_id in documents
+    )
 
 
 def join_clusters(held: Iterable[tuple[str, str]]) -> dict[str, str]:

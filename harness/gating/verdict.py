@@ -68,12 +68,14 @@ class TargetFacts(NamedTuple):
     """Result on the test split: the score, and the gain over the best untrained candidate.
 
     `labels_missing` of people keep a judge's metric from deciding, `wins` are over that candidate.
+    `commonest` compares the shares of the commonest answers at the policy's alpha, where it limits them.
     """
 
     score: Estimate
     gain: Comparison | None
     labels_missing: int = 0
     wins: Wins | None = None
+    commonest: tuple[Comparison, ...] = ()
 
 
 class MissRate(NamedTuple):
@@ -96,6 +98,7 @@ class Rule:
         "regressions",
         "validity",
         "target",
+        "mode collapse",
         "drift",
         "control",
         "tasks",
@@ -139,7 +142,7 @@ class Verdict:
         return max((p for r in rules if isinstance(p := r.numbers.get("p"), float)), default=0.0)
 
 
-_TO_BE_SHOWN = ("macro", "critical", "validity", "target")
+_TO_BE_SHOWN = ("macro", "critical", "validity", "target", "mode collapse")
 _GROUNDS = ("errors", "tasks", "control")  # of every p: what was not answered, or not by the same harness
 
 

@@ -163,7 +163,7 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
     known = {t.name: metrics_of(t, catalogue) for t, _, _ in tasks}
     baseline = partial(baseline_identity, at, run=run, champion=champion)
     arms = partial(measure_arms, at, run, tasks=tasks, known=known, sampling=sampling)
-    measured = arms(baseline, notes=notes)
+    measured = arms(baseline, notes=notes, texts=experiment.gate.mode_collapse is not None)
     identical = run.weights_digest == (champion.weights_digest if champion else run.base_digest)
     policy = gating.applicable_policy(experiment.gate, trained=run.weights_digest != run.base_digest)
     result = gating.judge(

@@ -41,14 +41,15 @@ def measure_arms(
     known: Mapping[str, dict[str, Metric]],
     sampling: SamplingRecord | None,
     notes: list[str],
+    texts: bool = False,
 ) -> list[Measurement]:
-    """Put both arms' rows beside each task that the run answered, all of them read at once."""
+    """Put both arms' rows beside each task that the run answered, read at once and with texts if asked."""
     arms: list[tuple[Task, Role, str, RowsIdentity, RowsIdentity]] = []
     for task, role, suite in tasks:
         if (key := f"{task.name}/test") in run.rows:
             own = store.read_identity(at, run.rows[key])
             arms.append((task, role, suite, own, baseline(own, key)))
-    rows = store.read_many(at, [one.digest for *_, own, base in arms for one in (own, base)], texts=False)
+    rows = store.read_many(at, [one.digest for *_, own, base in arms for one in (own, base)], texts=texts)
     measured = []
     for task, role, suite, own, base in arms:
         metrics = known[task.name]

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from harness import comparison, decision, plugins, store
-from harness.comparison import Estimate
+from harness.comparison import Comparison, Estimate, each_answer
 from harness.comparison.corrected_comparison import correct_comparison, correct_estimate, labels_missing
 from harness.comparison.estimators import is_judge
 from harness.comparison.labelled_answers import Labels, latest_labels
@@ -17,11 +17,12 @@ from harness.config.rubrics import current_labels
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns
 from harness.experiment.analysis.human_labels import correct_reached
+from harness.experiment.analysis.target_comparisons import base_on_target
 from harness.experiment.analysis.target_wins import wins_of
 from harness.experiment.runs.candidate_result import facts_on_target
 from harness.gating import TargetFacts
 from harness.metrics import Metric, load_metrics
-from harness.records import Run
+from harness.records import Run, SampleResult
 from harness.release.graded_rows import refuse_other_grades
 from harness.spec import Experiment, GatePolicy, Task
 from harness.store import Store
@@ -30,7 +31,8 @@ from harness.store import Store
 def target_facts(loaded: Loaded, at: Store, run: Run, policy: GatePolicy, task: Task) -> TargetFacts | None:
     """Read what was reached on the target; what is over the best untrained candidate if the policy asks."""
     goal = policy.target
-    if (goal.min, goal.gain, goal.win_rate) == (None, None, None) or f"{task.name}/test" not in run.rows:
+    wanted = (goal.min, goal.gain, goal.win_rate, policy.mode_collapse)
+    if not any(limit is not None for limit in wanted) or f"{task.name}/test" not in run.rows:
         return None
     metric = load_metrics(task)[task.primary_metric]
     limit = task.data.limits.test
@@ -53,7 +55,24 @@ def target_facts(loaded: Loaded, at: Store, run: Run, policy: GatePolicy, task: 
         gain,
         missing if policy.uncalibrated_judge == "refuse" else 0,
         wins,
+        _commonest_answers(loaded.experiment, at, run) if policy.mode_collapse is not None else (),
     )
+
+
+def _commonest_answers(experiment: Experiment, at: Store, run: Run) -> tuple[Comparison, ...]:
+    """Compare the share of a run's commonest answer on the target with its base's and the references'."""
+    task = experiment.target
+    name, limit = f"{task.name}/test", task.data.limits.test
+    runs = [r for r in store.list_runs(at, experiment.name) if name in r.rows]
+    plain = base_on_target(run, reversed(runs))
+    are_drawn = bool(run.decoding) and (plain is None or plain.decoding == run.decoding)
+
+    def answers(of: Run) -> list[SampleResult]:
+        rows = store.read_rows(at, of.rows[name], limit)
+        return (each_answer(rows, store.read_drawn(at, of.rows[name])) if are_drawn else []) or rows
+
+    old = answers(plain) if plain else None
+    return comparison.compare_commonest_answers(old, answers(run), alpha=experiment.gate.alpha)
 
 
 def _best_untrained(loaded: Loaded, at: Store, metric: Metric) -> Run | None:

@@ -16,6 +16,7 @@ from harness.decision import CandidateFacts, gain
 from harness.evaluation.session import Session
 from harness.experiment.analysis.gate_results import bases_of, measured_of
 from harness.experiment.analysis.human_labels import count_missing, judge_labels
+from harness.experiment.analysis.target_comparisons import commonest_answers
 from harness.experiment.analysis.target_wins import wins_over
 from harness.experiment.runs.candidate_result import attempt, facts_of
 from harness.experiment.runs.stored_rows import Reader, controls_of
@@ -160,7 +161,8 @@ def _confirm(context: _Context, tried: Tried, run: Run) -> Tried:
     labels = judge_labels(context.session)
     missing = count_missing(context.session, context.reader, labels, run, context.reference)
     wins = wins_over(context.session, context.reader, run, context.reference)
-    target = TargetFacts(facts.target, facts.vs_untrained, missing, wins)
+    commonest = commonest_answers(context.session, context.reader, run, [context.reference])
+    target = TargetFacts(facts.target, facts.vs_untrained, missing, wins, commonest)
     seen = _judge_half(context, run, "confirm", target, gains=g is not None and g.low > 0)
     context.session.progress.finish(tried.name, f"{tried.name}: {seen.sentence}")
     return replace(tried, confirm=seen)

@@ -19,7 +19,7 @@ from harness.records import FEWER, Run
 from harness.report import ExperimentReport
 from harness.spec import Recipe
 
-_RETENTION = ("macro", "each", "critical", "regressions", "validity", "drift")
+_RETENTION = ("macro", "each", "critical", "regressions", "validity", "mode collapse", "drift")
 _AGAIN = "mend that, then harness compare"
 
 

@@ -50,6 +50,8 @@ class GatePolicy(Spec):
     lost, and beyond it the verdict is inconclusive: invalid. `cumulative` is the margin of the mean against
     the first base, once gates compare with a champion; twice that of `macro`, at most 0.99, if not
     written. `uncalibrated_judge` says whether a judge's metric decides without people's labels.
+    `mode_collapse` is the rise of the commonest generated answer's share, over the base's and the commonest
+    reference's, that fails on the target or a capability task; without it mode collapse is reported only.
     """
 
     macro: Margin = 0.02
@@ -66,6 +68,7 @@ class GatePolicy(Spec):
     cumulative: Margin | None = None
     max_errors: float = Field(0.01, ge=0, lt=1)
     uncalibrated_judge: Literal["refuse", "allow"] = "refuse"
+    mode_collapse: float | None = Field(None, gt=0, lt=1)
 
 
 class TokenPrices(Spec):

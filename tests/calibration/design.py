@@ -4,9 +4,9 @@ Invariant: fractional. The factors are the kind of score, the clusters, the numb
 candidates; each level of each stands in at least one cell of every estimator that it could trouble.
 """
 
-from tests.calibration import chances, chosen, decisions, estimates, gates, nights
+from tests.calibration import chances, chosen, collapses, decisions, estimates, gates, nights
 from tests.calibration.cell import Cell
 
-FILES = (estimates, gates, chances, decisions, nights, chosen)
+FILES = (estimates, gates, collapses, chances, decisions, nights, chosen)
 CELLS: tuple[Cell, ...] = tuple(cell for file in FILES for cell in file.CELLS)
 BY_NAME = {cell.name: cell for cell in CELLS}

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from harness import decision as decide
 from harness import gating, store
+from harness.comparison import Comparison
 from harness.decision import CandidateFacts
 from harness.errors import IncompatibleRuns
 from harness.evaluation.session import Measured, Session
@@ -108,7 +109,8 @@ def _gate_results(
         if run.run_id in session.settled:
             out[run.run_id] = session.settled[run.run_id].result
         elif run.state == "done" and not session.candidates[run.candidate].is_target_only:
-            found = _gate_result(session, reader, run, f, base, compared.get(run.weights_digest))
+            commonest = against.commonest_answers(session, reader, run, runs)
+            found = _gate_result(session, reader, run, f, base, commonest, compared.get(run.weights_digest))
             out[run.run_id], compared[run.weights_digest] = found, found.tasks
     return out
 
@@ -119,13 +121,16 @@ def _gate_result(
     run: Run,
     f: CandidateFacts,
     base: Mapping[str, Mapping[str, Rows]],
+    commonest: tuple[Comparison, ...],
     compared: Sequence[TaskComparison] | None,
     level: float | None = None,
 ) -> GateResult:
     return gating.judge(
         measured_of(session, reader, run, base[run.base_digest]),
         gating.applicable_policy(session.experiment.gate, trained=f.trained),
-        target=TargetFacts(f.target, f.vs_untrained, f.labels_missing, f.wins) if f.target else None,
+        target=TargetFacts(f.target, f.vs_untrained, f.labels_missing, f.wins, commonest)
+        if f.target
+        else None,
         identical=run.weights_digest == run.base_digest,
         controls=controls_of(session.store, run, reader.controls),
         compared=compared,
@@ -151,7 +156,8 @@ def _corrected(
         if f.standing is None or f.verdict is None or f.standing.level == f.standing.alpha:
             return f
         tasks = results[run.run_id].tasks
-        found = _gate_result(session, reader, run, f, base, tasks, f.standing.level)
+        commonest = against.commonest_answers(session, reader, run, runs)
+        found = _gate_result(session, reader, run, f, base, commonest, tasks, f.standing.level)
         return replace(f, corrected=found.verdict)
 
     return tuple(judged(f, run) for f, run in zip(facts, runs, strict=True))

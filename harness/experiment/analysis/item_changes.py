@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from operator import attrgetter
 
 from harness import comparison, gating
 from harness import decision as decide
@@ -57,10 +56,8 @@ def describe_diversity(
     for f, run in zip(facts, runs, strict=True):
         if f.state == "failed" or not decide.is_fine_tuned(f):
             continue
-        plain = _base_on_target(run, runs)
-        rows = reader.answers if plain is None or plain.decoding == run.decoding else reader.of
-        old = rows(plain, session.target) if plain else None
-        found = [comparison.answer_diversity(rows(run, session.target), old)]
+        old, new = against.answers_on_target(session, reader, run, runs)
+        found = [comparison.answer_diversity(new, old)]
         for m in measured_of(session, reader, run, base[run.base_digest]):
             if m.role != "regression":
                 # What should be refused is refused in the same words: that is no collapse.
@@ -68,14 +65,6 @@ def describe_diversity(
                 found.append(replace(of, collapsed=False) if of and m.role == "safety" else of)
         out[f.label] = tuple(filter(None, found))
     return {label: found for label, found in out.items() if found}
-
-
-def _base_on_target(run: Run, runs: Sequence[Run]) -> Run | None:
-    """Find the run of a fine-tune's base on the target: asked in the same way, else by the plain prompt."""
-    own = [r for r in runs if r.state == "done" and r.weights_digest == r.base_digest == run.base_digest]
-    asked = attrgetter("prompting", "answer", "decoding")
-    alike = [r for r in own if asked(r) == asked(run)]
-    return next(iter([*alike, *filter(against.is_prompt, own)]), None)
 
 
 def _flips_of_task(t: TaskComparison, measured: Measurement) -> list[Flip]:

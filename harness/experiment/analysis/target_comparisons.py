@@ -6,6 +6,7 @@ and of these only the variances are kept.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import NamedTuple
 
 from harness import comparison, gating, plugins
@@ -76,6 +77,37 @@ def _runs_of(runs: Iterable[Run]) -> dict[str, list[Run]]:
         if run.state == "done":
             out.setdefault(run.candidate, []).append(run)
     return out
+
+
+def base_on_target(run: Run, runs: Iterable[Run]) -> Run | None:
+    """Find the run of a fine-tune's base on the target: asked in the same way, else by the plain prompt."""
+    own = [r for r in runs if r.state == "done" and r.weights_digest == r.base_digest == run.base_digest]
+    asked = attrgetter("prompting", "answer", "decoding")
+    alike = [r for r in own if asked(r) == asked(run)]
+    return next(iter([*alike, *filter(is_prompt, own)]), None)
+
+
+def answers_on_target(
+    session: Session, reader: Reader, run: Run, runs: Iterable[Run]
+) -> tuple[Rows | None, Rows]:
+    """Return the answers to the target's test items of a run's base, None where it has none, and its own.
+
+    They are all that were drawn to an item, where both were drawn in the same way.
+    """
+    plain = base_on_target(run, runs)
+    rows = reader.answers if plain is None or plain.decoding == run.decoding else reader.of
+    return rows(plain, session.target) if plain else None, rows(run, session.target)
+
+
+def commonest_answers(
+    session: Session, reader: Reader, run: Run, runs: Iterable[Run]
+) -> tuple[Comparison, ...]:
+    """Compare the share of a run's commonest answer on the target, where the gate limits its rise."""
+    policy = session.experiment.gate
+    if policy.mode_collapse is None:
+        return ()
+    old, new = answers_on_target(session, reader, run, runs)
+    return comparison.compare_commonest_answers(old, new, alpha=policy.alpha)
 
 
 def compare_grids(

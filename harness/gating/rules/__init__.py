@@ -14,6 +14,7 @@ from harness.gating.drift import ControlFacts, control_rule
 from harness.gating.macro import average_macro
 from harness.gating.operating_characteristic import miss_rates
 from harness.gating.rules.answer_form import drift_rule, regressions_rule, validity_rule
+from harness.gating.rules.commonest_answer import Compared, mode_collapse_rule
 from harness.gating.rules.critical import critical_rule
 from harness.gating.rules.mean_loss import macro_estimate, macro_rule
 from harness.gating.rules.single_tasks import each_rule
@@ -47,6 +48,7 @@ def apply_rules(
     shared: SharedItems = NOTHING_SHARED,
     level: float | None = None,
     cumulative: Rule | None = None,
+    commonest: Compared | None = None,
 ) -> Verdict:
     """Join every rule of the policy to a verdict; the comparisons must be made at `policy.alpha`.
 
@@ -57,7 +59,7 @@ def apply_rules(
     weights digest is the base's own: what the weights decide then passes by identity, not by
     test, and only the target is judged. `controls` are the control arms beside which its rows were
     computed, `missing` tasks that one of the arms did not answer, `shared` the items that tasks share,
-    `cumulative` the rule against the first base.
+    `cumulative` the rule against the first base, `commonest` the shares of each task's commonest answer.
 
     Raises:
         ValueError: a comparison was made at another alpha.
@@ -73,6 +75,7 @@ def apply_rules(
     macro = average_macro(admitted, show, shared) if admitted else None
     calibrated = partial(require_calibration, policy=policy, identical=identical)
     critical = [t for t in tasks if is_named_critical(t.task, t.suite, policy)]
+    collapse = mode_collapse_rule(commonest or {}, show, identical)
     rules = (
         *([errors] if errors else []),
         calibrated(macro_rule(tasks, admitted, macro, show, identical, shared), admitted),
@@ -81,6 +84,7 @@ def apply_rules(
         regressions_rule(tasks, identical, confirmed),
         validity_rule(validity, show, identical),
         target_rule(target, policy),
+        *([collapse] if collapse else []),
         drift_rule(tasks, policy, identical),
         control_rule(controls),
         *([missing_rule(missing)] if missing and not identical else []),

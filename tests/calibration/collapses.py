@@ -1,0 +1,119 @@
+"""Cells of the rule on mode collapse: the commonest answer's share exactly at its limit, and an equal model."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from harness.comparison import compare_commonest_answers
+from harness.gating.rules.commonest_answer import mode_collapse_rule
+from harness.metrics import mean_metric
+from harness.records import SampleResult
+from harness.spec import GatePolicy
+from tests.calibration.cell import Cell, Claim, at_most
+from tests.calibration.draws import Groups, equal, make_rows, single
+
+LIMIT = 0.1
+POLICY = GatePolicy(mode_collapse=LIMIT)
+_METRIC = mean_metric("score", lambda output, example: None)
+Shares = Sequence[float]  # of the answers that are given more than once; the others are all distinct
+
+
+class Answered(NamedTuple):
+    """A task whose new answers and base's answers repeat texts at these shares; its references, at one."""
+
+    new: Shares
+    base: Shares
+    groups: Groups
+    reference: float | None = None
+
+
+class _Arm:
+    """Rows of one arm, made once for every text that an item may be answered with."""
+
+    def __init__(self, groups: Groups, task: str, references: Sequence[str]) -> None:
+        self.groups = groups
+        self._made: dict[int, list[SampleResult]] = {}
+        self._task, self._references = task, references
+
+    def draw(self, shares: Shares, rng: np.random.Generator) -> list[SampleResult]:
+        """Answer every item anew; those of a cluster alike as often as its groups say."""
+        codes, n_clusters = self.groups.codes, int(self.groups.codes.max()) + 1
+        alike = (rng.random(n_clusters) < self.groups.together)[codes]
+        drawn = np.where(alike, rng.random(n_clusters)[codes], rng.random(len(codes)))
+        chosen = np.searchsorted(np.cumsum(shares), drawn, side="right").tolist()
+        return [self._rows(text, len(shares))[i] for i, text in enumerate(chosen)]
+
+    def _rows(self, text: int, n_shared: int) -> list[SampleResult]:
+        if text not in self._made:
+            made = make_rows(_METRIC, self.groups, self._task)
+            for i, row in enumerate(made):
+                own = f"answer {text}" if text < n_shared else f"answer to {i}"
+                references = (self._references[i],) if self._references else ()
+                changed = {"text": own, "references": references, "finish_reason": "stop"}
+                for field, value in changed.items():
+                    object.__setattr__(row, field, value)
+            self._made[text] = made
+        return self._made[text]
+
+
+def _arm(task: str, asked: Answered) -> _Arm:
+    n = len(asked.groups.codes)
+    if asked.reference is None:
+        return _Arm(asked.groups, task, ())
+    n_common = round(asked.reference * n)
+    return _Arm(asked.groups, task, ["the common one" if i < n_common else f"right {i}" for i in range(n)])
+
+
+def collapse_cell(world: str, tasks: Sequence[Answered], claims: Mapping[str, Claim]) -> Cell:
+    """Ask how often the rule gives an outcome; claims are named by it."""
+
+    def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
+        arms = [(_arm(f"t{i}", asked), _arm(f"t{i}", asked)) for i, asked in enumerate(tasks)]
+        while True:
+            compared = {
+                f"t{i}": compare_commonest_answers(old.draw(asked.base, rng), new.draw(asked.new, rng))
+                for i, (asked, (old, new)) in enumerate(zip(tasks, arms, strict=True))
+            }
+            rule = mode_collapse_rule(compared, POLICY, identical=False)
+            yield {name: rule is not None and rule.outcome == name for name in claims}
+
+    return Cell("gate", world, simulate, claims)
+
+
+_PASSES = "a collapse of the limit is passed (α = 5 %)"
+_FAILS = "a collapse that does not exceed the limit is failed (α = 5 %)"
+_AT_LIMIT = {"pass": at_most(0.055, _PASSES), "fail": at_most(0.055, _FAILS)}
+
+CELLS = (
+    collapse_cell(
+        "mode collapse, 200 answers, the commonest rose from 5 to 15 %",
+        [Answered((0.15,), (0.05,), single(200))],
+        _AT_LIMIT,
+    ),
+    collapse_cell(
+        "mode collapse, 200 answers, two alike in share rose from 5 to 15 %",
+        [Answered((0.15, 0.15), (0.05,), single(200))],
+        _AT_LIMIT,
+    ),
+    collapse_cell(
+        "mode collapse, 200 answers in 40 clusters of 5, the commonest rose from 5 to 15 %",
+        [Answered((0.15,), (0.05,), equal(40, 5))],
+        {"pass": at_most(0.065, _PASSES), "fail": at_most(0.065, _FAILS)},
+    ),
+    collapse_cell(
+        "mode collapse, 200 answers, 15 % where base and references have 5",
+        [Answered((0.15,), (0.05,), single(200), reference=0.05)],
+        _AT_LIMIT,
+    ),
+    collapse_cell(
+        "mode collapse, 4 tasks of 100 answers, the commonest rose from 5 to 15 % on each",
+        [Answered((0.15,), (0.05,), single(100))] * 4,
+        _AT_LIMIT,
+    ),
+    collapse_cell(
+        "mode collapse, 200 answers, four labels in their right shares where the base repeats nothing",
+        [Answered((0.25,) * 4, (), single(200), reference=0.25)],
+        {"fail": at_most(0.05, "right labels are called a collapse")},
+    ),
+)
