@@ -35,9 +35,10 @@ def page() -> None:
     if task is None or not files:
         controls.show_empty("No rows of a target are named in harness.yaml.")
         return
+    encoder = _encoder()
     try:
         with st.spinner("Checking the rows: this takes some seconds for a thousand of them."):
-            checked = _check_rows(task.model_dump_json(), tuple(files.items()))
+            checked = _check_rows(task.model_dump_json(), tuple(files.items()), encoder)
     except HarnessError as error:
         st.error("These rows cannot be checked:")
         safe_text.say_all(str(error).splitlines())
@@ -59,10 +60,20 @@ def _files(task: Task) -> dict[str, int]:
     return {path: Path(path).stat().st_mtime_ns for path in named if Path(path).is_file()}
 
 
+def _encoder() -> str:
+    """Ask for a model of sentences; the page's address never names one, so that no link can load a model."""
+    return st.text_input(
+        "Duplicates and leaks by sense as well: a sentence-transformers model, its id or its folder",
+        placeholder="sentence-transformers/all-MiniLM-L6-v2",
+        help="As harness data check --embeddings: rows that share few words and may ask the same.",
+        key="encoder",
+    ).strip()
+
+
 @st.cache_resource(show_spinner=False, max_entries=4)
-def _check_rows(task: str, files: tuple[tuple[str, int], ...]) -> Checked:
-    """Check the rows, again only when a file has changed."""
-    return examine_target(Task.model_validate_json(task))
+def _check_rows(task: str, files: tuple[tuple[str, int], ...], encoder: str) -> Checked:
+    """Check the rows, again only when a file or the model of sentences has changed."""
+    return examine_target(Task.model_validate_json(task), embeddings=encoder or None)
 
 
 def _alarm(finding: Finding) -> None:

@@ -87,10 +87,11 @@ def quiet_environment() -> None:
 
 
 def quiet_libraries() -> None:
-    """Mute transformers, datasets, TRL, PEFT and bitsandbytes; call it before they are imported elsewhere."""
+    """Mute transformers, datasets, TRL, PEFT and their kin; call it before they are imported elsewhere."""
     quiet_environment()
     warnings.filterwarnings("ignore")
-    for name in ("transformers", "trl", "peft", "datasets", "accelerate", "torch", "bitsandbytes"):
+    muted = ("transformers", "trl", "peft", "datasets", "accelerate", "torch", "bitsandbytes")
+    for name in (*muted, "sentence_transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 

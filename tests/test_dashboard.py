@@ -1554,6 +1554,28 @@ def test_duplicates_are_decided_on_beside_the_row_that_they_repeat(opened, tmp_p
     assert kept["rows"] == {"121": {"decision": "drop"}}
 
 
+def test_rows_of_one_sense_are_decided_on_where_a_model_of_sentences_is_named(opened, tmp_path, minilm):
+    labelled(tmp_path, flipped=())
+    asked = ("Can I cancel my order?", "Is it possible to cancel my order?")
+    more = "".join(json.dumps({"prompt": one, "reference": "refund"}) + "\n" for one in asked)
+    (tmp_path / "rows.jsonl").write_text(more + (tmp_path / "rows.jsonl").read_text())
+    page = opened("data")
+    assert "by sense" not in html(page)
+    page = page.text_input(key="encoder").set_value(str(minilm)).run()
+    assert re.search(r"rows.jsonl:2: refund, beside \S*rows.jsonl:1 \(embeddings 0.98\)", html(page))
+    page.button(key="drop_2").click().run()
+    kept = json.loads((tmp_path / "rows.jsonl.decisions.json").read_text())
+    assert kept["rows"] == {"2": {"decision": "drop"}}
+
+
+def test_a_model_of_sentences_that_is_not_there_is_named_with_the_next_step(opened, tmp_path):
+    labelled(tmp_path)
+    page = opened("data").text_input(key="encoder").set_value("./nowhere").run()
+    assert "model ./nowhere could not be loaded" in html(page)
+    assert "check the spelling" in html(page)
+    assert "label accuracy" in html(page.text_input(key="encoder").set_value("").run())
+
+
 def test_decisions_on_other_content_are_not_shown(opened, tmp_path):
     labelled(tmp_path)
     opened("data").button(key="drop_41").click().run()

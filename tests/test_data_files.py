@@ -167,6 +167,18 @@ def test_a_gzip_file_that_breaks_off_is_refused_at_the_line_in_which_it_does(dat
     assert f"gzip -cd {name}" in said
 
 
+@pytest.mark.parametrize(("behind", "why"), [(-8, "CRC check failed"), (-4, "Incorrect length")])
+def test_a_gzip_file_of_which_only_the_checksum_is_wrong_is_refused_at_its_last_line(data, behind, why):
+    packed, n_lines = packed_rows("jsonl")
+    packed = bytearray(packed)
+    packed[behind] ^= 1
+    Path("r.jsonl.gz").write_bytes(packed)
+    said = refused(data, "clean", "r.jsonl.gz", "--out", "n.jsonl")
+    assert f"r.jsonl.gz:{n_lines}: found a broken gzip file ({why}" in said
+    assert "of which 5,000 lines can be read, and any of them may be damaged; expected a whole file" in said
+    assert "gzip -cd r.jsonl.gz gives what is left of it" in said
+
+
 def test_a_gzip_file_whose_bytes_were_changed_is_refused(data):
     packed, _ = packed_rows("jsonl")
     middle = len(packed) // 2
@@ -176,6 +188,29 @@ def test_a_gzip_file_whose_bytes_were_changed_is_refused(data):
         )
         said = refused(data, "clean", "r.jsonl.gz", "--out", "n.jsonl")
         assert "found a broken gzip file" in said
+
+
+def test_the_manifest_counts_the_rows_that_hold_personal_data(data):
+    texts = (
+        "write to ann@example.org",
+        "call +49 30 901820",
+        "ann@example.org, or call +49 30 901820",
+        "none",
+    )
+    jsonl(Path("r.jsonl"), [{"prompt": text, "reference": "ab"[i % 2]} for i, text in enumerate(texts)])
+    said = done(data, "clean", "r.jsonl", "--out", "n.jsonl")
+    assert "2 rows with e-mail addresses, by their form" in said
+    assert manifest("n.jsonl")["personal_data"] == {"e-mail addresses": 2, "phone numbers": 2}
+    jsonl(Path("few.jsonl"), [{"prompt": "none", "reference": "a"}])
+    done(data, "clean", "few.jsonl", "--out", "m.jsonl")
+    assert "personal_data" not in manifest("m.jsonl")
+
+
+def test_an_answer_that_is_a_list_in_one_row_is_refused_at_its_line(data):
+    rows = [{"text": f"row {i}", "label": ["a"] if i == 3 else "ab"[i % 2], "day": i} for i in range(9)]
+    jsonl(Path("r.jsonl"), rows)
+    said = refused(data, "clean", "r.jsonl", "--out", "n.jsonl")
+    assert "r.jsonl:4: found 'label' of mixed types: text (8 rows) and list (1 row)" in said
 
 
 def test_mixed_types_are_refused_where_a_column_has_one_type(data):

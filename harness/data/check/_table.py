@@ -10,7 +10,7 @@ import random
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data import columns, examples, readers
+from harness.data.column_types import Column, count_cells, mixed_columns
 from harness.data.contamination import fold_text
 from harness.data.formats import Layout
 from harness.data.readers import Row, cap_problems
@@ -30,7 +31,6 @@ HELD = 1_000_000_000  # bytes of texts in memory
 _A_ROW = 1_500  # bytes of a row beside its characters
 MOST_LABELS, ROWS_A_LABEL, LONGEST_LABEL = 200, 5, 60
 _NO_SOURCE = "(empty)"
-_FIRST = 1_000  # places of a column's empty cells that are kept
 
 
 class Reading(NamedTuple):
@@ -74,17 +74,6 @@ class Unusable(NamedTuple):
 
     where: str
     why: str
-
-
-@dataclass(slots=True)
-class Column:
-    """Cells of a column: how many rows have the column, the kinds of its values, the places of empty ones."""
-
-    n: int = 0
-    empty: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)
-    places: list[str] = field(default_factory=list)
-    first: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -174,33 +163,6 @@ def read_table(paths: Sequence[str], reading: Reading, split: str = "train", hel
     if problems:
         raise UserError(problems)
     return maker.table()
-
-
-def count_cells(cells: dict[str, Column], row: Row) -> None:
-    """Add the cells of a row to what is known of its columns."""
-    for name, value in row.fields.items():
-        column = cells.setdefault(name, Column())
-        column.n += 1
-        if value is None or (isinstance(value, str | list | dict) and not value):
-            column.empty += 1
-            if len(column.places) < _FIRST:
-                column.places.append(row.where)
-        else:
-            kind = _kind(value)
-            column.kinds[kind] += 1
-            column.first.setdefault(kind, row.where)
-
-
-def mixed_columns(cells: Mapping[str, Column]) -> list[Problem]:
-    """List columns that hold lists or objects in some rows and texts or numbers in others."""
-    found = []
-    for name, column in cells.items():
-        if {"list", "object"} & column.kinds.keys() and len(column.kinds) > 1:
-            rarest = min(column.first, key=lambda kind: column.kinds[kind])
-            kinds = " and ".join(f"{kind} ({n:,} rows)" for kind, n in column.kinds.most_common())
-            step = f"write the {rarest} as in the other rows"
-            found.append(Problem(column.first[rarest], f"{name!r} of mixed types: {kinds}", "one type", step))
-    return found
 
 
 class _Maker:
@@ -294,14 +256,6 @@ class _Maker:
 
 def _size(entry: Entry) -> int:
     return 2 * (len(entry.question) + len(entry.answer)) + _A_ROW
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, dict):
-        return "object"
-    if isinstance(value, bool):
-        return "true or false"
-    return "number" if isinstance(value, int | float) else "list" if isinstance(value, list) else "text"
 
 
 def _texts(example: Example) -> tuple[str, str]:

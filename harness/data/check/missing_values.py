@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from harness.data.check import Finding, Given
-from harness.data.check._table import Column, Table
+from harness.data.check._table import Table
+from harness.data.column_types import Column
 from harness.data.formats import THUMB_DOWN
 
 

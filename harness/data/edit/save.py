@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from harness import __version__
 from harness.data import readers
+from harness.data.columns import plain_text
 from harness.data.edit.change import NOT_DRAWN, Change, Outcome
 from harness.data.edit.manifests import (
     MANIFEST,
@@ -119,7 +120,8 @@ def save(edit: Edit, outcomes: Iterable[Outcome], out: Path, *, dry_run: bool = 
     """
     changes: list[Change] = []
     counts: Counter[str] = Counter(read=0, written=0, dropped=0, changed=0, reported=0)
-    rows = _tallied(outcomes, changes, counts)
+    persons: Counter[str] = Counter()
+    rows = _with_persons(_tallied(outcomes, changes, counts), persons)
     data, told = (out.with_name(f".{out.name}{end}.{os.getpid()}.part") for end in ("", MANIFEST))
     try:
         if dry_run:
@@ -130,7 +132,7 @@ def save(edit: Edit, outcomes: Iterable[Outcome], out: Path, *, dry_run: bool = 
         if not counts["written"] and not dry_run:
             raise nothing_left(edit, counts["dropped"])
         outputs = [] if dry_run else [_output(out.name, data, counts["written"])]
-        made = manifest(edit, outputs, counts, changes)
+        made = manifest(edit, outputs, counts, changes, persons)
         if not dry_run:
             told.write_text(manifest_text(made), encoding="utf-8")
             sync(told)
@@ -187,14 +189,14 @@ def save_split(edit: Edit, found: Split, out: Path, suffix: str) -> Saved:
     scratch = out.with_name(f".{out.name}.{os.getpid()}.part")
     scratch.mkdir()
     try:
-        outputs = []
+        outputs, persons = [], Counter[str]()
         for name, rows in found.parts.items():
             file = scratch / f"{name}{suffix}"
-            write_rows(file, suffix, rows, edit.inputs)
+            write_rows(file, suffix, _with_persons(rows, persons), edit.inputs)
             outputs.append(_output(file.name, file, len(rows)))
         n_written, n_dropped = sum(map(len, found.parts.values())), len(found.changes)
         counts = {"read": n_written + n_dropped, "written": n_written, "dropped": n_dropped}
-        made = manifest(edit, outputs, counts, found.changes)
+        made = manifest(edit, outputs, counts, found.changes, persons)
         (scratch / SPLIT_MANIFEST).write_text(manifest_text(made), encoding="utf-8")
         for file in (*scratch.iterdir(), scratch):
             sync(file)
@@ -212,9 +214,15 @@ def nothing_left(edit: Edit, n_dropped: int) -> UserError:
 
 
 def manifest(
-    edit: Edit, outputs: Sequence[Mapping[str, Any]], counts: Mapping[str, int], changes: Sequence[Change]
+    edit: Edit,
+    outputs: Sequence[Mapping[str, Any]],
+    counts: Mapping[str, int],
+    changes: Sequence[Change],
+    persons: Mapping[str, int],
 ) -> dict[str, Any]:
     """Return the manifest of an edit in plain types, every change by file and line.
+
+    `persons` says how many written rows hold personal data of each kind.
 
     Raises:
         UserError: the manifest of an input cannot be read.
@@ -232,6 +240,7 @@ def manifest(
         "reasons": dict(Counter(f"{c.kind}: {reason}" for c in changes for reason in c.reasons)),
         "licenses": _joined((b["licenses"] for b in before.values() if b), edit.licenses),
         "notes": _joined((b["notes"] for b in before.values() if b), edit.notes),
+        **({"personal_data": dict(sorted(persons.items()))} if persons else {}),
         **({"cost_usd": total_usd(paid), "paid": [one._asdict() for one in paid]} if paid else {}),
         **({"labels": TAUGHT} if edit.taught or (edit.inputs and all(map(is_taught, edit.inputs))) else {}),
         "rows": [change.plain() for change in changes],
@@ -285,6 +294,16 @@ def _tallied(outcomes: Iterable[Outcome], changes: list[Change], counts: Counter
         if row is not None:
             counts["written"] += 1
             yield row
+
+
+def _with_persons(rows: Iterable[Row], persons: Counter[str]) -> Iterator[Row]:
+    """Pass rows on, and count those whose texts hold personal data, by kind."""
+    from harness.data.check.personal_data import personal_data
+
+    for row in rows:
+        text = plain_text([value for value in row.fields.values() if isinstance(value, str | list | dict)])
+        persons.update({kind for kind, _ in personal_data(text)})
+        yield row
 
 
 def _is_same(out: Path, path: Path) -> bool:

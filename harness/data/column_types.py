@@ -1,0 +1,61 @@
+"""Types of the values in a column: how many rows have which, and columns that mix them.
+
+Invariant: nothing is kept of a row but the places of its empty cells and where a type stands first.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.data.readers import Row
+from harness.errors import Problem
+from harness.formatting import pluralize
+
+_FIRST = 1_000  # places of a column's empty cells that are kept
+
+
+@dataclass(slots=True)
+class Column:
+    """Cells of a column: how many rows have the column, the kinds of its values, the places of empty ones."""
+
+    n: int = 0
+    empty: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    places: list[str] = field(default_factory=list)
+    first: dict[str, str] = field(default_factory=dict)
+
+
+def count_cells(cells: dict[str, Column], row: Row) -> None:
+    """Add the cells of a row to what is known of its columns."""
+    for name, value in row.fields.items():
+        column = cells.setdefault(name, Column())
+        column.n += 1
+        if value is None or (isinstance(value, str | list | dict) and not value):
+            column.empty += 1
+            if len(column.places) < _FIRST:
+                column.places.append(row.where)
+        else:
+            kind = _kind(value)
+            column.kinds[kind] += 1
+            column.first.setdefault(kind, row.where)
+
+
+def mixed_columns(cells: Mapping[str, Column]) -> list[Problem]:
+    """List columns that hold lists or objects in some rows and texts or numbers in others."""
+    found = []
+    for name, column in cells.items():
+        if {"list", "object"} & column.kinds.keys() and len(column.kinds) > 1:
+            rarest = min(column.first, key=lambda kind: column.kinds[kind])
+            kinds = " and ".join(f"{kind} ({pluralize(n, 'row')})" for kind, n in column.kinds.most_common())
+            step = f"write the {rarest} as in the other rows"
+            found.append(Problem(column.first[rarest], f"{name!r} of mixed types: {kinds}", "one type", step))
+    return found
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return "object"
+    if isinstance(value, bool):
+        return "true or false"
+    return "number" if isinstance(value, int | float) else "list" if isinstance(value, list) else "text"

@@ -1,0 +1,50 @@
+"""Rows of one sense, by a real encoder: what `data check --embeddings` names, and what it leaves."""
+
+import json
+
+import pytest
+from checked_rows import write
+from typer.testing import CliRunner
+
+from harness.cli import app
+
+ASKED = (
+    ("Can I cancel my order?", "Yes, until it is packed."),
+    ("Is it possible to cancel my order?", "Yes, until it is packed."),
+    ("How can I close my account?", "In the settings, on the last page."),
+    ("What do I do to close my account?", "In the settings, on the last page."),
+    ("How do I open an account?", "With a name and an e-mail address."),
+    ("How tall is Mount Everest?", "8,849 m"),
+    ("How tall is Mount Elbrus?", "5,642 m"),
+    ("Hamlet was written by whom?", "Shakespeare"),
+    ("Which bus goes to the harbour?", "Line 12"),
+    ("My stove does not light", "Clean the nozzle first."),
+)
+TESTED = (
+    ("What is the height of Mount Everest?", "8,849 m"),
+    ("Who wrote Hamlet?", "Shakespeare"),
+    ("Where is the nearest pharmacy?", "At the station"),
+)
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, rows in (("train", ASKED), ("test", TESTED)):
+        write(tmp_path / f"{name}.jsonl", [{"question": asks, "answer": says} for asks, says in rows])
+    return ["train.jsonl", "--test", "test.jsonl"]
+
+
+def checked(*words):
+    """Run the command and return what it finds by sense."""
+    done = CliRunner().invoke(app, ["data", "check", *words, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["findings"]
+    return {f["check"]: f for f in found if "by sense" in f["title"]}
+
+
+def test_a_real_encoder_finds_duplicates_and_leaks_that_share_few_words(files, minilm):
+    assert checked(*files) == {}
+    found = checked(*files, "--embeddings", str(minilm))
+    assert found["repeated_rows"]["rows"] == ["train.jsonl:2", "train.jsonl:4"]
+    assert found["test_leaks"]["rows"] == ["train.jsonl:6", "train.jsonl:8"]
