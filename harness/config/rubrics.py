@@ -12,7 +12,16 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from harness import plugins
-from harness.config.files import missing_file, read_file, resolve_model
+from harness.config.files import missing_file, read_file
+from harness.config.judge_sources import (
+    Written,
+    candidate_problems,
+    endpoint_params,
+    endpoint_problems,
+    is_endpoint,
+    judge_label,
+    resolve_judge,
+)
 from harness.config.problems import Keys, Tree, problems_of, salvage
 from harness.errors import Problem, UserError
 from harness.records import LabelSet, digest
@@ -59,8 +68,10 @@ class Rubric(Spec):
     the judge sees first. With `reference: true` it sees the item's right answer too, with `passages: true`
     what was retrieved for the candidate that answers, so that criteria can ask if the answer rests on it.
 
-    `judge` is who grades: a model that runs here, as `base_model` names one, or an endpoint by the parameters
-    of the method `endpoint`. `panel` lists several of them in its place; their mean counts.
+    `judge` is who grades: a model that runs here, as `base_model` names one, an endpoint by the parameters of
+    the method `endpoint`, or the weights of a candidate: `{candidate: NAME}`, with `experiment: FILE` one of
+    another harness.yaml, with `weights: DIGEST` only those whose digest begins so. `panel` lists several of
+    them in its place; their mean counts.
     `version` names the judge's own version, where it changed behind its address: another one means other
     grades. `anchors` is how many answers an endpoint is asked about again before it grades others, `attempts`
     how often it is asked about one answer until its grade can be read. With `logprobs: true` it is asked for
@@ -75,8 +86,8 @@ class Rubric(Spec):
     examples: tuple[GradedExample, ...] = ()
     reference: bool = False
     passages: bool = False
-    judge: str | dict[str, Any] | None = None
-    panel: tuple[str | dict[str, Any], ...] = ()
+    judge: Written | None = None
+    panel: tuple[Written, ...] = ()
     version: str = ""
     anchors: int = Field(20, ge=0)
     attempts: int = Field(1, ge=1, le=10)
@@ -90,7 +101,7 @@ class Rubric(Spec):
             raise ValueError("judge and panel; write one of the two: judge: NAME, or panel: [NAME, NAME]")
         if self.panel and (len(self.panel) < 2 or any(self.panel.count(one) > 1 for one in self.panel)):
             raise ValueError("a panel of one judge, or of one twice; list two judges or more, each once")
-        own = ["usd_per_million_tokens" in one for one in self.judges if isinstance(one, dict)]
+        own = ["usd_per_million_tokens" in one for one in self.judges if is_endpoint(one)]
         if self.max_cost is not None and not (self.usd_per_million_tokens or (own and all(own))):
             raise ValueError("max_cost without usd_per_million_tokens, by which the cost is counted")
         return self
@@ -124,7 +135,7 @@ class Rubric(Spec):
         return ("no", "yes")
 
     @property
-    def judges(self) -> tuple[str | dict[str, Any], ...]:
+    def judges(self) -> tuple[Written, ...]:
         """The judges as they are written: the one, or those of the panel."""
         return self.panel if self.judge is None else (self.judge,)
 
@@ -144,11 +155,6 @@ class Rubric(Spec):
         return self.grades.index(grade) / (len(self.grades) - 1)
 
 
-def endpoint_params(written: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters of an endpoint that judges; judges are asked by chat."""
-    return {"protocol": "chat", **written}
-
-
 def read_rubric(path: Path, folder: Path | None = None) -> Rubric:
     """Read a rubric; a model's folder is relative to the file, and places are shown relative to `folder`.
 
@@ -156,12 +162,10 @@ def read_rubric(path: Path, folder: Path | None = None) -> Rubric:
         UserError: with every problem of the file.
     """
     tree = read_file(path, folder or path.parent, "criteria: and judge:")
-    resolve_model(tree.data, "judge", path.parent)
+    if "judge" in tree.data:
+        tree.data["judge"] = resolve_judge(tree.data["judge"], path.parent)
     panel = _panel(tree)
-    for index, one in enumerate(panel):
-        around = {"judge": one}
-        resolve_model(around, "judge", path.parent)
-        panel[index] = around["judge"]
+    panel[:] = [resolve_judge(one, path.parent) for one in panel]
     problems = [*problems_of(Rubric, tree.data, tree), *_unusable_judges(tree)]
     if problems:
         raise UserError(problems)
@@ -232,7 +236,7 @@ def public_judges(written: str, where: str) -> Iterator[Problem]:
     except UserError:
         return  # said where the task's metrics are checked
     for one in listed:
-        if isinstance(one, dict) and (found := settings(**endpoint_params(one))).leaves_machine:
+        if is_endpoint(one) and (found := settings(**endpoint_params(one))).leaves_machine:
             said = f"{metric_name(written)}: a judge on somebody else's server, {found.name}"
             expected = "sensitive data to stay here, as decide.needs: [sensitive_data] says"
             step = "a judge that runs here or in your network, or remove sensitive_data"
@@ -251,24 +255,18 @@ def _unusable_judges(tree: Tree) -> Iterator[Problem]:
     rubric = salvage(Rubric, {**tree.data, "judge": "any", "panel": ()})
     many_digits = rubric and any(a[: len(b)] == b for a, b in permutations(rubric.grades, 2))
     for keys, one in listed:
-        if isinstance(one, dict):
-            yield from _unusable_endpoint(one, tree, keys)
-        elif isinstance(one, str) and rubric and many_digits:
-            found = f"{one}, a model that runs here, and grades up to {rubric.grades[-1]}"
+        if is_endpoint(one):
+            yield from endpoint_problems(one, tree, keys)
+        elif isinstance(one, dict) and (wrong := list(candidate_problems(one, tree, keys))):
+            yield from wrong
+        elif isinstance(one, str | dict) and rubric and many_digits:
+            found = f"{judge_label(one)}, a model that runs here, and grades up to {rubric.grades[-1]}"
             step = "scale: {min: 1, max: 9} at most, or an endpoint"
             yield Problem(tree.where(keys), found, "grades of one digit, whose likelihoods compare", step)
     if rubric and rubric.logprobs and many_digits:
         found = f"logprobs: true and grades up to {rubric.grades[-1]}"
         step = "scale: {min: 1, max: 9} at most, or logprobs: false"
         yield Problem(tree.where(("logprobs",)), found, "grades that differ in their first token", step)
-
-
-def _unusable_endpoint(written: dict[str, Any], tree: Tree, keys: Keys) -> Iterator[Problem]:
-    params = endpoint_params(written)
-    yield from problems_of(plugins.load("methods", "endpoint").Params, params, tree, keys)
-    if params["protocol"] != "chat":
-        found = f"a judge with protocol: {params['protocol']}, which sends tokens of the base"
-        yield Problem(tree.where((*keys, "protocol")), found, "protocol: chat", "remove protocol")
 
 
 def is_judged(written: str) -> bool:

@@ -31,6 +31,7 @@ from harness.provenance.code_versions import versions_of
 from harness.records import Document, Example, SampleResult, digest
 from harness.spec import Engine, Experiment, Recipe, Role, Task
 from harness.store import Store
+from harness.training import Weights
 
 UNKNOWN = ("unknown", "unknown")  # engine and layout of a base that nobody has loaded here
 
@@ -137,6 +138,7 @@ class Session:
     `candidates` are the experiment's, each resolved once.
     `paces` maps sizes of models to the pace at which this machine answered and trained when it was opened.
     `controls` maps digests of bases to the control arm that was measured while this session was open,
+    `judging` maps judges that run here to their weights, or to why they have none yet;
     `checked_judges` holds the judges whose anchors were graded again while it was open,
     `settled` runs to the verdict that an interim analysis settled; these are asked nothing more.
     `failures` maps candidates with seeds to what a worker or their base failed with; these are not made here.
@@ -166,6 +168,7 @@ class Session:
     is_worker: bool = False
     changed: Changed | None = None
     more_targets: tuple[Measured, ...] = ()
+    judging: Mapping[str, Weights | str] = field(default_factory=dict)
 
     @property
     def tasks(self) -> tuple[Measured, ...]:

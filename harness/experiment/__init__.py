@@ -17,7 +17,7 @@ from harness.decision import apply_budgets, best_untrained, strongest
 from harness.errors import CandidateFailed, IncompatibleRuns, UserError
 from harness.evaluation import judges
 from harness.evaluation.candidate_rows import training_notes
-from harness.evaluation.judges.judging_stage import judge_remarks
+from harness.evaluation.judges.judging_stage import judge_remarks, self_preference_remarks
 from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
@@ -31,6 +31,7 @@ from harness.experiment.curves.data_scaling import estimate_curve_work, make_cur
 from harness.experiment.executors import make_on_workers
 from harness.experiment.preparation import prepare_session
 from harness.experiment.preparation.candidate_problems import key_problems
+from harness.experiment.preparation.judge_weights import train_judges
 from harness.experiment.preparation.planned_work import (
     arm_label,
     estimate_work,
@@ -148,11 +149,13 @@ def run_all(
     _refuse_forbidden(session, loaded, ordered, found)
     noted = store.StoredProgress(session.progress, session.store, "A comparison", len(ordered))
     session = replace(session, progress=noted)
-    make_all = partial(_make_all, session, ordered, smoke=smoke)
     begun = session.experiment.name
     with store.working(session.store), noted:
         store.begin(session.store, begun)
         store.remove_merged_blocks(session.store)
+        if (judged := train_judges(session)) is not session:
+            session, found = judged, stored_runs(judged, ordered)
+        make_all = partial(_make_all, session, ordered, smoke=smoke)
         if scope:
             make_on_workers(session, loaded, scope, ordered, found)
         if fewer_items and _asks_all(session):
@@ -377,7 +380,8 @@ def _header(session: Session) -> dict[str, object]:
 
 def _notes(session: Session, runs: Sequence[Run]) -> list[str]:
     of_rows = [*session.target.items.notes, *training_notes(session)]
-    return [*of_rows, *list_remarks(session, runs), *judge_remarks(session.tasks)]
+    of_judges = [*judge_remarks(session.tasks), *self_preference_remarks(session.tasks, runs)]
+    return [*of_rows, *list_remarks(session, runs), *of_judges]
 
 
 def _attempt(session: Session, reader: Reader, request: RunRequest, done: Run | None, *, smoke: bool) -> Run:

@@ -11,31 +11,34 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.config.rubrics import Rubric, endpoint_params, is_judged, read_rubric
+from harness.config.judge_sources import JudgingCandidate, Written, endpoint_params, is_endpoint, judge_label
+from harness.config.rubrics import Rubric, is_judged, read_rubric
 from harness.data import TaskItems
 from harness.errors import Problem, UserError
 from harness.evaluation.costs.budget import Budget, Words
 from harness.models import openai_api
 from harness.models.hardware import Machine
-from harness.models.hub import ModelSource
 from harness.models.openai_api import Settings
 from harness.provenance.code_versions import versions_of
 from harness.records import Grade, digest
 from harness.spec import Task, TokenPrices, metric_name, metric_parts
 from harness.store import Store, list_grades, read_checks, read_grades, read_identities
+from harness.training import Weights
 
 
 class Judge(NamedTuple):
-    """One judge by one rubric: an endpoint by its settings, or a model that runs here by its source.
+    """One judge by one rubric: an endpoint by its settings, or what runs here by its weights.
 
     `identity` is all that its grades depend on besides what is graded. Of one answer the first of as many
     grades as there are `attempts` counts that can be read. `prices` are those of an endpoint's tokens.
+    `absent` says why a candidate that judges has no weights.
     """
 
     name: str
     identity: Mapping[str, Any]
     settings: Settings | None = None
-    source: ModelSource | None = None
+    weights: Weights | None = None
+    absent: str = ""
     attempts: int = 1
     prices: TokenPrices | None = None
 
@@ -69,15 +72,17 @@ class Judged(NamedTuple):
 
 
 def judged_metrics(
-    task: Task, items: TaskItems, store: Store, sources: Mapping[str, ModelSource], machine: Machine
+    task: Task, items: TaskItems, store: Store, judging: Mapping[str, Weights | str], machine: Machine
 ) -> dict[str, Judged]:
-    """Read the rubrics of a task's judged metrics; `sources` holds each model that one of them names.
+    """Read the rubrics of a task's judged metrics.
+
+    `judging` maps the label of each judge that runs here to its weights, or to the reason why it has none.
 
     Raises:
         UserError: a rubric cannot be used, or shows references that items have not.
     """
     judged = {
-        metric_name(written): open_judged(written, store, sources, machine)
+        metric_name(written): open_judged(written, store, judging, machine)
         for written in task.metrics
         if is_judged(written)
     }
@@ -90,26 +95,35 @@ def judged_metrics(
     return judged
 
 
-def open_judged(written: str, store: Store, sources: Mapping[str, ModelSource], machine: Machine) -> Judged:
+def open_judged(written: str, store: Store, judging: Mapping[str, Weights | str], machine: Machine) -> Judged:
     """Read the rubric of a judged metric as it is written, with its judges.
 
     Raises:
         UserError: the rubric cannot be used.
     """
     rubric = read_rubric(_path(written))
-    judges = tuple(_judge(rubric, one, sources, machine) for one in rubric.judges)
+    judges = tuple(_judge(rubric, one, judging, machine) for one in rubric.judges)
     return Judged(metric_name(written), rubric, judges, store)
 
 
 def judging_models(metrics: Iterable[str]) -> dict[str, str]:
     """Map the models that judge here by some of these metrics to where they are named."""
+    return {one: where for where, one in _written_judges(metrics) if isinstance(one, str)}
+
+
+def judging_candidates(metrics: Iterable[str]) -> dict[JudgingCandidate, str]:
+    """Map the candidates that judge by some of these metrics to where they are named."""
     return {
-        one: f"{metric_name(written)}: judge"
-        for written in metrics
-        if is_judged(written)
-        for one in read_rubric(_path(written)).judges
-        if isinstance(one, str)
+        JudgingCandidate(**one): where
+        for where, one in _written_judges(metrics)
+        if isinstance(one, dict) and not is_endpoint(one)
     }
+
+
+def _written_judges(metrics: Iterable[str]) -> Iterator[tuple[str, Written]]:
+    for written in filter(is_judged, metrics):
+        for one in read_rubric(_path(written)).judges:
+            yield f"{metric_name(written)}: judge", one
 
 
 def stored_digests(task: Task, store: Store) -> Iterator[dict[str, str]]:
@@ -145,14 +159,25 @@ def stored_grades(written: str, store: Store) -> list[dict[str, Grade]]:
 def _stored_books(rubric: Rubric, store: Store) -> list[list[Any]]:
     """List for each judge of a rubric the books that may hold its grades, as scores depend on them."""
     there = read_identities(store)
-    known = {book: (of["rubric"], of["code"], of["judge"].get("model")) for book, of in there.items()}
+    known = {book: (of["rubric"], of["code"], _name(of["judge"])) for book, of in there.items()}
     code = _local_code(rubric)
     return [
         [_endpoint_judge(rubric, one).counted]
-        if isinstance(one, dict)
-        else [book for book, of in known.items() if of == (code["rubric"], code["code"], one)]
+        if is_endpoint(one)
+        else [b for b, of in known.items() if of == (code["rubric"], code["code"], _name(_named(one)))]
         for one in rubric.judges
     ]
+
+
+def _named(written: Written) -> dict[str, str]:
+    """Return what grades hold of the name of a judge whose weights grade here."""
+    if isinstance(written, str):
+        return {"model": written}
+    return {"candidate": JudgingCandidate(**written).candidate}
+
+
+def _name(judge: Mapping[str, Any]) -> tuple[Any, ...]:
+    return judge.get("model"), judge.get("candidate")
 
 
 def key_problems(judged: Sequence[Judged]) -> Iterator[Problem]:
@@ -204,16 +229,20 @@ def _path(written: str) -> Path:
     return Path(metric_parts(written)[1])
 
 
-def _judge(
-    rubric: Rubric, written: str | dict[str, Any], sources: Mapping[str, ModelSource], machine: Machine
-) -> Judge:
-    if isinstance(written, dict):
+def _judge(rubric: Rubric, written: Written, judging: Mapping[str, Weights | str], machine: Machine) -> Judge:
+    if is_endpoint(written):
         return _endpoint_judge(rubric, written)
-    source = sources[written]
-    computed = {"weights": source.weights_digest, "template": source.template_digest}
-    computed |= {"precision": machine.precision, "device": machine.device}
-    identity = {**_local_code(rubric), "judge": {"model": source.name, **computed}}
-    return Judge(Path(source.name).name, identity, source=source)
+    weights = judging[judge_label(written)]
+    computed = {"precision": machine.precision, "device": machine.device}
+    (name,) = (named := _named(written)).values()
+    if isinstance(weights, str):
+        identity = {**_local_code(rubric), "judge": {**named, **computed, "weights": ""}}
+        return Judge(name, identity, absent=weights)
+    assert weights.source is not None, "weights that judge name their base"
+    computed |= {"weights": weights.digest, "template": weights.source.template_digest}
+    identity = {**_local_code(rubric), "judge": {**named, **computed}}
+    shown = Path(name).name if isinstance(written, str) else f"{name} (weights {weights.digest[:8]})"
+    return Judge(shown, identity, weights=weights)
 
 
 def _endpoint_judge(rubric: Rubric, written: dict[str, Any]) -> Judge:

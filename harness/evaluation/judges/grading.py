@@ -15,7 +15,6 @@ from threading import Lock
 from harness import store
 from harness.errors import CandidateFailed
 from harness.evaluation import costs
-from harness.evaluation.candidates import base_weights
 from harness.evaluation.costs.budget import Budget
 from harness.evaluation.judges import Judge, Judged, cost_usd, open_budget
 from harness.evaluation.judges.grade_reading import Ungraded
@@ -30,9 +29,10 @@ from harness.evaluation.judges.judge_prompts import LIMITS, grade_value, judge_m
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
 from harness.models.hf import Candidate
-from harness.models.hub import ModelSource, has_chat_template
+from harness.models.hub import has_chat_template
 from harness.models.openai_api import ChatCandidate, Server, Settings
 from harness.records import Encoded, Grade, Message, Output, digest
+from harness.training import Weights
 
 _TOGETHER = 32  # answers that a model here scores, and that are kept, together
 
@@ -60,8 +60,10 @@ def grade_answers(session: Session, answers: Sequence[Ungraded]) -> None:
         try:
             if judge.settings:
                 _ask_endpoint(session, judge, once, keep)
-            elif judge.source:
-                _score_grades(session, judge.source, once, keep)
+            elif judge.weights:
+                _score_grades(session, judge.weights, once, keep)
+            else:
+                raise CandidateFailed(judge.absent, "a judge that is trained")
         except CandidateFailed as error:
             raise CandidateFailed(f"{judged.metric}: {error.reason}", error.knob) from None
 
@@ -174,10 +176,11 @@ def _messages(answer: Ungraded) -> list[Message]:
     return judge_messages(rubric, answer.example, answer.answer, answer.order, answer.passages)
 
 
-def _score_grades(session: Session, source: ModelSource, answers: Sequence[Ungraded], keep: Keep) -> None:
+def _score_grades(session: Session, weights: Weights, answers: Sequence[Ungraded], keep: Keep) -> None:
     """Score every grade of the scale after each prompt, by a model that runs here."""
-    chat = has_chat_template(source)
-    with open_weights(session, base_weights(source)) as candidate:
+    assert weights.source is not None, "weights that judge name their base"
+    chat = has_chat_template(weights.source)
+    with open_weights(session, weights) as candidate:
         for at in range(0, len(answers), _TOGETHER):
             keep(list(_weighted(candidate, answers[at : at + _TOGETHER], chat=chat)))
 

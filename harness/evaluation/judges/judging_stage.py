@@ -15,7 +15,7 @@ from harness.evaluation.rows.row_sets import RowSet
 from harness.evaluation.runner import rescore_stored
 from harness.evaluation.session import Measured, Session
 from harness.formatting import count, percent, usd
-from harness.records import Grade
+from harness.records import Grade, Run
 from harness.store import list_grades, read_anchors, read_checks
 
 
@@ -55,6 +55,24 @@ def judge_remarks(tasks: Iterable[Measured]) -> Iterator[str]:
     for task in tasks:
         for one in task.judged.values():
             yield from _remarks_of(one, decides=one.metric == task.task.primary_metric)
+
+
+def self_preference_remarks(tasks: Iterable[Measured], runs: Iterable[Run]) -> Iterator[str]:
+    """Say of each judge whose own answers it grades: models prefer what they would say themselves.
+
+    Source: Panickssery et al. 2024, arXiv 2404.13076.
+    """
+    makers: dict[str, list[str]] = {}
+    for run in runs:
+        if run.state == "done":
+            makers.setdefault(run.weights_digest, []).append(run.label)
+    judged = (one for task in tasks for one in task.judged.values())
+    graded = {(one.metric, judge.book): judge for one in judged for judge in one.judges}
+    for (metric, _), judge in graded.items():
+        if judge.weights and (own := makers.get(judge.weights.digest)):
+            said = f"{metric}: {judge.name} grades answers of its own weights ({', '.join(own)})"
+            step = "let another model judge, or people label answers of both sides"
+            yield f"{said}, and models prefer what they would say themselves; {step}"
 
 
 def _remarks_of(one: Judged, *, decides: bool) -> Iterator[str]:

@@ -108,6 +108,7 @@ def _own(session: Session, metric: str, runs: Mapping[str, Run]) -> tuple[str, .
     What answers behind an address is made from nobody knows what.
     """
     judged = session.target.judged.get(metric)
-    bases = {judge.source.weights_digest for judge in judged.judges if judge.source} if judged else set()
+    sources = [judge.weights.source for judge in judged.judges if judge.weights] if judged else []
+    bases = {source.weights_digest for source in sources if source}
     here = (label for label, run in runs.items() if stored_method(run.method).makes != "endpoint")
     return tuple(label for label in here if runs[label].base_digest in bases)

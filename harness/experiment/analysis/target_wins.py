@@ -34,7 +34,7 @@ def judge_of_pairs(session: Session) -> Judged | None:
     goal = session.experiment.gate.target
     if goal.win_rate is None or goal.by == PEOPLE:
         return None
-    return open_judged(goal.by, session.store, session.sources, session.machine)
+    return open_judged(goal.by, session.store, session.judging, session.machine)
 
 
 def judge_pairs(

@@ -6,6 +6,7 @@ written.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from harness import plugins, store
 from harness.config import Loaded
@@ -16,9 +17,10 @@ from harness.evaluation.candidate_rows import read_folds, read_training_rows
 from harness.evaluation.candidates import resolve_candidates
 from harness.evaluation.changed_facts import read_changes
 from harness.evaluation.contamination.leaks import refuse_or_note
-from harness.evaluation.judges import judged_metrics, judging_models
+from harness.evaluation.judges import judging_models
 from harness.evaluation.session import Measured, Session, join_items
 from harness.experiment.preparation.candidate_problems import refuse_weights
+from harness.experiment.preparation.judge_weights import with_judges
 from harness.experiment.preparation.scope import SMOKE_PAIRS, Scope, narrow, refuse_two_ways
 from harness.metrics import Metric, load_metrics
 from harness.models.chat_templates.base_templates import with_templates
@@ -37,6 +39,17 @@ def prepare_session(
     Raises:
         UserError: with the problems of all tasks at once, or two ways to ask fewer items are wanted.
     """
+    session = _without_judges(loaded, scope, progress, machine)
+    others = partial(_without_judges, scope=Scope(), progress=progress, machine=None)
+    session = with_judges(session, others)
+    refuse_weights(session, loaded)
+    return session
+
+
+def _without_judges(
+    loaded: Loaded, scope: Scope, progress: Progress, machine: Machine | None = None
+) -> Session:
+    """Read all data, and find machine and bases; what judges score has no judges yet."""
     refuse_two_ways(scope)
     experiment = narrow(loaded.experiment, scope)
     _refuse_without_train(experiment.target)
@@ -64,10 +77,8 @@ def prepare_session(
     reached_gflops = _reached_gflops(at, experiment.name, source)
     wanted = experiment.device, experiment.precision
     machine = machine or probe(*wanted, renew=scope.renew_probe, reached_gflops=reached_gflops)
-    target, *others = (
-        m._replace(judged=judged_metrics(m.task, m.items, at, sources, machine)) for m in tasks
-    )
-    session = Session(
+    target, *others = tasks
+    return Session(
         experiment,
         at,
         source,
@@ -83,8 +94,6 @@ def prepare_session(
         changed=read_changes(experiment.target, target.items, [m.items for m in training.values()]),
         more_targets=tuple(m for m in others if m.role == "target"),
     )
-    refuse_weights(session, loaded)
-    return session
 
 
 def _resolve_models(experiment: Experiment, progress: Progress, *, unpacks: bool) -> dict[str, ModelSource]:

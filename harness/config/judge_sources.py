@@ -1,0 +1,79 @@
+"""A judge as it is written in a rubric: a model that runs here, an endpoint, or a candidate by its name.
+
+Invariant: nothing is loaded; a candidate's weights are found where its experiment is prepared.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from pydantic import Field
+
+from harness import plugins
+from harness.config.files import missing_file, resolve_model
+from harness.config.problems import Keys, Tree, problems_of
+from harness.errors import Problem
+from harness.spec import Spec
+
+Written = str | dict[str, Any]
+_CANDIDATE, _EXPERIMENT = "candidate", "experiment"
+
+
+class JudgingCandidate(Spec):
+    """Candidate whose weights grade, asked by the rubric and not by a prompting of its own.
+
+    `candidate` is its name in the experiment that reads the rubric, or in another `experiment`, whose
+    harness.yaml that is. The weights of its first seed count; where `weights` says how their digest begins,
+    those alone.
+    """
+
+    candidate: str = Field(min_length=1)
+    experiment: str = ""
+    weights: str = ""
+
+    @property
+    def label(self) -> str:
+        """The candidate, with the experiment where it is of another."""
+        return f"{self.candidate} of {self.experiment}" if self.experiment else self.candidate
+
+
+def is_endpoint(written: Written) -> TypeGuard[dict[str, Any]]:
+    """Tell whether a judge is asked over HTTP."""
+    return isinstance(written, dict) and _CANDIDATE not in written
+
+
+def endpoint_params(written: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of an endpoint that judges; judges are asked by chat."""
+    return {"protocol": "chat", **written}
+
+
+def judge_label(written: Written) -> str:
+    """Name a judge whose weights grade here."""
+    return written if isinstance(written, str) else JudgingCandidate(**written).label
+
+
+def resolve_judge(written: Any, folder: Path) -> Any:
+    """Make absolute the folder of a model, or the file of the experiment that a candidate is of."""
+    around = {"judge": written}
+    resolve_model(around, "judge", folder)
+    if isinstance(written, dict) and isinstance(file := written.get(_EXPERIMENT), str):
+        return {**written, _EXPERIMENT: str((folder / Path(file).expanduser()).resolve())}
+    return around["judge"]
+
+
+def endpoint_problems(written: dict[str, Any], tree: Tree, keys: Keys) -> Iterator[Problem]:
+    """Yield what forbids to ask an endpoint, as it is written at `keys`, for grades."""
+    params = endpoint_params(written)
+    yield from problems_of(plugins.load("methods", "endpoint").Params, params, tree, keys)
+    if params["protocol"] != "chat":
+        found = f"a judge with protocol: {params['protocol']}, which sends tokens of the base"
+        yield Problem(tree.where((*keys, "protocol")), found, "protocol: chat", "remove protocol")
+
+
+def candidate_problems(written: dict[str, Any], tree: Tree, keys: Keys) -> Iterator[Problem]:
+    """Yield what is wrong with a candidate as it is written at `keys`, before its experiment is read."""
+    yield from problems_of(JudgingCandidate, written, tree, keys)
+    file = written.get(_EXPERIMENT)
+    if isinstance(file, str) and not Path(file).is_file():
+        where = tree.where((*keys, _EXPERIMENT))
+        yield missing_file(Path(file), where, "the harness.yaml of an experiment")

@@ -1,0 +1,176 @@
+"""Candidates judge: those of one experiment or of another, by the weights that they were trained to."""
+
+import json
+import math
+import re
+import shutil
+
+import pytest
+import tiny_experiment
+import tiny_methods
+
+from harness import config, store
+from harness.config.rubrics import read_rubric
+from harness.errors import UserError
+from harness.evaluation.judges.judge_prompts import judge_messages
+from harness.experiment import Scope, compare, prepare_session
+from harness.experiment.weights.candidate_weights import ensure_weights
+from harness.models.hf import ModelHost
+from harness.models.hub import resolve
+from harness.progress import Silent
+from harness.records import Example
+from harness.store import Store
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+LORA = "{method: lora, params: {r: 2, max_steps: 4, learning_rate: 0.05, max_length: 200}}"
+HARNESS = """\
+name: {name}
+base_model: {model}
+precision: fp32
+device: cpu
+target:
+  name: replies
+  data: {{train: train.jsonl, validation: validation.jsonl, test: test.jsonl}}
+  metrics: [{metrics}]
+  max_new_tokens: 4
+  truncated_scores: true
+candidates:
+  prompt: prompt
+  lora: {lora}
+{more}"""
+
+
+@pytest.fixture(scope="module")
+def wide(tiny, tmp_path_factory):
+    """Copy the tiny model with room for a judge's prompt."""
+    folder = tmp_path_factory.mktemp("wide") / "judge"
+    shutil.copytree(tiny, folder)
+    written = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**written, "max_position_embeddings": 4096}))
+    return folder
+
+
+def write(folder, model, metrics="'judge:./helpful.yaml'", *, judge="", more=""):
+    folder.mkdir(exist_ok=True)
+    for name, n in (("train", 6), ("validation", 2), ("test", 4)):
+        rows = [{"id": f"{name}-{i}", "prompt": f"{name} parcel {i}", "reference": "late"} for i in range(n)]
+        tiny_experiment.rows(folder / f"{name}.jsonl", rows)
+    path = folder / "harness.yaml"
+    path.write_text(HARNESS.format(name=folder.name, model=model, metrics=metrics, lora=LORA, more=more))
+    (folder / "helpful.yaml").write_text(f"criteria: It helps.\nscale: yes/no\njudge: {judge}\n")
+    return path
+
+
+def grades(path):
+    at = Store(path.parent / "runs")
+    return {book: store.list_grades(at, book) for book in store.read_identities(at)}
+
+
+@pytest.fixture(scope="module")
+def grader(wide, tmp_path_factory):
+    """Write an experiment whose fine-tune is to judge; returns its path, and the weights as they are made."""
+    path = write(tmp_path_factory.mktemp("grader") / "grader", wide, "exact_match", judge=wide)
+
+    def train():
+        session = prepare_session(config.load(path), Scope(), Silent())
+        return ensure_weights(session, session.candidates["lora"], 0)
+
+    return path, train
+
+
+def test_a_candidate_of_the_experiment_is_trained_before_it_judges_and_is_said_to_grade_itself(
+    wide, tmp_path
+):
+    path = write(tmp_path / "desk", wide, judge="{candidate: lora}")
+    found = compare(path)
+    run = tiny_experiment.runs_of(path)["lora"]
+    ((book, kept),) = grades(path).items()
+    judge = store.read_identities(Store(path.parent / "runs"))[book]["judge"]
+    assert (judge["candidate"], judge["weights"]) == ("lora", run.weights_digest)
+    assert {f.state for f in found.facts} == {"done"}
+    assert all(0 < grade.value < 1 for grade in kept)
+    (said,) = [note for note in found.notes if "answers of its own weights" in note]
+    assert f"lora (weights {run.weights_digest[:8]}) grades answers of its own weights (lora)" in said
+    compare(path)
+    assert grades(path) == {book: kept}
+
+
+def test_a_candidate_of_another_experiment_judges_by_its_adapter_once_it_is_trained(grader, wide, tmp_path):
+    file, train = grader
+    path = write(tmp_path / "desk", wide, judge=f"{{candidate: lora, experiment: {file}}}")
+    if not any((file.parent / "runs" / "weights").glob("*/fit.json")):
+        with pytest.raises(UserError, match=rf"is not trained yet.*harness train lora -c {file}"):
+            compare(path)
+        assert not (path.parent / "runs").exists()
+    weights = train()
+    compare(path)
+    row = store.read_rows(
+        Store(path.parent / "runs"), tiny_experiment.runs_of(path)["prompt"].rows["replies/test"]
+    )[0]
+    rubric, host = read_rubric(path.parent / "helpful.yaml"), ModelHost(resolve(str(wide)), tiny_methods.CPU)
+    messages = judge_messages(rubric, Example("", ({"role": "user", "content": row.prompt},)), row.text)
+
+    def p_yes(candidate):
+        encoded = [candidate.encode(messages, word) for word in ("no", "yes")]
+        no, yes = candidate.loglikelihood([(e.context, e.continuation) for e in encoded])
+        return 1 / (1 + math.exp(no.logprob - yes.logprob))
+
+    with host.use_adapter(weights.folder / "adapter", weights.digest) as tuned:
+        assert row.parts["judge:helpful"][0] == pytest.approx(p_yes(tuned), abs=1e-5)
+    assert abs(row.parts["judge:helpful"][0] - p_yes(host.base)) > 1e-3
+
+
+def test_a_judge_is_pinned_by_the_beginning_of_its_weights_digest(grader, wide, tmp_path):
+    file, train = grader
+    digest = train().digest
+    path = write(
+        tmp_path / "desk", wide, judge=f"{{candidate: lora, experiment: {file}, weights: {digest[:6]}}}"
+    )
+    prepare_session(config.load(path), Scope(), Silent())
+    text = (path.parent / "helpful.yaml").read_text()
+    (path.parent / "helpful.yaml").write_text(re.sub(r"weights: \w+", "weights: zz", text))
+    with pytest.raises(UserError, match=rf"with the weights {digest[:8]}.*weights: zz, as the rubric pins"):
+        prepare_session(config.load(path), Scope(), Silent())
+
+
+MORE = """\
+  bag: {method: classifier}
+  swept: {method: lora, params: {r: 2, max_steps: 1}, sweep: {learning_rate: [0.1, 0.01]}}
+  far: {method: endpoint, params: {base_url: http://127.0.0.1:9, model: big, protocol: chat}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("judge", "said"),
+    [
+        ("{candidate: lroa}", r"unknown 'lroa'; expected a candidate of this experiment.*'lora'"),
+        ("{candidate: bag}", "bag, whose method classifier makes no language model"),
+        ("{candidate: swept}", "a sweep or search of swept, which would hang on its own grades"),
+        ("{candidate: far}", r"far, an endpoint; expected a candidate whose weights are here.*base_url"),
+        ("{candidate: lora, seed: 1}", r"helpful.yaml:3: found unknown key 'seed'"),
+        ("{candidate: lora, experiment: ../no/harness.yaml}", r"helpful.yaml:3: found no folder"),
+    ],
+)
+def test_a_candidate_that_cannot_judge_is_refused_with_the_next_step(wide, tmp_path, judge, said):
+    path = write(tmp_path / "desk", wide, judge=judge, more=MORE)
+    with pytest.raises(UserError, match=said):
+        prepare_session(config.load(path), Scope(), Silent())
+    assert not (path.parent / "runs").exists()
+
+
+def test_grades_of_two_digits_are_refused_of_a_candidate_too(wide, tmp_path):
+    path = write(tmp_path / "desk", wide, judge="{candidate: lora}")
+    file = path.parent / "helpful.yaml"
+    file.write_text(file.read_text().replace("yes/no", "{min: 1, max: 10}"))
+    with pytest.raises(UserError, match="lora, a model that runs here, and grades up to 10"):
+        config.load(path)
+
+
+def test_a_judge_that_cannot_be_trained_fails_whom_it_would_grade_with_the_reason(wide, tmp_path):
+    path = write(tmp_path / "desk", wide, judge="{candidate: lora}")
+    text = path.read_text().replace("max_length: 200", "max_length: 16")
+    path.write_text(text)
+    found = compare(path)
+    assert {f.state for f in found.facts} == {"failed"}
+    assert "lora, which judges, cannot be trained" in found.facts[0].error
