@@ -31,12 +31,30 @@ def test_a_product_stays_the_same_to_the_last_bit(bias, n_rows):
     assert "forward" in vars(packed[0])
 
 
-def test_layers_in_full_precision_are_left_as_they_are():
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("n_rows", ROWS)
+def test_a_product_in_full_precision_stays_the_same_but_for_rounding(bias, n_rows):
     import torch
 
-    plain = layers(True, torch.float32)
-    prepack(plain)
-    assert not any("forward" in vars(layer) for layer in plain)
+    plain = layers(bias, torch.float32)
+    laid_out = copy.deepcopy(plain)
+    prepack(laid_out)
+    x = torch.randn(2, n_rows, 96)
+    with torch.inference_mode():
+        assert torch.allclose(laid_out(x), plain(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_matrix_that_an_embedding_reads_too_is_left_as_it_is():
+    import torch
+
+    model = torch.nn.ModuleDict(
+        {"embedding": torch.nn.Embedding(50, 96), "head": torch.nn.Linear(96, 50, bias=False)}
+    )
+    model["head"].weight = model["embedding"].weight
+    model["inner"] = torch.nn.Linear(96, 130)
+    prepack(model)
+    assert [model[name].weight.is_contiguous() for name in ("head", "inner")] == [True, False]
+    assert model["head"].weight is model["embedding"].weight
 
 
 def test_a_low_rank_adapter_works_on_a_layer_laid_out(tmp_path):

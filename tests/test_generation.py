@@ -86,6 +86,30 @@ def test_nothing_is_read_once_every_row_has_ended(model):
     assert (rows, read) == ([[first, second]], [10, 1])
 
 
+def test_rows_that_have_ended_are_no_longer_computed(model):
+    import torch
+
+    prompts = [tuple(range(10 + i, 30 + i)) for i in range(4)]
+    alone = [greedy(model, prompt, 6) for prompt in prompts]
+    ends = [0, alone[0][1]]  # where the first has ended, and perhaps others
+    last = [next((n for n, token in enumerate(row, 1) if token in ends), 6) for row in alone]
+    read = []
+    hook = model.get_input_embeddings().register_forward_hook(
+        lambda _, args, __: read.append(tuple(args[0].shape))
+    )
+    never = lambda new: torch.zeros(len(new), dtype=torch.bool)  # noqa: E731
+    try:
+        rows = answers(model, prompts, 6, ends, never, SIZE, PrefixCache(model))
+    finally:
+        hook.remove()
+    assert [row[:n] for row, n in zip(rows, last, strict=True)] == [
+        row[:n] for row, n in zip(alone, last, strict=True)
+    ]
+    assert min(last) < max(last)
+    computed = [n for n, width in read if width == 1]
+    assert computed[-1] == sum(n == max(last) for n in last) < len(prompts)
+
+
 def test_a_model_with_a_window_answers_after_a_shared_beginning_that_is_longer(tmp_path):
     import torch
     from transformers import MistralConfig, MistralForCausalLM

@@ -1,7 +1,8 @@
-"""CPU kernels: attention by plain products over a part of the queries, and pre-packed bf16 linear layers.
+"""CPU kernels: attention by plain products over a part of the queries, and linear layers laid out for it.
 
-Invariant: a product is the same to the last bit; only the reordering that each call would repeat is saved
-(a third of the time at 64 rows, half at one). A query attends to what its mask shows and no later key; the
+Invariant: a product in bf16 is the same to the last bit; only the reordering that each call would repeat is
+saved (a third of the time at 64 rows, half at one). In fp32 it is the same from some 32 rows on, and takes a
+fifth less at 64 to 150: MKL reads weights along its inputs faster. A query attends to what its mask shows and no later key; the
 parts are cut by position alone. Fused attention in bf16 takes three times as long over 1,000 tokens.
 
 Source: oneDNN's blocked layouts, through the operators that PyTorch's own compiler uses on CPUs; the tiles
@@ -22,9 +23,10 @@ _OPERATORS = ("_reorder_linear_weight", "_linear_pointwise")
 
 
 def prepack(model: "torch.nn.Module") -> None:
-    """Lay out all linear layers in bf16 on a CPU; any other layer and device is left as it is."""
+    """Lay out all linear layers on a CPU, in bf16 or fp32; any other layer and device is left as it is."""
     import torch
 
+    _transpose_weights(model)
     if not all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS):
         return
     lay_out, multiply = (getattr(torch.ops.mkldnn, name) for name in _OPERATORS)
@@ -32,6 +34,18 @@ def prepack(model: "torch.nn.Module") -> None:
         if type(module) is torch.nn.Linear and _is_packable(module.weight):
             forward = partial(_product, multiply, lay_out(module.weight.detach()), module.bias)
             setattr(module, "forward", forward)  # noqa: B010  (mypy refuses to assign a method)
+
+
+def _transpose_weights(model: "torch.nn.Module") -> None:
+    """Store the weights of linear layers in fp32 by columns; not those that an embedding reads by rows."""
+    import torch
+
+    read_by_rows = {m.weight.data_ptr() for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    for module in model.modules():
+        if type(module) is torch.nn.Linear and module.weight.data_ptr() not in read_by_rows:
+            weight = module.weight.data
+            if weight.device.type == "cpu" and weight.dtype == torch.float32:
+                module.weight.data = weight.t().contiguous().t()
 
 
 def _is_packable(weight: "torch.Tensor") -> bool:

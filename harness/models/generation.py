@@ -1,8 +1,8 @@
 """Answers of a language model, greedy or drawn: prompts are read in small batches, answered in large ones.
 
-Invariant: batches are cut by the prompts' lengths alone, never by what is answered, so two
-candidates that are asked the same are computed in the same shapes. What is drawn for a prompt depends on
-its seed, never on what lies beside it in a batch.
+Invariant: batches are cut by the prompts' lengths alone, never by what is answered, and rows leave one only
+where they have ended, so candidates that answer the same are computed in the same shapes. What is drawn
+for a prompt depends on its seed, never on what lies beside it in a batch.
 Source: Holtzman et al. 2020, arXiv:1904.09751, for `top_p`.
 """
 
@@ -32,6 +32,8 @@ Pick = Callable[["torch.Tensor", "torch.Tensor", int], "torch.Tensor"]
 
 # A batch reads all weights once a new token, which takes as long as attending to so many padded tokens.
 ANSWERING_COST = 15_000
+# Rows that have ended leave a batch once no more than this share of it goes on: each time all keys are copied.
+_WORTH_COPYING = 0.75
 
 
 def pick_likeliest(logits: "torch.Tensor", rows: "torch.Tensor", step: int) -> "torch.Tensor":
@@ -163,17 +165,31 @@ def _go_on(
     mask = additive_mask(model, seen[:, None])  # (b, 1, 1, t)
     rows = torch.arange(len(first), device=first.device)
     new = first[:, None]  # (b, n)
+    made = torch.full((len(first), max_new_tokens), ends[0], device=first.device)
+    made[:, 0] = first
     over = torch.isin(first, ending) | stopped(new)
     while new.shape[1] < max_new_tokens and not over.all():
+        if (going := ~over).sum() <= _WORTH_COPYING * len(rows):
+            _keep_rows(cache, going)
+            rows, new, over = rows[going], new[going], over[going]
+            mask, positions, places = mask[going], positions[going], places[going]
         mask[..., at + new.shape[1] - 1] = 0
         newest = (positions + new.shape[1] - 1)[:, None]
         seeing = within_windows(mask, newest, places, windows)
         logits = _next_logits(model, new[:, -1:], seeing, newest, cache)
         token = torch.where(over, ending[0], pick(logits, rows, new.shape[1]))
+        made[rows, new.shape[1]] = token
         new = torch.cat([new, token[:, None]], 1)
         over = over | torch.isin(token, ending) | stopped(new)
-    filled: list[list[int]] = new.tolist()
+    filled: list[list[int]] = made[:, : new.shape[1]].tolist()
     return filled
+
+
+def _keep_rows(cache: "Cache", going: "torch.Tensor") -> None:
+    """Keep the keys of the rows that go on."""
+    layers: Sequence[Any] = cache.layers
+    for layer in layers:
+        layer.keys, layer.values = layer.keys[going], layer.values[going]
 
 
 def _causal_masks(
