@@ -14,7 +14,7 @@ from openai_server import Fault, Rule, Said, serving
 from harness import config, release, store
 from harness.config.rubrics import read_rubric
 from harness.errors import UserError
-from harness.evaluation.judges import cost_usd
+from harness.evaluation.judges.grade_costs import cost_usd
 from harness.evaluation.judges.judge_prompts import judge_messages
 from harness.evaluation.judges.planned_grades import plan_grades
 from harness.experiment import Scope, compare, prepare_session

@@ -5,12 +5,13 @@ import json
 import pytest
 import tiny_experiment
 import tiny_methods
-from openai_server import Rule, serving
+from openai_server import Rule, Said, serving
 
 from harness.config import load
 from harness.data.edit import save
+from harness.data.edit.manifests import payments_for
 from harness.data.readers import read as read_rows
-from harness.errors import UserError
+from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.generated_rows.answer_ranking import open_ranking
 from harness.experiment.generated_rows.preference_pairs import Drawing, make_pairs
@@ -139,6 +140,78 @@ def test_a_judge_of_the_target_ranks(tiny, tmp_path):
         (example, *_) = judged.target.items.train
         assert ranking.score([example, example], ["right", "wrong"]) == [1.0, 0.0]
         assert ranking.by["judge"] == "judge:helpful"
+
+
+PRICED = "usd_per_million_tokens: {input: 0, output: 1000000}"  # 1 USD an answer of one token
+
+
+class Drawn:
+    """A server that draws one of five answers by the seed of a request, and grades each by its number."""
+
+    def chat(self, messages, body):
+        asked = messages[-1]["content"]
+        if "<answer" in asked:
+            return Said(str(1 + int(asked.rsplit("answer number ", 1)[1][0])))
+        return Said(f"answer number {body['seed'] % 5}")
+
+
+@pytest.fixture
+def priced(tiny, tmp_path):
+    """Prepare an experiment whose candidate and whose judge are paid; yields the session and the server."""
+    with serving(Drawn()) as server:
+        at = f"base_url: {server.url}, model: tiny, max_retries: 0, num_concurrent: 1"
+        (tmp_path / "helpful.yaml").write_text(
+            f"criteria: It helps.\nanchors: 2\njudge: {{{at}}}\n{PRICED}\n"
+        )
+        far = f"  far: {{method: endpoint, params: {{{at}, protocol: chat, {PRICED}}}}}\n"
+        metrics = f"target.metrics=[exact_match, 'judge:{tmp_path / 'helpful.yaml'}']"
+        yield session_of(tmp_path, tiny, metrics, candidates=CANDIDATES + far), server
+
+
+def by_judge(**changes):
+    return Drawing(samples=3, n_prompts=4, rank="judge:helpful", **changes)
+
+
+def test_the_manifest_and_break_even_know_what_answers_and_their_grades_cost(priced, tmp_path):
+    session, server = priced
+    made = make_pairs(session, "far", by_judge(), "priced.jsonl")
+    n_graded = sum("<answer" in body["messages"][-1]["content"] for _, body in server.asked)
+    n_drawn = len(server.asked) - n_graded
+    assert n_drawn == 12
+    assert n_graded > 4
+    saved = save(made.edit, made.outcomes, tmp_path / "priced.jsonl").manifest
+    paid = saved["parameters"]["paid"]
+    assert (paid["answers_usd"], paid["ranking_usd"]) == (n_drawn, n_graded)
+    assert saved["cost_usd"] == n_drawn + n_graded
+    assert [one.cost_usd for one in payments_for(str(tmp_path / "priced.jsonl"))] == [n_drawn + n_graded]
+
+
+def test_a_making_that_cost_what_is_allowed_goes_on_and_asks_nothing_twice(priced):
+    session, server = priced
+    with pytest.raises(CandidateFailed, match=r"answers have cost .* and --max-cost is 10"):
+        make_pairs(session, "far", by_judge(max_cost=10), "made.jsonl")
+    n_drawn = len(server.asked)
+    assert n_drawn <= 10
+    with pytest.raises(CandidateFailed, match=r"grades have cost .* and --max-cost is"):
+        make_pairs(session, "far", by_judge(max_cost=33), "made.jsonl")
+    assert 12 < len(server.asked) <= 33
+    made = make_pairs(session, "far", by_judge(), "made.jsonl")
+    whole = len(server.asked)
+    assert whole == made.spent.cost_usd + made.ranking_usd + 2, "two anchors were asked about again"
+    again = make_pairs(session, "far", by_judge(), "made.jsonl")
+    assert (len(server.asked), rows_of(again)) == (whole, rows_of(made))
+
+
+def test_a_budget_without_prices_is_refused_before_anything_is_asked(priced, tmp_path):
+    session, server = priced
+    text = (tmp_path / "helpful.yaml").read_text().replace(f"{PRICED}\n", "")
+    (tmp_path / "helpful.yaml").write_text(text)
+    path = session.store.folder.parent / "harness.yaml"
+    metrics = f"target.metrics=[exact_match, 'judge:{tmp_path / 'helpful.yaml'}']"
+    unpriced = prepare_session(load(path, [metrics]), Scope(), Silent())
+    with pytest.raises(UserError, match=r"--max-cost: found judge:helpful by .*, an endpoint without prices"):
+        make_pairs(unpriced, "far", by_judge(max_cost=5), "made.jsonl")
+    assert server.asked == []
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,14 @@ def pairs_make(
     rows: Annotated[
         int | None, typer.Option("--rows", min=1, help="Ask at most so many training prompts.")
     ] = None,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(
+            "--max-cost",
+            min=0,
+            help="In USD, of answers and a judge's grades together; nothing is asked that could pass it.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Another draw.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -60,11 +68,17 @@ def pairs_make(
     refuse_output(out, [])
     session, _ = open_session(config, overrides, candidate)
     refuse_grid(candidate, session.candidates, "harness pairs make")
-    drawing = Drawing(samples, temperature, top_p, max_new_tokens, rank, gap, rows, seed)
+    drawing = Drawing(samples, temperature, top_p, max_new_tokens, rank, gap, rows, seed, max_cost)
     made = make_pairs(session, candidate, drawing, str(out))
     refuse_output(out, made.edit.inputs)
     saved = save(made.edit, made.outcomes, out)
     print_saved(saved, as_json)
     for note in made.notes:
         say(note)
+    answers, ranking = map(_price, (made.spent.cost_usd, made.ranking_usd))
+    say(f"the answers took {made.spent.n_output_tokens:,} tokens and {answers}, ranking them {ranking}")
     say(f"next: name it pairs: {out} in data: of the target, or train: {out} on a candidate with method: dpo")
+
+
+def _price(cost_usd: float | None) -> str:
+    return "an unknown cost" if cost_usd is None else f"{cost_usd:.4f} USD"

@@ -6,7 +6,6 @@ own; a metric `judge:NAME` reads them and never asks.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,14 +14,13 @@ from harness.config.judge_sources import JudgingCandidate, Written, endpoint_par
 from harness.config.rubrics import Rubric, is_judged, read_rubric
 from harness.data import TaskItems
 from harness.errors import Problem, UserError
-from harness.evaluation.costs.budget import Budget, Words
 from harness.models import openai_api
 from harness.models.hardware import Machine
 from harness.models.openai_api import Settings
 from harness.provenance.code_versions import versions_of
 from harness.records import Grade, digest
 from harness.spec import Task, TokenPrices, metric_name, metric_parts
-from harness.store import Store, list_grades, read_checks, read_grades, read_identities
+from harness.store import Store, read_grades, read_identities
 from harness.training import Weights
 
 
@@ -53,13 +51,29 @@ class Judge(NamedTuple):
         return self.book if self.attempts == 1 else [self.book, self.attempts]
 
 
+class GradingLimit(NamedTuple):
+    """Limit of what a command may pay for grades, in USD; what `n_before` others cost does not count."""
+
+    usd: float
+    before_usd: float
+    n_before: int
+
+    def left_usd(self, spent: float) -> float:
+        """Return what is left where all grades together cost so much."""
+        return self.usd - (spent - self.before_usd)
+
+
 class Judged(NamedTuple):
-    """A judged metric of a task: its name, its rubric, its judges, and the store that holds their grades."""
+    """A judged metric of a task: its name, its rubric, its judges, and the store that holds their grades.
+
+    `limit` is that of the command which grades, None where it sets none.
+    """
 
     metric: str
     rubric: Rubric
     judges: tuple[Judge, ...]
     store: Store
+    limit: GradingLimit | None = None
 
     @property
     def digest(self) -> str:
@@ -185,44 +199,6 @@ def key_problems(judged: Sequence[Judged]) -> Iterator[Problem]:
     known = {judge.settings: one.metric for one in judged for judge in one.judges if judge.settings}
     for settings, metric in known.items():
         yield from openai_api.problems(settings, metric)
-
-
-def paid_grades(judged: Judged, judge: Judge) -> list[Grade]:
-    """List all grades that a judge was asked for, those of its anchors with them."""
-    checks = read_checks(judged.store, judge.book)
-    again = [grade for check in checks for grade in check.grades]
-    return [*list_grades(judged.store, judge.book), *again]
-
-
-def cost_usd(grades: Sequence[Grade], prices: TokenPrices | None) -> float | None:
-    """Add up what grades cost by their tokens; None without prices, or where a server counted no tokens."""
-    if prices is None or any(map(lacks_tokens, grades)):
-        return None
-    read, written = sum(g.n_prompt_tokens for g in grades), sum(g.n_output_tokens for g in grades)
-    return tokens_usd(prices, read, written)
-
-
-def tokens_usd(prices: TokenPrices, read: float, written: float) -> float:
-    """Return in USD what so many tokens cost, read and written."""
-    return (read * prices.input + written * prices.output) / 1e6
-
-
-def open_budget(judged: Judged, judge: Judge) -> Budget | None:
-    """Return what `max_cost` leaves a judge after all grades by the rubric; None where it sets none."""
-    most = judged.rubric.max_cost
-    if most is None or judge.prices is None:
-        return None
-    paid = [(paid_grades(judged, one), one.prices) for one in judged.judges if one.settings]
-    costs = [cost_usd(grades, prices) for grades, prices in paid]
-    known = [cost for cost in costs if cost is not None]
-    spent, n = sum(known) if len(known) == len(costs) else None, sum(len(grades) for grades, _ in paid)
-    words = Words("max_cost", " in the rubric", "grades")
-    return Budget(most, partial(tokens_usd, judge.prices), spent, n, words)
-
-
-def lacks_tokens(grade: Grade) -> bool:
-    """Tell whether nobody counted what a grade took: the server that gave it sends no `usage`."""
-    return grade.status != "error" and not grade.n_prompt_tokens
 
 
 def _path(written: str) -> Path:

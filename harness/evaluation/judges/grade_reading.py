@@ -37,12 +37,14 @@ class Ungraded(NamedTuple):
 class GradeReader:
     """Reader of the grades of one task's answers.
 
-    It collects the `ungraded` answers, and in `unreadable` by example id and metric why one has no grade.
+    It collects the `ungraded` answers, in `unreadable` by example id and metric why one has no grade, and in
+    `keys` by book those of all answers that it was asked about.
     """
 
     def __init__(self, task: str, judged: Mapping[str, Judged], examples: Sequence[Example]) -> None:
         self.ungraded: list[Ungraded] = []
         self.unreadable: dict[str, dict[str, str]] = {}
+        self.keys: dict[str, set[str]] = {}
         self._task, self._judged = task, judged
         self._examples = {example.id: example for example in examples}
         self._grades = {name: one.grades() for name, one in judged.items()}
@@ -66,6 +68,7 @@ class GradeReader:
         n_ungraded = len(self.ungraded)
         for (judge, known), order in product(books, orders(judged.rubric)):
             key = answer_key(judged.rubric, plain, output.text, order, passages)
+            self.keys.setdefault(judge.book, set()).add(key)
             if key in known:
                 found.append((judge, known[key]))
             else:

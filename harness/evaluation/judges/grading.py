@@ -16,7 +16,8 @@ from harness import store
 from harness.errors import CandidateFailed
 from harness.evaluation import costs
 from harness.evaluation.costs.budget import Budget
-from harness.evaluation.judges import Judge, Judged, cost_usd, open_budget
+from harness.evaluation.judges import Judge, Judged
+from harness.evaluation.judges.grade_costs import cost_usd, open_budget
 from harness.evaluation.judges.grade_reading import Ungraded
 from harness.evaluation.judges.grade_weights import (
     likelihood_weights,

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
 from statistics import fmean
 
-from harness.evaluation.judges import Judge, Judged, cost_usd, paid_grades
+from harness.evaluation.judges import Judge, Judged
+from harness.evaluation.judges.grade_costs import cost_usd, paid_grades
 from harness.evaluation.judges.grade_reading import Ungraded
 from harness.evaluation.judges.grading import grade_answers
 from harness.evaluation.rows.row_sets import RowSet

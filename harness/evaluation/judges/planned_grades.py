@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from harness.evaluation import costs
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.judges import Judged, tokens_usd
+from harness.evaluation.judges import Judged
+from harness.evaluation.judges.grade_costs import tokens_usd
 from harness.evaluation.judges.judge_prompts import LIMITS, judge_messages, orders
 from harness.evaluation.rows.row_sets import prompting_step
 from harness.evaluation.session import Measured, Session

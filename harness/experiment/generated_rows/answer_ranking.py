@@ -4,7 +4,7 @@ Invariant: whatever ranks, an answer that cannot be scored has no score and is i
 by all that its scores depend on.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from harness import plugins
 from harness.errors import Problem, UserError, did_you_mean
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.judges import Judged, key_problems
+from harness.evaluation.judges.grade_costs import GradeAccount
 from harness.evaluation.judges.grade_reading import GradeReader
 from harness.evaluation.judges.judging_stage import grade_all
 from harness.evaluation.rows.row_sets import prompting_step
@@ -29,17 +30,23 @@ Score = Callable[[Sequence[Example], Sequence[str]], list[float | None]]
 
 
 class Ranking(NamedTuple):
-    """Scores of answers to examples, and in the words of a manifest all that they depend on."""
+    """Scores of answers to examples, and in the words of a manifest all that they depend on.
+
+    `cost_usd` says what the scores so far cost; None where nobody knows.
+    """
 
     by: Mapping[str, Any]
     score: Score
+    cost_usd: Callable[[], float | None] = lambda: 0.0
 
 
-def open_ranking(session: Session, written: str) -> Ranking:
+def open_ranking(
+    session: Session, written: str, left_usd: Callable[[], float | None] = lambda: None
+) -> Ranking:
     """Open what ranks: a candidate that makes a reward model, a judge of the target, a metric or a file.
 
     Without a name it is the target's primary metric. Weights of a reward model are made here where none are
-    stored.
+    stored. A judge may be paid as much as `left_usd` says when it is asked, None for anything.
 
     Raises:
         UserError: there is no such candidate, judge or metric, or it cannot score a text alone.
@@ -48,7 +55,7 @@ def open_ranking(session: Session, written: str) -> Ranking:
     if written in session.candidates:
         return _by_reward_model(session, session.candidates[written])
     if name in session.target.judged:
-        return _by_judge(session, session.target.judged[name])
+        return _by_judge(session, session.target.judged[name], left_usd)
     _refuse_unknown(session, written or name)
     task, where = session.target.task, "--rank"
     if problems := list(reward_problems(written or name, task, session.target.items.train, where)):
@@ -87,10 +94,10 @@ def _by_reward_model(session: Session, candidate: ResolvedCandidate) -> Ranking:
     return Ranking({"reward": candidate.name, "weights": weights.digest}, score)
 
 
-def _by_judge(session: Session, judged: Judged) -> Ranking:
-    if problems := list(key_problems([judged])):
+def _by_judge(session: Session, judged: Judged, left_usd: Callable[[], float | None]) -> Ranking:
+    if problems := [*key_problems([judged]), *_unpriced(judged, left_usd())]:
         raise UserError(problems)
-    metric = session.target.metrics[judged.metric]
+    metric, account = session.target.metrics[judged.metric], GradeAccount(judged)
 
     def read(examples: Sequence[Example], answers: Sequence[str]) -> tuple[GradeReader, list[float | None]]:
         reader = GradeReader(session.target.task.name, {judged.metric: judged}, examples)
@@ -103,9 +110,22 @@ def _by_judge(session: Session, judged: Judged) -> Ranking:
 
     def score(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
         reader, scores = read(examples, answers)
+        account.count(reader.keys)
         if not reader.ungraded:
             return scores
-        grade_all(session, reader.ungraded)
+        limited = judged._replace(limit=account.limit(left_usd()))
+        grade_all(session, [one._replace(judged=limited) for one in reader.ungraded])
         return read(examples, answers)[1]
 
-    return Ranking({"judge": judged.metric, "books": [judge.book for judge in judged.judges]}, score)
+    by = {"judge": judged.metric, "books": [judge.book for judge in judged.judges]}
+    hour = session.experiment.decide.device_hour_usd
+    return Ranking(by, score, lambda: account.cost_usd(session.machine.device, hour))
+
+
+def _unpriced(judged: Judged, left_usd: float | None) -> Iterator[Problem]:
+    """Yield the judges without prices, where what they are paid is limited."""
+    for judge in judged.judges if left_usd is not None else ():
+        if judge.settings and judge.prices is None:
+            step = "usd_per_million_tokens: {input: …, output: …} in the rubric"
+            found = f"{judged.metric} by {judge.name}, an endpoint without prices"
+            yield Problem("--max-cost", found, "prices to hold it against", step)

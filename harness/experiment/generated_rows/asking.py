@@ -23,6 +23,7 @@ from harness.records import Output
 
 _TOGETHER = 16  # prompts that a model here is asked, and whose answers are kept, together
 CHAT_TOKENS = 12  # of a template, as in `costs`
+TOO_LONG = "a prompt longer than the context"  # why an answer failed
 
 
 class Spent(NamedTuple):
@@ -75,10 +76,16 @@ def spent_on(writer: Writer, outputs: Sequence[Output]) -> Spent:
 
 
 class Asking:
-    """Asks a writer, step after step, for at most `max_cost` USD in all, those of the book counted."""
+    """Asks a writer, step after step, for at most `max_cost` USD in all, those of the book counted.
 
-    def __init__(self, writer: Writer, max_cost: float | None, progress: Progress) -> None:
+    A model that runs here is asked so many prompts `together`.
+    """
+
+    def __init__(
+        self, writer: Writer, max_cost: float | None, progress: Progress, together: int = _TOGETHER
+    ) -> None:
         self._writer, self._max_cost, self._progress = writer, max_cost, progress
+        self._together = together
         self._book = AnswerBook(writer.folder, writer.identity)
         self._paid: dict[str, Output] = {}
         self._lock = Lock()
@@ -102,7 +109,7 @@ class Asking:
 
     def _ask(self, lacking: Sequence[Asked], made: dict[str, Output], label: str) -> None:
         n, failures, budget = self._writer.num_concurrent, list[CandidateFailed](), self._budget()
-        n_known, size = len(made), _TOGETHER if n is None else 1
+        n_known, size = len(made), self._together if n is None else 1
         parts = [lacking[at : at + size] for at in range(0, len(lacking), size)]
         with self._writer.opened() as model, self._progress.stage(label) as advance:
 
@@ -160,4 +167,4 @@ def _reserved(budget: Budget | None, part: Sequence[Asked]) -> Iterator[Spend | 
 
 
 def _too_long(n_tokens: int) -> Output:
-    return Output("", "error", n_tokens, error="a prompt longer than the context")
+    return Output("", "error", n_tokens, error=TOO_LONG)

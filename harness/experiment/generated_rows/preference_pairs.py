@@ -22,19 +22,20 @@ from harness.evaluation.candidate_rows import row_files, training_data
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.rows.row_sets import prompting_digest, prompting_step
 from harness.evaluation.rows.sampled_answers import seed_of
-from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
+from harness.experiment.generated_rows.answer_book import Asked
 from harness.experiment.generated_rows.answer_ranking import Ranking, open_ranking
+from harness.experiment.generated_rows.asking import TOO_LONG, Asking, Spent
 from harness.experiment.generated_rows.source_checks import (
     check_leaks,
     leak_record,
+    refuse_unpriced,
     refuse_without_text,
 )
+from harness.experiment.generated_rows.writers import Writer, candidate_writer
 from harness.experiment.runs.k_fold import refuse_folds
-from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.formatting import count, pluralize
-from harness.records import Example, Limits
-from harness.training import Weights
+from harness.records import Example, Limits, Output
 
 _TOGETHER = 16  # prompts whose answers are drawn together
 _CUT = "answers cut at max_new_tokens"
@@ -44,7 +45,8 @@ class Drawing(NamedTuple):
     """Draws of answers: so many `samples` of each prompt at a temperature, by a seed.
 
     `rank` names what ranks them, empty for the target's primary metric. Scores that differ by no more than
-    `gap` are a tie. At most `n_prompts` prompts are asked, None for all.
+    `gap` are a tie. At most `n_prompts` prompts are asked, None for all. Answers and a judge's grades cost at
+    most `max_cost` in USD together, None for anything.
     """
 
     samples: int = 4
@@ -55,13 +57,19 @@ class Drawing(NamedTuple):
     gap: float = 0.0
     n_prompts: int | None = None
     seed: int = 0
+    max_cost: float | None = None
 
 
 class MadePairs(NamedTuple):
-    """Pairs to be saved: the edit with all they depend on, what became of each prompt, and remarks."""
+    """Pairs to be saved: the edit with all they depend on, what became of each prompt, and remarks.
+
+    `spent` is what drawing the answers took, `ranking_usd` what ranking them cost, None where nobody knows.
+    """
 
     edit: Edit
     outcomes: list[Outcome]
+    spent: Spent
+    ranking_usd: float | None
     notes: tuple[str, ...]
 
 
@@ -75,26 +83,39 @@ class _Answers(NamedTuple):
 def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadePairs:
     """Draw answers of a candidate to its training prompts, rank them, and pair the best with the worst.
 
-    Weights are made first where none are stored.
+    Weights are made first where none are stored. Answers and grades that are there already are not asked for
+    again.
 
     Raises:
         UserError: it generates no text, nothing ranks answers by that name, a pair asks what is evaluated, or
             no prompt gives one.
+        CandidateFailed: an endpoint cannot be asked, or the budget does not suffice; what came is kept.
     """
-    candidate, seed = session.candidates[name], session.experiment.seeds[0]
+    candidate = session.candidates[name]
     refuse_without_text(session, candidate)
     refuse_folds(session, "harness pairs make", "in which every training row is tested too")
     rows = _prompts(session, candidate, drawing)
-    ranking = open_ranking(session, drawing.rank)
-    weights = ensure_weights(session, candidate, seed)
-    answers = _draw(session, candidate, weights, [row.example for row in rows], drawing)
+    writer = candidate_writer(session, name)
+    refuse_unpriced(candidate, writer.planned(1, 1), drawing.max_cost)
+    asking = Asking(writer, drawing.max_cost, session.progress, together=_TOGETHER * drawing.samples)
+    ranking = open_ranking(session, drawing.rank, lambda: _left_usd(drawing, asking))
+    answers = _draw(session, candidate, asking, [row.example for row in rows], drawing)
     outcomes = list(_pair_up(rows, answers, ranking, drawing.gap))
     _refuse_no_pair(outcomes)
     paired = [row for row, outcome in zip(rows, outcomes, strict=True) if outcome.row]
     notes = check_leaks(session, paired, "pairs", out)
-    used = _provenance(session, candidate, weights, ranking, drawing, notes)
-    edit = Edit("make", used, _row_files(session, candidate), command="harness pairs make")
-    return MadePairs(edit, outcomes, notes)
+    spent, ranking_usd = asking.spent, ranking.cost_usd()
+    paid = {"answers_usd": spent.cost_usd, "ranking_usd": ranking_usd}
+    used = {**_provenance(session, candidate, writer, ranking, drawing, notes), "paid": paid}
+    known = spent.cost_usd is not None and ranking_usd is not None
+    total = (spent.cost_usd or 0.0) + (ranking_usd or 0.0) if known else None
+    edit = Edit("make", used, _row_files(session, candidate), command="harness pairs make", cost_usd=total)
+    return MadePairs(edit, outcomes, spent, ranking_usd, notes)
+
+
+def _left_usd(drawing: Drawing, asking: Asking) -> float | None:
+    """Return what the answers so far leave of the budget; None where there is none."""
+    return None if drawing.max_cost is None else drawing.max_cost - (asking.spent.cost_usd or 0.0)
 
 
 def _row_files(session: Session, candidate: ResolvedCandidate) -> Sequence[str]:
@@ -114,36 +135,30 @@ def _prompts(session: Session, candidate: ResolvedCandidate, drawing: Drawing) -
 
 
 def _draw(
-    session: Session, candidate: ResolvedCandidate, weights: Weights, examples: Sequence[Example], by: Drawing
+    session: Session, candidate: ResolvedCandidate, asking: Asking, examples: Sequence[Example], by: Drawing
 ) -> list[_Answers]:
-    """Draw the answers to each example, some examples together."""
+    """Draw the answers to each example."""
     task, step = session.target.task, prompting_step(session, candidate.recipe, session.experiment.seeds[0])
     limits = Limits(by.max_new_tokens or task.max_new_tokens, task.stop, by.temperature, by.top_p)
-    out: list[_Answers] = []
-    label = f"{count(by.samples * len(examples))} answers of {candidate.name}"
-    with open_weights(session, weights) as model, session.progress.stage(label) as advance:
-        for start in range(0, len(examples), _TOGETHER):
-            part = examples[start : start + _TOGETHER]
-            asked = [model.encode(step(e).messages, chat_template=task.chat_template).context for e in part]
-            fits = [len(context) + limits.max_new_tokens <= model.max_context for context in asked]
-            draws = [(i, k) for i, fit in enumerate(fits) if fit for k in range(by.samples)]
-            seeds = [seed_of(by.seed, part[i].id, k) for i, k in draws]
-            outputs = iter(model.generate([asked[i] for i, _ in draws], limits, seeds) if draws else ())
-            for fit in fits:
-                drawn = [next(outputs) for _ in range(by.samples)] if fit else []
-                out.append(_usable(drawn, fit=fit, truncated=task.truncated_scores))
-            advance(by.samples * len(out), by.samples * len(examples))
-    return out
+    asked = [
+        Asked(step(example).messages, limits, seed_of(by.seed, example.id, place))
+        for example in examples
+        for place in range(by.samples)
+    ]
+    outputs = iter(asking.answers(asked, f"{count(len(asked))} answers of {candidate.name}"))
+    return [
+        _usable([next(outputs) for _ in range(by.samples)], truncated=task.truncated_scores) for _ in examples
+    ]
 
 
-def _usable(drawn: Sequence[Any], *, fit: bool, truncated: bool) -> _Answers:
+def _usable(drawn: Sequence[Output], *, truncated: bool) -> _Answers:
     """Keep the different answers that are whole; a cut one is no example of how to answer."""
     kept = [o for o in drawn if o.finish_reason != "error" and o.text.strip()]
     whole = [o for o in kept if truncated or o.finish_reason != "length"]
     texts = list(dict.fromkeys(o.text.strip() for o in whole))
     reason = (
-        "a prompt longer than the context"
-        if not fit
+        TOO_LONG
+        if all(o.error == TOO_LONG for o in drawn)
         else "answers that failed or are empty"
         if not kept
         else _CUT
@@ -201,7 +216,7 @@ def _refuse_no_pair(outcomes: Sequence[Outcome]) -> None:
 def _provenance(
     session: Session,
     candidate: ResolvedCandidate,
-    weights: Weights,
+    writer: Writer,
     ranking: Ranking,
     drawing: Drawing,
     notes: Sequence[str],
@@ -214,7 +229,7 @@ def _provenance(
         "candidate": candidate.name,
         "recipe": recipe.model_dump(mode="json", exclude_defaults=True),
         "base_model": candidate.base.name,
-        "weights": weights.digest,
+        "weights": writer.weights_digest,
         "prompting": prompting_digest(session, recipe, session.experiment.seeds[0]),
         "computed": ["by an endpoint, whose draws may differ"] if candidate.is_remote else computed,
         **drawing._asdict(),
