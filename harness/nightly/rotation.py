@@ -1,8 +1,8 @@
 """Item rotation: the same few anchors every night, and of the others the next ones by cluster.
 
 Invariant: pure. A cluster is evaluated whole; clusters of several tasks that ask the same document are one,
-and so are those of one name.
-The order depends on the items and the seed alone, and goes through the tasks in turn.
+and so are those of one name. The order depends on the items and the seed alone, and goes through the tasks in
+turn.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
