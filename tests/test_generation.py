@@ -1,5 +1,7 @@
 """Answers do not depend on how prompts are read, nor on what they share."""
 
+from copy import deepcopy
+
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -108,6 +110,18 @@ def test_rows_that_have_ended_are_no_longer_computed(model):
     assert min(last) < max(last)
     computed = [n for n, width in read if width == 1]
     assert computed[-1] == sum(n == max(last) for n in last) < len(prompts)
+
+
+def test_in_half_precision_a_batch_keeps_its_shape_to_the_end(model):
+    import torch
+
+    half = deepcopy(model).to(torch.bfloat16)
+    prompts = [tuple(range(10 + i, 30 + i)) for i in range(4)]
+    read = []
+    half.get_input_embeddings().register_forward_hook(lambda _, args, __: read.append(tuple(args[0].shape)))
+    all_but_one = lambda new: torch.arange(len(new)) > 0  # noqa: E731
+    answers(half, prompts, 4, [0], all_but_one, SIZE, PrefixCache(half))
+    assert {n for n, width in read if width == 1} == {len(prompts)}
 
 
 def test_a_model_with_a_window_answers_after_a_shared_beginning_that_is_longer(tmp_path):

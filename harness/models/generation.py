@@ -1,8 +1,9 @@
 """Answers of a language model, greedy or drawn: prompts are read in small batches, answered in large ones.
 
-Invariant: batches are cut by the prompts' lengths alone, never by what is answered, and rows leave one only
-where they have ended, so candidates that answer the same are computed in the same shapes. What is drawn
-for a prompt depends on its seed, never on what lies beside it in a batch.
+Invariant: batches are cut by the prompts' lengths alone, never by what is answered. Rows that have ended
+leave one in fp32 only: in half precision other shapes round to other tokens, and candidates that are asked
+the same are computed in the same shapes. What is drawn for a prompt depends on its seed, never on what lies
+beside it in a batch.
 Source: Holtzman et al. 2020, arXiv:1904.09751, for `top_p`.
 """
 
@@ -32,7 +33,7 @@ Pick = Callable[["torch.Tensor", "torch.Tensor", int], "torch.Tensor"]
 
 # A batch reads all weights once a new token, which takes as long as attending to so many padded tokens.
 ANSWERING_COST = 15_000
-# Rows that have ended leave a batch once no more than this share of it goes on: each time all keys are copied.
+# In fp32 rows that have ended leave a batch once no more than this share goes on: all keys are copied then.
 _WORTH_COPYING = 0.75
 
 
@@ -168,8 +169,9 @@ def _go_on(
     made = torch.full((len(first), max_new_tokens), ends[0], device=first.device)
     made[:, 0] = first
     over = torch.isin(first, ending) | stopped(new)
+    worth = _WORTH_COPYING if model.dtype == torch.float32 else 0.0
     while new.shape[1] < max_new_tokens and not over.all():
-        if (going := ~over).sum() <= _WORTH_COPYING * len(rows):
+        if (going := ~over).sum() <= worth * len(rows):
             _keep_rows(cache, going)
             rows, new, over = rows[going], new[going], over[going]
             mask, positions, places = mask[going], positions[going], places[going]
