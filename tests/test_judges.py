@@ -20,7 +20,6 @@ from harness.evaluation.judges.planned_grades import plan_grades
 from harness.experiment import Scope, compare, prepare_session
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
-from harness.nightly import run_night
 from harness.progress import Silent
 from harness.records import Example
 from harness.store import Store
@@ -563,13 +562,6 @@ def test_a_judge_that_runs_here_takes_turns_with_the_base_and_the_control_arm_se
     assert [c.metric for c in found.comparisons["plain"]] == ["judge:helpful"]
     (judged,) = release.gate_stored(d.path, "plain", ["target.truncated_scores=true"])
     assert judged.verdict.outcome == verdict.outcome
-
-
-def test_a_night_refuses_a_task_that_a_judge_decides(desk):
-    d = desk()
-    with pytest.raises(UserError, match="judge:helpful as its primary metric, and nights ask no judge"):
-        run_night(d.path)
-    assert d.judge.asked == d.candidates.asked == []
 
 
 # The best of several answers

@@ -88,5 +88,5 @@ def test_a_night_refuses_a_choice_that_it_does_not_make(compared):
     loaded = config.load(path, (*OVERRIDES, "nightly={candidates: [best, first]}"))
     session = prepare_session(loaded, Scope(), Silent())
     found = dict(targets(loaded, session, {}))
-    assert "nights ask no judge and no reward model" in str(found["best"])
+    assert "in nights no judge and no reward model chooses" in str(found["best"])
     assert found["first"].name == "first"

@@ -156,6 +156,26 @@ def rescore_stored(
     return [rows for rows in absent if not _rescore(session, rows, known, ungraded)]
 
 
+def score_by_grades(
+    rows: RowSet, answered: Sequence[SampleResult], ungraded: list[Ungraded]
+) -> list[SampleResult]:
+    """Score answers to some of a set's items by the grades there are; what no judge scores stays as it is.
+
+    Answers that a judge has yet to grade are added to `ungraded`.
+    """
+    if not rows.measured.judged:
+        return list(answered)
+    grades = rows.grades()
+    job = rows.job(grades)
+    asked = {example.id: example for example in job.examples}
+    scored = [
+        _row(job, asked[row.example_id], row, grades, {}) if row.example_id in asked else row
+        for row in answered
+    ]
+    ungraded += grades.ungraded
+    return scored
+
+
 def _rescore(
     session: Session, rows: RowSet, known: Iterable[RowsIdentity], ungraded: list[Ungraded] | None
 ) -> bool:

@@ -16,6 +16,7 @@ from harness.config import Loaded
 from harness.errors import HarnessError, Problem, UserError, in_a_line
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.judges.grading import check_judge
+from harness.evaluation.judges.judging_stage import grade_rows
 from harness.evaluation.rows.row_sets import RowSet
 from harness.evaluation.session import Measured, Session
 from harness.experiment import Scope, prepare_session
@@ -74,12 +75,10 @@ def run_prepared(session: Session, loaded: Loaded, day: date, publish: Publish |
     """Run one night on a prepared session, and publish it as `run_night` does.
 
     Raises:
-        UserError: nobody is watched, a judge decides a task, the target is tested in folds, or a later night
-            is there already.
+        UserError: nobody is watched, the target is tested in folds, or a later night is there already.
         HarnessError: another night or compare is at work in the same runs folder.
     """
     refuse_folds(session, "harness nightly run", "whose rows are those that the champion was trained on")
-    _refuse_judged(session)
     folder, experiment = home(session.store, session.experiment.name), session.experiment
     with night_lock(folder):
         state, nights = read_state(folder), read_nights(folder)
@@ -101,22 +100,6 @@ def run_prepared(session: Session, loaded: Loaded, day: date, publish: Publish |
         if report.new:
             write_state(session.store, folder, add_alarms(state, report))
     return report
-
-
-def _refuse_judged(session: Session) -> None:
-    """Refuse tasks that a judge decides: a night asks none, so answers that are new would have no score."""
-    problems = [
-        Problem(
-            f"task {m.task.name}",
-            f"{m.task.primary_metric} as its primary metric, and nights ask no judge",
-            "a primary metric that needs no judge",
-            "another primary in a file for nights; harness compare asks the judge",
-        )
-        for m in (session.target, *session.suites)
-        if m.task.primary_metric in m.judged
-    ]
-    if problems:
-        raise UserError(problems)
 
 
 @contextmanager
@@ -206,6 +189,8 @@ class _NightRun:
         judged = [one for m in (self.session.target, *self.session.suites) for one in m.judged.values()]
         books = {judge.book: (one, judge) for one in judged for judge in one.judges}
         for one, judge in books.values():
+            if judge.book in self.session.checked_judges:
+                continue  # before it graded tonight
             try:
                 check_judge(one, judge)
             except Exception as error:  # noqa: BLE001 (one judge must not end the night)
@@ -264,8 +249,11 @@ class _NightRun:
         before = [w for n in self.nights for w in n.candidates if (w.name, w.reference) == (who, reference)]
         since = next((w.since for w in reversed(before) if not w.error), "")
         if since:
-            files = (batch_file(self.home / since, who, batch) for batch in fixed)
-            earlier = index_by_item(row for file in files for row in store.read_measured(file) or ())
+            parts = [
+                (batch.rows, store.read_measured(batch_file(self.home / since, who, batch)) or ())
+                for batch in fixed
+            ]
+            earlier = index_by_item(row for of in grade_rows(self.session, parts) for row in of)
             then = earlier or then  # none are found where the code that evaluates has changed since
         anchors = {(batch.rows.measured.task.name, i) for batch in fixed for i in batch.ids}
         tonight_s = {item: row for item, row in now.items() if item in anchors}
@@ -303,8 +291,9 @@ class _NightRun:
         return split_items(sets, anchors, fresh)
 
     def _reference_rows(self, sets: Sequence[RowSet], reference: Mapping[str, str]) -> Rows:
-        rows = (store.read_rows(self.session.store, reference[s.name]) for s in sets)
-        return index_by_item(row for of in rows for row in of)
+        """Read rows of the reference, graded by the judges of tonight."""
+        parts = [(s, store.read_rows(self.session.store, reference[s.name])) for s in sets]
+        return index_by_item(row for of in grade_rows(self.session, parts) for row in of)
 
 
 def _arms(now: Rows, then: Sequence[Rows], control: _Control | None, tasks: set[str]) -> NightArms:

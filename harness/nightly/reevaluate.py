@@ -1,7 +1,7 @@
 """Re-evaluation of weights on some items of a task, resumed where a killed night stopped.
 
 Invariant: rows lie in the night's folder and nowhere else; an answer is written before the next
-task is evaluated.
+task is evaluated, and before a judge sees it, whose grades lie in its book.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness import store
+from harness.evaluation.judges.judging_stage import grade_rows
 from harness.evaluation.rows.row_sets import RowSet
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
@@ -45,10 +46,10 @@ def split_items(
 def reevaluate(
     session: Session, folder: Path, who: str, weights: Weights, batches: Sequence[ItemBatch]
 ) -> Rows:
-    """Return the rows of the batches, evaluated now or earlier in the same night.
+    """Return the rows of the batches, evaluated now or earlier in the same night; judges grade new answers.
 
     Raises:
-        HarnessError: the weights cannot be opened, or the disk is full.
+        HarnessError: the weights cannot be opened, a judge cannot be asked, or the disk is full.
     """
     files = [batch_file(folder, who, batch) for batch in batches]
     known = [store.read_measured(file) for file in files]
@@ -63,7 +64,8 @@ def reevaluate(
                 store.write_measured(session.store, files[at], rows)
                 known[at] = rows
                 advance(done + 1, len(missing))
-    return index_by_item(row for rows in known for row in rows or ())
+    graded = grade_rows(session, [(b.rows, rows or ()) for b, rows in zip(batches, known, strict=True)])
+    return index_by_item(row for rows in graded for row in rows)
 
 
 def index_by_item(rows: Iterable[SampleResult]) -> Rows:
@@ -82,8 +84,8 @@ def _is_complete(rows: Sequence[SampleResult] | None, batch: ItemBatch) -> bool:
 
 
 def _evaluate_batch(candidate: Candidate, batch: ItemBatch) -> list[SampleResult]:
-    whole = batch.rows.job()
+    whole = batch.rows.answers.job()
     by_id = {e.id: e for e in whole.examples}
     job = replace(whole, examples=tuple(e for i in batch.ids if (e := by_id.get(i)) is not None))
-    evaluate = batch.rows.measured.evaluate
+    evaluate = batch.rows.measured.evaluate  # what judges score is only answered here
     return [row for index in range(job.n_blocks) for row in evaluate(candidate, job, index)]

@@ -71,11 +71,11 @@ def targets(
 
 
 def _refuse_choice(found: Target | HarnessError) -> Target | HarnessError:
-    """Return an error for answers that a judge or a reward model chooses: a night asks neither."""
+    """Return an error for answers that a judge or a reward model chooses: a night lets neither choose."""
     drawn = found.candidate.recipe.drawn if isinstance(found, Target) else None
     if drawn is None or drawn.by in (None, MEAN_LOGPROB):
         return found
-    said = f"the best answer by {drawn.by}, and nights ask no judge and no reward model"
+    said = f"the best answer by {drawn.by}, and in nights no judge and no reward model chooses"
     return CandidateFailed(said, f"choose: majority, or by: {MEAN_LOGPROB}")
 
 

@@ -13,10 +13,10 @@ from harness.evaluation.judges.grade_costs import cost_usd, paid_grades
 from harness.evaluation.judges.grade_reading import Ungraded
 from harness.evaluation.judges.grading import grade_answers
 from harness.evaluation.rows.row_sets import RowSet
-from harness.evaluation.runner import rescore_stored
+from harness.evaluation.runner import rescore_stored, score_by_grades
 from harness.evaluation.session import Measured, Session
 from harness.formatting import count, percent, usd
-from harness.records import Grade, Run
+from harness.records import Grade, Run, SampleResult
 from harness.store import list_grades, read_anchors, read_checks
 
 
@@ -42,6 +42,22 @@ def grade_all(session: Session, ungraded: Iterable[Ungraded]) -> None:
     """
     for answers in _by_book(ungraded):
         grade_answers(session, answers)
+
+
+def grade_rows(
+    session: Session, parts: Sequence[tuple[RowSet, Sequence[SampleResult]]]
+) -> list[list[SampleResult]]:
+    """Score answers to some items of sets, graded first where a judge scores them and has not graded them.
+
+    Raises:
+        CandidateFailed: a judge cannot be asked, or grades otherwise than before.
+    """
+    ungraded: list[Ungraded] = []
+    scored = [score_by_grades(rows, answered, ungraded) for rows, answered in parts]
+    if not ungraded:
+        return scored
+    grade_all(session, ungraded)
+    return [score_by_grades(rows, answered, []) for rows, answered in parts]
 
 
 def _by_book(ungraded: Iterable[Ungraded]) -> Iterator[list[Ungraded]]:
