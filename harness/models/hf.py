@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -213,7 +213,10 @@ class ModelHost:
 
     @contextmanager
     def use_adapter(self, folder: Path, weights_digest: str) -> Iterator[HFCandidate]:
-        """Yield the base with the adapter of a folder; the base is itself again afterwards."""
+        """Yield the base with the adapter of a folder; the base is itself again afterwards.
+
+        In fp32 it is merged, where it can be; in less precision merged weights would lose small updates.
+        """
         from peft import PeftModel
 
         model: Any = PeftModel.from_pretrained(
@@ -225,8 +228,10 @@ class ModelHost:
             soft = soft_prompt(model, engine)
             yield HFCandidate(self.model, self.tokenizer, weights_digest, engine, soft)
             return
+        candidate = HFCandidate(model, self.tokenizer, weights_digest, engine)
         try:
-            yield HFCandidate(model, self.tokenizer, weights_digest, engine)
+            with merge_adapter(candidate) if self.machine.precision == "fp32" else nullcontext():
+                yield candidate
         finally:
             model.unload()
 
