@@ -37,8 +37,8 @@ def page(results: Mapping[str, Any], read: Mapping[str, Any]) -> str:
             "## Leaks in other words",
             "",
             *_leaks(sets),
-            *_repeats(sets),
             *_trade_off(results.get("trade_off", [])),
+            *_repeats(sets),
         ]
     )
 
@@ -125,10 +125,11 @@ def _read(sets: Mapping[str, Any], read: Mapping[str, Any]) -> list[str]:
             kept = [right for line, right in verdicts.items() if line in there]
             lines.append(_line(name, fault, str(len(kept)), rate(sum(kept), len(kept))))
     said = (
-        "Findings that nobody planted, drawn at random from those above and read by hand: does the row ask what the"
-        " row it is said to repeat asks? In Banking77 the wrong ones change one word that carries the sense. In Dolly"
-        " they are questions after one pattern, two or three of each or more than a word apart (another season, house"
-        " or instrument), and questions on one long passage; of those that do ask the same most have another answer, so dropping one loses something."
+        "Findings that nobody planted, drawn at random from those above and read by hand. Of near duplicates: does the row"
+        " ask what the row it is said to repeat asks? In Banking77 the wrong ones change one word that carries the sense."
+        " In Dolly they are questions after one pattern, two or three of each or more than a word apart (another season,"
+        " house or instrument), and questions on one long passage; of those that do ask the same most have another answer,"
+        " so dropping one loses something. Of suspect labels: does another label of the set fit the question better?"
     )
     return [said, "", *lines, ""]
 
@@ -163,7 +164,7 @@ def _repeats(sets: Mapping[str, Any]) -> list[str]:
         "set", "measures", "planted among what is named (precision)", *(KINDS[kind] for kind in columns)
     )
     for name, one in sets.items():
-        for how, counts in one["repeats"].items():
+        for how, counts in one.get("repeats", {}).items():
             hits = [counts[kind][0] for kind in columns]
             lines.append(
                 _line(name, how, rate(hits[0], sum(hits)), *(rate(*counts[kind]) for kind in columns))

@@ -141,7 +141,8 @@ def open_decisions(file: Path, path: str) -> Decisions:
         kept = parse_json(file.read_bytes())
         digest, rows, column = str(kept["digest"]), dict(kept["rows"]), kept.get("column")
     except FileNotFoundError:
-        raise UserError(Problem(shown, "no such file", "a file of decisions", "correct the path")) from None
+        step = "decide on rows on the Data page of `harness dashboard`, or correct the path"
+        raise UserError(Problem(shown, "no such file", "a file of decisions", step)) from None
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
         raise UserError(Problem(shown, f"no decisions ({why})", _FORM, "keep them anew")) from None
