@@ -145,6 +145,13 @@ def kept_grades(folder: Path, pairs: Sequence[dict[str, Any]]) -> list[dict[str,
     ]
 
 
+def grade_seconds(folder: Path) -> list[float]:
+    """Return the least, the median and the most seconds that a grade took."""
+    at = Store(folder / "runs")
+    took = [g.compute_s for book in store.read_identities(at) for g in store.list_grades(at, book)]
+    return [round(float(x), 1) for x in np.quantile(took, (0, 0.5, 1))]
+
+
 def agreement(grades: Sequence[dict[str, Any]]) -> Agreement:
     """Count the pairs of which the judge, by both orders together, chose as people did."""
     values: dict[str, list[float]] = {}
@@ -176,6 +183,7 @@ def study_pairs(data: Path, folder: Path, *, so_far: bool) -> dict[str, Any]:
         "judge": JUDGE,
         "agreement": agreement(grades)._asdict(),
         "n_drawn": len(drawn),
+        "grade_s": grade_seconds(folder),
         "n_labels": arm.n_labels,
         "kappa": list(labels.kappa[:3]) if labels.kappa else None,
         "near_chance": labels.is_near_chance,
@@ -255,10 +263,23 @@ def _pairs_lines(kept: Mapping[str, Any]) -> list[str]:
         *scores,
         "",
         *_worth(kept["scores"], kept["n_labels"]),
+        *_time_left(kept["grade_s"], kept["n_drawn"] - found.n),
         "",
         "What `harness report` says of it:",
         "",
         *(f"- {one}" for one in kept["said"]),
+    ]
+
+
+def _time_left(grade_s: Sequence[float], n_open: int) -> list[str]:
+    """Estimate what the pairs would take that were drawn and not judged, two grades each."""
+    if not n_open:
+        return []
+    low, median, high = (2 * n_open * of / 60 for of in grade_s)
+    took = f"A grade took {grade_s[0]:g} to {grade_s[2]:g} s (median {grade_s[1]:g}), as other work left the processor"
+    return [
+        "",
+        f"{took}: the other {n_open} pairs would take {low:.0f} to {high:.0f} minutes, {median:.0f} by the median.",
     ]
 
 
