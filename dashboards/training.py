@@ -9,7 +9,7 @@ from typing import Any
 
 import streamlit as st
 
-from harness.formatting import UNKNOWN, count, plain, seconds, usd
+from harness.formatting import RATE, UNKNOWN, count, plain, seconds, usd
 from harness.records import Run, TrainingRecord, Trial
 from harness.report import ExperimentReport
 from harness.report.experiment_report import figure_text
@@ -26,6 +26,7 @@ from harness.report.plots.loss_curves import (
 )
 from harness.report.plots.style import standalone
 from harness.report.tables.training_sets_table import sets_columns, sets_notes, sets_rows, sets_title
+from harness.report.tables.trials_table import trial_columns, trial_rows, trials_text
 from harness.report.training_diagnosis import diagnose, forgetting_sentence
 from parts import charts, controls, project, safe_text
 
@@ -65,7 +66,7 @@ def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
     st.dataframe(rows, hide_index=True)
     controls.offer_csv(rows, "training")
     for name in chosen:
-        _more(name, trained[name])
+        _more(name, trained[name], report)
 
 
 def _draw_training_sets(report: ExperimentReport) -> None:
@@ -180,7 +181,7 @@ def _row(name: str, run: Run, cost: str) -> dict[str, Any]:
     }
 
 
-def _more(name: str, run: Run) -> None:
+def _more(name: str, run: Run, report: ExperimentReport | None) -> None:
     """Show what else was logged of a training: rewards, the trials of a sweep."""
     curves = ("reward_margin", "reward_accuracy", "heldout_margin", "heldout_accuracy", "reward", "kl")
     rewards = {name: getattr(run.training, name) for name in curves}
@@ -191,8 +192,10 @@ def _more(name: str, run: Run) -> None:
             for key, value in others.items():
                 st.text(f"{key.replace('_', ' ')}: {figure_text(key, value)}")
             if sweep:
-                tried = [{**t.params, "validation": t.validation, "chosen": t.chosen} for t in sweep]
-                st.dataframe(tried, hide_index=True)
+                st.text(trials_text(sweep, run.training.searched_by))
+                metric, unit = (report.metric, report.unit) if report else ("score", RATE)
+                columns, rows = trial_columns(sweep, metric), trial_rows(sweep, unit)
+                st.dataframe([dict(zip(columns, row, strict=True)) for row in rows], hide_index=True)
 
 
 page()

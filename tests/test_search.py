@@ -47,9 +47,9 @@ def walked(candidate, score, *, seed=0, sign=1):
     asked, points = proposals(candidate, seed, sign), []
     point = next(asked)
     while True:
-        points.append(point)
+        points.append(point.params)
         try:
-            point = asked.send(Trial(params=point, validation=score(point)))
+            point = asked.send(Trial(params=point.params, validation=score(point.params)))
         except StopIteration:
             return points
 

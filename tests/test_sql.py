@@ -164,6 +164,17 @@ def test_the_weights_behind_a_run_are_its_lineage(store):
     ]
 
 
+def test_each_trial_of_a_search_stands_in_its_table(store):
+    whole = {"params": {"r": 2}, "validation": 0.5, "chosen": True, "fit_key": "a", "wall_s": 2.0}
+    pruned = {"params": {"r": 4}, "validation": 0.1, "pruned_at": 6, "points": [[6, 0.1]], "fit_key": "b"}
+    stores.save_run(store, make_run("found", [], training={"wall_s": 3.0, "sweep": [whole, pruned]}))
+    asked = "SELECT trial, params->>'r', validation, pruned_at, chosen, fit_key FROM trials ORDER BY trial"
+    assert stores.query(store, asked).rows == [
+        (1, "2", 0.5, None, True, "a"),
+        (2, "4", 0.1, 6, False, "b"),
+    ]
+
+
 def test_what_a_training_took_stands_in_its_table(store):
     stores.save_run(store, make_run("long", [], training={"wall_s": 90.5, "n_steps": 12}))
     assert stores.query(store, "SELECT run_id, wall_s, n_steps FROM training").rows == [("long", 90.5, 12)]

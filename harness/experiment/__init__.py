@@ -29,7 +29,7 @@ from harness.experiment.analysis.target_wins import judge_of_pairs, judge_pairs
 from harness.experiment.analysis.verdict_records import Settings, record_report, report_changes, task_settings
 from harness.experiment.curves.data_scaling import estimate_curve_work, make_curve, refuse_curve, stored_curve
 from harness.experiment.executors import make_on_workers
-from harness.experiment.preparation import prepare_session
+from harness.experiment.preparation import prepare_session, served_bases
 from harness.experiment.preparation.candidate_problems import key_problems
 from harness.experiment.preparation.judge_weights import train_judges
 from harness.experiment.preparation.planned_work import (
@@ -381,7 +381,7 @@ def _header(session: Session) -> dict[str, object]:
 def _notes(session: Session, runs: Sequence[Run]) -> list[str]:
     of_rows = [*session.target.items.notes, *training_notes(session)]
     of_judges = [*judge_remarks(session.tasks), *self_preference_remarks(session.tasks, runs)]
-    return [*of_rows, *list_remarks(session, runs), *of_judges]
+    return [*of_rows, *served_bases.sentences(session.sources), *list_remarks(session, runs), *of_judges]
 
 
 def _attempt(session: Session, reader: Reader, request: RunRequest, done: Run | None, *, smoke: bool) -> Run:

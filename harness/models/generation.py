@@ -219,7 +219,7 @@ def _hold(full: Any, read: Any, rows: "torch.Tensor", n_rows: int, shared: int, 
     if not full.is_initialized:
         full.lazy_initialization(*(x[:1].expand(n_rows, -1, -1, -1) for x in (read.keys, read.values)))
         full.cumulative_length.fill_(end)
-    start = end - (read.keys.shape[2] - shared)
+    start, rows = end - (read.keys.shape[2] - shared), rows.to(read.keys.device)
     for place, known in ((full.keys, read.keys), (full.values, read.values)):
         place[rows, :, :shared] = known[:, :, :shared]
         place[rows, :, start:end] = known[:, :, shared:]

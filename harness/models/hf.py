@@ -4,7 +4,6 @@ Invariant: token ids go in, and nothing but `encode` makes them of a text.
 """
 
 import json
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,8 +14,18 @@ from harness.errors import CandidateFailed, in_a_line
 from harness.models import oom
 from harness.models.batching import Pair, Size, plan
 from harness.models.cpu_kernels import prepack
+from harness.models.devices.loaders import LOADERS
+from harness.models.devices.placement import (
+    Placement,
+    Room,
+    free_room,
+    is_spread,
+    place,
+    refuse_headless,
+    refuse_offloaded,
+)
 from harness.models.generation import ANSWERING_COST, Stopped, answers, pick_drawn, pick_likeliest
-from harness.models.hardware import Machine, dtype, memory
+from harness.models.hardware import Machine, memory
 from harness.models.hub import ModelSource, load_tokenizer
 from harness.models.loglikelihood import Executor
 from harness.models.soft_prompts import soft_prompt
@@ -204,9 +213,16 @@ class HFCandidate:
 class ModelHost:
     """One base in memory; adapters are put on it and taken off again."""
 
-    def __init__(self, source: ModelSource, machine: Machine, scoring_engine: str | None = None) -> None:
+    def __init__(
+        self,
+        source: ModelSource,
+        machine: Machine,
+        scoring_engine: str | None = None,
+        room: Room | None = None,
+    ) -> None:
         self.source, self.machine = source, machine
-        self.model, self.tokenizer = load_base(source, machine)
+        placed = place(source, machine, ANSWERING[machine.device].tokens, room or free_room(machine))
+        self.model, self.tokenizer = load_base(source, machine, placed=placed)
         self.model.eval()
         prepack(self.model)
         self.base = HFCandidate(self.model, self.tokenizer, source.weights_digest, scoring_engine)
@@ -216,9 +232,13 @@ class ModelHost:
         """Yield the base with the adapter of a folder; the base is itself again afterwards.
 
         In fp32 it is merged, where it can be; in less precision merged weights would lose small updates.
+
+        Raises:
+            CandidateFailed: layers of the base lie in main memory beside a GPU, or on the disk.
         """
         from peft import PeftModel
 
+        refuse_offloaded(self.model)
         model: Any = PeftModel.from_pretrained(
             self.model, str(folder), autocast_adapter_dtype=False, torch_device=self.machine.device
         )
@@ -255,7 +275,7 @@ def merge_adapter(candidate: Candidate) -> Iterator[None]:
 
 def _low_rank_layers(model: Any) -> list[tuple[Any, str, Any]]:
     """List an adapter's layers that can be merged, with their places; none where one of them cannot."""
-    if not hasattr(model, "peft_config"):
+    if not hasattr(model, "peft_config") or is_spread(model.get_base_model()):
         return []
     import torch
     from peft.tuners import lora
@@ -288,9 +308,11 @@ def _merged_layer(layer: Any) -> Any:
 
 
 def load_base(
-    source: ModelSource, machine: Machine, attention: str = "sdpa"
+    source: ModelSource, machine: Machine, attention: str = "sdpa", placed: Placement | None = None
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load model and tokenizer in the machine's precision, on its device, quantised where the source is.
+    """Load model and tokenizer in the machine's precision, quantised where the source is.
+
+    They lie on the machine's device, or as they are `placed`.
 
     `attention` is transformers' `attn_implementation`; one that the architecture does not have gives way to
     its own. Scoring needs one that honours masks.
@@ -302,7 +324,9 @@ def load_base(
     found = f"{source.name} does not fit the memory of {machine.name}"
     with oom.enough_memory(found, "a smaller base_model or device: cpu"), _refuse_unloadable(source):
         known = supported_attention(source.path, attention)
-        model = _LOADERS[source.quantization](source, machine, known)
+        placed = placed or Placement({"": machine.device} if machine.device != "cpu" else None)
+        model = LOADERS[source.quantization](source, machine, known, placed)
+        refuse_headless(model, source.name)
         return model, load_tokenizer(source)
 
 
@@ -332,78 +356,6 @@ def supported_attention(folder: Path, wanted: str) -> str | None:
         model: Any = AutoModelForCausalLM.from_config(config)
     has_flash = model._supports_flash_attn  # noqa: SLF001  (transformers asks so itself)
     return wanted if has_flash or "flash" not in wanted else None
-
-
-def _load_plain(source: ModelSource, machine: Machine, attention: str | None) -> "PreTrainedModel":
-    """Load onto the device; on a GPU each tensor goes there as it is read, not through a copy of them all."""
-    from transformers import AutoModelForCausalLM
-
-    kind: Any = AutoModelForCausalLM
-    placed = {"device_map": {"": machine.device}} if machine.device != "cpu" else {}
-    model: PreTrainedModel = kind.from_pretrained(
-        source.path,
-        dtype=dtype(machine.precision),
-        attn_implementation=attention,
-        trust_remote_code=False,
-        **placed,
-    )
-    return model
-
-
-def _load_nf4(source: ModelSource, machine: Machine, attention: str | None) -> "PreTrainedModel":
-    """Load with NF4 weights and double quantisation: on a GPU as they are, on a CPU dequantised once.
-
-    A CPU gains no speed from four bits, and bitsandbytes repacks such weights at the first forward
-    pass of an evaluation, rounding their scales again and cutting the gradient of later training.
-
-    Source: Dettmers et al. 2023 (arXiv:2305.14314).
-    """
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    kind: Any = AutoModelForCausalLM
-    model: Any = kind.from_pretrained(
-        source.path,
-        dtype=dtype(machine.precision),
-        attn_implementation=attention,
-        device_map={"": machine.device},
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype(machine.precision),
-        ),
-    )
-    if machine.device != "cuda":
-        model = model.dequantize(dtype(machine.precision))
-        model.is_loaded_in_4bit = False  # stays set, and would train the adapter in bf16
-    loaded: PreTrainedModel = model
-    return loaded
-
-
-def _load_int8(source: ModelSource, machine: Machine, attention: str | None) -> "PreTrainedModel":
-    """Load with LLM.int8: inputs and weights quantised by rows to 8 bits, large activations multiplied apart.
-
-    Which activations these are depends on all rows that are computed together. On a CPU bitsandbytes trains
-    on the dequantised weights and answers with the quantised ones.
-
-    Source: Dettmers et al. 2022 (arXiv:2208.07339).
-    """
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    # It would say of each product that it is made in fp16.
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    kind: Any = AutoModelForCausalLM
-    model: PreTrainedModel = kind.from_pretrained(
-        source.path,
-        dtype=dtype(machine.precision),
-        attn_implementation=attention,
-        device_map={"": machine.device},
-        quantization_config=BitsAndBytesConfig(load_in_8bit=True),
-    )
-    return model
-
-
-_LOADERS = {"": _load_plain, "nf4": _load_nf4, "int8": _load_int8}
 
 
 class TextTable(NamedTuple):

@@ -171,8 +171,8 @@ def _refuse_damaged(files: Iterable[Path]) -> None:
 
 
 def quantize(source: ModelSource, quantization: str) -> ModelSource:
-    """Return the base as it is served with quantised weights; as it is where `quantization` is empty."""
-    if not quantization:
+    """Return the base as it is served with quantised weights; unchanged where it has these."""
+    if quantization in ("", source.quantization):
         return source
     how = {"nf4": "double quantisation", "int8": "vectors, without outliers"}[quantization]
     weights = digest([source.weights_digest, quantization, how])

@@ -261,7 +261,8 @@ def only_at(model: "PreTrainedModel", wanted: "torch.Tensor") -> Iterator[None]:
     """
 
     def select(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0][wanted[:, 0], wanted[:, 1]][None], *args[1:])
+        at = wanted.to(args[0].device)  # another one's where layers lie on several
+        return (args[0][at[:, 0], at[:, 1]][None], *args[1:])
 
     projection: Any = model.get_output_embeddings()
     hook = projection.register_forward_pre_hook(select)

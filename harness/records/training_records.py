@@ -18,7 +18,11 @@ Curve = tuple[tuple[float, float | None], ...]  # (step, value); None where it w
 class Trial:
     """One trial of a sweep: its parameters, its score on validation, and what was logged of its training.
 
-    `validation` is None where training diverged; `chosen` marks the trial that is best on validation.
+    `validation` is None where training diverged, and of a pruned trial what it scored last; `chosen` marks
+    the trial that is best on validation. `points` are the scores at the tracked points that a pruner saw, by
+    step, and `pruned_at` is the step at which it ended the training. `forgetting` is the mean loss of
+    capability on items for validation, of which a chosen one may have `most_forgetting`. `fit_key` names the
+    folder of the weights.
     """
 
     params: dict[str, Any]
@@ -28,6 +32,16 @@ class Trial:
     loss: Curve = ()
     validation_loss: Curve = ()
     chosen: bool = False
+    points: Curve = ()
+    pruned_at: int | None = None
+    forgetting: float | None = None
+    most_forgetting: float | None = None
+    fit_key: str = ""
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether a pruner ended its training."""
+        return self.pruned_at is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

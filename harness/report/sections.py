@@ -64,6 +64,7 @@ from harness.report.tables.several_answers_table import (
 )
 from harness.report.tables.training_sets_table import sets_columns, sets_notes, sets_rows, sets_title
 from harness.report.tables.training_table import figure_title, show_trainings
+from harness.report.tables.trials_table import trial_columns, trial_rows, trials_text
 
 _LOST_LISTED = 10
 # What the terminal shows beside the first page.
@@ -253,25 +254,10 @@ def _steps(report: ExperimentReport, f: CandidateFacts) -> Section:
 
 def _sweep(report: ExperimentReport, f: CandidateFacts) -> Section:
     """Show every trial of a sweep or search in its order, and which one validation chose."""
-    trials = f.training.sweep
-    rows = [
-        [
-            *map(str, trial.params.values()),
-            "diverged" if trial.validation is None else formatting.score(report.unit, trial.validation),
-            "chosen" if trial.chosen else "",
-        ]
-        for trial in trials
-    ]
-    columns = [*trials[0].params, f"validation {report.metric}", ""] if trials else []
-    searched = f.training.searched_by
-    lead = (
-        f"{formatting.count(len(trials))} trials on validation rows, proposed by {searched}."
-        if searched
-        else ""
-    )
-    return Section(
-        "sweep", f"{'Search' if searched else 'Sweep'}: {f.label}", columns, rows, lead, label=f.label
-    )
+    trials, searched_by = f.training.sweep, f.training.searched_by
+    title = f"{'Search' if searched_by else 'Sweep'}: {f.label}"
+    columns, rows = trial_columns(trials, report.metric), trial_rows(trials, report.unit)
+    return Section("sweep", title, columns, rows, trials_text(trials, searched_by), label=f.label)
 
 
 def _scan(_: ExperimentReport, f: CandidateFacts) -> Section:

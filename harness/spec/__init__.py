@@ -24,7 +24,7 @@ from harness.spec.policies import (
     TrainingPolicy,
 )
 from harness.spec.recipe import PLUGINS, Recipe, Tracking, spell_out
-from harness.spec.search_space import is_span, span_of
+from harness.spec.search_space import SubjectTo, is_span, span_of
 from harness.spec.task import CHANGED_FILES, DATA_FILES, Changes, Fields, ItemLimits, Suite, Task, TaskData
 from harness.spec.values import (
     BASE,
@@ -82,6 +82,7 @@ __all__ = [
     "Seed",
     "Share",
     "Spec",
+    "SubjectTo",
     "Suite",
     "TargetPolicy",
     "Task",

@@ -6,11 +6,11 @@ Invariant: a short form and what it stands for are the same recipe.
 from itertools import product
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from harness.spec.decoding import Decoding
 from harness.spec.mixture import Mix
-from harness.spec.search_space import ends, spread
+from harness.spec.search_space import Pruner, SubjectTo, ends, spread
 from harness.spec.values import BASE, Spec
 
 PLUGINS = {"prompting": "prompting", "regularize": "regularizers"}  # keys of a recipe: plugins of this kind
@@ -59,9 +59,11 @@ class Recipe(Spec):
     the base as it is (`bf16`, whatever the machine's precision). `sweep` tries each value of the
     parameters it names and keeps the best on validation. `search` tries `trials` points of ranges
     (`[1e-5, 1e-3, log]`, `[0, 0.2, linear]`) and choices (`[8, 16, 32]`), which Optuna proposes by what was
-    found of those before. `regularize` maps the names of regularisers of its
-    training to their parameters, `replay: SHARE` being short for that of replay. `track` measures target and
-    forgetting along the training. `template` wraps the user message, `{prompt}`.
+    found of those before. `prune` names the pruner of Optuna that ends trials early, with its parameters,
+    by what they score on validation at the points of `track`; `trials` are then the budget, in whole
+    trainings. `subject_to` bounds what the chosen trial may have forgotten. `regularize` maps the names of
+    regularisers of its training to their parameters, `replay: SHARE` being short for that of replay. `track`
+    measures target and forgetting along the training. `template` wraps the user message, `{prompt}`.
 
     `train` names files of rows that take the place of the target's training rows, or where the method trains
     on pairs of its pairs; `mix` draws them from several files by share. `corrupt` is the share of them that
@@ -87,6 +89,8 @@ class Recipe(Spec):
     sweep: dict[str, list[Any]] = {}
     search: dict[str, list[Any]] = {}
     trials: int = Field(16, ge=2, le=64)
+    prune: dict[Pruner, dict[str, Any]] = {}
+    subject_to: SubjectTo | None = None
     regularize: dict[str, dict[str, Any]] = {}
     train: tuple[str, ...] = ()
     mix: Mix | None = None
@@ -117,7 +121,13 @@ class Recipe(Spec):
 
     def settled(self, point: dict[str, Any]) -> "Recipe":
         """Return the recipe with the parameters of one point, and nothing more to try."""
-        return self.model_copy(update={"sweep": {}, "search": {}, "params": {**self.params, **point}})
+        nothing_to_try: dict[str, Any] = {"sweep": {}, "search": {}, "prune": {}, "subject_to": None}
+        return self.model_copy(update={**nothing_to_try, "params": {**self.params, **point}})
+
+    @field_validator("prune", mode="before")
+    @classmethod
+    def _pruner_with_its_defaults(cls, value: Any) -> Any:
+        return {value: {}} if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod
@@ -136,6 +146,8 @@ class Recipe(Spec):
             self.quantization,
             self.sweep,
             self.search,
+            self.prune,
+            self.subject_to,
             self.regularize,
             self.track,
             self.train,
@@ -145,14 +157,22 @@ class Recipe(Spec):
         if self.weights_of and (self.method != BASE or any(own)):
             raise ValueError(
                 "weights_of takes another candidate's weights: leave out method, params, init_from, merges, "
-                "reward, path, base_model, quantization, sweep, search, regularize, track, train, mix and "
-                "corrupt"
+                "reward, path, base_model, quantization, sweep, search, prune, subject_to, regularize, "
+                "track, train, mix and corrupt"
             )
         if (self.init_from or self.merges) and (self.base_model or self.quantization):
             key = "init_from takes" if self.init_from else "merges takes"
             raise ValueError(f"{key} another candidate's base: leave out base_model and quantization")
         if self.sweep and self.search:
             raise ValueError("sweep and search both say what is tried: leave one out")
+        if len(self.prune) > 1:
+            raise ValueError(f"prune names {len(self.prune)} pruners: leave one")
+        if self.prune and not (self.search and self.track):
+            raise ValueError(
+                "prune ends trials of a search at tracked points: add search, and track: {points: 4}"
+            )
+        if self.subject_to and not self.tried:
+            raise ValueError("subject_to bounds what a sweep or search chooses: add one, or leave it out")
         if self.train and self.mix:
             raise ValueError("train and mix both say what is trained on: leave one out")
         return self

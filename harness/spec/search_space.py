@@ -1,4 +1,4 @@
-"""Space of a search: for each parameter a range or a choice of values, as written in a recipe.
+"""Space of a search: for each parameter a range or a choice of values. And its constraint.
 
 Invariant: a list that ends with `log` or `linear` is a range, whose ends belong to it; any other list is a
 choice. A range of two whole numbers holds whole numbers alone.
@@ -6,9 +6,26 @@ choice. A range of two whole numbers holds whole numbers alone.
 
 from collections.abc import Mapping, Sequence
 from math import exp, log
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from harness.spec.values import Spec
 
 SCALES = ("log", "linear")
+Pruner = Literal["median", "percentile", "successive_halving", "hyperband"]  # of Optuna
+
+
+class SubjectTo(Spec):
+    """Constraint on what a sweep or search chooses: how much it may have forgotten, on items for validation.
+
+    `forgetting` is the largest mean loss against the base over the capability tasks, as a share of their
+    metrics' ranges. It is measured on `items` general items that no test asks: those of a task's
+    `validation` file, else those of its test file that its `limit` leaves out.
+    """
+
+    forgetting: float = Field(ge=0, lt=1)
+    items: int = Field(200, ge=1)
 
 
 class Span(NamedTuple):

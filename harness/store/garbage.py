@@ -10,7 +10,7 @@ that has been finished.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -84,8 +84,17 @@ def _wanted_rows(store: Store, wanted: References) -> set[str]:
     """Add to the rows that are referred to those that differ in who answered or how it was computed."""
     known = identities(store)
     asked = {_question(one) for one in known if one.digest in wanted.rows}
-    beside = {one.digest for one in known if one.weights_digest in wanted.weights and _question(one) in asked}
+    weights = wanted.weights | set(_points_of(store, wanted.fit_keys))
+    beside = {one.digest for one in known if one.weights_digest in weights and _question(one) in asked}
     return beside | wanted.rows
+
+
+def _points_of(store: Store, fit_keys: Iterable[str]) -> Iterator[str]:
+    """Yield the digests of the weights that are kept along trainings, by which a pruner ended some."""
+    for key in filter(is_bare_name, fit_keys):
+        for record in store.weights(key).glob("tracked/*/fit.json"):
+            with suppress(OSError, ValueError, KeyError):
+                yield json.loads(record.read_text("utf-8"))["digest"]
 
 
 def _question(one: RowsIdentity) -> tuple[str, ...]:

@@ -312,6 +312,33 @@ _TRAINING = Table(
     FROM stored.files WHERE kind = 'run' AND (record->>'$.training.wall_s') IS NOT NULL
     """,
 )
+_TRIALS = Table(
+    "trials",
+    "one trial of the sweep or search of one run",
+    (
+        _RUN_ID,
+        Column("trial", "BIGINT", "", "its place in the order in which they were tried, from 1"),
+        Column("params", "JSON", "", "the parameters that were tried"),
+        Column("validation", "DOUBLE", "the metric's", "its score on validation; NULL: it diverged"),
+        Column("forgetting", "DOUBLE", "share", "mean loss of capability on general items for validation"),
+        Column("pruned_at", "BIGINT", "", "the step at which a pruner ended it; NULL: it was trained whole"),
+        Column("chosen", "BOOLEAN", "", "whether the run's weights are its own"),
+        Column("wall_s", "DOUBLE", "s", "time of its training"),
+        Column("fit_key", "VARCHAR", "", "the folder of its weights, runs/weights/<fit_key>"),
+        Column("points", "JSON", "", "its scores at the tracked points, as pairs of step and score"),
+    ),
+    """
+    WITH swept AS (
+        SELECT record->>'run_id' AS run_id, unnest(from_json(record->'$.training.sweep', '["JSON"]')) AS one,
+            generate_subscripts(from_json(record->'$.training.sweep', '["JSON"]'), 1) AS trial
+        FROM stored.files WHERE kind = 'run' AND (record->'$.training.sweep') IS NOT NULL)
+    SELECT run_id, trial, one->'params' AS params, (one->>'validation')::DOUBLE AS validation,
+        (one->>'forgetting')::DOUBLE AS forgetting, (one->>'pruned_at')::BIGINT AS pruned_at,
+        (one->>'chosen')::BOOLEAN AS chosen, (one->>'wall_s')::DOUBLE AS wall_s,
+        nullif(one->>'fit_key', '') AS fit_key, one->'points' AS points
+    FROM swept
+    """,
+)
 _DECISION_INPUTS = Table(
     "decision_inputs",
     "what the last decision of an experiment knew of one run",
@@ -427,6 +454,7 @@ TABLES: tuple[Table, ...] = (
     _DELTAS,
     _VERDICTS,
     _TRAINING,
+    _TRIALS,
     _DECISION_INPUTS,
     _LINEAGE,
     _RATINGS,

@@ -6,7 +6,7 @@ what is evaluated later is what was saved.
 
 from harness.models.adapters import adapter_digest, model_digest
 from harness.models.deltas import delta_digest
-from harness.training.checkpoints import tracked_folders
+from harness.training.checkpoints import logged_until, tracked_folders
 from harness.training.context import (
     CHECKPOINTS,
     DIGESTS,
@@ -36,7 +36,7 @@ from harness.training.heads import (
     open_head,
     train_head,
 )
-from harness.training.job import FIT, Job, clean_up, code_of, run_job, threads_of, write_job
+from harness.training.job import FIT, Job, clean_up, code_of, remove_all_but, run_job, threads_of, write_job
 from harness.training.lora import (
     LoraParams,
     LowRankParams,
@@ -88,6 +88,7 @@ __all__ = [
     "head_digest",
     "labelled_texts",
     "leave_out",
+    "logged_until",
     "lora_config",
     "low_rank",
     "lower_rank",
@@ -96,6 +97,7 @@ __all__ = [
     "open_head",
     "preference",
     "preference_without_pairs",
+    "remove_all_but",
     "reward_problems",
     "rewards_of",
     "rows_of_each",

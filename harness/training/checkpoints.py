@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.training.context import DIGESTS
+from harness.records import Curve
+from harness.training.context import DIGESTS, TrainingPaused
 from harness.training.job import FIT
 from harness.training.processes import is_first, share_order, wait_for_all
 
@@ -44,6 +45,20 @@ def last_checkpoint(folder: Path) -> Checkpoint | None:
     """Find the latest whole checkpoint of a training; None where it has none."""
     whole = [made for path in folder.glob("checkpoint-*") if (made := _read(path))]
     return max(whole, key=lambda made: made.step, default=None)
+
+
+def logged_until(folder: Path, step: int) -> tuple[float | None, Curve, Curve]:
+    """Return the seconds of a training until its last checkpoint, and both losses as far as a step.
+
+    Nothing is known of one without a checkpoint.
+    """
+    last = last_checkpoint(folder)
+    if last is None:
+        return None, (), ()
+    history = json.loads((last.folder / "trainer_state.json").read_text())["log_history"]
+    known = [entry for entry in history if entry["step"] <= step]
+    losses = [tuple((e["step"], e[name]) for e in known if name in e) for name in ("loss", "eval_loss")]
+    return last.elapsed_s, losses[0], losses[1]
 
 
 def remove_incomplete(folder: Path) -> None:
@@ -131,6 +146,21 @@ def tracking_callback(
                     _keep(folder / f"{_STEP}{step}", kind, trained_on, lambda to: save(model, to))
 
     return Tracking()
+
+
+def pausing_callback(folder: Path, points: int) -> "TrainerCallback":
+    """Return a callback that stops a training once so many points of it are kept in a folder.
+
+    It stops before the next step, when the checkpoint of the last one is whole.
+    """
+    from transformers import TrainerCallback
+
+    class Pausing(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if len(tracked_folders(folder)) >= points:
+                raise TrainingPaused
+
+    return Pausing()
 
 
 def _keep(point: Path, kind: str, trained_on: str, save: Callable[[Path], None]) -> None:

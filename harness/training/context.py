@@ -51,7 +51,8 @@ class FitContext:
     training starts from, `merges` are those of the adapters to merge, `reward` is what its answers are
     rewarded by; `path` is where weights made elsewhere lie. `prepare` changes the loaded base before it is
     trained, for example by freezing a part of it. `regularize` are the regularisers of the training, and
-    `general` the rows that penalties read, by name. The weights of `track` checkpoints are kept.
+    `general` the rows that penalties read, by name. The weights of `track` checkpoints are kept; where
+    `pause_at` of them are, training stops for now.
     """
 
     source: ModelSource
@@ -71,6 +72,11 @@ class FitContext:
     general: Mapping[str, tuple[Example, ...]] = field(default_factory=dict)
     merges: tuple[Path, ...] = ()
     track: int = 0
+    pause_at: int = 0
+
+
+class TrainingPaused(Exception):
+    """A training that stopped at a tracked point, with a checkpoint to go on from."""
 
 
 class Weights(NamedTuple):

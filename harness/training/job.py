@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,13 +18,13 @@ from typing import Any
 from harness import plugins
 from harness.errors import HarnessError, Problem, UserError
 from harness.models import hardware
-from harness.models.hardware import Machine
+from harness.models.hardware import Load, Machine
 from harness.models.hub import ModelSource, has_tokenizer, load_tokenizer, weights_bytes
 from harness.progress import Advance
 from harness.provenance.code_versions import versions_of
 from harness.records import Example, canonical_json, load, without_defaults
 from harness.regularizers import prepare
-from harness.training.context import CHECKPOINTS, TRACKED, FitContext, Reward, Weights
+from harness.training.context import CHECKPOINTS, TRACKED, FitContext, Reward, TrainingPaused, Weights
 from harness.training.processes import is_first, join, process_count, wait_for_all
 
 JOB, ROWS, FIT, LOCK, LOG = "job.json", "rows.jsonl", "fit.json", ".lock", "worker.log"
@@ -42,7 +42,8 @@ class Job:
 
     The last `n_mixed` training rows are those that the regularisers of `regularize` mixed in. `threads` are
     those that torch computes with, 0 where it does not; `processes` share them and the rows. The weights of
-    `track` checkpoints are kept. `code` holds the versions of the code that the weights depend on.
+    `track` checkpoints are kept, and where `pause_at` of them are, training stops for now. `code` holds the
+    versions of the code that the weights depend on.
     """
 
     method: str
@@ -60,6 +61,7 @@ class Job:
     threads: int = 0
     processes: int = 1
     track: int = 0
+    pause_at: int = 0
     code: tuple[Any, ...]
 
 
@@ -124,6 +126,8 @@ def read_job(folder: Path) -> tuple[Job, dict[str, tuple[Example, ...]]]:
 def run_job(folder: Path, advance: Advance) -> None:
     """Make the weights of a job folder, from the last checkpoint where an earlier call was stopped.
 
+    A job that was to stop before its last step leaves no record of weights, and goes on when it is run again.
+
     Raises:
         UserError: there is no job in the folder, or it was written for other code, or for more processes.
         CandidateFailed: the weights cannot be made.
@@ -178,12 +182,19 @@ def _make(folder: Path, job: Job, rows: Mapping[str, tuple[Example, ...]], advan
         {n.removeprefix(_GENERAL): found for n, found in rows.items() if n.startswith(_GENERAL)},
         job.merges,
         job.track,
+        job.pause_at,
     )
     method = plugins.method(job.method)
     start, is_own_peak = hardware.load(), hardware.reset_peak() or job.machine.device == "cuda"
-    made = method.fit(context, method.params(**job.params))
-    if not is_first():
-        return
+    with suppress(TrainingPaused):
+        made = method.fit(context, method.params(**job.params))
+        if is_first():
+            _save_made(folder, job, made, start, is_own_peak=is_own_peak)
+
+
+def _save_made(folder: Path, job: Job, made: Weights, start: Load, *, is_own_peak: bool) -> None:
+    """Write the record of weights, by which they are complete."""
+    method = plugins.method(job.method)
     _save_template(job.source, folder / made.kind)
     spent, key = hardware.load().since(start), folder.name.removesuffix(".part")
     training = replace(

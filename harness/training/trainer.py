@@ -299,6 +299,8 @@ def track(trainer: "Trainer", context: FitContext, save_to: Path, save: Callable
         trainer.add_callback(
             checkpoints.tracking_callback(kept, context.track, save_to.name, base_digest, save)
         )
+        if context.pause_at:
+            trainer.add_callback(checkpoints.pausing_callback(kept, context.pause_at))
 
 
 def run(trainer: "Trainer", start: float) -> float:

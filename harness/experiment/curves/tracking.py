@@ -16,10 +16,10 @@ from harness.evaluation.judges.judging_stage import score_answered
 from harness.evaluation.rows.row_sets import RowSet, suite_set, target_sets, work_of
 from harness.evaluation.runner import fill, measure_control, open_weights
 from harness.evaluation.session import Measured, Session
+from harness.experiment.weights.capability_on_validation import capability_change
 from harness.experiment.weights.validation_score import mean_score
 from harness.gating import Measurement, measured_half
 from harness.gating.halves import cluster_name, split
-from harness.metrics import Metric
 from harness.plugins import methods
 from harness.records import SampleResult, TrackedPoint, digest
 from harness.spec import Recipe
@@ -144,19 +144,11 @@ def _measure(
     if not sampled:
         return TrackedPoint(step=step, target=target)
     pairs = zip(sampled, general, strict=True)
-    changes = [_change(one.measured.primary, one.base, _rows(session, of)) for one, of in pairs]
+    changes = [capability_change(one.measured.primary, one.base, _rows(session, of)) for one, of in pairs]
     mean = comparison.mean_change(changes)
     return TrackedPoint(
         step=step, target=target, capability=mean.score, low=mean.low, high=mean.high, n_general=mean.n
     )
-
-
-def _change(
-    metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResult]
-) -> comparison.Comparison:
-    """Compare a point with the base on a task's sampled items, as a share of the metric's range."""
-    found = comparison.compare_rows(metric, base, new, base_errors="bounds")
-    return comparison.rescale(found, metric.range.span)
 
 
 def _rows(session: Session, of: RowSet) -> list[SampleResult]:

@@ -22,8 +22,10 @@ from harness.evaluation.session import Measured, Session, join_items
 from harness.experiment.preparation.candidate_problems import refuse_weights
 from harness.experiment.preparation.judge_weights import with_judges
 from harness.experiment.preparation.scope import SMOKE_PAIRS, Scope, narrow, refuse_two_ways
+from harness.experiment.preparation.served_bases import as_served
 from harness.metrics import Metric, load_metrics
 from harness.models.chat_templates.base_templates import with_templates
+from harness.models.devices.placement import Room, free_room
 from harness.models.hardware import Machine, probe
 from harness.models.hub import ModelSource, expected_s, resolve, with_switches
 from harness.progress import Progress
@@ -32,22 +34,26 @@ from harness.store import Store
 
 
 def prepare_session(
-    loaded: Loaded, scope: Scope, progress: Progress, machine: Machine | None = None
+    loaded: Loaded,
+    scope: Scope,
+    progress: Progress,
+    machine: Machine | None = None,
+    room: Room | None = None,
 ) -> Session:
-    """Read all data, probe the machine unless that is given, find the base model.
+    """Read all data, probe the machine and its free memory unless they are given, find the base model.
 
     Raises:
         UserError: with the problems of all tasks at once, or two ways to ask fewer items are wanted.
     """
-    session = _without_judges(loaded, scope, progress, machine)
-    others = partial(_without_judges, scope=Scope(), progress=progress, machine=None)
+    session = _without_judges(loaded, scope, progress, machine, room)
+    others = partial(_without_judges, scope=Scope(), progress=progress, machine=None, room=None)
     session = with_judges(session, others)
     refuse_weights(session, loaded)
     return session
 
 
 def _without_judges(
-    loaded: Loaded, scope: Scope, progress: Progress, machine: Machine | None = None
+    loaded: Loaded, scope: Scope, progress: Progress, machine: Machine | None, room: Room | None
 ) -> Session:
     """Read all data, and find machine and bases; what judges score has no judges yet."""
     refuse_two_ways(scope)
@@ -77,6 +83,9 @@ def _without_judges(
     reached_gflops = _reached_gflops(at, experiment.name, source)
     wanted = experiment.device, experiment.precision
     machine = machine or probe(*wanted, renew=scope.renew_probe, reached_gflops=reached_gflops)
+    if machine.device == "cuda" and experiment.engine == "transformers":
+        sources = as_served(experiment, sources, machine, free_room(machine) if room is None else room)
+        source = sources[experiment.base_model]
     target, *others = tasks
     return Session(
         experiment,

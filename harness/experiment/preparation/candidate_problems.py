@@ -18,6 +18,7 @@ from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import tracking_problems
 from harness.experiment.preparation.base_fit import marker_problems, quantization_problems
 from harness.experiment.weights import proposals
+from harness.experiment.weights.capability_on_validation import constraint_problems
 from harness.experiment.weights.weights_folder import processes_of
 from harness.models import openai_api, vllm
 from harness.models.adapters import CONFIG
@@ -53,7 +54,7 @@ def refuse_weights(session: Session, loaded: Loaded) -> None:
         problems += _merge_problems(candidate)
         problems += regularization_problems(session, recipe)
         problems += [*tracking_problems(candidate), *proposals.problems(candidate)]
-        problems += _sharing_problems(session, candidate)
+        problems += [*constraint_problems(session, candidate), *_sharing_problems(session, candidate)]
     problems += [*_missing_gpus(session), *engine_problems(session, selected, needed)]
     problems += endpoint_problems(session, {name: loaded.places[name] for name in selected})
     if problems:

@@ -128,7 +128,9 @@ def _with_points(
     """Return a finished run with the points along its training and the trials that one made before lacks."""
     wanted = tracked_weights(candidate, weights)
     is_tracked = not wanted or len(wanted) == len(done.training.tracked)
-    trials, known = ([t.params for t in of.sweep] for of in (weights.training, done.training))
+    trials, known = (
+        [(t.params, t.pruned_at, t.forgetting) for t in of.sweep] for of in (weights.training, done.training)
+    )
     if is_tracked and trials == known:
         return done
     tracked = _points(session, candidate, seed, weights)

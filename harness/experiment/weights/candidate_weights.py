@@ -3,10 +3,11 @@
 Invariant: whatever weights start from or are selected among is made first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from harness.errors import CandidateFailed, Diverged
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, read_weights
 from harness.evaluation.session import Session
 from harness.experiment.weights import proposals
+from harness.experiment.weights.capability_on_validation import forgetting_on_validation
+from harness.experiment.weights.pruned_trials import Watched, train_until_pruned
 from harness.experiment.weights.regularizer_rows import find_mixed_rows, find_penalty_rows
 from harness.experiment.weights.training_fit import fit
 from harness.experiment.weights.validation_score import score_on_validation
@@ -47,7 +50,16 @@ def _weights(session: Session, candidate: ResolvedCandidate, seed: int, *, make:
     return _single(session, candidate, seed, make=make)
 
 
-def _single(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:
+class _Begun(NamedTuple):
+    """Weights that others start from, are rewarded by or merge, and the folder that these get."""
+
+    init: Weights | None
+    reward: Weights | None
+    merges: Sequence[Weights]
+    folder: Path
+
+
+def _begin(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> _Begun | None:
     init, reward = (
         _weights(session, one, seed, make=make) if one else None for one in (candidate.init, candidate.reward)
     )
@@ -58,23 +70,29 @@ def _single(session: Session, candidate: ResolvedCandidate, seed: int, *, make: 
     if len(merges) < len(merged):
         return None
     _refuse_other_kind(candidate, init, merges)
-    folder = folder_of(session, candidate, seed, init, reward, merges)
-    found = read_weights(candidate, folder)
+    return _Begun(init, reward, merges, folder_of(session, candidate, seed, init, reward, merges))
+
+
+def _single(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:
+    begun = _begin(session, candidate, seed, make=make)
+    if begun is None:
+        return None
+    found = read_weights(candidate, begun.folder)
     if found is None and make:
-        with session.claim(folder.name):
-            found = read_weights(candidate, folder)
+        with session.claim(begun.folder.name):
+            found = read_weights(candidate, begun.folder)
             if found is None:
-                _fit_anew(session, candidate, seed, folder, init, reward, merges)
-                found = read_weights(candidate, folder)
-    known = [weights for weights in (init, reward, *merges) if weights]
+                _fit_anew(session, candidate, seed, begun)
+                found = read_weights(candidate, begun.folder)
+    known = [weights for weights in (begun.init, begun.reward, *begun.merges) if weights]
     if found is None:
         return None
     if not known:
         return _with_choosers(session, candidate, seed, found, make=make)
     before_s = round(sum(weights.training.total_s for weights in known), 3)
     began_with = replace(found.training, init_wall_s=before_s, stands_on=stands_on(*known))
-    if reward:
-        began_with = replace(began_with, reward_model_accuracy=_last(reward.training.heldout_accuracy))
+    if begun.reward:
+        began_with = replace(began_with, reward_model_accuracy=_last(begun.reward.training.heldout_accuracy))
     return _with_choosers(session, candidate, seed, found._replace(training=began_with), make=make)
 
 
@@ -111,19 +129,17 @@ def _refuse_other_kind(candidate: ResolvedCandidate, init: Weights | None, merge
 
 
 def _fit_anew(
-    session: Session,
-    candidate: ResolvedCandidate,
-    seed: int,
-    folder: Path,
-    init: Weights | None,
-    reward: Weights | None,
-    merges: Sequence[Weights],
+    session: Session, candidate: ResolvedCandidate, seed: int, begun: _Begun, pause_at: int = 0
 ) -> None:
-    """Make weights that are not there, on the rows of the target and those of the regularisers."""
+    """Make weights that are not there, on the rows of the target and those of the regularisers.
+
+    With `pause_at` only until so many points along the training are kept.
+    """
     general, mixed = find_penalty_rows(session, candidate, seed), find_mixed_rows(session, candidate, seed)
     if session.experiment.engine == "vllm" or session.machine.device == "cuda":
         session.unload()  # training has a base of its own, and a GPU rarely room for two
-    fit(session, candidate, seed, folder, init, mixed, reward, general, merges)
+    made_of = (begun.init, mixed, begun.reward, general, begun.merges)
+    fit(session, candidate, seed, begun.folder, *made_of, pause_at)
 
 
 def stands_on(*weights: Weights) -> dict[str, str]:
@@ -142,7 +158,7 @@ def _last(curve: Curve) -> float | None:
 def _tuned(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:
     """Return the weights of the trial of a sweep or search that is best on validation with the first seed.
 
-    Every trial has the same budget; those that lose stay in the store.
+    Every trial has the same budget, unless it is pruned; those that lose stay in the store.
 
     Raises:
         Diverged: every trial did.
@@ -151,20 +167,20 @@ def _tuned(session: Session, candidate: ResolvedCandidate, seed: int, *, make: b
     kept: list[Weights] = []
     first, sign = session.experiment.seeds[0], session.target.primary.unit.sign
     points = proposals.proposals(candidate, first, sign)
-    point = next(points, None)
-    while point is not None:
-        trial, found = _try(session, candidate.at(point), point, make=make)
+    proposal = next(points, None)
+    while proposal is not None:
+        trial, found = _try(session, candidate, proposal, make=make)
         if trial is None:
             return None
         is_again = any(trial.params == before.params for before in tried)  # its training is counted once
         tried.append(replace(trial, wall_s=0.0) if is_again else trial)
         kept += [found] if found else []
         try:
-            point = points.send(trial)
+            proposal = points.send(trial)
         except StopIteration:
-            point = None
-    best = max(tried, key=lambda trial: _rank(trial, sign))
-    if best.validation is None:
+            proposal = None
+    best = max(tried, key=partial(_rank, sign=sign))
+    if best.validation is None or best.is_pruned:
         raise Diverged("the training loss is not a number in any trial", "lower learning rates to try")
     found = _single(session, candidate.at(best.params), seed, make=make)
     if found is None:
@@ -174,42 +190,87 @@ def _tuned(session: Session, candidate: ResolvedCandidate, seed: int, *, make: b
         found.training,
         wall_s=round(sum(t.wall_s for t in tried) + again, 3),
         sweep=tuple(replace(t, chosen=t is best) for t in tried),
-        searched_by=proposals.searcher() if candidate.source.search else "",
+        searched_by=proposals.searcher(candidate.source) if candidate.source.search else "",
         stands_on=stands_on(*kept),
     )
     return found._replace(training=training)
 
 
 def _try(
-    session: Session, trial: ResolvedCandidate, point: dict[str, Any], *, make: bool
+    session: Session, candidate: ResolvedCandidate, proposal: proposals.Proposal, *, make: bool
 ) -> tuple[Trial | None, Weights | None]:
     """Train at one point and score on validation; no trial where something of it is missing."""
+    trial, watched = candidate.at(proposal.params), Watched()
     try:
-        found = _single(session, trial, session.experiment.seeds[0], make=make)
+        if proposal.should_prune:
+            seen = _watch(session, trial, proposal.should_prune, make=make)
+            if seen is None:
+                return None, None
+            watched = seen
+        found = watched.pruned or _single(session, trial, session.experiment.seeds[0], make=make)
     except Diverged:
-        return Trial(params=point, validation=None), None
-    score = None if found is None else score_on_validation(session, trial, found, make=make)
-    if found is None or score is None:
+        return Trial(params=proposal.params, validation=None), None
+    if found is None:
         return None, None
+    forgetting, bound = None, candidate.source.subject_to
+    if watched.pruned:
+        score = watched.scores[-1][1]
+    else:
+        score = score_on_validation(session, trial, found, make=make)
+        if bound and score is not None:
+            forgetting = forgetting_on_validation(session, trial, found, bound, make=make)
+        if score is None or (bound and forgetting is None):
+            return None, None
     of = found.training
     made = Trial(
-        params=point,
+        params=proposal.params,
         validation=score,
         best_validation_loss=of.best_validation_loss,
         wall_s=of.wall_s or 0.0,
         loss=of.loss,
         validation_loss=of.validation_loss,
+        points=watched.scores,
+        pruned_at=of.n_steps if watched.pruned else None,
+        forgetting=forgetting,
+        most_forgetting=bound.forgetting if bound else None,
+        fit_key=of.fit_key,
     )
     return made, found
 
 
+def _watch(
+    session: Session, trial: ResolvedCandidate, should_prune: Callable[[int, float], bool], *, make: bool
+) -> Watched | None:
+    """Train a trial from one tracked point to the next, as long as it is not pruned."""
+    seed = session.experiment.seeds[0]
+    begun = _begin(session, trial, seed, make=make)
+    if begun is None:
+        return None
+
+    def train(n_points: int) -> None:
+        with session.claim(begun.folder.name):
+            if read_weights(trial, begun.folder) is None:
+                _fit_anew(session, trial, seed, begun, n_points)
+
+    return train_until_pruned(session, trial, begun.folder, train, should_prune, make=make)
+
+
 def make_trial(session: Session, candidate: ResolvedCandidate, place: int) -> Weights | None:
     """Make and validate the trial at one point of its sweep; None where it diverged, as is noted."""
-    point = candidate.points[place]
-    return _try(session, candidate.at(point), point, make=True)[1]
+    return _try(session, candidate, proposals.Proposal(candidate.points[place]), make=True)[1]
 
 
-def _rank(trial: Trial, sign: int) -> tuple[float, float]:
-    """Order trials by their validation score; of equal ones the lower validation loss is the better."""
-    score, loss = trial.validation, trial.best_validation_loss
-    return -np.inf if score is None else sign * score, -np.inf if loss is None else -loss
+def _rank(trial: Trial, sign: int) -> tuple[bool, bool, float, float]:
+    """Order trials by their validation score; of equal ones the lower validation loss is the better.
+
+    Those that were trained whole come first, and of them those that forgot no more than they may; where all
+    of them forgot more, the one that forgot least is the best.
+    """
+    score, loss, forgetting = trial.validation, trial.best_validation_loss, trial.forgetting
+    most = trial.most_forgetting
+    keeps = most is None or forgetting is None or forgetting <= most
+    value = -np.inf if score is None else sign * score
+    if not keeps and forgetting is not None:
+        value = -forgetting
+    is_whole = score is not None and not trial.is_pruned
+    return is_whole, keeps, value, -np.inf if loss is None else -loss

@@ -2,65 +2,133 @@
 
 Invariant: a proposal depends on the space, the seed and what was found of those before it. So a search that
 was ended comes by the same points again, whose weights and answers are stored, and goes on after them;
-more trials go on with those there are.
+more trials go on with those there are. Trials that are pruned leave room for others: a search trains as much
+as so many whole trials would, whatever it trains and however many it prunes.
 Source: the tree-structured Parzen estimator of Bergstra et al. 2011, *Algorithms for Hyper-Parameter
-Optimization*, as Optuna has it (Akiba et al. 2019, arXiv:1907.10902).
+Optimization*, and the pruners of Optuna (Akiba et al. 2019, arXiv:1907.10902).
 """
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import Problem
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.records import Trial
-from harness.spec import is_span, span_of
+from harness.spec import Recipe, is_span, span_of
 
 if TYPE_CHECKING:
+    import optuna
     from optuna.distributions import BaseDistribution
+    from optuna.pruners import BasePruner
 
 _RANDOM = 5  # first trials; each is a training, so half of what Optuna does
 _DIGITS = 3  # of a proposed number, so that it can be read and written again
 
-Proposals = Generator[dict[str, Any], Trial, None]
+
+class Proposal(NamedTuple):
+    """A point to try; `should_prune` is told its score at the n-th tracked point."""
+
+    params: dict[str, Any]
+    should_prune: Callable[[int, float], bool] | None = None
+
+
+Proposals = Generator[Proposal, Trial, None]
 
 
 def proposals(candidate: ResolvedCandidate, seed: int, sign: int) -> Proposals:
     """Yield the points to try; each is sent what was found of it. `sign` is −1 where lower is better."""
     if candidate.source.search:
-        yield from _search(candidate.source.search, candidate.source.trials, seed, sign)
+        yield from _search(candidate.source, seed, sign)
         return
     for point in candidate.points:
-        _ = yield point  # what was found of it changes nothing
+        _ = yield Proposal(point)  # what was found of it changes nothing
 
 
-def searcher() -> str:
-    """Name what proposes the points of a search."""
-    return f"TPE of Optuna {version('optuna')}"
+def searcher(source: Recipe) -> str:
+    """Name what proposes the points of a search, and what prunes them."""
+    pruned = "".join(f", pruned by its {_pruner_class(name).__name__}" for name in source.prune)
+    return f"TPE of Optuna {version('optuna')}{pruned}"
 
 
 def problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield that nothing is there to search with."""
-    if candidate.source.search and find_spec("optuna") is None:
+    """Yield that nothing is there to search with, or that its pruner takes no such parameters."""
+    source = candidate.source
+    if source.search and find_spec("optuna") is None:
         step = "pip install 'harness-evals[search]', or sweep: a few values"
         yield Problem(f"candidate {candidate.name}", "search, and no package optuna", "Optuna", step)
+    elif source.prune:
+        try:
+            _pruner(source)
+        except (TypeError, ValueError) as error:
+            ((name, given),) = source.prune.items()
+            found = f"prune: {{{name}: {given}}} ({str(error).partition('__init__() ')[2] or error})"
+            expected = f"parameters of Optuna's {_pruner_class(name).__name__}"
+            yield Problem(f"candidate {candidate.name}", found, expected, "see optuna.readthedocs.io")
 
 
-def _search(space: Mapping[str, Sequence[Any]], n: int, seed: int, sign: int) -> Proposals:
+def _search(source: Recipe, seed: int, sign: int) -> Proposals:
     import optuna
-    from optuna.trial import TrialState
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_RANDOM)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
-    for _ in range(n):
-        asked = study.ask({name: _distribution(values) for name, values in space.items()})
-        found = yield {name: _value(space[name], asked.params[name]) for name in space}
-        if found.validation is None:
-            study.tell(asked, state=TrialState.FAIL)
-        else:
-            study.tell(asked, sign * found.validation)
+    # The name decides Hyperband's brackets, and would be drawn.
+    study = optuna.create_study(
+        study_name="search", direction="maximize", sampler=sampler, pruner=_pruner(source)
+    )
+    n_points = source.track.points if source.prune and source.track else 1
+    left = source.trials * n_points
+    while left >= n_points:
+        asked = study.ask({name: _distribution(values) for name, values in source.search.items()})
+        point = {name: _value(values, asked.params[name]) for name, values in source.search.items()}
+        found = yield Proposal(point, partial(_should_prune, asked, sign) if source.prune else None)
+        left -= len(found.points) if found.is_pruned else n_points
+        _tell(study, asked, found, sign)
+
+
+def _tell(study: "optuna.Study", asked: "optuna.Trial", found: Trial, sign: int) -> None:
+    from optuna.trial import TrialState
+
+    if found.forgetting is not None and found.most_forgetting is not None:
+        asked.set_constraint("forgetting", found.forgetting - found.most_forgetting)
+    if found.is_pruned:
+        study.tell(asked, state=TrialState.PRUNED)
+    elif found.validation is None:
+        study.tell(asked, state=TrialState.FAIL)
+    else:
+        study.tell(asked, sign * found.validation)
+
+
+def _should_prune(asked: "optuna.Trial", sign: int, place: int, score: float) -> bool:
+    asked.report(sign * score, place)
+    return bool(asked.should_prune())
+
+
+def _pruner_class(name: str) -> "type[BasePruner]":
+    from optuna import pruners
+
+    found: type[BasePruner] = getattr(pruners, f"{name.title().replace('_', '')}Pruner")
+    return found
+
+
+def _pruner(source: Recipe) -> "BasePruner":
+    """Build the pruner of a search, its resource being tracked points; without one none prunes.
+
+    Raises:
+        TypeError, ValueError: it takes no such parameters.
+    """
+    import optuna
+
+    if not source.prune or not source.track:
+        return optuna.pruners.NopPruner()
+    ((name, given),) = source.prune.items()
+    resource = {
+        "successive_halving": {"min_resource": 1},
+        "hyperband": {"min_resource": 1, "max_resource": source.track.points},
+    }
+    return _pruner_class(name)(**{**resource.get(name, {}), **given})
 
 
 def _distribution(values: Sequence[Any]) -> "BaseDistribution":

@@ -15,6 +15,7 @@ from harness.evaluation.candidates import DIVERGED, ResolvedCandidate, refuse_da
 from harness.evaluation.regularization import regularization_work
 from harness.evaluation.rows.row_sets import prompting_step
 from harness.evaluation.session import Session
+from harness.experiment.weights.pruned_trials import unset_pruned
 from harness.experiment.weights.weights_folder import processes_of
 from harness.models.hardware import MOST_WAITED
 from harness.models.hub import ModelSource
@@ -37,8 +38,11 @@ def fit(
     reward: Weights | None = None,
     general: Mapping[str, Sequence[Example]] | None = None,
     merges: Sequence[Weights] = (),
+    pause_at: int = 0,
 ) -> None:
     """Make weights in a folder of another name, which gets its own when they are complete.
+
+    Where `pause_at` points of the training are kept it stops for now, and the folder stays as it is.
 
     `mixed` rows stand beside the training rows, asked as they are; penalties read `general` ones.
     Whatever ends a training, the next call goes on from its checkpoints; they are deleted when the weights
@@ -52,6 +56,7 @@ def fit(
     source, method, part = candidate.source, candidate.method, folder.with_name(folder.name + ".part")
     processes = processes_of(session, source)
     own_process = method.trains and (processes > 1 or session.experiment.training.process == "own")
+    unset_pruned(folder, part)
     work, is_resumed = fit_work(session, source, seed), part.exists()
     expected_s = session.seconds(work, candidate.trained_base)
     shared = f", {processes} processes" if processes > 1 else ""
@@ -62,7 +67,7 @@ def fit(
                 clear_errors(session.store, str(part), AGAIN),
                 session.progress.stage(what, expected_s) as advance,
             ):
-                _write_job(session, candidate, seed, part, init, mixed, reward, general, merges)
+                _write_job(session, candidate, seed, part, init, mixed, reward, general, merges, pause_at)
                 if processes > 1:
                     write_launch(part, session.experiment.training.accelerate, session.machine.device)
                 (launch if own_process else run_job)(part, advance)
@@ -73,6 +78,8 @@ def fit(
     except Exception:
         clean_up(part, complete=False)
         raise
+    if not (part / FIT).exists():
+        return
     if method.trains and processes == 1 and not (is_resumed or session.is_worker):
         _learn_pace(session, work, part, candidate.trained_base)
     clean_up(part, complete=True)
@@ -102,6 +109,7 @@ def _write_job(
     reward: Weights | None,
     general: Mapping[str, Sequence[Example]] | None,
     merges: Sequence[Weights],
+    pause_at: int,
 ) -> None:
     source, step = candidate.source, prompting_step(session, candidate.source, seed)
     items = training_data(session, source).items
@@ -121,6 +129,7 @@ def _write_job(
         threads=threads_of(source.method),
         processes=processes_of(session, source),
         track=source.track.points if source.track else 0,
+        pause_at=pause_at,
         code=code_of(source.method, source.regularize),
     )
     write_job(

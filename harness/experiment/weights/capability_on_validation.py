@@ -1,0 +1,141 @@
+"""Forgetting on general items for validation: the mean loss of capability against the base, on no test item.
+
+Invariant: no item, question or cluster of a test of a suite is among them, so the gate judges on items that
+nothing was chosen by. Which ones are asked depends on the files, the limits and the experiment's seed alone.
+
+    runs/weights/<key>/forgetting.json      by digest of the answers it was computed of: what weights forgot
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from harness import comparison, gating, store
+from harness.data import load_task, task_version
+from harness.data.contamination import key as question_of
+from harness.errors import CandidateFailed, Problem
+from harness.evaluation.candidates import ResolvedCandidate, base_weights
+from harness.evaluation.judges.judging_stage import score_answered
+from harness.evaluation.rows.row_sets import RowSet, suite_set
+from harness.evaluation.runner import fill, measure_control, open_weights
+from harness.evaluation.session import Measured, Session
+from harness.gating import Measurement
+from harness.metrics import Metric
+from harness.records import Example, SampleResult, digest
+from harness.spec import SubjectTo
+from harness.store.layout import write_whole
+from harness.training import Weights
+
+_KEPT = "forgetting.json"
+
+
+def constraint_problems(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield that there are no items to measure forgetting on."""
+    bound = candidate.recipe.subject_to
+    if bound and not general_items(session, bound.items):
+        found = "subject_to: {forgetting: …}, and no general item that no test asks"
+        expected = "items of the capability suites for validation"
+        step = "data: {validation: FILE} at a task of a capability suite, or a limit below its items"
+        yield Problem(f"candidate {candidate.name}", found, expected, step)
+
+
+def forgetting_on_validation(
+    session: Session, trial: ResolvedCandidate, weights: Weights, bound: SubjectTo, *, make: bool
+) -> float | None:
+    """Return by how much weights are worse than their base; None where answers are missing.
+
+    Raises:
+        CandidateFailed: no task counts on these items.
+    """
+    assert weights.folder
+    asked, kept = general_items(session, bound.items), weights.folder / _KEPT
+    arms = [[suite_set(session, of, m) for m in asked] for of in (base_weights(trial.base), weights)]
+    key = digest([rows.identity.digest for arm in arms for rows in arm])
+    known: dict[str, float] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+    if key not in known:
+        if not make:
+            return None
+        for of, sets in zip((base_weights(trial.base), weights), arms, strict=True):
+            _answer(session, trial, of, sets)
+        known[key] = _forgetting(session, asked, arms)
+        write_whole(session.store, kept, json.dumps(known))
+    return known[key]
+
+
+def _forgetting(session: Session, asked: Sequence[Measured], arms: Sequence[Sequence[RowSet]]) -> float:
+    """Return the mean loss over the tasks that count, by what the base scores on these items.
+
+    Raises:
+        CandidateFailed: none counts.
+    """
+    pairs = [[_rows(session, rows) for rows in pair] for pair in zip(*arms, strict=True)]
+    alike = [
+        Measurement(m.task, m.role, m.suite, m.metrics, base, base)
+        for m, (base, _) in zip(asked, pairs, strict=True)
+    ]
+    counting = gating.admitted_tasks(alike, session.experiment.seeds[0])
+    changes = [
+        capability_change(m.primary, base, new)
+        for m, (base, new) in zip(asked, pairs, strict=True)
+        if m.task.name in counting
+    ]
+    if not changes:
+        n = sum(m.size("test") for m in asked)
+        found = f"subject_to: of {n} general items for validation no task shows what the base can lose"
+        raise CandidateFailed(found, "more items for validation, or tasks that the base is better at")
+    return -comparison.mean_change(changes).score
+
+
+def _rows(session: Session, of: RowSet) -> list[SampleResult]:
+    return store.read_rows(session.store, of.identity.digest, len(of.ids))
+
+
+def _answer(session: Session, trial: ResolvedCandidate, weights: Weights, sets: Sequence[RowSet]) -> None:
+    if lacking := score_answered(session, sets):
+        is_base = weights.digest == trial.base.weights_digest
+        beside = "" if is_base else measure_control(session, trial.base, weights)
+        with open_weights(session, weights) as model:
+            fill(session, model, lacking, "general items for validation", control=beside)
+        score_answered(session, lacking)
+
+
+def capability_change(
+    metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResult]
+) -> comparison.Comparison:
+    """Compare weights with their base on items of a task, as a share of the metric's range."""
+    found = comparison.compare_rows(metric, base, new, base_errors="bounds")
+    return comparison.rescale(found, metric.range.span)
+
+
+def general_items(session: Session, n_items: int) -> list[Measured]:
+    """Return the capability tasks with as many items for validation, evenly over those that have some."""
+    whole = [m for m in session.suites if not m.task.lm_eval]
+    seed = session.experiment.seeds[0]
+    tests = {m.task.name: load_task(m.task, seed).test for m in whole}
+    clusters = {e.cluster for of in tests.values() for e in of if e.cluster != e.id}
+    questions = {question_of(e) for of in tests.values() for e in of}
+    ids = {name: {e.id for e in of} for name, of in tests.items()}
+    spare: Mapping[str, list[Example]] = {
+        m.task.name: [
+            row.example
+            for split in ("validation", "test")
+            for row in m.items.evaluated.get(split, ())
+            if row.example.id not in ids[m.task.name]
+            and row.example.cluster not in clusters
+            and question_of(row.example) not in questions
+        ]
+        for m in whole
+        if m.role == "capability"
+    }
+    having = [m for m in whole if spare.get(m.task.name)]
+    each = -(-n_items // max(1, len(having)))
+    return [_of_items(m, spare[m.task.name], each, seed) for m in having]
+
+
+def _of_items(m: Measured, spare: Sequence[Example], n: int, seed: int) -> Measured:
+    """Return a task that asks some of the items for validation alone; its version names them."""
+    own = [e for e in spare if e.id in {row.example.id for row in m.items.evaluated.get("validation", ())}]
+    drawn = sorted(own or spare, key=lambda e: (digest([seed, e.cluster]), e.id))[:n]
+    items = replace(m.items, test=tuple(sorted(drawn, key=lambda e: e.id)))
+    versions = {**m.versions, "test": task_version(m.task, items, "test")}
+    return m._replace(items=items, versions=versions, weights=None)

@@ -1,0 +1,102 @@
+"""Trials that a pruner may end early: trained from one tracked point to the next, and scored at each.
+
+Invariant: what a trial scored at its points is stored like any other answers, so a pruner that is asked
+again ends the same trials at the same points, and trains none of them again. A pruned trial keeps the weights
+of its points and no checkpoint; whoever wants it whole trains it from its beginning.
+
+    runs/weights/<key>/pruned.json      beside the points: the digest of the last one, and what was logged
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from harness.evaluation.candidates import ResolvedCandidate, read_weights
+from harness.evaluation.session import Session
+from harness.experiment.weights.validation_score import score_on_validation
+from harness.records import Curve, TrainingRecord, training_record
+from harness.store.layout import write_whole
+from harness.training import CHECKPOINTS, TRACKED, Weights, logged_until, remove_all_but, tracked_folders
+
+PRUNED = "pruned.json"
+
+
+class Watched(NamedTuple):
+    """Scores of a trial at its points, by step; its last weights with their record where it was pruned."""
+
+    scores: Curve = ()
+    pruned: Weights | None = None
+
+
+def train_until_pruned(
+    session: Session,
+    trial: ResolvedCandidate,
+    folder: Path,
+    train: Callable[[int], None],
+    should_prune: Callable[[int, float], bool],
+    *,
+    make: bool,
+) -> Watched | None:
+    """Train a trial as far as its pruner lets it, and score it at each point on validation.
+
+    `train(n)` trains until `n` points are kept, with 0 to the end; `should_prune` is told the number of a
+    point and its score. Without `make`, None where something is missing.
+    """
+    assert trial.source.track
+    scores: list[tuple[float, float | None]] = []
+    n_points = trial.source.track.points
+    for place in range(1, n_points + 1):
+        kept = kept_points(trial, folder)
+        if len(kept) < place and read_weights(trial, folder) is None:
+            if not make:
+                return None
+            train(place if place < n_points else 0)
+            kept = kept_points(trial, folder)
+        if len(kept) < place:  # it has fewer checkpoints than points were asked for
+            break
+        step, weights = list(kept.items())[place - 1]
+        score = score_on_validation(session, trial, weights, make=make)
+        if score is None:
+            return None
+        scores.append((step, score))
+        if should_prune(place, score) and place < n_points:
+            return Watched(tuple(scores), _set_pruned(session, folder, step, weights))
+    return Watched(tuple(scores))
+
+
+def kept_points(trial: ResolvedCandidate, folder: Path) -> dict[int, Weights]:
+    """Read the weights at the points of a training, by step, whether it is finished, pruned or under way."""
+    at = folder if folder.exists() else _part(folder)
+    found = {step: read_weights(trial, point) for step, point in tracked_folders(at / TRACKED).items()}
+    return {step: weights for step, weights in found.items() if weights}
+
+
+def unset_pruned(folder: Path, part: Path) -> None:
+    """Let a trial that was pruned be trained again, whole."""
+    if (folder / PRUNED).exists():
+        (folder / PRUNED).unlink()
+        folder.rename(part)
+
+
+def _set_pruned(session: Session, folder: Path, step: int, weights: Weights) -> Weights:
+    """Give the folder of a trial its name with what it has, and return its last weights with their record."""
+    part = _part(folder)
+    if part.exists() and not (part / PRUNED).exists():
+        elapsed_s, loss, validation_loss = logged_until(part / CHECKPOINTS, step)
+        logged = TrainingRecord(
+            wall_s=elapsed_s, n_steps=step, loss=loss, validation_loss=validation_loss, fit_key=folder.name
+        )
+        content = json.dumps({"digest": weights.digest, "training": logged.stored()})
+        write_whole(session.store, part / PRUNED, content)
+    if part.exists():
+        remove_all_but(part, (TRACKED, PRUNED))
+        part.rename(folder)
+    known = TrainingRecord(n_steps=step, fit_key=folder.name)
+    if (folder / PRUNED).exists():
+        known = training_record(json.loads((folder / PRUNED).read_text("utf-8"))["training"])
+    return weights._replace(training=known)
+
+
+def _part(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.part")

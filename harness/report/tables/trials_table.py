@@ -1,0 +1,70 @@
+"""Table of the trials of a sweep or search: what each tried and found, which was pruned or chosen."""
+
+from collections.abc import Sequence
+
+from harness.formatting import UNKNOWN, Unit, count, percent, plain, score, seconds
+from harness.records import Trial
+
+
+def trial_columns(trials: Sequence[Trial], metric: str) -> list[str]:
+    """Name the columns: the parameters that were tried, then what is known of any trial."""
+    if not trials:
+        return []
+    steps = ["steps"] if any(trial.points for trial in trials) else []
+    forgetting = ["forgetting on validation, %"] if _is_bound(trials) else []
+    return [*trials[0].params, *steps, f"validation {metric}", *forgetting, "time", "weights", ""]
+
+
+def trial_rows(trials: Sequence[Trial], unit: Unit) -> list[list[str]]:
+    """List one row a trial, in the order in which they were tried."""
+    return [
+        [
+            *map(str, trial.params.values()),
+            *([_steps(trial)] if any(one.points for one in trials) else []),
+            "diverged" if trial.validation is None else score(unit, trial.validation),
+            *(
+                [UNKNOWN if trial.forgetting is None else percent(trial.forgetting)]
+                if _is_bound(trials)
+                else []
+            ),
+            seconds(trial.wall_s) if trial.wall_s else UNKNOWN,
+            trial.fit_key or UNKNOWN,
+            _outcome(trial),
+        ]
+        for trial in trials
+    ]
+
+
+def trials_text(trials: Sequence[Trial], searched_by: str) -> str:
+    """Say how many trials there were, who proposed them, how much they trained, and what bound the choice."""
+    by = f", proposed by {searched_by}" if searched_by else ""
+    said = [f"{count(len(trials))} trials on validation rows{by}."] if searched_by else []
+    if any(trial.is_pruned for trial in trials):
+        whole = max(len(trial.points) for trial in trials)
+        spent = sum((len(trial.points) or whole) / whole for trial in trials)
+        said.append(f"Pruned ones included, as much was trained as {plain(spent)} whole trials take.")
+    if most := max((t.most_forgetting for t in trials if t.most_forgetting is not None), default=None):
+        said.append(_constraint_text(trials, most))
+    return " ".join(said)
+
+
+def _constraint_text(trials: Sequence[Trial], most: float) -> str:
+    bound = f"{percent(most)} % on general items for validation"
+    keeping = any(t.forgetting is not None and t.forgetting <= most for t in trials)
+    if keeping:
+        return f"The best was chosen among those that forgot at most {bound}."
+    return f"The one that forgot least was chosen, as all forgot more than {bound}."
+
+
+def _is_bound(trials: Sequence[Trial]) -> bool:
+    return any(trial.forgetting is not None for trial in trials)
+
+
+def _steps(trial: Trial) -> str:
+    return count(trial.points[-1][0]) if trial.points else UNKNOWN
+
+
+def _outcome(trial: Trial) -> str:
+    if trial.is_pruned:
+        return f"pruned at step {count(trial.pruned_at)}"
+    return "chosen" if trial.chosen else ""

@@ -1,0 +1,154 @@
+"""A base larger than one device is spread by need, answers the same, and is measured as it is served."""
+
+import pytest
+import tiny_experiment
+import tiny_methods
+
+from harness import config
+from harness.errors import CandidateFailed, UserError
+from harness.experiment import Scope, prepare_session
+from harness.experiment.preparation import served_bases
+from harness.models import hub, memory
+from harness.models.devices.placement import Placement, is_spread, place
+from harness.models.hf import ANSWERING, ModelHost
+from harness.models.hub import quantize, resolve
+from harness.progress import Silent
+from harness.records import Limits
+
+CPU = tiny_methods.CPU
+GPU = CPU._replace(device="cuda", precision="bf16")
+GB = 10**9
+PAIRS = [((5, 6, 7, 8), (9, 10)), ((5, 6, 7, 8), (11, 12, 13)), ((5, 6), (7,))]
+PROMPTS = [(5, 6, 7), (8, 9)]
+
+
+@pytest.fixture(scope="module")
+def source(tiny):
+    return resolve(str(tiny))
+
+
+@pytest.fixture(scope="module")
+def large(source):
+    """Say of the tiny model that it has the parameters of one of 70B."""
+    return source._replace(n_parameters=70 * GB)
+
+
+def halves(source):
+    """Return so little main memory that three quarters of the weights have room beside the keys."""
+    keys = memory.kv_cache_bytes(hub.shape(source), ANSWERING["cpu"].tokens, "fp32")
+    return {"cpu": int(keys + 0.75 * 4 * source.n_parameters / 0.9)}
+
+
+# The plan, from sizes alone
+
+
+def test_what_fits_its_device_stays_there(source, large):
+    assert place(source, CPU, 100, {"cpu": GB}) == Placement(None)
+    assert place(source, GPU, 100, {0: GB, "cpu": GB}) == Placement({"": "cuda"})
+    assert place(large, GPU, 0, {0: 141 * GB, "cpu": GB}) == Placement({"": "cuda"})
+
+
+def test_a_base_larger_than_a_gpu_is_spread_over_all_then_main_memory(large):
+    plan = place(large, GPU, 0, {0: 80 * GB, 1: 80 * GB, "cpu": 100 * GB})
+    assert plan == Placement("auto", {0: 80 * GB, 1: 80 * GB, "cpu": 90 * GB})
+
+
+def test_each_gpu_leaves_room_for_the_keys_of_its_layers(large, source):
+    tokens = 1_000_000
+    keys = memory.kv_cache_bytes(hub.shape(source), tokens, "bf16")
+    plan = place(large, GPU, tokens, {0: 80 * GB, 1: 80 * GB, "cpu": 0})
+    assert plan.max_memory[0] == plan.max_memory[1] == int(80 * GB - keys / 2)
+
+
+def test_a_quantised_base_is_spread_over_gpus_alone(large):
+    plan = place(quantize(large, "nf4"), GPU, 0, {0: 24 * GB, 1: 24 * GB, "cpu": 100 * GB})
+    assert plan == Placement("auto", {0: 24 * GB, 1: 24 * GB})
+
+
+def test_a_base_larger_than_main_memory_leaves_the_rest_to_the_disk(source):
+    plan = place(source, CPU, ANSWERING["cpu"].tokens, halves(source))
+    assert plan.device_map == "auto"
+    assert 0.7 < plan.max_memory["cpu"] / (4 * source.n_parameters) < 0.8
+
+
+# What a spread base answers
+
+
+@pytest.fixture(scope="module")
+def hosts(source):
+    """Load the tiny model whole, and over main memory and the disk."""
+    return ModelHost(source, CPU), ModelHost(source, CPU, room=halves(source))
+
+
+def test_a_base_partly_on_the_disk_says_what_it_says_in_memory(hosts):
+    whole, spread = hosts
+    assert not is_spread(whole.model)
+    assert {*spread.model.hf_device_map.values()} == {"cpu", "disk"}
+    for one, other in zip(spread.base.loglikelihood(PAIRS), whole.base.loglikelihood(PAIRS), strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+    texts = [[out.text for out in host.base.generate(PROMPTS, Limits(max_new_tokens=5))] for host in hosts]
+    assert texts[0] == texts[1]
+    assert (spread.base.engine, spread.base.layout_digest) == (whole.base.engine, whole.base.layout_digest)
+
+
+def test_an_adapter_on_a_base_that_is_partly_on_the_disk_is_refused(hosts, tmp_path):
+    with (
+        pytest.raises(CandidateFailed, match="partly in main memory or on the disk"),
+        hosts[1].use_adapter(tmp_path, "any"),
+    ):
+        pass
+
+
+def test_a_base_whose_embeddings_have_no_room_is_refused(source):
+    with pytest.raises(CandidateFailed, match="no memory has room for its embeddings"):
+        ModelHost(source, CPU, room={"cpu": halves(source)["cpu"] // 2})
+
+
+# A base that is measured as it is served
+
+TWO = """\
+  prompt: {method: base}
+  qlora: {method: qlora, params: {r: 2}}
+"""
+
+
+def prepared(folder, model, room, candidates=TWO):
+    path = tiny_experiment.write(folder, model, candidates)
+    path.write_text(path.read_text().replace("device: cpu", "device: cuda").replace("fp32", "bf16"))
+    return prepare_session(config.load(path), Scope(dry_run=True), Silent(), GPU, room)
+
+
+def bytes_of(model, share):
+    """Return a GPU that has so much of the weights in 16 bits beside its overhead."""
+    return {0: int(memory.OVERHEAD_GB * GB + share * 2 * resolve(str(model)).n_parameters), "cpu": GB}
+
+
+def test_a_base_that_fits_no_gpu_is_measured_as_its_fine_tunes_are_served(tiny, tmp_path):
+    session = prepared(tmp_path, tiny, bytes_of(tiny, 0.6))
+    prompt, qlora = (session.candidates[name] for name in ("prompt", "qlora"))
+    assert session.source.quantization == "nf4"
+    assert prompt.base == qlora.base == qlora.trained_base == qlora.served_base == session.source
+    (said,) = served_bases.sentences(session.sources)
+    assert "does not fit the GPUs here in 16 bits: the base itself is measured in NF4" in said
+
+
+def test_a_base_that_fits_is_measured_as_published(tiny, tmp_path):
+    session = prepared(tmp_path, tiny, bytes_of(tiny, 1.1))
+    assert session.source.quantization == ""
+    assert session.candidates["qlora"].served_base.quantization == "nf4"
+    assert served_bases.sentences(session.sources) == []
+
+
+def test_a_base_on_which_something_is_trained_in_16_bits_stays_as_published(tiny, tmp_path):
+    session = prepared(tmp_path, tiny, bytes_of(tiny, 0.6), TWO + "  lora: {method: lora}\n")
+    assert session.source.quantization == ""
+
+
+def test_serving_in_16_bits_on_a_base_that_does_not_fit_so_is_refused(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"serve_on: bf16 on .* which fits no GPU here in 16 bits"):
+        prepared(tmp_path, tiny, bytes_of(tiny, 0.6), TWO.replace("qlora, ", "qlora, serve_on: bf16, "))
+
+
+def test_quantising_what_is_quantised_changes_nothing(source):
+    once = quantize(source, "nf4")
+    assert quantize(once, "nf4") == once

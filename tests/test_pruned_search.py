@@ -1,0 +1,272 @@
+"""A search whose trials are pruned at tracked points, by what they score there on validation."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import tiny_experiment
+
+from harness import config, store
+from harness.errors import UserError
+from harness.evaluation.candidates import resolve_candidates
+from harness.experiment import Scope, prepare_session, report_stored
+from harness.experiment.weights.candidate_weights import stored_weights
+from harness.experiment.weights.proposals import proposals, searcher
+from harness.models.hub import resolve
+from harness.progress import Silent
+from harness.records import Trial
+from harness.report.document import markdown
+from harness.report.sections import experiment_document
+from harness.spec import Recipe, Tracking
+from harness.store import list_unreferenced, run_references
+
+SPACE = {"learning_rate": [1e-4, 1e-1, "log"], "r": [2, 4]}
+POINTS = 4
+PRUNED = """\
+  prompt: {method: base}
+  found:
+    method: lora
+    params: {num_train_epochs: 4, max_length: 200, per_device_train_batch_size: 4}
+    search: {learning_rate: [1.0e-4, 0.3, log], r: [2, 4]}
+    trials: 3
+    track: {points: 4, items: 4}
+    prune: {successive_halving: {reduction_factor: 2}}
+"""
+
+
+def written(folder, model, candidates=PRUNED):
+    """Write the tiny experiment with a target whose score tells trainings apart that get nothing right."""
+    path = tiny_experiment.write(folder, model, candidates)
+    suite = folder / "suites" / "letters.yaml"
+    text = suite.read_text().replace("[exact_match, macro_f1]", "[chrf]")
+    suite.write_text(text.replace("    labels: [late, money]\n", ""))
+    return path
+
+
+@pytest.fixture(scope="module")
+def candidate(tiny, tmp_path_factory):
+    """Resolve a candidate whose search of sixteen trials is pruned."""
+    path = written(tmp_path_factory.mktemp("one"), tiny, PRUNED)
+    found = config.load(path).experiment
+    recipe = found.candidates["found"].model_copy(update={"search": SPACE, "trials": 16})
+    experiment = found.model_copy(update={"candidates": {"found": recipe}})
+    return resolve_candidates(experiment, {found.base_model: resolve(str(tiny))})["found"]
+
+
+def with_pruner(candidate, **pruner):
+    return replace(candidate, source=candidate.source.model_copy(update={"prune": pruner}))
+
+
+def walked(candidate, score, *, sign=1):
+    """Answer each proposal by `score(params, n)` at its n-th point until it is pruned; returns the trials."""
+    asked, made = proposals(candidate, 0, sign), []
+    proposal = next(asked)
+    while True:
+        points, pruned_at = [], None
+        for n in range(1, POINTS + 1):
+            points.append((n, score(proposal.params, n)))
+            if proposal.should_prune(n, points[-1][1]) and n < POINTS:
+                pruned_at = n
+                break
+        trial = Trial(
+            params=proposal.params, validation=points[-1][1], points=tuple(points), pruned_at=pruned_at
+        )
+        made.append(trial)
+        try:
+            proposal = asked.send(trial)
+        except StopIteration:
+            return made
+
+
+def by_rate(params, n):
+    """Score higher the nearer a learning rate is to 0.1, more so from point to point."""
+    return n * params["learning_rate"]
+
+
+PRUNERS = {
+    "median": {},
+    "percentile": {"percentile": 50.0},
+    "successive_halving": {"reduction_factor": 2},
+    "hyperband": {},
+}
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+def test_each_pruner_ends_trials_early_and_the_search_trains_as_much_as_whole_trials_would(candidate, name):
+    made = walked(with_pruner(candidate, **{name: PRUNERS[name]}), by_rate)
+    pruned = [trial for trial in made if trial.is_pruned]
+    assert pruned
+    assert len(made) > 16
+    spent = sum(len(trial.points) for trial in made)
+    assert 15 * POINTS < spent <= 16 * POINTS
+    best = max(made, key=lambda trial: trial.params["learning_rate"])
+    assert not best.is_pruned
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+def test_the_same_trials_are_pruned_again(candidate, name):
+    pruner = with_pruner(candidate, **{name: PRUNERS[name]})
+    assert walked(pruner, by_rate) == walked(pruner, by_rate)
+
+
+def test_where_lower_is_better_high_scores_are_pruned(candidate):
+    made = walked(candidate, by_rate, sign=-1)
+    best = min(made, key=lambda trial: trial.params["learning_rate"])
+    assert not best.is_pruned
+    assert any(trial.is_pruned for trial in made)
+
+
+def test_a_pruner_is_named_with_the_searcher(candidate):
+    assert searcher(candidate.source).endswith(", pruned by its SuccessiveHalvingPruner")
+    assert "pruned" not in searcher(candidate.source.model_copy(update={"prune": {}}))
+
+
+# A search that is pruned
+
+
+def the(report, name="found"):
+    return next(fact for fact in report.facts if fact.name == name)
+
+
+@pytest.fixture(scope="module")
+def pruned(tiny, own_cache, tmp_path_factory):
+    """Run a search with a pruner; returns its file and report."""
+    path = written(tmp_path_factory.mktemp("pruned"), tiny, PRUNED)
+    return path, tiny_experiment.run(path)
+
+
+def folders(path):
+    """Map the folders of weights to the times of all their files."""
+    return {
+        f.name: sorted((str(p.relative_to(f)), p.stat().st_mtime_ns) for p in f.rglob("*") if p.is_file())
+        for f in (path.parent / "runs" / "weights").iterdir()
+    }
+
+
+@pytest.mark.e2e
+class TestAPrunedSearch:
+    def test_ends_trials_at_points_and_chooses_a_whole_one(self, pruned):
+        tried = the(pruned[1]).training.sweep
+        early = [trial for trial in tried if trial.is_pruned]
+        assert early
+        spent = sum(len(trial.points) for trial in tried)
+        assert 2 * POINTS < spent <= 3 * POINTS
+        assert all(trial.pruned_at == trial.points[-1][0] for trial in early)
+        (chosen,) = (trial for trial in tried if trial.chosen)
+        assert not chosen.is_pruned
+        assert len(chosen.points) == POINTS
+        assert chosen.validation == max(t.validation for t in tried if not t.is_pruned)
+
+    def test_trains_a_pruned_trial_no_further(self, pruned):
+        for trial in (t for t in the(pruned[1]).training.sweep if t.is_pruned):
+            folder = pruned[0].parent / "runs" / "weights" / trial.fit_key
+            assert sorted(p.name for p in folder.iterdir()) == ["pruned.json", "tracked"]
+            assert len(list((folder / "tracked").iterdir())) == len(trial.points)
+            assert trial.loss[-1][0] == trial.pruned_at
+            assert trial.wall_s > 0
+
+    def test_is_shown_with_the_step_at_which_each_trial_was_pruned(self, pruned):
+        text = markdown(experiment_document(pruned[1]))
+        trial = next(t for t in the(pruned[1]).training.sweep if t.is_pruned)
+        assert "pruned by its SuccessiveHalvingPruner" in text
+        assert f"pruned at step {trial.pruned_at}" in text
+        assert "Pruned ones included, as much was trained as " in text
+
+    def test_is_neither_trained_nor_asked_again(self, pruned):
+        before = folders(pruned[0])
+        again = tiny_experiment.run(pruned[0])
+        assert folders(pruned[0]) == before
+        assert the(again).training.sweep == the(pruned[1]).training.sweep
+
+    def test_is_found_after_what_nothing_refers_to_was_deleted(self, pruned):
+        session = prepare_session(config.load(pruned[0]), Scope(), Silent())
+        runs = store.list_runs(session.store)
+        store.remove(list_unreferenced(session.store, run_references(runs)))
+        assert (
+            the(report_stored(session, ["prompt", "found"])).training.sweep == the(pruned[1]).training.sweep
+        )
+
+    def test_a_trial_is_what_a_candidate_of_its_parameters_is(self, pruned, tmp_path):
+        """Nothing is trained for a candidate that is written as a trial was tried."""
+        trial = next(t for t in the(pruned[1]).training.sweep if not t.is_pruned and not t.chosen)
+        session = prepare_session(config.load(pruned[0]), Scope(), Silent())
+        own = session.candidates["found"].source
+        recipe = Recipe(method="lora", params={**own.params, **trial.params}, track=Tracking(points=4))
+        made = session.with_candidates({"own": recipe})
+        assert stored_weights(made, made.candidates["own"], 0).training.fit_key == trial.fit_key
+
+    def test_a_trial_that_was_trained_in_parts_is_the_one_that_was_not(self, pruned, tiny, tmp_path):
+        chosen = next(t for t in the(pruned[1]).training.sweep if t.chosen)
+        words = ", ".join(f"{name}: {value}" for name, value in chosen.params.items())
+        alone = f"""\
+  found:
+    method: lora
+    params: {{num_train_epochs: 4, max_length: 200, per_device_train_batch_size: 4, {words}}}
+    track: {{points: 4, items: 4}}
+"""
+        path = written(tmp_path, tiny, alone)
+        tiny_experiment.run(path)
+        digests = [
+            json.loads((at.parent / "runs" / "weights" / chosen.fit_key / "fit.json").read_text())["digest"]
+            for at in (path, pruned[0])
+        ]
+        assert digests[0] == digests[1]
+
+    def test_that_was_ended_comes_by_the_same_trials(self, pruned, tiny, tmp_path):
+        other = written(tmp_path, tiny, PRUNED)
+
+        class EndsAt(Silent):
+            stages = 0
+
+            def stage(self, label, expected_s=0.0):
+                EndsAt.stages += 1
+                if EndsAt.stages in (4, 9, 14):
+                    raise KeyboardInterrupt
+                return super().stage(label, expected_s)
+
+        for _ in range(3):
+            with pytest.raises(KeyboardInterrupt):
+                tiny_experiment.run(other, progress=EndsAt())
+        tried, known = (the(report).training.sweep for report in (tiny_experiment.run(other), pruned[1]))
+        assert [(t.params, t.points, t.pruned_at) for t in tried] == [
+            (t.params, t.points, t.pruned_at) for t in known
+        ]
+        assert set(folders(other)) == set(folders(pruned[0]))
+
+    def test_without_its_pruner_trains_on_what_was_pruned(self, pruned, tmp_path):
+        copied = tmp_path / "copied"
+        shutil.copytree(pruned[0].parent, copied)
+        trial = next(t for t in the(pruned[1]).training.sweep if t.is_pruned)
+        path = copied / "harness.yaml"
+        path.write_text("".join(line for line in path.open() if not line.startswith("    prune:")))
+        report = tiny_experiment.run(path)
+        whole = next(t for t in the(report).training.sweep if t.params == trial.params)
+        assert (whole.is_pruned, whole.fit_key) == (False, trial.fit_key)
+        assert (copied / "runs" / "weights" / trial.fit_key / "fit.json").exists()
+        assert not (copied / "runs" / "weights" / trial.fit_key / "pruned.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (("    track: {points: 4, items: 4}\n", ""), "add search, and track"),
+        (("{successive_halving: {reduction_factor: 2}}", "best_first"), "best_first"),
+        (("{reduction_factor: 2}", "{reduction: 2}"), "unexpected keyword argument 'reduction'"),
+        (
+            ("{reduction_factor: 2}", "{reduction_factor: 1}"),
+            "parameters of Optuna's SuccessiveHalvingPruner",
+        ),
+        (("{successive_halving: {reduction_factor: 2}}", "{median: {}, hyperband: {}}"), "2 pruners"),
+        (
+            ("    prune:", "    subject_to: {forgetting: 0.1}\n    prune:"),
+            "no general item that no test asks",
+        ),
+    ],
+)
+def test_what_cannot_be_pruned_is_refused(tiny, tmp_path, changed, said):
+    path = written(tmp_path, tiny, PRUNED.replace(*changed))
+    with pytest.raises(UserError) as caught:
+        prepare_session(config.load(path), Scope(), Silent())
+    assert said in str(caught.value)
+    assert not (tmp_path / "runs" / "weights").exists()

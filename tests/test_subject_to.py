@@ -1,0 +1,170 @@
+"""A sweep or search whose choice is subject to forgetting, measured on general items that no test asks."""
+
+from collections import defaultdict
+from dataclasses import replace
+
+import pytest
+import rescue_worlds
+import tiny_experiment
+import worlds
+from rescue_worlds import BASE, KnownHost, Version
+from worlds import Sizes
+
+from harness import config, experiment
+from harness.errors import UserError
+from harness.evaluation.candidates import resolve_candidates
+from harness.experiment import Scope, prepare_session
+from harness.experiment.weights.capability_on_validation import general_items
+from harness.experiment.weights.proposals import proposals
+from harness.models.hub import resolve
+from harness.progress import Silent
+from harness.records import Trial
+from harness.report.document import markdown
+from harness.report.sections import experiment_document
+from harness.spec import SubjectTo
+
+pytestmark = pytest.mark.usefixtures("rules_cache")
+
+SWEPT = """\
+  swept: {method: lora, sweep: {learning_rate: [0.0001, 0.001, 0.01]}, subject_to: {forgetting: 0.1, items: 160}}
+"""
+TRIALS = {
+    "0.0001": Version(target=60, lost=0),
+    "0.001": Version(target=80, lost=5),
+    "0.01": Version(target=95, lost=50),
+}
+LIMIT = 100
+
+
+def opened(folder, versions, *overrides):
+    """Open a world of three trials, whose general tasks ask 100 of their 140 items."""
+    if not (folder / "harness.yaml").exists():
+        path = worlds.write(folder, BASE, Sizes(general=140))
+        path.write_text(path.read_text() + SWEPT)
+        suite = folder / "suites" / "general.yaml"
+        suite.write_text(
+            suite.read_text().replace("max_new_tokens: 4}", f"max_new_tokens: 4, limit: {LIMIT}}}")
+        )
+    loaded = config.load(folder / "harness.yaml", overrides, ["prompt", "swept"])
+    session = prepare_session(loaded, Scope(), Silent())
+    session.slot.host = KnownHost(versions, session.source, defaultdict(str))
+    candidate = session.candidates["swept"]
+    for point in candidate.points:
+        rescue_worlds.lay_down(session, candidate.at(point), str(point["learning_rate"]))
+    return session, loaded
+
+
+def run(folder, versions, *overrides):
+    session, loaded = opened(folder, versions, *overrides)
+    report = experiment.run_all(session, loaded, smoke=False)
+    return session, report, next(f for f in report.facts if f.name == "swept").training.sweep
+
+
+@pytest.fixture(scope="module")
+def bound(rules_cache, tmp_path_factory):
+    return run(tmp_path_factory.mktemp("bound"), TRIALS)
+
+
+def test_the_best_of_those_that_keep_the_bound_is_chosen(bound):
+    tried = bound[2]
+    assert [t.chosen for t in tried] == [False, True, False]
+    gentle, chosen, harsh = (t.forgetting for t in tried)
+    assert gentle == 0
+    assert 0.02 < chosen <= 0.1 < harsh
+
+
+def test_without_the_bound_the_best_on_validation_is_chosen(tmp_path):
+    tried = run(tmp_path, TRIALS, "candidates.swept.subject_to=null")[2]
+    assert [t.chosen for t in tried] == [False, False, True]
+    assert {t.forgetting for t in tried} == {None}
+
+
+def test_where_all_forget_more_the_one_that_forgot_least_is_chosen_and_that_is_said(tmp_path):
+    versions = {name: of._replace(lost=of.lost + 20) for name, of in TRIALS.items()}
+    _, report, tried = run(tmp_path, versions)
+    assert [t.chosen for t in tried] == [True, False, False]
+    assert "The one that forgot least was chosen" in markdown(experiment_document(report))
+
+
+def test_it_is_measured_on_items_that_no_test_asks(bound):
+    session = bound[0]
+    asked = general_items(session, 160)
+    assert [len(m.items.test) for m in asked] == [40, 40, 40, 40]
+    tests = {e.id for m in session.suites for e in m.items.test}
+    assert len(tests) == 4 * LIMIT
+    assert tests.isdisjoint(e.id for m in asked for e in m.items.test)
+    assert [len(m.items.test) for m in general_items(session, 80)] == [20] * 4
+
+
+def test_an_item_of_the_cluster_of_a_tested_one_is_left_out(bound, tmp_path):
+    """One cluster holds an item that a test of another task asks, and one that none asks."""
+    whole = general_items(bound[0], 160)
+    asked, spare = bound[0].suites[1].items.test[0].id, whole[0].items.test[0].id
+    opened(tmp_path, TRIALS)
+    for name, item in (("sums", asked), ("chat", spare)):
+        file = tmp_path / "suites" / "general" / f"{name}.jsonl"
+        file.write_text(file.read_text().replace(f'"id": "{item}"', f'"cluster": "shared", "id": "{item}"'))
+    again, _ = opened(tmp_path, TRIALS)
+    left = general_items(again, 160)
+    assert {e.id for e in whole[0].items.test} - {e.id for e in left[0].items.test} == {spare}
+    assert [len(m.items.test) for m in left] == [39, 40, 40, 40]
+
+
+def test_a_second_call_asks_nothing(bound):
+    first, _, tried = bound
+    loaded = config.load(first.store.folder.parent / "harness.yaml", (), ["prompt", "swept"])
+    again = prepare_session(loaded, Scope(), Silent())
+    again.slot.host = host = KnownHost({}, again.source, defaultdict(str))
+    found = experiment.run_all(again, loaded, smoke=False)
+    assert next(f for f in found.facts if f.name == "swept").training.sweep == tried
+    assert host.opened == []
+
+
+def test_the_report_shows_what_each_trial_forgot(bound):
+    text = markdown(experiment_document(bound[1]))
+    assert "forgetting on validation, %" in text
+    assert "chosen among those that forgot at most 10.0 % on general items for validation" in text
+
+
+def test_a_constraint_moves_the_search_to_what_keeps_it(tiny, tmp_path):
+    """What scores best forgets too much, so with the constraint fewer of the last trials are of that kind."""
+    written = "  found: {method: lora, search: {learning_rate: [1.0e-4, 1.0e-1, log], r: [2, 4]}}\n"
+    found = config.load(tiny_experiment.write(tmp_path, tiny, written)).experiment
+    candidate = resolve_candidates(found, {found.base_model: resolve(str(tiny))})["found"]
+    source = candidate.source.model_copy(update={"trials": 40})
+    bound = source.model_copy(update={"subject_to": SubjectTo(forgetting=0.1)})
+
+    def last(recipe):
+        asked, rates = proposals(replace(candidate, source=recipe), 0, 1), []
+        proposal = next(asked)
+        while True:
+            rate = proposal.params["learning_rate"]
+            rates.append(rate)
+            known = (
+                {"forgetting": 0.5 if rate > 1e-3 else 0.0, "most_forgetting": 0.1} if recipe is bound else {}
+            )
+            try:
+                proposal = asked.send(Trial(params=proposal.params, validation=rate, **known))
+            except StopIteration:
+                return sum(rate > 1e-3 for rate in rates[-20:])
+
+    assert last(source) > 15
+    assert last(bound) < 10
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("{method: lora, subject_to: {forgetting: 0.1}}", "add one, or leave it out"),
+        ("{method: lora, sweep: {r: [2, 4]}, subject_to: {forgetting: 2}}", "less than 1"),
+        (
+            "{method: lora, sweep: {r: [2, 4]}, subject_to: {forgetting: 0.1}}",
+            "no general item that no test asks",
+        ),
+    ],
+)
+def test_a_bound_that_nothing_could_keep_or_measure_is_refused(tiny, tmp_path, recipe, said):
+    with pytest.raises(UserError, match=said):
+        prepare_session(
+            config.load(tiny_experiment.write(tmp_path, tiny, f"  found: {recipe}\n")), Scope(), Silent()
+        )
