@@ -340,6 +340,17 @@ def test_sections_show_the_corrected_beside_the_uncorrected_and_are_read_back(lo
     assert report.read(tmp_path / "x.json").labels == made.labels
 
 
+def test_a_judge_of_sixty_items_decides_once_each_has_a_label():
+    made = answers(np.full(60, 0.9), np.arange(60) + 5, "short")
+    said = [(row, i % 2) for i, row in enumerate(made)]
+    assert labels_missing(JUDGE.name, latest_labels([label_set(JUDGE, said[:40])], JUDGE.name), made) >= 20
+    labels = latest_labels([label_set(JUDGE, said)], JUDGE.name)
+    assert labels_missing(JUDGE.name, labels, made) == 0
+    found = correct_estimate(JUDGE, comparison.estimate(JUDGE, made), made, labels)
+    assert found.score == pytest.approx(0.5)
+    assert found.low < 0.4 < 0.6 < found.high
+
+
 def test_the_target_rule_refuses_a_judge_that_lacks_labels():
     policy = GatePolicy(target=TargetPolicy(min=0.5))
     facts = TargetFacts(Estimate(0.9, 0.85, 0.95, 200), None)

@@ -1,8 +1,8 @@
 """Corrected comparison: a judge's score and paired difference with people's labels joined to them.
 
-Invariant: nothing is corrected but where each arm has a hundred labels of its own answers, those of a
-difference on the same items. A failed answer is a drawn item like any other, whose grade and label are both
-the worst there is: who fails is a part of the chance in a score.
+Invariant: nothing is corrected but where each arm has a hundred labels of its own answers, or as many as it
+has items, those of a difference on the same ones. A failed answer is a drawn item like any other, whose grade
+and label are both the worst there is: who fails is a part of the chance in a score.
 Source: `judge_correction`.
 """
 
@@ -13,9 +13,9 @@ from harness.comparison.estimators import Comparison, Estimate, is_judge, quanti
 from harness.comparison.failed_answers import fill_errors
 from harness.comparison.judge_correction import Graded, correct_difference, correct_score
 from harness.comparison.labelled_answers import (
-    ENOUGH_LABELS,
     Labels,
     count_labels,
+    enough_labels,
     grade_arm,
     is_correctable,
 )
@@ -30,7 +30,10 @@ def labels_missing(metric: str, labels: Labels, *arms: Rows) -> int:
 
     Of two arms both answers to an item need one, because their difference is corrected.
     """
-    return max(ENOUGH_LABELS - count_labels(metric, labels, *arms), 0) if is_judge(metric) else 0
+    if not is_judge(metric):
+        return 0
+    n_items = min(len({row.example_id for row in rows}) for rows in arms)
+    return max(enough_labels(n_items) - count_labels(metric, labels, *arms), 0)
 
 
 def correct_estimate(metric: Metric, found: Estimate, rows: Rows, labels: Labels) -> Estimate:

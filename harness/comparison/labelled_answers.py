@@ -148,6 +148,11 @@ def scored_rows(metric: str, rows: Iterable[SampleResult]) -> dict[str, SampleRe
     return dict(sorted(scored.items()))
 
 
+def enough_labels(n_items: int) -> int:
+    """Return how many of so many items need a label before a decision rests on a judge: a hundred, or all."""
+    return min(ENOUGH_LABELS, n_items)
+
+
 def count_labels(metric: str, labels: Labels, *arms: Iterable[SampleResult]) -> int:
     """Count the items of which the answers of all arms have a label that counts."""
     counted = [drawn_labels(metric, list(scored_rows(metric, rows).values()), labels) for rows in arms]

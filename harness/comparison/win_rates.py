@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from harness import stats
 from harness.comparison.estimators import Estimate
 from harness.comparison.judge_correction import Graded, correct_score
-from harness.comparison.labelled_answers import ENOUGH_LABELS
+from harness.comparison.labelled_answers import enough_labels
 from harness.spec import PEOPLE
 from harness.stats import Array
 
@@ -73,7 +73,7 @@ def wins_by_judge(
     n_rated = sum(item in votes for item in items)
     if any(item not in won for item in items):
         return Wins(over, judge, None, n_rated)
-    missing = max(min(ENOUGH_LABELS, len(items)) - n_rated, 0)
+    missing = max(enough_labels(len(items)) - n_rated, 0)
     if not items:
         return Wins(over, judge, _over_all(pairs, _TIE, 0.0, 1.0), 0, _TIE)
     grades = np.array([won[item] for item in items], float)

@@ -10,7 +10,7 @@ from shlex import join
 from harness import formatting, plugins
 from harness.comparison import Comparison
 from harness.comparison.estimators import is_judge
-from harness.comparison.labelled_answers import ENOUGH_LABELS
+from harness.comparison.labelled_answers import enough_labels
 from harness.decision import CandidateFacts, apply_budgets, best_untrained, gain
 from harness.decision.results import best, is_cross_validated, is_gain_shown, passing_runs, strongest_run
 from harness.decision.seeds import pool_seeds
@@ -60,7 +60,7 @@ def _labels_note(report: ExperimentReport) -> str:
     if not is_judge(report.metric):
         return ""
     found = next((c for c in report.labels if c.metric == report.metric), None)
-    names = [arm.name for arm in found.arms if arm.n_labels >= ENOUGH_LABELS] if found else []
+    names = [arm.name for arm in found.arms if arm.n_labels >= enough_labels(arm.n)] if found else []
     if not names:
         return f"{report.metric}: grades of a judge, which too few labels of people correct."
     of = ", ".join(names)
