@@ -96,6 +96,16 @@ def test_it_is_measured_on_items_that_no_test_asks(bound):
     assert [len(m.items.test) for m in general_items(session, 80)] == [20] * 4
 
 
+def test_a_task_of_which_few_items_are_left_does_not_count_like_the_others(tmp_path):
+    opened(tmp_path, TRIALS)
+    file = tmp_path / "suites" / "general" / "chat.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[: LIMIT + 4]))
+    again, _ = opened(tmp_path, TRIALS)
+    assert {m.task.name: len(m.items.test) for m in general_items(again, 160)} == {
+        m.task.name: 40 for m in again.suites if m.task.name != "chat"
+    }
+
+
 def test_an_item_of_the_cluster_of_a_tested_one_is_left_out(bound, tmp_path):
     """One cluster holds an item that a test of another task asks, and one that none asks."""
     whole = general_items(bound[0], 160)

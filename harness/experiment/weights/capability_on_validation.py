@@ -27,6 +27,7 @@ from harness.store.layout import write_whole
 from harness.training import Weights
 
 _KEPT = "forgetting.json"
+_FEW = 10  # items of a task
 
 
 def constraint_problems(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
@@ -108,7 +109,10 @@ def capability_change(
 
 
 def general_items(session: Session, n_items: int) -> list[Measured]:
-    """Return the capability tasks with as many items for validation, evenly over those that have some."""
+    """Return the capability tasks with as many items for validation, evenly over those that have some.
+
+    A task of fewer than ten counts only where all have fewer: in the mean over tasks it would weigh as much.
+    """
     whole = [m for m in session.suites if not m.task.lm_eval]
     seed = session.experiment.seeds[0]
     tests = {m.task.name: load_task(m.task, seed).test for m in whole}
@@ -127,7 +131,8 @@ def general_items(session: Session, n_items: int) -> list[Measured]:
         for m in whole
         if m.role == "capability"
     }
-    having = [m for m in whole if spare.get(m.task.name)]
+    least = min(_FEW, max(map(len, spare.values()), default=0)) or 1
+    having = [m for m in whole if len(spare.get(m.task.name, ())) >= least]
     each = -(-n_items // max(1, len(having)))
     return [_of_items(m, spare[m.task.name], each, seed) for m in having]
 
