@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tiny_experiment
 from checked_rows import write
 from typer.testing import CliRunner
 
@@ -48,3 +49,25 @@ def test_a_real_encoder_finds_duplicates_and_leaks_that_share_few_words(files, m
     found = checked(*files, "--embeddings", str(minilm))
     assert found["repeated_rows"]["rows"] == ["train.jsonl:2", "train.jsonl:4"]
     assert found["test_leaks"]["rows"] == ["train.jsonl:6", "train.jsonl:8"]
+
+
+@pytest.mark.e2e
+def test_the_doctor_holds_training_rows_against_every_suite_by_sense(tiny, minilm, own_cache, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny)
+    letters, facts = (tmp_path / "suites" / file for file in ("letters/train.jsonl", "general/facts.jsonl"))
+    rows = [json.loads(line) for line in letters.read_text().splitlines()]
+    rows[0]["prompt"] = "Is it possible to cancel my order?"
+    tiny_experiment.rows(letters, rows)
+    tested = [{"id": "cancel", "prompt": "Can I cancel my order?", "reference": "Yes"}]
+    tiny_experiment.rows(facts, [*tiny_experiment.facts(), *tested])
+    assert not any("embeddings" in line for line in _said(path))
+    (line,) = [line for line in _said(path, "--embeddings", str(minilm)) if "(embeddings 0." in line]
+    assert "letters/train.jsonl:1 and " in line
+    assert "general/facts.jsonl:7 (embeddings 0." in line
+
+
+def _said(path, *words):
+    """Return what the doctor says of the experiment."""
+    done = CliRunner().invoke(app, ["doctor", "--config", str(path), "--json", *words])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)["experiment"]

@@ -55,6 +55,14 @@ def doctor(
             help="Ask the base how well it knows each suite's items: a hint of contamination, no proof.",
         ),
     ] = False,
+    embeddings: Annotated[
+        str,
+        typer.Option(
+            "--embeddings",
+            envvar="HARNESS_EMBEDDINGS",
+            help="Look for leaks into target and suites by this sentence-transformers model as well.",
+        ),
+    ] = "",
     base: Annotated[
         str, typer.Option("--base", help="Say instead what fits of this base: a folder or a hub id.")
     ] = "",
@@ -93,7 +101,7 @@ def doctor(
     from harness.experiment.preflight import examine
     from harness.report import to_plain
 
-    found = examine(config, settings, TerminalProgress())
+    found = examine(config, settings, TerminalProgress(), embeddings)
     if as_json:
         print_json(to_plain(found))
     else:

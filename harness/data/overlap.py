@@ -182,26 +182,39 @@ def repeats_by_sense(
 
 
 def overlap_notes(
-    training: Sequence[Sourced], evaluated: Sequence[Sourced], where: str, with_choices: bool = False
+    training: Sequence[Sourced],
+    evaluated: Sequence[Sourced],
+    where: str,
+    with_choices: bool = False,
+    encode: Encode | None = None,
 ) -> list[str]:
-    """Say which training rows of a file ask in other words what is evaluated, the closest three by place."""
+    """Say which training rows of a file ask in other words what is evaluated, the closest three by place.
+
+    With `encode` a second note names those that only the embeddings find.
+    """
     asked, items = ([key(row.example, with_choices) for row in rows] for rows in (training, evaluated))
     answers = ["\n".join(row.example.references) for row in training]
     if not asked or not items:
         return []
     name = digest([_VERSION, WORDS_IN_COMMON, EIGHT_GRAMS, asked, answers, items])
     found = [Overlap(*one) for one in memo("overlap", name, lambda: overlaps(asked, items, answers=answers))]
-    if not found:
-        return []
+    known = {one.training for one in found}
+    close = _close_embeddings(asked, items, encode) if encode else []
+    by_sense = sorted((o for o in close if o.training not in known), key=lambda o: -o.similarity)
+    return [_note(training, evaluated, where, of) for of in (found, by_sense) if of]
+
+
+def _note(
+    training: Sequence[Sourced], evaluated: Sequence[Sourced], where: str, found: Sequence[Overlap]
+) -> str:
     closest = "; ".join(
         f"{training[o.training].where} and {evaluated[o.evaluated].where} ({o.measure} {plain(o.similarity)})"
         for o in found[:3]
     )
     files = dict.fromkeys(evaluated[o.evaluated].where.rpartition(":")[0] for o in found)
     rows = pluralize(len(found), "row")
-    return [
-        f"{where}: {rows} may ask in other words what is evaluated; closest: {closest}{_mend(where, files)}"
-    ]
+    mend = "" if found[0].measure == "embeddings" else _mend(where, files)  # dedup looks at words alone
+    return f"{where}: {rows} may ask in other words what is evaluated; closest: {closest}{mend}"
 
 
 def _mend(where: str, files: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ from harness import plugins
 from harness.data import PartName, TaskItems
 from harness.data.edit.manifests import is_taught, n_rows_of, payments_for
 from harness.data.edit.payments import of_share, total_usd
+from harness.data.overlap import Encode
 from harness.data.readers import display_path
 from harness.data.training_rows import corrupt_rows, load_training_rows
 from harness.errors import CandidateFailed, Problem, UserError
@@ -48,10 +49,12 @@ def read_training_rows(
     items: Mapping[str, TaskItems],
     catalogue: Mapping[str, lm_eval.Found],
     n_pairs: int | None = None,
+    encode: Encode | None = None,
 ) -> dict[str, Measured]:
     """Read the rows of every candidate that does not train on the target's own, by their keys.
 
-    At most `n_pairs` preference pairs of each file are kept.
+    At most `n_pairs` preference pairs of each file are kept. With `encode` leaks are looked for by embeddings
+    as well.
 
     Raises:
         UserError: with the problems of all candidates at once.
@@ -63,7 +66,7 @@ def read_training_rows(
         if not key or key in out or recipe.method not in plugins.names("methods"):
             continue
         try:
-            found = _read(experiment, name, recipe, items, catalogue, n_pairs)
+            found = _read(experiment, name, recipe, items, catalogue, n_pairs, encode)
         except UserError as error:
             problems += error.problems
         else:
@@ -100,6 +103,7 @@ def _read(
     items: Mapping[str, TaskItems],
     catalogue: Mapping[str, lm_eval.Found],
     n_pairs: int | None,
+    encode: Encode | None,
 ) -> TaskItems:
     target, seed, where = experiment.target, experiment.seeds[0], f"candidate {name}"
     own, pairs = items[target.name], plugins.method(recipe.method).draws_from == "pairs"
@@ -108,7 +112,7 @@ def _read(
         own = load_training_rows(target, own, recipe.train, recipe.mix, seed, pairs=pairs)
         own = replace(own, pairs=own.pairs[:n_pairs])
         files: dict[PartName, str] = {"pairs" if pairs else "train": " and ".join(_files(recipe))}
-        own = refuse_or_note(target, {**items, target.name: own}, catalogue, files)
+        own = refuse_or_note(target, {**items, target.name: own}, catalogue, files, encode)
     if recipe.corrupt:
         rows = corrupt_rows(own.pairs if pairs else own.train, recipe.corrupt, seed, where, pairs=pairs)
         own = replace(own, pairs=rows) if pairs else replace(own, train=rows)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from harness.data import PartName, TaskItems, suite_contamination
 from harness.data.examples import Sourced
-from harness.data.overlap import overlap_notes
+from harness.data.overlap import Encode, overlap_notes
 from harness.data.readers import display_path
 from harness.errors import UserError
 from harness.evaluation import lm_eval
@@ -23,17 +23,19 @@ def refuse_or_note(
     items: Mapping[str, TaskItems],
     catalogue: Mapping[str, lm_eval.Found],
     files: Mapping[PartName, str] | None = None,
+    encode: Encode | None = None,
 ) -> TaskItems:
     """Return the target's items with a note of the training rows that may be evaluated in other words.
 
-    `files` names those that the training rows or pairs come from, by default the target's own.
+    `files` names those that the training rows or pairs come from, by default the target's own. With `encode`
+    what is close by its embeddings is noted as well.
 
     Raises:
         UserError: a training row or pair has the prompt of an item of a suite or of lm-eval.
     """
     own = items[target.name]
     if own.folds:
-        return _refuse_or_note_in_folds(target, items, catalogue)
+        return _refuse_or_note_in_folds(target, items, catalogue, encode)
     others = {name: found.test for name, found in items.items() if name != target.name}
     others |= {name: listed.texts for name, listed in catalogue.items()}
     if problems := suite_contamination([*own.train, *own.pairs], others):
@@ -46,17 +48,22 @@ def refuse_or_note(
     notes: list[str] = []
     named = files or {part: display_path(target.data.source(part) or "") for part in _PARTS}
     for part, file in named.items():
-        notes += overlap_notes(own.sourced(part), evaluated, file, target.kind == "choice")
+        notes += overlap_notes(own.sourced(part), evaluated, file, target.kind == "choice", encode)
     return replace(own, overlap=tuple(notes))
 
 
 def _refuse_or_note_in_folds(
-    target: Task, items: Mapping[str, TaskItems], catalogue: Mapping[str, lm_eval.Found]
+    target: Task,
+    items: Mapping[str, TaskItems],
+    catalogue: Mapping[str, lm_eval.Found],
+    encode: Encode | None,
 ) -> TaskItems:
     """Look at all rows beside what no fold tests, and in each fold at what it trains on beside its own."""
     own, name = items[target.name], target.name
-    notes = list(refuse_or_note(target, {**items, name: own.without_test()}, catalogue).overlap)
+    whole = {**items, name: own.without_test()}
+    notes = list(refuse_or_note(target, whole, catalogue, encode=encode).overlap)
     for fold in range(1, max(own.folds.values()) + 1):
         held = replace(own.in_fold(fold), validation=())
-        notes += (f"fold {fold}: {note}" for note in refuse_or_note(target, {name: held}, {}).overlap)
+        found = refuse_or_note(target, {name: held}, {}, encode=encode).overlap
+        notes += (f"fold {fold}: {note}" for note in found)
     return replace(own, overlap=tuple(notes))

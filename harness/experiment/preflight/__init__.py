@@ -61,10 +61,11 @@ class Checkup:
     recipes: tuple[str, ...] = ()
 
 
-def examine(path: Path, overrides: list[str], progress: Progress) -> Checkup:
-    """Look at everything that a comparison needs."""
+def examine(path: Path, overrides: list[str], progress: Progress, embeddings: str = "") -> Checkup:
+    """Look at everything that a comparison needs; for leaks by the embeddings of a model as well."""
     problems: list[Problem] = []
-    session, selected = _open_experiment(path, overrides, progress, problems)
+    scope = Scope(renew_probe=True, embeddings=embeddings)
+    session, selected = _open_experiment(path, overrides, scope, progress, problems)
     machine = session.machine if session else probe(renew=True)
     free_gb = shutil.disk_usage(path.parent.resolve() if path.parent.exists() else Path()).free / 1e9
     if free_gb < _LEAST_DISK_GB:
@@ -91,12 +92,12 @@ def examine(path: Path, overrides: list[str], progress: Progress) -> Checkup:
 
 
 def _open_experiment(
-    path: Path, overrides: list[str], progress: Progress, problems: list[Problem]
+    path: Path, overrides: list[str], scope: Scope, progress: Progress, problems: list[Problem]
 ) -> tuple[Session | None, tuple[str, ...]]:
     """Open the experiment with its data and models; what forbids that goes to the problems."""
     try:
         loaded = config.load(path, overrides)
-        session = prepare_session(loaded, Scope(renew_probe=True), progress)
+        session = prepare_session(loaded, scope, progress)
         problems.extend(key_problems(session, {name: loaded.places[name] for name in loaded.selected}))
         for measured in session.tasks:
             problems.extend(metrics.problems(measured.task))
@@ -146,7 +147,7 @@ def _has(package: str) -> bool:
 
 
 def _experiment(session: Session) -> tuple[str, ...]:
-    """Say which models and data were found."""
+    """Say which models and data were found, and which training rows may ask what is evaluated."""
     models = [
         f"model {s.name}: {count(s.n_parameters / 1e6)} million parameters" for s in session.sources.values()
     ]
@@ -156,7 +157,8 @@ def _experiment(session: Session) -> tuple[str, ...]:
     others = [_count_things(items.pairs, "pairs"), _count_things(items.documents, "documents")]
     n_items = sum(len(m.items.test) for m in session.suites)
     suites = f"suites: {count(len(session.suites))} tasks, {count(n_items)} items"
-    return (*models, ", ".join([target, *filter(None, others)]), *training_notes(session), suites)
+    said = (*items.overlap, *training_notes(session))
+    return (*models, ", ".join([target, *filter(None, others)]), *said, suites)
 
 
 def _data(session: Session, problems: list[Problem]) -> Brief | None:

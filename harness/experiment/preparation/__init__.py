@@ -11,6 +11,7 @@ from functools import partial
 from harness import plugins, store
 from harness.config import Loaded
 from harness.data import SPLITS, TaskItems, load_task
+from harness.data.overlap import open_encoder
 from harness.errors import Problem, UserError
 from harness.evaluation import costs, lm_eval
 from harness.evaluation.candidate_rows import read_folds, read_training_rows
@@ -65,11 +66,12 @@ def _without_judges(
     named: list[tuple[Role, str, Task]] = [("target", task.name, task) for task in targets]
     named += [(suite.role, suite.name, task) for suite in experiment.suites for task in suite.tasks]
     items = _load_all((task for _, _, task in named if not task.lm_eval), seed)
-    items[experiment.target.name] = refuse_or_note(experiment.target, items, catalogue)
+    encode = open_encoder(scope.embeddings, "--embeddings") if scope.embeddings else None
+    items[experiment.target.name] = refuse_or_note(experiment.target, items, catalogue, encode=encode)
     n_pairs = SMOKE_PAIRS if scope.quick else None
     few = items[experiment.target.name].pairs[:n_pairs]
     items[experiment.target.name] = replace(items[experiment.target.name], pairs=few)
-    training = read_training_rows(experiment, items, catalogue, n_pairs)
+    training = read_training_rows(experiment, items, catalogue, n_pairs, encode)
     folds = read_folds(experiment, items, catalogue, n_pairs)
     tasks = [
         of_lm_eval(catalogue[task.name], role, suite)

@@ -15,7 +15,8 @@ SMOKE_ITEMS, SMOKE_PAIRS = 12, 32
 class Scope(NamedTuple):
     """Part of an experiment that is run: `limit` test items of each task, a quick smoke, or fewer items.
 
-    A `dry_run` runs none of it, and loads no model. `renew_probe` measures the machine anew.
+    A `dry_run` runs none of it, and loads no model. `renew_probe` measures the machine anew. `embeddings`
+    names a sentence-transformers model by which leaks are looked for as well.
     """
 
     limit: int | None = None
@@ -23,6 +24,7 @@ class Scope(NamedTuple):
     fewer: bool = False
     dry_run: bool = False
     renew_probe: bool = False
+    embeddings: str = ""
 
     @property
     def smoke(self) -> bool:
