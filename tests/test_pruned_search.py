@@ -171,7 +171,15 @@ class TestAPrunedSearch:
         trial = next(t for t in the(pruned[1]).training.sweep if t.is_pruned)
         assert "pruned by its SuccessiveHalvingPruner" in text
         assert f"pruned at step {trial.pruned_at}" in text
-        assert "Pruned ones included, as much was trained as " in text
+        assert "With pruned ones they take as much training as " in text
+
+    def test_lists_each_trial_as_a_run_with_its_state(self, pruned):
+        trials = store.list_trials(store.Store(pruned[0].parent / "runs"))
+        states = {
+            trial.fit_key: "pruned" if trial.is_pruned else "done" for trial in the(pruned[1]).training.sweep
+        }
+        assert {one.trial.fit_key: one.state for one in trials} == states
+        assert all(one.run.training.loss for one in trials)
 
     def test_is_neither_trained_nor_asked_again(self, pruned):
         before = folders(pruned[0])
@@ -234,17 +242,44 @@ class TestAPrunedSearch:
         ]
         assert set(folders(other)) == set(folders(pruned[0]))
 
-    def test_without_its_pruner_trains_on_what_was_pruned(self, pruned, tmp_path):
+    def test_without_its_pruner_trains_on_what_was_pruned_and_with_it_again_shows_what_it_did(
+        self, pruned, tmp_path
+    ):
         copied = tmp_path / "copied"
         shutil.copytree(pruned[0].parent, copied)
         trial = next(t for t in the(pruned[1]).training.sweep if t.is_pruned)
         path = copied / "harness.yaml"
+        written = path.read_text()
         path.write_text("".join(line for line in path.open() if not line.startswith("    prune:")))
         report = tiny_experiment.run(path)
         whole = next(t for t in the(report).training.sweep if t.params == trial.params)
         assert (whole.is_pruned, whole.fit_key) == (False, trial.fit_key)
         assert (copied / "runs" / "weights" / trial.fit_key / "fit.json").exists()
         assert not (copied / "runs" / "weights" / trial.fit_key / "pruned.json").exists()
+        path.write_text(written)
+        before = folders(path)
+        again, known = (the(report).training.sweep for report in (tiny_experiment.run(path), pruned[1]))
+        assert folders(path) == before
+        assert [(t.params, t.points, t.pruned_at, t.loss, t.chosen) for t in again] == [
+            (t.params, t.points, t.pruned_at, t.loss, t.chosen) for t in known
+        ]
+        assert next(t for t in again if t.fit_key == trial.fit_key).wall_s == whole.wall_s
+
+    def test_with_a_pruner_that_ends_trials_sooner_shows_them_at_the_points_where_that_does(
+        self, pruned, tiny, tmp_path
+    ):
+        """What another pruner ended, or trained whole, is shown as one that was so from the start shows it."""
+        late = "{successive_halving: {reduction_factor: 2, min_early_stopping_rate: 1}}"
+        written(tmp_path, tiny, PRUNED.replace("{successive_halving: {reduction_factor: 2}}", late))
+        path = tmp_path / "harness.yaml"
+        later = the(tiny_experiment.run(path)).training.sweep
+        written(tmp_path, tiny, PRUNED)
+        sooner, known = (the(report).training.sweep for report in (tiny_experiment.run(path), pruned[1]))
+        ended = {trial.fit_key: trial.pruned_at for trial in known if trial.is_pruned}
+        assert any(t.pruned_at != ended[t.fit_key] for t in later if t.fit_key in ended)
+        assert [(t.params, t.points, t.pruned_at, t.loss) for t in sooner] == [
+            (t.params, t.points, t.pruned_at, t.loss) for t in known
+        ]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import tiny_experiment
 from harness import config, store
 from harness.errors import UserError
 from harness.evaluation.candidates import resolve_candidates
+from harness.experiment import Scope, prepare_session, report_stored
 from harness.experiment.weights.proposals import proposals
 from harness.models.hub import resolve
 from harness.progress import Silent
@@ -146,6 +147,19 @@ class TestASearch:
         after = folders(path)
         assert before.items() <= after.items()
         assert len(next(f for f in more.facts if f.name == "found").training.sweep) == 5
+
+    def test_with_fewer_trials_than_it_has_made_is_shown_and_chosen_of_those_alone(self, searched):
+        path, _ = searched
+        tiny_experiment.run(path, "candidates.found.trials=5")
+        before = folders(path)
+        less = tiny_experiment.run(path, "candidates.found.trials=3")
+        assert folders(path) == before
+        tried = next(f for f in less.facts if f.name == "found").training.sweep
+        assert len(tried) == 3
+        assert next(t for t in tried if t.chosen).validation == max(t.validation for t in tried)
+        session = prepare_session(config.load(path, ["candidates.found.trials=3"]), Scope(), Silent())
+        shown = report_stored(session, ["prompt", "found"])
+        assert len(next(f for f in shown.facts if f.name == "found").training.sweep) == 3
 
     def test_that_was_ended_comes_by_the_same_points(self, searched, tiny, tmp_path):
         _, found = searched

@@ -23,26 +23,26 @@ from harness.cli.app import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from harness.records import Run
     from harness.release import Differences
+    from harness.store import TrialRun
 
 
 @runs_app.command("list")
 def runs_list(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
-    """List stored runs, oldest first, with what removing each would free, and the disk use of all."""
+    """List stored runs and their trials, with what removing each would free, and the disk use of all."""
     from harness import store
     from harness.formatting import size
 
     at = store.Store(runs)
     found = store.list_runs(at)
-    used = store.disk_use(at, found)
-    if as_json:
-        # Without its rows, recipe and measurements.
-        facts = {r.run_id: {k: v for k, v in r.stored().items() if not isinstance(v, dict)} for r in found}
-        shown: dict[str, Any] = {k: of | {"frees_bytes": used.freed[k]} for k, of in facts.items()}
-    else:
-        shown = {r.run_id: f"{_brief(r)}, {size(used.freed[r.run_id])}" for r in found}
-    print_value(shown, as_json)
+    trials = store.trials_by_run(at, found)
+    used, of_trials = store.disk_use(at, found), store.freed_by_trials(at, found)
+    freed = {run_id: used.freed.get(run_id, 0) + n for run_id, n in of_trials.items()}
+    listed = _as_facts if as_json else _as_lines
+    print_value(listed(found, trials, used.freed | freed), as_json)
     if not found:
         say(f"no run is stored in {runs}; next: harness compare, or name another folder with --runs")
     say(
@@ -64,9 +64,10 @@ def runs_show(
     from harness import store
 
     kept = store.Store(runs)
-    run = store.get_run(kept, run_id)
+    run, trial = store.get_run(kept, run_id), store.find_trial(kept, run_id)
     folder = store.weights_folder(kept, run)
-    print_value(run.stored() | ({"weights_folder": str(folder)} if folder else {}), as_json)
+    shown = run.stored() | (_of_trial(trial) if trial else {})
+    print_value(shown | ({"weights_folder": str(folder)} if folder else {}), as_json)
 
 
 @runs_app.command("diff")
@@ -169,6 +170,50 @@ def reindex(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
 def _brief(run: "Run") -> str:
     state = run.error if run.state == "failed" else run.state
     return f"{run.created}  {run.method} × {run.prompting}, seed {run.seed}, {run.base_model}: {state}"
+
+
+def _as_facts(
+    found: "Sequence[Run]", trials: "Mapping[str, Sequence[TrialRun]]", freed: "Mapping[str, int]"
+) -> dict[str, Any]:
+    """Map each run to its facts without rows, recipe and measurements, each trial to those of one as well."""
+    runs = {run.run_id: _facts(run) | {"frees_bytes": freed[run.run_id]} for run in found}
+    of_trials = {
+        one.run.run_id: _facts(one.run)
+        | _of_trial(one)
+        | {"trial_of": run_id, "frees_bytes": freed.get(one.run.run_id, 0)}
+        for run_id, of in trials.items()
+        for one in of
+    }
+    return runs | of_trials
+
+
+def _facts(run: "Run") -> dict[str, Any]:
+    return {name: value for name, value in run.stored().items() if not isinstance(value, dict)}
+
+
+def _of_trial(one: "TrialRun") -> dict[str, Any]:
+    """Say of a trial what became of it, what it tried, and what it scored on validation by which metric."""
+    names = ("params", "validation", "forgetting", "pruned_at", "fit_key")
+    return {"state": one.state, "metric": one.metric} | {name: getattr(one.trial, name) for name in names}
+
+
+def _as_lines(
+    found: "Sequence[Run]", trials: "Mapping[str, Sequence[TrialRun]]", freed: "Mapping[str, int]"
+) -> dict[str, Any]:
+    """Map each run to a line, below it the trials that it was chosen among, and last those of no run."""
+    from harness.formatting import size
+    from harness.report.tables.trials_table import trial_line
+
+    lines = {}
+    for run in found:
+        lines[run.run_id] = f"{_brief(run)}, {size(freed[run.run_id])}"
+        for one in trials.get(run.run_id, ()):
+            chosen = ", chosen" if one.trial.fit_key == run.training.fit_key else ""
+            lines[f"  {one.run.run_id}"] = f"trial of {one.run.candidate}, {trial_line(one)}{chosen}"
+    for one in trials.get("", ()):
+        line = f"trial of {one.run.candidate}, which no run was chosen among, {trial_line(one)}"
+        lines[one.run.run_id] = f"{line}, {size(freed[one.run.run_id])}"
+    return lines
 
 
 def _side_by_side(found: "Differences") -> dict[str, Any]:

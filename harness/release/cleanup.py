@@ -52,7 +52,8 @@ def list_unreferenced(at: Store, nights: References, *, unfinished: bool = False
     """
     runs = store.all_runs(at)
     wanted = store.join_references([store.run_references(runs), _champion_references(at), nights])
-    complete, begun = store.list_unreferenced(at, wanted), store.list_unfinished(at)
+    complete = [*store.list_unreferenced(at, wanted), *store.unneeded_trials(at, runs)]
+    begun = store.list_unfinished(at)
     wanted_by = (*store.list_begun(at), *(run.run_id for run in runs if _lacks_weight_references(run)))
     if unfinished:
         return Unreferenced((*complete, *begun), (), ())

@@ -12,6 +12,7 @@ final name is whole. Rows are found by content, so whatever was computed once is
     runs/control/<id>/                         blocks of a base that were evaluated again (see `control`)
     runs/weights/<fit key>/                    weights made by methods
     runs/<run_id>/run.json                     a run, which names its row sets
+    runs/trials/<run_id>.json                  the run of a trial of a sweep or search (see `trial_runs`)
     runs/grades/<book>/                        what judges said of answers (see `grade_books`)
     runs/ratings/<rating id>.json              what a person preferred
     runs/labels/<id>.json                      labels of answers that a person gave together
@@ -107,7 +108,7 @@ from harness.store.rows import (
 )
 from harness.store.rows.drawn_answers import read_drawn
 from harness.store.rows.folds import keep_folds, read_folds
-from harness.store.run_folders import (
+from harness.store.runs.run_folders import (
     all_runs,
     get_run,
     list_runs,
@@ -119,6 +120,15 @@ from harness.store.run_folders import (
     save_sampling,
     weights_folder,
     written_runs,
+)
+from harness.store.runs.trial_runs import (
+    TrialRun,
+    find_trial,
+    freed_by_trials,
+    list_trials,
+    save_trial,
+    trials_by_run,
+    unneeded_trials,
 )
 from harness.store.status import StoredProgress, current_activity
 from harness.store.tables import TABLES, Column, Table
@@ -143,6 +153,7 @@ __all__ = [
     "Store",
     "StoredProgress",
     "Table",
+    "TrialRun",
     "VerdictRecord",
     "all_runs",
     "append_block",
@@ -162,7 +173,9 @@ __all__ = [
     "find_base_rows",
     "find_grades",
     "find_items",
+    "find_trial",
     "flip_rates",
+    "freed_by_trials",
     "get_run",
     "has_rows",
     "identities",
@@ -179,6 +192,7 @@ __all__ = [
     "list_labels",
     "list_ratings",
     "list_runs",
+    "list_trials",
     "list_unfinished",
     "list_unreferenced",
     "newest_verdict",
@@ -218,8 +232,11 @@ __all__ = [
     "save_rating",
     "save_run",
     "save_sampling",
+    "save_trial",
     "save_verdict",
     "stored_blocks",
+    "trials_by_run",
+    "unneeded_trials",
     "weights_folder",
     "working",
     "write_measured",

@@ -55,7 +55,7 @@ def join_references(parts: Iterable[References]) -> References:
 
 def list_unreferenced(store: Store, wanted: References) -> list[Leftover]:
     """List complete rows and weights that nobody refers to."""
-    rows = _wanted_rows(store, wanted)
+    rows = wanted_rows(store, wanted)
     return [
         *_leftovers(path for path in _folders(store, "rows") if _is_whole(path) and path.name not in rows),
         *_leftovers(path for path in _folders(store, "weights") if not _is_wanted(path, wanted)),
@@ -77,19 +77,22 @@ def list_unfinished(store: Store) -> list[Leftover]:
 def remove(leftovers: Iterable[Leftover]) -> None:
     """Delete what is left over."""
     for left in leftovers:
-        remove_folder(left.path)
+        if left.path.is_file():
+            left.path.unlink()
+        else:
+            remove_folder(left.path)
 
 
-def _wanted_rows(store: Store, wanted: References) -> set[str]:
+def wanted_rows(store: Store, wanted: References) -> set[str]:
     """Add to the rows that are referred to those that differ in who answered or how it was computed."""
     known = identities(store)
     asked = {_question(one) for one in known if one.digest in wanted.rows}
-    weights = wanted.weights | set(_points_of(store, wanted.fit_keys))
+    weights = wanted.weights | set(points_of(store, wanted.fit_keys))
     beside = {one.digest for one in known if one.weights_digest in weights and _question(one) in asked}
     return beside | wanted.rows
 
 
-def _points_of(store: Store, fit_keys: Iterable[str]) -> Iterator[str]:
+def points_of(store: Store, fit_keys: Iterable[str]) -> Iterator[str]:
     """Yield the digests of the weights that are kept along trainings, by which a pruner ended some."""
     for key in filter(is_bare_name, fit_keys):
         for record in store.weights(key).glob("tracked/*/fit.json"):

@@ -16,6 +16,7 @@ import random_llama
 import training_speed
 from bench_page import Row, Table
 from beside_lm_eval import CHOICES, QUESTIONS, Section
+from never_run import NEVER_RUN
 from random_llama import RandomModel
 from the_gpu import gpu
 from training_speed import Recipe
@@ -100,6 +101,7 @@ def measure(plan: Plan, model: RandomModel, folder: Path, stem: Path) -> Measure
             ("who", "tokens/s", "steps", "loss of the last quarter", "peak GB"),
             tuple(line.cells for line in trained.lines),
         ),
+        NEVER_RUN,
     ]
     title = f"On a GPU: a Llama of {n:.2g} billion random parameters ({size})"
     bench_page.write(title, rows, model.machine, stem, tables, "make gpu")

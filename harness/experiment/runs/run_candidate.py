@@ -4,9 +4,9 @@ Invariant: nothing is computed whose identity already lies on disk; a kill loses
 block in flight, and the next call goes on from there.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
-from typing import Any
+from typing import NamedTuple
 
 from harness import provenance, store
 from harness.errors import CandidateFailed, in_a_line
@@ -30,6 +30,7 @@ from harness.evaluation.rows.row_sets import (
     run_identity,
     suite_sets,
 )
+from harness.evaluation.rows.run_description import describe_run, metric_ranges
 from harness.evaluation.runner import fill, measure_control, open_weights, shared_tokens
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import measure_points, tracked_weights
@@ -37,8 +38,7 @@ from harness.experiment.runs.k_fold import answer_folds, has_folds, rescore_fold
 from harness.experiment.runs.suite_arms import base_arm
 from harness.experiment.weights.candidate_weights import ensure_weights, stored_weights
 from harness.models.hf import Candidate
-from harness.records import MetricRange, RowsIdentity, Run, TrackedPoint
-from harness.spec import Recipe
+from harness.records import RowsIdentity, Run, TrackedPoint
 from harness.training import Weights
 
 
@@ -88,7 +88,7 @@ def _train_and_evaluate(session: Session, candidate: ResolvedCandidate, seed: in
         latency = _measure_times(session, model, sets, timing.FEW_REQUESTS)
     latency |= index_figures(session, candidate.recipe, seed)
     score_answered(session, lacking)
-    run = _record(
+    run = describe_run(
         session,
         candidate,
         seed,
@@ -101,7 +101,7 @@ def _train_and_evaluate(session: Session, candidate: ResolvedCandidate, seed: in
         provenance=provenance.collect(session.machine.name)
         | {"precision": session.machine.precision}
         | _rows_origin(session, candidate),
-        metrics=_metric_ranges(sets),
+        metrics=metric_ranges(sets),
     )
     store.save_run(session.store, run)
     return run
@@ -128,10 +128,7 @@ def _with_points(
     """Return a finished run with the points along its training and the trials that one made before lacks."""
     wanted = tracked_weights(candidate, weights)
     is_tracked = not wanted or len(wanted) == len(done.training.tracked)
-    trials, known = (
-        [(t.params, t.pruned_at, t.forgetting) for t in of.sweep] for of in (weights.training, done.training)
-    )
-    if is_tracked and trials == known:
+    if is_tracked and _has_trials(done, weights):
         return done
     tracked = _points(session, candidate, seed, weights)
     run = replace(
@@ -219,20 +216,23 @@ def _save_again(
         created=provenance.timestamp(),
         rows={s.name: s.identity.digest for s in sets},
         recipe=candidate.recipe.model_dump(mode="json"),
-        metrics=_metric_ranges(sets),
+        metrics=metric_ranges(sets),
     )
     store.save_run(session.store, run)
     return run
 
 
-def _metric_ranges(sets: Iterable[RowSet]) -> dict[str, dict[str, MetricRange]]:
-    """Say by task and metric which values are better, and between which bounds they lie."""
-    return {s.measured.task.name: {name: m.range for name, m in s.measured.metrics.items()} for s in sets}
-
-
 def stored_runs(session: Session, requests: Sequence[RunRequest]) -> list[Run | None]:
-    """Find the runs of recipes as they are written now, or their failures; computes nothing."""
-    found = find_runs(session, [_stored_identity(session, request) for request in requests])
+    """Find the runs of recipes as they are written now, or their failures; computes nothing.
+
+    A run whose trials are not those of its search as it is written now is none.
+    """
+    wanted = [_stored_identity(session, request) for request in requests]
+    written = find_runs(session, [one.identity if one else None for one in wanted])
+    found = [
+        run if run and one and _has_trials(run, one.weights) else None
+        for one, run in zip(wanted, written, strict=True)
+    ]
     if all(found):
         return found
     known = {run.run_id: run for run in store.list_runs(session.store, session.experiment.name)}
@@ -254,7 +254,14 @@ def outdated_inputs(session: Session, request: RunRequest) -> list[str]:
     return [name for name in names if any(then[key][name] != now[key][name] for key in then)]
 
 
-def _stored_identity(session: Session, request: RunRequest) -> RunIdentity | None:
+class _Found(NamedTuple):
+    """Weights that are there, and the identity of the run of them."""
+
+    identity: RunIdentity | None
+    weights: Weights
+
+
+def _stored_identity(session: Session, request: RunRequest) -> _Found | None:
     candidate, seed = request
     if (weights := stored_weights(session, candidate, seed)) is None:
         return None
@@ -264,7 +271,15 @@ def _stored_identity(session: Session, request: RunRequest) -> RunIdentity | Non
         return None
     if not has_folds(session, candidate, sets[1]):
         return None
-    return run_identity(session, candidate.name, seed, weights, sets)
+    return _Found(run_identity(session, candidate.name, seed, weights, sets), weights)
+
+
+def _has_trials(run: Run, weights: Weights) -> bool:
+    """Tell whether a run holds the trials that weights were chosen among."""
+    now, known = (
+        [(t.params, t.pruned_at, t.forgetting) for t in of.sweep] for of in (weights.training, run.training)
+    )
+    return now == known
 
 
 def row_sets(session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int) -> list[RowSet]:
@@ -277,7 +292,7 @@ def row_sets(session: Session, candidate: ResolvedCandidate, weights: Weights, s
 
 def failed_run(session: Session, candidate: ResolvedCandidate, seed: int, error: BaseException) -> Run:
     """Record that a candidate could not be made, with its reason."""
-    run = _record(
+    run = describe_run(
         session,
         candidate,
         seed,
@@ -289,30 +304,3 @@ def failed_run(session: Session, candidate: ResolvedCandidate, seed: int, error:
     )
     store.save_run(session.store, run)
     return run
-
-
-def _record(session: Session, candidate: ResolvedCandidate, seed: int, **outcome: Any) -> Run:
-    """Join what a recipe says of its run with what became of it."""
-    recipe, base, served = candidate.recipe, candidate.base, candidate.served_base
-    return Run(
-        experiment=session.experiment.name,
-        candidate=candidate.name,
-        method=candidate.source.method,
-        prompting=_spell_prompting(recipe),
-        answer=recipe.answer,
-        seed=seed,
-        base_model=base.name,
-        base_digest=base.weights_digest,
-        served_digest=served.weights_digest if served != base else "",
-        created=provenance.timestamp(),
-        recipe=candidate.recipe.model_dump(mode="json"),
-        **outcome,
-    )
-
-
-def _spell_prompting(recipe: Recipe) -> str:
-    """Spell out the promptings with their parameters."""
-    return " + ".join(
-        f"{name}({', '.join(f'{k}={v}' for k, v in params.items())})" if params else name
-        for name, params in recipe.prompting.items()
-    )

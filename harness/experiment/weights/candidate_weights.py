@@ -19,10 +19,12 @@ from harness.experiment.weights.capability_on_validation import forgetting_on_va
 from harness.experiment.weights.pruned_trials import Watched, train_until_pruned
 from harness.experiment.weights.regularizer_rows import find_mixed_rows, find_penalty_rows
 from harness.experiment.weights.training_fit import fit
+from harness.experiment.weights.trial_record import record_failed_trial, record_trial
 from harness.experiment.weights.validation_score import score_on_validation
 from harness.experiment.weights.weights_folder import folder_of
 from harness.plugins import OR
 from harness.records import Curve, Trial
+from harness.spec import SubjectTo
 from harness.training import Weights
 
 
@@ -75,8 +77,13 @@ def _begin(session: Session, candidate: ResolvedCandidate, seed: int, *, make: b
 
 def _single(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:
     begun = _begin(session, candidate, seed, make=make)
-    if begun is None:
-        return None
+    return _made(session, candidate, seed, begun, make=make) if begun else None
+
+
+def _made(
+    session: Session, candidate: ResolvedCandidate, seed: int, begun: _Begun, *, make: bool
+) -> Weights | None:
+    """Return weights whose folder is known; without `make`, None where they are missing."""
     found = read_weights(candidate, begun.folder)
     if found is None and make:
         with session.claim(begun.folder.name):
@@ -200,19 +207,42 @@ def _try(
     session: Session, candidate: ResolvedCandidate, proposal: proposals.Proposal, *, make: bool
 ) -> tuple[Trial | None, Weights | None]:
     """Train at one point and score on validation; no trial where something of it is missing."""
-    trial, watched = candidate.at(proposal.params), Watched()
+    trial, bound = candidate.at(proposal.params), candidate.source.subject_to
+    begun = _begin(session, trial, session.experiment.seeds[0], make=make)
+    if begun is None:
+        return None, None
     try:
-        if proposal.should_prune:
-            seen = _watch(session, trial, proposal.should_prune, make=make)
-            if seen is None:
-                return None, None
-            watched = seen
-        found = watched.pruned or _single(session, trial, session.experiment.seeds[0], make=make)
-    except Diverged:
-        return Trial(params=proposal.params, validation=None), None
+        made, found = _train_and_score(session, trial, begun, proposal, bound, make=make)
+    except CandidateFailed as error:
+        failed = Trial(params=proposal.params, validation=None, fit_key=begun.folder.name)
+        if make:
+            record_failed_trial(session, trial, failed, error)
+        if not isinstance(error, Diverged):
+            raise
+        return failed, None
+    if make and made and found:
+        record_trial(session, trial, made, found)
+    return made, found
+
+
+def _train_and_score(
+    session: Session,
+    trial: ResolvedCandidate,
+    begun: _Begun,
+    proposal: proposals.Proposal,
+    bound: SubjectTo | None,
+    *,
+    make: bool,
+) -> tuple[Trial | None, Weights | None]:
+    watched: Watched | None = Watched()
+    if proposal.should_prune:
+        watched = _watch(session, trial, begun, proposal.should_prune, make=make)
+    if watched is None:
+        return None, None
+    found = watched.pruned or _made(session, trial, session.experiment.seeds[0], begun, make=make)
     if found is None:
         return None, None
-    forgetting, bound = None, candidate.source.subject_to
+    forgetting = None
     if watched.pruned:
         score = watched.scores[-1][1]
     else:
@@ -239,13 +269,15 @@ def _try(
 
 
 def _watch(
-    session: Session, trial: ResolvedCandidate, should_prune: Callable[[int, float], bool], *, make: bool
+    session: Session,
+    trial: ResolvedCandidate,
+    begun: _Begun,
+    should_prune: Callable[[int, float], bool],
+    *,
+    make: bool,
 ) -> Watched | None:
     """Train a trial from one tracked point to the next, as long as it is not pruned."""
     seed = session.experiment.seeds[0]
-    begun = _begin(session, trial, seed, make=make)
-    if begun is None:
-        return None
 
     def train(n_points: int) -> None:
         with session.claim(begun.folder.name):

@@ -61,7 +61,7 @@ def train_until_pruned(
             return None
         scores.append((step, score))
         if should_prune(place, score) and place < n_points:
-            return Watched(tuple(scores), _set_pruned(session, folder, step, weights))
+            return Watched(tuple(scores), _set_pruned(session, trial, folder, step, weights))
     return Watched(tuple(scores))
 
 
@@ -79,7 +79,9 @@ def unset_pruned(folder: Path, part: Path) -> None:
         folder.rename(part)
 
 
-def _set_pruned(session: Session, folder: Path, step: int, weights: Weights) -> Weights:
+def _set_pruned(
+    session: Session, trial: ResolvedCandidate, folder: Path, step: int, weights: Weights
+) -> Weights:
     """Give the folder of a trial its name with what it has, and return its last weights with their record."""
     part = _part(folder)
     if part.exists() and not (part / PRUNED).exists():
@@ -92,10 +94,22 @@ def _set_pruned(session: Session, folder: Path, step: int, weights: Weights) -> 
     if part.exists():
         remove_all_but(part, (TRACKED, PRUNED))
         part.rename(folder)
-    known = TrainingRecord(n_steps=step, fit_key=folder.name)
     if (folder / PRUNED).exists():
-        known = training_record(json.loads((folder / PRUNED).read_text("utf-8"))["training"])
-    return weights._replace(training=known)
+        made = training_record(json.loads((folder / PRUNED).read_text("utf-8"))["training"])
+    else:  # it was trained whole before its search had this pruner
+        whole = read_weights(trial, folder)
+        assert whole is not None
+        made = whole.training
+    return weights._replace(training=_until(step, made, folder.name))
+
+
+def _until(step: int, made: TrainingRecord, fit_key: str) -> TrainingRecord:
+    """Return what was logged of a training until a step, with all the time that it took."""
+    losses = (made.loss, made.validation_loss)
+    loss, validation_loss = (tuple(at for at in curve if at[0] <= step) for curve in losses)
+    return TrainingRecord(
+        wall_s=made.wall_s, n_steps=step, loss=loss, validation_loss=validation_loss, fit_key=fit_key
+    )
 
 
 def _part(folder: Path) -> Path:

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from harness.formatting import UNKNOWN, Unit, count, percent, plain, score, seconds
+from harness.formatting import RATE, UNKNOWN, Unit, count, percent, plain, score, seconds
 from harness.records import Trial
+from harness.store import TrialRun
 
 
 def trial_columns(trials: Sequence[Trial], metric: str) -> list[str]:
@@ -28,7 +29,7 @@ def trial_rows(trials: Sequence[Trial], unit: Unit) -> list[list[str]]:
                 else []
             ),
             seconds(trial.wall_s) if trial.wall_s else UNKNOWN,
-            trial.fit_key or UNKNOWN,
+            UNKNOWN if trial.validation is None else trial.fit_key or UNKNOWN,
             _outcome(trial),
         ]
         for trial in trials
@@ -42,10 +43,25 @@ def trials_text(trials: Sequence[Trial], searched_by: str) -> str:
     if any(trial.is_pruned for trial in trials):
         whole = max(len(trial.points) for trial in trials)
         spent = sum((len(trial.points) or whole) / whole for trial in trials)
-        said.append(f"Pruned ones included, as much was trained as {plain(spent)} whole trials take.")
+        said.append(f"With pruned ones they take as much training as {plain(spent)} whole trials.")
     if most := max((t.most_forgetting for t in trials if t.most_forgetting is not None), default=None):
         said.append(_constraint_text(trials, most))
     return " ".join(said)
+
+
+def trial_line(one: TrialRun) -> str:
+    """Say on one line what a trial tried, and what became of it."""
+    tried = ", ".join(f"{name} {value}" for name, value in one.trial.params.items())
+    return f"{tried}: {_found(one)}"
+
+
+def _found(one: TrialRun) -> str:
+    if one.state == "failed":
+        return one.run.error
+    (known,) = one.run.metrics.values()
+    unit = RATE if known[one.metric].is_rate else Unit(1.0, one.metric)
+    found = f"{one.metric} {score(unit, one.trial.validation)}{' %' if unit.is_rate else ''} on validation"
+    return f"{found}, pruned at step {count(one.trial.pruned_at)}" if one.trial.is_pruned else found
 
 
 def _constraint_text(trials: Sequence[Trial], most: float) -> str:

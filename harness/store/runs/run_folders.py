@@ -26,10 +26,18 @@ from harness.store.layout import (
     remove_folder,
     write_record,
 )
+from harness.store.runs.trial_runs import (
+    FOLDER,
+    find_trial,
+    list_trials,
+    refuse_needed,
+    remove_trials,
+    tried_by,
+)
 
 _TAKEN = (
     *("rows", "weights", "ratings", "labels", "control", "environments", "nightly", "noise"),
-    *("verdicts", "decisions"),
+    *("verdicts", "decisions", FOLDER),
 )
 
 
@@ -79,12 +87,14 @@ def list_runs(store: Store, experiment: str | None = None) -> list[Run]:
 
 
 def get_run(store: Store, run_id: str) -> Run:
-    """Find a run by its id.
+    """Find a run by its id, a candidate's or a trial's.
 
     Raises:
         UserError: there is no such run.
     """
     runs = {run.run_id: run for run in list_runs(store)}
+    if run_id not in runs and (trial := find_trial(store, run_id)):
+        return trial.run
     if run_id not in runs:
         next_step = did_you_mean(run_id, runs) if runs else "make one: harness compare"
         raise UserError(Problem("run", repr(run_id), f"a run in {store.folder}", next_step))
@@ -145,14 +155,19 @@ def all_runs(store: Store) -> list[Run]:
 def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
     """Delete a run, and those of its row sets and weights that no other run refers to, nor `keep`.
 
-    `keep` names row sets and weights by their digests, and folders of weights by their keys.
+    The trials that it was chosen among go with it, but for those that another run needs. `keep` names row
+    sets and weights by their digests, and folders of weights by their keys.
 
     Raises:
-        UserError: there is no such run.
+        UserError: there is no such run, or it is a trial that a run is found by way of.
         HarnessError: another run's file is unreadable, so what it refers to is unknown.
     """
     run = get_run(store, run_id)
     others = [other for other in all_runs(store) if other.run_id != run_id]
+    trials = [one for one in list_trials(store) if one.run.run_id == run_id or tried_by(one, [run])]
+    for trial in trials:
+        if trial.run.run_id == run_id:
+            refuse_needed(trial, others)
     remove_folder(store.folder / run_id)
     remove_folder(store.folder / "verdicts" / run_id)
     for digest in set(run.rows.values()).difference(keep, *(other.rows.values() for other in others)):
@@ -161,6 +176,7 @@ def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
     fit_key = own_fit_key(run, needed_keys(every), Counter(one.weights_digest for one in every))
     if fit_key and not {fit_key, run.weights_digest} & set(keep):
         remove_folder(store.weights(fit_key))
+    remove_trials(store, trials, others, keep)
     index.update(store)
 
 

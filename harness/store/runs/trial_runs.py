@@ -1,0 +1,191 @@
+"""Runs of the trials of sweeps and searches, apart from the runs of candidates.
+
+Invariant: a trial's id ends with the key of its weights, so one that several searches try is one run. What a
+run was chosen among, or stands on, is not removed before it.
+
+    runs/trials/<run_id>.json
+"""
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.errors import Problem, UserError
+from harness.records import Run, Trial, run_record
+from harness.records.serialization import reader
+from harness.store.garbage import Leftover, points_of, run_references, size, wanted_rows, weights_behind
+from harness.store.layout import Store, remove_folder, write_record
+from harness.store.rows import identities
+
+FOLDER = "trials"
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRun:
+    """Run of one trial: what it tried and scored on validation, and the training that this took.
+
+    The rows of `run` are those of its last answers to the validation items, `metric` is what they score by.
+    """
+
+    run: Run
+    trial: Trial
+    metric: str
+
+    @property
+    def state(self) -> Literal["done", "pruned", "failed"]:
+        """What became of it."""
+        if self.run.state == "failed":
+            return "failed"
+        return "pruned" if self.trial.is_pruned else "done"
+
+    def stored(self) -> dict[str, Any]:
+        """Return the plain form, as its file holds it."""
+        return {"metric": self.metric, "trial": asdict(self.trial), "run": self.run.stored()}
+
+
+def save_trial(store: Store, found: TrialRun) -> None:
+    """Write a trial's run, in place of an earlier one of the same weights; what is there already stays.
+
+    Raises:
+        HarnessError: the disk is full.
+    """
+    file = _file(store, found.run.run_id)
+    before = _read(file)
+    if before is None or _outcome(before) != _outcome(found):
+        write_record(store, file, found.stored())
+
+
+def list_trials(store: Store) -> list[TrialRun]:
+    """List the runs of trials, oldest first. Damaged ones are left out."""
+    found = filter(None, map(_read, (store.folder / FOLDER).glob("*.json")))
+    return sorted(found, key=lambda one: (one.run.created, one.run.run_id))
+
+
+def find_trial(store: Store, run_id: str) -> TrialRun | None:
+    """Find the run of a trial by its id; None where there is none, or it is damaged."""
+    return _read(_file(store, run_id))
+
+
+def _read(file: Path) -> TrialRun | None:
+    """Read the file of a trial's run; None where there is none, or it is damaged."""
+    try:
+        plain = json.loads(file.read_text("utf-8"))
+        trial: Trial = reader(Trial).validate_python(plain["trial"])
+        return TrialRun(run_record(plain["run"]), trial, str(plain["metric"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def tried_by(trial: TrialRun, runs: Iterable[Run]) -> list[Run]:
+    """List the runs whose weights were chosen among trials of which this is one."""
+    return [run for run in runs if trial.trial.fit_key in _tried_keys(run)]
+
+
+def trials_by_run(store: Store, runs: Sequence[Run]) -> dict[str, list[TrialRun]]:
+    """Map the first run that was chosen among trials to these, in their order; of no run those of none."""
+    left = list_trials(store)
+    found = {}
+    for run in runs:
+        places = {trial.fit_key: place for place, trial in enumerate(run.training.sweep)}
+        own = [one for one in left if one.trial.fit_key in places]
+        found[run.run_id] = sorted(own, key=lambda one: places[one.trial.fit_key])
+        left = [one for one in left if one not in own]
+    return found | {"": left}
+
+
+def unneeded_trials(store: Store, runs: Iterable[Run]) -> list[Leftover]:
+    """List the files of trials that none of some runs needs."""
+    needed = frozenset().union(*map(_keys, runs))
+    files = [_file(store, one.run.run_id) for one in list_trials(store) if one.trial.fit_key not in needed]
+    return [Leftover(file, size(file)) for file in files]
+
+
+def remove_trials(
+    store: Store, trials: Iterable[TrialRun], runs: Sequence[Run], keep: Collection[str] = ()
+) -> None:
+    """Delete those of some trials that no run needs, with the weights and rows that are nobody else's.
+
+    `keep` names row sets and weights by their digests, and folders of weights by their keys.
+    """
+    for run_id, (weights, rows) in _own_parts(store, trials, runs, keep).items():
+        for folder in (*rows, weights):
+            remove_folder(folder)
+        _file(store, run_id).unlink(missing_ok=True)
+
+
+def freed_by_trials(store: Store, runs: Sequence[Run]) -> dict[str, int]:
+    """Map a run to the bytes of the trials that it alone needs, and each trial that none needs to its own."""
+    alone: dict[str, list[TrialRun]] = {}
+    for trial in list_trials(store):
+        owners = _needed_by(trial, runs) or [trial.run]
+        if len(owners) == 1 and (owners[0] is trial.run or tried_by(trial, owners)):
+            alone.setdefault(owners[0].run_id, []).append(trial)
+    own = {run.run_id: run for run in runs}
+    freed = {}
+    for run_id, trials in alone.items():
+        others = [run for run in runs if run.run_id != run_id]
+        parts = _own_parts(store, trials, others).values()
+        counted = _counted(store, own[run_id]) if run_id in own else frozenset()
+        freed[run_id] = sum(
+            map(size, {path for weights, rows in parts for path in (weights, *rows)} - counted)
+        )
+    return freed
+
+
+def refuse_needed(trial: TrialRun, runs: Iterable[Run]) -> None:
+    """Refuse to remove a trial that runs are found by way of.
+
+    Raises:
+        UserError: there are such runs.
+    """
+    if needing := _needed_by(trial, runs):
+        names = ", ".join(run.run_id for run in needing)
+        found = f"{trial.run.run_id}, a trial that {names} is found by way of"
+        step = f"harness runs rm {needing[0].run_id}, which removes its trials too"
+        raise UserError(Problem("run", found, "a run that no other needs", step))
+
+
+def _outcome(one: TrialRun) -> tuple[Trial, dict[str, str], str]:
+    return one.trial, one.run.rows, one.run.error
+
+
+def _needed_by(trial: TrialRun, runs: Iterable[Run]) -> list[Run]:
+    return [run for run in runs if trial.trial.fit_key in _keys(run)]
+
+
+def _keys(run: Run) -> frozenset[str]:
+    """Return the keys of all weights that a run is found by way of, of those too that diverged."""
+    return _tried_keys(run) | weights_behind(run).keys()
+
+
+def _tried_keys(run: Run) -> frozenset[str]:
+    return frozenset(trial.fit_key for trial in run.training.sweep if trial.fit_key)
+
+
+def _counted(store: Store, run: Run) -> frozenset[Path]:
+    """Return the folders that are a run's own, so that its trials do not free them as well."""
+    weights = {store.weights(run.training.fit_key)} if run.training.fit_key else set()
+    return frozenset(weights | set(map(store.rows, run.rows.values())))
+
+
+def _own_parts(
+    store: Store, trials: Iterable[TrialRun], runs: Sequence[Run], keep: Collection[str] = ()
+) -> Mapping[str, tuple[Path, list[Path]]]:
+    """Map each trial that no run needs to the folders of its weights and of the rows that no run wants."""
+    wanted = wanted_rows(store, run_references(runs)).union(keep)
+    known = identities(store)
+    found = {}
+    for one in trials:
+        key = one.trial.fit_key
+        answering = {one.run.weights_digest, *points_of(store, [key])} - {""}
+        if _needed_by(one, runs) or {key, *answering} & set(keep):
+            continue
+        own = [row.digest for row in known if row.weights_digest in answering and row.digest not in wanted]
+        found[one.run.run_id] = (store.weights(key), list(map(store.rows, own)))
+    return found
+
+
+def _file(store: Store, run_id: str) -> Path:
+    return store.folder / FOLDER / f"{run_id}.json"

@@ -1,0 +1,98 @@
+"""What no test of `make gpu` runs, because it takes several GPUs, other packages or what is not offered, by name.
+
+Invariant: each line names the files of tests that hold on CPUs what can be held there, and none where nothing can.
+"""
+
+from bench_page import Table
+
+_COLUMNS = ("what", "state", "what is tested on CPUs instead")
+_LINES = (
+    (
+        "vLLM in the command's process (`engine: vllm`)",
+        "offered; never run on a GPU",
+        "what it cannot serve is refused, its rows are never compared with another engine's (`tests/test_vllm.py`); by hand with "
+        "vLLM's build for CPUs, which CI has not: numbers against transformers (`tests/slow/test_vllm_itself.py`)",
+    ),
+    (
+        "vLLM as a server",
+        "no server is started or ended by the harness; one that runs is asked as an endpoint; never run on a GPU",
+        "the protocol against a server of our own (`tests/test_openai_api.py`); by hand vLLM's own server on a CPU "
+        "(`tests/slow/test_vllm_server.py`)",
+    ),
+    (
+        "continuous batching (transformers' `generate_batch`), CUDA graphs, `torch.compile`",
+        "not offered: answers come in batches, a token of each at a time",
+        "that loop against transformers' own greedy answers, for each family (`tests/test_generation.py`, "
+        "`tests/test_model_families.py`)",
+    ),
+    (
+        "several GPUs for one training, data parallel (`training: {accelerate: …}`)",
+        "offered; never run on GPUs",
+        "two processes against one, killed and resumed (`tests/test_shared_training.py`)",
+    ),
+    (
+        "FSDP2, DeepSpeed ZeRO",
+        "not offered: accelerate makes such shards on GPUs alone",
+        "none; a base has to fit each GPU, and what does not is said before anything runs (`tests/test_base_fit.py`)",
+    ),
+    (
+        "workers with a GPU each (`--executor local`, `ray`, `slurm`)",
+        "offered; never run on GPUs",
+        "rows against one process, with workers, nodes and the command killed (`tests/slow/test_workers.py`); which GPU each local "
+        "worker is told to take (`tests/test_executors.py`)",
+    ),
+    (
+        "a base spread over several GPUs, then main memory and disk",
+        "offered; layers on several GPUs were never run",
+        "the plan from sizes alone, and a base partly on the disk against the same in memory, fp32 to 1e-4 nats "
+        "(`tests/test_placement.py`)",
+    ),
+    (
+        "a base that fits no GPU in 16 bits and is measured quantised",
+        "offered; never run",
+        "which bases these are, from sizes alone (`tests/test_placement.py`)",
+    ),
+    (
+        "LLM.int8 (`quantization: int8`)",
+        "offered; bitsandbytes' kernels for GPUs were never run",
+        "layers, answers, gradients and an adapter by its kernels for CPUs (`tests/test_int8.py`)",
+    ),
+    (
+        "the start of an adapter by LoftQ",
+        "offered on GPUs alone",
+        "that a CPU refuses it (`tests/test_peft.py`)",
+    ),
+    (
+        "bases published in AWQ, GPTQ or MXFP4",
+        "loaded by transformers, whose kernels for them need a GPU; never run",
+        "their parameters and bits, read from the headers of the files (`tests/test_hub.py`)",
+    ),
+    (
+        "8-bit and paged optimisers (`optim: paged_adamw_8bit`, …)",
+        "offered; pages between GPU and main memory were never run",
+        "training steps by bitsandbytes' kernels for CPUs (`tests/test_knobs.py`)",
+    ),
+    (
+        "fp16 with a gradient scaler, on a card without bf16 (T4)",
+        "chosen on such a card; never run",
+        "none computes in fp16, which CPUs refuse (`tests/test_hardware.py`)",
+    ),
+    (
+        "a training that is paused at tracked points, by which searches are pruned",
+        "offered; never run on a GPU",
+        "the weights against those of a training without pauses (`tests/test_pruned_search.py`)",
+    ),
+    (
+        "axolotl, LLaMA-Factory, Unsloth (`theirs: axolotl`, …)",
+        "recipes that ship, written from documentation; none of the three was ever installed or run",
+        "that the recipes are found and filled (`tests/test_command.py`); the same way with TRL's own command line, which is "
+        "run (`tests/slow/test_trl_command.py`)",
+    ),
+    (
+        "times, memory and prices that `harness doctor --base ID --gpu 24GB` estimates",
+        "offered; held to no card",
+        "the arithmetic, also of the textbook's 7B (`tests/test_base_fit.py`)",
+    ),
+)
+
+NEVER_RUN = Table("No test runs on a GPU, of what the harness offers or leaves out:", _COLUMNS, _LINES)

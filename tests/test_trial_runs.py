@@ -1,0 +1,252 @@
+"""Each trial of a sweep or search is a run: listed below that of its candidate, shown, compared and removed."""
+
+import json
+import sys
+
+import pytest
+import tiny_experiment
+from test_store import IDENTITY, OTHER, complete, make_rows, make_run
+
+from harness import release
+from harness import store as stores
+from harness.cli import main
+from harness.errors import UserError
+from harness.records import MetricRange, Trial
+from harness.store import References, Store, TrialRun
+from harness.store.garbage import size
+
+SWEPT = """\
+  prompt: {method: base}
+  swept:
+    method: lora
+    params: {r: 2, num_train_epochs: 1, max_length: 200}
+    sweep: {learning_rate: [0.001, 0.02], weight_decay: [0.0, 1.0e+30]}
+"""
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "runs", wait_s=20)
+
+
+def tried(store, key, validation=0.5, rows=(), **known):
+    """Keep the run of a trial with its weights, of 10 kB where it is a whole one."""
+    outcome = {"state": "failed", "error": "it diverged"} if validation is None else {}
+    trial = Trial(params={"r": len(key)}, validation=validation, fit_key=key, **known)
+    run = make_run(
+        f"desk-lora-s0-trial-{key}",
+        rows,
+        weights_digest=f"weights of {key}",
+        training={"fit_key": key},
+        metrics={"task-0": {"f1": MetricRange(True, 0.0, 1.0)}},
+        **outcome,
+    )
+    stores.write_whole(store, store.weights(key) / "adapter.bin", "x" * 10_000)
+    found = TrialRun(run, trial, "f1")
+    stores.save_trial(store, found)
+    return found
+
+
+def chosen_among(store, run_id, *trials, **changes):
+    """Save the run of a candidate whose weights were chosen among trials: those of the first."""
+    first = trials[0]
+    behind = {one.trial.fit_key: one.run.weights_digest for one in trials if one.run.state == "done"}
+    training = {
+        "fit_key": first.trial.fit_key,
+        "stands_on": behind,
+        "sweep": [one.stored()["trial"] for one in trials],
+    }
+    changes = {"weights_digest": first.run.weights_digest, "training": training} | changes
+    stores.save_run(store, make_run(run_id, [], **changes))
+
+
+def kept(store):
+    return {one.trial.fit_key for one in stores.list_trials(store)}
+
+
+def weights(store):
+    return {path.name for path in (store.folder / "weights").iterdir()}
+
+
+def listed(store, capsys, monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["harness", "runs", "list", "--runs", str(store.folder), *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    return capsys.readouterr().out
+
+
+def test_trials_are_listed_below_their_run_and_those_of_none_at_the_end(store, capsys, monkeypatch):
+    first, other = tried(store, "aa"), tried(store, "bbb", 0.25, pruned_at=12)
+    lost, failed = tried(store, "cccc"), tried(store, "ddddd", None)
+    chosen_among(store, "desk-lora-s0-1", first, other, failed)
+    lines = listed(store, capsys, monkeypatch).splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [
+        "desk-lora-s0-1",
+        *(f"  {one.run.run_id}" for one in (first, other, failed)),
+        lost.run.run_id,
+    ]
+    said = [line.partition(": ")[2] for line in lines]
+    assert said[1:4] == [
+        "trial of lora, r 2: f1 50.0 % on validation, chosen",
+        "trial of lora, r 3: f1 25.0 % on validation, pruned at step 12",
+        "trial of lora, r 5: it diverged",
+    ]
+    assert said[4].startswith("trial of lora, which no run was chosen among, r 4: f1 50.0 %")
+    assert said[4].endswith(", 10 kB")
+
+
+def test_as_json_a_trial_is_a_run_with_its_state_and_the_run_that_was_chosen_among_it(
+    store, capsys, monkeypatch
+):
+    first, pruned = tried(store, "aa"), tried(store, "bbb", 0.25, pruned_at=12)
+    tried(store, "cccc", None)
+    chosen_among(store, "desk-lora-s0-1", first, pruned)
+    facts = json.loads(listed(store, capsys, monkeypatch, "--json"))
+    known = {name.rpartition("-")[2]: (of["state"], of.get("trial_of")) for name, of in facts.items()}
+    assert known == {
+        "1": ("done", None),
+        "aa": ("done", "desk-lora-s0-1"),
+        "bbb": ("pruned", "desk-lora-s0-1"),
+        "cccc": ("failed", ""),
+    }
+    assert facts[pruned.run.run_id]["params"] == {"r": 3}
+
+
+def test_no_list_of_runs_holds_a_trial(store):
+    chosen_among(store, "desk-lora-s0-1", tried(store, "aa"), tried(store, "bbb"))
+    assert [run.run_id for run in stores.list_runs(store)] == ["desk-lora-s0-1"]
+    stores.reindex(store)
+    assert stores.query(store, "SELECT run_id FROM runs").rows == [("desk-lora-s0-1",)]
+
+
+def test_a_trial_is_found_by_its_id_as_any_run(store):
+    found = tried(store, "aa")
+    assert stores.get_run(store, found.run.run_id) == found.run
+
+
+def test_removing_a_run_removes_its_trials_with_their_weights_and_rows_and_frees_what_was_said(store):
+    complete(store, IDENTITY, make_rows(40))
+    chosen = tried(store, "aa")
+    lost = tried(store, "bbb", rows=[IDENTITY.digest])
+    chosen_among(store, "desk-lora-s0-1", chosen, lost, tried(store, "cccc", None))
+    assert chosen.run.weights_digest != IDENTITY.weights_digest
+    said = stores.freed_by_trials(store, stores.list_runs(store))["desk-lora-s0-1"]
+    before = size(store.folder / "weights") + size(store.folder / "rows")
+    own = stores.disk_use(store, stores.list_runs(store)).freed["desk-lora-s0-1"]
+    stores.remove_run(store, "desk-lora-s0-1")
+    assert (kept(store), weights(store)) == (set(), set())
+    assert said + own == before - size(store.folder / "rows") == 30_000
+
+
+def test_the_rows_that_a_trial_answered_go_with_it_but_for_those_of_another_run(store):
+    complete(store, IDENTITY, make_rows(40))
+    complete(store, OTHER, make_rows(40))
+    found = tried(store, "aa", rows=[IDENTITY.digest, OTHER.digest])
+    stores.save_run(store, make_run("another", [OTHER.digest]))
+    stores.remove_run(store, found.run.run_id)
+    assert {path.name for path in (store.folder / "rows").iterdir()} == {OTHER.digest}
+
+
+def test_a_trial_that_another_run_was_chosen_among_stays_with_its_weights(store):
+    shared, own = tried(store, "aa"), tried(store, "bbb")
+    chosen_among(store, "desk-lora-s0-1", own, shared)
+    chosen_among(store, "desk-lora-s0-2", shared)
+    stores.remove_run(store, "desk-lora-s0-1")
+    assert (kept(store), weights(store)) == ({"aa"}, {"aa"})
+
+
+def test_a_trial_whose_weights_another_training_began_with_stays(store):
+    first, other = tried(store, "aa"), tried(store, "bbb")
+    chosen_among(store, "desk-lora-s0-1", first, other)
+    began = {"fit_key": "dpo", "stands_on": {"aa": first.run.weights_digest, "bbb": other.run.weights_digest}}
+    stores.save_run(store, make_run("dpo", [], training=began))
+    stores.remove_run(store, "desk-lora-s0-1")
+    assert weights(store) == {"aa", "bbb"}
+    stores.remove_run(store, "dpo")
+    assert kept(store) == {"aa", "bbb"}
+
+
+def test_a_trial_that_a_run_is_found_by_way_of_is_not_removed(store):
+    lost = tried(store, "bbb")
+    chosen_among(store, "desk-lora-s0-1", tried(store, "aa"), lost)
+    with pytest.raises(UserError, match="next: harness runs rm desk-lora-s0-1, which removes its trials too"):
+        stores.remove_run(store, lost.run.run_id)
+    assert kept(store) == {"aa", "bbb"}
+
+
+def test_a_trial_of_no_run_is_unused_with_its_weights(store):
+    chosen_among(store, "desk-lora-s0-1", tried(store, "aa"))
+    left = tried(store, "bbb")
+    stores.write_whole(store, store.weights("bbb") / "fit.json", json.dumps({"digest": "weights of bbb"}))
+    removed = release.remove_unreferenced(store, References()).removable
+    assert {str(one.path.relative_to(store.folder)) for one in removed} == {
+        "weights/bbb",
+        f"trials/{left.run.run_id}.json",
+    }
+    assert (kept(store), weights(store)) == ({"aa"}, {"aa"})
+
+
+def test_while_work_is_unfinished_its_trials_are_not_unused(store):
+    tried(store, "bbb")
+    stores.begin(store, "desk")
+    assert release.list_unreferenced(store, References()).removable == ()
+
+
+@pytest.mark.e2e
+def test_the_trials_of_a_sweep_are_runs_that_can_be_listed_shown_compared_and_removed(
+    own_cache, tiny, tmp_path, monkeypatch, capsys
+):
+    path = tiny_experiment.write(tmp_path, tiny, SWEPT)
+    report = tiny_experiment.run(path)
+    store = Store(tmp_path / "runs")
+    trials = stores.list_trials(store)
+    assert sorted(one.state for one in trials) == ["done", "done", "failed", "failed"]
+    sweep = next(fact for fact in report.facts if fact.name == "swept").training.sweep
+    assert {one.trial.fit_key: one.trial.validation for one in trials} == {
+        one.fit_key: one.validation for one in sweep
+    }
+    monkeypatch.chdir(tmp_path)
+
+    def said(*words):
+        monkeypatch.setattr(sys, "argv", ["harness", "runs", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code or 0, capsys.readouterr().out
+
+    lines = said("list")[1].splitlines()
+    assert len(lines) == 6
+    assert sum(line.startswith("  tiny-swept-s0-trial-") for line in lines) == 4
+    assert sum("not a number" in line for line in lines) == 2
+    done = [one.run.run_id for one in trials if one.state == "done"]
+    assert "learning_rate: 0.02" in said("show", done[1])[1] + said("show", done[0])[1]
+    assert "learning_rate" in said("diff", *done)[1]
+    assert said("rm", done[0])[0] == 2
+    code, _ = said("rm", tiny_experiment.runs_of(path)["swept"].run_id)
+    assert (code, stores.list_trials(store)) == (0, [])
+    assert list((store.folder / "weights").iterdir()) == []
+    again = tiny_experiment.run(path)
+    assert [t.validation for t in next(f for f in again.facts if f.name == "swept").training.sweep] == [
+        one.validation for one in sweep
+    ]
+
+
+@pytest.mark.e2e
+def test_a_search_that_was_ended_lists_the_trials_it_has_made(own_cache, tiny, tmp_path):
+    from harness.progress import Silent
+
+    path = tiny_experiment.write(tmp_path, tiny, SWEPT.replace(", weight_decay: [0.0, 1.0e+30]", ""))
+
+    class EndsAtTheSecond(Silent):
+        n = 0
+
+        def stage(self, label, expected_s=0.0):
+            EndsAtTheSecond.n += label.startswith("training")
+            if EndsAtTheSecond.n == 2:
+                raise KeyboardInterrupt
+            return super().stage(label, expected_s)
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny_experiment.run(path, progress=EndsAtTheSecond())
+    (only,) = stores.list_trials(Store(tmp_path / "runs"))
+    assert (only.state, only.trial.params["learning_rate"]) == ("done", 0.001)
