@@ -10,20 +10,26 @@ _LINES = (
     (
         "vLLM in the command's process (`engine: vllm`)",
         "offered; never run on a GPU",
-        "what it cannot serve is refused, its rows are never compared with another engine's (`tests/test_vllm.py`); by hand with "
-        "vLLM's build for CPUs, which CI has not: numbers against transformers (`tests/slow/test_vllm_itself.py`)",
+        (
+            "what it cannot serve is refused, its rows are never compared with another engine's (`tests/test_vllm.py`); by hand with "
+            "vLLM's build for CPUs, which CI has not: numbers against transformers (`tests/slow/test_vllm_itself.py`)"
+        ),
     ),
     (
         "vLLM as a server",
         "no server is started or ended by the harness; one that runs is asked as an endpoint; never run on a GPU",
-        "the protocol against a server of our own (`tests/test_openai_api.py`); by hand vLLM's own server on a CPU "
-        "(`tests/slow/test_vllm_server.py`)",
+        (
+            "the protocol against a server of our own (`tests/test_openai_api.py`); by hand vLLM's own server on a CPU "
+            "(`tests/slow/test_vllm_server.py`)"
+        ),
     ),
     (
         "continuous batching (transformers' `generate_batch`), CUDA graphs, `torch.compile`",
         "not offered: answers come in batches, a token of each at a time",
-        "that loop against transformers' own greedy answers, for each family (`tests/test_generation.py`, "
-        "`tests/test_model_families.py`)",
+        (
+            "that loop against transformers' own greedy answers, for each family (`tests/test_generation.py`, "
+            "`tests/test_model_families.py`)"
+        ),
     ),
     (
         "several GPUs for one training, data parallel (`training: {accelerate: …}`)",
@@ -38,14 +44,18 @@ _LINES = (
     (
         "workers with a GPU each (`--executor local`, `ray`, `slurm`)",
         "offered; never run on GPUs",
-        "rows against one process, with workers, nodes and the command killed (`tests/slow/test_workers.py`); which GPU each local "
-        "worker is told to take (`tests/test_executors.py`)",
+        (
+            "rows against one process, with workers, nodes and the command killed (`tests/slow/test_workers.py`); which GPU each local "
+            "worker is told to take (`tests/test_executors.py`)"
+        ),
     ),
     (
         "a base spread over several GPUs, then main memory and disk",
         "offered; layers on several GPUs were never run",
-        "the plan from sizes alone, and a base partly on the disk against the same in memory, fp32 to 1e-4 nats "
-        "(`tests/test_placement.py`)",
+        (
+            "the plan from sizes alone, and a base partly on the disk against the same in memory, fp32 to 1e-4 nats "
+            "(`tests/test_placement.py`)"
+        ),
     ),
     (
         "a base that fits no GPU in 16 bits and is measured quantised",
@@ -85,8 +95,10 @@ _LINES = (
     (
         "axolotl, LLaMA-Factory, Unsloth (`theirs: axolotl`, …)",
         "recipes that ship, written from documentation; none of the three was ever installed or run",
-        "that the recipes are found and filled (`tests/test_command.py`); the same way with TRL's own command line, which is "
-        "run (`tests/slow/test_trl_command.py`)",
+        (
+            "that the recipes are found and filled (`tests/test_command.py`); the same way with TRL's own command line, which is "
+            "run (`tests/slow/test_trl_command.py`)"
+        ),
     ),
     (
         "times, memory and prices that `harness doctor --base ID --gpu 24GB` estimates",
