@@ -1,9 +1,11 @@
 """Time of the command that directs workers: planning, dispatching, and two workers beside one process.
 
-Invariant: nothing is asserted of a time, because the machine may be busy. Simulated workers answer at once, so
-what is measured of them is the command's own time.
+Invariant: nothing is asserted of a time, because the machine may be busy; that all ways end with the same runs is.
+Simulated workers answer at once, so what is measured of them is the command's own time. `HARNESS_BENCH_SCALE`
+multiplies candidates and items (0.1 for a trial of two minutes).
 """
 
+import os
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,8 +28,21 @@ from harness.experiment.executors.work_plan import plan_work
 from harness.models.hardware import probe
 from harness.progress import Silent
 
-N_CANDIDATES, N_TASKS, N_WORKERS = 10_000, 100, 64
-N_ITEMS = 1_500  # of one task, and so many seconds that starting workers is not all that is seen
+SCALE = float(os.environ.get("HARNESS_BENCH_SCALE", "1"))
+N_CANDIDATES, N_TASKS, N_WORKERS = round(10_000 * SCALE), 100, 64
+N_ITEMS = (
+    round(500 * SCALE),
+    round(4_000 * SCALE),
+)  # of one task: starting workers is most of it, then little
+CANDIDATES = "  prompt: {method: base}\n" + "".join(
+    f"  lora{n}: {{method: lora, params: {{r: {n}, num_train_epochs: 1, max_length: 200}}}}\n"
+    for n in (1, 2, 4)
+)
+ARMS = {
+    "one process": (),
+    "one worker beside the command": ("--executor", "local", "--workers", "1"),
+    "two workers beside the command": ("--executor", "local", "--workers", "2"),
+}
 
 
 class AtOnce:
@@ -96,28 +111,30 @@ def simulated_rows(session: Session) -> list[Row]:
 
 
 def beside_one_process(folder: Path, model: Path) -> Table:
-    """Time the same experiment in one process and with two workers of one thread."""
-    lines = []
-    candidates = "  prompt: {method: base}\n" + "".join(
-        f"  lora{n}: {{method: lora, params: {{r: {n}, num_train_epochs: 1, max_length: 200}}}}\n"
-        for n in (1, 2, 4)
+    """Time the same experiment in one process and by workers, all of one thread; all end with the same runs."""
+    took: dict[str, list[str]] = {name: [] for name in ARMS}
+    for n_items in N_ITEMS:
+        made = set()
+        for name, words in ARMS.items():
+            path = written(folder / f"{n_items} {name}", model, n_items)
+            took[name].append(f"{run(path.parent, 'compare', *words).wall_s:.0f}")
+            made.add(frozenset(found.run_id for found in tiny_experiment.runs_of(path).values()))
+        assert len(made) == 1, made
+    sentence = (
+        "The tiny model, four candidates, three of them trained, and one thread a process. Beside as many generated "
+        "answers of each candidate, starting workers and judging at the end included, in seconds:"
     )
-    arms = {
-        "one process of one thread": (),
-        "two workers of one thread": ("--executor", "local", "--workers", "2"),
-    }
-    for name, words in arms.items():
-        at = folder / name.replace(" ", "_")
-        at.mkdir()
-        tiny_experiment.write(at, model, candidates)
-        asked = [
-            {"id": f"n{n}", "prompt": f"What follows {n}?", "reference": str(n + 1)} for n in range(N_ITEMS)
-        ]
-        tiny_experiment.rows(at / "suites" / "general" / "facts.jsonl", asked)
-        took = run(at, "compare", *words)
-        lines.append((name, f"{took.wall_s:.0f}"))
-    sentence = f"The tiny model, four candidates, {N_ITEMS:,} generated answers each; starting workers is part of it:"
-    return Table(sentence, ("", "s"), tuple(lines))
+    columns = ("", *(f"{n_items:,} answers" for n_items in N_ITEMS))
+    return Table(sentence, columns, tuple((name, *cells) for name, cells in took.items()))
+
+
+def written(folder: Path, model: Path, n_items: int) -> Path:
+    """Write the tiny experiment with so many items of one task; returns the path of its harness.yaml."""
+    folder.mkdir()
+    path = tiny_experiment.write(folder, model, CANDIDATES)
+    asked = [{"id": f"n{n}", "prompt": f"What follows {n}?", "reference": str(n + 1)} for n in range(n_items)]
+    tiny_experiment.rows(folder / "suites" / "general" / "facts.jsonl", asked)
+    return path
 
 
 @pytest.mark.bench
