@@ -18,7 +18,8 @@ import tiny_experiment
 
 from harness import config, store
 from harness.errors import CandidateFailed, UserError
-from harness.evaluation.rows.row_sets import RunRequest
+from harness.evaluation.candidates import base_weights
+from harness.evaluation.rows.row_sets import RunRequest, target_sets
 from harness.experiment import Scope, executors, prepare_session
 from harness.experiment.executors import dispatch, job_runner, local, ray_cluster, slurm
 from harness.experiment.executors.job_runner import Known, Outcome
@@ -228,6 +229,19 @@ def test_a_job_whose_work_is_done_computes_nothing_and_leaves_the_index_alone(op
     assert {outcome[:2] for outcome in outcomes.values()} == {("", None)}
     assert {path: path.stat().st_mtime_ns for path in session.store.folder.glob("[rw]*/*/*")} == before
     assert not session.store.index.exists()
+
+
+def test_blocks_that_a_killed_worker_left_beside_the_complete_set_go_with_the_next_one(opened):
+    session, loaded = opened
+    candidate = session.candidates["prompt"]
+    test = target_sets(session, candidate.recipe, base_weights(candidate.base), 0)[1].identity
+    written = store.read_rows(session.store, test.digest)
+    store.append_block(session.store, test, 0, written)
+    with job_runner.written_assignment(session, loaded, Scope(), 1) as file:
+        known = Known({session.source.weights_digest: ""})
+        assert job_runner.run_job(file, Job("answer", "prompt"), known).error is None
+    assert not (session.store.rows(test.digest) / "blocks").exists()
+    assert store.read_rows(session.store, test.digest) == written
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,15 @@ def test_a_folder_of_blocks_that_its_writer_was_about_to_remove_is_removed(store
     assert not (store.rows(IDENTITY.digest) / "blocks").exists()
 
 
+def test_the_blocks_of_one_set_are_removed_and_those_of_another_stay(store):
+    for identity in (IDENTITY, OTHER):
+        complete(store, identity, make_rows(BLOCK))
+        append(store, identity, make_rows(BLOCK))
+    stores.remove_merged_blocks(store, OTHER.digest)
+    assert (store.rows(IDENTITY.digest) / "blocks").exists()
+    assert not (store.rows(OTHER.digest) / "blocks").exists()
+
+
 def test_the_identity_comes_back(store):
     complete(store, IDENTITY, make_rows(1))
     assert stores.read_identity(store, IDENTITY.digest) == IDENTITY

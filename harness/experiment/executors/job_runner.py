@@ -225,8 +225,13 @@ def _answer(session: Session, job: Job) -> Outcome:
 
 
 def _answered(session: Session, sets: Sequence[RowSet]) -> Outcome:
-    files = [session.store.parquet(rows.answers.identity.digest) for rows in sets]
-    return Outcome(files=_there(session, files))
+    """Name the files of complete sets; what a worker that was killed at their completion left goes."""
+    digests = [rows.answers.identity.digest for rows in sets]
+    for one in digests:
+        if (session.store.rows(one) / "blocks").exists():
+            with session.claim(one):
+                store.remove_merged_blocks(session.store, one)
+    return Outcome(files=_there(session, map(session.store.parquet, digests)))
 
 
 def _there(session: Session, files: Iterable[Path]) -> tuple[str, ...]:

@@ -108,9 +108,12 @@ def complete_rows(store: Store, identity: RowsIdentity, n_rows: int) -> None:
     _remove_blocks(path.parent / "blocks", n_kept)
 
 
-def remove_merged_blocks(store: Store) -> None:
-    """Delete blocks that a complete set holds already: whoever completed it was ended before it could."""
-    for folder in (store.folder / "rows").glob("*/blocks"):
+def remove_merged_blocks(store: Store, rows_digest: str = "*") -> None:
+    """Delete blocks that a complete set holds already: whoever completed it was ended before it could.
+
+    Those of all sets, or of one.
+    """
+    for folder in (store.folder / "rows").glob(f"{rows_digest}/blocks"):
         stored = _parquet_ids(folder.with_name("rows.parquet")) or []
         for index, ids in _readable_blocks(store, folder.parent.name).items():
             if stored[BLOCK * index :][: len(ids)] == ids:
