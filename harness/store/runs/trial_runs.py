@@ -97,7 +97,7 @@ def trials_by_run(store: Store, runs: Sequence[Run]) -> dict[str, list[TrialRun]
 
 def unneeded_trials(store: Store, runs: Iterable[Run]) -> list[Leftover]:
     """List the files of trials that none of some runs needs."""
-    needed = frozenset().union(*map(_keys, runs))
+    needed = _needing(runs)
     files = [_file(store, one.run.run_id) for one in list_trials(store) if one.trial.fit_key not in needed]
     return [Leftover(file, size(file)) for file in files]
 
@@ -118,8 +118,9 @@ def remove_trials(
 def freed_by_trials(store: Store, runs: Sequence[Run]) -> dict[str, int]:
     """Map a run to the bytes of the trials that it alone needs, and each trial that none needs to its own."""
     alone: dict[str, list[TrialRun]] = {}
+    needing = _needing(runs)
     for trial in list_trials(store):
-        owners = _needed_by(trial, runs) or [trial.run]
+        owners = needing.get(trial.trial.fit_key) or [trial.run]
         if len(owners) == 1 and (owners[0] is trial.run or tried_by(trial, owners)):
             alone.setdefault(owners[0].run_id, []).append(trial)
     own = {run.run_id: run for run in runs}
@@ -140,7 +141,7 @@ def refuse_needed(trial: TrialRun, runs: Iterable[Run]) -> None:
     Raises:
         UserError: there are such runs.
     """
-    if needing := _needed_by(trial, runs):
+    if needing := _needing(runs).get(trial.trial.fit_key):
         names = ", ".join(run.run_id for run in needing)
         found = f"{trial.run.run_id}, a trial that {names} is found by way of"
         step = f"harness runs rm {needing[0].run_id}, which removes its trials too"
@@ -151,13 +152,13 @@ def _outcome(one: TrialRun) -> tuple[Trial, dict[str, str], str]:
     return one.trial, one.run.rows, one.run.error
 
 
-def _needed_by(trial: TrialRun, runs: Iterable[Run]) -> list[Run]:
-    return [run for run in runs if trial.trial.fit_key in _keys(run)]
-
-
-def _keys(run: Run) -> frozenset[str]:
-    """Return the keys of all weights that a run is found by way of, of those too that diverged."""
-    return _tried_keys(run) | weights_behind(run).keys()
+def _needing(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Map the keys of all weights that runs are found by way of to these, of those too that diverged."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        for key in _tried_keys(run) | weights_behind(run).keys():
+            found.setdefault(key, []).append(run)
+    return found
 
 
 def _tried_keys(run: Run) -> frozenset[str]:
@@ -175,12 +176,12 @@ def _own_parts(
 ) -> Mapping[str, tuple[Path, list[Path]]]:
     """Map each trial that no run needs to the folders of its weights and of the rows that no run wants."""
     wanted = wanted_rows(store, run_references(runs)).union(keep)
-    known = identities(store)
+    known, needing = identities(store), _needing(runs)
     found = {}
     for one in trials:
         key = one.trial.fit_key
         answering = {one.run.weights_digest, *points_of(store, [key])} - {""}
-        if _needed_by(one, runs) or {key, *answering} & set(keep):
+        if key in needing or {key, *answering} & set(keep):
             continue
         own = [row.digest for row in known if row.weights_digest in answering and row.digest not in wanted]
         found[one.run.run_id] = (store.weights(key), list(map(store.rows, own)))
