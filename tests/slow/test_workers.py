@@ -91,6 +91,12 @@ def rows(path):
     }
 
 
+def trials(path):
+    """Map the runs of trials to what became of them."""
+    found = store.list_trials(Store(path.parent / "runs"))
+    return {one.run.run_id: (one.state, one.trial.params, one.trial.validation) for one in found}
+
+
 def same(path, undisturbed):
     """Hold a finished experiment to one that a single process made."""
     alone, _ = undisturbed
@@ -99,6 +105,7 @@ def same(path, undisturbed):
         name: (run.run_id, run.state, run.error) for name, run in expected.items()
     }
     assert rows(path) == rows(alone)
+    assert trials(path) == trials(alone) != {}
     folder = path.parent / "runs"
     assert {one.name for one in (folder / "weights").iterdir()} == {
         one.name for one in (alone.parent / "runs" / "weights").iterdir()
