@@ -53,6 +53,16 @@ class Kind(NamedTuple):
     refused: str = ""
 
 
+UNREADABLE = {
+    "RWKV": (
+        Kind("RwkvConfig", {"attention_hidden_size": 32, "context_length": 256}),
+        "RwkvForCausalLM keeps a state that no cache of transformers' holds; try: another base_model",
+    ),
+    "BERT": (
+        Kind("BertConfig", {}),
+        "BertLMHeadModel reads a token by those after it too; try: another base_model",
+    ),
+}
 FAMILIES = {
     "Llama": Kind("LlamaConfig", {}),
     "Qwen2": Kind("Qwen2Config", {}),
@@ -66,22 +76,27 @@ FAMILIES = {
     "Qwen3-MoE": Kind("Qwen3MoeConfig", {"num_experts": 4, **_EXPERTS}),
     "SmolLM3": Kind("SmolLM3Config", {"no_rope_layers": [1, 0]}),
     "GPT-2": Kind("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}),
+    "Bloom": Kind("BloomConfig", {"n_layer": 2, "n_head": 4}, engine="padded"),
     "Mamba": Kind("MambaConfig", {"state_size": 4}, engine="padded", refused="'out_proj' is incompatible"),
 }
 # The others take the same ways through our code as one of these.
-FAST = ("Llama", "Mistral with a window", "Gemma-3", "gpt-oss", "GPT-2", "Mamba")
+FAST = ("Llama", "Mistral with a window", "Gemma-3", "gpt-oss", "GPT-2", "Bloom", "Mamba")
 EACH = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in FAMILIES]
 
 
 def build(folder, name):
     """Save a model of a family with the tiny tokenizer."""
+    return save(folder, FAMILIES[name])
+
+
+def save(folder, kind):
     import torch
     import transformers
 
     tokenizer = tiny_model.tokenizer()
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
-    said = {"vocab_size": len(tokenizer), **_SMALL, **ids, **FAMILIES[name].said}
-    config = getattr(transformers, FAMILIES[name].config)(**said)
+    said = {"vocab_size": len(tokenizer), **_SMALL, **ids, **kind.said}
+    config = getattr(transformers, kind.config)(**said)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(config)
@@ -231,3 +246,12 @@ def test_what_transformers_cannot_load_is_refused_with_a_sentence(tiny, tmp_path
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "not_yet_made"}))
     with pytest.raises(CandidateFailed, match=r"cannot be loaded.*not_yet_made.*newer transformers"):
         ModelHost(resolve(str(folder)), CPU)
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_does_not_read_from_left_to_right_by_what_a_cache_holds_is_refused_with_a_sentence(
+    tmp_path, name
+):
+    kind, said = UNREADABLE[name]
+    with pytest.raises(CandidateFailed, match=said):
+        ModelHost(resolve(str(save(tmp_path, kind))), CPU)

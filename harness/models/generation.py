@@ -10,9 +10,10 @@ Source: Holtzman et al. 2020, arXiv:1904.09751, for `top_p`.
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from harness.models import oom
 from harness.models.batching import Size, plan, shared_length
 from harness.models.cpu_kernels import chunked_attention
-from harness.models.loglikelihood import READING_COST
+from harness.models.loglikelihood import READING_COST, UNSUPPORTED
 from harness.models.prefix_cache import (
     PrefixCache,
     additive_mask,
@@ -90,7 +91,8 @@ def answers(
     """Return the new token ids of each prompt of one batch, filled up with `ends[0]`.
 
     A model that does not keep all keys, or has windows and takes no masks of ours (`engine` is that of its
-    scoring), reads each prompt whole, by transformers' own `generate`.
+    scoring), reads each prompt whole, by transformers' own `generate`; one that takes neither our masks nor
+    our cache answers each prompt alone.
     """
     import torch
 
@@ -98,9 +100,14 @@ def answers(
         windows = prefixes.windows
         if windows is None or (any(windows) and engine != "packed"):
             return _by_generate(model, prompts, max_new_tokens, ends, stopped, pick)
-        with chunked_attention(model):
-            cache, first, seen = _read(model, prompts, max_new_tokens, reading, prefixes, pick)
-            return _go_on(model, cache, first, seen, max_new_tokens, ends, stopped, windows, pick)
+        try:
+            with chunked_attention(model):
+                cache, first, seen = _read(model, prompts, max_new_tokens, reading, prefixes, pick)
+                return _go_on(model, cache, first, seen, max_new_tokens, ends, stopped, windows, pick)
+        except UNSUPPORTED as error:
+            if engine == "packed" or oom.ran_out(error):
+                raise
+        return _each_by_generate(model, prompts, max_new_tokens, ends, stopped, pick)
 
 
 def _read(
@@ -278,3 +285,25 @@ def _by_generate(
     )
     new: list[list[int]] = made[:, width:].tolist()
     return new
+
+
+def _each_by_generate(
+    model: "PreTrainedModel",
+    prompts: Sequence[tuple[int, ...]],
+    max_new_tokens: int,
+    ends: Sequence[int],
+    stopped: Stopped,
+    pick: Pick,
+) -> list[list[int]]:
+    """Answer each prompt alone by transformers' own loop, without padding, filled up with `ends[0]`."""
+
+    def alone(place: int) -> list[int]:
+        def picked(logits: "torch.Tensor", rows: "torch.Tensor", step: int) -> "torch.Tensor":
+            return pick(logits, rows + place, step)
+
+        (new,) = _by_generate(model, prompts[place : place + 1], max_new_tokens, ends, stopped, picked)
+        return new
+
+    made = [alone(place) for place in range(len(prompts))]
+    longest = max(map(len, made))
+    return [new + [ends[0]] * (longest - len(new)) for new in made]

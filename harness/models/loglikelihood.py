@@ -27,10 +27,14 @@ _AGREEMENT_NATS = 0.5
 # A pass over all layers costs, beside its tokens, as long as reading so many.
 READING_COST = 24
 
+# What transformers raises where a model takes no mask or cache of ours.
+UNSUPPORTED = (ValueError, RuntimeError, TypeError, LookupError, AttributeError)
+
 # Rows of logits that are turned into fp32 at a time: on a CPU more would be fresh memory, slower than the
 # model; a GPU would wait for fewer.
 _SLICE = {"cpu": 16, "cuda": 1024}
 
+_ANOTHER = "another base_model"
 _SHORTER = "a smaller base_model or shorter prompts"
 
 # Of a pair: log p of its continuation's tokens in nats, and whether all of them are argmaxes.
@@ -200,8 +204,12 @@ class Executor:
         """Score a small tree in both ways.
 
         Raises:
-            CandidateFailed: the model's logits are no numbers.
+            CandidateFailed: the model cannot be read here, or its logits are no numbers.
         """
+        is_stateful = self.model._is_stateful  # noqa: SLF001 (it is said nowhere else)
+        if is_stateful and self.prefixes.windows is not None:
+            found = f"{type(self.model).__name__} keeps a state that no cache of transformers' holds"
+            raise CandidateFailed(found, _ANOTHER)
         probes = self._probes()
         packed = [self._score_packed_probe(pairs) for pairs in probes if self.prefixes.windows is not None]
         self.engine = "padded"
@@ -209,8 +217,17 @@ class Executor:
         if any(isnan(p) for pairs in alone for logprobs in pairs for p in logprobs):
             found = f"the model's logits are no numbers in {str(self.model.dtype).removeprefix('torch.')}"
             raise CandidateFailed(found, "precision: fp32, or bf16 where the device has it")
+        if self._sees_what_follows(probes[0], alone[0]):
+            found = f"{type(self.model).__name__} reads a token by those after it too"
+            raise CandidateFailed(found, _ANOTHER)
         agree = packed and all(a and _gap(a, b) < _AGREEMENT_NATS for a, b in zip(packed, alone, strict=True))
         return "packed" if agree else "padded"
+
+    def _sees_what_follows(self, pairs: Sequence[Pair], scored: Sequence[Sequence[float]]) -> bool:
+        """Tell whether the first half of each continuation scores otherwise where the second is left out."""
+        halves = [self._score_alone((context, ids[: len(ids) // 2]))[0] for context, ids in pairs]
+        whole = [of[: len(half)] for of, half in zip(scored, halves, strict=True)]
+        return _gap(halves, whole) > _AGREEMENT_NATS
 
     def _probes(self) -> list[list[Pair]]:
         """Return pairs that begin alike, and one that is longer than a window that there is room for."""
@@ -231,7 +248,7 @@ class Executor:
         try:
             with chunked_attention(self.model):
                 found = self._score(grow(pairs, max(64, longest)), pairs)
-        except (ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
+        except UNSUPPORTED as error:
             if oom.ran_out(error):
                 raise
             return []
