@@ -96,6 +96,16 @@ def test_trials_are_listed_below_their_run_and_those_of_none_at_the_end(store, c
     assert said[4].endswith(", 10 kB")
 
 
+def test_a_trial_that_two_runs_were_chosen_among_is_listed_once_below_that_of_its_candidate(
+    store, capsys, monkeypatch
+):
+    shared = tried(store, "aa")
+    chosen_among(store, "desk-hybrid-s0-1", shared, candidate="hybrid", created="2024-01-01T00:00:00+00:00")
+    chosen_among(store, "desk-lora-s0-1", shared)
+    names = [line.partition(": ")[0] for line in listed(store, capsys, monkeypatch).splitlines()]
+    assert names == ["desk-hybrid-s0-1", "desk-lora-s0-1", f"  {shared.run.run_id}"]
+
+
 def test_as_json_a_trial_is_a_run_with_its_state_and_the_run_that_was_chosen_among_it(
     store, capsys, monkeypatch
 ):

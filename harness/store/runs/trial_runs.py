@@ -84,15 +84,20 @@ def tried_by(trial: TrialRun, runs: Iterable[Run]) -> list[Run]:
 
 
 def trials_by_run(store: Store, runs: Sequence[Run]) -> dict[str, list[TrialRun]]:
-    """Map the first run that was chosen among trials to these, in their order; of no run those of none."""
-    left = list_trials(store)
-    found = {}
+    """Map each run to the trials that it was chosen among, in their order; no run to those of none.
+
+    A trial that several runs were chosen among is with the first of its own candidate, else the first.
+    """
+    found: dict[str, list[TrialRun]] = {run.run_id: [] for run in runs} | {"": []}
+    for trial in list_trials(store):
+        owners = tried_by(trial, runs)
+        own = [run for run in owners if run.candidate == trial.run.candidate]
+        found[(own or owners)[0].run_id if owners else ""].append(trial)
     for run in runs:
-        places = {trial.fit_key: place for place, trial in enumerate(run.training.sweep)}
-        own = [one for one in left if one.trial.fit_key in places]
-        found[run.run_id] = sorted(own, key=lambda one: places[one.trial.fit_key])
-        left = [one for one in left if one not in own]
-    return found | {"": left}
+        keys = dict.fromkeys(trial.fit_key for trial in run.training.sweep)
+        own = found[run.run_id]
+        found[run.run_id] = [one for key in keys for one in own if one.trial.fit_key == key]
+    return found
 
 
 def unneeded_trials(store: Store, runs: Iterable[Run]) -> list[Leftover]:
