@@ -95,8 +95,8 @@ def trials_by_run(store: Store, runs: Sequence[Run]) -> dict[str, list[TrialRun]
         found[(own or owners)[0].run_id if owners else ""].append(trial)
     for run in runs:
         keys = dict.fromkeys(trial.fit_key for trial in run.training.sweep)
-        own = found[run.run_id]
-        found[run.run_id] = [one for key in keys for one in own if one.trial.fit_key == key]
+        tried = found[run.run_id]
+        found[run.run_id] = [one for key in keys for one in tried if one.trial.fit_key == key]
     return found
 
 
