@@ -88,7 +88,7 @@ def trials_by_run(store: Store, runs: Sequence[Run]) -> dict[str, list[TrialRun]
 
     A trial that several runs were chosen among is with the first of its own candidate, else the first.
     """
-    found: dict[str, list[TrialRun]] = {run.run_id: [] for run in runs} | {"": []}
+    found: dict[str, list[TrialRun]] = {name: [] for name in (*(run.run_id for run in runs), "")}
     for trial in list_trials(store):
         owners = tried_by(trial, runs)
         own = [run for run in owners if run.candidate == trial.run.candidate]
