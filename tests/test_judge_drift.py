@@ -1,5 +1,6 @@
 """A judge that changes behind its address grades nothing new; one that wavers by itself goes on."""
 
+from dataclasses import replace
 from datetime import date
 from math import comb
 
@@ -8,7 +9,11 @@ from openai_server import Fault
 from test_judges import JUDGE, Grader, N, desk, number  # noqa: F401 (the fixture)
 
 from harness import store
-from harness.evaluation.judges.judge_drift import ALPHA, is_drift
+from harness.errors import CandidateFailed
+from harness.evaluation.judges import open_judged
+from harness.evaluation.judges.grade_costs import GradeAccount, paid_grades
+from harness.evaluation.judges.judge_drift import ALPHA, check_anchors, is_drift
+from harness.models.hardware import Machine
 from harness.nightly import run_night
 from harness.records import AnchorCheck, Grade
 
@@ -94,6 +99,42 @@ def test_what_anchors_cost_counts_against_the_most_that_may_be_spent(desk):  # n
     tokens = [(g.n_prompt_tokens, g.n_output_tokens) for g in (*grades, *again)]
     cost = sum(0.09 * read + 0.1 * written for read, written in tokens)
     assert any(f"for {cost:,.2f} USD" in note for note in notes), (cost, notes)
+
+
+@pytest.mark.parametrize("death", [CandidateFailed("the server is gone", "another"), KeyboardInterrupt()])
+def test_what_a_judge_said_of_anchors_before_a_check_died_is_kept_and_counts_as_paid(desk, death):  # noqa: F811
+    d = desk(reply, Grader(strict), rubric=RUBRIC + "usd_per_million_tokens: {input: 100, output: 100}\n")
+    d.compare()
+    judged = open_judged(f"judge:{d.folder / 'helpful.yaml'}", d.store, {}, Machine("cpu", "cpu", "fp32", 1.0))
+    (judge,) = judged.judges
+    paid, account = len(paid_grades(judged, judge)), GradeAccount(judged)
+
+    def dies_after(n):
+        said = iter(range(n))
+
+        def ask(answer):
+            if next(said, None) is None:
+                raise death
+            return replace(grade, key=answer.key, n_prompt_tokens=10_000, n_output_tokens=0)
+
+        return ask
+
+    grade = next(iter(store.read_grades(d.store, judge.book).values()))
+    with pytest.raises(type(death)):
+        check_anchors(judged, judge, dies_after(13))
+    assert len(paid_grades(judged, judge)) == paid + 13
+    assert account.cost_usd("cpu", None) == pytest.approx(13.0)
+    assert len(store.read_checks(d.store, judge.book)) == 1, "what was not finished is no check"
+
+
+def test_a_book_whose_checks_are_older_than_the_file_of_what_was_asked_again_loses_none(desk):  # noqa: F811
+    d = desk(reply, Grader(strict), rubric=RUBRIC)
+    d.compare()
+    (book,) = (d.folder / "runs" / "grades").iterdir()
+    (book / "asked_again.jsonl").unlink()
+    assert len(store.read_asked_again(d.store, book.name)) == 20
+    d.compare(LATER)
+    assert len(store.read_asked_again(d.store, book.name)) == 2 * 20
 
 
 def test_a_judge_that_changed_after_a_grading_that_ended_midway_is_found(desk):  # noqa: F811

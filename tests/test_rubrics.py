@@ -52,8 +52,8 @@ def test_a_rubric_has_the_scale_1_to_5_and_shows_no_reference_by_default(tmp_pat
         ("judge: smollm2-135m\n", ["no key 'criteria'"]),
         ("criteria: x\n", ["judge and panel; write one of the two"]),
         (GOOD + "panel: [a, b]\n", ["judge and panel; write one of the two"]),
-        ("criteria: x\npanel: [a]\n", ["a panel of one judge, or of one twice"]),
-        ("criteria: x\npanel: [a, a]\n", ["a panel of one judge, or of one twice"]),
+        ("criteria: x\npanel: [a]\n", ["a panel of one judge; list two judges or more"]),
+        ("criteria: x\npanel: [a, b, a]\n", ["helpful.yaml:2: found judge 3 of the panel, which is judge 1"]),
         (
             GOOD + "scales: {min: 1, max: 5}\n",
             ["helpful.yaml:3: found unknown key 'scales'", "did you mean 'scale'"],
@@ -91,6 +91,37 @@ def test_a_rubric_has_the_scale_1_to_5_and_shows_no_reference_by_default(tmp_pat
 def test_what_is_wrong_with_a_rubric_is_said_with_its_line(tmp_path, text, said):
     found = "\n".join(problems(tmp_path, text))
     assert [part for part in said if part not in found] == [], found
+
+
+FIRST = "{base_url: http://host.example/v1, model: m}"
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        "{base_url: http://host.example/v1/, model: m}",
+        "{base_url: HTTP://Host.Example/v1, model: m}",
+        "{base_url: http://host.example:80/v1, model: m}",
+        "{base_url: http://host.example./v1, model: m, timeout: 9, api_key_env: OTHER}",
+    ],
+)
+def test_one_judge_twice_in_a_panel_is_refused_however_its_address_is_written(tmp_path, again):
+    (said,) = problems(tmp_path, f"criteria: x\npanel:\n  - {FIRST}\n  - {again}\n")
+    assert said.startswith("helpful.yaml:4: found judge 2 of the panel, which is judge 1 again")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "{base_url: http://host.example/v1, model: M}",
+        "{base_url: http://host.example:443/v1, model: m}",
+        "{base_url: https://host.example/v1, model: m}",
+        "{base_url: http://host.example/V1, model: m}",
+    ],
+)
+def test_two_judges_of_a_panel_differ_by_model_scheme_port_or_path(tmp_path, other):
+    (tmp_path / "helpful.yaml").write_text(f"criteria: x\npanel:\n  - {FIRST}\n  - {other}\n")
+    assert len(read_rubric(tmp_path / "helpful.yaml").judges) == 2
 
 
 def test_all_that_is_wrong_is_said_at_once(tmp_path):

@@ -6,6 +6,7 @@ Invariant: nothing is loaded; a candidate's weights are found where its experime
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -17,6 +18,7 @@ from harness.spec import Spec
 
 Written = str | dict[str, Any]
 _CANDIDATE, _EXPERIMENT = "candidate", "experiment"
+_PORTS = {"http": 80, "https": 443}
 
 
 class JudgingCandidate(Spec):
@@ -50,6 +52,28 @@ def endpoint_params(written: dict[str, Any]) -> dict[str, Any]:
 def judge_label(written: Written) -> str:
     """Name a judge whose weights grade here."""
     return written if isinstance(written, str) else JudgingCandidate(**written).label
+
+
+def judge_key(written: Written) -> tuple[str, ...]:
+    """Return what tells one judge from another, however its address is written.
+
+    Of an address a slash at its end, the case of scheme and host, and the scheme's own port say nothing; nor
+    do keys of an endpoint that say how it is asked.
+    """
+    if isinstance(written, str):
+        return (written,)
+    if not is_endpoint(written):
+        return "candidate", str(written[_CANDIDATE]), str(written.get(_EXPERIMENT, ""))
+    return "endpoint", _address(str(written.get("base_url"))), str(written.get("model"))
+
+
+def _address(url: str) -> str:
+    try:
+        parts = urlsplit(url.strip())
+        host, port = (parts.hostname or "").rstrip("."), parts.port or _PORTS.get(parts.scheme)
+    except ValueError:
+        return url
+    return f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}"
 
 
 def resolve_judge(written: Any, folder: Path) -> Any:

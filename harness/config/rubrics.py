@@ -19,6 +19,7 @@ from harness.config.judge_sources import (
     endpoint_params,
     endpoint_problems,
     is_endpoint,
+    judge_key,
     judge_label,
     resolve_judge,
 )
@@ -99,8 +100,8 @@ class Rubric(Spec):
     def _a_judge_or_a_panel(self) -> "Rubric":
         if (self.judge is None) == (not self.panel):
             raise ValueError("judge and panel; write one of the two: judge: NAME, or panel: [NAME, NAME]")
-        if self.panel and (len(self.panel) < 2 or any(self.panel.count(one) > 1 for one in self.panel)):
-            raise ValueError("a panel of one judge, or of one twice; list two judges or more, each once")
+        if len(self.panel) == 1:
+            raise ValueError("a panel of one judge; list two judges or more, or write judge: in its place")
         own = ["usd_per_million_tokens" in one for one in self.judges if is_endpoint(one)]
         if self.max_cost is not None and not (self.usd_per_million_tokens or (own and all(own))):
             raise ValueError("max_cost without usd_per_million_tokens, by which the cost is counted")
@@ -166,7 +167,7 @@ def read_rubric(path: Path, folder: Path | None = None) -> Rubric:
         tree.data["judge"] = resolve_judge(tree.data["judge"], path.parent)
     panel = _panel(tree)
     panel[:] = [resolve_judge(one, path.parent) for one in panel]
-    problems = [*problems_of(Rubric, tree.data, tree), *_unusable_judges(tree)]
+    problems = [*problems_of(Rubric, tree.data, tree), *_unusable_judges(tree), *_repeated_judges(tree)]
     if problems:
         raise UserError(problems)
     return Rubric.model_validate(tree.data)
@@ -267,6 +268,18 @@ def _unusable_judges(tree: Tree) -> Iterator[Problem]:
         found = f"logprobs: true and grades up to {rubric.grades[-1]}"
         step = "scale: {min: 1, max: 9} at most, or logprobs: false"
         yield Problem(tree.where(("logprobs",)), found, "grades that differ in their first token", step)
+
+
+def _repeated_judges(tree: Tree) -> Iterator[Problem]:
+    """Yield the judges of a panel that stand in it before, by whatever spelling of their address."""
+    seen: dict[tuple[str, ...], int] = {}
+    for index, one in enumerate(_panel(tree)):
+        if not isinstance(one, str | dict):
+            continue
+        if (first := seen.setdefault(judge_key(one), index)) != index:
+            found = f"judge {index + 1} of the panel, which is judge {first + 1} again"
+            step = "remove it, for its grades would count twice, or name another model"
+            yield Problem(tree.where(("panel", index)), found, "each judge of a panel once", step)
 
 
 def is_judged(written: str) -> bool:

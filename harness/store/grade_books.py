@@ -7,7 +7,8 @@ many as who reads them allows.
     runs/grades/<book>/identity.json     judge, rubric and versions of our code
     runs/grades/<book>/grades.jsonl      a grade a line, in the order in which they came
     runs/grades/<book>/anchors.jsonl     answers that a judge behind an address is asked about again
-    runs/grades/<book>/checks.jsonl      the judge's grades of them at each check
+    runs/grades/<book>/asked_again.jsonl each grade of an anchor that was asked about again, as it came
+    runs/grades/<book>/checks.jsonl      the judge's grades of them at each check that was finished
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -85,6 +86,31 @@ def keep_check(store: Store, book: str, check: AnchorCheck) -> None:
         HarnessError: the disk is full; what was there stays.
     """
     append_records(store, _grades_file(store, book).with_name("checks.jsonl"), [check])
+
+
+def read_asked_again(store: Store, book: str) -> list[Grade]:
+    """List every grade that a judge gave to anchors which it was asked about again.
+
+    Those of a check that something ended are among them. A book that was begun before they had a file of
+    their own has those of its finished checks.
+    """
+    path = _grades_file(store, book).with_name("asked_again.jsonl")
+    if path.exists():
+        return list(read_records(Grade, path))
+    return [grade for check in read_checks(store, book) for grade in check.grades]
+
+
+def keep_asked_again(store: Store, book: str, grade: Grade) -> None:
+    """Append the grade of an anchor that a judge was asked about again.
+
+    Raises:
+        HarnessError: the disk is full; what was there stays.
+    """
+    path = _grades_file(store, book).with_name("asked_again.jsonl")
+    if not path.exists():
+        earlier = read_asked_again(store, book)
+        write_whole(store, path, "".join(canonical_json(asdict(one)) + "\n" for one in earlier))
+    append_records(store, path, [grade])
 
 
 def find_grades(

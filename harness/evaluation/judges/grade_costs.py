@@ -12,13 +12,12 @@ from harness.evaluation.costs.budget import Budget, Words
 from harness.evaluation.judges import GradingLimit, Judge, Judged
 from harness.records import Grade
 from harness.spec import TokenPrices
-from harness.store import list_grades, read_checks
+from harness.store import list_grades, read_asked_again
 
 
 def paid_grades(judged: Judged, judge: Judge) -> list[Grade]:
     """List all grades that a judge was asked for, those of its anchors with them."""
-    checks = read_checks(judged.store, judge.book)
-    again = [grade for check in checks for grade in check.grades]
+    again = read_asked_again(judged.store, judge.book)
     return [*list_grades(judged.store, judge.book), *again]
 
 
@@ -67,7 +66,7 @@ class GradeAccount:
 
     def __init__(self, judged: Judged) -> None:
         self._judged, self._keys = judged, dict[str, set[str]]()
-        self._n_checks = {one.book: len(read_checks(judged.store, one.book)) for one in judged.judges}
+        self._n_again = {one.book: len(read_asked_again(judged.store, one.book)) for one in judged.judges}
 
     def count(self, keys: Mapping[str, set[str]]) -> None:
         """Count the answers of these keys by book."""
@@ -94,9 +93,8 @@ class GradeAccount:
 
     def _grades(self, judge: Judge) -> list[Grade]:
         at, keys = self._judged.store, self._keys.get(judge.book, set())
-        checks = read_checks(at, judge.book)[self._n_checks[judge.book] :]
         mine = [grade for grade in list_grades(at, judge.book) if grade.key in keys]
-        return [*mine, *(grade for check in checks for grade in check.grades)]
+        return [*mine, *read_asked_again(at, judge.book)[self._n_again[judge.book] :]]
 
 
 def _total(costs: Iterable[float | None]) -> float | None:

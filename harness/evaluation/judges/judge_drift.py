@@ -2,11 +2,14 @@
 
 Invariant: a book's anchors stay the same answers, and nothing new is graded by a judge that grades them
 otherwise. How often one judge grades an answer otherwise by itself is measured and not assumed: the anchors
-are asked about again as soon as there are any, and every check without drift adds to that count.
+are asked about again as soon as there are any, and every check without drift adds to that count. Each grade
+is on the disk before the next is asked for; a check that something ended begins anew, because the judge may
+be another by then.
 Source: Fisher's exact test, one-sided.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import fmean
 
 from harness import formatting, store
@@ -49,13 +52,11 @@ def check_anchors(
     anchors = [one for one in store.read_anchors(judged.store, judge.book) if one.key in known]
     if not anchors:
         return
-    answers = [
-        Ungraded(judged, judge, a.task, a.example, a.answer, a.key, a.order, a.passages) for a in anchors
-    ]
-    before, now = [known[anchor.key] for anchor in anchors], _ask_all(judge, answers, ask)
+    ask_all = partial(_ask_all, judged, judge, anchors, ask)
+    before, now = [known[anchor.key] for anchor in anchors], ask_all()
     earlier = store.read_checks(judged.store, judge.book)
     if not earlier and not graded_now:
-        earlier = [_check(judged.rubric, now, _ask_all(judge, answers, ask), earlier)]
+        earlier = [_check(judged.rubric, now, ask_all(), earlier)]
         store.keep_check(judged.store, judge.book, earlier[0])
     check = _check(judged.rubric, before, now, earlier)
     store.keep_check(judged.store, judge.book, check)
@@ -63,11 +64,17 @@ def check_anchors(
         raise CandidateFailed(_drift_text(judge, check), _NEXT)
 
 
-def _ask_all(judge: Judge, answers: Sequence[Ungraded], ask: Callable[[Ungraded], Grade]) -> list[Grade]:
-    grades = [ask(answer) for answer in answers]
-    if failed := next((grade for grade in grades if grade.status == "error"), None):
-        said = f"{judge.name} could not be asked again: {failed.error}"
-        raise CandidateFailed(said, "a judge that answers")
+def _ask_all(
+    judged: Judged, judge: Judge, anchors: Sequence[Anchor], ask: Callable[[Ungraded], Grade]
+) -> list[Grade]:
+    grades = []
+    for a in anchors:
+        grade = ask(Ungraded(judged, judge, a.task, a.example, a.answer, a.key, a.order, a.passages))
+        store.keep_asked_again(judged.store, judge.book, grade)
+        if grade.status == "error":
+            said = f"{judge.name} could not be asked again: {grade.error}"
+            raise CandidateFailed(said, "a judge that answers")
+        grades.append(grade)
     return grades
 
 
