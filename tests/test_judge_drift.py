@@ -105,7 +105,9 @@ def test_what_anchors_cost_counts_against_the_most_that_may_be_spent(desk):  # n
 def test_what_a_judge_said_of_anchors_before_a_check_died_is_kept_and_counts_as_paid(desk, death):  # noqa: F811
     d = desk(reply, Grader(strict), rubric=RUBRIC + "usd_per_million_tokens: {input: 100, output: 100}\n")
     d.compare()
-    judged = open_judged(f"judge:{d.folder / 'helpful.yaml'}", d.store, {}, Machine("cpu", "cpu", "fp32", 1.0))
+    judged = open_judged(
+        f"judge:{d.folder / 'helpful.yaml'}", d.store, {}, Machine("cpu", "cpu", "fp32", 1.0)
+    )
     (judge,) = judged.judges
     paid, account = len(paid_grades(judged, judge)), GradeAccount(judged)
 

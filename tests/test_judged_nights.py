@@ -1,5 +1,7 @@
 """Nights of a task that a judge decides: new answers are graded, by a judge that grades as it did."""
 
+import re
+from dataclasses import replace
 from datetime import date
 
 import pytest
@@ -7,7 +9,11 @@ from openai_server import Fault, Rule
 from test_judge_drift import milder, reply
 from test_judges import Grader, desk  # noqa: F401 (the fixture)
 
+from harness import config, store
+from harness.comparison.labelled_answers import answer_digest
+from harness.config.rubrics import asked_digest
 from harness.nightly import run_night
+from harness.records import AnswerLabel, LabelSet
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -58,6 +64,50 @@ def test_new_answers_are_graded_once_and_what_got_worse_is_named(watched):
     assert 10 <= n_new <= 15
     run_night(watched.path, night=on(1))
     assert len(watched.judge.asked) - n_asked - 20 == n_new, "the same night asks nothing again"
+
+
+def label(watched, rows, value):
+    """Store a label of every answer, as `harness rate import` does."""
+    task = config.load(watched.path).experiment.target
+    metric = task.primary_metric
+    labels = tuple(AnswerLabel(answer_digest(metric, row), row.example_id, value(row)) for row in rows)
+    given = LabelSet("", "2026-03-01", task.name, "test", metric, "ann", labels, asked_digest(task, metric))
+    store.save_labels(watched.store, replace(given, id=f"labels-{len(labels)}-{labels[0].answer}"))
+
+
+def new_answers(watched):
+    """Return the rows that a night answered, with the prompts of the reference."""
+    stored = {row.example_id: row for row in watched.rows()}
+    return [replace(row, text="test ") for row in stored.values()]
+
+
+def test_without_labels_a_night_says_that_nothing_corrects_what_the_judge_graded(watched):
+    watched.candidates.model = Rule(shorter)
+    said = line_of(run_night(watched.path, night=on(1)), "plain").sentence
+    assert "judge:helpful grades it, uncorrected: 30 answers of the reference lack people's labels" in said
+
+
+def test_labels_of_the_reference_alone_are_shown_and_correct_no_new_answer(watched):
+    label(watched, watched.rows(), lambda row: float(row.position % 2))
+    watched.candidates.model = Rule(shorter)
+    found = run_night(watched.path, night=on(1))
+    said = line_of(found, "plain").sentence
+    assert "15 of the 15 answers that are others than in the reference have no label of people" in said
+    assert "correct its score of the reference from 100.0 to 50.0 [" in said
+    assert line_of(run_night(watched.path, night=on(1)), "plain").sentence == said, "as it was stored"
+
+
+def test_labels_of_tonights_answers_correct_the_change_as_compare_does(watched):
+    label(watched, watched.rows(), lambda row: 0.0)
+    label(watched, new_answers(watched), lambda row: float(row.position % 4 > 0))
+    watched.candidates.model = Rule(shorter)
+    found = run_night(watched.path, night=on(1))
+    said = line_of(found, "plain").sentence
+    assert re.search(r"labels correct tonight's −100.0 pp of judge:helpful to \+[678]\d\.\d \[", said), said
+
+
+def test_a_night_in_which_no_answer_changed_says_nothing_of_labels(watched):
+    assert "label" not in line_of(run_night(watched.path, night=on(1)), "plain").sentence
 
 
 def test_a_judge_that_changed_grades_nothing_that_night_and_is_named(watched):

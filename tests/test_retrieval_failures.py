@@ -5,9 +5,11 @@ import json
 import re
 from math import log
 
+import pytest
 import tiny_experiment
 from conftest import shared_data
 from openai_server import Rule, serving
+from tiny_experiment import runs_of
 
 from harness.experiment import compare
 from harness.report import experiment_document, markdown
@@ -23,6 +25,11 @@ target:
   name: questions
   data: {{train: train.jsonl, validation: validation.jsonl, test: test.jsonl, documents: documents.jsonl}}
   metrics: [contains, token_f1]
+decide:
+  usd_per_million_tokens: {{input: 0, output: 0}}
+  device_hour_usd: 3600
+  index_usd_per_month: 30
+  requests_per_month: 20_000
 candidates:
   closed: {{method: endpoint, params: {{base_url: {url}, model: tiny, protocol: chat}}}}
   rag:
@@ -111,8 +118,14 @@ def test_failures_planted_into_retrieval_are_counted_in_the_report_as_planted(tm
     with serving(Rule(answer)) as server:
         path.write_text(HARNESS.format(model=tiny, url=server.url))
         made = compare(path)
-    assert any("rag: retrieves from an index of" in note and " kB of text" in note for note in made.notes)
-    use = {facts.name: facts for facts in made.facts}["rag"].retrieval
+    (index,) = (note for note in made.notes if "rag: retrieves from an index of" in note)
+    assert " kB of text; choosing passages takes " in index
+    assert "hosting it costs 30.00 USD a month, 1.50 USD of 1,000 requests" in index
+    facts = {facts.name: facts for facts in made.facts}
+    assert facts["closed"].cost_per_1k_usd == 0
+    chosen_s = runs_of(path)["rag"].latency["prompting_s"]
+    assert facts["rag"].cost_per_1k_usd == pytest.approx(1000 * chosen_s), "at 1 USD a second"
+    use = facts["rag"].retrieval
     wanted = {kind: list(kinds.values()).count(kind) for kind in ("used", "ungrounded", "unused", "missed")}
     assert {kind: getattr(use, kind) for kind in wanted} == wanted
     assert (use.n, use.known, use.errors, use.unclear) == (N, 0, 0, 0)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from harness import config, provenance, store
 from harness.config import Loaded
+from harness.config.rubrics import is_judged
 from harness.errors import HarnessError, Problem, UserError, in_a_line
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.judges.grading import check_judge
@@ -20,12 +21,15 @@ from harness.evaluation.judges.judging_stage import grade_rows
 from harness.evaluation.rows.row_sets import RowSet
 from harness.evaluation.session import Measured, Session
 from harness.experiment import Scope, prepare_session
+from harness.experiment.analysis.human_labels import judge_labels
 from harness.experiment.runs.k_fold import refuse_folds
 from harness.experiment.weights.candidate_weights import ensure_weights, stands_on
 from harness.models.openai_api import PROTOCOLS
 from harness.nightly import watchlist
-from harness.nightly.alarm import HARNESS, NightReport, add_alarms, build_report
+from harness.nightly.alarm import HARNESS, NightReport, add_alarms
 from harness.nightly.changes import NightArms, compare_base, compare_series, has_moved
+from harness.nightly.judged_changes import JudgedChange, judged_change
+from harness.nightly.night_report import shown_report
 from harness.nightly.reevaluate import ItemBatch, Rows, batch_file, index_by_item, reevaluate, split_items
 from harness.nightly.rotation import NightItems, build_pool, next_items
 from harness.nightly.state import (
@@ -94,7 +98,7 @@ def run_prepared(session: Session, loaded: Loaded, day: date, publish: Publish |
             write_night(session.store, folder, night)
             store.end(session.store, f"nightly-{experiment.name}")
             nights.append(night)
-        report = build_report(experiment.name, experiment.nightly, nights, state)
+        report = shown_report(experiment.name, experiment.nightly, nights, state)
         if publish is not None:
             publish(report)
         if report.new:
@@ -225,6 +229,7 @@ class _NightRun:
             fit_keys=tuple(stands_on(weights)),
             making=making,
             n_references=1 + len(reference.makings),
+            judged=self._judged(now, then[0]),
             series={
                 key: compare_series(
                     _arms(now, then, control, {m.task.name for m in of}),
@@ -237,6 +242,14 @@ class _NightRun:
                 if there & {m.task.name for m in of}
             },
         )
+
+    def _judged(self, now: Rows, then: Rows) -> JudgedChange | None:
+        """Put answers to the target that a judge grades beside people's labels; None of another metric."""
+        metric, task = self.session.target.primary, self.session.target.task.name
+        if not is_judged(metric.name):
+            return None
+        tonight, before = ([row for (of, _), row in rows.items() if of == task] for rows in (now, then))
+        return judged_change(metric, tonight, before, judge_labels(self.session))
 
     def _changed_since(
         self, who: str, reference: str, batches: Sequence[ItemBatch], now: Rows, then: Rows

@@ -15,6 +15,7 @@ from typing import Any
 
 from harness import store
 from harness.errors import HarnessError, Problem
+from harness.nightly.judged_changes import JudgedChange
 from harness.store import Store
 
 EVIDENCE = 2  # of changes in shares of the metric's range; nights of 1 do not say that range
@@ -50,7 +51,7 @@ class Watched:
     `since` is the night from which on an endpoint has answered its anchors as now; empty where it
     answers them as in the reference. `fit_keys` names the folders of the weights that answered and of
     those that they stand on. `making` digests weights that are others than the reference's, which then is
-    the mean of `n_references` makings.
+    the mean of `n_references` makings. `judged` says what people's labels make of a judge's grades.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Watched:
     fit_keys: tuple[str, ...] = ()
     making: str = ""
     n_references: int = 1
+    judged: JudgedChange | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,11 +241,13 @@ def _parse_night(path: Path) -> Night:
 def _parse_watched(raw: dict[str, Any]) -> Watched:
     series = {name: _parse_tuples(SeriesNight, one, "lost") for name, one in raw.pop("series").items()}
     lists = {"tests": tuple(raw["tests"]), "fit_keys": tuple(raw.get("fit_keys", ()))}
-    return Watched(**{**raw, **lists}, series=series)
+    judged = raw.pop("judged", None)
+    change = _parse_tuples(JudgedChange, judged, "corrected", "corrected_score") if judged else None
+    return Watched(**{**raw, **lists}, series=series, judged=change)
 
 
 def _parse_tuples(kind: Any, raw: dict[str, Any], *names: str) -> Any:
-    return kind(**{k: tuple(v) if k in names else v for k, v in raw.items()})
+    return kind(**{k: tuple(v) if k in names and v is not None else v for k, v in raw.items()})
 
 
 def _unreadable(path: Path, error: Exception, step: str) -> HarnessError:

@@ -7,11 +7,11 @@ from harness.evaluation.costs.timing import timing_notes
 from harness.evaluation.session import Session
 from harness.experiment.preparation.base_fit import base_remarks
 from harness.experiment.runs.stored_rows import Reader
-from harness.formatting import pluralize, size
+from harness.formatting import pluralize, seconds, size, usd
 from harness.models.openai_api import Settings
 from harness.prompting import PromptingContext, index_sizes
 from harness.records import Run, SampleResult
-from harness.spec import Recipe
+from harness.spec import DecidePolicy, Recipe
 
 
 def count_unanswered(session: Session, reader: Reader, runs: Iterable[Run]) -> list[str]:
@@ -90,14 +90,29 @@ def _note_sweeps(runs: Iterable[Run]) -> Iterator[str]:
 
 
 def _note_indexes(session: Session, runs: Iterable[Run]) -> Iterator[str]:
-    """Say how large the index of a candidate is, which all of its seeds share."""
+    """Say how large the index of a candidate is, which all of its seeds share, what it takes and costs."""
     task, items = session.target.task, session.target.items
     for run in {run.candidate: run for run in runs}.values():
         recipe = session.candidates[run.candidate].recipe
         context = PromptingContext(task, items.train, items.documents, run.seed, dry_run=True)
         for n_documents, n_passages, n_bytes in index_sizes(recipe.prompting, context):
             held = f"{pluralize(n_passages, 'passage')} of {pluralize(n_documents, 'document')}"
-            yield f"{run.candidate}: retrieves from an index of {held}, {size(n_bytes)} of text"
+            said = f"{run.candidate}: retrieves from an index of {held}, {size(n_bytes)} of text"
+            yield f"{said}{_choosing_text(run)}{_hosting_text(session.experiment.decide)}"
+
+
+def _choosing_text(run: Run) -> str:
+    """Say how long passages take to be chosen for one request, reranking included."""
+    took = run.latency.get("prompting_s")
+    return f"; choosing passages takes {seconds(took)} of each request and is in its cost" if took else ""
+
+
+def _hosting_text(policy: DecidePolicy) -> str:
+    month = policy.index_usd_per_month
+    if not month:
+        return ""
+    each = usd(1000 * month / policy.requests_per_month)
+    return f"; hosting it costs {usd(month)} USD a month, {each} USD of 1,000 requests, beside the table's"
 
 
 def _note_unswept(session: Session, runs: Iterable[Run]) -> Iterator[str]:

@@ -204,6 +204,7 @@ def _tokens(run: Run, test: Rows) -> costs.Tokens | None:
 def _cost_per_1k_usd(session: Session, run: Run, test: Rows, tokens: costs.Tokens | None) -> float | None:
     """Price 1,000 requests by their tokens where its provider or the policy sets prices, else by device time.
 
+    What chooses shots or passages takes device time in either case: whoever sells tokens does not retrieve.
     None of an endpoint without prices, whose device is not this one, and where other work disturbed the
     time.
     """
@@ -211,7 +212,9 @@ def _cost_per_1k_usd(session: Session, run: Run, test: Rows, tokens: costs.Token
     own = session.candidates[run.candidate].source.params.get("usd_per_million_tokens")
     prices = TokenPrices.model_validate(own) if own else policy.usd_per_million_tokens
     if tokens is not None and prices is not None:
-        return 1000 * costs.request_usd(tokens, prices)
+        prompting_s = 0.0 if run.prompting == "zero_shot" else run.latency.get("prompting_s", 0.0)
+        chosen_usd = costs.price_usd(1000 * prompting_s, session.machine.device, policy.device_hour_usd)
+        return 1000 * costs.request_usd(tokens, prices) + chosen_usd
     busy_s = _compute_s(run, test)
     if plugins.method(run.method).makes == "endpoint" or busy_s is None:
         return None
