@@ -95,11 +95,19 @@ def test_an_adapter_without_intruders_stays_what_it_was(tiny, tmp_path, tuned):
     assert all(made[name].equal(before[name]) for name in before)
 
 
-@pytest.mark.parametrize(("written", "kind"), [({"peft_type": "IA3"}, "IA3"), ({"use_dora": True}, "DoRA")])
-def test_what_is_no_plain_lora_is_refused(tiny, tmp_path, tuned, written, kind):
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ({"peft_type": "IA3"}, "an adapter of the kind IA3"),
+        ({"use_dora": True}, "an adapter with use_dora"),
+        ({"lora_bias": True}, "an adapter with lora_bias"),
+        ({"init_lora_weights": "pissa"}, "pissa, which changed its base"),
+    ],
+)
+def test_what_is_no_plain_lora_is_refused(tiny, tmp_path, tuned, written, said):
     folder = shutil.copytree(tuned, tmp_path / "other")
     (folder / CONFIG).write_text(json.dumps({**json.loads((folder / CONFIG).read_text()), **written}))
-    with pytest.raises(CandidateFailed, match=f"an adapter of the kind {kind}"):
+    with pytest.raises(CandidateFailed, match=said):
         reduce(tiny, tmp_path / "to", folder)
 
 

@@ -120,6 +120,9 @@ def test_adapters_of_unlike_rank_are_refused_where_the_way_needs_one(tiny, tmp_p
         ({"a": {"r": 2}, "b": {"peft_type": "IA3"}}, "svd", "b, an adapter of the family IA3"),
         ({"a": {"use_dora": True}, "b": {}}, "cat", "a, an adapter with use_dora"),
         ({"a": {"use_rslora": True}, "b": {}}, "cat", "a, an adapter with use_rslora"),
+        ({"a": {"lora_bias": True}, "b": {}}, "cat", "a, an adapter with lora_bias"),
+        ({"a": {}, "b": {"modules_to_save": ["norm"]}}, "svd", "b, an adapter with modules_to_save"),
+        ({"a": {}, "b": {"bias": "all"}}, "svd", "b, an adapter with bias: all"),
     ],
 )
 def test_what_cannot_be_merged_is_named(configs, combination, said):

@@ -100,6 +100,21 @@ def test_what_has_no_such_scale_is_refused(tiny, tuned, tmp_path):
         scaled.fit(tiny_methods.context(tiny, tmp_path / "none"), scaled.Params())
 
 
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"modules_to_save": ["norm"]}, "with modules_to_save, which has no scale"),
+        ({"init_lora_weights": "pissa"}, "pissa, which changed its base"),
+    ],
+)
+def test_an_adapter_that_is_more_than_its_scale_is_refused(tiny, tuned, tmp_path, own, said):
+    folder = shutil.copytree(tuned.folder / "adapter", tmp_path / "more")
+    written = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**written, **own}))
+    with pytest.raises(CandidateFailed, match=said):
+        scaled.fit(tiny_methods.context(tiny, tmp_path / "to", init=folder), scaled.Params())
+
+
 LORA = "{method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}"
 
 

@@ -7,12 +7,13 @@ Source: Shuttleworth et al. 2024 (arXiv:2410.21228): directions of W + ΔW that 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from pydantic import Field
 
 from harness.errors import CandidateFailed, Problem
-from harness.models.adapters import CONFIG
+from harness.models.adapters import CONFIG, beside_low_rank, refuse_moved_base
 from harness.models.hf import load_base
 from harness.models.hub import ModelSource
 from harness.plugins import Method, RescueSituation, RescueStep, Rung
@@ -51,9 +52,9 @@ def fit(context: FitContext, params: Params) -> Weights:
     if context.init is None:
         raise CandidateFailed("no init_from", "init_from: the candidate whose adapter is meant")
     start, config = time.perf_counter(), parse_json((context.init / CONFIG).read_text("utf-8"))
-    if config.get("peft_type") != "LORA" or config.get("use_dora"):
-        kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
-        raise CandidateFailed(f"an adapter of the kind {kind}", "a candidate whose adapter is a plain LoRA")
+    if found := _more_than_lora({"peft_type": None, **config}):
+        raise CandidateFailed(f"an adapter {found}", "a candidate whose adapter is a plain LoRA")
+    refuse_moved_base(config)
     from peft import PeftModel
     from peft.tuners.lora.intruders import reduce_intruder_dimension
 
@@ -67,10 +68,18 @@ def fit(context: FitContext, params: Params) -> Weights:
     return adapter_weights(context, made)
 
 
+def _more_than_lora(config: Mapping[str, Any]) -> str:
+    """Say what an adapter of this configuration is beside a plain LoRA; empty where it is one."""
+    if (kind := config.get("peft_type", "LORA")) != "LORA":
+        return f"of the kind {kind}"
+    more = "use_dora" if config.get("use_dora") else beside_low_rank(config)
+    return more and f"with {more}"
+
+
 def _rungs(at: RescueSituation) -> list[Rung] | str:
     """List what a rescue tries: PEFT's defaults."""
-    if at.params.get("use_dora") or at.params.get("peft_type", "LORA") != "LORA":
-        return "its adapter is no plain LoRA"
+    if found := _more_than_lora(at.params):
+        return f"it is an adapter {found}, and no plain LoRA"
     return [Rung({}, "intruders", "its intruder dimensions reduced, no training")]
 
 

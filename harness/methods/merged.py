@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from harness.errors import CandidateFailed, Problem
-from harness.models.adapters import CONFIG
+from harness.models.adapters import CONFIG, beside_low_rank, refuse_moved_base
 from harness.models.hf import load_base
 from harness.plugins import Method, RescueSituation, RescueStep, Rung
 from harness.records import TrainingRecord, parse_json
@@ -85,6 +85,8 @@ def unlike(adapters: Mapping[str, Mapping[str, Any]], combination: str) -> tuple
         for variant in ("use_dora", "use_rslora"):
             if config.get(variant):  # PEFT would leave the magnitudes out, and scale the merged one again
                 return f"{name}, an adapter with {variant}", "plain LoRA adapters", "leave it out of merges"
+        if more := beside_low_rank(config):  # PEFT would leave it out
+            return f"{name}, an adapter with {more}", "plain LoRA adapters", "leave it out of merges"
     ranks = {name: config["r"] for name, config in adapters.items() if "r" in config}
     if combination in _OF_ONE_RANK and len(set(ranks.values())) > 1:
         named = ", ".join(f"{name} of rank {r}" for name, r in ranks.items())
@@ -110,6 +112,8 @@ def fit(context: FitContext, params: Params) -> Weights:
     }
     if found := unlike(configs, params.combination_type):
         raise CandidateFailed(f"{found[0]}, where {found[1]} are expected", found[2])
+    for config in configs.values():
+        refuse_moved_base(config)
     _merge(context, params, weights)
     made = TrainingRecord(mixing_s=round(time.perf_counter() - start, 3))
     return adapter_weights(context, made)

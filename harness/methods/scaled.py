@@ -17,7 +17,7 @@ from pydantic import Field
 
 from harness.errors import CandidateFailed, Problem
 from harness.methods._scales import RESCUE
-from harness.models.adapters import CONFIG, WEIGHTS
+from harness.models.adapters import CONFIG, WEIGHTS, beside_low_rank, refuse_moved_base
 from harness.models.hub import ModelSource
 from harness.plugins import Method
 from harness.records import TrainingRecord, parse_json
@@ -60,6 +60,10 @@ def _scaled(config: dict[str, Any], scale: float) -> dict[str, Any]:
     if config.get("peft_type") != "LORA" or not config.get("lora_alpha"):
         found = f"an adapter of the kind {config.get('peft_type')}, which has no lora_alpha"
         raise CandidateFailed(found, "a candidate whose adapter is a LoRA")
+    if more := beside_low_rank({**config, "lora_bias": False}):  # whose bias is scaled with B
+        found = f"an adapter with {more}, which has no scale"
+        raise CandidateFailed(found, "a candidate whose adapter is low-rank matrices alone")
+    refuse_moved_base(config)
     pattern = {name: _times(scale, alpha) for name, alpha in (config.get("alpha_pattern") or {}).items()}
     scaled = {**config, "lora_alpha": _times(scale, config["lora_alpha"])}
     return {**scaled, "alpha_pattern": pattern} if pattern else scaled

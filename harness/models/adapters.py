@@ -11,6 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.errors import CandidateFailed
 from harness.records import digest, parse_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -30,6 +31,9 @@ _OF_TRAINING = (
     "runtime_config",
     "task_type",
 )
+# Initialisations of LoRA that change the base's own weights.
+MOVES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+_BESIDE = ("modules_to_save", "lora_bias", "trainable_token_indices", "layer_replication", "kasa_config")
 
 
 class Tensor(NamedTuple):
@@ -95,10 +99,43 @@ def expert_parameters(counted: Mapping[str, int]) -> int:
     return sum(n for name, n in counted.items() if _EXPERT.search(name))
 
 
+def moves_base(config: Mapping[str, Any]) -> bool:
+    """Tell whether an adapter of this configuration changes the base's own weights when it is put on."""
+    start = str(config.get("init_lora_weights", "")).lower()
+    return start.startswith(MOVES_BASE) or bool(config.get("kasa_config"))
+
+
+def refuse_moved_base(config: Mapping[str, Any]) -> None:
+    """Refuse to compute with an adapter that stands on a base whose weights it changed.
+
+    Raises:
+        CandidateFailed: the adapter's initialisation changed them, and it was not converted when it was saved.
+    """
+    if moves_base(config):
+        found = (
+            f"an adapter with init_lora_weights: {config.get('init_lora_weights')}, which changed its base"
+        )
+        step = "saving it with path_initial_model_for_weight_conversion, as PEFT describes"
+        raise CandidateFailed(found, step)
+
+
+def changes_modules(config: Mapping[str, Any]) -> bool:
+    """Tell whether an adapter of this configuration copies or changes modules of the base when it is put on."""
+    return moves_base(config) or bool(config.get("modules_to_save") or config.get("layer_replication"))
+
+
+def beside_low_rank(config: Mapping[str, Any]) -> str:
+    """Name what an adapter of LoRA holds beside low-rank matrices that are added; empty for nothing."""
+    if config.get("bias", "none") != "none":
+        return f"bias: {config['bias']}"
+    return next((name for name in _BESIDE if config.get(name)), "")
+
+
 def adapter_digest(folder: Path, base_digest: str) -> str:
     """Return the digest of an adapter on its base: its tensors and what scales them, no paths."""
     config = parse_json((folder / CONFIG).read_text())
-    kept = {k: v for k, v in config.items() if k not in _OF_TRAINING and v is not None}
+    of_training = set(_OF_TRAINING) - ({"init_lora_weights"} if moves_base(config) else set())
+    kept = {k: v for k, v in config.items() if k not in of_training and v is not None}
     plain = {k: sorted(v) if isinstance(v, list) else v for k, v in kept.items()}
     return digest([base_digest, tensors_digest(folder / WEIGHTS), plain])
 

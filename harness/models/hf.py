@@ -5,13 +5,14 @@ Invariant: token ids go in, and nothing but `encode` makes them of a text.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from harness.errors import CandidateFailed, in_a_line
 from harness.models import oom
+from harness.models.adapters import CONFIG, changes_modules, moves_base
 from harness.models.batching import Pair, Size, plan
 from harness.models.cpu_kernels import prepack
 from harness.models.devices.loaders import LOADERS
@@ -31,7 +32,7 @@ from harness.models.loglikelihood import Executor
 from harness.models.soft_prompts import soft_prompt
 from harness.models.tokenization import answer, encode, end_ids
 from harness.progress import quiet_libraries
-from harness.records import Encoded, Likelihood, Limits, Message, Output, digest
+from harness.records import Encoded, Likelihood, Limits, Message, Output, digest, parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -239,21 +240,51 @@ class ModelHost:
         from peft import PeftModel
 
         refuse_offloaded(self.model)
-        model: Any = PeftModel.from_pretrained(
-            self.model, str(folder), autocast_adapter_dtype=False, torch_device=self.machine.device
-        )
-        model.eval()
-        engine = self.base.engine.partition("/")[2]
-        if model.active_peft_config.is_prompt_learning:
-            soft = soft_prompt(model, engine)
-            yield HFCandidate(self.model, self.tokenizer, weights_digest, engine, soft)
-            return
-        candidate = HFCandidate(model, self.tokenizer, weights_digest, engine)
-        try:
-            with merge_adapter(candidate) if self.machine.precision == "fp32" else nullcontext():
-                yield candidate
-        finally:
-            model.unload()
+        config = parse_json((folder / CONFIG).read_text("utf-8"))
+        with keep_base(self.model, config):
+            model: Any = PeftModel.from_pretrained(
+                self.model, str(folder), autocast_adapter_dtype=False, torch_device=self.machine.device
+            )
+            model.eval()
+            engine = self.base.engine.partition("/")[2]
+            if model.active_peft_config.is_prompt_learning:
+                soft = soft_prompt(model, engine)
+                yield HFCandidate(self.model, self.tokenizer, weights_digest, engine, soft)
+                return
+            if changes_modules(config):
+                prepack(model)
+            candidate = HFCandidate(model, self.tokenizer, weights_digest, engine)
+            try:
+                with merge_adapter(candidate) if self.machine.precision == "fp32" else nullcontext():
+                    yield candidate
+            finally:
+                getattr(model.base_model, "unload", lambda: None)()
+
+
+@contextmanager
+def keep_base(model: Any, config: Mapping[str, Any]) -> Iterator[None]:
+    """Give a base back the modules, weights and layers that an adapter of this configuration puts others for.
+
+    PEFT leaves trained copies of modules, biases, changed weights and repeated layers in the base.
+    """
+    modules = {m: (dict(m._modules), vars(m).get("forward")) for m in model.modules()}  # noqa: SLF001
+    written = [p for n, p in model.named_parameters() if n.endswith("bias") or moves_base(config)]
+    values, n_layers = {p: p.data for p in written}, model.config.get_text_config().num_hidden_layers
+    for parameter in written:
+        parameter.data = parameter.data.clone()
+    for module in modules if changes_modules(config) else ():
+        vars(module).pop("forward", None)  # of `prepack`, which holds the weights as they are now
+    try:
+        yield
+    finally:
+        for module, (children, forward) in modules.items():
+            module._modules.clear()  # noqa: SLF001
+            module._modules.update(children)  # noqa: SLF001
+            if forward is not None:
+                setattr(module, "forward", forward)  # noqa: B010
+        for parameter, value in values.items():
+            parameter.data = value
+        model.config.get_text_config().num_hidden_layers = n_layers
 
 
 @contextmanager
@@ -280,6 +311,9 @@ def _low_rank_layers(model: Any) -> list[tuple[Any, str, Any]]:
     import torch
     from peft.tuners import lora
 
+    def is_more(layer: Any) -> bool:
+        return bool(layer.lora_variant) or any(layer.lora_bias.values())
+
     places: list[tuple[Any, str, Any]] = [
         (parent, name, layer)
         for parent in model.modules()
@@ -287,7 +321,7 @@ def _low_rank_layers(model: Any) -> list[tuple[Any, str, Any]]:
         if isinstance(layer, lora.LoraLayer)
     ]
     plain = all(
-        type(layer) is lora.Linear and type(layer.base_layer) is torch.nn.Linear and not layer.lora_variant
+        type(layer) is lora.Linear and type(layer.base_layer) is torch.nn.Linear and not is_more(layer)
         for _, _, layer in places
     )
     n_bytes = sum(2 * layer.base_layer.weight.nbytes for _, _, layer in places) if plain else 0

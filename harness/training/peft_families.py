@@ -23,13 +23,15 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import TrainerCallback
 
-# Families that route among experts or tasks, wrap whole adapters, or train on inputs of their own.
-_OWN_LOOPS = ("CPT", "CARTRIDGE", "MULTITASK_PROMPT_TUNING", "POLY", "XLORA")
+# Families that route among experts or tasks (Lily by all tokens of a batch), wrap whole adapters or
+# models, or train on inputs of their own.
+_OWN_LOOPS = ("CPT", "CARTRIDGE", "LILY", "MULTITASK_PROMPT_TUNING", "POLY", "SHADOW", "XLORA")
 # Families whose own choice of modules is their point.
 _OWN_MODULES = ("IA3", "LN_TUNING", "ADAPTION_PROMPT", "TRAINABLE_TOKENS")
 # Keys that the harness sets, or that describe how an adapter is applied later.
 _SET_HERE = ("peft_type", "task_type", "inference_mode", "auto_mapping", "peft_version", "runtime_config")
 _CONVERTED = ("pissa", "olora", "corda", "lora_ga")
+_ITERATED = re.compile(r"pissa_niter_\d+")
 
 
 class Family(NamedTuple):
@@ -76,9 +78,8 @@ def family_problems(
     if unknown:
         expected = f"a parameter of PEFT's {known[peft_type].__name__} or of TRL's trainer"
         return [Problem(where, f"unknown parameter {n!r}", expected, did_you_mean(n, names)) for n in unknown]
-    if _start(params) == "loftq" and device != "cuda":
-        found = "init_lora_weights: loftq, which quantises the weights on a GPU, and this machine has none"
-        return [Problem(where, found, "pissa, eva, olora or true", "another init_lora_weights")]
+    if refused := _unsupported(params, device):
+        return [Problem(where, *refused)]
     expected = f"parameters that PEFT's {known[peft_type].__name__} takes on this base"
     try:
         config = peft_config(peft_type, params)
@@ -87,9 +88,28 @@ def family_problems(
         wrong = error.errors()[-1]  # of a union the last: its literals
         found = f"{wrong['loc'][0]}: {wrong['input']!r} ({wrong['msg'][0].lower() + wrong['msg'][1:]})"
         return [Problem(where, found, expected, "mend params")]
-    except (TypeError, ValueError, ImportError, re.error) as error:
+    except (TypeError, ValueError, AttributeError, ImportError, re.error) as error:
         return [Problem(where, " ".join(str(error).split()), expected, "mend params")]
     return []
+
+
+def _unsupported(params: Mapping[str, Any], device: str) -> tuple[str, str, str] | None:
+    """Say which parameters of a LoRA nothing here can train or serve: found, expected and next step."""
+    start, other = _start(params), ("pissa, eva, olora or true", "another init_lora_weights")
+    if start == "loftq" and device != "cuda":
+        found = "init_lora_weights: loftq, which quantises the weights on a GPU, and this machine has none"
+        return found, *other
+    if start == "corda":
+        return "init_lora_weights: corda, which begins with statistics that no training here collects", *other
+    if start.startswith(_CONVERTED) and params.get("use_dora"):
+        found = f"init_lora_weights: {start} with use_dora, of which PEFT's conversion loses the magnitudes"
+        return found, "one of the two", "leave one of them out"
+    if params.get("alora_invocation_tokens"):
+        found = (
+            "alora_invocation_tokens: an adapter for a part of a row, and rows are read packed and in pieces"
+        )
+        return found, "an adapter for whole rows", "leave it out"
+    return None
 
 
 def _try(config: "PeftConfig", base: Path) -> None:
@@ -126,10 +146,14 @@ def peft_config(peft_type: str, params: Mapping[str, Any]) -> "PeftConfig":
     """
     made = families()[peft_type]
     types = get_type_hints(made)
-    asked: dict[str, Any] = {name: (types[name], ...) for name in params}
+    # PEFT's annotation spells PiSSA's number of iterations as a placeholder.
+    own = [
+        name for name in params if not (name == "init_lora_weights" and _ITERATED.fullmatch(_start(params)))
+    ]
+    asked: dict[str, Any] = {name: (types[name], ...) for name in own}
     taken: Any = create_model(str(made.__name__), **asked)
-    checked = taken.model_validate(dict(params))
-    given = {"task_type": "CAUSAL_LM", **{name: getattr(checked, name) for name in params}}
+    checked = taken.model_validate({name: params[name] for name in own})
+    given = {"task_type": "CAUSAL_LM", **params, **{name: getattr(checked, name) for name in own}}
     if "target_modules" in (f.name for f in fields(made)) and peft_type not in _OWN_MODULES:
         given.setdefault("target_modules", "all-linear")
     if peft_type == "ADALORA":
