@@ -109,7 +109,7 @@ def refuse_moved_base(config: Mapping[str, Any]) -> None:
     """Refuse to compute with an adapter that stands on a base whose weights it changed.
 
     Raises:
-        CandidateFailed: the adapter's initialisation changed them, and it was not converted when it was saved.
+        CandidateFailed: the adapter's initialisation changed them, and it was saved unconverted.
     """
     if moves_base(config):
         found = (
@@ -120,7 +120,7 @@ def refuse_moved_base(config: Mapping[str, Any]) -> None:
 
 
 def changes_modules(config: Mapping[str, Any]) -> bool:
-    """Tell whether an adapter of this configuration copies or changes modules of the base when it is put on."""
+    """Tell whether an adapter of this configuration copies or changes modules of the base."""
     return moves_base(config) or bool(config.get("modules_to_save") or config.get("layer_replication"))
 
 
