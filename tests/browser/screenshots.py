@@ -4,12 +4,17 @@ Where no night was run there yet, eight nights of its fine-tune are run first, o
 a day apart; that takes some minutes.
 
 Invariant: 1440 pixels wide, light unless `--dark` asks otherwise, and small enough to be kept in git; a page
-is taken once its layout has come to rest. The report's is that of its HTML page, 1280 × 800.
+is taken once its layout has come to rest. The report's is that of its HTML page, 1280 × 800; that of the Data page
+is of rows of a generator in which `tests/studies/data_check.py` has planted faults.
 """
 
 import argparse
 import io
+import json
+import random
+import sys
 import tempfile
+from contextlib import chdir
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -33,6 +38,7 @@ PATHS = {
 FIRST_PAGE = {"width": 1280, "height": 800}  # what a reader of the report sees before scrolling
 WATCHED = ("nightly.candidates=[lora]", "nightly.items=40")
 N_NIGHTS = 8
+N_ROWS, N_TEST = 120, 60  # of the Data page
 _LARGEST = 200_000  # bytes; a larger picture gets fewer colours
 _AT_REST = """() => {
     const parts = document.querySelectorAll(".stMainBlockContainer, .main-svg, canvas, .textpoint text");
@@ -43,12 +49,12 @@ _AT_REST = """() => {
 }"""  # asked at every frame
 
 
-def shoot(page: Page, address: str, out: Path) -> None:
-    """Save one page as a picture, as far down as there is something."""
+def shoot(page: Page, address: str, out: Path, height: int = 10_000) -> None:
+    """Save one page as a picture, as far down as there is something, and no higher than so many pixels."""
     page.set_viewport_size({"width": 1440, "height": 1000})
     opened(page, address)
     inside = page.evaluate("document.querySelector('.stMainBlockContainer').getBoundingClientRect().height")
-    page.set_viewport_size({"width": 1440, "height": int(max(inside, 600))})
+    page.set_viewport_size({"width": 1440, "height": int(min(max(inside, 600), height))})
     drawn(page)
     page.wait_for_function(_AT_REST, timeout=1000 * PATIENCE_S)
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
@@ -64,6 +70,35 @@ def shoot_report(page: Page, folder: Path, out: Path) -> None:
         page.set_viewport_size(FIRST_PAGE)
         page.goto((Path(written) / "support.html").as_uri())
         page.screenshot(path=out)
+
+
+def write_faulty(folder: Path) -> None:
+    """Write an experiment on letters with planted faults, one of which is a test item."""
+    sys.path.insert(0, str(ROOT))
+    from tests.studies.data_check import plant
+    from tests.ten_kinds import request
+
+    rng = random.Random("picture")
+    train, test = (
+        [dict(zip(("prompt", "reference"), request(rng), strict=True)) for _ in range(n)]
+        for n in (N_ROWS, N_TEST)
+    )
+    rows = plant(train, rng, labelled=True).rows
+    for name, of in {"train": [*rows, test[0]], "test": test}.items():
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in of))
+    (folder / "harness.yaml").write_text(
+        "name: letters\nbase_model: smollm2-135m\n"
+        "target: {name: letters, data: {train: train.jsonl, test: test.jsonl}, metrics: [exact_match]}\n"
+        "candidates: {prompt: prompt}\n"
+    )
+
+
+def shoot_data(page: Page, out: Path) -> None:
+    """Save the Data page of an experiment with faults in its rows."""
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        write_faulty(Path(folder))
+        with serving(Path(folder)) as address:
+            shoot(page, f"{address}/data", out, 1500)
 
 
 def run_nights(file: Path) -> None:
@@ -89,6 +124,7 @@ def main() -> None:
         shoot_report(page, asked.folder, asked.out / "report.png")
         for name, path in PATHS.items():
             shoot(page, address + path, asked.out / f"{name}.png")
+        shoot_data(page, asked.out / "data.png")
 
 
 if __name__ == "__main__":
