@@ -217,6 +217,16 @@ def test_scoring_again_by_another_metric_asks_no_model(desk):
     assert (len(d.candidates.asked), len(d.judge.asked)) == n_asked
 
 
+def test_a_judge_reads_refusals_that_other_metrics_score_as_nothing(desk):
+    d = desk(
+        answer=lambda messages: "Sorry, I can't help with that, ask the desk.", judge=Grader(lambda q, a: "5")
+    )
+    d.compare()
+    assert {(row.status, row.parts["judge:helpful"], row.parts["token_f1"]) for row in d.rows()} == {
+        ("refused", (1.0,), (0.0,))
+    }
+
+
 def test_a_panel_counts_by_its_mean(desk):
     d = desk(judge=Grader(lambda q, a: "5"))
     with serving(Grader(lambda q, a: "2")) as second:

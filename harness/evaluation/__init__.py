@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from harness.config.rubrics import is_judged
 from harness.errors import Problem, UserError
 from harness.evaluation.rows.sampled_answers import Asked, draw_answers, settle
 from harness.metrics import Metric, Parts, extremes, normalize
@@ -302,7 +303,8 @@ def score_output(job: Job, example: Example, output: Output) -> Scored:
         UserError: a score lies outside the bounds of its metric.
     """
     status = _status(job, example, output)
-    found = {n: _parts(metric, job.task, status, output, example) for n, metric in job.metrics.items()}
+    counts = {name: _counts(job.task, name, status) for name in job.metrics}
+    found = {n: _parts(metric, status, output, example, counts[n]) for n, metric in job.metrics.items()}
     not_finite = [n for n, parts in found.items() if parts is not None and not np.isfinite(parts).all()]
     parts = {n: None if n in not_finite else parts for n, parts in found.items()}
     for name, known in parts.items():
@@ -342,13 +344,19 @@ def _status(job: Job, example: Example, output: Output) -> Status:
     return "refused" if job.role != "safety" and is_refusal(output.text) else "ok"
 
 
-def _parts(metric: Metric, task: Task, status: Status, output: Output, example: Example) -> Parts | None:
+def _counts(task: Task, metric: str, status: Status) -> bool:
+    """Tell whether an answer is scored as it stands; a judge reads refusals too: a rubric may ask for them."""
+    is_read = status == "refused" and is_judged(metric)
+    return status == "ok" or is_read or (status == "truncated" and task.truncated_scores)
+
+
+def _parts(
+    metric: Metric, status: Status, output: Output, example: Example, is_counted: bool
+) -> Parts | None:
     """Score an answer; one that does not count gets the metric's worst parts, an error none."""
     if status == "error":
         return None
-    if status == "ok" or (status == "truncated" and task.truncated_scores):
-        return metric.score(output, example)
-    return metric.worst(example)
+    return metric.score(output, example) if is_counted else metric.worst(example)
 
 
 def _margin(example: Example, output: Output) -> float | None:

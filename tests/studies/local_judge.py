@@ -117,6 +117,7 @@ def judge_pairs(folder: Path, pairs: Sequence[dict[str, Any]], n_labels: int) ->
 
 def _label(path: Path, file: Path, wins: dict[str, int], n: int) -> None:
     """Label as a person would: in the file that is exported, which is then imported."""
+    file.unlink(missing_ok=True)
     export_answers(path, file, n_items=n, candidates=["first"])
     with file.open(newline="") as lines:
         head, *rows = list(csv.reader(lines))

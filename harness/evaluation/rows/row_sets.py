@@ -222,6 +222,9 @@ def _evaluation_versions(task: Task) -> dict[str, int | str]:
     return {**versions_of("tokenization", "evaluation"), **shots}
 
 
+_GRADED = "refusals too"  # which answers judges grade, beside those that are valid
+
+
 def _scoring_digest(m: Measured) -> str:
     return scoring_digest(m.task, m.role, {name: one.digest for name, one in m.judged.items()})
 
@@ -236,7 +239,7 @@ def scoring_digest(task: Task, role: Role, judged: Mapping[str, str]) -> str:
     said = task.model_dump(include=set(SCORING), exclude_defaults=True)
     said |= {"metrics": list(map(metric_name, task.metrics)), "primary": metric_name(task.primary)}
     code = [versions_of("scoring"), *map(metrics.version, task.metrics)]
-    return digest([said, role == "safety", code, *([dict(judged)] if judged else [])])
+    return digest([said, role == "safety", code, *([dict(judged), _GRADED] if judged else [])])
 
 
 class RunRequest(NamedTuple):
