@@ -243,4 +243,5 @@ def test_the_store_of_ten_million_rows_is_measured_and_written(tmp_path):
     title = f"The store with {n_rows / 1e6:g} million rows"
     rows = measured(stores[n_rows], sizes[-1])
     assert all(row.measured > 0 for row in rows)
-    bench_page.write(title, rows, probe(), bench_page.stem("store"), [growth(sizes)])
+    command = f"HARNESS_BENCH_ROWS={n_rows} make bench ARGS='-k store'"
+    bench_page.write(title, rows, probe(), bench_page.stem("store"), [growth(sizes)], command)
