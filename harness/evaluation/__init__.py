@@ -345,7 +345,7 @@ def _status(job: Job, example: Example, output: Output) -> Status:
 
 
 def _counts(task: Task, metric: str, status: Status) -> bool:
-    """Tell whether an answer is scored as it stands; a judge reads refusals too: a rubric may ask for them."""
+    """Tell whether an answer is scored as it is; a judge reads refusals too, as a rubric may ask for one."""
     is_read = status == "refused" and is_judged(metric)
     return status == "ok" or is_read or (status == "truncated" and task.truncated_scores)
 
