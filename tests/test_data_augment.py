@@ -509,3 +509,18 @@ def test_a_column_of_ones_own_named_source_is_kept_and_may_be_what_asks(augmente
     done(augmented, "mt.jsonl", "--out", "mt2.jsonl", "--prompt", "source", "--reference", "target")
     made = read("mt2.jsonl")[1]
     assert (made["source"], made["augmented_from"]) == (other_words(question(0)), question(0))
+
+
+def test_sensitive_rows_are_sent_to_no_address_outside(tiny, tmp_path, own_cache, command):
+    path = tiny_experiment.write(
+        tmp_path, tiny, "  bag: {method: classifier}\n", extra="decide: {needs: [sensitive_data]}\n"
+    )
+    source, out = tmp_path / "suites" / "letters" / "train.jsonl", tmp_path / "new.jsonl"
+    words = ("data", "augment", str(source), "-c", str(path), "--out", str(out), "--model", "big", "--with")
+    code, _, error = command(*words, "https://big.example.invalid/v1")
+    assert code == 2
+    assert "a writer on somebody else's server, big at https://big.example.invalid/v1" in error
+    assert "decide.needs: [sensitive_data]" in error
+    with serving(Rule(reworded)) as server:
+        code, _, error = command(*words, server.url, "--rows", "1", "--dry-run")
+    assert code == 0, error

@@ -253,6 +253,26 @@ def test_a_judge_that_fails_costs_the_win_rate_alone(desk):
     assert rule_of(tiny_experiment.run(path))[0].rate is not None
 
 
+def test_preferences_that_cannot_be_read_are_counted_and_favour_neither_answer(desk):
+    path, judge = desk
+    judge.model = Rule(lambda messages: "cannot say" if "receipt" in str(messages) else longer(messages))
+    within, beyond = (
+        tiny_experiment.run(path, "gate.uncalibrated_judge=allow", f"gate.max_errors={most}")
+        for most in (0.3, 0.2)
+    )
+    wins, _ = rule_of(within)
+    assert wins.rate.low > 0
+    assert wins.rate.score == pytest.approx((9 + 3 * 0.5) / 12)  # three of twelve items ask about a receipt
+    (note,) = (note for note in within.notes if note.startswith("judge:better:"))
+    assert "24 comparisons made by tiny" in note
+    assert "6 of these preferences could not be read and make their items half a win" in note
+    assert "the answer shown first won 50.0 % of comparisons" in note
+    wins, rule = rule_of(beyond)
+    assert (wins.rate.low, wins.rate.high) == (0, 1)
+    assert rule.outcome == "inconclusive"
+    assert any("beyond 20.0 % of items (gate.max_errors)" in note for note in beyond.notes)
+
+
 def test_the_trial_of_a_rescue_is_judged_on_the_spot_beside_its_reference(desk):
     path, judge = desk
     tiny_experiment.run(path, "gate={}")

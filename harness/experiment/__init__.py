@@ -17,7 +17,7 @@ from harness.decision import apply_budgets, best_untrained, strongest
 from harness.errors import CandidateFailed, IncompatibleRuns, UserError
 from harness.evaluation import judges
 from harness.evaluation.candidate_rows import training_notes
-from harness.evaluation.judges.judging_stage import judge_remarks, self_preference_remarks
+from harness.evaluation.judges.judging_stage import judge_remarks, pair_remarks, self_preference_remarks
 from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
@@ -381,6 +381,8 @@ def _header(session: Session) -> dict[str, object]:
 def _notes(session: Session, runs: Sequence[Run]) -> list[str]:
     of_rows = [*session.target.items.notes, *training_notes(session)]
     of_judges = [*judge_remarks(session.tasks), *self_preference_remarks(session.tasks, runs)]
+    if judged := judge_of_pairs(session):
+        of_judges += pair_remarks(judged, session.experiment.gate.max_errors)
     return [*of_rows, *served_bases.sentences(session.sources), *list_remarks(session, runs), *of_judges]
 
 

@@ -185,9 +185,10 @@ def _writer(
     """Return what rewords: a candidate, or the model behind an address.
 
     Raises:
-        UserError: an option is missing, or belongs to an address; or the address cannot be asked.
+        UserError: an option is missing, or belongs to an address; or an address cannot or may not be asked.
     """
     from harness.experiment.generated_rows.writers import candidate_writer, endpoint_writer
+    from harness.experiment.preparation.candidate_problems import sensitive_problems
 
     of_address = {"--model": model, "--api-key-env": api_key_env, "--prices": prices}
     if not _ADDRESS.match(by_whom):
@@ -197,7 +198,12 @@ def _writer(
             raise UserError(Problem("--with", found, "options of an address, http://…/v1", "leave them out"))
         writer = candidate_writer(session, by_whom)
     else:
-        writer = endpoint_writer(_settings(by_whom, model, api_key_env, prices))
+        settings = _settings(by_whom, model, api_key_env, prices)
+        step = "--with an address of your network, a candidate that answers here, or remove sensitive_data"
+        told = (settings, "a writer", "--with", step)
+        if session and (problems := list(sensitive_problems(session.experiment, *told))):
+            raise UserError(problems)
+        writer = endpoint_writer(settings)
     if how.max_cost is not None and writer.planned(1, 1) is None:
         step = "--prices READ,WRITTEN, or usd_per_million_tokens of the candidate"
         raise UserError(Problem("--max-cost", "no prices to count it by", "prices of the endpoint", step))

@@ -1,7 +1,8 @@
 """Pairs of two candidates' answers to one item: judged in both orders, and what was preferred.
 
 Invariant: equal answers are no pair, and an answer that failed loses without a judge. The preferences lie in
-the judge's book beside its other grades, found by item, both answers and their order.
+the judge's book beside its other grades, found by item, both answers and their order. One that cannot be
+read is no preference: the item is half a win for each side, and is counted.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from harness.evaluation.judges.judge_prompts import Order
 from harness.records import Example, Grade, SampleResult, digest
 
 _ORDERS: tuple[Order, ...] = ("first", "second")
+_TIE = 0.5
 Rows = Sequence[SampleResult]
 
 
@@ -32,7 +34,7 @@ def ungraded_pairs(judged: Judged, examples: Sequence[Example], base: Rows, new:
             order,
         )
         for old, now in both_rows(base, new)
-        if answers_differ(old, now) and "error" not in (old.status, now.status)
+        if answers_differ(old, now) and not _is_failed(old, now)
         for judge, grades in known
         for order in _ORDERS
         if (key := _key(old, now, order)) not in grades
@@ -42,21 +44,22 @@ def ungraded_pairs(judged: Judged, examples: Sequence[Example], base: Rows, new:
 def pairs_won(grades: Sequence[Mapping[str, Grade]], base: Rows, new: Rows) -> dict[str, float]:
     """Map the items whose answers differ to how far the new one is preferred, in [0, 1].
 
-    The mean over judges and orders. An item that a judge has yet to compare is left out; one whose preference
-    cannot be read counts as lost.
+    The mean over judges and orders. An item that a judge has yet to compare is left out; one of which a
+    preference cannot be read is half a win, and one of `unread_items`.
     """
-    won: dict[str, float] = {}
-    for old, now in both_rows(base, new):
-        if not answers_differ(old, now):
-            continue
-        if "error" in (old.status, now.status):
-            won[now.example_id] = float(old.status == "error")
-            continue
-        keys = [_key(old, now, order) for order in _ORDERS]
-        found = [of.get(key) for of in grades for key in keys]
-        if all(found):
-            won[now.example_id] = fmean((grade and grade.value) or 0.0 for grade in found)
-    return won
+    both = [pair for pair in both_rows(base, new) if answers_differ(*pair)]
+    failed = {now.example_id: float(old.status == "error") for old, now in both if _is_failed(old, now)}
+    preferred = {item: [grade.value for grade in found] for item, found in _compared(grades, base, new)}
+    return failed | {
+        item: _TIE if None in values else fmean(value for value in values if value is not None)
+        for item, values in preferred.items()
+    }
+
+
+def unread_items(grades: Sequence[Mapping[str, Grade]], base: Rows, new: Rows) -> set[str]:
+    """Return the items of which a judge gave a preference that cannot be read."""
+    found = _compared(grades, base, new)
+    return {item for item, given in found if any(grade.value is None for grade in given)}
 
 
 def both_rows(base: Rows, new: Rows) -> Iterator[tuple[SampleResult, SampleResult]]:
@@ -69,6 +72,21 @@ def answers_differ(old: SampleResult, now: SampleResult) -> bool:
     """Tell whether two answers to an item are another; of two that failed neither is better."""
     failed = [row.status == "error" for row in (old, now)]
     return any(failed) and not all(failed) if any(failed) else old.text != now.text
+
+
+def _is_failed(old: SampleResult, now: SampleResult) -> bool:
+    return "error" in (old.status, now.status)
+
+
+def _compared(
+    grades: Sequence[Mapping[str, Grade]], base: Rows, new: Rows
+) -> Iterator[tuple[str, list[Grade]]]:
+    """Yield the items that every judge has compared in both orders, with what each said."""
+    for old, now in both_rows(base, new):
+        keys = [_key(old, now, order) for order in _ORDERS]
+        found = [of[key] for of in grades for key in keys if key in of]
+        if answers_differ(old, now) and not _is_failed(old, now) and len(found) == len(grades) * len(keys):
+            yield now.example_id, found
 
 
 def _key(old: SampleResult, now: SampleResult, order: Order) -> str:

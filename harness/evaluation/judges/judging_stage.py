@@ -4,7 +4,7 @@ Invariant: it runs while no candidate is open, so that a judge that runs here ta
 Answers are stored before a judge sees them; what ends it leaves them, and every grade so far, to the next.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from statistics import fmean
 
@@ -74,6 +74,18 @@ def judge_remarks(tasks: Iterable[Measured]) -> Iterator[str]:
             yield from _remarks_of(one, decides=one.metric == task.task.primary_metric)
 
 
+def pair_remarks(one: Judged, most: float) -> Iterator[str]:
+    """Say of each judge of a win rate what it compared, and how many preferences could not be read.
+
+    Items beyond the share `most` that have one leave the win rate open.
+    """
+    limit = f"{percent(most)} % of items (gate.max_errors)"
+    become = f"make their items half a win, beyond {limit} the win rate is left open"
+    for judge, known in zip(one.judges, one.grades(), strict=True):
+        if known:
+            yield _remark_of(one, judge, known, ("comparisons made", "preferences"), become)
+
+
 def self_preference_remarks(tasks: Iterable[Measured], runs: Iterable[Run]) -> Iterator[str]:
     """Say of each judge whose own answers it grades: models prefer what they would say themselves.
 
@@ -95,14 +107,22 @@ def self_preference_remarks(tasks: Iterable[Measured], runs: Iterable[Run]) -> I
 def _remarks_of(one: Judged, *, decides: bool) -> Iterator[str]:
     become = "count as failed answers" if decides else "leave these answers without that score"
     for judge, known in zip(one.judges, one.grades(), strict=True):
-        paid = _price(one, judge) if judge.settings else ""
-        lost = [grade for grade in known.values() if grade.value is None]
-        failed = f"; {count(len(lost))} of these grades could not be read and {become}"
-        if judge.settings:
-            failed += f" (attempts: {judge.attempts + 1} in the rubric asks about them again)"
-        graded = f"{count(len(known))} answers graded by {judge.name}{paid}"
-        said = f"{failed if lost else ''}{_place_preference(known.values())}{_anchor_remark(one, judge)}"
-        yield f"{one.metric}: {graded}{said}{_unchecked_remark(one, judge)}"
+        yield _remark_of(one, judge, known, ("answers graded", "grades"), become)
+
+
+def _remark_of(
+    one: Judged, judge: Judge, known: Mapping[str, Grade], words: tuple[str, str], become: str
+) -> str:
+    """Say how much a judge did, at which price, and what those `become` that could not be read."""
+    done, name = words
+    paid = _price(one, judge) if judge.settings else ""
+    lost = sum(grade.value is None for grade in known.values())
+    failed = f"; {count(lost)} of these {name} could not be read and {become}"
+    if judge.settings:
+        failed += f" (attempts: {judge.attempts + 1} in the rubric asks about them again)"
+    said = f"{failed if lost else ''}{_place_preference(known.values())}{_anchor_remark(one, judge)}"
+    did = f"{count(len(known))} {done} by {judge.name}{paid}"
+    return f"{one.metric}: {did}{said}{_unchecked_remark(one, judge)}"
 
 
 def _anchor_remark(judged: Judged, judge: Judge) -> str:

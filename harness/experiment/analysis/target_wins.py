@@ -3,7 +3,7 @@
 Invariant: `judge_pairs` and `wins_over` alone ask a judge; whatever reads a report reads what is stored.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -20,6 +20,7 @@ from harness.evaluation.judges.answer_pairs import (
     both_rows,
     pairs_won,
     ungraded_pairs,
+    unread_items,
 )
 from harness.evaluation.judges.judging_stage import grade_all
 from harness.evaluation.session import Session
@@ -105,16 +106,19 @@ def wins_of(at: Store, policy: GatePolicy, task: str, runs: tuple[Run, Run], row
     by = policy.target.by
     if by == PEOPLE:
         return open_where_failed(wins_by_people(runs[0].candidate, pairs, votes), rows[0], policy.max_errors)
-    won = pairs_won(stored_grades(by, at), *rows)
-    found = wins_by_judge(runs[0].candidate, metric_name(by), pairs, won, votes)
-    found = open_where_failed(found, rows[0], policy.max_errors)
+    grades = stored_grades(by, at)
+    found = wins_by_judge(runs[0].candidate, metric_name(by), pairs, pairs_won(grades, *rows), votes)
+    found = open_where_failed(found, rows[0], policy.max_errors, unread_items(grades, *rows))
     return found._replace(missing=0) if policy.uncalibrated_judge == "allow" else found
 
 
-def open_where_failed(wins: Wins, base: Rows, most: float) -> Wins:
-    """Leave the win rate over a base open that failed on more than a share `most` of the items."""
-    failed = sum(row.status == "error" for row in base)
-    if wins.rate is None or failed <= most * len(base):
+def open_where_failed(wins: Wins, base: Rows, most: float, unread: Collection[str] = ()) -> Wins:
+    """Leave a win rate open where too many items tell nothing: over a share `most` of them.
+
+    The base failed on those, or a preference of them cannot be read (`unread`).
+    """
+    failed = {row.example_id for row in base if row.status == "error"}.union(unread)
+    if wins.rate is None or len(failed) <= most * len(base):
         return wins
     return wins._replace(rate=wins.rate._replace(low=0.0, high=1.0))
 

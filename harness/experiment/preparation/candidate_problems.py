@@ -26,7 +26,7 @@ from harness.models.hardware import visible_gpus
 from harness.models.hub import architecture_difference, is_packed
 from harness.records import parse_json
 from harness.report import trackers
-from harness.spec import Recipe
+from harness.spec import Experiment, Recipe
 from harness.training import reward_problems, rows_of_each
 
 
@@ -189,16 +189,23 @@ def engine_problems(
 
 def key_problems(session: Session, places: Mapping[str, str]) -> Iterator[Problem]:
     """Yield what forbids to ask candidates over HTTP now; `places` says where each is written."""
-    sensitive = "sensitive_data" in session.experiment.decide.needs
     for name, where in places.items():
         if not session.candidates[name].is_remote:
             continue
         settings = _settings(session, name)
         yield from openai_api.problems(settings, where)
-        if sensitive and settings.leaves_machine:
-            found, step = f"{name} on somebody else's server, {settings.name}", "--candidates without it"
-            expected = "sensitive data to stay here, as decide.needs: [sensitive_data] says"
-            yield Problem(where, found, expected, f"{step}, or remove it or sensitive_data")
+        step = "--candidates without it, or remove it or sensitive_data"
+        yield from sensitive_problems(session.experiment, settings, name, where, step)
+
+
+def sensitive_problems(
+    experiment: Experiment, settings: openai_api.Settings, name: str, where: str, step: str
+) -> Iterator[Problem]:
+    """Yield what forbids to send rows to an endpoint: sensitive data, and somebody else's server."""
+    if "sensitive_data" in experiment.decide.needs and settings.leaves_machine:
+        found = f"{name} on somebody else's server, {settings.name}"
+        expected = "sensitive data to stay here, as decide.needs: [sensitive_data] says"
+        yield Problem(where, found, expected, step)
 
 
 def endpoint_problems(session: Session, places: Mapping[str, str]) -> Iterator[Problem]:
