@@ -2,7 +2,8 @@
 
 Invariant: nothing of an answer runs outside of namespaces of its own, under limits of time, memory, processes
 and files, and nothing runs unless `HARNESS_ALLOW_CODE_EXECUTION=1` says so. Tests pass where they are seen to
-have ended: what ends a program before them does not. Where the isolation fails nothing is scored.
+have ended: what ends a program before them does not, unless it is written against this very file.
+Where the isolation fails nothing is scored.
 Source: functional correctness by Chen et al. 2021, arXiv:2107.03374; of Linux's manual namespaces(7),
 pivot_root(2) and seccomp(2).
 """
@@ -89,7 +90,7 @@ if known:
     must("prctl", 22, 2, ctypes.c_void_p(ctypes.addressof(program)), 0, 0)
 os.execvp(sys.argv[1], sys.argv[1:])
 """
-# The nonce is read only once the tests have ended, from a pipe that the tested code is not told of.
+# The nonce is read only once the tests have ended; code that looks for the pipe in `__main__` can read it.
 _DRIVER = """
 import fcntl, json, os, random, sys, types
 def read(n):
