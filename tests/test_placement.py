@@ -1,5 +1,7 @@
 """A base larger than one device is spread by need, answers the same, and is measured as it is served."""
 
+import json
+
 import pytest
 import tiny_experiment
 import tiny_methods
@@ -9,8 +11,8 @@ from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.preparation import served_bases
 from harness.models import hub, memory
-from harness.models.devices.placement import Placement, is_spread, place
-from harness.models.hf import ANSWERING, ModelHost
+from harness.models.devices.placement import LEAST_TOKENS, Placement, is_spread, place
+from harness.models.hf import ModelHost
 from harness.models.hub import quantize, resolve
 from harness.progress import Silent
 from harness.records import Limits
@@ -35,7 +37,7 @@ def large(source):
 
 def halves(source):
     """Return so little main memory that three quarters of the weights have room beside the keys."""
-    keys = memory.kv_cache_bytes(hub.shape(source), ANSWERING["cpu"].tokens, "fp32")
+    keys = memory.kv_cache_bytes(hub.shape(source), LEAST_TOKENS, "fp32")
     return {"cpu": int(keys + 0.75 * 4 * source.n_parameters / 0.9)}
 
 
@@ -43,30 +45,55 @@ def halves(source):
 
 
 def test_what_fits_its_device_stays_there(source, large):
-    assert place(source, CPU, 100, {"cpu": GB}) == Placement(None)
-    assert place(source, GPU, 100, {0: GB, "cpu": GB}) == Placement({"": "cuda"})
-    assert place(large, GPU, 0, {0: 141 * GB, "cpu": GB}) == Placement({"": "cuda"})
+    assert place(source, CPU, {"cpu": GB}, 100) == Placement(None)
+    assert place(source, GPU, {0: GB, "cpu": GB}, 100) == Placement({"": "cuda"})
+    assert place(large, GPU, {0: 141 * GB, "cpu": GB}, 0) == Placement({"": "cuda"})
+
+
+# Published sizes: parameters in billions, layers, heads of keys, width of a head, and the least GPU that holds it.
+BASES = [
+    (0.6, 28, 8, 128, 15),
+    (3.21, 28, 8, 128, 15),
+    (8.03, 32, 8, 128, 24),
+    (9.24, 42, 8, 256, 24),
+    (6.74, 32, 32, 128, 24),
+]
+
+
+@pytest.mark.parametrize(("billions", "layers", "heads", "width", "gpu"), BASES)
+def test_a_base_of_a_published_size_stays_on_a_gpu_that_holds_its_weights(
+    source, tmp_path, billions, layers, heads, width, gpu
+):
+    config = {
+        "hidden_size": 4096, "num_hidden_layers": layers, "num_attention_heads": 32, "num_key_value_heads": heads,
+        "head_dim": width, "intermediate_size": 14336, "vocab_size": 128256,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    base = source._replace(path=tmp_path, n_parameters=int(billions * GB))
+    assert hub.shape(base) is not None
+    assert place(base, GPU, {0: gpu * GB, "cpu": 64 * GB}) == Placement({"": "cuda"})
+    assert place(quantize(base, "nf4"), GPU, {0: gpu * GB, "cpu": 64 * GB}) == Placement({"": "cuda"})
 
 
 def test_a_base_larger_than_a_gpu_is_spread_over_all_then_main_memory(large):
-    plan = place(large, GPU, 0, {0: 80 * GB, 1: 80 * GB, "cpu": 100 * GB})
+    plan = place(large, GPU, {0: 80 * GB, 1: 80 * GB, "cpu": 100 * GB}, 0)
     assert plan == Placement("auto", {0: 80 * GB, 1: 80 * GB, "cpu": 90 * GB})
 
 
 def test_each_gpu_leaves_room_for_the_keys_of_its_layers(large, source):
     tokens = 1_000_000
     keys = memory.kv_cache_bytes(hub.shape(source), tokens, "bf16")
-    plan = place(large, GPU, tokens, {0: 80 * GB, 1: 80 * GB, "cpu": 0})
+    plan = place(large, GPU, {0: 80 * GB, 1: 80 * GB, "cpu": 0}, tokens)
     assert plan.max_memory[0] == plan.max_memory[1] == int(80 * GB - keys / 2)
 
 
 def test_a_quantised_base_is_spread_over_gpus_alone(large):
-    plan = place(quantize(large, "nf4"), GPU, 0, {0: 24 * GB, 1: 24 * GB, "cpu": 100 * GB})
+    plan = place(quantize(large, "nf4"), GPU, {0: 24 * GB, 1: 24 * GB, "cpu": 100 * GB}, 0)
     assert plan == Placement("auto", {0: 24 * GB, 1: 24 * GB})
 
 
 def test_a_base_larger_than_main_memory_leaves_the_rest_to_the_disk(source):
-    plan = place(source, CPU, ANSWERING["cpu"].tokens, halves(source))
+    plan = place(source, CPU, halves(source), LEAST_TOKENS)
     assert plan.device_map == "auto"
     assert 0.7 < plan.max_memory["cpu"] / (4 * source.n_parameters) < 0.8
 

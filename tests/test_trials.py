@@ -121,7 +121,7 @@ def test_a_share_of_replay_is_tried_only_above_that_of_the_recipe():
 def test_a_penalty_that_is_not_defined_on_an_adapter_is_left_out():
     dora = Recipe(method="lora", params={"use_dora": True})
     assert not {"intruders", "l2_sp=0.01", "ewc=10"} & set(marks(dora))
-    assert "intruders: its adapter is no plain LoRA" in left_out(dora)
+    assert "intruders: it is an adapter with use_dora, and no plain LoRA" in left_out(dora)
     assert [said for said in left_out(dora) if said.startswith("ewc: not with use_dora")]
 
 

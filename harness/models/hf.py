@@ -222,7 +222,7 @@ class ModelHost:
         room: Room | None = None,
     ) -> None:
         self.source, self.machine = source, machine
-        placed = place(source, machine, ANSWERING[machine.device].tokens, room or free_room(machine))
+        placed = place(source, machine, room or free_room(machine))
         self.model, self.tokenizer = load_base(source, machine, placed=placed)
         self.model.eval()
         prepack(self.model)

@@ -14,6 +14,9 @@ from harness.models.hardware import memory as device_memory
 from harness.models.hub import ModelSource
 
 _SPARE = 0.9  # of main memory that weights may take, where they are held there for another device
+# Tokens whose keys and values need room beside the weights: a long prompt. What is answered together is
+# halved where memory runs out, so a base that has room for this much is one that fits.
+LEAST_TOKENS = 4_096
 Room = Mapping[int | str, int]  # free bytes by accelerate's names of devices: 0, 1, … and cpu
 
 
@@ -47,8 +50,8 @@ def weights_bytes(source: ModelSource, precision: str) -> float:
     return 1e9 * memory.weights_gb(shape, precision, quantization=source.quantization)
 
 
-def place(source: ModelSource, machine: Machine, n_tokens: int, room: Room) -> Placement:
-    """Plan where a base lies that answers with the keys of so many tokens in memory at once.
+def place(source: ModelSource, machine: Machine, room: Room, n_tokens: int = LEAST_TOKENS) -> Placement:
+    """Plan where a base lies that answers with the keys of at least so many tokens in memory at once.
 
     Quantised weights are spread over GPUs alone, as bitsandbytes computes on no other device here.
     """
