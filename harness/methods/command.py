@@ -8,7 +8,9 @@ named by its text, by what it reads, by the rows and by the seed.
 import json
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,6 +76,9 @@ class Params(Spec):
 def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
     """Yield what forbids running the command: no such program, no such template, nowhere to write to."""
     params = Params(**recipe.params)
+    if not params.run.strip():
+        yield Problem(f"{where}: run", "an empty command", "a program and its arguments", "write what trains")
+        return
     named = used(params.run)
     if params.config:
         template = Path(params.config)
@@ -190,18 +195,32 @@ def _version(params: Params, folder: Path, values: dict[str, str]) -> str:
 
 
 def _curves(out: Path) -> dict[str, Any]:
-    """Read the curves that a trainer of transformers left, as most are: of the last of its states."""
-    states = [json.loads(path.read_text("utf-8")) for path in out.rglob("trainer_state.json")]
+    """Read the curves that a trainer of transformers left, as most are: of the last of its states.
+
+    A state that cannot be read, or a figure that is none, costs its curve and no weights.
+    """
+    states = []
+    for path in out.rglob("trainer_state.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            state = json.loads(path.read_text("utf-8"))
+            states.append((int(state["global_step"]), [(int(e["step"]), e) for e in state["log_history"]]))
     if not states:
         return {}
-    history = max(states, key=lambda state: state["global_step"])["log_history"]
+    _, history = max(states, key=lambda state: state[0])
     names = {"loss": "loss", "validation_loss": "eval_loss", "learning_rate": "learning_rate"}
     curves: dict[str, Curve] = {
-        ours: tuple((entry["step"], float(entry[theirs])) for entry in history if theirs in entry)
+        ours: tuple(
+            (step, value) for step, entry in history if (value := _finite(entry.get(theirs))) is not None
+        )
         for ours, theirs in names.items()
     }
     losses = [loss for _, loss in curves["validation_loss"] if loss is not None]
     return curves | {"best_validation_loss": min(losses, default=None)}
+
+
+def _finite(value: Any) -> float | None:
+    """Return a figure that a trainer logged; None where it is no finite number."""
+    return float(value) if isinstance(value, int | float) and isfinite(value) else None
 
 
 def _take_over(context: FitContext, out: Path, made: TrainingRecord) -> Weights:
