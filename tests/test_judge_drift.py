@@ -12,7 +12,8 @@ from harness import store
 from harness.errors import CandidateFailed
 from harness.evaluation.judges import open_judged
 from harness.evaluation.judges.grade_costs import GradeAccount, paid_grades
-from harness.evaluation.judges.judge_drift import ALPHA, check_anchors, is_drift
+from harness.evaluation.judges.judge_drift import ALPHA, check_anchors, is_drift, n_repeats
+from harness.formatting import usd
 from harness.models.hardware import Machine
 from harness.nightly import run_night
 from harness.records import AnchorCheck, Grade
@@ -40,15 +41,15 @@ def facts_of(report, name):
     return next(f for f in report.facts if f.name == name)
 
 
-def test_anchors_are_asked_again_once_when_a_book_begins_and_before_new_answers(desk):  # noqa: F811
+def test_anchors_are_asked_again_when_a_book_begins_and_before_each_candidate_with_new_answers(desk):  # noqa: F811
     d = desk(reply, Grader(strict), rubric=RUBRIC)
     d.compare()
-    assert len(d.judge.asked) == 2 * (N + 2) + 20
+    assert len(d.judge.asked) == 2 * (N + 2) + 2 * 20
     d.compare()
-    assert len(d.judge.asked) == 2 * (N + 2) + 20, "nothing new to grade, nothing to check"
+    assert len(d.judge.asked) == 2 * (N + 2) + 2 * 20, "nothing new to grade, nothing to check"
     found = d.compare(LATER)
     assert facts_of(found, "later").state == "done"
-    assert len(d.judge.asked) == 3 * (N + 2) + 2 * 20
+    assert len(d.judge.asked) == 3 * (N + 2) + 3 * 20
     assert any("of 20 answers graded again 0 got another grade" in note for note in found.notes)
 
 
@@ -84,7 +85,7 @@ def test_a_judge_that_wavers_by_itself_goes_on(desk):  # noqa: F811
     assert facts_of(found, "later").state == "done"
     (book,) = (d.folder / "runs" / "grades").iterdir()
     checks = store.read_checks(d.store, book.name)
-    assert len(checks) == 2
+    assert len(checks) == 3
     assert checks[0].n_moved > 0
 
 
@@ -95,10 +96,10 @@ def test_what_anchors_cost_counts_against_the_most_that_may_be_spent(desk):  # n
     grades = [g for book in d.grades() for g in book.values()]
     (book,) = (d.folder / "runs" / "grades").iterdir()
     again = [g for check in store.read_checks(d.store, book.name) for g in check.grades]
-    assert len(again) == 20
+    assert len(again) == 2 * 20
     tokens = [(g.n_prompt_tokens, g.n_output_tokens) for g in (*grades, *again)]
     cost = sum(0.09 * read + 0.1 * written for read, written in tokens)
-    assert any(f"for {cost:,.2f} USD" in note for note in notes), (cost, notes)
+    assert any(f"for {usd(cost)} USD" in note for note in notes), (cost, notes)
 
 
 @pytest.mark.parametrize("death", [CandidateFailed("the server is gone", "another"), KeyboardInterrupt()])
@@ -126,7 +127,7 @@ def test_what_a_judge_said_of_anchors_before_a_check_died_is_kept_and_counts_as_
         check_anchors(judged, judge, dies_after(13))
     assert len(paid_grades(judged, judge)) == paid + 13
     assert account.cost_usd("cpu", None) == pytest.approx(13.0)
-    assert len(store.read_checks(d.store, judge.book)) == 1, "what was not finished is no check"
+    assert len(store.read_checks(d.store, judge.book)) == 2, "what was not finished is no check"
 
 
 def test_a_book_whose_checks_are_older_than_the_file_of_what_was_asked_again_loses_none(desk):  # noqa: F811
@@ -134,9 +135,67 @@ def test_a_book_whose_checks_are_older_than_the_file_of_what_was_asked_again_los
     d.compare()
     (book,) = (d.folder / "runs" / "grades").iterdir()
     (book / "asked_again.jsonl").unlink()
-    assert len(store.read_asked_again(d.store, book.name)) == 20
-    d.compare(LATER)
     assert len(store.read_asked_again(d.store, book.name)) == 2 * 20
+    d.compare(LATER)
+    assert len(store.read_asked_again(d.store, book.name)) == 3 * 20
+
+
+def test_a_judge_that_changes_during_a_compare_grades_no_later_candidate_of_it(desk):  # noqa: F811
+    """The judge is another one from the second candidate on."""
+    d = desk(reply, Grader(strict), rubric=RUBRIC)
+    d.judge.model.grade = lambda q, a: (strict if len(d.judge.model.seen) <= N + 2 + 20 else milder)(q, a)
+    found = d.compare()
+    assert facts_of(found, "plain").state == "done"
+    other = facts_of(found, "other")
+    assert other.state == "failed"
+    assert "of 20 answers that it had graded 20 got another grade" in other.error
+    assert [len(book) for book in d.grades()] == [N + 2], "nothing of the other candidate was graded"
+    assert facts_of(d.compare(), "other").state == "failed", "nor is it later"
+
+
+def small_book(d, n):
+    """Begin a book by `n` answers alone, as a first run by --limit does."""
+    rows = (d.folder / "test.jsonl").read_text(), (d.folder / "validation.jsonl").read_text()
+    for name in ("test", "validation"):
+        lines = (d.folder / f"{name}.jsonl").read_text().splitlines(keepends=True)
+        (d.folder / f"{name}.jsonl").write_text("".join(lines[: n - 1 if name == "test" else 1]))
+    d.compare("candidates.other=null")
+    for name, text in zip(("test", "validation"), rows, strict=True):
+        (d.folder / f"{name}.jsonl").write_text(text)
+    (book,) = (d.folder / "runs" / "grades").iterdir()
+    assert len(store.read_anchors(d.store, book.name)) == n
+    return book.name
+
+
+def test_a_book_that_began_with_few_anchors_gets_the_others_as_soon_as_there_are_answers(desk):  # noqa: F811
+    d = desk(reply, Grader(strict), rubric=RUBRIC)
+    book = small_book(d, 4)
+    first = store.read_anchors(d.store, book)
+    assert facts_of(d.compare(), "other").state == "done"
+    anchors = store.read_anchors(d.store, book)
+    assert (len(anchors), anchors[:4]) == (20, first)
+    sizes = [len(check.grades) for check in store.read_checks(d.store, book)]
+    assert sizes == [4, 4, 16, 20], "the first four, they again, the new ones, all before the next candidate"
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_a_judge_that_changed_after_a_small_first_run_is_found_by_asking_it_more_often(desk, n):  # noqa: F811
+    d = desk(reply, Grader(strict), rubric=RUBRIC)
+    small_book(d, n)
+    d.judge.model = Grader(milder)
+    found = d.compare()
+    assert {f.state for f in found.facts} == {"failed"}
+    assert f"of {n} answers that it had graded {n} got another grade" in facts_of(found, "plain").error
+    assert [len(book) for book in d.grades()] == [n], "nothing new was graded"
+
+
+def test_a_check_that_moved_and_could_not_have_alarmed_is_no_measure_of_calm(desk):  # noqa: F811
+    d = desk(reply, Grader(strict), rubric=RUBRIC + "anchors: 1\n")
+    d.compare("candidates.other=null")
+    (book,) = (d.folder / "runs" / "grades").iterdir()
+    d.judge.model = Grader(milder)
+    d.compare()
+    assert sum(check.n_moved for check in store.read_checks(d.store, book.name)) == 0
 
 
 def test_a_judge_that_changed_after_a_grading_that_ended_midway_is_found(desk):  # noqa: F811
@@ -179,6 +238,15 @@ def test_a_night_names_a_judge_that_changed_and_is_quiet_about_one_that_did_not(
 def check(n, n_moved, drifted=False):
     grade = Grade("k", "t", "e", "o", "ok", 1.0, "5")
     return AnchorCheck((grade,) * n, n_moved, 0.5, 0.5, drifted)
+
+
+def test_anchors_are_asked_as_often_as_a_changed_judge_needs_to_be_found():
+    assert n_repeats(check(20, 0), [], 20) == 1, "a book without a check: how often does it waver?"
+    assert n_repeats(check(4, 0), [check(4, 0)], 20) == 0, "nothing moved"
+    assert n_repeats(check(4, 4), [check(4, 0)], 20) == 1
+    assert n_repeats(check(2, 1), [check(2, 0)], 20) == 6
+    assert n_repeats(check(1, 1), [check(1, 0)], 20) == 0, "twenty are not enough"
+    assert n_repeats(check(20, 9), [check(20, 3)], 20) == 0
 
 
 def test_a_first_check_finds_no_drift_and_a_later_one_by_what_moved_before():

@@ -346,7 +346,7 @@ def test_a_plan_counts_drawn_answers_and_anchors(desk):
     d = desk(rubric="criteria: The reply helps.\n", extra=drawn)
     session = prepare_session(config.load(d.path), Scope(dry_run=True), Silent())
     (target,) = plan_grades(session, ("plain", "other", "drawn"))
-    assert target.grades == 6 * (N + 2) + 20
+    assert target.grades == 6 * (N + 2) + 3 * 20
     d.compare()
     assert 2 * (N + 2) + 20 <= len(d.judge.asked) <= target.grades, "equal answers are graded once"
 

@@ -139,7 +139,7 @@ class Session:
     `paces` maps sizes of models to the pace at which this machine answered and trained when it was opened.
     `controls` maps digests of bases to the control arm that was measured while this session was open,
     `judging` maps judges that run here to their weights, or to why they have none yet;
-    `checked_judges` holds the judges whose anchors were graded again while it was open,
+    `checked_judges` holds the judges whose anchors were graded again for the candidate that is evaluated,
     `settled` runs to the verdict that an interim analysis settled; these are asked nothing more.
     `failures` maps candidates with seeds to what a worker or their base failed with; these are not made here.
     One that is a worker's (`is_worker`) claims what it makes, as others are at work in the same store.

@@ -84,25 +84,23 @@ def check_judge(judged: Judged, judge: Judge) -> None:
 def _ask_endpoint(session: Session, judge: Judge, answers: Sequence[Ungraded], keep: Keep) -> None:
     """Ask an endpoint for grades once it graded its anchors as before.
 
-    A book begins with its anchors, graded and asked about again before any other answer: whatever ends the
+    Anchors that a book lacks are graded, and asked about again, before any other answer: whatever ends the
     grading, a judge that is another one later is found.
     """
     judged = answers[0].judged
     assert judge.settings is not None, "a judge behind an address"
     anchors = {anchor.key for anchor in anchors_of(judged, judge, answers)}
+    first = [answer for answer in answers if answer.key in anchors]
     budget = open_budget(judged, judge)
     with _opened(judge.settings, judged) as (server, candidate):
         say = partial(_say, candidate, budget)
         if judge.book not in session.checked_judges:
-            check = partial(check_anchors, judged, judge, say)
-            check()
-            first = [answer for answer in answers if answer.key in anchors]
-            answers = [answer for answer in answers if answer.key not in anchors]
+            check_anchors(judged, judge, say)
+        if first:
             _ask_each(server, say, first, keep)
-            if first:
-                check(graded_now=len(first) == len(anchors))
-            session.checked_judges.add(judge.book)
-        _ask_each(server, say, answers, keep)
+            check_anchors(judged, judge, say, graded_now={answer.key for answer in first})
+        session.checked_judges.add(judge.book)
+        _ask_each(server, say, [answer for answer in answers if answer.key not in anchors], keep)
 
 
 @contextmanager

@@ -1,14 +1,16 @@
 """Drift of a judge behind an address: answers that it graded before are graded again before new ones.
 
-Invariant: a book's anchors stay the same answers, and nothing new is graded by a judge that grades them
-otherwise. How often one judge grades an answer otherwise by itself is measured and not assumed: the anchors
-are asked about again as soon as there are any, and every check without drift adds to that count. Each grade
-is on the disk before the next is asked for; a check that something ended begins anew, because the judge may
+Invariant: what is an anchor of a book stays one, and nothing new is graded by a judge that grades them
+otherwise. How often one judge grades an answer otherwise by itself is measured and not assumed: anchors
+are asked about again as soon as they are graded, and every check without drift adds to that count, but none
+that found moves and could not have told them from drift. Each grade is
+on the disk before the next is asked for; a check that something ended begins anew, because the judge may
 be another by then.
 Source: Fisher's exact test, one-sided.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from statistics import fmean
 
@@ -24,44 +26,65 @@ _NEXT = "the judge as it was, or another version: in the rubric, by which all an
 
 
 def anchors_of(judged: Judged, judge: Judge, answers: Sequence[Ungraded]) -> list[Anchor]:
-    """Return a book's anchors; one without begins with some of these answers, which are graded first.
+    """Return a book's anchors; where it lacks some, they come from these answers, which are graded first.
 
     They are chosen by digest, so as if at random.
     """
-    if not (anchors := store.read_anchors(judged.store, judge.book)):
-        chosen = sorted(answers, key=lambda one: one.key)[: judged.rubric.anchors]
-        anchors = [
-            Anchor(one.key, one.task, one.example, one.answer, one.order, one.passages) for one in chosen
+    anchors = store.read_anchors(judged.store, judge.book)
+    n_lacking, there = judged.rubric.anchors - len(anchors), {anchor.key for anchor in anchors}
+    if n_lacking > 0:
+        open_ones = sorted((one for one in answers if one.key not in there), key=lambda one: one.key)
+        anchors += [
+            Anchor(one.key, one.task, one.example, one.answer, one.order, one.passages)
+            for one in open_ones[:n_lacking]
         ]
         store.keep_anchors(judged.store, judge.book, anchors)
     return anchors
 
 
 def check_anchors(
-    judged: Judged, judge: Judge, ask: Callable[[Ungraded], Grade], *, graded_now: bool = False
+    judged: Judged, judge: Judge, ask: Callable[[Ungraded], Grade], *, graded_now: Collection[str] = ()
 ) -> None:
     """Ask a judge about its anchors again, and keep what it says; nothing where none of them has a grade.
 
-    Where there was no check yet, and the anchors were not `graded_now`, they are asked about twice: how often
-    the judge of today wavers is then known too.
+    Those whose keys are `graded_now` are asked about alone: that shows how often the judge of today wavers.
+    Otherwise it is asked several times where that is not known yet, or from too few to tell moves from drift.
 
     Raises:
         CandidateFailed: it grades more of them otherwise than it does by itself, or could not be asked.
     """
     known = store.read_grades(judged.store, judge.book, judge.attempts)
-    anchors = [one for one in store.read_anchors(judged.store, judge.book) if one.key in known]
+    there = store.read_anchors(judged.store, judge.book)
+    anchors = [one for one in there if one.key in known and (not graded_now or one.key in graded_now)]
     if not anchors:
         return
     ask_all = partial(_ask_all, judged, judge, anchors, ask)
     before, now = [known[anchor.key] for anchor in anchors], ask_all()
     earlier = store.read_checks(judged.store, judge.book)
-    if not earlier and not graded_now:
-        earlier = [_check(judged.rubric, now, ask_all(), earlier)]
-        store.keep_check(judged.store, judge.book, earlier[0])
     check = _check(judged.rubric, before, now, earlier)
-    store.keep_check(judged.store, judge.book, check)
+    for _ in range(0 if graded_now else n_repeats(check, earlier, judged.rubric.anchors)):
+        earlier.append(_check(judged.rubric, now, ask_all(), []))
+        store.keep_check(judged.store, judge.book, earlier[-1])
+    check = _check(judged.rubric, before, now, earlier)
+    n = len(now)
+    if graded_now or not check.n_moved or is_drift(n, n, earlier):
+        store.keep_check(judged.store, judge.book, check)
     if check.drifted:
         raise CandidateFailed(_drift_text(judge, check), _NEXT)
+
+
+def n_repeats(check: AnchorCheck, earlier: Sequence[AnchorCheck], most: int) -> int:
+    """Return how often anchors are asked about once more, to know how often the judge of today wavers.
+
+    Once where there was no check yet. Where some moved, as often as a judge that moved all of them and wavers
+    on none needs to be found; no further than `most` answers, which may not be enough for one or two anchors.
+    """
+    n, least = len(check.grades), 0 if earlier else 1
+    if not check.n_moved:
+        return least
+    calm = replace(check, n_moved=0, drifted=False)
+    numbers = range(least, max(least, most // n) + 1)
+    return next((k for k in numbers if is_drift(n, n, [*earlier, *[calm] * k])), least)
 
 
 def _ask_all(

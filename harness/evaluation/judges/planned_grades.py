@@ -44,13 +44,13 @@ def plan_grades(session: Session, candidates: Sequence[str]) -> Iterator[Planned
     examples = [*target.items.validation, *target.items.test]
     shown = any(one.rubric.passages for one in target.judged.values())
     n_passages = max((_n_passages(session, one, examples) for one in named), default=0) if shown else 0
-    yield from _planned(target, examples, n_answers, n_passages)
+    yield from _planned(target, examples, n_answers, n_passages, n_checks=len(named))
     n_own = sum(len(one.seeds) for one in named if one.method.makes != "base")
     for other in session.more_targets:
         asked = [*other.items.validation, *other.items.test]
-        yield from _planned(other, asked, n_answers)
+        yield from _planned(other, asked, n_answers, n_checks=len(named))
     for suite in session.suites:
-        yield from _planned(suite, suite.items.test, 1 + n_own)
+        yield from _planned(suite, suite.items.test, 1 + n_own, n_checks=1 + len(named))
 
 
 def plan_pairs(session: Session, judged: Judged, candidates: Sequence[str]) -> Iterator[PlannedGrades]:
@@ -75,15 +75,20 @@ def _n_passages(session: Session, candidate: ResolvedCandidate, examples: Sequen
 
 
 def _planned(
-    measured: Measured, examples: Sequence[Example], n_answers: int, n_passages: int = 0
+    measured: Measured,
+    examples: Sequence[Example],
+    n_answers: int,
+    n_passages: int = 0,
+    n_checks: int = 1,
 ) -> Iterator[PlannedGrades]:
-    """Yield the grades of `n_answers` to each item; those of an endpoint's anchors are asked for again."""
+    """Yield the grades of `n_answers` to each item; an endpoint's anchors are asked again at each check."""
     for judged in measured.judged.values():
         n_each = n_answers * len(orders(judged.rubric))
         more = n_passages if judged.rubric.passages else 0
         longest = [_n_read(measured, judged, example) + more for example in examples]
         for judge in judged.judges:
-            again = min(judged.rubric.anchors, n_each * len(examples)) if judge.settings else 0
+            n_anchors = min(judged.rubric.anchors, n_each * len(examples)) if judge.settings else 0
+            again = n_checks * n_anchors
             grades = judge.attempts * n_each * len(examples) + again
             read = judge.attempts * n_each * sum(longest) + again * max(longest, default=0)
             written = grades * LIMITS.max_new_tokens

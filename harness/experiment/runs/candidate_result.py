@@ -34,6 +34,8 @@ def attempt(
     Raises:
         UserError: things are such that no run could be made, for example without room on the disk.
     """
+    if seed == candidate.seeds[0]:
+        session.checked_judges.clear()  # a judge may be another by now
     try:
         if done is None and (error := session.failures.get((candidate.name, seed))):
             raise error
