@@ -46,6 +46,28 @@ def test_a_question_with_two_labels_is_an_error_at_both_lines(find):
     assert (found.severity, lines(found)) == ("error", [8, 401])
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [{"system": "Is it about a device?"}, {"system": "Is the writer angry?"}],
+        [{"choices": ["b", "c", "d"]}, {"choices": ["a", "b", "c"]}],
+    ],
+    ids=["system prompts", "choices"],
+)
+def test_one_text_under_two_system_prompts_or_choices_is_two_questions(find, settings):
+    rows = []
+    for i in range(40):
+        for n, setting in enumerate(settings):
+            turns = [{"role": "user", "content": f"{WORDS[i]} {WORDS[-i]}?"}]
+            if "system" in setting:
+                turns.insert(0, {"role": "system", "content": setting["system"]})
+            rows.append({"messages": turns, "reference": "bc"[(i * n) % 2], **setting})
+    for row in rows:
+        row.pop("system", None)
+    found = find(rows, "conflicting_answers") + find(rows, "repeated_rows")
+    assert [f.title for f in found if f.severity != "note"] == []
+
+
 def test_a_question_with_two_texts_is_a_note(find):
     rows = [{"prompt": f"{WORDS[i]}?", "reference": " ".join(WORDS[i : i + 12])} for i in range(60)]
     found = find([*rows, {"prompt": f"{WORDS[3]}?", "reference": "other words"}], "conflicting_answers")

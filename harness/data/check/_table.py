@@ -68,6 +68,11 @@ class Entry(NamedTuple):
     date: datetime | None
     draw: float
 
+    @property
+    def setting(self) -> tuple[str, ...]:
+        """What makes a question of the same words another one: the system's turns, and the choices."""
+        return _setting(self.example)
+
 
 class Unusable(NamedTuple):
     """A row that no comparison could read, and why."""
@@ -80,8 +85,8 @@ class Unusable(NamedTuple):
 class Table:
     """Rows of one or several files.
 
-    `entries` are the usable rows whose texts are held, `digests` (n, 2) of question and answer of all usable
-    rows; `place(i)` names the i-th of these.
+    `entries` are the usable rows whose texts are held, `digests` (n, 2) of question (with its setting) and
+    answer of all usable rows; `place(i)` names the i-th of these.
     """
 
     files: tuple[str, ...]
@@ -197,7 +202,8 @@ class _Maker:
             return
         question, answer = _texts(example)
         accepted = sorted(example.references) if len(example.references) > 1 else []
-        self.digests.extend((_digest(question), _digest("\n".join(accepted) or answer)))
+        asked = "\n".join((*_setting(example), question))
+        self.digests.extend((_digest(asked), _digest("\n".join(accepted) or answer)))
         self.places.append(row.where)
         draw = self.rng.random()
         if draw >= self.share:
@@ -263,6 +269,10 @@ def _texts(example: Example) -> tuple[str, str]:
     asked = [m["content"] for m in example.messages if m["role"] != "system"]
     answer = example.references[0] if example.references else ""
     return ("\n".join(asked), answer) if asked else (answer, "")
+
+
+def _setting(example: Example) -> tuple[str, ...]:
+    return (*(m["content"] for m in example.messages if m["role"] == "system"), *example.choices)
 
 
 def _context(row: Row, layout: Layout | None) -> str:

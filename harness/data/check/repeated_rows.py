@@ -52,7 +52,8 @@ def _unlike(table: Table) -> list[Entry]:
     """Return the rows without exact duplicates."""
     once: dict[str, Entry] = {}
     for entry in table.entries:
-        once.setdefault(fold_text("\n".join((entry.question, *sorted(entry.example.references)))), entry)
+        texts = (*entry.setting, entry.question, *sorted(entry.example.references))
+        once.setdefault(fold_text("\n".join(texts)), entry)
     return list(once.values())
 
 
@@ -111,7 +112,8 @@ def _strip_context(entry: Entry) -> str:
 
 
 def _same(row: Entry, earlier: Entry, table: Table) -> bool:
-    return row.context == earlier.context and (not table.labels or row.answer == earlier.answer)
+    stand_on_same = (row.context, row.setting) == (earlier.context, earlier.setting)
+    return stand_on_same and (not table.labels or row.answer == earlier.answer)
 
 
 def _cut(entry: Entry) -> str:
