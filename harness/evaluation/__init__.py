@@ -303,8 +303,7 @@ def score_output(job: Job, example: Example, output: Output) -> Scored:
         UserError: a score lies outside the bounds of its metric.
     """
     status = _status(job, example, output)
-    counts = {name: _counts(job.task, name, status) for name in job.metrics}
-    found = {n: _parts(metric, status, output, example, counts[n]) for n, metric in job.metrics.items()}
+    found = {name: _parts(job, name, status, output, example) for name in job.metrics}
     not_finite = [n for n, parts in found.items() if parts is not None and not np.isfinite(parts).all()]
     parts = {n: None if n in not_finite else parts for n, parts in found.items()}
     for name, known in parts.items():
@@ -350,13 +349,12 @@ def _counts(task: Task, metric: str, status: Status) -> bool:
     return status == "ok" or is_read or (status == "truncated" and task.truncated_scores)
 
 
-def _parts(
-    metric: Metric, status: Status, output: Output, example: Example, is_counted: bool
-) -> Parts | None:
+def _parts(job: Job, metric: str, status: Status, output: Output, example: Example) -> Parts | None:
     """Score an answer; one that does not count gets the metric's worst parts, an error none."""
     if status == "error":
         return None
-    return metric.score(output, example) if is_counted else metric.worst(example)
+    scores = job.metrics[metric]
+    return scores.score(output, example) if _counts(job.task, metric, status) else scores.worst(example)
 
 
 def _margin(example: Example, output: Output) -> float | None:

@@ -31,8 +31,9 @@ _OF_TRAINING = (
     "runtime_config",
     "task_type",
 )
-# Initialisations of LoRA that change the base's own weights.
-MOVES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+# Initialisations of LoRA that change the base's own weights, and of these the ones that PEFT saves converted.
+CONVERTED = ("pissa", "olora", "corda", "lora_ga")
+_MOVES_BASE = (*CONVERTED, "loftq")
 _BESIDE = ("modules_to_save", "lora_bias", "trainable_token_indices", "layer_replication", "kasa_config")
 
 
@@ -102,7 +103,7 @@ def expert_parameters(counted: Mapping[str, int]) -> int:
 def moves_base(config: Mapping[str, Any]) -> bool:
     """Tell whether an adapter of this configuration changes the base's own weights when it is put on."""
     start = str(config.get("init_lora_weights", "")).lower()
-    return start.startswith(MOVES_BASE) or bool(config.get("kasa_config"))
+    return start.startswith(_MOVES_BASE) or bool(config.get("kasa_config"))
 
 
 def refuse_moved_base(config: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 from pydantic import ValidationError, create_model
 
 from harness.errors import CandidateFailed, Problem, did_you_mean
+from harness.models.adapters import CONVERTED
 from harness.progress import quiet_libraries
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ _OWN_LOOPS = ("CPT", "CARTRIDGE", "LILY", "MULTITASK_PROMPT_TUNING", "POLY", "SH
 _OWN_MODULES = ("IA3", "LN_TUNING", "ADAPTION_PROMPT", "TRAINABLE_TOKENS")
 # Keys that the harness sets, or that describe how an adapter is applied later.
 _SET_HERE = ("peft_type", "task_type", "inference_mode", "auto_mapping", "peft_version", "runtime_config")
-_CONVERTED = ("pissa", "olora", "corda", "lora_ga")
 _ITERATED = re.compile(r"pissa_niter_\d+")
 
 
@@ -101,7 +101,7 @@ def _unsupported(params: Mapping[str, Any], device: str) -> tuple[str, str, str]
         return found, *other
     if start == "corda":
         return "init_lora_weights: corda, which begins with statistics that no training here collects", *other
-    if start.startswith(_CONVERTED) and params.get("use_dora"):
+    if start.startswith(CONVERTED) and params.get("use_dora"):
         found = f"init_lora_weights: {start} with use_dora, of which PEFT's conversion loses the magnitudes"
         return found, "one of the two", "leave one of them out"
     if params.get("alora_invocation_tokens"):
@@ -173,7 +173,7 @@ def family_of(config: "PeftConfig", scratch: Path) -> Family:
         return Family(_orthogonality, (_allocation(),), _schedule, keeps_last=True)
     if start == "eva":
         return Family(begin=_begin_eva)
-    if start.startswith(_CONVERTED):
+    if start.startswith(CONVERTED):
         initial = scratch / "initial"
 
         def begin(trainer: Any) -> None:
