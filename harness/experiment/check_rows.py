@@ -28,6 +28,7 @@ from harness.stats.random_effects import Variance
 _TASK = {"name": "rows", "data": {"invalid_rows": "drop"}}
 _MOST_BRIEFLY = 2_000
 _FIRST = 2_000  # rows by which columns and layout are recognised
+_SOURCE, _ROWS_A_SOURCE = "source", 5
 
 
 class Asked(NamedTuple):
@@ -147,7 +148,8 @@ def examine_target(task: Task, most: int = MOST_MODELLED, embeddings: str | None
     asked = _of_task(task)._replace(most=most, embeddings=embeddings)
     first = _first_rows([absolute(path) for path in asked.files])
     named = {"prompt": asked.prompt, "reference": asked.reference}
-    return examine_table(asked, Reading(task, formats.layout_of(task, first), **named))
+    reading = Reading(task, formats.layout_of(task, first), usual_source=usual_source(first), **named)
+    return examine_table(asked, reading)
 
 
 def _of_task(task: Task) -> Asked:
@@ -192,7 +194,18 @@ def recognise(asked: Asked, first: readers.Rows) -> Reading:
     seen = look(request, first)
     task = Task.model_validate({**_TASK, "fields": seen.fields})
     layout = formats.layout_of(task, first)
-    return Reading(task, layout, asked.source, asked.date, asked.prompt, asked.reference)
+    read_by = {c for of in (task.fields.prompt, task.fields.reference) for c in columns_of(of, columns)}
+    usual = usual_source(first) if len(asked.files) == 1 else None
+    usual = None if usual in read_by else usual
+    return Reading(task, layout, asked.source, asked.date, asked.prompt, asked.reference, usual)
+
+
+def usual_source(first: readers.Rows) -> str | None:
+    """Return the column `source` where it names the sources of rows: a few texts, each of several rows."""
+    values = [row.fields.get(_SOURCE) for row in first.rows]
+    given = [value for value in values if isinstance(value, str) and value]
+    is_few = 2 <= len(set(given)) <= len(given) // _ROWS_A_SOURCE
+    return _SOURCE if is_few and 2 * len(given) > len(values) else None
 
 
 def _unknown(key: str, column: str, first: readers.Rows) -> Problem | None:

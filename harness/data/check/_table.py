@@ -36,7 +36,8 @@ _NO_SOURCE = "(empty)"
 class Reading(NamedTuple):
     """Way of reading rows: as a task reads them, by a layout if there is one; columns of source and date.
 
-    `prompt` and `reference` are columns or templates as the user named them, None where they were guessed.
+    `prompt` and `reference` are columns or templates as the user named them, None where they were guessed;
+    `usual_source` is a column of that name, by which rows are told apart where no source was named.
     """
 
     task: Task
@@ -45,6 +46,7 @@ class Reading(NamedTuple):
     date: str | None = None
     prompt: str | None = None
     reference: str | None = None
+    usual_source: str | None = None
 
     @property
     def named(self) -> list[str]:
@@ -208,7 +210,8 @@ class _Maker:
         draw = self.rng.random()
         if draw >= self.share:
             return
-        source = row.fields.get(self.reading.source) if self.reading.source else shown
+        column = self.reading.source or self.reading.usual_source
+        source = row.fields.get(column) if column else shown
         source = _NO_SOURCE if source in (None, "") else source
         when = self._date(row)
         context = _context(row, self.reading.layout)
