@@ -25,6 +25,9 @@ class Progress(Protocol):
     def stage(self, label: str, expected_s: float = 0.0) -> AbstractContextManager[Advance]:
         """Open a stage that is expected to take so many seconds; a context manager of `Advance`."""
 
+    def show(self, candidate: str, line: str) -> None:
+        """Show what a candidate has reached that is not done yet."""
+
     def finish(self, candidate: str, line: str) -> None:
         """Show the line of a candidate that is done or has failed."""
 
@@ -39,6 +42,10 @@ class Prefixed:
         """Open a stage under its longer label."""
         return self._inner.stage(f"{self._prefix}{label}", expected_s)
 
+    def show(self, candidate: str, line: str) -> None:
+        """Show the longer line of a candidate that is not done yet."""
+        self._inner.show(candidate, f"{self._prefix}{line}")
+
     def finish(self, candidate: str, line: str) -> None:
         """Show the longer line of a candidate."""
         self._inner.finish(candidate, f"{self._prefix}{line}")
@@ -51,6 +58,9 @@ class Silent:
     def stage(self, label: str, expected_s: float = 0.0) -> Iterator[Advance]:
         """Open a stage and ignore what it reports."""
         yield lambda done, total, note="": None
+
+    def show(self, candidate: str, line: str) -> None:
+        """Ignore the candidate."""
 
     def finish(self, candidate: str, line: str) -> None:
         """Ignore the candidate."""

@@ -48,6 +48,9 @@ class Stages:
         self.seen.append(label)
         yield lambda done, total, note="": None
 
+    def show(self, candidate, line):
+        self.seen.append(line)
+
     def finish(self, candidate, line):
         pass
 

@@ -99,6 +99,13 @@ class TerminalProgress:
                 self._expected_s += expected_s
                 self._spent_s += self._clock() - stage.began
 
+    def show(self, candidate: str, line: str) -> None:
+        """Show a line of a candidate that is not done; the stages so far were part of its plan."""
+        if candidate in self._left:
+            self._left[candidate] = max(0.0, self._left[candidate] - self._passed_s)
+        self._passed_s = 0.0
+        self._print(line)
+
     def finish(self, candidate: str, line: str) -> None:
         """Show a candidate's line; its share of the plan is done, whether computed or found."""
         self._left.pop(candidate, None)

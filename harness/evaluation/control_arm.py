@@ -1,7 +1,7 @@
 """The control arm: blocks of a base's stored rows, asked again whenever a candidate is asked.
 
-Invariant: it is measured before the first candidate of a call answers anything, once a base, and
-never where everything is reused; the stored rows stay as they are.
+Invariant: it is measured before the first candidate of a call answers anything but a first result, once a
+base, and never where everything is reused; the stored rows stay as they are.
 """
 
 import uuid

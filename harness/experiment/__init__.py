@@ -52,6 +52,7 @@ from harness.experiment.run_preview import (
     workers_sentence,
 )
 from harness.experiment.runs.candidate_result import attempt, facts_of
+from harness.experiment.runs.first_result import show_first_result
 from harness.experiment.runs.run_candidate import outdated_inputs, stored_runs, time_again
 from harness.experiment.runs.stored_rows import Reader
 from harness.experiment.runs.suite_arms import base_arm
@@ -158,6 +159,7 @@ def run_all(
         make_all = partial(_make_all, session, ordered, smoke=smoke)
         if scope:
             make_on_workers(session, loaded, scope, ordered, found)
+        show_first_result(session, ordered, smoke=smoke)
         if fewer_items and _asks_all(session):
             session.experiment = session.experiment.model_copy(update={"name": loaded.experiment.name})
             found = stored_runs(session, ordered)

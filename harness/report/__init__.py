@@ -21,6 +21,7 @@ from harness.report.experiment_report import (
     ExperimentReport,
     Flip,
     Step,
+    first_result_line,
     flips_of,
     live_line,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "Step",
     "arithmetic_lines",
     "experiment_document",
+    "first_result_line",
     "flips_of",
     "front_file",
     "html",

@@ -228,6 +228,13 @@ def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
     return f"{f.label}: {' · '.join(parts)}"
 
 
+def first_result_line(name: str, target: Estimate, metric: str, *, smoke: bool = False) -> str:
+    """Say what one candidate reached on the target before anything else is measured."""
+    score = formatting.score(target.unit, *target[:3]) + formatting.errors(target.n_errors)
+    said = f"{name}: {_SHORT.get(metric, metric)} {score}{f' · {SMOKE}' if smoke else ''}"
+    return f"{said}, a first result; next, the capability suite of the base"
+
+
 def arm_texts(c: Comparison) -> tuple[str, str]:
     """Print both arms' scores of a comparison, each with the number of its answers that failed."""
     base = formatting.score(c.unit, c.base, c.base_low, c.base_high)

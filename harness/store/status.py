@@ -46,6 +46,10 @@ class StoredProgress:
 
             yield both
 
+    def show(self, candidate: str, line: str) -> None:
+        """Pass on what a candidate has reached that is not done yet."""
+        self._inner.show(candidate, line)
+
     def finish(self, candidate: str, line: str) -> None:
         """Note that a candidate is done or has failed."""
         known = dict.fromkeys([*self._state["finished"], candidate])  # an interim analysis finishes one again

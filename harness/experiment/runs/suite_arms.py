@@ -1,12 +1,11 @@
 """Arms of a comparison on the suites: a base or other weights, measured as far as that is not done yet."""
 
+from collections.abc import Sequence
+
 from harness.evaluation import runner
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.judges.judging_stage import score_answered
-from harness.evaluation.rows.row_sets import (
-    is_there,
-    suite_sets,
-)
+from harness.evaluation.rows.row_sets import RowSet, is_there, suite_sets
 from harness.evaluation.runner import fill, open_weights
 from harness.evaluation.session import Session
 from harness.models.hub import ModelSource
@@ -27,10 +26,7 @@ def suite_arm(session: Session, weights: Weights, name: str, *, shared: bool = F
     What is `shared` is looked for, and left, where experiments in other folders on this machine find it.
     """
     sets = suite_sets(session, weights)
-    lacking = score_answered(session, sets)
-    if shared:
-        lacking = runner.find_base_rows(session, lacking)
-    if lacking:
+    if lacking := _lacking(session, sets, shared=shared):
         with open_weights(session, weights) as candidate:
             for rows in lacking:
                 fill(session, candidate, [rows], name)
@@ -38,6 +34,17 @@ def suite_arm(session: Session, weights: Weights, name: str, *, shared: bool = F
                     runner.keep_base_rows(session, rows)
         score_answered(session, lacking)
     return {s.measured.task.name: s.identity.digest for s in sets}
+
+
+def _lacking(session: Session, sets: Sequence[RowSet], *, shared: bool) -> list[RowSet]:
+    """List the sets that have to be asked; what is `shared` is fetched first."""
+    lacking = score_answered(session, sets)
+    return runner.find_base_rows(session, lacking) if shared else lacking
+
+
+def is_measured(session: Session, source: ModelSource) -> bool:
+    """Tell whether a base has nothing left to be asked on the suites, here or in another folder before."""
+    return not _lacking(session, suite_sets(session, base_weights(source)), shared=True)
 
 
 def measured_arm(session: Session, source: ModelSource) -> dict[str, str] | None:

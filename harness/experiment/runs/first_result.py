@@ -1,0 +1,66 @@
+"""A first result: one candidate that trains nothing answers the target before its base is asked the suites.
+
+Invariant: the test rows that are asked here are those of the candidate's own run, which takes them as they
+are. No control arm stands beside them, as nothing of the base is stored yet; it is measured before anything
+else of the candidate is asked, in the same process, on the same device and threads.
+"""
+
+from collections.abc import Sequence
+
+from harness.comparison import estimate
+from harness.errors import UserError
+from harness.evaluation.candidates import ResolvedCandidate
+from harness.evaluation.rows.row_sets import RunRequest, is_there
+from harness.evaluation.runner import fill, open_weights
+from harness.evaluation.session import Session
+from harness.experiment.runs.k_fold import is_cross_validated, sets_of_target
+from harness.experiment.runs.run_candidate import begin
+from harness.experiment.runs.suite_arms import is_measured
+from harness.experiment.weights.candidate_weights import ensure_weights
+from harness.report import first_result_line
+from harness.store import read_rows
+
+
+def show_first_result(session: Session, ordered: Sequence[RunRequest], *, smoke: bool) -> None:
+    """Ask the first candidate that trains nothing the target's test items, where its base's suites are open.
+
+    What goes wrong is left to the candidate's run, which meets and records it.
+
+    Raises:
+        UserError: things are such that no run could be made, for example without room on the disk.
+    """
+    request = next((one for one in ordered if _answers_as_base(session, one.candidate)), None)
+    if request is None:
+        return
+    try:
+        _show(session, request, smoke=smoke)
+    except UserError:
+        raise
+    except Exception:  # noqa: BLE001 (the run records it, and the others go on)
+        return
+
+
+def _answers_as_base(session: Session, candidate: ResolvedCandidate) -> bool:
+    """Tell whether a candidate is the experiment's base as published, without judge, folds or draws."""
+    own = candidate.given == candidate.served_base == session.source
+    waits = candidate.recipe.drawn or session.target.judged or is_cross_validated(session, candidate)
+    return own and not candidate.is_remote and not waits
+
+
+def _show(session: Session, request: RunRequest, *, smoke: bool) -> None:
+    candidate, seed = request
+    if (candidate.name, seed) in session.failures:
+        return
+    weights = ensure_weights(session, candidate, seed)
+    rows = sets_of_target(session, candidate, weights, seed)[1]
+    if is_there(session, rows) or is_measured(session, candidate.base):
+        return
+    begin(session, candidate.name, seed)
+    with open_weights(session, weights) as model:
+        fill(session, model, [rows], candidate.name)
+    found = read_rows(session.store, rows.identity.digest, len(rows.ids))
+    if all(row.status == "error" for row in found):
+        return
+    target = estimate(session.target.primary, found)
+    metric = session.target.task.primary_metric
+    session.progress.show(candidate.name, first_result_line(candidate.name, target, metric, smoke=smoke))

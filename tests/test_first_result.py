@@ -1,0 +1,124 @@
+"""A first result stands before the base's suite is asked, and changes nothing of what is measured."""
+
+from contextlib import contextmanager
+
+import pytest
+import tiny_experiment
+from tiny_experiment import runs_of
+
+from harness import store
+from harness.cli.progress_bar import TerminalProgress
+from harness.experiment.runs.stored_rows import controls_of
+from harness.store import Store
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+ASKS_THE_BASE = ["base: sums/test", "base: facts/test", "base: prose/test"]
+
+
+class Seen:
+    """Progress that remembers stages and lines in their order."""
+
+    def __init__(self):
+        self.lines = []
+
+    @contextmanager
+    def stage(self, label, expected_s=0.0):
+        self.lines.append(label)
+        yield lambda done, total, note="": None
+
+    def show(self, candidate, line):
+        self.lines.append(line)
+
+    def finish(self, candidate, line):
+        self.lines.append(line)
+
+
+def lines(path, *overrides, candidates=("prompt", "bag")):
+    seen = Seen()
+    tiny_experiment.run(path, *overrides, candidates=candidates, progress=seen)
+    return [line for line in seen.lines if not line.startswith(("getting ", "loading "))]
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, tiny):
+    path = tiny_experiment.write(tmp_path_factory.mktemp("begun"), tiny)
+    return path, lines(path)
+
+
+def rows_of(path, run):
+    return {name: store.read_rows(Store(path.parent / "runs"), digest) for name, digest in run.rows.items()}
+
+
+def plain(rows):
+    return {name: [(r.example_id, r.text, r.parts, r.prompt_digest) for r in of] for name, of in rows.items()}
+
+
+def test_a_score_on_the_target_stands_before_the_base_is_asked_its_suite(begun):
+    _, said = begun
+    assert said[0] == "prompt: letters/test"
+    assert said[1].startswith("prompt: EM ")
+    assert said[1].endswith(", a first result; next, the capability suite of the base")
+    assert said[2:5] == ASKS_THE_BASE
+    assert said[5] == "capability suite of the base: measured on 3 tasks"
+    assert said[6:8] == ["control arm: the base again", "prompt: letters/validation"]
+
+
+def test_the_first_result_is_the_one_that_the_candidate_ends_with(begun):
+    _, said = begun
+    last = next(line for line in said[2:] if line.startswith("prompt: EM "))
+    assert last.startswith(f"{said[1].partition(',')[0]},{said[1].split(',')[1]} · ")
+
+
+def test_its_answers_are_those_of_a_run_whose_base_was_asked_first(begun, tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny)
+    lines(path, candidates=("bag",))
+    assert lines(path)[:2] == [
+        "capability suite of the base: measured on 3 tasks",
+        "control arm: the base again",
+    ]
+    mine, theirs = (runs_of(one)["prompt"] for one in (begun[0], path))
+    assert (mine.run_id, mine.rows) == (theirs.run_id, theirs.rows)
+    assert plain(rows_of(begun[0], mine)) == plain(rows_of(path, theirs))
+
+
+def test_the_run_has_a_control_arm_and_its_first_rows_have_none(begun):
+    path, run = begun[0], runs_of(begun[0])["prompt"]
+    at = Store(path.parent / "runs")
+    controls = {
+        name: {origin.control for origin in store.origins(at, digest).values()}
+        for name, digest in run.rows.items()
+    }
+    (measured,) = controls_of(at, run)
+    assert measured.n_same > 0
+    assert controls["letters/validation"] == {measured.id}
+    assert controls["letters/test"] == {""}
+
+
+def test_what_the_base_was_asked_before_leaves_the_order_as_it_was(begun):
+    assert not any("a first result" in line for line in lines(begun[0], "target.max_new_tokens=3"))
+
+
+def test_without_a_prompt_on_the_base_there_is_none(tiny, tmp_path):
+    assert lines(tiny_experiment.write(tmp_path, tiny), candidates=("bag",))[:3] == ASKS_THE_BASE
+
+
+def test_where_no_item_can_be_answered_the_run_says_so_alone(tiny, tmp_path):
+    system = " ".join(["word"] * 3000)
+    said = lines(tiny_experiment.write(tmp_path, tiny), f"target.system={system}")
+    assert not any("a first result" in line for line in said)
+    assert any("no test row could be answered" in line for line in said), said
+
+
+def test_the_time_left_counts_what_the_first_result_took_once():
+    progress = TerminalProgress()
+    with progress.following({"base": 60.0, "prompt": 40.0}):
+        with progress.stage("prompt: test", 30.0):
+            pass
+        progress.show("prompt", "prompt: EM 1.0")
+        progress._spent_s = progress._expected_s
+        assert progress._left_s() == 70.0
+        progress.finish("base", "base is measured")
+        assert progress._left_s() == 10.0
+        progress.finish("prompt", "prompt: EM 1.0")
+        assert progress._left_s() == 0.0
