@@ -15,13 +15,14 @@ from typing import NamedTuple
 
 from harness.metrics import normalize
 from harness.prompting import context_of
+from harness.prompting._words import WORD, in_grams, in_letters, is_unspaced
 from harness.records import Document, Example, SampleResult
 
 RIGHT = 0.5  # of a metric in [0, 1]: from here on an answer counts as right
 _SUPPORTED = 0.75  # of a sentence's words have to stand in the passages, and all of its numbers
-_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
-_WORD = re.compile(r"\w+")
-_SHORT = 3  # letters: shorter words hold no statement
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？｡])|\n+")
+_WORD = re.compile(WORD)
+_SHORT = 3  # letters: shorter words hold no statement, but for pieces of a script without blanks
 
 
 class Retrieved(NamedTuple):
@@ -97,15 +98,16 @@ def retrieval_use(
 
 def is_supported(answer: str, context: str) -> bool:
     """Tell whether the passages hold the words and numbers of every sentence of an answer."""
-    known = set(_WORD.findall(context.casefold()))
+    folded = context.casefold()
+    known = {*_WORD.findall(in_grams(folded)), *_WORD.findall(in_letters(folded))}
     sentences = _SENTENCE.split(answer.strip())
     return bool(_WORD.search(answer)) and all(_is_sentence_supported(one, known) for one in sentences)
 
 
 def _is_sentence_supported(sentence: str, known: set[str]) -> bool:
-    words = _WORD.findall(sentence.casefold())
+    words = _WORD.findall(in_grams(sentence.casefold()))
     numbers = [word for word in words if any(sign.isdigit() for sign in word)]
-    telling = [word for word in words if len(word) > _SHORT and word not in numbers]
+    telling = [word for word in words if word not in numbers and (len(word) > _SHORT or is_unspaced([word]))]
     if not all(number in known for number in numbers):
         return False
     return not telling or sum(word in known for word in telling) >= _SUPPORTED * len(telling)
@@ -137,8 +139,11 @@ def _is_found(references: Sequence[str], context: str, example: Example, row: Sa
 
 
 def _words(text: str) -> str:
-    """Return the words of a text in lower case, with one blank between and around."""
-    return f" {' '.join(_WORD.findall(text.casefold()))} " if text.strip() else ""
+    """Return the words of a text in lower case, with one blank between and around.
+
+    Of a script without blanks each letter is one, so that a part of what stands together is found in it.
+    """
+    return f" {' '.join(_WORD.findall(in_letters(text.casefold())))} " if text.strip() else ""
 
 
 def _retrieved(rows: Sequence[SampleResult], examples: Mapping[str, Example]) -> Retrieved | None:

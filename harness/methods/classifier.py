@@ -11,13 +11,17 @@ from pydantic import Field
 
 from harness.errors import CandidateFailed
 from harness.plugins import Method
+from harness.prompting._words import is_unspaced
 from harness.records import TrainingRecord, digest
 from harness.spec import Spec
 from harness.training import FitContext, Weights
 
 
 class Params(Spec):
-    """scikit-learn's names; `ngram_range` in words, `C` the inverse of the regularisation."""
+    """scikit-learn's names; `ngram_range` in words, `C` the inverse of the regularisation.
+
+    Pieces of a few letters are the words of a script without blanks.
+    """
 
     ngram_range: tuple[int, int] = (1, 2)
     C: float = Field(10.0, gt=0)
@@ -37,10 +41,12 @@ def fit(context: FitContext, params: Params) -> Weights:
             "the task has no closed label set to classify into",
             "give the task `labels:`, or leave the classifier out",
         )
+    texts = [e.prompt for e in closed]
     content = {
-        "texts": [e.prompt for e in closed],
+        "texts": texts,
         "labels": [e.references[0] for e in closed],
         "params": params.model_dump(mode="json"),
+        **({"grams": True} if is_unspaced(texts) else {}),
     }
     (context.folder / "classifier.json").write_text(json.dumps(content, ensure_ascii=False))
     made = TrainingRecord(wall_s=round(time.perf_counter() - start, 3), n_examples=len(closed))

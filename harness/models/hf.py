@@ -32,6 +32,7 @@ from harness.models.loglikelihood import Executor
 from harness.models.soft_prompts import soft_prompt
 from harness.models.tokenization import answer, encode, end_ids
 from harness.progress import quiet_libraries
+from harness.prompting._words import WORD, in_grams
 from harness.records import Encoded, Likelihood, Limits, Message, Output, digest, parse_json
 
 if TYPE_CHECKING:
@@ -463,13 +464,19 @@ def classifier(folder: Path, weights_digest: str) -> TextCandidate:
 
     content = json.loads((folder / "classifier.json").read_text())
     params = content["params"]
+    cut, words = (in_grams, {"token_pattern": WORD}) if content.get("grams") else (str, {})
     model = make_pipeline(
-        TfidfVectorizer(ngram_range=tuple(params["ngram_range"]), min_df=params["min_df"], sublinear_tf=True),
+        TfidfVectorizer(
+            ngram_range=tuple(params["ngram_range"]), min_df=params["min_df"], sublinear_tf=True, **words
+        ),
         LogisticRegression(C=params["C"], max_iter=1000),
-    ).fit(content["texts"], content["labels"])
+    ).fit(list(map(cut, content["texts"])), content["labels"])
     labels = tuple(map(str, model.classes_))
 
     def predict(texts: Sequence[str]) -> list[TextTable]:
-        return [TextTable(labels, tuple(map(float, row))) for row in model.predict_log_proba(list(texts))]
+        return [
+            TextTable(labels, tuple(map(float, row)))
+            for row in model.predict_log_proba(list(map(cut, texts)))
+        ]
 
     return TextCandidate(predict, weights_digest)

@@ -15,6 +15,7 @@ from pydantic import Field
 from harness.data import fold_text
 from harness.errors import Problem, UserError
 from harness.prompting import PromptingContext, Step, question
+from harness.prompting._words import WORD, in_grams
 from harness.records import Example, Message
 from harness.spec import Spec
 
@@ -70,11 +71,11 @@ def _nearest(train: tuple[Example, ...]) -> Ranking:
     """Rank by cosine of TF-IDF vectors; equally near examples keep their training order."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)
-    vectors = vectorizer.fit_transform([shot.prompt for shot in train])  # (train, vocabulary), unit rows
+    vectorizer = TfidfVectorizer(token_pattern=WORD, sublinear_tf=True)
+    vectors = vectorizer.fit_transform([in_grams(shot.prompt) for shot in train])  # (train, words), unit rows
 
     def rank(example: Example) -> Iterator[Example]:
-        similarity = (vectors @ vectorizer.transform([question(example)]).T).toarray()[:, 0]
+        similarity = (vectors @ vectorizer.transform([in_grams(question(example))]).T).toarray()[:, 0]
         return (train[i] for i in (-similarity).argsort(kind="stable"))
 
     return rank

@@ -16,14 +16,13 @@ from pydantic import Field, model_validator
 from harness.errors import Problem, UserError
 from harness.progress import quiet_libraries
 from harness.prompting import IndexSize, Mark, PromptingContext, Step, with_context
+from harness.prompting._words import WORD, in_grams, pieces
 from harness.provenance.model_files import source_digest as source_digest
 from harness.records import Document, Example
 from harness.spec import Spec
 
 Scores = Callable[[str], list[float]]
 Reranking = Callable[[str, list[int]], list[int]]
-
-_WORDS = r"(?u)\b\w+\b"
 
 NEEDS = ("documents",)
 MODELS = ("model", "rerank")  # params that name weights
@@ -32,6 +31,7 @@ MODELS = ("model", "rerank")  # params that name weights
 class Params(Spec):
     """`top_k` passages of at most `chunk_words` words; neighbours share `chunk_overlap` words.
 
+    Without blanks two letters of Han or kana, or three of Thai, Lao, Burmese or Khmer, count as a word.
     `retriever: dense` compares embeddings of `model`, a sentence-transformers id or folder. `rerank` names a
     cross-encoder of sentence-transformers, which reads the question with each of the `rerank_from` passages
     that the retriever puts first, 20 if not written, and chooses the `top_k` of them. With `mark: number`
@@ -128,23 +128,22 @@ def _scores(texts: list[str], params: Params, context: PromptingContext) -> Scor
 
 
 def _chunks(document: Document, params: Params) -> list[Document]:
-    words = document.text.split()
+    words = pieces(document.text)
     step = params.chunk_words - params.chunk_overlap
     starts = range(0, max(len(words) - params.chunk_overlap, 1), step)
-    return [document._replace(text=" ".join(words[start : start + params.chunk_words])) for start in starts]
+    cut = ("".join(words[start : start + params.chunk_words]).strip() for start in starts)
+    return [document._replace(text=text) for text in cut]
 
 
 def _bm25(texts: list[str]) -> Scores:
     import bm25s
 
-    words = partial(
-        bm25s.tokenize, token_pattern=_WORDS, stopwords="en", return_ids=False, show_progress=False
-    )
+    words = partial(bm25s.tokenize, token_pattern=WORD, stopwords="en", return_ids=False, show_progress=False)
     index = bm25s.BM25(method="lucene")
-    index.index(words(texts), show_progress=False)
+    index.index(words(list(map(in_grams, texts))), show_progress=False)
 
     def scores(query: str) -> list[float]:
-        asked = words([query])[0]
+        asked = words([in_grams(query)])[0]
         return list(map(float, index.get_scores(asked))) if asked else [0.0] * len(texts)
 
     return scores

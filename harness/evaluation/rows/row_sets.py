@@ -9,6 +9,7 @@ weights and its rows, so a run that is stored is the one that would be made.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 from harness import metrics, plugins, store
@@ -21,6 +22,7 @@ from harness.evaluation.rows.sampled_answers import answers_digest, choice_name,
 from harness.evaluation.session import Measured, Session
 from harness.models import openai_api
 from harness.prompting import PromptingContext, Step, compose
+from harness.prompting._words import is_unspaced
 from harness.provenance.code_versions import versions_of
 from harness.records import BLOCK, Example, RowsIdentity, Run, digest
 from harness.spec import Decoding, Recipe, Role, Task, metric_name
@@ -313,7 +315,11 @@ def prompting_step(session: Session, recipe: Recipe, seed: int) -> Step:
 def prompting_digest(session: Session, recipe: Recipe, seed: int) -> str:
     """Digest what is put around a question; and what shots and passages are drawn from."""
     promptings = [(name, *_describe_prompting(name, params)) for name, params in recipe.prompting.items()]
-    drawn_from = [seed, session.target.versions["train"], session.target.items.documents]
+    items = session.target.items
+    drawn_from: list[Any] = [seed, session.target.versions["train"], items.documents]
+    texts = chain((f"{d.title} {d.text}" for d in items.documents), (e.prompt for e in items.train))
+    if is_unspaced(texts):
+        drawn_from.append(versions_of("words"))
     return digest(
         [
             promptings,

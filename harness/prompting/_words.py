@@ -1,0 +1,62 @@
+"""Words of scripts that write no blanks between them: overlapping pieces of a few letters in their place.
+
+Invariant: a text without such a script comes back as it is, so its words are those of any pattern.
+Source: bigrams of Han and kana as Lucene's CJKBigramFilter forms them. The number of letters is the one that
+found the right one of 240 paragraphs most often, by BM25 in XQuAD's 1,190 questions: of Chinese 11 % by whole
+runs, 91 % by single letters, 92 % by two, 83 % by three; of Thai 78, 22, 89 and 93 %.
+"""
+
+import re
+from collections.abc import Iterable
+
+_HAN_AND_KANA = (
+    "\u3005-\u3007\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003347f"
+)
+# Thai, Lao, Burmese and Khmer, without digits and signs of punctuation.
+_SOUTHEAST_ASIAN = (
+    "\u0e01-\u0e3a\u0e40-\u0e4e\u0e81-\u0ece\u0edc-\u0edf"
+    "\u1000-\u103f\u1050-\u108f\u109a-\u109d\u1780-\u17d3\u17d7\u17dc\u17dd"
+)
+_LETTERS = {_HAN_AND_KANA: 2, _SOUTHEAST_ASIAN: 3}  # of a piece
+
+_UNSPACED = f"{_HAN_AND_KANA}{_SOUTHEAST_ASIAN}"
+_ANY = re.compile(f"[{_UNSPACED}]")
+_RUNS = re.compile("|".join(f"([{letters}]+)" for letters in _LETTERS))
+_LETTER = re.compile(f"([{_UNSPACED}])")
+
+# A word where `in_grams` was applied: the vowels of some of these scripts are signs that `\w` leaves out.
+WORD = rf"[\w{_UNSPACED}]+"
+
+# A word with the blank before it, or as many letters as a piece has; signs stay with the letter before them.
+_COUNTED = (rf"(?:[{of}](?:(?!\w)[{_UNSPACED}])*){{1,{n}}}[^\s\w{_UNSPACED}]*" for of, n in _LETTERS.items())
+_PIECE = re.compile(rf"\s*(?:{'|'.join(_COUNTED)}|[^\s{_UNSPACED}]+)")
+
+
+def is_unspaced(texts: Iterable[str]) -> bool:
+    """Tell whether one of the texts has letters of a script without blanks."""
+    return any(not text.isascii() and _ANY.search(text) for text in texts)
+
+
+def in_grams(text: str) -> str:
+    """Return a text in which overlapping pieces stand for each run of letters of a script without blanks."""
+    return _RUNS.sub(_grams, text)
+
+
+def pieces(text: str) -> list[str]:
+    """Cut a text into what counts as a word each, with the blank before it; joined they are the text.
+
+    Any blanks between two words become a single one.
+    """
+    return _PIECE.findall(" ".join(text.split()))
+
+
+def in_letters(text: str) -> str:
+    """Return a text with a blank before and after each letter of a script without blanks."""
+    return _LETTER.sub(r" \1 ", text)
+
+
+def _grams(run: re.Match[str]) -> str:
+    n = list(_LETTERS.values())[run.lastindex - 1]  # the group that matched says which scripts
+    letters = run[0]
+    return f" {' '.join(letters[i : i + n] for i in range(max(1, len(letters) - n + 1)))} "
