@@ -57,6 +57,6 @@ def in_letters(text: str) -> str:
 
 
 def _grams(run: re.Match[str]) -> str:
-    n = list(_LETTERS.values())[run.lastindex - 1]  # the group that matched says which scripts
-    letters = run[0]
+    letters, groups = run[0], zip(run.groups(), _LETTERS.values(), strict=True)
+    n = next(n for matched, n in groups if matched)  # the group says of which scripts they are
     return f" {' '.join(letters[i : i + n] for i in range(max(1, len(letters) - n + 1)))} "
