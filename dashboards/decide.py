@@ -39,6 +39,8 @@ def page() -> None:
         metric_name=report.metric,
         curve=report.curve,
         family=report.family,
+        goal=report.declared.min if report.declared else None,
+        win_rate=report.declared.win_rate if report.declared else None,
     )
     safe_text.say(found.sentence, "lead")
     if found.sentence != (report.decision.sentence if report.decision else ""):

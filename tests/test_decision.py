@@ -751,7 +751,6 @@ def test_items_that_would_not_change_the_choice_are_not_advised():
         ("low_latency", "speaks for a fine-tune"),
         ("little_data", "a prompt with shots; a fine-tune"),
         ("knowledge_and_behaviour", "measure retrieval on tuned weights"),
-        ("sensitive_data", "has to run here"),
         ("rapid_iteration", "is prompted"),
         ("no_compute", "nothing can be trained"),
     ],
@@ -780,6 +779,7 @@ def test_a_need_that_was_measured_is_answered_by_what_was_found(need, measured):
 @pytest.mark.parametrize(
     ("need", "measured"),
     [
+        ("sensitive_data", "all 6 candidates answer here"),
         ("new_domain", "lora gains +61.0 [+57, +65] points over the prompt"),
         ("general_purpose", "the other abilities of lora changed by"),
         ("low_resource_language", "lora gains +61.0 [+57, +65] points over the prompt"),
@@ -816,7 +816,10 @@ def test_advice_names_no_kind_of_a_baseline_and_no_gate_that_was_not_measured():
     large = candidate("large", 0.95, trained=True, baseline=True, prompting="zero_shot")
     said_of = said(decided([*alternatives(), large], needs=("little_data",)), "(little data)")
     assert said_of.endswith(" large, which is chosen, is a baseline: how it was made is not said.")
-    for gate, words in ((None, "whose gate was not measured"), (verdict("fail"), "and its gate fails")):
+    for gate, words in (
+        (None, "what lora forgot was not measured"),
+        (verdict("fail"), "the gate of lora fails"),
+    ):
         lora = replace(tuned("lora", 0.60, -0.14), verdict=gate)
         assert words in said(
             decided([*alternatives(), lora], needs=("style_or_format",)), "(style or format)"

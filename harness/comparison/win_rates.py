@@ -14,13 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import stats
-from harness.comparison.estimators import Estimate
+from harness.comparison.estimators import Comparison, Estimate
 from harness.comparison.judge_correction import Graded, correct_score
 from harness.comparison.labelled_answers import enough_labels
+from harness.formatting import Unit
 from harness.spec import PEOPLE
 from harness.stats import Array
 
 _TIE = 0.5
+PREFERENCE = Unit(name="points of win rate beyond 50 %")
+UNCHECKED_PREFERENCE = Unit(name=f"{PREFERENCE.name} (by a judge that too few ratings of people check yet)")
 
 
 class Wins(NamedTuple):
@@ -38,6 +41,11 @@ class Wins(NamedTuple):
     uncorrected: float | None = None
     missing: int = 0
     corrected: bool = True
+
+    @property
+    def counts_as_gain(self) -> bool:
+        """Whether the rate is known, and people have rated enough pairs where a judge is to be believed."""
+        return self.rate is not None and not self.missing
 
 
 class Pairs(NamedTuple):
@@ -82,6 +90,25 @@ def wins_by_judge(
     ends = (found.score, found.low, found.high) if found else (float(np.nanmean(labels)), 0.0, 1.0)
     own = _over_all(pairs, float(grades.mean()), 0.0, 1.0).score
     return Wins(over, judge, _over_all(pairs, *ends), n_rated, own, missing, not missing)
+
+
+def preference_gain(wins: Wins) -> Comparison | None:
+    """Write a win rate as a gain: how far it lies beyond the half of an equal candidate; None without one."""
+    if wins.rate is None:
+        return None
+    rate, low, high, n = wins.rate[:4]
+    se = (high - low) / (2 * stats.z_quantile(0.975))
+    one_sided = stats.z_quantile(0.95) * se
+    delta = rate - _TIE
+    return Comparison(
+        task="", metric=wins.by, slice="", n=n, n_clusters=n,
+        base=_TIE, base_low=_TIE, base_high=_TIE, new=rate, new_low=low, new_high=high,
+        delta=delta, low=low - _TIE, high=high - _TIE, se=se,
+        disagreement=1.0, lost=(), gained=(), n_valid=n, delta_valid=None, low_valid=None, high_valid=None,
+        estimator="ppi" if wins.corrected and wins.n_ratings else "bounds",
+        lower=delta - one_sided, upper=delta + one_sided,
+        unit=PREFERENCE if wins.corrected else UNCHECKED_PREFERENCE,
+    )  # fmt: skip
 
 
 def _labels(items: Sequence[str], votes: Mapping[str, float]) -> Array:

@@ -25,7 +25,7 @@ from harness.decision.explain import (
 )
 from harness.decision.family import Family, Member, family_members, family_of, place_in_family
 from harness.decision.learning_curve import LearningCurve, Trained, learning_curve
-from harness.decision.next_step import MORE_THAN_FEW, RowsNeeded, too_few
+from harness.decision.next_step import MORE_THAN_FEW, RowsNeeded, fails_gate, too_few
 from harness.decision.results import (
     Action,
     BaseSize,
@@ -49,6 +49,7 @@ from harness.decision.results import (
     passing_runs,
     score_text,
     seeds_of,
+    stopping_seed,
     strongest,
     strongest_run,
     target_unit,
@@ -64,6 +65,8 @@ from harness.decision.seeds import (
 from harness.decision.smallest_base import size_sentences
 from harness.decision.target_scores import TargetScore
 from harness.decision.training_sets import TrainingSet, TrainingSets, training_sets
+from harness.decision.win_rate_goal import basis_text, judge_by_wins, open_rating
+from harness.formatting import Unit
 from harness.spec import DecidePolicy
 
 __all__ = [
@@ -90,6 +93,7 @@ __all__ = [
     "ablations",
     "alternative",
     "apply_budgets",
+    "basis_text",
     "best_trained",
     "best_untrained",
     "decide",
@@ -99,6 +103,7 @@ __all__ = [
     "hour_usd",
     "is_fine_tuned",
     "item_variances",
+    "judge_by_wins",
     "learning_curve",
     "passes_alone",
     "place_in_family",
@@ -115,7 +120,8 @@ __all__ = [
 class Decision:
     """Recommended action and candidate, with reasons; `missing` names comparisons nobody made.
 
-    `family` holds the members that the gate's rules are corrected over, where there are several.
+    `family` holds the members that the gate's rules are corrected over, where there are several. `unit` is
+    that of the gain, where it is another than the target metric's.
     """
 
     action: Action
@@ -125,6 +131,7 @@ class Decision:
     arithmetic: dict[str, float | str | None]
     missing: tuple[str, ...]
     family: tuple[Member, ...] = ()
+    unit: Unit | None = None
 
 
 NO_FAMILY = Family()
@@ -146,6 +153,7 @@ def decide(
     curve: LearningCurve | None = None,
     family: Family = NO_FAMILY,
     goal: float | None = None,
+    win_rate: float | None = None,
 ) -> Decision:
     """Recommend one candidate, or say what has to be measured first.
 
@@ -153,9 +161,14 @@ def decide(
     of those is missing, no fine-tune is recommended. From three seeds on a recipe's gain is
     that over its seeds, by variance components. With the `curve` of the fine-tune it may be worth more to
     collect data first. What is shipped passes its gate as one of the `family`, which the experiment fixed.
-    With a `goal`, a level of the target's metric, the smallest base that meets it is named.
+    With a `goal`, a level of the target's metric, the smallest base that meets it is named. Where a
+    `win_rate` is declared, the gain that counts is how often a fine-tune's answers are preferred.
     """
-    facts = place_in_family(apply_budgets(pool_seeds(facts), policy), family)
+    by_metric = {f.run_id: f.vs_untrained for f in pool_seeds(facts)}
+    corrected = any(f.vs_untrained and f.vs_untrained.estimator == "ppi" for f in facts)
+    within = apply_budgets(facts, policy)
+    gained = within if win_rate is None else judge_by_wins(within)
+    facts = place_in_family(pool_seeds(gained), family)
     case = Case(
         facts=facts,
         policy=policy,
@@ -165,17 +178,26 @@ def decide(
         strongest=strongest_run(facts),
         missing=missing_alternatives(facts, closed_labels, has_documents),
         curve=curve,
+        win_rate=win_rate,
+        by_metric=by_metric,
+        unchecked=not corrected and _is_paired(facts),
     )
     found = economics_of(case)
     choice = _choose(case, found)
     members = family_members(facts, family) if family.size > 1 else ()
     return Decision(
         *choice,
-        (*reasons(case, found, choice.candidate, members), *size_sentences(case, goal, choice.candidate)),
+        (*reasons(case, found, *choice[:2], members), *size_sentences(case, goal, choice.candidate)),
         listing(found),
         case.missing,
         members,
+        case.unit if case.by_wins else None,
     )
+
+
+def _is_paired(facts: Sequence[CandidateFacts]) -> bool:
+    """Tell whether there is a difference between arms that labels of people could have corrected."""
+    return any(f.vs_untrained and f.vs_untrained.estimator != "identical" for f in facts)
 
 
 def _choose(case: Case, found: Economics) -> _Choice:
@@ -186,7 +208,9 @@ def _choose(case: Case, found: Economics) -> _Choice:
         )
     if case.alternative is None:
         return _lack_alternative(case)
-    if missing := max(run.labels_missing for run in (case.judged, case.alternative) if run):
+    if (rating := open_rating(case)) and not _is_stopped(case):
+        return _undecided(f"the goal is a win rate, and {rating.why}", rating.then)
+    if missing := case.n_labels_missing:
         return _await_labels(case, missing)
     if case.strongest is None:
         return _choose_untrained(case, case.alternative)
@@ -195,6 +219,11 @@ def _choose(case: Case, found: Economics) -> _Choice:
     if case.winner and is_gain_shown(case.winner):
         return _choose_with_gain(case, found, case.winner, case.alternative)
     return _choose_without_gain(case, found, case.winner or case.strongest, case.alternative)
+
+
+def _is_stopped(case: Case) -> bool:
+    """Tell whether the gate stops the fine-tune in question, however often its answers are preferred."""
+    return case.judged is not None and fails_gate(stopping_seed(case.facts, case.judged))
 
 
 def _ship(run: CandidateFacts, why: str) -> _Choice:
@@ -253,10 +282,11 @@ def _choose_within_budget(
 ) -> _Choice:
     """Recommend a fine-tune beside which nothing untrained keeps the budget, where it beats the prompt."""
     run = case.winner or strongest
-    g = gain(run.vs_prompt)
+    g, over, ratio = gain(run.vs_prompt), "the prompt", found.points_per_usd_over_prompt
+    if case.by_wins:
+        g, over, ratio = gain(run.vs_untrained), slow.name, found.points_per_usd_over_untrained
     alone = f"no untrained candidate keeps the budget ({slow.name} is the best of them)"
-    gains = f"{run.name} gains {gain_text(case, g)} over the prompt"
-    ratio = found.points_per_usd_over_prompt
+    gains = f"{run.name} gains {gain_text(case, g)} over {over}"
     if case.missing:
         return _undecided(f"{alone}, and one that might was not compared", f"add {', '.join(case.missing)}")
     if case.winner is None:

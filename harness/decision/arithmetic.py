@@ -181,7 +181,8 @@ def economics_of(case: Case) -> Economics:
 
 
 def _weigh(case: Case, run: CandidateFacts, other: CandidateFacts, known: Economics) -> Economics:
-    policy, over, prompt = case.policy, gain(run.vs_untrained), gain(run.vs_prompt)
+    policy, over = case.policy, gain(run.vs_untrained)
+    prompt = None if case.by_wins else gain(run.vs_prompt)
     ratio, at = economics.per_usd(over, run.training_cost_usd), economics.break_even(run, other, policy)
     band = economics.break_even_band(at)
     by_token = policy.usd_per_million_tokens is not None

@@ -13,6 +13,8 @@ from harness.decision.family import Member
 from harness.decision.guidance import need_sentences
 from harness.decision.results import (
     FEW,
+    UNCHECKED,
+    Action,
     CandidateFacts,
     Case,
     Standing,
@@ -23,9 +25,12 @@ from harness.decision.results import (
     gain_text,
     is_cross_validated,
     is_fine_tuned,
+    is_unchecked,
     passes_alone,
 )
+from harness.decision.scenarios import scenario_sentence
 from harness.decision.seeds import gain_label, n_seeds, spread_text
+from harness.decision.win_rate_goal import goal_sentences
 from harness.gating import Verdict
 from harness.spec import DecidePolicy
 
@@ -71,7 +76,7 @@ def too_dear(found: Economics) -> str:
 
 
 def reasons(
-    case: Case, found: Economics, shipped: str | None, family: Sequence[Member] = ()
+    case: Case, found: Economics, action: Action, shipped: str | None, family: Sequence[Member] = ()
 ) -> tuple[str, ...]:
     """List the sentences behind a decision, the strongest evidence first."""
     sentences: list[str] = []
@@ -84,6 +89,7 @@ def reasons(
     sentences += [*economics.budget_sentences(case.facts, case.policy), *_ablations(case)]
     sentences += [*_gates(case), *_failed_recipes(case)]
     sentences += _family(case, family)
+    sentences += filter(None, [scenario_sentence(case, action, shipped)])
     sentences += _failures(case, shipped)
     if case.judged:
         sentences += [_amount(case, case.judged), *_few_for_full(case)]
@@ -98,18 +104,24 @@ def reasons(
 
 def _gains(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> list[str]:
     g = gain(run.vs_untrained)
-    over_prompt = f"{gain_text(case, gain(run.vs_prompt))} over the prompt and " if run.vs_prompt else ""
+    beside = None if case.by_wins else gain(run.vs_prompt)
+    over_prompt = f"{gain_text(case, beside)} over the prompt and " if beside else ""
     over = f"{gain_text(case, g)} over {alternative.name}"
     limit = " of those within the budgets" if any(f.over_budget for f in case.facts) else ""
     chosen = f"the untrained candidate that is best on validation{limit}"
     if alternative.over_budget:
         chosen = f"{chosen.removesuffix(limit)}, though left out ({alternative.over_budget})"
-    sentences = [f"{gain_label(run)}: {over_prompt}{over}, {chosen}."]
+    by = f", {UNCHECKED}; what follows of that gain is no surer" if _rests_on_judge(case, run) else ""
+    sentences = [f"{gain_label(run)}: {over_prompt}{over}, {chosen}{by}.", *goal_sentences(case, run)]
     if g and g.refused:
         sentences.append(f"Nothing is shown of that gain: {g.refused}.")
     elif g and g.low <= 0 < g.delta:
         sentences.append(_more_items(run))
     return sentences
+
+
+def _rests_on_judge(case: Case, run: CandidateFacts) -> bool:
+    return is_unchecked(case, run) and not case.by_wins
 
 
 def _tries(case: Case) -> str:
@@ -227,7 +239,8 @@ def _worth_text(case: Case, found: Economics) -> str:
         return f"a point being worth {formatting.usd(case.policy.point_usd)} USD (decide.point_usd)"
     assumed = ", which nobody set" if case.policy.right_answer_usd is None else ""
     usd = formatting.usd(found.right_answer_usd)
-    return f"a right answer being worth {usd} USD (decide.right_answer_usd{assumed})"
+    answer = "an answer that wins" if case.by_wins else "a right answer"
+    return f"{answer} being worth {usd} USD (decide.right_answer_usd{assumed})"
 
 
 def _tokens_text(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> str:
@@ -391,7 +404,7 @@ def _mends(case: Case, name: str, prompt: CandidateFacts, by: CandidateFacts | N
 
 def _slice(case: Case, name: str, shown: Sequence[CandidateFacts]) -> str:
     runs = [f for f in shown if name in f.slices]
-    scores = (f"{f.name} {formatting.score(case.unit, *f.slices[name][:3])}" for f in runs)
+    scores = (f"{f.name} {formatting.score(f.slices[name].unit, *f.slices[name][:3])}" for f in runs)
     return f"On {name} (n = {formatting.count(runs[0].slices[name].n)}): {', '.join(scores)}."
 
 

@@ -1,7 +1,7 @@
-"""Textbook advice on what is needed, beside what was measured, and where the two differ.
+"""Textbook advice on what is needed, beside what was measured, and where the two differ why.
 
 Invariant: advice decides nothing. It stands beside the measurement that answers it, and where what is chosen
-is another kind of candidate, the scores of both are given.
+is another kind of candidate, the scores of both are given with what was measured that speaks against it.
 Source: the usual lists of when to fine-tune and when to retrieve; Gupta et al. 2024, arXiv 2401.08406
 (retrieval, fine-tuning and both), Ovadia et al. 2024, arXiv 2312.05934 (facts by retrieval).
 """
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from harness import formatting
 from harness.decision.changed_answers import measured_changes
+from harness.decision.measured_reasons import why_not
 from harness.decision.results import (
     Action,
     CandidateFacts,
@@ -19,8 +20,6 @@ from harness.decision.results import (
     best,
     gain,
     gain_text,
-    is_fine_tuned,
-    passes,
     score_text,
 )
 from harness.spec import Need
@@ -110,6 +109,8 @@ def _measured(case: Case, need: Need, slices: Sequence[str]) -> str:
     wanted = _ADVICE[need].slices
     if wanted and set(wanted) <= set(slices):
         return f"on the slice{'s' if len(wanted) > 1 else ''} {' and '.join(wanted)}, as said above"
+    if need in _WITHOUT_FINE_TUNE:
+        return _WITHOUT_FINE_TUNE[need](case)
     run = case.judged
     return _MEASURES[need](case, run) if run and need in _MEASURES else ""
 
@@ -159,12 +160,43 @@ def _training(_: Case, run: CandidateFacts) -> str:
     return f"training {run.label} took {formatting.seconds(run.training.total_s)}{held}{where}"
 
 
+def _retrieval(case: Case) -> str:
+    """Say what retrieval found of what it was asked for, and what its best candidate reaches with that."""
+    run = best(f for f in case.facts if action_of(f) in _RETRIEVES and not f.baseline)
+    if run is None or run.recall is None:
+        return ""
+    found = f"retrieval found {formatting.percent(run.recall)} % of the documents needed"
+    return f"{found}, and {run.name} reaches {score_text(case, run)} with them"
+
+
+def _leaving(case: Case) -> str:
+    """Say whose requests leave for somebody else's server."""
+    leaving = dict.fromkeys(f.name for f in case.facts if f.leaves_machine)
+    if not leaving:
+        return f"all {formatting.count(len({f.name for f in case.facts}))} candidates answer here"
+    return f"requests of {', '.join(leaving)} leave for somebody else's server, the others answer here"
+
+
+def _each_kind(case: Case) -> str:
+    """Say what the best of retrieval, fine-tunes and hybrids reach."""
+    kinds: tuple[Action, ...] = ("rag", "fine-tune", "hybrid")
+    own = [f for f in case.facts if not f.baseline]
+    runs = [run for kind in kinds if (run := best(f for f in own if action_of(f) == kind))]
+    return ", ".join(f"{run.name} reaches {score_text(case, run)}" for run in runs) if len(runs) > 1 else ""
+
+
 def _gain_over_prompt(case: Case, run: CandidateFacts) -> str:
     if run.vs_prompt is None:
         return ""
     return f"{run.label} gains {gain_text(case, gain(run.vs_prompt))} over the prompt"
 
 
+_WITHOUT_FINE_TUNE: Mapping[Need, Callable[[Case], str]] = {
+    "changing_facts": _retrieval,
+    "private_knowledge": _retrieval,
+    "sensitive_data": _leaving,
+    "knowledge_and_behaviour": _each_kind,
+}
 _MEASURES: Mapping[Need, Callable[[Case, CandidateFacts], str]] = {
     "low_latency": _latency,
     "little_data": _examples,
@@ -187,14 +219,7 @@ def _agreement(case: Case, advice: Advice, chosen: CandidateFacts | None) -> str
     other = best(f for f in case.facts if action_of(f) in advice.actions and not f.baseline)
     if other is None:
         return f" {chosen.name} is chosen; no candidate of that kind was measured."
-    reached = f"{other.name}, the best of that kind, {score_text(case, other)}{_gate_text(other)}"
-    return f" What is chosen differs: here {chosen.name} reaches {score_text(case, chosen)}, {reached}."
-
-
-def _gate_text(run: CandidateFacts) -> str:
-    """Say what keeps a fine-tune from being shipped whatever it scores; empty where its gate passes."""
-    if not is_fine_tuned(run) or passes(run):
-        return ""
-    if run.verdict is None:
-        return ", whose gate was not measured"
-    return ", and its gate fails" if run.verdict.outcome == "fail" else ", and its gate is not shown to pass"
+    reached = f"{other.name}, the best of that kind, {score_text(case, other)}"
+    scores = f" What is chosen differs: here {chosen.name} reaches {score_text(case, chosen)}, {reached}."
+    why = "; ".join(why_not(case, other, chosen))
+    return f"{scores} Why: {why}." if why else f"{scores} Nothing that was measured says why."

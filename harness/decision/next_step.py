@@ -24,6 +24,7 @@ from harness.decision.results import (
     stopping_seed,
 )
 from harness.decision.seeds import n_seeds
+from harness.decision.win_rate_goal import open_rating
 
 _WORTH_SAYING = 0.01  # points: what is less than this decides nothing
 Kind = Literal["test items", "training rows"]
@@ -52,12 +53,15 @@ class Option(NamedTuple):
 class Spend(NamedTuple):
     """The options, of which either is None where its worth is not known, and the one that brings most.
 
-    `best` is None where choosing now is best.
+    `best` is None where choosing now is best. So many `labels` of answers, or `ratings` of pairs, come before
+    either: the decision is open until people have given them.
     """
 
     items: Option | None
     rows: Option | None
     perfect: float | None
+    labels: int = 0
+    ratings: int = 0
 
     @property
     def best(self) -> Option | None:
@@ -68,7 +72,10 @@ class Spend(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Name the option that is worth most: `200 more test items`."""
+        """Name what people have to say first, else the option that is worth most: `200 more test items`."""
+        if self.ratings or self.labels:
+            n, what = (self.ratings, "more rating") if self.ratings else (self.labels, "more label")
+            return f"{formatting.pluralize(n, what)} of people"
         return f"{formatting.count(self.best.n)} more {self.best.kind}" if self.best else "choose now"
 
 
@@ -88,7 +95,12 @@ def next_spend(case: Case, worth: Worth | None, wanted: RowsNeeded | None) -> Sp
     `worth` is that of its test items, `wanted` the training rows that would pay.
     """
     run, other = case.judged, case.alternative
-    if run is None or other is None or other.over_budget:
+    if run is None or other is None:
+        return None
+    rating = open_rating(case)
+    if (rating and rating.n_ratings) or case.n_labels_missing:
+        return Spend(None, None, None, case.n_labels_missing, rating.n_ratings if rating else 0)
+    if other.over_budget:
         return None
     seed = stopping_seed(case.facts, run)
     if fails_gate(seed) or _has_drifted(seed):
@@ -123,7 +135,7 @@ def _rows(case: Case, run: CandidateFacts, wanted: RowsNeeded | None) -> Option 
 
     The curve was measured on the test items at hand, so asking these again would tell nothing new of it.
     """
-    g, curve = gain(run.vs_untrained), case.curve
+    g, curve = gain(run.vs_untrained), None if case.by_wins else case.curve
     if g is None or curve is None or curve.candidate != run.name:
         return None
     n_now, tau = curve.points[-1].n_train, case.policy.tau
@@ -154,9 +166,18 @@ def sentences(case: Case, spend: Spend | None) -> list[str]:
     seed = stopping_seed(case.facts, run)
     if spend is None:
         return [_no_use_text(seed)] if fails_gate(seed) else []
+    if spend.labels or spend.ratings:
+        said = f"Next best spend: {spend.text}, which the decision waits for. {_UNPRICED}"
+        return [said, *_open_gate_text(seed)]
     first = spend.text if spend.best else "none, choose now"
     options = f"{_items_text(case, spend)} {_rows_text(case, run, spend)}"
     return [f"Next best spend: {first}. {options}{_missing_prices(case)}", *_open_gate_text(seed)]
+
+
+_UNPRICED = (
+    "What more test items or training rows would bring is counted by a judge that too few of them check yet,"
+    " so no worth is put on either."
+)
 
 
 def _no_use_text(run: CandidateFacts) -> str:
@@ -184,6 +205,9 @@ def _items_text(case: Case, spend: Spend) -> str:
 
 
 def _rows_text(case: Case, run: CandidateFacts, spend: Spend) -> str:
+    if case.by_wins and case.curve is not None:
+        of = f"the learning curve is of {case.metric}"
+        return f"What more training rows would bring to the win rate is not known: {of}."
     if spend.rows is None or case.curve is None:
         return (
             "What more training rows would bring is not measured, so they are not compared"
@@ -248,7 +272,8 @@ def too_few(case: Case, run: CandidateFacts) -> str:
 
 def worth_collecting(case: Case, run: CandidateFacts, now: Comparison) -> RowsNeeded | None:
     """Find the smallest larger amount of data that would pay for a fine-tune whose gain is not shown yet."""
-    curve, point = case.curve, economics.point_worth_usd(case.policy, case.unit)
+    curve = None if case.by_wins else case.curve
+    point = economics.point_worth_usd(case.policy, case.unit)
     if curve is None or curve.candidate != run.name or point is None:
         return None
     scale = now.unit.scale

@@ -4,13 +4,14 @@ Invariant: nothing here looks at test: the best untrained candidate and the best
 are chosen by their validation scores, ties going to the one listed first.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from harness import formatting, plugins, stats
 from harness.comparison import Comparison, Estimate, RetrievalUse, SeveralAnswers, orient
-from harness.comparison.win_rates import Wins
+from harness.comparison.estimators import is_judge
+from harness.comparison.win_rates import PREFERENCE, UNCHECKED_PREFERENCE, Wins
 from harness.decision.changed_answers import ChangedAnswers
 from harness.decision.learning_curve import LearningCurve
 from harness.decision.target_scores import TargetScore
@@ -342,6 +343,9 @@ class Case(NamedTuple):
 
     `winner` is the best fine-tune that passes its gate, `strongest` the best of all of them, both
     within the budgets; so is `alternative` (untrained), unless none is: then it is the best of all.
+    `win_rate` is the one declared for the target; gains are win rates then where these may decide, and
+    `by_metric` holds those by the target's metric, by run. `unchecked` says that this is a judge's, and
+    corrected by no labels.
     """
 
     facts: Sequence[CandidateFacts]
@@ -352,11 +356,28 @@ class Case(NamedTuple):
     strongest: CandidateFacts | None
     missing: tuple[str, ...]
     curve: LearningCurve | None = None
+    win_rate: float | None = None
+    by_metric: Mapping[str, Comparison | None] | None = None
+    unchecked: bool = False
 
     @property
     def unit(self) -> Unit:
-        """The unit and direction of the target's metric."""
-        return target_unit(self.facts)
+        """The unit and direction of gains: those of the target's metric, or a win rate's."""
+        found = self.judged.vs_untrained if self.by_wins and self.judged else None
+        return found.unit if found else target_unit(self.facts)
+
+    @property
+    def by_wins(self) -> bool:
+        """Whether the gain of the fine-tune in question is its win rate."""
+        run = self.judged
+        found = run.vs_untrained if run else None
+        return found is not None and found.unit in (PREFERENCE, UNCHECKED_PREFERENCE)
+
+    @property
+    def n_labels_missing(self) -> int:
+        """How many labels of people a decision by the target's metric lacks; 0 where it takes another."""
+        runs = () if self.by_wins else (self.judged, self.alternative)
+        return max((run.labels_missing for run in runs if run), default=0)
 
     @property
     def judged(self) -> CandidateFacts | None:
@@ -369,7 +390,16 @@ def score_text(case: Case, run: CandidateFacts) -> str:
     if run.target is None:
         return f"unknown {case.metric} on test"
     failed = formatting.errors(run.target.n_errors)
-    return f"{formatting.score(run.target.unit, *run.target[:3])} {case.metric}{failed}"
+    by = f" ({UNCHECKED})" if is_unchecked(case, run) else ""
+    return f"{formatting.score(run.target.unit, *run.target[:3])} {case.metric}{failed}{by}"
+
+
+UNCHECKED = "by a judge that too few labels of people check yet"
+
+
+def is_unchecked(case: Case, run: CandidateFacts) -> bool:
+    """Tell whether what is said of a run by the target's metric rests on a judge that no labels correct."""
+    return is_judge(case.metric) and (case.unchecked or run.labels_missing > 0)
 
 
 def gain_text(case: Case, g: Comparison | None) -> str:

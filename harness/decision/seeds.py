@@ -129,9 +129,12 @@ def _pool(f: CandidateFacts, seeds: Sequence[CandidateFacts], pooled: Variance |
     untrained = [o.vs_untrained for o in seeds if o.vs_untrained]
     prompt = [o.vs_prompt for o in seeds if o.vs_prompt]
     items = f.over_items
+    in_scores = all(f.target is None or c.unit == f.target.unit for c in untrained)
     return replace(
         f,
-        vs_untrained=_mean_pair(f.vs_untrained, untrained, items and items.vs_untrained, pooled),
+        vs_untrained=_mean_pair(
+            f.vs_untrained, untrained, items and items.vs_untrained, pooled if in_scores else None
+        ),
         vs_prompt=_mean_pair(f.vs_prompt, prompt, items and items.vs_prompt, pooled),
     )
 

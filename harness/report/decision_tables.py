@@ -128,7 +128,7 @@ def _short(name: str, grid: str) -> str:
 
 def arithmetic_rows(decision: Decision, unit: formatting.Unit) -> list[tuple[str, str]]:
     """List what each number behind a decision is, and the number with its interval."""
-    of = decision.arithmetic
+    of, unit = decision.arithmetic, decision.unit or unit
     ends = {f"{name}{end}" for name in of for end in ENDS}
     return [_arithmetic_row(name, of, unit) for name in of if name not in ends]
 

@@ -27,7 +27,7 @@ from harness.formatting import Unit
 from harness.gating import MissRate, Verdict
 from harness.records import SampleResult
 from harness.report import labels
-from harness.spec import DecidePolicy
+from harness.spec import DecidePolicy, TargetPolicy
 
 SMOKE = "smoke, not evidence"
 _SHORT = {
@@ -105,8 +105,8 @@ class ExperimentReport:
     `closed_labels` and `has_documents` which alternatives the target allows, `family` the fine-tunes over
     which what is shipped was corrected. `spans` maps tasks to the range of their metric, of which the gate
     takes a change as a share; `sampled` says that items of some tasks were drawn. `labels` puts metrics
-    of the target beside people's labels of its answers. `typed` is what the next
-    commands repeat.
+    of the target beside people's labels of its answers. `declared` is the goal on the target. `typed` is
+    what the next commands repeat.
     """
 
     experiment: str
@@ -139,6 +139,7 @@ class ExperimentReport:
     spans: dict[str, float] = field(default_factory=dict)
     sampled: bool = False
     labels: tuple[MetricCalibration, ...] = ()
+    declared: TargetPolicy | None = None
     typed: CommandLine = field(default_factory=CommandLine)
 
     @property

@@ -11,8 +11,15 @@ from harness import formatting, plugins
 from harness.comparison import Comparison
 from harness.comparison.estimators import is_judge
 from harness.comparison.labelled_answers import enough_labels
-from harness.decision import CandidateFacts, apply_budgets, best_untrained, gain
-from harness.decision.results import best, is_cross_validated, is_gain_shown, passing_runs, strongest_run
+from harness.decision import CandidateFacts, apply_budgets, best_untrained, gain, judge_by_wins
+from harness.decision.results import (
+    UNCHECKED,
+    best,
+    is_cross_validated,
+    is_gain_shown,
+    passing_runs,
+    strongest_run,
+)
 from harness.decision.seeds import pool_seeds
 from harness.gating import MissRate, Verdict
 from harness.report.document import Command, FirstPage, Reason, Section
@@ -27,6 +34,7 @@ from harness.report.experiment_report import (
 )
 from harness.report.labels import WORDS
 from harness.report.plots.pareto_front import NARROW, front
+from harness.report.tables.win_rate_table import wins_sentence
 
 PICTURE = "What each candidate gains on the task against what it keeps of its other capabilities"
 CAPTION = (
@@ -82,8 +90,9 @@ def column_note(report: ExperimentReport) -> str:
 
 def judged(report: ExperimentReport) -> CandidateFacts | None:
     """Return the fine-tune that the decision is about: the best that passes, else the strongest."""
-    pooled = pool_seeds(report.facts)
-    facts = apply_budgets(pooled, report.policy) if report.policy else pooled
+    facts = apply_budgets(report.facts, report.policy) if report.policy else report.facts
+    asked = report.declared is not None and report.declared.win_rate is not None
+    facts = pool_seeds(judge_by_wins(facts) if asked else facts)
     return best(passing_runs(facts)) or strongest_run(facts)
 
 
@@ -113,7 +122,17 @@ def _reasons_untrained(report: ExperimentReport) -> Iterator[Reason]:
 
 
 def _gain_sentence(report: ExperimentReport, run: CandidateFacts) -> str:
-    g, other = gain(run.vs_untrained), best_untrained(report.facts)
+    by_metric = next((f for f in pool_seeds(report.facts) if f.run_id == run.run_id), run)
+    g, other = gain(by_metric.vs_untrained), best_untrained(report.facts)
+    preferred = wins_sentence(run, report.declared)
+    said = _metric_gain(report, run, g, other)
+    return f"{run.label} is {preferred}. {said}" if preferred else said
+
+
+def _metric_gain(
+    report: ExperimentReport, run: CandidateFacts, g: Comparison | None, other: str | None
+) -> str:
+    """Say the gain by the target's metric, and whether it rests on a judge whom nobody checked."""
     against = next((f for f in report.facts if f.name == other), None)
     reached = f"{run.label} reaches {target_text(run)} {report.metric}"
     if g is None or against is None:
@@ -123,7 +142,15 @@ def _gain_sentence(report: ExperimentReport, run: CandidateFacts) -> str:
     change = f"{seeds}{formatting.change(g.unit, g.delta, g.low, g.high)} {g.unit.name}"
     if not report.unit.higher_is_better:
         change = f"a gain of {change} (lower is better)"
-    return f"{reached}, {against.label} {target_text(against)} without training: {change}{shown}."
+    by = f", {UNCHECKED}" if _is_unchecked(report) else ""
+    return f"{reached}, {against.label} {target_text(against)} without training: {change}{shown}{by}."
+
+
+def _is_unchecked(report: ExperimentReport) -> bool:
+    """Tell whether the target's metric is a judge's, and gains by it are corrected by no labels."""
+    compared = [f.vs_untrained for f in report.facts if f.vs_untrained]
+    corrected = any(c.estimator == "ppi" for c in compared)
+    return is_judge(report.metric) and not (corrected and not any(f.labels_missing for f in report.facts))
 
 
 def _forgetting_sentence(report: ExperimentReport, run: CandidateFacts) -> str:

@@ -65,12 +65,14 @@ from harness.report.tables.several_answers_table import (
 from harness.report.tables.training_sets_table import sets_columns, sets_notes, sets_rows, sets_title
 from harness.report.tables.training_table import figure_title, show_trainings
 from harness.report.tables.trials_table import trial_columns, trial_rows, trials_text
+from harness.report.tables.win_rate_table import WINS_COLUMNS, WINS_NOTE, WINS_TITLE, wins_rows
 
 _LOST_LISTED = 10
 # What the terminal shows beside the first page.
-_BRIEF = ("ablation", "training sets", "labels", "changes", "more targets")
+_BRIEF = ("ablation", "training sets", "wins", "labels", "changes", "more targets")
 _BODY = (
     "evidence",
+    "wins",
     "labels",
     "heat",
     "ablation",
@@ -115,6 +117,8 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
     done = [f for f in best_first(report) if f.state == "done"]
     tuned = [f for f in done if is_fine_tuned(f)]
     yield Section("evidence", "Evidence", notes=sentences(report))
+    rows = wins_rows(done, report.declared)
+    yield Section("wins", WINS_TITLE, WINS_COLUMNS, rows, WINS_NOTE if rows else "")
     yield from label_sections(report.labels)
     yield _heat(report)
     yield from _ablations(report)

@@ -49,6 +49,7 @@ def report_of(
         curve=curve,
         family=family,
         goal=policy.target.min,
+        win_rate=policy.target.win_rate,
     )
     return ExperimentReport(
         experiment=session.experiment.name,
@@ -84,6 +85,7 @@ def report_of(
         family=family,
         spans={t.task.name: t.span for run in tasks.values() for t in run if gating.is_in_macro(t)},
         labels=calibrations(session, reader, runs, judged),
+        declared=policy.target,
         sampled=any(m.weights is not None for m in session.suites),
     )
 

@@ -1,0 +1,116 @@
+"""Goal of a win rate: the gain that it makes, what keeps it from deciding, and the target's metric beside it.
+
+Invariant: where a win rate is declared, measured over the best untrained candidate and may decide, it is the
+gain of every seed of a recipe; the target's metric then decides nothing of it, and where the two contradict
+each other that is said. Where it may not decide, nothing else does in its place.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from harness import formatting
+from harness.comparison.win_rates import Wins, preference_gain
+from harness.decision.results import (
+    CandidateFacts,
+    Case,
+    alternative,
+    gain,
+    gain_text,
+    has_tuned_weights,
+    seeds_of,
+)
+from harness.spec import PEOPLE
+
+
+def judge_by_wins(facts: Sequence[CandidateFacts]) -> list[CandidateFacts]:
+    """Give each recipe the win rates of its seeds as its gain over the best untrained candidate.
+
+    A recipe of which one seed's may not decide keeps its gain by the target's metric.
+    """
+    other = alternative(facts)
+    wins = {f.run_id: f.wins for f in facts if f.wins and other and _counts(f.wins, other)}
+    done = [f for f in facts if f.state == "done" and has_tuned_weights(f)]
+    open_ones = {f.name for f in done if f.run_id not in wins}
+    return [
+        replace(
+            f,
+            vs_untrained=preference_gain(wins[f.run_id]),
+            over_items=f.over_items and f.over_items._replace(vs_untrained=None),
+        )
+        if f.run_id in wins and f.name not in open_ones
+        else f
+        for f in facts
+    ]
+
+
+def _counts(wins: Wins, other: CandidateFacts) -> bool:
+    return wins.counts_as_gain and wins.over == other.name
+
+
+class OpenRating(NamedTuple):
+    """What keeps a declared win rate from deciding, what to do then, and how many ratings are lacking."""
+
+    why: str
+    then: str
+    n_ratings: int = 0
+
+
+_RATE = "rate pairs of their answers (harness dashboard, Rate)"
+
+
+def open_rating(case: Case) -> OpenRating | None:
+    """Say what keeps the declared win rate of the fine-tune in question from deciding; None where it may."""
+    run, other = case.judged, case.alternative
+    if case.win_rate is None or run is None or other is None or case.by_wins:
+        return None
+    seed = next((f for f in seeds_of(case.facts, run) if f.wins is None or not _counts(f.wins, other)), run)
+    wins, both = seed.wins, f"the answers of {seed.label} beside those of {other.name}"
+    if wins is None or wins.over != other.name:
+        return OpenRating(f"nobody has compared {both}", "compare again")
+    if wins.missing:
+        lacking = formatting.pluralize(wins.missing, "more rating")
+        why = f"{wins.by} compared {both}, and needs {lacking} of people of the same pairs before it decides"
+        return OpenRating(why, f"{_RATE}, or set gate.uncalibrated_judge to allow", wins.missing)
+    if wins.by == PEOPLE:
+        return OpenRating(f"nobody has rated {both}", _RATE)
+    return OpenRating(f"{wins.by} has not compared {both}", "compare again")
+
+
+def goal_sentences(case: Case, run: CandidateFacts) -> list[str]:
+    """Say how often the fine-tune is preferred, as was declared, and whether the target's metric agrees."""
+    wins, g = run.wins, gain(run.vs_untrained)
+    if not case.by_wins or wins is None or wins.rate is None or g is None:
+        return []
+    rate = formatting.score(wins.rate.unit, *wins.rate[:3])
+    said = (
+        f"The goal is a win rate of {formatting.percent(case.win_rate)} % (gate.target.win_rate):"
+        f" {run.label} is preferred to {wins.over} on {rate} % of items, {basis_text(wins)}."
+    )
+    return [said, *_beside_metric(case, run, g.low > 0, g.high < 0)]
+
+
+def basis_text(wins: Wins) -> str:
+    """Say on whose preferences a win rate rests: `by people on 120 pairs`."""
+    pairs = formatting.pluralize(wins.n_ratings, "pair")
+    if not wins.corrected:
+        return f"by {wins.by}, a judge that too few ratings of people check yet"
+    if not wins.n_ratings:
+        return f"by {wins.by}, for all answers are equal"
+    if wins.by == PEOPLE:
+        return f"by people on {pairs}"
+    own = formatting.percent(wins.uncorrected)
+    return f"by {wins.by} as people correct it on {pairs} ({own} % before correction)"
+
+
+def _beside_metric(case: Case, run: CandidateFacts, wins: bool, loses: bool) -> list[str]:
+    """Say what the target's metric shows of the same answers, and where it contradicts the win rate."""
+    g = gain((case.by_metric or {}).get(run.run_id))
+    if g is None:
+        return []
+    found = f"By {case.metric} it is {gain_text(case, g)} over the same candidate"
+    if g.high < 0 and not loses:
+        return [f"{found}, a loss, which contradicts that: what decides is the win rate, as declared."]
+    if g.low > 0 and not wins:
+        return [f"{found}, a gain, which contradicts that: what decides is the win rate, as declared."]
+    return [f"{found}, which decides nothing beside the win rate."]

@@ -1,0 +1,60 @@
+"""Table of win rates: how often people or a judge prefer a fine-tune's answers to what trains nothing.
+
+Invariant: a rate stands beside the one that was asked for, and a judge's own beside the corrected one.
+"""
+
+from collections.abc import Sequence
+
+from harness import formatting
+from harness.comparison.win_rates import Wins
+from harness.decision import CandidateFacts, basis_text
+from harness.formatting import UNKNOWN
+from harness.spec import TargetPolicy
+
+WINS_TITLE = "Win rates"
+WINS_COLUMNS = (
+    "candidate",
+    "over",
+    "by",
+    "win rate, %",
+    "before correction",
+    "pairs people rated",
+    "asked for",
+)
+WINS_NOTE = (
+    "win rate: the share of test items on which the candidate's answer is preferred, a tie being half of one,"
+    " as gate.target.win_rate asks for it; it is the gain that the decision goes by."
+)
+
+
+def wins_rows(facts: Sequence[CandidateFacts], declared: TargetPolicy | None) -> list[list[str]]:
+    """List the candidates whose answers were to be preferred; none where no win rate was declared."""
+    if declared is None or declared.win_rate is None:
+        return []
+    asked = formatting.percent(declared.win_rate)
+    return [[f.label, *_cells(f.wins), asked] for f in facts if f.wins]
+
+
+def _cells(wins: Wins) -> tuple[str, ...]:
+    own = formatting.percent(wins.uncorrected) if wins.uncorrected is not None else UNKNOWN
+    return wins.over, wins.by, _rate(wins), own, formatting.count(wins.n_ratings)
+
+
+def _rate(wins: Wins) -> str:
+    if wins.rate is None:
+        return UNKNOWN
+    lacking = f" ({formatting.pluralize(wins.missing, 'more rating')} needed)" if wins.missing else ""
+    return formatting.score(wins.rate.unit, *wins.rate[:3]) + lacking
+
+
+def wins_sentence(f: CandidateFacts, declared: TargetPolicy | None) -> str:
+    """Say how often a candidate is preferred; empty where no win rate was declared, or is known."""
+    wins = f.wins
+    if declared is None or declared.win_rate is None or wins is None or wins.rate is None:
+        return ""
+    asked = f"{formatting.percent(declared.win_rate)} % is asked"
+    lacking = (
+        f"; {formatting.pluralize(wins.missing, 'more rating')} of people needed" if wins.missing else ""
+    )
+    rate = formatting.score(wins.rate.unit, *wins.rate[:3])
+    return f"preferred to {wins.over} on {rate} % of items {basis_text(wins)}, where {asked}{lacking}"

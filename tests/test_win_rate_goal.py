@@ -1,0 +1,160 @@
+"""A declared win rate as the goal: what it decides, what keeps it from deciding, and unchecked judges."""
+
+from dataclasses import replace
+
+import pytest
+from fake_facts import alternatives, comparison, tuned, verdict
+
+from harness.comparison import Estimate
+from harness.comparison.win_rates import Wins
+from harness.decision import decide
+from harness.gating import Rule
+from harness.report import ExperimentReport, experiment_document, markdown
+from harness.report.terminal import terminal_html
+from harness.spec import DecidePolicy, TargetPolicy
+
+PEOPLE_RATED = Wins("knn", "people", Estimate(0.7, 0.62, 0.78, 200), 200)
+JUDGED = Wins("knn", "judge:better", Estimate(0.9, 0.86, 0.94, 200), 20, 0.9, 80, corrected=False)
+
+
+def decided(*facts, metric="token_f1", win_rate=0.6, **policy):
+    given = {"closed_labels": True, "has_documents": False, "metric_name": metric}
+    return decide([*alternatives(), *facts], DecidePolicy(**policy), win_rate=win_rate, **given)
+
+
+def said(decision, words):
+    (found,) = [reason for reason in decision.reasons if words in reason]
+    return found
+
+
+def test_a_fine_tune_that_people_prefer_is_shipped_though_the_targets_metric_contradicts():
+    decision = decided(tuned("lora", 0.40, -0.34, wins=PEOPLE_RATED))
+    assert decision.sentence == (
+        "Ship lora: 40.0 [35, 45] token_f1, +20.0 [+12, +28] points of win rate beyond 50 % over knn (the best"
+        " that trains nothing), and the gate passes."
+    )
+    assert said(decision, "The goal is a win rate of 60.0 %").endswith(
+        "lora is preferred to knn on 70.0 [62, 78] % of items, by people on 200 pairs."
+    )
+    assert said(decision, "contradicts") == (
+        "By token_f1 it is −34.0 [−39, −29] points over the same candidate, a loss, which contradicts that: what"
+        " decides is the win rate, as declared."
+    )
+    assert decision.arithmetic["gain_over_untrained"] == pytest.approx(0.2)
+    assert decision.unit is not None
+    assert "is worse" not in " ".join(decision.reasons)
+
+
+def test_a_fine_tune_that_is_not_preferred_is_not_shipped_for_its_metric():
+    even = PEOPLE_RATED._replace(rate=Estimate(0.5, 0.42, 0.58, 200))
+    decision = decided(tuned("lora", 0.9, 0.16, wins=even))
+    assert decision.candidate == "knn"
+    assert "is not shown to be better (0.0 [−8, +8] points of win rate" in decision.sentence
+    assert "a gain, which contradicts that" in said(decision, "By token_f1")
+
+
+@pytest.mark.parametrize(
+    ("wins", "why"),
+    [
+        (JUDGED, "judge:better compared the answers of lora beside those of knn, and needs 80 more ratings"),
+        (PEOPLE_RATED._replace(rate=None), "nobody has rated the answers of lora beside those of knn"),
+        (JUDGED._replace(rate=None, missing=0), "judge:better has not compared the answers of lora"),
+        (PEOPLE_RATED._replace(over="fixed"), "nobody has compared the answers of lora beside those of knn"),
+        (None, "nobody has compared the answers of lora"),
+    ],
+)
+def test_a_win_rate_that_may_not_decide_leaves_the_decision_open(wins, why):
+    open_gate = verdict("inconclusive")
+    decision = decided(tuned("lora", 0.40, -0.34, wins=wins, verdict=open_gate))
+    assert (decision.action, decision.candidate) == ("undecided", None)
+    assert f"Undecided: the goal is a win rate, and {why}" in decision.sentence
+
+
+def test_ratings_are_the_next_best_spend_where_a_judge_of_pairs_lacks_them():
+    decision = decided(tuned("lora", 0.40, -0.34, wins=JUDGED, verdict=verdict("inconclusive")))
+    assert said(decision, "Next best spend").startswith("Next best spend: 80 more ratings of people, which")
+    assert decision.arithmetic["next_best_spend"] == "80 more ratings of people"
+
+
+def test_a_gate_that_fails_for_what_was_forgotten_needs_no_win_rate():
+    decision = decided(tuned("lora", 0.90, 0.16, "fail", wins=JUDGED))
+    assert decision.candidate == "knn"
+    target = replace(verdict("fail"), rules=(Rule("target", "fail", "target: not reached", {}),))
+    assert decided(tuned("lora", 0.9, 0.16, wins=JUDGED, verdict=target)).action == "undecided"
+
+
+def test_one_seed_without_ratings_leaves_its_recipe_open():
+    seeds = [
+        tuned("lora", 0.40, -0.34, wins=PEOPLE_RATED, seed=seed, run_id=f"lora-{seed}") for seed in range(3)
+    ]
+    assert decided(*seeds).candidate == "lora"
+    open_ones = [*seeds[:2], replace(seeds[2], wins=PEOPLE_RATED._replace(rate=None))]
+    assert "nobody has rated the answers of lora (seed 2)" in decided(*open_ones).sentence
+
+
+def test_the_win_rate_of_a_recipe_is_the_mean_over_its_seeds():
+    rates = (0.6, 0.7, 0.8)
+    seeds = [
+        tuned(
+            "lora",
+            0.9,
+            0.1,
+            seed=i,
+            run_id=f"lora-{i}",
+            wins=PEOPLE_RATED._replace(rate=Estimate(r, r, r, 99)),
+        )
+        for i, r in enumerate(rates)
+    ]
+    found = decided(*seeds)
+    assert found.arithmetic["gain_over_untrained"] == pytest.approx(0.2)
+    # t with 2 degrees of freedom: 4.303 × 0.1 / √3 around 0.2
+    assert found.arithmetic["gain_over_untrained_low"] == pytest.approx(0.2 - 4.3027 * 0.1 / 3**0.5, abs=1e-4)
+
+
+def test_labels_of_a_judges_metric_do_not_hold_up_a_win_rate_by_people():
+    lora = tuned("lora", 0.40, -0.34, wins=PEOPLE_RATED, labels_missing=100)
+    assert decided(lora, metric="judge:helpful").candidate == "lora"
+    assert decided(lora, metric="judge:helpful", win_rate=None).action == "undecided"
+
+
+def test_a_gain_by_a_judge_that_no_labels_check_is_said_to_be_such_and_labels_are_the_next_spend():
+    lora = tuned("lora", 0.10, -0.6, labels_missing=80)
+    decision = decided(lora, metric="judge:helpful", win_rate=None)
+    gain = next(reason for reason in decision.reasons if reason.startswith("lora: "))
+    assert "by a judge that too few labels of people check yet; what follows of that gain is no surer" in gain
+    assert said(decision, "Next best spend").startswith("Next best spend: 80 more labels of people, which")
+    assert "choose now" not in " ".join(decision.reasons)
+
+
+def test_an_unlabelled_judge_that_may_decide_is_named_with_its_figures():
+    lora = tuned("lora", 0.10, -0.6)
+    allowed = decided(lora, metric="judge:helpful", win_rate=None)
+    assert (
+        "74.0 [69, 79] judge:helpful (by a judge that too few labels of people check yet)" in allowed.sentence
+    )
+    corrected = tuned("lora", 0.10, -0.6, vs_untrained=comparison(-0.6, estimator="ppi"))
+    assert "too few labels" not in decided(corrected, metric="judge:helpful", win_rate=None).sentence
+    assert "too few labels" not in decided(lora, win_rate=None).sentence
+
+
+def shown(wins, **changes):
+    facts = [*alternatives(), tuned("lora", 0.40, -0.34, wins=wins)]
+    goal = TargetPolicy(win_rate=0.6, by="judge:./better.yaml")
+    given = {"closed_labels": True, "has_documents": False, "metric_name": "token_f1", "win_rate": 0.6}
+    decision = decide(facts, DecidePolicy(), **given)
+    return ExperimentReport(
+        "desk", "base", "token_f1", tuple(facts), decision=decision, declared=goal, policy=DecidePolicy()
+    )
+
+
+def test_a_report_shows_win_rates_in_its_table_its_gain_and_on_the_terminal():
+    report = shown(PEOPLE_RATED)
+    for text in (markdown(experiment_document(report)), terminal_html(report)):
+        assert "Win rates" in text or "win rate, %" in text
+        assert "70.0 [62, 78]" in text
+        assert "preferred to knn on" in " ".join(text.split())
+    table = next(s for s in experiment_document(report).sections if s.kind == "wins")
+    assert table.rows == [["lora", "knn", "people", "70.0 [62, 78]", "–", "200", "60.0"]]
+    open_ = next(s for s in experiment_document(shown(JUDGED)).sections if s.kind == "wins")
+    assert open_.rows[0][3] == "90.0 [86, 94] (80 more ratings needed)"
+    assert "a judge that too few ratings of people check yet" in markdown(experiment_document(shown(JUDGED)))
