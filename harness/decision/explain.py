@@ -8,9 +8,10 @@ from math import inf
 
 from harness import formatting, gating, plugins
 from harness.decision import economics, next_step
+from harness.decision.advice.guidance import need_sentences
+from harness.decision.advice.scenarios import scenario_sentence
 from harness.decision.arithmetic import Economics
 from harness.decision.family import Member
-from harness.decision.guidance import need_sentences
 from harness.decision.results import (
     FEW,
     UNCHECKED,
@@ -28,7 +29,6 @@ from harness.decision.results import (
     is_unchecked,
     passes_alone,
 )
-from harness.decision.scenarios import scenario_sentence
 from harness.decision.seeds import gain_label, n_seeds, spread_text
 from harness.decision.win_rate_goal import goal_sentences
 from harness.gating import Verdict

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from harness import formatting
+from harness.decision.advice.measured_reasons import why_not
 from harness.decision.changed_answers import measured_changes
-from harness.decision.measured_reasons import why_not
 from harness.decision.results import (
     Action,
     CandidateFacts,
