@@ -49,7 +49,7 @@ def _counts(wins: Wins, other: CandidateFacts) -> bool:
 
 
 class OpenRating(NamedTuple):
-    """What keeps a declared win rate from deciding, what to do then, and how many ratings are lacking."""
+    """Reason why a declared win rate may not decide, the step that mends it, and how many ratings that is."""
 
     why: str
     then: str
