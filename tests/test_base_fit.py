@@ -6,9 +6,9 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from math import prod
 
 import pytest
+from model_headers import decoder, write_headers
 from test_training import LLAMA_2_7B
 from typer.testing import CliRunner
 
@@ -17,28 +17,16 @@ from harness.cli.doctor import gigabytes
 from harness.errors import UserError
 from harness.experiment.preparation.base_fit import Asked, examine_base, ways
 from harness.models import memory
-
-ATTENTION = [(f"self_attn.{name}_proj", (4096, 4096)) for name in "qkvo"]
-MLP = [("mlp.gate_proj", (11008, 4096)), ("mlp.up_proj", (11008, 4096)), ("mlp.down_proj", (4096, 11008))]
-NORMS = [("input_layernorm", (4096,)), ("post_attention_layernorm", (4096,))]
+from harness.models.memory.shape import shape_of
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     """Write the configuration and headers of Llama-2-7B; its weights are a hole in the file."""
-    folder = tmp_path_factory.mktemp("llama")
-    (folder / "config.json").write_text(json.dumps(LLAMA_2_7B))
-    shapes = {"embed_tokens": (32000, 4096), "lm_head": (32000, 4096), "norm": (4096,)}
-    shapes |= {f"layers.{i}.{name}": s for i in range(32) for name, s in (*ATTENTION, *MLP, *NORMS)}
-    header, end = {}, 0
-    for name, shape in shapes.items():
-        begin, end = end, end + 2 * prod(shape)
-        header[f"{name}.weight"] = {"dtype": "F16", "shape": shape, "data_offsets": [begin, end]}
-    raw = json.dumps(header).encode()
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
-        file.truncate(8 + len(raw) + end)
-    return folder
+    sizes = decoder(
+        layers=32, hidden=4096, inner=11008, heads=32, kv_heads=32, head_dim=128, vocabulary=32000, tied=False
+    )
+    return write_headers(tmp_path_factory.mktemp("llama"), LLAMA_2_7B, sizes)
 
 
 def test_a_7b_model_in_fp16_with_and_without_checkpointing(llama):
@@ -124,14 +112,14 @@ MIXTURES = {
 def test_of_a_mixture_of_experts_the_active_parameters_are_those_of_its_card(name):
     total, active, config = MIXTURES[name]
     rest = {"num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 151936}
-    shape = memory.shape_of({**config, **rest}, total * 1e9)
+    shape = shape_of({**config, **rest}, total * 1e9)
     assert shape.active == pytest.approx(active * 1e9, rel=0.02)
 
 
 def test_experts_stay_in_16_bits_so_qlora_is_no_way():
     total, _, config = MIXTURES["Qwen3-30B-A3B"]
     rest = {"num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936}
-    shape = memory.shape_of({**config, **rest}, total * 1e9)
+    shape = shape_of({**config, **rest}, total * 1e9)
     assert memory.weights_gb(shape, "bf16", quantization="nf4") == pytest.approx(60, abs=1)
     qlora = [way for way in ways(shape, Asked(1000.0)) if way.name == "QLoRA"]
     assert [way.fits for way in qlora] == [False, False]
@@ -139,7 +127,7 @@ def test_experts_stay_in_16_bits_so_qlora_is_no_way():
 
 
 def test_a_loss_in_tiles_takes_no_more_for_a_larger_vocabulary():
-    shape = memory.shape_of(LLAMA_2_7B, 6.7e9)
+    shape = shape_of(LLAMA_2_7B, 6.7e9)
     for vocabulary in (64_000, 152_000):
         peak = memory.training_peak(shape._replace(vocabulary=vocabulary), 2e7, 8192, in_tiles=True)
         assert peak.logits == pytest.approx((2 * 4096 * 32_768 + 4 * 8192 * 4096) / 1e9)
@@ -178,6 +166,8 @@ def test_the_command_gives_the_same_as_json(llama):
         (["--base", "{base}", "--gpu", "0"], "--gpu: found 0"),
         (["--gpu", "24"], "--base: found nothing"),
         (["--base", "{base}", "--gpu", "24", "--precision", "fp8"], "--precision: found fp8"),
+        (["--base", "{base}", "--gpu", "24", "--tokens", "inf"], "--tokens: found inf"),
+        (["--base", "{base}", "--gpu", "24", "--hour-usd", "inf"], "--hour-usd: found inf"),
     ],
 )
 def test_what_the_command_cannot_use_is_refused(llama, arguments, said):

@@ -17,7 +17,8 @@ from harness.experiment.weights.training_fit import fit_work
 from harness.methods import gkd
 from harness.models.hardware import Memory
 from harness.models.hub import resolve
-from harness.models.memory import Shape, taught_gb
+from harness.models.memory import taught_gb
+from harness.models.memory.shape import Shape
 from harness.progress import Silent
 from harness.training import teacher_problem
 

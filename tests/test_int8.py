@@ -13,7 +13,8 @@ from harness.errors import UserError
 from harness.methods import lora
 from harness.models.hf import ModelHost, load_base
 from harness.models.hub import quantize, resolve
-from harness.models.memory import BYTES, Shape, weights_gb
+from harness.models.memory import BYTES, weights_gb
+from harness.models.memory.shape import Shape
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

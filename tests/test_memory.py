@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from harness.decision.economics import break_even
 from harness.models import memory
-from harness.models.memory import Shape
+from harness.models.memory.shape import Shape, shape_of
 from harness.spec import DecidePolicy
 
 LLAMA_7B = Shape(6738415616.0, 32, 4096, 11008, 32, 32, 128, 32000)
@@ -147,7 +147,7 @@ def test_a_shape_is_read_from_a_configuration_and_unknown_where_that_does_not_sa
         "vocab_size": 49152,
         "tie_word_embeddings": True,
     }
-    shape = memory.shape_of(config, 134_515_008)
+    shape = shape_of(config, 134_515_008)
     assert (shape.head_dim, shape.n_kv_heads, shape.in_embeddings) == (64, 3, 49152 * 576)
-    assert memory.shape_of({"hidden_size": 576}, 1) is None
-    assert memory.shape_of({"text_config": config}, 1).n_layers == 30
+    assert shape_of({"hidden_size": 576}, 1) is None
+    assert shape_of({"text_config": config}, 1).n_layers == 30

@@ -173,6 +173,7 @@ def base_document(found: "BaseFit") -> "ResultDocument":
     notes = [
         f"time of {count(asked.tokens)} training tokens, if they reach {share} % of {asked.tflops:g} TFLOP/s",
         *dict.fromkeys(f"{way.name}: {way.why_not}" for way in found.ways if way.why_not),
+        *found.notes,
     ]
     columns = ("method", "checkpointing", *Peak._fields, "in all", "fits", "time", "cost USD")
     fitting = list(dict.fromkeys(way.name for way in found.ways if way.fits))

@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import ConfigDict
 
 from harness.errors import Problem
-from harness.models.memory import Shape, lora_parameters
+from harness.models.memory import lora_parameters
+from harness.models.memory.shape import Shape
 from harness.plugins import Method
 from harness.spec import Recipe
 from harness.training import FitContext, SupervisedParams, Weights, adapter_weights, fine_tune

@@ -18,7 +18,7 @@ from harness.errors import CandidateFailed
 from harness.methods._signal_to_noise import scan_model, scanned, top_share
 from harness.models.deltas import matrices, save_delta
 from harness.models.hardware import dtype
-from harness.models.memory import Shape
+from harness.models.memory.shape import Shape
 from harness.plugins import Method
 from harness.records import Scanned
 from harness.training import FitContext, SupervisedParams, Weights, delta_digest, fine_tune

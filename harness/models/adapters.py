@@ -70,7 +70,8 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
 
 # Beside a quantised weight: its scales, zeros and order.
 _OF_QUANTIZATION = re.compile(
-    r"(^|[._])(qzeros|scales|g_idx|(weight|input)_scale(_inv)?|(nested_)?(absmax|quant_map)|quant_state\..*)$"
+    r"(^|[._])(qzeros|scales|g_idx|(weight|input)_scale(_inv|_2)?|weight_(zero_point|shape|global_scale)|"
+    r"input_global_scale|(nested_)?(absmax|quant_map)|quant_state\..*)$"
 )
 _EXPERT = re.compile(r"\.experts\.")
 
@@ -81,17 +82,17 @@ def parameters_of(tensors: Mapping[str, Tensor], bits: int = 4) -> dict[str, int
     `bits` is the width of a weight that AWQ and GPTQ pack into 32. Masks that old files keep are none.
     """
     return {
-        name: prod(tensor.shape) * _packed_in(name, tensor, tensors, bits)
+        name: int(prod(tensor.shape) * _packed_in(name, tensor, tensors, bits))
         for name, tensor in tensors.items()
         if not _OF_QUANTIZATION.search(name) and not (len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1))
     }
 
 
-def _packed_in(name: str, tensor: Tensor, tensors: Mapping[str, Tensor], bits: int) -> int:
+def _packed_in(name: str, tensor: Tensor, tensors: Mapping[str, Tensor], bits: int) -> float:
     """Return how many weights a number of a tensor holds."""
-    if name.endswith("qweight"):
-        return 32 // bits
-    is_half_bytes = name.endswith("_blocks") or f"{name}.absmax" in tensors
+    if name.endswith(("qweight", "weight_packed")) and tensor.dtype != "U8":
+        return 32 / bits
+    is_half_bytes = name.endswith(("_blocks", "weight_packed")) or f"{name}.absmax" in tensors
     return 2 if tensor.dtype == "U8" and is_half_bytes else 1
 
 

@@ -20,7 +20,14 @@ from harness.cache import cache_dir, memo
 from harness.errors import HarnessError, Problem, UserError, did_you_mean
 from harness.models.adapters import Tensor, expert_parameters, parameters_of, tensors_of
 from harness.models.chat_templates import put_template
-from harness.models.memory import Shape, shape_of
+from harness.models.memory.shape import (
+    UNPACKED,
+    Shape,
+    complete_config,
+    packed_bits,
+    quantization_method,
+    shape_of,
+)
 from harness.progress import quiet_libraries
 from harness.records import checksum, digest, parse_json
 from harness.spec import HUB
@@ -106,7 +113,7 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
                 "check the path",
             )
         )
-    _refuse_damaged([file for file in weights if file.suffix == ".safetensors"])
+    refuse_damaged(path)
     return ModelSource(
         name,
         path,
@@ -153,19 +160,31 @@ def chat_template(source: ModelSource) -> str:
 
 def expert_share(source: ModelSource) -> float:
     """Return the share of a base's parameters in experts, which transformers keeps as one tensor a layer."""
-    counted = parameters_of(stored_tensors(source.path), _bits(source.path))
+    counted = parameters_of(stored_tensors(source.path), packed_bits(config_of(source.path)))
     return expert_parameters(counted) / max(1, sum(counted.values()))
 
 
-def _refuse_damaged(files: Iterable[Path]) -> None:
-    """Refuse weights that are not whole, such as those of a download that ended early."""
-    problems = []
-    for file in files:
+def refuse_damaged(path: Path) -> None:
+    """Refuse weights that are not whole, such as those of a download that ended early.
+
+    Raises:
+        UserError: a file is cut short or none of safetensors, or one that the index names is missing.
+    """
+    problems, step = [], "copy or download it again"
+    for file in _safetensors(path):
         try:
             tensors_of(file)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            found = f"a damaged file ({error})"
-            problems.append(Problem(str(file), found, "whole safetensors", "copy or download it again"))
+            problems.append(Problem(str(file), f"a damaged file ({error})", "whole safetensors", step))
+    try:
+        named = set(parse_json((path / _INDEX).read_text("utf-8"))["weight_map"].values())
+    except FileNotFoundError:
+        named = set()
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        problems.append(Problem(str(path / _INDEX), f"a damaged file ({error})", "an index of weights", step))
+        named = set()
+    for name in sorted(name for name in named if not (path / name).exists()):
+        problems.append(Problem(str(path), f"no {name}, which {_INDEX} names", "all files of its weights", step))
     if problems:
         raise UserError(problems)
 
@@ -214,11 +233,16 @@ def architecture_difference(folder: Path, base: Path) -> str:
 
 
 def shape(source: ModelSource) -> Shape | None:
-    """Read a model's shape from its configuration; None where that does not say what is needed."""
-    if is_packed(source):
+    """Read a model's shape from its configuration; None where that does not say what is needed.
+
+    Files that transformers may unpack count as unpacked.
+    """
+    if is_packed(source) or source.name in NAMES:
         return _SHAPE
     try:
-        return shape_of(parse_json((source.path / "config.json").read_text("utf-8")), source.n_parameters)
+        config = config_of(source.path)
+        stored = 0 if quantization_method(config) in UNPACKED else weights_bytes(source.path)
+        return shape_of(config, source.n_parameters, stored)
     except (OSError, ValueError):
         return None
 
@@ -231,8 +255,7 @@ def active_parameters(source: ModelSource) -> float:
 
 def context_length(source: ModelSource) -> int | None:
     """Read from a model's configuration how many tokens it can read; None where that does not say."""
-    config = parse_json((source.path / "config.json").read_text("utf-8"))
-    longest = (config.get("text_config") or config).get("max_position_embeddings")
+    longest = complete_config(config_of(source.path)).get("max_position_embeddings")
     return longest if isinstance(longest, int) else None
 
 
@@ -278,23 +301,25 @@ def _weights_files(path: Path) -> list[Path]:
     return found
 
 
+def _safetensors(path: Path) -> list[Path]:
+    return [file for file in _weights_files(path) if file.match(_SAFETENSORS)]
+
+
 def stored_tensors(path: Path) -> dict[str, Tensor]:
     """List the tensors of a folder's safetensors, read from their headers alone."""
-    files = [file for file in _weights_files(path) if file.match(_SAFETENSORS)]
-    return {name: tensor for file in files for name, tensor in tensors_of(file).items()}
+    return {name: tensor for file in _safetensors(path) for name, tensor in tensors_of(file).items()}
 
 
-def _bits(path: Path) -> int:
-    """Return the bits of a weight of a quantised model, which AWQ and GPTQ call otherwise."""
-    said = parse_json((path / "config.json").read_text("utf-8")).get("quantization_config") or {}
-    return int(said.get("bits") or said.get("w_bit") or 4)
+def config_of(path: Path) -> dict[str, Any]:
+    """Read the configuration of a model's folder."""
+    return dict(parse_json((path / "config.json").read_text("utf-8")))
 
 
 def _count_parameters(path: Path) -> int:
     """Count the parameters by the safetensors' headers; of other files by size, and type in the config."""
-    if counted := sum(parameters_of(stored_tensors(path), _bits(path)).values()):
+    config = config_of(path)
+    if counted := sum(parameters_of(stored_tensors(path), packed_bits(config)).values()):
         return counted
-    config = parse_json((path / "config.json").read_text())
     four_bytes = "float32" in str(config.get("dtype", config.get("torch_dtype", "")))
     return max(1, weights_bytes(path) // (4 if four_bytes else 2))
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from harness.models.memory import Shape, lora_parameters
+from harness.models.memory import lora_parameters
+from harness.models.memory.shape import Shape
 from harness.progress import quiet_libraries
 from harness.spec import Spec
 from harness.training.context import FitContext, Weights, adapter_weights

@@ -20,7 +20,7 @@ from harness.evaluation.rows.row_sets import suite_sets
 from harness.experiment import standalone
 from harness.models.hardware import Machine, probe
 from harness.models.hf import HFCandidate
-from harness.models.memory import shape_of
+from harness.models.memory.shape import shape_of
 from harness.progress import Silent
 
 SCALE = float(os.environ.get("HARNESS_BENCH_SCALE", "1"))

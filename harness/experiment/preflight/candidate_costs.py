@@ -21,7 +21,7 @@ from harness.experiment.weights.training_fit import fit_work
 from harness.models import hub, memory
 from harness.models.hardware import Memory
 from harness.models.hf import ANSWERING
-from harness.models.memory import Shape
+from harness.models.memory.shape import Shape
 from harness.records import BLOCK, Run, TrainingRecord
 from harness.spec import Recipe
 

@@ -6,6 +6,7 @@ the tokens and the speed that are given.
 Source: as `models.memory`.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,16 @@ from harness.evaluation.session import Session
 from harness.models import hub, memory
 from harness.models.adapters import CONFIG, Tensor, expert_parameters, parameters_of
 from harness.models.hub import ModelSource
-from harness.models.memory import Peak, Shape
+from harness.models.memory import Peak
+from harness.models.memory.shape import (
+    UNPACKED,
+    Shape,
+    complete_config,
+    config_problems,
+    packed_bits,
+    quantization_method,
+    shape_of,
+)
 from harness.records import Run, parse_json
 from harness.spec import HUB
 
@@ -27,6 +37,8 @@ _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers finds it
 _THINKING = "enable_thinking"  # the variable of the templates of Qwen3, SmolLM3 and others
 _OF_EXPERTS = re.compile(r"expert|gate_up|(up|down)_proj|\bw[123]\b")  # as families call their matrices
 _WHOLE = "full fine-tuning"
+# Formats of quantised files on whose layers adapters train as they are; on those of others once unpacked.
+_ADAPTED = ("bitsandbytes", "gptq", "awq", "fp8", "hqq", "aqlm", "eetq")
 RANK = 16  # of the adapters that are estimated, as `lora` trains them unless it is told otherwise
 
 
@@ -62,7 +74,7 @@ class Way(NamedTuple):
 
 
 class BaseFit(NamedTuple):
-    """Result of the look at a base: its size and shape, and each way to use it."""
+    """Result of the look at a base: its size and shape, each way to use it, and what to know of its files."""
 
     name: str
     n_parameters: int
@@ -70,6 +82,7 @@ class BaseFit(NamedTuple):
     shape: Shape
     asked: Asked
     ways: tuple[Way, ...]
+    notes: tuple[str, ...] = ()
 
 
 def examine_base(name: str, asked: Asked) -> BaseFit:
@@ -77,44 +90,95 @@ def examine_base(name: str, asked: Asked) -> BaseFit:
 
     Raises:
         UserError: there is no such model, it is gated, or its configuration does not say enough;
-            or there is no such precision.
+            or something asked is no number or no precision.
     """
-    if asked.precision not in memory.BYTES:
-        expected = f"one of {', '.join(memory.BYTES)}"
-        raise UserError(Problem("--precision", asked.precision, expected, "leave it out"))
+    if problems := [*_unusable(asked)]:
+        raise UserError(problems)
     config, tensors = _headers(name)
-    bits = (config.get("quantization_config") or {}).get("bits") or 4
-    counted = parameters_of(tensors, int(bits))
-    shape = memory.shape_of(config, sum(counted.values()))
+    if problems := [*config_problems(config, f"--base {name}")]:
+        raise UserError(problems)
+    counted = parameters_of(tensors, packed_bits(config))
+    n_bytes = sum(tensor.end - tensor.begin for tensor in tensors.values())
+    shape = shape_of(config, sum(counted.values()), n_bytes)
     if shape is None or not counted:
         found = "a configuration without layers, widths or weights" if counted else "no safetensors"
-        expected = "config.json of a language model, and its weights as safetensors"
+        if complete_config(config).get("is_encoder_decoder"):
+            found = "an encoder with a decoder"
+        expected = "config.json of a causal language model, and its weights as safetensors"
         raise UserError(Problem(f"--base {name}", found, expected, "a language model of transformers"))
     if in_experts := expert_parameters(counted):
         shape = shape._replace(in_experts=float(in_experts))
-    return BaseFit(name, sum(counted.values()), shape.active, shape, asked, ways(shape, asked))
+    quantized = quantization_method(config)
+    notes = tuple(_notes(quantized))
+    return BaseFit(name, sum(counted.values()), shape.active, shape, asked, ways(shape, asked, quantized), notes)
 
 
-def ways(shape: Shape, asked: Asked) -> tuple[Way, ...]:
-    """Estimate prompting, and every training with and without gradient checkpointing."""
-    tokens = asked.batch * asked.length
-    prompting = memory.inference_peak(shape, tokens, asked.precision, read=tokens)
-    adapter = memory.lora_parameters(shape, RANK)
-    trained = (("LoRA", adapter, ""), ("QLoRA", adapter, "nf4"), (_WHOLE, shape.n_parameters, ""))
-    found = [Way("prompting", prompting, prompting.total <= asked.gpu_gb)]
-    for name, n_trained, quantization in trained:
+def _unusable(asked: Asked) -> Iterator[Problem]:
+    """Yield what of a question is no precision or no finite number."""
+    if asked.precision not in memory.BYTES:
+        yield Problem("--precision", asked.precision, f"one of {', '.join(memory.BYTES)}", "leave it out")
+    for option, value in (("tokens", asked.tokens), ("tflops", asked.tflops), ("hour-usd", asked.hour_usd)):
+        if value is not None and not math.isfinite(value):
+            yield Problem(f"--{option}", str(value), "a finite number", f"--{option} 100")
+
+
+def _notes(quantized: str) -> Iterator[str]:
+    """Yield what to know of files that are quantised."""
+    if quantized:
+        yield (
+            f"its files are quantised ({quantized}), and take the memory of their headers; QLoRA and "
+            f"{_WHOLE} take a base in 16 bits"
+        )
+    if quantized in UNPACKED:
+        yield UNPACKED[quantized]
+
+
+def ways(shape: Shape, asked: Asked, quantized: str = "") -> tuple[Way, ...]:
+    """Estimate prompting, and every training with and without gradient checkpointing.
+
+    Of files that are quantised, by the method of this name, as they are and unpacked to 16 bits.
+    """
+    found = []
+    for name, of in _forms("prompting", shape, quantized):
+        tokens = asked.batch * asked.length
+        prompting = memory.inference_peak(of, tokens, asked.precision, read=tokens)
+        found.append(Way(name, prompting, prompting.total <= asked.gpu_gb))
+    for name, of, quantization in _trainings(shape, quantized):
         for checkpointing in (True, False):
-            peak = memory.training_peak(
-                shape,
-                n_trained,
-                tokens,
-                asked.precision,
-                quantization=quantization,
-                checkpointing=checkpointing,
-                in_tiles=True,
-            )
-            found.append(_describe_training(name, peak, shape, asked, checkpointing, bool(quantization)))
+            found.append(_estimate_training(name, of, asked, checkpointing, quantization))
     return tuple(found)
+
+
+def _forms(name: str, shape: Shape, quantized: str) -> Iterator[tuple[str, Shape]]:
+    """Yield a way with the weights as their files are, and unpacked where that may happen."""
+    adapts = name == "prompting" or not quantized or quantized in _ADAPTED
+    if adapts:
+        yield name, shape
+    if quantized in UNPACKED or not adapts:
+        yield f"{name} (unpacked)", shape._replace(stored_bytes=0.0)
+
+
+def _trainings(shape: Shape, quantized: str) -> Iterator[tuple[str, Shape, str]]:
+    """Yield the trainings of a base by name, with its shape and what the weights are quantised to."""
+    for name, of in _forms("LoRA", shape, quantized):
+        yield name, of, ""
+    if not quantized:
+        yield "QLoRA", shape, "nf4"
+        yield _WHOLE, shape, ""
+
+
+def _estimate_training(name: str, shape: Shape, asked: Asked, checkpointing: bool, quantization: str) -> Way:
+    """Estimate a training's memory, and what forbids it."""
+    peak = memory.training_peak(
+        shape,
+        shape.n_parameters if name == _WHOLE else memory.lora_parameters(shape, RANK),
+        asked.batch * asked.length,
+        asked.precision,
+        quantization=quantization,
+        checkpointing=checkpointing,
+        in_tiles=True,
+    )
+    return _describe_training(name, peak, shape, asked, checkpointing, bool(quantization))
 
 
 def _describe_training(
@@ -139,15 +203,20 @@ def _training_s(name: str, shape: Shape, asked: Asked, checkpointing: bool) -> f
 
 
 def quantization_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield that quantising leaves a base mostly as it is: it takes linear layers, and no experts."""
+    """Yield what forbids quantising a base: its files are already, or it is mostly experts, which stay."""
+    where = f"candidate {candidate.name}"
     for base in dict.fromkeys((candidate.served_base, candidate.trained_base)):
         if not base.quantization or hub.is_packed(base):
             continue
-        if (share := hub.expert_share(base)) > memory.MOST_IN_EXPERTS:
+        said = quantization_method(hub.config_of(base.path))
+        if said not in ("", "bitsandbytes"):
+            found = f"{base.quantization} of {base.name}, whose files are quantised already ({said})"
+            yield Problem(where, found, "a base in 16 bits", "method: lora on the files as they are")
+        elif (share := hub.expert_share(base)) > memory.MOST_IN_EXPERTS:
             found = (
                 f"{base.quantization} of {base.name}, of which {share:.0%} are experts that stay in 16 bits"
             )
-            yield Problem(f"candidate {candidate.name}", found, "a base of linear layers", "method: lora")
+            yield Problem(where, found, "a base of linear layers", "method: lora")
 
 
 def marker_problems(candidate: ResolvedCandidate, *, chat: bool) -> Iterator[Problem]:
@@ -209,6 +278,7 @@ def _headers(name: str) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
         folder = hub.unpack()
     if not folder.is_dir():
         return hub.remote_headers(name.removeprefix(HUB), "--base")
+    hub.refuse_damaged(folder)
     try:
         return parse_json((folder / "config.json").read_text("utf-8")), hub.stored_tensors(folder)
     except (OSError, ValueError) as error:

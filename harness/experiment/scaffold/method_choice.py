@@ -17,7 +17,7 @@ from harness.formatting import count, size
 from harness.models import hub, memory
 from harness.models.hardware import Machine, Memory
 from harness.models.hub import ModelSource
-from harness.models.memory import Shape
+from harness.models.memory.shape import Shape
 
 # Parameters of an adapter of rank 16 on all linear layers of a Llama of 7 billion.
 AS_SMALL_AS_AN_ADAPTER = 40e6

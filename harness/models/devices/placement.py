@@ -45,7 +45,7 @@ def free_room(machine: Machine) -> Room:
 def weights_bytes(source: ModelSource, precision: str) -> float:
     """Return the bytes of a base's weights as it is served, by its size and shape."""
     shape = hub.shape(source)
-    if shape is None or not source.quantization:
+    if shape is None:
         return source.n_parameters * memory.BYTES[precision]
     return 1e9 * memory.weights_gb(shape, precision, quantization=source.quantization)
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from harness.formatting import size
 from harness.models.hub import resolve, shape, weights_bytes
-from harness.models.memory import Shape, lora_parameters
+from harness.models.memory import lora_parameters
+from harness.models.memory.shape import Shape
 from tests.studies.claims.claim import Measured
 
 EMBEDDED = "smollm2-135m"

@@ -7,8 +7,9 @@ Korthikanti et al. 2022 (arXiv:2205.05198) for activations, Dettmers et al. 2023
 (arXiv:2305.14314) for NF4, Kaplan et al. 2020 (arXiv:2001.08361) for operations.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from harness.models.memory.shape import Shape
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
 BITS = {"nf4": 4.127, "int8": 8.0}  # of a weight: NF4 with its scales quantised too, LLM.int8
@@ -26,86 +27,7 @@ OVERHEAD_GB = 3.0  # context of the GPU, its libraries, buffers, fragments
 
 # Quantising leaves experts as they are: of a model with a larger share of them it spares too little.
 MOST_IN_EXPERTS = 0.2
-# Families whose files hold all experts of a layer in one tensor, on which PEFT puts nothing unasked.
-_EXPERTS_IN_ONE = ("gpt_oss", "llama4_text")
-# What GPT-2 and its kin call otherwise.
-_LIKE_LLAMA = {
-    "n_layer": "num_hidden_layers",
-    "n_embd": "hidden_size",
-    "n_head": "num_attention_heads",
-    "n_inner": "intermediate_size",
-}
 _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-class Shape(NamedTuple):
-    """Shape of a decoder, on which its memory and its operations depend.
-
-    Of its parameters `in_experts` are in experts, of which a token passes those that are not `idle`. PEFT
-    puts adapters on `adapted_experts` of a layer, each `expert_width` wide.
-    """
-
-    n_parameters: float
-    n_layers: int
-    hidden: int
-    intermediate: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    vocabulary: int
-    tied: bool = False
-    in_experts: float = 0.0
-    idle: float = 0.0
-    adapted_experts: int = 0
-    expert_width: int = 0
-
-    @property
-    def active(self) -> float:
-        """Parameters that a token passes."""
-        return self.n_parameters - self.idle
-
-    @property
-    def in_embeddings(self) -> float:
-        """Parameters of the embeddings and the output layer, which quantisation leaves as they are."""
-        return (1 if self.tied else 2) * self.vocabulary * self.hidden
-
-
-def shape_of(config: Mapping[str, Any], n_parameters: float) -> Shape | None:
-    """Read a shape from transformers' configuration; None where it does not say what is needed."""
-    text = {
-        _LIKE_LLAMA.get(name, name): value for name, value in (config.get("text_config") or config).items()
-    }
-    try:
-        heads, hidden = int(text["num_attention_heads"]), int(text["hidden_size"])
-        experts = _experts(text, hidden)
-        return Shape(
-            n_parameters,
-            int(text["num_hidden_layers"]),
-            hidden,
-            int(text.get("intermediate_size") or 4 * hidden),
-            heads,
-            int(text.get("num_key_value_heads") or heads),
-            int(text.get("head_dim") or hidden // heads),
-            int(text["vocab_size"]),
-            bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", "n_embd" in config))),
-            *experts,
-        )
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def _experts(text: Mapping[str, Any], hidden: int) -> tuple[float, float, int, int]:
-    """Return the parameters in experts, three matrices each, those idle, adapted experts and their width."""
-    n_experts = text.get("num_experts") or text.get("num_local_experts") or text.get("n_routed_experts") or 0
-    if not n_experts:
-        return 0.0, 0.0, 0, 0
-    of_a_token = int(text.get("num_experts_per_tok") or text.get("experts_per_token") or n_experts)
-    n_layers = int(text["num_hidden_layers"]) - int(text.get("first_k_dense_replace") or 0)
-    n_layers -= len(text.get("mlp_only_layers") or ())
-    width = int(text.get("moe_intermediate_size") or text["intermediate_size"])
-    of_each = 3.0 * hidden * width * n_layers
-    adapted = 0 if text.get("model_type") in _EXPERTS_IN_ONE else n_experts
-    return n_experts * of_each, (n_experts - of_a_token) * of_each, adapted, width
 
 
 def lora_parameters(shape: Shape, r: int, modules: str | tuple[str, ...] = "all-linear") -> int:
@@ -133,9 +55,12 @@ def lora_parameters(shape: Shape, r: int, modules: str | tuple[str, ...] = "all-
 
 
 def weights_gb(shape: Shape, precision: str, *, quantization: str = "") -> float:
-    """Return the weights' size in GB; quantisation leaves embeddings, output layer and experts in 16 bits."""
+    """Return the weights' size in GB: as their files are where these are quantised.
+
+    Quantising leaves embeddings, output layer and experts in 16 bits.
+    """
     if not quantization:
-        return shape.n_parameters * BYTES[precision] / 1e9
+        return (shape.stored_bytes or shape.n_parameters * BYTES[precision]) / 1e9
     left = shape.in_embeddings + shape.in_experts
     quantised = max(shape.n_parameters - left, 0.0)
     return (quantised * BITS[quantization] / 8 + left * 2) / 1e9
@@ -199,8 +124,8 @@ def taught_gb(shape: Shape, teacher: Shape, tokens: float, precision: str = "bf1
 
 
 def kv_cache_bytes(shape: Shape, tokens: float, precision: str = "bf16") -> float:
-    """Return 2 L n_kv d_head bytes for each token that is kept while answers are generated."""
-    return 2 * shape.n_layers * shape.n_kv_heads * shape.head_dim * tokens * BYTES[precision]
+    """Return what all layers keep of each token while answers are generated: 2 L n_kv d_head numbers."""
+    return shape.n_layers * shape.kept * tokens * BYTES[precision]
 
 
 def inference_peak(

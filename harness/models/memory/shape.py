@@ -1,0 +1,229 @@
+"""Shape of a decoder, on which its memory and its operations depend, from transformers' configuration.
+
+Invariant: transformers itself fills in what a configuration leaves at its family's default; no weights are
+read and nothing is fetched. Of a family that it does not know, the configuration is taken as it is written.
+
+Source: `configuration_*.py` and the caches of `modeling_deepseek_v2.py` of transformers 5.23.
+"""
+
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple
+
+from harness.cache import memo
+from harness.errors import Problem
+from harness.records import digest
+
+# What is asked of a configuration, by Llama's name, and what families call it otherwise.
+_ASKED: dict[str, tuple[str, ...]] = {
+    "num_hidden_layers": (),
+    "hidden_size": (),
+    "num_attention_heads": (),
+    "num_key_value_heads": ("num_kv_heads",),
+    "intermediate_size": ("ffn_dim", "ffn_hidden_size"),
+    "num_experts": ("num_local_experts", "n_routed_experts"),
+    "num_experts_per_tok": ("experts_per_token",),
+    "head_dim": (),
+    "vocab_size": (),
+    "max_position_embeddings": (),
+    "tie_word_embeddings": (),
+    "multi_query": (),
+    "new_decoder_architecture": (),
+    "kv_lora_rank": (),
+    "qk_rope_head_dim": (),
+    "qk_nope_head_dim": (),
+    "moe_intermediate_size": (),
+    "first_k_dense_replace": (),
+    "mlp_only_layers": (),
+    "model_type": (),
+    "is_encoder_decoder": (),
+}
+# The same in the configuration as it is written, of GPT-2 and its kin.
+_LIKE_GPT_2 = {
+    "n_layer": "num_hidden_layers",
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_inner": "intermediate_size",
+}
+_NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
+_PACKED_BITS = (1, 2, 3, 4, 8)  # of a weight, of which several lie in a number of 32 bits
+# Formats of quantised files that transformers unpacks to 16 bits where it cannot compute with them, and where.
+UNPACKED = {
+    "fp8": "a GPU older than compute capability 8.9 (RTX 4090, H100) unpacks FP8 to 16 bits",
+    "mxfp4": (
+        "MXFP4 is unpacked to 16 bits by a GPU older than compute capability 7.5 (T4), without the packages "
+        "triton and kernels, and by every training"
+    ),
+}
+# Families whose files hold all experts of a layer in one tensor, on which PEFT puts nothing unasked.
+_EXPERTS_IN_ONE = ("gpt_oss", "llama4_text")
+
+
+class Shape(NamedTuple):
+    """Shape of a decoder, on which its memory and its operations depend.
+
+    Of its parameters `in_experts` are in experts, of which a token passes those that are not `idle`. PEFT
+    puts adapters on `adapted_experts` of a layer, each `expert_width` wide. A layer of multi-head latent
+    attention keeps `latent` numbers of a token, in place of keys and values. `stored_bytes` is the size of
+    files that are quantised, 0 of others.
+    """
+
+    n_parameters: float
+    n_layers: int
+    hidden: int
+    intermediate: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool = False
+    in_experts: float = 0.0
+    idle: float = 0.0
+    adapted_experts: int = 0
+    expert_width: int = 0
+    latent: int = 0
+    stored_bytes: float = 0.0
+
+    @property
+    def active(self) -> float:
+        """Parameters that a token passes."""
+        return self.n_parameters - self.idle
+
+    @property
+    def in_embeddings(self) -> float:
+        """Parameters of the embeddings and the output layer, which quantisation leaves as they are."""
+        return (1 if self.tied else 2) * self.vocabulary * self.hidden
+
+    @property
+    def kept(self) -> int:
+        """Numbers that a layer keeps of a token: its key and value of each head, or what both are made of."""
+        return self.latent or 2 * self.n_kv_heads * self.head_dim
+
+
+def shape_of(config: Mapping[str, Any], n_parameters: float, stored_bytes: float = 0.0) -> Shape | None:
+    """Read a shape from transformers' configuration; None where it does not say what is needed.
+
+    `stored_bytes` is the size of the weights' files, which counts where the configuration says that they
+    are quantised.
+    """
+    said = complete_config(config)
+    if any(said.get(name) is None for name in _NEEDED) or said.get("is_encoder_decoder"):
+        return None
+    try:
+        heads, hidden = int(said["num_attention_heads"]), int(said["hidden_size"])
+        latent = int(said.get("kv_lora_rank") or 0)
+        rotated = int(said.get("qk_rope_head_dim") or 0)
+        width = int(said.get("head_dim") or (hidden // heads if heads else 0))
+        one = bool(said.get("multi_query")) and not said.get("new_decoder_architecture")
+        return Shape(
+            n_parameters,
+            int(said["num_hidden_layers"]),
+            hidden,
+            _widest(said.get("intermediate_size")) or 4 * hidden,
+            heads,
+            1 if one else int(said.get("num_key_value_heads") or heads),
+            rotated + int(said.get("qk_nope_head_dim") or 0) if latent else width,
+            int(said["vocab_size"]),
+            bool(said.get("tie_word_embeddings")),
+            *_experts(said, hidden),
+            latent + rotated if latent else 0,
+            stored_bytes if quantization_method(config) else 0.0,
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _experts(said: Mapping[str, Any], hidden: int) -> tuple[float, float, int, int]:
+    """Return the parameters in experts, three matrices each, those idle, adapted experts and their width."""
+    n_experts = int(said.get("num_experts") or 0)
+    if not n_experts:
+        return 0.0, 0.0, 0, 0
+    of_a_token = int(said.get("num_experts_per_tok") or n_experts)
+    n_layers = int(said["num_hidden_layers"]) - int(said.get("first_k_dense_replace") or 0)
+    n_layers -= len(said.get("mlp_only_layers") or ())
+    width = _widest(said.get("moe_intermediate_size") or said["intermediate_size"])
+    of_each = 3.0 * hidden * width * n_layers
+    adapted = 0 if said.get("model_type") in _EXPERTS_IN_ONE else n_experts
+    return n_experts * of_each, (n_experts - of_a_token) * of_each, adapted, width
+
+
+def _widest(said: int | list[int] | None) -> int:
+    """Return a width, of families whose layers differ in it the largest; 0 where nothing is said."""
+    return int(max(said) if isinstance(said, list) else said or 0)
+
+
+def complete_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a configuration says of a decoder's shape, by Llama's names, with its family's defaults.
+
+    A family without attention has no heads: 0. What transformers says is remembered by its version.
+    """
+    try:
+        key = digest([config, version("transformers")])
+    except PackageNotFoundError:
+        return _as_written(config)
+    return memo("shapes", key, lambda: _by_transformers(config)) or _as_written(config)
+
+
+def _by_transformers(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Let transformers fill in a configuration; None where it does not know the family or refuses it."""
+    try:
+        from transformers import CONFIG_MAPPING
+    except ImportError:
+        return None
+    family = str(config.get("model_type", ""))
+    if family not in CONFIG_MAPPING:
+        return None
+    try:
+        text = CONFIG_MAPPING[family].from_dict(dict(config)).get_text_config(decoder=True)
+    except Exception:  # whatever a family's own code says of values that it does not expect
+        return None
+    values = {
+        name: next((v for one in (name, *others) if (v := getattr(text, one, None)) is not None), None)
+        for name, others in _ASKED.items()
+    }
+    if not hasattr(text, "num_attention_heads"):
+        values["num_attention_heads"] = 0
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _as_written(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename what a configuration says itself to Llama's names; GPT-2 ties its embeddings unasked."""
+    known = _LIKE_GPT_2 | {other: name for name, others in _ASKED.items() for other in others}
+    tied = {"tie_word_embeddings": config.get("tie_word_embeddings", "n_embd" in config)}
+    text = config.get("text_config") or config
+    return tied | {known.get(name, name): value for name, value in text.items()}
+
+
+def quantization_method(config: Mapping[str, Any]) -> str:
+    """Return what quantised a model's files, as transformers calls it; empty of files in 16 or 32 bits."""
+    said = config.get("quantization_config") or {}
+    return str(said.get("quant_method") or "unknown") if said else ""
+
+
+def packed_bits(config: Mapping[str, Any]) -> int:
+    """Return the bits of a packed weight, which AWQ and compressed-tensors call otherwise than GPTQ does."""
+    said = config.get("quantization_config") or {}
+    groups = (said.get("config_groups") or {}).values()
+    each = (said.get("bits"), said.get("w_bit"), *((one.get("weights") or {}).get("num_bits") for one in groups))
+    found = next((one for one in each if one is not None), None)
+    return found if found in _PACKED_BITS else 4
+
+
+def config_problems(config: Any, where: str) -> Iterator[Problem]:
+    """Yield what in a model's configuration is no configuration, or no number that a shape could have."""
+    step = "the config.json that was published with the model"
+    if not isinstance(config, Mapping):
+        yield Problem(where, f"config.json with a {type(config).__name__}", "an object of names and values", step)
+        return
+    for section in ("text_config", "quantization_config"):
+        if not isinstance(config.get(section) or {}, Mapping):
+            yield Problem(where, f"{section}: {config[section]!r}", "an object of names and values", step)
+            return
+    text = _as_written(config)
+    for name in _NEEDED:
+        if (value := text.get(name)) is not None and not (type(value) is int and value > 0):
+            yield Problem(where, f"{name}: {value!r}", "a positive whole number", step)
+    bits = (config.get("quantization_config") or {}).get("bits")
+    if bits is not None and bits not in _PACKED_BITS:
+        one_of = ", ".join(map(str, _PACKED_BITS))
+        yield Problem(where, f"quantization_config: {{bits: {bits!r}}}", f"one of {one_of}", step)
