@@ -25,7 +25,10 @@ def decoder(*, layers, hidden, inner, heads, kv_heads, head_dim, vocabulary, tie
     """Return the tensors of a decoder like Llama; `quantised(name, d_out, d_in)` those of a linear layer."""
     linear = quantised or (lambda name, *shape: {f"{name}.weight": ("BF16", shape)})
     queries, keys = heads * head_dim, kv_heads * head_dim
-    out = {"model.embed_tokens.weight": ("BF16", (vocabulary, hidden)), "model.norm.weight": ("BF16", (hidden,))}
+    out = {
+        "model.embed_tokens.weight": ("BF16", (vocabulary, hidden)),
+        "model.norm.weight": ("BF16", (hidden,)),
+    }
     if not tied:
         out["lm_head.weight"] = ("BF16", (vocabulary, hidden))
     for i in range(layers):

@@ -22,9 +22,9 @@ from harness.models.hub import (
     resolve,
     save_tokenizer,
     unpack,
-    weights_bytes,
     with_switches,
 )
+from harness.models.model_files import weights_bytes
 from harness.models.tokenization import encode
 
 

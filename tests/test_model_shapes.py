@@ -66,8 +66,19 @@ def test_what_transformers_keeps_of_a_token_in_latent_attention_is_what_is_count
     from transformers import DeepseekV2Config, DynamicCache
     from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Model
 
-    small = {**DEEPSEEK_V2_LITE, "num_hidden_layers": 2, "hidden_size": 32, "vocab_size": 64, "n_routed_experts": 4}
-    small |= {"num_attention_heads": 2, "num_key_value_heads": 2, "num_experts_per_tok": 2, "intermediate_size": 16}
+    small = {
+        **DEEPSEEK_V2_LITE,
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "vocab_size": 64,
+        "n_routed_experts": 4,
+    }
+    small |= {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 16,
+    }
     model = DeepseekV2Model(DeepseekV2Config.from_dict(small))
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
@@ -87,7 +98,9 @@ def test_what_transformers_keeps_of_a_token_in_latent_attention_is_what_is_count
 )
 def test_embeddings_that_are_tied_by_default_count_once(tmp_path, config, sizes, millions):
     names = ("layers", "hidden", "inner", "heads", "kv_heads", "head_dim", "vocabulary")
-    folder = write_headers(tmp_path / "base", config, decoder(**dict(zip(names, sizes, strict=True)), tied=True))
+    folder = write_headers(
+        tmp_path / "base", config, decoder(**dict(zip(names, sizes, strict=True)), tied=True)
+    )
     found = examine_base(str(folder), Asked(24.0))
     assert found.shape.in_embeddings / 1e6 == pytest.approx(millions[0], abs=4)
     assert (found.n_parameters - found.shape.in_embeddings) / 1e6 == pytest.approx(millions[1], abs=1)
@@ -197,7 +210,7 @@ def test_a_base_in_4_bits_is_placed_by_the_bytes_of_its_files(tmp_path):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ([], "config.json with a list"),
+        ([], "config.json: []"),
         ({**LLAMA_3_8B, "num_attention_heads": 0}, "num_attention_heads: 0"),
         ({**LLAMA_3_8B, "num_hidden_layers": -32}, "num_hidden_layers: -32"),
         ({**LLAMA_3_8B, "hidden_size": "4096"}, "hidden_size: '4096'"),
@@ -210,6 +223,9 @@ def test_a_configuration_that_no_model_has_is_refused_with_what_is_wrong_in_it(t
     write_headers(tmp_path, config, {"w": ("BF16", (4,))})
     with pytest.raises(UserError, match=said.replace("[", r"\[")):
         examine_base(str(tmp_path), Asked(24.0))
+    if "encoder" not in said:
+        with pytest.raises(UserError, match=said.replace("[", r"\[")):
+            hub.resolve(str(tmp_path))
 
 
 def test_a_family_that_transformers_does_not_know_is_read_as_it_is_written():

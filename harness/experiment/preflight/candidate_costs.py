@@ -22,6 +22,7 @@ from harness.models import hub, memory
 from harness.models.hardware import Memory
 from harness.models.hf import ANSWERING
 from harness.models.memory.shape import Shape
+from harness.models.model_files import weights_bytes
 from harness.records import BLOCK, Run, TrainingRecord
 from harness.spec import Recipe
 
@@ -82,7 +83,7 @@ def _cost(session: Session, name: str, suites: Asked, runs: Sequence[Run], room:
     own = _evaluation_work(session, [*target_sets(session, *asked), *more_target_sets(session, *asked)])
     answering = own.work + (suites.work if makes != "base" else Work())
     shape = hub.shape(candidate.base)
-    start_s = costs.start_s(hub.weights_bytes(candidate.base.path), session.machine.device)
+    start_s = costs.start_s(weights_bytes(candidate.base.path), session.machine.device)
     seconds = start_s + session.seconds(training + answering, candidate.base)
     cached = max(own.cached, suites.cached)
     peak_gb = None if shape is None else _peak_gb(session, candidate, shape, cached)

@@ -24,11 +24,11 @@ from harness.models.memory.shape import (
     UNPACKED,
     Shape,
     complete_config,
-    config_problems,
     packed_bits,
     quantization_method,
     shape_of,
 )
+from harness.models.model_files import read_config, refuse_damaged, stored_tensors
 from harness.records import Run, parse_json
 from harness.spec import HUB
 
@@ -95,8 +95,6 @@ def examine_base(name: str, asked: Asked) -> BaseFit:
     if problems := [*_unusable(asked)]:
         raise UserError(problems)
     config, tensors = _headers(name)
-    if problems := [*config_problems(config, f"--base {name}")]:
-        raise UserError(problems)
     counted = parameters_of(tensors, packed_bits(config))
     n_bytes = sum(tensor.end - tensor.begin for tensor in tensors.values())
     shape = shape_of(config, sum(counted.values()), n_bytes)
@@ -110,7 +108,9 @@ def examine_base(name: str, asked: Asked) -> BaseFit:
         shape = shape._replace(in_experts=float(in_experts))
     quantized = quantization_method(config)
     notes = tuple(_notes(quantized))
-    return BaseFit(name, sum(counted.values()), shape.active, shape, asked, ways(shape, asked, quantized), notes)
+    return BaseFit(
+        name, sum(counted.values()), shape.active, shape, asked, ways(shape, asked, quantized), notes
+    )
 
 
 def _unusable(asked: Asked) -> Iterator[Problem]:
@@ -143,9 +143,11 @@ def ways(shape: Shape, asked: Asked, quantized: str = "") -> tuple[Way, ...]:
         tokens = asked.batch * asked.length
         prompting = memory.inference_peak(of, tokens, asked.precision, read=tokens)
         found.append(Way(name, prompting, prompting.total <= asked.gpu_gb))
-    for name, of, quantization in _trainings(shape, quantized):
-        for checkpointing in (True, False):
-            found.append(_estimate_training(name, of, asked, checkpointing, quantization))
+    found += [
+        _estimate_training(name, of, asked, checkpointing, quantization)
+        for name, of, quantization in _trainings(shape, quantized)
+        for checkpointing in (True, False)
+    ]
     return tuple(found)
 
 
@@ -208,7 +210,7 @@ def quantization_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
     for base in dict.fromkeys((candidate.served_base, candidate.trained_base)):
         if not base.quantization or hub.is_packed(base):
             continue
-        said = quantization_method(hub.config_of(base.path))
+        said = quantization_method(read_config(base.path))
         if said not in ("", "bitsandbytes"):
             found = f"{base.quantization} of {base.name}, whose files are quantised already ({said})"
             yield Problem(where, found, "a base in 16 bits", "method: lora on the files as they are")
@@ -278,10 +280,6 @@ def _headers(name: str) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
         folder = hub.unpack()
     if not folder.is_dir():
         return hub.remote_headers(name.removeprefix(HUB), "--base")
-    hub.refuse_damaged(folder)
-    try:
-        return parse_json((folder / "config.json").read_text("utf-8")), hub.stored_tensors(folder)
-    except (OSError, ValueError) as error:
-        found = f"a folder that cannot be read ({error})"
-        problem = Problem(f"--base {name}", found, "config.json and whole safetensors", "check the path")
-        raise UserError(problem) from None
+    config = read_config(folder)
+    refuse_damaged(folder)
+    return config, stored_tensors(folder)

@@ -47,7 +47,7 @@ _LIKE_GPT_2 = {
 }
 _NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
 _PACKED_BITS = (1, 2, 3, 4, 8)  # of a weight, of which several lie in a number of 32 bits
-# Formats of quantised files that transformers unpacks to 16 bits where it cannot compute with them, and where.
+# Formats of quantised files that transformers unpacks to 16 bits where it cannot compute with them.
 UNPACKED = {
     "fp8": "a GPU older than compute capability 8.9 (RTX 4090, H100) unpacks FP8 to 16 bits",
     "mxfp4": (
@@ -167,6 +167,7 @@ def complete_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _by_transformers(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """Let transformers fill in a configuration; None where it does not know the family or refuses it."""
     try:
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import CONFIG_MAPPING
     except ImportError:
         return None
@@ -175,7 +176,7 @@ def _by_transformers(config: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     try:
         text = CONFIG_MAPPING[family].from_dict(dict(config)).get_text_config(decoder=True)
-    except Exception:  # whatever a family's own code says of values that it does not expect
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StrictDataclassError):
         return None
     values = {
         name: next((v for one in (name, *others) if (v := getattr(text, one, None)) is not None), None)
@@ -196,34 +197,37 @@ def _as_written(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def quantization_method(config: Mapping[str, Any]) -> str:
     """Return what quantised a model's files, as transformers calls it; empty of files in 16 or 32 bits."""
-    said = config.get("quantization_config") or {}
+    said = _quantization(config)
     return str(said.get("quant_method") or "unknown") if said else ""
 
 
 def packed_bits(config: Mapping[str, Any]) -> int:
     """Return the bits of a packed weight, which AWQ and compressed-tensors call otherwise than GPTQ does."""
-    said = config.get("quantization_config") or {}
+    said = _quantization(config)
     groups = (said.get("config_groups") or {}).values()
-    each = (said.get("bits"), said.get("w_bit"), *((one.get("weights") or {}).get("num_bits") for one in groups))
-    found = next((one for one in each if one is not None), None)
-    return found if found in _PACKED_BITS else 4
+    found = [said.get("bits"), said.get("w_bit"), *((g.get("weights") or {}).get("num_bits") for g in groups)]
+    bits = next((one for one in found if one is not None), None)
+    return int(bits) if bits in _PACKED_BITS else 4
+
+
+def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    said = config.get("quantization_config")
+    return said if isinstance(said, Mapping) else {}
 
 
 def config_problems(config: Any, where: str) -> Iterator[Problem]:
     """Yield what in a model's configuration is no configuration, or no number that a shape could have."""
     step = "the config.json that was published with the model"
-    if not isinstance(config, Mapping):
-        yield Problem(where, f"config.json with a {type(config).__name__}", "an object of names and values", step)
-        return
-    for section in ("text_config", "quantization_config"):
-        if not isinstance(config.get(section) or {}, Mapping):
-            yield Problem(where, f"{section}: {config[section]!r}", "an object of names and values", step)
+    whole = config if isinstance(config, Mapping) else {"config.json": config}
+    for section in ("config.json", "text_config", "quantization_config"):
+        if not isinstance(whole.get(section) or {}, Mapping) or whole.get(section) == []:
+            yield Problem(where, f"{section}: {whole[section]!r}", "an object of names and values", step)
             return
-    text = _as_written(config)
+    text = _as_written(whole)
     for name in _NEEDED:
         if (value := text.get(name)) is not None and not (type(value) is int and value > 0):
             yield Problem(where, f"{name}: {value!r}", "a positive whole number", step)
-    bits = (config.get("quantization_config") or {}).get("bits")
+    bits = _quantization(whole).get("bits")
     if bits is not None and bits not in _PACKED_BITS:
         one_of = ", ".join(map(str, _PACKED_BITS))
         yield Problem(where, f"quantization_config: {{bits: {bits!r}}}", f"one of {one_of}", step)

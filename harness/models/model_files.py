@@ -1,0 +1,90 @@
+"""Files of a model's folder: its configuration, and its weights by their names and headers.
+
+Invariant: no weights are read. Of weights in several forms those that transformers reads count.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from harness.errors import Problem, UserError
+from harness.models.adapters import Tensor, tensors_of
+from harness.models.memory.shape import config_problems
+from harness.records import parse_json
+
+SAFETENSORS = "*.safetensors"
+_INDEX, _WHOLE = "model.safetensors.index.json", "model.safetensors"
+_TWICE = "consolidated*"  # Mistral's own form of the weights that lie beside it in shards
+_AGAIN = "copy or download it again"
+
+
+def find_matching(path: Path, patterns: Iterable[str]) -> list[Path]:
+    """List the files of a folder whose names match a pattern, each once, by name."""
+    return sorted({p for pattern in patterns for p in path.glob(pattern)})
+
+
+def weights_files(path: Path) -> list[Path]:
+    """List the files of weights that transformers reads, or would if the others were not there."""
+    found = find_matching(path, (SAFETENSORS, "*.bin"))
+    if (path / _INDEX).exists() or (path / _WHOLE).exists():
+        return [file for file in found if not file.match(_TWICE)]
+    return found
+
+
+def weights_bytes(folder: Path) -> int:
+    """Return the bytes that the weights of a model take on disk."""
+    return sum(file.stat().st_size for file in weights_files(folder))
+
+
+def stored_tensors(path: Path) -> dict[str, Tensor]:
+    """List the tensors of a folder's safetensors, read from their headers alone."""
+    return {name: tensor for file in _safetensors(path) for name, tensor in tensors_of(file).items()}
+
+
+def _safetensors(path: Path) -> list[Path]:
+    return [file for file in weights_files(path) if file.match(SAFETENSORS)]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read the configuration of a model's folder.
+
+    Raises:
+        UserError: it is not there or no JSON, or holds what no model has.
+    """
+    file = path / "config.json"
+    try:
+        config = parse_json(file.read_text("utf-8"))
+    except FileNotFoundError:
+        found = Problem(str(path), "no config.json", "a model saved by save_pretrained", "check the path")
+        raise UserError(found) from None
+    except ValueError as error:
+        found = Problem(str(file), f"no JSON ({error})", "the configuration of a model", _AGAIN)
+        raise UserError(found) from None
+    if problems := [*config_problems(config, str(path))]:
+        raise UserError(problems)
+    return dict(config)
+
+
+def refuse_damaged(path: Path) -> None:
+    """Refuse weights that are not whole, such as those of a download that ended early.
+
+    Raises:
+        UserError: a file is cut short or none of safetensors, or one that the index names is missing.
+    """
+    problems = []
+    for file in _safetensors(path):
+        try:
+            tensors_of(file)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            problems.append(Problem(str(file), f"a damaged file ({error})", "whole safetensors", _AGAIN))
+    missing, index = [], path / _INDEX
+    if index.exists():
+        try:
+            named = set(parse_json(index.read_text("utf-8"))["weight_map"].values())
+            missing = sorted(name for name in named if not (path / name).exists())
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            problems.append(Problem(str(index), f"a damaged file ({error})", "an index of weights", _AGAIN))
+    expected = "all files of its weights"
+    problems += [Problem(str(path), f"no {name}, which {_INDEX} names", expected, _AGAIN) for name in missing]
+    if problems:
+        raise UserError(problems)
