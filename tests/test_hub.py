@@ -24,7 +24,7 @@ from harness.models.hub import (
     unpack,
     with_switches,
 )
-from harness.models.model_files import weights_bytes
+from harness.models.model_folder import weights_bytes
 from harness.models.tokenization import encode
 
 

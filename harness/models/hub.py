@@ -28,7 +28,7 @@ from harness.models.memory.shape import (
     quantization_method,
     shape_of,
 )
-from harness.models.model_files import (
+from harness.models.model_folder import (
     SAFETENSORS,
     find_matching,
     read_config,

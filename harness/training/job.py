@@ -20,7 +20,7 @@ from harness.errors import HarnessError, Problem, UserError
 from harness.models import hardware
 from harness.models.hardware import Load, Machine
 from harness.models.hub import ModelSource, has_tokenizer, load_tokenizer
-from harness.models.model_files import weights_bytes
+from harness.models.model_folder import weights_bytes
 from harness.progress import Advance
 from harness.provenance.code_versions import versions_of
 from harness.records import Example, canonical_json, load, without_defaults

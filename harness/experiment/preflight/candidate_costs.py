@@ -22,7 +22,7 @@ from harness.models import hub, memory
 from harness.models.hardware import Memory
 from harness.models.hf import ANSWERING
 from harness.models.memory.shape import Shape
-from harness.models.model_files import weights_bytes
+from harness.models.model_folder import weights_bytes
 from harness.records import BLOCK, Run, TrainingRecord
 from harness.spec import Recipe
 

@@ -28,7 +28,7 @@ from harness.models.memory.shape import (
     quantization_method,
     shape_of,
 )
-from harness.models.model_files import read_config, refuse_damaged, stored_tensors
+from harness.models.model_folder import read_config, refuse_damaged, stored_tensors
 from harness.records import Run, parse_json
 from harness.spec import HUB
 

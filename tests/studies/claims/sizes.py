@@ -7,7 +7,7 @@ from harness.formatting import size
 from harness.models.hub import resolve, shape
 from harness.models.memory import lora_parameters
 from harness.models.memory.shape import Shape
-from harness.models.model_files import weights_bytes
+from harness.models.model_folder import weights_bytes
 from tests.studies.claims.claim import Measured
 
 EMBEDDED = "smollm2-135m"
