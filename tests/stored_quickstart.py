@@ -17,8 +17,9 @@ from harness.experiment import Scope, prepare_session
 from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.experiment.weights.weights_folder import folder_of
 from harness.models.hub import ModelSource
+from harness.models.tokenization import PromptEncoder
 from harness.progress import Silent
-from harness.records import Encoded, Likelihood, Limits, Output, digest
+from harness.records import Encoded, Likelihood, Limits, Output, PromptText, digest
 from harness.report import ExperimentReport
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +67,7 @@ class Host:
         yield ByChance(self._known, weights_digest)
 
 
-class ByChance:
+class ByChance(PromptEncoder):
     """A candidate that knows what is right and says it by chance; a prompt's ids are its bytes."""
 
     engine = "text"
@@ -76,9 +77,12 @@ class ByChance:
     def __init__(self, known: Mapping[str, str], weights_digest: str) -> None:
         self._known, self.weights_digest = known, weights_digest
 
-    def encode(self, messages: Sequence, continuation: str = "", *, chat_template: bool = True) -> Encoded:
-        asked = messages[-1]["content"] if messages else ""
-        return Encoded(tuple(asked.encode()), tuple(continuation.encode()))
+    def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
+        asked = [one.messages[-1]["content"] if one.messages else "" for one in prompts]
+        return [
+            Encoded(tuple(text.encode()), tuple(one.continuation.encode()))
+            for text, one in zip(asked, prompts, strict=True)
+        ]
 
     def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
         return [self._answer(bytes(prompt).decode()) for prompt in prompts]

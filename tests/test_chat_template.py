@@ -11,8 +11,9 @@ from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
 from harness.models.chat_templates import template_names
 from harness.models.hub import load_tokenizer
-from harness.models.tokenization import encode
+from harness.models.tokenization import encode_all
 from harness.progress import Silent
+from harness.records import PromptText
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -70,7 +71,7 @@ def test_a_named_template_begins_as_the_tokenizer_does_and_ends_turns_by_what_it
     tmp_path, base, name, written
 ):
     tokenizer = load_tokenizer(session_of(tmp_path, base, f"chat_template={name}").source)
-    assert tokenizer.decode(encode(tokenizer, ASKED).context) == written
+    assert tokenizer.decode(encode_all(tokenizer, [PromptText(ASKED)])[0].context) == written
     whole = tokenizer.apply_chat_template(
         [*ASKED, {"role": "assistant", "content": "Monday."}], tokenize=False
     )

@@ -25,7 +25,8 @@ from harness.models.hub import (
     with_switches,
 )
 from harness.models.model_folder import weights_bytes
-from harness.models.tokenization import encode
+from harness.models.tokenization import encode_all
+from harness.records import PromptText
 
 
 @pytest.fixture
@@ -247,7 +248,7 @@ def asked_with(folder, **switches):
     source = with_switches(resolve(str(folder)), switches)
     messages = [{"role": "user", "content": "Where is my parcel?"}]
     tokenizer = load_tokenizer(source)
-    return tokenizer.decode(encode(tokenizer, messages).context), source.template_digest
+    return tokenizer.decode(encode_all(tokenizer, [PromptText(messages)])[0].context), source.template_digest
 
 
 def test_a_switch_of_the_chat_template_does_what_was_said(tmp_path, empty_cache):
@@ -267,8 +268,8 @@ def test_a_switch_stays_with_the_tokenizer_that_is_saved(tmp_path, empty_cache):
     load_tokenizer(source).save_pretrained(tmp_path / "saved")
     messages = [{"role": "user", "content": "Yes?"}]
     saved = load_tokenizer(source._replace(path=tmp_path / "saved"))
-    again = encode(saved, messages)
-    assert again == encode(load_tokenizer(source), messages)
+    again = encode_all(saved, [PromptText(messages)])
+    assert again == encode_all(load_tokenizer(source), [PromptText(messages)])
 
 
 def test_equal_files_elsewhere_have_the_same_digests(tiny, copy):

@@ -19,8 +19,9 @@ from harness.experiment import Scope, prepare_session
 from harness.experiment.curves.data_scaling import SHARES
 from harness.experiment.weights.weights_folder import folder_of
 from harness.models.hub import ModelSource
+from harness.models.tokenization import PromptEncoder
 from harness.progress import Silent
-from harness.records import Encoded, Limits, Output, digest
+from harness.records import Encoded, Limits, Output, PromptText, digest
 from harness.report import ExperimentReport
 
 GOOD, BAD = "gimlet", "nothing"
@@ -108,7 +109,7 @@ def _rows(path: Path, content: list[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in content))
 
 
-class Oracle:
+class Oracle(PromptEncoder):
     """A candidate that answers by rule; its token ids are the bytes of the messages as JSON.
 
     One that is `tuned` has learned from `n_train` rows.
@@ -121,8 +122,11 @@ class Oracle:
     def __init__(self, truth: Truth, weights_digest: str, tuned: bool, n_train: int = 0) -> None:
         self.truth, self.weights_digest, self.tuned, self.n_train = truth, weights_digest, tuned, n_train
 
-    def encode(self, messages: Sequence, continuation: str = "", *, chat_template: bool = True) -> Encoded:
-        return Encoded(tuple(json.dumps(list(messages)).encode()), tuple(continuation.encode()))
+    def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
+        return [
+            Encoded(tuple(json.dumps(list(one.messages)).encode()), tuple(one.continuation.encode()))
+            for one in prompts
+        ]
 
     def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
         return [self._output(json.loads(bytes(prompt))) for prompt in prompts]

@@ -26,6 +26,7 @@ from harness.records import (
     Limits,
     Message,
     Output,
+    PromptText,
     RowsIdentity,
     Sample,
     SampleResult,
@@ -78,18 +79,51 @@ def wrap_prompt(example: Example, system: str | None, template: str | None) -> E
     return replace(example, messages=messages)
 
 
-def evaluate_block(candidate: Candidate, job: Job, index: int) -> list[SampleResult]:
-    """Ask the candidate one block of items and score what it answers."""
+class EncodedItem(NamedTuple):
+    """Token ids of an item: its context, and what is scored after it, each choice or a whole text."""
+
+    context: Encoded
+    scored: tuple[Encoded, ...] = ()
+
+
+def encode_block(candidate: Candidate, job: Job, index: int) -> list[EncodedItem]:
+    """Turn all that the candidate is asked in one block of items into token ids."""
     examples = job.examples[index * BLOCK : (index + 1) * BLOCK]
-    chat = job.task.chat_template and job.task.kind != "bits_per_byte"  # a whole text answers nobody
-    contexts = [candidate.encode(e.messages, chat_template=chat) for e in examples]
+    prompts = [_prompts(job, example) for example in examples]
+    ids = iter(candidate.encode_all([one for of_item in prompts for one in of_item]))
+    return [EncodedItem(next(ids), tuple(next(ids) for _ in of_item[1:])) for of_item in prompts]
+
+
+def _prompts(job: Job, example: Example) -> list[PromptText]:
+    """List an item's context, then what is scored after it."""
+    messages, chat = example.messages, job.task.chat_template
+    is_text = job.task.kind == "bits_per_byte"  # a whole text answers nobody
+    scored: list[PromptText] = []
+    if _is_ranked(job, example):
+        gap = "" if chat or not messages else " "
+        scored = [PromptText(messages, gap + choice, chat) for choice in example.choices]
+    elif is_text:
+        scored = [PromptText((), example.references[0], chat_template=False)]
+    return [PromptText(messages, "", chat and not is_text), *scored]
+
+
+def _is_ranked(job: Job, example: Example) -> bool:
+    return bool(example.choices) and (job.task.kind == "choice" or job.answer == "rank")
+
+
+def evaluate_block(
+    candidate: Candidate, job: Job, index: int, encoded: Sequence[EncodedItem] = ()
+) -> list[SampleResult]:
+    """Ask the candidate one block of items, which may be `encoded` already, and score what it answers."""
+    examples = job.examples[index * BLOCK : (index + 1) * BLOCK]
+    items = encoded or encode_block(candidate, job, index)
     outputs: dict[int, Output] = {}
     merged: dict[int, bool] = {}
     for route in (_too_long, _rank, _whole_texts, _generate):
         left = [i for i in range(len(examples)) if i not in outputs]
-        outputs.update(route(candidate, job, examples, contexts, left, merged))
+        outputs.update(route(candidate, job, examples, items, left, merged))
     return [
-        _row(job, index * BLOCK + i, e, contexts[i], outputs[i], merged.get(i, False))
+        _row(job, index * BLOCK + i, e, items[i].context, outputs[i], merged.get(i, False))
         for i, e in enumerate(examples)
     ]
 
@@ -101,13 +135,13 @@ def _too_long(
     candidate: Candidate,
     job: Job,
     examples: Sequence[Example],
-    contexts: Sequence[Encoded],
+    items: Sequence[EncodedItem],
     left: Sequence[int],
     merged: dict[int, bool],
 ) -> Route:
     """A prompt that does not fit is an error row: counted, never cut."""
     room = candidate.max_context - (job.task.max_new_tokens if job.task.kind == "generate" else 0)
-    return {i: _unfit(n, room) for i in left if (n := len(contexts[i].context)) > room}
+    return {i: _unfit(n, room) for i in left if (n := len(items[i].context.context)) > room}
 
 
 def _unfit(n_tokens: int, room: int) -> Output:
@@ -123,19 +157,15 @@ def _rank(
     candidate: Candidate,
     job: Job,
     examples: Sequence[Example],
-    contexts: Sequence[Encoded],
+    items: Sequence[EncodedItem],
     left: Sequence[int],
     merged: dict[int, bool],
 ) -> Route:
     """Rank an item's choices by log-likelihood: choice tasks, and closed sets under `answer: rank`."""
-    wanted = [i for i in left if examples[i].choices and (job.task.kind == "choice" or job.answer == "rank")]
-    if not wanted:
+    encoded = {i: items[i].scored for i in left if _is_ranked(job, examples[i])}
+    if not encoded:
         return {}
-    encoded = {
-        i: [_encode_choice(candidate, job, examples[i], choice) for choice in examples[i].choices]
-        for i in wanted
-    }
-    room = candidate.max_context
+    wanted, room = list(encoded), candidate.max_context
     unfit = {i: _unfit(n, room) for i in wanted if (n := max(map(_size, encoded[i]))) > room}
     wanted = [i for i in wanted if i not in unfit]
     merged.update({i: any(e.merged for e in encoded[i]) for i in wanted})
@@ -150,7 +180,7 @@ def _whole_texts(
     candidate: Candidate,
     job: Job,
     examples: Sequence[Example],
-    contexts: Sequence[Encoded],
+    items: Sequence[EncodedItem],
     left: Sequence[int],
     merged: dict[int, bool],
 ) -> Route:
@@ -158,7 +188,7 @@ def _whole_texts(
     if job.task.kind != "bits_per_byte":
         return {}
     room = candidate.max_context
-    encoded = {i: candidate.encode((), examples[i].references[0], chat_template=False) for i in left}
+    encoded = {i: items[i].scored[0] for i in left}
     unfit = {i: _unfit(n, room) for i, e in encoded.items() if (n := _size(e)) > room}
     fit = {i: e for i, e in encoded.items() if i not in unfit}
     start = time.perf_counter()
@@ -181,22 +211,16 @@ def _generate(
     candidate: Candidate,
     job: Job,
     examples: Sequence[Example],
-    contexts: Sequence[Encoded],
+    items: Sequence[EncodedItem],
     left: Sequence[int],
     merged: dict[int, bool],
 ) -> Route:
     if job.decoding is not None:
-        asked = [Asked(examples[i], contexts[i]) for i in left]
+        asked = [Asked(examples[i], items[i].context) for i in left]
         return dict(zip(left, draw_answers(candidate, job.task, job.decoding, asked), strict=True))
     limits = Limits(job.task.max_new_tokens, job.task.stop)
-    answers = candidate.generate([contexts[i].context for i in left], limits) if left else []
+    answers = candidate.generate([items[i].context.context for i in left], limits) if left else []
     return dict(zip(left, answers, strict=True))
-
-
-def _encode_choice(candidate: Candidate, job: Job, example: Example, choice: str) -> Encoded:
-    chat = job.task.chat_template
-    gap = "" if chat or not example.messages else " "
-    return candidate.encode(example.messages, gap + choice, chat_template=chat)
 
 
 def _choice(

@@ -8,6 +8,7 @@ rows they are made of.
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from harness.evaluation.costs import Work
 from harness.evaluation.judges.grade_reading import GradeReader, Ungraded
 from harness.evaluation.openers import OPENERS
 from harness.evaluation.rows.answer_rewards import Rewards, ask_rewards, stored_rewards
+from harness.evaluation.rows.encoded_blocks import encode_blocks
 from harness.evaluation.rows.row_sets import RowSet, is_there, work_of
 from harness.evaluation.session import Measured, Session
 from harness.models import openai_api
@@ -28,7 +30,7 @@ from harness.models.batching import common_length
 from harness.models.hardware import Load, cpu_kernels, load
 from harness.models.hf import Candidate
 from harness.models.hub import ModelSource
-from harness.records import BLOCK, Example, Output, RowsIdentity, Sample, SampleResult
+from harness.records import BLOCK, Example, Output, PromptText, RowsIdentity, Sample, SampleResult
 from harness.spec import DATA_FILES, Fields, Task
 from harness.training import Weights
 
@@ -52,16 +54,19 @@ def _fill(session: Session, candidate: Candidate, rows: RowSet, name: str, contr
     job, came_from = rows.job(), origin(session, control)
     done = store.stored_blocks(session.store, job.identity, rows.ids)
     work, times = work_of(job), []
+    missing = [index for index in range(job.n_blocks) if index not in done]
+    encode = partial(rows.measured.encode, candidate, job)
+    ahead = session.machine.device != "cpu" or openai_api.is_endpoint(candidate.engine)
     with session.progress.stage(f"{name}: {rows.name}", session.seconds(work)) as advance:
-        for index in range(job.n_blocks):
-            if index not in done:
-                start = load()
-                block = rows.measured.evaluate(candidate, job, index)
-                times.append(load().since(start))
-                here = came_from._replace(contended=session.is_worker or times[-1].is_contended())
-                store.keep_origin(session.store, job.identity.digest, index, here)
-                store.append_block(session.store, job.identity, index, block)
+        start = load()
+        for index, encoded in encode_blocks(encode, missing, ahead=ahead):
+            block = rows.measured.evaluate(candidate, job, index, encoded)
+            times.append(load().since(start))
+            here = came_from._replace(contended=session.is_worker or times[-1].is_contended())
+            store.keep_origin(session.store, job.identity.digest, index, here)
+            store.append_block(session.store, job.identity, index, block)
             advance(index + 1, job.n_blocks)
+            start = load()
     store.complete_rows(session.store, job.identity, len(rows.ids))
     if not (done or session.is_worker):
         _learn_pace(session, job, work, times)
@@ -254,4 +259,5 @@ def shared_tokens(candidate: Candidate, job: Job) -> int:
     if candidate.engine == openai_api.identity("chat")[0]:
         return 0
     chat = job.task.chat_template
-    return common_length([candidate.encode(e.messages, chat_template=chat).context for e in job.examples])
+    prompts = [PromptText(e.messages, chat_template=chat) for e in job.examples]
+    return common_length([one.context for one in candidate.encode_all(prompts)])

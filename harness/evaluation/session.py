@@ -15,7 +15,7 @@ from harness import provenance, store
 from harness.cache import memo
 from harness.config.rubrics import is_judged
 from harness.data import SPLITS, Split, TaskItems, task_version
-from harness.evaluation import Job, costs, evaluate_block, in_order
+from harness.evaluation import Job, costs, encode_block, evaluate_block, in_order
 from harness.evaluation.candidates import ResolvedCandidate, resolve, resolve_candidates
 from harness.evaluation.costs.pace import Kind, Pace, read_pace, record_pace
 from harness.evaluation.judges import Judged
@@ -39,6 +39,8 @@ UNKNOWN = ("unknown", "unknown")  # engine and layout of a base that nobody has 
 class Measured(NamedTuple):
     """A task of a suite with its items, each split's version, its metrics, and how a block of it is asked.
 
+    `encode` makes its token ids of a candidate, a job and the block's number, and `evaluate` takes them.
+
     Where only some of its test items are asked `weights` holds their inclusion weights by id, and the
     items come in the order in which they were drawn. `judged` are those of its metrics that judges grade.
     """
@@ -49,7 +51,8 @@ class Measured(NamedTuple):
     items: TaskItems
     versions: Mapping[Split, str]
     metrics: dict[str, Metric]
-    evaluate: Callable[[Candidate, Job, int], list[SampleResult]] = evaluate_block
+    encode: Callable[[Candidate, Job, int], Any] = encode_block
+    evaluate: Callable[..., list[SampleResult]] = evaluate_block
     weights: Mapping[str, float] | None = None
     judged: Mapping[str, Judged] = {}
 

@@ -1,6 +1,6 @@
 """Things that generate and score text: a language model, a classifier, a scripted fake.
 
-Invariant: token ids go in, and nothing but `encode` makes them of a text.
+Invariant: token ids go in, and nothing but `encode_all` makes them of a text.
 """
 
 import json
@@ -30,10 +30,10 @@ from harness.models.hardware import Machine, memory
 from harness.models.hub import ModelSource, load_tokenizer
 from harness.models.loglikelihood import Executor
 from harness.models.soft_prompts import soft_prompt
-from harness.models.tokenization import answer, encode, end_ids
+from harness.models.tokenization import PromptEncoder, answer, encode_all, end_ids
 from harness.progress import quiet_libraries
 from harness.prompting._words import WORD, in_grams
-from harness.records import Encoded, Likelihood, Limits, Message, Output, digest, parse_json
+from harness.records import Encoded, Likelihood, Limits, Message, Output, PromptText, digest, parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +58,9 @@ class Candidate(Protocol):
         self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
     ) -> Encoded:
         """Turn messages, and what would follow them, into token ids."""
+
+    def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
+        """Turn messages, and what would follow each, into token ids, in order."""
 
     def generate(
         self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int] = ()
@@ -91,7 +94,7 @@ def standardize(logprobs: "torch.Tensor", targets: "torch.Tensor") -> tuple[list
     return own.tolist(), ((own - mean) / variance.sqrt()).nan_to_num(0.0, 0.0, 0.0).tolist()
 
 
-class HFCandidate:
+class HFCandidate(PromptEncoder):
     """A causal language model of transformers, with or without an adapter."""
 
     def __init__(
@@ -111,11 +114,9 @@ class HFCandidate:
         longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
         self.max_context = longest - len(self._executor.prefixes.virtual_ids)
 
-    def encode(
-        self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
-    ) -> Encoded:
-        """Turn messages, and what would follow them, into token ids (see `encoding.encode`)."""
-        return encode(self.tokenizer, messages, continuation, chat_template=chat_template)
+    def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
+        """Turn messages, and what would follow each, into token ids, in order (see `tokenization`)."""
+        return encode_all(self.tokenizer, prompts)
 
     def generate(
         self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int] = ()
@@ -400,7 +401,7 @@ class TextTable(NamedTuple):
     logprobs: tuple[float, ...]
 
 
-class TextCandidate:
+class TextCandidate(PromptEncoder):
     """Anything that answers a text without a language model: its token ids are UTF-8 bytes.
 
     `predict` maps prompts to tables of labels; the best label is the answer. A label that a
@@ -415,12 +416,13 @@ class TextCandidate:
         self._predict, self.weights_digest = predict, weights_digest
         self.layout_digest = digest("text")
 
-    def encode(
-        self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
-    ) -> Encoded:
-        """Encode the last user message, and the continuation, as bytes."""
-        users = [m["content"] for m in messages if m["role"] == "user"]
-        return Encoded(tuple((users[-1] if users else "").encode()), tuple(continuation.encode()))
+    def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
+        """Encode each last user message, and the continuation, as bytes."""
+        users = [[m["content"] for m in one.messages if m["role"] == "user"] or [""] for one in prompts]
+        return [
+            Encoded(tuple(texts[-1].encode()), tuple(one.continuation.encode()))
+            for texts, one in zip(users, prompts, strict=True)
+        ]
 
     def generate(
         self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int] = ()

@@ -27,9 +27,9 @@ from pydantic import Field, field_validator
 
 from harness.errors import CandidateFailed, Problem
 from harness.models.hub import ModelSource, load_tokenizer
-from harness.models.tokenization import encode
+from harness.models.tokenization import PromptEncoder, encode_all
 from harness.progress import quiet_libraries
-from harness.records import Encoded, Likelihood, Limits, Message, Output, canonical_json, digest
+from harness.records import Encoded, Likelihood, Limits, Output, PromptText, canonical_json, digest
 from harness.spec import Spec, Task, TokenPrices
 
 if TYPE_CHECKING:
@@ -302,7 +302,7 @@ class _Prompt(NamedTuple):
     seed: int | None
 
 
-class CompletionsCandidate:
+class CompletionsCandidate(PromptEncoder):
     """A model that is sent token ids and gives text, or the log-probabilities of what it was sent."""
 
     def __init__(self, server: Server, weights_digest: str, source: ModelSource) -> None:
@@ -313,11 +313,9 @@ class CompletionsCandidate:
         # A server answers at least one token, also where only likelihoods are wanted.
         self.max_context = server.max_context() - 1
 
-    def encode(
-        self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
-    ) -> Encoded:
-        """Turn messages, and what would follow them, into token ids (see `encoding.encode`)."""
-        return encode(self._tokenizer, messages, continuation, chat_template=chat_template)
+    def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
+        """Turn messages, and what would follow each, into token ids, in order (see `tokenization`)."""
+        return encode_all(self._tokenizer, prompts)
 
     def generate(
         self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int] = ()
@@ -365,7 +363,7 @@ class CompletionsCandidate:
         return Likelihood(sum(x for x, _ in own), all(x >= max(top.values()) for x, top in own))
 
 
-class ChatCandidate:
+class ChatCandidate(PromptEncoder):
     """A model that is sent messages and gives text; its token ids are those messages as bytes of JSON.
 
     With `logprobs` its answers have those of the likeliest tokens that could have begun them.
@@ -377,11 +375,12 @@ class ChatCandidate:
         self._server, self.weights_digest, self._logprobs = server, weights_digest, logprobs
         self.engine, self.layout_digest = identity("chat")
 
-    def encode(
-        self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
-    ) -> Encoded:
+    def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
         """Write messages down as they are."""
-        return Encoded(tuple(canonical_json(list(messages)).encode()), tuple(continuation.encode()))
+        return [
+            Encoded(tuple(canonical_json(list(one.messages)).encode()), tuple(one.continuation.encode()))
+            for one in prompts
+        ]
 
     def generate(
         self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int] = ()

@@ -1,27 +1,50 @@
 """Messages to token ids, and new token ids to an answer: what every engine of a language model shares.
 
-Invariant: `encode` is the only place where a chat template or a beginning-of-sequence token
+Invariant: `encode_all` is the only place where a chat template or a beginning-of-sequence token
 is added, and a prompt holds at most one of the latter.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from harness.errors import Problem, UserError
-from harness.records import Encoded, Limits, Message, Output
+from harness.records import Encoded, Limits, Message, Output, PromptText
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 
-def encode(
-    tokenizer: "PreTrainedTokenizerBase",
-    messages: Sequence[Message],
-    continuation: str = "",
-    *,
-    chat_template: bool = True,
-) -> Encoded:
-    """Turn messages, and what would follow them, into token ids.
+class _Text(NamedTuple):
+    """A text, and whether the tokenizer puts its special tokens around it."""
+
+    text: str
+    special: bool = False
+
+
+class _Rendered(NamedTuple):
+    """Texts of a prompt: its context, what would follow, and both together."""
+
+    context: _Text
+    continuation: _Text
+    whole: _Text
+
+
+class PromptEncoder:
+    """Base of candidates, which turn prompts into token ids: one alone, or all of a block together."""
+
+    def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
+        """Turn messages, and what would follow each, into token ids, in order."""
+        raise NotImplementedError
+
+    def encode(
+        self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
+    ) -> Encoded:
+        """Turn messages, and what would follow them, into token ids."""
+        return self.encode_all([PromptText(messages, continuation, chat_template)])[0]
+
+
+def encode_all(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[PromptText]) -> list[Encoded]:
+    """Turn messages, and what would follow each, into token ids: every text once, all of them in a call.
 
     Without a chat template turns are joined by blank lines, and an answer to its question by a
     space. An empty context becomes the beginning- or end-of-sequence token, as in lm-eval.
@@ -29,16 +52,10 @@ def encode(
     Raises:
         UserError: a chat template is wanted and the tokenizer has none.
     """
-    text = _apply_template(tokenizer, messages) if chat_template else as_plain_text(messages)
-    context = _ids(tokenizer, text, special=not chat_template)
-    if not continuation:
-        return Encoded(context or _prefix(tokenizer))
-    if not text:
-        return Encoded(_prefix(tokenizer), _ids(tokenizer, continuation))
-    whole = _ids(tokenizer, text + continuation, special=not chat_template)
-    merged = whole[: len(context)] != context
-    tail = _ids(tokenizer, continuation) if merged else whole[len(context) :]
-    return Encoded(context, tail, merged)
+    rendered = _render(tokenizer, prompts)
+    ids = _ids(tokenizer, [text for one in rendered for text in (one.context, one.whole)])
+    ids |= _ids(tokenizer, [one.continuation for one in rendered if _is_merged(one, ids)])
+    return [_join(tokenizer, one, ids) for one in rendered]
 
 
 def end_ids(tokenizer: "PreTrainedTokenizerBase", config: "GenerationConfig") -> list[int]:
@@ -94,11 +111,50 @@ def as_plain_text(messages: Sequence[Message]) -> str:
     return text
 
 
-def _ids(tokenizer: "PreTrainedTokenizerBase", text: str, *, special: bool = False) -> tuple[int, ...]:
-    ids = tuple(tokenizer(text, add_special_tokens=special)["input_ids"])
-    bos = tokenizer.bos_token_id
-    # A template that writes the token and a tokenizer that adds it would make two.
-    return ids[1:] if special and len(ids) > 1 and ids[0] == ids[1] == bos else ids
+def _render(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[PromptText]) -> list[_Rendered]:
+    """Write prompts as texts; those that share their messages, once."""
+    contexts: dict[tuple[int, bool], _Text] = {}
+    rendered = []
+    for messages, continuation, chat in prompts:
+        key = (id(messages), chat)
+        if key not in contexts:
+            text = _apply_template(tokenizer, messages) if chat else as_plain_text(messages)
+            contexts[key] = _Text(text, not chat)
+        context = contexts[key]
+        behind = _Text(context.text + continuation, context.special and bool(context.text))
+        rendered.append(_Rendered(context, _Text(continuation), behind if continuation else context))
+    return rendered
+
+
+def _is_merged(one: _Rendered, ids: Mapping[_Text, tuple[int, ...]]) -> bool:
+    """Tell whether a token spans the end of the context."""
+    context = ids[one.context]
+    return bool(one.context.text) and ids[one.whole][: len(context)] != context
+
+
+def _join(
+    tokenizer: "PreTrainedTokenizerBase", one: _Rendered, ids: Mapping[_Text, tuple[int, ...]]
+) -> Encoded:
+    context = ids[one.context]
+    if not one.continuation.text:
+        return Encoded(context or _prefix(tokenizer))
+    if not one.context.text:
+        return Encoded(_prefix(tokenizer), ids[one.whole])
+    merged = _is_merged(one, ids)
+    return Encoded(context, ids[one.continuation] if merged else ids[one.whole][len(context) :], merged)
+
+
+def _ids(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[_Text]) -> dict[_Text, tuple[int, ...]]:
+    """Return the token ids of texts, each of them once."""
+    wanted, out = dict.fromkeys(texts), {}
+    for special in (False, True):
+        if chosen := [one for one in wanted if one.special == special]:
+            made = tokenizer([one.text for one in chosen], add_special_tokens=special)["input_ids"]
+            for one, ids in zip(chosen, made, strict=True):
+                # A template that writes the token and a tokenizer that adds it would make two.
+                twice = special and len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id
+                out[one] = tuple(ids[1:] if twice else ids)
+    return out
 
 
 def _prefix(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:

@@ -17,9 +17,9 @@ from harness.errors import CandidateFailed, Problem, UserError
 from harness.models.adapters import WEIGHTS, tensors_of
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource, load_tokenizer
-from harness.models.tokenization import answer, encode, end_ids
+from harness.models.tokenization import PromptEncoder, answer, encode_all, end_ids
 from harness.progress import quiet_libraries
-from harness.records import Encoded, Likelihood, Limits, Message, Output, digest
+from harness.records import Encoded, Likelihood, Limits, Output, PromptText, digest
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -98,7 +98,7 @@ def likelihood(continuation: Sequence[int], tables: Sequence[Any]) -> Likelihood
     return Likelihood(sum(x.logprob for x in own), all(x.rank == 1 for x in own))
 
 
-class VllmCandidate:
+class VllmCandidate(PromptEncoder):
     """A causal language model that vLLM serves, with or without an adapter."""
 
     def __init__(self, host: "VllmHost", weights_digest: str, adapter: Any = None) -> None:
@@ -107,11 +107,9 @@ class VllmCandidate:
         # vLLM answers at least one token, also where only likelihoods are wanted.
         self.max_context = host.max_model_len - 1
 
-    def encode(
-        self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
-    ) -> Encoded:
-        """Turn messages, and what would follow them, into token ids (see `encoding.encode`)."""
-        return encode(self._host.tokenizer, messages, continuation, chat_template=chat_template)
+    def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
+        """Turn messages, and what would follow each, into token ids, in order (see `tokenization`)."""
+        return encode_all(self._host.tokenizer, prompts)
 
     def generate(
         self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int] = ()

@@ -3,7 +3,7 @@
 Invariant: a row holds everything that a later comparison needs, and its identity everything it depends on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -60,6 +60,14 @@ class Limits(NamedTuple):
     stop: tuple[str, ...] = ()
     temperature: float = 0.0
     top_p: float = 1.0
+
+
+class PromptText(NamedTuple):
+    """Messages and what would follow them, as text; without a chat template they are joined as they are."""
+
+    messages: Sequence[Message]
+    continuation: str = ""
+    chat_template: bool = True
 
 
 class Encoded(NamedTuple):

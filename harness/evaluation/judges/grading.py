@@ -32,7 +32,7 @@ from harness.evaluation.session import Session
 from harness.models.hf import Candidate
 from harness.models.hub import has_chat_template
 from harness.models.openai_api import ChatCandidate, Server, Settings
-from harness.records import Encoded, Grade, Message, Output, digest
+from harness.records import Encoded, Grade, Message, Output, PromptText, digest
 from harness.training import Weights
 
 _TOGETHER = 32  # answers that a model here scores, and that are kept, together
@@ -208,7 +208,7 @@ def _encoded(candidate: Candidate, answer: Ungraded, *, chat: bool) -> list[Enco
     """Encode the prompt with each grade behind it, the worst first."""
     messages, gap = _messages(answer), "" if chat else " "
     grades = answer.judged.rubric.grades
-    return [candidate.encode(messages, gap + grade, chat_template=chat) for grade in grades]
+    return candidate.encode_all([PromptText(messages, gap + grade, chat) for grade in grades])
 
 
 def _grade(answer: Ungraded, output: Output, said: str, value: float | None) -> Grade:

@@ -23,17 +23,19 @@ from harness.evaluation.lm_eval import metrics as scores
 from harness.evaluation.lm_eval.metadata import Description
 from harness.evaluation.lm_eval.metrics import Score, metric_of, parts_of
 from harness.evaluation.lm_eval.registry import datasets_folder, names
-from harness.evaluation.lm_eval.requests import Answer, Unfit, answer
+from harness.evaluation.lm_eval.requests import Answer, Unfit, answer, encode_requests
 from harness.evaluation.lm_eval.samples import sample_records
 from harness.metrics import Metric
 from harness.metrics._refusals import is_refusal
 from harness.models.hf import Candidate
-from harness.records import BLOCK, Example, SampleResult, Status, digest
+from harness.records import BLOCK, Encoded, Example, SampleResult, Status, digest
 from harness.spec import Role, Task
 
 __all__ = ["Found", "datasets_folder", "load", "names"]
 
-Evaluate = Callable[[Candidate, Job, int], list[SampleResult]]
+EncodedDocuments = Mapping[tuple[int, int], Sequence[Encoded]]  # requests, by task and document
+Encode = Callable[[Candidate, Job, int], EncodedDocuments]
+Evaluate = Callable[..., list[SampleResult]]  # (candidate, job, block's number, its documents encoded)
 Samples = Callable[[Sequence[SampleResult]], Iterator[dict[str, Any]]]
 _INVALID = "[invalid]"  # what lm-eval's regex filters give where nothing matches
 
@@ -54,6 +56,7 @@ class Found(NamedTuple):
     texts: tuple[Example, ...]
     left_out: tuple[str, ...]
     num_fewshot: int
+    encode: Encode
     evaluate: Evaluate
     samples: Samples
 
@@ -110,6 +113,7 @@ def _find(task: Task, datasets_dir: Path | None, gated: bool) -> Found:
         ),
         described.left_out,
         described.num_fewshot,
+        asker.encode,
         asker.block,
         asker.samples,
     )
@@ -156,15 +160,24 @@ class _Asker:
         self._described, self._scores = described, known
         self._primary = next(s for s in known if s.name == primary)
 
-    def block(self, candidate: Candidate, job: Job, index: int) -> list[SampleResult]:
-        """Ask one block of documents, and score the answers as lm-eval does."""
-        examples = job.examples[index * BLOCK : (index + 1) * BLOCK]
-        places = [self._described.place(e.id) for e in examples]
+    def encode(self, candidate: Candidate, job: Job, index: int) -> EncodedDocuments:
+        """Turn the requests of one block of documents into token ids."""
+        places = self._places(job, index)
         self._build(self._described.place(e.id) for e in job.examples)  # all of them, at the first block
+        ids = iter(encode_requests(candidate, [i for place in places for i in self._requests[place]]))
+        return {place: [next(ids) for _ in self._requests[place]] for place in places}
+
+    def block(
+        self, candidate: Candidate, job: Job, index: int, encoded: EncodedDocuments | None = None
+    ) -> list[SampleResult]:
+        """Ask one block of documents, and score the answers as lm-eval does."""
+        examples, places = job.examples[index * BLOCK : (index + 1) * BLOCK], self._places(job, index)
+        ids = encoded or self.encode(candidate, job, index)
         start = time.perf_counter()
         by_place: dict[tuple[int, int], list[Answer | Unfit]] = {}
         for part in self._group_by_task(places):
-            given = iter(answer(candidate, [i for place in part for i in self._requests[place]]))
+            asked = [i for place in part for i in self._requests[place]]
+            given = iter(answer(candidate, asked, [one for place in part for one in ids[place]]))
             by_place |= {place: [next(given) for _ in self._requests[place]] for place in part}
         share = (time.perf_counter() - start) / max(len(examples), 1)
         values = self._values(by_place)
@@ -172,6 +185,9 @@ class _Asker:
             self._row(job, index * BLOCK + i, e, by_place[p], values.get(p), share)
             for i, (e, p) in enumerate(zip(examples, places, strict=True))
         ]
+
+    def _places(self, job: Job, index: int) -> list[tuple[int, int]]:
+        return [self._described.place(e.id) for e in job.examples[index * BLOCK : (index + 1) * BLOCK]]
 
     def _group_by_task(self, places: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
         """Part a group's items by their task where shots are scored: each task's are then read once."""

@@ -8,11 +8,13 @@ Source: lm_eval/api/model.py (TemplateLM), lm_eval/models/huggingface.py (HFLM),
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from harness.models.hf import Candidate
-from harness.records import Encoded, Likelihood, Limits, Output
+from harness.records import Encoded, Likelihood, Limits, Output, PromptText
 
+_PAIR, _ROLLING, _GENERATE = "loglikelihood", "loglikelihood_rolling", "generate_until"  # types of requests
 _MAX_NEW_TOKENS = 256
 _TOKEN_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
@@ -32,26 +34,79 @@ class Unfit(NamedTuple):
     n_tokens: int
 
 
-def answer(candidate: Candidate, instances: Sequence[Any], *, cut: bool = False) -> list[Answer | Unfit]:
-    """Answer requests of any of lm-eval's types, in order; `cut` drops the beginning of what does not fit."""
+class Asked(NamedTuple):
+    """A request with its token ids, and lm-eval's settings of how it is generated."""
+
+    encoded: Encoded
+    settings: Mapping[str, Any]
+
+
+def answer(
+    candidate: Candidate,
+    instances: Sequence[Any],
+    encoded: Sequence[Encoded] = (),
+    *,
+    cut: bool = False,
+) -> list[Answer | Unfit]:
+    """Answer requests of any of lm-eval's types, in order, which may be `encoded` already.
+
+    With `cut` what does not fit loses its beginning.
+    """
+    ids = encoded or encode_requests(candidate, instances)
     found: dict[int, Answer | Unfit] = {}
     for kind, route in _ROUTES.items():
-        chosen = {i: x.args for i, x in enumerate(instances) if x.request_type == kind}
+        chosen = {
+            i: Asked(one, x.args[1] if kind == _GENERATE else {})
+            for i, (x, one) in enumerate(zip(instances, ids, strict=True))
+            if x.request_type == kind
+        }
         found.update(route(candidate, chosen, cut) if chosen else {})
     return [found[i] for i in range(len(instances))]
 
 
-def encode_pair(candidate: Candidate, context: str, continuation: str) -> Encoded:
-    """Turn a context and what follows it into token ids, as lm-eval does for causal models."""
-    kept = context.rstrip()
-    continuation = context[len(kept) :] + continuation
-    if not kept:
-        ids = candidate.encode((), continuation, chat_template=False)
-        twice = ids.continuation[:1] == ids.context and len(ids.continuation) > 1
-        return Encoded(ids.context, ids.continuation[1:]) if twice else ids
-    before = _ids(candidate, kept)
-    whole = _ids(candidate, kept + continuation)
-    return Encoded(before, whole[len(before) :], whole[: len(before)] != before)
+def encode_requests(candidate: Candidate, instances: Sequence[Any]) -> list[Encoded]:
+    """Turn requests into token ids, as lm-eval does for causal models; each text once, all in one call.
+
+    Of a whole text that is scored the context is the prefix token alone, of a prompt it is all.
+    """
+    prompts = [_prompts(one) for one in instances]
+    ids = iter(candidate.encode_all([text for of_one in prompts for text in of_one]))
+    return [
+        _JOINS[one.request_type]([next(ids) for _ in of_one])
+        for one, of_one in zip(instances, prompts, strict=True)
+    ]
+
+
+def _prompts(instance: Any) -> list[PromptText]:
+    """List the texts of a request whose token ids make its own."""
+    text, *others = instance.args
+    if instance.request_type == _GENERATE:
+        return [_plain(text)]
+    if instance.request_type == _ROLLING:
+        return [PromptText((), " ", chat_template=False), *([_plain(text)] if text else [])]
+    kept = text.rstrip()
+    continuation = text[len(kept) :] + others[0]
+    return [_plain(kept), _plain(kept + continuation)] if kept else [PromptText((), continuation, False)]
+
+
+def _plain(text: str) -> PromptText:
+    return PromptText(({"role": "user", "content": text},), chat_template=False)
+
+
+def _join_pair(ids: Sequence[Encoded]) -> Encoded:
+    """Return what follows a context behind it; a tokenizer may write the prefix token once more."""
+    before, *behind = ids
+    if behind:
+        context, whole = before.context, behind[0].context
+        return Encoded(context, whole[len(context) :], whole[: len(context)] != context)
+    twice = before.continuation[:1] == before.context and len(before.continuation) > 1
+    return Encoded(before.context, before.continuation[1:]) if twice else before
+
+
+def _join_text(ids: Sequence[Encoded]) -> Encoded:
+    """Return a whole text behind the prefix token."""
+    prefix, *text = ids
+    return Encoded(prefix.context[:1], *(one.context for one in text))
 
 
 def windows(ids: Sequence[int], prefix: int, length: int) -> Iterator[Encoded]:
@@ -68,10 +123,6 @@ def windows(ids: Sequence[int], prefix: int, length: int) -> Iterator[Encoded]:
             yield Encoded(tuple(ids[max(end - length - 1, 0) : start]), tuple(ids[start:end]))
 
 
-def _ids(candidate: Candidate, text: str) -> tuple[int, ...]:
-    return candidate.encode(({"role": "user", "content": text},), chat_template=False).context
-
-
 def _unfit(n_tokens: int, room: int) -> Unfit:
     return Unfit(f"prompt of {n_tokens} tokens, the context holds {room}", n_tokens)
 
@@ -80,11 +131,9 @@ def _score_requests(candidate: Candidate, pairs: Sequence[Encoded]) -> list[Like
     return candidate.loglikelihood([(p.context, p.continuation) for p in pairs])
 
 
-def _likelihoods(candidate: Candidate, asked: Mapping[int, Any], cut: bool) -> dict[int, Answer | Unfit]:
+def _likelihoods(candidate: Candidate, asked: Mapping[int, Asked], cut: bool) -> dict[int, Answer | Unfit]:
     room = candidate.max_context
-    pairs = {i: encode_pair(candidate, *args[:2]) for i, args in asked.items()}
-    if cut:
-        pairs = {i: _without_beginning(p, room) for i, p in pairs.items()}
+    pairs = {i: _without_beginning(x.encoded, room) if cut else x.encoded for i, x in asked.items()}
     sizes = {i: _n_read(p) for i, p in pairs.items()}
     out: dict[int, Answer | Unfit] = {i: _unfit(n, room) for i, n in sizes.items() if n > room}
     out |= {
@@ -106,26 +155,25 @@ def _without_beginning(pair: Encoded, room: int) -> Encoded:
     return pair._replace(context=pair.context[excess:])
 
 
-def _rolling(candidate: Candidate, asked: Mapping[int, Any], _cut: bool) -> dict[int, Answer | Unfit]:
+def _rolling(candidate: Candidate, asked: Mapping[int, Asked], _cut: bool) -> dict[int, Answer | Unfit]:
     """Score whole texts, the windows of all of them at once."""
-    prefix = candidate.encode((), " ", chat_template=False).context[0]
     cut = {
-        i: list(windows(_ids(candidate, text) if text else (), prefix, candidate.max_context))
-        for i, (text, *_) in asked.items()
+        i: list(windows(x.encoded.continuation, x.encoded.context[0], candidate.max_context))
+        for i, x in asked.items()
     }
     scores = iter(_score_requests(candidate, [w for all_of_one in cut.values() for w in all_of_one]))
     out: dict[int, Answer | Unfit] = {}
     for i, all_of_one in cut.items():
         total = sum(next(scores).logprob for _ in all_of_one)
         ids = tuple(token for w in all_of_one for token in w.continuation)
-        out[i] = Answer(total, Encoded((prefix,), ids))
+        out[i] = Answer(total, Encoded(asked[i].encoded.context, ids))
     return out
 
 
-def _generate(candidate: Candidate, asked: Mapping[int, Any], cut: bool) -> dict[int, Answer | Unfit]:
+def _generate(candidate: Candidate, asked: Mapping[int, Asked], cut: bool) -> dict[int, Answer | Unfit]:
     """Generate, those with the same limits together."""
-    prompts = {i: _ids(candidate, args[0]) for i, args in asked.items()}
-    limits = {i: limits_of(args[1]) for i, args in asked.items()}
+    prompts = {i: x.encoded.context for i, x in asked.items()}
+    limits = {i: limits_of(x.settings) for i, x in asked.items()}
     out: dict[int, Answer | Unfit] = {}
     for i, prompt in prompts.items():
         room = candidate.max_context - limits[i].max_new_tokens
@@ -154,4 +202,5 @@ def is_sampled(settings: Mapping[str, Any]) -> bool:
     return bool(sampled if sampled is not None else float(settings.get("temperature") or 0) > 0)
 
 
-_ROUTES = {"loglikelihood": _likelihoods, "loglikelihood_rolling": _rolling, "generate_until": _generate}
+_ROUTES = {_PAIR: _likelihoods, _ROLLING: _rolling, _GENERATE: _generate}
+_JOINS = {_PAIR: _join_pair, _ROLLING: _join_text, _GENERATE: itemgetter(0)}

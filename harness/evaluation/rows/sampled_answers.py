@@ -16,7 +16,7 @@ from typing import NamedTuple
 from harness.metrics import Parts
 from harness.models.hf import Candidate
 from harness.provenance.code_versions import versions_of
-from harness.records import Encoded, Example, Limits, Output, Sample, digest
+from harness.records import Encoded, Example, Limits, Output, PromptText, Sample, digest
 from harness.spec import MEAN_LOGPROB, Decoding, Task, metric_name
 
 _SEEDS = 2**31  # as many as every server takes
@@ -82,10 +82,12 @@ def _with_logprobs(
     candidate: Candidate, task: Task, asked: Sequence[Asked], made: Sequence[Output]
 ) -> list[Output]:
     """Score the tokens of each answer that has any, in nats a token, as the model itself would give them."""
-    read = [
-        candidate.encode(one.example.messages, output.text, chat_template=task.chat_template)
-        for one, output in zip(asked, made, strict=True)
-    ]
+    read = candidate.encode_all(
+        [
+            PromptText(one.example.messages, output.text, task.chat_template)
+            for one, output in zip(asked, made, strict=True)
+        ]
+    )
     fit = [i for i, e in enumerate(read) if e.continuation and made[i].finish_reason != "error"]
     scores = candidate.loglikelihood([(read[i].context, read[i].continuation) for i in fit])
     known = {i: s.logprob / len(read[i].continuation) for i, s in zip(fit, scores, strict=True)}

@@ -19,7 +19,7 @@ from harness.experiment.generated_rows.writers import Writer
 from harness.formatting import count, usd
 from harness.models.hf import Candidate
 from harness.progress import Progress
-from harness.records import Output
+from harness.records import Output, PromptText
 
 _TOGETHER = 16  # prompts that a model here is asked, and whose answers are kept, together
 CHAT_TOKENS = 12  # of a template, as in `costs`
@@ -150,7 +150,8 @@ class Asking:
     def _generate(self, model: Candidate, part: Sequence[Asked]) -> list[Output]:
         """Answer prompts together; one that is too long has failed."""
         limits = part[0].limits
-        prompts = [model.encode(one.messages, chat_template=self._writer.chat).context for one in part]
+        texts = [PromptText(one.messages, chat_template=self._writer.chat) for one in part]
+        prompts = [encoded.context for encoded in model.encode_all(texts)]
         fits = [len(prompt) + limits.max_new_tokens <= model.max_context for prompt in prompts]
         seeds = [one.seed for one, fit in zip(part, fits, strict=True) if fit and one.seed is not None]
         fitting = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]

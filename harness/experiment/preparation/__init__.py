@@ -172,7 +172,9 @@ def metrics_of(task: Task, catalogue: Mapping[str, lm_eval.Found]) -> dict[str, 
 def of_lm_eval(found: lm_eval.Found, role: Role, suite: str) -> Measured:
     """Join a task of lm-eval with its documents and how they are asked."""
     versions = dict.fromkeys(SPLITS, found.version)
-    return Measured(found.task, role, suite, found.items, versions, found.metrics, found.evaluate)
+    return Measured(
+        found.task, role, suite, found.items, versions, found.metrics, found.encode, found.evaluate
+    )
 
 
 def _refuse_without_train(target: Task) -> None:
