@@ -19,7 +19,7 @@ ANSWERS = {
     "vLLM": ("models/vllm.py", "VllmHost"),
     "lm-eval adapter": ("evaluation/lm_eval/model.py", ""),
     "prefix KV cache": ("models/prefix_cache.py", ""),
-    "chat template and tokenizer": ("models/tokenization.py", "encode"),
+    "chat template and tokenizer": ("models/tokenization.py", "encode_all"),
     "out of memory": ("models/oom.py", ""),
     "batch packing": ("models/batching.py", "pack"),
     "model download and resolution": ("models/hub.py", "resolve"),

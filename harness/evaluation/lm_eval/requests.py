@@ -7,7 +7,7 @@ end-of-sequence token. A prompt that does not fit the context is an error, or cu
 Source: lm_eval/api/model.py (TemplateLM), lm_eval/models/huggingface.py (HFLM), version 0.4.13.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -106,7 +106,7 @@ def _join_pair(ids: Sequence[Encoded]) -> Encoded:
 def _join_text(ids: Sequence[Encoded]) -> Encoded:
     """Return a whole text behind the prefix token."""
     prefix, *text = ids
-    return Encoded(prefix.context[:1], *(one.context for one in text))
+    return Encoded(prefix.context[:1], text[0].context if text else ())
 
 
 def windows(ids: Sequence[int], prefix: int, length: int) -> Iterator[Encoded]:
@@ -203,4 +203,8 @@ def is_sampled(settings: Mapping[str, Any]) -> bool:
 
 
 _ROUTES = {_PAIR: _likelihoods, _ROLLING: _rolling, _GENERATE: _generate}
-_JOINS = {_PAIR: _join_pair, _ROLLING: _join_text, _GENERATE: itemgetter(0)}
+_JOINS: Mapping[str, Callable[[Sequence[Encoded]], Encoded]] = {
+    _PAIR: _join_pair,
+    _ROLLING: _join_text,
+    _GENERATE: itemgetter(0),
+}
