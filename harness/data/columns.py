@@ -15,7 +15,7 @@ from harness.data.formats import Layout
 from harness.data.formats.preference_rows import read_pair
 from harness.data.readers import Row, Rows
 from harness.errors import Problem, UserError, did_you_mean
-from harness.spec import Fields
+from harness.spec import Fields, Task
 
 QUESTIONS = ("prompt", "question", "text", "query", "input", "message", "utterance", "sentence", "content")
 ANSWERS = ("reference", "label", "intent", "category", "class", "target", "answer", "output", "response")
@@ -92,6 +92,28 @@ def columns_of(named: str | None, names: Container[str]) -> tuple[str, ...]:
         return (named,) if named else ()
     found = (c if c in names else c.partition(".")[0] for c in FIELD.findall(named))
     return tuple(dict.fromkeys(found))
+
+
+def reading_roles(task: Task, layout: Layout | None, names: Container[str]) -> Roles:
+    """Return the columns that ask and answer where rows are read by a task's templates, or by a layout.
+
+    They are those that `find_roles` finds in a file that is read so; a text that is only read asks itself.
+    """
+    fields, default = task.fields, Fields()
+    is_named = fields.reference != default.reference
+    if task.kind == "bits_per_byte":
+        return Roles(columns_of(fields.reference, names) if is_named else ("text",), ())
+    found = Roles(
+        tuple(name for name in ("messages", "prompt") if name in names),
+        tuple(name for name in ("constraints", "reference", "references") if name in names),
+    )
+    if layout is not None:
+        answer = "answers" if "answers" in names else "answer"
+        found = _ROLES.get(layout.name, Roles(("question", CONTEXT), (answer,)))
+    return Roles(
+        columns_of(fields.prompt, names) if fields.prompt != default.prompt else found.questions,
+        columns_of(fields.reference, names) if is_named else found.answers,
+    )
 
 
 def answer_column(fields: Fields, layout: Layout | None, names: Container[str]) -> str | None:

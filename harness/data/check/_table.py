@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from harness.data import columns, examples, readers
 from harness.data.column_types import Column, count_cells, mixed_columns
-from harness.data.contamination import fold_text
+from harness.data.columns import Asked, Roles, asked, reading_roles
+from harness.data.edit.repeats import fold_row
 from harness.data.formats import Layout
 from harness.data.readers import Row, cap_problems
 from harness.errors import Problem, UserError, did_you_mean
@@ -58,22 +59,17 @@ class Reading(NamedTuple):
 class Entry(NamedTuple):
     """A row that can be used: its place, question and answer, what it is about, and its draw in [0, 1).
 
-    `context` is what stands in front of a question in a row of a known layout; the question holds it too.
+    `asked` is the row as `data dedup` sees it: the question without what it stands on, and all answers.
     """
 
     where: str
     example: Example
     question: str
     answer: str
-    context: str
+    asked: Asked
     source: str
     date: datetime | None
     draw: float
-
-    @property
-    def setting(self) -> tuple[str, ...]:
-        """What makes a question of the same words another one: the system's turns, and the choices."""
-        return _setting(self.example)
 
 
 class Unusable(NamedTuple):
@@ -183,6 +179,7 @@ class _Maker:
         self.per_file: Counter[str] = Counter()
         self.digests, self.places = array("Q"), _Places()
         self.no_dates: list[Problem] = []
+        self.roles: dict[tuple[str, ...], Roles] = {}
         self.rng, self.share, self.size = random.Random("table"), 1.0, 0
 
     def add_file(self, path: str, split: str) -> None:
@@ -203,9 +200,10 @@ class _Maker:
             self.unusable.append(Unusable(row.where, error.problems[0].found))
             return
         question, answer = _texts(example)
-        accepted = sorted(example.references) if len(example.references) > 1 else []
-        asked = "\n".join((*_setting(example), question))
-        self.digests.extend((_digest(asked), _digest("\n".join(accepted) or answer)))
+        said = self._asked(row, question)
+        folded = fold_row(said)
+        compared = (*folded.setting, folded.question), folded.answers
+        self.digests.extend(_digest("\n".join(of)) for of in compared)
         self.places.append(row.where)
         draw = self.rng.random()
         if draw >= self.share:
@@ -214,13 +212,20 @@ class _Maker:
         source = row.fields.get(column) if column else shown
         source = _NO_SOURCE if source in (None, "") else source
         when = self._date(row)
-        context = _context(row, self.reading.layout)
-        self.entries.append(Entry(row.where, example, question, answer, context, str(source), when, draw))
+        self.entries.append(Entry(row.where, example, question, answer, said, str(source), when, draw))
         self.size += _size(self.entries[-1])
         while self.size > self.held:
             self.share /= 2
             self.entries = [entry for entry in self.entries if entry.draw < self.share]
             self.size = sum(map(_size, self.entries))
+
+    def _asked(self, row: Row, question: str) -> Asked:
+        """Read what a row asks and answers as `data dedup` does; an equal text is kept once."""
+        names = tuple(row.fields)
+        if names not in self.roles:
+            self.roles[names] = reading_roles(self.reading.task, self.reading.layout, names)
+        found = asked(row, self.roles[names])
+        return found._replace(question=question) if found.question == question else found
 
     def _date(self, row: Row) -> datetime | None:
         value = row.fields.get(self.reading.date) if self.reading.date else None
@@ -264,7 +269,8 @@ class _Maker:
 
 
 def _size(entry: Entry) -> int:
-    return 2 * (len(entry.question) + len(entry.answer)) + _A_ROW
+    texts = entry.question, entry.answer, entry.asked.question, *entry.asked.answers
+    return 2 * sum({id(text): len(text) for text in texts}.values()) + _A_ROW
 
 
 def _texts(example: Example) -> tuple[str, str]:
@@ -274,17 +280,8 @@ def _texts(example: Example) -> tuple[str, str]:
     return ("\n".join(asked), answer) if asked else (answer, "")
 
 
-def _setting(example: Example) -> tuple[str, ...]:
-    return (*(m["content"] for m in example.messages if m["role"] == "system"), *example.choices)
-
-
-def _context(row: Row, layout: Layout | None) -> str:
-    value = row.fields.get("context") if layout and layout.name == "question" else None
-    return value if isinstance(value, str) else ""
-
-
 def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(fold_text(text).encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def _as_date(value: Any) -> datetime:

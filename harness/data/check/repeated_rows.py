@@ -17,8 +17,8 @@ import numpy as np
 from harness.data.check import Finding, Given
 from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt
-from harness.data.contamination import fold_text
-from harness.data.near_duplicates import THRESHOLD, near_duplicates
+from harness.data.edit.repeats import Folded, fold_row, near_repeats, stand_on_same
+from harness.data.near_duplicates import THRESHOLD
 from harness.data.overlap import EMBEDDINGS, Encode, repeats_by_sense
 
 
@@ -50,20 +50,17 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
 
 def _unlike(table: Table) -> list[Entry]:
     """Return the rows without exact duplicates."""
-    once: dict[str, Entry] = {}
+    once: dict[Folded, Entry] = {}
     for entry in table.entries:
-        texts = (*entry.setting, entry.question, *sorted(entry.example.references))
-        once.setdefault(fold_text("\n".join(texts)), entry)
+        once.setdefault(fold_row(entry.asked), entry)
     return list(once.values())
 
 
 def _near(table: Table, unlike: Sequence[Entry]) -> Iterator[Finding]:
-    """List rows that repeat an earlier question in almost the same words: of one context, with one label."""
+    """List rows that repeat an earlier one in almost the same words, as `data dedup` drops them."""
     pairs = sorted(
         (i, group.kept, alike)
-        for group in near_duplicates(
-            [_strip_context(entry) for entry in unlike], same=lambda i, j: _same(unlike[i], unlike[j], table)
-        )
+        for group in near_repeats([entry.asked for entry in unlike])
         for i, alike in group.others
     )
     if pairs:
@@ -87,7 +84,7 @@ def _by_sense(table: Table, encode: Encode, rows: Sequence[Entry], most: int) ->
     """List rows that repeat an earlier question in other words, among at most so many drawn rows."""
     drawn = sorted(random.Random("sense").sample(range(len(rows)), min(most, len(rows))))
     left = [rows[i] for i in drawn]
-    asked = list(map(_strip_context, left))
+    asked = [entry.asked.question for entry in left]
     pairs = list(repeats_by_sense(asked, encode, lambda i, j: _same(left[i], left[j], table)))
     if pairs:
         i, j, cosine = max(pairs, key=lambda pair: pair[2])
@@ -106,16 +103,11 @@ def _by_sense(table: Table, encode: Encode, rows: Sequence[Entry], most: int) ->
         )
 
 
-def _strip_context(entry: Entry) -> str:
-    """Return the question without its context, which many questions share."""
-    return entry.question.rpartition("\n\n")[2] if entry.context else entry.question
-
-
 def _same(row: Entry, earlier: Entry, table: Table) -> bool:
-    stand_on_same = (row.context, row.setting) == (earlier.context, earlier.setting)
-    return stand_on_same and (not table.labels or row.answer == earlier.answer)
+    same_label = not table.labels or row.answer == earlier.answer
+    return same_label and stand_on_same(row.asked, earlier.asked)
 
 
 def _cut(entry: Entry) -> str:
-    one = excerpt(" ".join(_strip_context(entry).split()), 61)
+    one = excerpt(" ".join(entry.asked.question.split()), 61)
     return repr(one if len(one) <= 60 else f"{one[:59]}…")

@@ -80,5 +80,6 @@ def _cut(entry: Entry) -> str:
 
 
 def _asked(entry: Entry) -> str:
-    """Return the question without its context, which rows may share."""
-    return entry.question.rpartition("\n\n")[2] if entry.context else entry.question
+    """Return the question without the context in front of it, which rows may share."""
+    alone = entry.asked.question
+    return alone if entry.asked.context and entry.question.endswith(alone) else entry.question

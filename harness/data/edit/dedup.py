@@ -10,25 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from harness.data.columns import Asked, Roles, asked
-from harness.data.contamination import fold_text
 from harness.data.edit.change import Change, Outcome, drop
-from harness.data.near_duplicates import THRESHOLD, are_alike, near_duplicates
+from harness.data.edit.repeats import Folded, fold_row, near_repeats
+from harness.data.near_duplicates import THRESHOLD
 from harness.data.overlap import overlaps
 from harness.data.readers import Row
 from harness.data.splits import origins
 
 
 class Entry(NamedTuple):
-    """A row, what it asks and answers, and the same without letter case and spaces.
-
-    `setting` is what makes a question of the same words another one: the system prompt and the choices.
-    """
+    """A row, what it asks and answers, and the same without letter case and spaces."""
 
     row: Row
     asked: Asked
-    question: str
-    answers: tuple[str, ...]
-    setting: tuple[str, str]
+    folded: Folded
 
 
 _Changes = dict[int, Outcome]
@@ -86,8 +81,7 @@ def _without_originals(rows: Sequence[Row], changes: _Changes) -> _Changes:
 
 def _entry(row: Row, roles: Roles) -> Entry:
     of = asked(row, roles)
-    answers = tuple(map(fold_text, (*of.answers, of.thumb)))
-    return Entry(row, of, fold_text(of.whole), answers, (fold_text(of.system), fold_text(of.choices)))
+    return Entry(row, of, fold_row(of))
 
 
 def _evaluated(left: Mapping[int, Entry], tests: Sequence[Entry]) -> _Changes:
@@ -100,17 +94,17 @@ def _evaluated(left: Mapping[int, Entry], tests: Sequence[Entry]) -> _Changes:
     for one in overlaps([e.asked.whole for e in rows], [e.asked.whole for e in tests], answers=answers):
         row, of = rows[one.training].row, tests[one.evaluated].row.where
         changes[indices[one.training]] = drop(row, f"in the test file by {one.measure}", of, one.similarity)
-    first = {entry.question: entry.row.where for entry in reversed(tests) if entry.question}
-    equal = ((i, entry) for i, entry in left.items() if entry.question in first)
-    return changes | {i: drop(e.row, "asked in the test file", first[e.question]) for i, e in equal}
+    first = {e.folded.question: e.row.where for e in reversed(tests) if e.folded.question}
+    equal = ((i, entry) for i, entry in left.items() if entry.folded.question in first)
+    return changes | {i: drop(e.row, "asked in the test file", first[e.folded.question]) for i, e in equal}
 
 
 def _equal(left: Mapping[int, Entry]) -> _Changes:
     """Drop rows that ask and answer what an earlier one does, letter case and spaces aside."""
-    first: dict[tuple[Any, ...], Entry] = {}
+    first: dict[Folded, Entry] = {}
     changes: _Changes = {}
     for i, entry in left.items():
-        kept = first.setdefault((entry.setting, entry.question, entry.answers), entry)
+        kept = first.setdefault(entry.folded, entry)
         if kept is not entry:
             changes[i] = drop(entry.row, "a duplicate", kept.row.where)
     return changes
@@ -120,7 +114,7 @@ def _conflicting(left: Mapping[int, Entry], *, drop_them: bool) -> _Changes:
     """Report, or drop, all rows of a question that has different answers."""
     by_question: dict[tuple[Any, str], list[int]] = defaultdict(list)
     for i, entry in left.items():
-        by_question[entry.setting, entry.question].append(i)
+        by_question[entry.folded.setting, entry.folded.question].append(i)
     changes: _Changes = {}
     for (_, question), members in by_question.items():
         if not question or len(members) < 2:
@@ -140,23 +134,8 @@ def _nearly_equal(left: Mapping[int, Entry], alike: float) -> _Changes:
     if alike == 1:
         return {}
     indices, entries = list(left), list(left.values())
-    questions = [entry.asked.question for entry in entries]
-    groups = near_duplicates(
-        questions, threshold=alike, same=lambda i, j: _same_but_for_question(entries[i], entries[j], alike)
-    )
     return {
         indices[i]: drop(entries[i].row, "a near duplicate", entries[kept].row.where, similarity)
-        for kept, others in groups
+        for kept, others in near_repeats([entry.asked for entry in entries], alike)
         for i, similarity in others
     }
-
-
-def _same_but_for_question(entry: Entry, earlier: Entry, alike: float) -> bool:
-    """Return whether the answers of two rows are alike, and all that a question stands on is equal."""
-    if entry.setting != earlier.setting or entry.asked.thumb != earlier.asked.thumb:
-        return False
-    pairs = zip(entry.asked.answers, earlier.asked.answers, strict=True)
-    contexts = {fold_text(entry.asked.context), fold_text(earlier.asked.context)}
-    return len(contexts - {""}) < 2 and (
-        entry.answers == earlier.answers or all(are_alike(a, b, alike) for a, b in pairs)
-    )

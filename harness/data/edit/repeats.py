@@ -1,0 +1,61 @@
+"""Rows that repeat another one, equal or nearly: one rule, by which the check names and `dedup` drops.
+
+Invariant: rows whose answers differ repeat nothing, nor do those that stand on two contexts, under two system
+prompts, have other choices or another thumb. Answers of at most `_SHORT` characters are labels, names and
+numbers, in which a slip makes another answer: there only letter case, blanks and punctuation may differ.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from harness.data.columns import Asked
+from harness.data.contamination import fold_text
+from harness.data.near_duplicates import THRESHOLD, Group, are_alike, near_duplicates
+
+_SHORT = 60
+
+
+class Folded(NamedTuple):
+    """What a row asks and answers, letter case and spaces aside; equal rows have equal ones.
+
+    `setting` is what makes a question of the same words another one: the system prompt and the choices.
+    """
+
+    question: str
+    answers: tuple[str, ...]
+    setting: tuple[str, str]
+
+
+def fold_row(of: Asked) -> Folded:
+    """Fold what a row asks and answers."""
+    answers = tuple(map(fold_text, (*of.answers, of.thumb)))
+    return Folded(fold_text(of.whole), answers, _setting(of))
+
+
+def near_repeats(rows: Sequence[Asked], alike: float = THRESHOLD) -> list[Group]:
+    """Group rows whose questions are alike (Jaccard index of shingles, in (0, 1]) and whose answers are.
+
+    Of each group the first row is the one that the others repeat.
+    """
+    questions = [row.question for row in rows]
+    return near_duplicates(
+        questions, threshold=alike, same=lambda i, j: _answer_alike(rows[i], rows[j], alike)
+    )
+
+
+def _answer_alike(row: Asked, earlier: Asked, alike: float) -> bool:
+    """Return whether the answers of two rows are alike, and all that their questions stand on is equal."""
+    return stand_on_same(row, earlier) and all(
+        fold_text(a) == fold_text(b) or are_alike(a, b, alike if max(len(a), len(b)) > _SHORT else 1)
+        for a, b in zip(row.answers, earlier.answers, strict=False)
+    )
+
+
+def stand_on_same(row: Asked, earlier: Asked) -> bool:
+    """Return whether two questions have one setting, one thumb and, where both have some, one context."""
+    contexts = {fold_text(row.context), fold_text(earlier.context)} - {""}
+    return len(contexts) < 2 and _setting(row) == _setting(earlier) and row.thumb == earlier.thumb
+
+
+def _setting(of: Asked) -> tuple[str, str]:
+    return fold_text(of.system), fold_text(of.choices)

@@ -1,0 +1,94 @@
+"""Repeated rows by one rule: what `data check` names as repeated is what `data dedup` drops, in every layout."""
+
+import json
+
+import pytest
+from checked_rows import WORDS, alarms, clean_rows, lines
+from edited_rows import LONG
+from test_formats import ROWS as LAYOUT_ROWS
+
+from harness.data import readers
+from harness.data.columns import find_roles
+from harness.data.edit.dedup import dedup
+
+OTHERS = [f"{WORDS[i]} {WORDS[2 * i]} {WORDS[-i]} {WORDS[-2 * i]}?" for i in range(1, 30)]
+PRIMARY = "Name a primary colour of light."
+
+
+def dropped(path, **named):
+    content = readers.read(path, "train")
+    outcomes = dedup(content.rows, find_roles(content, **named))
+    return [i for i, outcome in enumerate(outcomes, start=1) if outcome.row is None]
+
+
+def repeated(find, rows, **named):
+    return sorted(line for f in alarms(find(rows, "repeated_rows", **named)) for line in lines(f))
+
+
+def in_layout(row, question, answer):
+    """Put another question and another answer into a row of a layout."""
+    told = json.dumps(row).replace('"Who?"', json.dumps(question)).replace('"Me."', json.dumps(answer))
+    transcript = told.replace("Human: Who?", f"Human: {question}").replace(
+        "Assistant: Me.", f"Assistant: {answer}"
+    )
+    return json.loads(transcript)
+
+
+@pytest.mark.parametrize("layout", LAYOUT_ROWS)
+def test_the_check_names_what_dedup_drops(find, tmp_path, layout):
+    """An equal row and a near one repeat; the same question with another answer repeats nothing."""
+    asked = [(question, f"It is {question[:9]}") for question in OTHERS]
+    asked += [
+        (LONG, "Blue."),
+        (PRIMARY, "red"),
+        (PRIMARY, "blue"),
+        (LONG.upper(), "blue."),
+        (f"{LONG} now", "Blue."),
+    ]
+    asked += [
+        (f"{LONG} now", "Green."),
+        (f"{LONG} ok", f"{LONG} {WORDS[3]}"),
+        (f"{LONG} so", f"{LONG} {WORDS[4]}"),
+    ]
+    rows = [in_layout(LAYOUT_ROWS[layout], *of) for of in asked]
+    n = len(OTHERS)
+    assert repeated(find, rows) == dropped(str(tmp_path / "rows.jsonl")) == [n + 4, n + 5, n + 8]
+
+
+def test_pairs_with_another_rejected_answer_repeat_nothing(find, tmp_path):
+    rows = [{"prompt": q, "chosen": "Yes, of course.", "rejected": "No."} for q in OTHERS]
+    rows += [{**rows[0], "rejected": "Never."}, {**rows[1], "rejected": "no."}]
+    assert repeated(find, rows) == dropped(str(tmp_path / "rows.jsonl")) == [len(rows)]
+
+
+def test_labels_that_are_nearly_equal_are_two_answers(find, tmp_path):
+    rows = [{**row, "label": f"card {row['label']} not received"} for row in clean_rows(60)]
+    rows += [
+        {"text": LONG, "label": "card refund not received"},
+        {"text": f"{LONG} now", "label": "card refunds not received"},
+    ]
+    rows += [{"text": f"{LONG} ok", "label": "Card refund not received."}]
+    assert repeated(find, rows) == dropped(str(tmp_path / "rows.jsonl")) == [63]
+
+
+@pytest.mark.parametrize("layout", ["question", "Dolly"])
+def test_two_questions_on_one_long_context_repeat_nothing(find, tmp_path, layout):
+    context = " ".join(WORDS[:90])
+    ask, answer = {"question": ("question", "answer"), "Dolly": ("instruction", "response")}[layout]
+    rows = [{ask: question, "context": context, answer: question[:8]} for question in OTHERS]
+    rows += [
+        {ask: f"{LONG} now", "context": context, answer: "Yes"},
+        {ask: LONG, "context": context, answer: "Yes"},
+    ]
+    assert repeated(find, rows) == dropped(str(tmp_path / "rows.jsonl")) == [len(rows)]
+
+
+def test_a_template_over_columns_adds_nothing_to_what_is_compared(find, tmp_path):
+    template = "Here is what a customer of our shop wrote to the help desk this morning: {text}. Which queue is it for?"
+    rows = [{"text": question, "queue": question[:5]} for question in OTHERS[:6]]
+    rows += [
+        {"text": f"{OTHERS[0]} {OTHERS[1]}", "queue": "x"},
+        {"text": f"{OTHERS[0]} {OTHERS[1][:-2]}", "queue": "x"},
+    ]
+    named = {"prompt": template, "reference": "queue"}
+    assert repeated(find, rows, **named) == dropped(str(tmp_path / "rows.jsonl"), **named)
