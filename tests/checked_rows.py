@@ -55,3 +55,12 @@ def texts(n, seed, mark=""):
         {"prompt": " ".join(rng.sample(WORDS, 8)), "reference": mark + " ".join(rng.sample(WORDS, 15))}
         for _ in range(n)
     ]
+
+
+def in_layout(row, question, answer):
+    """Put another question and another answer into a row of a layout."""
+    told = json.dumps(row).replace('"Who?"', json.dumps(question)).replace('"Me."', json.dumps(answer))
+    transcript = told.replace("Human: Who?", f"Human: {question}").replace(
+        "Assistant: Me.", f"Assistant: {answer}"
+    )
+    return json.loads(transcript)

@@ -1543,6 +1543,18 @@ def test_a_decision_is_kept_beside_the_rows_and_clean_makes_it_true(opened, tmp_
     assert (len(cleaned), cleaned[5]["reference"]) == (119, "account")
 
 
+def test_a_label_of_another_spelling_is_relabelled_to_the_commonest(opened, tmp_path):
+    labelled(tmp_path, flipped=())
+    rows = (tmp_path / "rows.jsonl").read_text().splitlines(keepends=True)
+    rows[3] = rows[3].replace('"refund"', '"Refund"')
+    (tmp_path / "rows.jsonl").write_text("".join(rows))
+    page = opened("data")
+    assert "1 label in several spellings" in html(page)
+    page.button(key="relabel_4").click().run()
+    kept = json.loads((tmp_path / "rows.jsonl.decisions.json").read_text())
+    assert kept["rows"] == {"4": {"decision": "relabel", "label": "refund"}}
+
+
 def test_duplicates_are_decided_on_beside_the_row_that_they_repeat(opened, tmp_path):
     labelled(tmp_path, flipped=())
     rows = (tmp_path / "rows.jsonl").read_text()

@@ -170,7 +170,8 @@ def test_a_command_names_the_files_that_it_reads_and_writes(find):
     (found,) = alarms(find(rows, "personal_data"))
     path = found.rows[0].removesuffix(":1")
     command = f"harness data clean {path} --out {path.replace('.jsonl', '.clean.jsonl')}"
-    assert found.command.startswith(f"{command} --decisions {path}.decisions.json")
+    assert found.command.startswith("harness dashboard  # ")
+    assert found.command.endswith(f"{command} --decisions {path}.decisions.json")
 
 
 def test_a_page_is_never_written_over_rows(duplicated, tmp_path):

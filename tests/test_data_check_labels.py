@@ -3,13 +3,18 @@
 import gzip
 import json
 import random
+import shlex
 
 import pytest
-from checked_rows import LABELS, alarm, alarms, clean_rows, lines, write
+from checked_rows import LABELS, alarm, alarms, clean_rows, lines, texts, write
 from conftest import shared_data
+from typer.testing import CliRunner
 
+from harness.cli import app
 from harness.data.check import ALPHA
 from harness.data.check.class_balance import mix_p
+from harness.errors import UserError
+from harness.experiment.check_rows import Asked, examine_rows
 
 
 def test_a_label_of_few_rows_is_found(find):
@@ -93,6 +98,52 @@ def test_labels_in_several_spellings_are_an_error(find):
         "error",
         [1, 5, 9, 13, 17],
         "'refund' 95, 'Refund' 5",
+    )
+    assert found.labels == ("refund",) * 5
+
+
+def test_the_command_that_is_named_spells_labels_as_most_rows_do(find, tmp_path):
+    rows = [{"text": row["text"], "queue": row["label"]} for row in clean_rows(80)]
+    for i in (0, 4, 8):
+        rows[i]["queue"] = ("Refund", "REFUND ", "refund.")[i // 4]
+    named = {"prompt": "text", "reference": "queue"}
+    (found,) = (f for f in find(rows, "answer_formats", **named) if "spellings" in f.title)
+    done = CliRunner().invoke(app, shlex.split(found.command)[1:])
+    assert done.exit_code == 0, done.stderr
+    mended = [json.loads(line) for line in (tmp_path / "rows.clean.jsonl").read_text().splitlines()]
+    assert {row["queue"] for row in mended} == set(LABELS)
+    told = json.loads((tmp_path / "rows.clean.jsonl.manifest.json").read_text())
+    assert told["parameters"]["spellings"] == {"Refund": "refund", "REFUND": "refund", "refund.": "refund"}
+    assert (
+        alarms(
+            examine_rows(
+                Asked([str(tmp_path / "rows.clean.jsonl")], only=["answer_formats"], **named)
+            ).findings
+        )
+        == []
+    )
+
+
+def test_spellings_of_answers_that_are_no_labels_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "r.jsonl", texts(30, 1))
+    refused = CliRunner().invoke(app, ["data", "clean", "r.jsonl", "--spellings", "--out", "n.jsonl"])
+    assert isinstance(refused.exception, UserError)
+    assert "30 different answers of 30 rows; expected at most 200 labels" in str(refused.exception)
+    assert not (tmp_path / "n.jsonl").exists()
+
+
+def test_conflicts_name_a_command_that_needs_no_page(find, tmp_path):
+    rows = clean_rows(60)
+    (found,) = alarms(find([*rows, {**rows[7], "label": "refund"}], "conflicting_answers"))
+    assert found.title == "1 question with different answers"
+    done = CliRunner().invoke(app, shlex.split(found.command, comments=True)[1:])
+    assert done.exit_code == 0, done.stderr
+    assert (
+        alarms(
+            examine_rows(Asked([str(tmp_path / "rows.dedup.jsonl")], only=["conflicting_answers"])).findings
+        )
+        == []
     )
 
 

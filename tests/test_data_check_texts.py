@@ -1,17 +1,22 @@
 """The check of texts: encoding, lengths, formats, languages, personal data, and rows that cannot be used."""
 
 import json
+import shlex
+from itertools import pairwise
 
 import pytest
-from checked_rows import WORDS, alarms, clean_rows, lines, reading, texts, write
+from checked_rows import WORDS, alarms, clean_rows, in_layout, lines, reading, texts, write
 from rouge_score.rouge_scorer import RougeScorer
+from test_formats import ROWS as LAYOUT_ROWS
+from typer.testing import CliRunner
 
+from harness.cli import app
 from harness.data import check
 from harness.data.check import Tokenizer
 from harness.data.check._table import read_table
 from harness.data.check.amount import histogram
 from harness.data.check.personal_data import personal_data
-from harness.experiment.check_rows import Asked
+from harness.experiment.check_rows import Asked, examine_rows
 
 
 def test_damaged_encoding_is_found_and_mended_in_the_example(find):
@@ -104,11 +109,26 @@ def test_a_format_that_goes_with_a_source_is_found_and_one_of_all_is_not(find):
     assert any("begin with a mark such as 'Answer:' in 100 %" in f.title for f in found)
 
 
-def test_answers_with_white_space_around_them_are_found(find):
-    rows = texts(60, 1)
-    rows[7]["reference"] += " "
+@pytest.mark.parametrize("layout", sorted(LAYOUT_ROWS.keys() - {"transcript", "UltraFeedback", "OASST"}))
+def test_answers_with_white_space_around_them_are_found_in_every_layout_of_one_answer(find, layout):
+    asked = [(f"{a} {b}?", f"It is {b}") for a, b in pairwise(WORDS[:40])]
+    assert alarms(find([in_layout(LAYOUT_ROWS[layout], *of) for of in asked], "answer_formats")) == []
+    asked[7:10:2] = [("What now?", f"{WORDS[7]} \n"), ("What then?", f" {WORDS[8]}")]
+    found = alarms(find([in_layout(LAYOUT_ROWS[layout], *of) for of in asked], "answer_formats"))
+    assert [(f.title, lines(f)) for f in found] == [
+        ("answers with white space behind them", [8]),
+        ("answers with white space in front of them", [10]),
+    ]
+
+
+def test_white_space_behind_answers_is_mended_by_the_command_that_is_named(find, tmp_path):
+    rows = [{"prompt": row["prompt"], "completion": f"{row['reference']}  \n"} for row in texts(40, 1)]
     (found,) = alarms(find(rows, "answer_formats"))
-    assert lines(found) == [8]
+    assert found.count == 40
+    done = CliRunner().invoke(app, shlex.split(found.command)[1:])
+    assert done.exit_code == 0, done.stderr
+    (mended,) = (word for word in shlex.split(found.command) if word.endswith(".clean.jsonl"))
+    assert alarms(examine_rows(Asked([mended], only=["answer_formats"])).findings) == []
 
 
 ENGLISH = (

@@ -1,9 +1,7 @@
 """Repeated rows by one rule: what `data check` names as repeated is what `data dedup` drops, in every layout."""
 
-import json
-
 import pytest
-from checked_rows import WORDS, alarms, clean_rows, lines
+from checked_rows import WORDS, alarms, clean_rows, in_layout, lines
 from edited_rows import LONG
 from test_formats import ROWS as LAYOUT_ROWS
 
@@ -23,15 +21,6 @@ def dropped(path, **named):
 
 def repeated(find, rows, **named):
     return sorted(line for f in alarms(find(rows, "repeated_rows", **named)) for line in lines(f))
-
-
-def in_layout(row, question, answer):
-    """Put another question and another answer into a row of a layout."""
-    told = json.dumps(row).replace('"Who?"', json.dumps(question)).replace('"Me."', json.dumps(answer))
-    transcript = told.replace("Human: Who?", f"Human: {question}").replace(
-        "Assistant: Me.", f"Assistant: {answer}"
-    )
-    return json.loads(transcript)
 
 
 @pytest.mark.parametrize("layout", LAYOUT_ROWS)

@@ -53,6 +53,10 @@ def data_clean(
     drop_lost: Annotated[
         bool, typer.Option("--drop-lost", help="Drop rows with U+FFFD as well, whose signs are lost.")
     ] = False,
+    spellings: Annotated[
+        bool,
+        typer.Option("--spellings", help="Write labels of several spellings in the commonest one."),
+    ] = False,
     prompt: Prompt = None,
     reference: Reference = None,
     licenses: License = None,
@@ -63,7 +67,7 @@ def data_clean(
     """Mend encoding, Unicode forms and trailing spaces; drop rows without a question or an answer."""
     from harness.data import formats, readers
     from harness.data.edit import Edit
-    from harness.data.edit.clean import clean
+    from harness.data.edit.clean import clean, spellings_in
     from harness.data.edit.decisions import decisions_by_line, open_decisions
 
     refuse_out(out, [file], dry_run=dry_run)
@@ -73,9 +77,12 @@ def data_clean(
     layout = None if prompt and reference else formats.recognise(first.rows)
     found = decisions_by_line(kept, file, roles) if kept else {}
     used = _digests({"decisions": [str(decisions)] if decisions else []})
-    parameters = {**roles._asdict(), "drop_lost": drop_lost, **used}
+    spelt = spellings_in(readers.stream(file, "train"), roles, first.shown) if spellings else {}
+    of_spellings = {"spellings": spelt} if spellings else {}
+    parameters = {**roles._asdict(), "drop_lost": drop_lost, **of_spellings, **used}
     edit = Edit("clean", parameters, [file], licenses or (), notes or ())
-    outcomes = clean(readers.stream(file, "train"), roles, found, layout=layout, drop_lost=drop_lost)
+    rows = readers.stream(file, "train")
+    outcomes = clean(rows, roles, found, layout=layout, drop_lost=drop_lost, spellings=spelt)
     _save(edit, outcomes, out, dry_run=dry_run, as_json=as_json)
 
 

@@ -22,11 +22,22 @@ if TYPE_CHECKING:
     from harness.data.check._table import Table
     from harness.data.overlap import Encode
 
-__all__ = ["ALPHA", "MOST_MODELLED", "Finding", "Given", "Severity", "Tokenizer", "check_rows", "names"]
+__all__ = [
+    "ALPHA",
+    "DECIDE",
+    "MOST_MODELLED",
+    "Finding",
+    "Given",
+    "Severity",
+    "Tokenizer",
+    "check_rows",
+    "names",
+]
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 ALPHA = 0.001  # chance that a check which tests against chance raises an alarm on clean rows
+DECIDE = "harness dashboard  # its Data page, then: harness data clean FILE --out OUT --decisions DECISIONS"
 MOST_MODELLED = 20_000  # rows that a classifier or a language guesser sees, drawn by class
 
 

@@ -22,6 +22,7 @@ from harness.data import columns, examples, readers
 from harness.data.column_types import Column, count_cells, mixed_columns
 from harness.data.columns import Asked, Roles, asked, reading_roles
 from harness.data.edit.repeats import fold_row
+from harness.data.edit.spellings import label_set
 from harness.data.formats import Layout
 from harness.data.readers import Row, cap_problems
 from harness.errors import Problem, UserError, did_you_mean
@@ -30,7 +31,6 @@ from harness.spec import Task
 
 HELD = 1_000_000_000  # bytes of texts in memory
 _A_ROW = 1_500  # bytes of a row beside its characters
-MOST_LABELS, ROWS_A_LABEL, LONGEST_LABEL = 200, 5, 60
 _NO_SOURCE = "(empty)"
 
 
@@ -110,11 +110,8 @@ class Table:
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """The labels, where the answers are a closed set of few and short ones; else nothing."""
-        counts = Counter(entry.answer for entry in self.entries)
-        few = 2 <= len(counts) <= min(MOST_LABELS, len(self.entries) // ROWS_A_LABEL)
-        short = all(0 < len(label) <= LONGEST_LABEL and "\n" not in label for label in counts)
         asked = any(entry.question for entry in self.entries)
-        return tuple(sorted(counts)) if few and short and asked else ()
+        return label_set(entry.answer for entry in self.entries) if asked else ()
 
     def draw(self, most: int) -> list[Entry]:
         """Draw at most so many entries, every class (or source) by its share, in the order of the files."""

@@ -1,4 +1,4 @@
-"""Formats of answers: outer white space, spellings of one label, and formats that go with a source.
+"""Formats of answers: white space around them, spellings of one label, and formats that go with a source.
 
 Invariant: formats are compared between sources only where answers are texts; labels differ by their mix.
 
@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from harness.data.check import ALPHA, Finding, Given
 from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt
+from harness.data.edit.spellings import commonest_spellings, several_spellings
+from harness.formatting import pluralize
 
 _FORMS: dict[str, Callable[[str], bool]] = {
     "end with a full stop": lambda text: text.rstrip().endswith((".", "!", "?")),
@@ -29,47 +31,58 @@ _MOST_SOURCES = 50
 def check(table: Table, given: Given) -> Iterator[Finding]:
     """List answers with outer white space, labels in several spellings, and formats that go with a source."""
     answered = [entry for entry in table.entries if entry.answer]
-    if spaced := [entry for entry in answered if entry.answer != entry.answer.strip()]:
-        yield Finding(
-            "answer_formats",
-            "warning",
-            "answers with white space around them",
-            "the model learns to write it, and exact match counts it as wrong",
-            len(spaced),
-            len(table.entries),
-            tuple(entry.where for entry in spaced),
-            repr(excerpt(spaced[0].answer, 60)),
-            "harness data clean FILE --out OUT",
-        )
-    yield from _spellings(answered) if table.labels else _by_source(answered)
+    yield from _outer_spaces(table)
+    yield from _spellings(answered, table) if table.labels else _by_source(answered)
 
 
-def _spellings(answered: Sequence[Entry]) -> Iterator[Finding]:
-    """List the rarer spellings of labels that are alike but for case, separators of words and full stops."""
-    counts: dict[str, Counter[str]] = {}
-    for entry in answered:
-        counts.setdefault(_fold_label(entry.answer), Counter())[entry.answer] += 1
-    several = {folded: of for folded, of in counts.items() if folded and len(of) > 1}
-    rare = {spelt for of in several.values() for spelt, _ in of.most_common()[1:]}
-    if rare:
-        rows = tuple(entry.where for entry in answered if entry.answer in rare)
-        first = next(iter(several.values())).most_common()
+def _outer_spaces(table: Table) -> Iterator[Finding]:
+    """List answers with white space at an end, as the file has them: known layouts are read without it."""
+    mend, cut = (
+        "harness data clean FILE --out OUT",
+        "cut it in the file, unless it is the indentation of code",
+    )
+    for where, strip, command in (("behind", str.rstrip, mend), ("in front of", str.lstrip, cut)):
+        spaced = [(e, text) for e in table.entries for text in _written(e) if text != strip(text)]
+        if spaced:
+            first = spaced[0][1]
+            yield Finding(
+                "answer_formats",
+                "warning",
+                f"answers with white space {where} them",
+                "a trainer that reads the file teaches it, and exact match counts it as wrong",
+                len(spaced),
+                len(table.entries),
+                tuple(entry.where for entry, _ in spaced),
+                repr(excerpt(first[-60:] if where == "behind" else first, 60)),
+                command,
+            )
+
+
+def _written(entry: Entry) -> tuple[str, ...]:
+    """Return the answers of a row as its file has them."""
+    return tuple(answer for answer in entry.asked.answers if answer.strip())
+
+
+def _spellings(answered: Sequence[Entry], table: Table) -> Iterator[Finding]:
+    """List the rarer spellings of labels, with the commonest one of each."""
+    several = several_spellings(entry.answer for entry in answered)
+    commonest = commonest_spellings(several)
+    if commonest:
+        rare = [entry for entry in answered if entry.answer in commonest]
         yield Finding(
             "answer_formats",
             "error",
-            f"{len(several):,} labels in several spellings",
+            f"{pluralize(len(several), 'label')} in several spellings",
             "each spelling is a label of its own to a metric and to a classifier",
-            len(rows),
+            len(rare),
             len(answered),
-            rows,
-            ", ".join(f"{spelt!r} {n:,}" for spelt, n in first),
-            "harness data clean FILE --out OUT --decisions DECISIONS  # taken on the Data page",
+            tuple(entry.where for entry in rare),
+            ", ".join(f"{spelt!r} {n:,}" for spelt, n in several[0].counts),
+            "harness data clean FILE --out OUT --spellings"
+            if table.answer_column
+            else "write every label in one spelling",
+            tuple(commonest[entry.answer] for entry in rare),
         )
-
-
-def _fold_label(label: str) -> str:
-    """Fold case, what separates words, and a full stop; other signs tell labels apart, as C and C++."""
-    return re.sub(r"(?<=[^\W\d_])[\s_-]+(?=[^\W\d_])", "", label.lower().strip().rstrip(".,;:"))
 
 
 def _by_source(answered: Sequence[Entry]) -> Iterator[Finding]:

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from harness.data.check import Finding, Given
+from harness.data.check import DECIDE, Finding, Given
 from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt
+from harness.formatting import pluralize
 
 
 def check(table: Table, given: Given) -> Iterator[Finding]:
@@ -33,7 +34,7 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
     yield Finding(
         "conflicting_answers",
         "error" if table.labels else "note",
-        f"{len(groups):,} questions with different answers",
+        f"{pluralize(len(groups), 'question')} with different answers",
         "one of them is wrong, or the question does not hold what decides"
         if table.labels
         else "several answers may be right; a metric that compares with one reference takes others for wrong",
@@ -41,7 +42,7 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
         len(table.digests),
         tuple(table.places(i) for i, _ in pairs),
         f"{asked!r}: {shown}" if there else "",
-        "harness data clean FILE --out OUT --decisions DECISIONS  # taken on the Data page"
+        f"harness data dedup FILE --conflicts drop --out OUT  # drops all of them; or {DECIDE}"
         if table.labels
         else "",
         beside=tuple(_answer_at(table.places(i), of) for _, i in pairs),

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from harness.data.check import ALPHA, Finding, Given
+from harness.data.check import ALPHA, DECIDE, Finding, Given
 from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt
 
@@ -62,7 +62,7 @@ def _languages(drawn: Sequence[Entry]) -> Iterator[Finding]:
             len(sure),
             tuple(entry.where for entry in others),
             f"{others[0].where}: {excerpt(others[0].question, 60)!r}",
-            "harness data clean FILE --out OUT --decisions DECISIONS  # drops taken on the Data page",
+            DECIDE,
         )
 
 

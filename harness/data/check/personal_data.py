@@ -12,7 +12,7 @@ Source: ISO 7064 and ISO/IEC 7812 by python-stdnum, libphonenumber by phonenumbe
 import re
 from collections.abc import Iterator
 
-from harness.data.check import Finding, Given
+from harness.data.check import DECIDE, Finding, Given
 from harness.data.check._table import Table
 
 _EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}")
@@ -41,7 +41,7 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
             len(table.entries),
             rows,
             f"{where[0][0]}: {where[0][1]}",
-            "harness data clean FILE --out OUT --decisions DECISIONS  # taken on the Data page",
+            DECIDE,
         )
 
 

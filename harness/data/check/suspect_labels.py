@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from harness.data.check import ALPHA, Finding, Given
+from harness.data.check import ALPHA, DECIDE, Finding, Given
 from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt
 
@@ -107,7 +107,7 @@ def _report_suspects(
             tuple(suspect.entry.where for suspect in suspects),
             f"{worst.entry.where}: {excerpt(worst.entry.question, 70)!r} is {worst.entry.answer!r} "
             f"({100 * worst.p_own:.0f} %), more likely {worst.label!r} ({100 * worst.p_label:.0f} %)",
-            "harness data clean FILE --out OUT --decisions DECISIONS  # taken on the Data page",
+            DECIDE,
             tuple(suspect.label for suspect in suspects),
         )
 

@@ -9,7 +9,7 @@ words reach thresholds that 5 % of look-alikes of another sense reach too (repor
 import shlex
 from collections.abc import Iterator
 
-from harness.data.check import Finding, Given
+from harness.data.check import DECIDE, Finding, Given
 from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt
 from harness.data.contamination import contaminated_rows
@@ -55,7 +55,7 @@ def _in_other_words(table: Table, test: Table, exact: set[str], encode: Encode |
     # dedup looks at words alone, so what only embeddings find is decided row by row.
     for how, command in (
         ("in other words", f"harness data dedup FILE {against} --out OUT"),
-        ("by sense", "harness data clean FILE --out OUT --decisions DECISIONS  # taken on the Data page"),
+        ("by sense", DECIDE),
     ):
         of = [o for o in found if (o.measure == "embeddings") == (how == "by sense")]
         pairs = [(left[o.training], test.entries[o.evaluated], o) for o in of]

@@ -14,6 +14,7 @@ from harness.data import formats
 from harness.data.columns import Roles, asked, plain_text
 from harness.data.edit.change import Change, Outcome, drop
 from harness.data.edit.decisions import Decision, line_of
+from harness.data.edit.spellings import commonest_spellings, label_set, no_labels, several_spellings
 from harness.data.formats import THUMB_DOWN, Layout
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
@@ -37,9 +38,11 @@ def clean(
     *,
     layout: Layout | None = None,
     drop_lost: bool = False,
+    spellings: Mapping[str, str] | None = None,
 ) -> Iterator[Outcome]:
     """Clean row by row; `decisions` on lines go first: a row is dropped, or gets another answer.
 
+    `spellings` maps labels to the spelling that they get.
     Rows go that the `layout` of the file cannot read. With `drop_lost` rows with U+FFFD go too: the sign that
     stood there is lost.
     """
@@ -52,6 +55,8 @@ def clean(
         fields = {name: _clean_value(value, name, reasons) for name, value in row.fields.items()}
         if decision and decision.decision == "relabel":
             _relabel(row, fields, roles.answers[0], decision.label, reasons)
+        if spellings and (label := spellings.get(plain_text(fields.get(roles.answers[0])).strip())):
+            _relabel(row, fields, roles.answers[0], label, reasons)
         cleaned = Row(row.where, fields)
         if unusable := _unusable(cleaned, roles, drop_lost=drop_lost) or _unreadable(cleaned, layout):
             yield drop(row, unusable)
@@ -59,6 +64,22 @@ def clean(
             yield Outcome(cleaned, Change(row.where, "changed", tuple(reasons)))
         else:
             yield Outcome(row)
+
+
+def spellings_in(rows: Iterable[Row], roles: Roles, shown: str) -> dict[str, str]:
+    """Map the rarer spellings of labels to the commonest one, as they are once they are clean.
+
+    Raises:
+        UserError: no one column answers, or its answers are no labels.
+    """
+    where, step = f"{shown}, --spellings", "leave --spellings out, or name the column: --reference COLUMN"
+    if len(roles.answers) != 1 or roles.answers == roles.questions:
+        raise UserError(Problem(where, "no one column that answers", "one column of labels", step))
+    written = (plain_text(row.fields.get(roles.answers[0])) for row in rows)
+    answers = [label for text in written if (label := clean_text(text)[0].strip())]
+    if not label_set(answers):
+        raise UserError(Problem(where, *no_labels(answers), step))
+    return commonest_spellings(several_spellings(answers))
 
 
 def _relabel(row: Row, fields: dict[str, Any], column: str, label: str, reasons: dict[str, None]) -> None:

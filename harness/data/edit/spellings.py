@@ -1,0 +1,55 @@
+"""Spellings of one label: alike but for case, what separates words, and a full stop; the commonest stands.
+
+Invariant: the same answers in the same order give the same spellings; of two equally common ones the first
+stands. Other signs tell labels apart, as C and C++.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from harness.formatting import pluralize
+
+MOST_LABELS, ROWS_A_LABEL, LONGEST_LABEL = 200, 5, 60
+
+
+class Spelt(NamedTuple):
+    """A label as it is spelt most often, and its other spellings; each with its number of rows."""
+
+    commonest: str
+    counts: tuple[tuple[str, int], ...]
+
+
+def label_set(answers: Iterable[str]) -> tuple[str, ...]:
+    """Return the labels, sorted, where answers are a closed set of few and short ones; else nothing."""
+    counts = Counter(answers)
+    few = 2 <= len(counts) <= min(MOST_LABELS, counts.total() // ROWS_A_LABEL)
+    short = all(0 < len(label) <= LONGEST_LABEL and "\n" not in label for label in counts)
+    return tuple(sorted(counts)) if few and short else ()
+
+
+def no_labels(answers: Sequence[str]) -> tuple[str, str]:
+    """Say what answers are that are no closed set, and what labels are."""
+    found = f"{pluralize(len(set(answers)), 'different answer')} of {pluralize(len(answers), 'row')}"
+    most = f"at most {MOST_LABELS} labels of at most {LONGEST_LABEL} characters"
+    return found, f"{most}, each of {ROWS_A_LABEL} rows in the mean"
+
+
+def several_spellings(answers: Iterable[str]) -> list[Spelt]:
+    """List the labels that are spelt in several ways."""
+    counts: dict[str, Counter[str]] = {}
+    for answer in answers:
+        counts.setdefault(_fold_label(answer), Counter())[answer] += 1
+    ordered = (tuple(of.most_common()) for folded, of in counts.items() if folded and len(of) > 1)
+    return [Spelt(of[0][0], of) for of in ordered]
+
+
+def commonest_spellings(labels: Sequence[Spelt]) -> dict[str, str]:
+    """Map each rarer spelling to the commonest one of its label."""
+    return {spelt: label.commonest for label in labels for spelt, _ in label.counts[1:]}
+
+
+def _fold_label(label: str) -> str:
+    """Fold case, what separates words, and a full stop."""
+    return re.sub(r"(?<=[^\W\d_])[\s_-]+(?=[^\W\d_])", "", label.lower().strip().rstrip(".,;:"))
