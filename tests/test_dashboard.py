@@ -1549,7 +1549,7 @@ def test_a_label_of_another_spelling_is_relabelled_to_the_commonest(opened, tmp_
     rows[3] = rows[3].replace('"refund"', '"Refund"')
     (tmp_path / "rows.jsonl").write_text("".join(rows))
     page = opened("data")
-    assert "1 label in several spellings" in html(page)
+    assert "rows.jsonl:4: Refund, or refund?" in html(page)
     page.button(key="relabel_4").click().run()
     kept = json.loads((tmp_path / "rows.jsonl.decisions.json").read_text())
     assert kept["rows"] == {"4": {"decision": "relabel", "label": "refund"}}
