@@ -16,7 +16,7 @@ _SHORT = 60
 
 
 class Folded(NamedTuple):
-    """What a row asks and answers, letter case and spaces aside; equal rows have equal ones.
+    """Question and answers of a row, letter case and spaces aside; those of equal rows are equal.
 
     `setting` is what makes a question of the same words another one: the system prompt and the choices.
     """
