@@ -122,9 +122,14 @@ def load_task(task: Task, seed: int) -> TaskItems:
     """Read the files of a task and prepare its splits.
 
     Raises:
-        UserError: with the problems of all files at once, or with the contamination between them.
+        UserError: with the problems of all files and the contamination between them at once.
     """
-    files = _split_up(task, _without_contamination(task, _read(task)), seed)
+    problems: list[Problem] = []
+    read = _read(task, problems)
+    files = _without_contamination(task, read, problems)
+    if problems:
+        raise UserError(problems)
+    files = _split_up(task, files, seed)
     limits = task.data.limits
     n_test = min((n for n in (limits.test, task.limit) if n is not None), default=None)
     return TaskItems(
@@ -177,22 +182,18 @@ def _rng(task: Task, seed: int, purpose: str) -> random.Random:
     return random.Random(f"{seed}/{task.name}/{purpose}")
 
 
-def _read(task: Task) -> _Files:
-    """Read every file, going on after a bad one, so that all problems come at once."""
-    problems: list[Problem] = []
+def _read(task: Task, problems: list[Problem]) -> _Files:
+    """Read what can be used of every file, so that all problems come at once."""
     notes = Notes([], [])
     documents = _try(problems, [], _documents, task)
     paths = (task.data.source("train"), task.data.validation, task.data.test)
     train, validation, test = (
-        _try(problems, Kept([], []), _split, task, path, split, notes, documents)
+        _try(problems, Kept([], []), _split, task, path, split, notes, documents, problems)
         for split, path in zip(SPLITS, paths, strict=True)
     )
     pairs = _try(problems, [], _pairs, task, notes)
-    if not problems:
-        problems += items.unused_labels(task, (train, validation, test))
-        problems += items.unknown_documents((train, validation, test), documents) if documents else []
-    if problems:
-        raise UserError(problems)
+    problems += [] if problems else items.unused_labels(task, (train, validation, test))
+    problems += items.unknown_documents((train, validation, test), documents) if documents else []
     return _Files(train.examples, validation.examples, test.examples, pairs, documents, notes)
 
 
@@ -211,7 +212,15 @@ def _try(
         return otherwise
 
 
-def _split(task: Task, path: str | None, split: Split, notes: Notes, documents: Sequence[Document]) -> Kept:
+def _split(
+    task: Task,
+    path: str | None,
+    split: Split,
+    notes: Notes,
+    documents: Sequence[Document],
+    problems: list[Problem],
+) -> Kept:
+    """Read a split; what is wrong with its rows is added to `problems`."""
     if not path:
         return Kept([], [])
     content = readers.read(path, split)
@@ -220,7 +229,7 @@ def _split(task: Task, path: str | None, split: Split, notes: Notes, documents: 
         raise UserError(_evaluated_augmented(content, made, split))
     if task.data.turns == "all" and split == "train":
         content = formats.every_turn(content)
-    return splits.with_origins(items.examples(task, content, notes, documents), made)
+    return splits.with_origins(items.examples(task, content, notes, documents, problems), made)
 
 
 def _evaluated_augmented(content: readers.Rows, made: Collection[str], split: Split) -> list[Problem]:
@@ -239,33 +248,26 @@ def _documents(task: Task) -> list[Document]:
     return items.documents(readers.read(task.data.documents, "train")) if task.data.documents else []
 
 
-def _without_contamination(task: Task, files: _Files) -> _Files:
-    """Refuse training rows and pairs that are evaluated, or leave them out and say so.
-
-    Raises:
-        UserError: rows are contaminated and the task does not say `contamination: drop`, or no row is left.
-    """
+def _without_contamination(task: Task, files: _Files, problems: list[Problem]) -> _Files:
+    """Leave out training rows and pairs that are evaluated, and say so; or add them to `problems`."""
     evaluated = [*files.validation, *files.test]
     found = {
         "train": contaminated_rows(files.train, evaluated, task.kind == "choice"),
         "pairs": contaminated_rows(files.pairs, evaluated),
     }
     where = {part: readers.display_path(task.data.source(part) or "") for part in found}
-    if task.data.contamination == "error" and any(found.values()):
+    if task.data.contamination == "error":
         next_step = "remove the row, or set contamination: drop in data: of the task"
-        raise UserError(
-            [
-                p
-                for split, contaminated in found.items()
-                for p in contamination.problems(contaminated, where[split], next_step)
-            ]
-        )
+        for part, rows in found.items():
+            problems += contamination.problems(rows, where[part], next_step)
+        return files
     files.notes.removed.extend(
         contamination.removed(rows, where[part]) for part, rows in found.items() if rows
     )
     train, pairs = _keep(files.train, found["train"]), _keep(files.pairs, found["pairs"])
     if files.train and not train:
-        raise UserError(Problem(where["train"], "only rows that are evaluated too", "other training rows"))
+        expected = "other training rows"
+        problems.append(Problem(where["train"], "only rows that are evaluated too", expected))
     return files._replace(train=train, pairs=pairs)
 
 

@@ -55,14 +55,21 @@ class Notes(NamedTuple):
     removed: list[str]
 
 
-def examples(task: Task, content: Rows, notes: Notes, documents: Sequence[Document] = ()) -> Kept:
+def examples(
+    task: Task,
+    content: Rows,
+    notes: Notes,
+    documents: Sequence[Document] = (),
+    problems: list[Problem] | None = None,
+) -> Kept:
     """Make the examples of a split, without those of other labels where the task says so.
 
     Where there are `documents` to retrieve from, a context that stands beside a question is left
-    to retrieval, and noted as the document that holds the answer if it is one of them.
+    to retrieval, and noted as the document that holds the answer if it is one of them. Problems are added to
+    `problems` where it is given, and what can be used comes back beside them.
 
     Raises:
-        UserError: with every row that cannot be used, at most ten of them shown.
+        UserError: with every row that cannot be used, at most ten of each kind shown.
     """
     if unusable := list(_unusable_templates(task.fields, content)):
         raise UserError(unusable)
@@ -74,17 +81,22 @@ def examples(task: Task, content: Rows, notes: Notes, documents: Sequence[Docume
         example = _example(task, formats.read(row, layout, bool(documents)), name)
         return Sourced(_with_context(example, row, known), row.where)
 
-    made = _each(content, sourced, task.data.invalid_rows, notes.removed)
-    problems = _twice([(sourced.example.id, sourced.where) for sourced in made])
+    of_rows: list[Problem] = []
+    made = _each(content, sourced, task.data.invalid_rows, notes.removed, of_rows)
+    found = cap_problems(of_rows, content.shown, "rows that cannot be used")
+    twice = _twice([(sourced.example.id, sourced.where) for sourced in made])
+    found += cap_problems(twice, content.shown, "ids that stand twice")
     kept = [sourced for sourced in made if _is_closed(sourced.example)]
     outside = [sourced for sourced in made if not _is_closed(sourced.example)]
     if task.data.unknown_labels == "error" or not task.labels:
-        problems += [_outside(sourced) for sourced in outside]
-    if problems:
-        raise UserError(cap_problems(problems, content.shown, "rows that cannot be used"))
-    if not kept:
+        found += cap_problems([_outside(one) for one in outside], content.shown, "rows of other labels")
+    if not kept and not found:
         expected = f"at least one with one of the {len(task.labels)} labels"
-        raise UserError(Problem(content.shown, "no row left", expected, "correct labels: of the task"))
+        found.append(Problem(content.shown, "no row left", expected, "correct labels: of the task"))
+    if found and problems is None:
+        raise UserError(found)
+    if problems is not None:
+        problems += found
     if outside:
         notes.removed.append(_removed_labels(task, content, len(outside)))
     return Kept(kept, [sourced.example.references[0] for sourced in outside])
@@ -202,19 +214,27 @@ def _each(
     make: Callable[[Row, str], _Made],
     invalid_rows: Literal["error", "drop"] = "error",
     notes: list[str] | None = None,
+    problems: list[Problem] | None = None,
 ) -> list[_Made]:
-    """Make something of every row; ids of rows without one are the file's stem and the row's index."""
+    """Make something of every row; ids of rows without one are the file's stem and the row's index.
+
+    Raises:
+        UserError: with the rows that cannot be used, unless there is a list of `problems` to add them to.
+    """
     made: list[_Made] = []
-    problems: list[Problem] = []
+    found: list[Problem] = []
     for index, row in enumerate(content.rows):
         try:
             made.append(make(row, f"{content.stem}-{index}"))
         except UserError as error:
-            problems += error.problems
-    if problems and (invalid_rows == "error" or not made):
-        raise UserError(cap_problems(problems, content.shown, "rows that cannot be used"))
-    if problems and notes is not None:
-        notes.append(_removed_rows(content, problems))
+            found += error.problems
+    is_refused = found and (invalid_rows == "error" or not made)
+    if is_refused and problems is None:
+        raise UserError(cap_problems(found, content.shown, "rows that cannot be used"))
+    if is_refused and problems is not None:
+        problems += found
+    elif found and notes is not None:
+        notes.append(_removed_rows(content, found))
     return made
 
 

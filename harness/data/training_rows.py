@@ -43,7 +43,8 @@ def load_training_rows(
     files: list[list[Sourced]] = []
     for path in mix.paths if mix else train:
         try:
-            files.append(_uncontaminated(task, items, _read(task, items, path, notes, pairs), path, notes))
+            read = _read(task, items, path, notes, pairs, problems)
+            files.append(_uncontaminated(task, items, read, path, notes))
         except UserError as error:
             problems += error.problems
     if problems:
@@ -63,14 +64,17 @@ def load_training_rows(
     )
 
 
-def _read(task: Task, items: TaskItems, path: str, notes: Notes, pairs: bool) -> list[Sourced]:
+def _read(
+    task: Task, items: TaskItems, path: str, notes: Notes, pairs: bool, problems: list[Problem]
+) -> list[Sourced]:
+    """Read what can be used of a file; what is wrong with the other rows is added to `problems`."""
     content = readers.read(path, "train")
     if pairs:
         return items_of.pairs(task, content, notes)
     made = splits.origins(content.rows)
     if task.data.turns == "all":
         content = formats.every_turn(content)
-    kept = items_of.examples(task, content, notes, items.documents)
+    kept = items_of.examples(task, content, notes, items.documents, problems)
     return splits.with_origins(kept, made).examples
 
 

@@ -39,7 +39,8 @@ def read_changes(task: Task, items: TaskItems, training: Iterable[TaskItems] = (
         return None
     documents = _documents(task, items)
     content = readers.read(task.data.changes.test, "test")
-    kept = items_of.examples(task, content, Notes([], []), documents).examples
+    unusable: list[Problem] = []
+    kept = items_of.examples(task, content, Notes([], []), documents, unusable).examples
     problems = [
         Problem(
             row.where,
@@ -54,8 +55,9 @@ def read_changes(task: Task, items: TaskItems, training: Iterable[TaskItems] = (
         for row, said in _answered(kept, [row for of in training for row in of.sourced("train")])
     ]
     problems += items_of.unknown_documents([items_of.Kept(kept, [])], documents) if documents else []
-    if problems:
-        raise UserError(readers.cap_problems(problems, content.shown, "items that cannot be used"))
+    capped = readers.cap_problems(problems, content.shown, "items that cannot be used")
+    if unusable or capped:
+        raise UserError([*unusable, *capped])
     n = min((n for n in (task.data.limits.test, task.limit) if n is not None), default=None)
     drawn = splits.draw(kept, n, random.Random(f"{task.name}/changes"))
     return Changed(

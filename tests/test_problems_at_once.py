@@ -1,0 +1,94 @@
+"""Problems of rows at once: whatever is wrong with a file is said in one round, each by its line."""
+
+import json
+
+import pytest
+
+from harness import config
+from harness.data import load_task
+from harness.data.training_rows import load_training_rows
+from harness.errors import UserError
+from harness.evaluation.changed_facts import read_changes
+from harness.spec import Task
+
+LABELS = ("refund", "card")
+TEST = [{"prompt": f"t{i} v{i * 3}", "reference": LABELS[i % 2]} for i in range(6)]
+GOOD = [{"prompt": f"q{i} w{i * 7}", "reference": LABELS[i % 2]} for i in range(20)]
+FAULTY = [
+    *GOOD,
+    {"prompt": "a b c", "reference": "refnd"},
+    {"prompt": "", "reference": "card"},
+    {"prompt": "x y", "reference": ""},
+    TEST[3],
+]
+LINES = {21: "reference 'refnd'", 22: "an empty prompt", 23: "an empty reference", 24: "'t3 v9', which"}
+
+
+def written(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def problems(read):
+    with pytest.raises(UserError) as error:
+        read()
+    return error.value.problems
+
+
+def by_line(found):
+    return {int(p.where.rpartition(":")[2]): p.found for p in found}
+
+
+def assert_all_lines(found):
+    said = by_line(found)
+    assert said.keys() == LINES.keys()
+    assert all(said[line].startswith(begins) for line, begins in LINES.items())
+
+
+def task(tmp_path, train):
+    data = {"train": written(tmp_path / "a.jsonl", train), "test": written(tmp_path / "b.jsonl", TEST)}
+    return Task(name="rows", data=data, labels=LABELS)
+
+
+def test_unknown_labels_empty_cells_and_leaks_come_in_one_round(tmp_path):
+    assert_all_lines(problems(lambda: load_task(task(tmp_path, FAULTY), 0)))
+
+
+def test_so_do_those_of_a_candidates_own_rows(tmp_path):
+    asked = task(tmp_path, GOOD)
+    own = written(tmp_path / "own.jsonl", FAULTY)
+    items = load_task(asked, 0)
+    assert_all_lines(problems(lambda: load_training_rows(asked, items, [own], None, 0)))
+
+
+def test_so_do_those_of_changed_rows(tmp_path):
+    changed = [
+        {"prompt": "", "reference": "card"},
+        GOOD[4],
+        {"prompt": GOOD[5]["prompt"], "reference": "refund"},
+    ]
+    asked = task(tmp_path, GOOD)
+    changes = {"test": written(tmp_path / "c.jsonl", changed)}
+    asked = Task.model_validate(
+        {**asked.model_dump(), "data": {**asked.data.model_dump(), "changes": changes}}
+    )
+    said = by_line(problems(lambda: read_changes(asked, load_task(asked, 0))))
+    assert said.keys() == {1, 2}
+    assert said[2].startswith("'refund', which ")
+
+
+def test_many_rows_of_one_fault_hide_no_other_fault(tmp_path):
+    empty = [{"prompt": "", "reference": "card"}] * 30
+    found = problems(lambda: load_task(task(tmp_path, [*FAULTY, *empty]), 0))
+    assert {21, 24} <= {int(p.where.rpartition(":")[2]) for p in found if ":" in p.where}
+    assert any(p.found.startswith("32 rows that cannot be used, of which the first 10") for p in found)
+
+
+def test_a_number_of_folds_and_what_stands_beside_it_are_refused_together(tmp_path):
+    (tmp_path / "harness.yaml").write_text(
+        "name: x\ntarget:\n  name: x\n  data: {train: a.jsonl, test: b.jsonl, folds: 1}\n"
+        "candidates:\n  prompt: prompt\n"
+    )
+    (said,) = (p for p in problems(lambda: config.load(tmp_path / "harness.yaml")) if "folds" in p.found)
+    assert "greater than or equal to 3" in said.found
+    assert "a test file: in folds every training row is tested on once" in said.found
