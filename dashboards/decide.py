@@ -12,7 +12,16 @@ from math import isfinite
 import streamlit as st
 
 from harness.comparison import Comparison
-from harness.decision import CandidateFacts, Decision, apply_budgets, best_untrained, decide, reprice
+from harness.decision import (
+    CandidateFacts,
+    Decision,
+    apply_budgets,
+    best_untrained,
+    decide,
+    index_sentences,
+    policy_without_index,
+    reprice,
+)
 from harness.formatting import round_up
 from harness.report import ExperimentReport
 from harness.report.decision_tables import arithmetic_rows
@@ -31,9 +40,11 @@ def page() -> None:
         st.info("This report does not say what its decision went by. Next: `harness report` writes it again.")
         return
     policy, times = sliders(report, report.policy)
+    fewer = report.policy.requests_per_month / policy.requests_per_month
+    facts = _gains(report, reprice(report.facts, times, fewer), policy)
     found = decide(
-        _gains(report, reprice(report.facts, times), policy),
-        policy,
+        facts,
+        policy_without_index(policy),
         closed_labels=report.closed_labels,
         has_documents=report.has_documents,
         metric_name=report.metric,
@@ -47,7 +58,7 @@ def page() -> None:
         st.caption("Other than the report, because of what was changed here.")
     _break_even(found)
     st.subheader("Reasons", anchor=False)
-    safe_text.say_all(found.reasons)
+    safe_text.say_all([*found.reasons, *index_sentences(facts, policy)])
     st.subheader("Arithmetic", anchor=False)
     rows = [{"input": name, "value": value} for name, value in arithmetic_rows(found, report.unit)]
     st.dataframe(rows, hide_index=True, height=38 + 35 * len(rows))

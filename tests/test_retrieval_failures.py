@@ -120,11 +120,12 @@ def test_failures_planted_into_retrieval_are_counted_in_the_report_as_planted(tm
         made = compare(path)
     (index,) = (note for note in made.notes if "rag: retrieves from an index of" in note)
     assert " kB of text; choosing passages takes " in index
-    assert "hosting it costs 30.00 USD a month, 1.50 USD of 1,000 requests" in index
+    assert "hosting it costs 30.00 USD a month, 1.50 USD of 1,000 requests, which is in their cost" in index
     facts = {facts.name: facts for facts in made.facts}
     assert facts["closed"].cost_per_1k_usd == 0
     chosen_s = runs_of(path)["rag"].latency["prompting_s"]
-    assert facts["rag"].cost_per_1k_usd == pytest.approx(1000 * chosen_s), "at 1 USD a second"
+    assert facts["rag"].cost_per_1k_usd == pytest.approx(1000 * chosen_s + 1.5), "at 1 USD a second"
+    assert "1.50 USD of what 1,000 requests to rag cost, by the 20,000 forecast" in made.decision.reasons[-1]
     use = facts["rag"].retrieval
     wanted = {kind: list(kinds.values()).count(kind) for kind in ("used", "ungrounded", "unused", "missed")}
     assert {kind: getattr(use, kind) for kind in wanted} == wanted

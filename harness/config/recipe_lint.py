@@ -1,7 +1,7 @@
 """Recipe lint: settings of a training outside of published ranges, by method and size of the model.
 
 Invariant: nothing is refused; the ranges and their sources stand in `recipe_ranges.toml` alone. A setting is
-named only where it lies outside of what all sources that speak of such a model give.
+named with all sources that speak of such a model, unless it lies within the range of each.
 """
 
 import tomllib
@@ -49,24 +49,31 @@ def lint(
 ) -> Iterator[str]:
     """Say which settings of a training lie outside of what was published, and by whom; `params` are whole.
 
+    Where sources conflict, a value that one of them gives and another does not is named as well.
     Of those that nobody has `written` it is said that they are the method's defaults.
     """
     known = {**params, BATCH: _batch(params)}
     speaking = [one for one in ranges() if one.speaks_of(method, params, n_parameters)]
     for setting in dict.fromkeys(one.setting for one in speaking):
         value, sources = known.get(setting), [one for one in speaking if one.setting == setting]
-        if value is not None and (side := _side(value, sources)):
+        if value is not None and (place := _place(value, sources)):
             said = "; ".join(f"{_span(one)} ({one.source})" for one in sources)
             name = "rows of a step" if setting == BATCH else setting
             default = "" if setting in written or setting == BATCH else ", the default,"
-            yield f"{name} {value:g}{default} is {side} what was published for {_size(n_parameters)}: {said}"
+            yield f"{name} {value:g}{default} is {place} for {_size(n_parameters)}: {said}"
 
 
-def _side(value: float, sources: Sequence[Range]) -> str:
-    """Say on which side of all ranges a value lies; empty where it lies between their ends."""
+def _place(value: float, sources: Sequence[Range]) -> str:
+    """Say where a value lies among ranges; empty where it is within each."""
     if value < min(one.low for one in sources):
-        return "below"
-    return "above" if value > max(one.high for one in sources) else ""
+        return "below what was published"
+    if value > max(one.high for one in sources):
+        return "above what was published"
+    n_holding = sum(one.low <= value <= one.high for one in sources)
+    if n_holding == len(sources):
+        return ""
+    some = f"what {n_holding} of {len(sources)} sources give" if n_holding else "between what sources give"
+    return f"{some}, which conflict"
 
 
 def _batch(params: Mapping[str, Any]) -> float | None:

@@ -24,6 +24,7 @@ from harness.decision.explain import (
     too_dear,
 )
 from harness.decision.family import Family, Member, family_members, family_of, place_in_family
+from harness.decision.index_cost import index_sentences, index_usd_per_1k, policy_without_index
 from harness.decision.learning_curve import LearningCurve, Trained, learning_curve
 from harness.decision.next_step import MORE_THAN_FEW, RowsNeeded, fails_gate, too_few
 from harness.decision.results import (
@@ -101,12 +102,15 @@ __all__ = [
     "gain",
     "has_tuned_weights",
     "hour_usd",
+    "index_sentences",
+    "index_usd_per_1k",
     "is_fine_tuned",
     "item_variances",
     "judge_by_wins",
     "learning_curve",
     "passes_alone",
     "place_in_family",
+    "policy_without_index",
     "reprice",
     "strongest",
     "strongest_run",

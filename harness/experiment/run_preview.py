@@ -89,7 +89,7 @@ def warnings_before(session: Session) -> tuple[str, ...]:
 
 
 def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:
-    """Say which settings of the selected trainings lie outside of the ranges that were published for them."""
+    """Say which settings of the selected trainings lie outside of a range that was published for them."""
     said: dict[str, list[str]] = {}
     for name in selected:
         candidate = session.candidates[name]

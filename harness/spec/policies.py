@@ -86,13 +86,15 @@ class TokenPrices(Spec):
 class DecidePolicy(Spec):
     """Prices, volumes and needs; `tau` in points of the target metric per USD of training cost.
 
-    A request costs its device time, or its tokens where `usd_per_million_tokens` is set. `evaluation_usd` and
-    `hosting_usd_per_month` are what a fine-tune costs beside training and labels, `index_usd_per_month` what
-    retrieval does. `max_latency_s` is the longest median time of a request sent alone, `min_requests_per_s`
-    how many are to be answered in batches: slower candidates are not chosen from. `point_usd` is what one
-    point of the target metric is worth over the horizon, by default the answers that it makes right, each
+    A request costs its device time, or its tokens where `usd_per_million_tokens` is set. `evaluation_usd`
+    and `hosting_usd_per_month` are what a fine-tune costs beside training and labels, `index_usd_per_month`
+    what an index of documents costs, shared among the requests to whichever candidate retrieves.
+    `max_latency_s` is the longest median time of a request sent alone, `min_requests_per_s` how many are to
+    be answered in batches: slower candidates are not chosen from. `point_usd` is what one point of the
+    target metric is worth over the horizon, by default the answers that it makes right, each
     `right_answer_usd`. `needs` is what is known of the problem. `requests_per_month` over `horizon_months`
-    is the forecast. `device_hour_usd` is by default a list's price, `label_cost_usd` that of a training row.
+    is the forecast. `device_hour_usd` is by default a list's price, `label_cost_usd` that of a training
+    row.
     """
 
     requests_per_month: float = Field(100_000, gt=0)

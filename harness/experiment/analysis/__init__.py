@@ -4,6 +4,7 @@ Invariant: reads rows from the store and computes nothing that needs a model.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from harness import decision as decide
 from harness import gating, plugins
@@ -40,9 +41,10 @@ def report_of(
     curve = curve_of(judged)
     closed_labels = any(e.choices for e in session.target.items.test)
     has_documents = bool(session.target.items.documents)
+    weighed_by = decide.policy_without_index(session.experiment.decide)
     decision = decide.decide(
         judged,
-        session.experiment.decide,
+        weighed_by,
         closed_labels=closed_labels,
         has_documents=has_documents,
         metric_name=primary.name,
@@ -51,6 +53,8 @@ def report_of(
         goal=policy.target.min,
         win_rate=policy.target.win_rate,
     )
+    about_index = decide.index_sentences(judged, session.experiment.decide)
+    decision = replace(decision, reasons=(*decision.reasons, *about_index))
     return ExperimentReport(
         experiment=session.experiment.name,
         base_model=session.experiment.base_model,

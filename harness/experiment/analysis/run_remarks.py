@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from harness import comparison, plugins
+from harness.decision import index_usd_per_1k
 from harness.evaluation.costs.timing import timing_notes
 from harness.evaluation.session import Session
 from harness.experiment.preparation.base_fit import base_remarks
@@ -111,8 +112,10 @@ def _hosting_text(policy: DecidePolicy) -> str:
     month = policy.index_usd_per_month
     if not month:
         return ""
-    each = usd(1000 * month / policy.requests_per_month)
-    return f"; hosting it costs {usd(month)} USD a month, {each} USD of 1,000 requests, beside the table's"
+    each = usd(index_usd_per_1k(policy))
+    return (
+        f"; hosting it costs {usd(month)} USD a month, {each} USD of 1,000 requests, which is in their cost"
+    )
 
 
 def _note_unswept(session: Session, runs: Iterable[Run]) -> Iterator[str]:
