@@ -95,10 +95,10 @@ TRIES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def prepare(folder: Path) -> Path:
+def prepare(folder: Path, limit: int = 150) -> Path:
     """Write the experiment: validation rows as the target's test, undrawn items as the suite's; no gate's item.
 
-    Returns the path of harness.yaml.
+    `limit` is the number of items of each general task. Returns the path of harness.yaml.
     """
     folder.mkdir(parents=True, exist_ok=True)
     experiment = config.load(ROOT / "harness.yaml").experiment
@@ -113,7 +113,7 @@ def prepare(folder: Path) -> Path:
         (folder / f"{task.name}.jsonl").write_text(
             "".join(line for line in lines if json.loads(line)["id"] not in drawn), "utf-8"
         )
-        tasks.append({**keys, "data": {"test": f"{task.name}.jsonl"}, "limit": 150})
+        tasks.append({**keys, "data": {"test": f"{task.name}.jsonl"}, "limit": limit})
     dump(folder / "general.yaml", {**written, "tasks": tasks})
     target = read(SUITES / "support.yaml")
     files = target["tasks"][0]["data"]

@@ -18,13 +18,13 @@ _INTENTS = (
     "card_acceptance pin_blocked atm_support change_pin compromised_card lost_or_stolen_card exchange_rate "
     "top_up_limits age_limit country_support passcode_forgotten terminate_account"
 )
-_LIMIT = 60  # items of each general task in the second stage
+_LIMIT = 60  # items of each general task
 _SEEDS = [0, 1, 2]
 
 
 def prepare_ways(folder: Path) -> Path:
     """Write the first stage: every way at both strengths, one seed, the quickstart's target on validation."""
-    search = prepare_search(folder)
+    search = prepare_search(folder, _LIMIT)
     dump(folder / "ways.yaml", {**read(search), "name": "fronts-ways", "candidates": candidates(WAYS)})
     return folder / "ways.yaml"
 
