@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from harness import config
 from harness.data import load_task
 from harness.data.training_rows import load_training_rows
 from harness.errors import UserError
@@ -82,13 +81,3 @@ def test_many_rows_of_one_fault_hide_no_other_fault(tmp_path):
     found = problems(lambda: load_task(task(tmp_path, [*FAULTY, *empty]), 0))
     assert {21, 24} <= {int(p.where.rpartition(":")[2]) for p in found if ":" in p.where}
     assert any(p.found.startswith("32 rows that cannot be used, of which the first 10") for p in found)
-
-
-def test_a_number_of_folds_and_what_stands_beside_it_are_refused_together(tmp_path):
-    (tmp_path / "harness.yaml").write_text(
-        "name: x\ntarget:\n  name: x\n  data: {train: a.jsonl, test: b.jsonl, folds: 1}\n"
-        "candidates:\n  prompt: prompt\n"
-    )
-    (said,) = (p for p in problems(lambda: config.load(tmp_path / "harness.yaml")) if "folds" in p.found)
-    assert "greater than or equal to 3" in said.found
-    assert "a test file: in folds every training row is tested on once" in said.found

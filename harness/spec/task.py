@@ -7,14 +7,7 @@ whoever reads a file resolves them against that file's folder (see `config`).
 import re
 from typing import Any, Literal
 
-from pydantic import (
-    Field,
-    ValidationError,
-    ValidationInfo,
-    ValidatorFunctionWrapHandler,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from harness.spec.values import Kind, Margin, Role, Spec, metric_name
 
@@ -81,33 +74,18 @@ class TaskData(Spec):
             raise ValueError("all is split into train, validation and test: leave these three out")
         return self
 
-    @field_validator("folds", mode="wrap")
-    @classmethod
-    def _folds_of_training_rows(
-        cls, value: Any, check: ValidatorFunctionWrapHandler, info: ValidationInfo
-    ) -> int | None:
-        """Check the number of folds and what stands beside it, and say both at once."""
-        beside = info.data
-        is_refused = {
-            "a test file: in folds every training row is tested on once; leave folds out, or test, whose "
-            "rows may stand among those of train": bool(beside.get("test")),
-            "changes: what ships was trained on these facts": bool(beside.get("changes")),
-            "no rows to deal: name a file as all or train": {
-                beside.get("all", ""),
-                beside.get("train", ""),
-            }
-            == {None},
-        }
-        said = [f"folds: {value}, and {why}" for why, stands in is_refused.items() if value and stands]
-        try:
-            folds: int | None = check(value)
-        except ValidationError as error:
-            said = [f"folds: {value} ({error.errors()[0]['msg']})", *said] if said else []
-            if not said:
-                raise
-        if said:
-            raise ValueError("; ".join(said))
-        return folds
+    @model_validator(mode="after")
+    def _folds_of_training_rows(self) -> "TaskData":
+        if self.folds and self.test:
+            raise ValueError(
+                f"folds: {self.folds}, and a test file: in folds every training row is tested on once; leave "
+                "folds out, or test, whose rows may stand among those of train"
+            )
+        if self.folds and self.changes:
+            raise ValueError(f"folds: {self.folds}, and changes: what ships was trained on these facts")
+        if self.folds and not (self.all or self.train):
+            raise ValueError(f"folds: {self.folds}, and no rows to deal: name a file as all or train")
+        return self
 
     def source(self, part: str) -> str | None:
         """Return the file that a split, the pairs or the documents come from."""
