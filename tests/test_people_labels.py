@@ -22,6 +22,7 @@ from harness.comparison.labelled_answers import (
     is_correctable,
     latest_labels,
 )
+from harness.comparison.length_bias import favour_for_longer
 from harness.config.rubrics import asked_digest, current_labels, rubric_of
 from harness.experiment.analysis.human_labels import correct_reached
 from harness.gating import TargetFacts
@@ -85,8 +86,12 @@ def test_a_judge_that_likes_long_answers_is_unmasked(long_winded):
     found = calibrate(JUDGE, {"short": short, "long": long}, [("long", "short")], [labels])
     assert found.length.low > 0
     assert found.pairs[0].favour.low > 0
+    between = found.pairs[0].longer
+    assert between.favour.low > 0
+    assert between.ratio > 2
     said = " ".join(sentences(found))
     assert "overrates longer answers" in said
+    assert "favours the longer one by" in said
     assert "favours long over short" in said
 
 
@@ -103,9 +108,46 @@ def test_a_judge_that_likes_one_candidate_is_not_said_to_like_its_length():
     found = calibrate(JUDGE, {"one": arms[0], "liked": arms[1]}, [("liked", "one")], [labels])
     assert found.pairs[0].favour.low > 0.1
     assert found.length.low < 0 < found.length.high
+    between = found.pairs[0].longer
+    assert between.is_length
+    assert between.favour.low < 0 < between.favour.high
+    assert "is not shown to favour a length" in " ".join(sentences(found))
     even = [[replace(row, text=row.text[:40]) for row in arm] for arm in arms]
     labels = label_set(JUDGE, [(arm[i], y[i]) for arm, y in zip(even, truth, strict=True) for i in pick])
     assert calibrate(JUDGE, {"one": even[0]}, [], [labels]).length is None
+
+
+def test_a_judge_that_passes_what_is_long_is_unmasked_where_every_answer_of_one_candidate_is():
+    draw = np.random.default_rng(5)
+    truth = [(draw.random(200) < share).astype(float) for share in (0.7, 0.5)]
+    arms = [
+        answers(np.full(200, grade), np.full(200, n), name)
+        for grade, n, name in ((0.0, 60, "short"), (1.0, 200, "long"))
+    ]
+    pick = drawn(arms[0], 120)
+    labels = label_set(JUDGE, [(arm[i], y[i]) for arm, y in zip(arms, truth, strict=True) for i in pick])
+    found = calibrate(JUDGE, dict(zip(("short", "long"), arms, strict=True)), [("short", "long")], [labels])
+    assert found.length is None  # within a candidate all answers are as long as each other
+    between = found.pairs[0].longer
+    wanted = np.mean([1 - truth[1][i] + truth[0][i] for i in pick])
+    assert between.favour.score == pytest.approx(wanted)
+    assert between.favour.low > 1.0
+    assert (between.new_longer, between.is_length) == (0.0, False)
+    assert "what else sets the two candidates apart may be the cause as well" in " ".join(sentences(found))
+
+
+@pytest.mark.parametrize("liking", [0.0, 0.4])
+def test_the_favour_for_the_longer_answer_is_that_of_both_candidates_and_its_interval_holds_it(liking):
+    """The judge overrates the longer answer by 0.3 and the new candidate by `liking`; people see neither."""
+    held = 0
+    for seed in range(200):
+        draw = np.random.default_rng(seed)
+        base, new = draw.integers(50, 200, 150), draw.integers(80, 300, 150)
+        errors = 0.3 * np.sign(new - base) + liking + draw.normal(0, 0.5, 150)
+        found = favour_for_longer(errors, (base, new), np.arange(150), JUDGE.unit)
+        assert found.is_length
+        held += found.favour.low <= 0.3 <= found.favour.high
+    assert held >= 200 * 0.95 - 3 * (200 * 0.95 * 0.05) ** 0.5
 
 
 def test_such_a_judge_is_corrected(long_winded):

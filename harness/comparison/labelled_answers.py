@@ -25,6 +25,7 @@ from harness.comparison.judge_correction import (
     correct_score,
     more_labels,
 )
+from harness.comparison.length_bias import LengthFavour, favour_for_longer
 from harness.metrics import Metric
 from harness.records import LabelSet, SampleResult, digest
 from harness.stats import Array
@@ -77,6 +78,7 @@ class PairCalibration:
 
     `favour` is how much more the metric overrates the new arm than the base, on the same items. `more_labels`
     would probably settle which is better: 0 where that is settled, None where no number of them would.
+    `longer` is how much more the metric favours the longer of the two answers to an item than people do.
     """
 
     new: str
@@ -88,6 +90,7 @@ class PairCalibration:
     labels_alone: Estimate | None = None
     favour: Estimate | None = None
     more_labels: int | None = None
+    longer: LengthFavour | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +285,8 @@ def _pair(
     if found is None:
         return PairCalibration(new, base, len(ids), int(has.sum()), delta)
     errors = (now.grades - now.labels - old.grades + old.labels)[has]
+    labelled = [item for item, counts in zip(ids, has, strict=True) if counts]
+    lengths = tuple([len(of[item].text) for item in labelled] for of in (base_rows, new_rows))
     return PairCalibration(
         new,
         base,
@@ -292,6 +297,7 @@ def _pair(
         labels_alone=estimate_of(metric, correct_difference(old, now, power=0.0)),
         favour=_mean(metric, errors, now.clusters[has]),
         more_labels=more_labels(old, now, found),
+        longer=favour_for_longer(errors, lengths, now.clusters[has], metric.unit),
     )
 
 

@@ -8,12 +8,20 @@ from collections.abc import Iterator, Sequence
 
 from harness.comparison import ArmCalibration, Estimate, MetricCalibration, PairCalibration
 from harness.comparison.judge_correction import MIN_LABELS
-from harness.formatting import UNKNOWN, change, count, percent, plain, pluralize, score
+from harness.comparison.length_bias import LengthFavour
+from harness.formatting import UNKNOWN, change, count, figure, percent, plain, pluralize, score
 from harness.report.document import Section
 
 KIND = "labels"
 _ARM_COLUMNS = ("labels", "uncorrected", "corrected", "labels alone", "agree, %", "error")
-_PAIR_COLUMNS = ("labels", "uncorrected", "corrected", "labels alone", "overrates it by")
+_PAIR_COLUMNS = (
+    "labels",
+    "uncorrected",
+    "corrected",
+    "labels alone",
+    "overrates it by",
+    "favours the longer by",
+)
 
 
 def label_sections(calibrations: Sequence[MetricCalibration]) -> Iterator[Section]:
@@ -42,10 +50,8 @@ def sentences(c: MetricCalibration) -> Iterator[str]:
             f"{c.metric} is not shown to agree with people better than chance does: the corrected scores rest"
             " on the labels, and are no surer than these alone"
         )
-    if c.length and not c.length.low <= 0 <= c.length.high:
-        bias = "overrates" if c.length.score > 0 else "underrates"
-        by = f"{_format_change(c.length)} points with each doubling of an answer's length"
-        yield f"{c.metric} {bias} longer answers, as its errors against people show: {by}"
+    if c.length:
+        yield _length_within(c.metric, c.length)
     if c.own:
         yield _self_preference(c)
     for pair in c.pairs:
@@ -53,8 +59,37 @@ def sentences(c: MetricCalibration) -> Iterator[str]:
             liked, other = (pair.new, pair.base) if pair.favour.score > 0 else (pair.base, pair.new)
             by = percent(abs(pair.favour.score))
             yield f"{c.metric} favours {liked} over {other} by {by} points more than people do"
+        if pair.longer:
+            yield _length_between(c.metric, pair, pair.longer)
         if said := _say_better(pair):
             yield said
+
+
+def _length_within(metric: str, found: Estimate) -> str:
+    """Say whether a metric prefers length among the answers of one candidate."""
+    by = f"{_format_change(found)} points with each doubling of an answer's length"
+    if found.low <= 0 <= found.high:
+        return f"among one candidate's answers {metric} is not shown to prefer long or short ones: {by}"
+    bias = "overrates" if found.score > 0 else "underrates"
+    return f"{metric} {bias} longer answers of one candidate, as its errors against people show: {by}"
+
+
+def _length_between(metric: str, pair: PairCalibration, of: LengthFavour) -> str:
+    """Say whether a metric prefers the longer of two answers to an item, and what else that may be."""
+    low, high = of.favour.low, of.favour.high
+    which = "longer" if of.favour.score > 0 else "shorter"
+    ends = sorted((abs(low), abs(high)))
+    by = score(of.favour.unit, abs(of.favour.score), *ends)
+    share = f"{pair.new}'s are {figure(of.ratio)} times as long as {pair.base}'s"
+    share += f", the longer ones on {percent(of.new_longer)} % of items"
+    if low <= 0 <= high:
+        by = f"{_format_change(of.favour)} points for the longer one, beside people"
+        return f"of two answers to an item {metric} is not shown to favour a length: {by} ({share})"
+    favours = f"of two answers to an item {metric} favours the {which} one"
+    said = f"{favours} by {by} points more than people do ({share})"
+    if not of.is_length:
+        said += "; what else sets the two candidates apart may be the cause as well"
+    return said
 
 
 def _agreement(c: MetricCalibration) -> str:
@@ -124,6 +159,7 @@ def _pair_row(pair: PairCalibration) -> list[str]:
         f"{pair.new} − {pair.base}",
         count(pair.n_labels),
         *map(_format_change, (pair.delta, pair.corrected, pair.labels_alone, pair.favour)),
+        _format_change(pair.longer.favour if pair.longer else None),
     ]
 
 
