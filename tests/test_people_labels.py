@@ -12,8 +12,8 @@ from fake_facts import comparison as fake_comparison
 from fake_rows import rows
 from test_cli import Done, harness  # noqa: F401 (the fixture)
 
-from harness import comparison, decision, formatting, report, store
-from harness.comparison import Estimate
+from harness import comparison, config, decision, formatting, report, store
+from harness.comparison import Estimate, human
 from harness.comparison.corrected_comparison import correct_comparison, correct_estimate, labels_missing
 from harness.comparison.labelled_answers import (
     answer_digest,
@@ -29,7 +29,7 @@ from harness.gating import TargetFacts
 from harness.gating.rules.target import target_rule
 from harness.metrics import mean_metric
 from harness.records import AnswerLabel, LabelSet
-from harness.release import rating_file
+from harness.release.rating_files import label_file, pair_file
 from harness.report import ExperimentReport
 from harness.report.escape import spreadsheet_lines
 from harness.report.people_labels import label_sections, sentences
@@ -527,11 +527,11 @@ def test_the_first_rows_of_a_file_are_all_answers_to_the_items_drawn_first(harne
 
 def test_a_text_that_answers_two_prompts_is_asked_for_once_with_a_key_of_both():
     short, long = rows([1.0], JUDGE)[0], replace(rows([1.0], JUDGE)[0], prompt="Read this. When?")
-    (only,) = rating_file._file_rows(
+    (only,) = label_file._file_rows(
         JUDGE.name, ["item-0000"], [{"item-0000": row} for row in (short, long)], {}
     )
     both = {f"answer-{answer_digest(JUDGE.name, row)}" for row in (short, long)}
-    assert set(rating_file._keys(only[0])) == both
+    assert set(label_file._keys(only[0])) == both
     assert len(both) == 2
 
 
@@ -597,11 +597,11 @@ def test_files_are_read_as_spreadsheets_write_them(harness, project):  # noqa: F
 
 def test_the_later_of_two_imports_within_a_second_counts(project):
     path = project / "harness.yaml"
-    rating_file.export_answers(path, project / "labels.csv", n_items=2, candidates=("prompt",))
+    label_file.export_answers(path, project / "labels.csv", n_items=2, candidates=("prompt",))
     written = read(project / "labels.csv")
     for i in range(12):
         write(project / "saved.csv", [{**row, "label": str(i % 2)} for row in written])
-        rating_file.import_labels(path, project / "saved.csv", rater="ann")
+        label_file.import_labels(path, project / "saved.csv", rater="ann")
     labels = latest_labels(store.list_labels(Store(project / "runs")), "judge_long")
     assert set(labels.values()) == {1.0}
     kept = [of.labels[0].label for of in store.list_labels(Store(project / "runs"))]
@@ -648,3 +648,71 @@ def test_what_cannot_be_rated_ends_with_2(harness, project, words, found):  # no
     assert found in done.stderr
     assert not (project / "new.csv").exists()
     assert not (project / "nowhere").exists()
+
+
+def export_pairs(harness, project, name, n, *options):  # noqa: F811
+    done = harness("rate", "export", name, "--pairs", "-n", n, *BOTH, *options, cwd=project, check=0)
+    return read(project / name), done
+
+
+def texts_of(project):
+    """Map items to the answers of both candidates, in the order of their runs' ids."""
+    at = Store(project / "runs")
+    runs = sorted(store.list_runs(at), key=lambda run: run.run_id)
+    rows_of = [{row.example_id: row for row in store.read_rows(at, run.rows["letters/test"])} for run in runs]
+    return runs, {item: (row.text, rows_of[1][item].text) for item, row in rows_of[0].items()}
+
+
+def test_preferences_come_back_as_ratings_of_the_answer_that_was_meant(harness, project):  # noqa: F811
+    written, done = export_pairs(harness, project, "pairs.csv", 12)
+    assert "12 pairs of answers" in done.stdout
+    assert list(written[0]) == ["key", "question", "left", "right", "reference", "better"]
+    assert not any(name in (project / "pairs.csv").read_text("utf-8-sig") for name in ("prompt", "shots"))
+    said = ["left", "right", "Tie", ""]
+    write(
+        project / "back.csv", [{**row, "better": said[i % 4]} for i, row in enumerate(written)], ";", "utf-16"
+    )
+    back = harness("rate", "import", "back.csv", "--rater", "ann", cwd=project, check=0)
+    assert "9 preferences by ann, 3 rows left blank" in back.stdout
+    runs, texts = texts_of(project)
+    both = [run.rows["letters/test"] for run in runs]
+    ratings = store.list_ratings(Store(project / "runs"), "letters")
+    assert len(ratings) == 9
+    sides = pair_file._sides(config.load(project / "harness.yaml").experiment.target, *runs)
+    of_key = {row["key"]: (row, said[i % 4].lower()) for i, row in enumerate(written)}
+    for rating in ratings:
+        row, word = of_key[pair_file._key(sides, human.Turn(rating.example_id, rating.left))]
+        left, right = texts[rating.example_id] if rating.left == "a" else texts[rating.example_id][::-1]
+        assert (row["left"], row["right"]) == (spreadsheet_lines(left), spreadsheet_lines(right))
+        other = "b" if rating.left == "a" else "a"
+        assert rating.choice == {"left": rating.left, "right": other, "tie": "tie"}[word]
+    assert set(human.preferred_shares(ratings, *both).values()) <= {0.0, 0.5, 1.0}
+    again, _ = export_pairs(harness, project, "more.csv", 200)
+    rated = {row["key"] for i, row in enumerate(written) if said[i % 4]}
+    assert not rated & {row["key"] for row in again}  # goes on where ratings end
+
+
+def test_every_problem_of_a_pair_file_is_listed_and_nothing_stored(harness, project):  # noqa: F811
+    written, _ = export_pairs(harness, project, "pairs.csv", 4)
+    wrong = ({"better": "both"}, {"key": "pair-1", "better": "left"}, {"better": "left"}, {"better": "left"})
+    filled = [row | change for row, change in zip(written, wrong, strict=True)]
+    filled[3]["key"] = filled[2]["key"]
+    write(project / "back.csv", filled)
+    done = harness("rate", "import", "back.csv", cwd=project, check=2)
+    for words in ("better 'both'", "key 'pair-1'", "a key of line 4 again"):
+        assert words in done.stderr
+    assert store.list_ratings(Store(project / "runs")) == []
+    write(project / "blank.csv", written)
+    assert "no preference" in harness("rate", "import", "blank.csv", cwd=project, check=2).stderr
+    done = harness("rate", "export", "one.csv", "--pairs", "--candidates", "prompt", cwd=project, check=2)
+    assert "expected two candidates" in done.stderr
+
+
+def test_sides_are_drawn_and_the_longer_prompt_is_not_shown(project):
+    path = project / "harness.yaml"
+    found = pair_file.export_pairs(path, project / "all.csv", n_items=200, candidates=("prompt", "shots"))
+    written, (_, texts) = read(project / "all.csv"), texts_of(project)
+    firsts = [row["left"] in {a for a, _ in texts.values()} for row in written]
+    assert found.n_pairs == len(written) > 20
+    assert 0 < sum(firsts) < len(firsts)
+    assert all("Letter" in row["question"] and row["question"].count("Letter") == 1 for row in written)

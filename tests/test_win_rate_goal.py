@@ -158,3 +158,9 @@ def test_a_report_shows_win_rates_in_its_table_its_gain_and_on_the_terminal():
     open_ = next(s for s in experiment_document(shown(JUDGED)).sections if s.kind == "wins")
     assert open_.rows[0][3] == "90.0 [86, 94] (80 more ratings needed)"
     assert "a judge that too few ratings of people check yet" in markdown(experiment_document(shown(JUDGED)))
+
+
+def test_the_next_step_draws_pairs_where_ratings_of_them_lack():
+    text = markdown(experiment_document(shown(JUDGED)))
+    assert "harness rate export pairs.csv --pairs" in text
+    assert "--pairs" not in markdown(experiment_document(shown(PEOPLE_RATED)))

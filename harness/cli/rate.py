@@ -31,14 +31,22 @@ def rate_export(
         str, typer.Option("--metric", help="What the labels stand for; by default the metric that decides.")
     ] = "",
     candidates: Candidates = None,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Two answers side by side, to say which is better: a win rate.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the answers to randomly drawn test items, blind, for people to label."""
+    """Write the answers to randomly drawn test items, blind, for people to label or to compare."""
     from harness.formatting import count
-    from harness.release import rating_file
+    from harness.release.rating_files import label_file
 
     names = [name for given in candidates or [] for name in given.split(",")]
-    found = rating_file.export_answers(
+    if pairs:
+        if metric:
+            raise UserError(Problem("--pairs", "--metric", "one of them", "leave --metric out"))
+        _export_pairs(file, overrides, config, items, names, as_json=as_json)
+        return
+    found = label_file.export_answers(
         config, file, overrides or [], n_items=items, metric=metric, candidates=names
     )
     if as_json:
@@ -55,6 +63,24 @@ def rate_export(
     say(f"next: fill in the column label{scale}, then harness rate import {file} --rater NAME")
 
 
+def _export_pairs(
+    file: Path, overrides: Overrides, config: Path, items: int, names: list[str], *, as_json: bool
+) -> None:
+    """Write pairs of answers to be compared."""
+    from harness.formatting import count
+    from harness.release.rating_files import pair_file
+
+    found = pair_file.export_pairs(config, file, overrides or [], n_items=items, candidates=names)
+    if as_json:
+        print_json(found._asdict())
+    else:
+        print(f"{file}: {count(found.n_pairs)} pairs of answers, of {' and '.join(found.runs)}, sides drawn")
+    say(f"{count(found.n_left)} pairs without ratings are left; a later export goes on with these")
+    say(
+        f"next: write left, right or tie into the column better, then harness rate import {file} --rater NAME"
+    )
+
+
 @rate_app.command("import")
 def rate_import(
     file: File,
@@ -68,11 +94,14 @@ def rate_import(
     ] = "0,1",
     as_json: Json = False,
 ) -> None:
-    """Read people's labels back; all problems of the file are listed, and nothing is stored then."""
+    """Read people's labels or preferences back; all problems are listed, and nothing is stored then."""
     from harness.formatting import count
-    from harness.release import rating_file
+    from harness.release.rating_files import csv_file, label_file, pair_file
 
-    found = rating_file.import_labels(config, file, overrides or [], rater=rater, scale=_scale(scale))
+    if csv_file.has_column(file, pair_file.BETTER):
+        _import_pairs(file, overrides, config, rater, as_json=as_json)
+        return
+    found = label_file.import_labels(config, file, overrides or [], rater=rater, scale=_scale(scale))
     if as_json:
         print_json(found._asdict())
     else:
@@ -80,6 +109,22 @@ def rate_import(
         print(f"{file}: {count(found.n_labels)} labels for {found.metric} by {rater}{blank}")
         for run, n in found.by_run.items():
             print(f"  {run}: {count(n)} of its answers have a label")
+    say("next: harness report")
+
+
+def _import_pairs(file: Path, overrides: Overrides, config: Path, rater: str, *, as_json: bool) -> None:
+    """Read preferences between two answers back."""
+    from harness.formatting import count
+    from harness.release.rating_files import pair_file
+
+    found = pair_file.import_pairs(config, file, overrides or [], rater=rater)
+    if as_json:
+        print_json(found._asdict())
+    else:
+        blank = f", {count(found.n_blank)} rows left blank" if found.n_blank else ""
+        print(f"{file}: {count(found.n_ratings)} preferences by {rater}{blank}")
+        for runs, n in found.by_pair.items():
+            print(f"  {runs}: {count(n)} pairs of their answers have a rating")
     say("next: harness report")
 
 

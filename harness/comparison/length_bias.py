@@ -60,4 +60,5 @@ def _balance(values: Array, part: NDArray[np.bool_]) -> Array:
     """Return values (n,) whose mean is that of the two parts' means, and whose spread is that within them."""
     means = [values[of].mean() for of in (part, ~part)]
     weights = np.where(part, 0.5 / part.mean(), 0.5 / (~part).mean())
-    return sum(means) / 2 + weights * (values - np.where(part, *means))
+    balanced: Array = sum(means) / 2 + weights * (values - np.where(part, *means))
+    return balanced

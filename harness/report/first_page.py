@@ -35,6 +35,7 @@ from harness.report.experiment_report import (
 from harness.report.labels import WORDS
 from harness.report.plots.pareto_front import NARROW, front
 from harness.report.tables.win_rate_table import wins_sentence
+from harness.spec import PEOPLE
 
 PICTURE = "What each candidate gains on the task against what it keeps of its other capabilities"
 CAPTION = (
@@ -246,6 +247,9 @@ def next_steps(report: ExperimentReport) -> Iterator[Command]:
         return
     if decision is not None and decision.candidate:
         yield _promotion(report, decision.candidate)
+    elif decision is not None and _awaits_ratings(report):
+        line = _line(report, "rate", "export", "pairs.csv", "--pairs")
+        yield Command(line, "draws pairs of answers for people to compare; harness rate import takes them")
     elif decision is not None and any(f.labels_missing for f in report.facts):
         line = _line(report, "rate", "export", "labels.csv")
         yield Command(line, "draws answers for people to label; harness rate import takes their labels")
@@ -255,6 +259,14 @@ def next_steps(report: ExperimentReport) -> Iterator[Command]:
     run = judged(report)
     if run is not None and _can_be_rescued(run):
         yield Command(_line(report, "rescue", run.name), f"tries versions of {run.name} that keep more")
+
+
+def _awaits_ratings(report: ExperimentReport) -> bool:
+    """Tell whether the win rate of the fine-tune in question waits for people's ratings of pairs."""
+    run, goal = judged(report), report.declared
+    if goal is None or goal.win_rate is None or run is None or run.wins is None:
+        return False
+    return bool(run.wins.missing) or (run.wins.rate is None and run.wins.by == PEOPLE)
 
 
 def _line(report: ExperimentReport, *words: str) -> str:

@@ -82,6 +82,7 @@ from harness.store.measurements import (
     save_labels,
     save_noise,
     save_rating,
+    save_ratings,
     write_measured,
 )
 from harness.store.queries import (
@@ -234,6 +235,7 @@ __all__ = [
     "save_labels",
     "save_noise",
     "save_rating",
+    "save_ratings",
     "save_run",
     "save_sampling",
     "save_trial",

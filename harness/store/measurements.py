@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from harness.errors import HarnessError
 from harness.records import (
     Control,
     ControlBlock,
@@ -170,6 +171,25 @@ def save_rating(store: Store, rating: Rating) -> None:
         raise ValueError(f"{rating.rating_id!r} cannot name the file of a rating")
     with _SAVING:
         write_record(store, store.folder / "ratings" / f"{rating.rating_id}.json", rating)
+        if store.index.exists():
+            index.update(store)
+
+
+def save_ratings(store: Store, ratings: Sequence[Rating]) -> None:
+    """Write ratings that came together, all of them or none, and let the index hear of them once.
+
+    Raises:
+        HarnessError: the disk is full.
+    """
+    paths = [store.folder / "ratings" / f"{rating.rating_id}.json" for rating in ratings]
+    with _SAVING:
+        try:
+            for path, rating in zip(paths, ratings, strict=True):
+                write_record(store, path, rating)
+        except HarnessError:
+            for path in paths:
+                path.unlink(missing_ok=True)
+            raise
         if store.index.exists():
             index.update(store)
 

@@ -6,9 +6,6 @@ answers, and follow each other as they were drawn, whole; a later export goes on
 that labels up to any row are a random sample. A file is imported whole or not at all.
 """
 
-import csv
-import io
-from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -17,7 +14,7 @@ from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import config, decision, report, store
+from harness import config, decision, store
 from harness.comparison.labelled_answers import (
     Labels,
     answer_digest,
@@ -33,18 +30,16 @@ from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError
 from harness.experiment.runs.candidate_result import facts_on_target
 from harness.metrics import Metric, load_metrics
 from harness.records import AnswerLabel, LabelSet, Run, SampleResult, digest
+from harness.release.rating_files.csv_file import read_rows, refuse_unwritable, unknown_key, write_rows
 from harness.release.stored import candidate_runs
-from harness.report.escape import spreadsheet_lines
 from harness.spec import Task
 from harness.store import Store
 
 COLUMNS = ("key", "question", "answer", "reference", "label")
 _KEY = "answer-"  # before the digest, which a spreadsheet might take for a number
 _JOIN = "+"  # between digests of a text that answers more than one prompt
-_DELIMITERS = ",;\t"
 _REFERENCES_SHOWN = 3
 _WORDS = {"no": 0.0, "yes": 1.0}
-_LONGEST_CELL = 2**30  # of an answer that people read
 
 
 class Exported(NamedTuple):
@@ -106,17 +101,17 @@ def export_answers(
             or the metric is no mean in [0, 1].
         IncompatibleRuns: nothing is stored of a candidate as it is written now.
     """
-    _refuse_unwritable(file)
+    refuse_unwritable(file)
     loaded = config.load(path, overrides)
     at, task = Store(loaded.folder / "runs"), loaded.experiment.target
     measured = _metric(task, metric)
-    runs = _runs(loaded, at, candidates)
-    arms = [scored_rows(measured.name, _rows(at, run, task)) for run in runs]
+    runs = chosen_runs(loaded, at, candidates)
+    arms = [scored_rows(measured.name, target_rows(at, run, task)) for run in runs]
     labels = latest_labels(current_labels(store.list_labels(at, task.name), task), measured.name)
     shared = draw_items(set[str]().union(*arms), task.name, measured.name)
     open_ = [item for item in shared if not _is_labelled(measured.name, _list_given(arms, item), labels)]
     rows = list(_file_rows(measured.name, open_[:n_items], arms, labels))
-    _write(file, rows)
+    write_rows(file, COLUMNS, rows)
     names, n_drawn = tuple(run.label for run in runs), min(n_items, len(open_))
     rubric, n_left = rubric_of(task, measured.name), len(open_) - n_drawn
     asked = (rubric.criteria.strip(), f"{rubric.grades[0]},{rubric.grades[-1]}") if rubric else ("", "")
@@ -148,18 +143,8 @@ def import_labels(
     given = LabelSet("", now, task.name, "test", metric, rater, tuple(labels), asked_digest(task, metric))
     store.save_labels(at, replace(given, id=digest(asdict(given))))
     latest = latest_labels(current_labels(store.list_labels(at, task.name), task), metric)
-    by_run = {run.label: len(_list_labelled(metric, _rows(at, run, task), latest)) for run in runs}
+    by_run = {run.label: len(_list_labelled(metric, target_rows(at, run, task), latest)) for run in runs}
     return Imported(metric, n_labels, n_blank, {run: n for run, n in by_run.items() if n})
-
-
-def _refuse_unwritable(file: Path) -> None:
-    if file.exists():
-        raise UserError(Problem(str(file), "a file", "a new name", "name another file, or remove it"))
-    if file.suffix.lower() != ".csv":
-        raise UserError(Problem(str(file), "another ending", "a name that ends with .csv", "labels.csv"))
-    if not file.parent.is_dir():
-        step = "make the folder, or name another one"
-        raise UserError(Problem(str(file.parent), "no folder", "the folder of the file", step))
 
 
 def _metric(task: Task, name: str) -> Metric:
@@ -175,8 +160,8 @@ def _metric(task: Task, name: str) -> Metric:
     return chosen
 
 
-def _runs(loaded: Loaded, at: Store, candidates: Sequence[str]) -> list[Run]:
-    """Find the runs whose answers are labelled, one of each candidate."""
+def chosen_runs(loaded: Loaded, at: Store, candidates: Sequence[str]) -> list[Run]:
+    """Find the runs whose answers are rated, one of each candidate; the best fine-tune's comes first."""
     if candidates:
         return [candidate_runs(loaded, at, name)[0] for name in candidates]
     task = loaded.experiment.target
@@ -199,10 +184,12 @@ def _runs(loaded: Loaded, at: Store, candidates: Sequence[str]) -> list[Run]:
 def _facts(at: Store, task: Task, metric: Metric, runs: Iterable[Run]) -> Iterator[CandidateFacts]:
     for run in runs:
         with suppress(CandidateFailed, KeyError):
-            yield facts_on_target(run, metric, _rows(at, run, task), _rows(at, run, task, "validation"))
+            rows = [target_rows(at, run, task, split) for split in ("test", "validation")]
+            yield facts_on_target(run, metric, *rows)
 
 
-def _rows(at: Store, run: Run, task: Task, split: str = "test") -> list[SampleResult]:
+def target_rows(at: Store, run: Run, task: Task, split: str = "test") -> list[SampleResult]:
+    """Read a run's answers to the target, as many as its limit leaves."""
     limits = task.data.limits
     limit = limits.test if split == "test" else limits.validation
     return store.read_rows(at, run.rows[f"{task.name}/{split}"], limit)
@@ -242,15 +229,6 @@ def _list_given(arms: Sequence[Mapping[str, SampleResult]], item: str) -> list[S
     return [arm[item] for arm in arms if item in arm]
 
 
-def _write(file: Path, rows: Iterable[Sequence[str]]) -> None:
-    """Write the file whole, with the mark by which spreadsheets know UTF-8."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([spreadsheet_lines(cell) for cell in row] for row in rows)
-    report.write_forms(file.parent, file.stem, {file.suffix: "\ufeff" + stream.getvalue()})
-
-
 def _known_answers(at: Store, task: Task, runs: Iterable[Run]) -> dict[str, _Known]:
     """Map the keys of all stored answers to the target to their rows, for each of its metrics."""
     digests = dict.fromkeys(run.rows[f"{task.name}/test"] for run in runs)
@@ -268,12 +246,12 @@ def _read(file: Path, known: Mapping[str, _Known], scale: tuple[float, float]) -
     """Read the labels of a file, on a scale from 0 to 1; count the rows left blank."""
     problems, labels, seen, n_blank = list[Problem](), list[AnswerLabel](), dict[str, int](), 0
     metrics: set[str] = set()
-    for line, key, written in _lines(file):
+    for line, (key, written) in read_rows(file, COLUMNS, ("key", "label")):
         where, keys = f"{file}:{line}", _keys(key)
         if not written:
             n_blank += 1
         elif any(one not in known for one in keys):
-            problems.append(_unknown_key(where, key))
+            problems.append(unknown_key(where, key, "answer"))
         elif key in seen:
             expected = "one label for each answer"
             problems.append(Problem(where, f"a key of line {seen[key]} again", expected, "keep one"))
@@ -301,41 +279,6 @@ def _keys(key: str) -> list[str]:
     return [_KEY + one for one in key.removeprefix(_KEY).split(_JOIN)] if key.startswith(_KEY) else [key]
 
 
-def _lines(file: Path) -> Iterator[tuple[int, str, str]]:
-    """Yield line, key and label of each row; a spreadsheet may have changed delimiter and encoding.
-
-    Raises:
-        UserError: a column is missing, or there twice.
-    """
-    with file.open("rb") as raw:
-        encoding = "utf-16" if raw.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
-    with file.open(encoding=encoding, errors="replace", newline="") as stream:
-        head = stream.readline()
-        above = 1 if head.strip().strip('"').casefold().startswith("sep=") else 0  # a hint to a spreadsheet
-        head = stream.readline() if above else head
-        stream.seek(0)
-        if above:
-            stream.readline()
-        csv.field_size_limit(_LONGEST_CELL)
-        reader = csv.DictReader(stream, delimiter=max(_DELIMITERS, key=head.count))
-        reader.fieldnames = _columns(reader.fieldnames or (), f"{file}:{above + 1}")
-        line = reader.line_num + above + 1
-        for row in reader:
-            yield line, (row["key"] or "").strip(), (row["label"] or "").strip()
-            line = reader.line_num + above + 1
-
-
-def _columns(written: Sequence[str], where: str) -> list[str]:
-    """Read the names of the columns, of which a key and a label are needed, each once."""
-    columns = [(name or "").strip().lower() for name in written]
-    for found, n in (("no column", 0), ("more than one column", 2)):
-        if wrong := [name for name in ("key", "label") if min(columns.count(name), 2) == n]:
-            expected = f"the columns {', '.join(COLUMNS)}, as harness rate export writes them"
-            step = "remove or rename the others" if n else "keep the first line as it was"
-            raise UserError(Problem(where, f"{found} {' and '.join(wrong)}", expected, step))
-    return columns
-
-
 def _number(written: str, scale: tuple[float, float]) -> float | None:
     """Read a label, yes or no or a number of the scale, from 0 to 1; None where it is nothing of these."""
     if (word := written.casefold()) in _WORDS:
@@ -348,9 +291,3 @@ def _number(written: str, scale: tuple[float, float]) -> float | None:
         return None
     low, high = scale
     return (value - low) / (high - low) if low <= value <= high else None
-
-
-def _unknown_key(where: str, key: str) -> Problem:
-    found = f"key {key!r}, which no stored answer has" if key else "no key"
-    step = "keep the column key as it was exported; export again where answers or metrics changed since"
-    return Problem(where, found, "a key of harness rate export", step)

@@ -1,0 +1,1 @@
+"""Files by which people rate blind: labels of single answers, and preferences between two."""

@@ -1,0 +1,205 @@
+"""Pair file: two answers to each of some randomly drawn items side by side, as CSV, and which people prefer.
+
+Invariant: nothing tells whose an answer is: sides are drawn for each item, keys are digests. Pairs are drawn
+as the Rate page draws them, of the items whose answers differ, and a later export goes on in the same order.
+What comes back are ratings like those of the page, which a win rate and its judge are held to. A file is
+imported whole or not at all.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import combinations
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from harness import config, store
+from harness.comparison import human
+from harness.comparison.human import Turn
+from harness.errors import Problem, UserError
+from harness.evaluation.judges.answer_pairs import answers_differ, both_rows
+from harness.records import Rating, Run, SampleResult, digest
+from harness.release.rating_files.csv_file import read_rows, refuse_unwritable, unknown_key, write_rows
+from harness.release.rating_files.label_file import chosen_runs, target_rows
+from harness.spec import Task
+from harness.store import Store
+
+BETTER = "better"
+COLUMNS = ("key", "question", "left", "right", "reference", BETTER)
+_KEY = "pair-"
+_REFERENCES_SHOWN = 3
+_WORDS = ("left", "right", "tie")
+Choice = Literal["a", "b", "tie"]
+
+
+class ExportedPairs(NamedTuple):
+    """Result of an export: how many pairs were written of which two runs, and how many are left unrated."""
+
+    runs: tuple[str, ...]
+    n_pairs: int
+    n_left: int
+
+
+class ImportedPairs(NamedTuple):
+    """Result of an import: ratings read and left blank, and by pair of runs how many items people rated."""
+
+    n_ratings: int
+    n_blank: int
+    by_pair: dict[str, int]
+
+
+class _Sides(NamedTuple):
+    """Two runs in the order of their ids, with the digests of their rows."""
+
+    runs: tuple[Run, Run]
+    rows: tuple[str, str]
+
+
+class _Read(NamedTuple):
+    """Content of a file: ratings to store, and how many rows were left blank."""
+
+    ratings: list[Rating]
+    n_blank: int
+
+
+def export_pairs(
+    path: Path,
+    file: Path,
+    overrides: Sequence[str] = (),
+    *,
+    n_items: int = 100,
+    candidates: Sequence[str] = (),
+) -> ExportedPairs:
+    """Write the answers of two candidates to randomly drawn test items of the target, to be compared.
+
+    Without `candidates` those of the best fine-tune and the best untrained candidate on validation. Items
+    with a rating are left out.
+
+    Raises:
+        UserError: the file exists, is no .csv or lies in no folder, or these are not two candidates.
+        IncompatibleRuns: nothing is stored of a candidate as it is written now.
+    """
+    refuse_unwritable(file)
+    loaded = config.load(path, overrides)
+    at, task = Store(loaded.folder / "runs"), loaded.experiment.target
+    runs = chosen_runs(loaded, at, candidates)
+    if len({run.candidate for run in runs}) != 2:
+        found = ", ".join(run.label for run in runs) or "none"
+        raise UserError(Problem("--pairs", found, "two candidates", "name them: --candidates tuned,prompt"))
+    sides = _sides(task, runs[0], runs[1])
+    shown = _differing(at, task, sides)
+    rated = human.preferred_shares(store.list_ratings(at, task.name), *sides.rows)
+    open_ = [turn for turn in human.turns([*shown], "", *sides.rows) if turn.example_id not in rated]
+    rows = [_file_row(sides, turn, shown[turn.example_id]) for turn in open_[:n_items]]
+    write_rows(file, COLUMNS, rows)
+    return ExportedPairs(tuple(run.label for run in runs), len(rows), len(open_) - len(rows))
+
+
+def import_pairs(path: Path, file: Path, overrides: Sequence[str] = (), *, rater: str = "") -> ImportedPairs:
+    """Read which answers people prefer, and store them as the Rate page does.
+
+    Raises:
+        UserError: with every problem of the file at once, of which nothing is then stored.
+    """
+    loaded = config.load(path, overrides)
+    at, task = Store(loaded.folder / "runs"), loaded.experiment.target
+    runs = [run for run in store.list_runs(at) if run.state == "done" and f"{task.name}/test" in run.rows]
+    pairs = {
+        _pair_key(sides): sides for one, other in combinations(runs, 2) if (sides := _sides(task, one, other))
+    }
+    found = _read(file, at, task, pairs, rater)
+    store.save_ratings(at, found.ratings)
+    every = store.list_ratings(at, task.name)
+    named = {(r.run_a, r.run_b): (r.rows_a, r.rows_b) for r in found.ratings}
+    labels = {run.run_id: run.label for run in runs}
+    by_pair = {
+        " and ".join(labels[one] for one in ids): len(human.preferred_shares(every, *rows))
+        for ids, rows in named.items()
+    }
+    return ImportedPairs(len(found.ratings), found.n_blank, by_pair)
+
+
+def _sides(task: Task, one: Run, other: Run) -> _Sides:
+    first, second = sorted((one, other), key=lambda run: run.run_id)
+    return _Sides((first, second), (first.rows[f"{task.name}/test"], second.rows[f"{task.name}/test"]))
+
+
+def _differing(at: Store, task: Task, sides: _Sides) -> dict[str, tuple[SampleResult, SampleResult]]:
+    """Map the items to which both gave an answer, and another one, to their rows."""
+    first, second = (target_rows(at, run, task) for run in sides.runs)
+    both = ((old, new) for old, new in both_rows(first, second) if "error" not in (old.status, new.status))
+    return {new.example_id: (old, new) for old, new in both if answers_differ(old, new)}
+
+
+def _file_row(sides: _Sides, turn: Turn, rows: tuple[SampleResult, SampleResult]) -> tuple[str, ...]:
+    """Lay out a pair; the question is the shorter prompt, for the longer one may tell whose answer it is."""
+    left, right = rows if turn.left == "a" else rows[::-1]
+    question = min((row.prompt for row in rows), key=len)
+    reference = " | ".join(rows[0].references[:_REFERENCES_SHOWN])
+    return _key(sides, turn), question, left.text, right.text, reference, ""
+
+
+def _pair_key(sides: _Sides) -> str:
+    return f"{_KEY}{digest(list(sides.rows))[:16]}"
+
+
+def _key(sides: _Sides, turn: Turn) -> str:
+    return f"{_pair_key(sides)}-{digest([*sides.rows, *turn])}"
+
+
+def _read(file: Path, at: Store, task: Task, pairs: Mapping[str, _Sides], rater: str) -> _Read:
+    problems, ratings, seen, n_blank = list[Problem](), list[Rating](), dict[str, int](), 0
+    now = datetime.now(UTC).isoformat(timespec="microseconds")  # for a later import takes its place
+    lines = list(read_rows(file, COLUMNS, ("key", BETTER)))
+    known = dict(_known_turns(at, task, pairs, {key.rpartition("-")[0] for _, (key, _) in lines}))
+    for line, (key, written) in lines:
+        where = f"{file}:{line}"
+        if not written:
+            n_blank += 1
+        elif key not in known:
+            problems.append(unknown_key(where, key, "pair of answers"))
+        elif key in seen:
+            expected = "one preference for each pair"
+            problems.append(Problem(where, f"a key of line {seen[key]} again", expected, "keep one"))
+        elif written.casefold() not in _WORDS:
+            step = "write which answer is better, or leave the row blank"
+            problems.append(Problem(where, f"{BETTER} {written!r}", "left, right or tie", step))
+        else:
+            seen[key] = line
+            ratings.append(_rating(task, *known[key], written.casefold(), rater, now))
+    if not ratings and not problems:
+        step = f"fill in the column {BETTER} of each row: left, right or tie"
+        problems.append(Problem(str(file), "no preference", "at least one", step))
+    if problems:
+        raise UserError(problems)
+    return _Read(ratings, n_blank)
+
+
+def _known_turns(
+    at: Store, task: Task, pairs: Mapping[str, _Sides], wanted: Iterable[str]
+) -> Iterator[tuple[str, tuple[_Sides, Turn]]]:
+    """Yield the keys that the pairs of a file may have, each with what it stands for."""
+    for name in sorted({*wanted} & pairs.keys()):
+        sides = pairs[name]
+        for item in _differing(at, task, sides):
+            for turn in (Turn(item, "a"), Turn(item, "b")):
+                yield _key(sides, turn), (sides, turn)
+
+
+def _rating(task: Task, sides: _Sides, turn: Turn, better: str, rater: str, now: str) -> Rating:
+    other: Choice = "b" if turn.left == "a" else "a"
+    choice: Choice = {"left": turn.left, "right": other}.get(better, "tie")
+    ids = [run.run_id for run in sides.runs]
+    return Rating(
+        rating_id=digest([rater, now, turn.example_id, *sides.rows]),
+        rater=rater,
+        created=now,
+        task=task.name,
+        split="test",
+        example_id=turn.example_id,
+        run_a=ids[0],
+        run_b=ids[1],
+        rows_a=sides.rows[0],
+        rows_b=sides.rows[1],
+        left=turn.left,
+        choice=choice,
+    )
