@@ -14,6 +14,7 @@ from test_cli import Done, harness  # noqa: F401 (the fixture)
 
 from harness import comparison, config, decision, formatting, report, store
 from harness.comparison import Estimate, human
+from harness.comparison.biases.length_bias import favour_for_longer
 from harness.comparison.corrected_comparison import correct_comparison, correct_estimate, labels_missing
 from harness.comparison.labelled_answers import (
     answer_digest,
@@ -22,7 +23,6 @@ from harness.comparison.labelled_answers import (
     is_correctable,
     latest_labels,
 )
-from harness.comparison.length_bias import favour_for_longer
 from harness.config.rubrics import asked_digest, current_labels, rubric_of
 from harness.experiment.analysis.human_labels import correct_reached
 from harness.gating import TargetFacts

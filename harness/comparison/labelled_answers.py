@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness import stats
+from harness.comparison.biases.length_bias import LengthFavour, favour_for_longer
 from harness.comparison.estimators import Estimate
 from harness.comparison.judge_correction import (
     MIN_LABELS,
@@ -25,7 +26,6 @@ from harness.comparison.judge_correction import (
     correct_score,
     more_labels,
 )
-from harness.comparison.length_bias import LengthFavour, favour_for_longer
 from harness.metrics import Metric
 from harness.records import LabelSet, SampleResult, digest
 from harness.stats import Array

@@ -7,8 +7,8 @@ people better than chance is said to be such.
 from collections.abc import Iterator, Sequence
 
 from harness.comparison import ArmCalibration, Estimate, MetricCalibration, PairCalibration
+from harness.comparison.biases.length_bias import LengthFavour
 from harness.comparison.judge_correction import MIN_LABELS
-from harness.comparison.length_bias import LengthFavour
 from harness.formatting import UNKNOWN, change, count, figure, percent, plain, pluralize, score
 from harness.report.document import Section
 

@@ -1,0 +1,1 @@
+"""Biases of judges beside people: what a metric favours that they do not."""
