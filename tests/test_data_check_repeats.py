@@ -3,11 +3,14 @@
 import json
 import random
 import re
+import shlex
 
 import numpy as np
 import pytest
 from checked_rows import WORDS, alarms, clean_rows, lines, reading, write
+from typer.testing import CliRunner
 
+from harness.cli import app
 from harness.data import check
 from harness.data.check._table import read_table
 from harness.experiment.check_rows import Asked, detectable, examine_rows
@@ -101,6 +104,13 @@ def test_training_rows_that_test_repeats_are_errors(find, tmp_path):
     test = [*clean_rows(60, seed=5), {**rows[9], "text": rows[9]["text"].upper()}]
     found = find(rows, "test_leaks", test=[write(tmp_path / "test.jsonl", test)])
     assert [(f.severity, lines(f)) for f in found] == [("error", [10])]
+    assert found[0].command.startswith("harness data dedup ")
+    done = CliRunner().invoke(app, shlex.split(found[0].command)[1:])
+    assert done.exit_code == 0, done.stderr
+    left = Asked(
+        [str(tmp_path / "rows.dedup.jsonl")], test=[str(tmp_path / "test.jsonl")], only=["test_leaks"]
+    )
+    assert examine_rows(left).findings == ()
 
 
 def test_a_leak_in_other_words_is_a_warning_with_the_closest_pair(find, tmp_path):

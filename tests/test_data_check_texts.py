@@ -16,6 +16,7 @@ from harness.data.check import Tokenizer
 from harness.data.check._table import read_table
 from harness.data.check.amount import histogram
 from harness.data.check.personal_data import personal_data
+from harness.data.edit.clean import clean_text
 from harness.experiment.check_rows import Asked, examine_rows
 
 
@@ -30,6 +31,37 @@ def test_damaged_encoding_is_found_and_mended_in_the_example(find):
     assert lost.command.endswith(" --drop-lost")
 
 
+def test_control_characters_are_found_as_clean_mends_them(find, tmp_path):
+    rows = clean_rows(40)
+    rows[3]["text"] += "\x00 tum"
+    rows[5]["text"] += "\r\ntum"
+    rows[7]["text"] += "\ttum\ntum"
+    (found,) = alarms(find(rows, "encoding_damage"))
+    assert (found.severity, lines(found)) == ("warning", [4, 6])
+    assert "\\x00" in found.example
+    done = CliRunner().invoke(app, shlex.split(found.command)[1:])
+    assert "2 changed" in done.stdout
+    mended = examine_rows(Asked([str(tmp_path / "rows.clean.jsonl")], only=["encoding_damage"])).findings
+    assert alarms(mended) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "mended"),
+    [
+        ("Ã é uma letra", "Ã é uma letra"),
+        ("O sinal é um Ã", "O sinal é um Ã"),
+        ("Ã la carte", "à la carte"),
+        ("cafÃ© Ã la carte", "café à la carte"),
+        ("SÃ£o Paulo é", "São Paulo é"),
+    ],
+)
+def test_an_a_with_a_tilde_that_names_the_letter_is_no_damage(find, text, mended):
+    rows = clean_rows(40)
+    rows[3]["text"] = text
+    assert [lines(f) for f in alarms(find(rows, "encoding_damage"))] == ([] if mended == text else [[4]])
+    assert clean_text(text)[0] == mended
+
+
 def test_rows_that_cannot_be_used_are_counted_by_why(find):
     rows = clean_rows()
     rows[3]["text"] = " "
@@ -42,7 +74,7 @@ def test_rows_that_cannot_be_used_are_counted_by_why(find):
 def test_a_column_of_texts_and_numbers_is_found(find):
     rows = [{**row, "label": i % 2 if i < 40 else str(i % 2)} for i, row in enumerate(clean_rows())]
     (found,) = alarms(find(rows, "missing_values"))
-    assert (found.count, lines(found)) == (40, [1])
+    assert (found.count, lines(found)) == (40, list(range(1, 41)))
 
 
 @pytest.mark.parametrize(
@@ -106,6 +138,7 @@ def test_a_format_that_goes_with_a_source_is_found_and_one_of_all_is_not(find):
         row["reference"] = f"Answer: {row['reference']}"
     found = alarms(find(rows, "answer_formats", source="origin"))
     assert {"'a'" in f.title for f in found} == {True}
+    assert all(set(lines(f)) <= set(range(1, 301, 3)) and len(f.rows) == f.count > 0 for f in found)
     assert any("begin with a mark such as 'Answer:' in 100 %" in f.title for f in found)
 
 

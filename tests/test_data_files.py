@@ -118,7 +118,8 @@ def test_an_option_that_cannot_be_used_is_refused_with_the_next_step(data, words
     ("name", "content", "said"),
     [
         ("r.jsonl", b"", "an empty file"),
-        ("r.csv", b"text,label\n", "an empty file"),
+        ("r.csv", b"text,label\n", "a header line alone"),
+        ("r.csv", b"\n\n", "an empty file"),
         ("r.jsonl", b'{"prompt": "a", "reference": "x"}\n{"prompt": \n', "r.jsonl:2: found malformed JSON"),
         ("r.csv", b"text,label\na,x\nb\n", "r.csv:3: found another number of fields"),
         (
@@ -298,3 +299,24 @@ def test_an_integer_that_parquet_cannot_hold_is_refused_at_its_line(data):
     assert "r.jsonl:2: found an integer of more than 64 bits in 'n'" in refused(
         data, "clean", "r.jsonl", "--out", "n.parquet"
     )
+
+
+@pytest.mark.parametrize("verb", ["clean", "dedup"])
+@pytest.mark.parametrize("content", [b"", b"text,label\n"])
+def test_a_file_without_a_row_is_refused_with_a_next_step(data, verb, content):
+    Path("r.csv").write_bytes(content)
+    assert refused(data, verb, "r.csv", "--out", "n.csv").endswith("; next: name a file with rows")
+
+
+@pytest.mark.parametrize("text", ["text,label\nhi,x\n", "héhé,x\n" * 2_000])
+def test_plain_text_that_is_named_gz_is_told_to_be_renamed(data, text):
+    Path("my rows.csv.gz").write_text(text, encoding="utf-8")
+    said = refused(data, "clean", "my rows.csv.gz", "--out", "n.csv")
+    assert "plain text in a file named .gz; expected a file that gzip packed" in said
+    assert said.endswith("mv 'my rows.csv.gz' 'my rows.csv'")
+
+
+def test_only_columns_that_are_there_are_said_to_ask(data):
+    jsonl(Path("r.jsonl"), [{"prompt": f"q{i}", "chosen": f"a{i}", "rejected": "no"} for i in range(4)])
+    code, _, err = data("clean", "r.jsonl", "--dry-run")
+    assert (code, err.splitlines()[0]) == (0, "r.jsonl: 'prompt' asks, 'chosen', 'rejected' answers")

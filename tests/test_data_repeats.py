@@ -81,3 +81,31 @@ def test_a_template_over_columns_adds_nothing_to_what_is_compared(find, tmp_path
     ]
     named = {"prompt": template, "reference": "queue"}
     assert repeated(find, rows, **named) == dropped(str(tmp_path / "rows.jsonl"), **named)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("for i in values:\n    print(i)", "for i in values:\nprint(i)"),
+        ("if found:\n    stop()\n    tell(all_of_them)", "if found:\n    stop()\ntell(all_of_them)"),
+        ("ls -L", "ls -l"),
+        ("tar --create --file x.tar folder", "tar --Create --file x.tar folder"),
+    ],
+)
+def test_code_that_differs_in_indentation_or_options_repeats_nothing(find, tmp_path, one, other):
+    asked = [(question, "Yes") for question in OTHERS] + [(one, "Yes"), (other, "Yes")]
+    for flipped in (False, True):
+        rows = [
+            dict(zip(("prompt", "completion"), of[::-1] if flipped else of, strict=True)) for of in asked[-2:]
+        ]
+        rows = [*({"prompt": question, "completion": question[:6]} for question in OTHERS), *rows]
+        assert repeated(find, rows) == dropped(str(tmp_path / "rows.jsonl")) == []
+
+
+def test_lines_that_are_broken_otherwise_are_the_same_prose(find, tmp_path):
+    rows = [{"prompt": question, "completion": question[:6]} for question in OTHERS]
+    rows += [
+        {"prompt": "Who are you?\nTell me - now", "completion": "Me"},
+        {"prompt": "who are you?  Tell me - now", "completion": "me"},
+    ]
+    assert repeated(find, rows) == dropped(str(tmp_path / "rows.jsonl")) == [len(rows)]

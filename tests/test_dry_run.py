@@ -94,6 +94,21 @@ def test_a_dry_run_counts_retrieved_passages_without_the_model_that_finds_them(
     assert plan["dense"]["read"] > plan["prompt"]["read"] > 0
 
 
+def test_a_dry_run_names_leaks_in_other_words_of_the_rows_that_a_candidate_names(
+    harness, new_machine, unreadable, tmp_path
+):
+    own = "  prompt: {method: base}\n  lora: {method: lora, train: suites/letters/more.jsonl}\n"
+    path = tiny_experiment.write(tmp_path, unreadable, own)
+    tested = tiny_experiment.letters(slice(6, 7))
+    more = [{**row, "prompt": f"Hi there! {row['prompt']} Thanks!"} for row in tested]
+    tiny_experiment.rows(tmp_path / "suites" / "letters" / "more.jsonl", more)
+    code, _, said = harness("compare", "-c", path, "--dry-run")
+    assert code == 0, said
+    assert (
+        f"lora: {tmp_path}/suites/letters/more.jsonl: 6 rows may ask in other words what is evaluated" in said
+    )
+
+
 def test_a_dry_run_leaves_the_embedded_model_packed(harness, new_machine, tmp_path):
     path = tiny_experiment.write(tmp_path, "smollm2-135m")
     code, planned, said = harness("compare", "-c", path, "--dry-run", "--json")

@@ -4,10 +4,12 @@ import json
 
 import pytest
 
-from harness.data import load_task
+from harness.data import load_task, suite_contamination
+from harness.data.examples import Sourced
 from harness.data.training_rows import load_training_rows
 from harness.errors import UserError
 from harness.evaluation.changed_facts import read_changes
+from harness.records import Example
 from harness.spec import Task
 
 LABELS = ("refund", "card")
@@ -81,3 +83,21 @@ def test_many_rows_of_one_fault_hide_no_other_fault(tmp_path):
     found = problems(lambda: load_task(task(tmp_path, [*FAULTY, *empty]), 0))
     assert {21, 24} <= {int(p.where.rpartition(":")[2]) for p in found if ":" in p.where}
     assert any(p.found.startswith("32 rows that cannot be used, of which the first 10") for p in found)
+
+
+def test_rows_made_from_test_items_alone_are_refused_by_what_they_are(tmp_path):
+    asked = task(tmp_path, GOOD)
+    made = [
+        {"prompt": f"in other words {i}", "reference": "card", "augmented_from": TEST[i]["prompt"]}
+        for i in range(3)
+    ]
+    own = written(tmp_path / "own.jsonl", made)
+    (said,) = problems(lambda: load_training_rows(asked, load_task(asked, 0), [own], None, 0))
+    assert said.where == f"{own}:1"
+    assert said.found == "only rows made from rows that are evaluated, of which this is the first of 3"
+
+
+def test_a_row_that_a_suite_asks_too_is_named_by_its_line():
+    row = Example("a-0", ({"role": "user", "content": "Who?"},), ("Me",))
+    found = suite_contamination([Sourced(row, "own.jsonl:7")], {"arc_easy": [row]})
+    assert [(p.where, "arc_easy item a-0" in p.found) for p in found] == [("own.jsonl:7", True)]

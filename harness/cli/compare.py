@@ -155,9 +155,10 @@ def compare(
             " from, the base answers what is sampled again"
         )
     unusual = experiment.recipe_warnings(session, loaded.selected)
+    notes = [*session.target.items.notes, *experiment.training_notes(session), *unusual]
     if dry_run:
         _print_plan(session, loaded.selected, work, plan, as_json)
-        for line in unusual:
+        for line in notes:
             say(line)
         say(experiment.stored_sentence(session, stored))
         if jobs := experiment.workers_sentence(session, loaded.selected, stored, scope):
@@ -165,7 +166,6 @@ def compare(
         return
     say(experiment.first_line(session, len(loaded.selected), sum(plan.values()) if computes else None))
     tasks = [measured.task for measured in session.tasks]
-    notes = [*session.target.items.notes, *experiment.training_notes(session), *unusual]
     for line in [*brief_warnings(warnings), *metric_warnings(tasks), *notes]:
         say(line)
     with progress.following(plan):

@@ -326,7 +326,9 @@ def roles_of(content: "Rows", prompt: str | None, reference: str | None) -> "Rol
     from harness.data.columns import find_roles
 
     roles = find_roles(content, prompt, reference)
-    asks, answers = (", ".join(map(repr, columns)) or "no column" for columns in roles)
+    names = {name for row in content.rows for name in row.fields}
+    there = ([column for column in columns if column in names] for columns in roles)
+    asks, answers = (", ".join(map(repr, columns)) or "no column" for columns in there)
     say(f"{content.shown}: {asks} asks, {answers} answers")
     return roles
 

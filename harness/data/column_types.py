@@ -1,6 +1,6 @@
 """Types of the values in a column: how many rows have which, and columns that mix them.
 
-Invariant: nothing is kept of a row but the places of its empty cells and where a type stands first.
+Invariant: nothing is kept of a row but the places of its empty cells, and of the first cells of each type.
 """
 
 from collections import Counter
@@ -12,18 +12,21 @@ from harness.data.readers import Row
 from harness.errors import Problem
 from harness.formatting import pluralize
 
-_FIRST = 1_000  # places of a column's empty cells that are kept
+_FIRST = 1_000  # places of a column's empty cells, and of each type's cells, that are kept
 
 
 @dataclass(slots=True)
 class Column:
-    """Cells of a column: how many rows have the column, the kinds of its values, the places of empty ones."""
+    """Cells of a column: how many rows have it, the kinds of its values, and the first places of each.
+
+    `places` are those of empty cells.
+    """
 
     n: int = 0
     empty: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     places: list[str] = field(default_factory=list)
-    first: dict[str, str] = field(default_factory=dict)
+    of_kind: dict[str, list[str]] = field(default_factory=dict)
 
 
 def count_cells(cells: dict[str, Column], row: Row) -> None:
@@ -38,7 +41,9 @@ def count_cells(cells: dict[str, Column], row: Row) -> None:
         else:
             kind = _kind(value)
             column.kinds[kind] += 1
-            column.first.setdefault(kind, row.where)
+            places = column.of_kind.setdefault(kind, [])
+            if len(places) < _FIRST:
+                places.append(row.where)
 
 
 def mixed_columns(cells: Mapping[str, Column]) -> list[Problem]:
@@ -46,10 +51,12 @@ def mixed_columns(cells: Mapping[str, Column]) -> list[Problem]:
     found = []
     for name, column in cells.items():
         if {"list", "object"} & column.kinds.keys() and len(column.kinds) > 1:
-            rarest = min(column.first, key=lambda kind: column.kinds[kind])
+            rarest = min(column.of_kind, key=lambda kind: column.kinds[kind])
             kinds = " and ".join(f"{kind} ({pluralize(n, 'row')})" for kind, n in column.kinds.most_common())
             step = f"write the {rarest} as in the other rows"
-            found.append(Problem(column.first[rarest], f"{name!r} of mixed types: {kinds}", "one type", step))
+            found.append(
+                Problem(column.of_kind[rarest][0], f"{name!r} of mixed types: {kinds}", "one type", step)
+            )
     return found
 
 

@@ -47,9 +47,14 @@ def contaminated_rows(
     return [ContaminatedRow(row, first[asked]) for row, asked in keyed if asked and asked in first]
 
 
-def suite_contamination(train: Sequence[Example], others: Mapping[str, Sequence[Example]]) -> list[Problem]:
-    """List the training examples that an item of another task repeats; `others` maps tasks to items."""
-    training = [Sourced(example, f"training row {example.id}") for example in train]
+def suite_contamination(
+    train: Sequence[Example | Sourced], others: Mapping[str, Sequence[Example]]
+) -> list[Problem]:
+    """List the training rows that an item of another task repeats; `others` maps tasks to items.
+
+    A row whose place is known is named by it, another one by its id.
+    """
+    training = [row if isinstance(row, Sourced) else Sourced(row, f"training row {row.id}") for row in train]
     items = [Sourced(example, f"{task} item {example.id}") for task, e in others.items() for example in e]
     return problems(contaminated_rows(training, items), "training", "remove it from the training rows")
 

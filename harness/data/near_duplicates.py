@@ -1,11 +1,12 @@
 """Near duplicates: texts that share most of their shingles, proposed by MinHash and verified exactly.
 
 Invariant: every similarity that comes back is the exact Jaccard index of two texts' shingles, without the ids
-in front of many texts; texts whose numbers, signs or negations differ (10 and 20, `C` and `C++`, two emoji,
-possible and impossible) are never alike, nor are those of a series, in which several differ in one word, nor
-those that share the boilerplate of many texts and little else. MinHash only proposes pairs: one just as alike
-as the threshold is in no common bucket with a chance of at most `OVERLOOKED`, and not verified with one of at
-most `_UNVERIFIED`; one more alike with smaller ones. The same texts in the same order give the same groups.
+in front of many texts; texts whose digits, signs or English negations differ (10 and 20, `C` and `C++`, two
+emoji, possible and impossible) are never alike, nor are those of a series, in which several differ in one
+word, nor those that share the boilerplate of many texts and little else. MinHash only proposes pairs: one
+just as alike as the threshold is in no common bucket with a chance of at most `OVERLOOKED`, and not verified
+with one of at most `_UNVERIFIED`; one more alike with smaller ones. The same texts in the same order give the
+same groups.
 
 Time is bounded also where all texts are of one pattern: each is held against `_PROPOSED` candidates, those of
 its smallest buckets, and of all texts some `_VERIFIED` pairs are verified, those with the most alike

@@ -27,6 +27,7 @@ from harness.spec import HUB
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 SHOWN = 10
 _LONGEST_REASON = 300
+_BEGINNING = 4_096  # bytes by which text is told from what is packed
 _BROKEN = (EOFError, gzip.BadGzipFile, zlib.error)  # what reading a damaged gzip file raises
 
 
@@ -58,10 +59,30 @@ def read(path: str, split: str) -> Rows:
     is_set = path.startswith(HUB) or file.is_dir()
     found = Rows(shown, split if is_set else file.name.split(".")[0], list(stream(path, split)))
     if not found.rows:
-        next_step = "add rows, or leave the key out of data:"
-        raise UserError(Problem(shown, "an empty file", f"at least one row of {split}", next_step))
+        raise UserError(
+            no_rows(path, f"at least one row of {split}", "add rows, or leave the key out of data:")
+        )
     refuse_no_header(path, found.rows)
     return found
+
+
+def no_rows(path: str, expected: str, next_step: str) -> Problem:
+    """Phrase a file without a row: an empty one, or one that has but a header line."""
+    return Problem(
+        display_path(path),
+        "a header line alone" if _has_header(path) else "an empty file",
+        expected,
+        next_step,
+    )
+
+
+def _has_header(path: str) -> bool:
+    """Tell whether anything stands in a file of separated values."""
+    file = Path(path)
+    if path.startswith(HUB) or not (is_csv(path) and file.is_file()):
+        return False
+    with _binary(file) as raw:
+        return bool(raw.read(_BEGINNING).strip())
 
 
 def refuse_no_header(path: str, rows: Sequence[Row]) -> None:
@@ -162,6 +183,8 @@ def _broken_gzip(file: Path, shown: str) -> Problem | None:
             for line in raw:
                 n += line.endswith(b"\n")
     except _BROKEN as error:
+        if not n and (problem := _not_packed(file, shown)):
+            return problem
         lines = pluralize(n, "line")
         found = f"a broken gzip file ({error}), of which {lines} can be read"
         where = f"{shown}:{n + 1}"
@@ -173,6 +196,18 @@ def _broken_gzip(file: Path, shown: str) -> Problem | None:
         step = f"fetch or pack it again; gzip -cd {shlex.quote(shown)} gives what is left of it"
         return Problem(where, found, "a whole file", step)
     return None
+
+
+def _not_packed(file: Path, shown: str) -> Problem | None:
+    """Tell a file of plain text that is only named as a packed one; None of another."""
+    try:
+        with file.open("rb") as raw:
+            is_text = bool(raw.read(_BEGINNING).decode("utf-8", "strict").strip("\0"))
+    except UnicodeDecodeError as error:
+        is_text = error.start > _BEGINNING - 4  # a sign that is cut
+    step = f"rename it: mv {shlex.quote(shown)} {shlex.quote(shown[: -len('.gz')])}"
+    found = "plain text in a file named .gz"
+    return Problem(shown, found, "a file that gzip packed", step) if is_text else None
 
 
 def _json_lines(file: Path, shown: str) -> Iterator[Row]:

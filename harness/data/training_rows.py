@@ -102,6 +102,11 @@ def _uncontaminated(
         notes.removed.append(f"{shown}: {pluralize(n, 'row')} left out, set aside for validation or test")
     whole, kept = kept, splits.beside_origins(kept, [r for r in kept if r.origin is None], [*written, *held])
     notes.removed.extend(splits.augmented_left_out(whole, kept, shown))
+    if not kept and whole:
+        said = f"only rows made from rows that are evaluated, of which this is the first of {len(whole):,}"
+        raise UserError(
+            Problem(whole[0].where, said, "rows made from training rows", "augment those instead")
+        )
     if not kept:
         raise UserError(Problem(shown, "only rows that are evaluated too", "other training rows"))
     return kept

@@ -232,8 +232,7 @@ def _first_rows(paths: Sequence[str]) -> readers.Rows:
                 row._replace(fields={k: v for k, v in row.fields.items() if k != "id"}) for row in rows
             ]
             return readers.Rows(readers.display_path(path), "row", without)
-        step = "add rows, or leave the file out"
-        problems.append(Problem(readers.display_path(path), "an empty file", "at least one row", step))
+        problems.append(readers.no_rows(path, "at least one row", "add rows, or leave the file out"))
     raise UserError(problems)
 
 

@@ -187,8 +187,7 @@ class _Maker:
             self._add(row, shown)
         self.per_file[shown] = n
         if not n:
-            step = "add rows, or leave the file out"
-            raise UserError(Problem(shown, "an empty file", "at least one row", step))
+            raise UserError(readers.no_rows(path, "at least one row", "add rows, or leave the file out"))
 
     def _add(self, row: Row, shown: str) -> None:
         try:

@@ -86,7 +86,7 @@ def _spellings(answered: Sequence[Entry], table: Table) -> Iterator[Finding]:
 
 
 def _by_source(answered: Sequence[Entry]) -> Iterator[Finding]:
-    """Test for each source and form whether it goes with the source."""
+    """Test for each source and form whether it goes with the source, and list its rows that differ."""
     from scipy import stats
 
     sources = [source for source, _ in Counter(entry.source for entry in answered).most_common(_MOST_SOURCES)]
@@ -103,12 +103,17 @@ def _by_source(answered: Sequence[Entry]) -> Iterator[Finding]:
             tested.append((float(stats.fisher_exact([[k, n - k], others]).pvalue), source, k / n, others))
         p, source, share, others = min(tested)
         if p < ALPHA / n_tests:
+            common = share > others[0] / max(1, sum(others))
+            odd = [e for e in answered if e.source == source and has(e.answer) == common]
             yield Finding(
                 "answer_formats",
                 "warning",
                 f"answers of {source!r} {form} in {100 * share:.0f} %, those of other sources in "
                 f"{100 * others[0] / max(1, sum(others)):.0f} %",
                 "a mixed template: the model learns a source's format, not the one that you want",
-                example=excerpt(next(entry.answer for entry in answered if entry.source == source), 80),
-                command="write all answers in one format",
+                len(odd),
+                len(answered),
+                tuple(entry.where for entry in odd),
+                excerpt(odd[0].answer, 80),
+                "write all answers in one format",
             )

@@ -65,7 +65,7 @@ def _report_mixed(name: str, column: Column, table: Table) -> Finding:
         "1 and '1' become one text; a number where a text belongs is often a slip of an export",
         column.kinds[rarest],
         table.n,
-        (column.first[rarest],),
-        f"the first {rarest}: {column.first[rarest]}",
+        tuple(column.of_kind[rarest]),
+        f"the first {rarest}: {column.of_kind[rarest][0]}",
         "write the column as texts alone",
     )

@@ -36,7 +36,7 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
             tuple(leak.training.where for leak in leaks),
             f"{first.training.where} asks what {first.evaluated.where} asks: "
             f"{excerpt(' '.join(first.training.example.prompt.split()), 60)!r}",
-            "contamination: drop in data: of the task leaves them out",
+            _without(given.test),
             beside=tuple(f"{leak.evaluated.where}, which asks the same" for leak in leaks),
         )
     yield from _in_other_words(table, given.test, {leak.training.where for leak in leaks}, given.encode)
@@ -51,10 +51,9 @@ def _in_other_words(table: Table, test: Table, exact: set[str], encode: Encode |
         answers=[entry.answer for entry in left],
         encode=encode,
     )
-    against = " ".join(f"--against {shlex.quote(file)}" for file in test.files)
     # dedup looks at words alone, so what only embeddings find is decided row by row.
     for how, command in (
-        ("in other words", f"harness data dedup FILE {against} --out OUT"),
+        ("in other words", _without(test)),
         ("by sense", DECIDE),
     ):
         of = [o for o in found if (o.measure == "embeddings") == (how == "by sense")]
@@ -73,6 +72,12 @@ def _in_other_words(table: Table, test: Table, exact: set[str], encode: Encode |
                 command,
                 beside=tuple(f"{of}: {_cut(item)}" for of, (_, item, _) in zip(near, pairs, strict=True)),
             )
+
+
+def _without(test: Table) -> str:
+    """Name the command that leaves out what the test rows ask."""
+    against = " ".join(f"--against {shlex.quote(file)}" for file in test.files)
+    return f"harness data dedup FILE {against} --out OUT"
 
 
 def _cut(entry: Entry) -> str:

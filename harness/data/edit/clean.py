@@ -29,6 +29,8 @@ _ENCODING, _SIGNS, _FORM, _SPACES = (
     "trailing spaces cut",
 )
 _LOST = "\ufffd"
+_LONE_A_TILDE = re.compile(r"(?<!\w)Ã(?=[ ]|$)")
+_PRINTED = str.maketrans("", "", "\n\t")  # beside what str.isprintable takes for printed
 
 
 def clean(
@@ -150,6 +152,27 @@ def clean_text(text: str) -> tuple[str, list[str]]:
     return text, list(done)
 
 
+def mend_encoding(text: str) -> str:
+    """Mend UTF-8 that was read as another encoding; an Ã that names the letter stays.
+
+    `Ã la carte` is a damaged `à la carte`, for its A0 became a blank; but beside letters such as é, which the
+    same damage would have spoilt, an Ã that stands alone is itself, as in Portuguese.
+    """
+    import ftfy
+
+    if text.isascii():
+        return text
+    mended = ftfy.fix_encoding(text)
+    rest = _LONE_A_TILDE.sub("", text)
+    is_itself = rest != text and not rest.isascii() and ftfy.fix_encoding(rest) == rest
+    return text if is_itself else mended
+
+
+def mend_signs(text: str) -> str:
+    """Remove control characters and terminal sequences, and write line ends as a line feed."""
+    return text if text.translate(_PRINTED).isprintable() else str(_steps()[_SIGNS](text))
+
+
 @cache
 def _steps() -> dict[str, Any]:
     import ftfy
@@ -163,7 +186,7 @@ def _steps() -> dict[str, Any]:
         normalization=None,
     )
     return {
-        _ENCODING: ftfy.fix_encoding,
+        _ENCODING: mend_encoding,
         _SIGNS: lambda text: ftfy.fix_text(text, signs),
         _FORM: lambda text: unicodedata.normalize("NFC", text),
         _SPACES: str.rstrip,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from harness.data.columns import Asked, Roles, asked
+from harness.data.contamination import fold_text
 from harness.data.edit.change import Change, Outcome, drop
 from harness.data.edit.repeats import Folded, fold_row, near_repeats
 from harness.data.near_duplicates import THRESHOLD
@@ -94,9 +95,10 @@ def _evaluated(left: Mapping[int, Entry], tests: Sequence[Entry]) -> _Changes:
     for one in overlaps([e.asked.whole for e in rows], [e.asked.whole for e in tests], answers=answers):
         row, of = rows[one.training].row, tests[one.evaluated].row.where
         changes[indices[one.training]] = drop(row, f"in the test file by {one.measure}", of, one.similarity)
-    first = {e.folded.question: e.row.where for e in reversed(tests) if e.folded.question}
-    equal = ((i, entry) for i, entry in left.items() if entry.folded.question in first)
-    return changes | {i: drop(e.row, "asked in the test file", first[e.folded.question]) for i, e in equal}
+    # As a comparison refuses them: also where indentation differs.
+    first = {asks: e.row.where for e in reversed(tests) if (asks := fold_text(e.asked.whole))}
+    equal = ((i, e, asks) for i, e in left.items() if (asks := fold_text(e.asked.whole)) in first)
+    return changes | {i: drop(e.row, "asked in the test file", first[asks]) for i, e, asks in equal}
 
 
 def _equal(left: Mapping[int, Entry]) -> _Changes:

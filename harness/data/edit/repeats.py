@@ -5,6 +5,7 @@ prompts, have other choices or another thumb. Answers of at most `_SHORT` charac
 numbers, in which a slip makes another answer: there only letter case, blanks and punctuation may differ.
 """
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,10 +14,14 @@ from harness.data.contamination import fold_text
 from harness.data.near_duplicates import THRESHOLD, Group, are_alike, near_duplicates
 
 _SHORT = 60
+_INDENTED = re.compile(r"(?<=\n)[ \t]*(?=\S)")
+_OPTION = re.compile(r"(?<!\S)--?[A-Za-z][\w-]*")
 
 
 class Folded(NamedTuple):
     """Question and answers of a row, letter case and spaces aside; those of equal rows are equal.
+
+    Indentation and options of commands count: `ls -L` and `ls -l` differ, and so do two blocks of Python.
 
     `setting` is what makes a question of the same words another one: the system prompt and the choices.
     """
@@ -28,8 +33,20 @@ class Folded(NamedTuple):
 
 def fold_row(of: Asked) -> Folded:
     """Fold what a row asks and answers."""
-    answers = tuple(map(fold_text, (*of.answers, of.thumb)))
-    return Folded(fold_text(of.whole), answers, _setting(of))
+    answers = tuple(map(_fold, (*of.answers, of.thumb)))
+    return Folded(_fold(of.whole), answers, _setting(of))
+
+
+def _fold(text: str) -> str:
+    marks = _marks(text)
+    return "\0".join((fold_text(text), *marks)) if marks else fold_text(text)
+
+
+def _marks(text: str) -> tuple[str, ...]:
+    """Return what tells code of the same words apart: the indentation of its lines, and its options."""
+    lines = _INDENTED.findall(text) if "\n" in text else []
+    indented = [white.expandtabs(4) for white in lines] if any(lines) else []
+    return (*indented, *(_OPTION.findall(text) if "-" in text else ()))
 
 
 def near_repeats(rows: Sequence[Asked], alike: float = THRESHOLD) -> list[Group]:
@@ -45,9 +62,16 @@ def near_repeats(rows: Sequence[Asked], alike: float = THRESHOLD) -> list[Group]
 
 def _answer_alike(row: Asked, earlier: Asked, alike: float) -> bool:
     """Return whether the answers of two rows are alike, and all that their questions stand on is equal."""
-    return stand_on_same(row, earlier) and all(
-        fold_text(a) == fold_text(b) or are_alike(a, b, alike if max(len(a), len(b)) > _SHORT else 1)
-        for a, b in zip(row.answers, earlier.answers, strict=False)
+    questions = _marks(row.question), _marks(earlier.question)
+    answers = tuple(map(_marks, row.answers)), tuple(map(_marks, earlier.answers))
+    is_same_code = questions[0] == questions[1] and answers[0] == answers[1]
+    return (
+        is_same_code
+        and stand_on_same(row, earlier)
+        and all(
+            fold_text(a) == fold_text(b) or are_alike(a, b, alike if max(len(a), len(b)) > _SHORT else 1)
+            for a, b in zip(row.answers, earlier.answers, strict=False)
+        )
     )
 
 

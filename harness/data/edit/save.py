@@ -209,8 +209,11 @@ def save_split(edit: Edit, found: Split, out: Path, suffix: str) -> Saved:
 
 def nothing_left(edit: Edit, n_dropped: int) -> UserError:
     """Phrase an edit of which no row would be left."""
-    found = f"{n_dropped:,} rows, all of them dropped" if n_dropped else "an empty file"
-    return UserError(Problem(", ".join(map(readers.display_path, edit.inputs)), found, "at least one row"))
+    if n_dropped:
+        shown, step = ", ".join(map(readers.display_path, edit.inputs)), "the same with --dry-run says why"
+        return UserError(Problem(shown, f"{n_dropped:,} rows, all of them dropped", "at least one row", step))
+    step = "name a file with rows"
+    return UserError([readers.no_rows(path, "at least one row", step) for path in edit.inputs])
 
 
 def manifest(

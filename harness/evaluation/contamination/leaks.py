@@ -38,7 +38,7 @@ def refuse_or_note(
         return _refuse_or_note_in_folds(target, items, catalogue, encode)
     others = {name: found.test for name, found in items.items() if name != target.name}
     others |= {name: listed.texts for name, listed in catalogue.items()}
-    if problems := suite_contamination([*own.train, *own.pairs], others):
+    if problems := suite_contamination([*own.sourced("train"), *own.sourced("pairs")], others):
         raise UserError(problems)
     evaluated = [*own.sourced("validation"), *own.sourced("test")]
     for name, found in items.items():
