@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from harness import config
 from harness.data import load_task, suite_contamination
 from harness.data.examples import Sourced
 from harness.data.training_rows import load_training_rows
@@ -101,3 +102,16 @@ def test_a_row_that_a_suite_asks_too_is_named_by_its_line():
     row = Example("a-0", ({"role": "user", "content": "Who?"},), ("Me",))
     found = suite_contamination([Sourced(row, "own.jsonl:7")], {"arc_easy": [row]})
     assert [(p.where, "arc_easy item a-0" in p.found) for p in found] == [("own.jsonl:7", True)]
+
+
+def test_a_number_of_folds_and_what_stands_beside_it_are_refused_together(tmp_path):
+    (tmp_path / "harness.yaml").write_text(
+        "name: x\ntarget:\n  name: x\n  data:\n    train: a.jsonl\n    test: b.jsonl\n    folds: 1\n"
+        "candidates:\n  prompt: prompt\n"
+    )
+    said = [p for p in problems(lambda: config.load(tmp_path / "harness.yaml")) if "folds" in p.found]
+    assert {p.expected for p in said} == {
+        "keys that agree with each other",
+        "a value greater than or equal to 3",
+    }
+    assert any("a test file: in folds every training row is tested on once" in p.found for p in said)

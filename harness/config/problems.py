@@ -5,6 +5,7 @@ one problem for each error.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -181,12 +182,17 @@ def salvage(model: type[_Model], value: Any) -> _Model | None:
 
 
 def _errors(model: type[BaseModel], value: Any) -> list[Any]:
-    """List pydantic's errors, those about one value joined into one."""
+    """List pydantic's errors, those about one value joined into one.
+
+    Whether keys agree with each other pydantic asks only where each is right by itself, so numbers beyond
+    their bound are put on it and the keys asked again.
+    """
     try:
         model.model_validate(value)
     except ValidationError as error:
         found: dict[Keys, Any] = {}
-        for e in error.errors(include_url=False):
+        refused: Sequence[Any] = error.errors(include_url=False)
+        for e in [*refused, *_disagreements(model, value, refused)]:
             # A list whose entries were refused counts as too short as well: one problem, not two.
             if e["type"] != "too_short" or not e["input"]:
                 loc = _without_kinds(model, e["loc"])
@@ -195,6 +201,31 @@ def _errors(model: type[BaseModel], value: Any) -> list[Any]:
                 )
         return list(found.values())
     return []
+
+
+def _disagreements(model: type[BaseModel], value: Any, refused: Sequence[Any]) -> list[Any]:
+    """List errors of keys that disagree, of a value whose numbers beyond a bound are put on it."""
+    bounded = deepcopy(value)
+    for e in refused:
+        within = {**e.get("ctx", {})}
+        _put(bounded, e["loc"], within.get("ge", within.get("le")))
+    if bounded == value:
+        return []
+    try:
+        model.model_validate(bounded)
+    except ValidationError as error:
+        known = {e["loc"] for e in refused}
+        errors: list[Any] = list(error.errors(include_url=False))
+        return [e for e in errors if e["type"] == "value_error" and e["loc"] not in known]
+    return []
+
+
+def _put(value: Any, loc: Keys, number: float | None) -> None:
+    """Put a number in the place of another one; nothing where there is none."""
+    for key in loc[:-1]:
+        value = value.get(key) if isinstance(value, dict) else None
+    if isinstance(value, dict) and loc and loc[-1] in value and number is not None:
+        value[loc[-1]] = number
 
 
 def _without_kinds(model: Any, loc: Keys) -> Keys:
