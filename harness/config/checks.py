@@ -5,6 +5,7 @@ be made.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,7 @@ from harness.config.decoding_checks import check_decoding
 from harness.config.files import missing_file, raw_tasks
 from harness.config.grids import Member
 from harness.config.problems import Keys, Tree, problems_of, salvage
+from harness.config.prompt_search_checks import prompts_tried
 from harness.config.rubrics import is_judged, judge_problems, pair_judge_problems, public_judges
 from harness.config.weight_sources import check_general_rows, check_weights
 from harness.errors import Problem, UserError, did_you_mean
@@ -53,7 +55,10 @@ def check(tree: Tree, members: Mapping[str, Member]) -> None:
     for name, member in members.items():
         recipe = salvage(Recipe, member.recipe)
         if recipe is not None:
-            tree.problems += _recipe(recipe, ("candidates", member.source), target, tree)
+            keys = ("candidates", member.source)
+            tree.problems += (own := list(_recipe(recipe, keys, target, tree)))
+            tried = (_recipe(one, keys, target, tree) for one in prompts_tried(recipe))
+            tree.problems += [one for one in dict.fromkeys(chain.from_iterable(tried)) if one not in own]
             tree.problems += check_weights(name, recipe, members, tree)
             tree.problems += check_decoding(recipe, members, target, tree, ("candidates", member.source))
     tree.problems += [_bad_name(m.source, tree) for m in members.values() if not _is_name(m.source)]

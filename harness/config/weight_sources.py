@@ -15,6 +15,7 @@ from harness import plugins
 from harness.config.files import missing_file
 from harness.config.grids import Member
 from harness.config.problems import Keys, Tree, mapping, problems_of, salvage
+from harness.config.prompt_search_checks import check_prompts
 from harness.errors import Problem, did_you_mean
 from harness.plugins import OR, Method
 from harness.spec import BASE, HUB, Recipe, is_path, is_span, span_of
@@ -248,12 +249,12 @@ def _check_sweep(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iter
         where = tree.where((*keys, "sweep"))
         step = "sweep fewer values, or search: them"
         yield Problem(where, f"a sweep of {n:,} trials", f"at most {_MOST_TRIALS}", step)
+    if not method.trains:
+        yield from check_prompts(recipe, method, tree, keys, key)
+        return
     for name, values in (recipe.search or recipe.sweep).items():
         where = tree.where((*keys, key, name))
-        if not method.trains:
-            found = f"a {key} with the method {recipe.method}, which trains no language model"
-            yield Problem(where, found, "a method that trains", f"remove {key}")
-        elif method.makes == "reward":
+        if method.makes == "reward":
             found = (
                 f"a {key} with the method {recipe.method}, which answers nothing that validation could score"
             )

@@ -14,7 +14,7 @@ from harness import plugins
 from harness.errors import CandidateFailed, Diverged, Problem, UserError
 from harness.models.hub import ModelSource, quantize
 from harness.plugins import Method
-from harness.records import digest, training_record
+from harness.records import Trial, digest, training_record
 from harness.spec import Experiment, Recipe
 from harness.training import DIGESTS, FIT, Weights, adapter_digest
 
@@ -31,7 +31,8 @@ class ResolvedCandidate:
     models choose among its answers. `base` is the base as published, `trained_base` as the weights are
     trained on it, `served_base` as it answers. `seeds` are those of its
     runs, one where another seed would make the same weights. `given` is where its weights lie if nothing has
-    to make them: the base's own, or those of a whole model made elsewhere.
+    to make them: the base's own, or those of a whole model made elsewhere. `prompt_trials` are the prompts
+    among which validation chose its own, `prompts_proposed_by` says what proposed them.
     """
 
     name: str
@@ -48,6 +49,13 @@ class ResolvedCandidate:
     given: ModelSource | None = None
     merges: "tuple[ResolvedCandidate, ...]" = ()
     choosers: "tuple[ResolvedCandidate, ...]" = ()
+    prompt_trials: tuple[Trial, ...] = ()
+    prompts_proposed_by: str = ""
+
+    @property
+    def searches_prompts(self) -> bool:
+        """Whether validation has yet to choose by which prompt it answers."""
+        return bool(self.recipe.tried) and not self.method.trains
 
     @property
     def is_remote(self) -> bool:
@@ -95,7 +103,10 @@ class ResolvedCandidate:
 
     def at(self, point: Mapping[str, Any]) -> "ResolvedCandidate":
         """Return the candidate at one point of its sweep or search."""
-        return replace(self, source=self.source.settled(dict(point)))
+        if self.method.trains:
+            return replace(self, source=self.source.settled(dict(point)))
+        asked = self.source.asked(dict(point))
+        return replace(self, source=asked, recipe=self.recipe if self.recipe.weights_of else asked)
 
 
 def resolve_candidates(

@@ -56,6 +56,7 @@ from harness.experiment.runs.first_result import show_first_result
 from harness.experiment.runs.run_candidate import outdated_inputs, stored_runs, time_again
 from harness.experiment.runs.stored_rows import Reader
 from harness.experiment.runs.suite_arms import base_arm
+from harness.experiment.weights.prompt_search import choose_prompts
 from harness.formatting import count
 from harness.models.hub import ModelSource
 from harness.progress import Progress, Silent
@@ -156,6 +157,9 @@ def run_all(
         store.remove_merged_blocks(session.store)
         if (judged := train_judges(session)) is not session:
             session, found = judged, stored_runs(judged, ordered)
+        if choose_prompts(session, loaded.selected, make=True):
+            ordered = in_order(session, loaded.selected)
+            found = stored_runs(session, ordered)
         make_all = partial(_make_all, session, ordered, smoke=smoke)
         if scope:
             make_on_workers(session, loaded, scope, ordered, found)

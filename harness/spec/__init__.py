@@ -23,7 +23,7 @@ from harness.spec.policies import (
     TokenPrices,
     TrainingPolicy,
 )
-from harness.spec.recipe import PLUGINS, Recipe, Tracking, spell_out
+from harness.spec.recipe import PLUGINS, PROMPTS, Recipe, Tracking, spell_out
 from harness.spec.search_space import SubjectTo, is_span, span_of
 from harness.spec.task import CHANGED_FILES, DATA_FILES, Changes, Fields, ItemLimits, Suite, Task, TaskData
 from harness.spec.values import (
@@ -58,6 +58,7 @@ __all__ = [
     "MEAN_LOGPROB",
     "PEOPLE",
     "PLUGINS",
+    "PROMPTS",
     "TRAINING_STEPS",
     "AcceleratePolicy",
     "Changes",

@@ -13,6 +13,7 @@ from harness.spec.mixture import Mix
 from harness.spec.search_space import Pruner, SubjectTo, ends, spread
 from harness.spec.values import BASE, Spec
 
+PROMPTS = ("system", "template", "answer", "prompting")  # keys that say how a candidate is asked
 PLUGINS = {"prompting": "prompting", "regularize": "regularizers"}  # keys of a recipe: plugins of this kind
 
 
@@ -57,7 +58,8 @@ class Recipe(Spec):
     experiment's. `quantization` is what the base is quantised to on which an adapter is trained: NF4, or
     `int8` (LLM.int8). `serve_on` puts an adapter on the base quantised to one of them, or on
     the base as it is (`bf16`, whatever the machine's precision). `sweep` tries each value of the
-    parameters it names and keeps the best on validation. `search` tries `trials` points of ranges
+    parameters it names and keeps the best on validation; of a method that trains nothing they are `system`,
+    `template`, `answer` and `prompting`, each with a list. `search` tries `trials` points of ranges
     (`[1e-5, 1e-3, log]`, `[0, 0.2, linear]`) and choices (`[8, 16, 32]`), which Optuna proposes by what was
     found of those before. `prune` names the pruner of Optuna that ends trials early, with its parameters,
     by what they score on validation at the points of `track`; `trials` are then the budget, in whole
@@ -123,6 +125,11 @@ class Recipe(Spec):
         """Return the recipe with the parameters of one point, and nothing more to try."""
         nothing_to_try: dict[str, Any] = {"sweep": {}, "search": {}, "prune": {}, "subject_to": None}
         return self.model_copy(update={**nothing_to_try, "params": {**self.params, **point}})
+
+    def asked(self, point: dict[str, Any]) -> "Recipe":
+        """Return the recipe with the prompt of one point, and nothing more to try."""
+        own = self.model_dump(exclude_defaults=True, exclude={"sweep", "search", "trials"})
+        return Recipe.model_validate({**own, **point})
 
     @field_validator("prune", mode="before")
     @classmethod

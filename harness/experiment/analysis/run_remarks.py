@@ -12,6 +12,7 @@ from harness.formatting import pluralize, seconds, size, usd
 from harness.models.openai_api import Settings
 from harness.prompting import PromptingContext, index_sizes
 from harness.records import Run, SampleResult
+from harness.report.tables.trials_table import tried_text
 from harness.spec import DecidePolicy, Recipe
 
 
@@ -85,7 +86,8 @@ def _note_sweeps(runs: Iterable[Run]) -> Iterator[str]:
         trials = run.training.sweep
         for trial in (t for t in trials if t.chosen):
             point = ", ".join(
-                f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial.params.items()
+                f"{k} {v:g}" if isinstance(v, float) else f"{k} {tried_text(v)}"
+                for k, v in trial.params.items()
             )
             yield f"{run.candidate}: {point} was the best of {len(trials)} trials on validation"
 

@@ -106,7 +106,7 @@ def _weights_job(
     if job in plan.needs:
         return job
     needs = _jobs_before(session, plan, candidate, seed, n_workers)
-    if candidate.source.tried:
+    if candidate.source.tried and candidate.method.trains:
         needs += _jobs_of_trials(session, plan, candidate, n_workers)
     plan.needs[job] = needs
     return job

@@ -24,6 +24,7 @@ from harness.experiment.preparation.candidate_problems import refuse_weights
 from harness.experiment.preparation.judge_weights import with_judges
 from harness.experiment.preparation.scope import SMOKE_PAIRS, Scope, narrow, refuse_two_ways
 from harness.experiment.preparation.served_bases import as_served
+from harness.experiment.weights.prompt_search import choose_prompts
 from harness.metrics import Metric, load_metrics
 from harness.models.chat_templates.base_templates import with_templates
 from harness.models.devices.placement import Room, free_room
@@ -50,6 +51,7 @@ def prepare_session(
     others = partial(_without_judges, scope=Scope(), progress=progress, machine=None, room=None)
     session = with_judges(session, others)
     refuse_weights(session, loaded)
+    choose_prompts(session, tuple(session.candidates), make=False)
     return session
 
 

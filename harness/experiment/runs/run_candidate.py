@@ -51,6 +51,10 @@ def make_run(session: Session, candidate: ResolvedCandidate, seed: int, done: Ru
     """
     name = candidate.name
     refuse_silent(candidate)
+    if candidate.searches_prompts:
+        raise CandidateFailed(
+            "no prompt was chosen for it on validation", "harness compare, which chooses one"
+        )
     if done is None:
         begin(session, name, seed)
     run = done or _train_and_evaluate(session, candidate, seed)
@@ -263,7 +267,7 @@ class _Found(NamedTuple):
 
 def _stored_identity(session: Session, request: RunRequest) -> _Found | None:
     candidate, seed = request
-    if (weights := stored_weights(session, candidate, seed)) is None:
+    if candidate.searches_prompts or (weights := stored_weights(session, candidate, seed)) is None:
         return None
     try:
         sets = row_sets(session, candidate, weights, seed)

@@ -45,9 +45,13 @@ def stored_weights(session: Session, candidate: ResolvedCandidate, seed: int) ->
 
 def _weights(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:
     """Find weights; without `make`, None where they or what they start from are missing."""
+    if candidate.prompt_trials:
+        found = _weights(session, replace(candidate, prompt_trials=()), seed, make=make)
+        trials, by = candidate.prompt_trials, candidate.prompts_proposed_by
+        return found and found._replace(training=replace(found.training, sweep=trials, searched_by=by))
     if candidate.given:
         return _with_choosers(session, candidate, seed, base_weights(candidate.given), make=make)
-    if candidate.source.tried:
+    if candidate.source.tried and candidate.method.trains:
         return _tuned(session, candidate, seed, make=make)
     return _single(session, candidate, seed, make=make)
 
@@ -186,7 +190,7 @@ def _tuned(session: Session, candidate: ResolvedCandidate, seed: int, *, make: b
             proposal = points.send(trial)
         except StopIteration:
             proposal = None
-    best = max(tried, key=partial(_rank, sign=sign))
+    best = max(tried, key=partial(rank_trial, sign=sign))
     if best.validation is None or best.is_pruned:
         raise Diverged("the training loss is not a number in any trial", "lower learning rates to try")
     found = _single(session, candidate.at(best.params), seed, make=make)
@@ -292,7 +296,7 @@ def make_trial(session: Session, candidate: ResolvedCandidate, place: int) -> We
     return _try(session, candidate, proposals.Proposal(candidate.points[place]), make=True)[1]
 
 
-def _rank(trial: Trial, sign: int) -> tuple[bool, bool, float, float]:
+def rank_trial(trial: Trial, sign: int) -> tuple[bool, bool, float, float]:
     """Order trials by their validation score; of equal ones the lower validation loss is the better.
 
     Those that were trained whole come first, and of them those that forgot no more than they may; where all

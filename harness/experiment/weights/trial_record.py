@@ -30,7 +30,7 @@ def record_trial(session: Session, candidate: ResolvedCandidate, made: Trial, we
         session,
         _as_written(candidate),
         seed,
-        run_id=_run_id(session, candidate, made.fit_key),
+        run_id=_run_id(session, candidate, made.fit_key or rows.identity.digest),
         weights_digest=weights.digest,
         state="done",
         rows={rows.name: rows.identity.digest},

@@ -20,7 +20,7 @@ def trial_rows(trials: Sequence[Trial], unit: Unit) -> list[list[str]]:
     """List one row a trial, in the order in which they were tried."""
     return [
         [
-            *map(str, trial.params.values()),
+            *map(tried_text, trial.params.values()),
             *([_steps(trial)] if any(one.points for one in trials) else []),
             "diverged" if trial.validation is None else score(unit, trial.validation),
             *(
@@ -51,8 +51,18 @@ def trials_text(trials: Sequence[Trial], searched_by: str) -> str:
 
 def trial_line(one: TrialRun) -> str:
     """Say on one line what a trial tried, and what became of it."""
-    tried = ", ".join(f"{name} {value}" for name, value in one.trial.params.items())
+    tried = ", ".join(f"{name} {tried_text(value)}" for name, value in one.trial.params.items())
     return f"{tried}: {_found(one)}"
+
+
+def tried_text(value: object) -> str:
+    """Print a value that was tried: a text in one line, promptings with their parameters."""
+    if isinstance(value, dict):
+        return " and ".join(
+            f"{name}({', '.join(f'{key}={given}' for key, given in params.items())})" if params else name
+            for name, params in value.items()
+        )
+    return "none" if value is None else " ".join(str(value).split())
 
 
 def _found(one: TrialRun) -> str:

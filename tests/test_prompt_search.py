@@ -1,0 +1,171 @@
+"""Prompts of a candidate that trains nothing: a sweep or search over them chooses one on validation."""
+
+import pytest
+import tiny_experiment
+from openai_server import Rule, serving
+from tiny_experiment import runs_of
+
+from harness import config
+from harness.errors import UserError
+from harness.experiment import Scope, compare, prepare_session, report_stored, stored_runs
+from harness.experiment.run_preview import in_order
+from harness.progress import Silent
+from harness.report import experiment_document, markdown
+
+HARNESS = """\
+name: desk
+base_model: {model}
+precision: fp32
+device: cpu
+target:
+  name: desk
+  data: {{train: train.jsonl, validation: validation.jsonl, test: test.jsonl}}
+  metrics: [exact_match]
+  labels: ["yes", "no"]
+candidates:
+  plain: {{method: endpoint, params: {{base_url: {url}, model: tiny, protocol: chat}}}}
+  best:
+    method: endpoint
+    params: {{base_url: {url}, model: tiny, protocol: chat}}
+    {tried}
+"""
+SWEEP = """sweep:
+      system: [null, Shout., Whisper.]
+      template: ["{prompt}", "Think step by step. {prompt}"]
+      prompting: [zero_shot, {few_shot: {shots: 2}}]"""
+
+
+def answer(messages):
+    """Answer rightly where it is asked in one way, and else wrongly."""
+    system = next((m["content"] for m in messages if m["role"] == "system"), "")
+    has_shots = len(messages) > 2
+    text = messages[-1]["content"]
+    right = "yes" if "even" in text else "no"
+    return right if system == "Whisper." and "step by step" in text and has_shots else "neither"
+
+
+def write(folder, url, model, tried):
+    parity = (("even", "yes"), ("odd", "no"))
+    for name, n in (("train", 8), ("validation", 6), ("test", 10)):
+        rows = [
+            {"id": f"{name}-{i}", "prompt": f"{name} {i}: {parity[i % 2][0]}?", "reference": parity[i % 2][1]}
+            for i in range(n)
+        ]
+        tiny_experiment.rows(folder / f"{name}.jsonl", rows)
+    path = folder / "harness.yaml"
+    path.write_text(HARNESS.format(model=model, url=url, tried=tried))
+    return path
+
+
+@pytest.fixture(scope="module")
+def swept(tiny, tmp_path_factory):
+    """Run a sweep of twelve prompts behind a server: its file, both reports, and what was asked for each."""
+    folder, asked = tmp_path_factory.mktemp("prompts"), []
+
+    def noted(messages):
+        asked.append(messages)
+        return answer(messages)
+
+    with serving(Rule(noted)) as server:
+        path = write(folder, server.url, tiny, SWEEP)
+        report = compare(path)
+        first = len(asked)
+        again = compare(path)
+    return path, report, again, asked[:first], asked[first:]
+
+
+def test_the_prompt_that_is_best_on_validation_answers_the_test_items(swept):
+    _, report, *_ = swept
+    facts = {f.name: f for f in report.facts}
+    assert (facts["plain"].target.score, facts["best"].target.score) == (0.0, 1.0)
+    (chosen,) = (trial for trial in facts["best"].training.sweep if trial.chosen)
+    assert chosen.params == {
+        "system": "Whisper.",
+        "template": "Think step by step. {prompt}",
+        "prompting": {"few_shot": {"shots": 2}},
+    }
+    assert len(facts["best"].training.sweep) == 12
+
+
+def test_no_other_prompt_sees_a_test_item(swept):
+    _, _, _, asked, _ = swept
+    on_test = [m for m in asked if "test " in m[-1]["content"]]
+    with_system = [m for m in on_test if m[0]["role"] == "system"]
+    assert {m[0]["content"] for m in with_system} == {"Whisper."}
+    assert all("step by step" in m[-1]["content"] and len(m) == 6 for m in with_system)
+    assert {len(m) for m in on_test if m[0]["role"] != "system"} == {1}, "the plain prompt's"
+
+
+def test_a_second_compare_asks_nobody_and_says_the_same(swept):
+    _, report, again, _, asked_again = swept
+    assert asked_again == []
+    assert [f.training.sweep for f in again.facts] == [f.training.sweep for f in report.facts]
+    assert [f.run_id for f in again.facts] == [f.run_id for f in report.facts]
+
+
+def test_the_report_shows_every_try(swept):
+    path, *_ = swept
+    session = prepare_session(loaded := config.load(path), Scope(), Silent())
+    page = markdown(experiment_document(report_stored(session, loaded.selected)))
+    assert "Sweep: best" in page
+    assert page.count("| Whisper. |") == 4
+    assert "few_shot(shots=2) was the best of 12 trials on validation" in page
+
+
+def test_what_was_chosen_is_read_from_stored_answers_and_a_changed_sweep_is_not_done(swept):
+    path, *_ = swept
+    session = prepare_session(loaded := config.load(path), Scope(), Silent())
+    assert session.candidates["best"].recipe.system == "Whisper."
+    assert all(stored_runs(session, in_order(session, loaded.selected)))
+    more = config.load(path, ["candidates.best.sweep.system=[null, Shout., Whisper., Sing.]"])
+    session = prepare_session(more, Scope(), Silent())
+    assert session.candidates["best"].searches_prompts
+    assert [bool(run) for run in stored_runs(session, in_order(session, more.selected))] == [True, False]
+
+
+def test_the_run_holds_the_prompt_that_was_chosen(swept):
+    path, *_ = swept
+    recipe = runs_of(path)["best"].recipe
+    assert (recipe["system"], recipe["prompting"]) == ("Whisper.", {"few_shot": {"shots": 2}})
+
+
+def test_a_search_asks_a_stated_number_of_prompts(tiny, tmp_path, own_cache):
+    systems = ", ".join(f"S{i}." for i in range(9))
+    tried = (
+        f"search: {{system: [null, {systems}], template: ['{{prompt}}', 'Now: {{prompt}}']}}\n    trials: 4"
+    )
+    with serving(Rule(answer)) as server:
+        report = compare(write(tmp_path, server.url, tiny, tried))
+    (best,) = (f for f in report.facts if f.name == "best")
+    assert 2 <= len(best.training.sweep) <= 4
+    assert best.training.searched_by.startswith("TPE of Optuna")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("sweep: {learning_rate: [0.1, 0.2]}", "expected system, template, answer or prompting"),
+        ("sweep: {system: [A.]}", "a sweep of system with 1 values; expected two values at least"),
+        ("sweep: {template: ['{prompt}', nothing]}", "a template with {prompt} in it"),
+        ("sweep: {system: [A., 3]}", "system: 3; expected text"),
+        ("sweep: {answer: [generate, sing]}", "sing"),
+        ("sweep: {prompting: [zero_shot, few_shots]}", "did you mean 'few_shot'"),
+        ("sweep: {prompting: [zero_shot, {few_shot: {shot: 3}}]}", "shot"),
+        ("sweep: {prompting: [zero_shot, rag]}", "rag without documents"),
+        ("system: C., sweep: {system: [A., B.]}", "system in the recipe and in sweep"),
+        ("search: {system: [1, 3, linear]}", "a range of system"),
+        ("sweep: {system: [A., B.]}, subject_to: {forgetting: 0.1}", "whose weights forget nothing"),
+    ],
+)
+def test_what_is_no_prompt_is_refused_with_its_line(tiny, tmp_path, recipe, said):
+    path = tiny_experiment.write(tmp_path, tiny, f"  one: {{method: base, {recipe}}}\n")
+    with pytest.raises(UserError) as refusal:
+        config.load(path)
+    assert said in str(refusal.value)
+    assert "harness.yaml:8" in str(refusal.value)
+
+
+def test_a_classifier_has_no_prompt_to_search(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny, "  bag: {method: classifier, sweep: {system: [A., B.]}}\n")
+    with pytest.raises(UserError, match="trains no language model; expected a method that trains"):
+        config.load(path)
