@@ -194,6 +194,12 @@ def test_a_dry_run_says_which_jobs_workers_would_get(harness, tiny, tmp_path):
     )
 
 
+def test_workers_without_an_executor_are_answered_with_a_word(harness, tiny, tmp_path):
+    tiny_experiment.write(tmp_path, tiny)
+    said = harness("compare", "--dry-run", "--workers", "3", check=0).stderr
+    assert "workers: 3, and no executor: one process does it all; try --executor local" in said
+
+
 def test_a_dry_run_counts_the_training_of_every_seed_and_of_whose_weights_are_taken(harness, tiny, tmp_path):
     tiny_experiment.write(tmp_path, tiny)
 

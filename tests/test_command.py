@@ -136,6 +136,38 @@ class TestWhatIsFound:
             (tmp_path / "left" / name).touch()
         assert said in failure(tiny, tmp_path / "fit", leaves(tmp_path / "left"))
 
+    @pytest.mark.parametrize(
+        ("file", "content", "said"),
+        [
+            ("adapter_config.json", "{", "a damaged adapter_config.json"),
+            ("adapter_config.json", "[]", "a damaged adapter_config.json"),
+            ("adapter_model.safetensors", "rubbish", "a damaged adapter_model.safetensors"),
+        ],
+    )
+    def test_a_damaged_file_of_an_adapter_is_named(self, tiny, adapter, tmp_path, file, content, said):
+        left = shutil.copytree(adapter, tmp_path / "left")
+        (left / file).write_text(content)
+        assert said in failure(tiny, tmp_path / "fit", leaves(left))
+
+    @pytest.mark.parametrize(
+        ("file", "content", "said"),
+        [
+            ("config.json", "{", "no JSON"),
+            ("config.json", "[]", "config.json: []"),
+            ("model.safetensors", "rubbish", "has no safetensors header"),
+        ],
+    )
+    def test_a_damaged_file_of_a_model_is_named(self, tiny, tmp_path, file, content, said):
+        left = shutil.copytree(tiny, tmp_path / "left")
+        (left / file).write_text(content)
+        found = failure(tiny, tmp_path / "fit", leaves(left))
+        assert said in found
+        assert file in found
+
+    @pytest.mark.parametrize("run", ["rm -r {out}", "sh -c 'rm -r $0 && touch $0' {out}"])
+    def test_a_folder_that_the_command_removed_is_said(self, tiny, tmp_path, run):
+        assert "removed the folder {out}" in failure(tiny, tmp_path / "fit", run)
+
     def test_an_adapter_for_another_base_is_refused(self, tiny, tmp_path):
         wide = tiny_model.build(tmp_path / "wide", head_dim=16)
         theirs = saved_adapter(wide, tmp_path / "theirs")
@@ -288,6 +320,7 @@ class TestRefusedBeforeAnythingRuns:
             ("{run: 'cp {data} elsewhere'}", "not told where to write"),
             ("{run: 'cp \"{out}'}", "is no command"),
             ("{}", "run"),
+            ("{run: 'cp {out}', folder: nope}", "nope; expected one to run the command in"),
             ("{run: 'cp {out}', timeout_s: 0}", "timeout_s"),
         ],
     )

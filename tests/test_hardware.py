@@ -197,10 +197,11 @@ def test_a_precision_that_is_asked_for_is_taken(empty_cache, precision):
     assert probe("cpu", precision).precision == precision
 
 
-def test_half_precision_on_a_cpu_is_refused(empty_cache):
-    with pytest.raises(UserError, match="fp16 on a CPU"):
-        probe("cpu", "fp16")
-    assert not (empty_cache / "machines").exists()
+def test_fp16_on_a_cpu_is_taken_where_it_is_asked_for_with_a_word(empty_cache):
+    machine = probe("cpu", "fp16")
+    assert machine.precision == "fp16"
+    assert machine.gflops > 0
+    assert "fp16 on a CPU is for tests" in probe_notes(machine)
 
 
 def test_a_gpu_that_is_not_there_is_refused(empty_cache, monkeypatch):

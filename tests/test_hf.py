@@ -9,13 +9,14 @@ import tiny_model
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from harness.errors import UserError
+from harness.errors import CandidateFailed, UserError
 from harness.models.batching import Size, grow, plan, shared_length
 from harness.models.generation import ANSWERING_COST
 from harness.models.hardware import Machine
 from harness.models.hf import ANSWERING, HFCandidate, ModelHost, classifier, scripted_candidate
 from harness.models.hub import resolve
 from harness.models.loglikelihood import READING_COST
+from harness.models.tokenization import encode, end_ids
 from harness.provenance.code_versions import code_versions
 from harness.records import Limits, digest
 
@@ -468,3 +469,35 @@ def test_a_scripted_candidate_answers_by_its_function():
     candidate = scripted_candidate(str.upper)
     contexts = [asked_of(candidate, t).context for t in ("a", "b")]
     assert [o.text for o in candidate.generate(contexts, Limits(4))] == ["A", "B"]
+
+
+def test_an_adapter_whose_weights_are_no_numbers_is_refused_and_leaves_the_base_alone(host, tiny, tmp_path):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    before = host.base.loglikelihood([((5, 6, 7), (8,))])
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny), LoraConfig(r=2, target_modules=["q_proj"])
+    )
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if "lora_B" in n).fill_(float("nan"))
+    model.save_pretrained(tmp_path)
+    with (
+        pytest.raises(CandidateFailed, match=r"weights are no numbers .*lora_B"),
+        host.use_adapter(tmp_path, "d"),
+    ):
+        pass
+    assert host.base.loglikelihood([((5, 6, 7), (8,))]) == before
+
+
+def test_a_tokenizer_that_names_no_token_to_end_with_is_answered_with_a_sentence(host):
+    from transformers import GenerationConfig
+
+    bare = tiny_model.tokenizer()
+    bare.pad_token = bare.eos_token = bare.bos_token = None
+    with pytest.raises(UserError, match="neither a pad nor an end-of-sequence token"):
+        end_ids(bare, GenerationConfig())
+    with pytest.raises(UserError, match="neither a pad nor an end-of-sequence token"):
+        encode(bare, [], "text", chat_template=False)
+    assert end_ids(bare, GenerationConfig(eos_token_id=[7, 5])) == [5, 7]

@@ -148,3 +148,39 @@ def test_a_training_that_was_stopped_goes_on_with_the_batch_size_that_it_found(t
 )
 def test_smaller_batches_make_up_the_rows_of_a_step(size, n_rows, smaller):
     assert smaller_batch_size(size, n_rows) == smaller
+
+
+@pytest.mark.parametrize(
+    ("params", "weights", "moments"),
+    [
+        ({}, "torch.float32", {"torch.float32"}),
+        ({"dtype": "bfloat16"}, "torch.bfloat16", {"torch.bfloat16"}),
+        ({"dtype": "bfloat16", "optim": "adamw_8bit"}, "torch.bfloat16", {"torch.uint8", "torch.float32"}),
+        ({"dtype": "bfloat16", "optim": "paged_adamw_32bit"}, "torch.bfloat16", {"torch.float32"}),
+    ],
+)
+def test_a_whole_model_is_trained_in_the_type_that_is_written(
+    tiny, tmp_path, monkeypatch, params, weights, moments
+):
+    from transformers import Trainer
+
+    inner, seen = Trainer.training_step, []
+
+    def watched(self, *args, **kwargs):
+        state = self.optimizer.optimizer.state.values()
+        remembered = [v for of in state for name, v in of.items() if name in ("exp_avg", "state1")]
+        seen.append(({str(p.dtype) for p in self.model.parameters()}, {str(v.dtype) for v in remembered}))
+        return inner(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", watched)
+    context = tiny_methods.context(tiny, tmp_path, machine=tiny_methods.CPU._replace(precision="bf16"))
+    made = full.fit(context, full.Params(**params, max_steps=3, warmup_steps=0, learning_rate=0.01))
+    assert made.training.loss[-1][1] < made.training.loss[0][1]
+    assert {kind for kinds, _ in seen for kind in kinds} == {weights}
+    assert seen[-1][1]
+    assert seen[-1][1] <= moments
+
+
+def test_the_type_of_trained_weights_names_them_only_where_it_is_no_default():
+    assert full.Params(dtype="float32").identity() == full.Params().identity()
+    assert full.Params(dtype="bfloat16").identity() == {"dtype": "bfloat16"} | full.Params().identity()

@@ -98,6 +98,14 @@ def test_a_model_whose_logits_are_no_numbers_is_refused_with_the_precision_to_tr
         Executor(spoilt, 64)
 
 
+def test_a_score_that_is_no_number_is_refused_of_a_model_whose_engine_is_known_too(model):
+    spoilt = copy.deepcopy(model)
+    spoilt.get_input_embeddings().weight.data[7] = float("nan")
+    known = Executor(spoilt, 64, "packed")
+    with pytest.raises(CandidateFailed, match="no numbers in float32"):
+        known.score([((5, 6), (8,)), ((5, 7), (8,))])
+
+
 def test_a_branch_is_greedy_when_every_token_is_the_argmax(model):
     import torch
 

@@ -49,7 +49,8 @@ def test_the_memory_of_qwens_table_is_within_a_fifth_on_nearly_all_cells():
 def test_the_weights_of_llama_take_the_known_bytes():
     expected, _ = golden("vram_llama2_7b")
     assert memory.weights_gb(LLAMA_7B, "bf16") == pytest.approx(expected["bf16_w_GB"])
-    state = memory.STATE_BYTES * LLAMA_7B.n_parameters / 1e9
+    trained = 2 * memory.BYTES["fp32"] + memory.optimizer_bytes(None)  # an fp32 copy, gradients, both moments
+    state = trained * LLAMA_7B.n_parameters / 1e9
     assert state == pytest.approx(expected["adamw_mixed16_GB"])
     assert state + memory.weights_gb(LLAMA_7B, "bf16") == pytest.approx(expected["adamw_mixed18_GB"])
     nothing_left_out = LLAMA_7B._replace(vocabulary=0)
@@ -151,3 +152,25 @@ def test_a_shape_is_read_from_a_configuration_and_unknown_where_that_does_not_sa
     assert (shape.head_dim, shape.n_kv_heads, shape.in_embeddings) == (64, 3, 49152 * 576)
     assert shape_of({"hidden_size": 576}, 1) is None
     assert shape_of({"text_config": config}, 1).n_layers == 30
+
+
+@pytest.mark.parametrize(
+    ("optim", "trained_in", "n_bytes"),
+    [
+        # Of a parameter that is trained: itself, its gradient and what the optimiser remembers. Rajbhandari et al.
+        # 2020 (16 in fp32); Dettmers et al. 2022 (arXiv:2110.02861, two moments of 8 bits).
+        (None, "fp32", 16),
+        ("adamw_8bit", "fp32", 10),
+        (None, "bf16", 8),
+        ("paged_adamw_32bit", "bf16", 12),
+        ("adamw_8bit", "bf16", 6),
+        ("lion_8bit", "bf16", 5),
+        ("sgd", "bf16", 4),
+    ],
+)
+def test_a_trained_parameter_takes_what_its_type_and_its_optimiser_do(optim, trained_in, n_bytes):
+    n = LLAMA_7B.n_parameters
+    peak = memory.training_peak(LLAMA_7B, n, 1, "bf16", optim=optim, trained_in=trained_in)
+    beside = 2 if trained_in == "fp32" else 0  # the copy for products
+    states = peak.weights + peak.gradients + peak.optimizer
+    assert states == pytest.approx((n_bytes + beside) * n / 1e9)

@@ -171,6 +171,25 @@ def test_greedy_answers_are_those_of_transformers_alone(loaded, name):
             assert output.text == host.tokenizer.decode(new, skip_special_tokens=True)
 
 
+def test_a_family_that_refuses_our_cache_is_tried_once(loaded):
+    host, failed = loaded("Bloom"), []
+    forward = host.model.forward
+
+    def watched(*args, **kwargs):
+        try:
+            return forward(*args, **kwargs)
+        except Exception:
+            failed.append(1)
+            raise
+
+    host.base._executor.prefixes.is_refused = False
+    host.model.forward = watched
+    answers = [host.base.generate([PAIRS[0][0], (5, 6)], Limits(3)) for _ in range(3)]
+    host.model.forward = forward
+    assert len(failed) == 1
+    assert [[one.text for one in of] for of in answers[1:]] == 2 * [[one.text for one in answers[0]]]
+
+
 @pytest.mark.parametrize("name", EACH)
 def test_an_adapter_trains_a_step_and_loads_again(loaded, name, tmp_path):
     host = loaded(name)

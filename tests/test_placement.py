@@ -45,9 +45,9 @@ def halves(source):
 
 
 def test_what_fits_its_device_stays_there(source, large):
-    assert place(source, CPU, {"cpu": GB}, 100) == Placement(None)
-    assert place(source, GPU, {0: GB, "cpu": GB}, 100) == Placement({"": "cuda"})
-    assert place(large, GPU, {0: 141 * GB, "cpu": GB}, 0) == Placement({"": "cuda"})
+    assert place(source, CPU, {"cpu": GB}) == Placement(None)
+    assert place(source, GPU, {0: GB, "cpu": GB}) == Placement({"": "cuda"})
+    assert place(large, GPU, {0: 141 * GB, "cpu": GB}) == Placement({"": "cuda"})
 
 
 # Published sizes: parameters in billions, layers, heads of keys, width of a head, and the least GPU that holds it.
@@ -75,25 +75,25 @@ def test_a_base_of_a_published_size_stays_on_a_gpu_that_holds_its_weights(
     assert place(quantize(base, "nf4"), GPU, {0: gpu * GB, "cpu": 64 * GB}) == Placement({"": "cuda"})
 
 
+def beside_keys(source, gb):
+    """Return what each of two GPUs has beside the keys of its layers."""
+    return int(gb * GB - memory.kv_cache_bytes(hub.shape(source), LEAST_TOKENS, "bf16") / 2)
+
+
 def test_a_base_larger_than_a_gpu_is_spread_over_all_then_main_memory(large):
-    plan = place(large, GPU, {0: 80 * GB, 1: 80 * GB, "cpu": 100 * GB}, 0)
-    assert plan == Placement("auto", {0: 80 * GB, 1: 80 * GB, "cpu": 90 * GB})
-
-
-def test_each_gpu_leaves_room_for_the_keys_of_its_layers(large, source):
-    tokens = 1_000_000
-    keys = memory.kv_cache_bytes(hub.shape(source), tokens, "bf16")
-    plan = place(large, GPU, {0: 80 * GB, 1: 80 * GB, "cpu": 0}, tokens)
-    assert plan.max_memory[0] == plan.max_memory[1] == int(80 * GB - keys / 2)
+    plan = place(large, GPU, {0: 80 * GB, 1: 80 * GB, "cpu": 100 * GB})
+    each = beside_keys(large, 80)
+    assert plan == Placement("auto", {0: each, 1: each, "cpu": 90 * GB})
 
 
 def test_a_quantised_base_is_spread_over_gpus_alone(large):
-    plan = place(quantize(large, "nf4"), GPU, {0: 24 * GB, 1: 24 * GB, "cpu": 100 * GB}, 0)
-    assert plan == Placement("auto", {0: 24 * GB, 1: 24 * GB})
+    plan = place(quantize(large, "nf4"), GPU, {0: 24 * GB, 1: 24 * GB, "cpu": 100 * GB})
+    each = beside_keys(large, 24)
+    assert plan == Placement("auto", {0: each, 1: each})
 
 
 def test_a_base_larger_than_main_memory_leaves_the_rest_to_the_disk(source):
-    plan = place(source, CPU, halves(source), LEAST_TOKENS)
+    plan = place(source, CPU, halves(source))
     assert plan.device_map == "auto"
     assert 0.7 < plan.max_memory["cpu"] / (4 * source.n_parameters) < 0.8
 

@@ -212,3 +212,9 @@ def test_rows_that_cannot_be_parted_are_refused_before_anything_runs(tiny, tmp_p
     extra = "training: {accelerate: {num_processes: 3}}\n"
     with pytest.raises(UserError, match="8 rows a step, which 3 processes cannot share evenly"):
         session_of(tiny, tmp_path, extra)
+
+
+def test_processes_that_share_a_training_are_refused_beside_workers(tiny, tmp_path):
+    extra = "training: {accelerate: {num_processes: 2}}\nexecution: {executor: local, workers: 2}\n"
+    with pytest.raises(UserError, match="executor: local, whose workers are one process each"):
+        session_of(tiny, tmp_path, extra)

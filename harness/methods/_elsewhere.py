@@ -6,9 +6,10 @@ Invariant: configurations and the headers of safetensors are read, never a pickl
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.errors import Problem
+from harness.errors import Problem, UserError
 from harness.models.adapters import CONFIG, WEIGHTS, tensors_of
 from harness.models.hub import ModelSource, architecture_difference
+from harness.models.model_folder import read_config, refuse_damaged
 from harness.records import parse_json
 
 PICKLED = "adapter_model.bin"
@@ -28,11 +29,16 @@ def named_base(folder: Path) -> str | None:
 def adapter_problems(folder: Path, source: ModelSource, where: str) -> Iterator[Problem]:
     """Compare the shapes of an adapter's low-rank matrices with those of the base's own, by name."""
     try:
-        adapter, named = tensors_of(folder / WEIGHTS), named_base(folder)
+        adapter = tensors_of(folder / WEIGHTS)
+    except (ValueError, AttributeError, LookupError, TypeError):
+        found = f"a damaged {WEIGHTS}, which is no safetensors file"
+        yield Problem(f"{folder / WEIGHTS}", found, "the adapter's weights", "export it again")
+        return
+    try:
+        named = named_base(folder)
     except (ValueError, AttributeError):
-        yield Problem(
-            f"{folder / WEIGHTS}", "no safetensors file", "the adapter's weights", "export it again"
-        )
+        found = f"a damaged {CONFIG}, which is no JSON object"
+        yield Problem(f"{folder / CONFIG}", found, "PEFT's configuration", "export it again")
         return
     base = {
         name: tensor.shape
@@ -63,7 +69,13 @@ def _misfit(name: str, shape: tuple[int, ...], base: dict[str, tuple[int, ...]])
 
 
 def model_problems(folder: Path, source: ModelSource, where: str) -> Iterator[Problem]:
-    """Compare the layers of a whole model with those of the base."""
+    """Compare the layers of a whole model with those of the base, where its files are whole."""
+    try:
+        read_config(folder)
+        refuse_damaged(folder)
+    except UserError as damaged:
+        yield from damaged.problems
+        return
     if found := architecture_difference(folder, source.path):
         step = f"name it as base_model: {folder} of an experiment of its own"
         yield Problem(where, found, f"the architecture of {source.name}", step)

@@ -79,6 +79,9 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
     if not params.run.strip():
         yield Problem(f"{where}: run", "an empty command", "a program and its arguments", "write what trains")
         return
+    if not Path(params.folder).is_dir():
+        step = "create it, or correct the path"
+        yield Problem(f"{where}: folder", f"no folder {params.folder}", "one to run the command in", step)
     named = used(params.run)
     if params.config:
         template = Path(params.config)
@@ -123,6 +126,8 @@ def fit(context: FitContext, params: Params) -> Weights:
     ended = run(command, folder, log, params.timeout_s, context.advance)
     _refuse_failure(ended, params, log)
     out = Path(values["out"])
+    if not out.is_dir():
+        raise CandidateFailed("the command ended well and removed the folder {out}", "leaving weights in it")
     made = TrainingRecord(
         wall_s=round(ended.wall_s, 3),
         peak_memory_gib=round(ended.peak_bytes / 2**30, 3),
@@ -252,7 +257,9 @@ def _take_over(context: FitContext, out: Path, made: TrainingRecord) -> Weights:
 
 def _refuse(found: Iterable[Problem]) -> None:
     if wrong := next(iter(found), None):
-        raise CandidateFailed(f"the command left {wrong.found}; expected {wrong.expected}", wrong.next_step)
+        at = "" if wrong.where == "out" else f" ({Path(wrong.where).name})"
+        reason = f"the command left {wrong.found}{at}; expected {wrong.expected}"
+        raise CandidateFailed(reason, wrong.next_step)
 
 
 def _nothing_found(out: Path) -> CandidateFailed:

@@ -100,6 +100,8 @@ def answers(
         windows = prefixes.windows
         if windows is None or (any(windows) and engine != "packed"):
             return _by_generate(model, prompts, max_new_tokens, ends, stopped, pick)
+        if prefixes.is_refused:
+            return _each_by_generate(model, prompts, max_new_tokens, ends, stopped, pick)
         try:
             with chunked_attention(model):
                 cache, first, seen = _read(model, prompts, max_new_tokens, reading, prefixes, pick)
@@ -107,6 +109,7 @@ def answers(
         except UNSUPPORTED as error:
             if engine == "packed" or oom.ran_out(error):
                 raise
+            prefixes.is_refused = True  # by all batches that follow, too
         return _each_by_generate(model, prompts, max_new_tokens, ends, stopped, pick)
 
 

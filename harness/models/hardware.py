@@ -167,10 +167,10 @@ def measure_machine(device: str, precision: str) -> Machine:
         best = "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
         chosen = best if precision == "auto" else precision
         return Machine("cuda", torch.cuda.get_device_name(), chosen, _gflops("cuda", chosen))
-    if precision == "fp16":
-        raise UserError(Problem("precision", "fp16 on a CPU", "auto, bf16 or fp32", "precision: auto"))
     n_threads = torch.get_num_threads()
     speeds, contended = cpu_speeds(partial(_gflops, "cpu"), n_threads)
+    if precision == "fp16":
+        speeds["fp16"] = _gflops("cpu", "fp16")
     return cpu(cpu_name(n_threads), precision, speeds)._replace(contended=contended)
 
 
@@ -230,7 +230,7 @@ def probe(
     `measure` takes the place of the measurement, `root` that of the system's files.
 
     Raises:
-        UserError: `cuda` is asked for and torch sees no GPU, or fp16 is asked for on a CPU.
+        UserError: `cuda` is asked for and torch sees no GPU.
     """
     key = digest(
         [device, precision, version("torch"), platform.machine()]
@@ -307,9 +307,14 @@ def unused_gpu(machine: Machine, root: Path = Path("/")) -> str:
 
 
 def probe_notes(machine: Machine) -> str:
-    """Say what to know of the probe: an unused GPU, a slow bf16, and that other work disturbed it."""
+    """Say what to know of the probe: an unused GPU, a slow precision, and that other work disturbed it."""
     disturbed = "measured beside other work; the machine may be faster" if machine.contended else ""
-    return "; ".join(filter(None, (unused_gpu(machine), slow_bf16(machine), disturbed)))
+    tried = "fp16 on a CPU is for tests of what a GPU without bf16 does" if _is_tried(machine) else ""
+    return "; ".join(filter(None, (unused_gpu(machine), tried or slow_bf16(machine), disturbed)))
+
+
+def _is_tried(machine: Machine) -> bool:
+    return (machine.device, machine.precision) == ("cpu", "fp16")
 
 
 def slow_bf16(machine: Machine) -> str:

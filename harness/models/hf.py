@@ -237,7 +237,8 @@ class ModelHost:
         In fp32 it is merged, where it can be; in less precision merged weights would lose small updates.
 
         Raises:
-            CandidateFailed: layers of the base lie in main memory beside a GPU, or on the disk.
+            CandidateFailed: layers of the base lie in main memory beside a GPU or on the disk, or the adapter
+                holds weights that are no numbers.
         """
         from peft import PeftModel
 
@@ -248,6 +249,7 @@ class ModelHost:
                 self.model, str(folder), autocast_adapter_dtype=False, torch_device=self.machine.device
             )
             model.eval()
+            refuse_infinite(model)
             engine = self.base.engine.partition("/")[2]
             if model.active_peft_config.is_prompt_learning:
                 soft = soft_prompt(model, engine)
@@ -261,6 +263,20 @@ class ModelHost:
                     yield candidate
             finally:
                 getattr(model.base_model, "unload", lambda: None)()
+
+
+def refuse_infinite(model: Any) -> None:
+    """Refuse an adapter that holds NaN or inf, as one of a training that diverged does.
+
+    Raises:
+        CandidateFailed: it does.
+    """
+    from peft import get_peft_model_state_dict
+
+    for name, tensor in get_peft_model_state_dict(model).items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            found = f"an adapter whose weights are no numbers ({name})"
+            raise CandidateFailed(found, "training it again, with a lower learning rate")
 
 
 @contextmanager

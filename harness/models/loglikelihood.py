@@ -77,7 +77,21 @@ class Executor:
         return [Likelihood(sum(logprobs), greedy) for logprobs, greedy in self.score(pairs)]
 
     def score(self, pairs: Sequence[Pair]) -> list[Scored]:
-        """Return log p of the tokens of each pair's continuation, and whether all of them are argmaxes."""
+        """Return log p of the tokens of each pair's continuation, and whether all of them are argmaxes.
+
+        Raises:
+            CandidateFailed: the model's logits are no numbers.
+        """
+        scored = self._score_by_engine(pairs)
+        if any(isnan(sum(logprobs)) for logprobs, _ in scored):
+            raise self._no_numbers()
+        return scored
+
+    def _no_numbers(self) -> CandidateFailed:
+        found = f"the model's logits are no numbers in {str(self.model.dtype).removeprefix('torch.')}"
+        return CandidateFailed(found, "precision: fp32, or bf16 where the device has it")
+
+    def _score_by_engine(self, pairs: Sequence[Pair]) -> list[Scored]:
         if self.engine == "plain":
             return [self._score_alone(pair) for pair in pairs]
         if self.engine == "padded":
@@ -215,8 +229,7 @@ class Executor:
         self.engine = "padded"
         alone = [[self._score_alone(pair)[0] for pair in pairs] for pairs in probes]
         if any(isnan(p) for pairs in alone for logprobs in pairs for p in logprobs):
-            found = f"the model's logits are no numbers in {str(self.model.dtype).removeprefix('torch.')}"
-            raise CandidateFailed(found, "precision: fp32, or bf16 where the device has it")
+            raise self._no_numbers()
         if self._sees_what_follows(probes[0], alone[0]):
             found = f"{type(self.model).__name__} reads a token by those after it too"
             raise CandidateFailed(found, _ANOTHER)

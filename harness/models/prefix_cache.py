@@ -74,6 +74,7 @@ class PrefixCache:
     ) -> None:
         self._model, self._kept_bytes, self._soft = model, kept_bytes, soft
         self.windows = windows(model)
+        self.is_refused = False  # once the model has taken neither our masks nor our cache
         # No ids of the vocabulary, and never read: every prefix holds them.
         self.virtual_ids = tuple(range(-int(soft.get_seq_length()), 0)) if soft else ()
         self._read: OrderedDict[tuple[int, ...], Cache] = OrderedDict()

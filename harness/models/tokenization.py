@@ -59,11 +59,23 @@ def encode_all(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[PromptTex
 
 
 def end_ids(tokenizer: "PreTrainedTokenizerBase", config: "GenerationConfig") -> list[int]:
-    """List the tokens that end an answer; the first of them fills up rows that ended before others."""
+    """List the tokens that end an answer; the first of them fills up rows that ended before others.
+
+    Raises:
+        UserError: neither the tokenizer nor the model names one.
+    """
     written, pad, eos = config.eos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id
     ends = {int(i) for i in [*(written if isinstance(written, list) else [written]), eos] if i is not None}
-    first = int(pad if pad is not None else eos)
+    if pad is None and not ends:
+        raise _nothing_ends()
+    first = int(pad if pad is not None else eos if eos is not None else min(ends))
     return [first, *sorted(ends - {first})]
+
+
+def _nothing_ends() -> UserError:
+    found = "a tokenizer with neither a pad nor an end-of-sequence token, and a model that names none"
+    step = "eos_token in its tokenizer_config.json, or eos_token_id in generation_config.json"
+    return UserError(Problem("base_model", found, "a token that ends an answer", step))
 
 
 def answer(
@@ -159,4 +171,6 @@ def _ids(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[_Text]) -> dict[_
 
 def _prefix(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is None and eos is None:
+        raise _nothing_ends()
     return (int(bos if bos is not None else eos),)

@@ -87,9 +87,10 @@ def fine_tune(
 ) -> TrainingRecord:
     """Fine-tune on completions only; keep the checkpoint with the best validation loss.
 
-    Without a `peft_config` the whole model is trained, in fp32 with the machine's precision for
-    the products, and saved in that precision with its tokenizer. With `save(model, folder)`, which then
-    saves what was made, that part alone is in fp32 which the context's `prepare` left to be trained.
+    Without a `peft_config` the whole model is trained, in fp32 (or as `params.trained_in` says) with the
+    machine's precision for the products, and saved in that precision with its tokenizer. With
+    `save(model, folder)`, which then saves what was made, that part alone is in fp32 which the context's
+    `prepare` left to be trained.
 
     Raises:
         CandidateFailed: out of memory, no row fits, or the loss was not a number.
@@ -145,7 +146,10 @@ def _fine_tune(
     machine, scratch = context.machine, save_to.parent / CHECKPOINTS
     start = loop.start_time(scratch)
     whole = peft_config is None and save is None
-    loaded_in = machine._replace(precision="fp32") if whole else machine
+    loaded_in = machine._replace(precision=params.trained_in) if whole else machine
+    if whole and (loaded_in.precision, machine.precision) == ("bf16", "fp16"):
+        found = "dtype: bfloat16 beside products in fp16, whose gradients are scaled in no other type"
+        raise CandidateFailed(found, "dtype: float32, or precision: bf16")
     base, tokenizer = load_base(context.source, loaded_in, loop.attention(machine))
     context.prepare(base)
     train, n_dropped = _rows(context.train, context, tokenizer, params)
@@ -167,7 +171,7 @@ def _fine_tune(
     loop.attend_plainly(base, max(map(len, read["input_ids"])), params.per_device_train_batch_size)
     family.begin(trainer)
     loop.track(trainer, context, save_to, family.save)
-    earlier_s = loop.run(trainer, start)
+    earlier_s = loop.run(trainer, start, loaded_in.precision if whole else "fp32")
     model: Any = trainer.model
     if is_first():
         family.save(model, save_to)

@@ -89,6 +89,11 @@ class LoopParams(Spec):
     max_grad_norm: float = Field(1.0, gt=0)
     max_length: int = Field(1024, ge=8)
 
+    @property
+    def trained_in(self) -> str:
+        """Precision in which parameters that are trained are held."""
+        return "fp32"
+
     @model_validator(mode="after")
     def _one_lowest_rate(self) -> "LoopParams":
         lowest = {"min_lr", "min_lr_rate"} & set(self.lr_scheduler_kwargs or {})
@@ -139,6 +144,8 @@ def checkpoints_activations(
         quantization=context.source.quantization,
         checkpointing=False,
         in_tiles=True,
+        optim=params.optim,
+        trained_in=params.trained_in,
     )
     return _SPARE * peak.total > free_gib * 2**30 / 1e9
 
@@ -303,10 +310,11 @@ def track(trainer: "Trainer", context: FitContext, save_to: Path, save: Callable
             trainer.add_callback(checkpoints.pausing_callback(kept, context.pause_at))
 
 
-def run(trainer: "Trainer", start: float) -> float:
+def run(trainer: "Trainer", start: float, trained_in: str = "fp32") -> float:
     """Train, from the last whole checkpoint where an earlier call was stopped.
 
-    `start` is when training began by `time.perf_counter`, less what earlier calls took; returns that.
+    `start` is when training began by `time.perf_counter`, less what earlier calls took; returns that. What
+    is trained is held in fp32, or as it was loaded where it is `trained_in` another precision.
 
     Raises:
         CandidateFailed: out of memory.
@@ -318,7 +326,8 @@ def run(trainer: "Trainer", start: float) -> float:
     if trainer.args.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # what ran before in this process is not of this training
         _use_liger(trainer.model)
-    _keep_updates(trainer.model)
+    if trained_in == "fp32":
+        _keep_updates(trainer.model)
     # Without its bars the trainer would print every log line on stdout, which belongs to the result.
     trainer.remove_callback(PrinterCallback)
     folder = Path(str(trainer.args.output_dir))

@@ -75,7 +75,10 @@ _LINES = (
     (
         "bases published in AWQ, GPTQ or MXFP4",
         "loaded by transformers, whose kernels for them need a GPU; never run",
-        "their parameters and bits, read from the headers of the files (`tests/test_hub.py`)",
+        (
+            "their parameters, bits and bytes, read from the headers of the files, packed and unpacked "
+            "(`tests/test_hub.py`, `tests/test_model_shapes.py`)"
+        ),
     ),
     (
         "8-bit and paged optimisers (`optim: paged_adamw_8bit`, …)",
@@ -83,9 +86,17 @@ _LINES = (
         "training steps by bitsandbytes' kernels for CPUs (`tests/test_knobs.py`)",
     ),
     (
+        "full fine-tuning in bf16 weights (`dtype: bfloat16`)",
+        "offered; never run on a GPU",
+        "the types of weights and of what each optimiser remembers, and steps that learn (`tests/test_knobs.py`)",
+    ),
+    (
         "fp16 with a gradient scaler, on a card without bf16 (T4)",
         "chosen on such a card; never run",
-        "none computes in fp16, which CPUs refuse (`tests/test_hardware.py`)",
+        (
+            "scores, answers and adapters (LoRA, DPO) computed in fp16 on the CPU, and a comparison in it (`tests/test_fp16.py`); the "
+            "scaler, which accelerate has on GPUs alone, and mixed precision of whole models are not tested"
+        ),
     ),
     (
         "a training that is paused at tracked points, by which searches are pruned",
@@ -103,7 +114,10 @@ _LINES = (
     (
         "times, memory and prices that `harness doctor --base ID --gpu 24GB` estimates",
         "offered; held to no card",
-        "the arithmetic, also of the textbook's 7B (`tests/test_base_fit.py`)",
+        (
+            "the arithmetic, also of the textbook's 7B (`tests/test_base_fit.py`), and sizes of published models "
+            "(`tests/test_model_shapes.py`)"
+        ),
     ),
 )
 

@@ -168,6 +168,8 @@ def _peak_gb(
         quantization=trained,
         checkpointing=on_gpu,
         in_tiles=on_gpu and teacher is None,
+        optim=_params(candidate).optim,
+        trained_in=_params(candidate).trained_in,
     ).total
     if teacher and (known := hub.shape(teacher)):
         training += memory.taught_gb(shape, known, tokens, session.machine.precision)

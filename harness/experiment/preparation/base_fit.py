@@ -37,6 +37,7 @@ _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers finds it
 _THINKING = "enable_thinking"  # the variable of the templates of Qwen3, SmolLM3 and others
 _OF_EXPERTS = re.compile(r"expert|gate_up|(up|down)_proj|\bw[123]\b")  # as families call their matrices
 _WHOLE = "full fine-tuning"
+_WHOLE_IN_BF16 = "full fine-tuning (dtype: bfloat16)"
 # Formats of quantised files on whose layers adapters train as they are; on those of others once unpacked.
 _ADAPTED = ("bitsandbytes", "gptq", "awq", "fp8", "hqq", "aqlm", "eetq")
 RANK = 16  # of the adapters that are estimated, as `lora` trains them unless it is told otherwise
@@ -145,7 +146,7 @@ def ways(shape: Shape, asked: Asked, quantized: str = "") -> tuple[Way, ...]:
         found.append(Way(name, prompting, prompting.total <= asked.gpu_gb))
     found += [
         _estimate_training(name, of, asked, checkpointing, quantization)
-        for name, of, quantization in _trainings(shape, quantized)
+        for name, of, quantization in _trainings(shape, asked, quantized)
         for checkpointing in (True, False)
     ]
     return tuple(found)
@@ -160,25 +161,28 @@ def _forms(name: str, shape: Shape, quantized: str) -> Iterator[tuple[str, Shape
         yield f"{name} (unpacked)", shape._replace(stored_bytes=0.0)
 
 
-def _trainings(shape: Shape, quantized: str) -> Iterator[tuple[str, Shape, str]]:
+def _trainings(shape: Shape, asked: Asked, quantized: str) -> Iterator[tuple[str, Shape, str]]:
     """Yield the trainings of a base by name, with its shape and what the weights are quantised to."""
     for name, of in _forms("LoRA", shape, quantized):
         yield name, of, ""
     if not quantized:
         yield "QLoRA", shape, "nf4"
         yield _WHOLE, shape, ""
+        if asked.precision != "fp16":
+            yield _WHOLE_IN_BF16, shape, ""
 
 
 def _estimate_training(name: str, shape: Shape, asked: Asked, checkpointing: bool, quantization: str) -> Way:
     """Estimate a training's memory, and what forbids it."""
     peak = memory.training_peak(
         shape,
-        shape.n_parameters if name == _WHOLE else memory.lora_parameters(shape, RANK),
+        shape.n_parameters if name.startswith(_WHOLE) else memory.lora_parameters(shape, RANK),
         asked.batch * asked.length,
         asked.precision,
         quantization=quantization,
         checkpointing=checkpointing,
         in_tiles=True,
+        trained_in="bf16" if name == _WHOLE_IN_BF16 else "fp32",
     )
     return _describe_training(name, peak, shape, asked, checkpointing, bool(quantization))
 
@@ -198,7 +202,7 @@ def _describe_training(
 
 def _training_s(name: str, shape: Shape, asked: Asked, checkpointing: bool) -> float:
     """Estimate the time of a training: its start, and its operations at the share that trainings reach."""
-    n_adapter = 0 if name == _WHOLE else memory.lora_parameters(shape, RANK)
+    n_adapter = 0 if name.startswith(_WHOLE) else memory.lora_parameters(shape, RANK)
     flops = memory.training_flops(shape.active, asked.tokens, n_adapter, checkpointing=checkpointing)
     start_s = costs.start_s(shape.n_parameters * memory.BYTES[asked.precision], "cuda")
     return start_s + flops / (asked.tflops * 1e12 * costs.SHARES["cuda"].train)

@@ -16,6 +16,7 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.regularization import regularization_problems
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import tracking_problems
+from harness.experiment.preparation.adapter_names import name_problems
 from harness.experiment.preparation.base_fit import marker_problems, quantization_problems
 from harness.experiment.weights import proposals
 from harness.experiment.weights.capability_on_validation import constraint_problems
@@ -47,6 +48,7 @@ def refuse_weights(session: Session, loaded: Loaded) -> None:
             step = "pip install 'harness-evals[qlora]', or leave the candidate out"
             problems.append(Problem(where, found, "the package that quantises", step))
         problems += quantization_problems(candidate)
+        problems += name_problems(candidate)
         problems += marker_problems(candidate, chat=session.target.task.chat_template)
         problems += _other_weights(session, candidate)
         problems += _unusable_reward(session, candidate)
@@ -132,16 +134,19 @@ def _sharing_problems(session: Session, candidate: ResolvedCandidate) -> Iterato
 
 
 def _missing_gpus(session: Session) -> Iterator[Problem]:
-    """Yield that there are fewer GPUs here, or one for each worker, than processes to share a training."""
-    wanted = session.experiment.training.accelerate.num_processes
-    if wanted == 1 or session.machine.device != "cuda":
+    """Yield that there are fewer GPUs here than processes to share a training, or workers, with one each."""
+    wanted, executor = (
+        session.experiment.training.accelerate.num_processes,
+        session.experiment.execution.executor,
+    )
+    if wanted == 1:
         return
-    has_workers = session.experiment.execution.executor != "in_process"
-    n_gpus = 1 if has_workers else len(visible_gpus())
-    if n_gpus < wanted:
+    if executor != "in_process":
+        found = f"num_processes: {wanted}, and executor: {executor}, whose workers are one process each"
+        yield Problem("training.accelerate", found, "one of the two", "num_processes: 1, or no executor")
+    elif session.machine.device == "cuda" and (n_gpus := len(visible_gpus())) < wanted:
         found = f"num_processes: {wanted}, and {n_gpus} GPU{'s' * (n_gpus > 1)} for each training"
-        step = "fewer processes" + (", or no executor" if has_workers else "")
-        yield Problem("training.accelerate", found, "a GPU for each process", step)
+        yield Problem("training.accelerate", found, "a GPU for each process", "fewer processes")
 
 
 def _unusable_pairs(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:

@@ -61,7 +61,7 @@ def problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
         yield Problem(f"candidate {candidate.name}", "search, and no package optuna", "Optuna", step)
     elif source.prune:
         try:
-            _pruner(source)
+            _try_pruner(source)
         except (TypeError, ValueError) as error:
             ((name, given),) = source.prune.items()
             found = f"prune: {{{name}: {given}}} ({str(error).partition('__init__() ')[2] or error})"
@@ -129,6 +129,22 @@ def _pruner(source: Recipe) -> "BasePruner":
         "hyperband": {"min_resource": 1, "max_resource": source.track.points},
     }
     return _pruner_class(name)(**{**resource.get(name, {}), **given})
+
+
+def _try_pruner(source: Recipe) -> None:
+    """Let the pruner look at every point of two trials: some parameters it takes only fail then.
+
+    Raises:
+        TypeError, ValueError: it takes no such parameters.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(study_name="search", direction="maximize", pruner=_pruner(source))
+    for _ in range(2):
+        asked = study.ask()
+        for place in range(source.track.points if source.track else 0):
+            _should_prune(asked, 1, place, 0.0)
 
 
 def _distribution(values: Sequence[Any]) -> "BaseDistribution":

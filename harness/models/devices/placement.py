@@ -50,13 +50,13 @@ def weights_bytes(source: ModelSource, precision: str) -> float:
     return 1e9 * memory.weights_gb(shape, precision, quantization=source.quantization)
 
 
-def place(source: ModelSource, machine: Machine, room: Room, n_tokens: int = LEAST_TOKENS) -> Placement:
-    """Plan where a base lies that answers with the keys of at least so many tokens in memory at once.
+def place(source: ModelSource, machine: Machine, room: Room) -> Placement:
+    """Plan where a base lies that answers with the keys of at least one long prompt in memory.
 
     Quantised weights are spread over GPUs alone, as bitsandbytes computes on no other device here.
     """
     shape = hub.shape(source)
-    keys = memory.kv_cache_bytes(shape, n_tokens, machine.precision) if shape else 0.0
+    keys = memory.kv_cache_bytes(shape, LEAST_TOKENS, machine.precision) if shape else 0.0
     weights, main = weights_bytes(source, machine.precision), "cpu" if machine.device == "cpu" else 0
     if weights + keys <= room[main] or (machine.device == "cpu" and source.quantization):
         return Placement(None if machine.device == "cpu" else {"": machine.device})

@@ -13,8 +13,8 @@ from harness.models.memory.shape import Shape
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
 BITS = {"nf4": 4.127, "int8": 8.0}  # of a weight: NF4 with its scales quantised too, LLM.int8
-COPY_BYTES, GRADIENT_BYTES, ADAMW_BYTES = 4, 4, 8  # of a parameter in training, all in fp32
-STATE_BYTES = COPY_BYTES + GRADIENT_BYTES + ADAMW_BYTES
+# What optimisers remember of a parameter, in numbers: those of torch and bitsandbytes by transformers' names.
+_REMEMBERED = {"ademamix": 3, "lion": 1, "adagrad": 1, "rmsprop": 1, "sgd": 0, "adafactor": 0}
 LAYER_BYTES = 34  # activations of a layer, for a token and hidden unit, with attention computed in blocks
 CHECKPOINT_BYTES = 2  # what is kept of a layer that is computed again for its gradient
 LOGIT_BYTES = 8  # of a token and entry of the vocabulary in training: logits, their gradient, a copy
@@ -66,6 +66,18 @@ def weights_gb(shape: Shape, precision: str, *, quantization: str = "") -> float
     return (quantised * BITS[quantization] / 8 + left * 2) / 1e9
 
 
+def optimizer_bytes(optim: str | None, trained_in: str = "fp32") -> float:
+    """Return what an optimiser remembers of a parameter in bytes; AdamW, which is the default, two moments.
+
+    Torch's keep them in the type of the parameter, those of bitsandbytes in 8 or 32 bits.
+    """
+    name = optim or "adamw"
+    n = next((n for family, n in _REMEMBERED.items() if family in name), 2)
+    if name.endswith("8bit"):
+        return float(n)
+    return n * (4.0 if name.endswith(("32bit", "ademamix")) else BYTES[trained_in])
+
+
 class Peak(NamedTuple):
     """Peak memory in GB by what it holds."""
 
@@ -92,26 +104,28 @@ def training_peak(
     quantization: str = "",
     checkpointing: bool = True,
     in_tiles: bool = False,
+    optim: str | None = None,
+    trained_in: str = "fp32",
 ) -> Peak:
     """Estimate the peak memory of training, `tokens` being batch size times length.
 
-    A trained parameter takes an fp32 copy, its gradient and both moments of AdamW. Where all parameters are
-    trained a copy in 16 bits lies beside them for the products. Logits are whole, or `in_tiles`.
+    A trained parameter takes an fp32 copy, its gradient and what the optimiser remembers, of AdamW two
+    moments. Where all parameters are trained a copy in 16 bits lies beside them for the products, unless they
+    are `trained_in` 16 bits themselves. Logits are whole, or `in_tiles`.
     """
     of_layer = tokens * shape.hidden * LAYER_BYTES
     kept = tokens * shape.hidden * CHECKPOINT_BYTES * shape.n_layers
     activations = kept + of_layer if checkpointing else of_layer * shape.n_layers
     whole = n_trained >= shape.n_parameters
-    weights = (
-        0.0 if whole and precision == "fp32" else weights_gb(shape, precision, quantization=quantization)
-    )
+    is_one = whole and precision == trained_in  # the trained weights are those that products are made of
+    weights = 0.0 if is_one else weights_gb(shape, precision, quantization=quantization)
     logits = LOGIT_BYTES * tokens * shape.vocabulary
     if in_tiles:  # in 16 bits, and the gradient of the last layer in fp32
         logits = min(logits, 2 * min(tokens, TILE[0]) * TILE[1] + 4 * tokens * shape.hidden)
     return Peak(
-        weights=weights + COPY_BYTES * n_trained / 1e9,
-        gradients=GRADIENT_BYTES * n_trained / 1e9,
-        optimizer=ADAMW_BYTES * n_trained / 1e9,
+        weights=weights + BYTES[trained_in] * n_trained / 1e9,
+        gradients=BYTES[trained_in] * n_trained / 1e9,
+        optimizer=optimizer_bytes(optim, trained_in) * n_trained / 1e9,
         activations=activations / 1e9,
         logits=logits / 1e9,
     )

@@ -1,0 +1,47 @@
+"""Names that a new adapter is put on are held against the base before anything runs."""
+
+import pytest
+import tiny_experiment
+from test_model_families import build
+
+from harness import config
+from harness.errors import UserError
+from harness.experiment import Scope, prepare_session
+from harness.progress import Silent
+
+
+def prepared(folder, model, params):
+    candidates = f"  prompt: {{method: base}}\n  mine: {params}\n"
+    return prepare_session(config.load(tiny_experiment.write(folder, model, candidates)), Scope(), Silent())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("{method: lora, params: {target_parameters: [nope]}}", "target_parameters: nope"),
+        ("{method: lora, params: {target_modules: [nope]}}", "nope"),
+        ("{method: lora, params: {target_modules: '('}}", "unterminated"),
+        (
+            "{method: lora, params: {r: 2}, sweep: {target_modules: [[q_proj], [gone]]}}",
+            "gone",
+        ),
+        ("{method: peft, params: {peft_type: LORA, target_parameters: [nope]}}", "target_parameters: nope"),
+    ],
+)
+def test_a_name_that_the_base_does_not_have_is_refused(tiny, tmp_path, recipe, said):
+    with pytest.raises(UserError, match="candidate mine") as refused:
+        prepared(tmp_path, tiny, recipe)
+    assert said in str(refused.value)
+
+
+def test_a_misspelt_parameter_is_answered_with_the_one_that_is_there(tmp_path):
+    base = build(tmp_path / "base", "gpt-oss")
+    recipe = "{method: lora, params: {target_parameters: [mlp.experts.down_prj]}}"
+    with pytest.raises(UserError, match=r"did you mean 'mlp\.experts\.down_proj'"):
+        prepared(tmp_path, base, recipe)
+    assert prepared(tmp_path, base, recipe.replace("down_prj", "down_proj")).candidates["mine"]
+
+
+def test_names_that_are_there_are_taken(tiny, tmp_path):
+    recipe = "{method: lora, params: {target_modules: '.*(q|v)_proj', exclude_modules: [o_proj]}}"
+    assert prepared(tmp_path, tiny, recipe).candidates["mine"]

@@ -1,0 +1,103 @@
+"""What a GPU without bf16 does, in fp16, as far as a CPU computes it: scores, answers, adapters and whole models.
+
+accelerate has a gradient scaler on GPUs alone: here an adapter's products are in fp16 without one.
+"""
+
+import pytest
+import tiny_experiment
+import tiny_methods
+from tiny_methods import CPU
+
+from harness.errors import CandidateFailed
+from harness.methods import dpo, full, lora
+from harness.models.adapters import tensors_of
+from harness.models.hf import ModelHost
+from harness.models.hub import resolve
+from harness.records import Limits
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+FP16 = CPU._replace(precision="fp16")
+PAIRS = [((5, 6, 7, 8), (9, 10)), ((5, 6, 7, 8), (11, 12, 13)), ((5, 6), (7,))]
+PROMPTS = [(5, 6, 7), (8, 9), (5, 6, 7, 8, 9, 10)]
+
+
+@pytest.fixture(scope="module")
+def host(tiny):
+    return ModelHost(resolve(str(tiny)), FP16)
+
+
+def alone(model, context, continuation):
+    """Score a continuation by transformers' forward pass over one sequence."""
+    import torch
+
+    with torch.inference_mode():
+        logits = model(torch.tensor([[*context, *continuation]]), use_cache=False).logits[0].float()
+    rows = torch.log_softmax(logits, -1)[len(context) - 1 : -1]
+    return sum(row[token].item() for row, token in zip(rows, continuation, strict=True))
+
+
+def test_packed_scores_are_those_of_transformers_alone_and_near_those_in_fp32(host, tiny):
+    found = [one.logprob for one in host.base.loglikelihood(PAIRS)]
+    assert host.model.dtype.itemsize == 2
+    assert host.base.engine == "transformers/packed"
+    assert found == pytest.approx([alone(host.model, *pair) for pair in PAIRS], abs=0.02)
+    whole = ModelHost(resolve(str(tiny)), CPU)
+    assert found == pytest.approx([one.logprob for one in whole.base.loglikelihood(PAIRS)], abs=0.02)
+
+
+def test_answers_are_those_of_transformers_alone(host):
+    import torch
+
+    for prompt, output in zip(PROMPTS, host.base.generate(PROMPTS, Limits(6)), strict=True):
+        with torch.inference_mode():
+            whole = host.model.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False)
+        text = host.tokenizer.decode(whole[0, len(prompt) :], skip_special_tokens=True)
+        assert output.text == text
+
+
+def trained(tiny, folder, method, machine):
+    """Train three steps; return the losses, and the types of what is trained and of what is not."""
+    rank = {} if method is full else {"r": 2}
+    kinds = []
+
+    def prepare(model):
+        kinds.append({str(parameter.dtype) for parameter in model.parameters()})
+
+    context = tiny_methods.context(tiny, folder, machine=machine, prepare=prepare)
+    made = method.fit(context, method.Params(**rank, max_steps=3, warmup_steps=0, learning_rate=0.01))
+    return [loss for _, loss in made.training.loss], kinds
+
+
+@pytest.mark.parametrize("method", [lora, dpo])
+def test_an_adapter_learns_on_a_base_in_fp16_about_as_on_one_in_fp32(tiny, tmp_path, method):
+    losses, kinds = trained(tiny, tmp_path / "half", method, FP16)
+    whole, _ = trained(tiny, tmp_path / "whole", method, CPU)
+    assert kinds == [{"torch.float16"}] or method is dpo
+    assert losses[-1] < losses[0]
+    assert losses == pytest.approx(whole, abs=0.05)
+
+
+def test_a_whole_model_is_held_in_fp32_and_served_in_fp16(tiny, tmp_path):
+    losses, kinds = trained(tiny, tmp_path, full, FP16)
+    assert kinds == [{"torch.float32"}]
+    assert losses[-1] < losses[0]
+    assert {tensor.dtype for tensor in tensors_of(tmp_path / "model" / "model.safetensors").values()} == {
+        "F16"
+    }
+
+
+def test_bfloat16_weights_are_refused_beside_it(tiny, tmp_path):
+    with pytest.raises(CandidateFailed, match="dtype: bfloat16 beside products in fp16"):
+        full.fit(
+            tiny_methods.context(tiny, tmp_path, machine=FP16), full.Params(dtype="bfloat16", max_steps=1)
+        )
+
+
+def test_a_comparison_in_fp16_runs_to_its_report(tiny, tmp_path):
+    candidates = (
+        "  prompt: {method: base}\n  lora: {method: lora, params: {r: 2, max_steps: 2, warmup_steps: 0}}\n"
+    )
+    path = tiny_experiment.write(tmp_path, tiny, candidates)
+    path.write_text(path.read_text().replace("precision: fp32", "precision: fp16"))
+    found = tiny_experiment.run(path)
+    assert {fact.name: fact.state for fact in found.facts} == {"prompt": "done", "lora": "done"}
