@@ -154,7 +154,7 @@ def compare(
             "fewer items: the candidates take at most what is planned; where a task is large enough to draw"
             " from, the base answers what is sampled again"
         )
-    unusual = experiment.recipe_warnings(session, loaded.selected)
+    unusual = [*experiment.recipe_warnings(session, loaded.selected), *experiment.idle_workers(session)]
     notes = [*session.target.items.notes, *experiment.training_notes(session), *unusual]
     if dry_run:
         _print_plan(session, loaded.selected, work, plan, as_json)

@@ -42,6 +42,7 @@ from harness.experiment.preparation.scope import Scope
 from harness.experiment.run_preview import (
     all_done,
     first_line,
+    idle_workers,
     in_order,
     look_up,
     recipe_warnings,
@@ -70,6 +71,7 @@ __all__ = [
     "estimate_curve_work",
     "estimate_work",
     "first_line",
+    "idle_workers",
     "look_up",
     "prepare_session",
     "recipe_warnings",

@@ -82,16 +82,18 @@ def first_line(session: Session, n_candidates: int, expected_s: float | None) ->
 
 
 def warnings_before(session: Session) -> tuple[str, ...]:
-    """Say that workers are written and no executor, and which margins the items at hand probably cannot show.
-
-    Margins are shown to one of as many fine-tunes as there are.
-    """
+    """Say which margins the items at hand probably cannot show, to one of as many fine-tunes as there are."""
     n = {m.task.name: len(m.items.test) for m in session.suites}
-    n_members, policy = family_of(session.experiment).size, session.experiment.execution
-    unused = f"workers: {policy.workers}, and no executor: one process does it all; try --executor local"
-    idle = (unused,) if policy.executor == "in_process" and (policy.workers or 1) > 1 else ()
-    said = gating.power_warnings(session.experiment.suites, n, session.experiment.gate, n_members=n_members)
-    return (*idle, *said)
+    n_members = family_of(session.experiment).size
+    return gating.power_warnings(session.experiment.suites, n, session.experiment.gate, n_members=n_members)
+
+
+def idle_workers(session: Session) -> list[str]:
+    """Say that workers are written, and no executor that would have them."""
+    policy = session.experiment.execution
+    if policy.executor != "in_process" or (policy.workers or 1) == 1:
+        return []
+    return [f"workers: {policy.workers}, and no executor: one process does it all; try --executor local"]
 
 
 def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:

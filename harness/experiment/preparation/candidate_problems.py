@@ -16,7 +16,6 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.regularization import regularization_problems
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import tracking_problems
-from harness.experiment.preparation.adapter_names import name_problems
 from harness.experiment.preparation.base_fit import marker_problems, quantization_problems
 from harness.experiment.weights import proposals
 from harness.experiment.weights.capability_on_validation import constraint_problems
@@ -29,6 +28,7 @@ from harness.records import parse_json
 from harness.report import trackers
 from harness.spec import Experiment, Recipe
 from harness.training import reward_problems, rows_of_each
+from harness.training.adapter_names import unknown_names
 
 
 def refuse_weights(session: Session, loaded: Loaded) -> None:
@@ -48,7 +48,7 @@ def refuse_weights(session: Session, loaded: Loaded) -> None:
             step = "pip install 'harness-evals[qlora]', or leave the candidate out"
             problems.append(Problem(where, found, "the package that quantises", step))
         problems += quantization_problems(candidate)
-        problems += name_problems(candidate)
+        problems += _name_problems(candidate)
         problems += marker_problems(candidate, chat=session.target.task.chat_template)
         problems += _other_weights(session, candidate)
         problems += _unusable_reward(session, candidate)
@@ -68,6 +68,24 @@ def _with_found_path(candidate: ResolvedCandidate) -> Recipe:
     if not (candidate.given and candidate.recipe.path):
         return candidate.recipe
     return candidate.recipe.model_copy(update={"path": str(candidate.given.path)})
+
+
+def _name_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield that a new adapter names what the base does not have, of the first trial of which that is so."""
+    if (
+        candidate.recipe.weights_of
+        or candidate.init
+        or is_packed(candidate.base)
+        or not candidate.method.trains
+    ):
+        return
+    for trial in candidate.trials:
+        params = trial.method.params(**trial.source.params)
+        if getattr(params, "encoder", None):
+            continue  # of another model than the base
+        if found := [*unknown_names(params, candidate.base, f"candidate {candidate.name}")]:
+            yield from found
+            return
 
 
 def _merge_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:

@@ -4,35 +4,22 @@ Invariant: the base is built without its weights, and only where names are writt
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from harness.errors import Problem, did_you_mean
-from harness.evaluation.candidates import ResolvedCandidate
-from harness.models.hub import ModelSource, is_packed
-from harness.training import LoraParams
-from harness.training.lora import lora_config
+from harness.models.hub import ModelSource
+from harness.spec import Spec
+from harness.training.lora import LoraParams, lora_config
 
 _EXPECTED = "names that are in the base"
 
 
-def name_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
+def unknown_names(params: Spec, base: ModelSource, where: str) -> Iterator[Problem]:
     """Yield that modules or parameters which a new adapter names are not there, or cannot be adapted."""
-    if candidate.recipe.weights_of or candidate.init or is_packed(candidate.base):
-        return
-    for trial in candidate.trials:
-        params = trial.method.params(**trial.source.params)
-        if not trial.method.trains or getattr(params, "encoder", None):
-            continue  # of another model than the base
-        if found := [*_problems(params, params.model_dump(), candidate.base, f"candidate {candidate.name}")]:
-            yield from found
-            return
-
-
-def _problems(params: Any, written: Mapping[str, Any], base: ModelSource, where: str) -> Iterator[Problem]:
-    tensors = written.get("target_parameters") or ()
+    tensors = params.model_dump().get("target_parameters") or ()
     modules = isinstance(params, LoraParams) and (
-        params.target_modules != "all-linear" or params.exclude_modules
+        params.target_modules != "all-linear" or bool(params.exclude_modules)
     )
     model = _without_weights(base) if tensors or modules else None
     if model is None:
