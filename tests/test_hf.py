@@ -16,9 +16,9 @@ from harness.models.hardware import Machine
 from harness.models.hf import ANSWERING, HFCandidate, ModelHost, classifier, scripted_candidate
 from harness.models.hub import resolve
 from harness.models.loglikelihood import READING_COST
-from harness.models.tokenization import encode, end_ids
+from harness.models.tokenization import encode_all, end_ids
 from harness.provenance.code_versions import code_versions
-from harness.records import Limits, digest
+from harness.records import Limits, PromptText, digest
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -499,5 +499,5 @@ def test_a_tokenizer_that_names_no_token_to_end_with_is_answered_with_a_sentence
     with pytest.raises(UserError, match="neither a pad nor an end-of-sequence token"):
         end_ids(bare, GenerationConfig())
     with pytest.raises(UserError, match="neither a pad nor an end-of-sequence token"):
-        encode(bare, [], "text", chat_template=False)
+        encode_all(bare, [PromptText((), "text", chat_template=False)])
     assert end_ids(bare, GenerationConfig(eos_token_id=[7, 5])) == [5, 7]
