@@ -39,7 +39,7 @@ claims: $(STAMP)
 	.venv/bin/python -m tests.studies.claims $(ARGS)
 
 gpu: $(STAMP)
-	.venv/bin/python -m pytest -m gpu -s $(ARGS)
+	.venv/bin/python tests/gpu/parts.py $(ARGS)
 
 dashboard: $(STAMP)
 	.venv/bin/harness dashboard $(ARGS)

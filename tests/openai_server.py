@@ -85,7 +85,7 @@ class Model:
 
 
 class Server(ThreadingHTTPServer):
-    """One model behind an address; `model`, `faults` and `key` may be changed while it runs."""
+    """One model behind an address; `model`, `faults`, `key` and `listed` may be changed while it runs."""
 
     daemon_threads = True
 
@@ -96,6 +96,7 @@ class Server(ThreadingHTTPServer):
         self.asked: list[tuple[str, dict]] = []
         self.headers: list[dict[str, str]] = []
         self.page: bytes | None = None  # what GET answers instead of a list of models
+        self.listed: tuple[str, ...] = (NAME,)
         self.most_at_once = self._at_once = 0
         self._lock = threading.Lock()
 
@@ -149,8 +150,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._write(200, "text/html", self.server.page)
             return
         size = getattr(self.server.model, "max_model_len", None)
-        one = {"id": NAME, "object": "model", "created": 0, "owned_by": "us", "max_model_len": size}
-        self._send(200, {"object": "list", "data": [one]})
+        one = {"object": "model", "created": 0, "owned_by": "us", "max_model_len": size}
+        self._send(200, {"object": "list", "data": [{"id": name, **one} for name in self.server.listed]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

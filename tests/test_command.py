@@ -16,9 +16,9 @@ import tiny_methods
 import tiny_model
 from tiny_experiment import runs_of
 
-from harness import config
+from harness import config, supervision
 from harness.errors import CandidateFailed, UserError
-from harness.methods import _placeholders, _process
+from harness.methods import _placeholders
 from harness.methods.command import METHOD, Params, fit
 from harness.models.hub import has_tokenizer, resolve
 from harness.spec import Recipe
@@ -224,7 +224,7 @@ class TestACommandThatFails:
 
     def test_ends_when_the_process_that_started_it_is_killed(self, tmp_path):
         script = (
-            "import sys; from pathlib import Path; from harness.methods import _process as p\n"
+            "import sys; from pathlib import Path; from harness.models import supervision as p\n"
             f"command = ['/bin/sh', '-c', 'sleep 62 & echo $! > {tmp_path}/pid; wait']\n"
             f"p.run(command, Path('.'), Path('{tmp_path}/log'), None, lambda *_, note='': None)"
         )
@@ -258,13 +258,13 @@ def is_over(file):
 
 
 def test_progress_is_read_of_a_bar():
-    assert _process.steps(" 40%|████      | 12/30 [00:10<00:15,  1.2it/s]") == (12, 30)
-    assert _process.steps("{'loss': 1.2}") == (0, 1)
+    assert supervision.steps(" 40%|████      | 12/30 [00:10<00:15,  1.2it/s]") == (12, 30)
+    assert supervision.steps("{'loss': 1.2}") == (0, 1)
 
 
 def test_the_last_lines_of_a_log_are_those_of_its_bars_too(tmp_path):
     (tmp_path / "log").write_text("one\n 1/3\r 2/3\r 3/3\r\nsaved\n\n")
-    assert _process.last_lines(tmp_path / "log", 2) == ["3/3", "saved"]
+    assert supervision.last_lines(tmp_path / "log", 2) == ["3/3", "saved"]
 
 
 class TestPlaceholders:

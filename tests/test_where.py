@@ -16,7 +16,7 @@ ANSWERS = {
     "paired statistics": ("stats/paired.py", "mcnemar"),
     "nightly evaluation": ("nightly/night.py", "run_night"),
     "HTML report": ("report/html.py", ""),
-    "vLLM": ("models/vllm.py", "VllmHost"),
+    "vLLM": ("models/vllm/__init__.py", "VllmHost"),
     "lm-eval adapter": ("evaluation/lm_eval/model.py", ""),
     "prefix KV cache": ("models/prefix_cache.py", ""),
     "chat template and tokenizer": ("models/tokenization.py", "encode_all"),

@@ -30,6 +30,7 @@ from harness.models.batching import common_length
 from harness.models.hardware import Load, cpu_kernels, load
 from harness.models.hf import Candidate
 from harness.models.hub import ModelSource
+from harness.models.vllm import server as vllm_server
 from harness.records import BLOCK, Example, Output, PromptText, RowsIdentity, Sample, SampleResult
 from harness.spec import DATA_FILES, Fields, Task
 from harness.training import Weights
@@ -74,7 +75,7 @@ def _fill(session: Session, candidate: Candidate, rows: RowSet, name: str, contr
 
 def _learn_pace(session: Session, job: Job, work: Work, times: Sequence[Load]) -> None:
     """Learn how fast a model here answers a whole job, unless other work disturbed it."""
-    here = job.identity.engine.partition("/")[0] in ("transformers", "vllm")
+    here = job.identity.engine.partition("/")[0] in ("transformers", "vllm", vllm_server.ENGINE)
     if here and session.slot.host and not any(time.is_contended() for time in times):
         took_s = sum(time.wall_s for time in times)
         session.learn_pace("answering", work, took_s, session.slot.host.source)

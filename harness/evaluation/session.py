@@ -26,10 +26,11 @@ from harness.models.hf import Candidate, ModelHost
 from harness.models.hub import ModelSource
 from harness.models.loglikelihood import ENGINES
 from harness.models.vllm import VllmHost
-from harness.progress import Progress
+from harness.models.vllm import server as vllm_server
+from harness.progress import Advance, Progress
 from harness.provenance.code_versions import versions_of
 from harness.records import Document, Example, SampleResult, digest
-from harness.spec import Engine, Experiment, Recipe, Role, Task
+from harness.spec import Experiment, Recipe, Role, Task
 from harness.store import Store
 from harness.training import Weights
 
@@ -112,14 +113,22 @@ class Host(Protocol):
         """Open the base with the adapter of a folder; the base is itself again afterwards."""
 
 
-def load(engine: Engine, source: ModelSource, machine: Machine, known: str) -> Host:
+def load(
+    experiment: Experiment, source: ModelSource, machine: Machine, known: str, log: Path, advance: Advance
+) -> Host:
     """Load a base; `known` is how transformers lays out its scoring, where that was found out before.
+
+    `log` is for what a server of its own says.
 
     Raises:
         UserError: the engine is not installed, or not made for the device.
         CandidateFailed: it cannot load this model here.
     """
-    return VllmHost(source, machine) if engine == "vllm" else ModelHost(source, machine, known or None)
+    if experiment.engine == "transformers":
+        return ModelHost(source, machine, known or None)
+    if experiment.vllm.command:
+        return vllm_server.VllmServer(source, machine, experiment.vllm, log, advance)
+    return VllmHost(source, machine, experiment.vllm)
 
 
 @dataclass
@@ -214,8 +223,9 @@ class Session:
             self.unload()
             # What is not a base as published has that one's layers, and so its scoring engine.
             known = "" if source == self.sources[source.name] else self.engine(source)[0].partition("/")[2]
-            with self.progress.stage("loading the base model"):
-                self.slot.host = load(self.experiment.engine, source, self.machine, known)
+            log = self.store.folder / ".vllm" / f"{source.weights_digest[:8]}.log"
+            with self.progress.stage("loading the base model") as advance:
+                self.slot.host = load(self.experiment, source, self.machine, known, log, advance)
         return self.slot.host
 
     def claim(self, name: str) -> AbstractContextManager[None]:
@@ -234,7 +244,13 @@ class Session:
         In a dry run, which loads none, they are `UNKNOWN` until another command has.
         """
         if self.experiment.engine == "vllm":
-            return vllm.identity(vllm.installed_version(), self.machine.device)
+            policy = self.experiment.vllm
+            release = vllm.installed_version()
+            return (
+                vllm_server.identity(policy)
+                if policy.command
+                else vllm.identity(release, self.machine.device, policy)
+            )
         plain = self.sources[source.name]
         # Not by its speed, which is another number whenever it is measured.
         here = [self.machine.device, self.machine.precision, provenance.environment_digest(self.machine.name)]

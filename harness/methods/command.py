@@ -27,9 +27,9 @@ from harness.methods._placeholders import (
     template_problems,
     used,
 )
-from harness.methods._process import Ended, first_line, last_lines, run
 from harness.models.adapters import CONFIG, WEIGHTS, parameters_of, tensors_of
 from harness.models.hub import ModelSource, has_tokenizer, load_tokenizer
+from harness.models.supervision import Ended, first_line, last_lines, run
 from harness.models.tokenization import as_plain_text
 from harness.plugins import Method
 from harness.records import Curve, Example, TrainingRecord

@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -20,6 +20,7 @@ from json import loads
 from pathlib import Path
 from socket import inet_aton, inet_ntoa
 from threading import Thread
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -303,11 +304,20 @@ class _Prompt(NamedTuple):
 
 
 class CompletionsCandidate(PromptEncoder):
-    """A model that is sent token ids and gives text, or the log-probabilities of what it was sent."""
+    """A model that is sent token ids and gives text, or the log-probabilities of what it was sent.
 
-    def __init__(self, server: Server, weights_digest: str, source: ModelSource) -> None:
+    `extra_body` are parameters of the server's own, sent with each prompt that it answers.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        weights_digest: str,
+        source: ModelSource,
+        extra_body: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         quiet_libraries()
-        self._server, self.weights_digest = server, weights_digest
+        self._server, self.weights_digest, self._extra_body = server, weights_digest, extra_body
         self._tokenizer = load_tokenizer(source)
         self.engine, self.layout_digest = identity("completions")
         # A server answers at least one token, also where only likelihoods are wanted.
@@ -335,6 +345,7 @@ class CompletionsCandidate(PromptEncoder):
         found = self._server.api.completions.create(
             model=self._server.settings.model,
             prompt=list(asked.ids),
+            extra_body=self._extra_body or None,
             **_describe_decoding(limits, asked.seed),
         )
         choice = _choice(self._server, found)

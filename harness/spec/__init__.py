@@ -25,6 +25,7 @@ from harness.spec.policies import (
 )
 from harness.spec.recipe import PLUGINS, PROMPTS, Recipe, Tracking, spell_out
 from harness.spec.search_space import SubjectTo, is_span, span_of
+from harness.spec.serving import VllmPolicy
 from harness.spec.task import CHANGED_FILES, DATA_FILES, Changes, Fields, ItemLimits, Suite, Task, TaskData
 from harness.spec.values import (
     BASE,
@@ -91,6 +92,7 @@ __all__ = [
     "TokenPrices",
     "Tracking",
     "TrainingPolicy",
+    "VllmPolicy",
     "is_path",
     "is_span",
     "metric_name",
@@ -103,14 +105,15 @@ __all__ = [
 class Experiment(Spec):
     """Content of harness.yaml, with suites read and grids expanded.
 
-    `engine` reads and answers; transformers trains in any case. `name` names its reports. `base_model` is
-    the embedded one, a hub id or a folder. `suites` are names of those that ship with the package, or files.
-    Each recipe that trains does so once for each of `seeds`. `precision` is that of the weights, measured by
-    `auto`. `device: auto` takes a GPU where torch sees one. `chat_template_kwargs` are variables of the chat
-    template, as `enable_thinking`. `chat_template` is how bases without a template of their own write a chat:
-    `chatml`, `alpaca` or a Jinja file. `report_to` names trackers that get results. `datasets_dir` has copies
-    of hub data. `more_targets` are written like `target`: every candidate answers them as well, and nothing
-    is trained for them, chosen on them or decided by them.
+    `engine` reads and answers, vLLM by the settings of `vllm`; transformers trains in any case. `name` names
+    its reports. `base_model` is the embedded one, a hub id or a folder. `suites` are names of those that ship
+    with the package, or files. Each recipe that trains does so once for each of `seeds`. `precision` is that
+    of the weights, measured by `auto`. `device: auto` takes a GPU where torch sees one.
+    `chat_template_kwargs` are variables of the chat template, as `enable_thinking`. `chat_template` is how
+    bases without a template of their own write a chat: `chatml`, `alpaca` or a Jinja file. `report_to` names
+    trackers that get results. `datasets_dir` has copies of hub data. `more_targets` are written like
+    `target`: every candidate answers them as well, and nothing is trained for them, chosen on them or decided
+    by them.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
@@ -129,6 +132,7 @@ class Experiment(Spec):
     chat_template_kwargs: dict[Annotated[str, Field(pattern=r"^[a-z_]\w*$")], bool | int | float | str] = {}
     chat_template: str | None = None
     engine: Engine = "transformers"
+    vllm: VllmPolicy = VllmPolicy()
     precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()

@@ -70,13 +70,9 @@ def write(
     JSON and Markdown say where, with what and by which command the rows were measured.
     """
     content = {
-        "title": title,
-        "date": datetime.now(UTC).date().isoformat(),
-        "probed": machine._asdict(),
-        **provenance.collect(machine.name if machine.device == "cuda" else None),
+        **measured(title, rows, machine),
         "command": command,
-        "rows": [{**r._asdict(), "met": r.met} for r in rows],
-        "tables": [_of_table(t, stem) for t in tables],
+        "tables": [of_table(t, stem) for t in tables],
     }
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_suffix(".json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -85,9 +81,23 @@ def write(
         (stem.parent / _file(picture, stem)).write_text(picture.svg, encoding="utf-8")
 
 
-def _of_table(table: Table, stem: Path) -> dict[str, Any]:
+def measured(
+    title: str, rows: Sequence[Row], machine: Machine, tables: Sequence[Table] = ()
+) -> dict[str, Any]:
+    """Return rows and tables in plain types, with where and with what they were measured."""
+    return {
+        "title": title,
+        "date": datetime.now(UTC).date().isoformat(),
+        "probed": machine._asdict(),
+        **provenance.collect(machine.name if machine.device == "cuda" else None),
+        "rows": [{**r._asdict(), "met": r.met} for r in rows],
+        "tables": [of_table(t) for t in tables],
+    }
+
+
+def of_table(table: Table, stem: Path | None = None) -> dict[str, Any]:
     """Turn a table into plain types; its picture is named, with what it shows."""
-    drawn = {table.picture.alt: _file(table.picture, stem)} if table.picture else {}
+    drawn = {table.picture.alt: _file(table.picture, stem)} if table.picture and stem else {}
     return {"sentence": table.sentence, "columns": table.columns, "lines": table.lines, "pictures": drawn}
 
 
@@ -96,6 +106,13 @@ def _file(picture: Picture, stem: Path) -> str:
 
 
 def _markdown(content: dict[str, Any]) -> str:
+    title, *lines = section(content)
+    again = f"`{content['command']}` measures all of it and writes this page again."
+    return "\n".join([f"# {title}", *lines, again]) + "\n"
+
+
+def section(content: dict[str, Any]) -> list[str]:
+    """Return the title, then the lines of where, what and with what goals was measured, and of the tables."""
     probed = content["probed"]
     packages = ", ".join(f"{name} {version}" for name, version in content["packages"].items() if version)
     commit = (content["git_sha"] or "unknown")[:12] + (" with changes" if content["git_dirty"] else "")
@@ -105,15 +122,15 @@ def _markdown(content: dict[str, Any]) -> str:
         f"with Python {content['python']}, {packages}; harness {content['harness']}, commit {commit}."
     )
     head = ["| what | measured | goal | met | what bounds it |", "|---|---|---|---|---|"]
-    again = f"`{content['command']}` measures all of it and writes this page again."
-    lines = [f"# {content['title']}", "", where, "", *head, *map(_line, content["rows"]), ""]
+    lines = [content["title"], "", where, "", *head, *map(_line, content["rows"]), ""]
     for table in content["tables"]:
         drawn = [line for alt, file in table["pictures"].items() for line in (f"![{alt}]({file})", "")]
-        lines += [table["sentence"], "", *drawn, *_table(table), ""]
-    return "\n".join([*lines, again]) + "\n"
+        lines += [table["sentence"], "", *drawn, *table_lines(table), ""]
+    return lines
 
 
-def _table(table: dict[str, Any]) -> list[str]:
+def table_lines(table: dict[str, Any]) -> list[str]:
+    """Return a table in Markdown."""
     cells = [table["columns"], ["---"] * len(table["columns"]), *table["lines"]]
     return [f"| {' | '.join(map(str, line))} |" for line in cells]
 

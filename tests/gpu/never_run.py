@@ -16,10 +16,11 @@ _LINES = (
         ),
     ),
     (
-        "vLLM as a server",
-        "no server is started or ended by the harness; one that runs is asked as an endpoint; never run on a GPU",
+        "vLLM as a server (`engine: vllm` with `vllm: {command: …}`)",
+        "offered: started, given adapters and ended by the harness; never run on a GPU, and never with vLLM's own program",
         (
-            "the protocol against a server of our own (`tests/test_openai_api.py`); by hand vLLM's own server on a CPU "
+            "start, failures, kills and a whole comparison with a program that takes the same arguments and speaks the same "
+            "protocol (`tests/test_managed_vllm.py`); by hand vLLM's own server on a CPU, asked as an endpoint "
             "(`tests/slow/test_vllm_server.py`)"
         ),
     ),

@@ -4,6 +4,7 @@ Invariant: nothing is asserted of a time; each figure is a ratio of two that one
 GPU a tiny model goes the same way on the CPU, so that the benchmark is known to run.
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -16,7 +17,6 @@ import random_llama
 import training_speed
 from bench_page import Row, Table
 from beside_lm_eval import CHOICES, QUESTIONS, Section
-from never_run import NEVER_RUN
 from random_llama import RandomModel
 from the_gpu import gpu
 from training_speed import Recipe
@@ -25,6 +25,7 @@ from harness.models import hub
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost
 from harness.training import LowRankParams
+from parts import FIGURES
 
 SCALE = float(os.environ.get("HARNESS_BENCH_SCALE", "1"))
 CPU = Machine("cpu", "CPU", "fp32", 1.0)
@@ -72,70 +73,100 @@ def small_plan() -> Plan:
     )
 
 
-class Measured(NamedTuple):
-    """The rows of a page, and how far the log-likelihoods of both sides are apart in nats a token."""
+class Figures(NamedTuple):
+    """What a part of the page shows, and how far both sides' log-likelihoods are apart, in nats a token."""
 
+    title: str
     rows: list[Row]
-    gaps: list[float]
+    tables: tuple[Table, ...]
+    gap: float = 0.0
+
+    def leave(self, machine: Machine) -> None:
+        """Leave them for the page where a part of `make gpu` asks for them."""
+        if file := os.environ.get(FIGURES):
+            content = bench_page.measured(self.title, self.rows, machine, self.tables)
+            Path(file).write_text(json.dumps(content), encoding="utf-8")
 
 
-def measure(plan: Plan, model: RandomModel, folder: Path, stem: Path) -> Measured:
-    """Measure all of a plan and write its page."""
+def measure_answers(section: Section, plan: Plan, model: RandomModel) -> Figures:
+    """Ask one section's items of both sides."""
     host = ModelHost(model.source, model.machine)
-    asked = [beside_lm_eval.measure(one, model, host, plan.batches) for one in plan.sections]
-    del host  # training has a base of its own
+    found = beside_lm_eval.measure(section, model, host, plan.batches)
+    name, n_asked, gap, unit = found.agreement
+    table = Table(
+        "The same texts on both sides; how far their answers are apart:",
+        ("section", "requests", "apart", "unit"),
+        ((name, n_asked, f"{gap:.3g}", unit),),
+    )
+    return Figures(title_of(model), found.rows, (table,), 0.0 if section.n_new else gap)
+
+
+def measure_training(plan: Plan, model: RandomModel, folder: Path) -> Figures:
+    """Train on the same rows in every way."""
     trained = training_speed.measure(plan.recipe, model, folder, plan.attentions)
-    rows = [row for one in asked for row in one.rows] + trained.rows
-    n, size = model.shape.n_parameters / 1e9, model.size
-    tables = [
-        Table(
-            "The same texts on both sides; how far their answers are apart:",
-            ("section", "requests", "apart", "unit"),
-            tuple(
-                (name, n_asked, f"{gap:.3g}", unit)
-                for name, n_asked, gap, unit in (a.agreement for a in asked)
-            ),
-        ),
-        Table(
-            "Every training sees the same rows:",
-            ("who", "tokens/s", "steps", "loss of the last quarter", "peak GB"),
-            tuple(line.cells for line in trained.lines),
-        ),
-        NEVER_RUN,
-    ]
-    title = f"On a GPU: a Llama of {n:.2g} billion random parameters ({size})"
-    bench_page.write(title, rows, model.machine, stem, tables, "make gpu")
-    scored = [one.agreement for one, section in zip(asked, plan.sections, strict=True) if not section.n_new]
-    return Measured(rows, [gap for _, _, gap, _ in scored])
+    table = Table(
+        "Every training sees the same rows:",
+        ("who", "tokens/s", "steps", "loss of the last quarter", "peak GB"),
+        tuple(line.cells for line in trained.lines),
+    )
+    return Figures(title_of(model), trained.rows, (table,))
 
 
-def assert_whole(measured: Measured, plan: Plan, stem: Path, nats: float) -> None:
-    """Hold a page to its plan: every row is there, each ratio can be one, both sides say the same."""
-    rows = measured.rows
-    n_scored = sum(not section.n_new for section in plan.sections)
-    assert len(rows) == 2 * len(plan.sections) + n_scored + 4 + len(plan.attentions) - 1
-    assert all(0 < row.measured < 1000 for row in rows), rows
-    assert max(measured.gaps) < nats, measured.gaps
-    page = stem.with_suffix(".md").read_text()
-    assert all(f"| {row.name} |" in page for row in rows)
-    assert "`make gpu` measures all of it" in page
+def title_of(model: RandomModel) -> str:
+    """Name the model that was measured."""
+    return f"a Llama of {model.shape.n_parameters / 1e9:.2g} billion random parameters ({model.size})"
 
 
-def test_a_tiny_model_on_the_cpu_is_measured_the_same_way(tiny, tmp_path):
-    model = random_llama.build(tmp_path / "model", "tiny", tiny, CPU, spread=0.3)
-    found = measure(small_plan(), model, tmp_path, tmp_path / "page")
-    assert_whole(found, small_plan(), tmp_path / "page", nats=1e-4)
+def assert_whole(figures: Figures, n_rows: int, nats: float = 0.0) -> None:
+    """Hold figures to their plan: every row is there, each ratio can be one, both sides say the same."""
+    assert len(figures.rows) == n_rows
+    assert all(0 < row.measured < 1000 for row in figures.rows), figures.rows
+    assert figures.gap <= nats, figures.gap
+
+
+def n_rows(section: Section) -> int:
+    """Count what is measured of a section: time and memory, of scoring the share of the peak as well."""
+    return 2 if section.n_new else 3
+
+
+def test_a_tiny_model_on_the_cpu_is_measured_the_same_way(tiny, tmp_path, monkeypatch):
+    model, plan = random_llama.build(tmp_path / "model", "tiny", tiny, CPU, spread=0.3), small_plan()
+    monkeypatch.setenv(FIGURES, str(tmp_path / "figures.json"))
+    for section in plan.sections:
+        found = measure_answers(section, plan, model)
+        assert_whole(found, n_rows(section), nats=1e-4)
+    assert_whole(trained := measure_training(plan, model, tmp_path), 3 + len(plan.attentions))
+    trained.leave(CPU)
+    lines = bench_page.section(json.loads((tmp_path / "figures.json").read_text()))
+    assert lines[0].startswith("a Llama of")
+    assert all(any(line.startswith(f"| {row.name} |") for line in lines) for row in trained.rows)
+
+
+@pytest.fixture
+def large(tmp_path):
+    """Build the largest model that fits the GPU, and remove its gigabytes, which pytest would keep."""
+    machine, tokenizer = gpu(), hub.unpack()
+    size = random_llama.chosen(tokenizer, tmp_path)
+    try:
+        yield random_llama.build(tmp_path / "model", size, tokenizer, machine)
+    finally:
+        shutil.rmtree(tmp_path / "model", ignore_errors=True)
 
 
 @pytest.mark.gpu
-def test_a_large_model_on_the_gpu_is_measured_and_written(tmp_path):
-    machine = gpu()
-    tokenizer = hub.unpack()
-    size = random_llama.chosen(tokenizer, tmp_path)
-    try:
-        model = random_llama.build(tmp_path / "model", size, tokenizer, machine)
-        found = measure(full_plan(), model, tmp_path, bench_page.stem("gpu"))
-    finally:
-        shutil.rmtree(tmp_path / "model", ignore_errors=True)  # pytest would keep its gigabytes
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_large_model_answers_beside_lm_eval(large, index):
+    plan = full_plan()
+    section = plan.sections[index]
+    found = measure_answers(section, plan, large)
+    found.leave(large.machine)
     # bf16 holds a log-likelihood of −11 to 0.06 nats; an ignored mask would be several.
-    assert_whole(found, full_plan(), bench_page.stem("gpu"), nats=0.25)
+    assert_whole(found, n_rows(section), nats=0.25)
+
+
+@pytest.mark.gpu
+def test_a_large_model_trains_beside_trl(large, tmp_path):
+    plan = full_plan()
+    found = measure_training(plan, large, tmp_path)
+    found.leave(large.machine)
+    assert_whole(found, 3 + len(plan.attentions))

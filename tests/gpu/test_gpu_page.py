@@ -1,39 +1,164 @@
-"""The page of the GPU's figures names what nobody has run yet, as long as there are none."""
+"""The page of the GPU's figures is written part by part, and names what nobody has run yet."""
 
+import json
 import re
 from pathlib import Path
 
-from bench_page import stem
+import bench_page
+import pytest
+from bench_page import Row, Table, stem
+from gpu_page import Ended, Part, keep, kept, rendered, state
 from never_run import NEVER_RUN
+from published import PUBLISHED
+
+import parts
+from harness.models.hardware import Machine
 
 ROOT = Path(__file__).parents[2]
-
 ON_THE_CPU = "test_a_tiny_model_on_the_cpu_is_measured_the_same_way"
+CARD = Machine("cuda", "A card", "bf16", 5e5)
+PASSING, FAILING, SLEEPING = (
+    Part(name, (), f"what {name} shows") for name in ("passing", "failing", "sleeping")
+)
 
 
-def test_the_page_lists_every_test_that_was_never_run_on_a_gpu():
+def figures(measured=5.2):
+    """Return the figures of a part that was recorded."""
+    row = Row(
+        "choices, 640 items", measured, "times as fast", 5.0, "lm-eval 52 s, harness 10 s", at_least=True
+    )
+    return json.loads(
+        json.dumps(
+            bench_page.measured("a Llama", [row], CARD, [Table("Both sides:", ("who", "n"), (("we", 3),))])
+        )
+    )
+
+
+# The page of the repository
+
+
+def test_the_page_is_what_its_parts_make_of_it():
     page = stem("gpu")
-    text = page.with_suffix(".md").read_text("utf-8")
-    if page.with_suffix(".json").exists():  # `make gpu` was run, and wrote the page with its figures
-        assert "| what | measured |" in text
-        return
-    named = set(re.findall(r"`(test_\w+)`", text))
+    assert page.with_suffix(".md").read_text("utf-8") == rendered(parts.PARTS, kept(page))
+
+
+def test_the_parts_run_every_test_that_needs_a_gpu():
     files = (file for file in Path(__file__).parent.glob("test_gpu_*.py") if file.name != Path(__file__).name)
     known = {
         name
         for file in files
         for name in re.findall(r"^def (test_\w+)", file.read_text("utf-8"), re.MULTILINE)
     }
-    assert named == known - {ON_THE_CPU}
-
-
-def test_the_page_lists_what_no_test_runs_on_a_gpu_and_what_is_tested_instead():
-    text = stem("gpu").with_suffix(".md").read_text("utf-8")
-    for line in NEVER_RUN.lines:
-        assert f"| {' | '.join(map(str, line))} |" in text
+    asked = [test.partition("::")[2] for part in parts.PARTS for test in part.tests]
+    assert len(asked) == len(set(asked))
+    assert {name.partition("[")[0] for name in asked} == known - {ON_THE_CPU}
 
 
 def test_every_file_of_tests_that_the_page_names_is_there():
     named = set(re.findall(r"`(tests/\S+\.py)`", str(NEVER_RUN.lines)))
     assert len(named) > 10
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_each_published_figure_has_a_card_and_an_address():
+    assert {"Unsloth", "vLLM"} <= {line[0].split()[0] for line in PUBLISHED.lines}
+    for _, figure, _, card, source in PUBLISHED.lines:
+        assert re.search(r"\d", figure)
+        assert re.match(r"one [AH]100", card)
+        assert re.fullmatch(r"\[.+\]\(https://\S+\)", source)
+
+
+# Parts that were recorded
+
+
+def test_a_part_that_was_run_stands_on_the_page_with_its_figures(tmp_path):
+    page, every = tmp_path / "gpu", (PASSING, FAILING)
+    keep(page, every, "passing", Ended("passed", 61.0, (("test_a", "passed"),), figures()))
+    text = page.with_suffix(".md").read_text()
+    assert "| `passing` | what passing shows | passed after 61 s, 1 of 1 tests passed |" in text
+    assert "| `failing` | what failing shows | never run |" in text
+    assert "## passing: a Llama" in text
+    assert "| choices, 640 items | 5.2 times as fast | at least 5 times as fast | yes |" in text
+    assert "Both sides:" in text
+    assert "Nothing of the harness has been run on a GPU" not in text
+
+
+def test_a_part_that_is_run_again_replaces_its_own_figures_alone(tmp_path):
+    page, every = tmp_path / "gpu", (PASSING, FAILING)
+    keep(page, every, "passing", Ended("passed", 61.0, (), figures(5.2)))
+    keep(page, every, "failing", Ended("passed", 9.0, (), figures(7.7)))
+    keep(page, every, "passing", Ended("passed", 55.0, (), figures(6.6)))
+    text = page.with_suffix(".md").read_text()
+    assert ("6.6 times" in text, "7.7 times" in text, "5.2 times" in text) == (True, True, False)
+    assert [one.seconds for one in kept(page).values()] == [55.0, 9.0]
+
+
+def test_a_test_that_failed_is_named_and_its_part_is_not_done():
+    ended = Ended("failed", 9.0, (("test_a", "passed"), ("test_b[cuda]", "failed")))
+    assert state(ended) == "failed after 9 s, 1 of 2 tests passed: `test_b[cuda]` failed"
+    assert not ended.is_done
+
+
+# Parts that run here, of a pytest each
+
+
+@pytest.fixture
+def three(tmp_path, monkeypatch):
+    """Write three parts whose tests need no GPU: one passes and leaves figures, one fails, one never ends."""
+    (tmp_path / "figures.json").write_text(json.dumps(figures()))
+    (tmp_path / "conftest.py").write_text("")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  gpu: needs a GPU\n")
+    (tmp_path / "test_parts.py").write_text(
+        "import os, pathlib, time, pytest\n"
+        "here = pathlib.Path(__file__).parent\n"
+        "pytestmark = pytest.mark.gpu\n"
+        "def test_passes():\n"
+        "    with (here / 'asked').open('a') as file: file.write('passes ')\n"
+        f"    pathlib.Path(os.environ['{parts.FIGURES}']).write_text((here / 'figures.json').read_text())\n"
+        "def test_fails():\n"
+        "    with (here / 'asked').open('a') as file: file.write('fails ')\n"
+        "    assert (here / 'mended').exists()\n"
+        "def test_sleeps():\n"
+        "    time.sleep(600)\n"
+        "def test_skips():\n"
+        "    pytest.skip('no GPU')\n"
+    )
+    monkeypatch.setattr(parts, "_ROOT", tmp_path)
+    return tuple(
+        Part(name, (f"test_parts.py::test_{verb}",), f"what {name} shows")
+        for name, verb in (("passing", "passes"), ("failing", "fails"), ("sleeping", "sleeps"))
+    )
+
+
+def test_parts_run_one_by_one_and_go_on_where_they_were(three, tmp_path, capsys):
+    page, two = tmp_path / "page" / "gpu", three[:2]
+    assert parts.main(["all"], page, two) == 1
+    assert {name: one.outcome for name, one in kept(page).items()} == {
+        "passing": "passed",
+        "failing": "failed",
+    }
+    assert kept(page)["passing"].figures["title"] == "a Llama"
+    (tmp_path / "mended").touch()
+    assert parts.main(["all"], page, two) == 0
+    assert (tmp_path / "asked").read_text().split() == ["passes", "fails", "fails"]
+    capsys.readouterr()
+    assert parts.main([], page, two) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in listed[:2]] == [["passing", "passed"], ["failing", "passed"]]
+
+
+def test_a_part_that_does_not_end_is_stopped_and_said_to_be(three, tmp_path):
+    page = tmp_path / "page" / "gpu"
+    assert parts.main(["sleeping"], page, three, limit_s=3) == 1
+    assert "| `sleeping` | what sleeping shows | stopped after 3 s" in page.with_suffix(".md").read_text()
+
+
+def test_without_a_gpu_a_part_leaves_the_page_as_it_was(three, tmp_path):
+    page, skipping = tmp_path / "page" / "gpu", Part("skipping", ("test_parts.py::test_skips",), "nothing")
+    assert parts.main(["skipping"], page, (skipping,)) == 0
+    assert kept(page) == {}
+
+
+def test_a_part_that_nobody_knows_is_refused_with_those_there_are(three, tmp_path, capsys):
+    assert parts.main(["speed"], tmp_path / "gpu", three) == 2
+    assert "no part speed; one of: passing, failing, sleeping, all" in capsys.readouterr().err

@@ -22,7 +22,9 @@ from harness.experiment.run_preview import recipe_warnings
 from harness.formatting import count
 from harness.models import hardware, vllm
 from harness.models.hardware import Machine, Memory, probe
+from harness.models.vllm import server as vllm_server
 from harness.progress import Progress
+from harness.spec import Experiment
 
 # What is optional, and the extra that brings it.
 _EXTRAS = {
@@ -71,9 +73,7 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
     if free_gb < _LEAST_DISK_GB:
         found = f"{free_gb:.1f} GB free"
         problems.append(Problem(str(path.parent), found, f"{_LEAST_DISK_GB:g} GB or more", "free some"))
-    served_by = _vllm(
-        machine.device, problems, wanted=session is not None and session.experiment.engine == "vllm"
-    )
+    served_by = _vllm(machine.device, problems, session.experiment if session else None)
     room = hardware.memory(machine.device)
     problems += compiler_problems(machine.device)
     return Checkup(
@@ -124,8 +124,11 @@ def compiler_problems(device: str, include: Path | None = None, path: str | None
     return [Problem("doctor", f"no {name}", expected, step) for name, found in there.items() if not found]
 
 
-def _vllm(device: str, problems: list[Problem], *, wanted: bool) -> str:
+def _vllm(device: str, problems: list[Problem], experiment: Experiment | None) -> str:
     """Say which vLLM is there; where it is wanted and cannot answer here, that goes to the problems."""
+    wanted = experiment is not None and experiment.engine == "vllm"
+    if experiment is not None and wanted and experiment.vllm.command:
+        return f"{vllm_server.release_of(experiment.vllm)}, as a server by {experiment.vllm.command}"
     release = vllm.installed_version()
     if release is None:
         return ""

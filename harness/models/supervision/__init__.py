@@ -1,6 +1,6 @@
-"""Run of a command under its supervisor: its output in a log, its last line as progress, its end, its peak.
+"""Programs under a supervisor: their output in a log, their last line as progress, their end, their peak.
 
-Invariant: the command never outlives this call, nor this process; what it began in a session of its own may.
+Invariant: a program never outlives this process, however that ends; what it starts in another session may.
 """
 
 import json
@@ -8,13 +8,13 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from harness.progress import Advance
 
-_SUPERVISOR = Path(__file__).with_name("_supervisor.py")
+_SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _EVERY_S = 0.2
 _SHORT_S = 60  # of a command that only says its version
 _TAIL = 4096  # bytes of the log that are read for its last lines
@@ -31,15 +31,23 @@ class Ended(NamedTuple):
     timed_out: bool
 
 
-def run(command: Sequence[str], folder: Path, log: Path, timeout_s: float | None, advance: Advance) -> Ended:
-    """Run a command in a folder until it ends, or for so many seconds."""
-    start, said, timed_out = time.perf_counter(), "", False
-    with subprocess.Popen(
+def start(
+    command: Sequence[str], folder: Path, log: Path, environment: Mapping[str, str] | None = None
+) -> "subprocess.Popen[bytes]":
+    """Start a command in a folder; its supervisor ends it when the standard input that is returned closes."""
+    return subprocess.Popen(
         [sys.executable, "-I", "-S", str(_SUPERVISOR), str(folder), str(log), *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        env=environment,
         start_new_session=True,  # an interrupt of the terminal is ours to pass on
-    ) as supervisor:
+    )
+
+
+def run(command: Sequence[str], folder: Path, log: Path, timeout_s: float | None, advance: Advance) -> Ended:
+    """Run a command in a folder until it ends, or for so many seconds."""
+    begun, said, timed_out = time.perf_counter(), "", False
+    with start(command, folder, log) as supervisor:
         assert supervisor.stdin is not None
         assert supervisor.stdout is not None
         try:
@@ -47,13 +55,13 @@ def run(command: Sequence[str], folder: Path, log: Path, timeout_s: float | None
                 if (line := (last_lines(log, 1) or [""])[-1]) != said:
                     said = line
                     advance(*steps(line), note=line[:60])
-                if timeout_s is not None and time.perf_counter() - start > timeout_s:
+                if timeout_s is not None and time.perf_counter() - begun > timeout_s:
                     timed_out = True
                     break
         finally:
             supervisor.stdin.close()
         written = supervisor.stdout.read()
-    wall_s = time.perf_counter() - start
+    wall_s = time.perf_counter() - begun
     code, peak = json.loads(written) if written else (supervisor.returncode, 0)
     return Ended(code, peak, wall_s, timed_out)
 

@@ -1,4 +1,4 @@
-"""Supervisor of a command, in a small process of its own: `python _supervisor.py FOLDER LOG COMMAND …`.
+"""Supervisor of a command, in a small process of its own: `python supervisor.py FOLDER LOG COMMAND …`.
 
 Invariant: the command ends, with its process group, when whoever holds this process's standard input ends,
 however that is. The last line of standard output is `[exit code, peak memory in bytes]`; a signal's code is

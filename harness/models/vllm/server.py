@@ -1,0 +1,326 @@
+"""vLLM as a server of our own starting: `vllm serve` in its environment, for one base, asked over HTTP.
+
+Invariant: the server ends with the host that started it, and with this process however that ends; its memory
+is then free. It answers nobody but this machine, by a name that no other server has.
+
+Source: vLLM's documentation of `vllm serve` and of LoRA adapters, https://docs.vllm.ai
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from harness.cache import memo
+from harness.errors import CandidateFailed, Problem, UserError
+from harness.models import openai_api, supervision
+from harness.models.hardware import Machine, dtype
+from harness.models.hub import ModelSource
+from harness.models.vllm import MAX_RANK, OTHERWISE, ends_of
+from harness.progress import Advance
+from harness.records import Likelihood, Limits, Output, digest
+from harness.spec import VllmPolicy
+
+if TYPE_CHECKING:
+    from harness.models.batching import Pair
+
+ENGINE = "vllm-server"  # begins the engine's name in the identity of rows
+_VERSION = re.compile(r"(?:vllm )?(\d+\.\d+[\w.+-]*)", re.IGNORECASE)  # on a line of its own
+_VERSION_S = 120  # importing vLLM takes a while
+_EVERY_S = 0.2
+_ANSWER_S = 10  # of a request that computes nothing
+_END_S = 60
+_PORTS = 3  # that are tried, where others take one in between
+_TAKEN = "address already in use"
+_ADAPTER_S = 600
+_INVARIANT = "VLLM_BATCH_INVARIANT"  # vLLM's switch for numbers that do not depend on the batch
+# What would lead its environment to our packages.
+_OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "VLLM_LOGGING_LEVEL")
+_THEIRS = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1"}
+
+
+def problems(policy: VllmPolicy) -> Iterator[Problem]:
+    """Yield what stands in the way before anything is started: no such program, no client."""
+    where, step = "vllm.command", f"pip install vllm in an environment of its own, or {OTHERWISE}"
+    if program_of(policy) is None:
+        yield Problem(where, f"{policy.command}, which is no program here", "the program vllm", step)
+    elif not release_of(policy):
+        found = f"{policy.command}, which does not say its version"
+        yield Problem(where, found, "the program vllm, whose --version is a number", step)
+    yield from openai_api.problems(openai_api.Settings(base_url="http://localhost", model="base"), where)
+
+
+def program_of(policy: VllmPolicy) -> str | None:
+    """Return the path of the program; None where there is none."""
+    return shutil.which(Path(policy.command).expanduser())
+
+
+def release_of(policy: VllmPolicy) -> str:
+    """Return the version of vLLM in its environment, remembered while the program is the same file."""
+    program = program_of(policy)
+    if program is None:
+        return ""
+    at = Path(program).stat()
+    return _release(program, digest([str(Path(program).resolve()), at.st_mtime_ns, at.st_size]))
+
+
+@cache
+def _release(program: str, key: str) -> str:
+    return memo("vllm", key, lambda: _ask_release(program)) or ""
+
+
+def _ask_release(program: str) -> str | None:
+    try:
+        said = subprocess.run(
+            [program, "--version"],
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_VERSION_S,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = (_VERSION.fullmatch(line.strip()) for line in reversed(said.stdout.splitlines()))
+    return next((one[1] for one in found if one), None)
+
+
+def identity(policy: VllmPolicy) -> tuple[str, str]:
+    """Return what names this engine in the identity of rows, with its version, and its layout's digest.
+
+    Raises:
+        UserError: there is no such program, or no client.
+    """
+    if found := list(problems(policy)):
+        raise UserError(found)
+    return f"{ENGINE}/{release_of(policy)}", digest([policy.layout, MAX_RANK, os.environ.get(_INVARIANT, "")])
+
+
+class _Running(NamedTuple):
+    """A server that was started: its supervisor, its address and its log."""
+
+    supervisor: "subprocess.Popen[bytes]"
+    address: str
+    log: Path
+
+    def is_well(self) -> bool:
+        """Tell whether it runs and answers."""
+        return self.supervisor.poll() is None and self.answers()
+
+    def answers(self) -> bool:
+        """Tell whether it says that it is ready."""
+        try:
+            with urlopen(f"{self.address}/health", timeout=_ANSWER_S) as said:
+                return bool(said.status == 200)
+        except (OSError, URLError):
+            return False
+
+    def how_it_ended(self) -> str:
+        """Say with which exit code it ended, and its last lines."""
+        lines = " / ".join(supervision.last_lines(self.log, 3)) or "it wrote nothing"
+        code, _ = json.loads(stop(self.supervisor) or "[null, 0]")
+        return f"vLLM's server ended with exit code {code}; its last lines: {lines}; its log: {self.log}"
+
+
+def stop(supervisor: "subprocess.Popen[bytes]") -> str:
+    """End a server with all that it started, wait for that, and return what its supervisor said."""
+    assert supervisor.stdin is not None
+    assert supervisor.stdout is not None
+    with suppress(OSError):
+        supervisor.stdin.close()
+    with suppress(subprocess.TimeoutExpired):
+        supervisor.wait(_END_S)
+    return "" if supervisor.stdout.closed else supervisor.stdout.read().decode()
+
+
+class ServedCandidate(openai_api.CompletionsCandidate):
+    """A causal language model that a server of our own starting serves, with or without an adapter."""
+
+    def __init__(self, host: "VllmServer", running: _Running, model: str) -> None:
+        asked = openai_api.Settings(
+            base_url=f"{running.address}/v1",
+            model=model,
+            num_concurrent=host.policy.num_concurrent,
+            timeout=_ADAPTER_S,
+            max_retries=1,
+        )
+        super().__init__(openai_api.Server(asked), model, host.source, {"stop_token_ids": host.ends})
+        base = asked.model_copy(update={"model": host.source.weights_digest})
+        self.max_context = openai_api.Server(base).max_context() - 1  # of an adapter vLLM does not say it
+        self._running = running
+        self.engine, self.layout_digest = host.identity
+
+    def generate(
+        self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int] = ()
+    ) -> list[Output]:
+        """Answer each prompt, greedily or by its seed; `compute_s` is an equal share of the whole call."""
+        with self._explained():
+            return super().generate(prompts, limits, seeds)
+
+    def loglikelihood(self, pairs: "Sequence[Pair]") -> list[Likelihood]:
+        """Score each (context, continuation) in nats, every one as a request of its own."""
+        with self._explained():
+            return super().loglikelihood(pairs)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say of a server that ended while it was asked how it did.
+
+        Raises:
+            CandidateFailed: it gave no answer.
+        """
+        try:
+            yield
+        except CandidateFailed:
+            if self._running.is_well():
+                raise
+            raise CandidateFailed(self._running.how_it_ended(), _knob(self._running.log)) from None
+
+
+class VllmServer:
+    """One base on a server, for all adapters; one that has ended is started anew when it is asked next."""
+
+    def __init__(
+        self, source: ModelSource, machine: Machine, policy: VllmPolicy, log: Path, advance: Advance
+    ) -> None:
+        self.source, self.machine, self.policy = source, machine, policy
+        self.identity, self.ends = identity(policy), ends_of(source)
+        self._log = log
+        self._running = self._start(advance)
+
+    @property
+    def base(self) -> ServedCandidate:
+        """What the base answers."""
+        return ServedCandidate(self, self._ready(), self.source.weights_digest)
+
+    @contextmanager
+    def use_adapter(self, folder: Path, weights_digest: str) -> Iterator[ServedCandidate]:
+        """Yield the base with the adapter of a folder; the base itself is never changed.
+
+        Raises:
+            CandidateFailed: vLLM does not take this adapter.
+        """
+        running = self._ready()
+        _post(running, "load", {"lora_name": weights_digest, "lora_path": str(folder.resolve())})
+        try:
+            yield ServedCandidate(self, running, weights_digest)
+        finally:
+            if running.is_well():
+                _post(running, "unload", {"lora_name": weights_digest})
+
+    def close(self) -> None:
+        """End the server, which gives its memory back."""
+        self._end()
+
+    def _ready(self) -> _Running:
+        """Return the server, started anew where it has ended."""
+        if not self._running.is_well():
+            self.close()
+            self._running = self._start(lambda *_, note="": None)
+        return self._running
+
+    def _start(self, advance: Advance) -> _Running:
+        """Start the server and wait until it is ready.
+
+        Raises:
+            CandidateFailed: it ends before, or is not ready in time.
+        """
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(_PORTS):
+            self._log.unlink(missing_ok=True)
+            port = _free_port()
+            supervisor = supervision.start(self._command(port), self._log.parent, self._log, _environment())
+            self._end = weakref.finalize(self, stop, supervisor)  # also at the end of this process
+            running = _Running(supervisor, f"http://127.0.0.1:{port}", self._log)
+            try:
+                if self._is_started(running, advance):
+                    return running
+            except BaseException:
+                self._end()
+                raise
+            if _TAKEN not in self._log.read_text("utf-8", "replace").lower():
+                break
+        raise CandidateFailed(running.how_it_ended(), _knob(self._log))
+
+    def _is_started(self, running: _Running, advance: Advance) -> bool:
+        """Wait until the server answers, its last line as progress; False where it ended."""
+        begun = time.monotonic()
+        while running.supervisor.poll() is None:
+            waited, line = time.monotonic() - begun, (supervision.last_lines(self._log, 1) or [""])[-1]
+            if waited > self.policy.start_timeout:
+                reason = f"vLLM's server was not ready after {waited:.0f} s; its last line: {line}"
+                raise CandidateFailed(f"{reason}; its log: {self._log}", "a longer vllm.start_timeout")
+            if running.answers() and running.supervisor.poll() is None:
+                return True
+            advance(waited, self.policy.start_timeout, note=line[:60])
+            time.sleep(_EVERY_S)
+        return False
+
+    def _command(self, port: int) -> list[str]:
+        """Return the command line of the server."""
+        program = program_of(self.policy)
+        assert program is not None, "a program that is not there is refused"
+        given = {
+            "served-model-name": self.source.weights_digest,
+            "host": "127.0.0.1",
+            "port": port,
+            "dtype": str(dtype(self.machine.precision)).removeprefix("torch."),
+            "generation-config": "vllm",
+            **{name.replace("_", "-"): value for name, value in self.policy.engine_args.items()},
+            **({"max-lora-rank": MAX_RANK, "max-loras": 1} if self.policy.enable_lora else {}),
+        }
+        options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+        lora = ["--enable-lora"] if self.policy.enable_lora else []
+        return [program, "serve", str(self.source.path), *options, *lora, *self.policy.args]
+
+
+def _knob(log: Path) -> str:
+    text = log.read_text("utf-8", "replace").lower() if log.exists() else ""
+    if "out of memory" in text or "kv cache" in text:
+        return f"a lower vllm.max_model_len or another vllm.gpu_memory_utilization, or {OTHERWISE}"
+    return OTHERWISE
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in _OURS} | _THEIRS
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _post(running: _Running, verb: str, body: dict[str, Any]) -> None:
+    """Load or unload an adapter.
+
+    Raises:
+        CandidateFailed: the server refuses it, or has ended.
+    """
+    request = Request(
+        f"{running.address}/v1/{verb}_lora_adapter",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    try:
+        with urlopen(request, timeout=_ADAPTER_S):
+            return
+    except HTTPError as error:
+        said = " ".join(error.read().decode("utf-8", "replace").split())[:200]
+        raise CandidateFailed(f"vLLM does not {verb} the adapter: {said}", OTHERWISE) from None
+    except OSError as error:
+        if running.is_well():
+            raise CandidateFailed(f"vLLM does not {verb} the adapter: {error}", OTHERWISE) from None
+        raise CandidateFailed(running.how_it_ended(), _knob(running.log)) from None

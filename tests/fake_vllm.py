@@ -1,0 +1,157 @@
+"""The program `vllm` as far as the harness knows it: `--version`, and `serve` with OpenAI's protocol and LoRA.
+
+Invariant: it takes the arguments that vLLM's own documentation names and refuses others. `FAKE_VLLM` says what
+goes wrong: `no-memory`, `mute`, `dies-after-N` requests; with `FAKE_VLLM_MODEL=none` it answers without a model,
+and starts at once; with `FAKE_VLLM_TAKES` naming a file that is not there
+yet, another program takes the port first, once. It is written to a folder by `install`, as pip writes vLLM's.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+VERSION = "9.9.9"
+
+
+def install(folder: Path, version: str = VERSION) -> Path:
+    """Write the program into a folder; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    program = folder / "vllm"
+    program.write_text(
+        f"#!{sys.executable}\nimport sys\nsys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]}\n"
+        f"import fake_vllm\nfake_vllm.main({version!r})\n"
+    )
+    program.chmod(0o755)
+    return program
+
+
+def main(version: str) -> None:
+    """Run what the command line says."""
+    parser = argparse.ArgumentParser(prog="vllm", allow_abbrev=False)
+    parser.add_argument("-v", "--version", action="version", version=version)
+    serve = parser.add_subparsers(required=True).add_parser("serve", allow_abbrev=False)
+    serve.add_argument("model")
+    for name in ("--served-model-name", "--host", "--dtype", "--generation-config", "--kv-cache-dtype"):
+        serve.add_argument(name)
+    for name in ("--port", "--max-model-len", "--tensor-parallel-size", "--max-lora-rank", "--max-loras"):
+        serve.add_argument(name, type=int)
+    serve.add_argument("--gpu-memory-utilization", type=float)
+    serve.add_argument("--enable-lora", action="store_true")
+    asked = parser.parse_args()
+    sys.stdout.write(f"INFO vLLM API server version {version}\nINFO arguments {sys.argv[1:]}\n")
+    sys.stdout.flush()
+    fault = os.environ.get("FAKE_VLLM", "")
+    if fault == "no-memory":
+        sys.exit("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB")
+    if fault == "mute":
+        time.sleep(600)
+    if (taken := os.environ.get("FAKE_VLLM_TAKES")) and not Path(taken).exists():
+        Path(taken).touch()
+        with socket.create_server(("127.0.0.1", asked.port)):
+            serve_model(asked, fault)
+    serve_model(asked, fault)
+
+
+def serve_model(asked: argparse.Namespace, fault: str) -> None:
+    """Answer requests with a model in memory, until a signal comes."""
+    import openai_server
+
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(600)"]
+    )  # as vLLM's engine is one
+
+    class Adapted(openai_server.Server):
+        """A server that also loads adapters, each under a name."""
+
+        n_left = int(fault.removeprefix("dies-after-")) if fault.startswith("dies-after-") else -1
+
+        def answer(self, path: str, body: dict) -> tuple[int, object]:
+            if path.endswith("_lora_adapter"):
+                return self.adapt(path, body)
+            if self.n_left == 0:
+                sys.stdout.write("RuntimeError: the engine core died\n")
+                sys.stdout.flush()
+                os._exit(7)
+            self.n_left -= 1
+            names = {asked.served_model_name, *self.model.adapters}
+            if body["model"] not in names:
+                return 404, openai_server._error(f"The model `{body['model']}` does not exist.")
+            self.model.use(body["model"])
+            return super().answer(path, body | {"model": openai_server.NAME})
+
+        def adapt(self, path: str, body: dict) -> tuple[int, object]:
+            if not asked.enable_lora or os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") != "True":
+                return 404, {"detail": "Not Found"}
+            if path == "/v1/unload_lora_adapter":
+                self.model.unload(body["lora_name"])
+            elif body["lora_name"] in self.model.adapters:
+                return 400, openai_server._error("has already been loaded")
+            elif not (Path(body["lora_path"]) / "adapter_config.json").exists():
+                return 404, openai_server._error("No adapter found")
+            else:
+                self.model.load(body["lora_name"], body["lora_path"])
+            return 200, "Success"
+
+    model = NoModel() if os.environ.get("FAKE_VLLM_MODEL") == "none" else adapted_model(asked)
+    server = Adapted(model, port=asked.port)
+    server.listed = (asked.served_model_name,)
+    signal.signal(signal.SIGTERM, lambda *_: (child.terminate(), os._exit(0)))
+    server.serve_forever()
+
+
+class NoModel:
+    """Answers every prompt with one word."""
+
+    max_model_len = 300
+    adapters = ()
+
+    def use(self, name: str) -> None:
+        """Know no adapter."""
+
+    def complete(self, ids: list[int], body: dict) -> object:
+        """Say one word."""
+        import openai_server
+
+        return openai_server.Said("late", n_prompt=len(ids))
+
+
+def adapted_model(asked: argparse.Namespace) -> object:
+    """Return the model of the command line, to which adapters can be added."""
+    import openai_server
+
+    class Adapted(openai_server.Model):
+        """A model with adapters of PEFT, one of them or none in use."""
+
+        def __init__(self, folder: Path) -> None:
+            super().__init__(folder)
+            self.adapters: dict[str, str] = {}
+            self._base = None
+
+        def load(self, name: str, folder: str) -> None:
+            from peft import PeftModel
+
+            with self._lock:
+                if self._base is None:
+                    self._base = self._model
+                    self._model = PeftModel.from_pretrained(self._base, folder, adapter_name=name)
+                else:
+                    self._model.load_adapter(folder, adapter_name=name)
+                self.adapters[name] = folder
+
+        def unload(self, name: str) -> None:
+            with self._lock:
+                del self.adapters[name]
+                self._base, self._model = None, self._model.unload()
+
+        def use(self, name: str) -> None:
+            if name not in self.adapters and self.adapters:
+                raise AssertionError("the base is asked while an adapter is loaded")
+
+    made = Adapted(Path(asked.model))
+    made.max_model_len = asked.max_model_len or made.max_model_len
+    return made

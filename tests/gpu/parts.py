@@ -1,0 +1,165 @@
+"""Parts of `make gpu`, each of ten minutes at most: list them, run one, or all that are not done.
+
+Invariant: each part is a pytest of its own process, ended at its limit; what it measured goes through a file to the
+page, which is written after each part. `python tests/gpu/parts.py [PART… | all]`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+_HERE = Path(__file__).parent
+sys.path[:0] = [str(_HERE.parent / "benchmarks"), str(_HERE)]
+
+from bench_page import stem as stem_of  # noqa: E402
+from gpu_page import LIMIT_S, Ended, Part, keep, kept, rendered, state  # noqa: E402
+
+FIGURES = "HARNESS_GPU_FIGURES"  # the file that a test of a part leaves its figures in
+ALL = "all"
+_ROOT = _HERE.parents[1]
+_ANSWERS, _BENCH = "tests/gpu/test_gpu_answers.py", "tests/gpu/test_gpu_bench.py"
+
+
+def _answers(*names: str) -> tuple[str, ...]:
+    return tuple(f"{_ANSWERS}::test_{name}" for name in names)
+
+
+def _section(index: int) -> tuple[str, ...]:
+    return (f"{_BENCH}::test_a_large_model_answers_beside_lm_eval[{index}]",)
+
+
+PARTS = (
+    Part(
+        "scores",
+        _answers(
+            "scores_are_those_of_one_sequence_at_a_time_on_the_cpu",
+            "scores_in_bf16_are_near_those_in_fp32",
+            "each_device_attends_and_multiplies_in_its_own_way",
+            "scores_are_the_same_where_a_batch_does_not_fit",
+        ),
+        "packed log-likelihoods in fp32 and bf16 against plain ones on the CPU, the attention that is chosen, batches that are halved where "
+        "memory runs out",
+    ),
+    Part(
+        "answers",
+        _answers(
+            "answers_are_those_of_the_cpu",
+            "adapters_switched_on_one_base_say_what_each_says_alone",
+            "a_base_in_nf4_says_what_it_says_on_the_cpu",
+            "answers_are_the_same_where_a_batch_does_not_fit",
+        ),
+        "generated answers against the CPU's, several adapters on one loaded base, bitsandbytes' NF4, halved batches",
+    ),
+    Part(
+        "losses",
+        _answers(
+            "the_first_loss_of_a_training_is_what_scoring_says",
+            "preference_training_raises_the_margin_from_nothing",
+        ),
+        "TRL's own loss in tiles for LoRA and QLoRA, DPO",
+    ),
+    Part("choices", _section(0), "zero-shot multiple choice of a large model beside lm-eval's own model"),
+    Part("shots", _section(1), "multiple choice behind 25 shots beside lm-eval's own model"),
+    Part("generation", _section(2), "generation behind 5 shots beside lm-eval's own model"),
+    Part(
+        "training",
+        (f"{_BENCH}::test_a_large_model_trains_beside_trl",),
+        "LoRA beside plain TRL, QLoRA's peak memory against the estimate, FlashAttention-2 and Liger where they are installed",
+    ),
+)
+
+
+def main(asked: Sequence[str], stem: Path, parts: tuple[Part, ...] = PARTS, limit_s: float = LIMIT_S) -> int:
+    """List the parts, or run those that are asked for; `all` are those that are not done. Returns the exit code."""
+    known, ended = {one.name: one for one in parts}, kept(stem)
+    if unknown := [name for name in asked if name not in {*known, ALL}]:
+        sys.stderr.write(f"no part {', '.join(unknown)}; one of: {', '.join([*known, ALL])}\n")
+        return 2
+    if not asked:
+        sys.stdout.write("".join(f"{one.name:<12}{state(ended.get(one.name))}\n" for one in parts))
+        sys.stdout.write(f"make gpu ARGS=PART runs one, ARGS={ALL} those that are not done\n")
+        stem.with_suffix(".md").write_text(rendered(parts, ended), encoding="utf-8")
+        return 0
+    left = [one for one in parts if one.name not in ended or not ended[one.name].is_done]
+    chosen = left if ALL in asked else [known[name] for name in asked]
+    outcomes = []
+    for number, part in enumerate(chosen, 1):
+        sys.stdout.write(f"{part.name} ({number} of {len(chosen)}, at most {limit_s:.0f} s)\n")
+        sys.stdout.flush()
+        found = run(part, limit_s)
+        sys.stdout.write(f"{part.name}: {state(found)}\n")
+        outcomes.append(found.outcome)
+        if found.outcome != "skipped":  # without a GPU nothing was found out
+            keep(stem, parts, part.name, found)
+    return 0 if {*outcomes} <= {"passed", "skipped"} else 1
+
+
+def run(part: Part, limit_s: float) -> Ended:
+    """Run the tests of a part in a process of their own, for so many seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        report, figures = Path(folder) / "report.xml", Path(folder) / "figures.json"
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-m",
+            "gpu",
+            "-s",
+            "-n",
+            "0",
+            f"--junitxml={report}",
+            *part.tests,
+        ]
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            command, cwd=_ROOT, env={**os.environ, FIGURES: str(figures)}, start_new_session=True
+        )
+        try:
+            process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            _end(process)
+        seconds = time.perf_counter() - start
+        tests = _tests(report)
+        outcome = _outcome(process.returncode, [one for _, one in tests], stopped=not report.exists())
+        return Ended(
+            outcome, seconds, tests, json.loads(figures.read_text("utf-8")) if figures.exists() else None
+        )
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End a part with all that it started."""
+    if process.poll() is None:
+        os.killpg(process.pid, 9)
+        process.wait()
+
+
+def _tests(report: Path) -> tuple[tuple[str, str], ...]:
+    """Read which tests ran, and how each ended."""
+    if not report.exists():
+        return ()
+    found = []
+    for case in ElementTree.parse(report).iter("testcase"):
+        bad = next((one for one in ("failure", "error", "skipped") if case.find(one) is not None), "")
+        outcome = {"": "passed", "skipped": "skipped"}.get(bad, "failed")
+        found.append((str(case.get("name")), outcome))
+    return tuple(found)
+
+
+def _outcome(code: int | None, tests: Sequence[str], *, stopped: bool) -> str:
+    if stopped:
+        return "stopped"
+    if tests and {*tests} == {"skipped"}:
+        return "skipped"
+    return "passed" if code == 0 else "failed"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], stem_of("gpu")))

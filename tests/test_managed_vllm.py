@@ -1,0 +1,282 @@
+"""vLLM as a server: it is started for a base, says what transformers says, and ends with whoever started it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fake_vllm
+import pytest
+import tiny_experiment
+import tiny_methods
+
+from harness import config, store
+from harness.errors import CandidateFailed, UserError
+from harness.experiment import Scope, compare, prepare_session
+from harness.models.hf import ModelHost
+from harness.models.hub import resolve
+from harness.models.vllm import server
+from harness.progress import Silent
+from harness.records import Limits
+from harness.spec import VllmPolicy
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+NATS = 1e-4
+CANDIDATES = """\
+  prompt: {method: base}
+  lora: {method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}
+"""
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    return fake_vllm.install(tmp_path_factory.mktemp("venv") / "bin")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Let the server answer without a model."""
+    monkeypatch.setenv("FAKE_VLLM_MODEL", "none")
+
+
+def opened(tiny, program, folder, heard=None, **settings):
+    policy = VllmPolicy(command=str(program), **settings)
+    notes = heard if heard is not None else []
+    return server.VllmServer(
+        resolve(str(tiny)),
+        tiny_methods.CPU,
+        policy,
+        folder / "logs" / "server.log",
+        lambda done, total, note="": notes.append((total, note)),
+    )
+
+
+def is_alive(number):
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def children_of(number):
+    """List a process's descendants."""
+    known, found = {}, []
+    for at in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((at / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        known.setdefault(parent, []).append(int(at.name))
+    waiting = [number]
+    while waiting:
+        own = known.get(waiting.pop(), [])
+        found += own
+        waiting += own
+    return found
+
+
+def wait_for(holds, seconds=30):
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_the_server_says_what_transformers_says_and_ends_with_all_that_it_started(tiny, program, tmp_path):
+    heard = []
+    host = opened(tiny, program, tmp_path, heard, max_model_len=300)
+    local = ModelHost(resolve(str(tiny)), tiny_methods.CPU).base
+    texts = [({"role": "user", "content": text},) for text in ("Where is my parcel?", "Who wrote it?")]
+    pairs = [
+        (e.context, e.continuation) for t in texts for e in (local.encode(t, "late"), local.encode(t, " a"))
+    ]
+    theirs = host.base
+    assert theirs.engine == "vllm-server/9.9.9"
+    assert theirs.max_context == 299
+    ours = local.loglikelihood(pairs)
+    assert [x.logprob for x in theirs.loglikelihood(pairs)] == pytest.approx(
+        [x.logprob for x in ours], abs=NATS
+    )
+    prompts = [theirs.encode(t).context for t in texts]
+    assert [o.text for o in theirs.generate(prompts, Limits(8))] == [
+        o.text for o in local.generate(prompts, Limits(8))
+    ]
+    said = (tmp_path / "logs" / "server.log").read_text()
+    assert "'--max-model-len', '300'" in said
+    assert "'--dtype', 'float32'" in said
+    assert "'--generation-config', 'vllm'" in said
+    assert {total for total, _ in heard} == {900}
+    assert any("INFO" in note for _, note in heard)
+    numbers = children_of(host._running.supervisor.pid)
+    assert len(numbers) == 2  # the server, and what it started
+    host.close()
+    assert not any(map(is_alive, numbers))
+
+
+@pytest.mark.parametrize("fault", ["no-memory"])
+def test_a_server_that_does_not_start_says_why_and_where_its_log_lies(
+    tiny, program, tmp_path, monkeypatch, fault
+):
+    monkeypatch.setenv("FAKE_VLLM", fault)
+    with pytest.raises(CandidateFailed) as failure:
+        opened(tiny, program, tmp_path)
+    assert "ended with exit code 1" in failure.value.reason
+    assert "CUDA out of memory. Tried to allocate 2.00 GiB" in failure.value.reason
+    assert str(tmp_path / "logs" / "server.log") in failure.value.reason
+    assert "vllm.max_model_len" in failure.value.knob
+
+
+def test_a_server_that_is_not_ready_in_time_is_ended(tiny, program, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_VLLM", "mute")
+    with pytest.raises(
+        CandidateFailed, match=r"not ready after 2 s; its last line: INFO arguments"
+    ) as failure:
+        opened(tiny, program, tmp_path, start_timeout=2)
+    assert failure.value.knob == "a longer vllm.start_timeout"
+
+
+def test_an_argument_that_vllm_does_not_know_is_its_own_error(tiny, program, tmp_path):
+    with pytest.raises(CandidateFailed, match=r"exit code 2.*unrecognized arguments: --no-such-thing"):
+        opened(tiny, program, tmp_path, args=("--no-such-thing",))
+
+
+def test_another_port_is_taken_where_one_is_in_use(tiny, program, tmp_path, monkeypatch, quick):
+    monkeypatch.setenv("FAKE_VLLM_TAKES", str(tmp_path / "taken"))
+    host = opened(tiny, program, tmp_path)
+    assert (tmp_path / "taken").exists()
+    assert host.base.encode(({"role": "user", "content": "Yes?"},)).context
+    host.close()
+
+
+def test_a_server_that_dies_while_it_is_asked_fails_that_candidate_and_starts_anew(
+    tiny, program, tmp_path, monkeypatch, quick
+):
+    monkeypatch.setenv("FAKE_VLLM", "dies-after-2")
+    host = opened(tiny, program, tmp_path, num_concurrent=1)
+    base, prompt = host.base, (5, 6, 7)
+    base.generate([prompt, prompt], Limits(2))
+    with pytest.raises(CandidateFailed, match=r"exit code 7; its last lines: .*the engine core died"):
+        base.generate([prompt], Limits(2))
+    monkeypatch.delenv("FAKE_VLLM")
+    assert len(host.base.generate([prompt], Limits(2))) == 1
+    host.close()
+
+
+def test_the_server_ends_where_the_process_that_started_it_is_killed(tiny, program, tmp_path, quick):
+    script = (
+        f"import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import tiny_methods\n"
+        "from pathlib import Path\n"
+        "from harness.models.hub import resolve\n"
+        "from harness.models.vllm import server\n"
+        "from harness.spec import VllmPolicy\n"
+        f"host = server.VllmServer(resolve({str(tiny)!r}), tiny_methods.CPU, VllmPolicy(command={str(program)!r}),\n"
+        f"    Path({str(tmp_path)!r}) / 'server.log', lambda *_, note='': None)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert driver.stdout.readline() == "ready\n"
+    numbers = children_of(driver.pid)
+    assert len(numbers) == 3  # the supervisor, the server, and what that started
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    wait_for(lambda: not any(map(is_alive, numbers)))
+
+
+# A whole experiment
+
+
+@pytest.fixture(scope="module")
+def compared(tiny, program, tmp_path_factory):
+    """Compare a prompt and a LoRA by both engines; returns the stores and the report by the server."""
+    folder = tmp_path_factory.mktemp("compared")
+    settings = f"engine: vllm\nvllm: {{command: {program}, max_model_len: 900}}\n"
+    paths = [
+        tiny_experiment.write(folder / name, tiny, CANDIDATES, extra=extra)
+        for name, extra in (("ours", ""), ("theirs", settings))
+    ]
+    return [(path, compare(path)) for path in paths]
+
+
+def answers(path, run):
+    """Read what a run answered: text by task and item, and the log-probability of the right answer."""
+    at = store.Store(path.parent / "runs")
+    rows = [row for digest in run.rows.values() for row in store.read_rows(at, digest)]
+    return {(row.task, row.split, row.example_id): (row.text, row.gold_logprob) for row in rows}
+
+
+@pytest.mark.slow
+def test_a_comparison_by_the_server_has_the_answers_of_one_by_transformers(compared):
+    (ours, _), (theirs, _) = compared
+    both = tiny_experiment.runs_of(ours), tiny_experiment.runs_of(theirs)
+    assert [sorted(runs) for runs in both] == [["lora", "prompt"]] * 2
+    for name in ("prompt", "lora"):
+        expected, found = (answers(path, runs[name]) for path, runs in zip((ours, theirs), both, strict=True))
+        assert found.keys() == expected.keys()
+        assert [text for text, _ in found.values()] == [text for text, _ in expected.values()]
+        assert [p for _, p in found.values() if p is not None] == pytest.approx(
+            [p for _, p in expected.values() if p is not None], abs=1e-3
+        )
+
+
+@pytest.mark.slow
+def test_rows_say_which_vllm_answered_and_its_log_is_kept(compared):
+    path = compared[1][0]
+    rows = tiny_experiment.runs_of(path)["lora"].rows
+    identities = [
+        json.loads((path.parent / "runs" / "rows" / digest / "identity.json").read_text())
+        for digest in rows.values()
+    ]
+    assert {one["engine"] for one in identities} == {"vllm-server/9.9.9"}
+    (log,) = (path.parent / "runs" / ".vllm").glob("*.log")
+    assert "serve" in log.read_text()
+
+
+@pytest.mark.slow
+def test_nothing_is_asked_again_and_no_server_started_where_all_is_stored(compared):
+    path = compared[1][0]
+    (log,) = (path.parent / "runs" / ".vllm").glob("*.log")
+    before = log.stat().st_mtime_ns
+    compare(path)
+    assert log.stat().st_mtime_ns == before
+
+
+# What forbids it
+
+
+def test_another_version_of_vllm_has_other_rows(tiny, program, tmp_path):
+    newer = fake_vllm.install(tmp_path / "newer", "10.0.0")
+    ours, theirs = (VllmPolicy(command=str(one)) for one in (program, newer))
+    assert server.identity(ours)[0] == "vllm-server/9.9.9"
+    assert server.identity(theirs)[0] == "vllm-server/10.0.0"
+    assert server.identity(ours)[1] == server.identity(theirs)[1]
+
+
+def test_settings_that_change_what_is_computed_together_have_other_rows(program):
+    plain, longer, elsewhere = (
+        VllmPolicy(command=str(program), **more)
+        for more in ({}, {"max_model_len": 4096}, {"start_timeout": 5})
+    )
+    assert server.identity(plain) == server.identity(elsewhere) != server.identity(longer)
+
+
+@pytest.mark.parametrize(
+    ("command", "found"),
+    [("/no/such/vllm", "which is no program here"), ("ls", "which does not say its version")],
+)
+def test_a_program_that_is_not_vllm_is_refused_before_anything_runs(tiny, tmp_path, command, found):
+    extra = f"engine: vllm\nvllm: {{command: {command}}}\n"
+    path = tiny_experiment.write(tmp_path, tiny, CANDIDATES, extra=extra)
+    with pytest.raises(UserError, match=rf"vllm.command: found {command}, {found}.*vllm"):
+        prepare_session(config.load(path), Scope(), Silent())
+
+
+def test_an_adapter_is_refused_where_vllm_is_to_take_none(tiny, program, tmp_path):
+    extra = f"engine: vllm\nvllm: {{command: {program}, enable_lora: false}}\n"
+    path = tiny_experiment.write(tmp_path, tiny, CANDIDATES, extra=extra)
+    with pytest.raises(UserError, match=r"candidate lora: found an adapter, and vllm.enable_lora: false"):
+        prepare_session(config.load(path), Scope(), Silent())
