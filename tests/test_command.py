@@ -16,10 +16,11 @@ import tiny_methods
 import tiny_model
 from tiny_experiment import runs_of
 
-from harness import config, supervision
+from harness import config
 from harness.errors import CandidateFailed, UserError
 from harness.methods import _placeholders
 from harness.methods.command import METHOD, Params, fit
+from harness.models import supervision
 from harness.models.hub import has_tokenizer, resolve
 from harness.spec import Recipe
 from harness.training import adapter_digest, model_digest
