@@ -1,5 +1,7 @@
 """The note of a comparison at work: there while it works, nobody's afterwards, in nobody's way."""
 
+import pytest
+import tiny_experiment
 from filelock import FileLock
 
 from harness import store
@@ -14,7 +16,7 @@ def test_nobody_is_at_work_in_an_empty_store(tmp_path):
 def test_the_note_of_a_process_that_was_killed_is_nobodys(tmp_path):
     at = Store(tmp_path / "runs")
     with store.working(at):
-        StoredProgress(Silent(), at, "A comparison", 3).finish("prompt", "prompt: done")
+        StoredProgress(Silent(), at, "A comparison", ["prompt"]).finish("prompt", "prompt: done")
     with store.working(at):
         assert store.current_activity(at) == {}
 
@@ -23,7 +25,8 @@ def test_a_stage_is_noted_while_the_store_is_held(tmp_path):
     at = Store(tmp_path / "runs")
     with store.working(at):
         assert store.current_activity(at) == {}
-        progress = StoredProgress(Silent(), at, "A comparison", 3)
+        progress = StoredProgress(Silent(), at, "A comparison", ["prompt", "shots", "lora"])
+        progress.finish("capability suite of the base", "measured")
         progress.finish("prompt", "prompt: done")
         with progress.stage("lora: chat", 5.0) as advance:
             assert store.current_activity(at) == {
@@ -47,7 +50,30 @@ def test_looking_on_takes_the_store_from_nobody(tmp_path):
 
 
 def test_a_note_that_cannot_be_written_stops_nobody(tmp_path):
-    progress = StoredProgress(Silent(), Store(tmp_path / "absent"), "A comparison", 1)
+    progress = StoredProgress(Silent(), Store(tmp_path / "absent"), "A comparison", ["prompt"])
     progress.finish("prompt", "prompt: done")
     with progress.stage("x") as advance:
         advance(1, 1)
+
+
+class Lines(Silent):
+    """Progress that remembers what was shown of candidates that are not done, and of those that are."""
+
+    def __init__(self):
+        self.shown, self.finished = [], []
+
+    def show(self, candidate, line):
+        self.shown.append(candidate)
+
+    def finish(self, candidate, line):
+        self.finished.append(candidate)
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_candidate_of_several_seeds_is_finished_with_the_last(tiny, tmp_path):
+    """Else the plan would drop the time of the other seeds; these fail, as their rows are longer."""
+    path = tiny_experiment.write(tmp_path, tiny, "  lora: {method: lora, params: {max_length: 8}}\n")
+    seen = Lines()
+    tiny_experiment.run(path, "seeds=[0, 1]", progress=seen)
+    assert seen.shown == ["lora"]
+    assert seen.finished == ["capability suite of the base", "lora"]

@@ -151,7 +151,8 @@ def run_all(
     start, ordered = time.monotonic(), in_order(session, loaded.selected)
     found = stored_runs(session, ordered) if found is None else found
     _refuse_forbidden(session, loaded, ordered, found)
-    noted = store.StoredProgress(session.progress, session.store, "A comparison", len(ordered))
+    names = [one.candidate.name for one in ordered]
+    noted = store.StoredProgress(session.progress, session.store, "A comparison", names)
     session = replace(session, progress=noted)
     begun = session.experiment.name
     with store.working(session.store), noted:
@@ -398,5 +399,7 @@ def _attempt(session: Session, reader: Reader, request: RunRequest, done: Run | 
     """Make a run that is not done, and show its line."""
     candidate, seed = request
     run, facts = attempt(session, reader, candidate, seed, done)
-    session.progress.finish(candidate.name, live_line(facts, session.target.task.primary_metric, smoke=smoke))
+    is_last = seed == candidate.seeds[-1]
+    show = session.progress.finish if is_last else session.progress.show
+    show(candidate.name, live_line(facts, session.target.task.primary_metric, smoke=smoke))
     return run

@@ -159,7 +159,8 @@ class _NightRun:
         """Evaluate every candidate; returns the night and the references, new ones included."""
         started = provenance.timestamp()
         chosen = watchlist.targets(self.loaded, self.session, self.references)
-        with store.StoredProgress(self.session.progress, self.session.store, "A night", len(chosen)) as noted:
+        labels = [label for label, _ in chosen]
+        with store.StoredProgress(self.session.progress, self.session.store, "A night", labels) as noted:
             self.session = replace(self.session, progress=noted)
             watched = tuple(self._evaluate_safely(label, one) for label, one in chosen)
         watched += tuple(self._changed_judges())

@@ -68,7 +68,8 @@ def search(session: Session, case: RescueCase, found: TrialSchedule) -> Rescue:
         UserError: a trial cannot be run as things are, for example for want of room on the disk.
         HarnessError: another process is working in the same runs folder.
     """
-    noted = store.StoredProgress(session.progress, session.store, "A rescue", len(found.trials))
+    names = [trial.name for trial in found.trials]
+    noted = store.StoredProgress(session.progress, session.store, "A rescue", names)
     session = replace(session, progress=noted)
     with store.working(session.store), noted:
         context = _prepare_context(session, case)

@@ -6,7 +6,7 @@ what another left. A note that cannot be written stops nobody.
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Self
 
@@ -19,13 +19,14 @@ _EVERY_S = 1.0
 class StoredProgress:
     """Passes progress on, and notes it in the store once a second at most; left, it takes the note away.
 
-    `what` is at work, as a sentence begins with it.
+    `what` is at work, as a sentence begins with it, on `candidates`; what else is finished, such as the
+    measurement of a base, is not counted among them.
     """
 
-    def __init__(self, inner: Progress, store: Store, what: str, n_candidates: int) -> None:
+    def __init__(self, inner: Progress, store: Store, what: str, candidates: Iterable[str]) -> None:
         self._inner, self._file = inner, store.progress
-        self._noted = 0.0
-        self._state: dict[str, Any] = {"what": what, "candidates": n_candidates, "finished": []}
+        self._noted, self._candidates = 0.0, set(candidates)
+        self._state: dict[str, Any] = {"what": what, "candidates": len(self._candidates), "finished": []}
 
     def __enter__(self) -> Self:
         return self
@@ -52,8 +53,9 @@ class StoredProgress:
 
     def finish(self, candidate: str, line: str) -> None:
         """Note that a candidate is done or has failed."""
-        known = dict.fromkeys([*self._state["finished"], candidate])  # an interim analysis finishes one again
-        self._note({"finished": list(known)}, at_once=True)
+        if candidate in self._candidates:
+            known = dict.fromkeys([*self._state["finished"], candidate])  # an interim analysis does so again
+            self._note({"finished": list(known)}, at_once=True)
         self._inner.finish(candidate, line)
 
     def _note(self, changes: Mapping[str, Any], *, at_once: bool = False) -> None:
