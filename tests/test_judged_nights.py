@@ -112,7 +112,10 @@ def test_a_night_in_which_no_answer_changed_says_nothing_of_labels(watched):
 
 def test_a_judge_that_changed_grades_nothing_that_night_and_is_named(watched):
     watched.candidates.model, watched.judge.model = Rule(shorter), Grader(milder)
+    n_asked = len(watched.judge.asked)
     found = run_night(watched.path, night=on(1))
+    assert len(watched.judge.asked) - n_asked == 20, "the anchors, once"
+    assert any(line.name.startswith("judge:helpful by") for line in found.lines)
     assert line_of(found, "plain").verdict not in ("ok", "regression")
     assert "got another grade" in line_of(found, "plain").sentence
     assert found.exit_code != 0

@@ -9,7 +9,8 @@ from fake_facts import alternatives, tuned
 from rich.console import Console
 
 from harness import report, store
-from harness.comparison import AnswerDiversity, Answers, answer_diversity
+from harness.comparison import AnswerDiversity, Answers, Estimate, SeveralAnswers, answer_diversity
+from harness.comparison.several_answers import PassAtK
 from harness.records import SampleResult
 from harness.report import ExperimentReport
 from harness.stats import tango_interval
@@ -146,6 +147,21 @@ def test_a_collapse_is_said_in_one_sentence_on_the_terminal():
     )
     points = stream.getvalue().partition("\nlora: PASS\n")[2]
     assert said in points
+
+
+def test_varied_answers_and_pass_at_k_stand_on_the_terminal_too():
+    stream = io.StringIO()
+    best = Estimate(0.6, 0.5, 0.7, 40)
+    found = written(VARIED)
+    several = SeveralAnswers(4, best, best, (PassAtK(1, best), PassAtK(4, best)))
+    lora = replace(found.facts[-1], several=several)
+    report.terminal(replace(found, facts=(*found.facts[:-1], lora)), Console(file=stream, width=400))
+    points = stream.getvalue().partition("\nlora: PASS\n")[2]
+    for words in (
+        " - of 4 answers to an item 60.0 [50.0, 70.0] % are distinct, pass@1 60.0 [50.0, 70.0] %, pass@4",
+        " - answers to facts: 18 (18.0 %) are distinct, the commonest is 83.0 %; of the base 96 (96.0 %)",
+    ):
+        assert words in points
 
 
 def test_varied_answers_are_shown_and_no_sentence_names_them():

@@ -6,6 +6,7 @@ import pytest
 from fake_facts import alternatives, comparison, tuned, verdict
 
 from harness.comparison import Estimate
+from harness.comparison.biases.pair_bias import JudgedPair, bias_of
 from harness.comparison.win_rates import Wins
 from harness.decision import decide
 from harness.gating import Rule
@@ -164,3 +165,47 @@ def test_the_next_step_draws_pairs_where_ratings_of_them_lack():
     text = markdown(experiment_document(shown(JUDGED)))
     assert "harness rate export pairs.csv --pairs" in text
     assert "--pairs" not in markdown(experiment_document(shown(PEOPLE_RATED)))
+
+
+def pairs(n, won, first, lengths, vote=lambda i: None):
+    return {f"item-{i}": JudgedPair(won(i), first(i), lengths(i), f"item-{i}", vote(i)) for i in range(n)}
+
+
+def test_a_judge_of_pairs_that_prefers_the_place_or_the_length_is_unmasked():
+    by_place = bias_of(pairs(60, lambda i: 0.5, lambda i: 1.0, lambda i: (50, 50)))
+    assert by_place.first.score == 1.0
+    assert by_place.first.low > 0.9
+    assert by_place.longer is None  # no lengths differ
+    long_new = bias_of(
+        pairs(
+            80,
+            lambda i: float(i % 2),
+            lambda i: 0.5,
+            lambda i: (50, 90 if i % 2 else 20),
+            lambda i: i % 4 > 1,
+        )
+    )
+    assert long_new.longer.score == 1.0
+    # People prefer the new answer to half of the items whatever its length, and the judge the longer one.
+    assert long_new.longer_beside_people.favour.score == pytest.approx(0.5)
+    assert long_new.longer_beside_people.favour.low > 0.3
+    assert long_new.longer_beside_people.is_length
+    assert long_new.favour.score == pytest.approx(0.0)
+    assert long_new.favour.low < 0 < long_new.favour.high
+
+
+def test_few_pairs_tell_nothing_of_a_judge():
+    assert set(bias_of(pairs(9, lambda i: 1.0, lambda i: 1.0, lambda i: (1, 2)))) == {None}
+
+
+def test_a_report_says_what_a_judge_of_pairs_prefers():
+    bias = bias_of(pairs(60, lambda i: 1.0, lambda i: 0.9, lambda i: (50, 90), lambda i: float(i % 2)))
+    text = markdown(experiment_document(shown(JUDGED._replace(missing=0, corrected=True, bias=bias))))
+    for words in (
+        "the answer shown first won 90.0",
+        "the longer answer won 100.0",
+        "it favours lora by +50.0",
+        "it favours the longer answer by +50.0",
+        "what else sets the two apart may be the cause as well",
+    ):
+        assert words in text

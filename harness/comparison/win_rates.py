@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import stats
+from harness.comparison.biases.pair_bias import PairBias
 from harness.comparison.estimators import Comparison, Estimate
 from harness.comparison.judge_correction import Graded, correct_score
 from harness.comparison.labelled_answers import enough_labels
@@ -31,7 +32,7 @@ class Wins(NamedTuple):
 
     `rate` is None where no pair was compared. `uncorrected` is the judge's own, None of people. So many pairs
     were rated by people (`n_ratings`), and so many more are `missing` before a judge may decide; until then
-    the rate is not `corrected`.
+    the rate is not `corrected`. `bias` is what a judge was found to prefer.
     """
 
     over: str
@@ -41,6 +42,7 @@ class Wins(NamedTuple):
     uncorrected: float | None = None
     missing: int = 0
     corrected: bool = True
+    bias: PairBias | None = None
 
     @property
     def counts_as_gain(self) -> bool:

@@ -15,6 +15,7 @@ from harness import provenance, store
 from harness.cache import memo
 from harness.config.rubrics import is_judged
 from harness.data import SPLITS, Split, TaskItems, task_version
+from harness.errors import CandidateFailed
 from harness.evaluation import Job, costs, encode_block, evaluate_block, in_order
 from harness.evaluation.candidates import ResolvedCandidate, resolve, resolve_candidates
 from harness.evaluation.costs.pace import Kind, Pace, read_pace, record_pace
@@ -152,6 +153,7 @@ class Session:
     `controls` maps digests of bases to the control arm that was measured while this session was open,
     `judging` maps judges that run here to their weights, or to why they have none yet;
     `checked_judges` holds the judges whose anchors were graded again for the candidate that is evaluated,
+    `refused_judges` why one of them may grade nothing new,
     `settled` runs to the verdict that an interim analysis settled; these are asked nothing more.
     `failures` maps candidates with seeds to what a worker or their base failed with; these are not made here.
     One that is a worker's (`is_worker`) claims what it makes, as others are at work in the same store.
@@ -170,6 +172,7 @@ class Session:
     candidates: Mapping[str, ResolvedCandidate] = field(default_factory=dict)
     controls: dict[str, str] = field(default_factory=dict)
     checked_judges: set[str] = field(default_factory=set)
+    refused_judges: dict[str, CandidateFailed] = field(default_factory=dict)
     settled: dict[str, Any] = field(default_factory=dict)
     slot: EngineSlot = field(default_factory=EngineSlot)
     paces: dict[int, Pace] = field(default_factory=dict)

@@ -389,9 +389,11 @@ def _header(session: Session) -> dict[str, object]:
 
 def _notes(session: Session, runs: Sequence[Run]) -> list[str]:
     of_rows = [*session.target.items.notes, *training_notes(session)]
-    of_judges = [*judge_remarks(session.tasks), *self_preference_remarks(session.tasks, runs)]
-    if judged := judge_of_pairs(session):
-        of_judges += pair_remarks(judged, session.experiment.gate.max_errors)
+    of_pairs = [*filter(None, [judge_of_pairs(session)])]
+    judged = [one for task in session.tasks for one in task.judged.values()] + of_pairs
+    of_judges = [*judge_remarks(session.tasks), *self_preference_remarks(judged, runs)]
+    for one in of_pairs:
+        of_judges += pair_remarks(one, session.experiment.gate.max_errors)
     return [*of_rows, *served_bases.sentences(session.sources), *list_remarks(session, runs), *of_judges]
 
 

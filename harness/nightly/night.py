@@ -197,6 +197,8 @@ class _NightRun:
             if judge.book in self.session.checked_judges:
                 continue  # before it graded tonight
             try:
+                if refused := self.session.refused_judges.get(judge.book):
+                    raise refused
                 check_judge(one, judge)
             except Exception as error:  # noqa: BLE001 (one judge must not end the night)
                 yield Watched(f"{one.metric} by {judge.name}", "", "", (), error=in_a_line(error))

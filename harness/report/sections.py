@@ -65,7 +65,13 @@ from harness.report.tables.several_answers_table import (
 from harness.report.tables.training_sets_table import sets_columns, sets_notes, sets_rows, sets_title
 from harness.report.tables.training_table import figure_title, show_trainings
 from harness.report.tables.trials_table import trial_columns, trial_rows, trials_text
-from harness.report.tables.win_rate_table import WINS_COLUMNS, WINS_NOTE, WINS_TITLE, wins_rows
+from harness.report.tables.win_rate_table import (
+    WINS_COLUMNS,
+    WINS_NOTE,
+    WINS_TITLE,
+    bias_sentences,
+    wins_rows,
+)
 
 _LOST_LISTED = 10
 # What the terminal shows beside the first page.
@@ -118,7 +124,8 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
     tuned = [f for f in done if is_fine_tuned(f)]
     yield Section("evidence", "Evidence", notes=sentences(report))
     rows = wins_rows(done, report.declared)
-    yield Section("wins", WINS_TITLE, WINS_COLUMNS, rows, WINS_NOTE if rows else "")
+    notes = bias_sentences(done) if rows else []
+    yield Section("wins", WINS_TITLE, WINS_COLUMNS, rows, WINS_NOTE if rows else "", notes)
     yield from label_sections(report.labels)
     yield _heat(report)
     yield from _ablations(report)

@@ -38,8 +38,9 @@ from harness.report.first_page import judged, nearest_miss, next_steps, reasons,
 from harness.report.labels import STYLES
 from harness.report.sections import experiment_document
 from harness.report.tables.attribution_table import attribution_sentence
-from harness.report.tables.diversity_table import collapse_sentence
+from harness.report.tables.diversity_table import collapse_sentence, diversity_text
 from harness.report.tables.retrieval_table import retrieval_text
+from harness.report.tables.several_answers_table import several_text
 
 WIDTH = 100
 _COUNTS_ITEMS = re.compile(r": \d+ of [^:]+$")  # as in `lora: ties …: 3 of world_facts, 9 of arithmetic`
@@ -126,9 +127,12 @@ def _describe_measured(report: ExperimentReport, f: CandidateFacts) -> Iterator[
     run, own = judged(report), f"{f.label}: "
     if run is not None and run.run_id == f.run_id:
         yield from _break_even(report)
+    of = report.diversity.get(f.label, ())
+    if several := several_text(f):
+        yield several
     said = [
         attribution_sentence(f.label, report.steps.get(f.label, ())),
-        collapse_sentence(f.label, report.diversity.get(f.label, ())),
+        collapse_sentence(f.label, of) or diversity_text(f.label, of),
         *_brief_notes(report),
     ]
     yield from (text.removeprefix(own) for text in said if text.startswith(own))

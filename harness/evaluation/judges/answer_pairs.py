@@ -8,6 +8,7 @@ read is no preference: the item is half a win for each side, and is counted.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
+from typing import NamedTuple
 
 from harness.evaluation.judges import Judged
 from harness.evaluation.judges.grade_reading import Ungraded
@@ -41,25 +42,40 @@ def ungraded_pairs(judged: Judged, examples: Sequence[Example], base: Rows, new:
     ]
 
 
-def pairs_won(grades: Sequence[Mapping[str, Grade]], base: Rows, new: Rows) -> dict[str, float]:
-    """Map the items whose answers differ to how far the new one is preferred, in [0, 1].
+class Preferences(NamedTuple):
+    """Preferences of judges between two arms' answers, by item whose answers differ.
 
-    The mean over judges and orders. An item that a judge has yet to compare is left out; one of which a
-    preference cannot be read is half a win, and one of `unread_items`.
+    `won` says how far the new answer is preferred, in [0, 1]: the mean over judges and orders. An item that
+    a judge has yet to compare is left out; one of which a preference cannot be read is half a win, and
+    `unread`. `first` says of the others that were compared how far the answer shown first is preferred.
     """
-    both = [pair for pair in both_rows(base, new) if answers_differ(*pair)]
-    failed = {now.example_id: float(old.status == "error") for old, now in both if _is_failed(old, now)}
-    preferred = {item: [grade.value for grade in found] for item, found in _compared(grades, base, new)}
-    return failed | {
-        item: _TIE if None in values else fmean(value for value in values if value is not None)
-        for item, values in preferred.items()
-    }
+
+    won: dict[str, float]
+    unread: set[str]
+    first: dict[str, float]
 
 
-def unread_items(grades: Sequence[Mapping[str, Grade]], base: Rows, new: Rows) -> set[str]:
-    """Return the items of which a judge gave a preference that cannot be read."""
-    found = _compared(grades, base, new)
-    return {item for item, given in found if any(grade.value is None for grade in given)}
+def preferences(grades: Sequence[Mapping[str, Grade]], base: Rows, new: Rows) -> Preferences:
+    """Read what judges prefer of two arms' answers; an answer that failed loses without them."""
+    both = (pair for pair in both_rows(base, new) if answers_differ(*pair))
+    found = Preferences({}, set(), {})
+    for old, now in both:
+        if _is_failed(old, now):
+            found.won[now.example_id] = float(old.status == "error")
+        elif given := _grades_of(grades, old, now):
+            _add(found, now.example_id, given)
+    return found
+
+
+def _add(found: Preferences, item: str, given: Sequence[Grade]) -> None:
+    """Add what was said of one item in both orders."""
+    read = [(grade.order, grade.value) for grade in given if grade.value is not None]
+    if len(read) < len(given):
+        found.unread.add(item)
+        found.won[item] = _TIE
+        return
+    found.won[item] = fmean(value for _, value in read)
+    found.first[item] = fmean(value if order == "first" else 1 - value for order, value in read)
 
 
 def both_rows(base: Rows, new: Rows) -> Iterator[tuple[SampleResult, SampleResult]]:
@@ -78,15 +94,11 @@ def _is_failed(old: SampleResult, now: SampleResult) -> bool:
     return "error" in (old.status, now.status)
 
 
-def _compared(
-    grades: Sequence[Mapping[str, Grade]], base: Rows, new: Rows
-) -> Iterator[tuple[str, list[Grade]]]:
-    """Yield the items that every judge has compared in both orders, with what each said."""
-    for old, now in both_rows(base, new):
-        keys = [_key(old, now, order) for order in _ORDERS]
-        found = [of[key] for of in grades for key in keys if key in of]
-        if answers_differ(old, now) and not _is_failed(old, now) and len(found) == len(grades) * len(keys):
-            yield now.example_id, found
+def _grades_of(grades: Sequence[Mapping[str, Grade]], old: SampleResult, now: SampleResult) -> list[Grade]:
+    """List what every judge said of a pair in both orders; nothing where one has yet to compare it."""
+    keys = [_key(old, now, order) for order in _ORDERS]
+    found = [of[key] for of in grades for key in keys if key in of]
+    return found if len(found) == len(grades) * len(keys) else []
 
 
 def _key(old: SampleResult, now: SampleResult, order: Order) -> str:

@@ -7,7 +7,7 @@ text is parsed and never guessed at, also where the probabilities of its first t
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from threading import Lock
@@ -17,6 +17,7 @@ from harness.errors import CandidateFailed
 from harness.evaluation import costs
 from harness.evaluation.costs.budget import Budget
 from harness.evaluation.judges import Judge, Judged
+from harness.evaluation.judges.control_words import break_in_example, break_words, control_words
 from harness.evaluation.judges.grade_costs import cost_usd, open_budget
 from harness.evaluation.judges.grade_reading import Ungraded
 from harness.evaluation.judges.grade_weights import (
@@ -95,7 +96,11 @@ def _ask_endpoint(session: Session, judge: Judge, answers: Sequence[Ungraded], k
     with _opened(judge.settings, judged) as (server, candidate):
         say = partial(_say, candidate, budget)
         if judge.book not in session.checked_judges:
-            check_anchors(judged, judge, say)
+            try:
+                check_anchors(judged, judge, say)
+            except CandidateFailed as error:
+                session.refused_judges[judge.book] = error
+                raise
         if first:
             _ask_each(server, say, first, keep)
             check_anchors(judged, judge, say, graded_now={answer.key for answer in first})
@@ -170,24 +175,28 @@ def _grade_in_words(candidate: ChatCandidate, answer: Ungraded) -> Grade:
     return _grade(answer, output, output.text, value)
 
 
-def _messages(answer: Ungraded) -> list[Message]:
-    rubric = answer.judged.rubric
-    return judge_messages(rubric, answer.example, answer.answer, answer.order, answer.passages)
+def _messages(answer: Ungraded, words: Collection[str] = ()) -> list[Message]:
+    """Write what a judge is asked; words that its own tokenizer reads as control tokens are broken up."""
+    text, passages = (break_words(one, words) for one in (answer.answer, answer.passages))
+    example = break_in_example(answer.example, words)
+    return judge_messages(answer.judged.rubric, example, text, answer.order, passages)
 
 
 def _score_grades(session: Session, weights: Weights, answers: Sequence[Ungraded], keep: Keep) -> None:
     """Score every grade of the scale after each prompt, by a model that runs here."""
     assert weights.source is not None, "weights that judge name their base"
-    chat = has_chat_template(weights.source)
+    chat, words = has_chat_template(weights.source), control_words(weights.source)
     with open_weights(session, weights) as candidate:
         for at in range(0, len(answers), _TOGETHER):
-            keep(list(_weighted(candidate, answers[at : at + _TOGETHER], chat=chat)))
+            keep(list(_weighted(candidate, answers[at : at + _TOGETHER], words, chat=chat)))
 
 
-def _weighted(candidate: Candidate, answers: Sequence[Ungraded], *, chat: bool) -> Iterator[Grade]:
+def _weighted(
+    candidate: Candidate, answers: Sequence[Ungraded], words: Collection[str], *, chat: bool
+) -> Iterator[Grade]:
     """Yield the mean of all grades of each answer, weighted by their probabilities given the prompt."""
     start = time.perf_counter()
-    encoded = [_encoded(candidate, one, chat=chat) for one in answers]
+    encoded = [_encoded(candidate, one, words, chat=chat) for one in answers]
     sizes = [max(len(e.context) + len(e.continuation) for e in each) for each in encoded]
     fitting = [each for each, size in zip(encoded, sizes, strict=True) if size <= candidate.max_context]
     scores = iter(candidate.loglikelihood([(e.context, e.continuation) for each in fitting for e in each]))
@@ -204,9 +213,9 @@ def _weighted(candidate: Candidate, answers: Sequence[Ungraded], *, chat: bool) 
             yield _grade(answer, output, weights_text(rubric, weights), value)
 
 
-def _encoded(candidate: Candidate, answer: Ungraded, *, chat: bool) -> list[Encoded]:
+def _encoded(candidate: Candidate, answer: Ungraded, words: Collection[str], *, chat: bool) -> list[Encoded]:
     """Encode the prompt with each grade behind it, the worst first."""
-    messages, gap = _messages(answer), "" if chat else " "
+    messages, gap = _messages(answer, words), "" if chat else " "
     grades = answer.judged.rubric.grades
     return candidate.encode_all([PromptText(messages, gap + grade, chat) for grade in grades])
 

@@ -69,9 +69,15 @@ def _by_book(ungraded: Iterable[Ungraded]) -> Iterator[list[Ungraded]]:
 
 def judge_remarks(tasks: Iterable[Measured]) -> Iterator[str]:
     """Say of each judge how much it has graded, at which price, and how many grades could not be read."""
+    decides: dict[tuple[str, ...], bool] = {}
+    named: dict[tuple[str, ...], Judged] = {}
     for task in tasks:
         for one in task.judged.values():
-            yield from _remarks_of(one, decides=one.metric == task.task.primary_metric)
+            books = (one.metric, *(judge.book for judge in one.judges))
+            named.setdefault(books, one)
+            decides[books] = decides.get(books, False) or one.metric == task.task.primary_metric
+    for books, one in named.items():
+        yield from _remarks_of(one, decides=decides[books])
 
 
 def pair_remarks(one: Judged, most: float) -> Iterator[str]:
@@ -86,7 +92,7 @@ def pair_remarks(one: Judged, most: float) -> Iterator[str]:
             yield _remark_of(one, judge, known, ("comparisons made", "preferences"), become)
 
 
-def self_preference_remarks(tasks: Iterable[Measured], runs: Iterable[Run]) -> Iterator[str]:
+def self_preference_remarks(judged: Iterable[Judged], runs: Iterable[Run]) -> Iterator[str]:
     """Say of each judge whose own answers it grades: models prefer what they would say themselves.
 
     Source: Panickssery et al. 2024, arXiv 2404.13076.
@@ -95,7 +101,6 @@ def self_preference_remarks(tasks: Iterable[Measured], runs: Iterable[Run]) -> I
     for run in runs:
         if run.state == "done":
             makers.setdefault(run.weights_digest, []).append(run.label)
-    judged = (one for task in tasks for one in task.judged.values())
     graded = {(one.metric, judge.book): judge for one in judged for judge in one.judges}
     for (metric, _), judge in graded.items():
         if judge.weights and (own := makers.get(judge.weights.digest)):

@@ -3,24 +3,25 @@
 Invariant: `judge_pairs` and `wins_over` alone ask a judge; whatever reads a report reads what is stored.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 from harness import decision as decide
 from harness import store
 from harness.comparison import human
+from harness.comparison.biases.pair_bias import JudgedPair, PairBias, bias_of
 from harness.comparison.win_rates import Pairs, Wins, wins_by_judge, wins_by_people
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed
 from harness.evaluation.judges import Judged, open_judged, stored_grades
 from harness.evaluation.judges.answer_pairs import (
+    Preferences,
     Rows,
     answers_differ,
     both_rows,
-    pairs_won,
+    preferences,
     ungraded_pairs,
-    unread_items,
 )
 from harness.evaluation.judges.judging_stage import grade_all
 from harness.evaluation.session import Session
@@ -106,10 +107,28 @@ def wins_of(at: Store, policy: GatePolicy, task: str, runs: tuple[Run, Run], row
     by = policy.target.by
     if by == PEOPLE:
         return open_where_failed(wins_by_people(runs[0].candidate, pairs, votes), rows[0], policy.max_errors)
-    grades = stored_grades(by, at)
-    found = wins_by_judge(runs[0].candidate, metric_name(by), pairs, pairs_won(grades, *rows), votes)
-    found = open_where_failed(found, rows[0], policy.max_errors, unread_items(grades, *rows))
+    preferred = preferences(stored_grades(by, at), *rows)
+    found = wins_by_judge(runs[0].candidate, metric_name(by), pairs, preferred.won, votes)
+    found = open_where_failed(found, rows[0], policy.max_errors, preferred.unread)
+    found = found._replace(bias=_bias(preferred, rows, votes))
     return found._replace(missing=0) if policy.uncalibrated_judge == "allow" else found
+
+
+def _bias(preferred: Preferences, rows: tuple[Rows, Rows], votes: Mapping[str, float]) -> PairBias:
+    """Say what a judge prefers, of the items whose preferences could be read."""
+    return bias_of(
+        {
+            now.example_id: JudgedPair(
+                preferred.won[now.example_id],
+                preferred.first[now.example_id],
+                (len(old.text), len(now.text)),
+                now.cluster or now.example_id,
+                votes.get(now.example_id),
+            )
+            for old, now in both_rows(*rows)
+            if now.example_id in preferred.first
+        }
+    )
 
 
 def open_where_failed(wins: Wins, base: Rows, most: float, unread: Collection[str] = ()) -> Wins:

@@ -36,6 +36,7 @@ def attempt(
     """
     if seed == candidate.seeds[0]:
         session.checked_judges.clear()  # a judge may be another by now
+        session.refused_judges.clear()
     try:
         if done is None and (error := session.failures.get((candidate.name, seed))):
             raise error

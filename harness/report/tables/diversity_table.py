@@ -56,6 +56,19 @@ def collapse_sentence(label: str, found: Sequence[AnswerDiversity]) -> str:
     return f"{label}: mode collapse, {'; '.join(said)}" if said else ""
 
 
+def diversity_text(label: str, found: Sequence[AnswerDiversity]) -> str:
+    """Say how varied the answers to the target are, beside the base's; empty where none were generated."""
+    if not found:
+        return ""
+    d = found[0]
+    beside = f"; of the base {_varied(d.base)}" if d.base else ""
+    return f"{label}: answers to {d.task}: {_varied(d.new)}{beside}"
+
+
+def _varied(answers: Answers) -> str:
+    return f"{_distinct(answers)} are distinct, the commonest is {formatting.percent(answers.share)} %"
+
+
 def _distinct(answers: Answers) -> str:
     return f"{formatting.count(answers.n_distinct)} ({formatting.percent(answers.distinct_share)} %)"
 

@@ -3,9 +3,11 @@
 Invariant: a rate stands beside the one that was asked for, and a judge's own beside the corrected one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from harness import formatting
+from harness.comparison import Estimate
+from harness.comparison.biases.pair_bias import PairBias
 from harness.comparison.win_rates import Wins
 from harness.decision import CandidateFacts, basis_text
 from harness.formatting import UNKNOWN
@@ -45,6 +47,31 @@ def _rate(wins: Wins) -> str:
         return UNKNOWN
     lacking = f" ({formatting.pluralize(wins.missing, 'more rating')} needed)" if wins.missing else ""
     return formatting.score(wins.rate.unit, *wins.rate[:3]) + lacking
+
+
+def bias_sentences(facts: Sequence[CandidateFacts]) -> list[str]:
+    """Say of each judge of a win rate what it prefers: a place, length, a candidate."""
+    return [said for f in facts if f.wins and f.wins.bias for said in _biases(f.label, f.wins, f.wins.bias)]
+
+
+def _biases(name: str, wins: Wins, bias: PairBias) -> Iterator[str]:
+    of = f"{wins.by} on {name} beside {wins.over}"
+    if bias.first:
+        rate = _share(bias.first)
+        yield f"{of}: the answer shown first won {rate} % of comparisons, where 50 % favours no place"
+    if bias.longer:
+        yield f"{of}: the longer answer won {_share(bias.longer)} % of pairs whose lengths differ"
+    if bias.favour:
+        by = formatting.change(bias.favour.unit, *bias.favour[:3])
+        yield f"{of}: it favours {name} by {by} points of win rate more than people do on the same pairs"
+    if longer := bias.longer_beside_people:
+        by = formatting.change(longer.favour.unit, *longer.favour[:3])
+        also = "" if longer.is_length else "; what else sets the two apart may be the cause as well"
+        yield f"{of}: it favours the longer answer by {by} points of win rate more than people do{also}"
+
+
+def _share(e: Estimate) -> str:
+    return formatting.score(e.unit, *e[:3])
 
 
 def wins_sentence(f: CandidateFacts, declared: TargetPolicy | None) -> str:
