@@ -99,6 +99,27 @@ def test_what_the_base_was_asked_before_leaves_the_order_as_it_was(begun):
     assert not any("a first result" in line for line in lines(begun[0], "target.max_new_tokens=3"))
 
 
+class Stops(Seen):
+    """Progress of a call that is ended when the base is asked."""
+
+    @contextmanager
+    def stage(self, label, expected_s=0.0):
+        if label == ASKS_THE_BASE[0]:
+            raise KeyboardInterrupt
+        with super().stage(label, expected_s) as advance:
+            yield advance
+
+
+def test_answers_that_are_stored_are_scored_by_other_metrics_and_not_asked_again(tiny, tmp_path):
+    path, stopped = tiny_experiment.write(tmp_path, tiny), Stops()
+    with pytest.raises(KeyboardInterrupt):
+        tiny_experiment.run(path, candidates=("prompt",), progress=stopped)
+    assert "a first result" in stopped.lines[-1]
+    said = lines(path, "target.metrics=[exact_match]", candidates=("prompt",))
+    assert said[:3] == ASKS_THE_BASE
+    assert "prompt: letters/test" not in said
+
+
 def test_without_a_prompt_on_the_base_there_is_none(tiny, tmp_path):
     assert lines(tiny_experiment.write(tmp_path, tiny), candidates=("bag",))[:3] == ASKS_THE_BASE
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from harness.comparison import estimate
 from harness.errors import UserError
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.rows.row_sets import RunRequest, is_there
+from harness.evaluation.judges.judging_stage import score_answered
+from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.runner import fill, open_weights
 from harness.evaluation.session import Session
 from harness.experiment.runs.k_fold import is_cross_validated, sets_of_target
@@ -53,11 +54,12 @@ def _show(session: Session, request: RunRequest, *, smoke: bool) -> None:
         return
     weights = ensure_weights(session, candidate, seed)
     rows = sets_of_target(session, candidate, weights, seed)[1]
-    if is_there(session, rows) or is_measured(session, candidate.base):
+    lacking = score_answered(session, [rows])
+    if not lacking or is_measured(session, candidate.base):
         return
     begin(session, candidate.name, seed)
     with open_weights(session, weights) as model:
-        fill(session, model, [rows], candidate.name)
+        fill(session, model, lacking, candidate.name)
     found = read_rows(session.store, rows.identity.digest, len(rows.ids))
     if all(row.status == "error" for row in found):
         return
