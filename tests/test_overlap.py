@@ -216,3 +216,6 @@ def test_rows_alike_in_a_file_that_test_items_are_drawn_from_are_kept_together_b
     )
     (note,) = overlap_notes([train], [test], "rows.jsonl")
     assert note.endswith("`harness data split rows.jsonl --out DIR` keeps rows that are alike in one part")
+    (note,) = overlap_notes([train], [test], "own.jsonl", drawn_from="rows.jsonl")
+    assert "--against" not in note
+    assert "`harness data split rows.jsonl --out DIR`" in note

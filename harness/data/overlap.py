@@ -187,10 +187,12 @@ def overlap_notes(
     where: str,
     with_choices: bool = False,
     encode: Encode | None = None,
+    drawn_from: str = "",
 ) -> list[str]:
     """Say which training rows of a file ask in other words what is evaluated, the closest three by place.
 
-    With `encode` a second note names those that only the embeddings find.
+    With `encode` a second note names those that only the embeddings find. `drawn_from` is the file of
+    training rows from which evaluated ones were set aside, by default the file itself.
     """
     asked, items = ([key(row.example, with_choices) for row in rows] for rows in (training, evaluated))
     answers = ["\n".join(row.example.references) for row in training]
@@ -201,11 +203,16 @@ def overlap_notes(
     known = {one.training for one in found}
     close = _close_embeddings(asked, items, encode) if encode else []
     by_sense = sorted((o for o in close if o.training not in known), key=lambda o: -o.similarity)
-    return [_note(training, evaluated, where, of) for of in (found, by_sense) if of]
+    drawn_from = drawn_from or where
+    return [_note(training, evaluated, where, of, drawn_from) for of in (found, by_sense) if of]
 
 
 def _note(
-    training: Sequence[Sourced], evaluated: Sequence[Sourced], where: str, found: Sequence[Overlap]
+    training: Sequence[Sourced],
+    evaluated: Sequence[Sourced],
+    where: str,
+    found: Sequence[Overlap],
+    drawn_from: str,
 ) -> str:
     closest = "; ".join(
         f"{training[o.training].where} and {evaluated[o.evaluated].where} ({o.measure} {plain(o.similarity)})"
@@ -213,17 +220,19 @@ def _note(
     )
     files = dict.fromkeys(evaluated[o.evaluated].where.rpartition(":")[0] for o in found)
     rows = pluralize(len(found), "row")
-    mend = "" if found[0].measure == "embeddings" else _mend(where, files)  # dedup looks at words alone
+    by_words = found[0].measure != "embeddings"  # dedup looks at words alone
+    mend = _mend(where, files, drawn_from) if by_words else ""
     return f"{where}: {rows} may ask in other words what is evaluated; closest: {closest}{mend}"
 
 
-def _mend(where: str, files: Iterable[str]) -> str:
+def _mend(where: str, files: Iterable[str], drawn_from: str) -> str:
     """Name the command that takes such rows of a file out of training; items of lm-eval have no file."""
     steps = []
-    if where in files:  # the test items were drawn from the training file itself
+    if drawn_from in files:  # the evaluated items were drawn from a training file itself
         steps.append(
-            f"`harness data split {shlex.quote(where)} --out DIR` keeps rows that are alike in one part"
+            f"`harness data split {shlex.quote(drawn_from)} --out DIR` keeps rows that are alike in one part"
         )
-    if against := " ".join(f"--against {shlex.quote(file)}" for file in files if file and file != where):
+    held = [file for file in files if file not in ("", where, drawn_from)]
+    if against := " ".join(f"--against {shlex.quote(file)}" for file in held):
         steps.append(f"`harness data dedup {shlex.quote(where)} {against} --out OUT` leaves them out")
     return "".join(f"; {step}" for step in steps)

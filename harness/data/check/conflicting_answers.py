@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from harness.data.check import DECIDE, Finding, Given
+from harness.data.check import Finding, Given
 from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt
 from harness.formatting import pluralize
@@ -42,7 +42,7 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
         len(table.digests),
         tuple(table.places(i) for i, _ in pairs),
         f"{asked!r}: {shown}" if there else "",
-        f"harness data dedup FILE --conflicts drop --out OUT  # drops all of them; or {DECIDE}"
+        "harness data dedup FILE --conflicts drop --out OUT  # all of them; the Data page decides one by one"
         if table.labels
         else "",
         beside=tuple(_answer_at(table.places(i), of) for _, i in pairs),

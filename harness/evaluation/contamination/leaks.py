@@ -48,7 +48,9 @@ def refuse_or_note(
     notes: list[str] = []
     named = files or {part: display_path(target.data.source(part) or "") for part in _PARTS}
     for part, file in named.items():
-        notes += overlap_notes(own.sourced(part), evaluated, file, target.kind == "choice", encode)
+        drawn_from = display_path(target.data.source("train") or "")
+        choice = target.kind == "choice"
+        notes += overlap_notes(own.sourced(part), evaluated, file, choice, encode, drawn_from)
     return replace(own, overlap=tuple(notes))
 
 
