@@ -25,6 +25,19 @@ _LINES = (
         ),
     ),
     (
+        "likelihoods by transformers and answers by vLLM in one run",
+        "not offered: one engine answers everything of an experiment",
+        "none",
+    ),
+    (
+        "what a pass costs, measured once for each card; batches bounded by the keys that fit",
+        (
+            "not offered: costs that were measured on a CPU lay out the batches of every device, and one that does not fit "
+            "is halved"
+        ),
+        "halving (`tests/test_oom.py`)",
+    ),
+    (
         "continuous batching (transformers' `generate_batch`), CUDA graphs, `torch.compile`",
         "not offered: answers come in batches, a token of each at a time",
         (
@@ -39,7 +52,10 @@ _LINES = (
     ),
     (
         "FSDP2, DeepSpeed ZeRO",
-        "not offered: accelerate makes such shards on GPUs alone",
+        (
+            "not offered: accelerate 1.15 makes such shards on GPUs alone; with `distributed_type: FSDP` and `use_cpu` its two processes "
+            "on a CPU share nothing (`DistributedType.NO`)"
+        ),
         "none; a base has to fit each GPU, and what does not is said before anything runs (`tests/test_base_fit.py`)",
     ),
     (
