@@ -560,6 +560,8 @@ def test_a_judge_that_runs_here_takes_turns_with_the_base_and_the_control_arm_se
     d.rubric(f"{RUBRIC}judge: {wide}\n")
     found = d.compare("target.truncated_scores=true")
     assert {f.state for f in found.facts} == {"done"}
+    remarks = [note for note in found.notes if "answers graded by" in note]
+    assert len(remarks) == len(set(remarks)) == 1, "one book, whichever tasks it is of"
     runs = tiny_experiment.runs_of(d.path)
     assert runs["plain"].rows.keys() == {"replies/validation", "replies/test", "facts/test"}
     for row in store.read_rows(d.store, runs["plain"].rows["facts/test"]):

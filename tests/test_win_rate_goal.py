@@ -161,6 +161,16 @@ def test_a_report_shows_win_rates_in_its_table_its_gain_and_on_the_terminal():
     assert "a judge that too few ratings of people check yet" in markdown(experiment_document(shown(JUDGED)))
 
 
+def test_the_terminal_calls_the_scores_of_an_unlabelled_judge_that_below_its_table():
+    facts = tuple(alternatives())
+    found = ExperimentReport("desk", "base", "judge:helpful", facts)
+    assert "grades of a judge, which too few labels of people correct" in " ".join(
+        terminal_html(found).split()
+    )
+    plain = ExperimentReport("desk", "base", "token_f1", facts)
+    assert "labels of people" not in terminal_html(plain)
+
+
 def test_the_next_step_draws_pairs_where_ratings_of_them_lack():
     text = markdown(experiment_document(shown(JUDGED)))
     assert "harness rate export pairs.csv --pairs" in text

@@ -61,10 +61,10 @@ def first_page(report: ExperimentReport) -> FirstPage:
 
 
 def _table_notes(report: ExperimentReport) -> list[str]:
-    return [column_note(report), *filter(None, [disturbed_note(report.facts), _labels_note(report)])]
+    return [column_note(report), *filter(None, [disturbed_note(report.facts), labels_note(report)])]
 
 
-def _labels_note(report: ExperimentReport) -> str:
+def labels_note(report: ExperimentReport) -> str:
     """Say whose scores people's labels correct; empty where the metric is no judge's."""
     if not is_judge(report.metric):
         return ""

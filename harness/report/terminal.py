@@ -34,7 +34,14 @@ from harness.report.experiment_report import (
     table_rows,
     verdict_word,
 )
-from harness.report.first_page import judged, nearest_miss, next_steps, reasons, worst_tasks
+from harness.report.first_page import (
+    judged,
+    labels_note,
+    nearest_miss,
+    next_steps,
+    reasons,
+    worst_tasks,
+)
 from harness.report.labels import STYLES
 from harness.report.sections import experiment_document
 from harness.report.tables.attribution_table import attribution_sentence
@@ -49,6 +56,8 @@ _COUNTS_ITEMS = re.compile(r": \d+ of [^:]+$")  # as in `lora: ties …: 3 of wo
 def terminal(report: ExperimentReport, console: Console) -> None:
     """Print the table of candidates, fitted to its width, then the points of each, and the decision last."""
     console.print(terminal_table(report))
+    if note := labels_note(report):
+        console.print(Text(clean(note)))
     whole = experiment_document(report)
     brief = [s for s in whole.sections if not s.detail]
     for line in terminal_lines(replace(whole, title="", lead="", sections=brief, last_line="")):
