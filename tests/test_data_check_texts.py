@@ -154,6 +154,16 @@ def test_answers_with_white_space_around_them_are_found_in_every_layout_of_one_a
     ]
 
 
+def test_a_pair_with_white_space_behind_both_answers_is_one_row_and_its_example_is_masked(find):
+    rows = [{"prompt": f"{a} {b}?", "chosen": a, "rejected": b} for a, b in pairwise(WORDS[:30])]
+    secret = f"{'ab ' * 40}write to ann.lee@example.org at once, before the {WORDS[3]} of {WORDS[4]} "
+    rows[4] = {**rows[4], "chosen": secret, "rejected": "No "}
+    (found,) = alarms(find(rows, "answer_formats"))
+    assert lines(found) == [5]
+    assert "•" in found.example
+    assert "example" not in found.example
+
+
 def test_white_space_behind_answers_is_mended_by_the_command_that_is_named(find, tmp_path):
     rows = [{"prompt": row["prompt"], "completion": f"{row['reference']}  \n"} for row in texts(40, 1)]
     (found,) = alarms(find(rows, "answer_formats"))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from harness.data.check import ALPHA, Finding, Given
 from harness.data.check._table import Entry, Table
-from harness.data.check.personal_data import excerpt
+from harness.data.check.personal_data import excerpt, mask_text
 from harness.data.edit.spellings import commonest_spellings, several_spellings
 from harness.formatting import pluralize
 
@@ -37,14 +37,13 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
 
 def _outer_spaces(table: Table) -> Iterator[Finding]:
     """List answers with white space at an end, as the file has them: known layouts are read without it."""
-    mend, cut = (
-        "harness data clean FILE --out OUT",
-        "cut it in the file, unless it is the indentation of code",
-    )
-    for where, strip, command in (("behind", str.rstrip, mend), ("in front of", str.lstrip, cut)):
-        spaced = [(e, text) for e in table.entries for text in _written(e) if text != strip(text)]
+    cut = "cut it in the file, unless it is the indentation of code"
+    ends = (("behind", str.rstrip, "harness data clean FILE --out OUT"), ("in front of", str.lstrip, cut))
+    for where, strip, command in ends:
+        first_of = ((e, next((t for t in _written(e) if t != strip(t)), "")) for e in table.entries)
+        spaced = [(entry, text) for entry, text in first_of if text]
         if spaced:
-            first = spaced[0][1]
+            masked = mask_text(spaced[0][1])
             yield Finding(
                 "answer_formats",
                 "warning",
@@ -53,7 +52,7 @@ def _outer_spaces(table: Table) -> Iterator[Finding]:
                 len(spaced),
                 len(table.entries),
                 tuple(entry.where for entry, _ in spaced),
-                repr(excerpt(first[-60:] if where == "behind" else first, 60)),
+                repr(masked[-60:] if where == "behind" else masked[:60]),
                 command,
             )
 

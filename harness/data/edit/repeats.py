@@ -22,7 +22,6 @@ class Folded(NamedTuple):
     """Question and answers of a row, letter case and spaces aside; those of equal rows are equal.
 
     Indentation and options of commands count: `ls -L` and `ls -l` differ, and so do two blocks of Python.
-
     `setting` is what makes a question of the same words another one: the system prompt and the choices.
     """
 
@@ -62,16 +61,12 @@ def near_repeats(rows: Sequence[Asked], alike: float = THRESHOLD) -> list[Group]
 
 def _answer_alike(row: Asked, earlier: Asked, alike: float) -> bool:
     """Return whether the answers of two rows are alike, and all that their questions stand on is equal."""
-    questions = _marks(row.question), _marks(earlier.question)
-    answers = tuple(map(_marks, row.answers)), tuple(map(_marks, earlier.answers))
-    is_same_code = questions[0] == questions[1] and answers[0] == answers[1]
-    return (
-        is_same_code
-        and stand_on_same(row, earlier)
-        and all(
-            fold_text(a) == fold_text(b) or are_alike(a, b, alike if max(len(a), len(b)) > _SHORT else 1)
-            for a, b in zip(row.answers, earlier.answers, strict=False)
-        )
+    if _marks(row.question) != _marks(earlier.question) or not stand_on_same(row, earlier):
+        return False
+    return all(
+        _fold(a) == _fold(b)
+        or (_marks(a) == _marks(b) and are_alike(a, b, alike if max(len(a), len(b)) > _SHORT else 1))
+        for a, b in zip(row.answers, earlier.answers, strict=False)
     )
 
 
