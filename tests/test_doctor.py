@@ -4,13 +4,23 @@ import json
 import sys
 
 import pytest
+import tiny_experiment
 from typer.testing import CliRunner
 
 from harness.cli import app
+from harness.evaluation.candidates import base_weights
+from harness.evaluation.costs import Work
+from harness.evaluation.rows.row_sets import suite_sets
 from harness.experiment import Scope, prepare_session
-from harness.experiment.preflight import compiler_problems, examine
-from harness.experiment.preflight.candidate_costs import estimate_costs
-from harness.models import vllm
+from harness.experiment.preflight import _disk_problems, compiler_problems, examine
+from harness.experiment.preflight.candidate_costs import (
+    Asked,
+    _evaluation_work,
+    _peak_gb,
+    checkpoints_gb,
+    estimate_costs,
+)
+from harness.models import hub, vllm
 from harness.models.hardware import Machine, Memory, memory, probe
 from harness.progress import Silent
 
@@ -65,6 +75,29 @@ def test_longer_answers_take_more_memory(copy):
     least = by_name(copy, ROOMY)["prompt"].memory_gib
     suite.write_text(suite.read_text().replace("max_new_tokens: 4", "max_new_tokens: 40"))
     assert by_name(copy, ROOMY)["prompt"].memory_gib > least
+
+
+def test_whole_texts_that_are_scored_take_the_logits_of_a_pass(copy):
+    opened, _ = session(copy)
+    prompt = opened.candidates["prompt"]
+    shape = hub.shape(prompt.base)
+    few, whole = (_peak_gb(opened, prompt, shape, Asked(Work(), 100, scored)) for scored in (0, 64))
+    assert whole - few == pytest.approx(4 * 64 * shape.vocabulary / 1e9)
+    assert _evaluation_work(opened, suite_sets(opened, base_weights(opened.source))).scored > 0
+
+
+@pytest.mark.parametrize(
+    ("params", "n_bytes"),
+    [("", 4 + 8), ("dtype: bfloat16", 2 + 4), ("dtype: bfloat16, optim: adamw_8bit", 2 + 2)],
+)
+def test_three_checkpoints_of_a_whole_model_need_room_on_the_disk(tiny, tmp_path, params, n_bytes):
+    candidates = f"  prompt: {{method: base}}\n  full: {{method: full, params: {{{params}}}}}\n"
+    opened, selected = session(tiny_experiment.write(tmp_path, tiny, candidates))
+    needed = 3 * n_bytes * opened.source.n_parameters / 1e9
+    assert checkpoints_gb(opened, opened.candidates["full"]) == pytest.approx(needed)
+    found = [str(p) for p in _disk_problems(opened, selected, 0.9 * needed, "here")]
+    assert any("checkpoints of full" in one for one in found)
+    assert [*_disk_problems(opened, selected, 5 + needed, "here")] == []
 
 
 def test_a_batch_too_large_is_told_the_size_that_fits(copy):

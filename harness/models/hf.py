@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 _NO_ROOM = "out of memory while scoring an item"
-_READING = {"cpu": Size(512, 1024), "cuda": Size(512, 16_384)}
+READING = {"cpu": Size(512, 1024), "cuda": Size(512, 16_384)}
 _POSITIONS = 64  # of a text, whose distributions over the vocabulary are in memory at once
 # What is generated together; its keys and values lie in memory.
 ANSWERING = {"cpu": Size(512, 32_768), "cuda": Size(512, 262_144)}
@@ -107,7 +107,7 @@ class HFCandidate(PromptEncoder):
     ) -> None:
         self.model, self.tokenizer, self.weights_digest = model, tokenizer, weights_digest
         device = model.device.type
-        self._reading, self._answering = _READING[device], ANSWERING[device]
+        self._reading, self._answering = READING[device], ANSWERING[device]
         self._executor = Executor(model, self._reading.tokens, scoring_engine, soft_prompt)
         self.engine = f"transformers/{self._executor.engine}"
         self.layout_digest = digest([self._executor.layout_digest, self._reading, self._answering])

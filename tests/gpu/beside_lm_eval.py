@@ -16,7 +16,7 @@ from random_llama import RandomModel
 
 from harness import config, data
 from harness.models import memory
-from harness.models.hf import _READING, ANSWERING, ModelHost
+from harness.models.hf import ANSWERING, READING, ModelHost
 from harness.records import BLOCK, Limits
 
 ROOT = Path(__file__).parents[2]
@@ -173,7 +173,7 @@ def memory_row(
 ) -> Row:
     """Set the peak beside the estimate for the tokens whose keys lie in memory together."""
     device, precision = model.machine.device, model.machine.precision
-    tokens = _READING[device].tokens
+    tokens = READING[device].tokens
     if section.n_new:
         longest = max(len(host.base.encode(_turn(q), chat_template=False).context) for q in asked)
         tokens = min(ANSWERING[device].tokens, min(BLOCK, len(asked)) * (longest + section.n_new))

@@ -6,6 +6,7 @@ is what everything else depends on. Every problem is listed, none stops the othe
 
 import shutil
 import sysconfig
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +17,7 @@ from harness.evaluation.candidate_rows import training_notes
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
 from harness.experiment.check_rows import Brief, check_target
-from harness.experiment.preflight.candidate_costs import Cost, estimate_costs
+from harness.experiment.preflight.candidate_costs import Cost, checkpoints_gb, estimate_costs
 from harness.experiment.preparation.candidate_problems import key_problems
 from harness.experiment.run_preview import recipe_warnings
 from harness.formatting import count
@@ -70,9 +71,7 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
     session, selected = _open_experiment(path, overrides, scope, progress, problems)
     machine = session.machine if session else probe(renew=True)
     free_gb = shutil.disk_usage(path.parent.resolve() if path.parent.exists() else Path()).free / 1e9
-    if free_gb < _LEAST_DISK_GB:
-        found = f"{free_gb:.1f} GB free"
-        problems.append(Problem(str(path.parent), found, f"{_LEAST_DISK_GB:g} GB or more", "free some"))
+    problems += _disk_problems(session, selected, free_gb, str(path.parent))
     served_by = _vllm(machine.device, problems, session.experiment if session else None)
     room = hardware.memory(machine.device)
     problems += compiler_problems(machine.device)
@@ -89,6 +88,20 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
         problems=tuple(problems),
         recipes=tuple(recipe_warnings(session, selected)) if session else (),
     )
+
+
+def _disk_problems(
+    session: Session | None, selected: Iterable[str], free_gb: float, where: str
+) -> Iterator[Problem]:
+    """Yield that there is too little room on the disk, for anything or for the checkpoints of a training."""
+    if free_gb < _LEAST_DISK_GB:
+        yield Problem(where, f"{free_gb:.1f} GB free", f"{_LEAST_DISK_GB:g} GB or more", "free some")
+    candidates = [session.candidates[name] for name in selected] if session else []
+    for candidate in candidates:
+        if session and (needed := checkpoints_gb(session, candidate)) > free_gb:
+            found = f"{free_gb:,.0f} GB free, and checkpoints of {candidate.name} that take {needed:,.0f}"
+            step = "free some, or an adapter (method: lora)"
+            yield Problem(where, found, "room for three of them", step)
 
 
 def _open_experiment(

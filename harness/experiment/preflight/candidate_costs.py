@@ -20,7 +20,7 @@ from harness.experiment.runs.k_fold import fold_sessions
 from harness.experiment.weights.training_fit import fit_work
 from harness.models import hub, memory
 from harness.models.hardware import Memory
-from harness.models.hf import ANSWERING
+from harness.models.hf import ANSWERING, READING
 from harness.models.memory.shape import Shape
 from harness.models.model_folder import weights_bytes
 from harness.records import BLOCK, Run, TrainingRecord
@@ -52,10 +52,15 @@ _GIB = 2**30 / 1e9  # GB
 
 
 class Asked(NamedTuple):
-    """Tokens of an evaluation: in all, and the most whose keys lie in memory together."""
+    """Tokens of an evaluation: in all, and the most whose keys, or whose logits, lie in memory together."""
 
     work: Work
     cached: int
+    scored: int = 0
+
+    def __or__(self, other: "Asked") -> "Asked":
+        """Return the larger of both peaks, beside the work of the first."""
+        return Asked(self.work, max(self.cached, other.cached), max(self.scored, other.scored))
 
 
 def estimate_costs(session: Session, selected: Iterable[str], room: Memory) -> tuple[Cost, ...]:
@@ -85,8 +90,8 @@ def _cost(session: Session, name: str, suites: Asked, runs: Sequence[Run], room:
     shape = hub.shape(candidate.base)
     start_s = costs.start_s(weights_bytes(candidate.base.path), session.machine.device)
     seconds = start_s + session.seconds(training + answering, candidate.base)
-    cached = max(own.cached, suites.cached)
-    peak_gb = None if shape is None else _peak_gb(session, candidate, shape, cached)
+    asked_at_once = own | suites
+    peak_gb = None if shape is None else _peak_gb(session, candidate, shape, asked_at_once)
     fits = None if peak_gb is None else peak_gb / _GIB <= room.free_gib
     return Cost(
         candidate=name,
@@ -98,15 +103,20 @@ def _cost(session: Session, name: str, suites: Asked, runs: Sequence[Run], room:
         cost_usd=costs.price_usd(seconds, device, hour),
         cost_measured_usd=spent,
         fits=fits,
-        knob=_knob(session, candidate, shape, cached, room) if shape and fits is False else "",
+        knob=_knob(session, candidate, shape, asked_at_once, room) if shape and fits is False else "",
     )
 
 
 def _evaluation_work(session: Session, sets: Iterable[RowSet]) -> Asked:
-    """Estimate what answering sets of rows takes; at most a block of the longest item lies in memory."""
+    """Estimate what answering sets of rows takes; at most a block of the longest item lies in memory.
+
+    Of whole texts that are scored the logits of a pass lie there, of answers those of few tokens.
+    """
     jobs, most = [rows.job() for rows in sets], ANSWERING[session.machine.device].tokens
     longest = max((_longest_item(job) or most for job in jobs), default=1)
-    return Asked(sum(map(work_of, jobs), Work()), min(most, BLOCK * longest))
+    whole = max((_longest_item(job) for job in jobs if job.task.kind == "bits_per_byte"), default=0)
+    scored = min(READING[session.machine.device].tokens, BLOCK * whole)
+    return Asked(sum(map(work_of, jobs), Work()), min(most, BLOCK * longest), scored)
 
 
 def _longest_item(job: Job) -> int:
@@ -145,14 +155,16 @@ def _peak_gb(
     session: Session,
     candidate: ResolvedCandidate,
     shape: Shape,
-    cached: int,
+    asked: Asked,
     batch: int | None = None,
     quantization: str = "",
 ) -> float:
     """Estimate the larger of the peaks of training and of answering."""
     on_gpu = session.machine.device == "cuda"
     served = quantization or (candidate.served_base.quantization if on_gpu else "")
-    answering = memory.inference_gb(shape, cached, session.machine.precision, quantization=served)
+    precision, read = session.machine.precision, min(asked.cached, READING[session.machine.device].tokens)
+    answering = memory.inference_gb(shape, asked.cached, precision, quantization=served, read=read)
+    answering += memory.BYTES[precision] * asked.scored * shape.vocabulary / 1e9
     if not _trains(candidate):
         return answering
     n_adapter = _n_adapter(candidate, shape)
@@ -174,6 +186,19 @@ def _peak_gb(
     if teacher and (known := hub.shape(teacher)):
         training += memory.taught_gb(shape, known, tokens, session.machine.precision)
     return max(training, answering)
+
+
+_CHECKPOINTS = 3  # the newest, the best, and the one being written
+
+
+def checkpoints_gb(session: Session, candidate: ResolvedCandidate) -> float:
+    """Estimate what the checkpoints of a candidate's training take on the disk while it runs."""
+    shape = hub.shape(candidate.base)
+    if not _trains(candidate) or shape is None:
+        return 0.0
+    params = _params(candidate)
+    each = memory.BYTES[params.trained_in] + memory.optimizer_bytes(params.optim, params.trained_in)
+    return _CHECKPOINTS * each * (_n_adapter(candidate, shape) or shape.n_parameters) / 1e9
 
 
 def _longest(session: Session, candidate: ResolvedCandidate) -> int:
@@ -202,11 +227,11 @@ def _flops(
     return once + memory.training_flops(n, training.trained, n_adapter, checkpointing=on_gpu)
 
 
-def _knob(session: Session, candidate: ResolvedCandidate, shape: Shape, cached: int, room: Memory) -> str:
+def _knob(session: Session, candidate: ResolvedCandidate, shape: Shape, asked: Asked, room: Memory) -> str:
     """Find the first change that lets a candidate fit: a smaller batch, NF4, else a smaller model."""
 
     def fits(batch: int | None, quantization: str = "") -> bool:
-        return _peak_gb(session, candidate, shape, cached, batch, quantization) / _GIB <= room.free_gib
+        return _peak_gb(session, candidate, shape, asked, batch, quantization) / _GIB <= room.free_gib
 
     if _trains(candidate):
         written = _params(candidate).per_device_train_batch_size
