@@ -489,6 +489,7 @@ def test_an_adapter_whose_weights_are_no_numbers_is_refused_and_leaves_the_base_
     ):
         pass
     assert host.base.loglikelihood([((5, 6, 7), (8,))]) == before
+    assert not hasattr(host.model, "peft_config")
 
 
 def test_a_tokenizer_that_names_no_token_to_end_with_is_answered_with_a_sentence(host):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from harness.errors import CandidateFailed, in_a_line
 from harness.models import oom
-from harness.models.adapters import CONFIG, changes_modules, moves_base
+from harness.models.adapters import CONFIG, WEIGHTS, changes_modules, moves_base
 from harness.models.batching import Pair, Size, plan
 from harness.models.cpu_kernels import prepack
 from harness.models.devices.loaders import LOADERS
@@ -243,13 +243,13 @@ class ModelHost:
         from peft import PeftModel
 
         refuse_offloaded(self.model)
+        refuse_infinite(folder)
         config = parse_json((folder / CONFIG).read_text("utf-8"))
         with keep_base(self.model, config):
             model: Any = PeftModel.from_pretrained(
                 self.model, str(folder), autocast_adapter_dtype=False, torch_device=self.machine.device
             )
             model.eval()
-            refuse_infinite(model)
             engine = self.base.engine.partition("/")[2]
             if model.active_peft_config.is_prompt_learning:
                 soft = soft_prompt(model, engine)
@@ -265,15 +265,15 @@ class ModelHost:
                 getattr(model.base_model, "unload", lambda: None)()
 
 
-def refuse_infinite(model: Any) -> None:
+def refuse_infinite(folder: Path) -> None:
     """Refuse an adapter that holds NaN or inf, as one of a training that diverged does.
 
     Raises:
         CandidateFailed: it does.
     """
-    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file
 
-    for name, tensor in get_peft_model_state_dict(model).items():
+    for name, tensor in load_file(folder / WEIGHTS).items() if (folder / WEIGHTS).exists() else ():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             found = f"an adapter whose weights are no numbers ({name})"
             raise CandidateFailed(found, "training it again, with a lower learning rate")
