@@ -15,6 +15,7 @@ import tiny_methods
 from harness import config, store
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, compare, prepare_session
+from harness.experiment.preflight import examine
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
 from harness.models.vllm import server
@@ -280,3 +281,24 @@ def test_an_adapter_is_refused_where_vllm_is_to_take_none(tiny, program, tmp_pat
     path = tiny_experiment.write(tmp_path, tiny, CANDIDATES, extra=extra)
     with pytest.raises(UserError, match=r"candidate lora: found an adapter, and vllm.enable_lora: false"):
         prepare_session(config.load(path), Scope(), Silent())
+
+
+def test_doctor_names_the_server_and_asks_for_no_package(tiny, program, tmp_path):
+    extra = f"engine: vllm\nvllm: {{command: {program}}}\n"
+    path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n", extra=extra)
+    found = examine(path, [], Silent())
+    assert found.vllm == f"9.9.9, as a server by {program}"
+    assert "vllm" not in found.absent
+    assert not [problem for problem in found.problems if "vllm" in str(problem)]
+
+
+def test_the_server_gives_its_memory_back_before_anything_trains(tiny, program, tmp_path, quick):
+    extra = f"engine: vllm\nvllm: {{command: {program}}}\n"
+    path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n", extra=extra)
+    session = prepare_session(config.load(path), Scope(), Silent())
+    host = session.host(session.source)
+    numbers = children_of(host._running.supervisor.pid)
+    assert numbers
+    session.unload()
+    assert not any(map(is_alive, numbers))
+    assert host.source == session.source  # which is still referred to

@@ -5,6 +5,7 @@ remembered under the version of its code.
 """
 
 import gc
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -226,7 +227,8 @@ class Session:
             self.unload()
             # What is not a base as published has that one's layers, and so its scoring engine.
             known = "" if source == self.sources[source.name] else self.engine(source)[0].partition("/")[2]
-            log = self.store.folder / ".vllm" / f"{source.weights_digest[:8]}.log"
+            own = f"-{os.getpid()}" if self.is_worker else ""  # each worker has a server of its own
+            log = self.store.folder / ".vllm" / f"{source.weights_digest[:8]}{own}.log"
             with self.progress.stage("loading the base model") as advance:
                 self.slot.host = load(self.experiment, source, self.machine, known, log, advance)
         return self.slot.host
@@ -237,6 +239,8 @@ class Session:
 
     def unload(self) -> None:
         """Let go of the base in memory, and of what a training left behind in cycles of references."""
+        if isinstance(self.slot.host, vllm_server.VllmServer):
+            self.slot.host.close()  # whoever else still refers to it, the memory is wanted
         self.slot.host = None
         gc.collect()
         oom.release()
@@ -248,12 +252,9 @@ class Session:
         """
         if self.experiment.engine == "vllm":
             policy = self.experiment.vllm
-            release = vllm.installed_version()
-            return (
-                vllm_server.identity(policy)
-                if policy.command
-                else vllm.identity(release, self.machine.device, policy)
-            )
+            if policy.command:
+                return vllm_server.identity(policy)
+            return vllm.identity(vllm.installed_version(), self.machine.device, policy)
         plain = self.sources[source.name]
         # Not by its speed, which is another number whenever it is measured.
         here = [self.machine.device, self.machine.precision, provenance.environment_digest(self.machine.name)]

@@ -81,7 +81,11 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
         disk_free_gb=free_gb,
         packages=provenance.package_versions(),
         vllm=served_by,
-        absent={name: f"pip install 'harness-evals[{e}]'" for name, e in _EXTRAS.items() if not _has(name)},
+        absent={
+            name: f"pip install 'harness-evals[{extra}]'"
+            for name, extra in _EXTRAS.items()
+            if not (_has(name) or (name == "vllm" and served_by))
+        },
         experiment=_experiment(session) if session else (),
         data=_data(session, problems) if session else None,
         costs=estimate_costs(session, selected, room) if session else (),
