@@ -708,6 +708,16 @@ def test_every_problem_of_a_pair_file_is_listed_and_nothing_stored(harness, proj
     assert "expected two candidates" in done.stderr
 
 
+def test_the_judge_of_a_win_rate_is_labelled_by_pairs(harness, project):  # noqa: F811
+    (project / "better.yaml").write_text(
+        "criteria: better\nmode: pairwise\njudge: {base_url: http://localhost:1/v1, model: big}\n"
+    )
+    goal = ["gate.target.win_rate=0.5", "gate.target.by=judge:./better.yaml"]
+    done = harness("rate", "export", "x.csv", "--metric", "judge:better", *goal, cwd=project, check=2)
+    assert "next: x.csv --pairs rates pairs" in done.stderr
+    assert not (project / "x.csv").exists()
+
+
 def test_sides_are_drawn_and_the_longer_prompt_is_not_shown(project):
     path = project / "harness.yaml"
     found = pair_file.export_pairs(path, project / "all.csv", n_items=200, candidates=("prompt", "shots"))

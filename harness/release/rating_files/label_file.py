@@ -32,7 +32,7 @@ from harness.metrics import Metric, load_metrics
 from harness.records import AnswerLabel, LabelSet, Run, SampleResult, digest
 from harness.release.rating_files.csv_file import read_rows, refuse_unwritable, unknown_key, write_rows
 from harness.release.stored import candidate_runs
-from harness.spec import Task
+from harness.spec import Task, metric_name
 from harness.store import Store
 
 COLUMNS = ("key", "question", "answer", "reference", "label")
@@ -104,6 +104,12 @@ def export_answers(
     refuse_unwritable(file)
     loaded = config.load(path, overrides)
     at, task = Store(loaded.folder / "runs"), loaded.experiment.target
+    goal = loaded.experiment.gate.target
+    if goal.win_rate is not None and metric and metric in (goal.by, metric_name(goal.by)):
+        found = f"{metric!r}, the judge of the win rate"
+        raise UserError(
+            Problem("--metric", found, "a metric of single answers", f"{file} --pairs rates pairs")
+        )
     measured = _metric(task, metric)
     runs = chosen_runs(loaded, at, candidates)
     arms = [scored_rows(measured.name, target_rows(at, run, task)) for run in runs]
