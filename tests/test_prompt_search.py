@@ -129,6 +129,15 @@ def test_the_run_holds_the_prompt_that_was_chosen(swept):
     assert (recipe["system"], recipe["prompting"]) == ("Whisper.", {"few_shot": {"shots": 2}})
 
 
+def test_the_tries_of_a_base_stand_in_the_report(tiny, tmp_path, own_cache):
+    candidates = "  searched: {sweep: {system: [null, Be brief.], answer: [generate, rank]}}\n"
+    made = compare(tiny_experiment.write(tmp_path, tiny, candidates))
+    page = markdown(experiment_document(made))
+    assert "Sweep: searched" in page
+    assert page.count("| Be brief. |") == 2
+    assert len(made.facts[0].training.sweep) == 4
+
+
 def test_a_search_asks_a_stated_number_of_prompts(tiny, tmp_path, own_cache):
     systems = ", ".join(f"S{i}." for i in range(9))
     tried = (

@@ -151,8 +151,22 @@ def test_requests_that_come_at_once_and_a_first_token_are_timed_with_the_single_
     )
     (note,) = (n for n in timing_notes([replace(run, latency=again)]) if n.startswith("requests that come"))
     assert re.search(
-        r"lora answers 6 within .* \([\d.,]+ a second\), the first token of one alone after ", note
+        r"lora answers 6 within .* \([\d.,]+ a second\), the first token of one alone after .*, of these after ",
+        note,
     )
+    assert again["first_token_s"] <= again["first_token_at_once_p50_s"] <= again["first_token_at_once_p95_s"]
+    assert again["first_token_at_once_p50_s"] < again["at_once_s"], "one token of many"
+
+
+def test_as_many_requests_come_at_once_as_is_written(stored, monkeypatch):
+    monkeypatch.setenv("HARNESS_IGNORE_LOAD", "1")
+    session, run = stored
+    session.experiment = session.experiment.model_copy(update={"concurrency": 3})
+    run.latency.update(contended=1.0)
+    again = time_again(session, session.candidates["lora"], run)
+    assert again.latency["at_once"] == 3
+    assert not wants_more(again, 6, 3)
+    assert wants_more(again, 6, 4)
 
 
 @pytest.mark.parametrize(

@@ -78,34 +78,44 @@ class BaseSize(NamedTuple):
     weights_gb: float | None
 
 
+class UnderLoad(NamedTuple):
+    """Requests that come at once: how many, how many of them are answered a second, and their first tokens.
+
+    In seconds; None where no text is generated, or nothing was timed that comes alone.
+    """
+
+    n: int
+    requests_per_s: float
+    first_token_p50_s: float | None = None
+    first_token_p95_s: float | None = None
+    first_token_alone_s: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class CandidateFacts:
     """Measurements of one run of a candidate; all that a decision and a report need of it.
 
-    `trained` says that the weights are not the base's own. `prompting` spells out the
-    promptings with their parameters, so that `knn` shots can be told from fixed ones.
-    `target` is the primary metric's estimate on test, `validation` its value there. The
-    comparisons are paired on test: `new` is this run, `base` the best untrained candidate or
-    the prompt. `recall` is the share of needed documents that retrieval found, `retrieval` what became of
-    its passages, `several` describes the answers where several were drawn to an item. Costs in USD, of which
-    `index_per_1k_usd` is for the index of what retrieves; `tokens`
-    of a request (None of a classifier), `latency_p50_s` and
-    `latency_p95_s` in seconds, `requests_per_s` when answered in batches, all timed on the machine
-    `measured_on`; `disturbed` holds, by the names of these fields, the figures that other work on the machine
-    disturbed, of which the fields
-    themselves are None: nothing is decided by them. `over_budget` says which budget or need is broken.
-    `ablation` says that its training rows were made wrong on purpose: it is measured, and never chosen.
-    `baseline` says that it is what others are to beat, `leaves_machine` that requests go to somebody else's
-    server. `n_train`
-    examples were trained on, 0 where that is not known; a teacher was paid `rows_cost_usd` for them, and
-    labelled `n_taught` of them.
-    `over_items` says how much the mean over the recipe's seeds varies with the items, None with one seed.
-    `verdict` is the gate's on this run alone; among many
-    candidates `standing` says what is left of it, and `corrected` is the verdict at that level.
-    `labels_missing` of people keep a judge's metric from deciding about its answers, `wins` says how often
-    these are preferred to those of the best untrained candidate, where the gate asks for that. `base` is what
-    answers, where a language model here does. `changes` is what it answered to facts that
-    changed, `more_targets` what it reached on targets that decide nothing.
+    `trained` says that the weights are not the base's own. `prompting` spells out the promptings with
+    their parameters, so that `knn` shots can be told from fixed ones. `target` is the primary metric's
+    estimate on test, `validation` its value there. The comparisons are paired on test: `new` is this run,
+    `base` the best untrained candidate or the prompt. `recall` is the share of needed documents that
+    retrieval found, `retrieval` what became of its passages, `several` describes the answers where
+    several were drawn to an item. Costs in USD, of which `index_per_1k_usd` is for the index of what
+    retrieves; `tokens` of a request (None of a classifier), `latency_p50_s` and `latency_p95_s` in
+    seconds, `requests_per_s` when answered in batches, `under_load` when they come at once, all timed on
+    the machine `measured_on`; `disturbed` holds, by the names of these fields, the figures that other
+    work on the machine disturbed, of which the fields themselves are None: nothing is decided by them.
+    `over_budget` says which budget or need is broken. `ablation` says that its training rows were made
+    wrong on purpose: it is measured, and never chosen. `baseline` says that it is what others are to
+    beat, `leaves_machine` that requests go to somebody else's server. `n_train` examples were trained on,
+    0 where that is not known; a teacher was paid `rows_cost_usd` for them, and labelled `n_taught` of
+    them. `over_items` says how much the mean over the recipe's seeds varies with the items, None with one
+    seed. `verdict` is the gate's on this run alone; among many candidates `standing` says what is left of
+    it, and `corrected` is the verdict at that level. `labels_missing` of people keep a judge's metric
+    from deciding about its answers, `wins` says how often these are preferred to those of the best
+    untrained candidate, where the gate asks for that. `base` is what answers, where a language model here
+    does. `changes` is what it answered to facts that changed, `more_targets` what it reached on targets
+    that decide nothing.
     """
 
     name: str
@@ -129,6 +139,7 @@ class CandidateFacts:
     latency_p50_s: float | None = None
     latency_p95_s: float | None = None
     requests_per_s: float | None = None
+    under_load: UnderLoad | None = None
     disturbed: dict[str, float] = field(default_factory=dict)
     measured_on: str = ""
     over_budget: str = ""

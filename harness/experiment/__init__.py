@@ -177,7 +177,7 @@ def run_all(
         else:
             said, reader = [], Reader(session)
             runs = make_all(reader, found)
-        if not (smoke or all_done(found)):
+        if not smoke and (session.experiment.concurrency or not all_done(found)):
             runs = _time_the_best(session, reader, ordered, runs)
         said = [*said, *judge_pairs(session, reader, runs, reached_facts(session, reader, runs))]
         if learning_curve:
@@ -252,12 +252,14 @@ def _time_the_best(
 ) -> list[Run]:
     """Time more requests to what will be shipped: the best untrained candidate or the best fine-tune.
 
-    Not of an endpoint, where each request has its price.
+    Of an endpoint, where each request has its price, only where it is written how many come together.
     """
     policy = session.experiment.decide
     facts = apply_budgets([facts_of(session, reader, run) for run in runs if run.state == "done"], policy)
     best = {best_untrained(facts), strongest(facts)}
-    candidates = [one.candidate for one in ordered if one.candidate.method.makes != "endpoint"]
+    candidates = [
+        one.candidate for one in ordered if session.experiment.concurrency or not one.candidate.is_remote
+    ]
     named = {candidate.name: candidate for candidate in candidates if candidate.name in best}
     return [
         time_again(session, named[run.candidate], run)

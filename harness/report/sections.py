@@ -43,6 +43,7 @@ from harness.report.tables.diversity_table import (
     collapse_sentence,
     diversity_rows,
 )
+from harness.report.tables.load_table import LOAD_COLUMNS, LOAD_NOTE, load_rows
 from harness.report.tables.more_targets_table import (
     TARGETS_COLUMNS,
     TARGETS_NOTE,
@@ -147,8 +148,11 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
     )
     for make in (_show_forgetting, _diversity, _steps, _gate, _sweep, _scan):
         yield from (make(report, f) for f in tuned)
+    yield from (_sweep(report, f) for f in done if f.training.sweep and f not in tuned)
     made = (f for f in done if plugins.stored_method(f.method).makes != "endpoint")
     yield decision_tables.speed_section(done)
+    rows = load_rows(done)
+    yield Section("load", "Under load", LOAD_COLUMNS, rows, LOAD_NOTE if rows else "")
     yield show_trainings([f for f in made if f.training.stored() or f.training_cost_usd])
     if report.decision:
         yield _arithmetic(report.decision, report.unit)

@@ -6,6 +6,7 @@ server would.
 """
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from math import ceil
@@ -14,7 +15,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 from harness import store
-from harness.evaluation import evaluate_block
+from harness.evaluation import Job, evaluate_block
 from harness.evaluation.rows.row_sets import RowSet
 from harness.evaluation.session import Session
 from harness.formatting import count, seconds
@@ -24,7 +25,8 @@ from harness.models.hf import Candidate, merge_adapter
 from harness.records import BLOCK, Origin, Run, SampleResult
 
 FEW_REQUESTS, MANY_REQUESTS = 10, 30
-AT_ONCE = 8  # requests that come together
+AT_ONCE = 8  # requests that come together, unless another number is written
+_ROUNDS = 3  # in which they come, to time their first tokens
 _FEWEST, _LONGEST_S = 5, 10.0  # slow candidates are asked less, but so many at least
 # The same request took this much longer than before, by more than anybody would notice: something else ran.
 _SPREAD, _NOTICED_S = 1.5, 0.05
@@ -107,43 +109,63 @@ def request_latency(session: Session, candidate: Candidate, rows: RowSet, n: int
 
 
 class LoadTime(NamedTuple):
-    """Seconds until the last of `n` requests that come at once is answered, and until a first token alone.
+    """Seconds until the last of `n` requests that come at once is answered, and until their first tokens.
 
-    `first_token_s` is None where no text is generated: of a label that is ranked, of a classifier.
+    `alone_s` is the first token's of one that comes alone, `first_tokens` of those that come at once. Both
+    are None where no text is generated: of a label that is ranked, of a classifier.
     """
 
     n: int
     all_s: float
-    first_token_s: float | None
+    alone_s: float | None
+    first_tokens: Latency | None
     contended: bool
 
 
-def load_time(session: Session, candidate: Candidate, rows: RowSet, *, generates: bool) -> LoadTime:
-    """Time requests that come at once, prompting included, and single ones that end with their first token.
+def load_time(
+    session: Session, candidate: Candidate, rows: RowSet, *, generates: bool, at_once: int = AT_ONCE
+) -> LoadTime:
+    """Time requests that come at once, prompting included, whole ones and such that end with a first token.
 
     `generates` says that answers are text of a language model, which has a first token. A model in this
-    process answers them in one batch, an endpoint as many together as its `num_concurrent` says.
+    process answers them in one batch, so all first tokens are there together; an endpoint is asked by so many
+    threads.
     """
     job, step = rows.job(), rows.step()
-    items = rows.measured.examples(rows.split)[:AT_ONCE]
+    items = rows.measured.examples(rows.split)[:at_once]
     one_token = replace(job, task=job.task.model_copy(update={"max_new_tokens": 1}))
+    if openai_api.is_endpoint(candidate.engine):
+        asked = tuple(map(step, items))
+        whole, first = (
+            _times_of_threads(candidate, replace(one, examples=asked)) for one in (job, one_token)
+        )
+        return LoadTime(len(items), max(whole), None, Latency(first, contended=False), contended=False)
 
-    def ask_all(_: int) -> None:
-        evaluate_block(candidate, replace(job, examples=tuple(map(step, items))), 0)
+    def ask_all(of: Job, _: int) -> None:
+        evaluate_block(candidate, replace(of, examples=tuple(map(step, items))), 0)
 
     def ask_one_token(i: int) -> None:
         evaluate_block(candidate, replace(one_token, examples=(step(items[i]),)), 0)
 
-    timed = partial(
-        time_requests,
-        n_threads=_n_threads(session, candidate),
-        over_network=openai_api.is_endpoint(candidate.engine),
-    )
+    timed = partial(time_requests, n_threads=_n_threads(session, candidate))
     with merge_adapter(candidate):
-        together = timed(ask_all, 1)
-        first = timed(ask_one_token, min(_FEWEST, len(items))) if generates else None
-    contended = together.contended or bool(first and first.contended)
-    return LoadTime(len(items), together.p50_s, first and first.p50_s, contended)
+        together = timed(partial(ask_all, job), 1)
+        alone = timed(ask_one_token, min(_FEWEST, len(items))) if generates else None
+        tokens = timed(partial(ask_all, one_token), _ROUNDS) if generates else None
+    contended = any(one.contended for one in (together, alone, tokens) if one)
+    return LoadTime(len(items), together.p50_s, alone and alone.p50_s, tokens, contended)
+
+
+def _times_of_threads(candidate: Candidate, job: Job) -> tuple[float, ...]:
+    """Return the seconds of each request of a job, all of which begin together."""
+    start = perf_counter()
+
+    def ask(i: int) -> float:
+        evaluate_block(candidate, replace(job, examples=job.examples[i : i + 1]), 0)
+        return perf_counter() - start
+
+    with ThreadPoolExecutor(len(job.examples)) as threads:
+        return tuple(threads.map(ask, range(len(job.examples))))
 
 
 def prompting_time(rows: RowSet, n: int) -> float:
@@ -188,7 +210,9 @@ def latency_figures(latency: Latency) -> dict[str, float]:
 
 def load_figures(under_load: LoadTime) -> dict[str, float]:
     """Return the times under load as a run keeps them."""
-    first = {} if under_load.first_token_s is None else {"first_token_s": under_load.first_token_s}
+    first = {} if under_load.alone_s is None else {"first_token_s": under_load.alone_s}
+    if tokens := under_load.first_tokens:
+        first |= {"first_token_at_once_p50_s": tokens.p50_s, "first_token_at_once_p95_s": tokens.p95_s}
     return {
         "at_once": float(under_load.n),
         "at_once_s": under_load.all_s,
@@ -197,10 +221,14 @@ def load_figures(under_load: LoadTime) -> dict[str, float]:
     }
 
 
-def wants_more(run: Run, n_items: int) -> bool:
-    """Tell whether more requests would say more: there are more, or other work disturbed those timed."""
+def wants_more(run: Run, n_items: int, at_once: int | None = None) -> bool:
+    """Tell whether more requests would say more: there are more, or other work disturbed those timed.
+
+    So they would where it is written that so many come together `at_once`, and others did.
+    """
     n = run.latency.get("n", 0.0)
-    return bool(run.latency.get("contended")) or n == FEW_REQUESTS < n_items
+    is_other_load = at_once is not None and run.latency.get("at_once") != min(n_items, at_once)
+    return bool(run.latency.get("contended")) or n == FEW_REQUESTS < n_items or is_other_load
 
 
 def batch_figures(batch: BatchTime) -> dict[str, float]:
@@ -238,8 +266,10 @@ def _load_text(run: Run) -> str:
     n, all_s = run.latency["at_once"], run.latency["at_once_s"]
     first = run.latency.get("first_token_s")
     alone = f", the first token of one alone after {seconds(first)}" if first is not None else ""
+    p50 = run.latency.get("first_token_at_once_p50_s")
+    together = f", of these after {seconds(p50)}" if p50 is not None else ""
     rate = f"{n / all_s:.1f}" if n / all_s < 10 else count(n / all_s)
-    return f"{run.candidate} answers {n:.0f} within {seconds(all_s)} ({rate} a second){alone}"
+    return f"{run.candidate} answers {n:.0f} within {seconds(all_s)} ({rate} a second){alone}{together}"
 
 
 def _mean_s(rows: Iterable[SampleResult]) -> float:

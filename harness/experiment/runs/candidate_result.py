@@ -10,7 +10,7 @@ from statistics import fmean
 import numpy as np
 
 from harness import comparison, plugins
-from harness.decision import BaseSize, CandidateFacts, index_usd_per_1k
+from harness.decision import BaseSize, CandidateFacts, UnderLoad, index_usd_per_1k
 from harness.errors import CandidateFailed, UserError
 from harness.evaluation import costs
 from harness.evaluation.candidate_rows import n_rows, n_taught_rows, rows_cost_usd
@@ -128,8 +128,18 @@ def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> C
         latency_p50_s=None if run.latency.get("contended") else run.latency["p50_s"],
         latency_p95_s=None if run.latency.get("contended") else run.latency.get("p95_s"),
         requests_per_s=1 / busy_s if busy_s else None,
+        under_load=_under_load(run),
         disturbed=_disturbed(run),
     )
+
+
+def _under_load(run: Run) -> UnderLoad | None:
+    """Return what was timed of requests that come at once; None where other work disturbed it."""
+    of = run.latency
+    if "at_once" not in of or of.get("at_once_contended"):
+        return None
+    first = (of.get(f"first_token_at_once_{name}_s") for name in ("p50", "p95"))
+    return UnderLoad(round(of["at_once"]), of["at_once"] / of["at_once_s"], *first, of.get("first_token_s"))
 
 
 def _disturbed(run: Run) -> dict[str, float]:

@@ -163,17 +163,21 @@ def time_again(session: Session, candidate: ResolvedCandidate, run: Run) -> Run:
     """
     weights = stored_weights(session, candidate, run.seed)
     sets = [] if weights is None else row_sets(session, candidate, weights, run.seed)
-    if weights is None or not timing.wants_more(run, len(sets[0].ids)):
+    at_once = session.experiment.concurrency
+    if weights is None or not timing.wants_more(run, len(sets[0].ids), at_once):
         return run
     expected_s = timing.MANY_REQUESTS * run.latency["p50_s"]
     with (
         open_weights(session, weights) as model,
         session.progress.stage(f"{candidate.name}: single requests", expected_s),
     ):
-        latency = timing.request_latency(session, model, sets[0], timing.MANY_REQUESTS)
         generates = weights.is_language_model and candidate.recipe.answer == "generate"
-        under_load = timing.load_time(session, model, sets[0], generates=generates)
-    figures = timing.latency_figures(latency) | timing.load_figures(under_load)
+        figures = timing.load_figures(
+            timing.load_time(session, model, sets[0], generates=generates, at_once=at_once or timing.AT_ONCE)
+        )
+        if not candidate.is_remote:  # each request of an endpoint has its price
+            latency = timing.request_latency(session, model, sets[0], timing.MANY_REQUESTS)
+            figures |= timing.latency_figures(latency)
     run = replace(run, latency=run.latency | figures)
     store.save_run(session.store, run)
     return run
