@@ -150,6 +150,20 @@ def test_a_search_asks_a_stated_number_of_prompts(tiny, tmp_path, own_cache):
     assert best.training.searched_by.startswith("TPE of Optuna")
 
 
+def test_a_server_that_cannot_be_reached_ends_its_search_alone(tiny, tmp_path, own_cache):
+    path = write(tmp_path, "http://127.0.0.1:9/v1", tiny, "sweep: {system: [A., B.]}")
+    path.write_text(path.read_text().replace("protocol: chat", "protocol: chat, max_retries: 0"))
+    path.write_text(path.read_text() + "  base: {sweep: {system: [Be brief., null]}}\n")
+    facts = {f.name: f for f in compare(path).facts}
+    assert {name: f.state for name, f in facts.items()} == {
+        "plain": "failed",
+        "best": "failed",
+        "base": "done",
+    }
+    assert "127.0.0.1:9" in facts["best"].error
+    assert len(facts["base"].training.sweep) == 2
+
+
 @pytest.mark.parametrize(
     ("recipe", "said"),
     [

@@ -138,8 +138,13 @@ def _under_load(run: Run) -> UnderLoad | None:
     of = run.latency
     if "at_once" not in of or of.get("at_once_contended"):
         return None
-    first = (of.get(f"first_token_at_once_{name}_s") for name in ("p50", "p95"))
-    return UnderLoad(round(of["at_once"]), of["at_once"] / of["at_once_s"], *first, of.get("first_token_s"))
+    return UnderLoad(
+        n=round(of["at_once"]),
+        requests_per_s=of["at_once"] / of["at_once_s"],
+        first_token_p50_s=of.get("first_token_at_once_p50_s"),
+        first_token_p95_s=of.get("first_token_at_once_p95_s"),
+        first_token_alone_s=of.get("first_token_s"),
+    )
 
 
 def _disturbed(run: Run) -> dict[str, float]:

@@ -38,8 +38,10 @@ def _choose(session: Session, candidate: ResolvedCandidate, *, make: bool) -> Re
         tried = _trials(session, candidate, make=make)
     except UserError:
         raise
-    except HarnessError as error:
-        if make:
+    except Exception as error:
+        if not (make or isinstance(error, HarnessError)):
+            raise
+        if make:  # one candidate must not stop the others
             session.failures[candidate.name, session.experiment.seeds[0]] = error
         return None
     if tried is None:
