@@ -222,6 +222,8 @@ def missing_header(content: Rows, *, is_named: bool) -> Problem | None:
 def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> dict[str, str]:
     """Guess which column asks and which answers, by their names; of two, the one that varies less answers.
 
+    Of two that vary alike the later one answers.
+
     `fields` holds templates for `prompt` and `reference` as far as they are known; so does what comes back.
 
     Raises:
@@ -231,12 +233,14 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
     plain = {
         c for c in columns if all(isinstance(r.fields.get(c), str | int | float | None) for r in content.rows)
     }
-    asks = fields.get("prompt") or _by_name(plain, QUESTIONS)
+    asks = fields.get("prompt") or _by_name(plain, QUESTIONS, ANSWERS)
     answers = fields.get("reference") or _by_name(plain - {(asks or "").strip("{}")}, ANSWERS)
     if not (asks and answers) and (mixed := _mixed(content)):
         raise UserError(mixed)
+    taken = {"id", (asks or "").strip("{}"), (answers or "").strip("{}")}
+    in_order = dict.fromkeys(name for row in content.rows for name in row.fields)
     left = sorted(
-        plain - {"id"} - {(asks or "").strip("{}"), (answers or "").strip("{}")},
+        (c for c in reversed(in_order) if c in plain and c not in taken),
         key=lambda column: len({str(row.fields.get(column)) for row in content.rows}),
     )
     if answers is None and left and len(left) + bool(asks) == 2:
@@ -295,9 +299,24 @@ def _is_system(turn: Any) -> bool:
     return isinstance(turn, dict) and "system" in (turn.get("role"), turn.get("from"))
 
 
-def _by_name(columns: set[str], known: Iterable[str]) -> str | None:
-    """Find the column of a known name, else one in whose name it is a word: `Customer question`."""
+def _by_name(columns: set[str], known: Iterable[str], other: Container[str] = ()) -> str | None:
+    """Find the column of a known name, else one that it is a word of or ends in: `Customer question`, `bot_reply`.
+
+    A column that ends in a name of the `other` role is found by its whole name alone.
+    """
     words = {column: re.findall(r"\w+", column.lower()) for column in sorted(columns)}
+    heads = {column: _head(column) for column in words}
     exact = (f"{{{c}}}" for name in known for c, of in words.items() if of == [name])
-    part = (f"{{{c}}}" for name in known for c, of in words.items() if name in of)
+    part = (
+        f"{{{c}}}"
+        for name in known
+        for c, of in words.items()
+        if (name in of or name == heads[c]) and heads[c] not in other
+    )
     return next(exact, None) or next(part, None)
+
+
+def _head(column: str) -> str:
+    """Return the last word of a name, of `question_text` the one before: what the column holds."""
+    words = re.findall(r"[^\W_]+", column.lower()) or [""]
+    return words[-2] if words[-1] == "text" and len(words) > 1 else words[-1]

@@ -84,14 +84,15 @@ def _refuse_twice(files: Sequence[str]) -> None:
 
 
 def _reading_of_test(asked: Asked, reading: Reading) -> Reading:
-    """Read test rows as the others, but by their own columns where they lack those."""
+    """Read test rows as the others, but by their own layout or columns where these are others."""
     if not asked.test:
         return reading
     first = _first_rows([absolute(path) for path in asked.test])
     names = {name for row in first.rows for name in row.fields}
     fields = reading.task.fields
     needed = {c for template in (fields.prompt, fields.reference) for c in columns_of(template, names)}
-    if reading.layout or needed <= names or reading.task.kind == "bits_per_byte":
+    is_alike = formats.layout_of(reading.task, first) is reading.layout
+    if reading.task.kind == "bits_per_byte" or (is_alike and (reading.layout or needed <= names)):
         return reading
     own = recognise(asked._replace(files=asked.test, prompt=None, reference=None), first)
     source, date = (column if column in names else None for column in (reading.source, reading.date))
@@ -149,7 +150,8 @@ def examine_target(task: Task, most: int = MOST_MODELLED, embeddings: str | None
     first = _first_rows([absolute(path) for path in asked.files])
     named = {"prompt": asked.prompt, "reference": asked.reference}
     reading = Reading(task, formats.layout_of(task, first), usual_source=usual_source(first), **named)
-    return examine_table(asked, reading)
+    tested = _first_rows([absolute(path) for path in asked.test]) if asked.test else first
+    return examine_table(asked, reading, reading._replace(layout=formats.layout_of(task, tested)))
 
 
 def _of_task(task: Task) -> Asked:

@@ -1,0 +1,77 @@
+"""Training and test rows in different layouts, and columns that are found by the last word of their names."""
+
+from itertools import permutations
+
+import pytest
+from checked_rows import texts, write
+
+from harness.data.columns import find_roles
+from harness.data.readers import read
+from harness.errors import UserError
+from harness.experiment.check_rows import Asked, check_target, examine_rows
+from harness.spec import Task, TaskData
+
+LAYOUTS = {
+    "our own": lambda asks, answers: {"prompt": asks, "reference": answers},
+    "chat": lambda asks, answers: {
+        "messages": [{"role": "user", "content": asks}, {"role": "assistant", "content": answers}]
+    },
+    "Alpaca": lambda asks, answers: {"instruction": asks, "input": "", "output": answers},
+    "completion": lambda asks, answers: {"prompt": asks, "completion": answers},
+    "columns": lambda asks, answers: {"Customer text": asks, "Team": answers},
+}
+
+
+def files(folder, train, test):
+    """Write 40 training rows in one layout, and test rows in another, five of which are training rows too."""
+    rows, others = texts(40, 0), texts(15, 1)
+    written = {"train": (LAYOUTS[train], rows), "test": (LAYOUTS[test], [*others, *rows[:5]])}
+    return [
+        write(folder / f"{part}.jsonl", [layout(row["prompt"], row["reference"]) for row in of])
+        for part, (layout, of) in written.items()
+    ]
+
+
+@pytest.mark.parametrize(("train", "test"), list(permutations(LAYOUTS, 2)))
+def test_a_leak_is_found_where_training_and_test_rows_have_different_layouts(tmp_path, train, test):
+    train_file, test_file = files(tmp_path, train, test)
+    found = examine_rows(Asked([train_file], [test_file], only=["test_leaks"])).findings
+    assert next(f for f in found if f.severity == "error").count == 5
+
+
+def test_rows_of_a_task_are_held_against_test_rows_of_another_layout(tmp_path):
+    train, test = files(tmp_path, "chat", "our own")
+    brief = check_target(Task(name="letters", data=TaskData(train=train, test=test)))
+    assert "training rows that a test row repeats, 12.5 % (5 of 40)" in brief.lines[0]
+
+
+@pytest.mark.parametrize(
+    ("asks", "answers"),
+    [
+        ("question_text", "answer_text"),
+        ("question_text", "reply"),
+        ("customer_question", "reply"),
+        ("user_text", "bot_reply"),
+        ("query", "response_text"),
+        ("body", "answer_text"),
+        ("Customer question", "class label"),
+    ],
+)
+def test_columns_are_found_by_the_last_word_of_their_names(tmp_path, asks, answers):
+    rows = [{asks: row["prompt"], answers: row["reference"][:9]} for row in texts(30, 0)]
+    roles = find_roles(read(write(tmp_path / "rows.jsonl", rows), "train"))
+    assert roles == ((asks,), (answers,))
+
+
+def test_of_two_columns_that_say_nothing_by_their_names_the_later_one_answers(tmp_path):
+    rows = [{"one": row["prompt"], "two": row["reference"]} for row in texts(30, 0)]
+    assert find_roles(read(write(tmp_path / "rows.jsonl", rows), "train")) == (("one",), ("two",))
+
+
+def test_an_identifier_or_a_length_of_a_question_is_no_question(tmp_path):
+    rows = [
+        {"question_id": i, "body": row["prompt"], "team": ("refund", "account")[i % 2]}
+        for i, row in enumerate(texts(30, 0))
+    ]
+    with pytest.raises(UserError, match="none of them clearly the question and answer"):
+        find_roles(read(write(tmp_path / "rows.jsonl", rows), "train"))
