@@ -300,7 +300,7 @@ def _is_system(turn: Any) -> bool:
 
 
 def _by_name(columns: set[str], known: Iterable[str], other: Container[str] = ()) -> str | None:
-    """Find the column of a known name, else one that it is a word of or ends in: `Customer question`, `bot_reply`.
+    """Find the column of a known name, else one that has it as a word, or ends in it: `bot_reply`.
 
     A column that ends in a name of the `other` role is found by its whole name alone.
     """
