@@ -318,5 +318,5 @@ def _by_name(columns: set[str], known: Iterable[str], other: Container[str] = ()
 
 def _head(column: str) -> str:
     """Return the last word of a name, of `question_text` the one before: what the column holds."""
-    words = re.findall(r"[^\W_]+", column.lower()) or [""]
+    words: list[str] = re.findall(r"[^\W_]+", column.lower()) or [""]
     return words[-2] if words[-1] == "text" and len(words) > 1 else words[-1]
