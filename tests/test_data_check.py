@@ -227,3 +227,14 @@ def test_the_commands_name_the_columns_that_were_named(find):
 def test_a_file_that_is_named_twice_is_refused(tmp_path):
     path = write(tmp_path / "rows.jsonl", clean_rows(30))
     assert refused(path, str(tmp_path / "." / "rows.jsonl"))[0].found == "a file that is named twice"
+
+
+def test_a_file_whose_name_begins_with_a_dash_is_no_option_of_the_command_that_is_named(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "-rows.jsonl", [*clean_rows(40), *clean_rows(1)])
+    found = examine_rows(Asked([str(tmp_path / "-rows.jsonl")], only=["repeated_rows"])).findings
+    done = CliRunner().invoke(app, shlex.split(alarms(found)[0].command)[1:])
+    assert done.exit_code == 0, done.stderr
+    assert (tmp_path / "-rows.dedup.jsonl").exists()

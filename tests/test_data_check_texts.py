@@ -292,3 +292,31 @@ def test_calls_of_tools_are_read_as_openai_writes_them(find):
         for row in clean_rows(40)
     ]
     assert alarms(find(rows)) == []
+
+
+SPACED = {
+    "accepted answers of a question": lambda text: {"answers": [f"{text} \n", f"{text} also"]},
+    "accepted answers of an item": lambda text: {"references": [f"{text} \n", f"{text}!"]},
+    "an earlier turn": lambda text: {
+        "messages": [
+            {"role": "user", "content": f"Hello {text}"},
+            {"role": "assistant", "content": "What is it? \n"},
+            {"role": "user", "content": f"Where is {text}?"},
+            {"role": "assistant", "content": text},
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("where", SPACED)
+def test_white_space_behind_one_of_several_answers_is_found_and_mended(find, tmp_path, where):
+    asks = {"accepted answers of a question": "question", "accepted answers of an item": "prompt"}.get(where)
+    rows = [
+        {asks: f"{a} {b}?", **SPACED[where](b)} if asks else SPACED[where](b) for a, b in pairwise(WORDS[:30])
+    ]
+    (found,) = alarms(find(rows, "answer_formats"))
+    assert (found.title, found.count) == ("answers with white space behind them", 29)
+    done = CliRunner().invoke(app, shlex.split(found.command)[1:])
+    assert done.exit_code == 0, done.stderr
+    mended = Asked([str(tmp_path / "rows.clean.jsonl")], only=["answer_formats"])
+    assert alarms(examine_rows(mended).findings) == []

@@ -271,3 +271,22 @@ def test_rows_that_their_layout_cannot_read_are_dropped_with_the_reason(data):
     jsonl(Path("t.jsonl"), thumbs)
     done(data, "clean", "t.jsonl", "--out", "m.jsonl")
     assert read("m.jsonl") == thumbs
+
+
+@pytest.mark.parametrize(
+    ("column", "before", "after"),
+    [
+        ("references", ["x"], ["y"]),
+        (
+            "messages",
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "x"}],
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "y"}],
+        ),
+    ],
+)
+def test_a_decision_relabels_the_one_answer_of_a_list_or_a_conversation(data, column, before, after):
+    asks = {} if column == "messages" else {"prompt": "a"}
+    digest = checksum(jsonl(Path("r.jsonl"), [{**asks, column: before}]))
+    keep_decision("r.jsonl", 1, Decision("relabel", "y"), digest, column)
+    done(data, "clean", "r.jsonl", "--decisions", "r.jsonl.decisions.json", "--out", "n.jsonl")
+    assert read("n.jsonl") == [{**asks, column: after}]

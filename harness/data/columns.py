@@ -116,15 +116,15 @@ def reading_roles(task: Task, layout: Layout | None, names: Container[str]) -> R
     )
 
 
-def answer_column(fields: Fields, layout: Layout | None, names: Container[str]) -> str | None:
-    """Return the one column that holds the answers of rows; None where several do, turns, or a part of it."""
-    roles = Roles((), columns_of(fields.reference, names))
-    if layout is not None:
-        roles = _ROLES.get(layout.name, Roles(("question",), ("answer",)))
-    elif fields.reference != f"{{{''.join(roles.answers)}}}":
-        return None
-    single = len(roles.answers) == 1 and roles.answers != roles.questions
-    return roles.answers[0] if single and roles.answers[0] in names else None
+def answer_column(task: Task, layout: Layout | None, names: Container[str]) -> str | None:
+    """Return the one column that holds the answers of rows, turns too.
+
+    None where several do, where a template has more than the column, and of rated answers and message trees.
+    """
+    answers = reading_roles(task, layout, names).answers
+    is_whole = FIELD.fullmatch(task.fields.reference) and len(answers) == 1 and answers[0] in names
+    is_rated = layout is not None and layout.name in ("OASST tree", "UltraFeedback")
+    return answers[0] if is_whole and not is_rated else None
 
 
 def require_column(shown: str, names: Iterable[str], column: str, option: str) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "Given",
     "Severity",
     "Tokenizer",
+    "as_argument",
     "check_rows",
     "names",
 ]
@@ -110,7 +111,7 @@ def _shown(finding: Finding, files: Sequence[str], named: Sequence[str] = ()) ->
     from harness.data.check.personal_data import mask_text
 
     first = finding.rows[0] if finding.rows else ""
-    file = next((file for file in files if first.startswith((f"{file}:", f"{file} "))), files[0])
+    file = as_argument(next((file for file in files if first.startswith((f"{file}:", f"{file} "))), files[0]))
     verb = re.search(r"harness data (\w+)", finding.command)
     out = _new_name(file, verb[1] if verb else "new")
     names = {"FILE": [file, *named], "OUT": [out], "DECISIONS": [f"{file}.decisions.json"]}
@@ -118,6 +119,11 @@ def _shown(finding: Finding, files: Sequence[str], named: Sequence[str] = ()) ->
     title, example = mask_text(finding.title), mask_text(finding.example)
     beside = tuple(map(mask_text, finding.beside))
     return replace(finding, command=command, title=title, example=example, beside=beside)
+
+
+def as_argument(file: str) -> str:
+    """Name a file so that a command takes it for no option: `-a.jsonl` as `./-a.jsonl`."""
+    return f"./{file}" if file.startswith("-") else file
 
 
 def _new_name(file: str, verb: str) -> str:

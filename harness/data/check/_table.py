@@ -23,6 +23,7 @@ from harness.data.column_types import Column, count_cells, mixed_columns
 from harness.data.columns import Asked, Roles, asked, reading_roles
 from harness.data.edit.repeats import fold_row
 from harness.data.edit.spellings import label_set
+from harness.data.edit.written_answers import written_answers
 from harness.data.formats import Layout
 from harness.data.readers import Row, cap_problems
 from harness.errors import Problem, UserError, did_you_mean
@@ -60,6 +61,7 @@ class Entry(NamedTuple):
     """A row that can be used: its place, question and answer, what it is about, and its draw in [0, 1).
 
     `asked` is the row as `data dedup` sees it: the question without what it stands on, and all answers.
+    `spaced` are the answers with white space at an end, as the file has them.
     """
 
     where: str
@@ -70,6 +72,7 @@ class Entry(NamedTuple):
     source: str
     date: datetime | None
     draw: float
+    spaced: tuple[str, ...] = ()
 
 
 class Unusable(NamedTuple):
@@ -104,8 +107,8 @@ class Table:
 
     @property
     def answer_column(self) -> str | None:
-        """The one column that holds the answers, None where several do."""
-        return columns.answer_column(self.reading.task.fields, self.reading.layout, self.columns)
+        """The one column that holds the answers, or the turns that end with them; None where several do."""
+        return columns.answer_column(self.reading.task, self.reading.layout, self.columns)
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -196,7 +199,8 @@ class _Maker:
             self.unusable.append(Unusable(row.where, error.problems[0].found))
             return
         question, answer = _texts(example)
-        said = self._asked(row, question)
+        roles = self._roles(row)
+        said = _asked(row, roles, question)
         folded = fold_row(said)
         compared = (*folded.setting, folded.question), folded.answers
         self.digests.extend(_digest("\n".join(of)) for of in compared)
@@ -208,20 +212,21 @@ class _Maker:
         source = row.fields.get(column) if column else shown
         source = _NO_SOURCE if source in (None, "") else source
         when = self._date(row)
-        self.entries.append(Entry(row.where, example, question, answer, said, str(source), when, draw))
+        spaced = _spaced(row, roles, said)
+        self.entries.append(
+            Entry(row.where, example, question, answer, said, str(source), when, draw, spaced)
+        )
         self.size += _size(self.entries[-1])
         while self.size > self.held:
             self.share /= 2
             self.entries = [entry for entry in self.entries if entry.draw < self.share]
             self.size = sum(map(_size, self.entries))
 
-    def _asked(self, row: Row, question: str) -> Asked:
-        """Read what a row asks and answers as `data dedup` does; an equal text is kept once."""
+    def _roles(self, row: Row) -> Roles:
         names = tuple(row.fields)
         if names not in self.roles:
             self.roles[names] = reading_roles(self.reading.task, self.reading.layout, names)
-        found = asked(row, self.roles[names])
-        return found._replace(question=question) if found.question == question else found
+        return self.roles[names]
 
     def _date(self, row: Row) -> datetime | None:
         value = row.fields.get(self.reading.date) if self.reading.date else None
@@ -264,8 +269,20 @@ class _Maker:
         return Table(*found, self.places, self.reading)
 
 
+def _asked(row: Row, roles: Roles, question: str) -> Asked:
+    """Read what a row asks and answers as `data dedup` does; an equal text is kept once."""
+    found = asked(row, roles)
+    return found._replace(question=question) if found.question == question else found
+
+
+def _spaced(row: Row, roles: Roles, said: Asked) -> tuple[str, ...]:
+    """Return the answers of a row with white space at an end; of turns all that the assistant says."""
+    texts = [of.text for of in written_answers(row.fields, roles)] or said.answers
+    return tuple(text for text in texts if text.strip() not in ("", text))
+
+
 def _size(entry: Entry) -> int:
-    texts = entry.question, entry.answer, entry.asked.question, *entry.asked.answers
+    texts = entry.question, entry.answer, entry.asked.question, *entry.asked.answers, *entry.spaced
     return 2 * sum({id(text): len(text) for text in texts}.values()) + _A_ROW
 
 

@@ -40,7 +40,7 @@ def _outer_spaces(table: Table) -> Iterator[Finding]:
     cut = "cut it in the file, unless it is the indentation of code"
     ends = (("behind", str.rstrip, "harness data clean FILE --out OUT"), ("in front of", str.lstrip, cut))
     for where, strip, command in ends:
-        first_of = ((e, next((t for t in _written(e) if t != strip(t)), "")) for e in table.entries)
+        first_of = ((e, next((t for t in e.spaced if t != strip(t)), "")) for e in table.entries)
         spaced = [(entry, text) for entry, text in first_of if text]
         if spaced:
             masked = mask_text(spaced[0][1])
@@ -55,11 +55,6 @@ def _outer_spaces(table: Table) -> Iterator[Finding]:
                 repr(masked[-60:] if where == "behind" else masked[:60]),
                 command,
             )
-
-
-def _written(entry: Entry) -> tuple[str, ...]:
-    """Return the answers of a row as its file has them."""
-    return tuple(answer for answer in entry.asked.answers if answer.strip())
 
 
 def _spellings(answered: Sequence[Entry], table: Table) -> Iterator[Finding]:
@@ -79,7 +74,7 @@ def _spellings(answered: Sequence[Entry], table: Table) -> Iterator[Finding]:
             ", ".join(f"{spelt!r} {n:,}" for spelt, n in several[0].counts),
             "harness data clean FILE --out OUT --spellings"
             if table.answer_column
-            else "write every label in one spelling",
+            else "no command: several columns answer; write each label in one spelling by hand",
             tuple(commonest[entry.answer] for entry in rare),
         )
 

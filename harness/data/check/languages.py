@@ -19,6 +19,7 @@ from functools import lru_cache
 from harness.data.check import ALPHA, DECIDE, Finding, Given
 from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt
+from harness.formatting import pluralize
 
 _LETTERS = 40
 _SURE = 0.9
@@ -48,7 +49,7 @@ def _languages(drawn: Sequence[Entry]) -> Iterator[Finding]:
     counts = Counter(str(name) for _, name in sure)
     own = [name for i, (name, n) in enumerate(counts.most_common()) if not i or n >= _OWN * len(sure)]
     shown = ", ".join(f"{name} {100 * n / len(sure):.1f} %" for name, n in counts.most_common(5))
-    title = f"languages of {len(sure):,} texts that are long enough: {shown}"
+    title = f"languages of {pluralize(len(sure), 'text')} with {_LETTERS} letters and more: {shown}"
     yield Finding("languages", "note", title, "in which language the model learns to answer")
     others = [entry for entry, name in sure if name not in own]
     p = float(stats.binomtest(len(others), len(sure), _WRONG, alternative="greater").pvalue)

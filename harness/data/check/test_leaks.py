@@ -9,7 +9,7 @@ words reach thresholds that 5 % of look-alikes of another sense reach too (repor
 import shlex
 from collections.abc import Iterator
 
-from harness.data.check import DECIDE, Finding, Given
+from harness.data.check import DECIDE, Finding, Given, as_argument
 from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt
 from harness.data.contamination import contaminated_rows
@@ -76,7 +76,7 @@ def _in_other_words(table: Table, test: Table, exact: set[str], encode: Encode |
 
 def _without(test: Table) -> str:
     """Name the command that leaves out what the test rows ask."""
-    against = " ".join(f"--against {shlex.quote(file)}" for file in test.files)
+    against = " ".join(f"--against {shlex.quote(as_argument(file))}" for file in test.files)
     return f"harness data dedup FILE {against} --out OUT"
 
 

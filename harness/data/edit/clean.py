@@ -15,6 +15,7 @@ from harness.data.columns import Roles, asked, plain_text
 from harness.data.edit.change import Change, Outcome, drop
 from harness.data.edit.decisions import Decision, line_of
 from harness.data.edit.spellings import commonest_spellings, label_set, no_labels, several_spellings
+from harness.data.edit.written_answers import answer_at, label_places, put_answer
 from harness.data.formats import THUMB_DOWN, Layout
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
@@ -56,9 +57,12 @@ def clean(
         reasons: dict[str, None] = {}
         fields = {name: _clean_value(value, name, reasons) for name, value in row.fields.items()}
         if decision and decision.decision == "relabel":
-            _relabel(row, fields, roles.answers[0], decision.label, reasons)
-        if spellings and (label := spellings.get(plain_text(fields.get(roles.answers[0])).strip())):
-            _relabel(row, fields, roles.answers[0], label, reasons)
+            places = label_places(fields, roles)
+            keys = places[0].keys if len(places) == 1 else (roles.answers[0],)
+            fields = _relabel(row, fields, keys, decision.label, reasons)
+        for text, keys in label_places(fields, roles) if spellings else ():
+            if label := (spellings or {}).get(text.strip()):
+                fields = _relabel(row, fields, keys, label, reasons)
         cleaned = Row(row.where, fields)
         if unusable := _unusable(cleaned, roles, drop_lost=drop_lost) or _unreadable(cleaned, layout):
             yield drop(row, unusable)
@@ -71,33 +75,39 @@ def clean(
 def spellings_in(rows: Iterable[Row], roles: Roles, shown: str) -> dict[str, str]:
     """Map the rarer spellings of labels to the commonest one, as they are once they are clean.
 
+    A row's label is its first answer, and in turns the last one.
+
     Raises:
         UserError: no one column answers, or its answers are no labels.
     """
     where, step = f"{shown}, --spellings", "leave --spellings out, or name the column: --reference COLUMN"
-    if len(roles.answers) != 1 or roles.answers == roles.questions:
+    written = ((clean_text(of.text)[0].strip() for of in label_places(row.fields, roles)) for row in rows)
+    answers = [label for of_row in written if (label := next(filter(None, of_row), ""))]
+    if not answers:
         raise UserError(Problem(where, "no one column that answers", "one column of labels", step))
-    written = (plain_text(row.fields.get(roles.answers[0])) for row in rows)
-    answers = [label for text in written if (label := clean_text(text)[0].strip())]
     if not label_set(answers):
         raise UserError(Problem(where, *no_labels(answers), step))
     return commonest_spellings(several_spellings(answers))
 
 
-def _relabel(row: Row, fields: dict[str, Any], column: str, label: str, reasons: dict[str, None]) -> None:
-    """Put a label into the column of answers, as a whole number where one stands there.
+def _relabel(
+    row: Row, fields: dict[str, Any], keys: tuple[str | int, ...], label: str, reasons: dict[str, None]
+) -> dict[str, Any]:
+    """Put a label where an answer stands, as a whole number where it is one.
 
     Raises:
         UserError: the column holds neither a text nor a whole number, or the label is none.
     """
-    value = fields.get(column)
+    column = keys[0]
+    value = answer_at(fields, keys)
     is_number = type(value) is int and re.fullmatch(r"-?\d+", label)
     if not is_number and not isinstance(value, str | None):
         found, expected = f"a {type(value).__name__} in {column!r}, to be relabelled {label!r}", "a text"
         raise UserError(Problem(row.where, found, expected, "change it in the file by hand"))
     if value != (given := int(label) if is_number else label):
-        fields[column] = given
         reasons[f"relabelled in {column!r}"] = None
+        fields = put_answer(fields, keys, given)
+    return fields
 
 
 def _unusable(row: Row, roles: Roles, *, drop_lost: bool) -> str:

@@ -186,7 +186,7 @@ def _problems(kept: Decisions, lines: set[int], roles: Roles) -> Iterator[Proble
 
 def _column_problems(kept: Decisions, roles: Roles) -> Iterator[Problem]:
     """Phrase labels for another column than the one that answers."""
-    if len(roles.answers) != 1 or roles.answers == roles.questions:
+    if len(roles.answers) != 1:
         found = "relabel, where no one column holds the answer"
         yield Problem(kept.shown, found, "one column of answers", "name it: --reference COLUMN")
     elif kept.column is None:
