@@ -39,7 +39,7 @@ claims: $(STAMP)
 	.venv/bin/python -m tests.studies.claims $(ARGS)
 
 gpu: $(STAMP)
-	.venv/bin/python tests/gpu/parts.py $(ARGS)
+	.venv/bin/python tests/gpu/gpu_parts.py $(ARGS)
 
 dashboard: $(STAMP)
 	.venv/bin/harness dashboard $(ARGS)

@@ -181,6 +181,18 @@ def test_the_disk_use_counts_every_file(asked):
 
 
 @pytest.mark.usefixtures("own_cache")
+class EndedAt(Silent):
+    """Progress that ends the command, as Ctrl-C does, where a stage opens whose label begins so."""
+
+    def __init__(self, label):
+        self.label = label
+
+    def stage(self, label, expected_s=0.0):
+        if label.startswith(self.label):
+            raise KeyboardInterrupt
+        return super().stage(label, expected_s)
+
+
 class TestAnExperiment:
     """A compare with a sweep, and an adapter that stands on its winner."""
 
@@ -201,24 +213,20 @@ class TestAnExperiment:
         assert [*(store.folder / "rows").iterdir(), *(store.folder / "weights").iterdir()] == []
 
     def test_a_comparison_that_is_ended_leaves_its_name_until_it_is_finished(self, tiny, tmp_path):
-        class Ended(Silent):
-            def stage(self, label, expected_s=0.0):
-                if label.startswith("base: "):
-                    raise KeyboardInterrupt
-                return super().stage(label, expected_s)
-
         path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
         with pytest.raises(KeyboardInterrupt):
-            tiny_experiment.run(path, progress=Ended())
-        assert stores.list_begun(Store(tmp_path / "runs")) == ["tiny"]
+            tiny_experiment.run(path, progress=EndedAt("base: "))
+        assert stores.list_begun(Store(tmp_path / "runs")) == ["tiny", "tiny-prompt-s0"]
         tiny_experiment.run(path)
         assert stores.list_begun(Store(tmp_path / "runs")) == []
 
     def test_a_run_that_is_ended_leaves_its_name_until_it_is_made(self, tiny, tmp_path):
         made = session(tiny_experiment.write(tmp_path, tiny))
         candidate = made.candidates["prompt"]
-        with pytest.raises(AttributeError):
-            run_candidate.make_run(made, replace(candidate, recipe=None), 0)
+        quiet, made.progress = made.progress, EndedAt("prompt: ")
+        with pytest.raises(KeyboardInterrupt):
+            run_candidate.make_run(made, candidate, 0)
         assert stores.list_begun(made.store) == ["tiny-prompt-s0"]
+        made.progress = quiet
         run_candidate.make_run(made, candidate, 0)
         assert stores.list_begun(made.store) == []

@@ -25,7 +25,7 @@ ANSWERS = {
     "model download and resolution": ("models/hub.py", "resolve"),
     "harness init": ("experiment/scaffold/__init__.py", "propose"),
     "estimate of cost": ("evaluation/costs/__init__.py", ""),
-    "estimate of memory": ("models/memory.py", ""),
+    "estimate of memory": ("models/memory/__init__.py", ""),
     "champions": ("release/champions.py", ""),
     "contamination of training data": ("data/contamination.py", ""),
     "control arm": ("evaluation/control_arm.py", ""),

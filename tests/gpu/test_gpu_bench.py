@@ -17,6 +17,7 @@ import random_llama
 import training_speed
 from bench_page import Row, Table
 from beside_lm_eval import CHOICES, QUESTIONS, Section
+from gpu_parts import FIGURES
 from random_llama import RandomModel
 from the_gpu import gpu
 from training_speed import Recipe
@@ -25,7 +26,6 @@ from harness.models import hub
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost
 from harness.training import LowRankParams
-from parts import FIGURES
 
 SCALE = float(os.environ.get("HARNESS_BENCH_SCALE", "1"))
 CPU = Machine("cpu", "CPU", "fp32", 1.0)

@@ -5,13 +5,13 @@ import re
 from pathlib import Path
 
 import bench_page
+import gpu_parts
 import pytest
 from bench_page import Row, Table, stem
 from gpu_page import Ended, Part, keep, kept, rendered, state
 from never_run import NEVER_RUN
 from published import PUBLISHED
 
-import parts
 from harness.models.hardware import Machine
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,7 @@ def figures(measured=5.2):
 
 def test_the_page_is_what_its_parts_make_of_it():
     page = stem("gpu")
-    assert page.with_suffix(".md").read_text("utf-8") == rendered(parts.PARTS, kept(page))
+    assert page.with_suffix(".md").read_text("utf-8") == rendered(gpu_parts.PARTS, kept(page))
 
 
 def test_the_parts_run_every_test_that_needs_a_gpu():
@@ -49,7 +49,7 @@ def test_the_parts_run_every_test_that_needs_a_gpu():
         for file in files
         for name in re.findall(r"^def (test_\w+)", file.read_text("utf-8"), re.MULTILINE)
     }
-    asked = [test.partition("::")[2] for part in parts.PARTS for test in part.tests]
+    asked = [test.partition("::")[2] for part in gpu_parts.PARTS for test in part.tests]
     assert len(asked) == len(set(asked))
     assert {name.partition("[")[0] for name in asked} == known - {ON_THE_CPU}
 
@@ -114,7 +114,7 @@ def three(tmp_path, monkeypatch):
         "pytestmark = pytest.mark.gpu\n"
         "def test_passes():\n"
         "    with (here / 'asked').open('a') as file: file.write('passes ')\n"
-        f"    pathlib.Path(os.environ['{parts.FIGURES}']).write_text((here / 'figures.json').read_text())\n"
+        f"    pathlib.Path(os.environ['{gpu_parts.FIGURES}']).write_text((here / 'figures.json').read_text())\n"
         "def test_fails():\n"
         "    with (here / 'asked').open('a') as file: file.write('fails ')\n"
         "    assert (here / 'mended').exists()\n"
@@ -123,7 +123,7 @@ def three(tmp_path, monkeypatch):
         "def test_skips():\n"
         "    pytest.skip('no GPU')\n"
     )
-    monkeypatch.setattr(parts, "_ROOT", tmp_path)
+    monkeypatch.setattr(gpu_parts, "_ROOT", tmp_path)
     return tuple(
         Part(name, (f"test_parts.py::test_{verb}",), f"what {name} shows")
         for name, verb in (("passing", "passes"), ("failing", "fails"), ("sleeping", "sleeps"))
@@ -132,33 +132,33 @@ def three(tmp_path, monkeypatch):
 
 def test_parts_run_one_by_one_and_go_on_where_they_were(three, tmp_path, capsys):
     page, two = tmp_path / "page" / "gpu", three[:2]
-    assert parts.main(["all"], page, two) == 1
+    assert gpu_parts.main(["all"], page, two) == 1
     assert {name: one.outcome for name, one in kept(page).items()} == {
         "passing": "passed",
         "failing": "failed",
     }
     assert kept(page)["passing"].figures["title"] == "a Llama"
     (tmp_path / "mended").touch()
-    assert parts.main(["all"], page, two) == 0
+    assert gpu_parts.main(["all"], page, two) == 0
     assert (tmp_path / "asked").read_text().split() == ["passes", "fails", "fails"]
     capsys.readouterr()
-    assert parts.main([], page, two) == 0
+    assert gpu_parts.main([], page, two) == 0
     listed = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in listed[:2]] == [["passing", "passed"], ["failing", "passed"]]
 
 
 def test_a_part_that_does_not_end_is_stopped_and_said_to_be(three, tmp_path):
     page = tmp_path / "page" / "gpu"
-    assert parts.main(["sleeping"], page, three, limit_s=3) == 1
+    assert gpu_parts.main(["sleeping"], page, three, limit_s=3) == 1
     assert "| `sleeping` | what sleeping shows | stopped after 3 s" in page.with_suffix(".md").read_text()
 
 
 def test_without_a_gpu_a_part_leaves_the_page_as_it_was(three, tmp_path):
     page, skipping = tmp_path / "page" / "gpu", Part("skipping", ("test_parts.py::test_skips",), "nothing")
-    assert parts.main(["skipping"], page, (skipping,)) == 0
+    assert gpu_parts.main(["skipping"], page, (skipping,)) == 0
     assert kept(page) == {}
 
 
 def test_a_part_that_nobody_knows_is_refused_with_those_there_are(three, tmp_path, capsys):
-    assert parts.main(["speed"], tmp_path / "gpu", three) == 2
+    assert gpu_parts.main(["speed"], tmp_path / "gpu", three) == 2
     assert "no part speed; one of: passing, failing, sleeping, all" in capsys.readouterr().err

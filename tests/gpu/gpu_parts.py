@@ -1,7 +1,7 @@
 """Parts of `make gpu`, each of ten minutes at most: list them, run one, or all that are not done.
 
 Invariant: each part is a pytest of its own process, ended at its limit; what it measured goes through a file to the
-page, which is written after each part. `python tests/gpu/parts.py [PART… | all]`.
+page, which is written after each part. `python tests/gpu/gpu_parts.py [PART… | all]`.
 """
 
 import json
