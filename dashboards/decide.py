@@ -19,7 +19,6 @@ from harness.decision import (
     best_untrained,
     decide,
     index_sentences,
-    policy_without_index,
     reprice,
 )
 from harness.formatting import round_up
@@ -40,11 +39,10 @@ def page() -> None:
         st.info("This report does not say what its decision went by. Next: `harness report` writes it again.")
         return
     policy, times = sliders(report, report.policy)
-    fewer = report.policy.requests_per_month / policy.requests_per_month
-    facts = _gains(report, reprice(report.facts, times, fewer), policy)
+    facts = _gains(report, reprice(report.facts, times), policy)
     found = decide(
         facts,
-        policy_without_index(policy),
+        policy,
         closed_labels=report.closed_labels,
         has_documents=report.has_documents,
         metric_name=report.metric,

@@ -13,6 +13,7 @@ from tiny_experiment import runs_of
 
 from harness.experiment import compare
 from harness.report import experiment_document, markdown
+from harness.report.experiment_report import shown_figure
 from harness.report.tables.retrieval_table import RETRIEVAL_COLUMNS
 
 N = 240
@@ -120,12 +121,13 @@ def test_failures_planted_into_retrieval_are_counted_in_the_report_as_planted(tm
         made = compare(path)
     (index,) = (note for note in made.notes if "rag: retrieves from an index of" in note)
     assert " kB of text; choosing passages takes " in index
-    assert "hosting it costs 30.00 USD a month, 1.50 USD of 1,000 requests, which is in their cost" in index
+    assert "hosting it costs 30.00 USD a month, 1.50 USD of 1,000 requests, which their $/1k holds" in index
     facts = {facts.name: facts for facts in made.facts}
     assert facts["closed"].cost_per_1k_usd == 0
     chosen_s = runs_of(path)["rag"].latency["prompting_s"]
-    assert facts["rag"].cost_per_1k_usd == pytest.approx(1000 * chosen_s + 1.5), "at 1 USD a second"
-    assert "1.50 USD of what 1,000 requests to rag cost, by the 20,000 forecast" in made.decision.reasons[-1]
+    assert facts["rag"].cost_per_1k_usd == pytest.approx(1000 * chosen_s), "at 1 USD a second"
+    assert shown_figure(facts["rag"], "cost_per_1k_usd") == pytest.approx(1000 * chosen_s + 1.5)
+    assert "1.50 USD of 1,000 requests to rag, by the 20,000 forecast" in made.decision.reasons[-1]
     use = facts["rag"].retrieval
     wanted = {kind: list(kinds.values()).count(kind) for kind in ("used", "ungrounded", "unused", "missed")}
     assert {kind: getattr(use, kind) for kind in wanted} == wanted

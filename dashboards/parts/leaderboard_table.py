@@ -16,7 +16,7 @@ from harness.formatting import UNKNOWN, change, count, errors, points, score
 from harness.records import Run
 from harness.report import ExperimentReport
 from harness.report.escape import clean
-from harness.report.experiment_report import measured_text, verdict_word
+from harness.report.experiment_report import measured_text, shown_figure, verdict_word
 from harness.report.labels import CLASSES, ERROR
 from parts import controls
 from parts.leaderboard_rows import Line
@@ -151,7 +151,7 @@ def verdict(line: Line) -> str:
 def _print_figure(line: Line, name: str) -> Printed | None:
     """Print a figure of cost or speed; of a run that no report holds what is stored of its latency."""
     f = line.facts or _stored_facts(line.run)
-    return Printed.of(f.disturbed.get(name, getattr(f, name)), measured_text(f, name))
+    return Printed.of(shown_figure(f, name), measured_text(f, name))
 
 
 def _stored_facts(run: Run) -> CandidateFacts:
@@ -206,7 +206,9 @@ def as_row(line: Line) -> dict[str, Any]:
         **{key: value for name, e in line.others.items() for key, value in _ends(name, e).items()},
         **_ends("gain", Estimate(c.delta, c.low, c.high, c.n) if c else None),
         **_ends("forgetting", macro),
-        "cost_per_1k_usd": f.cost_per_1k_usd if f else None,
+        "cost_per_1k_usd": shown_figure(f, "cost_per_1k_usd")
+        if f and f.cost_per_1k_usd is not None
+        else None,
         **_speed(f or _stored_facts(run)),
         "verdict": verdict(line),
         "rank": line.rank,

@@ -24,7 +24,7 @@ from harness.decision.explain import (
     too_dear,
 )
 from harness.decision.family import Family, Member, family_members, family_of, place_in_family
-from harness.decision.index_cost import index_sentences, index_usd_per_1k, policy_without_index
+from harness.decision.index_cost import index_sentences, index_usd_per_1k
 from harness.decision.learning_curve import LearningCurve, Trained, learning_curve
 from harness.decision.next_step import MORE_THAN_FEW, RowsNeeded, fails_gate, too_few
 from harness.decision.results import (
@@ -112,7 +112,6 @@ __all__ = [
     "learning_curve",
     "passes_alone",
     "place_in_family",
-    "policy_without_index",
     "reprice",
     "strongest",
     "strongest_run",

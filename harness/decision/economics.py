@@ -220,20 +220,12 @@ def hour_usd(facts: Iterable[CandidateFacts]) -> float | None:
     return None
 
 
-def reprice(
-    facts: Iterable[CandidateFacts], times: float, index_times: float = 1.0
-) -> tuple[CandidateFacts, ...]:
-    """Return the candidates as they would cost if a device hour were so many times its price.
-
-    An index costs a request `index_times` what it did: half as much among twice as many.
-    """
+def reprice(facts: Iterable[CandidateFacts], times: float) -> tuple[CandidateFacts, ...]:
+    """Return the candidates as they would cost if a device hour were so many times its price."""
     return tuple(
         replace(
             f,
-            cost_per_1k_usd=None
-            if f.cost_per_1k_usd is None
-            else times * (f.cost_per_1k_usd - f.index_per_1k_usd) + index_times * f.index_per_1k_usd,
-            index_per_1k_usd=index_times * f.index_per_1k_usd,
+            cost_per_1k_usd=None if f.cost_per_1k_usd is None else times * f.cost_per_1k_usd,
             training_cost_usd=times * f.training_cost_usd,
         )
         for f in facts

@@ -1,7 +1,7 @@
-"""Index of documents in what a request costs: its share at the forecast, counted there and nowhere else.
+"""Index of documents in what a request costs: its share at the forecast, for tables and sentences.
 
-Invariant: `cost_per_1k_usd` of a candidate that retrieves holds its share already, so who decides by it takes
-a policy of which the index is free.
+Invariant: nothing is decided by that share. A month's price does not grow with the requests, so the decision
+counts it as a sum over the horizon, and `cost_per_1k_usd` of a candidate is without it.
 """
 
 from collections.abc import Iterable
@@ -16,17 +16,21 @@ def index_usd_per_1k(policy: DecidePolicy) -> float:
     return 1000 * policy.index_usd_per_month / policy.requests_per_month
 
 
-def policy_without_index(policy: DecidePolicy) -> DecidePolicy:
-    """Return the policy by which costs are weighed that hold the index already."""
-    return policy.model_copy(update={"index_usd_per_month": 0.0})
-
-
 def index_sentences(facts: Iterable[CandidateFacts], policy: DecidePolicy) -> list[str]:
     """Say whose requests pay for an index, and how much of their cost that is."""
-    named = dict.fromkeys(f.name for f in facts if f.index_per_1k_usd)
-    if not named:
+    paying = [f for f in facts if f.index_per_1k_usd]
+    if not paying:
         return []
+    names = ", ".join(dict.fromkeys(f.name for f in paying))
     month, each = (formatting.usd(of) for of in (policy.index_usd_per_month, index_usd_per_1k(policy)))
+    is_known = any(f.cost_per_1k_usd is not None for f in paying)
+    counted = f"The index of documents costs {month} USD a month, counted over the horizon"
+    share = f"{each} USD of 1,000 requests to {names}, by the {_forecast(policy)}"
+    return [f"{counted}: {share}{', and part of their $/1k' if is_known else ''}."]
+
+
+def _forecast(policy: DecidePolicy) -> str:
     forecast = formatting.count(policy.requests_per_month)
-    said = f"The index of documents costs {month} USD a month: {each} USD of what 1,000 requests"
-    return [f"{said} to {', '.join(named)} cost, by the {forecast} forecast a month."]
+    if policy.requests_per_month == DecidePolicy().requests_per_month:
+        return f"{forecast} a month of decide.requests_per_month, its default"
+    return f"{forecast} forecast a month"

@@ -222,7 +222,7 @@ def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
         return failure_line(f)
     target = target_text(f)
     parts = [f"{_SHORT.get(metric, metric)} {target}"]
-    parts += [f"{formatting.usd(f.cost_per_1k_usd)} USD/1k"] if f.cost_per_1k_usd is not None else []
+    parts += [f"{measured_text(f, 'cost_per_1k_usd')} USD/1k"] if f.cost_per_1k_usd is not None else []
     parts += [f"p50 {formatting.seconds(f.latency_p50_s)}"] if f.latency_p50_s is not None else []
     parts += [verdict_word(f)] if f.verdict else []
     parts += [SMOKE] if smoke else []
@@ -311,6 +311,15 @@ def figure_text(name: str, value: Any) -> str:
     return formatting.plain(value)
 
 
+def shown_figure(f: CandidateFacts, name: str) -> float | None:
+    """Return a figure of cost or speed by its name in the facts, also where other work disturbed it.
+
+    What a request costs holds its share of an index of documents.
+    """
+    value: float | None = f.disturbed.get(name, getattr(f, name))
+    return value if value is None or name != "cost_per_1k_usd" else value + f.index_per_1k_usd
+
+
 def measured_text(f: CandidateFacts, name: str, *, tight: bool = False) -> str:
     """Print a figure of cost or speed by its name in the facts; `~` marks one that other work disturbed.
 
@@ -318,7 +327,7 @@ def measured_text(f: CandidateFacts, name: str, *, tight: bool = False) -> str:
     """
     if tight and name in f.disturbed:
         return "~"
-    value = f.disturbed.get(name, getattr(f, name))
+    value = shown_figure(f, name)
     text = formatting.figure(value) if name == "requests_per_s" else figure_text(name, value)
     return f"~{text}" if name in f.disturbed else text
 

@@ -88,7 +88,7 @@ class DecidePolicy(Spec):
 
     A request costs its device time, or its tokens where `usd_per_million_tokens` is set. `evaluation_usd`
     and `hosting_usd_per_month` are what a fine-tune costs beside training and labels, `index_usd_per_month`
-    what an index of documents costs, shared among the requests to whichever candidate retrieves.
+    what an index of documents costs whichever candidate retrieves, a sum over the horizon.
     `max_latency_s` is the longest median time of a request sent alone, `min_requests_per_s` how many are to
     be answered in batches: slower candidates are not chosen from. `point_usd` is what one point of the
     target metric is worth over the horizon, by default the answers that it makes right, each

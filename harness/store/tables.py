@@ -362,7 +362,7 @@ _DECISION_INPUTS = Table(
         ),
         Column("gain_low", "DOUBLE", "the metric's", "lower end of its 95 % interval"),
         Column("gain_high", "DOUBLE", "the metric's", "upper end of its 95 % interval"),
-        Column("cost_per_1k_usd", "DOUBLE", "USD", "price of 1,000 requests"),
+        Column("cost_per_1k_usd", "DOUBLE", "USD", "price of 1,000 requests, without an index of documents"),
         Column("training_cost_usd", "DOUBLE", "USD", "price of the training"),
         Column("latency_p50_s", "DOUBLE", "s", "median time of a request that is sent alone"),
         Column("requests_per_s", "DOUBLE", "1/s", "throughput when answered in batches"),

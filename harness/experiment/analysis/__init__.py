@@ -41,10 +41,9 @@ def report_of(
     curve = curve_of(judged)
     closed_labels = any(e.choices for e in session.target.items.test)
     has_documents = bool(session.target.items.documents)
-    weighed_by = decide.policy_without_index(session.experiment.decide)
     decision = decide.decide(
         judged,
-        weighed_by,
+        session.experiment.decide,
         closed_labels=closed_labels,
         has_documents=has_documents,
         metric_name=primary.name,

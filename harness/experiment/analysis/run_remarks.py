@@ -116,7 +116,7 @@ def _hosting_text(policy: DecidePolicy) -> str:
         return ""
     each = usd(index_usd_per_1k(policy))
     return (
-        f"; hosting it costs {usd(month)} USD a month, {each} USD of 1,000 requests, which is in their cost"
+        f"; hosting it costs {usd(month)} USD a month, {each} USD of 1,000 requests, which their $/1k holds"
     )
 
 

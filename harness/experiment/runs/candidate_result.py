@@ -61,7 +61,7 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
     metric, test = session.target.primary, reader.of(run, session.target)
     facts = facts_on_target(run, metric, test, reader.of(run, session.target, "validation"))
     hour, tokens = session.experiment.decide.device_hour_usd, _tokens(run, test)
-    index, cost = _index_per_1k_usd(session, run), _cost_per_1k_usd(session, run, test, tokens)
+    cost = _cost_per_1k_usd(session, run, test, tokens)
     recalls = [r.recall for r in test if r.recall is not None]
     return replace(
         facts,
@@ -72,9 +72,9 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
             s: comparison.estimate(metric, [r for r in test if r.slice == s])
             for s in sorted({r.slice for r in test if r.slice})
         },
-        cost_per_1k_usd=None if cost is None else cost + index,
-        index_per_1k_usd=index,
-        disturbed=facts.disturbed | (_disturbed_cost(session, run, index) if cost is None else {}),
+        cost_per_1k_usd=cost,
+        index_per_1k_usd=_index_per_1k_usd(session, run),
+        disturbed=facts.disturbed | (_disturbed_cost(session, run) if cost is None else {}),
         tokens=tokens,
         measured_on="its server, over HTTP"
         if plugins.method(run.method).makes == "endpoint"
@@ -181,12 +181,12 @@ def _index_per_1k_usd(session: Session, run: Run) -> float:
     return index_usd_per_1k(session.experiment.decide) if retrieves else 0.0
 
 
-def _disturbed_cost(session: Session, run: Run, index: float) -> dict[str, float]:
+def _disturbed_cost(session: Session, run: Run) -> dict[str, float]:
     """Return what 1,000 requests cost by a time that other work disturbed; of an endpoint nothing."""
     if not run.latency.get("compute_contended") or plugins.method(run.method).makes == "endpoint":
         return {}
     hour, busy_s = session.experiment.decide.device_hour_usd, run.latency.get("compute_s", 0.0)
-    return {"cost_per_1k_usd": costs.price_usd(1000 * busy_s, session.machine.device, hour) + index}
+    return {"cost_per_1k_usd": costs.price_usd(1000 * busy_s, session.machine.device, hour)}
 
 
 def _compute_s(run: Run, test: Rows) -> float | None:

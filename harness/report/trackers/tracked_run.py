@@ -9,7 +9,14 @@ from math import isfinite
 
 from harness.comparison import Comparison, Estimate
 from harness.decision import CandidateFacts, best_untrained
-from harness.report.experiment_report import SMOKE, ExperimentReport, best_first, last_line, verdict_word
+from harness.report.experiment_report import (
+    SMOKE,
+    ExperimentReport,
+    best_first,
+    last_line,
+    shown_figure,
+    verdict_word,
+)
 
 _CURVES = (
     "loss",
@@ -74,7 +81,7 @@ def _tags(report: ExperimentReport, f: CandidateFacts) -> dict[str, str]:
 
 
 def _metrics(report: ExperimentReport, f: CandidateFacts, best: str | None) -> dict[str, float]:
-    found: dict[str, float | None] = {name: getattr(f, name) for name in _FIGURES}
+    found = {name: None if name in f.disturbed else shown_figure(f, name) for name in _FIGURES}
     found |= _interval(f"target/{report.metric}", f.target)
     if f.label != best:
         found |= _delta("target/vs_best_untrained", f.vs_untrained)
