@@ -24,6 +24,7 @@ from harness.comparison.labelled_answers import (
     latest_labels,
 )
 from harness.config.rubrics import asked_digest, current_labels, rubric_of
+from harness.errors import IncompatibleRuns
 from harness.experiment.analysis.human_labels import correct_reached
 from harness.gating import TargetFacts
 from harness.gating.rules.target import target_rule
@@ -726,3 +727,49 @@ def test_sides_are_drawn_and_the_longer_prompt_is_not_shown(project):
     assert found.n_pairs == len(written) > 20
     assert 0 < sum(firsts) < len(firsts)
     assert all("Letter" in row["question"] and row["question"].count("Letter") == 1 for row in written)
+
+
+SEEDS = ["seeds=[0,1]"]
+
+
+@pytest.fixture
+def two_seeds(project):
+    """Store the answers of `shots` as those of two seeds of a fine-tune."""
+    at, path = Store(project / "runs"), project / "harness.yaml"
+    (run,) = [run for run in store.list_runs(at) if run.candidate == "shots"]
+    path.write_text(path.read_text().replace("shots: {prompting", "shots: {method: full, prompting"))
+    recipe = config.load(path).experiment.candidates["shots"].model_dump(mode="json")
+    for seed in (0, 1):
+        # What a fine-tune's rows are stored under holds its weights, so no two seeds share a digest.
+        digest = run.rows["letters/test"]
+        copied = f"{seed}" + digest[1:]
+        shutil.copytree(at.rows(digest), at.rows(copied))
+        rows_of = run.rows | {"letters/test": copied}
+        made = replace(run, run_id=f"seed-{seed}", method="full", seed=seed, recipe=recipe, rows=rows_of)
+        store.save_run(at, replace(made, weights_digest=f"weights-{seed}"))
+    return path
+
+
+def test_pairs_are_drawn_of_the_seed_with_the_fewest_ratings_until_none_is_left(two_seeds):
+    found, folder = [], two_seeds.parent
+    for i in range(4):
+        file = folder / f"{i}.csv"
+        found.append(pair_file.export_pairs(two_seeds, file, SEEDS, n_items=70))
+        write(file, [row | {"better": "left"} for row in read(file)])
+        pair_file.import_pairs(two_seeds, file, SEEDS)
+    assert [one.runs[0] for one in found] == ["shots", "shots (seed 1)"] * 2
+    assert found[0].waiting == ("shots (seed 1)",)
+    assert found[3].n_left == 0
+    with pytest.raises(IncompatibleRuns, match="all rated"):
+        pair_file.export_pairs(two_seeds, folder / "none.csv", SEEDS)
+    assert not (folder / "none.csv").exists()
+
+
+def test_a_seed_is_named_as_reports_write_it(two_seeds):
+    def export(*names):
+        file = two_seeds.parent / f"{names[0][-2]}.csv"
+        return pair_file.export_pairs(two_seeds, file, SEEDS, candidates=names)
+
+    assert export("shots (seed 1)", "prompt").runs == ("shots (seed 1)", "prompt")
+    with pytest.raises(IncompatibleRuns, match="no run of seed 2"):
+        export("shots (seed 2)", "prompt")

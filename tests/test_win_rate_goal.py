@@ -175,6 +175,11 @@ def test_the_next_step_draws_pairs_where_ratings_of_them_lack():
     text = markdown(experiment_document(shown(JUDGED)))
     assert "harness rate export pairs.csv --pairs" in text
     assert "--pairs" not in markdown(experiment_document(shown(PEOPLE_RATED)))
+    second = tuned("lora", 0.39, -0.3, seed=1, run_id="lora-1", wins=PEOPLE_RATED._replace(rate=None))
+    found = shown(PEOPLE_RATED)
+    undecided = replace(found.decision, candidate=None)
+    with_seed = replace(found, facts=(*found.facts, second), decision=undecided)
+    assert "harness rate export pairs.csv --pairs" in markdown(experiment_document(with_seed))
 
 
 def pairs(n, won, first, lengths, vote=lambda i: None):

@@ -76,6 +76,8 @@ def _export_pairs(
     else:
         print(f"{file}: {count(found.n_pairs)} pairs of answers, of {' and '.join(found.runs)}, sides drawn")
     say(f"{count(found.n_left)} pairs without ratings are left; a later export goes on with these")
+    if found.waiting:
+        say(f"pairs of {', '.join(found.waiting)} lack ratings too; a later export draws who has the fewest")
     say(
         f"next: write left, right or tie into the column better, then harness rate import {file} --rater NAME"
     )

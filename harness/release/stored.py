@@ -5,6 +5,7 @@ compared are the same items, prompts, versions, precision and layout, or nothing
 mended or dropped since are refused by the digest that differs.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -32,6 +33,7 @@ from harness.spec import Experiment, Recipe, Role, Task
 from harness.store import Store
 
 Baseline = Literal["base", "champion"]
+_OF_SEED = re.compile(r"(.+) \(seed (\d+)\)")  # as `Run.label` writes it
 
 
 def gate_stored(
@@ -88,9 +90,10 @@ def _select_seed(runs: list[Run], candidate: str, seed: int | None) -> list[Run]
 
 
 def candidate_runs(loaded: Loaded, at: Store, candidate: str, *, sampled: bool = False) -> list[Run]:
-    """Find the finished runs of a candidate as written now, the newest of each seed, or one run by its id.
+    """Find the finished runs of a candidate as written now, the newest of each seed, or one run.
 
-    Where `sampled`, runs of `--sequential` stand in for seeds that have not answered whole tasks.
+    One run is named by its id, or with its seed as reports write it: `lora (seed 1)`. Where `sampled`, runs
+    of `--sequential` stand in for seeds that have not answered whole tasks.
 
     Raises:
         UserError: neither a candidate nor a run has this name.
@@ -119,6 +122,8 @@ def candidate_runs(loaded: Loaded, at: Store, candidate: str, *, sampled: bool =
     by_id = {r.run_id: r for r in stored if r.state == "done"}
     if candidate in by_id:
         return [by_id[candidate]]
+    if (one := _OF_SEED.fullmatch(candidate)) and one[1] in known:
+        return _select_seed(candidate_runs(loaded, at, one[1], sampled=sampled), one[1], int(one[2]))
     hint = did_you_mean(candidate, [*known, *by_id])
     raise UserError(Problem("candidate", f"{candidate!r}", "a candidate of the file, or a run's id", hint))
 

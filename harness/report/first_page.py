@@ -262,11 +262,12 @@ def next_steps(report: ExperimentReport) -> Iterator[Command]:
 
 
 def _awaits_ratings(report: ExperimentReport) -> bool:
-    """Tell whether the win rate of the fine-tune in question waits for people's ratings of pairs."""
+    """Tell whether a win rate of the fine-tune in question, of any seed, waits for people's ratings."""
     run, goal = judged(report), report.declared
-    if goal is None or goal.win_rate is None or run is None or run.wins is None:
+    if goal is None or goal.win_rate is None or run is None:
         return False
-    return bool(run.wins.missing) or (run.wins.rate is None and run.wins.by == PEOPLE)
+    found = [f.wins for f in report.facts if f.name == run.name and f.wins is not None]
+    return any(wins.missing or (wins.rate is None and wins.by == PEOPLE) for wins in found)
 
 
 def _line(report: ExperimentReport, *words: str) -> str:

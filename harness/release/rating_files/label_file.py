@@ -170,28 +170,39 @@ def chosen_runs(loaded: Loaded, at: Store, candidates: Sequence[str]) -> list[Ru
     """Find the runs whose answers are rated, one of each candidate; the best fine-tune's comes first."""
     if candidates:
         return [candidate_runs(loaded, at, name)[0] for name in candidates]
+    measured = measured_runs(loaded, at)
+    facts = [f for _, f in measured]
+    chosen = [f for f in (decision.strongest_run(facts), decision.alternative(facts)) if f is not None]
+    return [next(run for run, f in measured if f is one) for one in chosen]
+
+
+def measured_runs(loaded: Loaded, at: Store) -> list[tuple[Run, CandidateFacts]]:
+    """List the selected candidates' runs as written now, with what they reach on the target.
+
+    Raises:
+        IncompatibleRuns: none has answered it.
+    """
     task = loaded.experiment.target
-    metric = load_metrics(task)[task.primary_metric]
-    stored = dict[str, Run]()
+    metric, stored = load_metrics(task)[task.primary_metric], list[Run]()
     for name in loaded.selected:
         with suppress(IncompatibleRuns):
-            stored |= {run.label: run for run in candidate_runs(loaded, at, name)}
-    facts = list(_facts(at, task, metric, stored.values()))
-    strongest, untrained = decision.strongest_run(facts), decision.alternative(facts)
-    names = [f.label for f in (strongest, untrained) if f is not None]
-    if not names:
+            stored += candidate_runs(loaded, at, name)
+    found = list(_facts(at, task, metric, stored))
+    if not found:
         raise IncompatibleRuns(
             f"{at.folder}: found no run with answers to {task.name}; expected one to label; "
             "next: harness compare"
         )
-    return [stored[name] for name in names]
+    return found
 
 
-def _facts(at: Store, task: Task, metric: Metric, runs: Iterable[Run]) -> Iterator[CandidateFacts]:
+def _facts(
+    at: Store, task: Task, metric: Metric, runs: Iterable[Run]
+) -> Iterator[tuple[Run, CandidateFacts]]:
     for run in runs:
         with suppress(CandidateFailed, KeyError):
             rows = [target_rows(at, run, task, split) for split in ("test", "validation")]
-            yield facts_on_target(run, metric, *rows)
+            yield run, facts_on_target(run, metric, *rows)
 
 
 def target_rows(at: Store, run: Run, task: Task, split: str = "test") -> list[SampleResult]:

@@ -8,18 +8,20 @@ imported whole or not at all.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from harness import config, store
+from harness import config, decision, store
 from harness.comparison import human
 from harness.comparison.human import Turn
-from harness.errors import Problem, UserError
+from harness.config import Loaded
+from harness.errors import IncompatibleRuns, Problem, UserError
 from harness.evaluation.judges.answer_pairs import answers_differ, both_rows
 from harness.records import Rating, Run, SampleResult, digest
 from harness.release.rating_files.csv_file import read_rows, refuse_unwritable, unknown_key, write_rows
-from harness.release.rating_files.label_file import chosen_runs, target_rows
+from harness.release.rating_files.label_file import measured_runs, target_rows
+from harness.release.stored import candidate_runs
 from harness.spec import Task
 from harness.store import Store
 
@@ -32,11 +34,15 @@ Choice = Literal["a", "b", "tie"]
 
 
 class ExportedPairs(NamedTuple):
-    """Result of an export: how many pairs were written of which two runs, and how many are left unrated."""
+    """Result of an export: how many pairs were written of which two runs, and how many are left unrated.
+
+    `waiting` names the other runs, of more seeds or fine-tunes, that have pairs without ratings.
+    """
 
     runs: tuple[str, ...]
     n_pairs: int
     n_left: int
+    waiting: tuple[str, ...]
 
 
 class ImportedPairs(NamedTuple):
@@ -52,6 +58,20 @@ class _Sides(NamedTuple):
 
     runs: tuple[Run, Run]
     rows: tuple[str, str]
+
+
+class _Drawn(NamedTuple):
+    """Pairs of two runs: whose they are as named, the rows that differ, those without ratings as drawn."""
+
+    names: tuple[str, str]
+    sides: _Sides
+    shown: dict[str, tuple[SampleResult, SampleResult]]
+    open_: list[Turn]
+
+    @property
+    def n_rated(self) -> int:
+        """How many pairs have a rating."""
+        return len(self.shown) - len(self.open_)
 
 
 class _Read(NamedTuple):
@@ -71,27 +91,69 @@ def export_pairs(
 ) -> ExportedPairs:
     """Write the answers of two candidates to randomly drawn test items of the target, to be compared.
 
-    Without `candidates` those of the best fine-tune and the best untrained candidate on validation. Items
-    with a rating are left out.
+    Without `candidates` those of a fine-tune and the best untrained candidate on validation. Of several
+    seeds and fine-tunes the one with the fewest ratings is drawn, the best first. Items with a rating are
+    left out.
 
     Raises:
         UserError: the file exists, is no .csv or lies in no folder, or these are not two candidates.
-        IncompatibleRuns: nothing is stored of a candidate as it is written now.
+        IncompatibleRuns: nothing is stored of a candidate as it is written now, or no pair lacks a rating.
     """
     refuse_unwritable(file)
     loaded = config.load(path, overrides)
     at, task = Store(loaded.folder / "runs"), loaded.experiment.target
-    runs = chosen_runs(loaded, at, candidates)
-    if len({run.candidate for run in runs}) != 2:
-        found = ", ".join(run.label for run in runs) or "none"
-        raise UserError(Problem("--pairs", found, "two candidates", "name them: --candidates tuned,prompt"))
-    sides = _sides(task, runs[0], runs[1])
-    shown = _differing(at, task, sides)
-    rated = human.preferred_shares(store.list_ratings(at, task.name), *sides.rows)
-    open_ = [turn for turn in human.turns([*shown], "", *sides.rows) if turn.example_id not in rated]
+    ratings = store.list_ratings(at, task.name)
+    drawn = [_draw(at, task, ratings, *runs) for runs in _pairs_of_runs(loaded, at, candidates)]
+    lacking = sorted((one for one in drawn if one.open_), key=lambda one: one.n_rated)
+    if not lacking:
+        raise IncompatibleRuns(_say_none_left(at, drawn))
+    names, sides, shown, open_ = lacking[0]
     rows = [_file_row(sides, turn, shown[turn.example_id]) for turn in open_[:n_items]]
     write_rows(file, COLUMNS, rows)
-    return ExportedPairs(tuple(run.label for run in runs), len(rows), len(open_) - len(rows))
+    return ExportedPairs(names, len(rows), len(open_) - len(rows), tuple(one.names[0] for one in lacking[1:]))
+
+
+def _pairs_of_runs(loaded: Loaded, at: Store, candidates: Sequence[str]) -> list[tuple[Run, Run]]:
+    """List the two runs whose answers may be compared, for each seed of the fine-tunes, the best first."""
+    if candidates:
+        named = [candidate_runs(loaded, at, name) for name in candidates]
+        if len(named) == 2 and named[0][0].candidate != named[1][0].candidate:
+            return list(product(named[0], named[1]))
+        raise _not_two(runs[0].label for runs in named)
+    measured = measured_runs(loaded, at)
+    facts = [f for _, f in measured]
+    best, untrained = decision.strongest_run(facts), decision.alternative(facts)
+    if best is None or untrained is None or best.name == untrained.name:
+        raise _not_two(f.label for f in (best or untrained,) if f is not None)
+    other = next(run for run, f in measured if f is untrained)
+    tuned = [(run, f) for run, f in measured if decision.is_fine_tuned(f)]
+    tuned.sort(key=lambda one: (one[1].name != best.name, one[1] is not best))
+    return [(run, other) for run, _ in tuned]
+
+
+def _not_two(labels: Iterable[str]) -> UserError:
+    found = ", ".join(labels) or "none"
+    return UserError(Problem("--pairs", found, "two candidates", "name them: --candidates tuned,prompt"))
+
+
+def _draw(at: Store, task: Task, ratings: Sequence[Rating], one: Run, other: Run) -> _Drawn:
+    """Draw the pairs of two runs, those without a rating in the order in which they are rated."""
+    sides = _sides(task, one, other)
+    shown = _differing(at, task, sides)
+    rated = human.preferred_shares(ratings, *sides.rows)
+    turns = human.turns([*shown], "", *sides.rows)
+    return _Drawn(
+        (one.label, other.label), sides, shown, [turn for turn in turns if turn.example_id not in rated]
+    )
+
+
+def _say_none_left(at: Store, drawn: Sequence[_Drawn]) -> str:
+    """Say that no pair lacks a rating: each has one, or no two answers differ."""
+    found = "; ".join(f"{' and '.join(one.names)}, {one.n_rated} that differ, all rated" for one in drawn)
+    return (
+        f"{at.folder}: found no pair of answers without a rating ({found}); expected one; "
+        "next: harness report"
+    )
 
 
 def import_pairs(path: Path, file: Path, overrides: Sequence[str] = (), *, rater: str = "") -> ImportedPairs:
