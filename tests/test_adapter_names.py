@@ -42,6 +42,24 @@ def test_a_misspelt_parameter_is_answered_with_the_one_that_is_there(tmp_path):
     assert prepared(tmp_path, base, recipe.replace("down_prj", "down_proj")).candidates["mine"]
 
 
+def test_each_misspelt_module_is_named_beside_those_that_are_there(tiny, tmp_path):
+    recipe = "{method: lora, params: {target_modules: [q_proj, v_prj], exclude_modules: [o_prj, k_proj]}}"
+    with pytest.raises(UserError) as refused:
+        prepared(tmp_path, tiny, recipe)
+    assert [(one.found, one.next_step) for one in refused.value.problems] == [
+        ("target_modules: v_prj", "did you mean 'v_proj'?"),
+        ("exclude_modules: o_prj", "did you mean 'o_proj'?"),
+    ]
+
+
+def test_names_of_experts_that_peft_finds_by_other_names_are_taken(tmp_path):
+    base = build(tmp_path / "base", "Qwen3-MoE")
+    recipe = "{method: lora, params: {r: 2, target_modules: [q_proj, gate_proj, up_proj, down_proj]}}"
+    assert prepared(tmp_path, base, recipe).candidates["mine"]
+    with pytest.raises(UserError, match=r"target_modules: q_prj; .*did you mean 'q_proj'"):
+        prepared(tmp_path, base, recipe.replace("q_proj", "q_proj, q_prj"))
+
+
 def test_names_that_are_there_are_taken(tiny, tmp_path):
     recipe = "{method: lora, params: {target_modules: '.*(q|v)_proj', exclude_modules: [o_proj]}}"
     assert prepared(tmp_path, tiny, recipe).candidates["mine"]

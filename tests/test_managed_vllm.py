@@ -144,6 +144,16 @@ def test_an_argument_that_vllm_does_not_know_is_its_own_error(tiny, program, tmp
         opened(tiny, program, tmp_path, args=("--no-such-thing",))
 
 
+def test_no_proxy_of_the_environment_stands_before_the_server(tiny, program, tmp_path, monkeypatch, quick):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nothing listens
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    host = opened(tiny, program, tmp_path, start_timeout=60)
+    assert len(host.base.generate([(5, 6, 7)], Limits(2))) == 1
+    host.close()
+
+
 def test_another_port_is_taken_where_one_is_in_use(tiny, program, tmp_path, monkeypatch, quick):
     monkeypatch.setenv("FAKE_VLLM_TAKES", str(tmp_path / "taken"))
     host = opened(tiny, program, tmp_path)

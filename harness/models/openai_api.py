@@ -107,6 +107,12 @@ class Settings(Spec):
         return not is_private(self.base_url)
 
     @property
+    def is_loopback(self) -> bool:
+        """Whether the server is on this machine, which no proxy of the environment can reach."""
+        parts = urlsplit(self.base_url)
+        return parts.scheme == "http" and _is_loopback(parts.hostname or "")
+
+    @property
     def name(self) -> str:
         """The model and its address, for people."""
         return f"{self.model} at {self.base_url}"
@@ -127,6 +133,12 @@ def is_private(url: str) -> bool:
         return len(host) != _COUNTRY if "." not in host else host.endswith(_PRIVATE_NAMES)
     found = getattr(found, "ipv4_mapped", None) or found
     return bool(found.is_private) or found in _SHARED
+
+
+def _is_loopback(host: str) -> bool:
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def identity(protocol: str) -> tuple[str, str]:
@@ -196,7 +208,7 @@ class Server:
         """
         for problem in problems(settings, settings.name):
             raise CandidateFailed(str(replace(problem, next_step="")), problem.next_step)
-        from openai import OpenAI
+        from openai import DefaultHttpxClient, OpenAI
 
         self.settings, self._key = settings, _key(settings)
         self.api = OpenAI(
@@ -204,6 +216,7 @@ class Server:
             api_key=self._key,
             timeout=settings.timeout,
             max_retries=settings.max_retries,
+            http_client=DefaultHttpxClient(trust_env=False) if settings.is_loopback else None,
         )
         # The client takes these from the environment, where they are meant for another provider.
         self.api.organization = self.api.project = None

@@ -4,7 +4,7 @@ Invariant: the base is built without its weights, and only where names are writt
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from harness.errors import Problem, did_you_mean
@@ -24,19 +24,55 @@ def unknown_names(params: Spec, base: ModelSource, where: str) -> Iterator[Probl
     model = _without_weights(base) if tensors or modules else None
     if model is None:
         return
-    known = [name for name, _ in model.named_parameters()]
-    for name in tensors:
-        if not any(one == name or one.endswith(f".{name}") for one in known):
-            ends = {re.sub(r"^.*\.\d+\.", "", one) for one in known}
-            yield Problem(where, f"target_parameters: {name}", _EXPECTED, did_you_mean(name, ends))
-            return
-    if isinstance(params, LoraParams):
-        from peft import get_peft_model
+    parameters = [name for name, _ in model.named_parameters()]
+    found = [*_absent("target_parameters", tensors, parameters, parameters, where)]
+    yield from found
+    if isinstance(params, LoraParams) and not found:
+        yield from _unknown_modules(params, model, where)
 
-        try:
-            get_peft_model(model, lora_config(params))
-        except (TypeError, ValueError, AttributeError, re.error) as error:
-            yield Problem(where, " ".join(str(error).split()), _EXPECTED, "mend params")
+
+def _unknown_modules(params: LoraParams, model: Any, where: str) -> Iterator[Problem]:
+    """Yield names of modules that are not there; those of experts which PEFT finds by other names are."""
+    from peft import get_peft_model
+
+    modules = [name for name, _ in model.named_modules()]
+    holders = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+    config, refusal = lora_config(params), ""
+    try:
+        get_peft_model(model, config)  # which renames in the configuration what it knows by another name
+    except (TypeError, ValueError, AttributeError, re.error) as error:
+        refusal = " ".join(str(error).split())
+    left = _listed(config.target_modules)
+    found = [
+        *_absent(
+            "target_modules",
+            [name for name in _listed(params.target_modules) if name in left],
+            modules,
+            holders,
+            where,
+        )
+    ]
+    if set(config.target_parameters or ()) == set(params.target_parameters or ()):
+        found += _absent("exclude_modules", _listed(params.exclude_modules), modules, holders, where)
+    yield from found
+    if refusal and not found:
+        yield Problem(where, refusal, _EXPECTED, "mend params")
+
+
+def _listed(names: str | Iterable[str] | None) -> list[str]:
+    """Return the names of a list; none of a regular expression, which fits what it fits."""
+    return [] if names is None or isinstance(names, str) else list(names)
+
+
+def _absent(
+    setting: str, names: Iterable[str], known: Sequence[str], offered: Iterable[str], where: str
+) -> Iterator[Problem]:
+    """Yield each name with which no known path ends; the nearest end of what is offered is the next step."""
+    ends = {re.sub(r"^.*\.\d+\.", "", one) for one in offered}
+    for name in names:
+        if not any(one == name or one.endswith(f".{name}") for one in known):
+            last = ends if "." in name else {one.rpartition(".")[2] for one in ends}
+            yield Problem(where, f"{setting}: {name}", _EXPECTED, did_you_mean(name, last))
 
 
 def _without_weights(base: ModelSource) -> Any:

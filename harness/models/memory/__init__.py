@@ -111,13 +111,13 @@ def training_peak(
 
     A trained parameter takes an fp32 copy, its gradient and what the optimiser remembers, of AdamW two
     moments. Where all parameters are trained a copy in 16 bits lies beside them for the products, unless they
-    are `trained_in` 16 bits themselves. Logits are whole, or `in_tiles`.
+    are `trained_in` 16 bits themselves or `precision` is fp32. Logits are whole, or `in_tiles`.
     """
     of_layer = tokens * shape.hidden * LAYER_BYTES
     kept = tokens * shape.hidden * CHECKPOINT_BYTES * shape.n_layers
     activations = kept + of_layer if checkpointing else of_layer * shape.n_layers
     whole = n_trained >= shape.n_parameters
-    is_one = whole and precision == trained_in  # the trained weights are those that products are made of
+    is_one = whole and BYTES[trained_in] <= BYTES[precision]  # products are made of the weights themselves
     weights = 0.0 if is_one else weights_gb(shape, precision, quantization=quantization)
     logits = LOGIT_BYTES * tokens * shape.vocabulary
     if in_tiles:  # in 16 bits, and the gradient of the last layer in fp32

@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.request import ProxyHandler, Request, build_opener
 
 from harness.cache import memo
 from harness.errors import CandidateFailed, Problem, UserError
@@ -47,6 +47,7 @@ _ADAPTER_S = 600
 _INVARIANT = "VLLM_BATCH_INVARIANT"  # vLLM's switch for numbers that do not depend on the batch
 # What would lead its environment to our packages.
 _OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "VLLM_LOGGING_LEVEL")
+_OPENER = build_opener(ProxyHandler({}))  # no proxy of the environment reaches this machine's own address
 _THEIRS = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1"}
 
 
@@ -122,7 +123,7 @@ class _Running(NamedTuple):
     def answers(self) -> bool:
         """Tell whether it says that it is ready."""
         try:
-            with urlopen(f"{self.address}/health", timeout=_ANSWER_S) as said:
+            with _OPENER.open(f"{self.address}/health", timeout=_ANSWER_S) as said:
                 return bool(said.status == 200)
         except (OSError, URLError):
             return False
@@ -315,7 +316,7 @@ def _post(running: _Running, verb: str, body: dict[str, Any]) -> None:
         {"Content-Type": "application/json"},
     )
     try:
-        with urlopen(request, timeout=_ADAPTER_S):
+        with _OPENER.open(request, timeout=_ADAPTER_S):
             return
     except HTTPError as error:
         said = " ".join(error.read().decode("utf-8", "replace").split())[:200]
