@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from harness import stats
 from harness.comparison.biases.pair_bias import PairBias
 from harness.comparison.estimators import Comparison, Estimate
-from harness.comparison.judge_correction import Graded, correct_score
+from harness.comparison.judge_correction import MIN_LABELS, Graded, correct_score
 from harness.comparison.labelled_answers import enough_labels
 from harness.formatting import Unit
 from harness.spec import PEOPLE
@@ -32,7 +32,8 @@ class Wins(NamedTuple):
 
     `rate` is None where no pair was compared. `uncorrected` is the judge's own, None of people. So many pairs
     were rated by people (`n_ratings`), and so many more are `missing` before a judge may decide; until then
-    the rate is not `corrected`. `bias` is what a judge was found to prefer.
+    the rate is not `corrected`. `bias` is what a judge was found to prefer. `unrated` counts the pairs that
+    nobody rated, where people are asked alone; `is_open` says that too many items tell nothing.
     """
 
     over: str
@@ -43,11 +44,18 @@ class Wins(NamedTuple):
     missing: int = 0
     corrected: bool = True
     bias: PairBias | None = None
+    unrated: int = 0
+    is_open: bool = False
+
+    @property
+    def lacking(self) -> int:
+        """How many more ratings of people a decision waits for, by people alone or of a judge's pairs."""
+        return self.missing or min(max(0, MIN_LABELS - self.n_ratings), self.unrated)
 
     @property
     def counts_as_gain(self) -> bool:
-        """Whether the rate is known, and people have rated enough pairs where a judge is to be believed."""
-        return self.rate is not None and not self.missing
+        """Whether the rate is known, on pairs enough of which people rated and few of which tell nothing."""
+        return self.rate is not None and not self.lacking and not self.is_open
 
 
 class Pairs(NamedTuple):
@@ -67,9 +75,9 @@ def wins_by_people(over: str, pairs: Pairs, votes: Mapping[str, float]) -> Wins:
     labels = _labels(items, votes)
     n_rated = int((~np.isnan(labels)).sum())
     if items and not n_rated:
-        return Wins(over, PEOPLE, None, 0)
+        return Wins(over, PEOPLE, None, 0, unrated=len(items))
     ends = _people_rate(labels, _codes(pairs.clusters, items)) if items else (_TIE, 0.0, 1.0)
-    return Wins(over, PEOPLE, _over_all(pairs, *ends), n_rated)
+    return Wins(over, PEOPLE, _over_all(pairs, *ends), n_rated, unrated=len(items) - n_rated)
 
 
 def wins_by_judge(
@@ -95,11 +103,14 @@ def wins_by_judge(
 
 
 def preference_gain(wins: Wins) -> Comparison | None:
-    """Write a win rate as a gain: how far it lies beyond the half of an equal candidate; None without one."""
+    """Write a win rate as a gain: how far it lies beyond the half of an equal candidate; None without one.
+
+    Its standard error is that of the wider side of the interval, which is lopsided near 0 and 1.
+    """
     if wins.rate is None:
         return None
     rate, low, high, n = wins.rate[:4]
-    se = (high - low) / (2 * stats.z_quantile(0.975))
+    se = max(high - rate, rate - low) / stats.z_quantile(0.975)
     one_sided = stats.z_quantile(0.95) * se
     delta = rate - _TIE
     return Comparison(
@@ -107,7 +118,7 @@ def preference_gain(wins: Wins) -> Comparison | None:
         base=_TIE, base_low=_TIE, base_high=_TIE, new=rate, new_low=low, new_high=high,
         delta=delta, low=low - _TIE, high=high - _TIE, se=se,
         disagreement=1.0, lost=(), gained=(), n_valid=n, delta_valid=None, low_valid=None, high_valid=None,
-        estimator="ppi" if wins.corrected and wins.n_ratings else "bounds",
+        estimator="ppi" if wins.corrected and wins.n_ratings and wins.by != PEOPLE else "bounds",
         lower=delta - one_sided, upper=delta + one_sided,
         unit=PREFERENCE if wins.corrected else UNCHECKED_PREFERENCE,
     )  # fmt: skip

@@ -25,6 +25,7 @@ from harness.decision.results import (
 )
 from harness.decision.seeds import n_seeds
 from harness.decision.win_rate_goal import open_rating
+from harness.spec import PEOPLE
 
 _WORTH_SAYING = 0.01  # points: what is less than this decides nothing
 Kind = Literal["test items", "training rows"]
@@ -105,8 +106,17 @@ def next_spend(case: Case, worth: Worth | None, wanted: RowsNeeded | None) -> Sp
     seed = stopping_seed(case.facts, run)
     if fails_gate(seed) or _has_drifted(seed):
         return None
+    if unrated := _unrated(case, run):
+        return Spend(None, None, None, 0, unrated)
     items = _items(case, run, other, worth) if worth else None
     return Spend(items, _rows(case, run, wanted), worth.perfect if worth else None)
+
+
+def _unrated(case: Case, run: CandidateFacts) -> int:
+    """Count the pairs that people have not rated yet, where these leave open which answers they prefer."""
+    g = gain(run.vs_untrained)
+    is_open = case.by_wins and g is not None and g.low <= 0 <= g.high
+    return run.wins.unrated if is_open and run.wins is not None else 0
 
 
 def fails_gate(run: CandidateFacts) -> bool:
@@ -167,13 +177,16 @@ def sentences(case: Case, spend: Spend | None) -> list[str]:
     if spend is None:
         return [_no_use_text(seed)] if fails_gate(seed) else []
     if spend.labels or spend.ratings:
-        said = f"Next best spend: {spend.text}, which the decision waits for. {_UNPRICED}"
+        why = _RATINGS_FIRST if run.wins is not None and run.wins.by == PEOPLE else _UNPRICED
+        waits = ", which the decision waits for" if spend.labels or open_rating(case) else ""
+        said = f"Next best spend: {spend.text}{waits}. {why}"
         return [said, *_open_gate_text(seed)]
     first = spend.text if spend.best else "none, choose now"
     options = f"{_items_text(case, spend)} {_rows_text(case, run, spend)}"
     return [f"Next best spend: {first}. {options}{_missing_prices(case)}", *_open_gate_text(seed)]
 
 
+_RATINGS_FIRST = "Pairs of answers that are there and that nobody has rated come before new test items."
 _UNPRICED = (
     "What more test items or training rows would bring is counted by a judge that too few of them check yet,"
     " so no worth is put on either."

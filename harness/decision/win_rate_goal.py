@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from harness import formatting
+from harness.comparison import Comparison
 from harness.comparison.win_rates import Wins, preference_gain
 from harness.decision.results import (
     CandidateFacts,
@@ -68,13 +69,22 @@ def open_rating(case: Case) -> OpenRating | None:
     wins, both = seed.wins, f"the answers of {seed.label} beside those of {other.name}"
     if wins is None or wins.over != other.name:
         return OpenRating(f"nobody has compared {both}", "compare again")
-    if wins.missing:
-        lacking = formatting.pluralize(wins.missing, "more rating")
-        why = f"{wins.by} compared {both}, and needs {lacking} of people of the same pairs before it decides"
-        return OpenRating(why, f"{_RATE}, or set gate.uncalibrated_judge to allow", wins.missing)
-    if wins.by == PEOPLE:
-        return OpenRating(f"nobody has rated {both}", _RATE)
+    if wins.lacking or (wins.by == PEOPLE and wins.rate is None):
+        return _more_ratings(wins, both)
+    if wins.is_open:
+        why = f"too many items tell nothing of {both}: they failed, or what was preferred cannot be read"
+        return OpenRating(why, "compare again, for a judge with more attempts in its rubric")
     return OpenRating(f"{wins.by} has not compared {both}", "compare again")
+
+
+def _more_ratings(wins: Wins, both: str) -> OpenRating:
+    lacking = formatting.pluralize(wins.lacking, "more rating")
+    if wins.by != PEOPLE:
+        why = f"{wins.by} compared {both}, and needs {lacking} of people of the same pairs before it decides"
+        return OpenRating(why, f"{_RATE}, or set gate.uncalibrated_judge to allow", wins.lacking)
+    rated = f"people have rated {formatting.pluralize(wins.n_ratings, 'pair')} of {both}"
+    why = f"nobody has rated {both}" if wins.rate is None else f"{rated}, and {lacking} are needed"
+    return OpenRating(why, _RATE, wins.lacking)
 
 
 def goal_sentences(case: Case, run: CandidateFacts) -> list[str]:
@@ -82,12 +92,12 @@ def goal_sentences(case: Case, run: CandidateFacts) -> list[str]:
     wins, g = run.wins, gain(run.vs_untrained)
     if not case.by_wins or wins is None or wins.rate is None or g is None:
         return []
-    rate = formatting.score(wins.rate.unit, *wins.rate[:3])
+    rate, name = formatting.score(wins.rate.unit, *wins.rate[:3]), run.name + _of_seed(case, run)
     said = (
         f"The goal is a win rate of {formatting.percent(case.win_rate)} % (gate.target.win_rate):"
-        f" {run.label} is preferred to {wins.over} on {rate} % of items, {basis_text(wins)}."
+        f" {name} is preferred to {wins.over} on {rate} % of items, {basis_text(wins)}."
     )
-    return [said, *_beside_metric(case, run, g.low > 0, g.high < 0)]
+    return [said, *_beside_metric(case, run, g)]
 
 
 def basis_text(wins: Wins) -> str:
@@ -103,14 +113,21 @@ def basis_text(wins: Wins) -> str:
     return f"by {wins.by} as people correct it on {pairs} ({own} % before correction)"
 
 
-def _beside_metric(case: Case, run: CandidateFacts, wins: bool, loses: bool) -> list[str]:
+def _of_seed(case: Case, run: CandidateFacts) -> str:
+    """Name the seed of a checkpoint whose recipe has several."""
+    return f" (seed {run.seed})" if len(seeds_of(case.facts, run)) > 1 else ""
+
+
+def _beside_metric(case: Case, run: CandidateFacts, preferred: Comparison) -> list[str]:
     """Say what the target's metric shows of the same answers, and where it contradicts the win rate."""
     g = gain((case.by_metric or {}).get(run.run_id))
     if g is None:
         return []
     found = f"By {case.metric} it is {gain_text(case, g)} over the same candidate"
-    if g.high < 0 and not loses:
-        return [f"{found}, a loss, which contradicts that: what decides is the win rate, as declared."]
-    if g.low > 0 and not wins:
-        return [f"{found}, a gain, which contradicts that: what decides is the win rate, as declared."]
+    if g.low > 0 or g.high < 0:
+        kind, opposed = ("a gain", preferred.high < 0) if g.low > 0 else ("a loss", preferred.low > 0)
+        is_open = preferred.low <= 0 <= preferred.high
+        if opposed or is_open:
+            beside = "contradicts that" if opposed else "the win rate does not show"
+            return [f"{found}, {kind}, which {beside}: what decides is the win rate, as declared."]
     return [f"{found}, which decides nothing beside the win rate."]

@@ -267,7 +267,7 @@ def _awaits_ratings(report: ExperimentReport) -> bool:
     if goal is None or goal.win_rate is None or run is None:
         return False
     found = [f.wins for f in report.facts if f.name == run.name and f.wins is not None]
-    return any(wins.missing or (wins.rate is None and wins.by == PEOPLE) for wins in found)
+    return any(wins.lacking or (wins.rate is None and wins.by == PEOPLE) for wins in found)
 
 
 def _line(report: ExperimentReport, *words: str) -> str:

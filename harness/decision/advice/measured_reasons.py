@@ -37,9 +37,10 @@ def _gate(run: CandidateFacts) -> Iterator[str]:
         yield f"what {run.name} forgot was not measured"
         return
     macro = run.verdict.macro
-    forgot = (
-        f", its other abilities having changed by {formatting.points(*macro[:3])} points" if macro else ""
-    )
+    is_macro = any(rule.name == "macro" and rule.outcome != "pass" for rule in run.verdict.rules)
+    forgot = ""
+    if macro and is_macro:
+        forgot = f", its other abilities having changed by {formatting.points(*macro[:3])} points"
     said = "fails" if run.verdict.outcome == "fail" else "is not shown to pass"
     yield f"the gate of {run.name} {said}{forgot}"
 
@@ -64,9 +65,9 @@ def _difference(case: Case, other: CandidateFacts, chosen: CandidateFacts) -> It
 
 def _retrieval(run: CandidateFacts) -> Iterator[str]:
     """Say what retrieval did not find, and what was made of what it found."""
-    if run.recall is not None:
+    if run.recall is not None and run.recall < 1:
         yield f"its retrieval found {formatting.percent(run.recall)} % of the documents needed"
-    if (use := run.retrieval) is not None and use.found:
+    if (use := run.retrieval) is not None and use.found and use.unused:
         wrong = f"{formatting.count(use.unused)} were answered wrongly"
         yield f"of {formatting.count(use.found)} items whose passages held the answer {wrong}"
 

@@ -62,8 +62,19 @@ def scenario_sentence(case: Case, action: Action, shipped: str | None) -> str:
     scenario = SCENARIOS.get(action)
     if scenario is None:
         return _open_text(case)
+    if action != "collect more data" and (shown := _shown_gain(case, chosen)):
+        what = f"{scenario.remedy} is what may be shipped, and {shown}"
+        return f"Scenario {scenario.number} of 6 for now: {what}, so the base lacks what training adds."
     measured = _evidence(case, chosen or case.judged)
     return f"Scenario {scenario.number} of 6: {scenario.lack}, so {scenario.remedy}{measured}."
+
+
+def _shown_gain(case: Case, chosen: CandidateFacts | None) -> str:
+    """Say that a fine-tune gains over the untrained candidate that is chosen, where that is shown."""
+    run, g = case.judged, gain(case.judged.vs_untrained) if case.judged else None
+    if run is None or g is None or g.low <= 0 or chosen is None or is_fine_tuned(chosen):
+        return ""
+    return f"{run.name} gains {gain_text(case, g)} over {case.alternative.name if case.alternative else ''}"
 
 
 def _open_text(case: Case) -> str:

@@ -139,7 +139,7 @@ def open_where_failed(wins: Wins, base: Rows, most: float, unread: Collection[st
     failed = {row.example_id for row in base if row.status == "error"}.union(unread)
     if wins.rate is None or len(failed) <= most * len(base):
         return wins
-    return wins._replace(rate=wins.rate._replace(low=0.0, high=1.0))
+    return wins._replace(rate=wins.rate._replace(low=0.0, high=1.0), is_open=True)
 
 
 def _answer_pairs(base: Rows, new: Rows) -> Pairs:

@@ -45,7 +45,7 @@ def _cells(wins: Wins) -> tuple[str, ...]:
 def _rate(wins: Wins) -> str:
     if wins.rate is None:
         return UNKNOWN
-    lacking = f" ({formatting.pluralize(wins.missing, 'more rating')} needed)" if wins.missing else ""
+    lacking = f" ({formatting.pluralize(wins.lacking, 'more rating')} needed)" if wins.lacking else ""
     return formatting.score(wins.rate.unit, *wins.rate[:3]) + lacking
 
 
@@ -81,7 +81,7 @@ def wins_sentence(f: CandidateFacts, declared: TargetPolicy | None) -> str:
         return ""
     asked = f"{formatting.percent(declared.win_rate)} % is asked"
     lacking = (
-        f"; {formatting.pluralize(wins.missing, 'more rating')} of people needed" if wins.missing else ""
+        f"; {formatting.pluralize(wins.lacking, 'more rating')} of people needed" if wins.lacking else ""
     )
     rate = formatting.score(wins.rate.unit, *wins.rate[:3])
     return f"preferred to {wins.over} on {rate} % of items {basis_text(wins)}, where {asked}{lacking}"
