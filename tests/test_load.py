@@ -56,7 +56,15 @@ def test_requests_to_a_server_come_together_where_that_is_written(tiny, tmp_path
     assert load.n == 4
     assert 0.1 <= load.first_token_p50_s <= load.first_token_p95_s
     assert 0 < load.requests_per_s <= 4 / 0.1
+    assert not any("validation has no more rows" in note for note in report.notes)
     assert "### Under load" in markdown(experiment_document(report))
+
+
+def test_fewer_rows_than_concurrency_are_said(tiny, tmp_path, own_cache):
+    with serving(Rule(lambda messages: "yes")) as server:
+        report = compare(written(tmp_path, server.url, tiny, "concurrency: 64\n"))
+    assert report.facts[0].under_load.n == 6
+    assert "concurrency is 64, and 6 requests came at once: validation has no more rows" in report.notes
 
 
 def test_a_server_is_not_asked_more_where_nothing_is_written(tiny, tmp_path, own_cache):

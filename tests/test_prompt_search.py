@@ -1,5 +1,7 @@
 """Prompts of a candidate that trains nothing: a sweep or search over them chooses one on validation."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny_experiment
 from openai_server import Rule, serving
@@ -9,8 +11,11 @@ from harness import config
 from harness.errors import UserError
 from harness.experiment import Scope, compare, prepare_session, report_stored, stored_runs
 from harness.experiment.run_preview import in_order
+from harness.experiment.weights.proposals import proposals
 from harness.progress import Silent
+from harness.records import Trial
 from harness.report import experiment_document, markdown
+from harness.spec import Recipe
 
 HARNESS = """\
 name: desk
@@ -146,8 +151,25 @@ def test_a_search_asks_a_stated_number_of_prompts(tiny, tmp_path, own_cache):
     with serving(Rule(answer)) as server:
         report = compare(write(tmp_path, server.url, tiny, tried))
     (best,) = (f for f in report.facts if f.name == "best")
-    assert 2 <= len(best.training.sweep) <= 4
+    assert len(best.training.sweep) == 4
     assert best.training.searched_by.startswith("TPE of Optuna")
+
+
+@pytest.mark.parametrize(("trials", "n_tried"), [(4, 4), (7, 7), (16, 8)])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_prompt_that_is_proposed_twice_uses_up_no_trial(trials, n_tried, seed):
+    tried = {"system": [None, "A.", "B.", "C."], "template": ["{prompt}", "Now: {prompt}"]}
+    source = Recipe(method="base", search=tried, trials=trials)
+    points, asked = proposals(SimpleNamespace(source=source, searches_prompts=True), seed, 1), []
+    point = next(points)
+    while point is not None:
+        asked.append(point.params)
+        try:
+            point = points.send(Trial(params=point.params, validation=float(point.params["system"] == "B.")))
+        except StopIteration:
+            point = None
+    assert len(asked) == n_tried
+    assert all(one not in asked[:i] for i, one in enumerate(asked))
 
 
 def test_a_server_that_cannot_be_reached_ends_its_search_alone(tiny, tmp_path, own_cache):

@@ -334,7 +334,8 @@ def test_the_weights_of_a_reranker_are_part_of_the_prompt_and_its_path_is_not(re
     def asked(folder):
         recipe = Recipe(prompting={"rag": {"rerank": str(folder)}})
         target = SimpleNamespace(
-            versions={"train": "v"}, items=SimpleNamespace(train=(), documents=DOCUMENTS)
+            versions={"train": "v"},
+            items=SimpleNamespace(train=(), validation=(), test=(), documents=DOCUMENTS),
         )
         return prompting_digest(SimpleNamespace(target=target), recipe, 0)
 

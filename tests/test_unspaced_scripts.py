@@ -127,8 +127,9 @@ def test_the_classifier_reads_pieces_and_texts_with_blanks_are_kept_as_they_were
 
 
 def test_how_words_are_cut_is_part_of_an_identity_only_where_texts_have_no_blanks():
-    def named(documents):
-        items = SimpleNamespace(train=(), documents=documents)
+    def named(documents, *questions, split="test"):
+        items = SimpleNamespace(**{"train": (), "validation": (), "test": (), split: questions})
+        items.documents = documents
         session = SimpleNamespace(target=SimpleNamespace(versions={"train": "v"}, items=items))
         return prompting_digest(session, Recipe(prompting={"rag": {}}), 0)
 
@@ -141,6 +142,11 @@ def test_how_words_are_cut_is_part_of_an_identity_only_where_texts_have_no_blank
     english, chinese = (Document("a", "Lamps", "The lamp costs forty dollars."),), shops("Chinese")[0]
     assert named(english) == named_without(english)
     assert named(chinese) != named_without(chinese)
+    plain, mixed = (SimpleNamespace(prompt=text) for text in ("Où est la lampe?", "東京Towerのことを教えて"))
+    for split in ("validation", "test"):
+        assert named(english, plain, split=split) == named_without(english)
+        assert named(english, plain, mixed, split=split) == named(chinese[:0] + english, mixed)
+        assert named(english, mixed, split=split) != named_without(english)
 
 
 HARNESS = """\

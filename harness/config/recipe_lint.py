@@ -1,7 +1,7 @@
 """Recipe lint: settings of a training outside of published ranges, by method and size of the model.
 
 Invariant: nothing is refused; the ranges and their sources stand in `recipe_ranges.toml` alone. A setting is
-named with all sources that speak of such a model, unless it lies within the range of each.
+named with all sources that speak of such a model, unless it lies within the range of one.
 """
 
 import tomllib
@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 TABLE = Path(__file__).with_name("recipe_ranges.toml")
 BATCH = "batch"  # rows of a step
+_FACTORS = ("per_device_train_batch_size", "gradient_accumulation_steps")
+_KEYS = {BATCH: {*_FACTORS}}  # by setting, where it is not its own key
 _BILLION = 1e9
 
 
@@ -49,35 +51,33 @@ def lint(
 ) -> Iterator[str]:
     """Say which settings of a training lie outside of what was published, and by whom; `params` are whole.
 
-    Where sources conflict, a value that one of them gives and another does not is named as well.
-    Of those that nobody has `written` it is said that they are the method's defaults.
+    Of those that nobody has `written` it is said that they are the method's defaults; one of these is named
+    only below or above all sources, not between them.
     """
     known = {**params, BATCH: _batch(params)}
     speaking = [one for one in ranges() if one.speaks_of(method, params, n_parameters)]
     for setting in dict.fromkeys(one.setting for one in speaking):
         value, sources = known.get(setting), [one for one in speaking if one.setting == setting]
-        if value is not None and (place := _place(value, sources)):
+        is_written = not _KEYS.get(setting, {setting}).isdisjoint(written)
+        if value is not None and (place := _place(value, sources, between=is_written)):
             said = "; ".join(f"{_span(one)} ({one.source})" for one in sources)
             name = "rows of a step" if setting == BATCH else setting
-            default = "" if setting in written or setting == BATCH else ", the default,"
+            default = "" if is_written else ", the default,"
             yield f"{name} {value:g}{default} is {place} for {_size(n_parameters)}: {said}"
 
 
-def _place(value: float, sources: Sequence[Range]) -> str:
-    """Say where a value lies among ranges; empty where it is within each."""
+def _place(value: float, sources: Sequence[Range], *, between: bool) -> str:
+    """Say where a value lies outside of ranges; empty within one, and `between` them unless asked."""
     if value < min(one.low for one in sources):
         return "below what was published"
     if value > max(one.high for one in sources):
         return "above what was published"
-    n_holding = sum(one.low <= value <= one.high for one in sources)
-    if n_holding == len(sources):
-        return ""
-    some = f"what {n_holding} of {len(sources)} sources give" if n_holding else "between what sources give"
-    return f"{some}, which conflict"
+    is_given = any(one.low <= value <= one.high for one in sources)
+    return "between what sources give, which conflict" if between and not is_given else ""
 
 
 def _batch(params: Mapping[str, Any]) -> float | None:
-    rows, steps = params.get("per_device_train_batch_size"), params.get("gradient_accumulation_steps")
+    rows, steps = (params.get(name) for name in _FACTORS)
     return rows * steps if rows and steps else None
 
 

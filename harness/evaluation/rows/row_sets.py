@@ -317,8 +317,8 @@ def prompting_digest(session: Session, recipe: Recipe, seed: int) -> str:
     promptings = [(name, *_describe_prompting(name, params)) for name, params in recipe.prompting.items()]
     items = session.target.items
     drawn_from: list[Any] = [seed, session.target.versions["train"], items.documents]
-    texts = chain((f"{d.title} {d.text}" for d in items.documents), (e.prompt for e in items.train))
-    if is_unspaced(texts):
+    asked = (e.prompt for e in chain(items.train, items.validation, items.test))
+    if is_unspaced(chain((f"{d.title} {d.text}" for d in items.documents), asked)):
         drawn_from.append(versions_of("words"))
     return digest(
         [

@@ -57,7 +57,7 @@ def list_remarks(session: Session, runs: Sequence[Run]) -> list[str]:
     of_runs = dict.fromkeys(
         [*_note_dropped(done), *_note_unpacked(done), *_note_sweeps(done), *_note_named_bases(done)]
     )  # seeds say the same again
-    of_runs |= dict.fromkeys(timing_notes(done))
+    of_runs |= dict.fromkeys([*timing_notes(done), *_note_few_at_once(session, done)])
     of_bases = [*_note_other_bases(session, done), *dict.fromkeys(base_remarks(session, done))]
     return [
         *of_runs,
@@ -90,6 +90,16 @@ def _note_sweeps(runs: Iterable[Run]) -> Iterator[str]:
                 for k, v in trial.params.items()
             )
             yield f"{run.candidate}: {point} was the best of {len(trials)} trials on validation"
+
+
+def _note_few_at_once(session: Session, runs: Iterable[Run]) -> Iterator[str]:
+    """Say that fewer requests came at once than is written, as validation has no more rows."""
+    n_items, wanted = len(session.target.items.validation), session.experiment.concurrency
+    if wanted is not None and n_items < wanted and any("at_once" in run.latency for run in runs):
+        yield (
+            f"concurrency is {wanted}, and {pluralize(n_items, 'request')} came at once:"
+            " validation has no more rows"
+        )
 
 
 def _note_indexes(session: Session, runs: Iterable[Run]) -> Iterator[str]:

@@ -67,7 +67,7 @@ def _trials(session: Session, candidate: ResolvedCandidate, *, make: bool) -> li
         found = Trial(params=proposal.params, validation=score)
         if make:
             record_trial(session, trial, found, weights)
-        if found not in tried:  # a search may propose the same again, which is no further try
+        if found not in tried:  # a sweep may list the same twice, which is no further try
             tried.append(found)
         try:
             proposal = points.send(found)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from optuna.pruners import BasePruner
 
 _RANDOM = 5  # first trials; each is a training, so half of what Optuna does
+_MOST_REPEATS = 100  # proposals in a row of what was tried; then nothing else is taken to be left
 _DIGITS = 3  # of a proposed number, so that it can be read and written again
 
 
@@ -41,7 +42,7 @@ Proposals = Generator[Proposal, Trial, None]
 def proposals(candidate: ResolvedCandidate, seed: int, sign: int) -> Proposals:
     """Yield the points to try; each is sent what was found of it. `sign` is −1 where lower is better."""
     if candidate.source.search:
-        yield from _search(candidate.source, seed, sign)
+        yield from _search(candidate.source, seed, sign, again=not candidate.searches_prompts)
         return
     for point in candidate.points:
         _ = yield Proposal(point)  # what was found of it changes nothing
@@ -69,7 +70,8 @@ def problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
             yield Problem(f"candidate {candidate.name}", found, expected, "see optuna.readthedocs.io")
 
 
-def _search(source: Recipe, seed: int, sign: int) -> Proposals:
+def _search(source: Recipe, seed: int, sign: int, *, again: bool) -> Proposals:
+    """Yield points of a search; a point that is proposed `again` is a further trial, or else none."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -79,12 +81,19 @@ def _search(source: Recipe, seed: int, sign: int) -> Proposals:
         study_name="search", direction="maximize", sampler=sampler, pruner=_pruner(source)
     )
     n_points = source.track.points if source.prune and source.track else 1
-    left = source.trials * n_points
-    while left >= n_points:
+    left, n_repeats, tried = source.trials * n_points, 0, list[Trial]()
+    while left >= n_points and n_repeats < _MOST_REPEATS:
         asked = study.ask({name: _distribution(values) for name, values in source.search.items()})
         point = {name: _value(values, asked.params[name]) for name, values in source.search.items()}
+        before = None if again else next((one for one in tried if one.params == point), None)
+        if before:  # what answers a prompt gives is known: no trial is spent on it
+            _tell(study, asked, before, sign)
+            n_repeats += 1
+            continue
+        n_repeats = 0
         found = yield Proposal(point, partial(_should_prune, asked, sign) if source.prune else None)
         left -= len(found.points) if found.is_pruned else n_points
+        tried.append(found)
         _tell(study, asked, found, sign)
 
 
