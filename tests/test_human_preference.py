@@ -110,3 +110,28 @@ def test_published_human_labels_come_out_as_published_whatever_the_sides():
     assert (found.n_items, found.rate.wins) == (419, n_second)
     assert found.rate[:3] == (n_second / 419, *stats.wilson(n_second, 419))
     assert found.strength.elo == pytest.approx(400 * log10(n_second / (419 - n_second)))
+
+
+def test_ratings_count_up_to_where_nearly_all_of_the_drawn_pairs_have_one():
+    order = [turn.example_id for turn in human.turns(IDS, "", "aaa", "bbb")]
+
+    def counted(items, rater="ann", **changes):
+        ratings = [rated(item, "b", rater, **{"seconds": None} | changes) for item in items]
+        return set(human.drawn_shares(ratings, IDS, "aaa", "bbb"))
+
+    assert counted(order[:25]) == set(order[:25])
+    assert counted([*order[:19], order[20]]) == {*order[:19], order[20]}  # 20 of 21 have one
+    assert counted([*order[:10], *order[12:16]]) == set(order[:10])
+    assert counted(order[25:]) == set()
+    own = [turn.example_id for turn in human.turns(IDS, "ann", "bbb", "aaa")]
+    assert counted(own[:12], rows_a="bbb", rows_b="aaa", seconds=2.0) == set(own[:12])  # the Rate page
+
+
+def test_several_raters_of_one_file_go_on_where_the_other_ended():
+    order = [turn.example_id for turn in human.turns(IDS, "", "aaa", "bbb")]
+    given = [(item, "b", "ann") for item in order[:10]] + [(item, "a", "bob") for item in order[10:20]]
+    ratings = [rated(*one, seconds=None) for one in given]
+    found = human.drawn_shares(ratings, IDS, "aaa", "bbb")
+    assert found == dict.fromkeys(order[:10], 1.0) | dict.fromkeys(order[10:20], 0.0)
+    skipped = [*ratings, rated(order[0], "skip", "ann")]  # 19 of 20 are left
+    assert human.drawn_shares(skipped, IDS, "aaa", "bbb").keys() == set(order[1:20])

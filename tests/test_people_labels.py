@@ -693,6 +693,19 @@ def test_preferences_come_back_as_ratings_of_the_answer_that_was_meant(harness, 
     assert not rated & {row["key"] for row in again}  # goes on where ratings end
 
 
+def test_an_import_says_how_many_ratings_of_picked_pairs_count(project):
+    path, file = project / "harness.yaml", project / "pairs.csv"
+    pair_file.export_pairs(path, file, candidates=("prompt", "shots"))
+    written = read(file)
+    write(file, [row | {"better": "left" if i >= 30 else ""} for i, row in enumerate(written)])
+    picked = pair_file.import_pairs(path, file, rater="ann")
+    assert list(picked.by_pair.values()) == [len(written) - 30]
+    assert list(picked.counted.values()) == [0]
+    write(file, [row | {"better": "left"} for row in written])
+    whole = pair_file.import_pairs(path, file, rater="ann")
+    assert whole.counted == whole.by_pair
+
+
 def test_every_problem_of_a_pair_file_is_listed_and_nothing_stored(harness, project):  # noqa: F811
     written, _ = export_pairs(harness, project, "pairs.csv", 4)
     wrong = ({"better": "both"}, {"key": "pair-1", "better": "left"}, {"better": "left"}, {"better": "left"})

@@ -127,6 +127,13 @@ def _import_pairs(file: Path, overrides: Overrides, config: Path, rater: str, *,
         print(f"{file}: {count(found.n_ratings)} preferences by {rater}{blank}")
         for runs, n in found.by_pair.items():
             print(f"  {runs}: {count(n)} pairs of their answers have a rating")
+    for runs, n in found.counted.items():
+        if n < found.by_pair[runs]:
+            say(
+                f"warning: {runs}: {count(n)} of {count(found.by_pair[runs])} rated pairs are a random part,"
+                " those up to where 95 % in the order of drawing have a rating; whoever picks pairs skews the"
+                " win rate; next: rate the rows left blank, from the first one"
+            )
     say("next: harness report")
 
 

@@ -18,6 +18,7 @@ Side = Literal["a", "b"]
 Choice = Literal["a", "b", "tie", "skip"]
 _SWAPPED: dict[Choice, Choice] = {"a": "b", "b": "a", "tie": "tie", "skip": "skip"}
 _WON = {"a": 1.0, "tie": 0.5, "b": 0.0}
+_DRAWN = 0.95  # of the pairs up to one, in the order of drawing, have a rating where ratings count
 
 
 class Turn(NamedTuple):
@@ -86,6 +87,36 @@ def preferred_shares(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> dic
         if r.choice != "skip":
             won.setdefault(r.example_id, []).append(1 - _WON[r.choice])
     return {item: sum(of) / len(of) for item, of in won.items()}
+
+
+def drawn_shares(ratings: Iterable[Rating], ids: Iterable[str], rows_a: str, rows_b: str) -> dict[str, float]:
+    """Map the items whose ratings count to the share of their raters who prefer side b, of `ids` shown.
+
+    They count up to where 95 % of the pairs have one, in the order of pair files, of all raters together, or
+    in each rater's own, that of the Rate page: picked pairs are no random part of those that differ.
+    """
+    found, ids = list(ratings), list(ids)
+    latest = [r for r in _latest(found, rows_a, rows_b) if r.choice != "skip"]
+    voted = {(r.rater, r.example_id) for r in latest}
+    counted = set[tuple[str, str]]()
+    for sides in ((rows_a, rows_b), (rows_b, rows_a)):  # pairs are shuffled as one of the two was called a
+        given = [r for r in found if (r.rows_a, r.rows_b) == sides and (r.rater, r.example_id) in voted]
+        orders = dict[str, list[Rating]]()
+        for r in given:  # only the page takes the time
+            orders.setdefault("" if r.seconds is None else r.rater, []).append(r)
+        for order, of in orders.items():
+            drawn = _drawn_items(turns(ids, order, *sides), {r.example_id for r in of})
+            counted |= {(r.rater, r.example_id) for r in of if r.example_id in drawn}
+    return preferred_shares([r for r in latest if (r.rater, r.example_id) in counted], rows_a, rows_b)
+
+
+def _drawn_items(order: Sequence[Turn], rated: set[str]) -> set[str]:
+    """Return the items up to the last one where 95 % have a rating."""
+    n_rated = last = 0
+    for place, turn in enumerate(order, 1):
+        n_rated += turn.example_id in rated
+        last = place if n_rated >= _DRAWN * place else last
+    return {turn.example_id for turn in order[:last]}
 
 
 def _latest(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> list[Rating]:

@@ -122,13 +122,17 @@ def read_kinds(store: Store, rows_digest: str) -> dict[str, tuple[str, str]]:
 
 
 def differing_items(store: Store, one: str, other: str) -> list[str]:
-    """List the ids, in order, of items that two row sets answered otherwise, or whose answers are unknown."""
+    """List the ids, in order, of items that two row sets answered otherwise, or whose answers are unknown.
+
+    What failed in one of them is left out: it has no answer.
+    """
     files = [_existing_files(store, [digest]) for digest in (one, other)]
     if not all(files):
         return []
     query = (
         f"SELECT a.example_id FROM {READ_PARQUET} AS a JOIN {READ_PARQUET} AS b USING (example_id) "
-        "WHERE a.output_digest != b.output_digest OR a.output_digest = '' ORDER BY a.example_id"
+        "WHERE (a.output_digest != b.output_digest OR a.output_digest = '') "
+        "AND a.status != 'error' AND b.status != 'error' ORDER BY a.example_id"
     )
     with clear_errors(store, "rows", ANEW), memory() as db:
         return [item for (item,) in db.execute(query, files).fetchall()]

@@ -90,6 +90,12 @@ def answers_differ(old: SampleResult, now: SampleResult) -> bool:
     return any(failed) and not all(failed) if any(failed) else old.text != now.text
 
 
+def shown_pairs(base: Rows, new: Rows) -> dict[str, tuple[SampleResult, SampleResult]]:
+    """Map the items that people are shown to both rows: both gave an answer, and another one."""
+    both = ((old, now) for old, now in both_rows(base, new) if not _is_failed(old, now))
+    return {now.example_id: (old, now) for old, now in both if answers_differ(old, now)}
+
+
 def _is_failed(old: SampleResult, now: SampleResult) -> bool:
     return "error" in (old.status, now.status)
 

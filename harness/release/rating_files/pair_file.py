@@ -17,7 +17,7 @@ from harness.comparison import human
 from harness.comparison.human import Turn
 from harness.config import Loaded
 from harness.errors import IncompatibleRuns, Problem, UserError
-from harness.evaluation.judges.answer_pairs import answers_differ, both_rows
+from harness.evaluation.judges.answer_pairs import shown_pairs
 from harness.records import Rating, Run, SampleResult, digest
 from harness.release.rating_files.csv_file import read_rows, refuse_unwritable, unknown_key, write_rows
 from harness.release.rating_files.label_file import measured_runs, target_rows
@@ -46,11 +46,16 @@ class ExportedPairs(NamedTuple):
 
 
 class ImportedPairs(NamedTuple):
-    """Result of an import: ratings read and left blank, and by pair of runs how many items people rated."""
+    """Result of an import: ratings read and left blank, and by pair of runs how many items people rated.
+
+    `counted` says how many of these are a random sample of those that differ: up to where 95 % of the
+    pairs have one, in the order of drawing.
+    """
 
     n_ratings: int
     n_blank: int
     by_pair: dict[str, int]
+    counted: dict[str, int]
 
 
 class _Sides(NamedTuple):
@@ -171,13 +176,18 @@ def import_pairs(path: Path, file: Path, overrides: Sequence[str] = (), *, rater
     found = _read(file, at, task, pairs, rater)
     store.save_ratings(at, found.ratings)
     every = store.list_ratings(at, task.name)
-    named = {(r.run_a, r.run_b): (r.rows_a, r.rows_b) for r in found.ratings}
-    labels = {run.run_id: run.label for run in runs}
-    by_pair = {
-        " and ".join(labels[one] for one in ids): len(human.preferred_shares(every, *rows))
-        for ids, rows in named.items()
-    }
-    return ImportedPairs(len(found.ratings), found.n_blank, by_pair)
+    named = {(r.run_a, r.run_b): _sides_of(r, runs) for r in found.ratings}
+    by_pair, counted = dict[str, int](), dict[str, int]()
+    for sides in named.values():
+        both = " and ".join(run.label for run in sides.runs)
+        by_pair[both] = len(human.preferred_shares(every, *sides.rows))
+        counted[both] = len(human.drawn_shares(every, _differing(at, task, sides), *sides.rows))
+    return ImportedPairs(len(found.ratings), found.n_blank, by_pair, counted)
+
+
+def _sides_of(rating: Rating, runs: Sequence[Run]) -> _Sides:
+    by_id = {run.run_id: run for run in runs}
+    return _Sides((by_id[rating.run_a], by_id[rating.run_b]), (rating.rows_a, rating.rows_b))
 
 
 def _sides(task: Task, one: Run, other: Run) -> _Sides:
@@ -187,9 +197,7 @@ def _sides(task: Task, one: Run, other: Run) -> _Sides:
 
 def _differing(at: Store, task: Task, sides: _Sides) -> dict[str, tuple[SampleResult, SampleResult]]:
     """Map the items to which both gave an answer, and another one, to their rows."""
-    first, second = (target_rows(at, run, task) for run in sides.runs)
-    both = ((old, new) for old, new in both_rows(first, second) if "error" not in (old.status, new.status))
-    return {new.example_id: (old, new) for old, new in both if answers_differ(old, new)}
+    return shown_pairs(*(target_rows(at, run, task) for run in sides.runs))
 
 
 def _file_row(sides: _Sides, turn: Turn, rows: tuple[SampleResult, SampleResult]) -> tuple[str, ...]:
