@@ -186,7 +186,7 @@ def test_a_compare_on_a_full_disk_says_so_and_goes_on_when_there_is_room(forked,
         same(folder, undisturbed)
 
 
-@pytest.mark.parametrize("most_bytes", [1_000, 20_000])
+@pytest.mark.parametrize("most_bytes", [2_000, 20_000])
 def test_a_compare_whose_files_may_not_grow_says_so_and_goes_on_when_they_may(
     forked, folder, undisturbed, most_bytes
 ):
