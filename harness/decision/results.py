@@ -100,7 +100,7 @@ class CandidateFacts:
     estimate on test, `validation` its value there. The comparisons are paired on test: `new` is this run,
     `base` the best untrained candidate or the prompt. `recall` is the share of needed documents that
     retrieval found, `retrieval` what became of its passages, `several` describes the answers where
-    several were drawn to an item. Costs in USD, of which `index_per_1k_usd` is for the index of what
+    several were drawn to an item. Costs in USD, beside which `index_per_1k_usd` is for the index of what
     retrieves; `tokens` of a request (None of a classifier), `latency_p50_s` and `latency_p95_s` in
     seconds, `requests_per_s` when answered in batches, `under_load` when they come at once, all timed on
     the machine `measured_on`; `disturbed` holds, by the names of these fields, the figures that other
