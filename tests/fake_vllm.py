@@ -1,7 +1,7 @@
 """The program `vllm` as far as the harness knows it: `--version`, and `serve` with OpenAI's protocol and LoRA.
 
 Invariant: it takes the arguments that vLLM's own documentation names and refuses others. `FAKE_VLLM` says what
-goes wrong: `no-memory`, `mute`, `dies-after-N` requests; with `FAKE_VLLM_MODEL=none` it answers without a model,
+goes wrong: `no-memory`, `mute`, `dies-after-N` or `refuses-after-N` requests; with `FAKE_VLLM_MODEL=none` it answers without a model,
 and starts at once; with `FAKE_VLLM_TAKES` naming a file that is not there
 yet, another program takes the port first, once. It is written to a folder by `install`, as pip writes vLLM's.
 """
@@ -57,6 +57,15 @@ def main(version: str) -> None:
     serve_model(asked, fault)
 
 
+def fail(fault: str) -> tuple[int, object]:
+    """Refuse a request, or end."""
+    if fault.startswith("refuses"):
+        return 404, {"error": {"message": "refused"}}
+    sys.stdout.write("RuntimeError: the engine core died\n")
+    sys.stdout.flush()
+    os._exit(7)
+
+
 def serve_model(asked: argparse.Namespace, fault: str) -> None:
     """Answer requests with a model in memory, until a signal comes."""
     import openai_server
@@ -68,15 +77,13 @@ def serve_model(asked: argparse.Namespace, fault: str) -> None:
     class Adapted(openai_server.Server):
         """A server that also loads adapters, each under a name."""
 
-        n_left = int(fault.removeprefix("dies-after-")) if fault.startswith("dies-after-") else -1
+        n_left = int(fault.rpartition("-")[2]) if "-after-" in fault else -1
 
         def answer(self, path: str, body: dict) -> tuple[int, object]:
             if path.endswith("_lora_adapter"):
                 return self.adapt(path, body)
             if self.n_left == 0:
-                sys.stdout.write("RuntimeError: the engine core died\n")
-                sys.stdout.flush()
-                os._exit(7)
+                return fail(fault)
             self.n_left -= 1
             names = {asked.served_model_name, *self.model.adapters}
             if body["model"] not in names:
@@ -98,7 +105,7 @@ def serve_model(asked: argparse.Namespace, fault: str) -> None:
             return 200, "Success"
 
     model = NoModel() if os.environ.get("FAKE_VLLM_MODEL") == "none" else adapted_model(asked)
-    server = Adapted(model, port=asked.port)
+    server = Adapted(model, key=os.environ.get("VLLM_API_KEY"), port=asked.port)
     server.listed = (asked.served_model_name,)
     signal.signal(signal.SIGTERM, lambda *_: (child.terminate(), os._exit(0)))
     server.serve_forever()

@@ -169,11 +169,46 @@ def test_a_server_that_dies_while_it_is_asked_fails_that_candidate_and_starts_an
     host = opened(tiny, program, tmp_path, num_concurrent=1)
     base, prompt = host.base, (5, 6, 7)
     base.generate([prompt, prompt], Limits(2))
-    with pytest.raises(CandidateFailed, match=r"exit code 7; its last lines: .*the engine core died"):
-        base.generate([prompt], Limits(2))
+    for _ in range(2):
+        with pytest.raises(CandidateFailed, match=r"exit code 7; its last lines: .*the engine core died"):
+            base.generate([prompt], Limits(2))
     monkeypatch.delenv("FAKE_VLLM")
     assert len(host.base.generate([prompt], Limits(2))) == 1
     host.close()
+
+
+def test_a_request_that_a_running_server_refuses_names_its_log_and_no_address_to_correct(
+    tiny, program, tmp_path, monkeypatch, quick
+):
+    monkeypatch.setenv("FAKE_VLLM", "refuses-after-0")
+    host = opened(tiny, program, tmp_path)
+    with pytest.raises(CandidateFailed, match=r"server runs, and a request failed: .*refused") as failure:
+        host.base.generate([(5, 6, 7)], Limits(2))
+    assert str(tmp_path / "logs" / "server.log") in failure.value.reason
+    assert failure.value.knob == "engine: transformers"
+    host.close()
+
+
+def test_the_server_ends_where_its_supervisor_is_killed_and_asks_for_no_key_of_the_environment(
+    tiny, program, tmp_path, monkeypatch, quick
+):
+    monkeypatch.setenv("VLLM_API_KEY", "of-another-server")
+    host = opened(tiny, program, tmp_path)
+    assert len(host.base.generate([(5, 6, 7)], Limits(2))) == 1
+    numbers = children_of(host._running.supervisor.pid)
+    host._running.supervisor.kill()
+    wait_for(lambda: not any(map(is_alive, numbers)))
+    assert host._running.how_it_ended().startswith("vLLM's server ended with its supervisor")
+    host.close()
+
+
+@pytest.mark.parametrize("word", ["--port", "--served_model_name=mine", "--host", "--api-key"])
+def test_an_argument_by_which_the_server_is_asked_is_refused_when_it_is_read(tiny, tmp_path, word):
+    extra = f"engine: vllm\nvllm: {{command: vllm, args: ['{word}', '1']}}\n"
+    path = tiny_experiment.write(tmp_path, tiny, CANDIDATES, extra=extra)
+    name = word.partition("=")[0].replace("_", "-")
+    with pytest.raises(UserError, match=rf"harness.yaml:\d+.*{name}, by which the server is asked"):
+        config.load(path)
 
 
 def test_the_server_ends_where_the_process_that_started_it_is_killed(tiny, program, tmp_path, quick):

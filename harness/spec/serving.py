@@ -6,11 +6,13 @@ lies and how long it is waited for does not.
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from harness.spec.values import Spec
 
 _ENGINE_ARGS = ("max_model_len", "gpu_memory_utilization", "tensor_parallel_size")
+# Arguments by which a server of our own starting is found and asked.
+_OURS = ("host", "port", "uds", "served-model-name", "api-key", "ssl-keyfile", "ssl-certfile", "root-path")
 
 
 class VllmPolicy(Spec):
@@ -33,6 +35,16 @@ class VllmPolicy(Spec):
     args: tuple[str, ...] = ()
     num_concurrent: int = Field(64, ge=1)
     start_timeout: float = Field(900, gt=0)
+
+    @field_validator("args")
+    @classmethod
+    def _nothing_by_which_it_is_asked(cls, args: tuple[str, ...]) -> tuple[str, ...]:
+        names = (word.partition("=")[0].replace("_", "-") for word in args)
+        if ours := [name for name in names if name.startswith("--") and name[2:] in _OURS]:
+            raise ValueError(
+                f"args with {', '.join(ours)}, by which the server is asked; leave it out, it is set for you"
+            )
+        return args
 
     @property
     def layout(self) -> dict[str, Any]:

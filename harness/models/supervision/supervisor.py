@@ -5,9 +5,10 @@ however that is. The last line of standard output is `[exit code, peak memory in
 negative. The peak is the command's own, because a process begins at that of the one it comes from, and this
 one holds next to nothing.
 
-Source: wait4(2) and getrusage(2).
+Source: wait4(2), getrusage(2) and prctl(2).
 """
 
+import ctypes
 import json
 import os
 import resource
@@ -20,6 +21,7 @@ from pathlib import Path
 
 _GRACE_S = 10  # between the request to end and the end
 _NOT_STARTED = 127  # as a shell says it
+_PR_SET_PDEATHSIG = 1
 _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
 
 
@@ -35,6 +37,7 @@ def main() -> None:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )
         except OSError as error:
             output.write(f"{error}\n".encode())
@@ -44,6 +47,11 @@ def main() -> None:
     code = child.wait()
     _signal(child.pid, signal.SIGKILL)  # what it left running
     _say(code)
+
+
+def _end_with_parent() -> None:
+    """Let the kernel end this process with its parent; the program that it becomes keeps that."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _end_with_input(child: "subprocess.Popen[bytes]") -> None:

@@ -45,8 +45,8 @@ _PORTS = 3  # that are tried, where others take one in between
 _TAKEN = "address already in use"
 _ADAPTER_S = 600
 _INVARIANT = "VLLM_BATCH_INVARIANT"  # vLLM's switch for numbers that do not depend on the batch
-# What would lead its environment to our packages.
-_OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "VLLM_LOGGING_LEVEL")
+# What would lead its environment to our packages, hide its log, or let it ask us for a key.
+_OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "VLLM_LOGGING_LEVEL", "VLLM_API_KEY")
 _OPENER = build_opener(ProxyHandler({}))  # no proxy of the environment reaches this machine's own address
 _THEIRS = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1"}
 
@@ -115,6 +115,7 @@ class _Running(NamedTuple):
     supervisor: "subprocess.Popen[bytes]"
     address: str
     log: Path
+    said: list[str]  # by its supervisor at its end, which can be read once
 
     def is_well(self) -> bool:
         """Tell whether it runs and answers."""
@@ -130,20 +131,26 @@ class _Running(NamedTuple):
 
     def how_it_ended(self) -> str:
         """Say with which exit code it ended, and its last lines."""
+        stop(self.supervisor, self.said)
+        how = f"with exit code {json.loads(self.said[0])[0]}" if self.said else "with its supervisor"
+        return f"vLLM's server ended {how}; {self.last_words()}"
+
+    def last_words(self) -> str:
+        """Return the last lines of its log, and where that lies."""
         lines = " / ".join(supervision.last_lines(self.log, 3)) or "it wrote nothing"
-        code, _ = json.loads(stop(self.supervisor) or "[null, 0]")
-        return f"vLLM's server ended with exit code {code}; its last lines: {lines}; its log: {self.log}"
+        return f"its last lines: {lines}; its log: {self.log}"
 
 
-def stop(supervisor: "subprocess.Popen[bytes]") -> str:
-    """End a server with all that it started, wait for that, and return what its supervisor said."""
+def stop(supervisor: "subprocess.Popen[bytes]", said: list[str]) -> None:
+    """End a server with all that it started, wait for that, and add what its supervisor said."""
     assert supervisor.stdin is not None
     assert supervisor.stdout is not None
     with suppress(OSError):
         supervisor.stdin.close()
     with suppress(subprocess.TimeoutExpired):
         supervisor.wait(_END_S)
-    return "" if supervisor.stdout.closed else supervisor.stdout.read().decode()
+    if not supervisor.stdout.closed and (written := supervisor.stdout.read().decode()):
+        said.append(written)
 
 
 class ServedCandidate(openai_api.CompletionsCandidate):
@@ -177,16 +184,19 @@ class ServedCandidate(openai_api.CompletionsCandidate):
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Say of a server that ended while it was asked how it did.
+        """Say of a server that gave no answer how it ended, or where its log lies.
 
         Raises:
             CandidateFailed: it gave no answer.
         """
         try:
             yield
-        except CandidateFailed:
+        except CandidateFailed as error:
             if self._running.is_well():
-                raise
+                reason = (
+                    f"vLLM's server runs, and a request failed: {error.reason}; {self._running.last_words()}"
+                )
+                raise CandidateFailed(reason, OTHERWISE) from None
             raise CandidateFailed(self._running.how_it_ended(), _knob(self._running.log)) from None
 
 
@@ -243,8 +253,10 @@ class VllmServer:
             self._log.unlink(missing_ok=True)
             port = _free_port()
             supervisor = supervision.start(self._command(port), self._log.parent, self._log, _environment())
-            self._end = weakref.finalize(self, stop, supervisor)  # also at the end of this process
-            running = _Running(supervisor, f"http://127.0.0.1:{port}", self._log)
+            running = _Running(supervisor, f"http://127.0.0.1:{port}", self._log, [])
+            self._end = weakref.finalize(
+                self, stop, supervisor, running.said
+            )  # also at the end of this process
             try:
                 if self._is_started(running, advance):
                     return running
