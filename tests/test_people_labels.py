@@ -24,7 +24,7 @@ from harness.comparison.labelled_answers import (
     latest_labels,
 )
 from harness.config.rubrics import asked_digest, current_labels, rubric_of
-from harness.errors import IncompatibleRuns
+from harness.errors import IncompatibleRuns, UserError
 from harness.experiment.analysis.human_labels import correct_reached
 from harness.gating import TargetFacts
 from harness.gating.rules.target import target_rule
@@ -711,11 +711,17 @@ def test_every_problem_of_a_pair_file_is_listed_and_nothing_stored(harness, proj
     wrong = ({"better": "both"}, {"key": "pair-1", "better": "left"}, {"better": "left"}, {"better": "left"})
     filled = [row | change for row, change in zip(written, wrong, strict=True)]
     filled[3]["key"] = filled[2]["key"]
+    swapped = [row | {"left": row["right"], "right": row["left"], "better": "tie"} for row in written[:1]]
     write(project / "back.csv", filled)
     done = harness("rate", "import", "back.csv", cwd=project, check=2)
     for words in ("better 'both'", "key 'pair-1'", "a key of line 4 again"):
         assert words in done.stderr
     assert store.list_ratings(Store(project / "runs")) == []
+    write(project / "swapped.csv", swapped)
+    with pytest.raises(UserError, match="left and right exchanged"):
+        pair_file.import_pairs(project / "harness.yaml", project / "swapped.csv")
+    done = harness("rate", "import", "swapped.csv", "--scale", "1,5", cwd=project, check=2)
+    assert "leave --scale out" in done.stderr
     write(project / "blank.csv", written)
     assert "no preference" in harness("rate", "import", "blank.csv", cwd=project, check=2).stderr
     done = harness("rate", "export", "one.csv", "--pairs", "--candidates", "prompt", cwd=project, check=2)

@@ -18,6 +18,7 @@ rate_app = typer.Typer(
 )
 app.add_typer(rate_app, name="rate")
 
+_SCALE = "0,1"
 File = Annotated[Path, typer.Argument(metavar="FILE.csv", help="The file of answers and labels.")]
 
 
@@ -93,7 +94,7 @@ def rate_import(
     ] = "people",
     scale: Annotated[
         str, typer.Option("--scale", metavar="LOW,HIGH", help="The lowest and the highest label: 1,5.")
-    ] = "0,1",
+    ] = _SCALE,
     as_json: Json = False,
 ) -> None:
     """Read people's labels or preferences back; all problems are listed, and nothing is stored then."""
@@ -101,6 +102,9 @@ def rate_import(
     from harness.release.rating_files import csv_file, label_file, pair_file
 
     if csv_file.has_column(file, pair_file.BETTER):
+        if scale != _SCALE:
+            given = f"{scale}, and a file of pairs"
+            raise UserError(Problem("--scale", given, "left, right or tie", "leave --scale out"))
         _import_pairs(file, overrides, config, rater, as_json=as_json)
         return
     found = label_file.import_labels(config, file, overrides or [], rater=rater, scale=_scale(scale))

@@ -22,6 +22,7 @@ from harness.records import Rating, Run, SampleResult, digest
 from harness.release.rating_files.csv_file import read_rows, refuse_unwritable, unknown_key, write_rows
 from harness.release.rating_files.label_file import measured_runs, target_rows
 from harness.release.stored import candidate_runs
+from harness.report.escape import spreadsheet_lines
 from harness.spec import Task
 from harness.store import Store
 
@@ -77,6 +78,14 @@ class _Drawn(NamedTuple):
     def n_rated(self) -> int:
         """How many pairs have a rating."""
         return len(self.shown) - len(self.open_)
+
+
+class _Known(NamedTuple):
+    """What a key stands for: an item of two runs, its sides, and the two texts as they were exported."""
+
+    sides: _Sides
+    turn: Turn
+    texts: tuple[str, str]
 
 
 class _Read(NamedTuple):
@@ -219,9 +228,9 @@ def _key(sides: _Sides, turn: Turn) -> str:
 def _read(file: Path, at: Store, task: Task, pairs: Mapping[str, _Sides], rater: str) -> _Read:
     problems, ratings, seen, n_blank = list[Problem](), list[Rating](), dict[str, int](), 0
     now = datetime.now(UTC).isoformat(timespec="microseconds")  # for a later import takes its place
-    lines = list(read_rows(file, COLUMNS, ("key", BETTER)))
-    known = dict(_known_turns(at, task, pairs, {key.rpartition("-")[0] for _, (key, _) in lines}))
-    for line, (key, written) in lines:
+    lines = list(read_rows(file, COLUMNS, ("key", "left", "right", BETTER)))
+    known = dict(_known_turns(at, task, pairs, {key.rpartition("-")[0] for _, (key, *_) in lines}))
+    for line, (key, left, right, written) in lines:
         where = f"{file}:{line}"
         if not written:
             n_blank += 1
@@ -230,12 +239,15 @@ def _read(file: Path, at: Store, task: Task, pairs: Mapping[str, _Sides], rater:
         elif key in seen:
             expected = "one preference for each pair"
             problems.append(Problem(where, f"a key of line {seen[key]} again", expected, "keep one"))
+        elif _are_exchanged(known[key].texts, (left, right)):
+            step = "put them back, or export again"
+            problems.append(Problem(where, "the texts of left and right exchanged", "them as exported", step))
         elif written.casefold() not in _WORDS:
             step = "write which answer is better, or leave the row blank"
             problems.append(Problem(where, f"{BETTER} {written!r}", "left, right or tie", step))
         else:
             seen[key] = line
-            ratings.append(_rating(task, *known[key], written.casefold(), rater, now))
+            ratings.append(_rating(task, known[key], written.casefold(), rater, now))
     if not ratings and not problems:
         step = f"fill in the column {BETTER} of each row: left, right or tie"
         problems.append(Problem(str(file), "no preference", "at least one", step))
@@ -246,16 +258,26 @@ def _read(file: Path, at: Store, task: Task, pairs: Mapping[str, _Sides], rater:
 
 def _known_turns(
     at: Store, task: Task, pairs: Mapping[str, _Sides], wanted: Iterable[str]
-) -> Iterator[tuple[str, tuple[_Sides, Turn]]]:
+) -> Iterator[tuple[str, _Known]]:
     """Yield the keys that the pairs of a file may have, each with what it stands for."""
     for name in sorted({*wanted} & pairs.keys()):
         sides = pairs[name]
-        for item in _differing(at, task, sides):
-            for turn in (Turn(item, "a"), Turn(item, "b")):
-                yield _key(sides, turn), (sides, turn)
+        for item, (one, other) in _differing(at, task, sides).items():
+            for turn, texts in (
+                (Turn(item, "a"), (one.text, other.text)),
+                (Turn(item, "b"), (other.text, one.text)),
+            ):
+                yield _key(sides, turn), _Known(sides, turn, texts)
 
 
-def _rating(task: Task, sides: _Sides, turn: Turn, better: str, rater: str, now: str) -> Rating:
+def _are_exchanged(exported: tuple[str, str], found: tuple[str, str]) -> bool:
+    """Tell whether each side shows the other's answer, whatever a spreadsheet has made of white space."""
+    old, now = ([spreadsheet_lines(text).split() for text in texts] for texts in (exported, found))
+    return old != now and old == now[::-1]
+
+
+def _rating(task: Task, known: _Known, better: str, rater: str, now: str) -> Rating:
+    sides, turn, _ = known
     other: Choice = "b" if turn.left == "a" else "a"
     choice: Choice = {"left": turn.left, "right": other}.get(better, "tie")
     ids = [run.run_id for run in sides.runs]
