@@ -81,7 +81,7 @@ class _Drawn(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """Row of a pair file by its key: an item of two runs, its sides, and the two texts as they were exported."""
+    """Row of a pair file: an item of two runs, its sides, and the two texts as they were exported."""
 
     sides: _Sides
     turn: Turn
