@@ -120,10 +120,13 @@ def test_that_rows_were_not_packed_is_said_under_the_table():
     session = SimpleNamespace(
         experiment=SimpleNamespace(
             decide=SimpleNamespace(usd_per_million_tokens=None),
+            concurrency=None,
         ),
         source=SimpleNamespace(weights_digest="b"),
         sources={},
-        target=SimpleNamespace(task=None, items=SimpleNamespace(train=(), validation=(), test=(), documents=())),
+        target=SimpleNamespace(
+            task=None, items=SimpleNamespace(train=(), validation=(), test=(), documents=())
+        ),
         candidates={"lora": SimpleNamespace(recipe=SimpleNamespace(weights_of="", prompting={}))},
     )
     assert list_remarks(session, [run]) == ["lora: trained without packing, which would x"]
