@@ -12,6 +12,7 @@ from harness.comparison import Estimate
 from harness.decision import Decision, LearningCurve, apply_budgets, best_trained, best_untrained, decide
 from harness.decision.learning_curve import Ahead, CurvePoint
 from harness.evaluation.costs import Tokens
+from harness.records import TrainingRecord
 from harness.records.training_records import Trial
 from harness.spec import DecidePolicy, Need
 
@@ -351,7 +352,7 @@ def test_break_even_counts_training_and_labels_against_the_saving_per_request():
     assert decision.arithmetic["break_even_requests"] == pytest.approx(2_005_555.6, abs=0.1)
     assert said(decision, "Break-even") == (
         "Break-even after 2,005,556 requests (1,671,297 to 2,506,945 with a saving ±20 %), beyond the"
-        " 600,000 forecast: 180 USD for training and labels, 0.11 USD per 1,000 requests against 0.20 with knn."
+        " 600,000 requests assumed (decide.requests_per_month): 180 USD for training and labels, 0.11 USD per 1,000 requests against 0.20 with knn."
     )
 
 
@@ -875,6 +876,29 @@ def test_what_is_not_chosen_rests_on_no_worth():
     decision = decided([*alternatives(), tuned("lora", 0.77, 0.03)])
     assert not [reason for reason in decision.reasons if "rests on" in reason]
     assert "A right answer counts as 1.00 USD (decide.right_answer_usd)." in said(decision, "Next best spend")
+
+
+def test_requests_that_nobody_forecast_are_called_assumed():
+    lora = tuned("lora", 0.81, 0.07)
+    assert "within the 600,000 requests assumed (decide.requests_per_month)" in said(
+        decided([*alternatives(), lora]), "Break-even"
+    )
+    assert "within the 1,200,000 requests forecast" in said(
+        decided([*alternatives(), lora], requests_per_month=200_000), "Break-even"
+    )
+    dear = decided([*alternatives(), lora], right_answer_usd=0.0, label_cost_usd=0.5)
+    assert "over the 600,000 requests assumed (decide.requests_per_month) that is worth" in dear.sentence
+
+
+def test_an_untrained_choice_says_how_many_settings_it_is_the_best_of():
+    searched = replace(
+        candidate("asked", 0.90), training=TrainingRecord(sweep=(Trial(params={}, validation=0.9),) * 4)
+    )
+    assert (
+        "on validation the best of 6, 9 settings tried; no fine-tune"
+        in decided([*alternatives(), searched]).sentence
+    )
+    assert "on validation the best of 5; no fine-tune" in decided(alternatives()).sentence
 
 
 def test_the_advice_to_collect_data_says_at_which_worth_of_an_answer_it_no_longer_pays():

@@ -13,7 +13,7 @@ from harness import formatting
 from harness.decision.ablation import Ablation, Factor, Means, Pair, ablations
 from harness.decision.arithmetic import Economics, economics_of, listing
 from harness.decision.changed_answers import ChangedAnswers
-from harness.decision.economics import apply_budgets, hour_usd, reprice
+from harness.decision.economics import apply_budgets, forecast_text, hour_usd, reprice
 from harness.decision.explain import (
     USUAL_AMOUNTS,
     more_items_text,
@@ -47,6 +47,7 @@ from harness.decision.results import (
     is_fine_tuned,
     is_gain_shown,
     missing_alternatives,
+    n_settings,
     passes_alone,
     passing_runs,
     score_text,
@@ -101,6 +102,7 @@ __all__ = [
     "best_untrained",
     "decide",
     "family_of",
+    "forecast_text",
     "gain",
     "has_tuned_weights",
     "hour_usd",
@@ -274,10 +276,12 @@ def _choose_untrained(case: Case, alternative: CandidateFacts) -> _Choice:
         why = f"every candidate is left out, {alternative.name} because {alternative.over_budget}"
         return _undecided(why, "try others, or allow more")
     fast = within_budgets(f for f in case.facts if f.state == "done" and not f.ablation)
+    n, tried = len(fast), n_settings(fast)
+    several = f", {formatting.count(tried)} settings tried" if tried > n else ""
     slow = any(is_fine_tuned(f) for f in case.facts)
     return _ship(
         alternative,
-        f"{score_text(case, alternative)}, on validation the best of {formatting.count(len(fast))};"
+        f"{score_text(case, alternative)}, on validation the best of {formatting.count(n)}{several};"
         f" no fine-tune {'keeps the budgets' if slow else 'was compared'}",
     )
 
@@ -327,7 +331,7 @@ def _choose_with_gain(
         why = f"{gains}, but more than {tau:g} {case.unit.name} per USD of training is not shown"
         return _undecided(why, f"measure on more test items; ship {alternative.name} until then")
     if not found.pays:
-        why = f"{score_text(case, alternative)}; {gains}, but {too_dear(found)}"
+        why = f"{score_text(case, alternative)}; {gains}, but {too_dear(case.policy, found)}"
         return _ship(alternative, why)
     return _ship(
         winner,

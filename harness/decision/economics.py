@@ -145,6 +145,11 @@ def answer_usd(policy: DecidePolicy) -> float:
     return RIGHT_ANSWER_USD if policy.right_answer_usd is None else policy.right_answer_usd
 
 
+def answer_text(by_wins: bool) -> str:
+    """Name the answer that is priced: with a win rate as the goal one that wins."""
+    return "an answer that wins" if by_wins else "a right answer"
+
+
 def counts_answers(policy: DecidePolicy, unit: Unit) -> bool:
     """Tell whether a point is worth the answers that it makes right."""
     return policy.point_usd is None and unit.is_rate
@@ -188,6 +193,17 @@ def pay(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) 
 def forecast_requests(policy: DecidePolicy) -> float:
     """Multiply the monthly requests by the horizon."""
     return policy.requests_per_month * policy.horizon_months
+
+
+def is_forecast(policy: DecidePolicy) -> bool:
+    """Tell whether the monthly requests are other ones than are assumed where nobody sets them."""
+    return policy.requests_per_month != DecidePolicy().requests_per_month
+
+
+def forecast_text(policy: DecidePolicy) -> str:
+    """Say how many requests the horizon has, and where they are an assumption."""
+    n = formatting.count(forecast_requests(policy))
+    return f"{n} requests {'forecast' if is_forecast(policy) else 'assumed (decide.requests_per_month)'}"
 
 
 def more_items(run: CandidateFacts) -> float | None:

@@ -8,6 +8,7 @@ from math import inf
 
 from harness import formatting, gating, plugins
 from harness.decision import economics, next_step
+from harness.decision.advice.failures import failure_sentences, measured_slices
 from harness.decision.advice.guidance import need_sentences
 from harness.decision.advice.scenarios import scenario_sentence
 from harness.decision.arithmetic import Economics
@@ -19,14 +20,13 @@ from harness.decision.results import (
     CandidateFacts,
     Case,
     Standing,
-    action_of,
-    best,
     failed_seeds,
     gain,
     gain_text,
     is_cross_validated,
     is_fine_tuned,
     is_unchecked,
+    n_settings,
     passes_alone,
 )
 from harness.decision.seeds import gain_label, n_seeds, spread_text
@@ -53,23 +53,12 @@ USUAL_AMOUNTS = (
     " labels on average to equal general ones, and 200 to 300 where their variance counts (Pecher et al."
     " 2025, arXiv:2402.12819)."
 )
-_REMEDIES = {
-    (): "What kind of failure it is, is not shown: neither retrieval on knowledge nor a fine-tune on"
-    " behaviour is clearly above the prompt.",
-    ("knowledge",): "The prompt fails on facts, and retrieval mends that.",
-    ("behaviour",): "The prompt fails on behaviour (format, style, labels), and fine-tuning mends that.",
-    ("knowledge", "behaviour"): "The prompt fails on facts, which retrieval mends, and on behaviour, which"
-    " fine-tuning mends: a hybrid can do both.",
-}
 
 
-def too_dear(found: Economics) -> str:
+def too_dear(policy: DecidePolicy, found: Economics) -> str:
     """Say that a gain is worth less than what it costs, and the volume from which it would pay."""
     worth, cost = formatting.usd(found.gain_is_worth_usd), formatting.usd(found.costs_more_usd)
-    said = (
-        f"over the {formatting.count(found.forecast_requests)} requests forecast that is worth {worth} USD"
-        f" and costs {cost} USD more"
-    )
+    said = f"over the {economics.forecast_text(policy)} that is worth {worth} USD and costs {cost} USD more"
     if found.pays_from_requests is None:
         return said
     return f"{said}; it pays from {formatting.round_up(found.pays_from_requests)} requests"
@@ -90,7 +79,8 @@ def reasons(
     sentences += [*_gates(case), *_failed_recipes(case)]
     sentences += _family(case, family)
     sentences += filter(None, [scenario_sentence(case, action, shipped)])
-    sentences += _failures(case, shipped)
+    sentences += failure_sentences(case)
+    sentences += need_sentences(case, measured_slices(case), shipped)
     if case.judged:
         sentences += [_amount(case, case.judged), *_few_for_full(case)]
         sentences += _curve(case)
@@ -126,11 +116,7 @@ def _rests_on_judge(case: Case, run: CandidateFacts) -> bool:
 
 def _tries(case: Case) -> str:
     """Say among how many settings validation has chosen on each side; an unequal budget flatters one."""
-    n_of: dict[bool, dict[str, int]] = {True: {}, False: {}}
-    for f in case.facts:
-        if f.state == "done" and not f.ablation:
-            n_of[is_fine_tuned(f)][f.name] = max(1, len(f.training.sweep))
-    tuned, plain = (sum(n_of[side].values()) for side in (True, False))
+    tuned, plain = (n_settings(f for f in case.facts if is_fine_tuned(f) == side) for side in (True, False))
     untrained, trained = formatting.pluralize(plain, "setting"), formatting.count(tuned)
     said = f"Validation has chosen among {untrained} without training and {trained} of fine-tunes"
     if tuned <= plain:
@@ -183,7 +169,7 @@ def _flips(ratio: economics.PerUsd) -> str:
 
 
 def _break_even(case: Case, found: Economics, run: CandidateFacts, alternative: CandidateFacts) -> str:
-    at, forecast = found.break_even_requests, found.forecast_requests
+    at = found.break_even_requests
     if at is None:
         return "Break-even is unknown, because a cost per request is."
     costs = (
@@ -194,11 +180,12 @@ def _break_even(case: Case, found: Economics, run: CandidateFacts, alternative: 
     if at == inf:
         return f"Break-even after ∞ requests: {run.label} is not cheaper, {costs}."
     band = (found.break_even_if_saving_is_a_fifth_more, found.break_even_if_saving_is_a_fifth_less)
+    place = "within" if at <= found.forecast_requests else "beyond"
     shaken = f" ({' to '.join(map(formatting.round_up, band))} with a saving ±20 %)"
     spent = formatting.usd(found.spent_once_usd)
     return (
         f"Break-even after {formatting.round_up(at)} requests{shaken},"
-        f" {'within' if at <= forecast else 'beyond'} the {formatting.count(forecast)} forecast:"
+        f" {place} the {economics.forecast_text(case.policy)}:"
         f" {spent} USD {_one_time_costs(case.policy, run)}, {costs}."
     )
 
@@ -239,8 +226,7 @@ def _worth_text(case: Case, found: Economics) -> str:
         return f"a point being worth {formatting.usd(case.policy.point_usd)} USD (decide.point_usd)"
     assumed = ", which nobody set" if case.policy.right_answer_usd is None else ""
     usd = formatting.usd(found.right_answer_usd)
-    answer = "an answer that wins" if case.by_wins else "a right answer"
-    return f"{answer} being worth {usd} USD (decide.right_answer_usd{assumed})"
+    return f"{economics.answer_text(case.by_wins)} being worth {usd} USD (decide.right_answer_usd{assumed})"
 
 
 def _tokens_text(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> str:
@@ -368,44 +354,6 @@ def _member_text(m: Member, alpha: float) -> str:
     shown = "shown" if m.p_adjusted < alpha else "not shown"
     ps = f"p {formatting.p_value(m.p)}, corrected {formatting.p_value(m.p_adjusted)}"
     return f"{m.candidate} {shown} ({ps})"
-
-
-def _failures(case: Case, shipped: str | None) -> list[str]:
-    """Tell missing facts from missing behaviour by what mends which slice.
-
-    Mended means that the lower bound of retrieval (knowledge) or of a fine-tune (behaviour)
-    lies above the upper bound of the prompt.
-    """
-    by = {a: _best_of(case, a) for a in ("prompt", "rag", "fine-tune", "hybrid")}
-    prompt = by["prompt"]
-    slices = [s for s in ("knowledge", "behaviour") if prompt and s in prompt.slices]
-    if prompt is None or not slices:
-        return need_sentences(case, (), shipped)
-    remedies = {"knowledge": by["rag"], "behaviour": by["fine-tune"]}
-    mended = tuple(s for s in slices if _mends(case, s, prompt, remedies[s]))
-    shown = [run for run in by.values() if run is not None]
-    return [
-        *(_slice(case, s, shown) for s in slices),
-        _REMEDIES[mended],
-        *need_sentences(case, slices, shipped),
-    ]
-
-
-def _best_of(case: Case, action: str) -> CandidateFacts | None:
-    return best(f for f in case.facts if action_of(f) == action)
-
-
-def _mends(case: Case, name: str, prompt: CandidateFacts, by: CandidateFacts | None) -> bool:
-    if by is None or name not in by.slices:
-        return False
-    before, after = prompt.slices[name], by.slices[name]
-    return after.low > before.high if after.unit.higher_is_better else after.high < before.low
-
-
-def _slice(case: Case, name: str, shown: Sequence[CandidateFacts]) -> str:
-    runs = [f for f in shown if name in f.slices]
-    scores = (f"{f.name} {formatting.score(f.slices[name].unit, *f.slices[name][:3])}" for f in runs)
-    return f"On {name} (n = {formatting.count(runs[0].slices[name].n)}): {', '.join(scores)}."
 
 
 def _amount(case: Case, run: CandidateFacts) -> str:

@@ -249,8 +249,8 @@ def _missing_prices(case: Case) -> str:
     said = " A label counts as free (decide.label_cost_usd)." if case.policy.label_cost_usd == 0 else ""
     assumed = economics.counts_answers(case.policy, case.unit) and case.policy.right_answer_usd is None
     if assumed and not (case.winner and is_gain_shown(case.winner)):  # else the choice itself says so
-        usd = formatting.usd(economics.answer_usd(case.policy))
-        said += f" A right answer counts as {usd} USD (decide.right_answer_usd)."
+        usd, answer = formatting.usd(economics.answer_usd(case.policy)), economics.answer_text(case.by_wins)
+        said += f" {answer.capitalize()} counts as {usd} USD (decide.right_answer_usd)."
     return said
 
 

@@ -217,6 +217,12 @@ def best(runs: Iterable[CandidateFacts]) -> CandidateFacts | None:
     return max(chosen, key=lambda scored: scored[0])[1]
 
 
+def n_settings(facts: Iterable[CandidateFacts]) -> int:
+    """Count the settings that validation has chosen among: a recipe is one, a sweep or search its trials."""
+    tried = {f.name: max(1, len(f.training.sweep)) for f in facts if f.state == "done" and not f.ablation}
+    return sum(tried.values())
+
+
 def untrained_runs(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
     """List the runs that no language model was trained for, without ablations."""
     return [f for f in facts if not is_fine_tuned(f) and not f.ablation]

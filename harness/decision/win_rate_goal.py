@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from harness import formatting
-from harness.comparison import Comparison
+from harness.comparison import Comparison, Estimate
 from harness.comparison.win_rates import Wins, preference_gain
 from harness.decision.results import (
     CandidateFacts,
@@ -21,6 +21,7 @@ from harness.decision.results import (
     has_tuned_weights,
     seeds_of,
 )
+from harness.decision.seeds import gain_label
 from harness.spec import PEOPLE
 
 
@@ -92,10 +93,9 @@ def goal_sentences(case: Case, run: CandidateFacts) -> list[str]:
     wins, g = run.wins, gain(run.vs_untrained)
     if not case.by_wins or wins is None or wins.rate is None or g is None:
         return []
-    rate, name = formatting.score(wins.rate.unit, *wins.rate[:3]), run.name + _of_seed(case, run)
     said = (
         f"The goal is a win rate of {formatting.percent(case.win_rate)} % (gate.target.win_rate):"
-        f" {name} is preferred to {wins.over} on {rate} % of items, {basis_text(wins)}."
+        f" {_preferred_text(case, run, wins, g)}."
     )
     return [said, *_beside_metric(case, run, g)]
 
@@ -113,9 +113,20 @@ def basis_text(wins: Wins) -> str:
     return f"by {wins.by} as people correct it on {pairs} ({own} % before correction)"
 
 
-def _of_seed(case: Case, run: CandidateFacts) -> str:
-    """Name the seed of a checkpoint whose recipe has several."""
-    return f" (seed {run.seed})" if len(seeds_of(case.facts, run)) > 1 else ""
+def _preferred_text(case: Case, run: CandidateFacts, wins: Wins, g: Comparison) -> str:
+    """Say how often a recipe is preferred over its seeds, and its checkpoint; of one seed that alone."""
+    own = f"{_rate_text(wins.rate)} of items, {basis_text(wins)}"
+    if g.components is None:
+        several = len(seeds_of(case.facts, run)) > 1
+        name = f"{run.name} (seed {run.seed})" if several else run.name
+        return f"{name} is preferred to {wins.over} on {own}"
+    over_seeds = Estimate(g.base + g.delta, max(g.base + g.low, 0.0), min(g.base + g.high, 1.0), g.n)
+    named = f"{gain_label(run)} is preferred to {wins.over} on {_rate_text(over_seeds)} of items"
+    return f"{named}, its checkpoint judged (seed {run.seed}) on {own}"
+
+
+def _rate_text(rate: Estimate | None) -> str:
+    return f"{formatting.score(rate.unit, *rate[:3])} %" if rate else "an unknown share"
 
 
 def _beside_metric(case: Case, run: CandidateFacts, preferred: Comparison) -> list[str]:

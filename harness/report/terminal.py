@@ -18,7 +18,7 @@ from rich.text import Text
 
 from harness import formatting
 from harness.comparison import Estimate
-from harness.decision import CandidateFacts, is_fine_tuned, passes_alone
+from harness.decision import CandidateFacts, forecast_text, is_fine_tuned, passes_alone
 from harness.formatting import UNKNOWN, count, score
 from harness.gating import Rule
 from harness.report import decision_tables, labels
@@ -149,9 +149,9 @@ def _describe_measured(report: ExperimentReport, f: CandidateFacts) -> Iterator[
 
 def _break_even(report: ExperimentReport) -> Iterator[str]:
     of = report.decision.arithmetic if report.decision else {}
-    at, forecast = of.get("break_even_requests"), of.get("forecast_requests")
-    if isinstance(at, float | int) and isinstance(forecast, float | int):
-        yield f"break-even after {formatting.round_up(at)} of {formatting.count(forecast)} requests forecast"
+    at = of.get("break_even_requests")
+    if isinstance(at, float | int) and report.policy is not None:
+        yield f"break-even after {formatting.round_up(at)} of {forecast_text(report.policy)}"
 
 
 def _list_stopping(f: CandidateFacts) -> list[Rule]:

@@ -1,14 +1,16 @@
 """The six scenarios of a choice between prompt, retrieval and fine-tune, and which one an experiment shows.
 
-Invariant: a scenario is named by what is chosen, and said with what was measured of it; an open decision is
-in none yet.
+Invariant: a scenario is named by what was measured to do better than the rest, shipped or not, and said with
+it; what nobody measured leaves it open between those that are left, and an open decision is in none yet.
 Source: the usual lists of when to prompt, to retrieve and to fine-tune; they part by what the base lacks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from harness import formatting
+from harness.decision.advice.failures import best_of, measured_slices, mended_slices
+from harness.decision.next_step import too_few
 from harness.decision.results import (
     Action,
     CandidateFacts,
@@ -18,7 +20,9 @@ from harness.decision.results import (
     gain,
     gain_text,
     is_fine_tuned,
+    is_gain_shown,
     score_text,
+    within_budgets,
 )
 
 
@@ -59,22 +63,99 @@ def scenario_sentence(case: Case, action: Action, shipped: str | None) -> str:
             f"Scenario: none of the six, which are about one base; {chosen.name}, a model to be beaten, is"
             " not beaten here."
         )
-    scenario = SCENARIOS.get(action)
-    if scenario is None:
+    if action not in SCENARIOS:
         return _open_text(case)
-    if action != "collect more data" and (shown := _shown_gain(case, chosen)):
-        what = f"{scenario.remedy} is what may be shipped, and {shown}"
-        return f"Scenario {scenario.number} of 6 for now: {what}, so the base lacks what training adds."
-    measured = _evidence(case, chosen or case.judged)
-    return f"Scenario {scenario.number} of 6: {scenario.lack}, so {scenario.remedy}{measured}."
+    if action == "collect more data" or chosen is None:
+        return _named([_DATA], _gained(case, case.judged))
+    if gaining := _gaining(case):
+        return _trained_text(case, gaining, chosen)
+    if is_fine_tuned(chosen):
+        return (
+            f"Scenario: none of the six, which part by what the base lacks; {chosen.name} is chosen for the"
+            " budgets, which nothing untrained keeps."
+        )
+    return _untrained_text(case, SCENARIOS[action_of(chosen)], chosen)
 
 
-def _shown_gain(case: Case, chosen: CandidateFacts | None) -> str:
-    """Say that a fine-tune gains over the untrained candidate that is chosen, where that is shown."""
-    run, g = case.judged, gain(case.judged.vs_untrained) if case.judged else None
-    if run is None or g is None or g.low <= 0 or chosen is None or is_fine_tuned(chosen):
+def _gaining(case: Case) -> CandidateFacts | None:
+    """Return the fine-tune in question where its gain is shown, else the best of those whose gain is."""
+    if case.judged is not None and is_gain_shown(case.judged):
+        return case.judged
+    done = (f for f in within_budgets(case.facts) if is_fine_tuned(f) and f.state == "done")
+    return best(f for f in done if is_gain_shown(f))
+
+
+def _trained_text(case: Case, run: CandidateFacts, chosen: CandidateFacts) -> str:
+    """Say what a fine-tune whose gain is shown tells of the base, whether or not it is what is shipped."""
+    gained = _gained(case, run)
+    if not is_fine_tuned(chosen) and case.winner and (few := too_few(case, run)):
+        return _named([_DATA], f"{gained}, but {few}; {chosen.name} is shipped until then")
+    kept = "" if is_fine_tuned(chosen) else f"; why {run.name} is not shipped, the decision says"
+    if action_of(run) == "hybrid":
+        found, why = _parts(case, run)
+        return _named(found, f"{gained}{why}{kept}")
+    return _named([_BEHAVIOUR], f"{gained}{_behaviour(case)}{kept}")
+
+
+def _untrained_text(case: Case, scenario: Scenario, chosen: CandidateFacts) -> str:
+    """Say what the untrained candidate that is chosen reaches, and whether training was tried beside it."""
+    prompt = best_of(case, "prompt")
+    beside = ""
+    if prompt is not None and prompt.name != chosen.name:
+        beside = f", and {prompt.name} {score_text(case, prompt)}"
+    found = (
+        "" if chosen.recall is None else f" with {formatting.percent(chosen.recall)} % of the documents found"
+    )
+    reached = f"{chosen.name} reaches {score_text(case, chosen)}{found}{beside}"
+    if case.judged is None:
+        return _named([scenario], f"{reached}, as far as was measured: no fine-tune was compared")
+    g = gain(case.judged.vs_untrained)
+    tried = (
+        "" if g is None else f"; {case.judged.label} {'is worse' if g.high < 0 else 'is not shown to gain'}"
+    )
+    return _named([scenario], reached + tried)
+
+
+def _named(scenarios: Iterable[Scenario], measured: str) -> str:
+    """Write the sentence of one scenario, or of those between which nothing tells."""
+    found = list(scenarios)
+    measured = f", for {measured}" if measured else ""
+    if len(found) == 1:
+        return f"Scenario {found[0].number} of 6: {found[0].lack}, so {found[0].remedy}{measured}."
+    *first, last = (str(s.number) for s in found)
+    return f"Scenario {', '.join(first)} or {last} of 6{measured}."
+
+
+def _gained(case: Case, run: CandidateFacts | None) -> str:
+    """Say what a fine-tune gains over the best untrained candidate."""
+    if run is None or case.alternative is None:
         return ""
-    return f"{run.name} gains {gain_text(case, g)} over {case.alternative.name if case.alternative else ''}"
+    return f"{run.name} gains {gain_text(case, gain(run.vs_untrained))} over {case.alternative.name}"
+
+
+def _parts(case: Case, hybrid: CandidateFacts) -> tuple[list[Scenario], str]:
+    """Tell by retrieval alone and by a fine-tune alone what a hybrid gains by; what is not measured may be."""
+    alone = {_FACTS: best_of(case, "rag"), _BEHAVIOUR: best_of(case, "fine-tune")}
+    scores = [f"{run.name} alone {score_text(case, run)}" for run in alone.values() if run]
+    scores += [f"{s.remedy} alone was not measured" for s, run in alone.items() if run is None]
+    measured = f" and reaches {score_text(case, hybrid)}; {', '.join(scores)}"
+    if enough := [s for s, run in alone.items() if run is not None and not _is_above(hybrid, run)]:
+        return enough, measured
+    return [*(s for s, run in alone.items() if run is None), _BOTH], measured
+
+
+def _is_above(run: CandidateFacts, other: CandidateFacts) -> bool:
+    """Tell whether a candidate reaches more on test than another."""
+    if run.target is None or other.target is None:
+        return False
+    return run.target.unit.sign * (run.target.score - other.target.score) > 0
+
+
+def _behaviour(case: Case) -> str:
+    """Say what tells a behaviour from facts, where a fine-tune may have learned either."""
+    if not measured_slices(case):
+        return "; no slices knowledge and behaviour tell a behaviour from facts here"
+    return "" if "behaviour" in mended_slices(case) else "; on the slice behaviour it is not shown to"
 
 
 def _open_text(case: Case) -> str:
@@ -83,17 +164,3 @@ def _open_text(case: Case) -> str:
     between = [SCENARIOS[action] for run in runs if (action := action_of(run)) in SCENARIOS]
     named = " or ".join(dict.fromkeys(f"{s.number} ({s.remedy})" for s in between))
     return f"Scenario open: what is undecided tells whether this is {named} of the six." if named else ""
-
-
-def _evidence(case: Case, run: CandidateFacts | None) -> str:
-    """Say what the candidate that mends it was measured to do."""
-    if run is None:
-        return ""
-    if is_fine_tuned(run) and case.alternative and (g := gain(run.vs_untrained)):
-        return f", for {run.name} gains {gain_text(case, g)} over {case.alternative.name}"
-    prompt = best(f for f in case.facts if action_of(f) == "prompt" and not f.baseline)
-    beside = ""
-    if prompt is not None and prompt.name != run.name:
-        beside = f", and {prompt.name} {score_text(case, prompt)}"
-    found = "" if run.recall is None else f" with {formatting.percent(run.recall)} % of the documents found"
-    return f", for {run.name} reaches {score_text(case, run)}{found}{beside}"

@@ -124,10 +124,8 @@ def _hosting_text(policy: DecidePolicy) -> str:
     month = policy.index_usd_per_month
     if not month:
         return ""
-    each = usd(index_usd_per_1k(policy))
-    return (
-        f"; hosting it costs {usd(month)} USD a month, {each} USD of 1,000 requests, which their $/1k holds"
-    )
+    said, each = f"; hosting it costs {usd(month)} USD a month", index_usd_per_1k(policy)
+    return f"{said}, {usd(each)} USD of 1,000 requests, which their $/1k holds" if each else said
 
 
 def _note_unswept(session: Session, runs: Iterable[Run]) -> Iterator[str]:
