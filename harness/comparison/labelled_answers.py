@@ -17,6 +17,7 @@ import numpy as np
 
 from harness import stats
 from harness.comparison.biases.length_bias import LengthFavour, favour_for_longer
+from harness.comparison.biases.mean_error import interval_of_errors
 from harness.comparison.estimators import Estimate
 from harness.comparison.judge_correction import (
     MIN_LABELS,
@@ -295,9 +296,9 @@ def _pair(
         delta,
         corrected=estimate_of(metric, found, len(ids)),
         labels_alone=estimate_of(metric, correct_difference(old, now, power=0.0)),
-        favour=_mean(metric, errors, now.clusters[has]),
+        favour=_mean(metric, errors, now.clusters[has], most=2.0),
         more_labels=more_labels(old, now, found),
-        longer=favour_for_longer(errors, lengths, now.clusters[has], metric.unit),
+        longer=favour_for_longer(errors, lengths, now.clusters[has], metric.unit, most=2.0),
     )
 
 
@@ -308,15 +309,12 @@ def _score(metric: Metric, arm: Graded) -> Estimate:
     return found or Estimate(float(arm.grades.mean()), *metric.bounds, len(arm.grades), metric.unit)
 
 
-def _mean(metric: Metric, values: Array, clusters: np.ndarray) -> Estimate | None:
-    """Estimate a mean with its t interval; None where too few clusters leave its spread unknown."""
-    return _of_mean(metric, stats.clustered_mean(values, clusters))
-
-
-def _of_mean(metric: Metric, mean: stats.Mean) -> Estimate | None:
+def _mean(metric: Metric, values: Array, clusters: np.ndarray, most: float = 1.0) -> Estimate | None:
+    """Estimate a mean in [−most, most]; None where too few clusters leave its spread unknown."""
+    mean = stats.clustered_mean(values, clusters)
     if mean.se is None:
         return None
-    return Estimate(mean.mean, *stats.t_interval(mean), mean.n, metric.unit)
+    return Estimate(mean.mean, *interval_of_errors(mean, [values], [clusters], most), mean.n, metric.unit)
 
 
 def _rate(metric: Metric, hits: Array, clusters: np.ndarray) -> Estimate:
@@ -397,8 +395,13 @@ def _rogan_gladen(metric: Metric, arm: Graded, table: Confusion) -> Estimate | N
 
 
 def _slope(metric: Metric, x: Array, y: Array, clusters: np.ndarray) -> Estimate | None:
-    """Estimate by how much y rises with x; None where x does not vary, or clusters are too few."""
-    return _of_mean(metric, stats.clustered_slope(x, y, clusters)) if np.ptp(x) > stats.TIE else None
+    """Estimate by how much y rises with x; None where either does not vary, or clusters are too few."""
+    if min(np.ptp(x), np.ptp(y)) <= stats.TIE:
+        return None
+    slope = stats.clustered_slope(x, y, clusters)
+    if slope.se is None:
+        return None
+    return Estimate(slope.mean, *stats.t_interval(slope), slope.n, metric.unit)
 
 
 def _raters(found: Iterable[LabelSet], metric: str) -> tuple[tuple[str, ...], float | None]:

@@ -17,6 +17,7 @@ from harness.stats.anytime import (
     seed_effects,
 )
 from harness.stats.bootstrap import Bootstrap, Statistic, bca_interval, bootstrap
+from harness.stats.contrasts import clustered_contrast
 from harness.stats.cross_validation import MIN_FOLDS, cross_validated_variance, fold_variance
 from harness.stats.diversity import commonest, pass_at_k, signal_to_noise, unique_share
 from harness.stats.group_sequential import alpha_spent, interim_bounds
@@ -116,6 +117,7 @@ __all__ = [
     "bradley_terry",
     "clopper_pearson",
     "cluster_df",
+    "clustered_contrast",
     "clustered_mean",
     "clustered_slope",
     "cohen_kappa",

@@ -3,7 +3,7 @@
 Invariant: lengths are characters; what people say of the same answers is taken off, so a longer answer that
 they too find better is no bias. Items on which the one candidate's answer is the longer count as much as
 those on which the other's is, so that a favour for a candidate is none for its length; where the longer
-answers are nearly all one candidate's, the two are one figure, which says so.
+answers are nearly all one candidate's, or in too few clusters, the two are one figure, which says so.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import stats
+from harness.comparison.biases.mean_error import interval_of_errors
 from harness.comparison.estimators import Estimate
 from harness.comparison.judge_correction import MIN_LABELS
 from harness.formatting import Unit
@@ -25,7 +26,7 @@ class LengthFavour(NamedTuple):
 
     `ratio` is the mean of new to base in length (geometric), `new_longer` the share of the items whose
     lengths differ on which the new answer is the longer one. `is_length` says that both candidates have
-    enough of the longer answers, so that it is no favour for a candidate.
+    enough of the longer answers, in enough clusters, so that it is no favour for a candidate.
     """
 
     favour: Estimate
@@ -35,30 +36,32 @@ class LengthFavour(NamedTuple):
 
 
 def favour_for_longer(
-    errors: Array, lengths: Sequence[Sequence[int]], clusters: NDArray[np.intp], unit: Unit
+    errors: Array, lengths: Sequence[Sequence[int]], clusters: NDArray[np.intp], unit: Unit, most: float = 1.0
 ) -> LengthFavour | None:
     """Estimate the favour for the longer answer from errors (n,): how much more the new one is overrated.
 
-    `lengths` are those of (base, new). None where fewer than ten items have answers of another length.
+    `lengths` are those of (base, new), `most` is the largest error that there may be. None where fewer than
+    ten items have answers of another length, or in too few clusters.
     """
     base, new = (np.maximum(np.array(of, float), 1.0) for of in lengths)
     differs = base != new
     if differs.sum() < MIN_LABELS:
         return None
-    longer = (new > base)[differs]
-    own = np.where(longer, 1.0, -1.0) * errors[differs]
+    longer, own, groups = (new > base)[differs], errors[differs], clusters[differs]
     is_length = min(longer.sum(), (~longer).sum()) >= MIN_LABELS
-    mean = stats.clustered_mean(_balance(own, longer) if is_length else own, clusters[differs])
+    mean = _balanced(own, longer, groups) if is_length else None
+    if mean is None or mean.se is None:
+        is_length, mean = False, stats.clustered_mean(np.where(longer, own, -own), groups)
     if mean.se is None:
         return None
-    found = Estimate(mean.mean, *stats.t_interval(mean), mean.n, unit)
+    parts = [own[longer], -own[~longer]] if is_length else [np.where(longer, own, -own)]
+    codes = [groups[longer], groups[~longer]] if is_length else [groups]
+    found = Estimate(mean.mean, *interval_of_errors(mean, parts, codes, most), mean.n, unit)
     ratio = exp(float(np.log(new / base).mean()))
     return LengthFavour(found, ratio, float(longer.mean()), bool(is_length))
 
 
-def _balance(values: Array, part: NDArray[np.bool_]) -> Array:
-    """Return values (n,) whose mean is that of the two parts' means, and whose spread is that within them."""
-    means = [values[of].mean() for of in (part, ~part)]
-    weights = np.where(part, 0.5 / part.mean(), 0.5 / (~part).mean())
-    balanced: Array = sum(means) / 2 + weights * (values - np.where(part, *means))
-    return balanced
+def _balanced(errors: Array, longer: NDArray[np.bool_], clusters: NDArray[np.intp]) -> stats.Mean:
+    """Estimate the mean of the favours that items with a longer new answer show, and those with a shorter."""
+    found = stats.clustered_contrast(errors, longer, clusters)
+    return found._replace(mean=found.mean / 2, se=None if found.se is None else found.se / 2)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from harness import stats
 from harness.comparison.biases.length_bias import LengthFavour, favour_for_longer
+from harness.comparison.biases.mean_error import interval_of_errors
 from harness.comparison.estimators import Estimate
 from harness.comparison.judge_correction import MIN_LABELS
 from harness.formatting import RATE
@@ -83,8 +84,11 @@ def _rate(pairs: list[JudgedPair], values: Array) -> Estimate | None:
 
 
 def _mean(pairs: list[JudgedPair], values: Array) -> Estimate | None:
-    """Estimate a mean over pairs with its t interval; None where they are too few, or in too few clusters."""
+    """Estimate a mean over pairs with its interval; None where they are too few, or in too few clusters."""
     if len(pairs) < MIN_LABELS:
         return None
-    mean = stats.clustered_mean(values, _codes(pairs))
-    return None if mean.se is None else Estimate(mean.mean, *stats.t_interval(mean), mean.n)
+    codes = _codes(pairs)
+    mean = stats.clustered_mean(values, codes)
+    if mean.se is None:
+        return None
+    return Estimate(mean.mean, *interval_of_errors(mean, [values], [codes], 1.0), mean.n)

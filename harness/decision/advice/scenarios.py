@@ -134,7 +134,7 @@ def _gained(case: Case, run: CandidateFacts | None) -> str:
 
 
 def _parts(case: Case, hybrid: CandidateFacts) -> tuple[list[Scenario], str]:
-    """Tell by retrieval alone and by a fine-tune alone what a hybrid gains by; what is not measured may be."""
+    """Tell by retrieval and a fine-tune, each alone, what a hybrid gains by; what is not measured may be."""
     alone = {_FACTS: best_of(case, "rag"), _BEHAVIOUR: best_of(case, "fine-tune")}
     scores = [f"{run.name} alone {score_text(case, run)}" for run in alone.values() if run]
     scores += [f"{s.remedy} alone was not measured" for s, run in alone.items() if run is None]
