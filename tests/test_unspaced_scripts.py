@@ -14,13 +14,15 @@ from openai_server import Rule, serving
 
 from harness import plugins
 from harness.comparison.retrieval_use import is_supported
-from harness.evaluation.rows.row_sets import prompting_digest
+from harness.evaluation.rows.row_sets import prompting_digest, scoring_digest
 from harness.experiment import compare
+from harness.metrics import load_metrics
 from harness.models.hf import classifier
 from harness.prompting import PromptingContext, compose, question
+from harness.prompting._widths import fold_widths
 from harness.prompting._words import in_grams, in_letters, is_unspaced, pieces
 from harness.provenance.code_versions import versions_of
-from harness.records import Document, Example, Limits, digest
+from harness.records import Document, Example, Limits, Output, digest
 from harness.spec import Recipe, Task, TaskData
 
 COLOURS, PLACES = "青白红黑金", "河山湖城"
@@ -95,6 +97,18 @@ def test_pieces_are_two_letters_of_han_and_kana_and_three_of_thai():
     assert pieces("ที่นี่มีปลา 25 ตัว") == ["ที่นี่มี", "ปลา", " 25", " ตัว"], "vowel signs stay with their letter"
 
 
+def test_letters_of_another_width_are_the_same_letters():
+    assert fold_widths("ＡＢＣ１２３、ﾊﾞｽ！") == "ABC123、バス！"
+    documents = (Document("a", "", "The tower ABC12 is tall."), Document("b", "", "バス停は駅の前です。"))
+    retrieve = compose({"rag": {"top_k": 1}}, PromptingContext(TASK, (), documents, seed=0))
+    asked = ("ＡＢＣ１２", "ﾊﾞｽ")
+    assert [retrieve(ask(text)).passages for text in asked] == [("a",), ("b",)]
+    train = tuple(ask(d.text, f"shot {d.id}") for d in documents)
+    show = compose({"few_shot": {"select": "knn", "shots": 1}}, PromptingContext(TASK, train, (), seed=0))
+    assert [show(ask(text)).messages[0]["content"] for text in asked] == [d.text for d in documents]
+    assert is_supported("ＡＢＣ１２", "The tower ABC12 is tall.")
+
+
 @pytest.mark.parametrize(
     ("answer", "supported"),
     [
@@ -142,11 +156,51 @@ def test_how_words_are_cut_is_part_of_an_identity_only_where_texts_have_no_blank
     english, chinese = (Document("a", "Lamps", "The lamp costs forty dollars."),), shops("Chinese")[0]
     assert named(english) == named_without(english)
     assert named(chinese) != named_without(chinese)
+    wide = SimpleNamespace(prompt="Où est ＡＢＣ？")
+    assert named(english, wide) != named_without(english)
     plain, mixed = (SimpleNamespace(prompt=text) for text in ("Où est la lampe?", "東京Towerのことを教えて"))
     for split in ("validation", "test"):
         assert named(english, plain, split=split) == named_without(english)
         assert named(english, plain, mixed, split=split) == named(chinese[:0] + english, mixed)
         assert named(english, mixed, split=split) != named_without(english)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "reference", "expected"),
+    [
+        ("token_f1", "他们卖灯和帐篷。", "帐篷", 2 * 2 / (7 + 2)),
+        ("token_f1", "灯、帐篷", "灯，帐篷！", 1.0),
+        (
+            "token_f1",
+            "an iPhone手机",
+            "iPhone",
+            0.0,
+        ),  # the reference has words, and iPhone手机 is none of them
+        ("token_f1", "iPhone 12手机", "iPhone手机", 2 * 3 / (4 + 3)),
+        ("token_f1", "ปลาดี", "ปลา", 2 * 3 / (5 + 3)),
+        ("contains", "他们卖灯和帐篷。", "帐篷", 1.0),
+        ("contains", "他们卖 iPhone 手机", "iPhone手机。", 1.0),
+        ("contains", "他们卖iPhones手机", "iPhone手机", 0.0),
+        ("contains", "ร้านขายปลาดีมาก", "ปลาดี", 1.0),
+        ("contains", "他们卖灯", "帐篷", 0.0),
+    ],
+)
+def test_metrics_of_words_take_letters_of_scripts_without_blanks_for_words(name, answer, reference, expected):
+    metric = load_metrics(Task(name="t", data=TaskData(), metrics=(name,)))[name]
+    (score,) = metric.score(Output(answer), ask("?", reference=reference))
+    assert score == pytest.approx(expected)
+
+
+def test_a_score_is_named_by_how_letters_are_cut_only_where_a_metric_of_words_reads_such_references():
+    def named(unspaced, *metrics):
+        task = Task(name="t", data=TaskData(), metrics=metrics)
+        return scoring_digest(task, "target", {}, unspaced)
+
+    assert named(True, "exact_match", "chrf") == named(False, "exact_match", "chrf")
+    for name in ("token_f1", "contains"):
+        code = [versions_of("scoring"), plugins.version("metrics", name)]
+        assert named(False, name) == digest([{"metrics": [name], "primary": ""}, False, code])
+        assert named(True, name) != named(False, name)
 
 
 HARNESS = """\

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from harness.metrics import normalize
 from harness.prompting import context_of
+from harness.prompting._widths import fold_widths
 from harness.prompting._words import WORD, in_grams, in_letters, is_unspaced
 from harness.records import Document, Example, SampleResult
 
@@ -98,7 +99,7 @@ def retrieval_use(
 
 def is_supported(answer: str, context: str) -> bool:
     """Tell whether the passages hold the words and numbers of every sentence of an answer."""
-    folded = context.casefold()
+    folded, answer = fold_widths(context).casefold(), fold_widths(answer)
     known = {*_WORD.findall(in_grams(folded)), *_WORD.findall(in_letters(folded))}
     sentences = _SENTENCE.split(answer.strip())
     return bool(_WORD.search(answer)) and all(_is_sentence_supported(one, known) for one in sentences)
@@ -143,7 +144,7 @@ def _words(text: str) -> str:
 
     Of a script without blanks each letter is one, so that a part of what stands together is found in it.
     """
-    return f" {' '.join(_WORD.findall(in_letters(text.casefold())))} " if text.strip() else ""
+    return f" {' '.join(_WORD.findall(in_letters(fold_widths(text).casefold())))} " if text.strip() else ""
 
 
 def _retrieved(rows: Sequence[SampleResult], examples: Mapping[str, Example]) -> Retrieved | None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from harness import plugins
 from harness.errors import Problem, UserError
 from harness.formatting import Unit
+from harness.provenance.code_versions import versions_of
 from harness.provenance.model_files import source_digest
 from harness.records import Example, MetricRange, Output, SampleResult, checksum, digest
 from harness.spec import ENTAILMENT, EVALUATE, JUDGE, Task, TaskData, metric_name, metric_parts
@@ -175,15 +176,20 @@ def problems(task: Task) -> Iterator[Problem]:
             yield from forbids(f"task {task.name}: metric {metric_name(written)}")
 
 
-def version(written: str) -> int | str:
-    """Return what an identity holds of a metric's code: of an `evaluate:` script its folder's checksums."""
+def version(written: str, unspaced: bool = False) -> int | str:
+    """Return what an identity holds of a metric's code: of an `evaluate:` script its folder's checksums.
+
+    Where references are `unspaced`, of a script without blanks, it holds how a metric of words cuts these.
+    """
     if written.startswith(JUDGE):
         return ""  # rows hold the rubric, the judges and our prompt's version beside this (`judges.Judged`)
     if written.startswith(ENTAILMENT):
         model = metric_parts(written)[1]
         return source_digest(model) or model
     if not written.startswith(EVALUATE):
-        return plugins.version("metrics", written)
+        own = plugins.version("metrics", written)
+        by_letters = unspaced and getattr(plugins.load("metrics", written), "WORDS_ARE_LETTERS", False)
+        return digest([own, versions_of("words")]) if by_letters else own
     script = Path(written.removeprefix(EVALUATE).partition(":")[0])
     script = script / f"{script.name}.py" if script.is_dir() else script
     if not script.is_file():

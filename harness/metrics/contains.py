@@ -1,13 +1,17 @@
 """Share of answers in which a reference occurs as whole words.
 
-Invariant: "cat" is not in "category"; letter case and spacing never decide.
+Invariant: "cat" is not in "category"; letter case and spacing never decide. Where a reference has letters of
+a script that writes no blanks (Chinese, Japanese, Thai …), each of these letters is a word.
 """
 
 import re
 
 from harness.metrics import Metric, mean_metric, normalize
+from harness.prompting._words import in_letters, is_unspaced
 from harness.records import Example, Output
 from harness.spec import Task
+
+WORDS_ARE_LETTERS = True  # where references are of a script without blanks
 
 
 def metric(task: Task) -> Metric:
@@ -16,8 +20,11 @@ def metric(task: Task) -> Metric:
 
 
 def _contains(output: Output, example: Example) -> float:
-    answer = " ".join(output.text.casefold().split())
-    return float(any(_occurs(normalize(reference), answer) for reference in example.references))
+    phrases, answer = list(map(normalize, example.references)), output.text.casefold()
+    if is_unspaced(phrases):
+        answer, phrases = in_letters(answer), [" ".join(in_letters(p).rstrip("。 ").split()) for p in phrases]
+    answer = " ".join(answer.split())
+    return float(any(_occurs(phrase, answer) for phrase in phrases))
 
 
 def _occurs(phrase: str, text: str) -> bool:

@@ -15,6 +15,7 @@ from pydantic import Field
 from harness.data import fold_text
 from harness.errors import Problem, UserError
 from harness.prompting import PromptingContext, Step, question
+from harness.prompting._widths import fold_widths
 from harness.prompting._words import WORD, in_grams
 from harness.records import Example, Message
 from harness.spec import Spec
@@ -72,13 +73,17 @@ def _nearest(train: tuple[Example, ...]) -> Ranking:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(token_pattern=WORD, sublinear_tf=True)
-    vectors = vectorizer.fit_transform([in_grams(shot.prompt) for shot in train])  # (train, words), unit rows
+    vectors = vectorizer.fit_transform([_cut(shot.prompt) for shot in train])  # (train, words), unit rows
 
     def rank(example: Example) -> Iterator[Example]:
-        similarity = (vectors @ vectorizer.transform([in_grams(question(example))]).T).toarray()[:, 0]
+        similarity = (vectors @ vectorizer.transform([_cut(question(example))]).T).toarray()[:, 0]
         return (train[i] for i in (-similarity).argsort(kind="stable"))
 
     return rank
+
+
+def _cut(text: str) -> str:
+    return in_grams(fold_widths(text))
 
 
 def _random_ranking(train: tuple[Example, ...], seed: int) -> Ranking:

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from harness.errors import Problem, UserError
 from harness.progress import quiet_libraries
 from harness.prompting import IndexSize, Mark, PromptingContext, Step, with_context
+from harness.prompting._widths import fold_widths
 from harness.prompting._words import WORD, in_grams, pieces
 from harness.provenance.model_files import source_digest as source_digest
 from harness.records import Document, Example
@@ -140,10 +141,10 @@ def _bm25(texts: list[str]) -> Scores:
 
     words = partial(bm25s.tokenize, token_pattern=WORD, stopwords="en", return_ids=False, show_progress=False)
     index = bm25s.BM25(method="lucene")
-    index.index(words(list(map(in_grams, texts))), show_progress=False)
+    index.index(words([in_grams(fold_widths(text)) for text in texts]), show_progress=False)
 
     def scores(query: str) -> list[float]:
-        asked = words([in_grams(query)])[0]
+        asked = words([in_grams(fold_widths(query))])[0]
         return list(map(float, index.get_scores(asked))) if asked else [0.0] * len(texts)
 
     return scores

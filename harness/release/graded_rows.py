@@ -36,7 +36,8 @@ def refuse_other_grades(task: Task, role: Role, at: Store, run: Run) -> None:
     if key not in run.rows or not any(written.startswith(JUDGE) for written in task.metrics):
         return
     then = read_identity(at, run.rows[key]).scoring_digest
-    if then not in {scoring_digest(task, role, judged) for judged in stored_digests(task, at)}:
+    graded = stored_digests(task, at)
+    if then not in {scoring_digest(task, role, judged, of) for judged in graded for of in (False, True)}:
         raise IncompatibleRuns(
             f"{run.run_id}: found grades of {key} by another judge or rubric, or another scoring of it; "
             "expected those of the files as they are now; next: harness compare, which grades the same "

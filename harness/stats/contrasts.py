@@ -1,7 +1,7 @@
 """Differences of two groups' means, of items that may share clusters within and across the groups.
 
-Invariant: a cluster counts with all its items in both groups; the degrees of freedom are those of clusters that
-tell of the difference, few where one group is small, and a group in too few clusters leaves the error unknown.
+Invariant: a cluster counts with all its items in both groups; the degrees of freedom are few where one group
+has few clusters, and where it has too few the error is unknown.
 """
 
 from math import sqrt

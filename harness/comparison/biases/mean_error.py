@@ -19,11 +19,10 @@ def interval_of_errors(
 ) -> Interval:
     """Return the t interval of a mean error, or Tango's where errors are few and that is wider.
 
-    It is cut to [−most, most], or to where errors lie beyond.
-
-    The mean is that of the groups' means, whose errors (n,) and clusters (n,) are given. A group in which
-    errors of fewer than ten clusters differ has the distances of a difference of two binary scores as large,
-    of as many items as its clusters are worth; the groups' distances are joined in quadrature.
+    It is cut to [−most, most], or to where errors lie beyond. The mean is that of the groups' means, whose
+    errors (n,) and clusters (n,) are given. A group in which errors of fewer than ten clusters differ has the
+    distances of a difference of two binary scores as large, of as many items as its clusters are worth; the
+    groups' distances are joined in quadrature.
     """
     plain = stats.t_interval(mean)
     most = max(most, *(float(np.abs(x).max()) for x in groups))

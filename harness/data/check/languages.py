@@ -104,9 +104,7 @@ def _unread_answers(table: Table) -> Iterator[Finding]:
         return
     scripts = Counter(script for entry in unread for script in _of(entry.answer))
     blanks = " or ".join(name.lower() for name in sorted(scripts.keys() & _UNSPACED))
-    split = (
-        f"; bleu and token_f1 take a text of {blanks} letters, without blanks, for one word" if blanks else ""
-    )
+    split = f"; bleu takes a text of {blanks} letters, without blanks, for one word" if blanks else ""
     yield Finding(
         "languages",
         "warning",

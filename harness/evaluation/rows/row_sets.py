@@ -22,6 +22,7 @@ from harness.evaluation.rows.sampled_answers import answers_digest, choice_name,
 from harness.evaluation.session import Measured, Session
 from harness.models import openai_api
 from harness.prompting import PromptingContext, Step, compose
+from harness.prompting._widths import has_widths
 from harness.prompting._words import is_unspaced
 from harness.provenance.code_versions import versions_of
 from harness.records import BLOCK, Example, RowsIdentity, Run, digest
@@ -228,19 +229,22 @@ _GRADED = "refusals too"  # which answers judges grade, beside those that are va
 
 
 def _scoring_digest(m: Measured) -> str:
-    return scoring_digest(m.task, m.role, {name: one.digest for name, one in m.judged.items()})
+    answered = chain(m.items.validation, m.items.test)
+    unspaced = not m.task.lm_eval and is_unspaced(text for e in answered for text in e.references)
+    return scoring_digest(m.task, m.role, {name: one.digest for name, one in m.judged.items()}, unspaced)
 
 
-def scoring_digest(task: Task, role: Role, judged: Mapping[str, str]) -> str:
+def scoring_digest(task: Task, role: Role, judged: Mapping[str, str], unspaced: bool = False) -> str:
     """Digest what turns answers into scores: what the task says of it, and the code; no paths.
 
-    `judged` holds the digest of who grades for each metric that judges grade.
+    `judged` holds the digest of who grades for each metric that judges grade; `unspaced` says that
+    references are of a script without blanks.
     """
     if task.lm_eval:
         return ""
     said = task.model_dump(include=set(SCORING), exclude_defaults=True)
     said |= {"metrics": list(map(metric_name, task.metrics)), "primary": metric_name(task.primary)}
-    code = [versions_of("scoring"), *map(metrics.version, task.metrics)]
+    code = [versions_of("scoring"), *(metrics.version(name, unspaced) for name in task.metrics)]
     return digest([said, role == "safety", code, *([dict(judged), _GRADED] if judged else [])])
 
 
@@ -318,8 +322,9 @@ def prompting_digest(session: Session, recipe: Recipe, seed: int) -> str:
     items = session.target.items
     drawn_from: list[Any] = [seed, session.target.versions["train"], items.documents]
     asked = (e.prompt for e in chain(items.train, items.validation, items.test))
-    if is_unspaced(chain((f"{d.title} {d.text}" for d in items.documents), asked)):
-        drawn_from.append(versions_of("words"))
+    texts = [*(f"{d.title} {d.text}" for d in items.documents), *asked]
+    drawn_from += [versions_of("words")] if is_unspaced(texts) else []
+    drawn_from += [versions_of("widths")] if has_widths(texts) else []
     return digest(
         [
             promptings,

@@ -12,6 +12,7 @@ from harness.evaluation.session import Session
 from harness.metrics import version as metric_version
 from harness.models.hub import content_digest
 from harness.plugins import Method
+from harness.prompting._words import is_unspaced
 from harness.provenance.code_versions import versions_of
 from harness.records import checksum, digest, without_defaults
 from harness.regularizers import regularizers_digest
@@ -60,7 +61,8 @@ def _reward_digest(session: Session, source: Recipe, reward: Weights | None) -> 
     if is_path(source.reward):
         return checksum(Path(source.reward))
     task = session.target.task.model_dump(mode="json", exclude={"data", "limit"}, exclude_defaults=True)
-    return digest([source.reward, metric_version(source.reward), task])
+    unspaced = is_unspaced(text for e in session.target.items.train for text in e.references)
+    return digest([source.reward, metric_version(source.reward, unspaced), task])
 
 
 def _training_digest(session: Session, method: Method, source: Recipe, seed: int) -> str:
