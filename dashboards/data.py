@@ -14,7 +14,7 @@ from streamlit.delta_generator import DeltaGenerator
 from harness.data.check import Finding
 from harness.data.check._table import Entry
 from harness.data.edit.decisions import Decision, decisions_file, keep_decision, kept_decisions
-from harness.errors import HarnessError
+from harness.errors import HarnessError, as_argument
 from harness.experiment.check_rows import Checked, examine_target
 from harness.formatting import count
 from harness.records import checksum
@@ -119,7 +119,8 @@ def _decisions(checked: Checked) -> None:
             _ask(rows, *row)
     if done:
         named = shlex.join(checked.table.reading.named)
-        words = f"harness data clean {shlex.quote(path)} {named} --out NEW --decisions {decisions_file(path)}"
+        kept_in = as_argument(str(decisions_file(path)))
+        words = f"harness data clean {as_argument(path)} {named} --out NEW --decisions {kept_in}"
         safe_text.command(words.replace("  ", " "), "makes them true")
 
 

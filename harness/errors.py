@@ -10,6 +10,7 @@ command shows everything that has to be mended.
         └── Diverged        exit 1   its loss was no number, and would be again
 """
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -78,6 +79,11 @@ def in_a_line(error: BaseException) -> str:
     if isinstance(error, HarnessError) and lines:
         return lines[0]
     return ": ".join([type(error).__name__, *lines[:1]])
+
+
+def as_argument(file: str) -> str:
+    """Write a file's name as an argument of a command: quoted for a shell, and `-a` as `./-a`, no option."""
+    return shlex.quote(f"./{file}" if file.startswith("-") else file)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

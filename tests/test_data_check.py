@@ -14,7 +14,7 @@ from harness.cli import app
 from harness.data import check
 from harness.data.check._table import Reading, read_table
 from harness.errors import UserError
-from harness.experiment.check_rows import Asked, examine_rows
+from harness.experiment.check_rows import Asked, check_briefly, examine_rows
 
 
 def test_every_file_of_the_package_is_a_check_that_states_its_false_alarms():
@@ -238,3 +238,13 @@ def test_a_file_whose_name_begins_with_a_dash_is_no_option_of_the_command_that_i
     done = CliRunner().invoke(app, shlex.split(alarms(found)[0].command)[1:])
     assert done.exit_code == 0, done.stderr
     assert (tmp_path / "-rows.dedup.jsonl").exists()
+
+
+def test_so_is_it_in_the_line_that_init_and_doctor_print(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for part, rows in {"-rows": clean_rows(40), "-test": clean_rows(40, 1)}.items():
+        write(tmp_path / f"{part}.jsonl", rows)
+    brief = check_briefly(Asked([str(tmp_path / "-rows.jsonl")], [str(tmp_path / "-test.jsonl")]))
+    assert brief.command == "harness data check ./-rows.jsonl --test ./-test.jsonl"
+    done = CliRunner().invoke(app, shlex.split(brief.command)[1:])
+    assert (done.exit_code, "Data check of -rows.jsonl: 40 rows" in done.stdout) == (0, True), done.stderr

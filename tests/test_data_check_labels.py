@@ -262,53 +262,10 @@ def test_right_labels_are_quiet_and_most_files_with_flipped_ones_are_not(find):
     assert (quiet >= 29, heard >= 12) == (True, True)
 
 
-SPELT = {
-    "chat": lambda asks, label: {
-        "messages": [
-            {"role": "user", "content": f"Hello, {asks}"},
-            {"role": "assistant", "content": "Refund"},
-            {"role": "user", "content": asks},
-            {"role": "assistant", "content": label},
-        ]
-    },
-    "chat of parts": lambda asks, label: {
-        "messages": [
-            {"role": "user", "content": asks},
-            {"role": "assistant", "content": [{"type": "text", "text": label}]},
-        ]
-    },
-    "ShareGPT": lambda asks, label: {
-        "conversations": [{"from": "human", "value": asks}, {"from": "gpt", "value": label}]
-    },
-    "turns and completion": lambda asks, label: {
-        "prompt": [{"role": "user", "content": asks}],
-        "completion": [{"role": "assistant", "content": label}],
-    },
-    "answers": lambda asks, label: {"question": asks, "answers": [label]},
-    "SQuAD": lambda asks, label: {"question": asks, "answers": {"text": [label], "answer_start": [0]}},
-    "references": lambda asks, label: {"prompt": asks, "references": [label]},
-    "Alpaca": lambda asks, label: {"instruction": asks, "input": "", "output": label},
-    "Dolly": lambda asks, label: {"instruction": asks, "context": "", "response": label},
-    "FLAN": lambda asks, label: {"inputs": asks, "targets": label},
-}
-
-
-@pytest.mark.parametrize("layout", SPELT)
-def test_labels_in_several_spellings_are_mended_in_every_layout_of_one_answer(find, tmp_path, layout):
-    rows = clean_rows(40)
-    for i in (0, 4, 8):
-        rows[i]["label"] = ("Refund", "REFUND", "refund.")[i // 4]
-    (found,) = alarms(find([SPELT[layout](*row.values()) for row in rows], "answer_formats"))
-    assert (found.count, found.command.endswith("rows.clean.jsonl --spellings")) == (3, True)
-    done = CliRunner().invoke(app, shlex.split(found.command)[1:])
-    assert done.exit_code == 0, done.stderr
-    mended = [json.loads(line) for line in (tmp_path / "rows.clean.jsonl").read_text().splitlines()]
-    assert mended == [SPELT[layout](row["text"], LABELS[i % 4]) for i, row in enumerate(rows)]
-
-
-def test_spellings_of_labels_in_two_columns_name_no_command(find):
+def test_spellings_of_labels_that_stand_within_transcripts_name_no_command(find):
     rows = clean_rows(40)
     rows[0]["label"] = "Refund"
-    pairs = [{"prompt": row["text"], "chosen": row["label"], "rejected": "none"} for row in rows]
-    (found,) = alarms(find(pairs, "answer_formats"))
-    assert found.command.startswith("no command: ")
+    said = [(f"\n\nHuman: {row['text']}\n\nAssistant: ", row["label"]) for row in rows]
+    pairs = [{"chosen": asks + label, "rejected": f"{asks}none"} for asks, label in said]
+    (found,) = (f for f in alarms(find(pairs, "answer_formats")) if "spellings" in f.title)
+    assert found.command.startswith("no command: labels stand within longer texts")

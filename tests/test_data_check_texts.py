@@ -142,8 +142,8 @@ def test_a_format_that_goes_with_a_source_is_found_and_one_of_all_is_not(find):
     assert any("begin with a mark such as 'Answer:' in 100 %" in f.title for f in found)
 
 
-@pytest.mark.parametrize("layout", sorted(LAYOUT_ROWS.keys() - {"transcript", "UltraFeedback", "OASST"}))
-def test_answers_with_white_space_around_them_are_found_in_every_layout_of_one_answer(find, layout):
+@pytest.mark.parametrize("layout", sorted(LAYOUT_ROWS.keys() - {"transcript"}))
+def test_answers_with_white_space_around_them_are_found_and_cut_in_every_layout(find, tmp_path, layout):
     asked = [(f"{a} {b}?", f"It is {b}") for a, b in pairwise(WORDS[:40])]
     assert alarms(find([in_layout(LAYOUT_ROWS[layout], *of) for of in asked], "answer_formats")) == []
     asked[7:10:2] = [("What now?", f"{WORDS[7]} \n"), ("What then?", f" {WORDS[8]}")]
@@ -152,6 +152,73 @@ def test_answers_with_white_space_around_them_are_found_in_every_layout_of_one_a
         ("answers with white space behind them", [8]),
         ("answers with white space in front of them", [10]),
     ]
+    behind, in_front = (shlex.split(f.command, comments=True)[1:] for f in found)
+    assert in_front == [*behind, "--leading-spaces"]
+    done = CliRunner().invoke(app, in_front)
+    assert done.exit_code == 0, done.stderr
+    assert ", 2 changed" in done.stdout
+    mended = Asked([str(tmp_path / "rows.clean.jsonl")], only=["answer_formats"])
+    assert alarms(examine_rows(mended).findings) == []
+
+
+def test_white_space_in_front_of_answers_is_cut_only_when_asked(find, tmp_path):
+    rows = [
+        {"prompt": f"Code of {a}?", "reference": f"    return {b}", "source": "a"}
+        for a, b in pairwise(WORDS[:30])
+    ]
+    write(tmp_path / "code.jsonl", rows)
+    command = ["data", "clean", str(tmp_path / "code.jsonl"), "--out"]
+    for options in ([], ["--leading-spaces"]):
+        out = tmp_path / f"out{len(options)}.jsonl"
+        assert CliRunner().invoke(app, [*command, str(out), *options]).exit_code == 0
+        cut = [{**row, "reference": row["reference"].lstrip()} for row in rows] if options else rows
+        assert [json.loads(line) for line in out.read_text().splitlines()] == cut
+
+
+def test_white_space_behind_a_transcript_is_found_and_cut_and_what_is_in_front_of_it_is_its_form(
+    find, tmp_path
+):
+    rows = [in_layout(LAYOUT_ROWS["transcript"], f"{a}?", f"It is {b}") for a, b in pairwise(WORDS[:30])]
+    assert alarms(find(rows, "answer_formats")) == []
+    rows[3]["chosen"] += " \n"
+    (found,) = alarms(find(rows, "answer_formats"))
+    assert lines(found) == [4]
+    assert ", 1 changed" in CliRunner().invoke(app, shlex.split(found.command)[1:]).stdout
+
+
+def test_every_reply_of_a_tree_and_every_rated_completion_is_looked_at(find, tmp_path):
+    def reply(text, *below, role="assistant", **more):
+        return {"text": text, "role": role, "replies": list(below), **more}
+
+    trees = [
+        {
+            "message_tree_id": f"t{i}",
+            "prompt": reply(
+                f"What is {word}?",
+                reply(f"{word} it is", reply("And then?  ", reply(f"Then {word}s"), role="prompter"), rank=0),
+                reply(f"no {word}", rank=1),
+                role="prompter",
+            ),
+        }
+        for i, word in enumerate(WORDS[:30])
+    ]
+    trees[5]["prompt"]["replies"][1]["text"] += " "
+    trees[7]["prompt"]["replies"][0]["replies"][0]["replies"][0]["text"] += "\n"
+    (found,) = alarms(find(trees, "answer_formats"))
+    assert lines(found) == [6, 8]
+    rated = [
+        {
+            "instruction": f"What is {word}?",
+            "completions": [
+                {"response": f"{word}{end}", "overall_score": n} for n, end in enumerate(("!", "", "?"))
+            ],
+        }
+        for word in WORDS[:30]
+    ]
+    rated[2]["completions"][0]["response"] += " "
+    (found,) = alarms(find(rated, "answer_formats"))
+    assert lines(found) == [3]
+    assert ", 1 changed" in CliRunner().invoke(app, shlex.split(found.command)[1:]).stdout
 
 
 def test_a_pair_with_white_space_behind_both_answers_is_one_row_and_its_example_is_masked(find):

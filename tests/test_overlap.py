@@ -181,6 +181,18 @@ def test_rows_in_other_words_are_noted_with_their_places_and_what_removes_them(l
     assert "pairs.jsonl:1 and test.jsonl:2" in of_pairs
 
 
+def test_the_step_that_removes_them_names_files_that_begin_with_a_dash_as_no_option(leaky):
+    for name in ("train", "test"):
+        Path(f"{name}.jsonl").rename(f"-{name}.jsonl")
+    data = leaky[0].data.model_copy(update={"train": "-train.jsonl", "test": "-test.jsonl", "pairs": None})
+    target = leaky[0].model_copy(update={"data": data})
+    notes = refuse_or_note(target, {"target": load_task(target, 0)}, {}).notes
+    assert (
+        "`harness data dedup ./-train.jsonl --against rules.jsonl --against ./-test.jsonl --out OUT`"
+        in notes[-1]
+    )
+
+
 def test_documents_of_lm_eval_are_looked_at_as_items_are(leaky):
     target = leaky[0].model_copy(update={"data": leaky[0].data.model_copy(update={"validation": None})})
     items = {"target": load_task(target, 0)}

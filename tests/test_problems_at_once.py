@@ -105,6 +105,8 @@ def test_a_row_that_a_suite_asks_too_is_named_by_its_line():
 
 
 def test_a_number_of_folds_and_what_stands_beside_it_are_refused_together(tmp_path):
+    for name in "ab":
+        written(tmp_path / f"{name}.jsonl", GOOD)
     (tmp_path / "harness.yaml").write_text(
         "name: x\ntarget:\n  name: x\n  data:\n    train: a.jsonl\n    test: b.jsonl\n    folds: 1\n"
         "candidates:\n  prompt: prompt\n"
@@ -115,3 +117,49 @@ def test_a_number_of_folds_and_what_stands_beside_it_are_refused_together(tmp_pa
         "a value greater than or equal to 3",
     }
     assert any("a test file: in folds every training row is tested on once" in p.found for p in said)
+
+
+def refusals_of(tmp_path, data, task=""):
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    file = tmp_path / "harness.yaml"
+    file.write_text(f"name: x\ntarget:\n  name: x\n  data: {data}\n{task}candidates:\n  prompt: prompt\n")
+    return {p.found for p in problems(lambda: config.load(file))}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "{all: rows.jsonl, folds: 1}",
+        "{train: rows.jsonl, folds: 25}",
+        "{all: rows.jsonl, folds: five}",
+        "{train: rows.jsonl, folds: 5, test: rows.jsonl}",
+        "{all: rows.jsonl, folds: 1, fold: 3}",
+    ],
+)
+@pytest.mark.parametrize(
+    "task",
+    [
+        "  metrics: [exact_mach]\n",
+        "  metrcs: [f1]\n",
+        "  primary: f1\n",
+        "  bounds: {f1: [0, 1]}\n",
+        "  num_fewshot: -1\n",
+    ],
+)
+def test_what_is_wrong_with_folds_hides_no_other_fault_of_the_task(tmp_path, data, task):
+    of_folds, of_task = refusals_of(tmp_path, data), refusals_of(tmp_path, "{all: rows.jsonl}", task)
+    assert refusals_of(tmp_path, data, task) == of_folds | of_task
+
+
+def test_nothing_is_said_of_a_key_because_another_was_refused(tmp_path):
+    assert refusals_of(tmp_path, "{train: rows.jsonl, test: [a]}") == {"test: ['a']"}
+    assert refusals_of(tmp_path, "{all: rows.jsonl}", "  metrics: f1\n  primary: f1\n") == {"metrics: 'f1'"}
+
+
+def test_training_rows_in_folds_need_no_test_rows(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    file = tmp_path / "harness.yaml"
+    file.write_text(
+        "name: x\ntarget:\n  name: x\n  data: {train: rows.jsonl, folds: 5}\ncandidates:\n  prompt: prompt\n"
+    )
+    assert config.load(file).experiment.target.data.folds == 5

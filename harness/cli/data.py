@@ -53,6 +53,9 @@ def data_clean(
     drop_lost: Annotated[
         bool, typer.Option("--drop-lost", help="Drop rows with U+FFFD as well, whose signs are lost.")
     ] = False,
+    leading_spaces: Annotated[
+        bool, typer.Option("--leading-spaces", help="Cut white space in front of answers as well.")
+    ] = False,
     spellings: Annotated[
         bool,
         typer.Option("--spellings", help="Write labels of several spellings in the commonest one."),
@@ -79,10 +82,19 @@ def data_clean(
     used = _digests({"decisions": [str(decisions)] if decisions else []})
     spelt = spellings_in(readers.stream(file, "train"), roles, first.shown) if spellings else {}
     of_spellings = {"spellings": spelt} if spellings else {}
-    parameters = {**roles._asdict(), "drop_lost": drop_lost, **of_spellings, **used}
+    of_leading = {"leading_spaces": True} if leading_spaces else {}
+    parameters = {**roles._asdict(), "drop_lost": drop_lost, **of_leading, **of_spellings, **used}
     edit = Edit("clean", parameters, [file], licenses or (), notes or ())
     rows = readers.stream(file, "train")
-    outcomes = clean(rows, roles, found, layout=layout, drop_lost=drop_lost, spellings=spelt)
+    outcomes = clean(
+        rows,
+        roles,
+        found,
+        layout=layout,
+        drop_lost=drop_lost,
+        leading_spaces=leading_spaces,
+        spellings=spelt,
+    )
     _save(edit, outcomes, out, dry_run=dry_run, as_json=as_json)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.app import Candidates, Config, Json, Overrides, app, print_json, say
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, as_argument
 
 rate_app = typer.Typer(
     help="Let people label answers, blind, in a file of their own tools.",
@@ -61,7 +61,7 @@ def rate_export(
         say(f"what the judge goes by, from {found.scale.replace(',', ' to ')}: {found.criteria}")
     say(f"{count(found.n_left)} items without labels are left; a later export goes on with these")
     scale = f" (0 to 1, or with --scale {found.scale})" if found.scale[:1].isdigit() else " (0 to 1)"
-    say(f"next: fill in the column label{scale}, then harness rate import {file} --rater NAME")
+    say(f"next: fill in the column label{scale}, then {_importing(file)}")
 
 
 def _export_pairs(
@@ -79,9 +79,11 @@ def _export_pairs(
     say(f"{count(found.n_left)} pairs without ratings are left; a later export goes on with these")
     if found.waiting:
         say(f"pairs of {', '.join(found.waiting)} lack ratings too; a later export draws who has the fewest")
-    say(
-        f"next: write left, right or tie into the column better, then harness rate import {file} --rater NAME"
-    )
+    say(f"next: write left, right or tie into the column better, then {_importing(file)}")
+
+
+def _importing(file: Path) -> str:
+    return f"harness rate import {as_argument(str(file))} --rater NAME"
 
 
 @rate_app.command("import")

@@ -14,9 +14,10 @@ from harness import plugins
 from harness.config.decoding_checks import check_decoding
 from harness.config.files import missing_file, raw_tasks
 from harness.config.grids import Member
-from harness.config.problems import Keys, Tree, problems_of, salvage
+from harness.config.problems import Keys, Tree, mapping, problems_of
 from harness.config.prompt_search_checks import prompts_tried
 from harness.config.rubrics import is_judged, judge_problems, pair_judge_problems, public_judges
+from harness.config.salvage import salvage
 from harness.config.weight_sources import check_general_rows, check_weights
 from harness.errors import Problem, UserError, did_you_mean
 from harness.spec import (
@@ -75,12 +76,19 @@ def _task(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
         at = tree.where((*keys, "metrics", index))
         yield from judge_problems(task, name, tree.folder, at) if is_judged(name) else _metric(name, at)
     where = tree.where((*keys, "data"))
-    if task.data.source("test") is None:
+    if not _names_rows(task, "test", keys, tree):
         found = f"task {task.name} without test rows"
         yield Problem(where, found, "`test:` in its data", "add test: test.jsonl")
-    if task.num_fewshot and task.data.source("train") is None:
+    if task.num_fewshot and not _names_rows(task, "train", keys, tree):
         at = tree.where((*keys, "num_fewshot"))
         yield Problem(at, "shots without rows to take them from", "`train:` in the data of the task")
+
+
+def _names_rows(task: Task, part: str, keys: Keys, tree: Tree) -> bool:
+    """Tell whether a task names such rows, also by a value that is refused; folds test training rows."""
+    written = mapping(mapping(tree.value(keys)).get("data"))
+    named = {"train": {"train", "all"}, "test": {"test", "all", "folds"}}.get(part, {part})
+    return task.data.source(part) is not None or bool(named & written.keys())
 
 
 def _missing_rows(path: str | None, keys: Keys, task: Task, tree: Tree) -> Iterator[Problem]:
@@ -223,7 +231,7 @@ def _recipe(recipe: Recipe, keys: Keys, target: Task | None, tree: Tree) -> Iter
         else:
             yield from problems_of(plugin.Params, params, tree, at)
             if kind != "methods" or not (recipe.train or recipe.mix):
-                yield from _needs(_files_read(kind, plugin), name, target, where)
+                yield from _needs(_files_read(kind, plugin), name, target, tree, where)
 
 
 def _files_read(kind: str, plugin: ModuleType) -> tuple[str, ...]:
@@ -233,10 +241,12 @@ def _files_read(kind: str, plugin: ModuleType) -> tuple[str, ...]:
     return getattr(plugin, "NEEDS", ())
 
 
-def _needs(needs: tuple[str, ...], name: str, target: Task | None, where: str) -> Iterator[Problem]:
+def _needs(
+    needs: tuple[str, ...], name: str, target: Task | None, tree: Tree, where: str
+) -> Iterator[Problem]:
     """Compare the files that a plugin reads with what the target has."""
     for need in needs if target else ():
-        if target is not None and target.data.source(need) is None:
+        if target is not None and not _names_rows(target, need, ("target",), tree):
             found = f"{name} without {need} rows"
             expected = f"`{need}:` in the data of the target"
             yield Problem(where, found, expected, f"add {need}: {need}.jsonl, or leave {name} out")

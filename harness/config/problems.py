@@ -5,18 +5,18 @@ one problem for each error.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from types import UnionType
-from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin
+from typing import Any, NamedTuple, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from harness import plugins
+from harness.config.salvage import disagreements, refusals
 from harness.errors import Problem, UserError, did_you_mean
 from harness.spec import PLUGINS
 
@@ -150,8 +150,6 @@ RENAMED = {
     "promote HARNESS_DESPITE": Renamed("--force --reason"),
 }
 
-_Model = TypeVar("_Model", bound=BaseModel)
-
 _EXPECTED = {
     "dict_type": "a mapping of `key: value`",
     "model_type": "a mapping of `key: value`",
@@ -170,62 +168,16 @@ def problems_of(model: type[BaseModel], value: Any, tree: Tree, keys: Keys = ())
     return [_problem(error, model, tree, keys) for error in errors]
 
 
-def salvage(model: type[_Model], value: Any) -> _Model | None:
-    """Read a value without what the model refuses in it; None where nothing usable is left."""
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        spoilt = {e["loc"][0] for e in error.errors() if e["loc"] and e["type"] != "missing"}
-    if not isinstance(value, dict) or not spoilt & value.keys():
-        return None
-    return salvage(model, {key: inner for key, inner in value.items() if key not in spoilt})
-
-
 def _errors(model: type[BaseModel], value: Any) -> list[Any]:
-    """List pydantic's errors, those about one value joined into one.
-
-    Whether keys agree with each other pydantic asks only where each is right by itself, so numbers beyond
-    their bound are put on it and the keys asked again.
-    """
-    try:
-        model.model_validate(value)
-    except ValidationError as error:
-        found: dict[Keys, Any] = {}
-        refused: Sequence[Any] = error.errors(include_url=False)
-        for e in [*refused, *_disagreements(model, value, refused)]:
-            # A list whose entries were refused counts as too short as well: one problem, not two.
-            if e["type"] != "too_short" or not e["input"]:
-                loc = _without_kinds(model, e["loc"])
-                found.setdefault(loc, {**e, "loc": loc, "expected": []})["expected"].append(
-                    _describe_expected(e)
-                )
-        return list(found.values())
-    return []
-
-
-def _disagreements(model: type[BaseModel], value: Any, refused: Sequence[Any]) -> list[Any]:
-    """List errors of keys that disagree, of a value whose numbers beyond a bound are put on it."""
-    bounded = deepcopy(value)
-    for e in refused:
-        within = {**e.get("ctx", {})}
-        _put(bounded, e["loc"], within.get("ge", within.get("le")))
-    if bounded == value:
-        return []
-    try:
-        model.model_validate(bounded)
-    except ValidationError as error:
-        known = {e["loc"] for e in refused}
-        errors: list[Any] = list(error.errors(include_url=False))
-        return [e for e in errors if e["type"] == "value_error" and e["loc"] not in known]
-    return []
-
-
-def _put(value: Any, loc: Keys, number: float | None) -> None:
-    """Put a number in the place of another one; nothing where there is none."""
-    for key in loc[:-1]:
-        value = value.get(key) if isinstance(value, dict) else None
-    if isinstance(value, dict) and loc and loc[-1] in value and number is not None:
-        value[loc[-1]] = number
+    """List pydantic's errors, those about one value joined into one."""
+    found: dict[Keys, Any] = {}
+    refused = refusals(model, value)
+    for e in [*refused, *(disagreements(model, value, refused) if refused else ())]:
+        # A list whose entries were refused counts as too short as well: one problem, not two.
+        if e["type"] != "too_short" or not e["input"]:
+            loc = _without_kinds(model, e["loc"])
+            found.setdefault(loc, {**e, "loc": loc, "expected": []})["expected"].append(_describe_expected(e))
+    return list(found.values())
 
 
 def _without_kinds(model: Any, loc: Keys) -> Keys:

@@ -23,7 +23,8 @@ from harness.config.judge_sources import (
     judge_label,
     resolve_judge,
 )
-from harness.config.problems import Keys, Tree, problems_of, salvage
+from harness.config.problems import Keys, Tree, problems_of
+from harness.config.salvage import salvage
 from harness.errors import Problem, UserError
 from harness.records import LabelSet, digest
 from harness.spec import JUDGE, Spec, Task, TokenPrices, metric_name, metric_parts

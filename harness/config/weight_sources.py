@@ -14,8 +14,9 @@ from typing import Any
 from harness import plugins
 from harness.config.files import missing_file
 from harness.config.grids import Member
-from harness.config.problems import Keys, Tree, mapping, problems_of, salvage
+from harness.config.problems import Keys, Tree, mapping, problems_of
 from harness.config.prompt_search_checks import check_prompts
+from harness.config.salvage import salvage
 from harness.errors import Problem, did_you_mean
 from harness.plugins import OR, Method
 from harness.spec import BASE, HUB, Recipe, is_path, is_span, span_of

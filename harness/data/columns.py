@@ -50,7 +50,7 @@ class Asked(NamedTuple):
         return "\n".join(filter(str.strip, (self.context, self.question, self.choices)))
 
 
-_PAIRS = Roles(("messages", "prompt", "question", "instruction", "input"), ("chosen", "rejected"))
+PAIRS = Roles(("messages", "prompt", "question", "instruction", "input"), ("chosen", "rejected"))
 _ROLES = {
     "chat": Roles(("messages",), ("messages",)),
     "ShareGPT": Roles(("conversations",), ("conversations",)),
@@ -61,8 +61,8 @@ _ROLES = {
     "OASST tree": Roles(("prompt",), ("prompt",)),
     "OASST message": Roles(("text",), ()),
     "UltraFeedback": Roles(("instruction",), ("completions",)),
-    "OpenAI preference": _PAIRS,
-    "preference": _PAIRS,
+    "OpenAI preference": PAIRS,
+    "preference": PAIRS,
 }
 
 
@@ -155,7 +155,7 @@ def asked(row: Row, roles: Roles) -> Asked:
 
 def _asked(row: Row, roles: Roles) -> Asked:
     fields = row.fields
-    if roles == _PAIRS:
+    if roles == PAIRS:
         fields = _pair(row)
         roles = roles._replace(questions=next(((n,) for n in roles.questions if fields.get(n)), ()))
     if set(roles.questions) & set(roles.answers):

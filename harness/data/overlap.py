@@ -13,7 +13,6 @@ https://arxiv.org/abs/2204.02311, section 8); those that many items or rows shar
 """
 
 import re
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, combinations
 from pathlib import Path
@@ -28,7 +27,7 @@ from harness.data.contamination import key
 from harness.data.examples import Sourced
 from harness.data.near_duplicates import are_alike, fold_words, nearest, similarity
 from harness.data.shared_grams import Share, largest_shares
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, as_argument
 from harness.formatting import plain, pluralize
 from harness.progress import quiet_libraries
 from harness.records import digest
@@ -230,9 +229,9 @@ def _mend(where: str, files: Iterable[str], drawn_from: str) -> str:
     steps = []
     if drawn_from in files:  # the evaluated items were drawn from a training file itself
         steps.append(
-            f"`harness data split {shlex.quote(drawn_from)} --out DIR` keeps rows that are alike in one part"
+            f"`harness data split {as_argument(drawn_from)} --out DIR` keeps rows that are alike in one part"
         )
     held = [file for file in files if file not in ("", where, drawn_from)]
-    if against := " ".join(f"--against {shlex.quote(file)}" for file in held):
-        steps.append(f"`harness data dedup {shlex.quote(where)} {against} --out OUT` leaves them out")
+    if against := " ".join(f"--against {as_argument(file)}" for file in held):
+        steps.append(f"`harness data dedup {as_argument(where)} {against} --out OUT` leaves them out")
     return "".join(f"; {step}" for step in steps)

@@ -10,7 +10,6 @@ import io
 import json
 import os
 import re
-import shlex
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn, TextIO, cast
 
 from harness.data.csv_header import is_csv, refuse_certain_row
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, as_argument
 from harness.formatting import pluralize
 from harness.records import parse_json
 from harness.spec import HUB
@@ -140,7 +139,7 @@ def _reader(file: Path, shown: str) -> Callable[[Path, str], Iterable[Row]]:
     expected = "a file named *.jsonl, *.json, *.csv, *.tsv (each also .gz) or *.parquet"
     step = "convert it to JSON Lines"
     if file.suffix.lower() in (".xlsx", ".xls", ".ods"):
-        step = f"soffice --headless --convert-to csv {shlex.quote(shown)}, or save it as CSV"
+        step = f"soffice --headless --convert-to csv {as_argument(shown)}, or save it as CSV"
     raise UserError(Problem(shown, f"a file of the kind {file.suffix!r}", expected, step))
 
 
@@ -193,7 +192,7 @@ def _broken_gzip(file: Path, shown: str) -> Problem | None:
         ):  # what is wrong stands behind the rows, or at the very beginning
             where = f"{shown}:{n}" if n else shown
             found += ", and any of them may be damaged" if n else ""
-        step = f"fetch or pack it again; gzip -cd {shlex.quote(shown)} gives what is left of it"
+        step = f"fetch or pack it again; gzip -cd {as_argument(shown)} gives what is left of it"
         return Problem(where, found, "a whole file", step)
     return None
 
@@ -205,7 +204,7 @@ def _not_packed(file: Path, shown: str) -> Problem | None:
             is_text = bool(raw.read(_BEGINNING).decode("utf-8", "strict").strip("\0"))
     except UnicodeDecodeError as error:
         is_text = error.start > _BEGINNING - 4  # a sign that is cut
-    step = f"rename it: mv {shlex.quote(shown)} {shlex.quote(shown[: -len('.gz')])}"
+    step = f"rename it: mv {as_argument(shown)} {as_argument(shown[: -len('.gz')])}"
     found = "plain text in a file named .gz"
     return Problem(shown, found, "a file that gzip packed", step) if is_text else None
 

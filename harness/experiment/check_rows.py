@@ -17,7 +17,7 @@ from harness.data.column_types import Column, count_cells, mixed_columns
 from harness.data.columns import columns_of
 from harness.data.examples import FIELD
 from harness.data.overlap import open_encoder
-from harness.errors import Problem, UserError, did_you_mean
+from harness.errors import Problem, UserError, as_argument, did_you_mean
 from harness.experiment.scaffold.recognition import Request, absolute, look
 from harness.models import hub
 from harness.report.findings import short_lines
@@ -169,9 +169,10 @@ def _as_named(template: str, default: str) -> str | None:
 
 
 def _brief(asked: Asked, checked: Checked) -> Brief:
-    tested = ["--test", readers.display_path(asked.test[0])] if asked.test else []
-    words = [*checked.table.files, *tested, *checked.table.reading.named]
-    return Brief(tuple(short_lines(checked.findings)), f"harness data check {shlex.join(words)}")
+    words = list(map(as_argument, checked.table.files))
+    words += ["--test", as_argument(readers.display_path(asked.test[0]))] if asked.test else []
+    words += map(shlex.quote, checked.table.reading.named)
+    return Brief(tuple(short_lines(checked.findings)), f"harness data check {' '.join(words)}")
 
 
 def recognise(asked: Asked, first: readers.Rows) -> Reading:

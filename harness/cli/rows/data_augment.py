@@ -26,7 +26,7 @@ from harness.cli.data import (
     roles_of,
     roles_of_test,
 )
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, as_argument
 
 if TYPE_CHECKING:
     from harness.data.columns import Roles
@@ -121,7 +121,8 @@ def data_augment(
     used |= {"evaluated": sum(len(of.questions) for of in evaluated), "against": tests, **roles._asdict()}
     edit = Edit("augment", used, [file], licenses or (), notes or (), cost_usd=spent.cost_usd)
     print_saved(save(edit, outcomes, out), as_json)
-    say(f"next: harness data check {out}, then train: {out} on a candidate; its test items stay as they are")
+    command = f"harness data check {as_argument(str(out))}"
+    say(f"next: {command}, then train: {out} on a candidate; its test items stay as they are")
 
 
 def _rewriting(

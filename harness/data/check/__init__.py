@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from harness.data.edit.row_files import row_suffix
+from harness.errors import as_argument
 from harness.spec import HUB
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ __all__ = [
     "Given",
     "Severity",
     "Tokenizer",
-    "as_argument",
     "check_rows",
     "names",
 ]
@@ -111,19 +111,18 @@ def _shown(finding: Finding, files: Sequence[str], named: Sequence[str] = ()) ->
     from harness.data.check.personal_data import mask_text
 
     first = finding.rows[0] if finding.rows else ""
-    file = as_argument(next((file for file in files if first.startswith((f"{file}:", f"{file} "))), files[0]))
+    file = next((file for file in files if first.startswith((f"{file}:", f"{file} "))), files[0])
     verb = re.search(r"harness data (\w+)", finding.command)
     out = _new_name(file, verb[1] if verb else "new")
-    names = {"FILE": [file, *named], "OUT": [out], "DECISIONS": [f"{file}.decisions.json"]}
-    command = re.sub(rf"\b(?:{'|'.join(names)})\b", lambda word: shlex.join(names[word[0]]), finding.command)
+    names = {
+        "FILE": " ".join(filter(None, (as_argument(file), shlex.join(named)))),
+        "OUT": as_argument(out),
+        "DECISIONS": as_argument(f"{file}.decisions.json"),
+    }
+    command = re.sub(rf"\b(?:{'|'.join(names)})\b", lambda word: names[word[0]], finding.command)
     title, example = mask_text(finding.title), mask_text(finding.example)
     beside = tuple(map(mask_text, finding.beside))
     return replace(finding, command=command, title=title, example=example, beside=beside)
-
-
-def as_argument(file: str) -> str:
-    """Name a file so that a command takes it for no option: `-a.jsonl` as `./-a.jsonl`."""
-    return f"./{file}" if file.startswith("-") else file
 
 
 def _new_name(file: str, verb: str) -> str:

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from harness.data import columns, examples, readers
 from harness.data.column_types import Column, count_cells, mixed_columns
-from harness.data.columns import Asked, Roles, asked, reading_roles
+from harness.data.columns import PAIRS, Asked, Roles, asked, reading_roles
 from harness.data.edit.repeats import fold_row
-from harness.data.edit.spellings import label_set
-from harness.data.edit.written_answers import written_answers
+from harness.data.edit.spellings import LONGEST_LABEL, label_set
+from harness.data.edit.written_answers import Written, written_answers
 from harness.data.formats import Layout
 from harness.data.readers import Row, cap_problems
 from harness.errors import Problem, UserError, did_you_mean
@@ -87,7 +87,8 @@ class Table:
     """Rows of one or several files.
 
     `entries` are the usable rows whose texts are held, `digests` (n, 2) of question (with its setting) and
-    answer of all usable rows; `place(i)` names the i-th of these.
+    answer of all usable rows; `place(i)` names the i-th of these. `labels_in_rows` says whether `data clean`
+    can write answers that are labels in another spelling: a label within a transcript it cannot.
     """
 
     files: tuple[str, ...]
@@ -99,6 +100,7 @@ class Table:
     digests: NDArray[np.uint64]
     places: "_Places"
     reading: Reading
+    labels_in_rows: bool
 
     @property
     def is_drawn(self) -> bool:
@@ -179,6 +181,7 @@ class _Maker:
         self.per_file: Counter[str] = Counter()
         self.digests, self.places = array("Q"), _Places()
         self.no_dates: list[Problem] = []
+        self.in_rows = True
         self.roles: dict[tuple[str, ...], Roles] = {}
         self.rng, self.share, self.size = random.Random("table"), 1.0, 0
 
@@ -212,7 +215,9 @@ class _Maker:
         source = row.fields.get(column) if column else shown
         source = _NO_SOURCE if source in (None, "") else source
         when = self._date(row)
-        spaced = _spaced(row, roles, said)
+        written = written_answers(row.fields, roles)
+        self.in_rows &= len(answer) > LONGEST_LABEL or _is_written(answer, written, roles)
+        spaced = tuple(of.text for of in written if of.text.strip() not in ("", of.text))
         self.entries.append(
             Entry(row.where, example, question, answer, said, str(source), when, draw, spaced)
         )
@@ -266,7 +271,7 @@ class _Maker:
             raise UserError(cap_problems(shown, ", ".join(self.per_file), "rows that cannot be used"))
         digests = np.frombuffer(self.digests, np.uint64).reshape(-1, 2)
         found = tuple(self.per_file), n, self.per_file, self.entries, self.unusable, self.columns, digests
-        return Table(*found, self.places, self.reading)
+        return Table(*found, self.places, self.reading, self.in_rows)
 
 
 def _asked(row: Row, roles: Roles, question: str) -> Asked:
@@ -275,10 +280,11 @@ def _asked(row: Row, roles: Roles, question: str) -> Asked:
     return found._replace(question=question) if found.question == question else found
 
 
-def _spaced(row: Row, roles: Roles, said: Asked) -> tuple[str, ...]:
-    """Return the answers of a row with white space at an end; of turns all that the assistant says."""
-    texts = [of.text for of in written_answers(row.fields, roles)] or said.answers
-    return tuple(text for text in texts if text.strip() not in ("", text))
+def _is_written(answer: str, written: Sequence[Written], roles: Roles) -> bool:
+    """Tell whether an answer stands in its row by itself, or is made of columns that stand there so."""
+    return any(of.text.strip() == answer.strip() for of in written) or (
+        len(roles.answers) > 1 and roles != PAIRS and bool(written)
+    )
 
 
 def _size(entry: Entry) -> int:

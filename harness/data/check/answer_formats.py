@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from harness.data.check import ALPHA, Finding, Given
+from harness.data.check import ALPHA, DECIDE, Finding, Given
 from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt, mask_text
 from harness.data.edit.spellings import commonest_spellings, several_spellings
@@ -37,8 +37,9 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
 
 def _outer_spaces(table: Table) -> Iterator[Finding]:
     """List answers with white space at an end, as the file has them: known layouts are read without it."""
-    cut = "cut it in the file, unless it is the indentation of code"
-    ends = (("behind", str.rstrip, "harness data clean FILE --out OUT"), ("in front of", str.lstrip, cut))
+    clean = "harness data clean FILE --out OUT"
+    cut = f"{clean} --leading-spaces  # unless it is the indentation of code"
+    ends = (("behind", str.rstrip, clean), ("in front of", str.lstrip, cut))
     for where, strip, command in ends:
         first_of = ((e, next((t for t in e.spaced if t != strip(t)), "")) for e in table.entries)
         spaced = [(entry, text) for entry, text in first_of if text]
@@ -73,8 +74,8 @@ def _spellings(answered: Sequence[Entry], table: Table) -> Iterator[Finding]:
             tuple(entry.where for entry in rare),
             ", ".join(f"{spelt!r} {n:,}" for spelt, n in several[0].counts),
             "harness data clean FILE --out OUT --spellings"
-            if table.answer_column
-            else "no command: several columns answer; write each label in one spelling by hand",
+            if table.labels_in_rows
+            else "no command: labels stand within longer texts; write each in one spelling by hand",
             tuple(commonest[entry.answer] for entry in rare),
         )
 
@@ -109,5 +110,5 @@ def _by_source(answered: Sequence[Entry]) -> Iterator[Finding]:
                 len(answered),
                 tuple(entry.where for entry in odd),
                 excerpt(odd[0].answer, 80),
-                "write all answers in one format",
+                DECIDE,
             )

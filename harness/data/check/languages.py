@@ -92,7 +92,7 @@ def _scripts(table: Table) -> Iterator[Finding]:
             len(table.entries),
             tuple(entry.where for entry, _ in mixed),
             f"{mixed[0][0].where}: {mixed[0][1]!r}",
-            "write them in one script",
+            DECIDE,
         )
 
 

@@ -6,15 +6,15 @@ False alarms: of the exact ones none; letter case and spaces aside the two are t
 words reach thresholds that 5 % of look-alikes of another sense reach too (reports/data_check.md).
 """
 
-import shlex
 from collections.abc import Iterator
 
-from harness.data.check import DECIDE, Finding, Given, as_argument
+from harness.data.check import DECIDE, Finding, Given
 from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt
 from harness.data.contamination import contaminated_rows
 from harness.data.examples import Sourced
 from harness.data.overlap import Encode, overlaps
+from harness.errors import as_argument
 
 
 def check(table: Table, given: Given) -> Iterator[Finding]:
@@ -76,7 +76,7 @@ def _in_other_words(table: Table, test: Table, exact: set[str], encode: Encode |
 
 def _without(test: Table) -> str:
     """Name the command that leaves out what the test rows ask."""
-    against = " ".join(f"--against {shlex.quote(as_argument(file))}" for file in test.files)
+    against = " ".join(f"--against {as_argument(file)}" for file in test.files)
     return f"harness data dedup FILE {against} --out OUT"
 
 

@@ -8,14 +8,15 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from harness.data import formats
-from harness.data.columns import Roles, asked, plain_text
+from harness.data.columns import PAIRS, Roles, asked, plain_text
 from harness.data.edit.change import Change, Outcome, drop
 from harness.data.edit.decisions import Decision, line_of
 from harness.data.edit.spellings import commonest_spellings, label_set, no_labels, several_spellings
-from harness.data.edit.written_answers import answer_at, label_places, put_answer
+from harness.data.edit.written_answers import answer_at, label_places, put_answer, written_answers
 from harness.data.formats import THUMB_DOWN, Layout
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
@@ -41,11 +42,13 @@ def clean(
     *,
     layout: Layout | None = None,
     drop_lost: bool = False,
+    leading_spaces: bool = False,
     spellings: Mapping[str, str] | None = None,
 ) -> Iterator[Outcome]:
     """Clean row by row; `decisions` on lines go first: a row is dropped, or gets another answer.
 
-    `spellings` maps labels to the spelling that they get.
+    `spellings` maps labels to the spelling that they get. With `leading_spaces` answers lose white space in
+    front of them as well.
     Rows go that the `layout` of the file cannot read. With `drop_lost` rows with U+FFFD go too: the sign that
     stood there is lost.
     """
@@ -57,9 +60,13 @@ def clean(
         reasons: dict[str, None] = {}
         fields = {name: _clean_value(value, name, reasons) for name, value in row.fields.items()}
         if decision and decision.decision == "relabel":
-            places = label_places(fields, roles)
-            keys = places[0].keys if len(places) == 1 else (roles.answers[0],)
+            places = (of.keys for of in label_places(fields, roles) if of.text.strip())
+            keys = next(places, (roles.answers[0],))
             fields = _relabel(row, fields, keys, decision.label, reasons)
+        for text, keys in written_answers(fields, roles) if leading_spaces else ():
+            if text[:1].isspace():
+                reasons[f"leading spaces cut in {keys[0]!r}"] = None
+                fields = put_answer(fields, keys, text.lstrip())
         for text, keys in label_places(fields, roles) if spellings else ():
             if label := (spellings or {}).get(text.strip()):
                 fields = _relabel(row, fields, keys, label, reasons)
@@ -75,19 +82,27 @@ def clean(
 def spellings_in(rows: Iterable[Row], roles: Roles, shown: str) -> dict[str, str]:
     """Map the rarer spellings of labels to the commonest one, as they are once they are clean.
 
-    A row's label is its first answer, and in turns the last one.
+    A row's label is the first answer of its column, and in turns the last one; of pairs the chosen answer.
 
     Raises:
-        UserError: no one column answers, or its answers are no labels.
+        UserError: no column answers, or the answers are no labels.
     """
     where, step = f"{shown}, --spellings", "leave --spellings out, or name the column: --reference COLUMN"
-    written = ((clean_text(of.text)[0].strip() for of in label_places(row.fields, roles)) for row in rows)
-    answers = [label for of_row in written if (label := next(filter(None, of_row), ""))]
+    answers = [label for row in rows for label in _labels(row, roles)]
     if not answers:
-        raise UserError(Problem(where, "no one column that answers", "one column of labels", step))
+        raise UserError(Problem(where, "no column that answers", "a column of labels", step))
     if not label_set(answers):
         raise UserError(Problem(where, *no_labels(answers), step))
     return commonest_spellings(several_spellings(answers))
+
+
+def _labels(row: Row, roles: Roles) -> Iterator[str]:
+    """Yield the first answer of each column of answers, clean; of pairs that of the first column alone."""
+    first: dict[str | int, str] = {}
+    for text, keys in label_places(row.fields, roles):
+        if not first.get(keys[0]):
+            first[keys[0]] = clean_text(text)[0].strip()
+    yield from islice(filter(None, first.values()), 1 if roles == PAIRS else None)
 
 
 def _relabel(

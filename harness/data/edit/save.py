@@ -7,7 +7,6 @@ manifest holds no date, so that one command on the same files gives the same byt
 import hashlib
 import json
 import os
-import shlex
 import shutil
 import unicodedata
 from collections import Counter
@@ -35,7 +34,7 @@ from harness.data.edit.payments import Payment, joined, of_share, total_usd
 from harness.data.edit.row_files import KINDS, row_suffix, write_rows
 from harness.data.edit.split import Split
 from harness.data.readers import Row
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, as_argument
 from harness.provenance.code_versions import versions_of
 from harness.records import canonical_json, checksum
 from harness.spec import HUB
@@ -83,7 +82,7 @@ def refuse_output(out: Path, inputs: Sequence[str], *, folder: bool = False) -> 
     if not out.absolute().parent.is_dir():
         is_file = os.path.lexists(out.parent)
         found = f"a file, {out.parent}, where its folder belongs" if is_file else f"no folder {out.parent}"
-        step = "name another folder" if is_file else f"mkdir -p {shlex.quote(str(out.parent))}"
+        step = "name another folder" if is_file else f"mkdir -p {as_argument(str(out.parent))}"
         raise UserError(Problem(f"--out {shown}", found, "a folder that is there", step))
     if inside := next((path for path in inputs if Path(path).resolve() in out.resolve().parents), None):
         found = f"a file in the folder that is read, {inside}"
@@ -317,7 +316,7 @@ def _is_same(out: Path, path: Path) -> bool:
 
 def _refuse_full(out: Path, shown: str) -> None:
     if out.resolve() == Path.cwd():
-        step = f"cd .., and name this folder: --out {shlex.quote(Path.cwd().name)}"
+        step = f"cd .., and name this folder: --out {as_argument(Path.cwd().name)}"
         raise UserError(Problem(f"--out {shown}", "the working folder", "a new folder", step))
     if os.path.lexists(out) and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
         found = "a folder that is not empty" if out.is_dir() else "a file that is there already"

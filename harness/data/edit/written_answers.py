@@ -1,53 +1,65 @@
-"""Answers of a row as its file has them, and where they stand: of turns the assistant's, of lists each one.
+"""Answers of a row as its file has them, and where they stand: in columns, lists, turns, replies and ratings.
 
-Invariant: the keys lead to the answer within the row's own fields; message trees, rated completions and
-preference pairs have none, for there more than one text answers.
+Invariant: the keys lead to the answer within the row's own fields; of a conversation the assistant's turns
+answer, of a message tree its replies, of a pair both answers.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from harness.data.columns import Roles
+from harness.data.formats.preference_rows import is_transcript
+from harness.data.formats.ratings import PREFERRED
 from harness.data.formats.turns import answer_places
 
-_SAID = ("content", "value", "text")
+_SAID = ("content", "value", "text", "response")
+_PAIR = ("chosen", "rejected")
+Keys = tuple[str | int, ...]
 
 
 class Written(NamedTuple):
     """A text or a whole number that answers, and the keys that lead to it from the row's fields on."""
 
     text: str
-    keys: tuple[str | int, ...]
+    keys: Keys
 
 
 def written_answers(fields: Mapping[str, Any], roles: Roles) -> list[Written]:
     """List the answers of a row in their order; of turns all that the assistant says."""
-    if len(roles.answers) != 1:
-        return []
-    (column,) = roles.answers
-    value = fields.get(column)
-    if column not in roles.questions:
-        return list(_texts(value, (column,)))
-    turns = value if isinstance(value, list) else []
-    return [text for i in answer_places(turns) for text in _texts(turns[i], (column, i))]
+    found: list[Written] = []
+    for column in _answer_columns(fields, roles):
+        value, keys = fields.get(column), (column,)
+        if isinstance(value, dict) and column in roles.questions:
+            found += _replies(value, keys)
+        elif _are_turns(value):
+            # Without a question in front, as in a pair, the first turn may answer.
+            before = 0 if column in roles.questions else 1
+            places = [i - before for i in answer_places([{}] * before + list(value))]
+            found += [of for i in places for of in _texts(value[i], (column, i))]
+        elif column not in roles.questions:
+            found += _texts(value, keys)
+    return found
 
 
 def label_places(fields: Mapping[str, Any], roles: Roles) -> list[Written]:
     """List the answers that are the row's label, or spell it: of turns the last one alone."""
-    written = written_answers(fields, roles)
-    is_turn = bool(set(roles.answers) & set(roles.questions))
-    last = len(fields[roles.answers[0]]) - 1 if is_turn and written else None
-    return [of for of in written if last is None or of.keys[1] == last]
+    return [of for of in written_answers(fields, roles) if not _is_earlier_turn(fields, of.keys)]
 
 
-def answer_at(fields: Any, keys: tuple[str | int, ...]) -> Any:
+def _answer_columns(fields: Mapping[str, Any], roles: Roles) -> tuple[str, ...]:
+    """Name the columns that hold a row's answers; of pairs the preferred one comes first."""
+    is_openai = roles.answers == _PAIR and fields.keys() >= PREFERRED
+    return ("preferred_output", "non_preferred_output") if is_openai else roles.answers
+
+
+def answer_at(fields: Any, keys: Keys) -> Any:
     """Return what the keys lead to; None where the row has no such field."""
     for key in keys:
         fields = fields.get(key) if isinstance(fields, dict) else fields[key]
     return fields
 
 
-def put_answer(fields: Any, keys: tuple[str | int, ...], answer: str | int) -> Any:
+def put_answer(fields: Any, keys: Keys, answer: str | int) -> Any:
     """Return the fields with another answer where the keys lead to."""
     if not keys:
         return answer
@@ -57,9 +69,33 @@ def put_answer(fields: Any, keys: tuple[str | int, ...], answer: str | int) -> A
     return {**fields, first: put_answer(fields.get(first), rest, answer)}
 
 
-def _texts(value: Any, keys: tuple[str | int, ...]) -> Iterator[Written]:
+def _are_turns(value: Any) -> bool:
+    return isinstance(value, list) and any(
+        isinstance(of, dict) and {"role", "from"} & of.keys() for of in value
+    )
+
+
+def _is_earlier_turn(fields: Mapping[str, Any], keys: Keys) -> bool:
+    value: Any = fields[str(keys[0])]
+    return _are_turns(value) and keys[1] != len(value) - 1
+
+
+def _replies(message: Mapping[str, Any], keys: Keys) -> Iterator[Written]:
+    """Yield the assistant's messages below a message, but those that were deleted."""
+    replies = message.get("replies")
+    for i, reply in enumerate(replies if isinstance(replies, list) else ()):
+        if isinstance(reply, dict) and not reply.get("deleted"):
+            at = (*keys, "replies", i)
+            if reply.get("role") == "assistant":
+                yield from _texts(reply.get("text"), (*at, "text"))
+            yield from _replies(reply, at)
+
+
+def _texts(value: Any, keys: Keys) -> Iterator[Written]:
     if isinstance(value, str) or type(value) is int:
-        yield Written(str(value), keys)
+        text = str(value)
+        # A transcript begins with what was asked.
+        yield Written(text.lstrip() if is_transcript(text) else text, keys)
     elif isinstance(value, list):
         for i, inner in enumerate(value):
             yield from _texts(inner, (*keys, i))

@@ -64,12 +64,17 @@ def read_thumb(row: Row) -> Row | None:
     return _with_question(row._replace(fields={**row.fields, "completion": answer, "label": bool(label)}))
 
 
+def is_transcript(text: str) -> bool:
+    """Tell a transcript of Human and Assistant from a text."""
+    return bool(_SPEAKER.match(f"\n\n{text.lstrip()[:12]}"))
+
+
 def _conversation(row: Row, field: str) -> Turns | None:
     """Read a list of turns, or a transcript of Human and Assistant; None where it is a text alone."""
     value = row.fields[field]
     if isinstance(value, list):
         return read_turns(row, field)
-    if not isinstance(value, str) or not _SPEAKER.match(f"\n\n{value.lstrip()}"):
+    if not isinstance(value, str) or not is_transcript(value):
         return None
     parts = _SPEAKER.split(f"\n\n{value.lstrip()}")[1:]
     speakers = {"Human": "user", "Assistant": "assistant"}

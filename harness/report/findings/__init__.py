@@ -3,7 +3,6 @@
 Invariant: terminal, HTML and JSON show the same findings; a file's text is cleaned or escaped.
 """
 
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.check import Finding
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, as_argument
 from harness.formatting import count, percent, pluralize
 from harness.report.document import ResultDocument, Section
 from harness.report.escape import clean
@@ -76,7 +75,7 @@ def refuse_page(file: Path) -> None:
         UserError: another file is there already, or no folder for a new one.
     """
     if not file.parent.is_dir():
-        step = f"mkdir -p {shlex.quote(str(file.parent))}"
+        step = f"mkdir -p {as_argument(str(file.parent))}"
         found, expected = f"no folder {file.parent}", "a folder that is there"
         raise UserError(Problem(f"--html {file}", found, expected, step))
     if file.exists() and not (file.is_file() and _GENERATOR.encode() in file.read_bytes()[:_HEAD]):
