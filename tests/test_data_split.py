@@ -184,6 +184,8 @@ def test_a_time_that_is_no_number_is_refused():
     )
     with pytest.raises(UserError, match="nan in 't', which is no time"):
         parts_of(rows, time="t")
+    with pytest.raises(UserError, match="found no time in 't'; expected"):
+        parts_of(rows_of(*(row.fields | {"t": i or None} for i, row in enumerate(asked_rows(20)))), time="t")
 
 
 def test_answers_of_conversations_keep_their_cluster_also_the_one_named_0():

@@ -66,6 +66,11 @@ _ROLES = {
 }
 
 
+def are_rated(roles: Roles) -> bool:
+    """Tell whether several answers of a row stand in one column, of which their ratings say the best."""
+    return roles in (_ROLES["OASST tree"], _ROLES["UltraFeedback"])
+
+
 def find_roles(content: Rows, prompt: str | None = None, reference: str | None = None) -> Roles:
     """Find the columns that ask and answer; `prompt` and `reference` name those that are not to be guessed.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from harness.data import readers
-from harness.data.columns import Roles
+from harness.data.columns import Roles, are_rated
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
 from harness.records import checksum, parse_json
@@ -189,6 +189,9 @@ def _column_problems(kept: Decisions, roles: Roles) -> Iterator[Problem]:
     if len(roles.answers) != 1:
         found = "relabel, where no one column holds the answer"
         yield Problem(kept.shown, found, "one column of answers", "name it: --reference COLUMN")
+    elif are_rated(roles):
+        found, step = "relabel, where a row has several rated answers", "drop the row, or mend it by hand"
+        yield Problem(kept.shown, found, "drop or keep", step)
     elif kept.column is None:
         step = f'add "column": {json.dumps(roles.answers[0])}, if that is the one'
         yield Problem(kept.shown, "labels without the name of their column", "a column", step)

@@ -333,7 +333,8 @@ def _times(content: Rows, way: Way) -> list[float]:
             times.append(time)
             kinds.setdefault(is_number, row.where)
         except (ValueError, OverflowError):
-            found = f"{value!r} in {way.time!r}, which is no time"
+            is_empty = value is None or not str(value).strip()
+            found = f"no time in {way.time!r}" if is_empty else f"{value!r} in {way.time!r}, which is no time"
             problems.append(Problem(row.where, found, _MONTHS, "mend the row, or drop it"))
     if len(kinds) > 1 and not problems:
         found = f"a number in {way.time!r}, where {kinds[False]} has a date"
