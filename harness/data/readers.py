@@ -59,7 +59,7 @@ def read(path: str, split: str) -> Rows:
     found = Rows(shown, split if is_set else file.name.split(".")[0], list(stream(path, split)))
     if not found.rows:
         raise UserError(
-            no_rows(path, f"at least one row of {split}", "add rows, or leave the key out of data:")
+            no_rows(path, f"at least one row of {split}", "add rows, or leave the file out")
         )
     refuse_no_header(path, found.rows)
     return found
