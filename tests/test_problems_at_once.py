@@ -151,6 +151,11 @@ def test_what_is_wrong_with_folds_hides_no_other_fault_of_the_task(tmp_path, dat
     assert refusals_of(tmp_path, data, task) == of_folds | of_task
 
 
+def test_a_number_beyond_its_bound_is_named_as_it_is_written(tmp_path):
+    said = refusals_of(tmp_path, "{train: rows.jsonl, test: rows.jsonl, folds: 25}")
+    assert {text.partition(",")[0] for text in said} == {"folds: 25"}
+
+
 def test_nothing_is_said_of_a_key_because_another_was_refused(tmp_path):
     assert refusals_of(tmp_path, "{train: rows.jsonl, test: [a]}") == {"test: ['a']"}
     assert refusals_of(tmp_path, "{all: rows.jsonl}", "  metrics: f1\n  primary: f1\n") == {"metrics: 'f1'"}

@@ -4,7 +4,7 @@ Invariant: no keys are said to disagree where a value beside them was left out; 
 written last goes with which the others agree.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, TypeVar
 
@@ -38,11 +38,11 @@ def disagreements(model: type[BaseModel], value: Any, refused: Sequence[Any]) ->
 
     Numbers beyond a bound are put on it, and whatever else was refused is left out.
     """
-    value, found = _put_on_bounds(value, refused), list[Any]()
+    (value, written), found = _put_on_bounds(value, refused), list[Any]()
     known, incomplete = {e["loc"] for e in refused}, set[_Place]()
     while errors := refusals(model, value):
         new = [e for e in errors if e["type"] == "value_error" and e["loc"] not in known | incomplete]
-        found += new
+        found += [_as_written(e, written) for e in new]
         known |= {e["loc"] for e in new}
         left, places = _leave_out(model, value, errors)
         incomplete |= places
@@ -52,14 +52,24 @@ def disagreements(model: type[BaseModel], value: Any, refused: Sequence[Any]) ->
     return found
 
 
-def _put_on_bounds(value: Any, refused: Sequence[Any]) -> Any:
-    bounded = deepcopy(value)
+def _put_on_bounds(value: Any, refused: Sequence[Any]) -> tuple[Any, dict[str, str]]:
+    """Return a value with numbers on their bounds, and by `key: bound` the `key: number` that is written."""
+    bounded, written = deepcopy(value), dict[str, str]()
     for e in refused:
         within, (around, loc) = e.get("ctx", {}), _innermost(bounded, e["loc"])
         bound = within.get("ge", within.get("le"))
         if loc and loc == e["loc"] and bound is not None:
+            written[f"{loc[-1]}: {bound}"] = f"{loc[-1]}: {around[loc[-1]]}"
             around[loc[-1]] = bound
-    return bounded
+    return bounded, written
+
+
+def _as_written(error: Any, written: Mapping[str, str]) -> Any:
+    """Return an error whose text names numbers as they are written."""
+    text = str(error["ctx"]["error"])
+    for bounded, number in written.items():
+        text = text.replace(bounded, number)
+    return {**error, "ctx": {"error": text}}
 
 
 def _leave_out(model: type[BaseModel], value: Any, errors: Sequence[Any]) -> tuple[Any, set[_Place]]:

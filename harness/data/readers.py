@@ -58,9 +58,7 @@ def read(path: str, split: str) -> Rows:
     is_set = path.startswith(HUB) or file.is_dir()
     found = Rows(shown, split if is_set else file.name.split(".")[0], list(stream(path, split)))
     if not found.rows:
-        raise UserError(
-            no_rows(path, f"at least one row of {split}", "add rows, or leave the file out")
-        )
+        raise UserError(no_rows(path, f"at least one row of {split}", "add rows, or leave the file out"))
     refuse_no_header(path, found.rows)
     return found
 

@@ -156,12 +156,12 @@ class Experiment(Spec):
             )
         if self.target.data.folds and len(self.seeds) > 1:
             raise ValueError(
-                f"folds, and {len(self.seeds)} seeds: each fold is a training of "
+                f"folds: {self.target.data.folds}, and {len(self.seeds)} seeds: each fold is a training of "
                 "its own, and their spread stands in the intervals; leave one of the two out"
             )
         if self.target.data.folds and self.gate.target.win_rate is not None:
             raise ValueError(
-                "folds, and gate.target.win_rate: its interval would forget what "
+                f"folds: {self.target.data.folds}, and gate.target.win_rate: its interval would forget what "
                 "the models of the folds differ by; set gate.target.gain or min, or name a file of test rows"
             )
         return self

@@ -78,13 +78,13 @@ class TaskData(Spec):
     def _folds_of_training_rows(self) -> "TaskData":
         if self.folds and self.test:
             raise ValueError(
-                "folds, and a test file: in folds every training row is tested on once; leave "
+                f"folds: {self.folds}, and a test file: in folds every training row is tested on once; leave "
                 "folds out, or test, whose rows may stand among those of train"
             )
         if self.folds and self.changes:
-            raise ValueError("folds, and changes: what ships was trained on these facts")
+            raise ValueError(f"folds: {self.folds}, and changes: what ships was trained on these facts")
         if self.folds and not (self.all or self.train):
-            raise ValueError("folds, and no rows to deal: name a file as all or train")
+            raise ValueError(f"folds: {self.folds}, and no rows to deal: name a file as all or train")
         return self
 
     def source(self, part: str) -> str | None:
