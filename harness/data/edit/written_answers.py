@@ -28,7 +28,8 @@ def written_answers(fields: Mapping[str, Any], roles: Roles) -> list[Written]:
     """List the answers of a row in their order; of turns all that the assistant says."""
     found: list[Written] = []
     for column in _answer_columns(fields, roles):
-        value, keys = fields.get(column), (column,)
+        value: Any = fields.get(column)
+        keys: Keys = (column,)
         if isinstance(value, dict) and column in roles.questions:
             found += _replies(value, keys)
         elif _are_turns(value):
