@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from harness import cli, plugins, spec
-from harness.cli.app import EXIT_CODES
+from harness.cli.app import EXIT_CODES, example_commands
 from harness.config.rubrics import Rubric
 from harness.experiment.catalog import list_purposes
 
@@ -31,7 +31,7 @@ OVERVIEW = "overview.md"
 # Public names of Python, by who needs them: a heading, a module and its names.
 PYTHON = (
     ("Run and judge", "harness", ("compare", "gate")),
-    ("Data frames", "harness.frames", ("runs", "scores", "samples", "verdicts")),
+    ("Data frames", "harness.frames", ("runs", "scores", "samples", "deltas", "verdicts", "query")),
     ("The report", "harness.report", ("ExperimentReport", "read", "write", "to_json")),
     ("Parts of a report", "harness.decision", ("Decision",)),
     ("Parts of a report", "harness.comparison", ("Comparison",)),
@@ -196,6 +196,7 @@ def verbs() -> Iterator[str]:
     for name, command in _commands(get_command(cli.app), "harness"):
         yield f"## `{name}`"
         yield command.help
+        yield "\n".join(("```sh", *example_commands(command), "```"))
         rows = (_option_row(param) for param in command.params if param.name != "help")
         yield _table(("argument or option", "meaning", "default", "environment"), rows)
     yield "## Exit codes { #exit-codes }"

@@ -113,7 +113,7 @@ def test_every_verb_has_help(harness):
     verbs += [["nightly", name] for name in names(nightly_app)]
     verbs += [["rate", name] for name in names(rate_app)]
     assert [v[-1] for v in verbs] == (
-        "init compare train eval dashboard doctor report decide gate promote rescue ls reindex score schema sql "
+        "init doctor compare train eval report decide gate promote dashboard rescue ls reindex score schema sql "
         "list show diff rm add confirm check clean dedup split mix sample augment distill propose-prompts run status ack install "
         "export import".split()
     )
@@ -341,6 +341,12 @@ def test_a_file_where_a_folder_belongs_is_called_so_and_the_other_way_round(harn
     assert "rows.csv: found a file; expected a folder" in done.stderr
     done = harness("gate", "--candidate", "lora", "--junit", copy, cwd=copy, check=2)
     assert f"{copy}: found a folder; expected a file" in done.stderr
+
+
+def test_a_file_that_is_not_there_is_called_so(harness):
+    done = harness("rate", "import", "labels.csv", check=2)
+    assert done.stderr.startswith("error: labels.csv: found no such file")
+    assert "disk" not in done.stderr
 
 
 def test_a_full_disk_ends_with_one_message_and_nothing_half_written(copy, own_cache):

@@ -22,7 +22,9 @@ def folder(tmp_path):
     return store.folder
 
 
-@pytest.mark.parametrize(("name", "n"), [("runs", 2), ("scores", 145), ("samples", 145), ("verdicts", 0)])
+@pytest.mark.parametrize(
+    ("name", "n"), [("runs", 2), ("scores", 145), ("samples", 145), ("deltas", 0), ("verdicts", 0)]
+)
 def test_a_frame_has_the_documented_columns_and_a_row_for_each_of_the_table(folder, name, n):
     (table,) = (table for table in TABLES if table.name == name)
     frame = getattr(harness.frames, name)(folder)

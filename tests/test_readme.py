@@ -28,6 +28,7 @@ from test_architecture import ORDER
 from typer.main import get_command
 
 from harness import cli, config, data, errors, plugins, records, report, spec
+from harness.cli.app import example_commands
 from harness.experiment.catalog import list_purposes
 from harness.models import hub
 from harness.models.hardware import Machine
@@ -160,6 +161,30 @@ EVERY = list(every_command(get_command(cli.app)))
 def test_every_verb_and_every_option_has_help(command):
     assert command.help
     assert [p.name for p in command.params if p.param_type_name == "option" and not p.help] == []
+
+
+GROUPS = [(name, command) for name, command in EVERY if getattr(command, "commands", None)]
+VERBS = [(name, command) for name, command in EVERY if not getattr(command, "commands", None)]
+
+
+@pytest.mark.parametrize(("name", "command"), GROUPS, ids=[name for name, _ in GROUPS])
+def test_help_lists_every_command_of_a_group_in_one_uncut_line(name, command):
+    with command.make_context(name, [], resilient_parsing=True, terminal_width=80) as context:
+        lines = command.get_help(context).splitlines()
+    for verb_name, of in command.commands.items():
+        line = next(line for line in lines if line.startswith(f"  {verb_name} "))
+        assert line.split(maxsplit=1)[1] == of.help.partition("\n")[0]
+
+
+@pytest.mark.parametrize(("name", "command"), VERBS, ids=[name for name, _ in VERBS])
+def test_every_verb_shows_an_example_of_itself_with_options_that_it_has(name, command):
+    shown = example_commands(command)
+    assert shown
+    for example in shown:
+        words = shlex.split(example)
+        assert example.startswith(name)
+        assert verb(words[1:]).name == command.name
+        assert {word.partition("=")[0] for word in words if word.startswith("-")} <= options(command)
 
 
 def test_every_verb_stands_in_readme():
@@ -329,6 +354,16 @@ def test_a_part_of_an_experiment_in_the_docs_loads(own, block):
         experiment[key] = {**experiment.get(key, {}), **section} if isinstance(section, dict) else section
     (own / "harness.yaml").write_text(json.dumps(experiment))
     assert config.load(own / "harness.yaml").selected
+
+
+def test_an_adapter_is_gated_by_an_experiment_of_test_rows_alone(tmp_path):
+    (tmp_path / "from-axolotl").mkdir()
+    (tmp_path / "from-axolotl" / "adapter_config.json").write_text("{}")
+    (tmp_path / "tickets.jsonl").write_text('{"prompt": "Greet", "reference": "Ahoy"}\n')
+    (tmp_path / "harness.yaml").write_text(example_file("release/harness.yaml"))
+    loaded = config.load(tmp_path / "harness.yaml")
+    assert loaded.selected == ("prompt", "theirs")
+    assert data.load_task(loaded.experiment.target, 0).train == ()
 
 
 def test_the_endpoints_of_readme_load(own):

@@ -56,6 +56,20 @@ def sql(*words):
     return CliRunner().invoke(app, ["sql", *map(str, words)])
 
 
+def test_the_items_that_every_fine_tune_lost_are_the_same_in_sql_and_in_pandas(store, monkeypatch):
+    monkeypatch.chdir(store.folder.parent)
+    (program,) = (
+        block
+        for block in re.findall(r"```python\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
+        if "best" in block
+    )
+    names = {}
+    exec(program, names)
+    by_sql = stores.query(store, QUERIES[0]).rows
+    assert [key for key, _ in names["lost"].items()] == [tuple(row[:3]) for row in by_sql]
+    assert [row[1] for row in by_sql] == ["item-00001"]
+
+
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
 def test_a_table_has_the_columns_that_are_documented(store, table):
     found = stores.query(store, f"SELECT column_name, column_type FROM (DESCRIBE {table.name})").rows

@@ -11,13 +11,13 @@ import sys
 # isort: off
 from harness.cli import (  # in the order in which help lists the commands
     init,
+    doctor,
     compare,
     evaluate,
+    gate,
     dashboard,
     data_check,
     data,
-    doctor,
-    gate,
     nightly,
     rate,
     rescue,
@@ -58,6 +58,7 @@ _KINDS = {  # what a path was found to be, and what was expected there
     errno.EISDIR: ("a folder", "a file"),
     errno.ENOTDIR: ("a file", "a folder"),
     errno.EEXIST: ("a file", "a folder"),
+    errno.ENOENT: ("no such file or folder", "one that is there"),
 }
 
 
@@ -78,9 +79,10 @@ def main() -> None:
     except OSError as error:
         if error.errno is None:
             raise
-        otherwise = (error.strerror or "").lower(), "room, and paths that may be read and written"
+        otherwise = (error.strerror or "").lower(), "free disk space, and paths that may be read and written"
         found, expected = _KINDS.get(error.errno, otherwise)
-        problem = Problem(error.filename or "disk", found, expected, "mend that and run again")
+        step = "correct the path" if error.errno in _KINDS else "mend that and run again"
+        problem = Problem(error.filename or "disk", found, expected, step)
         say(f"error: {problem}")
         sys.exit(2)
     except SystemExit as ended:

@@ -1,4 +1,4 @@
-"""Typer application of all commands, the options they share, and how they print.
+"""Typer application of all commands, the form of its help, the options they share, and how they print.
 
 Invariant: stdout holds the result and nothing else; importing this loads nothing heavy.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from harness import __version__
 
@@ -26,8 +27,55 @@ if TYPE_CHECKING:
     Scores = Mapping[str, Mapping[str, Estimate]]  # by task and metric
 
 
+EXPERIMENT = "Run an experiment"
+RELEASE = "Release and watch a model"
+ROWS = "Rows and people's labels"
+STORED = "Stored results"
+NAMES = "Names and keys"
+_OTHERS = "Commands"
+BY_A_MODEL = "Commands that ask a model"
+_HEADINGS = (EXPERIMENT, RELEASE, ROWS, STORED, NAMES, _OTHERS, BY_A_MODEL)
+_BEFORE = ("\b", "Examples:")  # a line of \b keeps the lines below it apart
+_SPACING = 6  # columns of a line that indentation and the gap between name and purpose take
+
+
+class HeadedGroup(TyperGroup):
+    """Group whose help lists each command under the heading that its `rich_help_panel` names."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for each heading, with all names in one column."""
+        width = max(map(len, self.commands))
+        headed: dict[str, list[tuple[str, str]]] = {heading: [] for heading in _HEADINGS}
+        for name, command in self.commands.items():
+            purpose = command.get_short_help_str(formatter.width - _SPACING - width)
+            heading = getattr(command, "rich_help_panel", None) or _OTHERS
+            headed.setdefault(heading, []).append((name.ljust(width), purpose))
+        for heading, rows in headed.items():
+            if rows:
+                with formatter.section(heading):
+                    formatter.write_dl(rows)
+
+
+def examples(*commands: str) -> str:
+    """Write commands as the end of a verb's help, a line each."""
+    return "\n".join((*_BEFORE, *(f"  {command}" for command in commands)))
+
+
+def example_commands(verb: Any) -> list[str]:
+    """Return the commands that stand as examples in a verb's help."""
+    return [line.strip() for line in (verb.epilog or "").splitlines()[len(_BEFORE) :]]
+
+
+_START = (
+    "harness init tickets --data tickets.csv",
+    "harness compare -c tickets/harness.yaml",
+    "harness VERB --help",
+)
+
 app = typer.Typer(
+    cls=HeadedGroup,
     help="Know, with evidence, whether to fine-tune.",
+    epilog=examples(*_START),
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -36,13 +84,18 @@ app = typer.Typer(
 runs_app = typer.Typer(
     help="List, show, compare or remove stored runs.", no_args_is_help=True, rich_markup_mode=None
 )
-app.add_typer(runs_app, name="runs")
+app.add_typer(runs_app, name="runs", rich_help_panel=STORED)
 regressions_app = typer.Typer(
-    help="Pin items that must never be lost again.", no_args_is_help=True, rich_markup_mode=None
+    help="Pin lost items that must never be lost again.", no_args_is_help=True, rich_markup_mode=None
 )
-app.add_typer(regressions_app, name="regressions")
-data_app = typer.Typer(help="Check and rewrite rows of data.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(data_app, name="data")
+app.add_typer(regressions_app, name="regressions", rich_help_panel=RELEASE)
+data_app = typer.Typer(
+    cls=HeadedGroup,
+    help="Check, clean, split and rewrite rows of data.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(data_app, name="data", rich_help_panel=ROWS)
 
 EXIT_CODES = {
     0: "all is computed, whatever the verdicts; `gate`, `compare --gate`: pass; `rescue`: a trial passes",
@@ -56,21 +109,19 @@ EXIT_CODES = {
 }
 
 _CONFIG = Path("harness.yaml")
-Config = Annotated[
-    Path, typer.Option("--config", "-c", envvar="HARNESS_CONFIG", help="The experiment's file.")
-]
+Config = Annotated[Path, typer.Option("--config", "-c", envvar="HARNESS_CONFIG", help="The experiment file.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="a.b=value", help="Overrides of the file's keys.")
+    list[str] | None, typer.Argument(metavar="a.b=value", help="Keys of harness.yaml to override.")
 ]
 Json = Annotated[bool, typer.Option("--json", envvar="HARNESS_JSON", help="Print JSON instead of text.")]
 Candidates = Annotated[
     list[str] | None,
-    typer.Option("--candidates", envvar="HARNESS_CANDIDATES", help="Only these, by name: a,b."),
+    typer.Option("--candidates", envvar="HARNESS_CANDIDATES", help="Only these candidates: a,b."),
 ]
 RunsFolder = Annotated[Path, typer.Option("--runs", envvar="HARNESS_RUNS", help="The folder of stored runs.")]
 Precision = Annotated[
     str | None,
-    typer.Option("--precision", help="bf16, fp16 or fp32, in place of the experiment's `precision`."),
+    typer.Option("--precision", help="bf16, fp16 or fp32; overrides `precision`."),
 ]
 
 

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.app import (
+    EXPERIMENT,
     Candidates,
     Config,
     Json,
     Overrides,
     Precision,
     app,
+    examples,
     open_session,
     print_document,
     print_json,
@@ -35,7 +37,15 @@ if TYPE_CHECKING:
     from harness.spec import GatePolicy, Task
 
 
-@app.command()
+@app.command(
+    rich_help_panel=EXPERIMENT,
+    epilog=examples(
+        "harness compare --dry-run",
+        "harness compare",
+        "harness compare --candidates prompt,lora --seeds 0,1,2",
+        "harness compare candidates.lora.params.r=8",
+    ),
+)
 def compare(
     overrides: Overrides = None,
     config: Config = Path("harness.yaml"),
@@ -47,7 +57,7 @@ def compare(
             "-L",
             envvar="HARNESS_LIMIT",
             min=1,
-            help="At most so many test items of each task; a smoke run, no evidence.",
+            help="Test items of each task, at most; a smoke run, no evidence.",
         ),
     ] = None,
     quick: Annotated[
@@ -57,7 +67,7 @@ def compare(
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would run, its tokens and its time.")
+        bool, typer.Option("--dry-run", help="Print what would run, its tokens and its time, and stop.")
     ] = False,
     gate: Annotated[
         bool,
@@ -67,7 +77,7 @@ def compare(
     ] = False,
     seeds: Annotated[
         list[str] | None,
-        typer.Option("--seeds", envvar="HARNESS_SEEDS", help="Train with each of these: 0,1,2."),
+        typer.Option("--seeds", envvar="HARNESS_SEEDS", help="Train once for each of these seeds: 0,1,2."),
     ] = None,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", envvar="HARNESS_YES", help="Go on with more than 64 candidates.")
@@ -85,7 +95,7 @@ def compare(
         typer.Option(
             "--sequential/--all-items",
             envvar="HARNESS_SEQUENTIAL",
-            help="Ask of large tasks the items that the verdicts need, or all of them.",
+            help="Sample large tasks only until the verdicts are settled, or evaluate all items.",
         ),
     ] = False,
     rescue: Annotated[
@@ -93,13 +103,15 @@ def compare(
         typer.Option(
             "--rescue",
             envvar="HARNESS_RESCUE",
-            help="Where the best fine-tune gains and forgets too much, try versions that keep more.",
+            help="Rescue the best fine-tune where it gains but forgets too much.",
         ),
     ] = False,
     strict: Annotated[
         bool,
         typer.Option(
-            "--strict", envvar="HARNESS_STRICT", help="Refuse margins that the items probably cannot show."
+            "--strict",
+            envvar="HARNESS_STRICT",
+            help="Refuse to run where the items probably cannot show a margin.",
         ),
     ] = False,
     executor: Annotated[
@@ -107,18 +119,16 @@ def compare(
         typer.Option(
             "--executor",
             envvar="HARNESS_EXECUTOR",
-            help="Where candidates train and answer: in_process, local, ray or slurm.",
+            help="Where trainings and evaluations run: in_process, local, ray or slurm.",
         ),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", envvar="HARNESS_WORKERS", min=1, help="At most so many workers at once."),
+        typer.Option("--workers", envvar="HARNESS_WORKERS", min=1, help="Workers at once, at most."),
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(
-            "--threads", envvar="HARNESS_THREADS", min=1, help="Threads that a worker computes with."
-        ),
+        typer.Option("--threads", envvar="HARNESS_THREADS", min=1, help="Threads of each worker."),
     ] = None,
     address: Annotated[
         str | None, typer.Option("--address", help="Ray's cluster: auto, or a host and port.")
@@ -126,7 +136,10 @@ def compare(
     precision: Precision = None,
     as_json: Json = False,
 ) -> None:
-    """Train, evaluate, compare, gate and decide: every candidate of the experiment."""
+    """Train, evaluate, compare, gate and decide: the main job.
+
+    What is stored is not computed again; after an interrupt the same command goes on.
+    """
     from harness import config as configuration
     from harness import experiment
     from harness.cli.progress_bar import TerminalProgress
@@ -259,7 +272,7 @@ def _print_with_rescue(session: "Session", found: "ExperimentReport", folder: Pa
         say("nothing to rescue: no fine-tune gains and fails the gate by what it forgot")
 
 
-@app.command()
+@app.command(rich_help_panel=EXPERIMENT, epilog=examples("harness train lora"))
 def train(
     candidate: Annotated[str, typer.Argument(help="A candidate of the experiment.")],
     overrides: Overrides = None,
@@ -267,7 +280,7 @@ def train(
     precision: Precision = None,
     as_json: Json = False,
 ) -> None:
-    """Make the weights of one candidate, or find them already made."""
+    """Train one candidate, or find its weights."""
     from harness.experiment.runs.run_candidate import begin
     from harness.experiment.weights.candidate_weights import ensure_weights
 

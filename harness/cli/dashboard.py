@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.app import Config, app, say
+from harness.cli.app import EXPERIMENT, Config, app, examples, say
 from harness.errors import Problem, UserError
 
 _PACKAGE = Path(__file__).parents[1]
@@ -32,17 +32,28 @@ _SETTINGS = {
 }
 
 
-@app.command()
+@app.command(
+    rich_help_panel=EXPERIMENT,
+    epilog=examples("harness dashboard", "harness dashboard -c tickets/harness.yaml --port 8502"),
+)
 def dashboard(
     config: Config = Path("harness.yaml"),
     host: Annotated[
-        str, typer.Option("--host", envvar="HARNESS_HOST", help="Where to listen; this machine alone.")
+        str,
+        typer.Option(
+            "--host",
+            envvar="HARNESS_HOST",
+            help="The address to listen on; the default is this machine alone.",
+        ),
     ] = "localhost",
     port: Annotated[
-        int, typer.Option("--port", envvar="HARNESS_PORT", min=1, max=65535, help="The port to listen at.")
+        int, typer.Option("--port", envvar="HARNESS_PORT", min=1, max=65535, help="The port to listen on.")
     ] = 8501,
 ) -> None:
-    """Open leaderboard, comparisons, forgetting, decision and blind rating in the browser."""
+    """Open the results in the browser.
+
+    Leaderboard, comparisons, forgetting, training, decision, nights and blind rating; Ctrl-C ends it.
+    """
     if find_spec("streamlit") is None or find_spec("plotly") is None:
         step = "pip install 'harness-evals[dashboard]'"
         raise UserError(Problem("harness dashboard", "no streamlit or no plotly", "both", step))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from harness.cli.app import Json, data_app, print_json, say
+from harness.cli.app import Json, data_app, examples, print_json, say
 
 if TYPE_CHECKING:
     from harness.data.columns import Roles
@@ -22,43 +22,45 @@ _SEEN = 1_000  # rows by which the columns of a file are recognised
 File = Annotated[str, typer.Argument(help="The rows: JSON Lines, JSON, CSV, Parquet, or hub:owner/name.")]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", help="The new file; its name says the kind. A manifest is beside it."),
+    typer.Option("--out", help="The new file; its suffix sets the format. A manifest is written beside it."),
 ]
 Prompt = Annotated[
     str | None,
-    typer.Option("--prompt", help="The column that asks, or a template over several, if not guessed."),
+    typer.Option("--prompt", help="The question's column, or a template over several, if not recognised."),
 ]
 Reference = Annotated[
     str | None,
-    typer.Option("--reference", help="The column that answers, or a template, if not guessed."),
+    typer.Option("--reference", help="The answer's column, or a template, if not recognised."),
 ]
 License = Annotated[
     list[str] | None, typer.Option("--license", help="The rows' licence, kept in the manifest.")
 ]
 Note = Annotated[
-    list[str] | None, typer.Option("--note", help="Kept in the manifest, such as: names are made up.")
+    list[str] | None, typer.Option("--note", help="A note for the manifest, such as: names are made up.")
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Another draw.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the random draw.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would change, and write nothing.")]
 
 
-@data_app.command("clean")
+@data_app.command("clean", epilog=examples("harness data clean tickets.csv --out clean.csv"))
 def data_clean(
     file: File,
     out: Out = None,
     decisions: Annotated[
         Path | None,
-        typer.Option("--decisions", help="Decisions on rows, as the Data page keeps them."),
+        typer.Option(
+            "--decisions", help="The file of decisions on rows that the dashboard's Data page wrote."
+        ),
     ] = None,
     drop_lost: Annotated[
-        bool, typer.Option("--drop-lost", help="Drop rows with U+FFFD as well, whose signs are lost.")
+        bool, typer.Option("--drop-lost", help="Also drop rows with U+FFFD, where characters are lost.")
     ] = False,
     leading_spaces: Annotated[
         bool, typer.Option("--leading-spaces", help="Cut white space in front of answers as well.")
     ] = False,
     spellings: Annotated[
         bool,
-        typer.Option("--spellings", help="Write labels of several spellings in the commonest one."),
+        typer.Option("--spellings", help="Write each label in its commonest spelling."),
     ] = False,
     prompt: Prompt = None,
     reference: Reference = None,
@@ -67,7 +69,10 @@ def data_clean(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Mend encoding, Unicode forms and trailing spaces; drop rows without a question or an answer."""
+    """Mend encoding and spaces; drop incomplete rows.
+
+    Unicode forms are made equal. A row without a question or an answer is dropped.
+    """
     from harness.data import formats, readers
     from harness.data.edit import Edit
     from harness.data.edit.clean import clean, spellings_in
@@ -98,20 +103,29 @@ def data_clean(
     _save(edit, outcomes, out, dry_run=dry_run, as_json=as_json)
 
 
-@data_app.command("dedup")
+@data_app.command(
+    "dedup",
+    epilog=examples(
+        "harness data dedup clean.csv --out unique.csv",
+        "harness data dedup train.csv --against test.csv --out unique.csv",
+    ),
+)
 def data_dedup(
     file: File,
     out: Out = None,
     alike: Annotated[
-        float, typer.Option("--alike", help="Likeness from which rows are near duplicates; 1: equal ones.")
+        float,
+        typer.Option(
+            "--alike", help="Jaccard index from which rows are near duplicates; 1: equal rows only."
+        ),
     ] = 0.7,
     conflicts: Annotated[
         Literal["keep", "drop"],
-        typer.Option("--conflicts", help="Rows that ask the same and answer otherwise are kept, or dropped."),
+        typer.Option("--conflicts", help="Keep or drop rows with one question and different answers."),
     ] = "keep",
     against: Annotated[
         list[str] | None,
-        typer.Option("--against", help="A test file, whose questions may not be asked here."),
+        typer.Option("--against", help="A test file; rows that ask its questions are dropped."),
     ] = None,
     prompt: Prompt = None,
     reference: Reference = None,
@@ -120,7 +134,10 @@ def data_dedup(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Drop rows that repeat an earlier one, exactly or nearly, or ask what a test file asks."""
+    """Drop rows that repeat another row, or a test row.
+
+    Equal questions and near duplicates; of each the first row stays.
+    """
     from harness.data.edit import Edit
     from harness.data.edit.dedup import dedup
 
@@ -135,7 +152,13 @@ def data_dedup(
     _save(edit, outcomes, out, dry_run=dry_run, as_json=as_json)
 
 
-@data_app.command("split")
+@data_app.command(
+    "split",
+    epilog=examples(
+        "harness data split clean.csv --stratify label --out tickets",
+        "harness data split clean.csv --group customer --out tickets",
+    ),
+)
 def data_split(
     file: File,
     out: Annotated[Path | None, typer.Option("--out", help="A new folder for parts and manifest.")] = None,
@@ -143,16 +166,16 @@ def data_split(
         str, typer.Option("--shares", help="Shares of train, validation and test; the last two may be 0.")
     ] = "0.64,0.16,0.2",
     folds: Annotated[
-        int | None, typer.Option("--folds", help="Deal the rows into so many folds of one size instead.")
+        int | None, typer.Option("--folds", help="Write this many folds of equal size instead.")
     ] = None,
     stratify: Annotated[
-        str | None, typer.Option("--stratify", help="A column whose values have equal shares in all parts.")
+        str | None, typer.Option("--stratify", help="A column whose values get equal shares in all parts.")
     ] = None,
     group: Annotated[
         str | None,
         typer.Option(
             "--group",
-            help="A column whose rows of one value stay together; without it `cluster`, if rows have it.",
+            help="A column; rows of one value stay together. By default `cluster`, if rows have it.",
         ),
     ] = None,
     time: Annotated[
@@ -162,7 +185,8 @@ def data_split(
         str | None, typer.Option("--time-format", help="The form of the times, such as %d.%m.%Y.")
     ] = None,
     alike: Annotated[
-        float, typer.Option("--alike", help="Likeness from which questions stay together; 1: equal ones.")
+        float,
+        typer.Option("--alike", help="Jaccard index from which questions stay together; 1: equal ones only."),
     ] = 0.7,
     seed: Seed = 0,
     prompt: Prompt = None,
@@ -171,7 +195,10 @@ def data_split(
     notes: Note = None,
     as_json: Json = False,
 ) -> None:
-    """Split rows into train, validation and test, or folds; rows that are alike are never in two parts."""
+    """Split rows into train, validation and test, or folds.
+
+    Rows that are alike are never in two parts.
+    """
     from harness.data.edit import Edit, save_split
     from harness.data.edit.row_files import row_suffix
     from harness.data.edit.split import Way, check_way, keep_clusters, odd_shares, split
@@ -191,7 +218,9 @@ def data_split(
     print_saved(save_split(edit, found, out or Path(), row_suffix(file) or ".jsonl"), as_json)
 
 
-@data_app.command("mix")
+@data_app.command(
+    "mix", epilog=examples("harness data mix tickets.jsonl chats.jsonl --weights 0.7,0.3 --out mixed.jsonl")
+)
 def data_mix(
     files: Annotated[list[str], typer.Argument(help="Two files of rows or more.")],
     out: Out = None,
@@ -211,7 +240,7 @@ def data_mix(
     notes: Note = None,
     as_json: Json = False,
 ) -> None:
-    """Mix the rows of several files by weights, or by their sizes at a temperature."""
+    """Mix the rows of several files by weights or sizes."""
     from harness.data.edit import Edit
     from harness.data.edit.mix import Mixture, mix
     from harness.data.edit.sample import refuse_no_rows
@@ -235,7 +264,9 @@ def data_mix(
     _save(edit, mix(contents, mixture), out, as_json=as_json)
 
 
-@data_app.command("sample")
+@data_app.command(
+    "sample", epilog=examples("harness data sample clean.csv --rows 200 --balance label --out few.csv")
+)
 def data_sample(
     file: File,
     n_rows: Annotated[int, typer.Option("--rows", help="How many rows.")],
@@ -248,7 +279,10 @@ def data_sample(
     notes: Note = None,
     as_json: Json = False,
 ) -> None:
-    """Draw rows at random, or balanced by a column; a smaller sample is part of a larger one."""
+    """Draw rows at random, or balanced by a column.
+
+    A smaller sample of one seed is part of a larger one.
+    """
     from harness.data.edit import Edit
     from harness.data.edit.sample import refuse_no_rows, sample
 

@@ -9,12 +9,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from harness.cli.app import Config, Json, data_app, print_document, print_json, say
+from harness.cli.app import Config, Json, data_app, examples, print_document, print_json, say
 
 _Columns = "the column, or a template over columns, where the guess is wrong."
 
 
-@data_app.command("check")
+@data_app.command(
+    "check",
+    epilog=examples(
+        "harness data check tickets.csv", "harness data check train.jsonl --test test.jsonl --html check.html"
+    ),
+)
 def data_check(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Rows: files, or hub:owner/name.")],
     test: Annotated[
@@ -47,7 +52,10 @@ def data_check(
     config: Config = Path("harness.yaml"),
     as_json: Json = False,
 ) -> None:
-    """Find duplicates, leaks, wrong labels, damage and more in rows, the worst first."""
+    """Find duplicates, leaks, wrong labels and damaged rows.
+
+    The worst stands first, each with the command that mends it. Nothing is changed.
+    """
     from harness.experiment.check_rows import Asked, examine_rows
     from harness.formatting import pluralize
     from harness.report.findings import data_document, data_html, data_json, refuse_page

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli.app import (
+    EXPERIMENT,
     Config,
     Json,
     Overrides,
     Precision,
     app,
+    examples,
     open_session,
     print_document,
     print_json,
@@ -35,7 +37,12 @@ if TYPE_CHECKING:
 _COLUMNS = ("candidate", "memory GiB", "time", "operations", "cost USD", "fits")
 
 
-@app.command()
+@app.command(
+    rich_help_panel=EXPERIMENT,
+    epilog=examples(
+        "harness doctor", "harness doctor --noise", "harness doctor --base Qwen/Qwen3-8B --gpu 24GB"
+    ),
+)
 def doctor(
     overrides: Overrides = None,
     config: Config = Path("harness.yaml"),
@@ -44,7 +51,7 @@ def doctor(
         typer.Option(
             "--noise",
             envvar="HARNESS_NOISE",
-            help="Ask the base the suites in other layouts and batch sizes, and store what flips.",
+            help="Evaluate the base in other layouts and batch sizes, and store which scores flip.",
         ),
     ] = False,
     membership: Annotated[
@@ -52,7 +59,7 @@ def doctor(
         typer.Option(
             "--membership",
             envvar="HARNESS_MEMBERSHIP",
-            help="Ask the base how well it knows each suite's items: a hint of contamination, no proof.",
+            help="Measure how well the base knows each suite's items: a hint of contamination, no proof.",
         ),
     ] = False,
     embeddings: Annotated[
@@ -60,11 +67,11 @@ def doctor(
         typer.Option(
             "--embeddings",
             envvar="HARNESS_EMBEDDINGS",
-            help="Look for leaks into target and suites by this sentence-transformers model as well.",
+            help="Also look for leaks by this sentence-transformers model.",
         ),
     ] = "",
     base: Annotated[
-        str, typer.Option("--base", help="Say instead what fits of this base: a folder or a hub id.")
+        str, typer.Option("--base", help="Say what fits a card of this base: a folder or a hub id.")
     ] = "",
     gpu: Annotated[str, typer.Option("--gpu", help="With --base: memory of the card, such as 24GB.")] = "",
     length: Annotated[int, typer.Option("--length", min=1, help="With --base: tokens of a row.")] = 2048,
@@ -81,10 +88,10 @@ def doctor(
     precision: Precision = None,
     as_json: Json = False,
 ) -> None:
-    """Check machine, packages, model and data, and what each candidate will take.
+    """Check machine, packages, model and data; estimate the cost.
 
-    With `--base` and `--gpu`, which read no weights: what of a base fits a card, by which method, how long a
-    training takes and what it costs.
+    With `--base` and `--gpu` it says instead what of a base fits a card, by which method, how long a training
+    takes and what it costs; no weights are read.
     """
     if base or gpu:
         asked = (gigabytes(gpu), length, batch, precision or "bf16", tokens, tflops, hour_usd)

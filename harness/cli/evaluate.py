@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli.app import (
+    EXPERIMENT,
     Config,
     Json,
     Overrides,
     Precision,
     RunsFolder,
     app,
+    examples,
     open_session,
     print_json,
     print_scores,
@@ -31,7 +33,11 @@ if TYPE_CHECKING:
     from harness.spec import Task
 
 
-@app.command("eval")
+@app.command(
+    "eval",
+    rich_help_panel=EXPERIMENT,
+    epilog=examples("harness eval lora", "harness eval smollm2-135m -t piqa,arc_easy -L 300"),
+)
 def evaluate(
     candidate: Annotated[
         str, typer.Argument(help="A candidate of the experiment; with --tasks also any model.")
@@ -44,11 +50,11 @@ def evaluate(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", "-L", min=1, help="At most so many items of each task of --tasks."),
+        typer.Option("--limit", "-L", min=1, help="Items of each task of --tasks, at most."),
     ] = None,
     num_fewshot: Annotated[
         int | None,
-        typer.Option("--num-fewshot", "-f", min=0, help="Shots, where the task itself does not say 0."),
+        typer.Option("--num-fewshot", "-f", min=0, help="Few-shot examples, unless the task itself fixes 0."),
     ] = None,
     output_path: Annotated[
         Path | None, typer.Option("--output-path", "-o", help="A folder to write results.json to.")
@@ -61,13 +67,16 @@ def evaluate(
     ] = False,
     engine: Annotated[
         str | None,
-        typer.Option("--engine", help="What answers --tasks: transformers, or vllm."),
+        typer.Option("--engine", help="Engine for --tasks: transformers or vllm."),
     ] = None,
     precision: Precision = None,
     runs: RunsFolder = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Evaluate a candidate on the target and all suites, or with --tasks any model on lm-eval's tasks."""
+    """Evaluate one candidate, or any model on tasks of lm-eval.
+
+    Without --tasks a candidate answers the target and all suites of the experiment.
+    """
     if tasks and log_samples and output_path is None:
         found = "--log-samples without a folder"
         raise UserError(Problem("harness eval", found, "where to write the rows", "add -o FOLDER"))

@@ -11,12 +11,15 @@ from typing import Annotated
 import typer
 
 from harness.cli.app import (
+    EXPERIMENT,
+    RELEASE,
     Config,
     Json,
     Overrides,
     app,
     command_line,
     config_option,
+    examples,
     format_score,
     open_session,
     print_document,
@@ -30,9 +33,9 @@ from harness.cli.app import (
 from harness.errors import HarnessError, Problem, UserError
 
 
-@app.command()
+@app.command(rich_help_panel=EXPERIMENT, epilog=examples("harness report", "harness report --json"))
 def report(overrides: Overrides = None, config: Config = Path("harness.yaml"), as_json: Json = False) -> None:
-    """Write and print the report again from stored runs; computes nothing."""
+    """Write the report again from stored runs; compute nothing."""
     from harness import experiment
 
     session, loaded = open_session(config, overrides)
@@ -41,9 +44,12 @@ def report(overrides: Overrides = None, config: Config = Path("harness.yaml"), a
     print_report(found, as_json)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=EXPERIMENT,
+    epilog=examples("harness decide", "harness decide decide.requests_per_month=1000000"),
+)
 def decide(overrides: Overrides = None, config: Config = Path("harness.yaml"), as_json: Json = False) -> None:
-    """Say from stored runs what to ship, with the reasons and every number behind them."""
+    """Say what to ship, with the reasons, from stored runs."""
     from harness import experiment
     from harness.cli.progress_bar import console
     from harness.report import arithmetic_lines, print_last, to_plain
@@ -62,7 +68,13 @@ def decide(overrides: Overrides = None, config: Config = Path("harness.yaml"), a
     print_last(replace(stored, typed=command_line(config, overrides or [])), console())
 
 
-@app.command()
+@app.command(
+    rich_help_panel=RELEASE,
+    epilog=examples(
+        "harness gate --candidate lora --junit gate.xml",
+        "harness gate --base out/base --candidate out/tuned gate.macro=0.02",
+    ),
+)
 def gate(
     context: typer.Context,
     overrides: Overrides = None,
@@ -77,7 +89,9 @@ def gate(
     baseline: Annotated[
         str | None,
         typer.Option(
-            "--baseline", envvar="HARNESS_BASELINE", help="champion or base; the champion where there is one."
+            "--baseline",
+            envvar="HARNESS_BASELINE",
+            help="champion or base; by default the champion if there is one.",
         ),
     ] = None,
     base: Annotated[
@@ -91,11 +105,19 @@ def gate(
     config: Config = Path("harness.yaml"),
     junit: Annotated[
         Path | None,
-        typer.Option("--junit", envvar="HARNESS_JUNIT", help="Write JUnit XML, one test case for each rule."),
+        typer.Option(
+            "--junit",
+            envvar="HARNESS_JUNIT",
+            help="Write JUnit XML to this file, one test case for each rule.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Judge stored runs, or what lm-eval or inspect logged of two models; exit by the verdict."""
+    """Judge one candidate; exit by the verdict.
+
+    It reads stored runs, or with --base two folders of lm-eval's samples or of Inspect's logs. Exit codes:
+    0 pass, 3 fail, 4 inconclusive or harness-drift, 5 no stored run or no baseline.
+    """
     from harness import release
 
     written = context.get_parameter_source("config")
@@ -123,22 +145,28 @@ def _cumulative_text(loss: list[float]) -> str:
     return f"{points(*loss[:3])} pp against the first base, n = {count(loss[3])}" if loss else ""
 
 
-@app.command()
+@app.command(
+    rich_help_panel=RELEASE,
+    epilog=examples("harness promote lora", 'harness promote lora --force --reason "tested by hand"'),
+)
 def promote(
-    run: Annotated[str, typer.Argument(help="A run's id, or a candidate: its seed best on validation.")],
+    run: Annotated[str, typer.Argument(help="A run's id, or a candidate (its best seed on validation).")],
     overrides: Overrides = None,
     config: Config = Path("harness.yaml"),
     force: Annotated[
         bool,
-        typer.Option("--force", help="Promote it although the gate does not; with --reason."),
+        typer.Option("--force", help="Promote a run that does not pass; needs --reason."),
     ] = False,
     reason: Annotated[
         str,
-        typer.Option("--reason", metavar="TEXT", help="Why it is forced; kept in the file."),
+        typer.Option("--reason", metavar="TEXT", help="Why it is forced; kept in the champion's file."),
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """Make a run that the gate passes the champion, which gates compare with from then on."""
+    """Make a run that passes the gate the champion.
+
+    Gates compare with the champion from then on, no longer with the base.
+    """
     from harness import release
     from harness.cli.progress_bar import TerminalProgress
     from harness.formatting import RATE
@@ -163,13 +191,16 @@ def promote(
     print_value({name: value for name, value in shown.items() if value}, as_json)
 
 
-@regressions_app.command("add")
+@regressions_app.command("add", epilog=examples("harness regressions add lora chat_facts/capital-austria"))
 def regressions_add(
     run: Annotated[str, typer.Argument(help="The run that lost the items, or its candidate.")],
     items: Annotated[list[str], typer.Argument(help="Items, each as task/item.")],
     config: Config = Path("harness.yaml"),
 ) -> None:
-    """Pin items that a run lost: from then on the gate lets none of them be lost again."""
+    """Pin items that a run lost.
+
+    From then on the gate fails every candidate that loses one of them.
+    """
     from harness import release
 
     path, added, listed = release.pin(config, run, items)
@@ -179,12 +210,15 @@ def regressions_add(
         say(f"add {path.stem} to suites: in {config}, then {step} measures the base on it")
 
 
-@regressions_app.command("confirm")
+@regressions_app.command("confirm", epilog=examples("harness regressions confirm lora"))
 def regressions_confirm(
     run: Annotated[str, typer.Argument(help="The run whose lost pinned items are in doubt.")],
     config: Config = Path("harness.yaml"),
 ) -> None:
-    """Score a run's pinned items again in fp32, so that the gate knows what rounding moved."""
+    """Score a run's pinned items again in fp32.
+
+    So the gate can tell a loss from rounding.
+    """
     from harness.release.rescore import rescore_pinned
     from harness.release.stored import candidate_runs
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.app import (
+    EXPERIMENT,
     Json,
     app,
     config_option,
+    examples,
     print_json,
     say,
 )
@@ -20,7 +22,14 @@ if TYPE_CHECKING:
     from harness.experiment.scaffold import Request
 
 
-@app.command()
+@app.command(
+    rich_help_panel=EXPERIMENT,
+    epilog=examples(
+        "harness init tickets --data tickets.csv",
+        "harness init faq --data faq.jsonl --documents manual.jsonl",
+        "harness init chat --data hub:owner/name --base-model Qwen/Qwen2.5-0.5B-Instruct",
+    ),
+)
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write.")] = Path(),
     data: Annotated[
@@ -33,12 +42,16 @@ def init(
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option("--task", help="labels, question, preference or text, where the guess is wrong."),
+        typer.Option(
+            "--task", help="The kind of task, if guessed wrong: labels, question, preference or text."
+        ),
     ] = None,
     base_model: Annotated[
         str,
         typer.Option(
-            "--base-model", envvar="HARNESS_BASE_MODEL", help="A hub id, a folder, or the embedded one."
+            "--base-model",
+            envvar="HARNESS_BASE_MODEL",
+            help="The base model: a hub id, a folder, or the embedded one.",
         ),
     ] = "smollm2-135m",
     pairs: Annotated[
@@ -49,10 +62,11 @@ def init(
         typer.Option("--documents", envvar="HARNESS_DOCUMENTS", help="A file of documents to retrieve from."),
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", help="The column that asks, or a template over columns.")
+        str | None,
+        typer.Option("--prompt", help="The question's column, or a template over several, if guessed wrong."),
     ] = None,
     reference: Annotated[
-        str | None, typer.Option("--reference", help="The column that answers, or a template.")
+        str | None, typer.Option("--reference", help="The answer's column, or a template, if guessed wrong.")
     ] = None,
     minutes: Annotated[
         float,
@@ -60,12 +74,15 @@ def init(
             "--minutes",
             envvar="HARNESS_MINUTES",
             min=0.1,
-            help="Bound of what compare is estimated to take here; rows and sweep are cut to it.",
+            help="Longest estimated time of compare on this machine; rows and sweep are cut to it.",
         ),
     ] = 20.0,
     as_json: Json = False,
 ) -> None:
-    """Look at your rows and write a folder in which compare runs as it is."""
+    """Write an experiment for your rows that runs as it is.
+
+    Without --data it writes a small example to edit. It never overwrites a file.
+    """
     from harness.experiment import scaffold
 
     kind = scaffold.kind_named(task)
@@ -89,7 +106,9 @@ def init(
         print(line)
     print(f"wrote {' and '.join(written)}")
     config = config_option(folder / "harness.yaml")
-    print(f"next: harness compare{config} --dry-run says what would run; without it, it runs")
+    print(
+        f"next: harness compare{config} --dry-run estimates tokens and time; harness compare{config} runs it"
+    )
 
 
 def _check(request: "Request") -> tuple[str, ...]:

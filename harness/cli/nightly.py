@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.app import (
+    RELEASE,
     Config,
     Json,
     Overrides,
     app,
     config_option,
+    examples,
     print_document,
     print_json,
     print_value,
@@ -30,13 +32,13 @@ if TYPE_CHECKING:
     from harness.report import ResultDocument
 
 nightly_app = typer.Typer(
-    help="Ask champions and candidates again every night.", no_args_is_help=True, rich_markup_mode=None
+    help="Evaluate the champion again every night.", no_args_is_help=True, rich_markup_mode=None
 )
-app.add_typer(nightly_app, name="nightly")
+app.add_typer(nightly_app, name="nightly", rich_help_panel=RELEASE)
 _AT, _CONFIG = "02:30", Path("harness.yaml")
 
 
-@nightly_app.command("run")
+@nightly_app.command("run", epilog=examples("harness nightly run"))
 def nightly_run(
     overrides: Overrides = None,
     config: Config = Path("harness.yaml"),
@@ -54,7 +56,10 @@ def nightly_run(
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """Run tonight as far as it is not done, say what it shows, and exit by the verdict."""
+    """Evaluate tonight, and exit by what it shows.
+
+    Nothing is evaluated twice. Exit codes: 0 ok, 1 error, 3 regression, 4 suspect or harness-drift.
+    """
     from harness import nightly, report
     from harness.cli.progress_bar import TerminalProgress
 
@@ -78,9 +83,9 @@ def nightly_run(
     raise typer.Exit(found.exit_code)
 
 
-@nightly_app.command("status")
+@nightly_app.command("status", epilog=examples("harness nightly status"))
 def nightly_status(config: Config = Path("harness.yaml"), as_json: Json = False) -> None:
-    """Show the last night, open alarms, and nights that were missed; loads no model."""
+    """Show the last night, open alarms and missed nights."""
     from harness import nightly
     from harness.report import to_plain
 
@@ -91,7 +96,9 @@ def nightly_status(config: Config = Path("harness.yaml"), as_json: Json = False)
     print_document(_status_document(found, config))
 
 
-@nightly_app.command("ack")
+@nightly_app.command(
+    "ack", epilog=examples("harness nightly ack lora", "harness nightly ack lora --new-reference")
+)
 def nightly_ack(
     about: Annotated[
         str | None, typer.Argument(help="A candidate, or harness; without it all alarms.")
@@ -102,14 +109,20 @@ def nightly_ack(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Close open alarms; evidence is collected afresh from the next night."""
+    """Close open alarms.
+
+    Evidence is collected afresh from the next night.
+    """
     from harness import nightly
 
     closed = nightly.acknowledge(config, about, new_reference=new_reference)
     print_value({"closed": [f"{a.about}: {a.verdict} of {a.night}" for a in closed]}, as_json)
 
 
-@nightly_app.command("install")
+@nightly_app.command(
+    "install",
+    epilog=examples("harness nightly install --cron --at 02:30", "harness nightly install --systemd --write"),
+)
 def nightly_install(
     cron: Annotated[bool, typer.Option("--cron", help="A line for crontab.")] = False,
     systemd: Annotated[bool, typer.Option("--systemd", help="A service and a timer of the user.")] = False,
@@ -118,7 +131,10 @@ def nightly_install(
     write: Annotated[bool, typer.Option("--write", help="Write the files instead of printing them.")] = False,
     config: Config = _CONFIG,
 ) -> None:
-    """Print or write the unit that runs a night every day with the platform's own scheduler."""
+    """Print or write the schedule that runs a night every day.
+
+    For cron, systemd or GitHub Actions.
+    """
     from harness.nightly import scheduler as install
 
     scheduler = _scheduler(cron=cron, systemd=systemd, github=github)

@@ -8,36 +8,42 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.app import Candidates, Config, Json, Overrides, app, print_json, say
+from harness.cli.app import ROWS, Candidates, Config, Json, Overrides, app, examples, print_json, say
 from harness.errors import Problem, UserError, as_argument
 
 rate_app = typer.Typer(
-    help="Let people label answers, blind, in a file of their own tools.",
+    help="Let people label or compare answers, blind, in CSV files.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-app.add_typer(rate_app, name="rate")
+app.add_typer(rate_app, name="rate", rich_help_panel=ROWS)
 
 _SCALE = "0,1"
 File = Annotated[Path, typer.Argument(metavar="FILE.csv", help="The file of answers and labels.")]
 
 
-@rate_app.command("export")
+@rate_app.command(
+    "export", epilog=examples("harness rate export labels.csv", "harness rate export pairs.csv --pairs")
+)
 def rate_export(
     file: File,
     overrides: Overrides = None,
     config: Config = Path("harness.yaml"),
-    items: Annotated[int, typer.Option("--items", "-n", min=1, help="How many items are drawn.")] = 100,
+    items: Annotated[int, typer.Option("--items", "-n", min=1, help="How many items to draw.")] = 100,
     metric: Annotated[
-        str, typer.Option("--metric", help="What the labels stand for; by default the metric that decides.")
+        str,
+        typer.Option("--metric", help="The metric that the labels check; by default the one that decides."),
     ] = "",
     candidates: Candidates = None,
     pairs: Annotated[
-        bool, typer.Option("--pairs", help="Two answers side by side, to say which is better: a win rate.")
+        bool, typer.Option("--pairs", help="Write two answers side by side, for a win rate.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the answers to randomly drawn test items, blind, for people to label or to compare."""
+    """Write answers to a CSV file, for people to label.
+
+    Test items are drawn at random, and nothing in the file says whose an answer is.
+    """
     from harness.formatting import count
     from harness.release.rating_files import label_file
 
@@ -86,20 +92,29 @@ def _importing(file: Path) -> str:
     return f"harness rate import {as_argument(str(file))} --rater NAME"
 
 
-@rate_app.command("import")
+@rate_app.command(
+    "import",
+    epilog=examples(
+        "harness rate import labels.csv --rater ann", "harness rate import labels.csv --rater ann --scale 1,5"
+    ),
+)
 def rate_import(
     file: File,
     overrides: Overrides = None,
     config: Config = Path("harness.yaml"),
     rater: Annotated[
-        str, typer.Option("--rater", help="Who labelled; labels of the same name take each other's place.")
+        str, typer.Option("--rater", help="Who labelled; a later import of this name replaces labels.")
     ] = "people",
     scale: Annotated[
-        str, typer.Option("--scale", metavar="LOW,HIGH", help="The lowest and the highest label: 1,5.")
+        str,
+        typer.Option("--scale", metavar="LOW,HIGH", help="The lowest and the highest label, such as 1,5."),
     ] = _SCALE,
     as_json: Json = False,
 ) -> None:
-    """Read people's labels or preferences back; all problems are listed, and nothing is stored then."""
+    """Store people's labels or preferences.
+
+    All problems of the file are listed, and nothing is stored then.
+    """
     from harness.formatting import count
     from harness.release.rating_files import csv_file, label_file, pair_file
 

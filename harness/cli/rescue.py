@@ -8,23 +8,37 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.app import Config, Json, Overrides, app, open_session, print_document, print_json, say
+from harness.cli.app import (
+    RELEASE,
+    Config,
+    Json,
+    Overrides,
+    app,
+    examples,
+    open_session,
+    print_document,
+    print_json,
+    say,
+)
 
 if TYPE_CHECKING:
     from harness.rescue import PreparedRescue, Rescue
 
 
-@app.command()
+@app.command(rich_help_panel=RELEASE, epilog=examples("harness rescue lora --dry-run", "harness rescue lora"))
 def rescue(
     run: Annotated[str, typer.Argument(help="A candidate whose gate does not pass, or a run's id.")],
     overrides: Overrides = None,
     config: Config = Path("harness.yaml"),
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be tried, and what each trial takes.")
+        bool, typer.Option("--dry-run", help="Print what would be tried and what each trial takes, and stop.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Try versions of a fine-tune that keep more, cheapest first; exit by what came of it."""
+    """Search for a version of a fine-tune that forgets less.
+
+    Cheapest first. Exit codes: 0 one passes, 3 none does, 4 none does and some are inconclusive.
+    """
     from harness import rescue as rescuing
 
     session, loaded = open_session(config, overrides, dry_run=dry_run)

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli.app import (
+    NAMES,
+    STORED,
     Config,
     Json,
     Overrides,
     RunsFolder,
     app,
+    examples,
     open_session,
     print_json,
     print_scores,
@@ -30,9 +33,12 @@ if TYPE_CHECKING:
     from harness.store import TrialRun
 
 
-@runs_app.command("list")
+@runs_app.command("list", epilog=examples("harness runs list", "harness runs list --json"))
 def runs_list(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
-    """List stored runs and their trials, with what removing each would free, and the disk use of all."""
+    """List stored runs and their trials, with their disk use.
+
+    Beside each stands what removing it would free.
+    """
     from harness import store
     from harness.formatting import size
 
@@ -54,13 +60,13 @@ def runs_list(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
     say(f"{shared.path}: {size(shared.n_bytes)} of bases' rows, for the experiments of every folder")
 
 
-@runs_app.command("show")
+@runs_app.command("show", epilog=examples("harness runs show RUN"))
 def runs_show(
     run_id: Annotated[str, typer.Argument(help="A run's id.")],
     runs: RunsFolder = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Show all that is stored of one run, without its rows, and the folder of its weights."""
+    """Show one run's record, and the folder of its weights."""
     from harness import store
 
     kept = store.Store(runs)
@@ -70,14 +76,14 @@ def runs_show(
     print_value(shown | ({"weights_folder": str(folder)} if folder else {}), as_json)
 
 
-@runs_app.command("diff")
+@runs_app.command("diff", epilog=examples("harness runs diff RUN OTHER"))
 def runs_diff(
     a: Annotated[str, typer.Argument(help="A run's id.")],
     b: Annotated[str, typer.Argument(help="Another run's id.")],
     runs: RunsFolder = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Show what differs between two stored runs: recipe, digests, environment and scores."""
+    """Show the differences of two runs: recipe, scores and more."""
     from harness import release
     from harness.comparison.run_diff import to_json
     from harness.store import Store
@@ -88,7 +94,9 @@ def runs_diff(
         say(f"{a} and {b} differ in nothing that is stored of them")
 
 
-@runs_app.command("rm")
+@runs_app.command(
+    "rm", epilog=examples("harness runs rm RUN", "harness runs rm --unused", "harness runs rm --unused --yes")
+)
 def runs_rm(
     run_id: Annotated[str | None, typer.Argument(metavar="RUN", help="A run's id.")] = None,
     unused: Annotated[
@@ -100,7 +108,10 @@ def runs_rm(
     yes: Annotated[bool, typer.Option("--yes", help="With --unused: remove what is listed.")] = False,
     runs: RunsFolder = Path("runs"),
 ) -> None:
-    """Remove a run that is no champion, with its own rows and weights; or list what is unreferenced."""
+    """Remove a run, or rows and weights that nothing refers to.
+
+    A champion is never removed. With --unused nothing is removed before --yes.
+    """
     from harness import release
     from harness.errors import Problem, UserError
     from harness.nightly.state import references
@@ -141,22 +152,26 @@ def _rm_unused(runs: Path, *, unfinished: bool, yes: bool) -> None:
     say(f"removed {total}" if yes else f"would free {total}; nothing is removed without --yes")
 
 
-@app.command("ls")
+@app.command(
+    "ls",
+    rich_help_panel=NAMES,
+    epilog=examples("harness ls metrics", "harness ls keys", "harness ls lm-eval"),
+)
 def ls(
     what: Annotated[
         str, typer.Argument(help="methods, prompting, metrics, regularizers, keys, suites, tasks or lm-eval")
     ] = "methods",
     as_json: Json = False,
 ) -> None:
-    """List what there is to choose from, each with its purpose."""
+    """List methods, metrics, suites, keys and other names."""
     from harness.experiment.catalog import list_purposes
 
     print_value(list_purposes(what), as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=STORED, epilog=examples("harness reindex"))
 def reindex(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
-    """Rebuild the DuckDB index from the run folders."""
+    """Rebuild the DuckDB index from the stored runs."""
     from harness import store
     from harness.errors import Problem, UserError
 
@@ -241,14 +256,17 @@ def _side_by_side(found: "Differences") -> dict[str, Any]:
     return {name: lines for name, lines in parts.items() if lines}
 
 
-@app.command()
+@app.command(rich_help_panel=STORED, epilog=examples("harness score lora"))
 def score(
-    run: Annotated[str, typer.Argument(help="A run's id, or a candidate: each of its seeds.")],
+    run: Annotated[str, typer.Argument(help="A run's id, or a candidate (all its seeds).")],
     overrides: Overrides = None,
     config: Config = Path("harness.yaml"),
     as_json: Json = False,
 ) -> None:
-    """Score a run's stored answers again with the metrics as they are now, without the model."""
+    """Score stored answers again, without the model.
+
+    The metrics are those that harness.yaml names now.
+    """
     from harness import release
 
     session, loaded = open_session(config, overrides)
@@ -261,9 +279,9 @@ def score(
     print_scores(out, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=NAMES, epilog=examples("harness schema > harness.schema.json"))
 def schema() -> None:
-    """Print the JSON schema of harness.yaml, for editors that complete and check its keys."""
+    """Print the JSON schema of harness.yaml, for editors."""
     from harness.config import json_schema
 
     print_json(json_schema())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli.app import Json, RunsFolder, app, print_document, print_json, say
+from harness.cli.app import STORED, Json, RunsFolder, app, examples, print_document, print_json, say
 
 if TYPE_CHECKING:
     from harness.store import Answer
@@ -20,23 +20,27 @@ if TYPE_CHECKING:
 _WIDEST = 60  # characters of a cell
 
 
-@app.command()
+@app.command(
+    rich_help_panel=STORED,
+    epilog=examples("harness sql --tables", 'harness sql "SELECT candidate, outcome FROM verdicts"'),
+)
 def sql(
     query: Annotated[str, typer.Argument(metavar="SELECT", help="One SELECT, in DuckDB's SQL.")] = "",
     tables: Annotated[
         bool, typer.Option("--tables", help="List the tables with their columns, units and meanings.")
     ] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, whole cells.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, with cells uncut.")] = False,
     runs: RunsFolder = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Query what is stored: runs, scores, samples, deltas, verdicts and more; --tables lists them."""
+    """Query everything that is stored, in DuckDB's SQL."""
     from harness import store
     from harness.errors import Problem, UserError
     from harness.report import ResultDocument, Section
 
     if tables == bool(query) or (as_csv and as_json):
-        found = "both --csv and --json" if as_csv and as_json else "both" if tables else "neither"
+        given = "both" if tables else "neither a query nor --tables"
+        found = "both --csv and --json" if as_csv and as_json else given
         step = 'harness sql "SELECT * FROM runs", or harness sql --tables'
         raise UserError(Problem("harness sql", found, "a query or --tables, in one form", step))
     answer = _list_columns() if tables else store.query(store.Store(runs), query)

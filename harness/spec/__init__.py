@@ -105,16 +105,17 @@ __all__ = [
 class Experiment(Spec):
     """Content of harness.yaml, with suites read and grids expanded.
 
-    `engine` reads and answers, vLLM by the settings of `vllm`; transformers trains in any case. `name`
-    names its reports. `base_model` is the embedded one, a hub id or a folder. `suites` are names of those
-    that ship with the package, or files. Each recipe that trains does so once for each of `seeds`.
-    `precision` is that of the weights, measured by `auto`. `device: auto` takes a GPU where torch sees one.
-    `chat_template_kwargs` are variables of the chat template, as `enable_thinking`. `chat_template` is how
-    bases without a template of their own write a chat: `chatml`, `alpaca` or a Jinja file. `report_to`
-    names trackers that get results. `datasets_dir` has copies of hub data. `more_targets` are written like
-    `target`: every candidate answers them as well, and nothing is trained for them, chosen on them or
-    decided by them. Of what is to be chosen from, so many requests are timed together as `concurrency`
-    says: 8 if not written, and of an endpoint, where each has its price, only if it is.
+    `name` names the reports. `base_model` is the embedded one, a hub id or a folder. `target` is the task
+    that candidates are compared on. `suites` show what a fine-tune forgot: names of those that ship with the
+    package, or files. `candidates` maps names to recipes. Each recipe that trains does so once for each of
+    `seeds`. `engine` is what evaluates, vLLM by the settings of `vllm`; transformers trains in any case.
+    `precision` is that of the weights; `auto` measures which one is quick here. `device: auto` takes a GPU
+    where torch sees one. `chat_template_kwargs` are variables of the chat template, as `enable_thinking`.
+    `chat_template` is how bases without a template of their own write a chat: `chatml`, `alpaca` or a Jinja
+    file. `report_to` names trackers that get results. `datasets_dir` has copies of hub data. `more_targets`
+    are written like `target`: every candidate answers them as well, and nothing is trained for them, chosen
+    on them or decided by them. `concurrency` is how many requests are timed together: 8 if not written; those
+    of an endpoint, where each has its price, only if it is.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")

@@ -15,10 +15,11 @@ PEOPLE = "people"  # who rate pairs of answers on the Rate page
 class TargetPolicy(Spec):
     """Goal on the target: a level, a gain or a win rate over the best untrained candidate.
 
-    `min` is the highest score allowed where lower is better; the gain is then a fall. `win_rate` is the share
-    of items on which its answer is preferred to that of the best untrained candidate, a tie being half of
-    one, `by` whom: `people` on the Rate page, or a judge, as `judge:./FILE.yaml` with `mode: pairwise`, whom
-    their ratings correct. `gain` and `win_rate` are asked of fine-tunes alone.
+    `min` is the score that has to be reached, where lower is better the highest that is allowed. `gain` is
+    the improvement over the best untrained candidate that a fine-tune has to show, 0.05 being 5 points.
+    `win_rate` is the share of items on which a fine-tune's answer has to be preferred to that of the best
+    untrained candidate, a tie being half of one. `by` says whose preferences count for it: those of `people`,
+    or of a judge, as `judge:./FILE.yaml` with `mode: pairwise`, which people's ratings correct.
     """
 
     min: float | None = Field(None, ge=0, le=1)
@@ -39,17 +40,17 @@ class GatePolicy(Spec):
 
     `macro` and `each` may be a share of the base's skill above chance, written `10%`. A critical task passes
     below twice `critical_margin`, which is therefore below one half. `drift` is a rise in bits per byte that
-    fails; without it the rise is reported only. `control_blocks` of the base's stored rows are asked again
-    whenever a candidate is asked; 0 asks none.
+    fails; without it the rise is reported only. `control_blocks` of the base's stored rows are evaluated
+    again whenever a candidate is evaluated; 0 switches that off.
 
     `macro` is the margin of the mean over the capability tasks, `each` that of a single one. `critical` names
-    tasks or suites of which hardly an item may be lost. `validity` is the rise of invalid answers that fails.
-    `on_inconclusive` says how such a verdict counts. `alpha` is the chance to pass a loss beyond the margin.
-    `tasks` names those to judge; without it all are, and a task that was not answered by both leaves the
-    verdict open. `max_errors` is the share of a task's answers that may fail: those of the candidate count as
-    lost, and beyond it the verdict is inconclusive: invalid. `cumulative` is the margin of the mean against
-    the first base, once gates compare with a champion; twice that of `macro`, at most 0.99, if not
-    written. `uncalibrated_judge` says whether a judge's metric decides without people's labels.
+    tasks or suites on which almost no item may be lost. `validity` is the rise of invalid answers that fails.
+    `on_inconclusive` says how an inconclusive verdict counts. `alpha` is the chance to pass a loss beyond the
+    margin. `tasks` names those to judge; without it all are, and a task that one of both did not answer makes
+    the verdict inconclusive. `max_errors` is the share of a task's answers that may fail: those of the
+    candidate count as lost, and beyond it the verdict is inconclusive: invalid. `cumulative` is the margin of
+    the mean against the first base, once gates compare with a champion; twice that of `macro`, at most 0.99,
+    if not written. `uncalibrated_judge` says whether a judge's metric decides without people's labels.
     `mode_collapse` is the rise of the commonest generated answer's share, over the base's and the commonest
     reference's, that fails on the target or a capability task; without it mode collapse is reported only.
     """
@@ -84,17 +85,18 @@ class TokenPrices(Spec):
 
 
 class DecidePolicy(Spec):
-    """Prices, volumes and needs; `tau` in points of the target metric per USD of training cost.
+    """Prices, volumes and needs of the decision.
 
-    A request costs its device time, or its tokens where `usd_per_million_tokens` is set. `evaluation_usd`
-    and `hosting_usd_per_month` are what a fine-tune costs beside training and labels, `index_usd_per_month`
-    what an index of documents costs whichever candidate retrieves, a sum over the horizon.
-    `max_latency_s` is the longest median time of a request sent alone, `min_requests_per_s` how many are to
-    be answered in batches: slower candidates are not chosen from. `point_usd` is what one point of the
-    target metric is worth over the horizon, by default the answers that it makes right, each
-    `right_answer_usd`. `needs` is what is known of the problem. `requests_per_month` over `horizon_months`
-    is the forecast. `device_hour_usd` is by default a list's price, `label_cost_usd` that of a training
-    row.
+    A request costs its device time, or its tokens where `usd_per_million_tokens` is set. `evaluation_usd` and
+    `hosting_usd_per_month` are what a fine-tune costs beside training and labels, `index_usd_per_month` what
+    an index of documents costs whichever candidate retrieves, a sum over the horizon. `max_latency_s` is the
+    longest median time of a request sent alone, `min_requests_per_s` how many are to be answered in batches:
+    slower candidates are excluded. `tau` is how many points of the target metric a USD of training has to
+    bring. `point_usd` is what one point of the target metric is worth over the horizon, by default the
+    answers that it makes right, each `right_answer_usd`. `needs` is what is known of the problem, which
+    docs/decision.md explains. `requests_per_month` over `horizon_months` is the forecast of requests.
+    `device_hour_usd` is the price of an hour of the device, by default a list price. `label_cost_usd` is the
+    price of labelling a training row.
     """
 
     requests_per_month: float = Field(100_000, gt=0)
@@ -114,11 +116,12 @@ class DecidePolicy(Spec):
 
 
 class NightlyPolicy(Spec):
-    """Nightly evaluation: `candidates` beside the champion, `items` of target and capability suites.
+    """Evaluation of the champion, and of further `candidates`, every night.
 
-    `anchors` of each are asked every night, the others rotate. `alpha` is the chance of a false alarm
-    on a candidate, however many nights there are. `seed_sd` is the standard deviation of the mean score
-    between trainings of one recipe, which no alarm is about where weights are made anew.
+    `items` of each target and of the capability tasks rotate from night to night; `anchors` are evaluated
+    every night. `alpha` is the chance of a false alarm on a candidate, however many nights there are.
+    `seed_sd` is the standard deviation of the mean score between trainings of one recipe, which raises no
+    alarm where weights are made anew.
     """
 
     candidates: tuple[str, ...] = ()

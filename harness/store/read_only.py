@@ -13,7 +13,7 @@ from harness.store.rows import ANEW
 from harness.store.tables import TABLES
 
 if TYPE_CHECKING:
-    from duckdb import Error
+    from duckdb import DuckDBPyConnection, Error
     from pandas import DataFrame  # type: ignore[import-untyped]
 
 _LISTED = "harness sql --tables lists tables and columns"
@@ -38,24 +38,33 @@ def query(store: Store, sql: str) -> Answer:
     _refuse_empty(store)
     with reading(store) as db:
         try:
-            _refuse_other(db.extract_statements(sql))
-            cursor = db.execute(sql)
+            cursor = _select(db, sql)
             return Answer(tuple(name for name, *_ in cursor.description or ()), cursor.fetchall())
         except duckdb.Error as error:
             raise UserError(_problem(error)) from error
 
 
-def frame(folder: str | Path, table: str) -> "DataFrame":
-    """Read one of the tables as a pandas frame.
+def frame(folder: str | Path, sql: str) -> "DataFrame":
+    """Ask the index as `query` does, and return a pandas frame.
 
     Raises:
-        UserError: no run is stored there.
+        UserError: no run is stored there, or the query is no single SELECT that DuckDB can answer.
         HarnessError: the index is damaged or of a newer harness.
     """
+    import duckdb
+
     store = Store(Path(folder))
     _refuse_empty(store)
     with reading(store) as db:
-        return db.execute(f"FROM {table}").df()
+        try:
+            return _select(db, sql).df()
+        except duckdb.Error as error:
+            raise UserError(_problem(error)) from error
+
+
+def _select(db: "DuckDBPyConnection", sql: str) -> "DuckDBPyConnection":
+    _refuse_other(db.extract_statements(sql))
+    return db.execute(sql)
 
 
 def _refuse_empty(store: Store) -> None:

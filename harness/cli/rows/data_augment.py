@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from harness.cli.app import Config, Json, data_app, open_session, print_json, say
+from harness.cli.app import BY_A_MODEL, Config, Json, data_app, examples, open_session, print_json, say
 from harness.cli.data import (
     DryRun,
     File,
@@ -39,16 +39,24 @@ if TYPE_CHECKING:
 _ADDRESS = re.compile(r"https?://")
 
 
-@data_app.command("augment")
+@data_app.command(
+    "augment",
+    rich_help_panel=BY_A_MODEL,
+    epilog=examples(
+        "harness data augment train.csv --with lora --out more.csv",
+        "harness data augment train.csv --with http://localhost:8000/v1 --model qwen --out more.csv",
+    ),
+)
 def data_augment(
     file: File,
     by_whom: Annotated[
-        str, typer.Option("--with", help="What rewords: a candidate of harness.yaml, or http://…/v1.")
+        str,
+        typer.Option("--with", help="The model that rewords: a candidate of harness.yaml, or http://…/v1."),
     ],
     out: Out = None,
     by: Annotated[
         Literal["paraphrase", "back-translation"],
-        typer.Option("--by", help="In other words, or translated into another language and back."),
+        typer.Option("--by", help="Paraphrase, or translate into another language and back."),
     ] = "paraphrase",
     via: Annotated[
         str, typer.Option("--via", help="The language to translate into and back from.")
@@ -56,31 +64,35 @@ def data_augment(
     language: Annotated[str, typer.Option("--language", help="The language of the rows.")] = "English",
     instruction: Annotated[
         str | None,
-        typer.Option("--instruction", help="What is asked in place of our words; {text} is the row's text."),
+        typer.Option("--instruction", help="Your own instruction to the model; {text} is the row's text."),
     ] = None,
     variants: Annotated[int, typer.Option("--variants", min=1, help="Rewordings of each row.")] = 1,
     n_rows: Annotated[
-        int | None, typer.Option("--rows", min=1, help="Reword at most so many rows, drawn at random.")
+        int | None, typer.Option("--rows", min=1, help="Rows to reword, at most, drawn at random.")
     ] = None,
     temperature: Annotated[
-        float, typer.Option("--temperature", min=0, help="0 always takes the likeliest token.")
+        float, typer.Option("--temperature", min=0, help="Sampling temperature; 0 is greedy.")
     ] = 0.7,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, help="Of an answer; longer ones are left out.")
+        int,
+        typer.Option(
+            "--max-new-tokens", min=1, help="Tokens of an answer, at most; longer ones are left out."
+        ),
     ] = 128,
     max_cost: Annotated[
-        float | None, typer.Option("--max-cost", help="In USD; nothing is asked that could pass it.")
+        float | None,
+        typer.Option("--max-cost", help="Budget in USD; no request is sent that could exceed it."),
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="The model behind an address.")] = None,
     api_key_env: Annotated[
-        str | None, typer.Option("--api-key-env", help="The variable that holds the key of an address.")
+        str | None, typer.Option("--api-key-env", help="The environment variable that holds the API key.")
     ] = None,
     prices: Annotated[
         str | None, typer.Option("--prices", help="USD for a million tokens read and written: 0.15,0.6.")
     ] = None,
     against: Annotated[
         list[str] | None,
-        typer.Option("--against", help="A test file beside harness.yaml's, whose questions stay out."),
+        typer.Option("--against", help="A further test file; rows that ask its questions are left out."),
     ] = None,
     config: Config = Path("harness.yaml"),
     seed: Seed = 0,
@@ -91,7 +103,10 @@ def data_augment(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Add training rows in other words, written by a model, each beside the row it was made from."""
+    """Add training rows that a model wrote in other words.
+
+    Each stands beside the row it was made from.
+    """
     from harness.cli.progress_bar import TerminalProgress
     from harness.data.edit import Edit, save
     from harness.data.edit.row_files import row_suffix

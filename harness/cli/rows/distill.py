@@ -9,22 +9,38 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.app import Config, Json, Overrides, data_app, open_session, print_json, say
+from harness.cli.app import (
+    BY_A_MODEL,
+    Config,
+    Json,
+    Overrides,
+    data_app,
+    examples,
+    open_session,
+    print_json,
+    say,
+)
 from harness.cli.rows.refusals import refuse_draws, refuse_grid, require_out
 
 _COMMAND = "harness data distill"
 
 
-@data_app.command("distill")
+@data_app.command(
+    "distill",
+    rich_help_panel=BY_A_MODEL,
+    epilog=examples(
+        "harness data distill large --dry-run", "harness data distill large --out taught.jsonl --max-cost 5"
+    ),
+)
 def data_distill(
     teacher: Annotated[str, typer.Argument(help="A candidate of the experiment, such as a larger model's.")],
     overrides: Overrides = None,
     config: Config = Path("harness.yaml"),
     out: Annotated[
-        Path | None, typer.Option("--out", help="The new file of rows. A manifest is beside it.")
+        Path | None, typer.Option("--out", help="The new file of rows. A manifest is written beside it.")
     ] = None,
     rewrite: Annotated[
-        str, typer.Option("--rewrite", help="Rewrite the rows' own answers in this way, in words.")
+        str, typer.Option("--rewrite", help="Rewrite the rows' own answers by this instruction.")
     ] = "",
     prompts: Annotated[
         str | None,
@@ -32,26 +48,36 @@ def data_distill(
     ] = None,
     min_score: Annotated[
         float | None,
-        typer.Option("--min-score", help="Keep answers that score so much against the row's own."),
+        typer.Option("--min-score", help="Keep answers with at least this score against the row's own."),
     ] = None,
-    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 answers greedily.")] = 0.0,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0, help="Sampling temperature; 0 is greedy.")
+    ] = 0.0,
     top_p: Annotated[
-        float, typer.Option("--top-p", help="Draw from the likeliest tokens that have this chance together.")
+        float,
+        typer.Option("--top-p", help="Nucleus sampling: the likeliest tokens with this probability in sum."),
     ] = 1.0,
     max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", min=1, help="Of an answer; by default the target's.")
+        int | None,
+        typer.Option(
+            "--max-new-tokens", min=1, help="Tokens of an answer, at most; by default as the target."
+        ),
     ] = None,
-    rows: Annotated[int | None, typer.Option("--rows", min=1, help="Ask about at most so many rows.")] = None,
+    rows: Annotated[int | None, typer.Option("--rows", min=1, help="Rows to ask about, at most.")] = None,
     max_cost: Annotated[
-        float | None, typer.Option("--max-cost", min=0, help="In USD; nothing is asked that could pass it.")
+        float | None,
+        typer.Option("--max-cost", min=0, help="Budget in USD; no request is sent that could exceed it."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Another draw.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random draw.")] = 0,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be asked and cost at most, and ask nothing.")
+        bool, typer.Option("--dry-run", help="Print what would be asked and its highest cost, and stop.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Let a teacher label training rows, or rewrite their answers, into a new file to train on."""
+    """Let a teacher label training rows or rewrite answers.
+
+    The teacher is a candidate, such as a larger model behind an endpoint; the new file is one to train on.
+    """
     from harness.cli.data import print_saved
     from harness.data.edit import refuse_output, save
     from harness.experiment.generated_rows.distilled_rows import (

@@ -9,20 +9,28 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.app import Config, Json, Overrides, app, open_session, say
+from harness.cli.app import ROWS, Config, Json, Overrides, app, examples, open_session, say
 from harness.cli.rows.refusals import refuse_draws, refuse_grid, require_out
 
-pairs_app = typer.Typer(help="Make preference pairs.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(pairs_app, name="pairs")
+pairs_app = typer.Typer(
+    help="Make preference pairs, such as DPO trains on.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(pairs_app, name="pairs", rich_help_panel=ROWS)
 
 
-@pairs_app.command("make")
+@pairs_app.command(
+    "make",
+    epilog=examples(
+        "harness pairs make lora --samples 8 --out pairs.jsonl",
+        "harness pairs make lora --rank judge:./rubric.yaml --max-cost 5 --out judged.jsonl",
+    ),
+)
 def pairs_make(
     candidate: Annotated[str, typer.Argument(help="A candidate of the experiment, whose answers are drawn.")],
     overrides: Overrides = None,
     config: Config = Path("harness.yaml"),
     out: Annotated[
-        Path | None, typer.Option("--out", help="The new file of pairs. A manifest is beside it.")
+        Path | None, typer.Option("--out", help="The new file of pairs. A manifest is written beside it.")
     ] = None,
     rank: Annotated[
         str,
@@ -33,32 +41,38 @@ def pairs_make(
         ),
     ] = "",
     samples: Annotated[int, typer.Option("--samples", min=2, help="Answers drawn to each prompt.")] = 4,
-    temperature: Annotated[float, typer.Option("--temperature", help="Above 0; higher differs more.")] = 1.0,
+    temperature: Annotated[float, typer.Option("--temperature", help="Sampling temperature, above 0.")] = 1.0,
     top_p: Annotated[
-        float, typer.Option("--top-p", help="Draw from the likeliest tokens that have this chance together.")
+        float,
+        typer.Option("--top-p", help="Nucleus sampling: the likeliest tokens with this probability in sum."),
     ] = 1.0,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option("--max-new-tokens", min=1, help="Of an answer; by default the target's."),
+        typer.Option(
+            "--max-new-tokens", min=1, help="Tokens of an answer, at most; by default as the target."
+        ),
     ] = None,
     gap: Annotated[
         float, typer.Option("--gap", min=0, help="Scores that differ by no more than this are a tie.")
     ] = 0.0,
     rows: Annotated[
-        int | None, typer.Option("--rows", min=1, help="Ask at most so many training prompts.")
+        int | None, typer.Option("--rows", min=1, help="Training prompts to ask, at most.")
     ] = None,
     max_cost: Annotated[
         float | None,
         typer.Option(
             "--max-cost",
             min=0,
-            help="In USD, of answers and a judge's grades together; nothing is asked that could pass it.",
+            help="Budget in USD for answers and a judge's grades; no request is sent that could exceed it.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Another draw.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random draw.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Draw answers to training prompts, rank them, and write the best and the worst of each as a pair."""
+    """Draw answers, rank them, and write pairs of them.
+
+    Of each training prompt the best answer and the worst make a pair.
+    """
     from harness.cli.data import print_saved
     from harness.data.edit import refuse_output, save
     from harness.experiment.generated_rows.preference_pairs import Drawing, make_pairs

@@ -8,13 +8,27 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.app import Config, Json, Overrides, data_app, open_session, print_json, say
+from harness.cli.app import (
+    BY_A_MODEL,
+    Config,
+    Json,
+    Overrides,
+    data_app,
+    examples,
+    open_session,
+    print_json,
+    say,
+)
 from harness.cli.rows.refusals import refuse_draws, refuse_grid, require_out
 
 _COMMAND = "harness data propose-prompts"
 
 
-@data_app.command("propose-prompts")
+@data_app.command(
+    "propose-prompts",
+    rich_help_panel=BY_A_MODEL,
+    epilog=examples("harness data propose-prompts large --n 8 --out proposed.yaml"),
+)
 def data_propose_prompts(
     proposer: Annotated[str, typer.Argument(help="A candidate of the experiment, such as a larger model's.")],
     overrides: Overrides = None,
@@ -22,22 +36,28 @@ def data_propose_prompts(
     out: Annotated[
         Path | None, typer.Option("--out", help="The new YAML file with a candidate to copy.")
     ] = None,
-    n: Annotated[int, typer.Option("--n", min=1, max=64, help="How many texts are asked for.")] = 6,
-    examples: Annotated[
-        int, typer.Option("--examples", min=0, help="How many training rows it is shown.")
-    ] = 4,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of a text.")] = 200,
-    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 answers greedily.")] = 0.7,
+    n: Annotated[int, typer.Option("--n", min=1, max=64, help="How many texts to ask for.")] = 6,
+    examples: Annotated[int, typer.Option("--examples", min=0, help="How many training rows to show.")] = 4,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, help="Tokens of a text, at most.")
+    ] = 200,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0, help="Sampling temperature; 0 is greedy.")
+    ] = 0.7,
     max_cost: Annotated[
-        float | None, typer.Option("--max-cost", min=0, help="In USD; nothing is asked that could pass it.")
+        float | None,
+        typer.Option("--max-cost", min=0, help="Budget in USD; no request is sent that could exceed it."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Another draw.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random draw.")] = 0,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be asked and cost at most, and ask nothing.")
+        bool, typer.Option("--dry-run", help="Print what would be asked and its highest cost, and stop.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Let a model propose system texts from the task and training rows, as a grid to be tried."""
+    """Let a model propose system texts to be tried.
+
+    It is shown the task and some training rows, and the texts are written as a grid.
+    """
     from harness.data.edit.save import refuse_existing
     from harness.experiment.generated_rows.proposed_prompts import (
         Proposal,

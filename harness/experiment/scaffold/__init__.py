@@ -42,9 +42,9 @@ _FEWEST_TEST = 6  # with five, even five changes in one direction have p = .06 i
 
 _CHOSEN: dict[Kind, str] = {
     "labels": "a closed set of {n} labels, so they can be ranked, and a plain classifier can be trained",
-    "question": "questions with a context; the contexts become documents, and retrieval meets closed book",
+    "question": "questions with a context; contexts become documents, to compare retrieval with closed book",
     "preference": "preference pairs; the chosen answer is the reference",
-    "text": "free text; overlap with a reference says little of answers that are right in other words",
+    "text": "free text; overlap with a reference misses right answers in other words; a judge may not",
 }
 
 
@@ -214,11 +214,11 @@ def _sentences(seen: Seen, task: Task, items: TaskItems, candidates: Mapping[str
         ]
         if tried:
             replayed = (
-                f"; general rows are replayed, {recipe['replay']:g} for each row"
+                f"; general rows are replayed, {recipe['replay']:g} for each training row"
                 if "replay" in recipe
                 else ""
             )
-            yield f"{name}: {', '.join(tried)}, the better on validation is kept{replayed}"
+            yield f"{name}: {', '.join(tried)}, the better one on validation is kept{replayed}"
 
 
 def _warnings(items: TaskItems) -> Iterator[str]:

@@ -32,9 +32,11 @@ def experiment_text(
         f"target: {_flow(f'suites/{name}.yaml')}",
         f"suites: {_flow(list(SUITES))}            # what a fine-tune might forget",
         *(f"# {remark}" for remark in remarks),
-        "candidates:",
+        "candidates:                          # what is compared; `harness ls methods` lists more",
         *(f"  {key}: {_flow(recipe)}" for key, recipe in candidates.items()),
+        "# Margins of the gate: a loss of 2 points on average over the suites, and of 5 on one task.",
         "gate: {macro: 0.02, each: 0.05}",
+        "# Your volume: cost and break-even depend on it.",
         "decide: {requests_per_month: 100000, horizon_months: 6}",
     ]
     return "\n".join(lines) + "\n"
