@@ -27,7 +27,7 @@ from harness.report.plots.loss_curves import (
 from harness.report.plots.style import standalone
 from harness.report.tables.training_sets_table import sets_columns, sets_notes, sets_rows, sets_title
 from harness.report.tables.trials_table import trial_columns, trial_rows, trials_text
-from harness.report.training_diagnosis import diagnose, forgetting_sentence
+from harness.report.training_diagnosis import diagnose, forgetting_sentence, front_sentence
 from parts import charts, controls, project, safe_text
 
 _AT_FIRST = 4
@@ -59,7 +59,14 @@ def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
     for name in chosen:
         if found := diagnose(trained[name].training):
             st.text(f"{name} {found.sentence}.")
-    _draw_points({name: trained[name].training for name in chosen if trained[name].training.tracked})
+    tracked = {name: trained[name] for name in chosen if trained[name].training.tracked}
+    _draw_points({name: run.training for name, run in tracked.items()})
+    sign = report.unit.sign if report else 1
+    safe_text.say_all(
+        f"{name} {said}."
+        for name, run in tracked.items()
+        if (said := front_sentence(run.candidate, run.training, sign))
+    )
     _draw_steps({name: trained[name].training for name in chosen})
     costs = {f.run_id: usd(f.training_cost_usd) for f in report.facts} if report else {}
     rows = [_row(name, trained[name], costs.get(trained[name].run_id, UNKNOWN)) for name in chosen]

@@ -4,6 +4,7 @@ Invariant: what is answered depends on the night, the item and the rates alone.
 """
 
 import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,13 +21,18 @@ TRUTH = Truth(
     {"zero_shot": {"of": 40}, "few_shot": {"of": 40}, "rag": {"of": 40}, "tuned": {"of": 80}}, general=70
 )
 WATCHED = ["nightly.candidates=[lora]"]
+COUNTER = "more_targets: [{name: counter, data: {test: suites/counter.jsonl}, max_new_tokens: 4}]\n"
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Shares of all items, in each night anew: answered worse and better than in the reference."""
+    """Shares of all items, in each night anew: answered worse and better than in the reference.
+
+    `counter_lost` is that of a further target, where there is one.
+    """
 
     lost: float = 0.05
+    counter_lost: float = 0.05
     gained: float = 0.05
     general_lost: float = 0.05
     base_moves: float = 0.0
@@ -51,7 +57,8 @@ class Nightly(worlds.Oracle):
         share = (self.truth.general if general else self._target(messages)) / 100
         lost, gained = (self.rates.base_moves / 2,) * 2
         if self.tuned:
-            lost = self.rates.general_lost if general else self.rates.lost
+            on_target = self.rates.counter_lost if _is_counter(messages) else self.rates.lost
+            lost = self.rates.general_lost if general else on_target
             gained = self.rates.gained
         moves = _uniform(self.day, messages[-1]["content"], self.tuned) < (
             lost / share if good else gained / (1 - share)
@@ -62,6 +69,10 @@ class Nightly(worlds.Oracle):
 
     def _target(self, messages):
         return self.truth.target["tuned" if self.tuned else "zero_shot"]["of"]
+
+
+def _is_counter(messages) -> bool:
+    return "What is counter " in messages[-1]["content"]
 
 
 def _uniform(*what) -> float:
@@ -92,6 +103,23 @@ def world(folder: Path, *, test: int = 200, general: int = 60, seeds: tuple[int,
             worlds.trained(session, session.candidates["lora"], seed)
         experiment.run_all(session, loaded, smoke=False)
     return folder / "harness.yaml"
+
+
+def add_counter(path: Path, n: int = 200) -> None:
+    """Declare a further target, of which the stored runs hold no rows yet."""
+    asked = [
+        {"id": f"counter-{i}", "prompt": f"What is counter of {i} ?", "reference": worlds.GOOD}
+        for i in range(n)
+    ]
+    rows = "".join(json.dumps(row) + "\n" for row in asked)
+    (path.parent / "suites" / "counter.jsonl").write_text(rows)
+    path.write_text(path.read_text() + COUNTER)
+
+
+def compare_again(path: Path) -> None:
+    """Let the candidates answer what they have not answered yet."""
+    session, loaded = worlds.opened(path, TRUTH, (), ["prompt", "lora"])
+    experiment.run_all(session, loaded, smoke=False)
 
 
 class Calendar:

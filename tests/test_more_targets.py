@@ -170,6 +170,16 @@ def test_training_rows_that_ask_an_item_of_another_target_are_refused(tmp_path, 
         tiny_experiment.run(path, "suites=[]")
 
 
+def test_general_rows_that_ask_an_item_of_another_target_are_refused(tmp_path, tiny):
+    path = write(tmp_path, tiny)
+    tiny_experiment.rows(tmp_path / "own.jsonl", moods(["Gus", "Hal", "Ida", "Di"]))
+    path.write_text(
+        path.read_text().replace("method: lora,", "method: lora, replay: {share: 0.1, data: own.jsonl},")
+    )
+    with pytest.raises(UserError, match="which moods item Di-glad asks too"):
+        tiny_experiment.run(path, "suites=[]")
+
+
 def test_a_target_of_test_rows_alone_is_compared_with_the_prompt(tmp_path, tiny):
     """There are no rows of its own to draw shots from, or to choose what is best on."""
     only = "{name: only, data: {test: suites/moods/test.jsonl}, max_new_tokens: 4}"

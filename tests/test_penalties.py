@@ -338,3 +338,47 @@ def test_penalties_hold_back_what_these_methods_train(tiny, tmp_path, own_cache,
 
     held = {"ewc": {"strength": 100.0}, "kl": {}, "l2_sp": {"strength": 1.0}}
     assert len({trained_on(key, regularize) for key, regularize in (("a", held), ("b", {}))}) == 2
+
+
+@pytest.mark.parametrize("name", ["kto", "gkd", "grpo", "rloo"])
+def test_penalties_hold_back_trainings_on_thumbs_teachers_and_rewards(tiny, tmp_path, own_cache, name):
+    import tiny_model
+    from safetensors.torch import load_file
+
+    from harness import plugins
+    from harness.training import Reward
+
+    (tmp_path / "short.py").write_text(
+        "def reward(prompts, completions, references):\n    return [-float(len(text)) for text in completions]\n"
+    )
+    own = {
+        "gkd": {"teacher": str(tiny_model.build(tmp_path / "teacher", seed=7)), "lmbda": 0.0}
+        if name == "gkd"
+        else {},
+        "grpo": (answers := {"max_completion_length": 4, "num_generations": 4}),
+        "rloo": answers,
+    }
+    general = {"kl": tiny_methods.examples(slice(2, 4))}
+
+    def size(folder, regularize):
+        reward = Reward(written=str(tmp_path / "short.py"))
+        context = tiny_methods.context(
+            tiny,
+            tmp_path / folder,
+            regularize=regularize,
+            reward=reward,
+            general=general if regularize else {},
+        )
+        method = plugins.method(name)
+        quick = {
+            "r": 2,
+            "max_steps": 3,
+            "learning_rate": 0.01,
+            "warmup_steps": 0,
+            "per_device_train_batch_size": 4,
+        }
+        method.fit(context, method.params(**quick, **own.get(name, {})))
+        weights = load_file(tmp_path / folder / "adapter" / "adapter_model.safetensors")
+        return sum(w.square().sum().item() for key, w in weights.items() if "lora_B" in key)
+
+    assert size("held", {"kl": {"strength": 20.0}, "l2_sp": {"strength": 1e4}}) < 0.9 * size("free", {})

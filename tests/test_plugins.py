@@ -169,3 +169,90 @@ def test_a_new_method_is_one_file(tmp_path, tiny, own_cache):
     )
     assert facts["norms"]["verdict"]["outcome"] in ("pass", "fail", "inconclusive")
     assert 0 < facts["norms"]["training"]["n_trainable"] < 2000
+
+
+L1 = '''
+"""Sum of the absolute values of what is trained, as a penalty on the loss."""
+
+from pydantic import Field
+
+from harness.plugins import RescueStep, Rung
+from harness.spec import Spec
+
+
+class Params(Spec):
+    """`strength` of the pull to zero."""
+
+    strength: float = Field(gt=0, allow_inf_nan=False)
+
+
+def penalty(start, params):
+    trained = [parameter for parameter in start.model.parameters() if parameter.requires_grad]
+
+    def terms(step):
+        for parameter in trained:
+            yield params.strength * parameter.abs().sum()
+
+    return terms
+
+
+RESCUE = RescueStep("l1", lambda at: [Rung({"strength": 2.0}, "l1=2", "absolute values as a penalty")])
+'''
+LORA = "method: lora, params: {r: 2, max_steps: 4, learning_rate: 0.01, max_length: 200, warmup_steps: 0}"
+ONE_FILE = """
+import json, sys
+from harness import config, plugins
+from harness.cli import main
+from harness.errors import UserError
+from docs.generate import plugin_parameters
+
+try:
+    config.load("harness.yaml", ["candidates.held.regularize.l1.strength=0"])
+except UserError as error:
+    print(error, file=sys.stderr)
+print("\\n".join(plugin_parameters()), file=open("reference.md", "w"))
+print(" ".join(plugins.rescue_steps()), file=sys.stderr)
+sys.argv = ["harness", "compare", "--json"]
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_new_regularizer_is_one_file(tmp_path, tiny, own_cache):
+    """What only its file knows of is checked, documented, trained with, part of the identity and a step of a rescue."""
+    root, ours = Path(harness.__file__).parents[1], shutil.ignore_patterns("__pycache__", "*.md")
+    for folder in ("harness", "docs"):
+        shutil.copytree(root / folder, tmp_path / folder, ignore=ours)
+    (tmp_path / "harness" / "regularizers" / "l1.py").write_text(L1)
+    candidates = f"  prompt: {{method: base}}\n  free: {{{LORA}}}\n"
+    candidates += f"  held: {{{LORA}, regularize: {{l1: {{strength: 0.5}}}}}}\n"
+    tiny_experiment.write(tmp_path / "own", tiny, candidates, extra="rescue: {steps: [l1]}\n")
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_FILE],
+        cwd=tmp_path / "own",
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "HARNESS_CACHE": str(own_cache)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout, done.stderr
+    facts = {fact["name"]: fact for fact in json.loads(done.stdout)["facts"]}
+    assert {fact["state"] for fact in facts.values()} == {"done"}
+    runs = tiny_experiment.runs_of(tmp_path / "own" / "harness.yaml")
+    folders = {
+        name: tmp_path / "own" / "runs" / "weights" / runs[name].training.fit_key for name in ("free", "held")
+    }
+    sizes = {
+        name: _size(folder / "adapter" / "adapter_model.safetensors") for name, folder in folders.items()
+    }
+    assert sizes["held"] < 0.9 * sizes["free"]
+    assert "`l1`" in (tmp_path / "own" / "reference.md").read_text()
+    assert "strength: 0" in done.stderr
+    assert "harness.yaml:" in done.stderr
+    assert "l1" in done.stderr.split()
+
+
+def _size(file):
+    from safetensors.torch import load_file
+
+    return sum(w.abs().sum().item() for key, w in load_file(file).items() if "lora_B" in key)

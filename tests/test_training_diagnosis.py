@@ -3,7 +3,7 @@
 import pytest
 
 from harness.records import TrackedPoint, TrainingRecord
-from harness.report.training_diagnosis import diagnose, forgetting_sentence
+from harness.report.training_diagnosis import diagnose, forgetting_sentence, front_sentence
 
 EPOCH = 40
 
@@ -110,6 +110,30 @@ def test_what_is_lost_first_and_in_the_end_stand_with_their_steps():
 
 def test_a_loss_within_the_noise_early_on_does_not_count_as_early():
     assert forgetting_sentence(along(-0.05, -0.054, -0.07, -0.10, half=0.055)).startswith("forgets late")
+
+
+def measured(*points):
+    """Return a training of 40 steps with such points: step, target, capability."""
+    made = (TrackedPoint(step=step, target=target, capability=kept) for step, target, kept in points)
+    return TrainingRecord(n_steps=40, tracked=tuple(made))
+
+
+def test_steps_that_no_other_beats_in_target_and_capability_are_named_with_the_recipe_of_one():
+    made = measured((10, 0.4, -0.01), (20, 0.6, -0.02), (30, 0.5, -0.03), (40, 0.7, -0.08))
+    assert front_sentence("lora", made) == (
+        "is on its front of target and capability at steps 10, 20: a candidate without training is "
+        "{method: checkpoint, init_from: lora, params: {step: 10}}"
+    )
+
+
+def test_where_lower_scores_are_better_the_front_is_turned():
+    made = measured((10, 0.9, -0.08), (20, 0.2, -0.02), (40, 0.1, -0.03))
+    assert " at step 20: " in front_sentence("lora", made, sign=-1)
+
+
+def test_a_training_whose_end_beats_every_step_before_it_names_none():
+    assert front_sentence("lora", measured((20, 0.4, -0.02), (40, 0.5, -0.01))) == ""
+    assert front_sentence("lora", TrainingRecord(tracked=(TrackedPoint(step=5, target=0.5),))) == ""
 
 
 def test_nothing_is_said_of_a_training_without_points_or_without_tasks_that_count():

@@ -21,6 +21,12 @@ def more_target_sets(session: Session, recipe: Recipe, weights: Weights, seed: i
     return [rows for rows in sets if rows.ids]
 
 
+def more_test_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
+    """List the test items of each further target that a recipe can answer, by the names of the targets."""
+    tests = (rows for rows in more_target_sets(session, recipe, weights, seed) if rows.split == "test")
+    return sorted(tests, key=lambda rows: rows.name)
+
+
 def can_answer(recipe: Recipe, weights: Weights, measured: Measured) -> bool:
     """Tell whether a task has what a recipe's prompts, answers and draws need; of a classifier it has not.
 

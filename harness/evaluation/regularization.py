@@ -14,9 +14,10 @@ from harness.spec import Recipe
 
 
 def mix_context(session: Session, source: Recipe, seed: int) -> MixContext:
-    """Return what rows are sampled from: nothing that the target or a suite evaluates may be among them."""
+    """Return what rows are sampled from: nothing that a target or a suite evaluates may be among them."""
     own = training_data(session, source).items
     evaluated = {session.target.task.name: (*own.test, *own.validation)}
+    evaluated |= {m.task.name: (*m.items.test, *m.items.validation) for m in session.more_targets}
     evaluated |= {m.task.name: m.items.test for m in session.suites}
     return MixContext(len(own.train), seed, evaluated)
 

@@ -146,7 +146,7 @@ class Session:
 
     `training` holds the target with other training rows, for candidates that say so (see `candidate_rows`),
     `changed` facts of the target that changed, None where it names none. `more_targets` are answered by every
-    candidate, and decide nothing.
+    candidate, and decide nothing; rescues keep gains on them, and nights watch them.
     `folds` are those of the target, where `data.folds` asks for some (see `k_fold`).
     `source` is the experiment's base; `sources` holds every model that a candidate names, by name;
     `candidates` are the experiment's, each resolved once.

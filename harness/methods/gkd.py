@@ -73,6 +73,7 @@ METHOD = Method(
     draws_from="train",
     seeded=True,
     init_from="adapter",
+    hooks=("penalty",),
     loops=("training", "tokens", "distillation"),
     shape_params=tuple(LoraParams.model_fields),
     reads=teacher_digest,

@@ -44,6 +44,7 @@ METHOD = Method(
     unpaired=True,
     seeded=True,
     init_from="adapter",
+    hooks=("penalty", "step"),
     loops=("training", "tokens", "heldout", "unpaired"),
     shape_params=tuple(LoraParams.model_fields),
     adapter_parameters=adapter_parameters,

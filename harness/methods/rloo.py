@@ -46,6 +46,7 @@ METHOD = Method(
     seeded=True,
     init_from="adapter",
     rewarded=True,
+    hooks=("penalty",),
     loops=("training", "tokens", "heads", "reinforcement"),
     shape_params=tuple(LoraParams.model_fields),
     adapter_parameters=adapter_parameters,

@@ -49,7 +49,6 @@ from harness.nightly.watchlist import Target
 from harness.progress import Progress, Silent
 from harness.records import digest
 
-SERIES = ("target", "general")
 Publish = Callable[[NightReport], object]
 
 
@@ -191,7 +190,7 @@ class _NightRun:
 
     def _changed_judges(self) -> Iterator[Watched]:
         """Yield the judges behind endpoints that grade their anchors otherwise than before, as failures."""
-        judged = [one for m in (self.session.target, *self.session.suites) for one in m.judged.values()]
+        judged = [one for m in self.session.tasks for one in m.judged.values()]
         books = {judge.book: (one, judge) for one in judged for judge in one.judges}
         for one, judge in books.values():
             if judge.book in self.session.checked_judges:
@@ -207,7 +206,8 @@ class _NightRun:
         session = self.session
         reference = watchlist.pin_reference(session, target, self.references.get(target.name))
         weights = ensure_weights(session, target.candidate, target.seed)
-        sets = self._comparable_sets(watchlist.own_sets(session, target, weights), reference.rows)
+        own = watchlist.own_sets(session, target, weights)
+        sets = self._comparable_sets(own, reference.rows)
         control = self._control(target, reference) if weights.is_language_model else None
         batches = self._batches(sets)
         now = reevaluate(session, self.folder, target.name, weights, batches)
@@ -215,7 +215,7 @@ class _NightRun:
         makings = [reference.rows, *(reference.makings if making else ())]
         then = [self._reference_rows(sets, rows) for rows in makings]
         self.references[target.name] = reference
-        prompting = watchlist.own_sets(session, target, weights)[0].identity.prompting_digest
+        prompting, more = own[0].identity.prompting_digest, watchlist.more_promptings(session, sets)
         since = served = ""
         if weights.kind in PROTOCOLS:
             since = self._changed_since(target.name, reference.id, batches, now, then[0])
@@ -224,15 +224,23 @@ class _NightRun:
         return Watched(
             name=target.name,
             reference=reference.id,
-            tested=digest([weights.digest, prompting, self.environment, *filter(None, [since])]),
+            tested=digest([weights.digest, prompting, self.environment, *filter(None, [since, more])]),
             tests=watchlist.describe_tested(
-                session, target.candidate.recipe, reference, weights, prompting, self.environment, served
+                session,
+                target.candidate.recipe,
+                reference,
+                weights,
+                prompting,
+                self.environment,
+                served,
+                more,
             ),
             since=since,
             fit_keys=tuple(stands_on(weights)),
             making=making,
             n_references=1 + len(reference.makings),
             judged=self._judged(now, then[0]),
+            unwatched=watchlist.unwatched_targets(session, own, reference),
             series={
                 key: compare_series(
                     _arms(now, then, control, {m.task.name for m in of}),
@@ -321,9 +329,10 @@ def _arms(now: Rows, then: Sequence[Rows], control: _Control | None, tasks: set[
 
 
 def _tasks(session: Session) -> dict[str, list[Measured]]:
-    """List the tasks of each series: bits per byte and safety are for compare."""
+    """List the tasks of each series, each target one: bits per byte and safety are for compare."""
     general = [m for m in session.suites if m.role == "capability" and m.task.kind != "bits_per_byte"]
-    return {"target": [session.target], **({"general": general} if general else {})}
+    more = {f"target {m.task.name}": [m] for m in session.more_targets}
+    return {"target": [session.target], **more, **({"general": general} if general else {})}
 
 
 def _plan(

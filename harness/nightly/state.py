@@ -52,6 +52,7 @@ class Watched:
     answers them as in the reference. `fit_keys` names the folders of the weights that answered and of
     those that they stand on. `making` digests weights that are others than the reference's, which then is
     the mean of `n_references` makings. `judged` says what people's labels make of a judge's grades.
+    `unwatched` names targets of which the reference holds no rows.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Watched:
     making: str = ""
     n_references: int = 1
     judged: JudgedChange | None = None
+    unwatched: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ class Reference:
     """Reference of a candidate: digests of row sets by task and split, of it and of its base.
 
     `makings` are those of the same recipe with other seeds, beside which weights made anew are compared.
+    `more_promptings` maps the test rows of more targets to the digests of the prompting.
     """
 
     id: str
@@ -116,6 +119,7 @@ class Reference:
     environment: str
     seed: int = 0
     makings: tuple[dict[str, str], ...] = ()
+    more_promptings: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +244,8 @@ def _parse_night(path: Path) -> Night:
 
 def _parse_watched(raw: dict[str, Any]) -> Watched:
     series = {name: _parse_tuples(SeriesNight, one, "lost") for name, one in raw.pop("series").items()}
-    lists = {"tests": tuple(raw["tests"]), "fit_keys": tuple(raw.get("fit_keys", ()))}
+    lists = {"tests": tuple(raw["tests"])}
+    lists |= {name: tuple(raw.get(name, ())) for name in ("fit_keys", "unwatched")}
     judged = raw.pop("judged", None)
     change = _parse_tuples(JudgedChange, judged, "corrected", "corrected_score") if judged else None
     return Watched(**{**raw, **lists}, series=series, judged=change)

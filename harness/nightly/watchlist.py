@@ -11,6 +11,7 @@ from harness import provenance, store
 from harness.config import Loaded
 from harness.errors import CandidateFailed, HarnessError, IncompatibleRuns, Problem, UserError
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
+from harness.evaluation.more_targets import more_test_sets
 from harness.evaluation.rows.row_sets import RowSet, suite_sets, target_sets
 from harness.evaluation.session import Session
 from harness.models.hub import ModelSource
@@ -132,8 +133,8 @@ def pin_reference(session: Session, target: Target, before: Reference | None) ->
     wanted = {key: rows for key, rows in target.rows.items() if key.endswith("/test")}
     for rows in (wanted, *target.makings):
         _refuse_missing(session.store, rows)
-    target_key = f"{session.target.task.name}/test"
-    if lacking := sorted(base.keys() & wanted.keys() - there.keys() - {target_key}):
+    target_key, *more_keys = (f"{m.task.name}/test" for m in (session.target, *session.more_targets))
+    if lacking := sorted(base.keys() & wanted.keys() - there.keys() - {target_key, *more_keys}):
         raise IncompatibleRuns(
             f"{session.store.folder}: found no rows of the base on {', '.join(lacking)}; expected them "
             f"beside {target.reference}; next: {NEXT}"
@@ -149,6 +150,11 @@ def pin_reference(session: Session, target: Target, before: Reference | None) ->
         environment=next(iter(origins.values())).environment if origins else "",
         seed=target.seed,
         makings=target.makings,
+        more_promptings={
+            key: store.read_identity(session.store, wanted[key]).prompting_digest
+            for key in more_keys
+            if key in wanted
+        },
     )
 
 
@@ -161,16 +167,35 @@ def _refuse_missing(at: Store, rows: Mapping[str, str]) -> None:
 
 
 def base_sets(session: Session, source: ModelSource) -> list[RowSet]:
-    """List what the control arm can be evaluated on: the suites, and the target by the plain prompt."""
+    """List what the control arm can be evaluated on: the suites, and all targets by the plain prompt."""
     weights = base_weights(source)
-    return [target_sets(session, Recipe(), weights, 0)[1], *suite_sets(session, weights)]
+    return [*_test_sets(session, Recipe(), weights, 0), *suite_sets(session, weights)]
 
 
 def own_sets(session: Session, target: Target, weights: Weights) -> list[RowSet]:
-    """List what a candidate is evaluated on: the target, and the suites where the weights are its own."""
+    """List what a candidate is evaluated on: the targets, and the suites where the weights are its own."""
     own = weights.is_language_model and weights.digest != target.candidate.base.weights_digest
-    asked = target_sets(session, target.candidate.recipe, weights, target.seed)[1]
-    return [asked, *(suite_sets(session, weights) if own else [])]
+    asked = _test_sets(session, target.candidate.recipe, weights, target.seed)
+    return [*asked, *(suite_sets(session, weights) if own else [])]
+
+
+def _test_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
+    """List the test items of the target, then of more targets that a recipe can answer."""
+    more = more_test_sets(session, recipe, weights, seed)
+    return [target_sets(session, recipe, weights, seed)[1], *more]
+
+
+def unwatched_targets(session: Session, own: Sequence[RowSet], reference: Reference) -> tuple[str, ...]:
+    """Name the targets that a candidate answers now and of which its reference holds no rows."""
+    more = {m.task.name for m in session.more_targets}
+    lacking = (rows for rows in own if rows.name not in reference.rows)
+    return tuple(name for rows in lacking if (name := rows.measured.task.name) in more)
+
+
+def more_promptings(session: Session, sets: Sequence[RowSet]) -> dict[str, str]:
+    """Map more targets, as a candidate is asked them now, to the digests of its prompting."""
+    more = {m.task.name for m in session.more_targets}
+    return {s.name: s.identity.prompting_digest for s in sets if s.measured.task.name in more}
 
 
 def data_digest(session: Session) -> str:
@@ -189,10 +214,12 @@ def describe_tested(
     prompting: str,
     environment: str,
     served: str = "",
+    more: Mapping[str, str] = {},
 ) -> tuple[str, ...]:
     """Say in words what is another than in the reference; the harness itself always is tested.
 
-    `served` says how an endpoint answers, whose weights nobody sees.
+    `served` says how an endpoint answers, whose weights nobody sees. `more` maps more targets to the
+    prompting of tonight.
     """
     same_data = reference.data == data_digest(session)
     said = [served] if served else []
@@ -200,6 +227,10 @@ def describe_tested(
         said.append("the recipe made anew" + ("" if same_data else " on new data"))
     if prompting != reference.prompting:
         said.append("another prompting" if same_data else _resampled_prompting(recipe))
+    then = reference.more_promptings
+    if changed := [key for key, asked in more.items() if asked != then.get(key, asked)]:
+        named = ", ".join(key.removesuffix("/test") for key in changed)
+        said.append(f"another prompting, other shots or passages on {named}")
     if environment != reference.environment and reference.environment:
         said.append(
             f"upgraded libraries or another machine ({_environment_changes(session, reference, environment)})"

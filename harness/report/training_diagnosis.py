@@ -12,6 +12,7 @@ from typing import NamedTuple
 from harness.formatting import count, plain, points
 from harness.records import TrackedPoint, TrainingRecord
 from harness.report.plots.loss_curves import numeric_points, of_preferences, round_length, smooth
+from harness.stats import pareto_front
 
 _CHANGE = 0.05  # of a loss, and more is a change
 _KNOWN_BY_HEART = 0.1  # nats a token of the rows trained on
@@ -105,6 +106,24 @@ def forgetting_sentence(training: TrainingRecord) -> str:
     when = "early" if 2 * first.step <= steps else "late"
     later = "" if first is worst else f", and {_capability(worst)}"
     return f"forgets {when}: capability {_capability(first)} of {count(steps)}{later}"
+
+
+def front_sentence(name: str, training: TrainingRecord, sign: int = 1) -> str:
+    """Say which steps of a tracked training no other beats in both target and capability, its end aside.
+
+    `sign` is −1 where lower scores on the target are better. Empty where there is no such step.
+    """
+    known = [(p, p.target, p.capability) for p in training.tracked if p.target is not None]
+    found = [(p, sign * target, kept) for p, target, kept in known if kept is not None]
+    if not found:
+        return ""
+    front = [found[i][0].step for i in pareto_front([(target, kept) for _, target, kept in found])]
+    earlier = sorted(step for step in front if step != training.n_steps)
+    if not earlier:
+        return ""
+    recipe = f"{{method: checkpoint, init_from: {name}, params: {{step: {earlier[0]}}}}}"
+    steps = f"step{'s' * (len(earlier) > 1)} {', '.join(map(count, earlier))}"
+    return f"is on its front of target and capability at {steps}: a candidate without training is {recipe}"
 
 
 def _change(point: TrackedPoint) -> float:

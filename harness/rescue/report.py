@@ -19,6 +19,7 @@ from harness.report import ExperimentReport, ResultDocument, Section
 from harness.report.experiment_report import target_text, verdict_word
 from harness.report.labels import WORDS
 from harness.report.reading import restore, with_units
+from harness.report.tables.more_targets_table import TARGETS_COLUMNS, TARGETS_TITLE, targets_rows
 from harness.rescue.result import HalfVerdict, Rescue, Tried
 from harness.spec import Recipe
 
@@ -73,9 +74,10 @@ def rescue_document(rescue: Rescue) -> ResultDocument:
     """Lay a rescue out: the table, its sentences, and the sum of it last."""
     *notes, last = sentences(rescue)
     title = f"Rescue of {rescue.candidate} in {rescue.experiment}"
-    return ResultDocument(
-        title, [Section("trials", columns=headers(rescue), rows=rows(rescue), notes=notes)], last
-    )
+    trials = Section("trials", columns=headers(rescue), rows=rows(rescue), notes=notes)
+    done = [t.facts for t in (rescue.original, *rescue.tried) if t.facts.state == "done"]
+    more = Section("more targets", TARGETS_TITLE, TARGETS_COLUMNS, targets_rows(done))
+    return ResultDocument(title, [trials, *([more] if more.rows else [])], last)
 
 
 def to_json(rescue: Rescue) -> dict[str, Any]:
@@ -144,7 +146,7 @@ def _row(rescue: Rescue, t: Tried, front: Sequence[str]) -> TrialRow:
 def _word(half: HalfVerdict | None) -> str:
     if half is None:
         return formatting.UNKNOWN
-    return WORDS[half.verdict.outcome] if half.gains else "NO GAIN"
+    return WORDS[half.verdict.outcome] if half.keeps_gains else "NO GAIN"
 
 
 def _search_items(rescue: Rescue) -> str:

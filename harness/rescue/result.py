@@ -23,7 +23,7 @@ class HalfVerdict:
     """Verdict of the gate on one half of the suites' items, `n_items` of `n_all`.
 
     `gains` says whether the target's gain holds: above 0 on validation in the search, shown on test
-    in the confirmation.
+    in the confirmation. `lost_on` names more targets on which the fine-tune gains and the trial does not.
     """
 
     half: Half
@@ -31,17 +31,24 @@ class HalfVerdict:
     n_all: int
     verdict: Verdict
     gains: bool
+    lost_on: tuple[str, ...] = ()
+
+    @property
+    def keeps_gains(self) -> bool:
+        """Whether the gains on all targets hold."""
+        return self.gains and not self.lost_on
 
     @property
     def passes(self) -> bool:
-        """Whether the gate passes and the gain holds."""
-        return self.verdict.outcome == "pass" and self.gains
+        """Whether the gate passes and the gains hold."""
+        return self.verdict.outcome == "pass" and self.keeps_gains
 
     @property
     def sentence(self) -> str:
         """The verdict, with the half that it is of."""
         items = f"{formatting.count(self.n_items)} of {formatting.count(self.n_all)} items"
-        lost = "" if self.gains else "; the gain on the target is gone"
+        gone = [*([] if self.gains else ["the target"]), *self.lost_on]
+        lost = f"; the gain on {' and '.join(gone)} is gone" if gone else ""
         return f"on {_NAMES[self.half]} ({items}) {self.verdict.sentence}{lost}"
 
 
@@ -155,5 +162,5 @@ def exit_code(rescue: Rescue, policy: GatePolicy) -> int:
     judged = [seen.confirm] if seen and seen.confirm else [t.search for t in rescue.tried if t.search]
     if not judged:
         return 1
-    undecided = [h.verdict for h in judged if h.gains and h.verdict.outcome in _UNDECIDED]
+    undecided = [h.verdict for h in judged if h.keeps_gains and h.verdict.outcome in _UNDECIDED]
     return gating.exit_code(undecided[0], policy) if undecided else 3

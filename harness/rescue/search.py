@@ -24,6 +24,14 @@ from harness.gating import Measurement, TargetFacts, measured_half
 from harness.gating.halves import HALVES, Half, Split, split
 from harness.records import Run, SampleResult
 from harness.report import live_line
+from harness.rescue.kept_gains import (
+    OtherTarget,
+    lost_on_test,
+    lost_on_validation,
+    other_targets,
+    scores_of,
+    target_notes,
+)
 from harness.rescue.result import HalfVerdict, Rescue, Tried
 from harness.rescue.select import RescueCase
 from harness.rescue.trials import Trial, TrialSchedule
@@ -56,6 +64,7 @@ class _Context(NamedTuple):
     split: Split
     reference: Run
     reference_validation: float
+    others: tuple[OtherTarget, ...]
 
     def measurements(self, run: Run) -> list[Measurement]:
         return measured_of(self.session, self.reader, run, self.base)
@@ -110,16 +119,18 @@ def _prepare_context(session: Session, case: RescueCase) -> _Context:
     halved = split(base, session.experiment.seeds[0])
     reference = store.get_run(session.store, case.reference.run_id)
     known = case.reference.validation
-    return _Context(session, reader, base, halved, reference, 0.0 if known is None else known)
+    others = other_targets(session, case)
+    return _Context(session, reader, base, halved, reference, 0.0 if known is None else known, others)
 
 
 def _notes(context: _Context, run: Run) -> Iterator[str]:
-    """Name the tasks that are judged on one half or on none."""
+    """Name the tasks that are judged on one half or on none, and more targets whose gain is to be kept."""
     everything = context.measurements(run)
     for half in HALVES:
         there = {m.task.name for m in measured_half(everything, context.split, half)}
         if absent := [m.task.name for m in everything if m.task.name not in there]:
             yield f"too few clusters on the {half} half to judge {', '.join(absent)} there"
+    yield from target_notes(context.others)
 
 
 def _judge_original(context: _Context, case: RescueCase) -> Tried:
@@ -135,7 +146,8 @@ def _run_trial(context: _Context, trial: Trial, seed: int) -> tuple[Tried, Run]:
     session.progress.finish(trial.name, live_line(facts, session.target.task.primary_metric))
     if run.state == "failed":
         return Tried(trial.name, trial.step, trial.says, recipes, facts), run
-    facts = replace(facts, vs_untrained=_vs_reference(context, run))
+    more = scores_of(context.reader, run, context.others)
+    facts = replace(facts, vs_untrained=_vs_reference(context, run), more_targets=more)
     seen = _judge_search(context, run, facts)
     session.progress.finish(trial.name, f"{trial.name}: {seen.sentence}")
     return Tried(trial.name, trial.step, trial.says, recipes, facts, seen), run
@@ -148,15 +160,15 @@ def _vs_reference(context: _Context, run: Run) -> Comparison:
 
 
 def _judge_search(context: _Context, run: Run, facts: CandidateFacts) -> HalfVerdict:
-    """Judge capability on the search half, and the gain on validation: test rows choose nothing."""
+    """Judge capability on the search half, and gains on validation: test rows choose nothing."""
     change = (facts.validation or 0.0) - context.reference_validation
-    return _judge_half(
-        context, run, "search", None, gains=context.session.target.primary.unit.sign * change > 0
-    )
+    gains = context.session.target.primary.unit.sign * change > 0
+    seen = _judge_half(context, run, "search", None, gains=gains)
+    return replace(seen, lost_on=lost_on_validation(context.reader, run, context.others))
 
 
 def _confirm(context: _Context, tried: Tried, run: Run) -> Tried:
-    """Judge the one that passed by every rule on the other half, and its gain on test."""
+    """Judge the one that passed by every rule on the other half, and its gains on test."""
     facts, g = tried.facts, gain(tried.facts.vs_untrained)
     assert facts.target is not None
     labels = judge_labels(context.session)
@@ -165,6 +177,7 @@ def _confirm(context: _Context, tried: Tried, run: Run) -> Tried:
     commonest = commonest_answers(context.session, context.reader, run, [context.reference])
     target = TargetFacts(facts.target, facts.vs_untrained, missing, wins, commonest)
     seen = _judge_half(context, run, "confirm", target, gains=g is not None and g.low > 0)
+    seen = replace(seen, lost_on=lost_on_test(facts.more_targets, context.others))
     context.session.progress.finish(tried.name, f"{tried.name}: {seen.sentence}")
     return replace(tried, confirm=seen)
 

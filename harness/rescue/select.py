@@ -5,7 +5,7 @@ rescue. Of a run of sampled items its weights answer whole tasks first: one half
 other judges.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
 from harness import decision, formatting, plugins, store
@@ -24,11 +24,15 @@ _AGAIN = "mend that, then harness compare"
 
 
 class RescueCase(NamedTuple):
-    """A run to rescue, and the candidate without training that gains are measured against."""
+    """A run to rescue, and the candidate without training that gains are measured against.
+
+    `runs` are the finished ones of the experiment, by candidate.
+    """
 
     facts: CandidateFacts
     run: Run
     reference: CandidateFacts
+    runs: Mapping[str, Run] = {}
 
 
 def find_case(session: Session, selected: Sequence[str], wanted: str) -> RescueCase:
@@ -134,7 +138,8 @@ def _case(report: ExperimentReport, runs: dict[str, Run], facts: CandidateFacts)
         _refuse(facts.label, found, expected, step)
     name = decision.best_untrained(report.facts)
     reference = next(f for f in report.facts if f.name == name and f.state == "done")
-    return RescueCase(facts, runs[facts.run_id], reference)
+    done = {f.name: runs[f.run_id] for f in report.facts if f.state == "done"}
+    return RescueCase(facts, runs[facts.run_id], reference, done)
 
 
 def _reasons(f: CandidateFacts) -> list[tuple[str, str, str]]:

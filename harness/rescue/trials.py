@@ -16,6 +16,7 @@ from harness import formatting, plugins
 from harness.evaluation import costs
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work
+from harness.evaluation.more_targets import more_target_sets
 from harness.evaluation.rows.row_sets import RunRequest, suite_sets, target_sets, total_work
 from harness.evaluation.session import Session
 from harness.experiment.curves.data_scaling import settle_sweep
@@ -309,7 +310,8 @@ def _estimate_trial(session: Session, trial: Trial, seed: int) -> TrialCost:
 
 def _work(session: Session, trial: Trial, seed: int) -> Work:
     weights = base_weights(session.source)
-    sets = [*suite_sets(session, weights), *target_sets(session, trial.recipe, weights, 0)]
+    asked = session, trial.recipe, weights, 0
+    sets = [*suite_sets(session, weights), *target_sets(*asked), *more_target_sets(*asked)]
     making = fit_work(session, trial.source, seed) + tracking_work(session, trial.source)
     return total_work(sets) + making
 

@@ -114,8 +114,9 @@ class Experiment(Spec):
     `chat_template` is how bases without a template of their own write a chat: `chatml`, `alpaca` or a Jinja
     file. `report_to` names trackers that get results. `datasets_dir` has copies of hub data. `more_targets`
     are written like `target`: every candidate answers them as well, and nothing is trained for them, chosen
-    on them or decided by them. `concurrency` is how many requests are timed together: 8 if not written; those
-    of an endpoint, where each has its price, only if it is.
+    on them or decided by them; rescues keep gains on them, and nights watch them. `concurrency` is how many
+    requests are timed together: 8 if not written; those of an endpoint, where each has its price, only if it
+    is.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")

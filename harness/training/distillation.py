@@ -174,7 +174,8 @@ def _trainer(
         **params.model_dump(include=set(DistilledParams.model_fields) - set(_OWN)),
     )
     loop.use_one_gpu(config)
-    trainer: Trainer = AnswersTrainer(
+    kind = loop.with_regularizers(AnswersTrainer, context, tokenizer, params.max_length)
+    trainer: Trainer = kind(
         model=policy_from(base, context.init) if context.init else base,
         teacher_model=teacher,
         args=config,

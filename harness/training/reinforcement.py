@@ -144,7 +144,8 @@ def _trainer(
     }  # TRL counts them itself
     config = getattr(trl, f"{algorithm}Config")(output_dir=str(scratch), **common, **of_trl)
     loop.use_one_gpu(config)
-    trainer: Trainer = getattr(trl, f"{algorithm}Trainer")(
+    plain = getattr(trl, f"{algorithm}Trainer")
+    trainer: Trainer = loop.with_regularizers(plain, context, tokenizer, params.max_length)(
         model=policy_from(model, context.init) if context.init else model,
         reward_funcs=[reward.func],
         args=config,

@@ -6,7 +6,7 @@ which knob to turn.
 
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
@@ -235,7 +235,10 @@ def with_regularizers(
             plain = super().training_step
 
             def backward() -> Any:
-                loss = plain(model, dict(inputs), num_items_in_batch)
+                taken = (
+                    dict(inputs) if isinstance(inputs, Mapping) else inputs
+                )  # prompts to answer are a list
+                loss = plain(model, taken, num_items_in_batch)
                 for penalty in self.penalties if self.accelerator.sync_gradients else ():
                     for term in penalty(self.state.global_step):
                         if term.requires_grad:  # not one of weights that stay as they are in this step

@@ -131,6 +131,7 @@ def _trainer(
 ) -> "KTOTrainer":
     from trl import KTOConfig, KTOTrainer
 
+    kind = loop.with_regularizers(KTOTrainer, context, tokenizer, params.max_length)
     config = KTOConfig(
         output_dir=str(scratch),
         **loop.settings(context, params) | {"train_sampling_strategy": "sequential"},
@@ -138,10 +139,11 @@ def _trainer(
         **params.model_dump(include=set(UnpairedParams.model_fields) - set(heldout.OWN)),
     )
     loop.use_one_gpu(config)
-    return KTOTrainer(
+    trainer: KTOTrainer = kind(
         model=policy_from(model, context.init) if context.init else model,
         args=config,
         processing_class=tokenizer,
         peft_config=None if context.init else peft_config,
         **heldout.data(context, params, rows),
     )
+    return trainer

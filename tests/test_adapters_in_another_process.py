@@ -1,0 +1,108 @@
+"""Adapters in a new process compute what they did where they were trained, by PEFT alone and as candidates."""
+
+from typing import NamedTuple
+
+import other_process
+import pytest
+import test_peft
+import tiny_methods
+from tiny_methods import CPU
+
+from harness.methods import grpo, rloo
+from harness.training import LoraParams, Reward, lora_config
+from harness.training import reinforcement as rl
+from harness.training.preferences.dpo import save_policy
+
+pytestmark = [pytest.mark.weekly, pytest.mark.usefixtures("own_cache")]
+
+IDS = tuple(range(5, 25))
+PAIRS = ((IDS[:3], IDS[3:9]), (IDS[:5], IDS[5:12]), (IDS[:1], IDS[4:5]))
+ALGORITHMS = {"GRPO": grpo, "RLOO": rloo}
+LENGTH = '''\
+def reward(prompts, completions, references):
+    """Reward short answers."""
+    return [-float(len(text)) for text in completions]
+'''
+
+
+class InMemory(NamedTuple):
+    """What a model computes where it was trained."""
+
+    logits: object
+    logprobs: list[float]
+
+
+def measured(model):
+    return InMemory(other_process.logits_of(model, IDS), other_process.logprobs_of(model, PAIRS))
+
+
+@pytest.fixture(scope="module")
+def plain(tiny):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return other_process.logits_of(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), IDS)
+
+
+def rewarded(algorithm, tiny, folder):
+    """Train a policy by the trainer of its method; returns what it computes, and how rewards differed by step."""
+    from transformers import set_seed
+
+    from harness.models.hf import load_base
+
+    set_seed(0)
+    (folder / "short.py").write_text(LENGTH)
+    context = tiny_methods.context(tiny, folder, reward=Reward(written=str(folder / "short.py")))
+    base, tokenizer = load_base(context.source, CPU)
+    quick = {"learning_rate": 0.05, "warmup_steps": 0, "max_steps": 2, "per_device_train_batch_size": 8}
+    params = ALGORITHMS[algorithm].Params(r=4, max_completion_length=6, **quick)
+    rows, _ = rl._rows(context, params, tokenizer)
+    config = lora_config(LoraParams(r=4))
+    trainer = rl._trainer(context, params, algorithm, config, base, tokenizer, rows, folder / "scratch")
+    trainer.train()
+    save_policy(trainer.model, folder / "adapter")
+    spread = [entry["reward_std"] for entry in trainer.state.log_history if "reward_std" in entry]
+    return measured(trainer.model), spread
+
+
+@pytest.fixture(scope="module")
+def policies(tiny, own_cache, tmp_path_factory):
+    """Train by each algorithm, and open both adapters in one new process."""
+    folders = {algorithm: tmp_path_factory.mktemp(algorithm) for algorithm in ALGORITHMS}
+    made = [rewarded(algorithm, tiny, folder) for algorithm, folder in folders.items()]
+    opened = other_process.open_adapters(tiny, [f / "adapter" for f in folders.values()], IDS, PAIRS)
+    return dict(zip(folders, zip(made, opened, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_policy_whose_rewards_differ_moves_and_is_the_same_in_another_process(plain, policies, algorithm):
+    import torch
+
+    (in_memory, spread), opened = policies[algorithm]
+    assert min(spread) > 0
+    assert (in_memory.logits - plain).abs().max().item() > 0.01
+    assert torch.tensor(opened.logits).allclose(in_memory.logits, rtol=1e-5, atol=1e-5)
+    assert opened.logprobs == pytest.approx(in_memory.logprobs, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def families(tiny, own_cache, tmp_path_factory):
+    """Train every family of PEFT, and open all adapters in one new process."""
+    trained = {
+        name: test_peft.train(tiny, tmp_path_factory.mktemp("family"), name) for name in test_peft.FAMILIES
+    }
+    made = [measured(model) for _, model in trained.values()]
+    opened = other_process.open_adapters(
+        tiny, [weights.folder / "adapter" for weights, _ in trained.values()], IDS, PAIRS
+    )
+    return dict(zip(trained, zip(made, opened, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("name", test_peft.FAMILIES)
+def test_a_family_of_peft_is_the_same_in_another_process(families, name):
+    import torch
+
+    in_memory, opened = families[name]
+    rounded = test_peft.ROUNDED.get(name, 1e-5)
+    assert torch.tensor(opened.logits).allclose(in_memory.logits, rtol=1e-5, atol=rounded)
+    assert opened.logprobs == pytest.approx(in_memory.logprobs, abs=10 * rounded)

@@ -1,0 +1,114 @@
+"""Nights of an experiment with more targets: each is watched as a series of its own."""
+
+import shutil
+from dataclasses import replace
+
+import nights
+import pytest
+from nights import Calendar, Rates
+
+from harness import nightly
+from harness.experiment.weights.candidate_weights import ensure_weights
+from harness.nightly import watchlist
+from harness.nightly.state import home, read_nights, read_state
+from harness.store import Store
+
+pytestmark = pytest.mark.usefixtures("rules_cache")
+
+STILL = Rates(lost=0, gained=0, general_lost=0, counter_lost=0)
+
+
+@pytest.fixture(scope="module")
+def declared_later(rules_cache, tmp_path_factory):
+    """Pin a reference of one target, and declare another then."""
+    path = nights.world(tmp_path_factory.mktemp("later"), test=100)
+    Calendar(path).night(1, STILL)
+    nights.add_counter(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pinned(rules_cache, declared_later, tmp_path_factory):
+    """Let all candidates answer the further target, and pin a reference that holds it."""
+    folder = tmp_path_factory.mktemp("pinned") / "copy"
+    shutil.copytree(declared_later.parent, folder)
+    path = folder / "harness.yaml"
+    nights.compare_again(path)
+    nightly.acknowledge(path, "lora", new_reference=True)
+    return path
+
+
+@pytest.fixture
+def path(pinned, tmp_path):
+    shutil.copytree(pinned.parent, tmp_path / "copy")
+    return tmp_path / "copy" / "harness.yaml"
+
+
+def folder_of(path):
+    return home(Store(path.parent / "runs"), "world")
+
+
+def test_a_target_that_the_reference_does_not_hold_is_named_as_not_watched(declared_later, tmp_path):
+    shutil.copytree(declared_later.parent, tmp_path / "copy")
+    found = Calendar(tmp_path / "copy" / "harness.yaml").night(2, STILL)
+    (line,) = found.lines
+    assert set(line.series) == {"target", "general"}
+    assert "; not watched: counter, of which the reference holds no rows; harness compare" in line.sentence
+    (_, last) = read_nights(folder_of(tmp_path / "copy" / "harness.yaml"))
+    assert last.candidates[0].unwatched == ("counter",)
+
+
+def test_a_loss_on_a_further_target_alone_is_a_regression_of_that_series(path):
+    found = Calendar(path).night(2, replace(STILL, counter_lost=0.4))
+    (line,) = found.lines
+    verdicts = {key: one.verdict for key, one in line.series.items()}
+    assert verdicts == {"target": "ok", "target counter": "regression", "general": "ok"}
+    assert (found.verdict, found.exit_code) == ("regression", 3)
+    assert {item.split("/")[0] for item in line.lost} == {"counter"}
+    assert "target counter −" in line.sentence
+    assert "not watched" not in line.sentence
+
+
+def test_all_targets_and_the_suites_share_the_chance_of_a_false_alarm(path):
+    (line,) = Calendar(path).night(2, STILL).lines
+    assert {one.verdict for one in line.series.values()} == {"ok"}
+    assert [one.needed for one in line.series.values()] == pytest.approx([3 / (0.8 * 0.05)] * 3)
+
+
+def test_the_base_answers_a_further_target_as_its_control_arm(path):
+    found = Calendar(path).night(2, Rates(base_moves=0.5, lost=0, gained=0, general_lost=0, counter_lost=0))
+    assert found.verdict == "harness-drift"
+    (_, last) = read_nights(folder_of(path))
+    (watched,) = last.candidates
+    assert watched.series["target counter"].adjusted
+    (base,) = last.bases.values()
+    assert any(item.startswith("counter/") for item in base.flips)
+
+
+def test_items_of_each_target_rotate_for_themselves(path):
+    calendar = Calendar(path, ["nightly.items=30", "nightly.anchors=10"])
+    calendar.night(2, STILL)
+    (line,) = calendar.night(3, STILL).lines
+    assert {key: one.n for key, one in line.series.items()} == {
+        "target": 60,
+        "target counter": 60,
+        "general": 60,
+    }
+    assert any(said.startswith("target counter: 60 clusters") for said in calendar.night(3, STILL).pool)
+
+
+def test_another_prompting_on_a_further_target_is_named(path):
+    calendar = Calendar(path)
+    calendar.night(2, STILL)
+    session, reference = calendar.session, read_state(folder_of(path)).references["lora"]
+    recipe, weights = (
+        session.experiment.candidates["lora"],
+        ensure_weights(session, session.candidates["lora"], 0),
+    )
+    now = (weights, reference.prompting, reference.environment)
+    more = reference.more_promptings
+    assert set(more) == {"counter/test"}
+    said = watchlist.describe_tested(session, recipe, reference, *now, more=more)
+    assert said == ("only the harness: the weights answer as before",)
+    said = watchlist.describe_tested(session, recipe, reference, *now, more={"counter/test": "another"})
+    assert said == ("another prompting, other shots or passages on counter", "the harness")
