@@ -152,6 +152,26 @@ def test_a_file_of_rows_is_digested_by_what_is_sampled_and_not_by_its_path(tmp_p
     assert found[0] == found[1] != found[2]
 
 
+def test_rows_of_a_file_are_all_there_however_few_or_alike_they_are(tmp_path):
+    path = tmp_path / "few.jsonl"
+    path.write_text('{"prompt": "Who is it?", "reference": "Ada."}\n' * 2)
+    found = regularizers.mixtures({"kl": {"data": str(path)}}, context())["kl"]
+    assert (found.n, len(found.rows)) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [("", "an empty file"), ('{"prompt": "Who?"}\n{"prompt": "When?"}\n', "no field 'reference'")],
+)
+def test_a_file_that_holds_no_general_rows_is_refused_as_such(tmp_path, content, found):
+    path = tmp_path / "none.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError) as error:
+        regularizers.mixtures({"ewc": {"strength": 1.0, "data": str(path)}}, context())
+    assert {one.where.partition(": ")[0] for one in error.value.problems} == {"general rows of regularize"}
+    assert {one.found for one in error.value.problems} == {found}
+
+
 def test_prompts_that_are_evaluated_are_not_sampled():
     (first, *_) = regularizers.mixtures({"replay": {"share": 0.1}}, context())["replay"].rows
     asked = Example("x", ({"role": "user", "content": first.prompt},))

@@ -28,6 +28,7 @@ __all__ = [
     "TaskItems",
     "contaminated_rows",
     "fold_text",
+    "load_rows",
     "load_task",
     "part_of",
     "suite_contamination",
@@ -148,6 +149,19 @@ def load_task(task: Task, seed: int) -> TaskItems:
         evaluated={"validation": files.validation, "test": files.test},
         folds=files.folds,
     )
+
+
+def load_rows(task: Task, path: str) -> tuple[Example, ...]:
+    """Read the rows of one file to train on, of which none is set aside.
+
+    Raises:
+        UserError: with the problems of all rows at once.
+    """
+    problems: list[Problem] = []
+    read = _split(task, path, "train", Notes([], []), [], problems)
+    if problems:
+        raise UserError(problems)
+    return tuple(sourced.example for sourced in read.examples)
 
 
 def part_of(items: TaskItems, share: float, seed: int) -> TaskItems:

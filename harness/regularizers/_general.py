@@ -6,10 +6,10 @@ row asks what an evaluated item asks.
 
 import random
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from harness.data import fold_text, load_task, suite_contamination
+from harness.data import fold_text, load_rows, suite_contamination
 from harness.data.general_prompts import general_prompts
 from harness.errors import CandidateFailed, UserError
 from harness.records import Example, SampleResult
@@ -49,12 +49,21 @@ def general_mixture(name: str, n: int, data: str | None, context: MixContext) ->
     """
     if data is None:
         return Mixture(n, _prompts(name, context)[: round(_SPARE * n) + 1], _LONGEST)
-    items = load_task(Task(name=name, data=TaskData(train=data)), context.seed)
-    rows = sorted((*items.train, *items.validation), key=lambda e: e.id)
+    rows = _rows_of(name, data)
     if problems := suite_contamination(rows, context.evaluated):
         raise UserError(problems)
     n = min(n, len(rows))
     return Mixture(n, tuple(random.Random(f"{context.seed}/{name}").sample(rows, n)))
+
+
+def _rows_of(name: str, data: str) -> list[Example]:
+    """Read a user's file of general rows; what is wrong with it says what the rows are for."""
+    try:
+        rows = load_rows(Task(name=name, data=TaskData(train=data)), data)
+    except UserError as error:
+        named = [replace(one, where=f"general rows of regularize: {one.where}") for one in error.problems]
+        raise UserError(named) from None
+    return sorted(rows, key=lambda e: e.id)
 
 
 def answered_rows(
