@@ -1,6 +1,7 @@
 """vLLM as a server: it is started for a base, says what transformers says, and ends with whoever started it."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,11 +17,12 @@ from harness import config, store
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, compare, prepare_session
 from harness.experiment.preflight import examine
+from harness.models import vllm
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
 from harness.models.vllm import server
 from harness.progress import Silent
-from harness.records import Limits
+from harness.records import Limits, digest
 from harness.spec import VllmPolicy
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -308,6 +310,31 @@ def test_settings_that_change_what_is_computed_together_have_other_rows(program)
         for more in ({}, {"max_model_len": 4096}, {"start_timeout": 5})
     )
     assert server.identity(plain) == server.identity(elsewhere) != server.identity(longer)
+
+
+def test_a_switch_of_kernels_in_the_environment_has_other_rows_and_a_log_level_has_not(program, monkeypatch):
+    def known():
+        return server.identity(VllmPolicy(command=str(program))), vllm.identity("0.33.0", "cpu")
+
+    for name in [name for name in os.environ if name.startswith("VLLM_")]:
+        monkeypatch.delenv(name)
+    plain = known()
+    assert plain[0][1] == digest([{}, vllm.MAX_RANK, ""])  # as rows were stored before switches counted
+    for name in ("VLLM_LOGGING_LEVEL", "VLLM_PORT", "VLLM_SERVICE_HOST", "VLLM_HOST_IP", "VLLM_CACHE_ROOT"):
+        monkeypatch.setenv(name, "8000")
+        assert known() == plain
+    seen = {plain}
+    for name, value in [
+        ("VLLM_ATTENTION_BACKEND", "TRITON"),
+        ("VLLM_ATTENTION_BACKEND", "FLASHINFER"),
+        ("VLLM_USE_DEEP_GEMM", "1"),
+        ("VLLM_KV_CACHE_LAYOUT", "HND"),
+        ("VLLM_BATCH_INVARIANT", "1"),
+        ("NVIDIA_TF32_OVERRIDE", "0"),
+    ]:
+        monkeypatch.setenv(name, value)
+        assert not seen & {known()}
+        seen.add(known())
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from harness.models.adapters import WEIGHTS, tensors_of
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource, load_tokenizer
 from harness.models.tokenization import PromptEncoder, answer, encode_all, end_ids
+from harness.models.vllm.switches import kernel_switches
 from harness.progress import quiet_libraries
 from harness.records import Encoded, Likelihood, Limits, Output, PromptText, digest
 from harness.spec import VllmPolicy
@@ -87,7 +88,8 @@ def identity(release: str | None, device: str, policy: VllmPolicy = _DEFAULT) ->
     if release is None:
         raise UserError(absent())
     layout: Any = [_LAYOUTS[device], policy.layout] if policy.layout else _LAYOUTS[device]
-    return f"vllm/{release}", digest(layout)
+    switches = kernel_switches()
+    return f"vllm/{release}", digest([layout, switches] if switches else layout)
 
 
 def likelihood(continuation: Sequence[int], tables: Sequence[Any]) -> Likelihood:

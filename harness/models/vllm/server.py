@@ -28,6 +28,7 @@ from harness.models import openai_api, supervision
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource
 from harness.models.vllm import MAX_RANK, OTHERWISE, ends_of
+from harness.models.vllm.switches import INVARIANT, kernel_switches
 from harness.progress import Advance
 from harness.records import Likelihood, Limits, Output, digest
 from harness.spec import VllmPolicy
@@ -44,7 +45,6 @@ _END_S = 60
 _PORTS = 3  # that are tried, where others take one in between
 _TAKEN = "address already in use"
 _ADAPTER_S = 600
-_INVARIANT = "VLLM_BATCH_INVARIANT"  # vLLM's switch for numbers that do not depend on the batch
 # What would lead its environment to our packages, hide its log, or let it ask us for a key.
 _OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "VLLM_LOGGING_LEVEL", "VLLM_API_KEY")
 _OPENER = build_opener(ProxyHandler({}))  # no proxy of the environment reaches this machine's own address
@@ -106,7 +106,9 @@ def identity(policy: VllmPolicy) -> tuple[str, str]:
     """
     if found := list(problems(policy)):
         raise UserError(found)
-    return f"{ENGINE}/{release_of(policy)}", digest([policy.layout, MAX_RANK, os.environ.get(_INVARIANT, "")])
+    switches = kernel_switches()
+    layout = [policy.layout, MAX_RANK, switches.pop(INVARIANT, ""), *([switches] if switches else [])]
+    return f"{ENGINE}/{release_of(policy)}", digest(layout)
 
 
 class _Running(NamedTuple):
