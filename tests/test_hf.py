@@ -10,12 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from harness.errors import CandidateFailed, UserError
-from harness.models.batching import Size, grow, plan, shared_length
-from harness.models.generation import ANSWERING_COST
+from harness.models.batching import CPU_COSTS, Size, grow, plan, shared_length
 from harness.models.hardware import Machine
 from harness.models.hf import ANSWERING, HFCandidate, ModelHost, classifier, scripted_candidate
 from harness.models.hub import resolve
-from harness.models.loglikelihood import READING_COST
 from harness.models.tokenization import encode_all, end_ids
 from harness.provenance.code_versions import code_versions
 from harness.records import Limits, PromptText, digest
@@ -336,8 +334,8 @@ def computed_together():
     pairs = [(context, ids(9)) for context in contexts for _ in range(4)]
     shared = shared_length(contexts)
     trees = grow(pairs, 1024, shared)
-    read = plan([tree.n_tokens for tree in trees], Size(1024, 1024), READING_COST)
-    return [shared, trees, read, plan(list(map(len, contexts)), ANSWERING["cpu"], ANSWERING_COST)]
+    read = plan([tree.n_tokens for tree in trees], Size(1024, 1024), CPU_COSTS.reading)
+    return [shared, trees, read, plan(list(map(len, contexts)), ANSWERING["cpu"], CPU_COSTS.answering)]
 
 
 def test_what_is_computed_otherwise_has_another_version_and_is_stored_elsewhere(host):

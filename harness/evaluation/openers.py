@@ -46,7 +46,7 @@ def open_delta(session: Session, weights: Weights) -> Iterator[Candidate]:
     assert isinstance(host, ModelHost), "deltas are refused for other engines"
     with apply_delta(host.model, _folder(weights) / "delta"):
         engine = host.base.engine.partition("/")[2]
-        yield HFCandidate(host.model, host.tokenizer, weights.digest, engine)
+        yield HFCandidate(host.model, host.tokenizer, weights.digest, engine, host.costs)
 
 
 @contextmanager

@@ -10,8 +10,6 @@ from typing import NamedTuple
 # (context, continuation) as token ids, none of them empty.
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
-# Attention within a row of n tokens takes as long as reading n² over so many; 300 to 1,000 measured alike.
-_ATTENTION = 600
 # A shorter prefix costs more to copy than to read.
 _WORTH_SHARING = 8
 
@@ -43,6 +41,24 @@ class Size(NamedTuple):
     tokens: int
 
 
+class PassCosts(NamedTuple):
+    """Costs of a pass over all layers, in tokens; those of a CPU unless they are given.
+
+    Beside its tokens a pass takes as long as `reading` so many; a batch reads all weights once a new token,
+    which takes as long as attending to `answering` padded tokens. Attention within a row of n tokens takes as
+    long as reading n² over `attention`; 300 to 1,000 measured alike on a CPU. The rows of a batch hold at
+    most so many `keys` together, with those of what they begin with in common; 0 is no limit.
+    """
+
+    reading: int = 24
+    answering: int = 15_000
+    attention: int = 600
+    keys: int = 0
+
+
+CPU_COSTS = PassCosts()
+
+
 class Pack(NamedTuple):
     """Trees laid out as b rows of w tokens, padded on the right.
 
@@ -67,12 +83,13 @@ def grow(
     numbers: Sequence[int] | None = None,
     *,
     joins: bool = True,
+    attending: int = CPU_COSTS.attention,
 ) -> list[PrefixTree]:
     """Join pairs that begin alike into trees of at most `budget` tokens, or twice what they share.
 
     A pair joins where reading its prefix again would take longer than attention between branches
     that do not see each other. The first `shared` tokens of all contexts are left out. Of `numbers`
-    only, where they are given. A pair a tree where nothing `joins`.
+    only, where they are given. A pair a tree where nothing `joins`. `attending` is the cost of attention.
     """
     rows = [(*context, *continuation[:-1])[shared:] for context, continuation in pairs]
     groups: list[list[int]] = []
@@ -82,7 +99,7 @@ def grow(
         row = rows[i]
         known = common_length((before, row))
         wider = width + len(row) - known
-        attention = (wider**2 - width**2 - len(row) ** 2) / _ATTENTION
+        attention = (wider**2 - width**2 - len(row) ** 2) / attending
         if joins and known > attention and wider <= max(budget, 2 * known):
             groups[-1].append(i)
             width = wider
@@ -115,17 +132,21 @@ def _build_tree(
     return tree
 
 
-def plan(lengths: Sequence[int], size: Size, batch_cost: int) -> list[list[int]]:
+def plan(
+    lengths: Sequence[int], size: Size, batch_cost: int, keys: int = 0, shared: int = 0
+) -> list[list[int]]:
     """Cut the indices of rows, sorted by length, into the batches that cost least.
 
     A batch costs its rows at the longest one's length, and `batch_cost` tokens; the cheapest cut
-    is found by dynamic programming over the last batch's first row.
+    is found by dynamic programming over the last batch's first row. Its rows hold at most so many `keys`,
+    each with those of the `shared` tokens before it; 0 is no limit.
     """
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     cheapest = [(0, 0)]  # for the first n rows: cost, and where the last batch starts
     for n, i in enumerate(order, 1):
+        rows = min(size.rows, keys // (shared + lengths[i])) if keys else size.rows
         starts = [
-            s for s in range(max(0, n - size.rows), n) if s == n - 1 or (n - s) * lengths[i] <= size.tokens
+            s for s in range(max(0, n - max(rows, 1)), n) if s == n - 1 or (n - s) * lengths[i] <= size.tokens
         ]
         cheapest.append(min((cheapest[s][0] + (n - s) * lengths[i] + batch_cost, s) for s in starts))
     out: list[list[int]] = []

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.models import oom
-from harness.models.batching import Size, plan, shared_length
+from harness.models.batching import CPU_COSTS, PassCosts, Size, plan, shared_length
 from harness.models.cpu_kernels import chunked_attention
-from harness.models.loglikelihood import READING_COST, UNSUPPORTED
+from harness.models.loglikelihood import UNSUPPORTED
 from harness.models.prefix_cache import (
     PrefixCache,
     additive_mask,
@@ -32,8 +32,6 @@ Stopped = Callable[["torch.Tensor"], "torch.Tensor"]
 # Picks the next token (b,) of some rows (b,) by their logits (b, v), at a step that counts from 0.
 Pick = Callable[["torch.Tensor", "torch.Tensor", int], "torch.Tensor"]
 
-# A batch reads all weights once a new token, which takes as long as attending to so many padded tokens.
-ANSWERING_COST = 15_000
 # In fp32 rows that have ended leave a batch once no more than this share goes on: all keys are copied then.
 _WORTH_COPYING = 0.75
 
@@ -87,6 +85,7 @@ def answers(
     prefixes: PrefixCache,
     engine: str = "packed",
     pick: Pick = pick_likeliest,
+    costs: PassCosts = CPU_COSTS,
 ) -> list[list[int]]:
     """Return the new token ids of each prompt of one batch, filled up with `ends[0]`.
 
@@ -104,7 +103,7 @@ def answers(
             return _each_by_generate(model, prompts, max_new_tokens, ends, stopped, pick)
         try:
             with chunked_attention(model):
-                cache, first, seen = _read(model, prompts, max_new_tokens, reading, prefixes, pick)
+                cache, first, seen = _read(model, prompts, max_new_tokens, reading, prefixes, pick, costs)
                 return _go_on(model, cache, first, seen, max_new_tokens, ends, stopped, windows, pick)
         except UNSUPPORTED as error:
             if engine == "packed" or oom.ran_out(error):
@@ -120,6 +119,7 @@ def _read(
     size: Size,
     prefixes: PrefixCache,
     pick: Pick,
+    costs: PassCosts,
 ) -> "tuple[Cache, torch.Tensor, torch.Tensor]":
     """Read all prompts; return their keys, each one's first new token (b,), and which places it may see.
 
@@ -136,7 +136,7 @@ def _read(
     seen[:, :shared] = True
     first = torch.zeros(len(prompts), dtype=torch.long, device=model.device)
     cache = empty_cache(model, end + max_new_tokens)
-    for group in plan([len(p) for p in own], size, READING_COST):
+    for group in plan([len(p) for p in own], size, costs.reading, costs.keys, shared):
         width = max(len(own[i]) for i in group)
         ids = torch.zeros((len(group), width), dtype=torch.long)
         for row, i in enumerate(group):

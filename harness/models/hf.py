@@ -13,19 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from harness.errors import CandidateFailed, in_a_line
 from harness.models import oom
 from harness.models.adapters import CONFIG, WEIGHTS, changes_modules, moves_base
-from harness.models.batching import Pair, Size, plan
+from harness.models.batching import CPU_COSTS, Pair, PassCosts, Size, plan
 from harness.models.cpu_kernels import prepack
+from harness.models.devices import placement
 from harness.models.devices.loaders import LOADERS
-from harness.models.devices.placement import (
-    Placement,
-    Room,
-    free_room,
-    is_spread,
-    place,
-    refuse_headless,
-    refuse_offloaded,
-)
-from harness.models.generation import ANSWERING_COST, Stopped, answers, pick_drawn, pick_likeliest
+from harness.models.devices.pass_costs import costs_of
+from harness.models.generation import Stopped, answers, pick_drawn, pick_likeliest
 from harness.models.hardware import Machine, memory
 from harness.models.hub import ModelSource, load_tokenizer
 from harness.models.loglikelihood import Executor
@@ -103,12 +96,13 @@ class HFCandidate(PromptEncoder):
         tokenizer: "PreTrainedTokenizerBase",
         weights_digest: str,
         scoring_engine: str | None = None,
+        costs: PassCosts = CPU_COSTS,
         soft_prompt: "Cache | None" = None,
     ) -> None:
         self.model, self.tokenizer, self.weights_digest = model, tokenizer, weights_digest
         device = model.device.type
         self._reading, self._answering = READING[device], ANSWERING[device]
-        self._executor = Executor(model, self._reading.tokens, scoring_engine, soft_prompt)
+        self._executor = Executor(model, self._reading.tokens, scoring_engine, soft_prompt, costs)
         self.engine = f"transformers/{self._executor.engine}"
         self.layout_digest = digest([self._executor.layout_digest, self._reading, self._answering])
         longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
@@ -126,7 +120,8 @@ class HFCandidate(PromptEncoder):
         prompts = [virtual + prompt for prompt in prompts] if virtual else prompts
         out: dict[int, Output] = {}
         lengths = [len(p) + limits.max_new_tokens for p in prompts]
-        for batch in plan(lengths, self._answering, ANSWERING_COST):
+        costs = self._executor.costs
+        for batch in plan(lengths, self._answering, costs.answering, costs.keys):
             drawn = [seeds[i] for i in batch] if seeds else ()
             out.update(zip(batch, self._answer([prompts[i] for i in batch], limits, drawn), strict=True))
         return [out[i] for i in range(len(prompts))]
@@ -194,6 +189,7 @@ class HFCandidate(PromptEncoder):
             prefixes,
             self._executor.engine,
             pick_drawn(limits, seeds) if limits.temperature else pick_likeliest,
+            self._executor.costs,
         )
         share = (time.perf_counter() - start) / len(prompts)
         pairs = zip(prompts, made, strict=True)
@@ -221,14 +217,15 @@ class ModelHost:
         source: ModelSource,
         machine: Machine,
         scoring_engine: str | None = None,
-        room: Room | None = None,
+        room: placement.Room | None = None,
     ) -> None:
         self.source, self.machine = source, machine
-        placed = place(source, machine, room or free_room(machine))
+        placed = placement.place(source, machine, room or placement.free_room(machine))
         self.model, self.tokenizer = load_base(source, machine, placed=placed)
         self.model.eval()
         prepack(self.model)
-        self.base = HFCandidate(self.model, self.tokenizer, source.weights_digest, scoring_engine)
+        self.costs = costs_of(self.model, source, machine)
+        self.base = HFCandidate(self.model, self.tokenizer, source.weights_digest, scoring_engine, self.costs)
 
     @contextmanager
     def use_adapter(self, folder: Path, weights_digest: str) -> Iterator[HFCandidate]:
@@ -242,7 +239,7 @@ class ModelHost:
         """
         from peft import PeftModel
 
-        refuse_offloaded(self.model)
+        placement.refuse_offloaded(self.model)
         refuse_infinite(folder)
         config = parse_json((folder / CONFIG).read_text("utf-8"))
         with keep_base(self.model, config):
@@ -253,11 +250,11 @@ class ModelHost:
             engine = self.base.engine.partition("/")[2]
             if model.active_peft_config.is_prompt_learning:
                 soft = soft_prompt(model, engine)
-                yield HFCandidate(self.model, self.tokenizer, weights_digest, engine, soft)
+                yield HFCandidate(self.model, self.tokenizer, weights_digest, engine, self.costs, soft)
                 return
             if changes_modules(config):
                 prepack(model)
-            candidate = HFCandidate(model, self.tokenizer, weights_digest, engine)
+            candidate = HFCandidate(model, self.tokenizer, weights_digest, engine, self.costs)
             try:
                 with merge_adapter(candidate) if self.machine.precision == "fp32" else nullcontext():
                     yield candidate
@@ -324,7 +321,7 @@ def merge_adapter(candidate: Candidate) -> Iterator[None]:
 
 def _low_rank_layers(model: Any) -> list[tuple[Any, str, Any]]:
     """List an adapter's layers that can be merged, with their places; none where one of them cannot."""
-    if not hasattr(model, "peft_config") or is_spread(model.get_base_model()):
+    if not hasattr(model, "peft_config") or placement.is_spread(model.get_base_model()):
         return []
     import torch
     from peft.tuners import lora
@@ -360,7 +357,7 @@ def _merged_layer(layer: Any) -> Any:
 
 
 def load_base(
-    source: ModelSource, machine: Machine, attention: str = "sdpa", placed: Placement | None = None
+    source: ModelSource, machine: Machine, attention: str = "sdpa", placed: placement.Placement | None = None
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load model and tokenizer in the machine's precision, quantised where the source is.
 
@@ -376,9 +373,9 @@ def load_base(
     found = f"{source.name} does not fit the memory of {machine.name}"
     with oom.enough_memory(found, "a smaller base_model or device: cpu"), _refuse_unloadable(source):
         known = supported_attention(source.path, attention)
-        placed = placed or Placement({"": machine.device} if machine.device != "cpu" else None)
+        placed = placed or placement.Placement({"": machine.device} if machine.device != "cpu" else None)
         model = LOADERS[source.quantization](source, machine, known, placed)
-        refuse_headless(model, source.name)
+        placement.refuse_headless(model, source.name)
         return model, load_tokenizer(source)
 
 

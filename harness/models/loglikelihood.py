@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import CandidateFailed
 from harness.models import oom
-from harness.models.batching import Pack, Pair, PrefixTree, Size, grow, pack, plan, shared_length
+from harness.models.batching import (
+    CPU_COSTS,
+    Pack,
+    Pair,
+    PassCosts,
+    PrefixTree,
+    Size,
+    grow,
+    pack,
+    plan,
+    shared_length,
+)
 from harness.models.cpu_kernels import chunked_attention
 from harness.models.prefix_cache import PrefixCache, additive_mask, row_cache, within_windows
 from harness.provenance.code_versions import versions_of
@@ -24,9 +35,6 @@ if TYPE_CHECKING:
 
 # Mean gap a token: bf16 reaches some 0.2 on such meaningless ids, a mask ignored several nats.
 _AGREEMENT_NATS = 0.5
-# A pass over all layers costs, beside its tokens, as long as reading so many.
-READING_COST = 24
-
 # What transformers raises where a model takes no mask or cache of ours.
 UNSUPPORTED = (ValueError, RuntimeError, TypeError, LookupError, AttributeError)
 
@@ -62,7 +70,9 @@ class Executor:
         budget: int,
         engine: str | None = None,
         soft: "Cache | None" = None,
+        costs: PassCosts = CPU_COSTS,
     ) -> None:
+        self.costs = costs
         self.model, self.budget, self.prefixes = model, budget, PrefixCache(model, soft=soft)
         self._too_many = inf  # tokens for which memory ran out
         self.engine = engine or self._choose_engine()
@@ -70,7 +80,8 @@ class Executor:
     @property
     def layout_digest(self) -> str:
         """Digest of what decides the shapes that are computed together."""
-        return digest([versions_of("layout"), self.engine, self.budget])
+        own = [] if self.costs == CPU_COSTS else [self.costs]
+        return digest([versions_of("layout"), self.engine, self.budget, *own])
 
     def loglikelihoods(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         """Return the likelihood of each pair's continuation after its context, in order."""
@@ -112,7 +123,8 @@ class Executor:
     def _score_trees(self, pairs: Sequence[Pair], shared: int, prefix: "Cache | None") -> list[Scored]:
         trees = self._trees(pairs, shared)
         scored: dict[int, Scored] = {}
-        for group in plan([tree.n_tokens for tree in trees], Size(self.budget, self.budget), READING_COST):
+        lengths, size = [tree.n_tokens for tree in trees], Size(self.budget, self.budget)
+        for group in plan(lengths, size, self.costs.reading, self.costs.keys, shared):
             scored |= self._with_less_memory([trees[i] for i in group], pairs, prefix)
         return [scored[i] for i in range(len(pairs))]
 
@@ -120,7 +132,8 @@ class Executor:
         self, pairs: Sequence[Pair], shared: int = 0, numbers: Sequence[int] | None = None
     ) -> list[PrefixTree]:
         """Lay out pairs, of `numbers` only where they are given; they share rows where masks are honoured."""
-        return grow(pairs, self.budget, shared, numbers, joins=self.engine == "packed")
+        joins, attending = self.engine == "packed", self.costs.attention
+        return grow(pairs, self.budget, shared, numbers, joins=joins, attending=attending)
 
     def _prefix(self, ids: tuple[int, ...]) -> "Cache":
         """Read what all contexts begin with.

@@ -34,6 +34,7 @@ from harness.experiment.preparation import prepare_session
 from harness.experiment.preparation.scope import Scope
 from harness.experiment.runs.run_candidate import row_sets
 from harness.experiment.weights.candidate_weights import ensure_weights, make_trial
+from harness.models.devices.pass_costs import known_costs, learn_costs
 from harness.models.hardware import Machine, cpu_kernels, cpu_name, current_device, torch_threads, use_threads
 from harness.models.hub import ModelSource
 from harness.progress import Silent, quiet_libraries
@@ -47,7 +48,10 @@ WORKERS = ".workers"  # a folder of the store
 
 
 class Assignment(NamedTuple):
-    """The experiment, its scope, machine and threads; `state` is all that has to be the same at a worker."""
+    """The experiment, its scope, machine and threads; `state` is all that has to be the same at a worker.
+
+    `costs` of a pass lay out the batches of its card as the command's.
+    """
 
     loaded: Loaded
     scope: Scope
@@ -55,6 +59,7 @@ class Assignment(NamedTuple):
     threads: int
     folder: Path
     state: dict[str, str]
+    costs: dict[str, Any]
 
 
 class Known(NamedTuple):
@@ -82,7 +87,7 @@ def written_assignment(session: Session, loaded: Loaded, scope: Scope, threads: 
     if machine.device == "cpu":
         machine = machine._replace(name=cpu_name(threads))
     state = _state(session, machine.name, threads)
-    assignment = Assignment(loaded, scope, machine, threads, Path.cwd(), state)
+    assignment = Assignment(loaded, scope, machine, threads, Path.cwd(), state, known_costs())
     file = session.store.folder.resolve() / WORKERS / f"{uuid4().hex}.pickle"
     remove_folder(file.parent)  # of a command that was killed
     file.parent.mkdir(parents=True)
@@ -132,6 +137,7 @@ def _prepare(asked: Assignment) -> Session:
     os.environ["OMP_NUM_THREADS"] = str(asked.threads)  # before a library is loaded
     quiet_libraries()
     use_threads(asked.threads)
+    learn_costs(asked.costs)
     session = prepare_session(asked.loaded, asked.scope, Silent(), asked.machine)
     session.is_worker = True
     _refuse_other(asked.state, _state(session, current_device(asked.machine.device), torch_threads()))

@@ -1,0 +1,120 @@
+"""Costs of a pass: measured once for a card, a model and a precision, kept, and nothing of it on a CPU."""
+
+import json
+
+import pytest
+import tiny_methods
+
+from harness.models import memory
+from harness.models.batching import CPU_COSTS, PassCosts, Size, plan
+from harness.models.devices import pass_costs
+from harness.models.devices.pass_costs import Timings, card_costs, costs_of, known_costs, learn_costs, solve
+from harness.models.hardware import Machine
+from harness.models.hf import HFCandidate, ModelHost
+from harness.models.hub import resolve, shape
+from harness.records import Limits
+
+CARD = Machine("cuda", "a card", "bf16", 1.0)
+GB = 1e9
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def seen(*, one=0.016, token=2e-5, pair=1e-9, keys=0.0, key=1e-8, start=0.01):
+    """Return the timings of a card whose passes take so many seconds for what they hold."""
+    length = 2 * 8 * 128
+
+    def read(rows, width):
+        return start + rows * width * token + rows * width**2 * pair
+
+    return Timings(
+        one=one,
+        rows=read(8, 128),
+        twice=read(16, 128),
+        joined=read(1, length),
+        few_keys=0.02 + 8 * 256 * key,
+        many_keys=0.02 + 8 * 2048 * key,
+        width=128,
+        few=256,
+        many=2048,
+    )
+
+
+def test_costs_are_what_a_pass_takes_over_what_a_token_a_pair_and_a_key_take():
+    found = solve(seen())
+    assert found.reading == 1024  # 0.016 s over 2e-5 s and 128 × 1e-9 s a token: 795
+    assert found.attention == 16_384  # 2e-5 over 1e-9 a pair: 20,128, which is beyond the most
+    assert found.answering == 1 << 20  # 0.02 s over 1e-8 s a key: 2,002,048, which is beyond the most
+    assert solve(seen(pair=1e-8, key=1e-7)) == PassCosts(1024, 262_144, 2048)
+
+
+def test_a_card_that_is_a_fifth_slower_today_gives_the_same_layout():
+    quick, slow = seen(), seen(one=0.0192, token=2.4e-5, pair=1.2e-9, key=1.2e-8, start=0.012)
+    assert solve(quick) == solve(slow)
+
+
+def test_timings_that_say_nothing_of_a_token_leave_a_cpus_costs():
+    disturbed = seen()._replace(twice=0.001)
+    assert solve(disturbed) == CPU_COSTS
+
+
+def test_a_cpu_lays_out_as_ever_and_measures_nothing(tiny, empty_cache):
+    host = ModelHost(resolve(str(tiny)), tiny_methods.CPU)
+    assert host.costs == costs_of(host.model, host.source, tiny_methods.CPU) == CPU_COSTS
+    plain = HFCandidate(host.model, host.tokenizer, "w", "packed")
+    assert host.base.layout_digest == plain.layout_digest
+    assert not (empty_cache / "pass_costs").exists()
+
+
+def test_other_costs_lay_out_other_batches_under_another_name_and_answer_alike(tiny):
+    host = ModelHost(resolve(str(tiny)), tiny_methods.CPU)
+    costs = PassCosts(reading=512, answering=1024, attention=4096, keys=64)
+    on_card = HFCandidate(host.model, host.tokenizer, "w", "packed", costs)
+    assert on_card.layout_digest != host.base.layout_digest
+    prompts = [tuple(range(5, 5 + n)) for n in (3, 9, 30, 31, 32)]
+    one, other = ([a.text for a in c.generate(prompts, Limits(5))] for c in (host.base, on_card))
+    assert one == other
+    pairs = [(prompt, (7, 8)) for prompt in prompts]
+    for a, b in zip(host.base.loglikelihood(pairs), on_card.loglikelihood(pairs), strict=True):
+        assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
+
+
+def test_a_cards_costs_are_measured_once_and_read_afterwards(tiny, empty_cache, monkeypatch):
+    host = ModelHost(resolve(str(tiny)), tiny_methods.CPU)
+    measured = card_costs(host.model, host.source, CARD, 24 * GB)  # of the CPU that plays the card
+    (file,) = (empty_cache / "pass_costs").iterdir()
+    assert measured.reading & (measured.reading - 1) == 0  # a power of two
+    assert 1 <= measured.reading <= 4096
+    monkeypatch.setattr(pass_costs, "measure_passes", lambda model: pytest.fail("measured again"))
+    assert card_costs(host.model, host.source, CARD, 24 * GB) == measured
+    file.write_text(json.dumps([2048, 4096, 512, 0]))
+    again = card_costs(host.model, host.source, CARD, 24 * GB)
+    assert again == PassCosts(2048, 4096, 512, measured.keys)
+
+
+def test_keys_take_four_fifths_of_what_the_weights_leave_of_a_card(tiny):
+    host, of = ModelHost(resolve(str(tiny)), tiny_methods.CPU), shape(resolve(str(tiny)))
+    found = card_costs(host.model, host.source, CARD, 24 * GB)
+    fitting = 0.8 * (24 - 3 - memory.weights_gb(of, "bf16")) * GB / memory.kv_cache_bytes(of, 1, "bf16")
+    assert found.keys <= fitting < 2 * found.keys
+    assert card_costs(host.model, host.source, CARD, 1 * GB).keys == 4096  # those of a long prompt at least
+
+
+def test_batches_hold_no_more_keys_than_fit_with_those_they_begin_with():
+    lengths = [10] * 8
+    assert len(plan(lengths, Size(8, 1000), 24)) == 1
+    assert [len(batch) for batch in plan(lengths, Size(8, 1000), 24, keys=330, shared=100)] == [2, 3, 3]
+    assert [len(batch) for batch in plan(lengths, Size(8, 1000), 24, keys=50, shared=100)] == [1] * 8
+
+
+def test_workers_take_over_the_commands_costs(tmp_path, monkeypatch):
+    learn_costs({"of a card": [1024, 4096, 512, 0]})
+    known = known_costs()
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "elsewhere"))
+    assert known_costs() == {}
+    learn_costs(known)
+    assert known_costs() == known == {"of a card": [1024, 4096, 512, 0]}
