@@ -68,6 +68,33 @@ def test_time_and_price_follow_the_tokens_the_speed_and_the_hour(llama):
     assert {way.time_s for way in examine_base(str(llama), Asked(24.0)).ways} == {None}
 
 
+def test_four_cards_share_a_training_whose_states_no_card_holds_alone(llama):
+    """Rajbhandari et al. 2020, figure 1: stage 2 leaves the weights whole, stage 3 nothing."""
+    asked = Asked(80.0, 2048, 4, "bf16", tokens=1e6, tflops=100, hour_usd=3.0, gpus=4)
+    found = {(way.name, way.checkpointing): way for way in examine_base(str(llama), asked).ways}
+    n, full = 6.738, "full fine-tuning"
+    layers = 2 * 6 * n / 32  # held whole, in fp32 and in 16 bits
+    sharded, parted = found[f"{full}, FSDP or ZeRO 3", True], found[f"{full}, ZeRO 2", True]
+    assert sharded.peak[:3] == pytest.approx((6 * n / 4 + layers, 4 * n / 4, 8 * n / 4), abs=0.01)
+    assert parted.peak[:3] == pytest.approx((6 * n, 4 * n / 4, 8 * n / 4), abs=0.01)
+    assert [found[full, True].fits, parted.fits, sharded.fits] == [False, True, True]
+    alone = {(w.name, w.checkpointing): w for w in examine_base(str(llama), asked._replace(gpus=1)).ways}
+    row, batch = found["LoRA", False], alone["LoRA", False]
+    assert row.peak.activations == pytest.approx(batch.peak.activations / 4)  # a row of four on each card
+    start_s = 10 + 2 * 6_738_415_616 / 1.5e9
+    assert 4 * (row.time_s - start_s) == pytest.approx(batch.time_s - start_s)
+    assert row.cost_usd == pytest.approx(4 * row.time_s * 3 / 3600)
+    assert found["QLoRA", True] == alone["QLoRA", True]  # which one card trains
+    assert found["prompting", None].peak.weights == pytest.approx(2 * n / 4, abs=0.01)
+
+
+def test_the_doctor_names_the_cards_that_share_a_training(llama):
+    words = ["doctor", "--base", str(llama), "--gpu", "80GB", "--gpus", "4"]
+    said = CliRunner().invoke(app, words).output
+    assert "4 × 80 GB are enough for prompting, LoRA" in said
+    assert "GB of each of 4 cards, which share rows and time evenly" in " ".join(said.split())
+
+
 # Parameters in all, and of a token, in billions: as the model cards have them.
 MIXTURES = {
     "Qwen3-30B-A3B": (

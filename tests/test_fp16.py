@@ -1,6 +1,6 @@
 """What a GPU without bf16 does, in fp16, as far as a CPU computes it: scores, answers, adapters and whole models.
 
-accelerate has a gradient scaler on GPUs alone: here an adapter's products are in fp16 without one.
+accelerate has a gradient scaler on GPUs alone: here products are in fp16 without one, but where a test gives it torch's.
 """
 
 import pytest
@@ -101,3 +101,36 @@ def test_a_comparison_in_fp16_runs_to_its_report(tiny, tmp_path):
     path.write_text(path.read_text().replace("precision: fp32", "precision: fp16"))
     found = tiny_experiment.run(path)
     assert {fact.name: fact.state for fact in found.facts} == {"prompt": "done", "lora": "done"}
+
+
+@pytest.fixture
+def scaler(monkeypatch):
+    """Give accelerate the gradient scaler on a CPU that it has on a GPU, which begins far too high."""
+    import torch
+    import transformers.trainer
+
+    class Scaling(transformers.trainer.Accelerator):
+        def __init__(self, *args, **given):
+            super().__init__(*args, **given)
+            self.native_amp, self.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**40)
+
+    monkeypatch.setattr(transformers.trainer, "Accelerator", Scaling)
+
+
+@pytest.mark.parametrize("method", [lora, full])
+def test_steps_whose_gradients_overflow_change_nothing_and_are_counted(tiny, tmp_path, scaler, method):
+    rank = {"r": 2} if method is lora else {}
+    context = tiny_methods.context(tiny, tmp_path, machine=FP16)
+    knobs = {"warmup_steps": 0, "lr_scheduler_type": "constant", "early_stopping_patience": 99}
+    made = method.fit(context, method.Params(**rank, **knobs, max_steps=36, learning_rate=0.01)).training
+    skipped, losses = made.n_skipped_steps, [loss for _, loss in made.loss]
+    assert 20 < skipped < 28 < made.n_steps == 36  # fp16 holds numbers below 2¹⁶
+    assert made.loss_scale == tuple((step, 2.0 ** (40 - min(step, skipped))) for step in range(37))
+    assert min(losses[:skipped]) > max(losses[-3:])
+
+
+def test_without_a_scaler_no_step_counts_as_skipped(tiny, tmp_path):
+    made = lora.fit(
+        tiny_methods.context(tiny, tmp_path, machine=FP16), lora.Params(r=2, max_steps=2)
+    ).training
+    assert (made.n_skipped_steps, made.loss_scale) == (None, ())

@@ -5,6 +5,7 @@ import json
 import pickle
 import subprocess
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import tiny_experiment
@@ -14,9 +15,11 @@ from harness import config, training
 from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.weights.candidate_weights import ensure_weights
+from harness.experiment.weights.training_fit import has_own_process
 from harness.models.hardware import reset_peak
 from harness.models.hub import resolve
 from harness.progress import Silent
+from harness.spec import TrainingPolicy
 from harness.training import job as jobs
 from harness.training import worker
 from harness.training.preferences.dpo import PreferenceParams
@@ -243,3 +246,21 @@ def test_the_key_trains_in_a_process_of_its_own_into_the_same_folder(tiny, tmp_p
         found[process] = weights.digest, weights.folder.name, weights.training.loss
         assert sorted(p.name for p in weights.folder.iterdir()) == ["adapter", training.FIT, jobs.JOB]
     assert found["own"] == found["same"]
+
+
+def with_machine(session, device, process):
+    """Return a session on a machine that says that it has this device."""
+    experiment = session.experiment.model_copy(update={"training": TrainingPolicy(process=process)})
+    return replace(session, experiment=experiment, machine=session.machine._replace(device=device))
+
+
+@pytest.mark.e2e
+def test_where_a_gpu_is_a_training_has_a_process_of_its_own_unless_told_otherwise(tiny, tmp_path):
+    session = prepare_session(config.load(tiny_experiment.write(tmp_path, tiny)), Scope(), Silent())
+    asked = [(device, process) for device in ("cpu", "cuda") for process in ("auto", "same", "own")]
+    own = [has_own_process(with_machine(session, *one)) for one in asked]
+    assert own == [False, False, True, True, False, True]
+    there = with_machine(session, "cuda", "auto")  # which finds no GPU, and says so in a process of its own
+    with pytest.raises(Exception, match=r"CUDA|NVIDIA") as error:
+        ensure_weights(there, there.candidates["lora"], 0)
+    assert any("harness/training/worker.py" in note for note in error.value.__notes__)

@@ -74,6 +74,9 @@ def doctor(
         str, typer.Option("--base", help="Say what fits a card of this base: a folder or a hub id.")
     ] = "",
     gpu: Annotated[str, typer.Option("--gpu", help="With --base: memory of the card, such as 24GB.")] = "",
+    gpus: Annotated[
+        int, typer.Option("--gpus", min=1, help="With --base: such cards, which share a training.")
+    ] = 1,
     length: Annotated[int, typer.Option("--length", min=1, help="With --base: tokens of a row.")] = 2048,
     batch: Annotated[int, typer.Option("--batch", min=1, help="With --base: rows of a batch.")] = 4,
     tokens: Annotated[
@@ -94,7 +97,7 @@ def doctor(
     takes and what it costs; no weights are read.
     """
     if base or gpu:
-        asked = (gigabytes(gpu), length, batch, precision or "bf16", tokens, tflops, hour_usd)
+        asked = (gigabytes(gpu), length, batch, precision or "bf16", tokens, tflops, hour_usd, gpus)
         _say_what_fits(base, asked, as_json)
         return
     settings = with_precision(overrides, precision)
@@ -150,6 +153,12 @@ def _say_what_fits(base: str, asked: tuple[Any, ...], as_json: bool) -> None:
         print_document(base_document(found))
 
 
+_SHARED = (
+    "GB of each of {} cards, which share rows and time evenly, without what they tell each other; "
+    "QLoRA trains on one"
+)
+
+
 def base_document(found: "BaseFit") -> "ResultDocument":
     """Lay out what each way of using a base takes, and name those that fit."""
     from harness.evaluation.costs import SHARES
@@ -179,12 +188,14 @@ def base_document(found: "BaseFit") -> "ResultDocument":
     share = percent(SHARES["cuda"].train)
     notes = [
         f"time of {count(asked.tokens)} training tokens, if they reach {share} % of {asked.tflops:g} TFLOP/s",
+        *([_SHARED.format(asked.gpus)] if asked.gpus > 1 else []),
         *dict.fromkeys(f"{way.name}: {way.why_not}" for way in found.ways if way.why_not),
         *found.notes,
     ]
     columns = ("method", "checkpointing", *Peak._fields, "in all", "fits", "time", "cost USD")
     fitting = list(dict.fromkeys(way.name for way in found.ways if way.fits))
-    last = f"{asked.gpu_gb:.4g} GB are enough for {', '.join(fitting) or 'none of these'}"
+    cards = f"{asked.gpus} × " if asked.gpus > 1 else ""
+    last = f"{cards}{asked.gpu_gb:.4g} GB are enough for {', '.join(fitting) or 'none of these'}"
     return ResultDocument("", [Section(columns=columns, rows=rows, lead=lead, notes=notes)], last)
 
 

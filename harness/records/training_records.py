@@ -89,6 +89,7 @@ class TrainingRecord:
     share of the base's parameters, `size_bytes` what the finished weights take on disk, and `base_size_bytes`
     the base's own. `tracked` are the points along the training that were measured. `scan` says by what ratios
     of signal to noise matrices were chosen to be trained.
+    In fp16 the gradients of `n_skipped_steps` overflowed; each halved `loss_scale` and changed no weight.
     `n_processes` shared its steps, where that was more than one. `batch_size` and `accumulated_batches` are
     those of each of them, or those that memory was enough for, where they were searched.
     `not_packed` says why rows were not packed though asked to be. `heldout_accuracy` is the share of the
@@ -110,6 +111,7 @@ class TrainingRecord:
     n_tokens: int | None = None
     tokens_per_s: float | None = None
     n_steps: int | None = None
+    n_skipped_steps: int | None = None
     n_dropped_too_long: int | None = None
     n_trainable: int | None = None
     trainable_share: float | None = None
@@ -123,6 +125,7 @@ class TrainingRecord:
     best_validation_loss: float | None = None
     label_smoothing: float | None = None
     learning_rate: Curve = ()
+    loss_scale: Curve = ()
     token_accuracy: Curve = ()
     validation_token_accuracy: Curve = ()
     n_packs: int | None = None

@@ -5,7 +5,7 @@ Invariant: no policy enters the identity of a run; what is stored is judged by t
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from harness.spec.values import JUDGE, Fraction, Margin, Need, Spec
 
@@ -134,24 +134,50 @@ class NightlyPolicy(Spec):
 class AcceleratePolicy(Spec):
     """Processes that share each training, by the names of accelerate's own config file.
 
-    `accelerate launch` starts `num_processes` on this machine, each with all weights and its part of a step's
-    rows. `gpu_ids` are the GPUs they take, as `0,1`. `main_process_port` is where they meet; 0 is a free one.
+    `accelerate launch` starts `num_processes` on this machine, each with its part of a step's rows.
+    Each holds all weights (`distributed_type: MULTI_GPU`), or on GPUs a shard of them: `FSDP` shards weights,
+    gradients and what the optimiser remembers by PyTorch's FSDP2, `DEEPSPEED` by DeepSpeed's ZeRO, whose
+    `zero_stage` 3 shards all of these and 2 all but the weights. `gpu_ids` are the GPUs they take, as `0,1`.
+    `main_process_port` is where they meet; 0 is a free one.
     """
 
     num_processes: int = Field(1, ge=1)
+    distributed_type: Literal["MULTI_GPU", "FSDP", "DEEPSPEED"] = "MULTI_GPU"
+    zero_stage: Literal[2, 3] = 2
     gpu_ids: str = Field("all", pattern=r"^(all|\d+(,\d+)*)$")
     main_process_port: int = Field(0, ge=0, le=65_535)
+
+    @model_validator(mode="after")
+    def _shards_of_several(self) -> "AcceleratePolicy":
+        kind = f"distributed_type: {self.distributed_type}"
+        if self.shards and self.num_processes == 1:
+            raise ValueError(f"{kind} with num_processes: 1; write num_processes: 2 or more")
+        if "zero_stage" in self.model_fields_set and self.distributed_type != "DEEPSPEED":
+            raise ValueError(f"zero_stage with {kind}; write distributed_type: DEEPSPEED")
+        return self
+
+    @property
+    def shards(self) -> str:
+        """Name of how weights are sharded, with what it depends on; empty where each process holds all."""
+        names = {"MULTI_GPU": "", "FSDP": "FSDP", "DEEPSPEED": f"DEEPSPEED/{self.zero_stage}"}
+        return names[self.distributed_type]
+
+    @property
+    def sharded_stage(self) -> int:
+        """Stage of ZeRO that shards as much, 3 of FSDP; 0 where each process holds all."""
+        return {"MULTI_GPU": 0, "FSDP": 3, "DEEPSPEED": self.zero_stage}[self.distributed_type]
 
 
 class TrainingPolicy(Spec):
     """Process that candidates are trained in, or the processes that share each training.
 
     `process` is the `same` as the command's, or each training's `own`: its peak memory is then measured
-    alone, all that it held is given back, and one that the system kills ends that candidate alone. Neither
-    the weights nor their folder depend on it; they do on the number of processes that share a training.
+    alone, all that it held is given back, and one that the system kills ends that candidate alone. `auto` is
+    `own` on a GPU, whose memory ends with the process. Neither the weights nor their folder depend on it;
+    they do on the number of processes that share a training, and on how they shard it.
     """
 
-    process: Literal["same", "own"] = "same"
+    process: Literal["auto", "same", "own"] = "auto"
     accelerate: AcceleratePolicy = AcceleratePolicy()
 
 

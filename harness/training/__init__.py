@@ -46,10 +46,10 @@ from harness.training.lora import (
     low_rank,
     lower_rank,
 )
+from harness.training.parallel.processes import can_share, rows_of_each
 from harness.training.preferences.dpo import PreferenceParams, preference
 from harness.training.preferences.reward_model import RewardParams, score_answers, train_reward_model
 from harness.training.preferences.unpaired import UnpairedParams, preference_without_pairs
-from harness.training.processes import can_share, rows_of_each
 from harness.training.reinforcement import ReinforcedParams, reward_problems, rewards_of, train_on_rewards
 from harness.training.sft import SupervisedParams, fine_tune
 

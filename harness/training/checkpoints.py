@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.records import Curve
 from harness.training.context import DIGESTS, TrainingPaused
 from harness.training.job import FIT
-from harness.training.processes import is_first, share_order, wait_for_all
+from harness.training.parallel.processes import is_first, share_order, wait_for_all
+from harness.training.parallel.shards import sharded_by
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
@@ -106,16 +107,25 @@ def checkpoint_callback(start: float, resumed: Checkpoint | None) -> "TrainerCal
             if within and state.global_step % state.save_steps == 0:
                 control.should_save = True
 
+        def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if sharded_by():  # the best checkpoint is one whose folder is there before its shards are written
+                _folder(args, state).mkdir(parents=True, exist_ok=True)
+
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             wait_for_all()  # each process adds the state of its own random numbers
             if not is_first():
                 return
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            folder = _folder(args, state)
             order = self.order if state.epoch % 1 else _generator_state()
             _write(folder, time.perf_counter() - start, order)
             rotate_checkpoints(args.output_dir, 1, state.best_model_checkpoint)
 
     return Keeping()
+
+
+def _folder(args: Any, state: Any) -> Path:
+    """Return the folder of the checkpoint of a training's current step."""
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
 def tracked_folders(folder: Path) -> dict[int, Path]:

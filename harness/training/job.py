@@ -26,7 +26,8 @@ from harness.provenance.code_versions import versions_of
 from harness.records import Example, canonical_json, load, without_defaults
 from harness.regularizers import prepare
 from harness.training.context import CHECKPOINTS, TRACKED, FitContext, Reward, TrainingPaused, Weights
-from harness.training.processes import is_first, join, process_count, wait_for_all
+from harness.training.parallel.processes import is_first, join, process_count, wait_for_all
+from harness.training.parallel.shards import sharded_by
 
 JOB, ROWS, FIT, LOCK, LOG = "job.json", "rows.jsonl", "fit.json", ".lock", "worker.log"
 LAUNCH = "accelerate.json"  # how several processes are started
@@ -42,9 +43,10 @@ class Job:
     """A fit without its rows; the fields are those of `FitContext`, and `method` with its `params`.
 
     The last `n_mixed` training rows are those that the regularisers of `regularize` mixed in. `threads` are
-    those that torch computes with, 0 where it does not; `processes` share them and the rows. The weights of
-    `track` checkpoints are kept, and where `pause_at` of them are, training stops for now. `code` holds the
-    versions of the code that the weights depend on.
+    those that torch computes with, 0 where it does not; `processes` share them and the rows, and
+    the weights where `shards` says how (see `AcceleratePolicy`). The weights of `track` checkpoints are kept,
+    and where `pause_at` of them are, training stops for now. `code` holds the versions of the code that the
+    weights depend on.
     """
 
     method: str
@@ -61,6 +63,7 @@ class Job:
     reward: Reward | None = None
     threads: int = 0
     processes: int = 1
+    shards: str = ""
     track: int = 0
     pause_at: int = 0
     code: tuple[Any, ...]
@@ -139,7 +142,7 @@ def run_job(folder: Path, advance: Advance) -> None:
     try:
         with FileLock(folder / LOCK, timeout=_WAIT_S) if is_first() else nullcontext():
             job, rows = read_job(folder)
-            _refuse_other_count(folder, job.processes)
+            _refuse_other_launch(folder, job)
             join(job.machine.device)
             if not (folder / FIT).exists():
                 _make(folder, job, rows, advance)
@@ -149,12 +152,14 @@ def run_job(folder: Path, advance: Advance) -> None:
         raise HarnessError(str(Problem(str(folder), found, "to be alone", step))) from None
 
 
-def _refuse_other_count(folder: Path, wanted: int) -> None:
-    """Refuse to make weights by another number of processes than their key says."""
-    if process_count() != wanted:
-        found, expected = f"{process_count()} processes at work", f"{wanted}, as its {JOB} says"
+def _refuse_other_launch(folder: Path, job: Job) -> None:
+    """Refuse to make weights by other processes than their key says: of another number, or other shards."""
+    at_work, wanted = (process_count(), sharded_by()), (job.processes, job.shards.partition("/")[0])
+    if at_work != wanted:
+        found, expected = (f"{n} processes{f', shards by {by}' if by else ''}" for n, by in (at_work, wanted))
         step = f"accelerate launch --config_file {folder / LAUNCH} -m harness.training.worker {folder}"
-        raise UserError(Problem(str(folder), found, expected, step if wanted > 1 else "one alone"))
+        step = step if job.processes > 1 else "one alone"
+        raise UserError(Problem(str(folder), f"{found} at work", f"{expected}, as its {JOB} says", step))
 
 
 def _make(folder: Path, job: Job, rows: Mapping[str, tuple[Example, ...]], advance: Advance) -> None:

@@ -37,7 +37,8 @@ _ITERATED = re.compile(r"pissa_niter_\d+")
 class Family(NamedTuple):
     """Additions of a family to a training: a penalty on the loss, callbacks, its begin and its saving.
 
-    `begin(trainer)` runs before the first step; `save(model, folder)` writes the finished adapter.
+    `begin(trainer)` runs before the first step; `save(model, folder)` writes the finished adapter, of a
+    sharded model from its whole `state_dict`.
     `keeps_last` says that the last checkpoint is saved and not the best one, `keeps_part` that checkpoints
     hold of the model only what is trained.
     """
@@ -45,7 +46,7 @@ class Family(NamedTuple):
     penalty: "Callable[[Any], torch.Tensor | float]" = lambda model: 0.0
     callbacks: "tuple[TrainerCallback, ...]" = ()
     begin: Callable[[Any], None] = lambda trainer: None
-    save: Callable[[Any, Path], None] = lambda model, folder: model.save_pretrained(folder)
+    save: Callable[..., None] = lambda model, folder, **given: model.save_pretrained(folder, **given)
     keeps_last: bool = False
     keeps_part: bool = False
 

@@ -25,8 +25,9 @@ from harness.progress import quiet_libraries
 from harness.records import Example, TrainingRecord, parse_json
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, TRACKED, FitContext
+from harness.training.parallel.processes import process_count, rows_of_each, wait_for_all
+from harness.training.parallel.shards import placement, save_trained, sharded_by
 from harness.training.peft_families import PLAIN, Family, family_of, virtual_tokens
-from harness.training.processes import is_first, process_count, rows_of_each, wait_for_all
 from harness.training.tokenized import tokenize
 from harness.training.trainer import LoopParams, Row
 
@@ -151,7 +152,7 @@ def _fine_tune(
     if whole and (loaded_in.precision, machine.precision) == ("bf16", "fp16"):
         found = "dtype: bfloat16 beside products in fp16, whose gradients are scaled in no other type"
         raise CandidateFailed(found, "dtype: float32, or precision: bf16")
-    base, tokenizer = load_base(context.source, loaded_in, loop.attention(machine))
+    base, tokenizer = load_base(context.source, loaded_in, loop.attention(machine), placement())
     context.prepare(base)
     train, n_dropped = _rows(context.train, context, tokenizer, params)
     validation, _ = _rows(context.validation, context, tokenizer, params)
@@ -174,8 +175,7 @@ def _fine_tune(
     loop.track(trainer, context, save_to, family.save)
     earlier_s = loop.run(trainer, start, loaded_in.precision if whole else "fp32")
     model: Any = trainer.model
-    if is_first():
-        family.save(model, save_to)
+    save_trained(family.save, model, save_to)
     wait_for_all()
     measured = loop.figures(trainer, n_dropped, time.perf_counter() - start, machine.device, earlier_s)
     losses = loop.curve(trainer.state.log_history, "eval_loss")
@@ -195,16 +195,21 @@ def _fine_tune(
 
 
 def save_model(
-    tokenizer: "PreTrainedTokenizerBase", precision: "torch.dtype", model: Any, folder: Path
+    tokenizer: "PreTrainedTokenizerBase",
+    precision: "torch.dtype",
+    model: Any,
+    folder: Path,
+    state_dict: Row | None = None,
 ) -> None:
     """Write a whole model in a precision, with its tokenizer; the model in memory stays in its own.
 
     Tensors that are one, such as tied embeddings, are written as one.
+    Of a sharded model `state_dict` is given.
     """
     made: dict[Any, Any] = {}
     state = {
         name: made.setdefault((t.data_ptr(), t.shape), t.to(precision) if t.is_floating_point() else t)
-        for name, t in model.state_dict().items()
+        for name, t in (state_dict or model.state_dict()).items()
     }
     model.save_pretrained(folder, state_dict=state)
     config = parse_json((folder / _CONFIG).read_text("utf-8"))
@@ -397,6 +402,8 @@ def packing_problem(params: "SupervisedParams", lengths: Sequence[int], model: "
     """Say why rows of these lengths, in tokens, must not be packed; "" where they may be."""
     if (steps := steps_left(params, lengths)) < FEWEST_STEPS:
         return f"would leave {steps} optimiser steps, fewer than {FEWEST_STEPS}"
+    if sharded_by():
+        return "would let a row see others, or not: nobody can tell of a model that no process holds whole"
     if not keeps_rows_apart(model, flash=joins_packs(model)):
         return "would let a row see others: this model does not keep packed rows apart"
     return ""

@@ -23,7 +23,9 @@ from harness.records import Curve, TrainingRecord
 from harness.spec import Spec
 from harness.training import checkpoints
 from harness.training.context import TRACKED, FitContext
-from harness.training.processes import is_first, most, wait_for_all
+from harness.training.loss_scale import SCALE, scale_callback, skipped_steps
+from harness.training.parallel.processes import is_first, most, process_count, wait_for_all
+from harness.training.parallel.shards import DEEPSPEED, sharded_by, size_of, zero_stage
 from harness.training.tokenized import tokenize
 
 if TYPE_CHECKING:
@@ -146,15 +148,26 @@ def checkpoints_activations(
         in_tiles=True,
         optim=params.optim,
         trained_in=params.trained_in,
+        shards=process_count() if sharded_by() else 1,
+        zero_stage=zero_stage(),
     )
     return _SPARE * peak.total > free_gib * 2**30 / 1e9
 
 
+def of_bitsandbytes(optim: str | None) -> bool:
+    """Tell whether an optimiser is bitsandbytes'."""
+    return (optim or "").endswith(_OF_BITSANDBYTES)
+
+
 def _free_gib() -> float:
-    """Return the memory of the GPU that is free, or is this process's own."""
+    """Return the memory of the GPU that is free, or is this process's own; of several the least.
+
+    Processes that hold shards of one model have to compute its activations alike.
+    """
     import torch
 
-    return hardware.memory("cuda").free_gib + torch.cuda.memory_reserved() / 2**30
+    free = hardware.memory("cuda").free_gib + torch.cuda.memory_reserved() / 2**30
+    return -most(-free, "cuda")
 
 
 def settings(context: FitContext, params: LoopParams, n_trained: float | None = None) -> dict[str, Any]:
@@ -169,7 +182,7 @@ def settings(context: FitContext, params: LoopParams, n_trained: float | None = 
 
     on_gpu = context.machine.device == "cuda"
     own = {name: value for name in KNOBS if (value := getattr(params, name)) is not None}
-    if (params.optim or "").endswith(_OF_BITSANDBYTES) and not is_bitsandbytes_available():
+    if of_bitsandbytes(params.optim) and not is_bitsandbytes_available():
         found = f"optim: {params.optim} is bitsandbytes', which is not installed"
         raise CandidateFailed(found, "pip install 'harness-evals[qlora]'")
     return {
@@ -329,7 +342,7 @@ def run(trainer: "Trainer", start: float, trained_in: str = "fp32") -> float:
     if trainer.args.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # what ran before in this process is not of this training
         _use_liger(trainer.model)
-    if trained_in == "fp32":
+    if trained_in == "fp32" and sharded_by() != DEEPSPEED:  # which keeps copies in fp32 of its own
         _keep_updates(trainer.model)
     # Without its bars the trainer would print every log line on stdout, which belongs to the result.
     trainer.remove_callback(PrinterCallback)
@@ -339,6 +352,8 @@ def run(trainer: "Trainer", start: float, trained_in: str = "fp32") -> float:
     wait_for_all()
     last = checkpoints.last_checkpoint(folder)
     trainer.add_callback(checkpoints.checkpoint_callback(start, last))
+    if trainer.args.fp16:
+        trainer.add_callback(scale_callback())
     if last:
         checkpoints.stop_at_last_step(trainer, last)
     with enough_memory():
@@ -435,10 +450,12 @@ def figures(
         n_steps=trainer.state.global_step,
         n_dropped_too_long=n_dropped,
         label_smoothing=getattr(trainer.args, "label_smoothing_factor", 0.0) or None,
-        n_trainable=int(sum(p.numel() for p in model.parameters() if p.requires_grad)),
+        n_trainable=sum(size_of(p) for p in model.parameters() if p.requires_grad),
         peak_memory_gib=round(peak / 2**30, 3),
         loss=curve(history, "loss"),
         learning_rate=curve(history, "learning_rate"),
+        loss_scale=curve(history, SCALE),
+        n_skipped_steps=skipped_steps(curve(history, SCALE)),
     )
 
 

@@ -19,9 +19,8 @@ from typing import Any
 
 from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, UserError, in_a_line
 from harness.progress import Advance, quiet_environment
-from harness.spec import AcceleratePolicy
 from harness.training.job import LAUNCH, LOG, run_job
-from harness.training.processes import is_first
+from harness.training.parallel.processes import is_first
 from harness.training.trainer import MEMORY_KNOBS
 
 COMMAND = (sys.executable, "-P", "-m", "harness.training.worker")
@@ -64,19 +63,6 @@ def _run(arguments: Sequence[str], say: Any) -> int:
         say("error", *encode_error(error))
         return 1
     return 0
-
-
-def write_launch(folder: Path, policy: AcceleratePolicy, device: str) -> None:
-    """Write accelerate's own configuration of the processes that share a job into its folder."""
-    config = {
-        "compute_environment": "LOCAL_MACHINE",
-        "distributed_type": "MULTI_GPU",  # also of several processes on CPUs, which `use_cpu` makes them
-        "use_cpu": device == "cpu",
-        "mixed_precision": "no",  # what the job says is computed in
-        "num_machines": 1,
-        **policy.model_dump(),
-    }
-    (folder / LAUNCH).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _command(folder: Path) -> Sequence[str]:

@@ -31,11 +31,16 @@ _LINES = (
     ),
     (
         "what a pass costs, measured once for each card; batches bounded by the keys that fit",
+        "offered: each card's first base is measured and its batches laid out by that; no card was ever measured",
         (
-            "not offered: costs that were measured on a CPU lay out the batches of every device, and one that does not fit "
-            "is halved"
+            "the arithmetic, what is kept and read again, and batches by other costs, which answer alike: all with a CPU that plays a card "
+            "(`tests/test_pass_costs.py`)"
         ),
-        "halving (`tests/test_oom.py`)",
+    ),
+    (
+        "a process of its own for each training on one GPU (`training: {process: auto}`)",
+        "the default there; never run on one",
+        "the same process on a CPU, where it is asked for, and which device has it unasked (`tests/test_job.py`)",
     ),
     (
         "continuous batching (transformers' `generate_batch`), CUDA graphs, `torch.compile`",
@@ -51,12 +56,20 @@ _LINES = (
         "two processes against one, killed and resumed (`tests/test_shared_training.py`)",
     ),
     (
-        "FSDP2, DeepSpeed ZeRO",
+        "FSDP2 for one training (`distributed_type: FSDP`)",
+        "offered on GPUs alone, where accelerate shards; never run on one: bf16 and fp16, NCCL, a base larger than a GPU",
         (
-            "not offered: accelerate 1.15 makes such shards on GPUs alone; with `distributed_type: FSDP` and `use_cpu` its two processes "
-            "on a CPU share nothing (`DistributedType.NO`)"
+            "that accelerate starts it from the configuration; two processes on CPUs that accelerate takes for GPUs, in fp32 over gloo, "
+            "make the adapter of one; what is refused, and the estimate (`tests/test_sharded_training.py`)"
         ),
-        "none; a base has to fit each GPU, and what does not is said before anything runs (`tests/test_base_fit.py`)",
+    ),
+    (
+        "DeepSpeed's ZeRO 2 and 3 for one training (`distributed_type: DEEPSPEED`)",
+        "offered on GPUs alone; not a step was ever trained with it, nor its shards put together",
+        (
+            "that accelerate starts it from the configuration; what is refused, and the estimate "
+            "(`tests/test_sharded_training.py`)"
+        ),
     ),
     (
         "workers with a GPU each (`--executor local`, `ray`, `slurm`)",
@@ -111,8 +124,9 @@ _LINES = (
         "fp16 with a gradient scaler, on a card without bf16 (T4)",
         "chosen on such a card; never run",
         (
-            "scores, answers and adapters (LoRA, DPO) computed in fp16 on the CPU, and a comparison in it (`tests/test_fp16.py`); the "
-            "scaler, which accelerate has on GPUs alone, and mixed precision of whole models are not tested"
+            "scores, answers and adapters (LoRA, DPO) computed in fp16 on the CPU, and a comparison in it; torch's own scaler and mixed "
+            "precision given to accelerate there, which has them on GPUs alone: steps that overflow change nothing and are counted "
+            "(`tests/test_fp16.py`)"
         ),
     ),
     (

@@ -6,6 +6,7 @@ run of the recipe as written now.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any, NamedTuple
 
 from harness import plugins, store
@@ -18,6 +19,7 @@ from harness.evaluation.rows.row_sets import RowSet, prompting_step, suite_sets,
 from harness.evaluation.session import Session
 from harness.experiment.runs.k_fold import fold_sessions
 from harness.experiment.weights.training_fit import fit_work
+from harness.experiment.weights.weights_folder import processes_of
 from harness.models import hub, memory
 from harness.models.hardware import Memory
 from harness.models.hf import ANSWERING, READING
@@ -170,7 +172,9 @@ def _peak_gb(
     n_adapter = _n_adapter(candidate, shape)
     # A CPU keeps quantised weights unpacked, and has no checkpointing.
     trained = quantization or (candidate.trained_base.quantization if on_gpu else "")
-    tokens = (batch or _params(candidate).per_device_train_batch_size) * _longest(session, candidate)
+    cards = processes_of(session, candidate.source) if on_gpu else 1
+    rows = ceil((batch or _params(candidate).per_device_train_batch_size) / cards)
+    tokens, stage = rows * _longest(session, candidate), session.experiment.training.accelerate.sharded_stage
     teacher = candidate.method.teacher(_params(candidate))
     training = memory.training_peak(
         shape,
@@ -182,6 +186,8 @@ def _peak_gb(
         in_tiles=on_gpu and teacher is None,
         optim=_params(candidate).optim,
         trained_in=_params(candidate).trained_in,
+        shards=cards if stage else 1,
+        zero_stage=stage,
     ).total
     if teacher and (known := hub.shape(teacher)):
         training += memory.taught_gb(shape, known, tokens, session.machine.precision)

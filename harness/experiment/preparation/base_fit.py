@@ -40,6 +40,7 @@ _WHOLE = "full fine-tuning"
 _WHOLE_IN_BF16 = "full fine-tuning (dtype: bfloat16)"
 # Formats of quantised files on whose layers adapters train as they are; on those of others once unpacked.
 _ADAPTED = ("bitsandbytes", "gptq", "awq", "fp8", "hqq", "aqlm", "eetq")
+_SHARED = {0: "", 2: ", ZeRO 2", 3: ", FSDP or ZeRO 3"}  # by the stage of ZeRO that holds as much
 RANK = 16  # of the adapters that are estimated, as `lora` trains them unless it is told otherwise
 
 
@@ -47,7 +48,8 @@ class Asked(NamedTuple):
     """Question of a fit: memory of the card in GB, tokens of a row, rows of a batch, and precision.
 
     `tokens` are those of all training rows, in all epochs, at `tflops` of large products; `hour_usd` is the
-    card's price. Without the first two there is no time, without the last no price.
+    card's price. Without the first two there is no time, without the last no price. With several `gpus` each
+    has that memory, a part of a batch's rows, and its shard of what is trained.
     """
 
     gpu_gb: float
@@ -57,6 +59,7 @@ class Asked(NamedTuple):
     tokens: float = 0.0
     tflops: float = 0.0
     hour_usd: float | None = None
+    gpus: int = 1
 
 
 class Way(NamedTuple):
@@ -143,13 +146,27 @@ def ways(shape: Shape, asked: Asked, quantized: str = "") -> tuple[Way, ...]:
     for name, of in _forms("prompting", shape, quantized):
         tokens = asked.batch * asked.length
         prompting = memory.inference_peak(of, tokens, asked.precision, read=tokens)
+        if asked.gpus > 1:  # each holds some of the layers, with their keys
+            weights, keys = prompting.weights / asked.gpus, prompting.keys / asked.gpus
+            prompting = prompting._replace(weights=weights, keys=keys)
         found.append(Way(name, prompting, prompting.total <= asked.gpu_gb))
     found += [
-        _estimate_training(name, of, asked, checkpointing, quantization)
+        _estimate_training(name, of, asked, checkpointing, quantization, stage)
         for name, of, quantization in _trainings(shape, asked, quantized)
+        for stage in _stages(asked, quantization)
         for checkpointing in (True, False)
     ]
     return tuple(found)
+
+
+def _stages(asked: Asked, quantization: str) -> tuple[int, ...]:
+    """Return the stages of ZeRO by which cards may share a training; 0 is one with all weights on each."""
+    return (0, 2, 3) if _cards(asked, quantization) > 1 else (0,)
+
+
+def _cards(asked: Asked, quantization: str) -> int:
+    """Return how many cards share a training: one where its base is quantised by us."""
+    return 1 if quantization else asked.gpus
 
 
 def _forms(name: str, shape: Shape, quantized: str) -> Iterator[tuple[str, Shape]]:
@@ -172,40 +189,47 @@ def _trainings(shape: Shape, asked: Asked, quantized: str) -> Iterator[tuple[str
             yield _WHOLE_IN_BF16, shape, ""
 
 
-def _estimate_training(name: str, shape: Shape, asked: Asked, checkpointing: bool, quantization: str) -> Way:
-    """Estimate a training's memory, and what forbids it."""
+def _estimate_training(
+    name: str, shape: Shape, asked: Asked, checkpointing: bool, quantization: str, stage: int
+) -> Way:
+    """Estimate a training's memory, with shards as of this stage of ZeRO."""
+    cards = _cards(asked, quantization)
     peak = memory.training_peak(
         shape,
         shape.n_parameters if name.startswith(_WHOLE) else memory.lora_parameters(shape, RANK),
-        asked.batch * asked.length,
+        math.ceil(asked.batch / cards) * asked.length,
         asked.precision,
         quantization=quantization,
         checkpointing=checkpointing,
         in_tiles=True,
         trained_in="bf16" if name == _WHOLE_IN_BF16 else "fp32",
+        shards=cards if stage else 1,
+        zero_stage=stage,
     )
-    return _describe_training(name, peak, shape, asked, checkpointing, bool(quantization))
+    return _describe_training(name, peak, shape, asked, checkpointing, quantization, stage)
 
 
 def _describe_training(
-    name: str, peak: Peak, shape: Shape, asked: Asked, checkpointing: bool, quantized: bool
+    name: str, peak: Peak, shape: Shape, asked: Asked, checkpointing: bool, quantization: str, stage: int
 ) -> Way:
-    """Put a training's memory beside its time and price."""
+    """Put a training's memory beside its time and price, and say what forbids it."""
     why_not = ""
-    if quantized and (share := shape.in_experts / shape.n_parameters) > memory.MOST_IN_EXPERTS:
+    if quantization and (share := shape.in_experts / shape.n_parameters) > memory.MOST_IN_EXPERTS:
         why_not = f"{share:.0%} of the parameters are in experts, which NF4 leaves in 16 bits"
-    time_s = _training_s(name, shape, asked, checkpointing) if asked.tokens and asked.tflops else None
-    hour = asked.hour_usd
-    cost = None if time_s is None or hour is None else costs.price_usd(time_s, "cuda", hour)
-    return Way(name, peak, not why_not and peak.total <= asked.gpu_gb, checkpointing, time_s, cost, why_not)
+    cards, hour = _cards(asked, quantization), asked.hour_usd
+    known = asked.tokens and asked.tflops
+    time_s = _training_s(name, shape, asked, checkpointing, cards) if known else None
+    cost = None if time_s is None or hour is None else costs.price_usd(cards * time_s, "cuda", hour)
+    fits = not why_not and peak.total <= asked.gpu_gb
+    return Way(name + _SHARED[stage], peak, fits, checkpointing, time_s, cost, why_not)
 
 
-def _training_s(name: str, shape: Shape, asked: Asked, checkpointing: bool) -> float:
+def _training_s(name: str, shape: Shape, asked: Asked, checkpointing: bool, cards: int) -> float:
     """Estimate the time of a training: its start, and its operations at the share that trainings reach."""
     n_adapter = 0 if name.startswith(_WHOLE) else memory.lora_parameters(shape, RANK)
     flops = memory.training_flops(shape.active, asked.tokens, n_adapter, checkpointing=checkpointing)
     start_s = costs.start_s(shape.n_parameters * memory.BYTES[asked.precision], "cuda")
-    return start_s + flops / (asked.tflops * 1e12 * costs.SHARES["cuda"].train)
+    return start_s + flops / (cards * asked.tflops * 1e12 * costs.SHARES["cuda"].train)
 
 
 def quantization_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:

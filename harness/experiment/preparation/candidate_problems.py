@@ -17,18 +17,17 @@ from harness.evaluation.regularization import regularization_problems
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import tracking_problems
 from harness.experiment.preparation.base_fit import marker_problems, quantization_problems
+from harness.experiment.preparation.sharing_problems import missing_gpus, sharing_problems
 from harness.experiment.weights import proposals
 from harness.experiment.weights.capability_on_validation import constraint_problems
-from harness.experiment.weights.weights_folder import processes_of
 from harness.models import openai_api, vllm
 from harness.models.adapters import CONFIG
-from harness.models.hardware import visible_gpus
 from harness.models.hub import architecture_difference, is_packed
 from harness.models.vllm import server as vllm_server
 from harness.records import parse_json
 from harness.report import trackers
 from harness.spec import Experiment, Recipe, VllmPolicy
-from harness.training import reward_problems, rows_of_each
+from harness.training import reward_problems
 from harness.training.adapter_names import unknown_names
 
 
@@ -57,8 +56,8 @@ def refuse_weights(session: Session, loaded: Loaded) -> None:
         problems += _merge_problems(candidate)
         problems += regularization_problems(session, recipe)
         problems += [*tracking_problems(candidate), *proposals.problems(candidate)]
-        problems += [*constraint_problems(session, candidate), *_sharing_problems(session, candidate)]
-    problems += [*_missing_gpus(session), *engine_problems(session, selected, needed)]
+        problems += [*constraint_problems(session, candidate), *sharing_problems(session, candidate)]
+    problems += [*missing_gpus(session), *engine_problems(session, selected, needed)]
     problems += endpoint_problems(session, {name: loaded.places[name] for name in selected})
     if problems:
         raise UserError(problems)
@@ -136,36 +135,6 @@ def _unusable_reward(session: Session, candidate: ResolvedCandidate) -> Iterator
         found = f"{written}, a reward model on {candidate.reward.base.name}, whose tokenizer is another"
         step = f"base_model: {candidate.base.name} on {written}"
         yield Problem(where, found, f"the tokenizer of {candidate.base.name}", step)
-
-
-def _sharing_problems(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield that the rows of a step cannot be parted among the processes that share a training."""
-    for trial in candidate.trials:
-        processes = processes_of(session, trial.source)
-        try:
-            if processes > 1:
-                rows_of_each(trial.method.params(**trial.source.params), processes)
-        except ValueError as error:
-            step = "another per_device_train_batch_size or gradient_accumulation_steps, or num_processes"
-            expected = "as many rows for each process"
-            yield Problem(f"candidate {candidate.name}", str(error), expected, step)
-            return
-
-
-def _missing_gpus(session: Session) -> Iterator[Problem]:
-    """Yield that there are fewer GPUs here than processes to share a training, or workers, with one each."""
-    wanted, executor = (
-        session.experiment.training.accelerate.num_processes,
-        session.experiment.execution.executor,
-    )
-    if wanted == 1:
-        return
-    if executor != "in_process":
-        found = f"num_processes: {wanted}, and executor: {executor}, whose workers are one process each"
-        yield Problem("training.accelerate", found, "one of the two", "num_processes: 1, or no executor")
-    elif session.machine.device == "cuda" and (n_gpus := len(visible_gpus())) < wanted:
-        found = f"num_processes: {wanted}, and {n_gpus} GPU{'s' * (n_gpus > 1)} for each training"
-        yield Problem("training.accelerate", found, "a GPU for each process", "fewer processes")
 
 
 def _unusable_pairs(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:

@@ -16,14 +16,15 @@ from harness.evaluation.regularization import regularization_work
 from harness.evaluation.rows.row_sets import prompting_step
 from harness.evaluation.session import Session
 from harness.experiment.weights.pruned_trials import unset_pruned
-from harness.experiment.weights.weights_folder import processes_of
+from harness.experiment.weights.weights_folder import processes_of, shards_of
 from harness.models.hardware import MOST_WAITED
 from harness.models.hub import ModelSource
 from harness.records import Example, parse_json
 from harness.spec import Recipe
 from harness.store.layout import AGAIN, clear_errors, remove_folder, write_whole
 from harness.training import FIT, Job, Reward, Weights, clean_up, code_of, run_job, threads_of, write_job
-from harness.training.worker import launch, write_launch
+from harness.training.parallel.launch import write_launch
+from harness.training.worker import launch
 
 _ALIKE = 0.6  # of the tokens estimated, and one over it: so many make it the training that was estimated
 
@@ -55,7 +56,7 @@ def fit(
         refuse_damaged(behind)
     source, method, part = candidate.source, candidate.method, folder.with_name(folder.name + ".part")
     processes = processes_of(session, source)
-    own_process = method.trains and (processes > 1 or session.experiment.training.process == "own")
+    own_process = method.trains and (processes > 1 or has_own_process(session))
     unset_pruned(folder, part)
     work, is_resumed = fit_work(session, source, seed), part.exists()
     expected_s = session.seconds(work, candidate.trained_base)
@@ -84,6 +85,12 @@ def fit(
         _learn_pace(session, work, part, candidate.trained_base)
     clean_up(part, complete=True)
     part.rename(folder)
+
+
+def has_own_process(session: Session) -> bool:
+    """Tell whether each training has a process of its own: on a GPU, unless harness.yaml says otherwise."""
+    asked = session.experiment.training.process
+    return asked == "own" or (asked == "auto" and session.machine.device == "cuda")
 
 
 def _learn_pace(session: Session, work: costs.Work, made: Path, base: ModelSource) -> None:
@@ -128,6 +135,7 @@ def _write_job(
         reward=_reward(session, candidate, reward),
         threads=threads_of(source.method),
         processes=processes_of(session, source),
+        shards=shards_of(session, source),
         track=source.track.points if source.track else 0,
         pause_at=pause_at,
         code=code_of(source.method, source.regularize),

@@ -43,6 +43,7 @@ def folder_of(
         "training": _training_digest(session, method, source, seed),
         "track": source.track.points if source.track else 0,
         "processes": of_several if (of_several := processes_of(session, source)) > 1 else 0,
+        "shards": shards_of(session, source),
         "regularize": regularizers_digest(source.regularize, mix_context(session, source, seed)),
     }
     return session.store.weights(digest({name: value for name, value in identity.items() if value}))
@@ -52,6 +53,11 @@ def processes_of(session: Session, source: Recipe) -> int:
     """Return how many processes share a training: one where its method, a regulariser or its base cannot."""
     able = can_share(plugins.method(source.method), source.regularize) and not source.quantization
     return session.experiment.training.accelerate.num_processes if able else 1
+
+
+def shards_of(session: Session, source: Recipe) -> str:
+    """Name how the processes of a training shard its weights; empty where each holds all of them."""
+    return session.experiment.training.accelerate.shards if processes_of(session, source) > 1 else ""
 
 
 def _reward_digest(session: Session, source: Recipe, reward: Weights | None) -> str:

@@ -106,12 +106,16 @@ def training_peak(
     in_tiles: bool = False,
     optim: str | None = None,
     trained_in: str = "fp32",
+    shards: int = 1,
+    zero_stage: int = 3,
 ) -> Peak:
     """Estimate the peak memory of training, `tokens` being batch size times length.
 
     A trained parameter takes an fp32 copy, its gradient and what the optimiser remembers, of AdamW two
     moments. Where all parameters are trained a copy in 16 bits lies beside them for the products, unless they
-    are `trained_in` 16 bits themselves or `precision` is fp32. Logits are whole, or `in_tiles`.
+    are `trained_in` 16 bits themselves or `precision` is fp32. Logits are whole, or `in_tiles`. Each
+    process holds one of so many `shards` of weights, gradients and the optimiser's, with two layers whole; at
+    `zero_stage` 2 it holds all weights.
     """
     of_layer = tokens * shape.hidden * LAYER_BYTES
     kept = tokens * shape.hidden * CHECKPOINT_BYTES * shape.n_layers
@@ -122,10 +126,13 @@ def training_peak(
     logits = LOGIT_BYTES * tokens * shape.vocabulary
     if in_tiles:  # in 16 bits, and the gradient of the last layer in fp32
         logits = min(logits, 2 * min(tokens, TILE[0]) * TILE[1] + 4 * tokens * shape.hidden)
+    weights += BYTES[trained_in] * n_trained / 1e9
+    if shards > 1 and zero_stage == 3:  # and the layer that is computed, and the next one
+        weights = weights / shards + 2 * weights / shape.n_layers
     return Peak(
-        weights=weights + BYTES[trained_in] * n_trained / 1e9,
-        gradients=BYTES[trained_in] * n_trained / 1e9,
-        optimizer=optimizer_bytes(optim, trained_in) * n_trained / 1e9,
+        weights=weights,
+        gradients=BYTES[trained_in] * n_trained / 1e9 / shards,
+        optimizer=optimizer_bytes(optim, trained_in) * n_trained / 1e9 / shards,
         activations=activations / 1e9,
         logits=logits / 1e9,
     )

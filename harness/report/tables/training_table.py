@@ -20,6 +20,7 @@ _MEASURED = {
     "n_tokens": "tokens",
     "tokens_per_s": "tokens a second",
     "n_steps": "steps",
+    "n_skipped_steps": "steps whose gradients overflowed",
     "n_pairs": "pairs",
     "kl": "KL to the reference, nats a token",
     "reward_model_accuracy": "held-out accuracy of the reward model",
@@ -42,7 +43,7 @@ _MEASURED = {
     "waited_share": "share of the time that it waited for a processor",
     "fit_key": "key of the weights",
 }
-_NOT_MEASURED = ("sweep", "searched_by", "stands_on", "scan", "tracked", "learning_rate")
+_NOT_MEASURED = ("sweep", "searched_by", "stands_on", "scan", "tracked", "learning_rate", "loss_scale")
 
 
 def show_trainings(trained: Sequence[CandidateFacts]) -> Section:

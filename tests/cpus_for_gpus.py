@@ -1,0 +1,18 @@
+"""Worker of a training job on CPUs that accelerate takes for GPUs, because it shards a model on GPUs alone.
+
+Arguments are those of `harness.training.worker`; the processes talk to each other by gloo.
+"""
+
+import os
+
+import torch.distributed
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+
+from harness.training import worker
+
+if __name__ == "__main__":
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    torch.distributed.init_process_group("gloo")
+    PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+    worker.main()
