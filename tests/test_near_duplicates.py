@@ -208,6 +208,17 @@ def test_numbers_that_are_asked_for_tell_texts_apart():
         ("does my new card work abroad in every shop", "does my new card not work abroad in every shop"),
         ("is it possible to change my PIN at the desk", "is it impossible to change my PIN at the desk"),
         ("why did it work at the cash machine here", "why didn't it work at the cash machine here"),
+        ("why did it work at the cash machine here", "why didnt it work at the cash machine here"),
+        ("so i do want the newsletter that you send", "so i don´t want the newsletter that you send"),
+        ("so i do want the newsletter that you send", "so i don`t want the newsletter that you send"),
+        ("why can i not log in with my new pin here", "why cant i not log in with my new pin here"),
+        ("both of the brakes squeal when it is raining", "neither of the brakes squeal when it is raining"),
+        ("everybody there told me that it is covered", "nobody there told me that it is covered"),
+        (
+            "in this street our parcels were always brought to the door before noon in every month of spring",
+            "in this street our parcels were hardly brought to the door before noon in every month of spring",
+        ),
+        ("mix it with water at a ratio of 1:3 please", "mix it with water at a ratio of 1.3 please"),
     ],
 )
 def test_a_text_and_its_negation_are_not_alike(one, other):

@@ -45,11 +45,16 @@ _PROPOSED, _VERIFIED, _LEAST_VERIFIED = 500, 2_000_000, 10  # candidates of a te
 # Words in a shingle, and letters in one where neither text has more than `_FEW` words.
 _WORDS, _LETTERS, _FEW = 2, 4, 12
 
-# Numbers with their sign, words with a digit, `!=`, a star alone, and each other sign.
-_NUMBER_OR_SIGN = re.compile(r"(?<![\w.])-\d\w*|\w*\d\w*|!=|(?<!\*)\*(?!\*)|[^\w\s*]")
+# Numbers with their sign, ratios and times, words with a digit, `!=`, a star alone, and each other sign.
+_NUMBER_OR_SIGN = re.compile(r"(?<![\w.])-\d\w*|\d+(?::\d+)+|\w*\d\w*|!=|(?<!\*)\*(?!\*)|[^\w\s*]")
 # Without numbers, which take long to look for.
 _SIGN, _DIGIT = re.compile(r"!=|(?<!\*)\*(?!\*)|[^\w\s*]"), re.compile(r"\d")
-_NEGATION = re.compile(r"\b(?:not|no|never|none|nor|without|cannot)\b|n['\u2019]t\b")
+_NEGATION = re.compile(
+    r"\b(?:not|no|never|none|nor|neither|nobody|nothing|nowhere|without|hardly|barely|cannot)\b"
+    # n't with an apostrophe, a grave or (decomposed) an acute accent in its place, or without one.
+    r"|n(?:['\u2019\u02bc`]| \u0301)t\b"
+    r"|\b(?:ca|wo|do|does|did|is|are|was|were|has|have|had|could|should|would)nt\b"
+)
 _OPPOSITES = ("un", "in", "im", "ir", "il", "dis", "non")  # what makes of a word its opposite
 _SIGNS, _SIGN_CATEGORIES = frozenset("#%&/@\\*"), frozenset({"Sm", "Sc", "So"})
 

@@ -45,7 +45,7 @@ _FEW_WORDS, _PROPOSED = 4, 0.3
 _CLAUSE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\s+[-–—]+\s+|\n+")
 _SALUTATION = re.compile(r"\s*(?:\w+ ){0,3}\w+,\s")
 
-_VERSION = 5  # of this file and of near_duplicates, for what is remembered
+_VERSION = 6  # of this file and of near_duplicates, for what is remembered
 _BLOCK = 2_000  # rows
 
 # Texts to vectors of length 1, (n, d).
