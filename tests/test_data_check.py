@@ -248,3 +248,23 @@ def test_so_is_it_in_the_line_that_init_and_doctor_print(tmp_path, monkeypatch):
     assert brief.command == "harness data check ./-rows.jsonl --test ./-test.jsonl"
     done = CliRunner().invoke(app, shlex.split(brief.command)[1:])
     assert (done.exit_code, "Data check of -rows.jsonl: 40 rows" in done.stdout) == (0, True), done.stderr
+
+
+def test_rows_whose_id_stands_already_are_found_and_numbered_by_the_command(find, tmp_path):
+    rows = [{"id": i // 2, **row} for i, row in enumerate(clean_rows(40))]
+    (found,) = alarms(find(rows, "missing_values"))
+    assert (found.severity, lines(found)) == ("error", list(range(2, 41, 2)))
+    done = CliRunner().invoke(app, shlex.split(found.command)[1:])
+    assert done.exit_code == 0, done.stderr
+    mended = tmp_path / "rows.clean.jsonl"
+    assert alarms(examine_rows(Asked([str(mended)], only=["missing_values"])).findings) == []
+    written = [json.loads(line) for line in mended.read_text().splitlines()]
+    assert [{**row, "id": i // 2} for i, row in enumerate(written)] == rows
+
+
+def test_many_columns_with_empty_cells_are_one_note(find):
+    rows = [
+        {**row, **{f"c{i}": "x" for i in range(20) if n % 7 or i < 5}} for n, row in enumerate(clean_rows(40))
+    ]
+    (found,) = find(rows, "missing_values")
+    assert found.title.startswith("15 columns have empty cells; the most 'c5' 6, ")

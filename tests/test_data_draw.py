@@ -74,6 +74,13 @@ def test_equal_ids_of_two_files_become_ids_of_their_type_that_no_row_has(first, 
     assert len({change.reason for _, change in outcomes if change}) == 1
 
 
+def test_a_number_and_its_text_are_one_id(data):
+    files = [with_ids("a.jsonl", 1, 2, 3), with_ids("b.csv", "1", "2", "4")]
+    idents = [row.fields["id"] for row in written(mix(files, Mixture(weights=(0.5, 0.5))))]
+    assert idents == [1, 2, 3, "1-2", "2-2", "4"]
+    assert [row.fields["id"] for row in written(mix(files[::-1], Mixture()))] == ["1", "2", "4", 5, 6, 3]
+
+
 def test_rows_are_drawn_whatever_the_spelling_of_the_path():
     short, long = ([with_ids(f"{at}{n}", *range(20)) for n in "ab"] for at in ("", "/data/"))
     drawn = [[row.fields["id"] for row in written(mix(of, Mixture(n_rows=10)))] for of in (short, long)]
@@ -98,6 +105,7 @@ def test_one_file_by_two_spellings_is_no_mixture(data):
             "b.jsonl: found 9 rows; expected 45 for its share; next: --rows 18",
         ),
         (("--replacement",), "--rows N"),
+        (("--weights", "0.99,0.01", "--rows", "5"), "b.jsonl: found a share that draws no row"),
         (("--rows", "0"), "at least 1"),
         (("--column", "label"), "a.jsonl:1: found the column 'label'"),
     ],

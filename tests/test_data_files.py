@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 import re
 from pathlib import Path
@@ -320,3 +321,18 @@ def test_only_columns_that_are_there_are_said_to_ask(data):
     jsonl(Path("r.jsonl"), [{"prompt": f"q{i}", "chosen": f"a{i}", "rejected": "no"} for i in range(4)])
     code, _, err = data("clean", "r.jsonl", "--dry-run")
     assert (code, err.splitlines()[0]) == (0, "r.jsonl: 'prompt' asks, 'chosen', 'rejected' answers")
+
+
+def test_licence_and_notes_are_carried_along_where_a_link_is_read(data):
+    jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}])
+    Path("versions").mkdir()
+    done(data, "clean", "r.jsonl", "--out", "versions/1.jsonl", "--license", "CC0")
+    Path("latest.jsonl").symlink_to("versions/1.jsonl")
+    done(data, "clean", "latest.jsonl", "--out", "n.jsonl")
+    assert manifest("n.jsonl")["licenses"] == ["CC0"]
+
+
+def test_a_pipe_is_refused_as_what_it_is(data):
+    os.mkfifo("rows.jsonl")
+    said = refused(data, "clean", "rows.jsonl", "--out", "n.jsonl")
+    assert "rows.jsonl: found a pipe or a device; expected a file whose name says its kind" in said

@@ -74,3 +74,11 @@ def test_a_manifest_whose_payments_cannot_be_read_is_refused(taught):
         there.read_text().replace('"cost_usd": 6.0,\n      "share"', '"usd": 6.0,\n      "share"')
     )
     assert "a damaged manifest" in refused(taught, "dedup", "taught.jsonl", "--out", "unique.jsonl")
+
+
+@pytest.mark.parametrize("name", ["taught.parquet", "taught.json"])
+def test_so_do_those_of_a_file_whose_rows_are_no_lines(taught, name):
+    rows = [Outcome(row) for row in asked_rows(12)]
+    save(Edit("distill", {}, ("own.jsonl",), cost_usd=PAID), rows, Path(name))
+    done(taught, "sample", name, "--rows", "3", "--out", "few.jsonl")
+    assert cost("few.jsonl") == pytest.approx(PAID / 4)

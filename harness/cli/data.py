@@ -62,6 +62,9 @@ def data_clean(
         bool,
         typer.Option("--spellings", help="Write each label in its commonest spelling."),
     ] = False,
+    new_ids: Annotated[
+        bool, typer.Option("--new-ids", help="Give rows whose id stands already another one.")
+    ] = False,
     prompt: Prompt = None,
     reference: Reference = None,
     licenses: License = None,
@@ -75,8 +78,9 @@ def data_clean(
     """
     from harness.data import formats, readers
     from harness.data.edit import Edit
-    from harness.data.edit.clean import clean, spellings_in
+    from harness.data.edit.clean import Mending, clean, spellings_in
     from harness.data.edit.decisions import decisions_by_line, open_decisions
+    from harness.data.edit.mix import RowIds
 
     refuse_out(out, [file], dry_run=dry_run)
     kept = open_decisions(decisions, file) if decisions else None
@@ -87,19 +91,13 @@ def data_clean(
     used = _digests({"decisions": [str(decisions)] if decisions else []})
     spelt = spellings_in(readers.stream(file, "train"), roles, first.shown) if spellings else {}
     of_spellings = {"spellings": spelt} if spellings else {}
-    of_leading = {"leading_spaces": True} if leading_spaces else {}
-    parameters = {**roles._asdict(), "drop_lost": drop_lost, **of_leading, **of_spellings, **used}
+    asked = {"leading_spaces": leading_spaces, "new_ids": new_ids}
+    of_these = {name: True for name, is_asked in asked.items() if is_asked}
+    parameters = {**roles._asdict(), "drop_lost": drop_lost, **of_these, **of_spellings, **used}
     edit = Edit("clean", parameters, [file], licenses or (), notes or ())
     rows = readers.stream(file, "train")
-    outcomes = clean(
-        rows,
-        roles,
-        found,
-        layout=layout,
-        drop_lost=drop_lost,
-        leading_spaces=leading_spaces,
-        spellings=spelt,
-    )
+    mending = Mending(leading_spaces, spelt, RowIds(readers.stream(file, "train")) if new_ids else None)
+    outcomes = clean(rows, roles, found, layout=layout, drop_lost=drop_lost, mending=mending)
     _save(edit, outcomes, out, dry_run=dry_run, as_json=as_json)
 
 

@@ -108,8 +108,11 @@ def stream(path: str, split: str) -> Iterator[Row]:
     shown = display_path(path)
     if path.startswith(HUB) or file.is_dir():
         yield from _dataset(path, split)
-    elif not file.is_file():
+    elif not file.exists():
         raise UserError(Problem(shown, "no such file", "a file of rows", "correct the path"))
+    elif not file.is_file():
+        found, expected = "a pipe or a device", "a file whose name says its kind, such as rows.jsonl"
+        raise UserError(Problem(shown, found, expected, "write what it gives to a file first"))
     else:
         yield from _reader(file, shown)(file, shown)
 

@@ -1,4 +1,4 @@
-"""Missing values: rows without question or answer, empty cells of other columns, columns of mixed types.
+"""Missing values: rows without question or answer, ids that stand twice, empty cells, columns of mixed types.
 
 False alarms: none; every figure is a count.
 """
@@ -7,13 +7,17 @@ from collections import Counter
 from collections.abc import Iterator
 
 from harness.data.check import Finding, Given
-from harness.data.check._table import Table
+from harness.data.check._table import Entry, Table
+from harness.data.check.personal_data import excerpt
 from harness.data.column_types import Column
 from harness.data.formats import THUMB_DOWN
+from harness.formatting import count
+
+_MOST_COLUMNS = 8  # that are named one by one
 
 
 def check(table: Table, given: Given) -> Iterator[Finding]:
-    """List rows that no comparison can use, empty cells, and columns that mix texts and numbers."""
+    """List rows that no comparison can use, for an id too, empty cells, and columns of texts and numbers."""
     down = [row for row in table.unusable if row.why == THUMB_DOWN]
     if down:
         title, meaning = (
@@ -35,13 +39,47 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
             f"{unusable[0].where}: {unusable[0].why}",
             "harness data clean FILE --out OUT",
         )
+    yield from _repeated_ids(table)
+    yield from _empty_cells(table)
     for name, column in table.columns.items():
-        lacking = table.n - column.n + column.empty
-        # An optional column, such as Alpaca's input, is empty in many rows on purpose: a note.
-        if lacking:
-            yield _empty(name, lacking, column, table)
         if {"text", "number"} <= column.kinds.keys():
             yield _report_mixed(name, column, table)
+
+
+def _repeated_ids(table: Table) -> Iterator[Finding]:
+    """List the rows whose id stands earlier in their file."""
+    first: dict[tuple[str, str], Entry] = {}
+    again: list[tuple[Entry, Entry]] = []
+    for entry in table.entries:
+        earlier = first.setdefault((entry.where.rstrip("0123456789"), entry.example.id), entry)
+        if earlier is not entry:
+            again.append((entry, earlier))
+    if again:
+        entry, earlier = again[0]
+        yield Finding(
+            "missing_values",
+            "error",
+            "rows whose id stands already",
+            "compare stops at them, since it keeps answers by the id of their question",
+            len(again),
+            len(table.entries),
+            tuple(entry.where for entry, _ in again),
+            f"{entry.where} has the id {excerpt(entry.example.id, 40)!r} of {earlier.where}",
+            "harness data clean FILE --out OUT --new-ids",
+        )
+
+
+def _empty_cells(table: Table) -> Iterator[Finding]:
+    """List columns with empty cells: a note, since an optional one is empty in many rows on purpose."""
+    lacking = {name: n for name, of in table.columns.items() if (n := table.n - of.n + of.empty)}
+    if len(lacking) <= _MOST_COLUMNS:
+        for name, n in lacking.items():
+            yield _empty(name, n, table.columns[name], table)
+        return
+    most = sorted(lacking, key=lambda name: -lacking[name])[:_MOST_COLUMNS]
+    shown = ", ".join(f"{name!r} {count(lacking[name])}" for name in most)
+    title = f"{count(len(lacking))} columns have empty cells; the most {shown}"
+    yield Finding("missing_values", "note", title, "harmless where a column is optional or not read")
 
 
 def _empty(name: str, lacking: int, column: Column, table: Table) -> Finding:

@@ -9,12 +9,14 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.data import formats
 from harness.data.columns import PAIRS, Roles, asked, plain_text
 from harness.data.edit.change import Change, Outcome, drop
 from harness.data.edit.decisions import Decision, line_of
+from harness.data.edit.mix import STOOD_ALREADY, RowIds
 from harness.data.edit.spellings import commonest_spellings, label_set, no_labels, several_spellings
 from harness.data.edit.written_answers import answer_at, label_places, put_answer, written_answers
 from harness.data.formats import THUMB_DOWN, Layout
@@ -35,6 +37,21 @@ _LONE_A_TILDE = re.compile(r"(?<!\w)Ã(?=[ ]|$)")
 _PRINTED = str.maketrans("", "", "\n\t")  # beside what str.isprintable takes for printed
 
 
+class Mending(NamedTuple):
+    """What is mended beside what always is.
+
+    With `leading_spaces` answers lose white space in front of them, `spellings` maps labels to the spelling
+    that they get, `ids` gives rows whose id stands already another one.
+    """
+
+    leading_spaces: bool = False
+    spellings: Mapping[str, str] = MappingProxyType({})
+    ids: RowIds | None = None
+
+
+_NOTHING_MORE = Mending()
+
+
 def clean(
     rows: Iterable[Row],
     roles: Roles,
@@ -42,13 +59,10 @@ def clean(
     *,
     layout: Layout | None = None,
     drop_lost: bool = False,
-    leading_spaces: bool = False,
-    spellings: Mapping[str, str] | None = None,
+    mending: Mending = _NOTHING_MORE,
 ) -> Iterator[Outcome]:
     """Clean row by row; `decisions` on lines go first: a row is dropped, or gets another answer.
 
-    `spellings` maps labels to the spelling that they get. With `leading_spaces` answers lose white space in
-    front of them as well.
     Rows go that the `layout` of the file cannot read. With `drop_lost` rows with U+FFFD go too: the sign that
     stood there is lost.
     """
@@ -63,20 +77,36 @@ def clean(
             places = (of.keys for of in label_places(fields, roles) if of.text.strip())
             keys = next(places, (roles.answers[0],))
             fields = _relabel(row, fields, keys, decision.label, reasons)
-        for text, keys in written_answers(fields, roles) if leading_spaces else ():
-            if text[:1].isspace():
-                reasons[f"leading spaces cut in {keys[0]!r}"] = None
-                fields = put_answer(fields, keys, text.lstrip())
-        for text, keys in label_places(fields, roles) if spellings else ():
-            if label := (spellings or {}).get(text.strip()):
-                fields = _relabel(row, fields, keys, label, reasons)
-        cleaned = Row(row.where, fields)
+        cleaned = Row(row.where, _mend_answers(row, fields, roles, mending, reasons))
         if unusable := _unusable(cleaned, roles, drop_lost=drop_lost) or _unreadable(cleaned, layout):
             yield drop(row, unusable)
-        elif reasons:
-            yield Outcome(cleaned, Change(row.where, "changed", tuple(reasons)))
-        else:
-            yield Outcome(row)
+            continue
+        if mending.ids:
+            cleaned = _with_own_id(cleaned, mending.ids, reasons)
+        changed = Change(row.where, "changed", tuple(reasons))
+        yield Outcome(cleaned, changed) if reasons else Outcome(row)
+
+
+def _mend_answers(
+    row: Row, fields: dict[str, Any], roles: Roles, mending: Mending, reasons: dict[str, None]
+) -> dict[str, Any]:
+    """Cut white space in front of answers, and spell labels, as far as either is asked."""
+    for text, keys in written_answers(fields, roles) if mending.leading_spaces else ():
+        if text[:1].isspace():
+            reasons[f"leading spaces cut in {keys[0]!r}"] = None
+            fields = put_answer(fields, keys, text.lstrip())
+    for text, keys in label_places(fields, roles) if mending.spellings else ():
+        if label := mending.spellings.get(text.strip()):
+            fields = _relabel(row, fields, keys, label, reasons)
+    return fields
+
+
+def _with_own_id(row: Row, ids: RowIds, reasons: dict[str, None]) -> Row:
+    ident = row.fields.get("id")
+    if not isinstance(ident, str | int) or (given := ids.give(ident)) == ident:
+        return row
+    reasons[STOOD_ALREADY] = None
+    return row._replace(fields={**row.fields, "id": given})
 
 
 def spellings_in(rows: Iterable[Row], roles: Roles, shown: str) -> dict[str, str]:

@@ -28,14 +28,19 @@ class _Part(NamedTuple):
 def manifest_of(path: str) -> dict[str, Any] | None:
     """Read the manifest beside a file, or the one it was packed from, or of the split that it is of.
 
-    A split's manifest is that of the files that it names, and of those with their content.
+    A split's manifest is that of the files that it names, and of those with their content. Of a link it is
+    the one beside the link, or else beside the file that it leads to.
 
     Raises:
         UserError: the manifest beside the file cannot be read.
     """
-    file = Path(path)
     if path.startswith(HUB):
         return None
+    places = dict.fromkeys((Path(path), Path(path).resolve()))
+    return next((found for file in places if (found := _manifest_beside(file))), None)
+
+
+def _manifest_beside(file: Path) -> dict[str, Any] | None:
     for name in dict.fromkeys((file.name, file.name.removesuffix(".gz"))):
         if (there := file.with_name(name + MANIFEST)).is_file():
             return _read_manifest(there)

@@ -8,13 +8,15 @@ section 3.5.2, https://arxiv.org/abs/1910.10683: p_i ∝ n_i^(1/T).
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from harness.data.edit.change import NOT_DRAWN, Change, Outcome, drop
 from harness.data.edit.sample import draw
 from harness.data.readers import Row, Rows
 from harness.errors import Problem, UserError
+
+STOOD_ALREADY = "an id of its own, since it stood already"
 
 
 class Mixture(NamedTuple):
@@ -39,7 +41,7 @@ def mix(files: Sequence[Rows], mixture: Mixture) -> Iterator[Outcome]:
     """
     numbers = row_numbers(files, mixture)
     _refuse_column(files, mixture.column)
-    ids = _Ids(files)
+    ids = RowIds(row for content in files for row in content.rows)
     for place, (content, n) in enumerate(zip(files, numbers, strict=True)):
         seed = f"{mixture.seed}/{place}"
         chosen = draw(range(len(content.rows)), n, seed, replacement=mixture.replacement)
@@ -83,7 +85,8 @@ def row_numbers(
     `step` says what to do about a file that is too small, with the most rows there can be in its braces.
 
     Raises:
-        UserError: a file is too small for its share, or the number with replacement is not named.
+        UserError: a file is too small for its share, or its share for a row; or the number with replacement
+            is not named.
     """
     sizes = [len(content.rows) for content in files]
     parts = shares(sizes, mixture)
@@ -98,6 +101,13 @@ def row_numbers(
         Problem(content.shown, f"{size:,} rows", f"{n:,} for its share", step.format(most))
         for content, n, size in zip(files, numbers, sizes, strict=True)
         if n > size and not mixture.replacement
+    ]
+    problems += [
+        Problem(
+            content.shown, "a share that draws no row", "one at least", "draw more, or leave the file out"
+        )
+        for content, n in zip(files, numbers, strict=True)
+        if not n and mixture.weights
     ]
     if problems:
         raise UserError(problems)
@@ -124,36 +134,37 @@ def _refuse_column(files: Sequence[Rows], column: str) -> None:
         raise UserError(problems[:1])
 
 
-class _Ids:
-    """Ids of all rows, and which of them are written already."""
+class RowIds:
+    """Ids of all rows, and which of them are written already; a comparison reads 1 and "1" as one."""
 
-    def __init__(self, files: Sequence[Rows]) -> None:
-        known = (row.fields.get("id") for content in files for row in content.rows)
-        self._known: set[str | int] = {ident for ident in known if isinstance(ident, str | int)}
-        self._written: set[str | int] = set()
+    def __init__(self, rows: Iterable[Row]) -> None:
+        known = [ident for row in rows if isinstance(ident := row.fields.get("id"), str | int)]
+        self._known = set(map(str, known))
+        self._written: set[str] = set()
         self._numbers: Counter[str] = Counter()
-        self._next = 1 + max((ident for ident in self._known if isinstance(ident, int)), default=0)
+        self._next = 1 + max((ident for ident in known if isinstance(ident, int)), default=0)
 
     def give(self, ident: str | int) -> str | int:
         """Return an id that no other row has: itself, a number above all, or a text with a number."""
-        if ident not in self._written:
-            self._written.add(ident)
+        if str(ident) not in self._written:
+            self._written.add(str(ident))
             return ident
-        if isinstance(ident, int):
-            self._next += 1
-            return self._next - 1
         while True:
-            self._numbers[ident] += 1
-            fresh = f"{ident}-{self._numbers[ident] + 1}"
-            if fresh not in self._known:
+            if isinstance(ident, int):
+                fresh: str | int = self._next
+                self._next += 1
+            else:
+                self._numbers[ident] += 1
+                fresh = f"{ident}-{self._numbers[ident] + 1}"
+            if str(fresh) not in self._known:
                 return fresh
 
 
-def _sourced(row: Row, column: str, source: str, ids: _Ids) -> Outcome:
+def _sourced(row: Row, column: str, source: str, ids: RowIds) -> Outcome:
     """Name the file a row comes from; an id that stands already becomes another of its type."""
     fields = {**row.fields, column: source}
     ident = row.fields.get("id")
     if not isinstance(ident, str | int) or (given := ids.give(ident)) == ident:
         return Outcome(Row(row.where, fields))
-    changed = Change(row.where, "changed", ("an id of its own, since it stood already",))
+    changed = Change(row.where, "changed", (STOOD_ALREADY,))
     return Outcome(Row(row.where, fields | {"id": given}), changed)

@@ -7,6 +7,7 @@ manifest holds no date, so that one command on the same files gives the same byt
 import hashlib
 import json
 import os
+import re
 import shutil
 import unicodedata
 from collections import Counter
@@ -251,7 +252,8 @@ def manifest(
 
 def _paid(edit: Edit, outputs: Sequence[Mapping[str, Any]], changes: Sequence[Change]) -> tuple[Payment, ...]:
     """List what was paid for rows, here and before; a row that was not drawn leaves its part to others."""
-    left = Counter(c.where.rpartition(":")[0] for c in changes if c.reasons == (NOT_DRAWN,))
+    # A row is named `file:line`, or `file row 3` in JSON and Parquet.
+    left = Counter(re.sub(r"(:| row )\d+$", "", c.where) for c in changes if c.reasons == (NOT_DRAWN,))
     before = (
         of_share(payments_for(path), 1 - left[readers.display_path(path)] / (n_rows_of(path) or 1))
         for path in edit.inputs
