@@ -38,7 +38,7 @@ _PRINTED = str.maketrans("", "", "\n\t")  # beside what str.isprintable takes fo
 
 
 class Mending(NamedTuple):
-    """What is mended beside what always is.
+    """Mending of answers, labels and ids beside that of all texts.
 
     With `leading_spaces` answers lose white space in front of them, `spellings` maps labels to the spelling
     that they get, `ids` gives rows whose id stands already another one.
