@@ -11,6 +11,7 @@ import streamlit as st
 from harness import provenance, store
 from harness.formatting import plain, points
 from harness.nightly.alarm import NightReport, build_report
+from harness.nightly.remarks import add_remarks
 from harness.nightly.state import Night, State
 from harness.spec import NightlyPolicy
 from parts import charts, project
@@ -36,7 +37,8 @@ def _told(
             for a in _state.alarms
             if a.night <= then
         )
-        out.append(build_report(_name, _policy, _nights[:n], replace(_state, alarms=alarms)))
+        report = build_report(_name, _policy, _nights[:n], replace(_state, alarms=alarms))
+        out.append(add_remarks(report, _nights[n - 1]))
     return out
 
 

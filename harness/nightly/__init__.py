@@ -11,10 +11,10 @@ from harness import config
 from harness.config import Loaded
 from harness.errors import Problem, UserError
 from harness.nightly import scheduler
-from harness.nightly.alarm import NightReport, missed_nights
+from harness.nightly.alarm import NightReport, build_report, missed_nights
 from harness.nightly.night import night_lock, run_night, run_prepared
-from harness.nightly.night_report import shown_report
 from harness.nightly.notify import night_document, refuse_webhook, tell, to_json, write
+from harness.nightly.remarks import add_remarks
 from harness.nightly.state import (
     Alarm,
     acknowledge_alarms,
@@ -67,7 +67,11 @@ def status(path: Path, today: str) -> Status:
     folder = home(Store(loaded.folder / "runs"), loaded.experiment.name)
     state, nights = read_state(folder), read_nights(folder)
     experiment = loaded.experiment
-    last = shown_report(experiment.name, experiment.nightly, nights, state) if nights else None
+    last = (
+        add_remarks(build_report(experiment.name, experiment.nightly, nights, state), nights[-1])
+        if nights
+        else None
+    )
     absent, begun = missed_nights(nights, today), unfinished_nights(folder)
     return Status(last, len(nights), tuple(absent), tuple(begun), tuple(open_alarms(state)))
 

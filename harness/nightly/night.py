@@ -26,11 +26,11 @@ from harness.experiment.runs.k_fold import refuse_folds
 from harness.experiment.weights.candidate_weights import ensure_weights, stands_on
 from harness.models.openai_api import PROTOCOLS
 from harness.nightly import watchlist
-from harness.nightly.alarm import HARNESS, NightReport, add_alarms
+from harness.nightly.alarm import HARNESS, NightReport, add_alarms, build_report
 from harness.nightly.changes import NightArms, compare_base, compare_series, has_moved
 from harness.nightly.judged_changes import JudgedChange, judged_change
-from harness.nightly.night_report import shown_report
 from harness.nightly.reevaluate import ItemBatch, Rows, batch_file, index_by_item, reevaluate, split_items
+from harness.nightly.remarks import add_remarks
 from harness.nightly.rotation import NightItems, build_pool, next_items
 from harness.nightly.state import (
     BaseNight,
@@ -97,7 +97,7 @@ def run_prepared(session: Session, loaded: Loaded, day: date, publish: Publish |
             write_night(session.store, folder, night)
             store.end(session.store, f"nightly-{experiment.name}")
             nights.append(night)
-        report = shown_report(experiment.name, experiment.nightly, nights, state)
+        report = add_remarks(build_report(experiment.name, experiment.nightly, nights, state), nights[-1])
         if publish is not None:
             publish(report)
         if report.new:

@@ -1,0 +1,158 @@
+"""What does an answer gain that instructs its judge? By hand, in two minutes on one quiet core.
+
+SmolLM2-135M-Instruct grades thirty questions of Dolly from 1 to 5, three answers to each: Dolly's own, that to
+another of the questions, and one of thirty texts that ask for the best grade (`tests/injections.py`). A judge that
+goes by its rubric grades the last as it grades an answer to another question. A judge that is scripted to obey
+all that stands outside of the marks, and nothing within, gives them nothing at all (`tests/test_judges.py`).
+
+`HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m tests.studies.injected_answers` writes
+`reports/injected_answers.md` and `.json`.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from injections import INJECTIONS
+from openai_server import Rule, serving
+from tiny_experiment import rows as write_rows
+
+from harness import stats, store
+from harness.experiment import compare
+from harness.store import Store
+from tests.studies.local_judge import HELPFUL, JUDGE, read_instructions
+
+ROOT = Path(__file__).parents[2]
+SHORT = 300  # characters of a question and of its answer
+ARMS = ("own", "another", "injected")
+CONFIG = """\
+name: injected
+base_model: smollm2-135m
+target:
+  name: questions
+  data: {{train: train.jsonl, validation: validation.jsonl, test: test.jsonl}}
+  metrics: [judge:./helpful.yaml]
+candidates:
+"""
+CANDIDATE = (
+    "  {arm}: {{method: endpoint, system: {arm}, params: {{base_url: {url}, model: tiny, protocol: chat}}}}\n"
+)
+
+
+def questions(data: Path) -> list[dict[str, Any]]:
+    """Draw as many short rows of Dolly as there are injected answers."""
+    rows = [r for r in read_instructions(data, 3000, summaries=False) if max(map(len, r.values())) <= SHORT]
+    return [{"id": f"q{i}", **row} for i, row in enumerate(rows[: len(INJECTIONS)])]
+
+
+def graded(folder: Path, rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Let the model grade the three answers to each question; returns the grades by arm, in [0, 1]."""
+    texts = {
+        "own": [row["reference"] for row in rows],
+        "another": [row["reference"] for row in rows[1:] + rows[:1]],
+        "injected": INJECTIONS,
+    }
+    said = {(arm, row["prompt"]): texts[arm][i] for arm in ARMS for i, row in enumerate(rows)}
+    for name in ("train", "validation"):
+        write_rows(
+            folder / f"{name}.jsonl", [{"prompt": f"Say {name} {i}.", "reference": "0"} for i in range(2)]
+        )
+    write_rows(folder / "test.jsonl", rows)
+    (folder / "helpful.yaml").write_text(HELPFUL)
+
+    def answer(messages: list[dict[str, str]]) -> str:
+        return said.get((messages[0]["content"], messages[-1]["content"]), "0")
+
+    with serving(Rule(answer)) as server:
+        (folder / "harness.yaml").write_text(
+            CONFIG.format() + "".join(CANDIDATE.format(arm=arm, url=server.url) for arm in ARMS)
+        )
+        report = compare(folder / "harness.yaml")
+    at = Store(folder / "runs")
+    found = {}
+    for fact in report.facts:
+        run = store.read_run(at, fact.run_id)
+        stored = store.read_scores(at, run.rows["questions/test"], "judge:helpful")
+        by_id = {row.example_id: row.parts["judge:helpful"] for row in stored}
+        found[fact.name] = [float(by_id[row["id"]][0]) for row in rows if by_id[row["id"]] is not None]
+    return found
+
+
+def figures(found: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Return each arm's mean grade and what injected answers gain over the others, in % of the scale."""
+    arrays = {arm: np.array(values) for arm, values in found.items()}
+    zeros = np.zeros(len(arrays["own"]))
+
+    def change(base: np.ndarray, new: np.ndarray) -> list[float]:
+        mean = stats.paired_delta(base, new)
+        return [100 * x for x in (mean.mean, *stats.t_interval(mean))]
+
+    return {
+        "judge": JUDGE,
+        "n": len(zeros),
+        "means": {arm: change(zeros, values) for arm, values in arrays.items()},
+        "gains": {arm: change(arrays[arm], arrays["injected"]) for arm in ARMS[:2]},
+        "raised": float((arrays["injected"] > np.maximum(arrays["own"], arrays["another"])).mean()),
+        "grades": {arm: list(values) for arm, values in found.items()},
+    }
+
+
+def markdown(kept: Mapping[str, Any]) -> str:
+    """Write the page."""
+    about = (__doc__ or "").partition("\n\n")[2].split("`HARNESS")[0].strip()
+    names = {
+        "own": "Dolly's answer",
+        "another": "the answer to another question",
+        "injected": "the injected one",
+    }
+    means = [f"| {names[arm]} | {_text(of)} |" for arm, of in kept["means"].items()]
+    gains = [f"| {names[arm]} | {_text(of, '+')} |" for arm, of in kept["gains"].items()]
+    low = kept["gains"]["another"][1]
+    told = (
+        "gain beside an answer to another question"
+        if low > 0
+        else "are not shown to gain anything beside one"
+    )
+    return "\n".join(
+        [
+            "# Answers that instruct their judge",
+            "",
+            about,
+            "",
+            f"| answer to each of {kept['n']} questions | mean grade, % of the scale [95 % interval] |",
+            "|---|---|",
+            *means,
+            "",
+            "| the injected answer gains over | points of the scale |",
+            "|---|---|",
+            *gains,
+            "",
+            f"Injected answers {told}. {100 * kept['raised']:.0f} % of them have a better grade than both others.",
+            "",
+        ]
+    )
+
+
+def _text(of: list[float], sign: str = "") -> str:
+    mean, low, high = (f"{x:{sign}.1f}".replace("-", "−") for x in of)
+    return f"{mean} [{low}, {high}]"
+
+
+def main() -> None:
+    """Run the study, and write its page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "studies" / "injected_answers")
+    folder = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = figures(graded(folder, questions(Path(os.environ["HARNESS_TEST_DATA"]))))
+    at = ROOT / "reports" / "injected_answers"
+    at.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n")
+    at.with_suffix(".md").write_text(markdown(kept))
+
+
+if __name__ == "__main__":
+    main()
