@@ -254,3 +254,14 @@ def test_a_win_rate_of_which_too_much_is_unreadable_decides_nothing():
 def test_a_rate_at_the_border_is_as_sure_as_the_wider_side_of_its_interval():
     won = preference_gain(Wins("knn", "people", Estimate(1.0, 0.21, 1.0, 60), 1))
     assert won.se == pytest.approx(0.79 / 1.96, abs=0.001)
+
+
+def test_a_gain_that_labels_correct_is_not_called_unchecked_for_a_candidate_that_lacks_them():
+    facts = [*alternatives(), tuned("lora", 0.8, 0.06, vs_untrained=comparison(0.06, estimator="ppi"))]
+    given = {"closed_labels": True, "has_documents": False, "metric_name": "judge:helpful"}
+    for lacking, is_said in (("prompt", False), ("lora", True)):
+        marked = tuple(replace(f, labels_missing=9 * (f.name == lacking)) for f in facts)
+        decision = decide(marked, DecidePolicy(), **given)
+        made = ExperimentReport("desk", "base", "judge:helpful", marked, decision=decision)
+        text = markdown(experiment_document(made))
+        assert ("by a judge that too few labels of people check yet" in text) is is_said

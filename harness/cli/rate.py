@@ -65,9 +65,20 @@ def rate_export(
         )
     if found.criteria:
         say(f"what the judge goes by, from {found.scale.replace(',', ' to ')}: {found.criteria}")
-    say(f"{count(found.n_left)} items without labels are left; a later export goes on with these")
+    say(_left_text(found.n_left, "items without labels"))
     scale = f" (0 to 1, or with --scale {found.scale})" if found.scale[:1].isdigit() else " (0 to 1)"
     say(f"next: fill in the column label{scale}, then {_importing(file)}")
+
+
+def _left_text(n: int, what: str) -> str:
+    """Say how many are left that this file does not hold."""
+    from harness.formatting import count
+
+    return (
+        f"{count(n)} {what} are left; a later export goes on with these"
+        if n
+        else f"no {what} are left beside it"
+    )
 
 
 def _export_pairs(
@@ -82,7 +93,7 @@ def _export_pairs(
         print_json(found._asdict())
     else:
         print(f"{file}: {count(found.n_pairs)} pairs of answers, of {' and '.join(found.runs)}, sides drawn")
-    say(f"{count(found.n_left)} pairs without ratings are left; a later export goes on with these")
+    say(_left_text(found.n_left, "pairs without ratings"))
     if found.waiting:
         say(f"pairs of {', '.join(found.waiting)} lack ratings too; a later export draws who has the fewest")
     say(f"next: write left, right or tie into the column better, then {_importing(file)}")

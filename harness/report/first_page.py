@@ -143,15 +143,14 @@ def _metric_gain(
     change = f"{seeds}{formatting.change(g.unit, g.delta, g.low, g.high)} {g.unit.name}"
     if not report.unit.higher_is_better:
         change = f"a gain of {change} (lower is better)"
-    by = f", {UNCHECKED}" if _is_unchecked(report) else ""
+    by = f", {UNCHECKED}" if _is_unchecked(report, run) else ""
     return f"{reached}, {against.label} {target_text(against)} without training: {change}{shown}{by}."
 
 
-def _is_unchecked(report: ExperimentReport) -> bool:
-    """Tell whether the target's metric is a judge's, and gains by it are corrected by no labels."""
-    compared = [f.vs_untrained for f in report.facts if f.vs_untrained]
-    corrected = any(c.estimator == "ppi" for c in compared)
-    return is_judge(report.metric) and not (corrected and not any(f.labels_missing for f in report.facts))
+def _is_unchecked(report: ExperimentReport, run: CandidateFacts) -> bool:
+    """Tell whether the target's metric is a judge's, and a run's gain by it is corrected by no labels."""
+    corrected = run.vs_untrained is not None and run.vs_untrained.estimator in ("ppi", "identical")
+    return is_judge(report.metric) and (not corrected or run.labels_missing > 0)
 
 
 def _forgetting_sentence(report: ExperimentReport, run: CandidateFacts) -> str:
