@@ -1,4 +1,4 @@
-"""Remarks on the candidates of a night: what people's labels say of a verdict by a judge, what was not watched.
+"""Remarks on the candidates of a night: what labels say of a verdict by a judge, and what was not watched.
 
 Invariant: no verdict changes; sentences alone do, those of alarms with them.
 """
