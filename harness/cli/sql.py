@@ -61,7 +61,7 @@ def _list_columns() -> "Answer":
     """List every column of every table as rows of one more table."""
     from harness.store import TABLES, Answer
 
-    rows: list[tuple[Any, ...]] = [(table.name, *column) for table in TABLES for column in table.columns]
+    rows: list[tuple[Any, ...]] = [(table.name, *column[:4]) for table in TABLES for column in table.columns]
     return Answer(("table", "column", "type", "unit", "meaning"), rows)
 
 

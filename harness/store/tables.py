@@ -4,16 +4,21 @@ Invariant: what is described here is what the views have; `harness sql --tables`
 written from it. What is unknown is NULL.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 
 class Column(NamedTuple):
-    """A column: its name, DuckDB type, unit (empty where it has none) and meaning."""
+    """A column: its name, DuckDB type, unit (empty where it has none) and meaning.
+
+    `place` is where a record holds it, as DuckDB writes a path in JSON; by default the name.
+    """
 
     name: str
     type: str
     unit: str
     meaning: str
+    place: str = ""
 
 
 class Table(NamedTuple):
@@ -23,6 +28,21 @@ class Table(NamedTuple):
     row: str
     columns: tuple[Column, ...]
     query: str
+
+
+def _view(
+    name: str,
+    row: str,
+    columns: tuple[Column, ...],
+    source: str,
+    *,
+    record: str = "record",
+    own: Mapping[str, str] | None = None,
+) -> Table:
+    """Make a view of records, each column from its place in the JSON `record`, or by its `own` SQL."""
+    values = {c.name: f"({record}->>'{c.place or c.name}')::{c.type}" for c in columns} | dict(own or {})
+    selected = ", ".join(f'{value} AS "{of}"' for of, value in values.items())
+    return Table(name, row, columns, f"SELECT {selected} FROM {source}")
 
 
 _RUN_ID = Column("run_id", "VARCHAR", "", "the run, a folder of the store")
@@ -48,7 +68,7 @@ _EXPERIMENT = Column("experiment", "VARCHAR", "", "the experiment's name")
 _CANDIDATE = Column("candidate", "VARCHAR", "", "the candidate's name in harness.yaml")
 _SEED = Column("seed", "BIGINT", "", "the seed that it was trained with")
 
-_RUNS = Table(
+_RUNS = _view(
     "runs",
     "one candidate and one seed, trained and evaluated",
     (
@@ -64,23 +84,16 @@ _RUNS = Table(
         _CREATED,
         Column("base_model", "VARCHAR", "", "the base model's name"),
         Column("trained", "BOOLEAN", "", "whether its weights are other than the base's"),
-        Column("latency_p50_s", "DOUBLE", "s", "median time of a request that is sent alone"),
-        Column("device", "VARCHAR", "", "the machine that it was measured on"),
-        Column("harness", "VARCHAR", "", "the version of harness that made it"),
-        Column("git_sha", "VARCHAR", "", "the commit that was checked out"),
+        Column(
+            "latency_p50_s", "DOUBLE", "s", "median time of a request that is sent alone", "$.latency.p50_s"
+        ),
+        Column("device", "VARCHAR", "", "the machine that it was measured on", "$.provenance.device"),
+        Column("harness", "VARCHAR", "", "the version of harness that made it", "$.provenance.harness"),
+        Column("git_sha", "VARCHAR", "", "the commit that was checked out", "$.provenance.git_sha"),
         Column("record", "JSON", "", "all of runs/<run_id>/run.json: recipe, training, provenance"),
     ),
-    """
-    SELECT record->>'run_id' AS run_id, record->>'experiment' AS experiment,
-        record->>'candidate' AS candidate,
-        record->>'method' AS method, record->>'prompting' AS prompting, record->>'answer' AS answer,
-        (record->>'seed')::BIGINT AS seed, record->>'state' AS state, record->>'error' AS error,
-        record->>'created' AS created, record->>'base_model' AS base_model,
-        (record->>'weights_digest') <> (record->>'base_digest') AS trained,
-        (record->>'$.latency.p50_s')::DOUBLE AS latency_p50_s, record->>'$.provenance.device' AS device,
-        record->>'$.provenance.harness' AS harness, record->>'$.provenance.git_sha' AS git_sha, record
-    FROM stored.files WHERE kind = 'run'
-    """,
+    "stored.files WHERE kind = 'run'",
+    own={"trained": "(record->>'weights_digest') <> (record->>'base_digest')", "record": "record"},
 )
 _SCORES = Table(
     "scores",
@@ -224,7 +237,7 @@ _DELTAS = Table(
     WHERE len(coalesce(new.parts, base.parts)) = 1 AND len(coalesce(base.parts, new.parts)) = 1
     """,
 )
-_VERDICTS = Table(
+_VERDICTS = _view(
     "verdicts",
     "what the gate said of one run against one baseline under one policy",
     (
@@ -235,10 +248,16 @@ _VERDICTS = Table(
         Column("baseline", "VARCHAR", "", "the base, or the champion by its run"),
         Column("outcome", "VARCHAR", "", "pass, fail, inconclusive or harness-drift"),
         Column("sentence", "VARCHAR", "", "the reason in words"),
-        Column("delta", "DOUBLE", "share", "mean change over the admitted capability tasks, in [−1, 1]"),
-        Column("low", "DOUBLE", "share", "lower end of its 95 % interval"),
-        Column("high", "DOUBLE", "share", "upper end of its 95 % interval"),
-        Column("n", "BIGINT", "items", "how many items it rests on"),
+        Column(
+            "delta",
+            "DOUBLE",
+            "share",
+            "mean change over the admitted capability tasks, in [−1, 1]",
+            "$.macro.score",
+        ),
+        Column("low", "DOUBLE", "share", "lower end of its 95 % interval", "$.macro.low"),
+        Column("high", "DOUBLE", "share", "upper end of its 95 % interval", "$.macro.high"),
+        Column("n", "BIGINT", "items", "how many items it rests on", "$.macro.n"),
         Column("lost", "BIGINT", "items", "items that got worse"),
         Column("gained", "BIGINT", "items", "items that got better"),
         Column(
@@ -256,31 +275,21 @@ _VERDICTS = Table(
         ),
         Column("record", "JSON", "", "all of its file: every rule with its numbers, and the policy"),
     ),
-    """
-    WITH judged AS (
-        SELECT record->>'run_id' AS run_id, record->>'policy_digest' AS policy_digest, record,
-            max_by(record->>'policy_digest', record->>'created')
-                OVER (PARTITION BY record->>'experiment') AS newest_policy
+    """(
+        SELECT record, max_by(record->>'policy_digest', record->>'created')
+            OVER (PARTITION BY record->>'experiment') AS newest_policy
         FROM stored.files WHERE kind = 'verdict')
-    SELECT run_id, judged.record->>'experiment' AS experiment,
-        judged.record->>'candidate' AS candidate, (judged.record->>'seed')::BIGINT AS seed,
-        judged.record->>'baseline' AS baseline,
-        judged.record->>'outcome' AS outcome,
-        judged.record->>'sentence' AS sentence, (judged.record->>'$.macro.score')::DOUBLE AS delta,
-        (judged.record->>'$.macro.low')::DOUBLE AS low, (judged.record->>'$.macro.high')::DOUBLE AS high,
-        (judged.record->>'$.macro.n')::BIGINT AS n, (judged.record->>'lost')::BIGINT AS lost,
-        (judged.record->>'gained')::BIGINT AS gained,
-        (judged.record->>'items_needed')::BIGINT AS items_needed,
-        policy_digest, judged.record->>'harness' AS harness, judged.record->>'created' AS created,
-        coalesce((run.record->'rows') <> (judged.record->'rows'), true) OR policy_digest <> newest_policy
-            OR (judged.record->>'harness') <> (SELECT written_by FROM meta) AS stale,
-        judged.record
-    FROM judged
-    LEFT JOIN (SELECT record->>'run_id' AS run_id, record FROM stored.files WHERE kind = 'run') AS run
-        USING (run_id)
+    LEFT JOIN (SELECT record->>'run_id' AS of, record->'rows' AS rows_now FROM stored.files WHERE kind = 'run')
+        ON of = record->>'run_id'
     """,
+    own={
+        "record": "record",
+        "stale": """coalesce(rows_now <> (record->'rows'), true)
+            OR (record->>'policy_digest') <> newest_policy
+            OR (record->>'harness') <> (SELECT written_by FROM meta)""",
+    },
 )
-_TRAINING = Table(
+_TRAINING = _view(
     "training",
     "what the training of one run took",
     (
@@ -297,22 +306,11 @@ _TRAINING = Table(
         Column("peak_memory_gib", "DOUBLE", "GiB", "the largest memory that it held"),
         Column("fit_key", "VARCHAR", "", "the folder of its weights, runs/weights/<fit_key>"),
     ),
-    """
-    SELECT record->>'run_id' AS run_id, (record->>'$.training.wall_s')::DOUBLE AS wall_s,
-        (record->>'$.training.init_wall_s')::DOUBLE AS init_wall_s,
-        (record->>'$.training.n_steps')::BIGINT AS n_steps,
-        (record->>'$.training.n_tokens')::BIGINT AS n_tokens,
-        (record->>'$.training.tokens_per_s')::DOUBLE AS tokens_per_s,
-        (record->>'$.training.n_trainable')::BIGINT AS n_trainable,
-        (record->>'$.training.trainable_share')::DOUBLE AS trainable_share,
-        (record->>'$.training.size_bytes')::BIGINT AS size_bytes,
-        (record->>'$.training.base_size_bytes')::BIGINT AS base_size_bytes,
-        (record->>'$.training.peak_memory_gib')::DOUBLE AS peak_memory_gib,
-        record->>'$.training.fit_key' AS fit_key
-    FROM stored.files WHERE kind = 'run' AND (record->>'$.training.wall_s') IS NOT NULL
-    """,
+    "stored.files WHERE kind = 'run' AND (record->>'$.training.wall_s') IS NOT NULL",
+    record="record->'training'",
+    own={"run_id": "record->>'run_id'"},
 )
-_TRIALS = Table(
+_TRIALS = _view(
     "trials",
     "one trial of the sweep or search of one run",
     (
@@ -327,30 +325,26 @@ _TRIALS = Table(
         Column("fit_key", "VARCHAR", "", "the folder of its weights, runs/weights/<fit_key>"),
         Column("points", "JSON", "", "its scores at the tracked points, as pairs of step and score"),
     ),
-    """
-    WITH swept AS (
+    """(
         SELECT record->>'run_id' AS run_id, unnest(from_json(record->'$.training.sweep', '["JSON"]')) AS one,
             generate_subscripts(from_json(record->'$.training.sweep', '["JSON"]'), 1) AS trial
         FROM stored.files WHERE kind = 'run' AND (record->'$.training.sweep') IS NOT NULL)
-    SELECT run_id, trial, one->'params' AS params, (one->>'validation')::DOUBLE AS validation,
-        (one->>'forgetting')::DOUBLE AS forgetting, (one->>'pruned_at')::BIGINT AS pruned_at,
-        (one->>'chosen')::BOOLEAN AS chosen, (one->>'wall_s')::DOUBLE AS wall_s,
-        nullif(one->>'fit_key', '') AS fit_key, one->'points' AS points
-    FROM swept
     """,
+    record="one",
+    own={"run_id": "run_id", "trial": "trial", "fit_key": "nullif(one->>'fit_key', '')"},
 )
-_DECISION_INPUTS = Table(
+_DECISION_INPUTS = _view(
     "decision_inputs",
     "what the last decision of an experiment knew of one run",
     (
         _EXPERIMENT,
         _RUN_ID,
-        _CANDIDATE,
+        _CANDIDATE._replace(place="name"),
         _SEED,
         _METRIC,
-        Column("target", "DOUBLE", "the metric's", "the target's primary metric on test"),
-        Column("target_low", "DOUBLE", "the metric's", "lower end of its 95 % interval"),
-        Column("target_high", "DOUBLE", "the metric's", "upper end of its 95 % interval"),
+        Column("target", "DOUBLE", "the metric's", "the target's primary metric on test", "$.target.score"),
+        Column("target_low", "DOUBLE", "the metric's", "lower end of its 95 % interval", "$.target.low"),
+        Column("target_high", "DOUBLE", "the metric's", "upper end of its 95 % interval", "$.target.high"),
         Column("validation", "DOUBLE", "the metric's", "its value on validation, by which runs are chosen"),
         _BETTER,
         _SCALE,
@@ -371,27 +365,20 @@ _DECISION_INPUTS = Table(
         Column("action", "VARCHAR", "", "what the decision recommends for the whole experiment"),
         _CREATED,
     ),
-    """
-    WITH facts AS (
+    """(
         SELECT record, unnest(from_json(record->'facts', '["JSON"]')) AS fact,
             CASE record->>'higher_is_better' WHEN 'true' THEN 1 WHEN 'false' THEN -1 END AS sign
         FROM stored.files WHERE kind = 'decision')
-    SELECT record->>'experiment' AS experiment, fact->>'run_id' AS run_id, fact->>'name' AS candidate,
-        (fact->>'seed')::BIGINT AS seed, record->>'metric' AS metric,
-        (fact->>'$.target.score')::DOUBLE AS target, (fact->>'$.target.low')::DOUBLE AS target_low,
-        (fact->>'$.target.high')::DOUBLE AS target_high, (fact->>'validation')::DOUBLE AS validation,
-        (record->>'higher_is_better')::BOOLEAN AS higher_is_better, (record->>'scale')::DOUBLE AS scale,
-        sign * (fact->>'$.vs_untrained.delta')::DOUBLE AS gain,
-        sign * (fact->>if(sign < 0, '$.vs_untrained.high', '$.vs_untrained.low'))::DOUBLE AS gain_low,
-        sign * (fact->>if(sign < 0, '$.vs_untrained.low', '$.vs_untrained.high'))::DOUBLE AS gain_high,
-        (fact->>'cost_per_1k_usd')::DOUBLE AS cost_per_1k_usd,
-        (fact->>'training_cost_usd')::DOUBLE AS training_cost_usd,
-        (fact->>'latency_p50_s')::DOUBLE AS latency_p50_s,
-        (fact->>'requests_per_s')::DOUBLE AS requests_per_s,
-        (fact->>'n_train')::BIGINT AS n_train, fact->>'over_budget' AS over_budget,
-        record->>'action' AS action, record->>'created' AS created
-    FROM facts
     """,
+    record="fact",
+    own={
+        **{name: f"record->>'{name}'" for name in ("experiment", "metric", "action", "created")},
+        "higher_is_better": "(record->>'higher_is_better')::BOOLEAN",
+        "scale": "(record->>'scale')::DOUBLE",
+        "gain": "sign * (fact->>'$.vs_untrained.delta')::DOUBLE",
+        "gain_low": "sign * (fact->>if(sign < 0, '$.vs_untrained.high', '$.vs_untrained.low'))::DOUBLE",
+        "gain_high": "sign * (fact->>if(sign < 0, '$.vs_untrained.low', '$.vs_untrained.high'))::DOUBLE",
+    },
 )
 _LINEAGE = Table(
     "lineage",
@@ -418,7 +405,7 @@ _LINEAGE = Table(
         SELECT run_id, record, unnest(json_keys(record, '$.training.stands_on')) AS key FROM run)
     """,
 )
-_RATINGS = Table(
+_RATINGS = _view(
     "ratings",
     "which of two answers to one item a person preferred",
     (
@@ -432,18 +419,11 @@ _RATINGS = Table(
         Column("run_b", "VARCHAR", "", "the other run"),
         Column("rows_a", "VARCHAR", "", "digest of the row set that holds the one answer"),
         Column("rows_b", "VARCHAR", "", "digest of the row set that holds the other answer"),
-        Column("left_side", "VARCHAR", "", "whose answer stood on the left: a or b"),
+        Column("left_side", "VARCHAR", "", "whose answer stood on the left: a or b", "left"),
         Column("choice", "VARCHAR", "", "a, b, tie or skip"),
         Column("seconds", "DOUBLE", "s", "how long the rater took"),
     ),
-    """
-    SELECT record->>'rating_id' AS rating_id, record->>'rater' AS rater, record->>'created' AS created,
-        record->>'task' AS task, record->>'split' AS split, record->>'example_id' AS example_id,
-        record->>'run_a' AS run_a, record->>'run_b' AS run_b, record->>'rows_a' AS rows_a,
-        record->>'rows_b' AS rows_b, record->>'left' AS left_side, record->>'choice' AS choice,
-        (record->>'seconds')::DOUBLE AS seconds
-    FROM stored.files WHERE kind = 'rating'
-    """,
+    "stored.files WHERE kind = 'rating'",
 )
 
 TABLES: tuple[Table, ...] = (
