@@ -25,8 +25,8 @@ from harness.report.plots.loss_curves import (
     smooth,
 )
 from harness.report.plots.style import standalone
-from harness.report.tables.training_sets_table import sets_columns, sets_notes, sets_rows, sets_title
-from harness.report.tables.trials_table import trial_columns, trial_rows, trials_text
+from harness.report.tables.training_sets_table import sets_section
+from harness.report.tables.trials_table import trials_section
 from harness.report.training_diagnosis import diagnose, forgetting_sentence, front_sentence
 from parts import charts, controls, project, safe_text
 
@@ -79,13 +79,13 @@ def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
 def _draw_training_sets(report: ExperimentReport) -> None:
     """Show what candidates reached that differ in their training rows alone, and how wrong answers cost."""
     for i, of in enumerate(report.training_sets):
-        st.subheader(safe_text.label(sets_title(of)), anchor=False)
+        section = sets_section(of, report.unit, i)
+        st.subheader(safe_text.label(section.title), anchor=False)
         if drawn := standalone(label_noise(of, report.unit, report.metric)):
             st.columns([3, 2])[0].image(drawn, width="stretch")
-        columns, rows = sets_columns(of), sets_rows(of, report.unit)
-        safe_text.table(columns, rows)
-        safe_text.say_all(sets_notes(of))
-        controls.offer_csv([dict(zip(columns, row, strict=True)) for row in rows], f"training-rows-{i}")
+        safe_text.table(section.columns, section.rows)
+        safe_text.say_all(section.notes)
+        controls.offer_csv(controls.as_facts(section), f"training-rows-{i}")
 
 
 def _draw(chosen: Mapping[str, Run]) -> None:
@@ -199,10 +199,10 @@ def _more(name: str, run: Run, report: ExperimentReport | None) -> None:
             for key, value in others.items():
                 st.text(f"{key.replace('_', ' ')}: {figure_text(key, value)}")
             if sweep:
-                st.text(trials_text(sweep, run.training.searched_by))
                 metric, unit = (report.metric, report.unit) if report else ("score", RATE)
-                columns, rows = trial_columns(sweep, metric), trial_rows(sweep, unit)
-                st.dataframe([dict(zip(columns, row, strict=True)) for row in rows], hide_index=True)
+                section = trials_section(sweep, run.training.searched_by, metric, unit, name)
+                st.text(section.lead)
+                st.dataframe(controls.as_facts(section), hide_index=True)
 
 
 page()

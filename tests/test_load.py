@@ -12,7 +12,7 @@ from test_prompt_search import HARNESS
 from harness.decision import UnderLoad
 from harness.experiment import compare
 from harness.report import experiment_document, markdown
-from harness.report.tables.load_table import LOAD_COLUMNS, load_rows
+from harness.report.tables.load_table import load_section
 
 POLICY = "concurrency: 4\n"
 
@@ -81,7 +81,8 @@ def test_the_table_holds_what_was_timed():
         replace(candidate("bag", 0.5), under_load=UnderLoad(8, 4000.0)),
         candidate("knn", 0.4),
     ]
-    first, second = (dict(zip(LOAD_COLUMNS, row, strict=True)) for row in load_rows(facts))
+    shown = load_section(facts)
+    first, second = (dict(zip(shown.columns, row, strict=True)) for row in shown.rows)
     assert (first["at once"], first["requests a second"]) == ("8", "12.5")
     assert (first["first token p50"], first["first token p95"], first["first token alone"]) == (
         "0.2 s",

@@ -12,7 +12,7 @@ from harness.comparison import RetrievalUse, retrieval_use
 from harness.comparison.retrieval_use import is_supported
 from harness.prompting import context_of, with_context
 from harness.records import Document, Example, SampleResult
-from harness.report.tables.retrieval_table import retrieval_rows, retrieval_text
+from harness.report.tables.retrieval_table import retrieval_section, retrieval_text
 
 LAMP = Document("lamp", "Lamp", "The lamp costs 40 euros and burns for 900 hours.")
 SHIP = Document("ship", "Shipping", "A parcel takes three days to arrive.")
@@ -156,7 +156,7 @@ def test_the_table_and_the_sentence_say_what_was_found_and_used():
     row = answered(PRICE, [LAMP], "I do not know.")
     found = retrieval_use([row], {"price": 0.0}, {"price": PRICE}, [LAMP])
     facts = replace(candidate("rag", 0.5), retrieval=found, recall=1.0)
-    assert retrieval_rows([facts, candidate("prompt", 0.4)]) == [
+    assert retrieval_section([facts, candidate("prompt", 0.4)]).rows == [
         ["rag", "1", "0", "0", "1", "0", "0", "0", "0.0", "100.0", "100.0", "1.00"]
     ]
     assert retrieval_text(facts) == (

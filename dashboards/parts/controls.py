@@ -13,7 +13,7 @@ import streamlit as st
 
 from harness.formatting import count
 from harness.records import Run
-from harness.report import SMOKE, ExperimentReport
+from harness.report import SMOKE, ExperimentReport, Section
 from harness.report.escape import clean, spreadsheet
 from parts import project, safe_text
 
@@ -128,6 +128,11 @@ def choose_candidates(key: str, labels: Sequence[str], default: Sequence[str], *
     )
     remember(key, chosen)
     return chosen
+
+
+def as_facts(section: Section) -> list[dict[str, str]]:
+    """Map the columns of a report's table to the cells of each row."""
+    return [dict(zip(section.columns, row, strict=True)) for row in section.rows]
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:

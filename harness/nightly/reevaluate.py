@@ -61,7 +61,7 @@ def reevaluate(
         ):
             for done, at in enumerate(missing):
                 rows = _evaluate_batch(candidate, batches[at])
-                store.write_measured(session.store, files[at], rows)
+                store.write_records(session.store, files[at], rows)
                 known[at] = rows
                 advance(done + 1, len(missing))
     graded = grade_rows(session, [(b.rows, rows or ()) for b, rows in zip(batches, known, strict=True)])

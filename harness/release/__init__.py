@@ -20,7 +20,7 @@ from harness.gating import GateResult, Verdict, combined_exit_code, cumulative_o
 from harness.progress import Progress, Silent
 from harness.records import Run
 from harness.release.champions import Champion, best_run, promote, read_champion
-from harness.release.cleanup import Unreferenced, list_unreferenced, remove_run, remove_unreferenced
+from harness.release.cleanup import list_unreferenced, remove_run, remove_unreferenced
 from harness.release.external import gate_folders
 from harness.release.regressions import SUITE, add_regressions
 from harness.release.rescore import rescore_run
@@ -34,8 +34,6 @@ from harness.store import Store
 __all__ = [
     "Champion",
     "Differences",
-    "GateResult",
-    "Unreferenced",
     "candidate_runs",
     "combined_exit_code",
     "differences",

@@ -21,58 +21,45 @@ from harness.decision.arithmetic import ENDS, NUMBERS, Number, Value
 from harness.formatting import Unit
 from harness.report.document import Section
 from harness.report.escape import clean
-from harness.report.experiment_report import disturbed_note, measured_text
+from harness.report.experiment_report import change_text, disturbed_note, measured_text, score_text
 
-SEED_COLUMNS = ("candidate", "seeds", "score of each", "over seeds", "SD between seeds", "vs best untrained")
-
-
-CURVE_COLUMNS = ("training rows", "score", "over all rows", "training cost USD")
+_SEED_COLUMNS = ("candidate", "seeds", "score of each", "over seeds", "SD between seeds", "vs best untrained")
+_CURVE_COLUMNS = ("training rows", "score", "over all rows", "training cost USD")
 
 
-def curve_rows(curve: LearningCurve) -> list[tuple[str, ...]]:
-    """List the sizes that were trained on, then what the fit expects of two and four times the data."""
-    measured = [
+def curve_section(curve: LearningCurve) -> Section:
+    """Lay out the sizes that were trained on, then what the fit expects of two and four times the data."""
+    rows = [
         (
             formatting.count(p.n_train),
-            formatting.score(p.score.unit, *p.score[:3]),
+            score_text(p.score),
             "(all)" if p is curve.points[-1] else "",
             formatting.usd(p.training_cost_usd),
         )
         for p in curve.points
     ]
-    expected = [
-        (
-            formatting.count(a.n_train),
-            "expected",
-            formatting.change(a.gain.unit, *a.gain[:3]),
-            formatting.UNKNOWN,
-        )
+    rows += [
+        (formatting.count(a.n_train), "expected", change_text(a.gain), formatting.UNKNOWN)
         for a in curve.ahead
     ]
-    return [*measured, *expected]
+    return Section("curve", f"Learning curve: {curve.candidate}", _CURVE_COLUMNS, rows)
 
 
-def ablation_columns(a: Ablation) -> tuple[str, ...]:
-    """Name the columns of one grid's table."""
-    return (a.grid, "score", "change", "p", "p corrected", "cost USD", "trained in")
-
-
-def ablation_rows(a: Ablation, unit: Unit) -> list[tuple[str, ...]]:
-    """List a grid's members by what differs, the reference first."""
-    return [_factor_row(f, a, unit) for f in a.factors]
-
-
-def ablation_note(a: Ablation) -> str:
-    """Say how a grid was compared and which member validation chose."""
+def ablation_section(a: Ablation, unit: Unit) -> Section:
+    """Lay out a grid's members by what differs, the reference first, and say how they were compared."""
+    columns = (a.grid, "score", "change", "p", "p corrected", "cost USD", "trained in")
+    rows = [_factor_row(f, a, unit) for f in a.factors]
     looked = f"p corrected for {formatting.count(a.n_tests)} looks (Benjamini-Hochberg)"
     chosen = f"; best on validation: {_short(a.chosen, a.grid)}" if a.chosen else ""
     seeds = "" if a.seed_variance_known else f"; {VARIANCE_UNKNOWN} (fewer than 3 seeds)"
-    return f"{a.grid}: paired on test with {_short(a.reference, a.grid)}, {looked}{chosen}{seeds}"
+    note = f"{a.grid}: paired on test with {_short(a.reference, a.grid)}, {looked}{chosen}{seeds}"
+    return Section("ablation", f"Ablation: {a.grid}", columns, rows, notes=[note])
 
 
-def seed_rows(seeds: Iterable[SeedSummary], unit: Unit) -> list[tuple[str, ...]]:
-    """List every recipe that was trained with several seeds."""
-    return [_seed_row(s, unit) for s in seeds if len(s.seeds) > 1]
+def seed_section(seeds: Iterable[SeedSummary], unit: Unit) -> Section:
+    """Lay out every recipe that was trained with several seeds."""
+    rows = [_seed_row(s, unit) for s in seeds if len(s.seeds) > 1]
+    return Section("seeds", "Seeds", _SEED_COLUMNS, rows)
 
 
 def seed_sentences(seeds: Iterable[SeedSummary], unit: Unit) -> list[str]:

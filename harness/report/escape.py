@@ -8,8 +8,13 @@ is escaped here, and HTML by its template.
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 # Control and direction characters, surrogates, private and unassigned ones.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})
@@ -65,6 +70,21 @@ def spreadsheet(text: str) -> str:
 def spreadsheet_lines(text: str) -> str:
     """Clean a text for a cell as `spreadsheet` does, but keep its lines: for questions and answers."""
     return _without_formula(clean_lines(text).strip())
+
+
+def page_environment(folder: Path) -> "Environment":
+    """Make what renders the templates of a folder as HTML: every text is cleaned and escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    return Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else clean(str(value)),
+    )
 
 
 def _without_formula(cell: str) -> str:

@@ -152,6 +152,14 @@ class ExperimentReport:
         """The unit and direction of the target's metric."""
         return target_unit(self.facts)
 
+    def primary(self, label: str) -> dict[str, Comparison]:
+        """Map the tasks of the suites to a run's comparison by the primary metric of each, in their order."""
+        found: dict[str, Comparison] = {}
+        for c in self.comparisons.get(label, ()):
+            if not c.slice:
+                found.setdefault(c.task, c)
+        return found
+
     def _repr_html_(self) -> str:
         """Return what a terminal shows, for notebooks."""
         from harness.report.terminal import terminal_html
@@ -231,9 +239,34 @@ def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
 
 def first_result_line(name: str, target: Estimate, metric: str, *, smoke: bool = False) -> str:
     """Say what one candidate reached on the target before anything else is measured."""
-    score = formatting.score(target.unit, *target[:3]) + formatting.errors(target.n_errors)
+    score = score_text(target) + formatting.errors(target.n_errors)
     said = f"{name}: {_SHORT.get(metric, metric)} {score}{f' · {SMOKE}' if smoke else ''}"
     return f"{said}, a first result; next, the capability suite of the base"
+
+
+def score_text(e: Estimate | None) -> str:
+    """Print a score with its interval, in its unit."""
+    return formatting.score(e.unit, *e[:3]) if e else formatting.UNKNOWN
+
+
+def change_text(c: Comparison | Estimate | None, *, whole: bool = False) -> str:
+    """Print a difference with its interval, in its unit; `whole` spares digits."""
+    if c is None:
+        return formatting.UNKNOWN
+    delta = c.delta if isinstance(c, Comparison) else c.score
+    return formatting.change(c.unit, delta, c.low, c.high, whole=whole)
+
+
+def flips_text(lost: int, gained: int) -> str:
+    """Print how many items were lost and gained."""
+    return f"{formatting.count(lost)}/{formatting.count(gained)}"
+
+
+def lost_text(c: Comparison, most: int) -> str:
+    """Name the items that were lost, as many as can be read."""
+    rest = len(c.lost) - most
+    more = f" and {formatting.count(rest)} more" if rest > 0 else ""
+    return f"{c.task}, lost {formatting.count(len(c.lost))}: {', '.join(c.lost[:most])}{more}"
 
 
 def arm_texts(c: Comparison) -> tuple[str, str]:
@@ -364,8 +397,7 @@ def _vs_untrained(f: CandidateFacts, reference: str | None, tight: bool) -> str:
     """Show the gain as the sentences say it: above 0 is better, whatever the metric's direction."""
     if f.name == reference:
         return "(this one)"
-    c = gain(f.vs_untrained)
-    return formatting.change(c.unit, c.delta, c.low, c.high, whole=tight) if c else formatting.UNKNOWN
+    return change_text(gain(f.vs_untrained), whole=tight)
 
 
 def _format_forgetting(f: CandidateFacts, tight: bool) -> str:
@@ -384,7 +416,7 @@ def _format_forgetting(f: CandidateFacts, tight: bool) -> str:
 def _lost_gained(f: CandidateFacts) -> str:
     if not is_fine_tuned(f) or f.verdict is None:
         return formatting.UNKNOWN
-    return f"{formatting.count(f.verdict.lost)}/{formatting.count(f.verdict.gained)}"
+    return flips_text(f.verdict.lost, f.verdict.gained)
 
 
 LOST_SHOWN, GAINED_SHOWN = 5, 3  # of each task

@@ -26,6 +26,7 @@ from harness.report.document import Command, FirstPage, Reason, Section
 from harness.report.experiment_report import (
     ExperimentReport,
     best_first,
+    change_text,
     disturbed_note,
     headers,
     miss_text,
@@ -140,7 +141,7 @@ def _metric_gain(
         return f"{reached}; it was not compared with what trains nothing."
     shown = "" if g.low > 0 else ", which may be no gain at all" if g.high > 0 else ", which is a loss"
     seeds = f"over {g.components.n_seeds} seeds " if g.components else ""
-    change = f"{seeds}{formatting.change(g.unit, g.delta, g.low, g.high)} {g.unit.name}"
+    change = f"{seeds}{change_text(g)} {g.unit.name}"
     if not report.unit.higher_is_better:
         change = f"a gain of {change} (lower is better)"
     by = f", {UNCHECKED}" if _is_unchecked(report, run) else ""
@@ -190,7 +191,7 @@ def _named_losses(report: ExperimentReport, run: CandidateFacts) -> str:
 
 def worst_tasks(report: ExperimentReport, run: CandidateFacts, tasks: Sequence[object]) -> list[str]:
     """Say the change of each of these tasks, the worst first, as the gate counts it: a share of the range."""
-    found = {c.task: c for c in reversed(report.comparisons.get(run.label, ())) if not c.slice}
+    found = report.primary(run.label)
     known = [found[t] for t in map(str, tasks) if t in found]
     worst_first = sorted(known, key=lambda c: c.unit.sign * c.delta / report.spans.get(c.task, 1.0))
     return [_task_change(c, report.spans.get(c.task, 1.0)) for c in worst_first]

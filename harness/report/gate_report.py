@@ -11,7 +11,15 @@ from typing import Any
 from harness import formatting, gating, report
 from harness.gating import GateResult, TaskComparison, Verdict
 from harness.report.document import ResultDocument, Section
-from harness.report.experiment_report import arm_texts, family_text, miss_basis, miss_text
+from harness.report.experiment_report import (
+    arm_texts,
+    change_text,
+    family_text,
+    flips_text,
+    lost_text,
+    miss_basis,
+    miss_text,
+)
 from harness.report.labels import WORDS
 
 _LOST_SHOWN = 20
@@ -22,7 +30,8 @@ def gate_document(judged: GateResult) -> ResultDocument:
     """Lay a verdict out: the tasks, the rules, what the gate could have missed, and the lost items."""
     v = judged.verdict
     tasks = [t for t in judged.tasks if t.comparison.metric == t.task.primary_metric]
-    lost = [_list_lost(t) for t in tasks if t.comparison.lost and t.comparison.base_passed is not None]
+    rates = [t.comparison for t in tasks if t.comparison.base_passed is not None]
+    lost = [lost_text(c, _LOST_SHOWN) for c in rates if c.lost]
     sections = [
         Section("tasks", columns=_TASK_COLUMNS, rows=list(map(_task_cells, tasks))),
         Section(
@@ -82,13 +91,7 @@ def _task_cells(t: TaskComparison) -> list[str]:
         c.metric,
         formatting.count(c.n),
         *arm_texts(c),
-        formatting.change(c.unit, c.delta, c.low, c.high),
-        f"{formatting.count(len(c.lost))}/{formatting.count(len(c.gained))}",
+        change_text(c),
+        flips_text(len(c.lost), len(c.gained)),
         ("one half" if t.half else "yes") if gating.is_in_macro(t) else "no",
     ]
-
-
-def _list_lost(t: TaskComparison) -> str:
-    ids = t.comparison.lost
-    more = f" and {formatting.count(len(ids) - _LOST_SHOWN)} more" if len(ids) > _LOST_SHOWN else ""
-    return f"{t.task.name}, lost {formatting.count(len(ids))}: {', '.join(ids[:_LOST_SHOWN])}{more}"

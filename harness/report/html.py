@@ -15,7 +15,7 @@ from harness.decision import CandidateFacts
 from harness.records import TrainingRecord
 from harness.report import plots
 from harness.report.document import Section
-from harness.report.escape import clean, clean_lines
+from harness.report.escape import clean_lines, page_environment
 from harness.report.experiment_report import ExperimentReport, Flip, best_first
 from harness.report.labels import CLASSES, WORDS, for_picture
 from harness.report.plots import style
@@ -41,17 +41,9 @@ class Chapter(NamedTuple):
 
 def html(report: ExperimentReport) -> str:
     """Render the whole report."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup) else clean(str(value)),
-    )
+    environment = page_environment(_FOLDER)
     environment.filters |= {"lines": lambda text: Markup(_escape(text)), "drawn": Markup}
     shown = experiment_document(report)
     chapters = _chapters(report, shown.sections)
@@ -109,7 +101,7 @@ def _curves(facts: Iterable[CandidateFacts]) -> list[str]:
 
 def _flips(report: ExperimentReport, f: CandidateFacts) -> list[tuple[str, tuple[Flip, ...]]]:
     """Group the items that are shown by task, each with how many there are."""
-    compared = {c.task: c for c in reversed(report.comparisons.get(f.label, ())) if not c.slice}
+    compared = report.primary(f.label)
     if f.vs_untrained:
         compared[f.vs_untrained.task] = f.vs_untrained
     grouped = groupby(report.flips.get(f.label, ()), key=lambda flip: flip.task)

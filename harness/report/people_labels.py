@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from harness.comparison import ArmCalibration, Estimate, MetricCalibration, PairCalibration
 from harness.comparison.biases.length_bias import LengthFavour
 from harness.comparison.judge_correction import MIN_LABELS
-from harness.formatting import UNKNOWN, change, count, figure, percent, plain, pluralize, score
+from harness.formatting import change, count, figure, percent, plain, pluralize, score
 from harness.report.document import Section
+from harness.report.experiment_report import change_text, score_text
 
 KIND = "labels"
 _ARM_COLUMNS = ("labels", "uncorrected", "corrected", "labels alone", "agree, %", "error")
@@ -67,7 +68,7 @@ def sentences(c: MetricCalibration) -> Iterator[str]:
 
 def _length_within(metric: str, found: Estimate) -> str:
     """Say whether a metric prefers length among the answers of one candidate."""
-    by = f"{_format_change(found)} points with each doubling of an answer's length"
+    by = f"{change_text(found)} points with each doubling of an answer's length"
     if found.low <= 0 <= found.high:
         return f"among one candidate's answers {metric} is not shown to prefer long or short ones: {by}"
     bias = "overrates" if found.score > 0 else "underrates"
@@ -83,7 +84,7 @@ def _length_between(metric: str, pair: PairCalibration, of: LengthFavour) -> str
     share = f"{pair.new}'s are {figure(of.ratio)} times as long as {pair.base}'s"
     share += f", the longer ones on {percent(of.new_longer)} % of items"
     if low <= 0 <= high:
-        by = f"{_format_change(of.favour)} points for the longer one, beside people"
+        by = f"{change_text(of.favour)} points for the longer one, beside people"
         return f"of two answers to an item {metric} is not shown to favour a length: {by} ({share})"
     favours = f"of two answers to an item {metric} favours the {which} one"
     said = f"{favours} by {by} points more than people do ({share})"
@@ -106,8 +107,8 @@ def _confusion(metric: str, arm: ArmCalibration) -> str:
     """Say how judge and people sorted the labelled answers, and the rate that both kinds of error leave."""
     assert arm.confusion is not None
     both, judge_alone, people_alone, neither = map(count, arm.confusion)
-    errors = f"sensitivity {_score(arm.sensitivity)}, specificity {_score(arm.specificity)}"
-    rate = f", by Rogan–Gladen {_score(arm.rogan_gladen)}" if arm.rogan_gladen else ""
+    errors = f"sensitivity {score_text(arm.sensitivity)}, specificity {score_text(arm.specificity)}"
+    rate = f", by Rogan–Gladen {score_text(arm.rogan_gladen)}" if arm.rogan_gladen else ""
     return (
         f"{arm.name}: passed by both {both}, by {metric} alone {judge_alone}, by people alone {people_alone},"
         f" by nobody {neither} ({errors}{rate})"
@@ -136,7 +137,7 @@ def _say_better(pair: PairCalibration) -> str:
     """Say which arm is better by the corrected difference, or how many more labels would probably tell."""
     if pair.corrected is None:
         return ""
-    found = f"{pair.new} − {pair.base}: corrected {_format_change(pair.corrected)} points"
+    found = f"{pair.new} − {pair.base}: corrected {change_text(pair.corrected)} points"
     if pair.more_labels == 0:
         return f"{found}, which people's labels show"
     if pair.more_labels is None:
@@ -149,8 +150,8 @@ def _arm_row(arm: ArmCalibration) -> list[str]:
     return [
         arm.name,
         count(arm.n_labels),
-        *map(_score, (arm.score, arm.corrected, arm.labels_alone, arm.agreement)),
-        _format_change(arm.error),
+        *map(score_text, (arm.score, arm.corrected, arm.labels_alone, arm.agreement)),
+        change_text(arm.error),
     ]
 
 
@@ -158,14 +159,6 @@ def _pair_row(pair: PairCalibration) -> list[str]:
     return [
         f"{pair.new} − {pair.base}",
         count(pair.n_labels),
-        *map(_format_change, (pair.delta, pair.corrected, pair.labels_alone, pair.favour)),
-        _format_change(pair.longer.favour if pair.longer else None),
+        *map(change_text, (pair.delta, pair.corrected, pair.labels_alone, pair.favour)),
+        change_text(pair.longer.favour if pair.longer else None),
     ]
-
-
-def _score(e: Estimate | None) -> str:
-    return score(e.unit, *e[:3]) if e else UNKNOWN
-
-
-def _format_change(e: Estimate | None) -> str:
-    return change(e.unit, *e[:3]) if e else UNKNOWN

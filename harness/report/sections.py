@@ -11,8 +11,14 @@ from harness.comparison import Comparison
 from harness.decision import CandidateFacts, Decision, is_fine_tuned
 from harness.formatting import UNKNOWN
 from harness.gating import Verdict
-from harness.report import decision_tables
-from harness.report.decision_tables import arithmetic_rows
+from harness.report.decision_tables import (
+    ablation_section,
+    arithmetic_rows,
+    curve_section,
+    seed_section,
+    seed_sentences,
+    speed_section,
+)
 from harness.report.document import ResultDocument, Section
 from harness.report.escape import clean
 from harness.report.experiment_report import (
@@ -20,59 +26,31 @@ from harness.report.experiment_report import (
     ExperimentReport,
     arm_texts,
     best_first,
+    change_text,
     failure_line,
     family_text,
     figure_text,
+    flips_text,
     last_line,
+    lost_text,
     miss_basis,
     miss_text,
 )
 from harness.report.first_page import first_page, nearest_miss
 from harness.report.people_labels import label_sections
 from harness.report.plots.heat_map import heat
-from harness.report.tables.attribution_table import attribution_sentence, attribution_table
-from harness.report.tables.changed_facts_table import (
-    CHANGES_COLUMNS,
-    CHANGES_NOTE,
-    CHANGES_TITLE,
-    changes_rows,
-)
-from harness.report.tables.diversity_table import (
-    DIVERSITY_COLUMNS,
-    DIVERSITY_NOTE,
-    collapse_sentence,
-    diversity_rows,
-)
-from harness.report.tables.load_table import LOAD_COLUMNS, LOAD_NOTE, load_rows
-from harness.report.tables.more_targets_table import (
-    TARGETS_COLUMNS,
-    TARGETS_NOTE,
-    TARGETS_TITLE,
-    targets_rows,
-)
+from harness.report.tables.attribution_table import attribution_sentence, steps_section
+from harness.report.tables.changed_facts_table import changes_section
+from harness.report.tables.diversity_table import collapse_sentence, diversity_section
+from harness.report.tables.load_table import load_section
+from harness.report.tables.more_targets_table import targets_section
 from harness.report.tables.origin_tables import provenance_tables
-from harness.report.tables.retrieval_table import (
-    RETRIEVAL_COLUMNS,
-    RETRIEVAL_NOTE,
-    retrieval_rows,
-    retrieval_text,
-)
-from harness.report.tables.several_answers_table import (
-    SEVERAL_NOTE,
-    several_columns,
-    several_rows,
-    several_text,
-)
-from harness.report.tables.training_sets_table import sets_columns, sets_notes, sets_rows, sets_title
+from harness.report.tables.retrieval_table import retrieval_section, retrieval_text
+from harness.report.tables.several_answers_table import several_section, several_text
+from harness.report.tables.training_sets_table import sets_section
 from harness.report.tables.training_table import figure_title, show_trainings
-from harness.report.tables.trials_table import trial_columns, trial_rows, trials_text
-from harness.report.tables.win_rate_table import (
-    WINS_COLUMNS,
-    WINS_NOTE,
-    WINS_TITLE,
-    bias_sentences,
-    wins_rows,
-)
+from harness.report.tables.trials_table import trials_section
+from harness.report.tables.win_rate_table import wins_section
 
 _LOST_LISTED = 10
 # What the terminal shows beside the first page.
@@ -124,35 +102,20 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
     done = [f for f in best_first(report) if f.state == "done"]
     tuned = [f for f in done if is_fine_tuned(f)]
     yield Section("evidence", "Evidence", notes=sentences(report))
-    rows = wins_rows(done, report.declared)
-    notes = bias_sentences(done) if rows else []
-    yield Section("wins", WINS_TITLE, WINS_COLUMNS, rows, WINS_NOTE if rows else "", notes)
+    yield wins_section(done, report.declared)
     yield from label_sections(report.labels)
     yield _heat(report)
-    yield from _ablations(report)
-    yield from _training_sets(report)
-    yield Section(
-        "seeds", "Seeds", decision_tables.SEED_COLUMNS, decision_tables.seed_rows(report.seeds, report.unit)
-    )
-    yield from _curve(report)
+    yield from (ablation_section(a, report.unit) for a in report.ablations)
+    yield from (sets_section(of, report.unit, i) for i, of in enumerate(report.training_sets))
+    yield seed_section(report.seeds, report.unit)
+    yield from [curve_section(report.curve)] if report.curve else []
     yield _slices(report, done)
-    rows = retrieval_rows(done)
-    yield Section("retrieval", "Retrieval", RETRIEVAL_COLUMNS, rows, RETRIEVAL_NOTE if rows else "")
-    rows = changes_rows(done)
-    yield Section("changes", CHANGES_TITLE, CHANGES_COLUMNS, rows, CHANGES_NOTE if rows else "")
-    rows = targets_rows(done)
-    yield Section("more targets", TARGETS_TITLE, TARGETS_COLUMNS, rows, TARGETS_NOTE if rows else "")
-    rows = several_rows(done)
-    yield Section(
-        "samples", "Several answers to an item", several_columns(done), rows, SEVERAL_NOTE if rows else ""
-    )
+    yield from (retrieval_section(done), changes_section(done), targets_section(done), several_section(done))
     for make in (_show_forgetting, _diversity, _steps, _gate, _sweep, _scan):
         yield from (make(report, f) for f in tuned)
     yield from (_sweep(report, f) for f in done if f.training.sweep and f not in tuned)
     made = (f for f in done if plugins.stored_method(f.method).makes != "endpoint")
-    yield decision_tables.speed_section(done)
-    rows = load_rows(done)
-    yield Section("load", "Under load", LOAD_COLUMNS, rows, LOAD_NOTE if rows else "")
+    yield from (speed_section(done), load_section(done))
     yield show_trainings([f for f in made if f.training.stored() or f.training_cost_usd])
     if report.decision:
         yield _arithmetic(report.decision, report.unit)
@@ -167,30 +130,6 @@ def _heat(report: ExperimentReport) -> Section:
         for task, cells in found.rows
     ]
     return Section("heat", HEAT_TITLE, ("change in points", *found.labels), rows)
-
-
-def _ablations(report: ExperimentReport) -> Iterator[Section]:
-    for a in report.ablations:
-        columns, rows = decision_tables.ablation_columns(a), decision_tables.ablation_rows(a, report.unit)
-        yield Section(
-            "ablation", f"Ablation: {a.grid}", columns, rows, notes=[decision_tables.ablation_note(a)]
-        )
-
-
-def _training_sets(report: ExperimentReport) -> Iterator[Section]:
-    """Show what candidates reached that differ in their training rows alone; `label` is the table's place."""
-    for i, of in enumerate(report.training_sets):
-        table = sets_columns(of), sets_rows(of, report.unit)
-        yield Section("training sets", sets_title(of), *table, notes=sets_notes(of), label=str(i))
-
-
-def _curve(report: ExperimentReport) -> Iterator[Section]:
-    """Show the score by the amount of training data, and what more would bring."""
-    if report.curve is not None:
-        rows = decision_tables.curve_rows(report.curve)
-        yield Section(
-            "curve", f"Learning curve: {report.curve.candidate}", decision_tables.CURVE_COLUMNS, rows
-        )
 
 
 def _slices(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Section:
@@ -212,12 +151,12 @@ def _slice_score(unit: formatting.Unit, f: CandidateFacts, name: str) -> str:
 def _show_forgetting(report: ExperimentReport, f: CandidateFacts) -> Section:
     """Show base → new on every capability task and metric, then the lost items by name."""
     comparisons = [c for c in report.comparisons.get(f.label, ()) if not c.slice]
-    primary = {c.task: c for c in reversed(comparisons)}
+    primary = report.primary(f.label)
     columns = ("task", "metric", "base", "new", "change", "lost/gained", "counts in the gate")
     rows = [[*_task_row(c), _counts(report, c, c is primary[c.task])] for c in comparisons]
-    lost = [_lost_items(c) for c in primary.values() if c.lost and c.unit.is_rate]
+    lost = [lost_text(c, _LOST_LISTED) for c in primary.values() if c.lost and c.unit.is_rate]
     title = f"What {f.label} kept and lost"
-    return Section("forgetting", title, columns, rows, notes=lost[::-1], label=f.label)
+    return Section("forgetting", title, columns, rows, notes=lost, label=f.label)
 
 
 def _task_row(c: Comparison) -> list[str]:
@@ -225,8 +164,8 @@ def _task_row(c: Comparison) -> list[str]:
         c.task,
         c.metric,
         *arm_texts(c),
-        formatting.change(c.unit, c.delta, c.low, c.high) + _on_valid(c),
-        f"{formatting.count(len(c.lost))}/{formatting.count(len(c.gained))}",
+        change_text(c) + _on_valid(c),
+        flips_text(len(c.lost), len(c.gained)),
     ]
 
 
@@ -247,32 +186,17 @@ def _on_valid(c: Comparison) -> str:
     return f"; {change} on the {formatting.count(c.n_valid)} of {formatting.count(c.n)} valid in both"
 
 
-def _lost_items(c: Comparison) -> str:
-    rest = len(c.lost) - _LOST_LISTED
-    more = f" and {formatting.count(rest)} more" if rest > 0 else ""
-    return f"{c.task}, lost {formatting.count(len(c.lost))}: {', '.join(c.lost[:_LOST_LISTED])}{more}"
-
-
 def _diversity(report: ExperimentReport, f: CandidateFacts) -> Section:
-    """Show how varied the generated answers are, base beside new."""
-    found = report.diversity.get(f.label, ())
-    title = f"How varied the answers of {f.label} are"
-    lead = DIVERSITY_NOTE if found else ""
-    return Section("diversity", title, DIVERSITY_COLUMNS, diversity_rows(found), lead, label=f.label)
+    return diversity_section(f.label, report.diversity.get(f.label, ()))
 
 
 def _steps(report: ExperimentReport, f: CandidateFacts) -> Section:
-    """Show the change of each task from one step to the next."""
-    columns, rows = attribution_table(report.steps.get(f.label, ()))
-    return Section("steps", f"Where the change of {f.label} comes from", columns, rows, label=f.label)
+    return steps_section(f.label, report.steps.get(f.label, ()))
 
 
 def _sweep(report: ExperimentReport, f: CandidateFacts) -> Section:
-    """Show every trial of a sweep or search in its order, and which one validation chose."""
-    trials, searched_by = f.training.sweep, f.training.searched_by
-    title = f"{'Search' if searched_by else 'Sweep'}: {f.label}"
-    columns, rows = trial_columns(trials, report.metric), trial_rows(trials, report.unit)
-    return Section("sweep", title, columns, rows, trials_text(trials, searched_by), label=f.label)
+    of = f.training
+    return trials_section(of.sweep, of.searched_by, report.metric, report.unit, f.label)
 
 
 def _scan(_: ExperimentReport, f: CandidateFacts) -> Section:
@@ -322,7 +246,7 @@ def sentences(report: ExperimentReport) -> list[str]:
         *(_miss_line(f, f.verdict) for f in report.facts if is_fine_tuned(f) and f.verdict),
         *filter(None, (attribution_sentence(label, of) for label, of in report.steps.items())),
         *filter(None, (collapse_sentence(label, of) for label, of in report.diversity.items())),
-        *decision_tables.seed_sentences(report.seeds, report.unit),
+        *seed_sentences(report.seeds, report.unit),
         *(f"{f.label}: {text}" for f in report.facts if (text := retrieval_text(f))),
         *(f"{f.label}: {text}" for f in report.facts if (text := several_text(f))),
         *report.notes,

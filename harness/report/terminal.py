@@ -19,9 +19,10 @@ from rich.text import Text
 from harness import formatting
 from harness.comparison import Estimate
 from harness.decision import CandidateFacts, forecast_text, is_fine_tuned, passes_alone
-from harness.formatting import UNKNOWN, count, score
+from harness.formatting import UNKNOWN, count
 from harness.gating import Rule
-from harness.report import decision_tables, labels
+from harness.report import labels
+from harness.report.decision_tables import seed_sentences
 from harness.report.document import terminal_lines
 from harness.report.escape import clean
 from harness.report.experiment_report import (
@@ -31,6 +32,7 @@ from harness.report.experiment_report import (
     best_first,
     headers,
     last_line,
+    score_text,
     table_rows,
     verdict_word,
 )
@@ -172,7 +174,7 @@ def _rule_text(report: ExperimentReport, f: CandidateFacts, rule: Rule) -> str:
 def other_notes(report: ExperimentReport) -> list[str]:
     """List what is said of no single candidate."""
     labels = {f.label for f in report.facts}
-    seeds = decision_tables.seed_sentences(report.seeds, report.unit)
+    seeds = seed_sentences(report.seeds, report.unit)
     shared = (note for note in _brief_notes(report) if note.partition(": ")[0] not in labels)
     return [*seeds, *_recalls(report), *shared]
 
@@ -265,12 +267,7 @@ def score_table(scores: Iterable[Scored]) -> Table:
         named = f"  {s.part}" if s.part else s.task
         shown = "" if named == previous else named
         previous = named
-        table.add_row(*map(Text, (clean(shown), str(s.num_fewshot), clean(s.metric), *_score_cells(s))))
+        n = count(s.estimate.n if s.estimate else 0)
+        cells = (clean(shown), str(s.num_fewshot), clean(s.metric), score_text(s.estimate), n)
+        table.add_row(*map(Text, cells))
     return table
-
-
-def _score_cells(s: Scored) -> tuple[str, str]:
-    e = s.estimate
-    if e is None:
-        return UNKNOWN, "0"
-    return score(e.unit, *e[:3]), count(e.n)

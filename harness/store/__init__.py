@@ -29,7 +29,6 @@ final name is whole. Rows are found by content, so whatever was computed once is
 
 from harness.store.base_rows import base_rows_use, find_base_rows, keep_base_rows
 from harness.store.garbage import (
-    DiskUse,
     Leftover,
     References,
     begin,
@@ -58,11 +57,10 @@ from harness.store.grade_books import (
 from harness.store.index import Counts, reindex
 from harness.store.layout import (
     Store,
-    append_records,
     claim,
-    read_records,
     working,
     write_record,
+    write_records,
     write_whole,
 )
 from harness.store.measurements import (
@@ -83,7 +81,6 @@ from harness.store.measurements import (
     save_noise,
     save_rating,
     save_ratings,
-    write_measured,
 )
 from harness.store.queries import (
     Columns,
@@ -134,7 +131,7 @@ from harness.store.runs.trial_runs import (
     unneeded_trials,
 )
 from harness.store.status import StoredProgress, current_activity
-from harness.store.tables import TABLES, Column, Table
+from harness.store.tables import TABLES
 from harness.store.verdicts import (
     DecisionRecord,
     VerdictRecord,
@@ -146,21 +143,17 @@ from harness.store.verdicts import (
 __all__ = [
     "TABLES",
     "Answer",
-    "Column",
     "Columns",
     "Counts",
     "DecisionRecord",
-    "DiskUse",
     "Leftover",
     "References",
     "Store",
     "StoredProgress",
-    "Table",
     "TrialRun",
     "VerdictRecord",
     "all_runs",
     "append_block",
-    "append_records",
     "base_rows_use",
     "begin",
     "claim",
@@ -218,7 +211,6 @@ __all__ = [
     "read_kinds",
     "read_many",
     "read_measured",
-    "read_records",
     "read_rows",
     "read_run",
     "read_samples",
@@ -245,8 +237,8 @@ __all__ = [
     "unneeded_trials",
     "weights_folder",
     "working",
-    "write_measured",
     "write_record",
+    "write_records",
     "write_whole",
     "written_runs",
 ]

@@ -13,13 +13,12 @@ many as who reads them allows.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from harness.records import Anchor, AnchorCheck, Grade, canonical_json, parse_json
-from harness.store.layout import Store, append_records, read_records, write_record, write_whole
+from harness.records import Anchor, AnchorCheck, Grade, parse_json
+from harness.store.layout import Store, append_records, read_records, write_record, write_records
 
 
 def read_grades(store: Store, book: str, attempts: int = 1) -> Mapping[str, Grade]:
@@ -70,8 +69,7 @@ def keep_anchors(store: Store, book: str, anchors: Sequence[Anchor]) -> None:
     Raises:
         HarnessError: the disk is full.
     """
-    lines = "".join(canonical_json(asdict(anchor)) + "\n" for anchor in anchors)
-    write_whole(store, _grades_file(store, book).with_name("anchors.jsonl"), lines)
+    write_records(store, _grades_file(store, book).with_name("anchors.jsonl"), anchors)
 
 
 def read_checks(store: Store, book: str) -> list[AnchorCheck]:
@@ -108,8 +106,7 @@ def keep_asked_again(store: Store, book: str, grade: Grade) -> None:
     """
     path = _grades_file(store, book).with_name("asked_again.jsonl")
     if not path.exists():
-        earlier = read_asked_again(store, book)
-        write_whole(store, path, "".join(canonical_json(asdict(one)) + "\n" for one in earlier))
+        write_records(store, path, read_asked_again(store, book))
     append_records(store, path, [grade])
 
 

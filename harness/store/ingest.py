@@ -16,7 +16,7 @@ from harness.records import Rating, Run, load
 from harness.store.layout import Store, first_line, is_no_room
 from harness.store.rows import read_identity
 from harness.store.rows.memory_database import pattern
-from harness.store.rows.row_columns import COLUMNS, READ_PARQUET, SAMPLE_COLUMNS
+from harness.store.rows.row_columns import COLUMNS, DIGEST, READ_NAMED, SAMPLE_COLUMNS
 from harness.store.tables import TABLES
 from harness.store.verdicts import DecisionRecord, VerdictRecord
 
@@ -43,8 +43,6 @@ _KINDS: Mapping[str, tuple[str, type]] = {  # the files of a store that tables a
     "verdict": ("verdicts/*/*.json", VerdictRecord),
     "decision": ("decisions/*.json", DecisionRecord),
 }
-_FILES = READ_PARQUET.replace(")", ", filename = true)")
-_DIGEST = "parse_path(filename)[-2]"
 
 
 def create(db: "DuckDBPyConnection", store: Store) -> None:
@@ -233,8 +231,8 @@ def _add_rows(db: "DuckDBPyConnection", store: Store, new: Mapping[str, int]) ->
         )
         entries = "unnest(map_keys(parts)), unnest(map_values(parts))"
         db.execute(
-            f"INSERT INTO stored.scores SELECT {_DIGEST}, example_id, {entries}, status, cluster, slice, "
-            f"weight FROM {_FILES}",
+            f"INSERT INTO stored.scores SELECT {DIGEST}, example_id, {entries}, status, cluster, slice, "
+            f"weight FROM {READ_NAMED}",
             [files],
         )
 
@@ -265,7 +263,7 @@ def _create_views(db: "DuckDBPyConnection", store: Store) -> None:
 
 def _replace_views(db: "DuckDBPyConnection", files: Sequence[str], drawn: Sequence[str]) -> None:
     """Let the views read Parquet files and drawn answers of these patterns; none give no row."""
-    rows = _FILES.replace("?", _quote_files(files)) if files else _no_rows(COLUMNS)
+    rows = READ_NAMED.replace("?", _quote_files(files)) if files else _no_rows(COLUMNS)
     columns = ", ".join(f"\"{name}\": '{kind}'" for name, kind in SAMPLE_COLUMNS.items())
     options = "format = 'newline_delimited', hive_partitioning = false, filename = true, ignore_errors = true"
     read = f"read_json({_quote_files(drawn)}, columns = {{{columns}}}, {options})"

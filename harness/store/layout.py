@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -139,13 +139,26 @@ def write_record(store: Store, path: Path, record: Any) -> None:
     write_whole(store, path, json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_records(store: Store, path: Path, records: Iterable[Any]) -> None:
+    """Write dataclasses as JSON Lines, all of them or none.
+
+    Raises:
+        HarnessError: the disk is full.
+    """
+    write_whole(store, path, _json_lines(records))
+
+
+def _json_lines(records: Iterable[Any]) -> str:
+    return "".join(canonical_json(asdict(record)) + "\n" for record in records)
+
+
 def append_records(store: Store, path: Path, records: Sequence[Any]) -> None:
     """Append dataclasses to a file, one a line; a line that a kill cut short stays apart from them.
 
     Raises:
         HarnessError: the disk is full; what was there stays.
     """
-    lines = "".join(canonical_json(asdict(record)) + "\n" for record in records).encode()
+    lines = _json_lines(records).encode()
     with clear_errors(store, str(path), AGAIN), path.open("ab+") as file:
         if file.tell() and not _ends_a_line(path):
             lines = b"\n" + lines
@@ -163,7 +176,7 @@ def _ends_a_line(path: Path) -> bool:
 def read_records(record: type[_Record], path: Path) -> Iterator[_Record]:
     """Yield the records of a file, which may not be there; a line that was cut short is none."""
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = read_lines(path)
     except OSError:
         return
     for line in lines:

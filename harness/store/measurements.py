@@ -17,7 +17,6 @@ import json
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 
 from harness.errors import HarnessError
@@ -29,13 +28,12 @@ from harness.records import (
     Origin,
     Rating,
     SampleResult,
-    canonical_json,
     digest,
     load,
     load_files,
 )
 from harness.store import index
-from harness.store.layout import Store, is_bare_name, write_record, write_whole
+from harness.store.layout import Store, is_bare_name, read_lines, write_record, write_records, write_whole
 
 
 def keep_origin(store: Store, rows_digest: str, index: int, origin: Origin) -> None:
@@ -84,7 +82,7 @@ def save_control(
     """
     file = control_file(store, control.id)
     for block, block_rows in rows:
-        write_measured(store, file.with_name(f"{block.rows}.{block.index:05d}.jsonl"), block_rows)
+        write_records(store, file.with_name(f"{block.rows}.{block.index:05d}.jsonl"), block_rows)
     write_record(store, file, control)
 
 
@@ -99,20 +97,10 @@ def controls(store: Store) -> list[Control]:
     return sorted(found, key=lambda one: (one.created, one.id))
 
 
-def write_measured(store: Store, path: Path, rows: Sequence[SampleResult]) -> None:
-    """Write rows that stand beside the stored ones, as JSON Lines.
-
-    Raises:
-        HarnessError: the disk is full.
-    """
-    write_whole(store, path, "".join(canonical_json(asdict(row)) + "\n" for row in rows))
-
-
 def read_measured(path: Path) -> list[SampleResult] | None:
     """Read rows that stand beside the stored ones; None where they are not there, or damaged."""
     with suppress(OSError, ValueError):
-        lines = path.read_bytes().removesuffix(b"\n").split(b"\n")  # answers may hold other line ends
-        return [load(SampleResult, line) for line in lines if line]
+        return [load(SampleResult, line) for line in read_lines(path) if line]
     return None
 
 

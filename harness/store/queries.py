@@ -6,14 +6,15 @@ Invariant: reads Parquet files alone, never the index, so nobody who writes has 
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness.records import SampleResult, Status, many_rows
 from harness.store.layout import Store, clear_errors, missing_rows
 from harness.store.rows import ANEW
+from harness.store.rows.checksums import file_version
 from harness.store.rows.folds import attach_folds, read_folds
 from harness.store.rows.memory_database import memory, pattern
-from harness.store.rows.row_columns import FAILED, OF_ERRORS, READ_PARQUET, rows_from
+from harness.store.rows.row_columns import DIGEST, FAILED, OF_ERRORS, READ_NAMED, READ_PARQUET, rows_from
 
 
 class Columns(NamedTuple):
@@ -31,10 +32,6 @@ class Columns(NamedTuple):
     failed: tuple[bool, ...]
     references: tuple[Sequence[str], ...]
     folds: tuple[int, ...] = ()
-
-
-_FILES = READ_PARQUET.replace(")", ", filename = true)")
-_DIGEST = "parse_path(filename)[-2]"
 
 
 def read_samples(store: Store, rows_digest: str, ids: Collection[str]) -> dict[str, SampleResult]:
@@ -75,8 +72,7 @@ def document_digests(store: Store, rows_digest: str) -> dict[str, str]:
     if not path.exists():
         return {}
     with clear_errors(store, f"rows {rows_digest}", ANEW):
-        found = path.stat()
-        return dict(_documents_in(path, found.st_ino, found.st_mtime_ns, found.st_size))
+        return dict(_documents_in(path, *file_version(path)))
 
 
 @lru_cache(maxsize=32)
@@ -100,25 +96,16 @@ def _row_of_scores(
 
 def find_items(store: Store, rows_digests: Sequence[str], text: str) -> set[str]:
     """Find the ids of items whose id, prompt, answer or reference holds a text, in any letter case."""
-    files = _existing_files(store, rows_digests)
-    if not files:
-        return set()
     columns = ("example_id", "prompt", "text", """array_to_string("references", ' ')""")
     where = " OR ".join(f"contains(lower({column}), lower(?))" for column in columns)
     query = f"SELECT DISTINCT example_id FROM {READ_PARQUET} WHERE {where}"
-    with clear_errors(store, "rows", ANEW), memory() as db:
-        return {item for (item,) in db.execute(query, [files, *[text] * len(columns)]).fetchall()}
+    return {item for (item,) in _ask(store, query, rows_digests, *[text] * len(columns))}
 
 
 def read_kinds(store: Store, rows_digest: str) -> dict[str, tuple[str, str]]:
     """Map the ids of a row set, by position, to slice and cluster; empty where the set is not there."""
     query = f"SELECT example_id, slice, cluster FROM {READ_PARQUET} ORDER BY position"
-    files = _existing_files(store, [rows_digest])
-    if not files:
-        return {}
-    with clear_errors(store, f"rows {rows_digest}", ANEW), memory() as db:
-        found = db.execute(query, [files]).fetchall()
-    return {item: (slice_, cluster) for item, slice_, cluster in found}
+    return {item: (slice_, cluster) for item, slice_, cluster in _ask(store, query, [rows_digest])}
 
 
 def differing_items(store: Store, one: str, other: str) -> list[str]:
@@ -140,14 +127,10 @@ def differing_items(store: Store, one: str, other: str) -> list[str]:
 
 def count_statuses(store: Store, rows_digests: Collection[str]) -> dict[str, dict[str, int]]:
     """Count the items of row sets by digest and status; sets that are not there are left out."""
-    files = _existing_files(store, rows_digests)
-    if not files:
-        return {}
-    query = f"SELECT {_DIGEST} AS digest, status, count(*) FROM {_FILES} GROUP BY ALL"
+    query = f"SELECT {DIGEST} AS digest, status, count(*) FROM {READ_NAMED} GROUP BY ALL"
     counted: dict[str, dict[str, int]] = {}
-    with clear_errors(store, "rows", ANEW), memory() as db:
-        for digest, status, n in db.execute(query, [files]).fetchall():
-            counted.setdefault(digest, {})[status] = n
+    for digest, status, n in _ask(store, query, rows_digests):
+        counted.setdefault(digest, {})[status] = n
     return counted
 
 
@@ -156,20 +139,27 @@ def read_columns(store: Store, rows_digests: Collection[str], metric: str) -> di
 
     A set that is not there, or that was not scored by the metric, is left out.
     """
-    files = _existing_files(store, rows_digests)
-    if not files:
-        return {}
     names = ("example_id", "cluster", "parts[?]", "weight", f"status IN {FAILED}", OF_ERRORS)
     lists = ", ".join(f"list({name} ORDER BY example_id)" for name in names)
-    query = f"SELECT {_DIGEST} AS digest, {lists} FROM {_FILES} WHERE map_contains(parts, ?) GROUP BY digest"
-    with clear_errors(store, "rows", ANEW), memory() as db:
-        found = db.execute(query, [metric, files, metric]).fetchall()
+    query = (
+        f"FROM {READ_NAMED} SELECT {DIGEST} AS digest, {lists} WHERE map_contains(parts, ?) GROUP BY digest"
+    )
+    found = _ask(store, query, rows_digests, metric, metric)
     return {digest: _with_folds(store, digest, Columns(*map(tuple, columns))) for digest, *columns in found}
 
 
 def _with_folds(store: Store, rows_digest: str, columns: Columns) -> Columns:
     folds = read_folds(store, rows_digest)
     return columns._replace(folds=tuple(folds[item] for item in columns.ids)) if folds else columns
+
+
+def _ask(store: Store, query: str, rows_digests: Collection[str], *values: str) -> list[tuple[Any, ...]]:
+    """Answer a query whose first parameter is the files of row sets; nothing where none of them is there."""
+    files = _existing_files(store, rows_digests)
+    if not files:
+        return []
+    with clear_errors(store, "rows", ANEW), memory() as db:
+        return db.execute(query, [files, *values]).fetchall()
 
 
 def _existing_files(store: Store, rows_digests: Collection[str]) -> list[str]:

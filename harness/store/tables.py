@@ -279,7 +279,8 @@ _VERDICTS = _view(
         SELECT record, max_by(record->>'policy_digest', record->>'created')
             OVER (PARTITION BY record->>'experiment') AS newest_policy
         FROM stored.files WHERE kind = 'verdict')
-    LEFT JOIN (SELECT record->>'run_id' AS of, record->'rows' AS rows_now FROM stored.files WHERE kind = 'run')
+    LEFT JOIN (
+        SELECT record->>'run_id' AS of, record->'rows' AS rows_now FROM stored.files WHERE kind = 'run')
         ON of = record->>'run_id'
     """,
     own={

@@ -13,7 +13,7 @@ from harness.data.check import Finding
 from harness.errors import Problem, UserError, as_argument
 from harness.formatting import count, percent, pluralize
 from harness.report.document import ResultDocument, Section
-from harness.report.escape import clean
+from harness.report.escape import page_environment
 
 _SHOWN = 5  # places of a finding on the page
 _WIDEST = 95  # characters of a line that stands in another table
@@ -85,18 +85,10 @@ def refuse_page(file: Path) -> None:
 
 def data_html(findings: Sequence[Finding], title: str) -> str:
     """Render the page as one file of HTML, which loads nothing."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     folder = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup) else clean(str(value)),
-    )
+    environment = page_environment(folder)
     environment.globals |= {"places": places, "amount": share_text}
     return environment.get_template("page.html").render(
         title=title,

@@ -6,7 +6,7 @@ Invariant: the axis of the loss begins at 0; nothing is drawn that was not logge
 from harness import formatting
 from harness.records import TrainingRecord
 from harness.report.plots.loss_curves import numeric_points, of_preferences, smooth
-from harness.report.plots.svg import Scale, group, line, mark, marks, path, picture, text
+from harness.report.plots.svg import Scale, axes, group, line, mark, path, picture, text
 
 _WIDTH, _HEIGHT = 430.0, 250.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 416.0, 40.0, 208.0
@@ -24,7 +24,7 @@ def curves(label: str, training: TrainingRecord, title: str) -> str:
     both = [*train, *validation]
     x = Scale(0, max(step for step, _ in both), _LEFT, _RIGHT)
     y = Scale(0, 1.05 * max(loss for _, loss in both) or 1.0, _BOTTOM, _TOP)
-    body = [text(0, 14, title, "strong"), *_legend(bool(validation)), *_axes(x, y, _of(training))]
+    body = [text(0, 14, title, "strong"), *_legend(bool(validation)), *axes(x, y, "step", _of(training))]
     body.append(path(((x(step), y(loss)) for step, loss in train), "batch"))
     body.append(path(((x(step), y(loss)) for step, loss in smooth(training)), "train"))
     body += [path(((x(step), y(loss)) for step, loss in validation), "validation")] if validation else []
@@ -46,15 +46,4 @@ def _legend(validated: bool) -> list[str]:
     out = [line(150, 10, 170, 10, "train"), text(175, 14, "training, mean of a round", "small")]
     if validated:
         out += [mark("diamond", 338, 10, "validated"), text(350, 14, "validation", "small")]
-    return out
-
-
-def _axes(x: Scale, y: Scale, of: str) -> list[str]:
-    out = [text((_LEFT + _RIGHT) / 2, _HEIGHT - 6, "step", "head", "middle"), text(0, 34, of, "head")]
-    values, step = marks(y.low, y.high, 4)
-    for value in values:
-        out.append(line(_LEFT, y(value), _RIGHT, y(value), "zero" if value == 0 else "grid"))
-        out.append(text(_LEFT - 8, y(value) + 4, formatting.tick(value, step), "tick", "end"))
-    values, step = marks(x.low, x.high, 5)
-    out += [text(x(v), _BOTTOM + 18, formatting.tick(v, step), "tick", "middle") for v in values]
     return out

@@ -11,7 +11,7 @@ from harness import formatting
 from harness.comparison import Comparison, orient
 from harness.decision import CandidateFacts
 from harness.gating import Verdict
-from harness.report.experiment_report import ExperimentReport
+from harness.report.experiment_report import ExperimentReport, flips_text
 from harness.report.labels import for_picture
 from harness.report.plots.svg import Scale, group, line, mark, marks, padded_range, picture, rect, text
 
@@ -55,13 +55,12 @@ def forest(report: ExperimentReport, f: CandidateFacts) -> str:
 
 
 def _lines(report: ExperimentReport, f: CandidateFacts) -> list[Line]:
-    primary = {c.task: c for c in reversed(report.comparisons.get(f.label, ())) if not c.slice}
-    tasks = [_of_task(report, c) for c in reversed(primary.values()) if c.unit.is_rate]
+    tasks = [_of_task(report, c) for c in report.primary(f.label).values() if c.unit.is_rate]
     ordered = sorted(tasks, key=lambda one: not one.counts)
     if f.verdict is None or f.verdict.macro is None or not ordered:
         return ordered
     n = _n_averaged(f.verdict) or sum(one.counts for one in ordered)
-    flips = f"{formatting.count(f.verdict.lost)}/{formatting.count(f.verdict.gained)}"
+    flips = flips_text(f.verdict.lost, f.verdict.gained)
     name = f"macro: mean of {formatting.count(n)}"
     return [Line(name, *f.verdict.macro[:3], flips, True, report.macro_margin, True), *ordered]
 
@@ -73,7 +72,7 @@ def _n_averaged(verdict: Verdict) -> int:
 
 
 def _of_task(report: ExperimentReport, c: Comparison) -> Line:
-    flips = f"{formatting.count(len(c.lost))}/{formatting.count(len(c.gained))}"
+    flips = flips_text(len(c.lost), len(c.gained))
     margin, c = report.margins.get(c.task), orient(c)
     return Line(c.task, c.delta, c.low, c.high, flips, margin is not None, margin)
 

@@ -6,7 +6,7 @@ Invariant: every mark is a measured candidate; the lines between them are no fit
 from harness import formatting
 from harness.decision import TrainingSet, TrainingSets
 from harness.formatting import Unit
-from harness.report.plots.svg import Scale, group, line, mark, marks, padded_range, path, picture, text
+from harness.report.plots.svg import Scale, axes, group, line, mark, padded_range, path, picture, text
 
 _WIDTH, _HEIGHT = 430.0, 250.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 406.0, 40.0, 208.0
@@ -22,7 +22,8 @@ def label_noise(of: TrainingSets, unit: Unit, metric: str) -> str:
     x = Scale(0, 105 * known[-1].corrupt, _LEFT, _RIGHT)
     y = Scale(*padded_range(ends), _BOTTOM, _TOP)
     points = [(x(100 * one.corrupt), y(shown * (one.score or 0.0))) for one in known]
-    body = [text(0, 14, of.method, "strong"), *_axes(x, y, f"{metric}, %" if unit.is_rate else metric)]
+    shown_metric = f"{metric}, %" if unit.is_rate else metric
+    body = [text(0, 14, of.method, "strong"), *axes(x, y, "answers made wrong, %", shown_metric)]
     body.append(path(points, "train"))
     body += [_score(one, *at, y, shown, unit) for one, at in zip(known, points, strict=True)]
     return picture(_WIDTH, _HEIGHT, f"{metric} of {of.method} by the share of wrong answers", body)
@@ -38,14 +39,3 @@ def _score(one: TrainingSet, x: float, at: float, y: Scale, shown: int, unit: Un
     said = f"{formatting.percent(one.corrupt)} % wrong: {formatting.score(unit, one.score, *ends)}"
     whisker = [line(x, y(shown * ends[0]), x, y(shown * ends[1]), "whisker")] if ends else []
     return group(said, *whisker, mark("dot", x, at, "loss"))
-
-
-def _axes(x: Scale, y: Scale, of: str) -> list[str]:
-    title = "answers made wrong, %"
-    out = [text((_LEFT + _RIGHT) / 2, _HEIGHT - 6, title, "head", "middle"), text(0, 34, of, "head")]
-    values, step = marks(y.low, y.high, 4)
-    for value in values:
-        out.append(line(_LEFT, y(value), _RIGHT, y(value), "grid"))
-        out.append(text(_LEFT - 8, y(value) + 4, formatting.tick(value, step), "tick", "end"))
-    values, step = marks(x.low, x.high, 5)
-    return out + [text(x(v), _BOTTOM + 18, formatting.tick(v, step), "tick", "middle") for v in values]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from rich.cells import cell_len
 
+from harness.formatting import tick
 from harness.report.escape import clean
 
 _NARROW = 6.4  # pixels: the mean width of a letter at the pictures' size of text
@@ -44,6 +45,17 @@ def padded_range(values: Iterable[float]) -> tuple[float, float]:
     low, high = min(known), max(known)
     room = 0.06 * (high - low) or 1.0
     return low - room, high + room
+
+
+def axes(x: Scale, y: Scale, of_x: str, of_y: str) -> list[str]:
+    """Draw round marks of both axes under the names of what they show; a line at 0 is the ground."""
+    out = [text((x.start + x.end) / 2, y.start + 36, of_x, "head", "middle"), text(0, 34, of_y, "head")]
+    values, step = marks(y.low, y.high, 4)
+    for value in values:
+        out.append(line(x.start, y(value), x.end, y(value), "zero" if value == 0 else "grid"))
+        out.append(text(x.start - 8, y(value) + 4, tick(value, step), "tick", "end"))
+    values, step = marks(x.low, x.high, 5)
+    return out + [text(x(v), y.start + 18, tick(v, step), "tick", "middle") for v in values]
 
 
 def tag(name: str, content: str = "", **attributes: object) -> str:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from harness import formatting
-from harness.comparison import Comparison
+from harness.report.document import Section
 from harness.report.escape import clean
-from harness.report.experiment_report import Step
+from harness.report.experiment_report import Step, change_text
 
 
 def attribution_sentence(label: str, steps: Sequence[Step]) -> str:
@@ -15,27 +15,20 @@ def attribution_sentence(label: str, steps: Sequence[Step]) -> str:
     for s in (s for s in steps if s.target is not None):
         assert s.target is not None
         c = s.target
-        change = formatting.change(c.unit, c.delta, c.low, c.high)
         general = f", capability suite {formatting.points(*s.macro[:3])} points" if s.macro else ""
-        said.append(f"against {s.base}, which it starts from, {c.metric} {change}{general}")
+        said.append(f"against {s.base}, which it starts from, {c.metric} {change_text(c)}{general}")
     return f"{label}: {'; '.join(said)}" if said else ""
 
 
-def attribution_table(steps: Sequence[Step]) -> tuple[list[str], list[list[str]]]:
-    """Return the columns and the rows of a table: a row a task, a column a step."""
+def steps_section(label: str, steps: Sequence[Step]) -> Section:
+    """Lay out the change of each task from one step to the next: a row a task, a column a step."""
     columns = ["task", *(clean(f"{s.what}: {s.new} − {s.base}") for s in steps)]
-    tasks = list(dict.fromkeys(c.task for s in steps for c in s.tasks))
-    table = [
-        [task, *(_step_change(next((c for c in s.tasks if c.task == task), None)) for s in steps)]
-        for task in tasks
-    ]
+    changes = [{c.task: c for c in reversed(s.tasks)} for s in steps]
+    tasks = dict.fromkeys(c.task for s in steps for c in s.tasks)
+    rows = [[task, *(change_text(of.get(task)) for of in changes)] for task in tasks]
     if any(s.target for s in steps):
-        table.insert(0, ["target", *(_step_change(s.target) for s in steps)])
+        rows.insert(0, ["target", *(change_text(s.target) for s in steps)])
     if any(s.macro for s in steps):
         shown = [formatting.points(*s.macro[:3]) if s.macro else formatting.UNKNOWN for s in steps]
-        table.append(["mean of the tasks that count", *shown])
-    return columns, table
-
-
-def _step_change(c: Comparison | None) -> str:
-    return formatting.change(c.unit, c.delta, c.low, c.high) if c else formatting.UNKNOWN
+        rows.append(["mean of the tasks that count", *shown])
+    return Section("steps", f"Where the change of {label} comes from", columns, rows, label=label)

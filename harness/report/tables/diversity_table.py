@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from harness import formatting
 from harness.comparison import AnswerDiversity, Answers
+from harness.report.document import Section
 
-DIVERSITY_COLUMNS = (
+_COLUMNS = (
     "task",
     "n",
     "commonest answer, base",
@@ -19,7 +20,7 @@ DIVERSITY_COLUMNS = (
     "new",
     "the commonest new answer",
 )
-DIVERSITY_NOTE = (
+_NOTE = (
     "Of generated answers: the share in % of the one given most often, and how many are distinct. "
     "Mode collapse is a share far above both the base's and the commonest reference's: at least twice as "
     "large, or leaving at most half as much, with a paired 95 % interval (Tango's) that excludes 0."
@@ -27,9 +28,9 @@ DIVERSITY_NOTE = (
 _LONGEST_ANSWER = 60  # characters of an answer that is quoted
 
 
-def diversity_rows(found: Sequence[AnswerDiversity]) -> list[list[str]]:
-    """List one row a task."""
-    return [
+def diversity_section(label: str, found: Sequence[AnswerDiversity]) -> Section:
+    """Lay out how varied the generated answers are, base beside new, one row a task."""
+    rows = [
         [
             d.task,
             formatting.count(d.n),
@@ -43,6 +44,7 @@ def diversity_rows(found: Sequence[AnswerDiversity]) -> list[list[str]]:
         ]
         for d in found
     ]
+    return Section("diversity", f"How varied the answers of {label} are", _COLUMNS, rows, _NOTE, label=label)
 
 
 def collapse_sentence(label: str, found: Sequence[AnswerDiversity]) -> str:

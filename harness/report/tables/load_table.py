@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 from harness.decision import CandidateFacts
 from harness.formatting import UNKNOWN, count, figure, seconds
+from harness.report.document import Section
 
-LOAD_COLUMNS = (
+_COLUMNS = (
     "candidate",
     "at once",
     "requests a second",
@@ -16,7 +17,7 @@ LOAD_COLUMNS = (
     "first token p95",
     "first token alone",
 )
-LOAD_NOTE = (
+_NOTE = (
     "So many requests come at once (concurrency): how many of them are answered a second, and within"
     " which time half and 95 % of them have their first token, each with its retrieval; beside it the first"
     " token of a request that comes alone. A model in the harness's own process answers them in one batch, so"
@@ -24,12 +25,12 @@ LOAD_NOTE = (
 )
 
 
-def load_rows(facts: Iterable[CandidateFacts]) -> list[list[str]]:
-    """List one row a candidate that was asked several requests at once."""
+def load_section(facts: Iterable[CandidateFacts]) -> Section:
+    """Lay out one row a candidate that was asked several requests at once."""
     rows = []
     for f in facts:
         if of := f.under_load:
             times = (of.first_token_p50_s, of.first_token_p95_s, of.first_token_alone_s)
             shown = (UNKNOWN if time is None else seconds(time) for time in times)
             rows.append([f.label, count(of.n), figure(of.requests_per_s), *shown])
-    return rows
+    return Section("load", "Under load", _COLUMNS, rows, _NOTE)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from harness.decision import CandidateFacts
 from harness.formatting import UNKNOWN, count, percent
+from harness.report.document import Section
 
 RETRIEVAL_COLUMNS = (
     "candidate",
@@ -22,7 +23,7 @@ RETRIEVAL_COLUMNS = (
     "precision@k",
     "MRR",
 )
-RETRIEVAL_NOTE = (
+_NOTE = (
     "Items by what became of retrieval. Found: a document that the item names is among the passages, and a "
     "reference stands word for word in them if it stands in a document. Used: the answer is right. "
     "Grounded: the passages hold three quarters of the words, and all numbers, of each sentence; a "
@@ -31,22 +32,19 @@ RETRIEVAL_NOTE = (
 )
 
 
-def retrieval_rows(facts: Iterable[CandidateFacts]) -> list[list[str]]:
-    """List one row a candidate that retrieves."""
+def retrieval_section(facts: Iterable[CandidateFacts]) -> Section:
+    """Lay out one row a candidate that retrieves."""
     rows = []
     for f in facts:
         if (use := f.retrieval) is None:
             continue
         numbers = (use.n, use.used, use.ungrounded, use.unused, use.known, use.missed)
-        found = use.retrieved
-        ranks = (
-            (percent(found.recall), percent(found.precision), f"{found.reciprocal_rank:.2f}")
-            if found
-            else (UNKNOWN,) * 3
-        )
+        ranks = [UNKNOWN] * 3
+        if found := use.retrieved:
+            ranks = [percent(found.recall), percent(found.precision), f"{found.reciprocal_rank:.2f}"]
         unjudged = count(use.errors + use.unclear)
         rows.append([f.label, *map(count, numbers), unjudged, percent(use.grounded), *ranks])
-    return rows
+    return Section("retrieval", "Retrieval", RETRIEVAL_COLUMNS, rows, _NOTE)
 
 
 def retrieval_text(f: CandidateFacts) -> str:

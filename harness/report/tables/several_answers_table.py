@@ -3,13 +3,14 @@
 Invariant: shares are printed in percent with their 95 % intervals over items.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
-from harness.comparison import Estimate, SeveralAnswers
+from harness.comparison import Estimate
 from harness.decision import CandidateFacts
 from harness.formatting import UNKNOWN, count, percent
+from harness.report.document import Section
 
-SEVERAL_NOTE = (
+_NOTE = (
     "Several answers were drawn to each item. Distinct: the share of an item's answers that differ from one "
     "another, commonest: that of the one given most often, each averaged over items; a collapsed model says "
     "one thing however often it is asked. pass@k: the chance that at least one of k answers is right, "
@@ -17,27 +18,24 @@ SEVERAL_NOTE = (
 )
 
 
-def several_columns(facts: Iterable[CandidateFacts]) -> tuple[str, ...]:
-    """Name the columns: a pass@k for each k that a candidate has."""
-    return ("candidate", "items", "answers to an item", "distinct", "commonest", *_passes(facts))
-
-
-def several_rows(facts: Iterable[CandidateFacts]) -> list[list[str]]:
-    """List one row a candidate of which several answers were drawn."""
-    known = [(f.label, f.several) for f in facts]
-    names = _passes(facts)
-    return [
-        [
-            label,
-            count(of.distinct.n),
-            count(of.n_samples),
-            _share(of.distinct),
-            _share(of.commonest),
-            *(_share(_by_k(of).get(name)) for name in names),
-        ]
-        for label, of in known
-        if of is not None
+def several_section(facts: Sequence[CandidateFacts]) -> Section:
+    """Lay out one row a candidate of which several answers were drawn, with a pass@k for each k of any."""
+    known = [(f.label, f.several) for f in facts if f.several]
+    ks = sorted({one.k for _, of in known for one in of.passes})
+    columns = [
+        "candidate",
+        "items",
+        "answers to an item",
+        "distinct",
+        "commonest",
+        *(f"pass@{k}" for k in ks),
     ]
+    rows = []
+    for label, of in known:
+        passes = {one.k: one.estimate for one in of.passes}
+        shares = (of.distinct, of.commonest, *map(passes.get, ks))
+        rows.append([label, count(of.distinct.n), count(of.n_samples), *map(_share, shares)])
+    return Section("samples", "Several answers to an item", columns, rows, _NOTE)
 
 
 def several_text(f: CandidateFacts) -> str:
@@ -47,15 +45,6 @@ def several_text(f: CandidateFacts) -> str:
     ends = [of.passes[0], of.passes[-1]] if of.passes else []
     passes = "".join(f", pass@{one.k} {_share(one.estimate)} %" for one in ends)
     return f"of {count(of.n_samples)} answers to an item {_share(of.distinct)} % are distinct{passes}"
-
-
-def _passes(facts: Iterable[CandidateFacts]) -> list[str]:
-    ks = {one.k for f in facts if f.several for one in f.several.passes}
-    return [f"pass@{k}" for k in sorted(ks)]
-
-
-def _by_k(of: SeveralAnswers) -> dict[str, Estimate]:
-    return {f"pass@{one.k}": one.estimate for one in of.passes}
 
 
 def _share(e: Estimate | None) -> str:

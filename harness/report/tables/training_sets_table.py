@@ -4,40 +4,26 @@ Invariant: every score has its interval, every change is paired on the same test
 what they bought.
 """
 
-from collections.abc import Sequence
-
 from harness import formatting
 from harness.decision import VARIANCE_UNKNOWN, TrainingSet, TrainingSets
 from harness.formatting import Unit
+from harness.report.document import Section
 
-_COSTS = ("labels USD", "training USD")
 
-
-def sets_title(of: TrainingSets) -> str:
-    """Name what differs, and the method that trained on it."""
+def sets_section(of: TrainingSets, unit: Unit, place: int) -> Section:
+    """Lay out the candidates, the reference first; its label is its `place` among such tables."""
     named = {"rows": "Training rows, quality against quantity", "wrong answers": "Wrong answers in training"}
-    return f"{named[of.by]}: {of.method}"
-
-
-def sets_columns(of: TrainingSets) -> tuple[str, ...]:
-    """Name the columns: what was trained on, what it reached, and what it cost."""
-    reached = ("score", "change", "p", "p corrected")
+    title, reached = f"{named[of.by]}: {of.method}", ("score", "change", "p", "p corrected")
     if of.by == "rows":
-        return ("candidate", "trained on", "rows", "tokens", *reached, *_COSTS)
-    return ("candidate", "answers made wrong", "rows", *reached)
-
-
-def sets_rows(of: TrainingSets, unit: Unit) -> list[list[str]]:
-    """List the candidates, the reference first."""
-    return [_row(one, of, unit) for one in of.sets]
-
-
-def sets_notes(of: TrainingSets) -> Sequence[str]:
-    """Say how they were compared."""
+        columns = ("candidate", "trained on", "rows", "tokens", *reached, "labels USD", "training USD")
+    else:
+        columns = ("candidate", "answers made wrong", "rows", *reached)
     looked = f"p corrected for {formatting.pluralize(of.n_tests, 'look')} (Benjamini-Hochberg)"
     seeds = "" if of.seed_variance_known else f"; {VARIANCE_UNKNOWN} (fewer than 3 seeds)"
     tokens = "; tokens are those of all epochs" if of.by == "rows" else ""
-    return [f"{sets_title(of)}: paired on test with {of.reference}, {looked}{tokens}{seeds}"]
+    note = f"{title}: paired on test with {of.reference}, {looked}{tokens}{seeds}"
+    rows = [_row(one, of, unit) for one in of.sets]
+    return Section("training sets", title, columns, rows, notes=[note], label=str(place))
 
 
 def _row(one: TrainingSet, of: TrainingSets, unit: Unit) -> list[str]:

@@ -4,39 +4,29 @@ from collections.abc import Sequence
 
 from harness.formatting import RATE, UNKNOWN, Unit, count, percent, plain, score, seconds
 from harness.records import Trial
+from harness.report.document import Section
 from harness.store import TrialRun
 
 
-def trial_columns(trials: Sequence[Trial], metric: str) -> list[str]:
-    """Name the columns: the parameters that were tried, then what is known of any trial."""
-    if not trials:
-        return []
-    steps = ["steps"] if any(trial.points for trial in trials) else []
-    forgetting = ["forgetting on validation, %"] if _is_bound(trials) else []
-    return [*trials[0].params, *steps, f"validation {metric}", *forgetting, "time", "weights", ""]
+def trials_section(trials: Sequence[Trial], searched_by: str, metric: str, unit: Unit, label: str) -> Section:
+    """Lay out every trial of a sweep or search in its order, and which one validation chose."""
+    named = list(trials[0].params) if trials else []
+    steps, is_bound = any(one.points for one in trials), any(one.forgetting is not None for one in trials)
+    columns = [*named, *["steps"] * steps, f"validation {metric}"]
+    columns += [*["forgetting on validation, %"] * is_bound, "time", "weights", ""]
+    rows = []
+    for one in trials:
+        found = "diverged" if one.validation is None else score(unit, one.validation)
+        forgot = UNKNOWN if one.forgetting is None else percent(one.forgetting)
+        taken = seconds(one.wall_s) if one.wall_s else UNKNOWN
+        weights = UNKNOWN if one.validation is None else one.fit_key or UNKNOWN
+        said = [*[_steps(one)] * steps, found, *[forgot] * is_bound, taken, weights, _outcome(one)]
+        rows.append([*map(tried_text, one.params.values()), *said])
+    title = f"{'Search' if searched_by else 'Sweep'}: {label}"
+    return Section("sweep", title, columns, rows, _trials_text(trials, searched_by), label=label)
 
 
-def trial_rows(trials: Sequence[Trial], unit: Unit) -> list[list[str]]:
-    """List one row a trial, in the order in which they were tried."""
-    return [
-        [
-            *map(tried_text, trial.params.values()),
-            *([_steps(trial)] if any(one.points for one in trials) else []),
-            "diverged" if trial.validation is None else score(unit, trial.validation),
-            *(
-                [UNKNOWN if trial.forgetting is None else percent(trial.forgetting)]
-                if _is_bound(trials)
-                else []
-            ),
-            seconds(trial.wall_s) if trial.wall_s else UNKNOWN,
-            UNKNOWN if trial.validation is None else trial.fit_key or UNKNOWN,
-            _outcome(trial),
-        ]
-        for trial in trials
-    ]
-
-
-def trials_text(trials: Sequence[Trial], searched_by: str) -> str:
+def _trials_text(trials: Sequence[Trial], searched_by: str) -> str:
     """Say how many trials there were, who proposed them, how much they trained, and what bound the choice."""
     by = f", proposed by {searched_by}" if searched_by else ""
     said = [f"{count(len(trials))} trials on validation rows{by}."] if searched_by else []
@@ -80,10 +70,6 @@ def _constraint_text(trials: Sequence[Trial], most: float) -> str:
     if keeping:
         return f"The best was chosen among those that forgot at most {bound}."
     return f"The one that forgot least was chosen, as all forgot more than {bound}."
-
-
-def _is_bound(trials: Sequence[Trial]) -> bool:
-    return any(trial.forgetting is not None for trial in trials)
 
 
 def _steps(trial: Trial) -> str:

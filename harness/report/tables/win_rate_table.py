@@ -6,15 +6,15 @@ Invariant: a rate stands beside the one that was asked for, and a judge's own be
 from collections.abc import Iterator, Sequence
 
 from harness import formatting
-from harness.comparison import Estimate
 from harness.comparison.biases.pair_bias import PairBias
 from harness.comparison.win_rates import Wins
 from harness.decision import CandidateFacts, basis_text
 from harness.formatting import UNKNOWN
+from harness.report.document import Section
+from harness.report.experiment_report import change_text, score_text
 from harness.spec import TargetPolicy
 
-WINS_TITLE = "Win rates"
-WINS_COLUMNS = (
+_COLUMNS = (
     "candidate",
     "over",
     "by",
@@ -23,18 +23,20 @@ WINS_COLUMNS = (
     "pairs people rated",
     "asked for",
 )
-WINS_NOTE = (
+_NOTE = (
     "win rate: the share of test items on which the candidate's answer is preferred, a tie being half of one,"
     " as gate.target.win_rate asks for it; it is the gain that the decision goes by."
 )
 
 
-def wins_rows(facts: Sequence[CandidateFacts], declared: TargetPolicy | None) -> list[list[str]]:
-    """List the candidates whose answers were to be preferred; none where no win rate was declared."""
+def wins_section(facts: Sequence[CandidateFacts], declared: TargetPolicy | None) -> Section:
+    """Lay out the candidates whose answers were to be preferred, and say what each judge prefers."""
     if declared is None or declared.win_rate is None:
-        return []
-    asked = formatting.percent(declared.win_rate)
-    return [[f.label, *_cells(f.wins), asked] for f in facts if f.wins]
+        return Section("wins")
+    known = [(f.label, f.wins) for f in facts if f.wins]
+    rows = [[label, *_cells(wins), formatting.percent(declared.win_rate)] for label, wins in known]
+    notes = [said for label, wins in known if wins.bias for said in _biases(label, wins, wins.bias)]
+    return Section("wins", "Win rates", _COLUMNS, rows, _NOTE, notes)
 
 
 def _cells(wins: Wins) -> tuple[str, ...]:
@@ -46,32 +48,24 @@ def _rate(wins: Wins) -> str:
     if wins.rate is None:
         return UNKNOWN
     lacking = f" ({formatting.pluralize(wins.lacking, 'more rating')} needed)" if wins.lacking else ""
-    return formatting.score(wins.rate.unit, *wins.rate[:3]) + lacking
-
-
-def bias_sentences(facts: Sequence[CandidateFacts]) -> list[str]:
-    """Say of each judge of a win rate what it prefers: a place, length, a candidate."""
-    return [said for f in facts if f.wins and f.wins.bias for said in _biases(f.label, f.wins, f.wins.bias)]
+    return score_text(wins.rate) + lacking
 
 
 def _biases(name: str, wins: Wins, bias: PairBias) -> Iterator[str]:
+    """Say what the judge of a win rate prefers: a place, length, a candidate."""
     of = f"{wins.by} on {name} beside {wins.over}"
     if bias.first:
-        rate = _share(bias.first)
+        rate = score_text(bias.first)
         yield f"{of}: the answer shown first won {rate} % of comparisons, where 50 % favours no place"
     if bias.longer:
-        yield f"{of}: the longer answer won {_share(bias.longer)} % of pairs whose lengths differ"
+        yield f"{of}: the longer answer won {score_text(bias.longer)} % of pairs whose lengths differ"
     if bias.favour:
-        by = formatting.change(bias.favour.unit, *bias.favour[:3])
+        by = change_text(bias.favour)
         yield f"{of}: it favours {name} by {by} points of win rate more than people do on the same pairs"
     if longer := bias.longer_beside_people:
-        by = formatting.change(longer.favour.unit, *longer.favour[:3])
+        by = change_text(longer.favour)
         also = "" if longer.is_length else "; what else sets the two apart may be the cause as well"
         yield f"{of}: it favours the longer answer by {by} points of win rate more than people do{also}"
-
-
-def _share(e: Estimate) -> str:
-    return formatting.score(e.unit, *e[:3])
 
 
 def wins_sentence(f: CandidateFacts, declared: TargetPolicy | None) -> str:
@@ -83,5 +77,5 @@ def wins_sentence(f: CandidateFacts, declared: TargetPolicy | None) -> str:
     lacking = (
         f"; {formatting.pluralize(wins.lacking, 'more rating')} of people needed" if wins.lacking else ""
     )
-    rate = formatting.score(wins.rate.unit, *wins.rate[:3])
+    rate = score_text(wins.rate)
     return f"preferred to {wins.over} on {rate} % of items {basis_text(wins)}, where {asked}{lacking}"

@@ -31,6 +31,8 @@ from harness.store.rows.folds import attach_folds
 from harness.store.rows.memory_database import memory, pattern
 from harness.store.rows.row_columns import (
     COLUMNS,
+    DIGEST,
+    READ_NAMED,
     READ_PARQUET,
     SELECTED,
     WITHOUT_TEXTS,
@@ -168,9 +170,8 @@ def read_many(
     out: dict[str, list[SampleResult]] = {digest: [] for digest in wanted}
     if not wanted:
         return out
-    source = READ_PARQUET.replace(")", ", filename = true)")
     selected = SELECTED if texts else WITHOUT_TEXTS
-    query = f"SELECT parse_path(filename)[-2] AS digest, {selected} FROM {source} ORDER BY digest, position"
+    query = f"SELECT {DIGEST} AS digest, {selected} FROM {READ_NAMED} ORDER BY digest, position"
     files = [pattern(store.parquet(digest)) for digest in wanted]
     import duckdb
 

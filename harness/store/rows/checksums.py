@@ -7,14 +7,9 @@ import json
 import zlib
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from harness.records import load
 from harness.store.layout import Store, write_whole
-
-if TYPE_CHECKING:
-    pass
-
 
 _PIECE = 1 << 20  # bytes
 

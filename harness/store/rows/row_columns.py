@@ -53,6 +53,8 @@ SAMPLE_COLUMNS = {
 }
 # A folder named like `x=1` is no column of ours.
 READ_PARQUET = "read_parquet(?, hive_partitioning = false)"
+READ_NAMED = READ_PARQUET.replace(")", ", filename = true)")
+DIGEST = "parse_path(filename)[-2]"  # of the row set that a file holds
 _FIELDS = tuple(field.name for field in fields(SampleResult) if field.name in COLUMNS)
 SELECTED = ", ".join(f'"{name}"' for name in _FIELDS)
 # The references say what the worst answer to an item is, where there is none to be scored.
