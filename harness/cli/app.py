@@ -81,21 +81,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-runs_app = typer.Typer(
-    help="List, show, compare or remove stored runs.", no_args_is_help=True, rich_markup_mode=None
-)
-app.add_typer(runs_app, name="runs", rich_help_panel=STORED)
-regressions_app = typer.Typer(
-    help="Pin lost items that must never be lost again.", no_args_is_help=True, rich_markup_mode=None
-)
-app.add_typer(regressions_app, name="regressions", rich_help_panel=RELEASE)
-data_app = typer.Typer(
-    cls=HeadedGroup,
-    help="Check, clean, split and rewrite rows of data.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
-app.add_typer(data_app, name="data", rich_help_panel=ROWS)
+
+
+def group(name: str, panel: str, purpose: str, cls: type[TyperGroup] = TyperGroup) -> typer.Typer:
+    """Add a verb that has verbs of its own, under a heading of the help."""
+    verbs = typer.Typer(cls=cls, help=purpose, no_args_is_help=True, rich_markup_mode=None)
+    app.add_typer(verbs, name=name, rich_help_panel=panel)
+    return verbs
+
+
+runs_app = group("runs", STORED, "List, show, compare or remove stored runs.")
+regressions_app = group("regressions", RELEASE, "Pin lost items that must never be lost again.")
+data_app = group("data", ROWS, "Check, clean, split and rewrite rows of data.", HeadedGroup)
 
 EXIT_CODES = {
     0: "all is computed, whatever the verdicts; `gate`, `compare --gate`: pass; `rescue`: a trial passes",
@@ -189,6 +186,14 @@ def print_document(document: "ResultDocument") -> None:
     from harness.cli.progress_bar import console
 
     report.print_document(document, console())
+
+
+def print_result(plain: Any, document: "ResultDocument", as_json: bool) -> None:
+    """Print a result as JSON or as the document of it."""
+    if as_json:
+        print_json(plain)
+    else:
+        print_document(document)
 
 
 def print_value(value: Any, as_json: bool) -> None:

@@ -84,7 +84,7 @@ def data_clean(
 
     refuse_out(out, [file], dry_run=dry_run)
     kept = open_decisions(decisions, file) if decisions else None
-    first = _beginning(file)
+    first = read_all(file, _SEEN)
     roles = roles_of(first, prompt, reference or (kept and kept.column))
     layout = None if prompt and reference else formats.recognise(first.rows)
     found = decisions_by_line(kept, file, roles) if kept else {}
@@ -293,17 +293,19 @@ def data_sample(
     _save(edit, sample(content, n_rows, balance, seed), out, as_json=as_json)
 
 
-def read_all(file: str, **columns: str | None) -> "Rows":
-    """Read all rows of a file.
+def read_all(file: str, most: int | None = None, **columns: str | None) -> "Rows":
+    """Read all rows of a file, or the first of them.
 
     Raises:
         UserError: the file is empty, or no row has one of the columns.
     """
+    from itertools import islice
+
     from harness.data import readers
     from harness.data.columns import require_column
     from harness.data.edit.save import Edit, nothing_left
 
-    rows = list(readers.stream(file, "train"))
+    rows = list(islice(readers.stream(file, "train"), most))
     if not rows:
         raise nothing_left(Edit("", {}, [file]), 0)
     readers.refuse_no_header(file, rows)
@@ -345,24 +347,6 @@ def _alike(alike: float) -> float:
     if 0 < alike <= 1:
         return alike
     raise UserError(Problem("--alike", f"{alike:g}", "a Jaccard index above 0, at most 1", "such as 0.7"))
-
-
-def _beginning(file: str) -> "Rows":
-    """Read the first rows of a file, by which its columns are recognised.
-
-    Raises:
-        UserError: there is none.
-    """
-    from itertools import islice
-
-    from harness.data import readers
-    from harness.data.edit.save import Edit, nothing_left
-
-    rows = list(islice(readers.stream(file, "train"), _SEEN))
-    if not rows:
-        raise nothing_left(Edit("", {}, [file]), 0)
-    readers.refuse_no_header(file, rows)
-    return readers.Rows(readers.display_path(file), "", rows)
 
 
 def roles_of(content: "Rows", prompt: str | None, reference: str | None) -> "Roles":

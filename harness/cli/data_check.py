@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from harness.cli.app import Config, Json, data_app, examples, print_document, print_json, say
+from harness.cli.app import Config, Json, data_app, examples, print_result, say
 
 _Columns = "the column, or a template over columns, where the guess is wrong."
 
@@ -77,10 +77,7 @@ def data_check(
     if html:
         html.write_text(data_html(findings, title), encoding="utf-8")
         say(f"wrote {html}")
-    if as_json:
-        print_json(data_json(findings, table.files, table.n))
-    else:
-        print_document(data_document(findings, title))
+    print_result(data_json(findings, table.files, table.n), data_document(findings, title), as_json)
     alarming = {"error": ("error",), "warning": ("error", "warning"), None: ()}[fail_on]
     raise typer.Exit(1 if any(f.severity in alarming for f in findings) else 0)
 

@@ -20,8 +20,7 @@ from harness.cli.app import (
     app,
     examples,
     open_session,
-    print_document,
-    print_json,
+    print_result,
     say,
     with_precision,
 )
@@ -112,10 +111,7 @@ def doctor(
     from harness.report import to_plain
 
     found = examine(config, settings, TerminalProgress(), embeddings)
-    if as_json:
-        print_json(to_plain(found))
-    else:
-        print_document(checkup_document(found))
+    print_result(to_plain(found), checkup_document(found), as_json)
     if found.data:
         say(f"all of the data's findings: {found.data.command}")
     for line in found.recipes:
@@ -147,10 +143,7 @@ def _say_what_fits(base: str, asked: tuple[Any, ...], as_json: bool) -> None:
     if not base:
         raise UserError(Problem("--base", "nothing", "a folder or a hub id", "--base Qwen/Qwen3-8B"))
     found = examine_base(base, Asked(*asked))
-    if as_json:
-        print_json(to_plain(found))
-    else:
-        print_document(base_document(found))
+    print_result(to_plain(found), base_document(found), as_json)
 
 
 _SHARED = (
@@ -210,10 +203,7 @@ def _measure_noise(overrides: list[str], config: Path, as_json: bool) -> None:
 
     session, _ = open_session(config, overrides)
     found = measure_noise(session)
-    if as_json:
-        print_json({**asdict(found), "flips": found.flips, "n": found.n})
-        return
-    print_document(noise_document(found))
+    print_result({**asdict(found), "flips": found.flips, "n": found.n}, noise_document(found), as_json)
     say(f"stored in {session.store.folder / 'noise'}")
 
 
@@ -223,10 +213,9 @@ def _measure_membership(overrides: list[str], config: Path, as_json: bool) -> No
 
     session, _ = open_session(config, overrides)
     found = measure_membership(session)
-    if as_json:
-        print_json({"base_model": session.source.name, "tasks": list(map(to_plain, found)), "note": NO_PROOF})
-        return
-    print_document(membership_document(found, session.source.name))
+    name = session.source.name
+    plain = {"base_model": name, "tasks": list(map(to_plain, found)), "note": NO_PROOF}
+    print_result(plain, membership_document(found, name), as_json)
 
 
 def membership_document(found: "Sequence[Membership]", base: str) -> "ResultDocument":

@@ -16,11 +16,10 @@ from harness.cli.app import (
     Config,
     Json,
     Overrides,
-    app,
     config_option,
     examples,
-    print_document,
-    print_json,
+    group,
+    print_result,
     print_value,
     say,
 )
@@ -31,10 +30,7 @@ if TYPE_CHECKING:
     from harness.nightly.scheduler import Scheduler
     from harness.report import ResultDocument
 
-nightly_app = typer.Typer(
-    help="Evaluate the champion again every night.", no_args_is_help=True, rich_markup_mode=None
-)
-app.add_typer(nightly_app, name="nightly", rich_help_panel=RELEASE)
+nightly_app = group("nightly", RELEASE, "Evaluate the champion again every night.")
 _AT, _CONFIG = "02:30", Path("harness.yaml")
 
 
@@ -76,10 +72,7 @@ def nightly_run(
     found = nightly.run_night(config, overrides or [], night=day, progress=shown, publish=publish)
     if webhook and (error := nightly.send(config, webhook, found.night)):
         say(error)
-    if as_json:
-        print_json(nightly.to_json(found))
-    else:
-        print_document(nightly.night_document(found))
+    print_result(nightly.to_json(found), nightly.night_document(found), as_json)
     raise typer.Exit(found.exit_code)
 
 
@@ -90,10 +83,7 @@ def nightly_status(config: Config = Path("harness.yaml"), as_json: Json = False)
     from harness.report import to_plain
 
     found = nightly.status(config, _today().isoformat())
-    if as_json:
-        print_json(to_plain(found))
-        return
-    print_document(_status_document(found, config))
+    print_result(to_plain(found), _status_document(found, config), as_json)
 
 
 @nightly_app.command(

@@ -8,16 +8,10 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.app import ROWS, Candidates, Config, Json, Overrides, app, examples, print_json, say
+from harness.cli.app import ROWS, Candidates, Config, Json, Overrides, examples, group, print_json, say
 from harness.errors import Problem, UserError, as_argument
 
-rate_app = typer.Typer(
-    help="Let people label or compare answers, blind, in CSV files.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
-app.add_typer(rate_app, name="rate", rich_help_panel=ROWS)
-
+rate_app = group("rate", ROWS, "Let people label or compare answers, blind, in CSV files.")
 _SCALE = "0,1"
 File = Annotated[Path, typer.Argument(metavar="FILE.csv", help="The file of answers and labels.")]
 

@@ -16,8 +16,7 @@ from harness.cli.app import (
     app,
     examples,
     open_session,
-    print_document,
-    print_json,
+    print_result,
     say,
 )
 
@@ -47,10 +46,7 @@ def rescue(
         _print_plan(prepared, as_json)
         return
     found = run_rescue(prepared, loaded.folder / "reports")
-    if as_json:
-        print_json(rescuing.to_json(found))
-    else:
-        print_document(rescuing.rescue_document(found))
+    print_result(rescuing.to_json(found), rescuing.rescue_document(found), as_json)
     raise typer.Exit(rescuing.exit_code(found, session.experiment.gate))
 
 
@@ -71,8 +67,6 @@ def _print_plan(prepared: "PreparedRescue", as_json: bool) -> None:
     from harness.report import to_plain
 
     plan, left_out = prepared.plan, prepared.schedule.left_out
-    if as_json:
-        print_json({"trials": to_plain(plan), "not_tried": list(left_out)})
-        return
-    print_document(rescuing.plan_document(plan, left_out))
+    plain = {"trials": to_plain(plan), "not_tried": list(left_out)}
+    print_result(plain, rescuing.plan_document(plan, left_out), as_json)
     say("nothing was run; the tokens are estimated from the length of the texts, generated ones at most")

@@ -26,6 +26,7 @@ from harness.cli.data import (
     roles_of,
     roles_of_test,
 )
+from harness.cli.rows.refusals import refuse_grid
 from harness.errors import Problem, UserError, as_argument
 
 if TYPE_CHECKING:
@@ -183,10 +184,7 @@ def _session(by_whom: str, config: Path, *, dry_run: bool) -> "Session | None":
     if _ADDRESS.match(by_whom):
         return open_session(config, dry_run=True)[0] if config.is_file() else None
     session, _ = open_session(config, None, by_whom, dry_run=dry_run)
-    if by_whom not in session.candidates:
-        members = [name for name in session.candidates if name.startswith(f"{by_whom}[")]
-        found = f"{by_whom}, a grid of {len(members)} candidates"
-        raise UserError(Problem("--with", found, "one candidate", f"one of: {', '.join(members)}"))
+    refuse_grid(by_whom, session.candidates, "--with")
     return session
 
 

@@ -9,13 +9,10 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.app import ROWS, Config, Json, Overrides, app, examples, open_session, say
+from harness.cli.app import ROWS, Config, Json, Overrides, examples, group, open_session, say
 from harness.cli.rows.refusals import refuse_draws, refuse_grid, require_out
 
-pairs_app = typer.Typer(
-    help="Make preference pairs, such as DPO trains on.", no_args_is_help=True, rich_markup_mode=None
-)
-app.add_typer(pairs_app, name="pairs", rich_help_panel=ROWS)
+pairs_app = group("pairs", ROWS, "Make preference pairs, such as DPO trains on.")
 
 
 @pairs_app.command(
