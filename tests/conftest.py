@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, settings
 from serving import PATIENCE_S, opened
 
 from harness.cache import cache_dir
+from harness.store import Store
 
 # What is unpacked and measured once a machine is the user's, but no rows of a base: a test finds only its own.
 _CACHE = tempfile.mkdtemp(prefix="cache-")
@@ -147,6 +148,12 @@ def folder(tmp_path):
     (tmp_path / "suites" / "other.yaml").write_text(OTHER)
     (tmp_path / "harness.yaml").write_text(EXPERIMENT)
     return tmp_path
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Return a store without anything in it."""
+    return Store(tmp_path / "runs", wait_s=20)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -9,6 +9,7 @@ import tiny_experiment
 import tiny_methods
 from tiny_experiment import runs_of
 from tiny_methods import CPU
+from tiny_model import logits
 
 from harness.errors import CandidateFailed, UserError
 from harness.evaluation.openers import OPENERS
@@ -30,14 +31,6 @@ def train(tiny, folder, **given):
     kept = []
     context = tiny_methods.context(tiny, folder, prepare=kept.append)
     return bottleneck.fit(context, bottleneck.Params(**{**QUICK, **given})), kept[0]
-
-
-def logits(model, ids):
-    import torch
-
-    model.eval()
-    with torch.no_grad():
-        return model(torch.tensor([ids])).logits[0]
 
 
 def state(model):

@@ -8,13 +8,8 @@ from test_store import IDENTITY, OTHER, append, complete, make_rows, make_run, s
 from harness import release
 from harness import store as stores
 from harness.errors import HarnessError, UserError
-from harness.store import References, Store
+from harness.store import References
 from harness.store.garbage import size
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "runs", wait_s=20)
 
 
 def used(store):

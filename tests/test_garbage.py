@@ -25,11 +25,6 @@ SWEPT = """\
 """
 
 
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "runs", wait_s=20)
-
-
 def unused(store, **options):
     found = release.list_unreferenced(store, state.references(store), **options)
     return {str(one.path.relative_to(store.folder)) for one in found.removable}

@@ -8,6 +8,7 @@ import pytest
 import tiny_model
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tiny_model import QUESTIONS, adapter_on
 
 from harness.errors import CandidateFailed, UserError
 from harness.models.batching import CPU_COSTS, Size, grow, plan, shared_length
@@ -22,12 +23,6 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 CPU = Machine("cpu", "CPU", "fp32", 1.0)
 ASKED = [{"role": "user", "content": "Where is my parcel?"}]
-QUESTIONS = (
-    "Where is my parcel?",
-    "I was charged two times for one lamp, and nobody at the depot picks up the telephone.",
-    "Yes?",
-    "How do I change the address of my account?",
-)
 
 
 def host_of(folder, precision="fp32"):
@@ -358,23 +353,8 @@ PRECISIONS = ["fp32", "bf16"]  # in bf16 a CPU's layers are laid out beforehand
 @pytest.fixture(scope="module")
 def adapters(tiny, tmp_path_factory):
     """Save two adapters with random weights, as training would leave them."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    folders = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        config = LoraConfig(
-            r=4, target_modules="all-linear", init_lora_weights="gaussian", task_type="CAUSAL_LM"
-        )
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), config)
-        for name, tensor in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(tensor.data, std=0.3)
-        folders.append(tmp_path_factory.mktemp("adapter"))
-        model.save_pretrained(folders[-1])
-    return folders
+    settings = {"r": 4, "target_modules": "all-linear", "init_lora_weights": "gaussian"}
+    return [adapter_on(tiny, tmp_path_factory.mktemp("adapter"), seed=seed, **settings) for seed in (1, 2)]
 
 
 def scores(candidate):

@@ -14,6 +14,7 @@ import tiny_experiment
 import tiny_methods
 from openai_server import Fault, Model, Rule, Said, serving
 from pydantic import ValidationError
+from tiny_model import CHOICES, QUESTIONS
 
 from harness import config, gate, release, report
 from harness.cli import main
@@ -36,13 +37,6 @@ from harness.store import Store, read_identity, read_rows, save_noise
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
-QUESTIONS = (
-    "Where is my parcel?",
-    "I was charged two times for one lamp, and nobody at the depot picks up the telephone.",
-    "Yes?",
-    "How do I change the address of my account?",
-)
-CHOICES = ("late", "the money back", "a red fox and a brown hen")
 KEY = "sk-very-secret-7f3a"
 
 

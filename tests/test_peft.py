@@ -8,6 +8,7 @@ import tiny_experiment
 import tiny_methods
 from tiny_experiment import runs_of
 from tiny_methods import CPU
+from tiny_model import logits
 
 from harness.errors import CandidateFailed, UserError
 from harness.methods import peft
@@ -52,14 +53,6 @@ def train(tiny, folder, name, **given):
     params = {"peft_type": name, **FAMILIES[name], **QUICK, **given}
     context = tiny_methods.context(tiny, folder, prepare=kept.append)
     return peft.fit(context, peft.Params(**params)), kept[0]
-
-
-def logits(model, ids):
-    import torch
-
-    model.eval()
-    with torch.no_grad():
-        return model(torch.tensor([ids])).logits[0]
 
 
 def host_of(tiny):

@@ -8,6 +8,7 @@ import tiny_experiment
 import tiny_methods
 from tiny_experiment import runs_of
 from tiny_methods import CPU
+from tiny_model import logits
 
 from harness import report as reporting
 from harness.errors import CandidateFailed, UserError
@@ -95,14 +96,6 @@ def train(tiny, folder, precision="fp32", **given):
     machine = CPU._replace(precision=precision)
     context = tiny_methods.context(tiny, folder, machine=machine, prepare=kept.append)
     return spectrum.fit(context, spectrum.Params(**{**QUICK, "share": 0.5, **given})), kept[0]
-
-
-def logits(model, ids):
-    import torch
-
-    model.eval()
-    with torch.no_grad():
-        return model(torch.tensor([ids])).logits[0]
 
 
 def test_what_was_chosen_is_all_that_is_trained_and_saved(tiny, tmp_path):

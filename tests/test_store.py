@@ -44,11 +44,6 @@ IDENTITY = RowsIdentity(
 OTHER = replace(IDENTITY, weights_digest="other")
 
 
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "runs", wait_s=20)
-
-
 def row(position, **changes):
     values = {
         "task": "support",

@@ -24,11 +24,6 @@ SWEPT = """\
 """
 
 
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "runs", wait_s=20)
-
-
 def tried(store, key, validation=0.5, rows=(), **known):
     """Keep the run of a trial with its weights, of 10 kB where it is a whole one."""
     outcome = {"state": "failed", "error": "it diverged"} if validation is None else {}

@@ -23,6 +23,14 @@ _LINES = (
     "Context: question and answer, yes or no, one two three four five six seven eight nine ten.",
 )
 
+QUESTIONS = (
+    "Where is my parcel?",
+    "I was charged two times for one lamp, and nobody at the depot picks up the telephone.",
+    "Yes?",
+    "How do I change the address of my account?",
+)
+CHOICES = ("late", "the money back", "a red fox and a brown hen")
+
 
 def build(
     folder: Path, *, seed: int = 0, template: str | None = CHATML, adds_bos: bool = False, head_dim: int = 8
@@ -81,3 +89,28 @@ def tokenizer(template: str | None = CHATML, adds_bos: bool = False):
         chat_template=template,
         clean_up_tokenization_spaces=False,
     )
+
+
+def adapter_on(model: Path, folder: Path, *, seed: int = 1, **settings) -> Path:
+    """Save an adapter that changes what a model says: its weights are random, and none of them 0."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    config = LoraConfig(task_type="CAUSAL_LM", **settings)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
+    for name, tensor in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(tensor.data, std=0.3)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+def logits(model, ids: list[int]):
+    """Return what a model in memory gives for each next token of one row."""
+    import torch
+
+    model.eval()
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0]

@@ -10,6 +10,7 @@ import pytest
 import random_llama
 import tiny_methods
 from the_gpu import gpu
+from tiny_model import CHOICES, QUESTIONS, adapter_on
 
 from harness.methods import dpo, lora, qlora
 from harness.models.hardware import Machine
@@ -19,13 +20,6 @@ from harness.records import Limits
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
-QUESTIONS = (
-    "Where is my parcel?",
-    "I was charged two times for one lamp, and nobody at the depot picks up the telephone.",
-    "Yes?",
-    "How do I change the address of my account?",
-)
-CHOICES = ("late", "the money back", "a red fox and a brown hen")
 CPU = Machine("cpu", "CPU", "fp32", 1.0)
 
 
@@ -45,21 +39,8 @@ def source(tiny, own_cache):
 @pytest.fixture(scope="module")
 def adapters(tiny, tmp_path_factory):
     """Save two adapters that change what the tiny model says."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    folders = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), config)
-        for name, tensor in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(tensor.data, std=0.3)
-        folders.append(tmp_path_factory.mktemp("adapter"))
-        model.save_pretrained(folders[-1])
-    return folders
+    settings = {"r": 4, "target_modules": "all-linear"}
+    return [adapter_on(tiny, tmp_path_factory.mktemp("adapter"), seed=seed, **settings) for seed in (1, 2)]
 
 
 def pairs(candidate):

@@ -3,6 +3,7 @@
 import pytest
 import tiny_experiment
 import tiny_model
+from tiny_model import CHOICES, QUESTIONS, adapter_on
 
 from harness import report
 from harness.errors import CandidateFailed
@@ -21,13 +22,6 @@ pytestmark = [
 ]
 
 CPU = Machine("cpu", "CPU", "fp32", 1.0)
-QUESTIONS = (
-    "Where is my parcel?",
-    "I was charged two times for one lamp, and nobody at the depot picks up the telephone.",
-    "Yes?",
-    "How do I change the address of my account?",
-)
-CHOICES = ("late", "the money back", "a red fox and a brown hen")
 NATS = 1e-3
 
 CANDIDATES = """\
@@ -60,23 +54,9 @@ def theirs(tiny, own_cache):
 
 @pytest.fixture(scope="module")
 def adapter(tiny, tmp_path_factory):
-    return adapter_on(tiny, tmp_path_factory.mktemp("adapter"), r=4, target_modules="all-linear")
-
-
-def adapter_on(tiny, folder, **settings):
-    """Save an adapter that changes what the tiny model says."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(1)
-    config = LoraConfig(lora_alpha=6, task_type="CAUSAL_LM", **settings)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), config)
-    for name, tensor in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(tensor.data, std=0.3)
-    model.save_pretrained(folder)
-    return folder
+    return adapter_on(
+        tiny, tmp_path_factory.mktemp("adapter"), r=4, target_modules="all-linear", lora_alpha=6
+    )
 
 
 def asked(candidate):

@@ -24,7 +24,6 @@ from tests.studies.recipe_search import ROOT, SUITES, dump, read
 FOLDER = ROOT / "runs" / "studies" / "claims"
 _PARAMS = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-3}
 _LIMIT = 40  # items of each general task
-_MARGIN = 0.05  # of the target, or of capability: less is as good as equal
 Outcome = Literal["target", "capability"]
 
 
