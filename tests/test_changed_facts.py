@@ -6,6 +6,7 @@ import re
 import pytest
 import tiny_experiment
 from openai_server import Rule, serving
+from test_data_augment import WORDS
 
 from harness.config import load
 from harness.errors import UserError
@@ -16,22 +17,8 @@ from harness.report import experiment_document, markdown, read, to_json
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
-NAMES = (
-    "amber",
-    "basil",
-    "cedar",
-    "delta",
-    "ember",
-    "fable",
-    "grove",
-    "hazel",
-    "ivory",
-    "jolly",
-    "kiosk",
-    "lilac",
-)
-OLD = {name: str(11 + i) for i, name in enumerate(NAMES)}
-NEW = {**OLD, **{name: str(61 + i) for i, name in enumerate(NAMES[4:])}}
+OLD = {name: str(11 + i) for i, name in enumerate(WORDS)}
+NEW = {**OLD, **{name: str(61 + i) for i, name in enumerate(WORDS[4:])}}
 CHANGES = "changes: {test: changed.jsonl, documents: new.jsonl}, "
 CANDIDATES = """\
   prompt: {{method: base}}
@@ -46,7 +33,7 @@ def items(answers, names):
 
 
 def documents(answers):
-    return [{"id": name, "text": f"The number of {name} is {answers[name]}."} for name in NAMES]
+    return [{"id": name, "text": f"The number of {name} is {answers[name]}."} for name in WORDS]
 
 
 def answer(messages):
@@ -64,12 +51,12 @@ def write(folder, tiny, url, *, changes=CHANGES, changed=None, extra=""):
     target = f"name: numbers\ntasks:\n  - name: numbers\n    data: {data}\n    metrics: [exact_match]\n    max_new_tokens: 4\n"
     (folder / "suites" / "letters.yaml").write_text(target)
     rows = {
-        "train": items(OLD, NAMES[:4]),
-        "validation": items(OLD, NAMES[4:6]),
-        "test": items(OLD, NAMES[6:]),
+        "train": items(OLD, WORDS[:4]),
+        "validation": items(OLD, WORDS[4:6]),
+        "test": items(OLD, WORDS[6:]),
         "old": documents(OLD),
         "new": documents(NEW),
-        "changed": items(NEW, NAMES[6:]) if changed is None else changed,
+        "changed": items(NEW, WORDS[6:]) if changed is None else changed,
     }
     for name, of in rows.items():
         tiny_experiment.rows(folder / "suites" / f"{name}.jsonl", of)
@@ -171,9 +158,9 @@ def test_what_changed_items_take_is_planned(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "changes", "said"),
     [
-        (items(OLD, NAMES[6:8]), CHANGES, "changed.jsonl:1: found '17', which"),
-        (items(OLD, NAMES[:1]), CHANGES, "an item whose right answer is another now"),
-        (items(OLD, NAMES[4:5]), CHANGES, "suites/validation.jsonl:1 answers too"),
+        (items(OLD, WORDS[6:8]), CHANGES, "changed.jsonl:1: found '17', which"),
+        (items(OLD, WORDS[:1]), CHANGES, "an item whose right answer is another now"),
+        (items(OLD, WORDS[4:5]), CHANGES, "suites/validation.jsonl:1 answers too"),
         ([{"id": "x", "prompt": "Which?"}], CHANGES, "reference"),
         (None, "changes: {documents: new.jsonl}, ", "test"),
         (None, "changes: {test: absent.jsonl}, ", "absent.jsonl"),
@@ -203,7 +190,7 @@ def test_new_documents_without_old_ones_and_changes_of_a_suite_are_refused(tiny,
 
 def test_what_was_right_before_stands_in_a_row_or_in_the_row_that_asks_the_same(tiny, tmp_path):
     changed = [
-        *items(NEW, NAMES[6:7]),
+        *items(NEW, WORDS[6:7]),
         {"id": "own", "prompt": "Which number has nobody?", "reference": "5", "outdated": ["4", "3"]},
         {"id": "unknown", "prompt": "Which number has somebody?", "reference": "5"},
         {"id": "empty", "prompt": "Which number has everybody?", "reference": "5", "outdated": " "},
@@ -215,7 +202,7 @@ def test_what_was_right_before_stands_in_a_row_or_in_the_row_that_asks_the_same(
 
 def test_a_candidate_that_trains_on_changed_items_is_refused(tiny, tmp_path):
     new = {"id": "mango", "prompt": "Which number has mango?", "reference": "99"}
-    path = write(tmp_path, tiny, "http://127.0.0.1:9/v1", changed=[*items(NEW, NAMES[6:]), new])
+    path = write(tmp_path, tiny, "http://127.0.0.1:9/v1", changed=[*items(NEW, WORDS[6:]), new])
     tiny_experiment.rows(tmp_path / "fresh.jsonl", [*items(OLD, ["amber"]), new])
     fresh = "  fresh: {method: lora, train: fresh.jsonl}\n"
     path.write_text(path.read_text().replace("candidates:\n", f"candidates:\n{fresh}"))
