@@ -106,7 +106,7 @@ def test_the_version_is_printed_without_a_verb(harness):
     assert harness("--version", check=0).stdout == f"harness-evals {version('harness-evals')}\n"
 
 
-def test_every_verb_has_help(harness):
+def test_the_verbs_are_these():
     verbs = [[name] for name in names(app)] + [["runs", name] for name in names(runs_app)]
     verbs += [["regressions", name] for name in names(regressions_app)]
     verbs += [["data", name] for name in names(data_app)]
@@ -117,12 +117,6 @@ def test_every_verb_has_help(harness):
         "list show diff rm add confirm check clean dedup split mix sample augment distill propose-prompts run status ack install "
         "export import".split()
     )
-    from typer.testing import CliRunner
-
-    for verb in verbs:
-        shown = CliRunner().invoke(app, [*verb, "--help"])
-        assert shown.exit_code == 0
-        assert len(shown.stdout.splitlines()[2].strip()) > 10
 
 
 def test_without_a_verb_the_verbs_are_shown(harness):

@@ -4,7 +4,7 @@ Invariant: scores of reported runs are the report's own; those of other runs are
 stored rows, the newest first. Runs that the items cannot tell apart share a rank.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import NamedTuple
@@ -110,7 +110,8 @@ def of(runs: Sequence[Run], report: ExperimentReport | None, metrics: Sequence[s
 def _report_lines(runs: Sequence[Run], report: ExperimentReport | None, task: str, metric: str) -> list[Line]:
     """Begin a line for each run with what the chosen report says of it, or else the latest one."""
     kept = [*([] if report is None else [report]), *project.reports().values()]
-    said = {f.run_id: (f, one, f.name == best) for one, best in _with_best(reversed(kept)) for f in one.facts}
+    best = ((one, best_untrained(one.facts)) for one in reversed(kept))
+    said = {f.run_id: (f, one, f.name == name) for one, name in best for f in one.facts}
     champions = project.champion_ids()
     lines = []
     for run in runs:
@@ -122,11 +123,6 @@ def _report_lines(runs: Sequence[Run], report: ExperimentReport | None, task: st
             )
         lines.append(line)
     return lines
-
-
-def _with_best(reports: Iterable[ExperimentReport]) -> Iterator[tuple[ExperimentReport, str | None]]:
-    for one in reports:
-        yield one, best_untrained(one.facts)
 
 
 def _estimates(

@@ -128,21 +128,17 @@ def _endpoint_base_identity(at: Store, wanted: RowsIdentity, key: str, run: Run)
 def _computational_variants(at: Store, own: RowsIdentity) -> Iterator[RowsIdentity]:
     """Yield the identities of whole rows that differ at most in how they were computed."""
     how = ("template_digest", "precision", "engine", "layout_digest", "device_class")
-    for path in sorted((at.folder / "rows").glob("*/identity.json")):
-        other = store.read_identity(at, path.parent.name)
+    for other in store.identities(at):
         alike = replace(own, **{name: getattr(other, name) for name in how})
-        if other == alike and at.parquet(path.parent.name).exists():
+        if other == alike and at.parquet(other.digest).exists():
             yield other
 
 
 def _same_task(at: Store, wanted: RowsIdentity) -> RowsIdentity | None:
     """Find rows of the same weights and task that were computed in another way."""
-    for path in sorted((at.folder / "rows").glob("*/identity.json")):
-        found = store.read_identity(at, path.parent.name)
-        same = (found.weights_digest, found.task, found.split)
-        if same == (wanted.weights_digest, wanted.task, wanted.split) and at.parquet(found.digest).exists():
-            return found
-    return None
+    same = (wanted.weights_digest, wanted.task, wanted.split)
+    alike = (o for o in store.identities(at) if (o.weights_digest, o.task, o.split) == same)
+    return next((other for other in alike if at.parquet(other.digest).exists()), None)
 
 
 def _refuse_without(metrics: Mapping[str, Metric], identity: RowsIdentity, rows: Rows) -> None:

@@ -316,7 +316,7 @@ def miss_basis(verdict: Verdict) -> str:
     if not verdict.missed or not isinstance(share, float):
         return ""
     return (
-        f"at {_count(n)} items in {_count(clusters)} clusters, of which {formatting.percent(share)} % of "
+        f"At {_count(n)} items in {_count(clusters)} clusters, of which {formatting.percent(share)} % of "
         "a task changed on average, the gate"
     )
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from harness import formatting, gating, report
-from harness.gating import GateResult, TaskComparison, Verdict
+from harness.gating import GateResult, TaskComparison
 from harness.report.document import ResultDocument, Section
 from harness.report.experiment_report import (
     arm_texts,
@@ -32,6 +32,7 @@ def gate_document(judged: GateResult) -> ResultDocument:
     tasks = [t for t in judged.tasks if t.comparison.metric == t.task.primary_metric]
     rates = [t.comparison for t in tasks if t.comparison.base_passed is not None]
     lost = [lost_text(c, _LOST_SHOWN) for c in rates if c.lost]
+    among = family_text(judged.n_members, judged.policy.alpha)
     sections = [
         Section("tasks", columns=_TASK_COLUMNS, rows=list(map(_task_cells, tasks))),
         Section(
@@ -41,23 +42,14 @@ def gate_document(judged: GateResult) -> ResultDocument:
         ),
         Section(
             "missed",
-            lead=_missed_lead(v),
-            notes=[*map(miss_text, v.missed), *filter(None, [_family(judged)])],
+            lead=f"{basis}:" if (basis := miss_basis(v)) else "",
+            notes=[*map(miss_text, v.missed), *filter(None, [among])],
         ),
         Section("lost", notes=lost, detail=True),
         Section("notes", notes=judged.notes),
     ]
     title = f"{WORDS[v.outcome]}: {judged.candidate} against {judged.baseline}"
     return ResultDocument(title, sections, f"{judged.candidate}: {v.sentence}")
-
-
-def _missed_lead(verdict: Verdict) -> str:
-    basis = miss_basis(verdict)
-    return f"{basis[0].upper()}{basis[1:]}:" if basis else ""
-
-
-def _family(judged: GateResult) -> str:
-    return family_text(judged.n_members, judged.policy.alpha)
 
 
 def junit(judged: Sequence[GateResult], name: str) -> str:

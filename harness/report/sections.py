@@ -221,11 +221,9 @@ def _gate(report: ExperimentReport, f: CandidateFacts) -> Section:
     if f.verdict is None:
         return Section("gate", title, columns, ())
     rows = [[rule.name, rule.outcome, rule.sentence] for rule in f.verdict.rules]
-    basis = miss_basis(f.verdict)
-    lead = f"{basis[0].upper()}{basis[1:]}" if basis else ""
     among = family_text(report.family.size, report.family.alpha)
     notes = [*map(miss_text, f.verdict.missed), *filter(None, [among])]
-    return Section("gate", title, columns, rows, lead, notes, f.label)
+    return Section("gate", title, columns, rows, miss_basis(f.verdict), notes, f.label)
 
 
 def _arithmetic(decision: Decision, unit: formatting.Unit) -> Section:
