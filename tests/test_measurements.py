@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import duckdb
 import pytest
-from test_store import IDENTITY, complete, make_rows, make_run, row, store  # noqa: F401 (a fixture)
+from test_store import IDENTITY, complete, make_rows, make_run, row
 
 from harness import store as stores
 from harness.errors import HarnessError

@@ -14,10 +14,9 @@ def sets_section(of: TrainingSets, unit: Unit, place: int) -> Section:
     """Lay out the candidates, the reference first; its label is its `place` among such tables."""
     named = {"rows": "Training rows, quality against quantity", "wrong answers": "Wrong answers in training"}
     title, reached = f"{named[of.by]}: {of.method}", ("score", "change", "p", "p corrected")
+    columns: tuple[str, ...] = ("candidate", "answers made wrong", "rows", *reached)
     if of.by == "rows":
         columns = ("candidate", "trained on", "rows", "tokens", *reached, "labels USD", "training USD")
-    else:
-        columns = ("candidate", "answers made wrong", "rows", *reached)
     looked = f"p corrected for {formatting.pluralize(of.n_tests, 'look')} (Benjamini-Hochberg)"
     seeds = "" if of.seed_variance_known else f"; {VARIANCE_UNKNOWN} (fewer than 3 seeds)"
     tokens = "; tokens are those of all epochs" if of.by == "rows" else ""
