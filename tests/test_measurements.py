@@ -30,13 +30,13 @@ RATING = Rating(
 )
 
 
-def indexed(store):  # noqa: F811
+def indexed(store):
     """List the ratings that the index has heard of."""
     with duckdb.connect(str(store.index), read_only=True) as db:
         return [name for (name,) in db.execute("SELECT rating_id FROM ratings ORDER BY ALL").fetchall()]
 
 
-def test_a_rating_is_found_as_it_was_given(store):  # noqa: F811
+def test_a_rating_is_found_as_it_was_given(store):
     stores.reindex(store)
     stores.save_rating(store, RATING)
     assert stores.list_ratings(store) == [RATING]
@@ -46,11 +46,11 @@ def test_a_rating_is_found_as_it_was_given(store):  # noqa: F811
         assert db.execute("SELECT rater, left_side, choice FROM ratings").fetchall() == [("ann", "b", "a")]
 
 
-def test_an_empty_store_has_no_ratings(store):  # noqa: F811
+def test_an_empty_store_has_no_ratings(store):
     assert stores.list_ratings(store) == []
 
 
-def test_a_rating_leaves_it_to_the_next_query_to_build_the_index_which_then_holds_it(store):  # noqa: F811
+def test_a_rating_leaves_it_to_the_next_query_to_build_the_index_which_then_holds_it(store):
     complete(store, IDENTITY, make_rows(3))
     stores.save_run(store, make_run("one", [IDENTITY.digest]))
     stores.save_rating(store, RATING)
@@ -67,12 +67,12 @@ def test_a_rating_leaves_it_to_the_next_query_to_build_the_index_which_then_hold
     ]
 
 
-def test_a_rating_cannot_name_a_file_elsewhere(store):  # noqa: F811
+def test_a_rating_cannot_name_a_file_elsewhere(store):
     with pytest.raises(ValueError, match="cannot name"):
         stores.save_rating(store, replace(RATING, rating_id="../r1"))
 
 
-def test_raters_of_one_process_and_readers_beside_them_lose_nothing(store):  # noqa: F811
+def test_raters_of_one_process_and_readers_beside_them_lose_nothing(store):
     stores.reindex(store)
     stores.save_rating(store, RATING)
     failed: list[BaseException] = []
@@ -94,7 +94,7 @@ def test_raters_of_one_process_and_readers_beside_them_lose_nothing(store):  # n
     assert len(stores.list_ratings(store)) == len(indexed(store)) == 16
 
 
-def test_a_rating_whose_index_is_held_is_kept_as_a_file_until_the_next(store):  # noqa: F811
+def test_a_rating_whose_index_is_held_is_kept_as_a_file_until_the_next(store):
     stores.reindex(store)
     stores.save_rating(store, RATING)
     with index.writer_lock(store, 1):
@@ -105,7 +105,7 @@ def test_a_rating_whose_index_is_held_is_kept_as_a_file_until_the_next(store):  
     assert indexed(store) == ["r1", "r2", "r3"]
 
 
-def test_a_rating_that_missed_the_index_comes_with_the_next_run(store):  # noqa: F811
+def test_a_rating_that_missed_the_index_comes_with_the_next_run(store):
     stores.reindex(store)
     with index.writer_lock(store, 1):
         stores.save_rating(store, RATING)
@@ -114,7 +114,7 @@ def test_a_rating_that_missed_the_index_comes_with_the_next_run(store):  # noqa:
     assert indexed(store) == ["r1"]
 
 
-def test_ratings_are_listed_while_somebody_holds_the_index(store):  # noqa: F811
+def test_ratings_are_listed_while_somebody_holds_the_index(store):
     stores.save_rating(store, RATING)
     with duckdb.connect(str(store.index)):
         assert stores.list_ratings(Store(store.folder, wait_s=0)) == [RATING]
@@ -124,7 +124,7 @@ EVIL = "<b>x</b> \x1b[31m Été"
 
 
 @pytest.fixture
-def answered(store):  # noqa: F811
+def answered(store):
     """Store forty answers, two of them of another status, one with a text of its own."""
     sample = [
         row(i, status="truncated" if i < 2 else "ok", text=EVIL if i == 7 else f"answer {i}", weight=1.0)
@@ -134,7 +134,7 @@ def answered(store):  # noqa: F811
     return store, sample
 
 
-def test_rows_that_ask_the_same_have_one_digest_of_the_document_however_the_prompt_is_worded(store):  # noqa: F811
+def test_rows_that_ask_the_same_have_one_digest_of_the_document_however_the_prompt_is_worded(store):
     """Two tasks of one file, the second without the chat template, counted as twice as many items."""
     worded = replace(IDENTITY, task="plain", template_digest="none")
     for identity in (IDENTITY, worded):
@@ -190,7 +190,7 @@ def test_slices_and_clusters_come_by_item(answered):
     assert stores.read_kinds(at, "absent") == {}
 
 
-def test_items_that_differ_are_those_of_another_or_an_unknown_digest(store):  # noqa: F811
+def test_items_that_differ_are_those_of_another_or_an_unknown_digest(store):
     other = replace(IDENTITY, weights_digest="other")
     for identity, digests in ((IDENTITY, "abc"), (other, "abd")):
         sample = [row(i, output_digest=digest) for i, digest in enumerate([*digests, ""])]
@@ -212,7 +212,7 @@ def test_columns_for_a_ranking_come_in_the_order_of_ids(answered):
     assert stores.read_columns(at, [IDENTITY.digest], "other") == {}
 
 
-def test_a_rating_is_one_line_of_json(store):  # noqa: F811
+def test_a_rating_is_one_line_of_json(store):
     stores.save_rating(store, RATING)
     text = (store.folder / "ratings" / "r1.json").read_text()
     assert Rating(**json.loads(text)) == RATING
