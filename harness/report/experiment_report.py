@@ -152,7 +152,7 @@ class ExperimentReport:
         """The unit and direction of the target's metric."""
         return target_unit(self.facts)
 
-    def primary(self, label: str) -> dict[str, Comparison]:
+    def task_comparisons(self, label: str) -> dict[str, Comparison]:
         """Map the tasks of the suites to a run's comparison by the primary metric of each, in their order."""
         found: dict[str, Comparison] = {}
         for c in self.comparisons.get(label, ()):

@@ -191,7 +191,7 @@ def _named_losses(report: ExperimentReport, run: CandidateFacts) -> str:
 
 def worst_tasks(report: ExperimentReport, run: CandidateFacts, tasks: Sequence[object]) -> list[str]:
     """Say the change of each of these tasks, the worst first, as the gate counts it: a share of the range."""
-    found = report.primary(run.label)
+    found = report.task_comparisons(run.label)
     known = [found[t] for t in map(str, tasks) if t in found]
     worst_first = sorted(known, key=lambda c: c.unit.sign * c.delta / report.spans.get(c.task, 1.0))
     return [_task_change(c, report.spans.get(c.task, 1.0)) for c in worst_first]

@@ -101,7 +101,7 @@ def _curves(facts: Iterable[CandidateFacts]) -> list[str]:
 
 def _flips(report: ExperimentReport, f: CandidateFacts) -> list[tuple[str, tuple[Flip, ...]]]:
     """Group the items that are shown by task, each with how many there are."""
-    compared = report.primary(f.label)
+    compared = report.task_comparisons(f.label)
     if f.vs_untrained:
         compared[f.vs_untrained.task] = f.vs_untrained
     grouped = groupby(report.flips.get(f.label, ()), key=lambda flip: flip.task)

@@ -151,7 +151,7 @@ def _slice_score(unit: formatting.Unit, f: CandidateFacts, name: str) -> str:
 def _show_forgetting(report: ExperimentReport, f: CandidateFacts) -> Section:
     """Show base → new on every capability task and metric, then the lost items by name."""
     comparisons = [c for c in report.comparisons.get(f.label, ()) if not c.slice]
-    primary = report.primary(f.label)
+    primary = report.task_comparisons(f.label)
     columns = ("task", "metric", "base", "new", "change", "lost/gained", "counts in the gate")
     rows = [[*_task_row(c), _counts(report, c, c is primary[c.task])] for c in comparisons]
     lost = [lost_text(c, _LOST_LISTED) for c in primary.values() if c.lost and c.unit.is_rate]

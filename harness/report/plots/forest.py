@@ -55,7 +55,7 @@ def forest(report: ExperimentReport, f: CandidateFacts) -> str:
 
 
 def _lines(report: ExperimentReport, f: CandidateFacts) -> list[Line]:
-    tasks = [_of_task(report, c) for c in report.primary(f.label).values() if c.unit.is_rate]
+    tasks = [_of_task(report, c) for c in report.task_comparisons(f.label).values() if c.unit.is_rate]
     ordered = sorted(tasks, key=lambda one: not one.counts)
     if f.verdict is None or f.verdict.macro is None or not ordered:
         return ordered

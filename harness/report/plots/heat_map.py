@@ -35,7 +35,9 @@ def heat(report: ExperimentReport) -> Heat:
     labels = tuple(
         f.label for f in best_first(report) if is_fine_tuned(f) and report.comparisons.get(f.label)
     )
-    by_label = [{task: c for task, c in report.primary(label).items() if c.unit.is_rate} for label in labels]
+    by_label = [
+        {task: c for task, c in report.task_comparisons(label).items() if c.unit.is_rate} for label in labels
+    ]
     tasks = list(dict.fromkeys(task for of in by_label for task in of))
     rows = tuple(
         (task, tuple(_heat_cell(of[task]) if task in of else None for of in by_label)) for task in tasks
