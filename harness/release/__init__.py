@@ -28,7 +28,7 @@ from harness.release.sampled import is_sampled
 from harness.release.stored import Baseline, candidate_runs, count_members, gate_stored, judge_run
 from harness.report import gate_report, markdown
 from harness.report.experiment_report import family_text
-from harness.report.gate_report import gate_document
+from harness.report.gate_report import gate_document, to_json
 from harness.store import Store
 
 __all__ = [
@@ -223,11 +223,6 @@ def pin(path: Path, name: str, items: Sequence[str]) -> tuple[Path, int, bool]:
     run = candidate_runs(loaded, Store(loaded.folder / "runs"), name)[0]
     file, added = add_regressions(loaded, run, items)
     return file, added, any(suite.name == SUITE for suite in loaded.experiment.suites)
-
-
-def to_json(judged: GateResult) -> dict[str, object]:
-    """Turn a verdict into plain types, with the exit code that it alone would give."""
-    return gate_report.to_json(judged, combined_exit_code([judged]))
 
 
 def write(judged: Sequence[GateResult], junit: Path | None, summary: str | None) -> None:

@@ -17,6 +17,7 @@ from harness.experiment.preparation import metrics_of, with_lm_eval
 from harness.formatting import RATE, Unit
 from harness.metrics import load_metrics
 from harness.records import Run, load
+from harness.release.stored_target import target_rows
 from harness.store import Store
 
 
@@ -135,8 +136,7 @@ def validation_score(loaded: Loaded, at: Store, run: Run) -> float:
     """Score a run on the target's validation rows, so that the larger value is the better one."""
     task = loaded.experiment.target
     metric = load_metrics(task)[task.primary_metric]
-    rows = store.read_rows(at, run.rows[f"{task.name}/validation"], task.data.limits.validation)
-    return comparison.estimate(metric, rows).score * metric.unit.sign
+    return comparison.estimate(metric, target_rows(at, run, task, "validation")).score * metric.unit.sign
 
 
 def _scores(loaded: Loaded, at: Store, run: Run) -> dict[str, Estimate]:

@@ -35,12 +35,11 @@ def target_facts(loaded: Loaded, at: Store, run: Run, policy: GatePolicy, task: 
     if not any(limit is not None for limit in wanted) or f"{task.name}/test" not in run.rows:
         return None
     metric = load_metrics(task)[task.primary_metric]
-    limit = task.data.limits.test
-    rows = store.read_rows(at, run.rows[f"{task.name}/test"], limit)
+    rows = target_rows(at, run, task)
     score: Estimate = comparison.estimate(metric, rows)
     labels = latest_labels(current_labels(store.list_labels(at, task.name), task), metric.name)
     best = _best_untrained(loaded, at, metric) if (goal.gain, goal.win_rate) != (None, None) else None
-    base = store.read_rows(at, best.rows[f"{task.name}/test"], limit) if best else None
+    base = target_rows(at, best, task) if best else None
     gain = None
     if goal.gain is not None and base is not None and comparison.is_comparable(metric, base, rows):
         found = correct_comparison(metric, comparison.compare_rows(metric, base, rows), base, rows, labels)
@@ -59,16 +58,21 @@ def target_facts(loaded: Loaded, at: Store, run: Run, policy: GatePolicy, task: 
     )
 
 
+def target_rows(at: Store, run: Run, task: Task, split: str = "test") -> list[SampleResult]:
+    """Read a run's answers to the target, as many as its limit leaves."""
+    return store.read_rows(at, run.rows[f"{task.name}/{split}"], getattr(task.data.limits, split))
+
+
 def _commonest_answers(experiment: Experiment, at: Store, run: Run) -> tuple[Comparison, ...]:
     """Compare the share of a run's commonest answer on the target with its base's and the references'."""
     task = experiment.target
-    name, limit = f"{task.name}/test", task.data.limits.test
+    name = f"{task.name}/test"
     runs = [r for r in store.list_runs(at, experiment.name) if name in r.rows]
     plain = base_on_target(run, reversed(runs))
     are_drawn = bool(run.decoding) and (plain is None or plain.decoding == run.decoding)
 
     def answers(of: Run) -> list[SampleResult]:
-        rows = store.read_rows(at, of.rows[name], limit)
+        rows = target_rows(at, of, task)
         return (each_answer(rows, store.read_drawn(at, of.rows[name])) if are_drawn else []) or rows
 
     old = answers(plain) if plain else None
@@ -122,12 +126,11 @@ def _facts_on_target(
     at: Store, task: Task, metric: Metric, runs: Iterable[Run], labels: Labels
 ) -> list[CandidateFacts]:
     """Say what runs reached on the target, of those that could answer any test item."""
-    limits, facts = task.data.limits, []
+    facts = []
     for run in runs:
         refuse_other_grades(task, "target", at, run)
         refuse_lost_folds(at, run, task.name)
-        test = store.read_rows(at, run.rows[f"{task.name}/test"], limits.test)
-        validation = store.read_rows(at, run.rows[f"{task.name}/validation"], limits.validation)
+        test, validation = (target_rows(at, run, task, split) for split in ("test", "validation"))
         with suppress(CandidateFailed):
             facts.append(
                 correct_reached(metric, facts_on_target(run, metric, test, validation), test, labels)

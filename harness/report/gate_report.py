@@ -58,13 +58,13 @@ def junit(judged: Sequence[GateResult], name: str) -> str:
     return report.junit(stops, name)
 
 
-def to_json(judged: GateResult, exit_code: int) -> dict[str, Any]:
-    """Turn a verdict into plain types; `comparisons` holds every metric of every task."""
+def to_json(judged: GateResult) -> dict[str, Any]:
+    """Turn a verdict into plain types, with every metric of every task and the exit code of it alone."""
     plain: dict[str, Any] = report.to_plain(asdict(judged.verdict))
     return {
         "candidate": judged.candidate,
         "baseline": judged.baseline,
-        "exit_code": exit_code,
+        "exit_code": gating.combined_exit_code([judged]),
         **plain,
         "comparisons": report.to_plain([t.comparison for t in judged.tasks]),
         "family": {

@@ -32,6 +32,7 @@ from harness.metrics import Metric, load_metrics
 from harness.records import AnswerLabel, LabelSet, Run, SampleResult, digest
 from harness.release.rating_files.csv_file import read_rows, refuse_unwritable, unknown_key, write_rows
 from harness.release.stored import candidate_runs
+from harness.release.stored_target import target_rows
 from harness.spec import Task, metric_name
 from harness.store import Store
 
@@ -203,13 +204,6 @@ def _facts(
         with suppress(CandidateFailed, KeyError):
             rows = [target_rows(at, run, task, split) for split in ("test", "validation")]
             yield run, facts_on_target(run, metric, *rows)
-
-
-def target_rows(at: Store, run: Run, task: Task, split: str = "test") -> list[SampleResult]:
-    """Read a run's answers to the target, as many as its limit leaves."""
-    limits = task.data.limits
-    limit = limits.test if split == "test" else limits.validation
-    return store.read_rows(at, run.rows[f"{task.name}/{split}"], limit)
 
 
 def _is_labelled(metric: str, rows: Iterable[SampleResult], labels: Labels) -> bool:

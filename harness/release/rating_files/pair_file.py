@@ -20,8 +20,9 @@ from harness.errors import IncompatibleRuns, Problem, UserError
 from harness.evaluation.judges.answer_pairs import shown_pairs
 from harness.records import Rating, Run, SampleResult, digest
 from harness.release.rating_files.csv_file import read_rows, refuse_unwritable, unknown_key, write_rows
-from harness.release.rating_files.label_file import measured_runs, target_rows
+from harness.release.rating_files.label_file import measured_runs
 from harness.release.stored import candidate_runs
+from harness.release.stored_target import target_rows
 from harness.report.escape import spreadsheet_lines
 from harness.spec import Task
 from harness.store import Store
