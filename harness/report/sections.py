@@ -55,35 +55,19 @@ from harness.report.tables.win_rate_table import wins_section
 _LOST_LISTED = 10
 # What the terminal shows beside the first page.
 _BRIEF = ("ablation", "training sets", "wins", "labels", "changes", "more targets")
-_BODY = (
-    "evidence",
-    "wins",
-    "labels",
-    "heat",
-    "ablation",
-    "training sets",
-    "seeds",
-    "curve",
-    "slices",
-    "retrieval",
-    "changes",
-    "more targets",
-    "samples",
-)  # what is read before the appendix
 HEAT_TITLE = "Capability suite, before and after"
 _ESTIMAND = "intervals of the population that the items stand for"
 
 
 def experiment_document(report: ExperimentReport) -> ResultDocument:
     """Lay out everything that is said of an experiment; the terminal leaves its details out."""
-    shown = (
-        replace(s, detail=s.kind not in _BRIEF, appendix=s.kind not in _BODY)
-        for s in _all(report)
-        if s.rows or s.notes
-    )
+    done = [f for f in best_first(report) if f.state == "done"]
+    shown = [replace(s, detail=s.kind not in _BRIEF) for s in _body(report, done)]
+    shown += [replace(s, detail=True, appendix=True) for s in _appendix(report, done)]
+    said = [s for s in shown if s.rows or s.notes]
     lead = " · ".join(map(clean, _header_facts(report)))
     mark = SMOKE if report.smoke else ""
-    return ResultDocument(report.experiment, list(shown), last_line(report), lead, mark, first_page(report))
+    return ResultDocument(report.experiment, said, last_line(report), lead, mark, first_page(report))
 
 
 def _header_facts(report: ExperimentReport) -> list[str]:
@@ -98,9 +82,8 @@ def arithmetic_lines(decision: Decision, unit: formatting.Unit) -> list[str]:
     return [*values, *_list_missing(decision)]
 
 
-def _all(report: ExperimentReport) -> Iterator[Section]:
-    done = [f for f in best_first(report) if f.state == "done"]
-    tuned = [f for f in done if is_fine_tuned(f)]
+def _body(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Iterator[Section]:
+    """Lay out what is read before the appendix."""
     yield Section("evidence", "Evidence", notes=sentences(report))
     yield wins_section(done, report.declared)
     yield from label_sections(report.labels)
@@ -111,6 +94,10 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
     yield from [curve_section(report.curve)] if report.curve else []
     yield _slices(report, done)
     yield from (retrieval_section(done), changes_section(done), targets_section(done), several_section(done))
+
+
+def _appendix(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Iterator[Section]:
+    tuned = [f for f in done if is_fine_tuned(f)]
     for make in (_show_forgetting, _diversity, _steps, _gate, _sweep, _scan):
         yield from (make(report, f) for f in tuned)
     yield from (_sweep(report, f) for f in done if f.training.sweep and f not in tuned)
