@@ -19,7 +19,7 @@ from harness.report import ExperimentReport, ResultDocument, Section
 from harness.report.experiment_report import target_text, verdict_word
 from harness.report.labels import WORDS
 from harness.report.reading import restore, with_units
-from harness.report.tables.more_targets_table import TARGETS_COLUMNS, TARGETS_TITLE, targets_rows
+from harness.report.tables.more_targets_table import targets_section
 from harness.rescue.result import HalfVerdict, Rescue, Tried
 from harness.spec import Recipe
 
@@ -76,7 +76,7 @@ def rescue_document(rescue: Rescue) -> ResultDocument:
     title = f"Rescue of {rescue.candidate} in {rescue.experiment}"
     trials = Section("trials", columns=headers(rescue), rows=rows(rescue), notes=notes)
     done = [t.facts for t in (rescue.original, *rescue.tried) if t.facts.state == "done"]
-    more = Section("more targets", TARGETS_TITLE, TARGETS_COLUMNS, targets_rows(done))
+    more = replace(targets_section(done), lead="")
     return ResultDocument(title, [trials, *([more] if more.rows else [])], last)
 
 
