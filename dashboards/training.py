@@ -63,9 +63,9 @@ def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
     _draw_points({name: run.training for name, run in tracked.items()})
     sign = report.unit.sign if report else 1
     safe_text.say_all(
-        f"{name} {said}."
+        f"{name}: {said}."
         for name, run in tracked.items()
-        if (said := front_sentence(run.candidate, run.training, sign))
+        if not run.recipe.get("weights_of") and (said := front_sentence(run.candidate, run.training, sign))
     )
     _draw_steps({name: trained[name].training for name in chosen})
     costs = {f.run_id: usd(f.training_cost_usd) for f in report.facts} if report else {}

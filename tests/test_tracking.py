@@ -7,6 +7,7 @@ import pytest
 import rescue_worlds
 import tiny_methods
 import tiny_model
+import yaml
 from rescue_worlds import Version, items_as_rows, world
 from worlds import Sizes
 
@@ -170,6 +171,14 @@ def test_points_say_what_target_and_capability_were_then(measured):
     assert late.capability < -0.4 < early.low < early.capability < early.high
     assert early.n_general == late.n_general == 160
     assert run_of(measured, "lora").training.tracked == ()
+
+
+def test_a_step_on_the_front_is_named_with_the_recipe_of_a_candidate(measured):
+    """Of the two early and late, one gains more and the other keeps more."""
+    (said,) = [note for note in measured.report.notes if "on the front" in note]
+    assert said.startswith("held: step 10 of its training on the front of target and capability: ")
+    recipe = yaml.safe_load(said.partition("{")[1] + said.partition("{")[2].rpartition("}")[0] + "}")
+    assert recipe == {"method": "checkpoint", "init_from": "held", "params": {"step": 10}}
 
 
 def test_no_test_row_of_the_target_and_no_item_of_the_confirming_half_is_read(measured):

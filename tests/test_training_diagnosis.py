@@ -121,14 +121,14 @@ def measured(*points):
 def test_steps_that_no_other_beats_in_target_and_capability_are_named_with_the_recipe_of_one():
     made = measured((10, 0.4, -0.01), (20, 0.6, -0.02), (30, 0.5, -0.03), (40, 0.7, -0.08))
     assert front_sentence("lora", made) == (
-        "is on its front of target and capability at steps 10, 20: a candidate without training is "
-        "{method: checkpoint, init_from: lora, params: {step: 10}}"
+        "steps 10, 20 of its training on the front of target and capability: {method: checkpoint, init_from: lora, "
+        "params: {step: 10}} is such a candidate, without training"
     )
 
 
 def test_where_lower_scores_are_better_the_front_is_turned():
     made = measured((10, 0.9, -0.08), (20, 0.2, -0.02), (40, 0.1, -0.03))
-    assert " at step 20: " in front_sentence("lora", made, sign=-1)
+    assert front_sentence("lora", made, sign=-1).startswith("step 20 of its training on the front")
 
 
 def test_a_training_whose_end_beats_every_step_before_it_names_none():

@@ -118,12 +118,14 @@ def front_sentence(name: str, training: TrainingRecord, sign: int = 1) -> str:
     if not found:
         return ""
     front = [found[i][0].step for i in pareto_front([(target, kept) for _, target, kept in found])]
-    earlier = sorted(step for step in front if step != training.n_steps)
+    end = training.n_steps or found[-1][0].step
+    earlier = sorted(step for step in front if step != end)
     if not earlier:
         return ""
     recipe = f"{{method: checkpoint, init_from: {name}, params: {{step: {earlier[0]}}}}}"
     steps = f"step{'s' * (len(earlier) > 1)} {', '.join(map(count, earlier))}"
-    return f"is on its front of target and capability at {steps}: a candidate without training is {recipe}"
+    said = f"{steps} of its training on the front of target and capability"
+    return f"{said}: {recipe} is such a candidate, without training"
 
 
 def _change(point: TrackedPoint) -> float:

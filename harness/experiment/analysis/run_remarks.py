@@ -13,6 +13,7 @@ from harness.models.openai_api import Settings
 from harness.prompting import PromptingContext, index_sizes
 from harness.records import Run, SampleResult
 from harness.report.tables.trials_table import tried_text
+from harness.report.training_diagnosis import front_sentence
 from harness.spec import DecidePolicy, Recipe
 
 
@@ -63,6 +64,7 @@ def list_remarks(session: Session, runs: Sequence[Run]) -> list[str]:
         *of_runs,
         *_note_indexes(session, done),
         *_note_unswept(session, done),
+        *dict.fromkeys(_note_fronts(session, done)),
         *of_bases,
         *_note_endpoints(session, done),
     ]
@@ -141,6 +143,15 @@ def _note_unswept(session: Session, runs: Iterable[Run]) -> Iterator[str]:
     once = dict.fromkeys(name for key, names in named.items() if len(tried[key]) < 2 for name in names)
     if once:
         yield f"learning rate not swept: {', '.join(once)}; another one may do better"
+
+
+def _note_fronts(session: Session, runs: Iterable[Run]) -> Iterator[str]:
+    """Name the steps of tracked trainings that no other beats in both target and capability."""
+    sign = session.target.primary.unit.sign
+    for run in runs:
+        own = session.candidates[run.candidate].recipe.weights_of is None
+        if own and (said := front_sentence(run.candidate, run.training, sign)):
+            yield f"{run.candidate}: {said}"
 
 
 def _rates(source: Recipe) -> list[object]:

@@ -10,7 +10,7 @@ from harness.report.document import Section
 from harness.report.escape import clean
 from harness.report.experiment_report import figure_text
 from harness.report.plots import loss_curves
-from harness.report.training_diagnosis import diagnose, forgetting_sentence, front_sentence
+from harness.report.training_diagnosis import diagnose, forgetting_sentence
 
 # Words for what a training measured, where the name of the figure does not say it.
 _MEASURED = {
@@ -64,10 +64,6 @@ def show_trainings(trained: Sequence[CandidateFacts]) -> Section:
     found = ((f.label, diagnose(f.training)) for f in trained)
     notes = [f"{label} {of.sentence}." for label, of in found if of]
     notes += [f"{f.label} {said}." for f in trained if (said := forgetting_sentence(f.training))]
-    fronts = (
-        (f.label, front_sentence(f.name, f.training, f.target.unit.sign if f.target else 1)) for f in trained
-    )
-    notes += [f"{label} {said}." for label, said in fronts if said]
     notes += [loss_curves.LIKELIHOOD] * (False in kinds) + [loss_curves.PREFERENCES] * (True in kinds)
     return Section("training", "Training", columns, rows, notes=notes)
 
