@@ -172,7 +172,10 @@ def test_a_new_method_is_one_file(tmp_path, tiny, own_cache):
 
 
 L1 = '''
-"""Sum of the absolute values of what is trained, as a penalty on the loss."""
+"""Sum of the absolute values of what is trained, as a penalty on the loss.
+
+Example: `regularize: {l1: {strength: 0.5}}`
+"""
 
 from pydantic import Field
 
