@@ -155,7 +155,8 @@ def test_too_few_steps_for_adalora_fail_with_what_to_turn(tiny, tmp_path):
     [
         ("peft_type: LORRA", "peft_type 'LORRA'; expected one of PEFT's families .*LORA"),
         ("peft_type: IA3, rank: 4", "unknown parameter 'rank'"),
-        ("peft_type: XLORA", "peft_type 'XLORA'"),
+        ("peft_type: XLORA", "peft_type 'XLORA', which has a training of its own in PEFT"),
+        ("peft_type: ADAPTION_PROMPT", "no adapter_len and no adapter_layers"),
         ("peft_type: LORA, init_lora_weights: loftq", "this machine has none"),
         ("peft_type: LORA, init_lora_weights: pizza", "init_lora_weights: .*pizza"),
         ("peft_type: LORA, init_lora_weights: corda", "statistics that no training here collects"),

@@ -72,8 +72,9 @@ def family_problems(
     """
     known = families()
     if peft_type not in known:
-        expected = f"one of PEFT's families {', '.join(known)}"
-        return [Problem(where, f"peft_type {peft_type!r}", expected, did_you_mean(peft_type, known))]
+        why = ", which has a training of its own in PEFT" if peft_type in _OWN_LOOPS else ""
+        expected, step = f"one of PEFT's families {', '.join(known)}", did_you_mean(peft_type, known)
+        return [Problem(where, f"peft_type {peft_type!r}{why}", expected, "another family" if why else step)]
     names = [f.name for f in fields(known[peft_type]) if f.name not in _SET_HERE]
     unknown = [name for name in params if name not in names]
     if unknown:
@@ -90,8 +91,17 @@ def family_problems(
         found = f"{wrong['loc'][0]}: {wrong['input']!r} ({wrong['msg'][0].lower() + wrong['msg'][1:]})"
         return [Problem(where, found, expected, "mend params")]
     except (TypeError, ValueError, AttributeError, ImportError, re.error) as error:
-        return [Problem(where, " ".join(str(error).split()), expected, "mend params")]
+        said = " ".join(str(error).split())
+        if isinstance(error, TypeError) and (unset := _unset(known[peft_type], params)):
+            said = f"no {' and no '.join(unset)} ({said})"
+        return [Problem(where, said, expected, "mend params")]
     return []
+
+
+def _unset(config: Any, params: Mapping[str, Any]) -> list[str]:
+    """Name the parameters of a family that are None unless they are written, and are not; modules aside."""
+    own = (field for field in fields(config) if field.name in config.__annotations__)
+    return [f.name for f in own if f.default is None and f.name not in {*params, "target_modules"}]
 
 
 def _unsupported(params: Mapping[str, Any], device: str) -> tuple[str, str, str] | None:
