@@ -158,6 +158,21 @@ def test_a_job_for_other_code_is_refused(tiny, tmp_path):
         training.run_job(folder, ignore)
 
 
+def test_what_a_launcher_prints_goes_to_the_log_and_not_into_the_progress(tmp_path):
+    said = """[2026-11-23 18:10:19] [WARNING] no GPU\n["advance", 1, 2, "loss 0.5"]\n{"a": 1}\n[]\n"""
+    (tmp_path / "said").write_text(said)
+    heard = []
+    worker.launch(
+        tmp_path, lambda *message: heard.append(message), ("bash", "-c", f"cat {tmp_path / 'said'}")
+    )
+    assert heard == [(1, 2, "loss 0.5")]
+    assert (tmp_path / jobs.LOG).read_text().splitlines() == [
+        "[2026-11-23 18:10:19] [WARNING] no GPU",
+        '{"a": 1}',
+        "[]",
+    ]
+
+
 @pytest.mark.parametrize(
     ("script", "error", "told"),
     [

@@ -96,6 +96,17 @@ def test_a_cards_costs_are_measured_once_and_read_afterwards(tiny, empty_cache, 
     assert again == PassCosts(2048, 4096, 512, measured.keys)
 
 
+def test_a_model_that_cannot_be_read_so_is_laid_out_by_a_cpus_costs_and_nothing_is_kept(
+    tiny, empty_cache, monkeypatch
+):
+    host = ModelHost(resolve(str(tiny)), tiny_methods.CPU)
+    monkeypatch.setattr(host.model, "forward", lambda **_: ()[0])
+    found = card_costs(host.model, host.source, CARD, 24 * GB)
+    assert found._replace(keys=0) == CPU_COSTS
+    assert found.keys > 0
+    assert not (empty_cache / "pass_costs").exists()
+
+
 def test_keys_take_four_fifths_of_what_the_weights_leave_of_a_card(tiny):
     host, of = ModelHost(resolve(str(tiny)), tiny_methods.CPU), shape(resolve(str(tiny)))
     found = card_costs(host.model, host.source, CARD, 24 * GB)

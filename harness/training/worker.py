@@ -97,11 +97,14 @@ def launch(folder: Path, advance: Advance, command: Sequence[str] = ()) -> None:
         error: Exception | None = None
         try:
             for line in worker.stdout:
-                kind, *content = json.loads(line)
+                kind, *content = _message(line)
                 if kind == "error":
                     error = error or decode_error(*content)  # of several, what the others then failed by
-                else:
+                elif kind == "advance":
                     advance(*content)
+                else:  # of a launcher, such as DeepSpeed's
+                    log.write(line.encode())
+                    log.flush()
         except BaseException:
             worker.terminate()
             raise
@@ -113,6 +116,15 @@ def launch(folder: Path, advance: Advance, command: Sequence[str] = ()) -> None:
         raise KeyboardInterrupt
     if worker.returncode:
         raise _killed(worker.returncode, folder / LOG)
+
+
+def _message(line: str) -> list[Any]:
+    """Return what a line of a worker says; a kind that nobody knows of one that is not a worker's."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        said = None
+    return said if isinstance(said, list) and said else [None]
 
 
 def _signal_of_one(log: Path) -> int:

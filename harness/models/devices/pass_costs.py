@@ -19,7 +19,7 @@ from harness.models.devices.placement import LEAST_TOKENS, is_spread
 from harness.models.generation import answers
 from harness.models.hardware import Machine
 from harness.models.hub import ModelSource
-from harness.models.loglikelihood import only_at
+from harness.models.loglikelihood import UNSUPPORTED, only_at
 from harness.models.prefix_cache import PrefixCache
 from harness.provenance.code_versions import versions_of
 from harness.records import digest, parse_json
@@ -98,12 +98,11 @@ def _card_bytes(model: "PreTrainedModel") -> float:
 
 
 def _measure(model: "PreTrainedModel") -> list[int] | None:
-    """Measure what passes of a model take; None where there is no memory for that."""
+    """Measure what passes of a model take; None where memory runs out, or it cannot be read so."""
     try:
         return list(solve(measure_passes(model)))
-    except oom.ERRORS as error:
-        if not oom.ran_out(error):
-            raise
+    except (*oom.ERRORS, *UNSUPPORTED):  # what is wrong with the model is found and said where it is asked
+        pass
     oom.release()
     return None
 
