@@ -74,7 +74,7 @@ def test_four_cards_share_a_training_whose_states_no_card_holds_alone(llama):
     found = {(way.name, way.checkpointing): way for way in examine_base(str(llama), asked).ways}
     n, full = 6.738, "full fine-tuning"
     layers = 2 * 6 * n / 32  # held whole, in fp32 and in 16 bits
-    sharded, parted = found[f"{full}, FSDP or ZeRO 3", True], found[f"{full}, ZeRO 2", True]
+    sharded, parted = found[f"{full} by FSDP or ZeRO 3", True], found[f"{full} by ZeRO 2", True]
     assert sharded.peak[:3] == pytest.approx((6 * n / 4 + layers, 4 * n / 4, 8 * n / 4), abs=0.01)
     assert parted.peak[:3] == pytest.approx((6 * n, 4 * n / 4, 8 * n / 4), abs=0.01)
     assert [found[full, True].fits, parted.fits, sharded.fits] == [False, True, True]

@@ -40,7 +40,7 @@ _WHOLE = "full fine-tuning"
 _WHOLE_IN_BF16 = "full fine-tuning (dtype: bfloat16)"
 # Formats of quantised files on whose layers adapters train as they are; on those of others once unpacked.
 _ADAPTED = ("bitsandbytes", "gptq", "awq", "fp8", "hqq", "aqlm", "eetq")
-_SHARED = {0: "", 2: ", ZeRO 2", 3: ", FSDP or ZeRO 3"}  # by the stage of ZeRO that holds as much
+_SHARED = {0: "", 2: " by ZeRO 2", 3: " by FSDP or ZeRO 3"}  # by the stage of ZeRO that holds as much
 RANK = 16  # of the adapters that are estimated, as `lora` trains them unless it is told otherwise
 
 
