@@ -12,7 +12,11 @@ from accelerate.utils import DistributedType
 from harness.training import worker
 
 if __name__ == "__main__":
-    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    os.environ |= {"ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu"}
     torch.distributed.init_process_group("gloo")
     PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+    if "ACCELERATE_USE_DEEPSPEED" in os.environ:
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
     worker.main()

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import tiny_experiment
 import tiny_methods
 from pydantic import ValidationError
 from safetensors.numpy import load_file
-from test_shared_training import LORA, ignore, made
+from test_shared_training import ignore, made
 
 from harness import config, training
 from harness.errors import UserError
@@ -26,17 +27,19 @@ from harness.training.job import LAUNCH
 from harness.training.parallel.launch import write_launch
 
 pytestmark = pytest.mark.usefixtures("own_cache")
+DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 FSDP = AcceleratePolicy(num_processes=2, distributed_type="FSDP")
 ZERO_2, ZERO_3 = (
     AcceleratePolicy(num_processes=2, distributed_type="DEEPSPEED", zero_stage=stage) for stage in (2, 3)
 )
 
 
-def written(tiny, folder, policy, **params):
+def written(tiny, folder, policy, method="lora", **params):
     """Write a job on twelve rows for the processes of a policy; returns its folder."""
+    rank = {"r": 2} if method == "lora" else {}
     job = training.Job(
-        method="lora",
-        params=LORA | params,
+        method=method,
+        params={"max_length": 200, **rank, **params},
         source=resolve(str(tiny)),
         machine=tiny_methods.CPU,
         seed=0,
@@ -44,7 +47,7 @@ def written(tiny, folder, policy, **params):
         threads=1,
         processes=policy.num_processes,
         shards=policy.shards,
-        code=training.code_of("lora", ()),
+        code=training.code_of(method, ()),
     )
     rows = {"train": tiny_methods.examples(slice(0, 2)), "validation": tiny_methods.examples(slice(5, 6))}
     training.write_job(folder, job, **rows, pairs=())
@@ -99,21 +102,44 @@ def test_accelerate_starts_deepspeed_at_the_stage_with_what_the_trainer_fills_in
 # Weights that no process holds whole
 
 
-@pytest.mark.slow
-def test_two_processes_with_fsdp2s_shards_make_the_adapter_of_one(tiny, tmp_path):
-    whole = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4, "num_train_epochs": 3}
-    alone = written(tiny, tmp_path / "alone", AcceleratePolicy(), **whole)
-    shared = written(tiny, tmp_path / "shared", FSDP, **whole)
+def sharded(tiny, folder, policy, method="lora", **params):
+    """Make the weights of a job with one process and with those of a policy; returns both folders."""
+    alone = written(tiny, folder / "alone", AcceleratePolicy(), method, **params)
+    shared = written(tiny, folder / "shared", policy, method, **params)
     training.run_job(alone, ignore)
     launcher = (sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file")
     here = str(shared / LAUNCH), str(Path(__file__).with_name("cpus_for_gpus.py"))
     worker.launch(shared, ignore, (*launcher, *here))
-    one, other = (load_file(at / "adapter" / "adapter_model.safetensors") for at in (alone, shared))
+    return alone, shared
+
+
+def difference(alone, shared, file):
+    """Return the largest difference of the weights in a file, which have the same names."""
+    one, other = (load_file(at / file) for at in (alone, shared))
     assert one.keys() == other.keys()
-    assert max(np.abs(one[name] - other[name]).max() for name in one) < 1e-4
+    return max(np.abs(one[name] - other[name]).max() for name in one)
+
+
+@pytest.mark.parametrize(
+    ("policy", "method"),
+    [
+        pytest.param(FSDP, "lora", marks=pytest.mark.slow),
+        pytest.param(FSDP, "full", marks=pytest.mark.weekly),
+        pytest.param(ZERO_2, "lora", marks=[pytest.mark.weekly, DEEPSPEED]),
+        pytest.param(ZERO_3, "lora", marks=[pytest.mark.weekly, DEEPSPEED]),
+    ],
+    ids=["FSDP2", "FSDP2 of all parameters", "ZeRO 2", "ZeRO 3"],
+)
+def test_two_processes_with_a_shard_each_make_the_weights_of_one(tiny, tmp_path, policy, method):
+    whole = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4, "num_train_epochs": 3}
+    knobs = whole | {"warmup_steps": 0, "gradient_checkpointing": True}
+    alone, shared = sharded(tiny, tmp_path, policy, method, **knobs)
+    files = {"lora": "adapter/adapter_model.safetensors", "full": "model/model.safetensors"}
+    assert difference(alone, shared, files[method]) < 1e-4
     record, expected = made(shared)["training"], made(alone)["training"]
     assert (record["n_processes"], record["n_trainable"]) == (2, expected["n_trainable"])
     assert np.allclose(record["loss"], expected["loss"], atol=1e-3)
+    assert record["loss"][0][1] - record["loss"][-1][1] > 0.01  # something was learned
 
 
 def test_processes_without_shards_refuse_a_job_for_them(tiny, tmp_path, monkeypatch):

@@ -52,11 +52,13 @@ def save_trained(save: Callable[..., None], model: Any, folder: Path) -> None:
 
 
 def _gather_shards(model: Any) -> dict[str, Any]:
-    """Return what FSDP2's processes trained, whole in the first one's main memory."""
+    """Return what FSDP2's processes trained, whole in the first one's main memory; tied weights once."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    return get_model_state_dict(model, options=options)
+    whole = get_model_state_dict(model, options=options)
+    tied = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters()).keys()
+    return {name: tensor for name, tensor in whole.items() if name not in tied}
 
 
 def _gather_partitions(model: Any) -> dict[str, Any]:
