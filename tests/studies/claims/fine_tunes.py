@@ -78,8 +78,15 @@ def _measure(pair: Pair) -> Measured:
         judge(found.low, found.high, least=pair.least),
         figures,
         f"{pair.new} against {pair.base}, one seed, 320 rows, rate {_PARAMS['learning_rate']:g}, "
-        f"{target.n} items of the target" + (f", {found.n} general ones" if found is not target else ""),
+        f"{target.n} items of the target"
+        + (f", {found.n} general ones" if found is not target else "")
+        + f", trainings of {_trained_s(new):.0f} and {_trained_s(base):.0f} s",
     )
+
+
+def _trained_s(run: Run) -> float:
+    """Return the seconds that a run's training took, whichever call made it."""
+    return (run.training and run.training.wall_s) or 0.0
 
 
 def prepare(folder: Path, *, suites: bool) -> Path:

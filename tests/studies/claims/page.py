@@ -11,7 +11,8 @@ _ABOUT = """\
 What papers claim, held against what is computed or measured here, on the embedded model and two CPU cores. A verdict is about this
 model and these rows alone: **holds** where the whole 95 % interval bears the claim out, **does not hold here** where none of it
 does, **not decided** where it reaches over both. An exact figure has no interval. Fine-tunes are of one seed, which judges
-a checkpoint and no recipe; a difference of less than five points of the target counts as none where equality is claimed."""
+a checkpoint and no recipe; a difference of less than five points of the target counts as none where equality is claimed.
+A call takes up what an ended one had trained and answered, so its time may be less than the whole."""
 
 
 def page(claims: Sequence[Claim], open_claims: Sequence[OpenClaim], found: Mapping[str, Kept]) -> str:
@@ -38,9 +39,8 @@ def page(claims: Sequence[Claim], open_claims: Sequence[OpenClaim], found: Mappi
 
 def _summary(known: Sequence[Claim], found: Mapping[str, Kept]) -> str:
     of = Counter(found[claim.name].verdict for claim in known)
-    minutes = pluralize(round(sum(found[claim.name].seconds for claim in known) / 60), "minute")
     said = ", ".join(f"{verdict}: {count(n)}" for verdict, n in of.most_common())
-    return f"{pluralize(len(known), 'claim')} measured, in {minutes}. Verdicts: {said or 'none'}."
+    return f"{pluralize(len(known), 'claim')} measured. Verdicts: {said or 'none'}."
 
 
 def _row(claim: Claim, kept: Kept) -> str:
@@ -48,7 +48,9 @@ def _row(claim: Claim, kept: Kept) -> str:
 
 
 def _how(claim: Claim, kept: Kept) -> str:
-    return f"- **{claim.name}**: {kept.note}. {kept.seconds:.0f} s, {kept.machine}, {kept.date}."
+    return (
+        f"- **{claim.name}**: {kept.note}. {kept.machine}, {kept.date}; the call took {kept.seconds:.0f} s."
+    )
 
 
 def _yet(claim: Claim) -> str:
