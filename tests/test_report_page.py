@@ -40,7 +40,8 @@ from harness.report.labels import for_picture
 from harness.report.plots import chances, curves, forest, front
 from harness.report.plots.heat_map import heat
 from harness.report.plots.loss_curves import PREFERENCES, gap, smooth
-from harness.report.plots.svg import Scale, marks
+from harness.report.plots.pareto_front import NARROW
+from harness.report.plots.svg import Scale, marks, width_of
 from harness.report.tables.origin_tables import provenance_tables
 from harness.spec import DecidePolicy
 
@@ -355,6 +356,12 @@ def test_shapes_tell_verdicts_apart_as_well_as_colours():
     assert found["cross"] >= 1
     assert found["undecided"] >= 1
     assert found["passes"] >= 1
+
+
+def test_the_legend_of_all_verdicts_fits_into_a_narrow_picture():
+    picture = drawn(front(report(tuned("dpo", 0.85, 0.1, "inconclusive")), NARROW))
+    (end,) = (float(e.get("x")) + width_of(e.text) for e in picture.iter() if e.text == "front")
+    assert end <= NARROW.width
 
 
 def test_names_of_equal_points_do_not_cover_each_other():

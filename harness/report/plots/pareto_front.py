@@ -221,13 +221,13 @@ def _legend(report: ExperimentReport, frame: Frame, points: Sequence[Point]) -> 
     y, x, out = frame.height - 10, 8.0, []
     for word, class_ in CLASSES.items():
         if any(p.verdict == word for p in points):
-            said = f"the gate: {class_}" if class_ == "undecided" else f"{class_} the gate"
+            said = class_ if class_ == "undecided" else f"{class_} the gate"
             said = "the harness drifted" if word == WORDS["harness-drift"] else said
             out += [mark(_SHAPES[class_], x, y - 4, class_), text(x + 12, y, said, "small")]
-            x += svg.width_of(said) + 30
+            x += svg.width_of(said) + 26
     if any(not p.on_front for p in points):
         out += [mark("dot", x, y - 4, "dominated"), text(x + 12, y, "dominated", "small")]
-        x += svg.width_of("dominated") + 30
+        x += svg.width_of("dominated") + 26
     out += [line(x - 6, y - 4, x + 12, y - 4, "front"), text(x + 18, y, "front", "small")]
     shown = {p.label for p in points}
     if absent := [f.label for f in report.facts if f.state == "done" and f.label not in shown]:
