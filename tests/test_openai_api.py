@@ -310,6 +310,41 @@ def test_what_a_server_says_instead_of_an_answer_has_a_name(server, opened, faul
     assert words in failure(opened(server, timeout=0.3 if fault.after_s else 60))
 
 
+def chatted(server, opened, message, usage=None):
+    """Ask one question by chat of a server that answers with such a message."""
+    choice = {"index": 0, "finish_reason": "stop", "message": message}
+    body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+    server.faults = [Fault(200, body if usage is None else body | {"usage": usage})]
+    candidate = opened(server, protocol="chat")
+    (output,) = candidate.generate([candidate.encode(turns("Hello?")).context], Limits(4))
+    return output
+
+
+@pytest.mark.parametrize(
+    ("message", "found"),
+    [
+        (None, "a choice without a message"),
+        ({"role": "assistant", "content": 5}, "an answer of the type int"),
+        ({"role": "assistant", "content": [{"type": "image_url"}]}, "an answer of the type list"),
+    ],
+)
+def test_a_message_without_text_is_refused_in_a_sentence(server, opened, message, found):
+    with pytest.raises(CandidateFailed, match=f"found {found}; expected an answer"):
+        chatted(server, opened, message)
+
+
+def test_an_answer_in_parts_is_one_text(server, opened):
+    parts = [{"type": "text", "text": "fi"}, {"type": "text", "text": "ve"}]
+    assert chatted(server, opened, {"role": "assistant", "content": parts}).text == "five"
+
+
+@pytest.mark.parametrize("read", [None, -5, "many"])
+def test_tokens_that_are_no_number_count_as_none_told(server, opened, read):
+    usage = {"prompt_tokens": read, "completion_tokens": 3, "total_tokens": 3}
+    output = chatted(server, opened, {"role": "assistant", "content": "five"}, usage)
+    assert (output.text, output.n_prompt_tokens, output.n_output_tokens) == ("five", 0, 0)
+
+
 def test_likelihoods_need_a_server_that_echoes_them(server, opened):
     server.faults = [Fault(200, openai_server._response(Said("x"), {"text": "x", "logprobs": None}))]
     with pytest.raises(CandidateFailed, match=r"of 0 tokens where 3 were sent.*protocol: chat"):
@@ -645,6 +680,21 @@ def test_a_missing_key_ends_with_exit_code_2(written, monkeypatch, capsys):
         main()
     assert ended.value.code == 2
     assert "next: export SUPPORT_KEY=" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["served", "hinted"])
+def test_eval_sends_sensitive_rows_to_nobody_elses_server(tiny, tmp_path, monkeypatch, capsys, name):
+    hinted = "  hinted: {weights_of: served, prompting: {few_shot: {shots: 1}}}\n"
+    candidates = CANDIDATES.format(url="http://8.8.8.8:1/v1") + hinted
+    path = tiny_experiment.write(tmp_path, tiny, candidates, extra="decide: {needs: [sensitive_data]}\n")
+    monkeypatch.setenv("SUPPORT_KEY", KEY)
+    monkeypatch.setattr("sys.argv", ["harness", "eval", name, "-c", str(path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert (
+        "found an endpoint on somebody else's server, tiny at http://8.8.8.8:1/v1" in capsys.readouterr().err
+    )
 
 
 def test_chat_is_refused_where_choices_are_to_be_ranked(written, monkeypatch):

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from harness.errors import UserError
+from harness.evaluation.sensitive_rows import sensitive_problems
 from harness.evaluation.session import Session
 from harness.models import openai_api
 from harness.models.deltas import apply_delta
@@ -65,9 +67,17 @@ def open_text_head(session: Session, weights: Weights) -> Iterator[Candidate]:
 
 @contextmanager
 def open_endpoint(session: Session, weights: Weights) -> Iterator[Candidate]:
-    """Open what a server serves; prompts are written as for the base."""
-    source = _source(session, weights)
-    with openai_api.open_endpoint(_folder(weights), weights.digest, source) as candidate:
+    """Open what a server serves; prompts are written as for the base.
+
+    Raises:
+        UserError: the rows are sensitive, and the server is somebody else's.
+    """
+    source, folder = _source(session, weights), _folder(weights)
+    step = "a candidate that answers here or in your network, or remove sensitive_data"
+    told = (openai_api.settings_of(folder), "an endpoint", "decide.needs", step)
+    if problems := list(sensitive_problems(session.experiment, *told)):
+        raise UserError(problems)
+    with openai_api.open_endpoint(folder, weights.digest, source) as candidate:
         yield candidate
 
 

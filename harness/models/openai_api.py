@@ -10,15 +10,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from ipaddress import ip_address, ip_network
 from itertools import repeat
 from json import loads
 from pathlib import Path
-from socket import inet_aton, inet_ntoa
 from threading import Thread
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
@@ -27,6 +25,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 
 from harness.errors import CandidateFailed, Problem
+from harness.models.endpoints.addresses import is_loopback, is_private
+from harness.models.endpoints.responses import first_choice, first_logprobs, output_of, text_of
 from harness.models.hub import ModelSource, load_tokenizer
 from harness.models.tokenization import PromptEncoder, encode_all
 from harness.progress import quiet_libraries
@@ -45,9 +45,6 @@ UNKNOWN = "unknown"  # the precision and the device of a server
 FILE = "endpoint.json"
 WHO_ANSWERS = ("base_url", "model", "protocol")  # settings on which an answer depends
 
-_PRIVATE_NAMES = (".internal", ".local", ".localhost", ".localdomain", ".lan", ".home.arpa")
-_SHARED = ip_network("100.64.0.0/10")  # of carriers and of overlays such as Tailscale
-_COUNTRY = 2  # letters of a country's top-level domain, which may have an address itself
 _NO_KEY = "none"  # a client without any would take the one of another provider from the environment
 _ANY_LENGTH = 1 << 30
 _MOST_TOKENS = 20  # of which the protocol gives log-probabilities
@@ -107,38 +104,9 @@ class Settings(Spec):
         return not is_private(self.base_url)
 
     @property
-    def is_loopback(self) -> bool:
-        """Whether the server is on this machine, which no proxy of the environment can reach."""
-        parts = urlsplit(self.base_url)
-        return parts.scheme == "http" and _is_loopback(parts.hostname or "")
-
-    @property
     def name(self) -> str:
         """The model and its address, for people."""
         return f"{self.model} at {self.base_url}"
-
-
-def is_private(url: str) -> bool:
-    """Tell whether an address is of this machine or of a private network, by its numbers or its name.
-
-    Numbers are read as the resolver reads them (`127.1`, hexadecimal), and 100.64.0.0/10 (RFC 6598) is
-    private too. A name without a dot is one of the local network, but for two letters, which are a country's.
-    """
-    host = (urlsplit(url).hostname or "").rstrip(".")
-    with suppress(OSError):
-        host = inet_ntoa(inet_aton(host))
-    try:
-        found = ip_address(host)
-    except ValueError:
-        return len(host) != _COUNTRY if "." not in host else host.endswith(_PRIVATE_NAMES)
-    found = getattr(found, "ipv4_mapped", None) or found
-    return bool(found.is_private) or found in _SHARED
-
-
-def _is_loopback(host: str) -> bool:
-    with suppress(ValueError):
-        return ip_address(host).is_loopback
-    return host == "localhost"
 
 
 def identity(protocol: str) -> tuple[str, str]:
@@ -172,6 +140,11 @@ def problems(settings: Settings, where: str) -> Iterator[Problem]:
         yield Problem(where, found, "one line of ASCII", f"export {name}=… anew")
 
 
+def settings_of(folder: Path) -> Settings:
+    """Read the settings of an endpoint from the folder of its weights."""
+    return Settings.model_validate(loads((folder / FILE).read_text("utf-8")))
+
+
 def _key(settings: Settings) -> str:
     name = settings.api_key_env
     return os.environ.get(name, "").strip() if name else _NO_KEY
@@ -186,7 +159,7 @@ def open_endpoint(
     Raises:
         CandidateFailed: no server answers there.
     """
-    settings = Settings.model_validate(loads((folder / FILE).read_text("utf-8")))
+    settings = settings_of(folder)
     server = Server(settings)
     try:
         if settings.protocol == "chat":
@@ -216,7 +189,7 @@ class Server:
             api_key=self._key,
             timeout=settings.timeout,
             max_retries=settings.max_retries,
-            http_client=DefaultHttpxClient(trust_env=False) if settings.is_loopback else None,
+            http_client=DefaultHttpxClient(trust_env=False) if is_loopback(settings.base_url) else None,
         )
         # The client takes these from the environment, where they are meant for another provider.
         self.api.organization = self.api.project = None
@@ -361,8 +334,9 @@ class CompletionsCandidate(PromptEncoder):
             extra_body=self._extra_body or None,
             **_describe_decoding(limits, asked.seed),
         )
-        choice = _choice(self._server, found)
-        return _output(choice.text, choice.finish_reason, found.usage, limits)
+        choice = first_choice(found, self._server.refusal)
+        text = text_of(choice, self._server.refusal)
+        return output_of(text, choice.finish_reason, found.usage, limits)
 
     def _score(self, pair: "Pair") -> Likelihood:
         context, continuation = pair
@@ -375,7 +349,7 @@ class CompletionsCandidate(PromptEncoder):
             echo=True,
             logprobs=1,
         )
-        said = _choice(self._server, found).logprobs
+        said = first_choice(found, self._server.refusal).logprobs
         values, tops = (said.token_logprobs or [], said.top_logprobs or []) if said else ([], [])
         own = [(x, top) for x, top in zip(values, tops, strict=False)][len(context) : len(whole)]
         # One token more is what was generated; two more are a prompt that the server added to.
@@ -433,9 +407,9 @@ class ChatCandidate(PromptEncoder):
             **_describe_decoding(limits, asked.seed),
             **more,
         )
-        choice = _choice(self._server, found)
-        output = _output(choice.message.content or "", choice.finish_reason, found.usage, limits)
-        return replace(output, first_logprobs=_first_logprobs(self._server, choice)) if more else output
+        choice, refusal = first_choice(found, self._server.refusal), self._server.refusal
+        output = output_of(text_of(choice, refusal), choice.finish_reason, found.usage, limits)
+        return replace(output, first_logprobs=first_logprobs(choice, refusal)) if more else output
 
 
 def _answers(
@@ -468,31 +442,3 @@ def _describe_decoding(limits: Limits, seed: int | None) -> dict[str, Any]:
     stop = {"stop": list(limits.stop[:_MOST_STOPS])} if limits.stop else {}
     drawn = {} if seed is None else {"top_p": limits.top_p, "seed": seed}
     return {"max_tokens": limits.max_new_tokens, "temperature": limits.temperature, **drawn, **stop}
-
-
-def _choice(server: Server, found: Any) -> Any:
-    """Return the one answer of a response; the client itself checks no response."""
-    choices = getattr(found, "choices", None)
-    if not choices:
-        raise server.refusal("a response without choices", "a base_url that ends with /v1")
-    return choices[0]
-
-
-def _first_logprobs(server: Server, choice: Any) -> tuple[tuple[str, float], ...]:
-    """Return the tokens that could have begun an answer, behind any blanks, by their log-probabilities."""
-    content = (choice.logprobs and choice.logprobs.content) or ()
-    first = next((one for one in content if one.token.strip()), None)
-    if first is None and choice.message.content:
-        raise server.refusal("an answer without log-probabilities", "a server that gives top_logprobs")
-    likely = {one.token: one.logprob for one in (first.top_logprobs or ())} if first else {}
-    return tuple((likely | {first.token: first.logprob}).items()) if first else ()
-
-
-def _output(text: str, finish_reason: str, usage: Any, limits: Limits) -> Output:
-    cuts = [text.index(s) for s in limits.stop if s in text]
-    return Output(
-        text[: min(cuts)] if cuts else text,
-        "length" if finish_reason == "length" and not cuts else "stop",
-        n_prompt_tokens=usage.prompt_tokens if usage else 0,
-        n_output_tokens=usage.completion_tokens if usage else 0,
-    )

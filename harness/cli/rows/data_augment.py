@@ -201,8 +201,8 @@ def _writer(
     Raises:
         UserError: an option is missing, or belongs to an address; or an address cannot or may not be asked.
     """
+    from harness.evaluation.sensitive_rows import sensitive_problems
     from harness.experiment.generated_rows.writers import candidate_writer, endpoint_writer
-    from harness.experiment.preparation.candidate_problems import sensitive_problems
 
     of_address = {"--model": model, "--api-key-env": api_key_env, "--prices": prices}
     if not _ADDRESS.match(by_whom):

@@ -14,6 +14,7 @@ from harness.errors import Problem, UserError
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.regularization import regularization_problems
+from harness.evaluation.sensitive_rows import sensitive_problems
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import tracking_problems
 from harness.experiment.preparation.base_fit import marker_problems, quantization_problems
@@ -26,7 +27,7 @@ from harness.models.hub import architecture_difference, is_packed
 from harness.models.vllm import server as vllm_server
 from harness.records import parse_json
 from harness.report import trackers
-from harness.spec import Experiment, Recipe, VllmPolicy
+from harness.spec import Recipe, VllmPolicy
 from harness.training import reward_problems
 from harness.training.adapter_names import unknown_names
 
@@ -202,16 +203,6 @@ def key_problems(session: Session, places: Mapping[str, str]) -> Iterator[Proble
         yield from openai_api.problems(settings, where)
         step = "--candidates without it, or remove it or sensitive_data"
         yield from sensitive_problems(session.experiment, settings, name, where, step)
-
-
-def sensitive_problems(
-    experiment: Experiment, settings: openai_api.Settings, name: str, where: str, step: str
-) -> Iterator[Problem]:
-    """Yield what forbids to send rows to an endpoint: sensitive data, and somebody else's server."""
-    if "sensitive_data" in experiment.decide.needs and settings.leaves_machine:
-        found = f"{name} on somebody else's server, {settings.name}"
-        expected = "sensitive data to stay here, as decide.needs: [sensitive_data] says"
-        yield Problem(where, found, expected, step)
 
 
 def endpoint_problems(session: Session, places: Mapping[str, str]) -> Iterator[Problem]:

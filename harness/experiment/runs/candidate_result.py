@@ -19,9 +19,9 @@ from harness.evaluation.session import Session
 from harness.experiment.runs.run_candidate import failed_run, make_run
 from harness.experiment.runs.stored_rows import Reader, Rows
 from harness.metrics import Metric, item_scores
+from harness.models.endpoints.addresses import is_private
 from harness.models.hub import shape
 from harness.models.memory import weights_gb
-from harness.models.openai_api import is_private
 from harness.records import Run
 from harness.spec import Recipe, TokenPrices
 

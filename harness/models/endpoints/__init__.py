@@ -1,0 +1,1 @@
+"""Endpoints: the addresses of servers, and the responses that they send."""

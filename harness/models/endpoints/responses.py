@@ -1,0 +1,78 @@
+"""Responses of OpenAI's protocol, held to their form: the client itself checks none.
+
+Invariant: what has no text is refused in a sentence, and what counts no tokens is as a response without
+`usage`: its cost is unknown.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from harness.errors import CandidateFailed
+from harness.records import Limits, Output
+
+Refusal = Callable[[str, str], CandidateFailed]  # found, and the knob that would help
+_SERVER = "a server that speaks OpenAI's protocol"
+
+
+def first_choice(found: Any, refusal: Refusal) -> Any:
+    """Return the one answer of a response.
+
+    Raises:
+        CandidateFailed: there is none.
+    """
+    choices = getattr(found, "choices", None)
+    if not isinstance(choices, list) or not choices or choices[0] is None:
+        raise refusal("a response without choices", "a base_url that ends with /v1")
+    return choices[0]
+
+
+def text_of(choice: Any, refusal: Refusal) -> str:
+    """Return the text of a completion or of a chat message; parts of text are joined, null is no text.
+
+    Raises:
+        CandidateFailed: it holds no message, or something that is no text.
+    """
+    holder = choice.message if hasattr(choice, "message") else choice
+    if holder is None:
+        raise refusal("a choice without a message", _SERVER)
+    content = getattr(holder, "content", None) if holder is not choice else getattr(choice, "text", None)
+    parts = content if isinstance(content, list) else ["" if content is None else content]
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    written = [text for text in texts if isinstance(text, str)]
+    if len(written) < len(texts):
+        raise refusal(f"an answer of the type {type(content).__name__}", _SERVER)
+    return "".join(written)
+
+
+def first_logprobs(choice: Any, refusal: Refusal) -> tuple[tuple[str, float], ...]:
+    """Return the tokens that could have begun an answer, behind any blanks, by their log-probabilities.
+
+    Raises:
+        CandidateFailed: the answer has none.
+    """
+    content = (choice.logprobs and choice.logprobs.content) or ()
+    first = next((one for one in content if one.token.strip()), None)
+    if first is None and choice.message.content:
+        raise refusal("an answer without log-probabilities", "a server that gives top_logprobs")
+    likely = {one.token: one.logprob for one in (first.top_logprobs or ())} if first else {}
+    return tuple((likely | {first.token: first.logprob}).items()) if first else ()
+
+
+def output_of(text: str, finish_reason: str, usage: Any, limits: Limits) -> Output:
+    """Return an answer, cut at the first stop, with its tokens as far as the server counts them."""
+    cuts = [text.index(s) for s in limits.stop if s in text]
+    read, written = _tokens(usage)
+    return Output(
+        text[: min(cuts)] if cuts else text,
+        "length" if finish_reason == "length" and not cuts else "stop",
+        n_prompt_tokens=read,
+        n_output_tokens=written,
+    )
+
+
+def _tokens(usage: Any) -> tuple[int, int]:
+    """Return the tokens read and written; none of either where one of them is no number of tokens."""
+    read, written = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
+    if type(read) is int and type(written) is int and min(read, written) >= 0:
+        return read, written
+    return 0, 0
