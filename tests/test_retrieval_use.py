@@ -83,6 +83,26 @@ def test_a_short_reference_that_stands_in_a_wrong_passage_is_not_found():
     assert use([price], "no idea", False, documents=(LAMP, price)).missed == 1
 
 
+def test_a_yes_or_no_is_found_where_the_needed_document_is():
+    item = replace(PRICE, references=("no",))
+    long = LAMP._replace(text=f"{LAMP.text} There is no lamp with a plug.")
+    part = LAMP._replace(text="The lamp costs 40 euros.")
+    assert use([part], "no", True, item, documents=(long, SHIP)).used == 1
+    assert use([part], "yes", False, item, documents=(long, SHIP)).unused == 1
+
+
+def test_of_two_needed_documents_one_is_not_enough_where_the_answer_stands_in_neither():
+    item = replace(PRICE, references=("cheaper",), documents=("lamp", "ship"))
+    assert use([LAMP], "dearer", False, item).missed == 1
+    assert use([LAMP, SHIP], "dearer", False, item).unused == 1
+
+
+def test_a_document_that_stands_twice_is_one():
+    copy = LAMP._replace(id="copy")
+    found = use([copy], "40 euros", True, documents=(LAMP, copy, SHIP))
+    assert (found.used, found.retrieved.recall, found.retrieved.precision) == (1, 1.0, 1.0)
+
+
 def test_a_reference_within_another_word_is_not_found():
     twins = Document("twins", "", "The lamp costs 140 euros.")
     item = replace(PRICE, documents=())

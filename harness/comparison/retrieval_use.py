@@ -2,14 +2,16 @@
 
 Invariant: every item with an answer falls into one class. An answer is found where a needed document is among
 the passages, as far as the item names any, and a reference stands word for word in them, as far as one stands
-in a document: a short answer stands in many a wrong passage. Support is
-lexical: it tells a copied statement from one that stands nowhere, and knows no paraphrase.
+in a document: a short answer stands in many a wrong passage. Where the documents alone tell, as with `no`, all
+that the item names are needed. Documents of one text are one document. Support is lexical: it tells a copied
+statement from one that stands nowhere, and knows no paraphrase.
 Source: precision, recall and reciprocal rank by Manning et al. 2008, ch. 8; failure points by Barnett et al.
 2024, arXiv:2401.05856.
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
@@ -78,6 +80,9 @@ def retrieval_use(
     if not asked:
         return None
     texts = {document.id: _words(document.text) for document in documents}
+    one_of = _first_of_equals(documents)
+    examples = {row.example_id: _with_first(examples[row.example_id], one_of) for row in asked}
+    asked = [replace(row, passages=_firsts(row.passages, one_of)) for row in asked]
     everything = " | ".join(texts.values())
     classes = dict.fromkeys(("used", "ungrounded", "unused", "known", "missed", "errors", "unclear"), 0)
     supported = []
@@ -131,12 +136,33 @@ def _standing_references(example: Example, texts: Mapping[str, str], everything:
     return references if any(one in text for one in references for text in needed) else []
 
 
+def _is_telling(reference: str) -> bool:
+    """Tell whether an answer says which passage holds it: `no` stands in any."""
+    return any(len(word) > _SHORT or word.isdigit() or is_unspaced([word]) for word in reference.split())
+
+
 def _is_found(references: Sequence[str], context: str, example: Example, row: SampleResult) -> bool | None:
     """Tell whether the passages held the answer; None where that cannot be told."""
     if not references and not example.documents:
         return None
-    there = not example.documents or bool(set(example.documents) & set(row.passages))
-    return there and (not references or any(reference in context for reference in references))
+    needed, shown = set(example.documents), set(row.passages)
+    if needed and not any(map(_is_telling, references)):
+        return needed <= shown
+    return (not needed or bool(needed & shown)) and any(one in context for one in references)
+
+
+def _first_of_equals(documents: Sequence[Document]) -> dict[str, str]:
+    """Map the id of each document to that of the first with its text."""
+    first: dict[str, str] = {}
+    return {document.id: first.setdefault(document.text, document.id) for document in documents}
+
+
+def _firsts(ids: Sequence[str], one_of: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one_of.get(i, i) for i in ids))
+
+
+def _with_first(example: Example, one_of: Mapping[str, str]) -> Example:
+    return replace(example, documents=_firsts(example.documents, one_of))
 
 
 def _words(text: str) -> str:
