@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import tiny_experiment
 from fake_facts import candidate
-from openai_server import Rule, serving
+from openai_server import Fault, Rule, serving
 from test_prompt_search import HARNESS
 
 from harness.decision import UnderLoad
@@ -58,6 +58,17 @@ def test_requests_to_a_server_come_together_where_that_is_written(tiny, tmp_path
     assert 0 < load.requests_per_s <= 4 / 0.1
     assert not any("validation has no more rows" in note for note in report.notes)
     assert "### Under load" in markdown(experiment_document(report))
+
+
+def test_a_server_that_refuses_so_many_at_once_costs_its_load_and_not_the_report(tiny, tmp_path, own_cache):
+    answer = Slow(0.3)
+    with serving(Rule(answer)) as server:
+        server.fault = lambda: Fault(429) if answer.now else None
+        path = written(tmp_path, server.url, tiny, POLICY)
+        path.write_text(path.read_text().replace("num_concurrent: 1", "num_concurrent: 1, max_retries: 0"))
+        report = compare(path)
+    assert [f.state for f in report.facts] == ["done"]
+    assert report.facts[0].under_load is None
 
 
 def test_fewer_rows_than_concurrency_are_said(tiny, tmp_path, own_cache):

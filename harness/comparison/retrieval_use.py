@@ -2,7 +2,7 @@
 
 Invariant: every item with an answer falls into one class. An answer is found where a needed document is among
 the passages, as far as the item names any, and a reference stands word for word in them, as far as one stands
-in a document: a short answer stands in many a wrong passage. Where the documents alone tell, as with `no`, all
+in a document: a short answer stands in many a wrong passage. Where documents alone tell, as with `no`, all
 that the item names are needed. Documents of one text are one document. Support is lexical: it tells a copied
 statement from one that stands nowhere, and knows no paraphrase.
 Source: precision, recall and reciprocal rank by Manning et al. 2008, ch. 8; failure points by Barnett et al.

@@ -17,6 +17,7 @@ from harness.decision import apply_budgets, best_untrained, strongest
 from harness.errors import CandidateFailed, IncompatibleRuns, UserError
 from harness.evaluation import judges
 from harness.evaluation.candidate_rows import training_notes
+from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.judges.judging_stage import judge_remarks, pair_remarks, self_preference_remarks
 from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
@@ -262,11 +263,20 @@ def _time_the_best(
     ]
     named = {candidate.name: candidate for candidate in candidates if candidate.name in best}
     return [
-        time_again(session, named[run.candidate], run)
+        _time_or_keep(session, named[run.candidate], run)
         if run.candidate in named and run.state == "done"
         else run
         for run in runs
     ]
+
+
+def _time_or_keep(session: Session, candidate: ResolvedCandidate, run: Run) -> Run:
+    """Time more requests to a finished run; one whose server refuses them stays as it is, which is shown."""
+    try:
+        return time_again(session, candidate, run)
+    except CandidateFailed as failed:
+        session.progress.show(candidate.name, f"{candidate.name}: requests at once were not timed: {failed}")
+        return run
 
 
 def _make_unsettled(session: Session, ordered: Sequence[RunRequest]) -> Callable[[], list[Run]]:
