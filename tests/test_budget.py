@@ -18,7 +18,7 @@ def price(read, written):
 def ask(budget, read, written, took):
     """Ask for one answer; what it took is a prompt's tokens and those of the answer."""
     with budget.reserve(read, written) as spend:
-        spend(price(*took), took[0])
+        spend(price(*took), *took)
 
 
 @given(
@@ -33,7 +33,7 @@ def test_what_is_paid_stays_within_a_budget_whose_prompts_are_estimated_right(mo
         try:
             with budget.reserve(read, written) as spend:
                 cost = price(read, share * written)
-                spend(cost, read)
+                spend(cost, read, 0)
             with lock:
                 paid.append(cost)
         except CandidateFailed:
@@ -56,6 +56,15 @@ def test_the_first_answer_shows_how_far_estimates_of_prompts_are_too_low():
         ask(budget, read=5, written=1, took=(20, 1))
 
 
+def test_the_first_answer_shows_that_more_is_written_than_was_allowed():
+    budget = Budget(50.0, price)
+    ask(
+        budget, read=5, written=1, took=(5, 20)
+    )  # thinking that the server counts beside the answer: 45 are paid
+    with pytest.raises(CandidateFailed, match=r"1 answers have cost 45.* the next may cost 45"):
+        ask(budget, read=5, written=1, took=(5, 20))
+
+
 def test_what_was_paid_before_counts_and_the_refusal_names_the_option():
     budget = Budget(10.0, price, 9.0, 3, Words("max_cost", " in the rubric", "grades"))
     with pytest.raises(CandidateFailed, match=r"3 grades have cost 9.* and max_cost is 10") as refused:
@@ -66,7 +75,7 @@ def test_what_was_paid_before_counts_and_the_refusal_names_the_option():
 def test_an_answer_without_usage_ends_the_asking():
     budget = Budget(10.0, price)
     with budget.reserve(1, 1) as spend:
-        spend(None, 0)
+        spend(None, 0, 0)
     with pytest.raises(CandidateFailed, match="what they cost is unknown"):
         ask(budget, read=1, written=1, took=(1, 1))
 

@@ -2,7 +2,8 @@
 
 Invariant: a request begins only where what was paid, the most that those under way may cost, and the most
 that it may cost itself are within the budget. Tokens of a prompt are estimated until an answer counts them:
-so the first is asked alone, and later estimates are multiplied by the largest ratio that was counted.
+so the first is asked alone, and later estimates are multiplied by the largest ratio that was counted. So are
+tokens of an answer where a server counted more than were allowed, as of thinking that it does not show.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,8 +14,8 @@ from typing import NamedTuple
 from harness.errors import CandidateFailed
 from harness.formatting import count, usd
 
-Spend = Callable[[float | None, int], None]
-"""Counts an answer: what it cost in USD, None where nobody knows, and the tokens of its prompt."""
+Spend = Callable[[float | None, int, int], None]
+"""Counts an answer: what it cost in USD, None where nobody knows, and the tokens read and written."""
 
 
 class Words(NamedTuple):
@@ -43,6 +44,7 @@ class Budget:
         self._spent, self._n = spent, n
         self._under_way: list[float] = []
         self._ratio: float | None = None  # of a prompt's tokens to their estimate, at most
+        self._written_ratio = 1.0  # of an answer's tokens to those that were allowed, at most
         self._changed = Condition()
 
     @contextmanager
@@ -59,12 +61,13 @@ class Budget:
                 self._changed.wait()
             self._under_way.append(usd_at_most)
 
-        def spend(cost_usd: float | None, n_read: int) -> None:
+        def spend(cost_usd: float | None, n_read: int, n_written: int) -> None:
             with self._changed:
                 unknown = self._spent is None or cost_usd is None
                 self._spent = None if unknown else (self._spent or 0.0) + (cost_usd or 0.0)
                 self._n += 1
                 self._ratio = max(self._ratio or 0.0, n_read / max(1, read))
+                self._written_ratio = max(self._written_ratio, n_written / max(1, written))
 
         try:
             yield spend
@@ -83,7 +86,7 @@ class Budget:
         if self._spent is None:
             found = f"{paid} without usage, so what they cost is unknown, and {option} is {self._most:g}"
             raise CandidateFailed(found, f"a server that counts tokens, or no {option}{where}")
-        cost = self._price(read * (self._ratio or 1.0), written)
+        cost = self._price(read * (self._ratio or 1.0), written * self._written_ratio)
         fits = self._spent + sum(self._under_way) + cost <= self._most
         if fits and not (self._ratio is None and self._under_way):
             return cost

@@ -155,7 +155,7 @@ def _say(candidate: ChatCandidate, budget: Budget | None, answer: Ungraded) -> G
     read = sum(costs.tokens(message["content"]) for message in said)
     with budget.reserve(read, LIMITS.max_new_tokens) as spend:
         grade = _grade_in_words(candidate, answer)
-        spend(cost_usd([grade], prices), grade.n_prompt_tokens)
+        spend(cost_usd([grade], prices), grade.n_prompt_tokens, grade.n_output_tokens)
     return grade
 
 

@@ -145,7 +145,8 @@ class Asking:
         self._paid |= paid
         if spend and paid:
             read = sum(one.n_prompt_tokens for one in paid.values())
-            spend(self._writer.price(list(paid.values())), read)
+            written = sum(one.n_output_tokens for one in paid.values())
+            spend(self._writer.price(list(paid.values())), read, written)
 
     def _generate(self, model: Candidate, part: Sequence[Asked]) -> list[Output]:
         """Answer prompts together; one that is too long has failed."""
