@@ -5,23 +5,44 @@ Invariant: the base is built without its weights, and only where names are writt
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
 from typing import Any
 
+from harness.cache import memo
 from harness.errors import Problem, did_you_mean
 from harness.models.hub import ModelSource
+from harness.progress import quiet_libraries
+from harness.records import digest
 from harness.spec import Spec
 from harness.training.lora import LoraParams, lora_config
 
 _EXPECTED = "names that are in the base"
 
 
-def unknown_names(params: Spec, base: ModelSource, where: str) -> Iterator[Problem]:
-    """Yield that modules or parameters which a new adapter names are not there, or cannot be adapted."""
+def unknown_names(params: Spec, base: ModelSource, where: str) -> list[Problem]:
+    """Return that modules or parameters which a new adapter names are not there, or cannot be adapted.
+
+    Names that fit are remembered, so that who reads stored runs loads neither transformers nor PEFT for them.
+    """
     tensors = params.model_dump().get("target_parameters") or ()
     modules = isinstance(params, LoraParams) and (
         params.target_modules != "all-linear" or bool(params.exclude_modules)
     )
-    model = _without_weights(base) if tensors or modules else None
+    if not (tensors or modules):
+        return []
+    found: list[Problem] = []
+
+    def check() -> bool | None:
+        found.extend(_unknown(params, base, tensors, where))
+        return None if found else True
+
+    packages = [version(name) for name in ("transformers", "peft")]
+    memo("adapter_names", digest([base.weights_digest, params.model_dump(mode="json"), packages]), check)
+    return found
+
+
+def _unknown(params: Spec, base: ModelSource, tensors: Sequence[str], where: str) -> Iterator[Problem]:
+    model = _without_weights(base)
     if model is None:
         return
     parameters = [name for name, _ in model.named_parameters()]
@@ -78,6 +99,8 @@ def _absent(
 def _without_weights(base: ModelSource) -> Any:
     """Build the base on the meta device; None where transformers cannot, which loading it will say."""
     import torch
+
+    quiet_libraries()
     from transformers import AutoConfig, AutoModelForCausalLM
 
     kind: Any = AutoModelForCausalLM

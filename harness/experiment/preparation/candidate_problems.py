@@ -84,7 +84,7 @@ def _name_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
         params = trial.method.params(**trial.source.params)
         if getattr(params, "encoder", None):
             continue  # of another model than the base
-        if found := [*unknown_names(params, candidate.base, f"candidate {candidate.name}")]:
+        if found := unknown_names(params, candidate.base, f"candidate {candidate.name}"):
             yield from found
             return
 
