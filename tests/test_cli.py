@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import pytest
 import tiny_experiment
-from fake_facts import candidate, tuned
+from fake_facts import candidate, tuned, verdict
 
 from harness.cache import cache_dir
 from harness.cli import app, main
 from harness.cli.app import data_app, regressions_app, runs_app
 from harness.cli.compare import brief_warnings, exit_code, metric_warnings
+from harness.cli.gate import next_step
 from harness.cli.nightly import nightly_app
 from harness.cli.rate import rate_app
 from harness.decision import Decision
@@ -341,6 +342,25 @@ def test_a_file_that_is_not_there_is_called_so(harness):
     done = harness("rate", "import", "labels.csv", check=2)
     assert done.stderr.startswith("error: labels.csv: found no such file")
     assert "disk" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "changes", "command"),
+    [
+        (("pass", "pass"), {}, "harness promote lora -c a.yaml "),
+        (("pass", "fail"), {}, "harness rescue lora -c a.yaml "),
+        (("pass", "inconclusive"), {}, "harness compare -c a.yaml "),
+        (("inconclusive",), {"items_needed": None}, "harness decide -c a.yaml "),
+    ],
+)
+def test_a_gate_says_what_to_type_next_after_the_worst_of_its_verdicts(outcomes, changes, command):
+    verdicts = [verdict(outcome, **changes) for outcome in outcomes]
+    assert next_step(verdicts, "lora", " -c a.yaml").startswith(command)
+
+
+def test_a_gate_on_stored_runs_ends_with_the_next_command(harness, copy):
+    done = harness("gate", "--candidate", "prompt", cwd=copy, check=0)
+    assert done.stderr.splitlines()[-1].startswith("next: harness promote prompt makes it")
 
 
 def test_a_full_disk_ends_with_one_message_and_nothing_half_written(copy, own_cache):

@@ -4,9 +4,10 @@ Invariant: only `regressions confirm` loads a model, and `promote` of a run of s
 """
 
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,6 +32,11 @@ from harness.cli.app import (
     write_report,
 )
 from harness.errors import HarnessError, Problem, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.gating import Verdict
 
 
 @app.command(rich_help_panel=EXPERIMENT, epilog=examples("harness report", "harness report --json"))
@@ -132,7 +138,23 @@ def gate(
         for i, one in enumerate(judged):
             print("\n" * bool(i), end="")
             print_document(release.gate_document(one))
+        if base is None:
+            rest = f" {shlex.join(overrides)}" if overrides else ""
+            step = next_step([one.verdict for one in judged], candidate, config_option(config) + rest)
+            say(f"next: {step}")
     raise typer.Exit(code)
+
+
+def next_step(verdicts: "Sequence[Verdict]", candidate: str, rest: str) -> str:
+    """Say what to type after the verdicts of each seed; `rest` is what was typed behind the candidate."""
+    if all(verdict.outcome == "pass" for verdict in verdicts):
+        return f"harness promote {candidate}{rest} makes it what later gates compare with"
+    failed = {rule.name for verdict in verdicts for rule in verdict.rules if rule.outcome == "fail"}
+    if failed & {"macro", "each", "critical"}:
+        return f"harness rescue {candidate}{rest} searches for a version that forgets less"
+    if any(verdict.items_needed for verdict in verdicts):
+        return f"harness compare{rest} judges again, once tasks have more items (limit: of a task)"
+    return f"harness decide{rest} says what to ship instead, or what to measure next"
 
 
 _SHOWN = ("run_id", "target", "verdict", "despite", "first_base", "cumulative", "scores")
