@@ -356,14 +356,17 @@ def test_a_part_of_an_experiment_in_the_docs_loads(own, block):
     assert config.load(own / "harness.yaml").selected
 
 
-def test_an_adapter_is_gated_by_an_experiment_of_test_rows_alone(tmp_path):
+def test_the_experiment_that_gates_an_adapter_made_elsewhere_loads_with_its_rows(tmp_path):
     (tmp_path / "from-axolotl").mkdir()
     (tmp_path / "from-axolotl" / "adapter_config.json").write_text("{}")
-    (tmp_path / "tickets.jsonl").write_text('{"prompt": "Greet", "reference": "Ahoy"}\n')
+    for name, prompts in (("train", ("Greet", "Ask", "Thank", "Leave", "Stay")), ("test", ("Answer",))):
+        rows = [json.dumps({"prompt": prompt, "reference": "Ahoy"}) + "\n" for prompt in prompts]
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
     (tmp_path / "harness.yaml").write_text(example_file("release/harness.yaml"))
     loaded = config.load(tmp_path / "harness.yaml")
     assert loaded.selected == ("prompt", "theirs")
-    assert data.load_task(loaded.experiment.target, 0).train == ()
+    items = data.load_task(loaded.experiment.target, 0)
+    assert (len(items.train), len(items.validation), len(items.test)) == (4, 1, 1)
 
 
 def test_the_endpoints_of_readme_load(own):
