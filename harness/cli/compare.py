@@ -176,6 +176,7 @@ def compare(
         say(experiment.stored_sentence(session, stored))
         if jobs := experiment.workers_sentence(session, loaded.selected, stored, scope):
             say(jobs)
+        say("next: the same command without --dry-run runs it")
         return
     say(experiment.first_line(session, len(loaded.selected), sum(plan.values()) if computes else None))
     tasks = [measured.task for measured in session.tasks]

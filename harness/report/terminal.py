@@ -95,7 +95,7 @@ def _groups(report: ExperimentReport) -> Iterator[tuple[str, list[str]]]:
             word = verdict_word(f)
             yield f"{f.label}{'' if word == UNKNOWN else f': {word}'}", points
     if notes := other_notes(report):
-        yield "of all", notes
+        yield "all candidates", notes
 
 
 def _bullets(points: Sequence[str]) -> Table:
