@@ -5,9 +5,13 @@ import tiny_experiment
 from test_model_families import build
 
 from harness import config
+from harness.cache import cache_dir
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
+from harness.methods import lora
+from harness.models.hub import resolve
 from harness.progress import Silent
+from harness.training.adapter_names import unknown_names
 
 
 def prepared(folder, model, params):
@@ -63,3 +67,14 @@ def test_names_of_experts_that_peft_finds_by_other_names_are_taken(tmp_path):
 def test_names_that_are_there_are_taken(tiny, tmp_path):
     recipe = "{method: lora, params: {target_modules: '.*(q|v)_proj', exclude_modules: [o_proj]}}"
     assert prepared(tmp_path, tiny, recipe).candidates["mine"]
+
+
+def test_names_that_fit_are_remembered_and_those_that_do_not_are_refused_again(tiny, own_cache):
+    base = resolve(str(tiny))
+    assert unknown_names(lora.Params(target_modules=["q_proj"]), base, "candidate mine") == []
+    remembered = list((cache_dir() / "adapter_names").iterdir())
+    for _ in range(2):
+        (problem,) = unknown_names(lora.Params(target_modules=["nope"]), base, "candidate mine")
+        assert problem.found == "target_modules: nope"
+    assert list((cache_dir() / "adapter_names").iterdir()) == remembered
+    assert len(remembered) == 1

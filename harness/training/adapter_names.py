@@ -5,13 +5,13 @@ Invariant: the base is built without its weights, and only where names are writt
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.metadata import version
 from typing import Any
 
 from harness.cache import memo
 from harness.errors import Problem, did_you_mean
 from harness.models.hub import ModelSource
 from harness.progress import quiet_libraries
+from harness.provenance import package_versions
 from harness.records import digest
 from harness.spec import Spec
 from harness.training.lora import LoraParams, lora_config
@@ -36,8 +36,9 @@ def unknown_names(params: Spec, base: ModelSource, where: str) -> list[Problem]:
         found.extend(_unknown(params, base, tensors, where))
         return None if found else True
 
-    packages = [version(name) for name in ("transformers", "peft")]
-    memo("adapter_names", digest([base.weights_digest, params.model_dump(mode="json"), packages]), check)
+    written = [type(params).__module__, params.model_dump(mode="json")]
+    key = digest([base.weights_digest, written, package_versions()])
+    memo("adapter_names", key, check)
     return found
 
 
