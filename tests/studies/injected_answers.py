@@ -20,6 +20,7 @@ import numpy as np
 from injections import INJECTIONS
 from openai_server import Rule, serving
 from tiny_experiment import rows as write_rows
+from tiny_experiment import runs_of
 
 from harness import stats, store
 from harness.experiment import compare
@@ -71,14 +72,12 @@ def graded(folder: Path, rows: list[dict[str, Any]]) -> dict[str, list[float]]:
         (folder / "harness.yaml").write_text(
             CONFIG.format() + "".join(CANDIDATE.format(arm=arm, url=server.url) for arm in ARMS)
         )
-        report = compare(folder / "harness.yaml")
-    at = Store(folder / "runs")
-    found = {}
-    for fact in report.facts:
-        run = store.read_run(at, fact.run_id)
+        compare(folder / "harness.yaml")
+    at, found = Store(folder / "runs"), {}
+    for name, run in runs_of(folder / "harness.yaml").items():
         stored = store.read_scores(at, run.rows["questions/test"], "judge:helpful")
         by_id = {row.example_id: row.parts["judge:helpful"] for row in stored}
-        found[fact.name] = [float(by_id[row["id"]][0]) for row in rows if by_id[row["id"]] is not None]
+        found[name] = [float(by_id[row["id"]][0]) for row in rows if by_id[row["id"]] is not None]
     return found
 
 
