@@ -29,7 +29,7 @@ from harness.experiment.analysis.human_labels import correct_reached
 from harness.gating import TargetFacts
 from harness.gating.rules.target import target_rule
 from harness.metrics import mean_metric
-from harness.records import AnswerLabel, LabelSet
+from harness.records import AnswerLabel, LabelSet, Sample
 from harness.release.rating_files import label_file, pair_file
 from harness.report import ExperimentReport
 from harness.report.escape import spreadsheet_lines
@@ -792,3 +792,66 @@ def test_a_seed_is_named_as_reports_write_it(two_seeds):
     assert export("shots (seed 1)", "prompt").runs == ("shots (seed 1)", "prompt")
     with pytest.raises(IncompatibleRuns, match="no run of seed 2"):
         export("shots (seed 2)", "prompt")
+
+
+def sampled(name, grades, seed):
+    """Make rows of several drawn answers, the first of which counts as text and the mean as grade."""
+    return [
+        replace(
+            row,
+            text=f"{name} {i} 0",
+            parts={JUDGE.name: (float(np.mean(of)),)},
+            samples=tuple(
+                Sample(j, f"{name} {i} {j}", "ok", {JUDGE.name: (float(grade),)})
+                for j, grade in enumerate(of)
+            ),
+        )
+        for i, (row, of) in enumerate(zip(rows(np.zeros(len(grades)), JUDGE), grades, strict=True))
+    ]
+
+
+def test_a_label_is_held_to_the_grade_of_the_answer_that_has_it_where_several_were_drawn():
+    draw = np.random.default_rng(3)
+    truth = (draw.random((120, 4)) < 0.7).astype(float)
+    made = sampled("a", truth, 3)  # a judge that says what people say of each answer
+    labels = label_set(JUDGE, [(row, y) for row, y in zip(made, truth[:, 0], strict=True)])
+    (arm,) = calibrate(JUDGE, {"a": made}, [], [labels]).arms
+    assert (arm.kappa.score, arm.agreement.score, arm.error.score) == (1.0, 1.0, 0.0)
+    assert arm.corrected.score == pytest.approx(truth.mean())
+    assert arm.labels_alone.score == pytest.approx(truth[:, 0].mean())
+    assert arm.confusion.judge_alone == arm.confusion.people_alone == 0
+
+
+def test_labels_of_first_answers_correct_the_mean_of_all_without_bias():
+    found = []
+    for seed in range(60):
+        draw = np.random.default_rng(seed)
+        truth = draw.random((120, 4)) < 0.6
+        grades = np.maximum(truth, draw.random((120, 4)) < 0.5)  # passes half of what people do not
+        made = sampled("a", grades.astype(float), seed)
+        labels = label_set(JUDGE, [(row, float(y)) for row, y in zip(made, truth[:, 0], strict=True)])
+        (arm,) = calibrate(JUDGE, {"a": made}, [], [labels]).arms
+        found.append((arm.corrected.score, arm.corrected.low <= 0.6 <= arm.corrected.high))
+    scores, held = zip(*found, strict=True)
+    assert np.mean(scores) == pytest.approx(0.6, abs=3 * np.std(scores) / 60**0.5)
+    assert np.mean(held) >= 0.9
+
+
+def test_raters_who_disagree_on_one_answer_leave_the_agreement_on_the_others(long_winded):
+    (short, _), _, labels = long_winded
+    before = calibrate(JUDGE, {"short": short}, [], [labels]).arms[0]
+    bob = replace(
+        labels,
+        rater="bob",
+        labels=tuple(
+            replace(one, label=1 - one.label) if i == 0 else one for i, one in enumerate(labels.labels)
+        ),
+    )
+    found = calibrate(JUDGE, {"short": short}, [], [labels, bob])
+    after = found.arms[0]
+    assert (before.n_split, after.n_split) == (0, 1)
+    assert sum(after.confusion) == sum(before.confusion) - 1
+    assert after.rogan_gladen is not None
+    assert "1 answer on which as many raters said yes as no is left out" in " ".join(sentences(found))
+    stars = replace(bob, labels=tuple(replace(one, label=0.5) for one in bob.labels))
+    assert calibrate(JUDGE, {"short": short}, [], [stars]).arms[0].agreement is None

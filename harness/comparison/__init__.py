@@ -46,7 +46,7 @@ from harness.comparison.mode_collapse import (
 from harness.comparison.ranking import estimate_columns, shared_ranks
 from harness.comparison.recipe_means import RecipeDifference, compare_recipes
 from harness.comparison.retrieval_use import RetrievalUse, retrieval_use
-from harness.comparison.several_answers import SeveralAnswers, each_answer, several_answers
+from harness.comparison.several_answers import SeveralAnswers, each_answer, several_answers, with_samples
 from harness.errors import IncompatibleRuns
 from harness.metrics import Metric, flips, mean_metric
 from harness.models.openai_api import is_endpoint
@@ -91,6 +91,7 @@ __all__ = [
     "retrieval_use",
     "several_answers",
     "shared_ranks",
+    "with_samples",
 ]
 
 _MUST_AGREE = ("task", "task_version", "split", "scoring_digest")

@@ -4,7 +4,8 @@ Invariant: a label belongs to an answer with its prompt and references, and coun
 nearly all of its answers have one, in the order in which items are drawn: labels of the answers alone that
 did not change since another run are no random sample of this one's. A failed answer needs none. Of several
 raters of one answer the mean counts, and of one rater the latest label. Only a metric that is the mean of
-one number an item, in [0, 1], is corrected.
+one number an item, in [0, 1], is corrected. Where several answers were drawn to an item a label is held to
+the grade of the answer that has it, and the item's mean over all answers is what is corrected.
 Source: `stats.prediction_powered_mean` (PPI++), `stats.rogan_gladen`, `stats.cohen_kappa`.
 """
 
@@ -35,6 +36,8 @@ ENOUGH_LABELS = 100  # of an arm's own answers, before a decision rests on a jud
 _SPREAD = log2(1.5)  # between the longer and the shorter answers of an arm, below which no length is judged
 _DRAWN = 0.95  # of an arm's answers up to an item, in the order of drawing, have a label where labels count
 
+_SPLIT = 0.5  # of raters who say yes or no
+
 Labels = Mapping[str, float]  # by the digest of an answer
 
 
@@ -54,7 +57,8 @@ class ArmCalibration:
     `error` is the mean of grade − label, `kappa` the agreement beyond chance. `corrected` joins
     labels and grades, `labels_alone` are the labels' mean; both are None with fewer than ten labels.
     `agreement`, `confusion`, `sensitivity`, `specificity` and `rogan_gladen` are those of labels and grades
-    that are all 0 or 1, None else.
+    that are all 0 or 1, None else; of several raters the majority counts, without `n_split` answers on which
+    as many say the one as the other.
     """
 
     name: str
@@ -71,6 +75,7 @@ class ArmCalibration:
     sensitivity: Estimate | None = None
     specificity: Estimate | None = None
     error: Estimate | None = None
+    n_split: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +202,10 @@ def calibrate(
     if not labels or not is_correctable(metric):
         return None
     scored = {name: scored_rows(metric.name, rows) for name, rows in arms.items()}
-    calibrated = [_arm(metric, name, list(rows.values()), labels) for name, rows in scored.items() if rows]
+    passes = all(label in (0, 1) for of in _by_rater(found, metric.name).values() for label in of.values())
+    calibrated = [
+        _arm(metric, name, list(rows.values()), labels, passes) for name, rows in scored.items() if rows
+    ]
     labelled = [arm for arm in calibrated if arm.n_labels]
     if not labelled:
         return None
@@ -216,12 +224,36 @@ def calibrate(
 
 
 def grade_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> Graded:
-    """Put grades and labels of rows side by side; clusters are numbered as the rows name them."""
+    """Put grades and labels of rows side by side; clusters are numbered as the rows name them.
+
+    Of several answers to an item one has a label; to it is added by how much the metric grades them all
+    better than that one, which is 0 on average and makes it a label of the item's mean.
+    """
+    arm = _labelled_arm(metric, rows, labels)
+    moved = arm.labels + arm.grades - _own_grades(metric, rows)
+    has = arm.has_label
+    if has.any() and 0 <= moved[has].mean() <= 1:
+        return arm._replace(labels=moved)
+    return arm
+
+
+def _labelled_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> Graded:
+    """Put grades of items beside the labels as people gave them."""
     clusters = np.unique([row.cluster or row.example_id for row in rows], return_inverse=True)[1]
     grades = np.array(_grades(metric, rows), float)
     counted = drawn_labels(metric.name, rows, labels)
     found = [counted.get(row.example_id, np.nan) for row in rows]
     return Graded(grades, np.array(found, float), clusters)
+
+
+def _own_grades(metric: Metric, rows: Iterable[SampleResult]) -> Array:
+    """Return the grade of the answer that stands in each row, of several that were drawn, (n,)."""
+    return np.array([_own_grade(metric.name, row) for row in rows], float)
+
+
+def _own_grade(metric: str, row: SampleResult) -> float:
+    same = (one.parts.get(metric) for one in row.samples if one.text == row.text)
+    return (next(filter(None, same), None) or row.parts[metric] or (np.nan,))[0]
 
 
 def _worst(metric: str, row: SampleResult) -> float | None:
@@ -237,31 +269,37 @@ def estimate_of(metric: Metric, found: Corrected | None, n: int | None = None) -
     return Estimate(found.score, found.low, found.high, n or found.n_labels, metric.unit)
 
 
-def _arm(metric: Metric, name: str, rows: Sequence[SampleResult], labels: Labels) -> ArmCalibration:
-    arm = grade_arm(metric, rows, labels)
+def _arm(
+    metric: Metric, name: str, rows: Sequence[SampleResult], labels: Labels, passes: bool
+) -> ArmCalibration:
+    """Put one arm beside its labels; `passes` says that each rater said 0 or 1."""
+    arm, given = grade_arm(metric, rows, labels), _labelled_arm(metric, rows, labels)
     has = arm.has_label
     own = _score(metric, arm)
     if has.sum() < MIN_LABELS:
         return ArmCalibration(name, len(rows), int(has.sum()), own)
-    grades, people, clusters = arm.grades[has], arm.labels[has], arm.clusters[has]
+    grades, people, clusters = _own_grades(metric, rows)[has], given.labels[has], arm.clusters[has]
     corrected = correct_score(arm)
-    binary = bool(np.isin(arm.grades, (0, 1)).all() and np.isin(people, (0, 1)).all())
-    table = _confusion(grades, people) if binary else None
+    told = people != _SPLIT
+    binary = passes and bool(np.isin(grades, (0, 1)).all() and told.any())
+    said, voted, groups = grades[told], (people[told] > _SPLIT).astype(float), clusters[told]
+    table = _confusion(said, voted) if binary else None
     return ArmCalibration(
         name=name,
         n=len(rows),
         n_labels=int(has.sum()),
         score=own,
         corrected=estimate_of(metric, corrected, len(rows)),
-        labels_alone=estimate_of(metric, correct_score(arm, power=0.0)),
+        labels_alone=estimate_of(metric, correct_score(given, power=0.0)),
         rogan_gladen=_rogan_gladen(metric, arm, table) if table else None,
         power=corrected.power if corrected else None,
         kappa=_kappa(grades, people, clusters),
-        agreement=_rate(metric, (grades == people).astype(float), clusters) if binary else None,
+        agreement=_rate(metric, (said == voted).astype(float), groups) if binary else None,
         confusion=table,
-        sensitivity=_share_right(metric, grades, people, clusters, 1.0) if table else None,
-        specificity=_share_right(metric, grades, people, clusters, 0.0) if table else None,
+        sensitivity=_share_right(metric, said, voted, groups, 1.0) if table else None,
+        specificity=_share_right(metric, said, voted, groups, 0.0) if table else None,
         error=_mean(metric, grades - people, clusters),
+        n_split=int((~told).sum()) if binary else 0,
     )
 
 
@@ -277,7 +315,9 @@ def _pair(
     ids = [item for item in new_rows if item in base_rows]
     if not ids:
         return None
-    old, now = (grade_arm(metric, [of[item] for item in ids], labels) for of in (base_rows, new_rows))
+    both = [[of[item] for item in ids] for of in (base_rows, new_rows)]
+    old, now = (grade_arm(metric, rows, labels) for rows in both)
+    given = [_labelled_arm(metric, rows, labels) for rows in both]
     has = old.has_label & now.has_label
     delta = _mean(metric, now.grades - old.grades, now.clusters)
     found = correct_difference(old, now) if has.sum() >= MIN_LABELS else None
@@ -295,7 +335,7 @@ def _pair(
         int(has.sum()),
         delta,
         corrected=estimate_of(metric, found, len(ids)),
-        labels_alone=estimate_of(metric, correct_difference(old, now, power=0.0)),
+        labels_alone=estimate_of(metric, correct_difference(*given, power=0.0)),
         favour=_mean(metric, errors, now.clusters[has], most=2.0),
         more_labels=more_labels(old, now, found),
         longer=favour_for_longer(errors, lengths, now.clusters[has], metric.unit, most=2.0),
@@ -347,12 +387,12 @@ def _agreement_and_length(
         if own:
             kept += own
             people += [counted[row.example_id] for row in own]
-            errors.append(_beside_mean(np.subtract(_grades(metric, own), people[-len(own) :])))
+            errors.append(_beside_mean(np.subtract(_own_grades(metric, own), people[-len(own) :])))
             lengths.append(_beside_mean([log2(max(len(row.text), 1)) for row in own]))
     if len(kept) < MIN_LABELS:
         return None, None
     clusters = np.unique([row.cluster or row.example_id for row in kept], return_inverse=True)[1]
-    grades, length = np.array(_grades(metric, kept), float), np.concatenate(lengths)
+    grades, length = _own_grades(metric, kept), np.concatenate(lengths)
     slope = None
     if np.subtract(*np.quantile(length, (0.9, 0.1))) >= _SPREAD:
         slope = _slope(metric, length, np.concatenate(errors), clusters)

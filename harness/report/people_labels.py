@@ -111,8 +111,14 @@ def _confusion(metric: str, arm: ArmCalibration) -> str:
     rate = f", by Rogan–Gladen {score_text(arm.rogan_gladen)}" if arm.rogan_gladen else ""
     return (
         f"{arm.name}: passed by both {both}, by {metric} alone {judge_alone}, by people alone {people_alone},"
-        f" by nobody {neither} ({errors}{rate})"
+        f" by nobody {neither} ({errors}{rate}){_split_text(arm.n_split)}"
     )
+
+
+def _split_text(n: int) -> str:
+    """Say how many answers have no majority of their raters; empty of none."""
+    left_out = "is left out" if n == 1 else "are left out"
+    return f"; {pluralize(n, 'answer')} on which as many raters said yes as no {left_out}" if n else ""
 
 
 def _self_preference(c: MetricCalibration) -> str:

@@ -111,11 +111,7 @@ def markdown(kept: Mapping[str, Any]) -> str:
     means = [f"| {names[arm]} | {_text(of)} |" for arm, of in kept["means"].items()]
     gains = [f"| {names[arm]} | {_text(of, '+')} |" for arm, of in kept["gains"].items()]
     low = kept["gains"]["another"][1]
-    told = (
-        "gain beside an answer to another question"
-        if low > 0
-        else "are not shown to gain anything beside one"
-    )
+    told = "gain: this judge heeds part of what it reads" if low > 0 else "are not shown to gain"
     return "\n".join(
         [
             "# Answers that instruct their judge",

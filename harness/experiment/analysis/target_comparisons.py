@@ -45,7 +45,8 @@ def add_comparisons(
     def against(run: Run, other: Run | None) -> Comparison | None:
         if other is None or run.state == "failed" or run.run_id == other.run_id:
             return None
-        arms = reader.of(other, session.target), reader.of(run, session.target)
+        read = reader.with_drawn if labels else reader.of
+        arms = read(other, session.target), read(run, session.target)
         if not comparison.is_comparable(metric, *arms):
             return None
         found = correct_comparison(metric, comparison.compare_rows(metric, *arms), *arms, labels)

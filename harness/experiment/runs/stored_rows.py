@@ -51,6 +51,10 @@ class Reader:
         rows_digest = run.rows[f"{measured.task.name}/{split}"]
         return store.read_drawn(self._session.store, rows_digest) if run.decoding else {}
 
+    def with_drawn(self, run: Run, measured: Measured) -> Rows:
+        """Return a run's test rows of a task with all answers that were drawn to each item."""
+        return comparison.with_samples(self.of(run, measured), self.drawn(run, measured))
+
     def answers(self, run: Run, measured: Measured) -> Rows:
         """Return a row for each answer of a run to a task: of several that were drawn to an item for each."""
         rows = self.of(run, measured)
