@@ -317,7 +317,7 @@ def _pair(
         return None
     both = [[of[item] for item in ids] for of in (base_rows, new_rows)]
     old, now = (grade_arm(metric, rows, labels) for rows in both)
-    given = [_labelled_arm(metric, rows, labels) for rows in both]
+    base_given, new_given = (_labelled_arm(metric, rows, labels) for rows in both)
     has = old.has_label & now.has_label
     delta = _mean(metric, now.grades - old.grades, now.clusters)
     found = correct_difference(old, now) if has.sum() >= MIN_LABELS else None
@@ -335,7 +335,7 @@ def _pair(
         int(has.sum()),
         delta,
         corrected=estimate_of(metric, found, len(ids)),
-        labels_alone=estimate_of(metric, correct_difference(*given, power=0.0)),
+        labels_alone=estimate_of(metric, correct_difference(base_given, new_given, power=0.0)),
         favour=_mean(metric, errors, now.clusters[has], most=2.0),
         more_labels=more_labels(old, now, found),
         longer=favour_for_longer(errors, lengths, now.clusters[has], metric.unit, most=2.0),

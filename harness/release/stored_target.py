@@ -59,7 +59,7 @@ def target_facts(loaded: Loaded, at: Store, run: Run, policy: GatePolicy, task: 
 
 
 def target_rows(at: Store, run: Run, task: Task, split: str = "test") -> list[SampleResult]:
-    """Read a run's answers to the target, as many as its limit leaves, with all that were drawn to an item."""
+    """Read a run's answers to the target, as many as its limit leaves, with all drawn to an item."""
     rows_digest = run.rows[f"{task.name}/{split}"]
     rows = store.read_rows(at, rows_digest, getattr(task.data.limits, split))
     return comparison.with_samples(rows, store.read_drawn(at, rows_digest) if run.decoding else {})
