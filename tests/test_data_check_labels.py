@@ -269,3 +269,24 @@ def test_spellings_of_labels_that_stand_within_transcripts_name_no_command(find)
     pairs = [{"chosen": asks + label, "rejected": f"{asks}none"} for asks, label in said]
     (found,) = (f for f in alarms(find(pairs, "answer_formats")) if "spellings" in f.title)
     assert found.command.startswith("no command: labels stand within longer texts")
+
+
+@pytest.mark.parametrize(
+    ("mark", "form"),
+    [
+        ("{}!", "last sign '!'"),
+        ("{}?", "last sign '?'"),
+        ("#{}", "first sign '#'"),
+        ("“{}”", "first sign '“'"),
+        ("[x] {}", "first word 'x'"),
+    ],
+)
+def test_a_sign_at_the_first_or_the_last_word_of_one_label_is_found(find, mark, form):
+    rows = [{**row, "text": f"{row['text']}."} for row in clean_rows(200)]
+    assert alarms(find(rows, "label_markers")) == []
+    for row in rows[::4]:
+        row["text"] = mark.format(row["text"].rstrip("."))
+    assert any(
+        f.title.startswith(f"{form} gives the label 'refund' in 50 of 50")
+        for f in find(rows, "label_markers")
+    )

@@ -7,7 +7,7 @@ import shlex
 
 import numpy as np
 import pytest
-from checked_rows import WORDS, alarms, clean_rows, lines, reading, write
+from checked_rows import LABELS, WORDS, alarms, clean_rows, lines, reading, write
 from typer.testing import CliRunner
 
 from harness.cli import app
@@ -267,3 +267,42 @@ def test_accepted_answers_in_another_order_are_no_conflict(find):
         [*rows, {**rows[3], "answers": rows[3]["answers"][::-1]}], "conflicting_answers", "repeated_rows"
     )
     assert [(f.check, lines(f)) for f in found] == [("repeated_rows", [41])]
+
+
+def run_command(command):
+    for part in command.partition("  # ")[0].split(" && "):
+        done = CliRunner().invoke(app, shlex.split(part)[1:])
+        assert done.exit_code == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("columns", "repeated"),
+    [(("text", "label"), "exact"), (("Customer text", "Team"), "exact"), (("text", "label"), "answer")],
+)
+def test_what_repeats_between_two_files_is_mended_by_joining_them(tmp_path, columns, repeated):
+    rows = [dict(zip(columns, row.values(), strict=True)) for row in clean_rows(80)]
+    others = [{**row, columns[1]: LABELS[0]} if repeated == "answer" else row for row in rows[1:40:4]]
+    files = [write(tmp_path / "a.jsonl", rows[:40]), write(tmp_path / "b.jsonl", [*rows[40:], *others])]
+    only = ["repeated_rows", "conflicting_answers"]
+    (found,) = alarms(examine_rows(Asked(files, only=only)).findings)
+    run_command(found.command)
+    mended = tmp_path / "a.mixed.dedup.jsonl"
+    named = {"prompt": columns[0], "reference": columns[1]}
+    assert alarms(examine_rows(Asked([str(mended)], only=only, **named)).findings) == []
+    assert len(mended.read_text().splitlines()) == (70 if repeated == "answer" else 80)
+
+
+def test_what_is_wrong_in_each_of_two_files_is_mended_in_both(tmp_path):
+    rows = [{**row, "text": f"{row['text']} caf\u00c3\u00a9"} for row in clean_rows(80)]
+    files = [write(tmp_path / f"{name}.jsonl", of) for name, of in (("a", rows[:40]), ("b", rows[40:]))]
+    (found,) = alarms(examine_rows(Asked(files, only=["encoding_damage"])).findings)
+    run_command(found.command)
+    mended = [str(tmp_path / f"{name}.clean.jsonl") for name in "ab"]
+    assert alarms(examine_rows(Asked(mended, only=["encoding_damage"])).findings) == []
+
+
+def test_a_test_file_may_be_named_as_a_part_of_a_command(find, tmp_path):
+    rows = clean_rows(40)
+    test = write(tmp_path / "FILE.jsonl", rows[:5])
+    (found,) = alarms(find(rows, "test_leaks", test=[test]))
+    assert f"--against {test} --out {tmp_path}/rows.dedup.jsonl" in found.command

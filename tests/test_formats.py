@@ -58,6 +58,11 @@ ROWS = {
         "messages": [{**ASKED, "content": [{"type": "text", "text": "Who?"}]}, {**SAID, "weight": 1}]
     },
     "FLAN": {"inputs": "Who?", "targets": "Me.", "task": "qa"},
+    "MMLU": {"question": "Who?", "choices": ["You.", "Me."], "answer": 1},
+    "ARC": {"question": "Who?", "choices": {"text": ["You.", "Me."], "label": ["1", "2"]}, "answerKey": "2"},
+    "OpenBookQA": {"question_stem": "Who?", "choices": {"text": ["You.", "Me."]}, "answerKey": "B"},
+    "lm-eval": {"query": "Who?", "choices": ["You.", "Me."], "gold": 1},
+    "choices and a text": {"question": "Who?", "choices": ["You.", "Me."], "answer": "Me."},
     "UltraFeedback": {
         "source": "evol_instruct",
         "instruction": "Who?",
@@ -112,6 +117,19 @@ PAIRS = [
 def test_a_row_of_another_tool_becomes_a_question_and_its_answer(load, name):
     example = load(test=[ROWS[name]]).test[0]
     assert (example.messages, example.references) == ((ASKED,), ("Me.",))
+
+
+@pytest.mark.parametrize("right", ["3", 3, "D", "none", [1]])
+def test_an_answer_that_is_none_of_the_choices_is_refused(load, right):
+    row = {"question": "Who?", "choices": ["You.", "Me."], "answer": right}
+    assert refused(load, test=[row])[0][0] == "test.jsonl:1"
+
+
+def test_choices_that_are_numbers_have_their_place_as_a_number(load):
+    row = {"question": "1 + 1?", "choices": ["2", "1", "0"]}
+    items = load(test=[{**row, "answer": right} for right in (0, "0", "A", 2)]).test
+    assert [item.references[0] for item in items] == ["2", "0", "2", "0"]
+    assert items[0].choices == ("2", "1", "0")
 
 
 @pytest.mark.parametrize("name", PAIRS)

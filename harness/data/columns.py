@@ -12,6 +12,8 @@ from harness.data.column_types import Column, count_cells, mixed_columns
 from harness.data.csv_header import is_csv, probable_row
 from harness.data.examples import FIELD
 from harness.data.formats import Layout
+from harness.data.formats.multiple_choice import QUESTIONS as CHOICE_QUESTIONS
+from harness.data.formats.multiple_choice import RIGHT
 from harness.data.formats.preference_rows import read_pair
 from harness.data.readers import Row, Rows
 from harness.errors import Problem, UserError, did_you_mean
@@ -113,8 +115,7 @@ def reading_roles(task: Task, layout: Layout | None, names: Container[str]) -> R
         tuple(name for name in ("constraints", "reference", "references") if name in names),
     )
     if layout is not None:
-        answer = "answers" if "answers" in names else "answer"
-        found = _ROLES.get(layout.name, Roles(("question", CONTEXT), (answer,)))
+        found = _layout_roles(layout, names)
     return Roles(
         columns_of(fields.prompt, names) if fields.prompt != default.prompt else found.questions,
         columns_of(fields.reference, names) if is_named else found.answers,
@@ -149,6 +150,7 @@ def asked(row: Row, roles: Roles) -> Asked:
     fields = row.fields
     of = _asked(row, roles)
     choices = fields.get("choices") if "choices" not in (*roles.questions, *roles.answers) else None
+    choices = choices.get("text") if isinstance(choices, dict) else choices
     if isinstance(choices, list):
         of = of._replace(choices="\n".join(sorted(map(plain_text, choices))))
     if roles == _ROLES["prompt and completion"] and fields.get("label") in (False, True):
@@ -277,10 +279,8 @@ def _roles(content: Rows, given: dict[str, str | None]) -> Roles:
     columns, layout = filled_columns(content.rows), formats.recognise(content.rows)
     if all(given.values()):
         return Roles((), ())
-    if layout is not None and layout.name in _ROLES:
-        return _ROLES[layout.name]
-    if layout is not None:  # questions, with one accepted answer or several
-        return Roles(("question", CONTEXT), ("answers",) if "answers" in columns else ("answer",))
+    if layout is not None:
+        return _layout_roles(layout, columns)
     names = {name for row in content.rows for name in row.fields}
     asks, answers = names & {"prompt", "messages"}, names & {"reference", "references", "constraints"}
     if asks and answers:
@@ -290,6 +290,17 @@ def _roles(content: Rows, given: dict[str, str | None]) -> Roles:
     known = {key: f"{{{column}}}" for key, column in given.items() if column}
     guessed = guess_columns(content, columns, known)
     return Roles((guessed["prompt"].strip("{}"),), (guessed["reference"].strip("{}"),))
+
+
+def _layout_roles(layout: Layout, names: Container[str]) -> Roles:
+    """Return the columns of a layout; of questions, those of the usual names that are there."""
+    if layout.name == "multiple choice":
+        asks, answers = (
+            next((name for name in of if name in names), of[0]) for of in (CHOICE_QUESTIONS, RIGHT)
+        )
+        return Roles((asks, CONTEXT), (answers,))
+    answer = "answers" if "answers" in names else "answer"
+    return _ROLES.get(layout.name, Roles(("question", CONTEXT), (answer,)))
 
 
 def _pair(row: Row) -> dict[str, Any]:

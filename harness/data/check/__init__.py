@@ -9,7 +9,7 @@ looks at.
 
 import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +20,7 @@ from harness.errors import as_argument
 from harness.spec import HUB
 
 if TYPE_CHECKING:
-    from harness.data.check._table import Table
+    from harness.data.check._table import Reading, Table
     from harness.data.overlap import Encode
 
 __all__ = [
@@ -39,6 +39,7 @@ Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 ALPHA = 0.001  # chance that a check which tests against chance raises an alarm on clean rows
 DECIDE = "harness dashboard  # its Data page, then: harness data clean FILE --out OUT --decisions DECISIONS"
+_PLACE = re.compile(r"(:| row )\d+$")
 MOST_MODELLED = 20_000  # rows that a classifier or a language guesser sees, drawn by class
 
 
@@ -102,27 +103,57 @@ def check_rows(table: "Table", given: Given, only: Iterable[str] | None = None) 
     """Run the checks, all or those that are named, and return their findings, the worst first."""
     chosen = names() if only is None else list(only)
     found = [f for name in chosen for f in import_module(f"{__name__}.{name}").check(table, given)]
-    found = [_shown(f, table.files, table.reading.named) for f in found]
+    found = [_shown(f, table.files, table.reading.named, table.reading, table.columns) for f in found]
     return sorted(found, key=lambda f: (SEVERITIES.index(f.severity), -(f.share or 0), f.check))
 
 
-def _shown(finding: Finding, files: Sequence[str], named: Sequence[str] = ()) -> Finding:
+def _shown(
+    finding: Finding,
+    files: Sequence[str],
+    named: Sequence[str] = (),
+    reading: "Reading | None" = None,
+    columns: Container[str] = (),
+) -> Finding:
     """Mask personal data, and put files and the columns that were named into the command."""
     from harness.data.check.personal_data import mask_text
 
-    first = finding.rows[0] if finding.rows else ""
-    file = next((file for file in files if first.startswith((f"{file}:", f"{file} "))), files[0])
-    verb = re.search(r"harness data (\w+)", finding.command)
-    out = _new_name(file, verb[1] if verb else "new")
-    names = {
-        "FILE": " ".join(filter(None, (as_argument(file), shlex.join(named)))),
-        "OUT": as_argument(out),
-        "DECISIONS": as_argument(f"{file}.decisions.json"),
-    }
-    command = re.sub(rf"\b(?:{'|'.join(names)})\b", lambda word: names[word[0]], finding.command)
+    heads = {_PLACE.sub("", row) for row in finding.rows}
+    of = [f for f in files if f in heads or any(head.startswith(f"{f} ") for head in heads)] or [files[0]]
+    command, comment = (*finding.command.split("  # ", 1), "")[:2]
+    if len(files) > 1 and _lies_in_two_files(finding):
+        mixed, free = _new_name(files[0], "mixed"), ("source", "file", "from_file", "mixed_from")
+        column = next(name for name in free if name not in columns)
+        joining = f"harness data mix {' '.join(map(as_argument, files))} --column {column}"
+        command = _filled(command, mixed, reading.columns if reading else named)
+        command = f"{joining} --out {as_argument(mixed)} && {command}"
+    elif "DECISIONS" in finding.command:
+        command, comment = _filled(finding.command, of[0], named), ""
+    else:
+        command = " && ".join(dict.fromkeys(_filled(command, file, named) for file in of))
+    command = f"{command}  # {comment}" if comment else command
     title, example = mask_text(finding.title), mask_text(finding.example)
     beside = tuple(map(mask_text, finding.beside))
     return replace(finding, command=command, title=title, example=example, beside=beside)
+
+
+def _lies_in_two_files(finding: Finding) -> bool:
+    """Tell whether `data dedup` of one file cannot mend it, for what a row repeats stands in another."""
+    if "dedup FILE" not in finding.command or "--against" in finding.command:
+        return False
+    pairs = zip(finding.rows, finding.beside, strict=False)
+    return any(not other.startswith(row.rstrip("0123456789")) for row, other in pairs)
+
+
+def _filled(command: str, file: str, named: Sequence[str]) -> str:
+    """Put a file, the options that name its columns, and what is written into a command."""
+    verb = re.search(r"harness data (\w+)", command)
+    names = {
+        "FILE": " ".join(filter(None, (as_argument(file), shlex.join(named)))),
+        "OUT": as_argument(_new_name(file, verb[1] if verb else "new")),
+        "DECISIONS": as_argument(f"{file}.decisions.json"),
+    }
+    # A file that stands in the command already may have such a name.
+    return re.sub(rf"(?<!\S)(?:{'|'.join(names)})(?!\S)", lambda word: names[word[0]], command)
 
 
 def _new_name(file: str, verb: str) -> str:

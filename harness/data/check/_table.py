@@ -24,11 +24,12 @@ from harness.data.columns import PAIRS, Asked, Roles, asked, reading_roles
 from harness.data.edit.repeats import fold_row
 from harness.data.edit.spellings import LONGEST_LABEL, label_set
 from harness.data.edit.written_answers import Written, written_answers
+from harness.data.examples import FIELD
 from harness.data.formats import Layout
 from harness.data.readers import Row, cap_problems
 from harness.errors import Problem, UserError, did_you_mean
 from harness.records import Example
-from harness.spec import Task
+from harness.spec import Fields, Task
 
 HELD = 1_000_000_000  # bytes of texts in memory
 _A_ROW = 1_500  # bytes of a row beside its characters
@@ -55,6 +56,18 @@ class Reading(NamedTuple):
         """The options by which another command reads the rows as these were read."""
         options = (("--prompt", self.prompt), ("--reference", self.reference))
         return [word for option, column in options if column for word in (option, column)]
+
+    @property
+    def columns(self) -> list[str]:
+        """The same options, also where the columns were guessed: beside another column the guess may fail."""
+        fields, default = self.task.fields, Fields()
+        guessed = (
+            ("--prompt", fields.prompt, default.prompt),
+            ("--reference", fields.reference, default.reference),
+        )
+        named = [(option, template) for option, template, usual in guessed if template != usual]
+        whole = [(option, found[1] if (found := FIELD.fullmatch(text)) else text) for option, text in named]
+        return self.named or [word for pair in whole for word in pair]
 
 
 class Entry(NamedTuple):

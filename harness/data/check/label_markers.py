@@ -1,7 +1,7 @@
 """Spurious markers of labels: signs, or words at a fixed place, that give the label without reading.
 
 Invariant: what is tested is form, not content: how a question begins and ends, its outer white space, and a
-word or a sign only where it stands at one end in nine of ten of its rows. A marker
+word or a sign, alone or at a word, only where it stands at one end in nine of ten of its rows. A marker
 gives the label in nine of ten of its rows.
 
 False alarms: each form is tested against each label by Fisher's exact test (one-sided), at `ALPHA` over all
@@ -24,6 +24,8 @@ from harness.data.check.personal_data import excerpt
 _GIVES, _AT_ONE_END = 0.9, 0.9
 _FEWEST = 5  # rows of a form that is tested
 _SHOWN = 5
+_SIGN = re.compile(r"[^\w\s]")
+_NAMED = re.compile(r"(?:first|last) (?:word|sign) ['\"](.*)['\"]")
 
 
 def check(table: Table, given: Given) -> Iterator[Finding]:
@@ -33,11 +35,14 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
     rows: dict[str, list[Entry]] = defaultdict(list)
     words: Counter[str] = Counter()
     for entry in table.entries:
-        words.update(set(map(_bare, entry.question.split())))
+        words.update(set(map(_bare, entry.question.split())) | set(_SIGN.findall(entry.question)))
         for form in forms(entry.question):
             rows[form].append(entry)
     found = list(_markers(table, rows, words))
-    once = {tuple(entry.where for entry in rows[form]): (form, label, p) for form, label, p in found}
+    # Of forms of the same rows the first stands, a word before its sign.
+    once = {
+        tuple(entry.where for entry in rows[form]): (form, label, p) for form, label, p in reversed(found)
+    }
     for form, label, p in sorted(once.values(), key=lambda f: -len(rows[f[0]]))[:_SHOWN]:
         marked = rows[form]
         n = sum(entry.answer == label for entry in marked)
@@ -61,6 +66,10 @@ def forms(question: str) -> Iterator[str]:
         return
     yield f"first word {_bare(tokens[0])!r}"
     yield f"last word {_bare(tokens[-1])!r}"
+    # A sign at a word, which the word's form does not show.
+    for place, sign in (("first", tokens[0][0]), ("last", tokens[-1][-1])):
+        if _SIGN.fullmatch(sign) and len(tokens[0 if place == "first" else -1]) > 1:
+            yield f"{place} sign {sign!r}"
     if question != question.strip():
         yield "white space around the question"
     if "\u200b" in question or "\xa0" in question:
@@ -83,7 +92,7 @@ def _markers(
     level = ALPHA / max(1, len(tested) * len(labels))
     for form, of in tested.items():
         label, n = Counter(entry.answer for entry in of).most_common(1)[0]
-        word = form.partition("word ")[2].strip("'\"")  # empty of other forms
+        word = found[1] if (found := _NAMED.fullmatch(form)) else ""
         if n < _GIVES * len(of) or (word and len(of) < _AT_ONE_END * words[word]):
             continue
         p = float(stats.hypergeom.sf(n - 1, len(table.entries), labels[label], len(of)))

@@ -18,7 +18,14 @@ from harness.data.edit.change import Change, Outcome, drop
 from harness.data.edit.decisions import Decision, line_of
 from harness.data.edit.mix import STOOD_ALREADY, RowIds
 from harness.data.edit.spellings import commonest_spellings, label_set, no_labels, several_spellings
-from harness.data.edit.written_answers import answer_at, label_places, put_answer, written_answers
+from harness.data.edit.written_answers import (
+    CHOICES,
+    Keys,
+    answer_at,
+    label_places,
+    put_answer,
+    written_answers,
+)
 from harness.data.formats import THUMB_DOWN, Layout
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
@@ -127,11 +134,12 @@ def spellings_in(rows: Iterable[Row], roles: Roles, shown: str) -> dict[str, str
 
 
 def _labels(row: Row, roles: Roles) -> Iterator[str]:
-    """Yield the first answer of each column of answers, clean; of pairs that of the first column alone."""
-    first: dict[str | int, str] = {}
+    """Yield the choices, and the first answer of each column, clean; of pairs of the first column alone."""
+    first: dict[Keys, str] = {}
     for text, keys in label_places(row.fields, roles):
-        if not first.get(keys[0]):
-            first[keys[0]] = clean_text(text)[0].strip()
+        place = keys if keys[0] == CHOICES else keys[:1]
+        if not first.get(place):
+            first[place] = clean_text(text)[0].strip()
     yield from islice(filter(None, first.values()), 1 if roles == PAIRS else None)
 
 

@@ -13,6 +13,7 @@ from harness.data.formats.ratings import PREFERRED
 from harness.data.formats.turns import answer_places
 
 _SAID = ("content", "value", "text", "response")
+CHOICES = "choices"
 _PAIR = ("chosen", "rejected")
 Keys = tuple[str | int, ...]
 
@@ -25,7 +26,7 @@ class Written(NamedTuple):
 
 
 def written_answers(fields: Mapping[str, Any], roles: Roles) -> list[Written]:
-    """List the answers of a row in their order; of turns all that the assistant says."""
+    """List the answers of a row in their order, behind them its choices; of turns all the assistant's."""
     found: list[Written] = []
     for column in _answer_columns(fields, roles):
         value: Any = fields.get(column)
@@ -39,7 +40,7 @@ def written_answers(fields: Mapping[str, Any], roles: Roles) -> list[Written]:
             found += [of for i in places for of in _texts(value[i], (column, i))]
         elif column not in roles.questions:
             found += _texts(value, keys)
-    return found
+    return found + list(_texts(fields.get(CHOICES), (CHOICES,)))
 
 
 def label_places(fields: Mapping[str, Any], roles: Roles) -> list[Written]:

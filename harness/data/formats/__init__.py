@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from harness.data.formats.multiple_choice import has_choices, read_choices
 from harness.data.formats.preference_rows import OWN_QUESTION, read_pair
 from harness.data.formats.ratings import MEND_ROW, PREFERRED, RATED, TREE, best_answer
 from harness.data.formats.turns import answer_places, known_fields, read_text, read_turns, user_turns
@@ -202,6 +203,13 @@ def _question(row: Row, context_apart: bool) -> dict[str, Any]:
     return out | {"messages": user_turns(question, row)} | _slice(row)
 
 
+def _multiple_choice(row: Row, context_apart: bool) -> dict[str, Any]:
+    """Read a question with choices, of which the right one is the answer."""
+    found = read_choices(row)
+    fields = {**row.fields, "question": found.question, "answers": None, "answer": found.right}
+    return _question(row._replace(fields=fields), context_apart) | {"choices": found.texts}
+
+
 def _answers(row: Row) -> list[str]:
     field = "answers" if row.fields.get("answers") is not None else "answer"
     value = row.fields[field]
@@ -254,6 +262,12 @@ LAYOUTS = (
         "instruction, input (may be empty), output",
         _has("instruction", "output"),
         _instruction("output", "input"),
+    ),
+    Layout(
+        "multiple choice",
+        "question (or query, question_stem), choices, and answerKey, gold or answer",
+        has_choices,
+        _multiple_choice,
     ),
     Layout(
         "question",

@@ -1,0 +1,63 @@
+"""Questions with choices, as public multiple-choice sets and lm-eval's tasks have them: which one is right.
+
+Invariant: a number beside choices is the place of the right one, from 0, as in MMLU, unless no choice stands
+there; a text is the choice itself, or its label, as in ARC.
+"""
+
+from string import ascii_uppercase
+from typing import Any, NamedTuple
+
+from harness.data.formats.ratings import MEND_ROW
+from harness.data.readers import Row
+from harness.errors import Problem, UserError
+
+QUESTIONS = ("question", "query", "question_stem")
+RIGHT = ("answerKey", "gold", "answer")
+
+
+class Choices(NamedTuple):
+    """A question, the texts to choose from, and the right one."""
+
+    question: object
+    texts: list[str]
+    right: object
+
+
+def has_choices(fields: set[str]) -> bool:
+    """Tell whether rows of these fields are questions with choices."""
+    return "choices" in fields and bool(fields & set(QUESTIONS)) and bool(fields & set(RIGHT))
+
+
+def read_choices(row: Row) -> Choices:
+    """Read a question with its choices.
+
+    Raises:
+        UserError: the choices are of another form, or none of them is the right one.
+    """
+    fields: dict[str, Any] = row.fields
+    question = next(fields[name] for name in QUESTIONS if fields.get(name) is not None)
+    key = next(name for name in RIGHT if fields.get(name) is not None)
+    texts, labels, right = fields["choices"], list(ascii_uppercase), fields[key]
+    if isinstance(texts, dict):
+        texts, labels = texts.get("text"), list(map(str, texts.get("label") or labels))
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        expected = "a list of texts, or {text: [...], label: [...]}"
+        raise UserError(Problem(row.where, "'choices' of another form", expected, MEND_ROW))
+    texts = [text.strip() for text in texts]
+    if not isinstance(right, str | int) or isinstance(right, bool):
+        return Choices(question, texts, right)
+    return Choices(question, texts, _right_one(row, key, texts, labels))
+
+
+def _right_one(row: Row, key: str, texts: list[str], labels: list[str]) -> str:
+    right = row.fields[key]
+    if isinstance(right, int) and 0 <= right < len(texts):
+        return texts[right]
+    said = str(right).strip()
+    if said in texts:
+        return said
+    place = labels.index(said) if said in labels else int(said) if said.isdecimal() else len(texts)
+    if place >= len(texts):
+        expected = f"one of the {len(texts)} choices, its label, or its place from 0"
+        raise UserError(Problem(row.where, f"{right!r} in {key!r}", expected, MEND_ROW))
+    return texts[place]
