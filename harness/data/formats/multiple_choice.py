@@ -34,12 +34,13 @@ def read_choices(row: Row) -> Choices:
     Raises:
         UserError: the choices are of another form, or none of them is the right one.
     """
-    fields: dict[str, Any] = row.fields
+    fields = row.fields
     question = next(fields[name] for name in QUESTIONS if fields.get(name) is not None)
     key = next(name for name in RIGHT if fields.get(name) is not None)
-    texts, labels, right = fields["choices"], list(ascii_uppercase), fields[key]
+    texts: Any = fields["choices"]
+    labels, right = list(ascii_uppercase), fields[key]
     if isinstance(texts, dict):
-        texts, labels = texts.get("text"), list(map(str, texts.get("label") or labels))
+        labels, texts = list(map(str, texts.get("label") or labels)), texts.get("text")
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         expected = "a list of texts, or {text: [...], label: [...]}"
         raise UserError(Problem(row.where, "'choices' of another form", expected, MEND_ROW))
