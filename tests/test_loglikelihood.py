@@ -271,6 +271,26 @@ def test_out_of_memory_halves_what_follows_a_beginning_that_was_read_before(mode
     assert crowded.tried[:2] == [12, 18]
 
 
+def test_a_long_beginning_that_did_not_fit_makes_no_batch_smaller_that_begins_with_less(model):
+    class Keyed(Crowded):
+        """A device whose memory holds so many keys, of all rows with what they begin with."""
+
+        def __call__(self, input_ids, past_key_values=None, **inputs):
+            before = past_key_values.get_seq_length() if past_key_values else 0
+            self.tried.append(len(input_ids))
+            if len(input_ids) * (before + input_ids.shape[1]) > self.room:
+                self.run_out()
+            return self.model(input_ids, past_key_values=past_key_values, **inputs)
+
+    keyed = Keyed(model, 100)
+    executor = Executor(keyed, 512, "packed")
+    long = [((*range(10, 60), i), (7, 8)) for i in (3, 4, 5)]
+    agree(executor, model, long)  # three rows of 52 keys do not fit, one does
+    keyed.tried.clear()
+    agree(executor, model, [((20 + i, 9, 5, 6, 7, 8, 9, 10), (7, 8)) for i in range(8)])
+    assert keyed.tried == [8]
+
+
 @pytest.mark.parametrize("prefix", [range(10, 22), range(10, 12)], ids=["a prefix", "one answer"])
 def test_what_is_kept_of_others_goes_before_a_lack_of_memory_fails_a_candidate(model, prefix):
     class Sharing(Crowded):

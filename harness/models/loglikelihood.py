@@ -74,7 +74,7 @@ class Executor:
     ) -> None:
         self.costs = costs
         self.model, self.budget, self.prefixes = model, budget, PrefixCache(model, soft=soft)
-        self._too_many = inf  # tokens for which memory ran out
+        self._too_many = inf  # keys for which memory ran out
         self.engine = engine or self._choose_engine()
 
     @property
@@ -155,16 +155,16 @@ class Executor:
         import torch
 
         numbers = [number for tree in trees for number in tree.numbers]
-        n_tokens = len(trees) * max(tree.n_tokens for tree in trees)
+        n_keys = len(trees) * (_length(prefix) + max(tree.n_tokens for tree in trees))
         try:
-            if n_tokens < self._too_many or len(numbers) == 1:
+            if n_keys < self._too_many or len(numbers) == 1:
                 return self._score(trees, pairs, prefix)
         except oom.ERRORS as error:
             if not oom.ran_out(error):
                 raise
             if not self.prefixes.forget() and len(numbers) == 1:
                 raise CandidateFailed("out of memory while scoring one answer", _SHORTER) from None
-            self._too_many = n_tokens  # as many again are halved before they fail
+            self._too_many = n_keys  # as many again are halved before they fail
         # Outside of the clause, in which the error still holds what was computed until then.
         torch.cuda.empty_cache()
         half, shared = len(numbers) // 2, _length(prefix)
