@@ -50,19 +50,16 @@ _TASKS_NAMED = 3  # of those that lost most
 def first_page(report: ExperimentReport) -> FirstPage:
     """Lay out what is seen first."""
     picture = front(report, NARROW)
+    notes = [column_note(report), *filter(None, [disturbed_note(report.facts), labels_note(report)])]
     return FirstPage(
         reasons=list(reasons(report)),
-        table=Section("candidates", "", headers(report), table_rows(report), notes=_table_notes(report)),
+        table=Section("candidates", "", headers(report), table_rows(report), notes=notes),
         next_steps=list(next_steps(report)),
         picture=picture,
         picture_file=f"{report.file_name}.front.svg" if picture else "",
         alt=PICTURE,
         caption=CAPTION,
     )
-
-
-def _table_notes(report: ExperimentReport) -> list[str]:
-    return [column_note(report), *filter(None, [disturbed_note(report.facts), labels_note(report)])]
 
 
 def labels_note(report: ExperimentReport) -> str:
@@ -242,8 +239,10 @@ def next_steps(report: ExperimentReport) -> Iterator[Command]:
     """Say what to type next: what ships or decides first, then what might do better."""
     decision = report.decision
     if report.smoke:
+        names = report.typed.candidates
+        selected = ["--candidates", ",".join(names)] if names else []
         said = "measures it; a smoke run (--quick, --limit) is no evidence"
-        yield Command(_line(report, "compare", *_selection(report)), said)
+        yield Command(_line(report, "compare", *selected), said)
         return
     if decision is not None and decision.candidate:
         yield _promotion(report, decision.candidate)
@@ -276,12 +275,6 @@ def _line(report: ExperimentReport, *words: str) -> str:
     typed = report.typed.overrides
     kept = typed if words[0] == "compare" else [one for one in typed if not one.startswith("execution.")]
     return join(["harness", *words, *config, *kept])
-
-
-def _selection(report: ExperimentReport) -> list[str]:
-    """Select the candidates that were selected."""
-    names = report.typed.candidates
-    return ["--candidates", ",".join(names)] if names else []
 
 
 def _promotion(report: ExperimentReport, name: str) -> Command:

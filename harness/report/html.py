@@ -41,10 +41,10 @@ class Chapter(NamedTuple):
 
 def html(report: ExperimentReport) -> str:
     """Render the whole report."""
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 
     environment = page_environment(_FOLDER)
-    environment.filters |= {"lines": lambda text: Markup(_escape(text)), "drawn": Markup}
+    environment.filters |= {"lines": lambda text: escape(clean_lines(text)), "drawn": Markup}
     shown = experiment_document(report)
     chapters = _chapters(report, shown.sections)
     return environment.get_template("page.html").render(
@@ -57,12 +57,6 @@ def html(report: ExperimentReport) -> str:
         verdict_words=WORDS,
         colours=Markup((_FOLDER / "page.css").read_text(encoding="utf-8") + style.rules()),
     )
-
-
-def _escape(text: str) -> str:
-    from markupsafe import escape
-
-    return str(escape(clean_lines(text)))
 
 
 def _chapters(report: ExperimentReport, sections: Sequence[Section]) -> list[Chapter]:
