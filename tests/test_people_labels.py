@@ -6,6 +6,8 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fake_facts import alternatives, candidate, tuned
 from fake_facts import comparison as fake_comparison
@@ -781,6 +783,30 @@ def test_pairs_are_drawn_of_the_seed_with_the_fewest_ratings_until_none_is_left(
     assert found[3].n_left == 0
     with pytest.raises(IncompatibleRuns, match="all rated"):
         pair_file.export_pairs(two_seeds, folder / "none.csv", SEEDS)
+    assert not (folder / "none.csv").exists()
+
+
+def answer_otherwise(folder):
+    """Give another answer to every item of stored rows."""
+    file = folder / "rows.parquet"
+    rows = pq.read_table(file)
+    texts = pa.array([f"{text} indeed" for text in rows["text"].to_pylist()], rows["text"].type)
+    pq.write_table(rows.set_column(rows.column_names.index("text"), "text", texts), file)
+
+
+def test_labels_are_asked_of_the_seed_with_the_fewest_until_every_answer_has_one(two_seeds):
+    folder, found = two_seeds.parent, []
+    (run,) = [run for run in store.list_runs(Store(folder / "runs")) if run.run_id == "seed-1"]
+    answer_otherwise(folder / "runs" / "rows" / run.rows["letters/test"])
+    for i in range(2):
+        file = folder / f"{i}.csv"
+        found.append(label_file.export_answers(two_seeds, file, SEEDS, n_items=200))
+        write(file, [row | {"label": "1"} for row in read(file)])
+        label_file.import_labels(two_seeds, file, SEEDS)
+    assert [one.runs[0] for one in found] == ["shots", "shots (seed 1)"]
+    assert [one.waiting for one in found] == [("shots (seed 1)",), ()]
+    with pytest.raises(IncompatibleRuns, match="no answer without a label"):
+        label_file.export_answers(two_seeds, folder / "none.csv", SEEDS)
     assert not (folder / "none.csv").exists()
 
 

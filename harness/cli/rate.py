@@ -60,6 +60,8 @@ def rate_export(
     if found.criteria:
         say(f"what the judge goes by, from {found.scale.replace(',', ' to ')}: {found.criteria}")
     say(_left_text(found.n_left, "items without labels"))
+    if found.waiting:
+        say(f"answers of {', '.join(found.waiting)} lack labels too; a later export draws who has the fewest")
     scale = f" (0 to 1, or with --scale {found.scale})" if found.scale[:1].isdigit() else " (0 to 1)"
     say(f"next: fill in the column label{scale}, then {_importing(file)}")
 

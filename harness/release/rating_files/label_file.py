@@ -46,7 +46,8 @@ _WORDS = {"no": 0.0, "yes": 1.0}
 class Exported(NamedTuple):
     """Result of an export: how many items and answers were written, for which metric, of which runs.
 
-    `criteria` and `scale` are those of a judge's rubric, empty of any other metric.
+    `criteria` and `scale` are those of a judge's rubric, empty of any other metric. Runs that are `waiting`
+    are other seeds whose answers lack labels too.
     """
 
     metric: str
@@ -56,6 +57,7 @@ class Exported(NamedTuple):
     n_left: int
     criteria: str
     scale: str
+    waiting: tuple[str, ...] = ()
 
 
 class Imported(NamedTuple):
@@ -65,6 +67,14 @@ class Imported(NamedTuple):
     n_labels: int
     n_blank: int
     by_run: dict[str, int]
+
+
+class _Arm(NamedTuple):
+    """A run's answers by item, and the items whose answer lacks a label."""
+
+    label: str
+    rows: Mapping[str, SampleResult]
+    open_: set[str]
 
 
 class _Known(NamedTuple):
@@ -95,12 +105,13 @@ def export_answers(
     """Write the answers of candidates to randomly drawn test items of the target, to be labelled.
 
     Without `candidates` those of the best fine-tune and the best untrained candidate on validation; without
-    `metric` for the one that decides. Items of which all answers have a label are left out.
+    `metric` for the one that decides. Of several seeds the one with the fewest labels is drawn. Items whose
+    answers all have a label are left out.
 
     Raises:
         UserError: the file exists, is no .csv or lies in no folder, the metric or a candidate is unknown,
             or the metric is no mean in [0, 1].
-        IncompatibleRuns: nothing is stored of a candidate as it is written now.
+        IncompatibleRuns: nothing is stored of a candidate as it is written now, or no answer lacks a label.
     """
     refuse_unwritable(file)
     loaded = config.load(path, overrides)
@@ -112,17 +123,31 @@ def export_answers(
             Problem("--metric", found, "a metric of single answers", f"{file} --pairs rates pairs")
         )
     measured = _metric(task, metric)
-    runs = chosen_runs(loaded, at, candidates)
-    arms = [scored_rows(measured.name, target_rows(at, run, task)) for run in runs]
     labels = latest_labels(current_labels(store.list_labels(at, task.name), task), measured.name)
+    seeds = [
+        [_arm(measured.name, run, target_rows(at, run, task), labels) for run in of_recipe]
+        for of_recipe in _chosen_runs(loaded, at, candidates)
+    ]
+    drawn = [max(of_recipe, key=lambda arm: len(arm.open_)) for of_recipe in seeds]
+    arms = [arm.rows for arm in drawn]
     shared = draw_items(set[str]().union(*arms), task.name, measured.name)
-    open_ = [item for item in shared if not _is_labelled(measured.name, _list_given(arms, item), labels)]
+    open_ = [item for item in shared if any(item in arm.open_ for arm in drawn)]
+    if not open_:
+        found = (
+            f"no answer without a label for {measured.name}, of {' and '.join(arm.label for arm in drawn)}"
+        )
+        raise IncompatibleRuns(f"{at.folder}: found {found}; expected one to label; next: harness report")
     rows = list(_file_rows(measured.name, open_[:n_items], arms, labels))
     write_rows(file, COLUMNS, rows)
-    names, n_drawn = tuple(run.label for run in runs), min(n_items, len(open_))
+    n_drawn = min(n_items, len(open_))
     rubric, n_left = rubric_of(task, measured.name), len(open_) - n_drawn
     asked = (rubric.criteria.strip(), f"{rubric.grades[0]},{rubric.grades[-1]}") if rubric else ("", "")
-    return Exported(measured.name, names, n_drawn, len(rows), n_left, *asked)
+    names, lacking = (
+        tuple(arm.label for arm in drawn),
+        [arm for arms_of in seeds for arm in arms_of if arm.open_],
+    )
+    waiting = tuple(arm.label for arm in lacking if arm.label not in names)
+    return Exported(measured.name, names, n_drawn, len(rows), n_left, *asked, waiting)
 
 
 def import_labels(
@@ -167,14 +192,21 @@ def _metric(task: Task, name: str) -> Metric:
     return chosen
 
 
-def chosen_runs(loaded: Loaded, at: Store, candidates: Sequence[str]) -> list[Run]:
-    """Find the runs whose answers are rated, one of each candidate; the best fine-tune's comes first."""
+def _chosen_runs(loaded: Loaded, at: Store, candidates: Sequence[str]) -> list[list[Run]]:
+    """Find the runs whose answers are rated, all seeds of each candidate; the best fine-tune's come first."""
     if candidates:
-        return [candidate_runs(loaded, at, name)[0] for name in candidates]
+        return [candidate_runs(loaded, at, name) for name in candidates]
     measured = measured_runs(loaded, at)
     facts = [f for _, f in measured]
     chosen = [f for f in (decision.strongest_run(facts), decision.alternative(facts)) if f is not None]
-    return [next(run for run, f in measured if f is one) for one in chosen]
+    best_first = sorted(measured, key=lambda one: one[1] not in chosen)
+    return [[run for run, f in best_first if f.name == one.name] for one in chosen]
+
+
+def _arm(metric: str, run: Run, rows: Sequence[SampleResult], labels: Labels) -> _Arm:
+    scored = scored_rows(metric, rows)
+    open_ = {item for item, row in scored.items() if answer_digest(metric, row) not in labels}
+    return _Arm(run.label, scored, open_)
 
 
 def measured_runs(loaded: Loaded, at: Store) -> list[tuple[Run, CandidateFacts]]:
@@ -204,10 +236,6 @@ def _facts(
         with suppress(CandidateFailed, KeyError):
             rows = [target_rows(at, run, task, split) for split in ("test", "validation")]
             yield run, facts_on_target(run, metric, *rows)
-
-
-def _is_labelled(metric: str, rows: Iterable[SampleResult], labels: Labels) -> bool:
-    return all(answer_digest(metric, row) in labels for row in rows)
 
 
 def _list_labelled(metric: str, rows: Iterable[SampleResult], labels: Labels) -> list[SampleResult]:
