@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+from collections import Counter
 from math import log
 
 import pytest
@@ -139,3 +140,47 @@ def test_failures_planted_into_retrieval_are_counted_in_the_report_as_planted(tm
     said = ("used", "used, not grounded", "found, not used", "not found, wrong")
     assert [shown[name] for name in said] == [str(n) for n in wanted.values()]
     assert (shown["not found, yet right"], shown["not judged"]) == ("0", "0")
+
+
+@pytest.mark.parametrize("place", [0, 3])
+def test_each_of_several_drawn_answers_is_sorted_wherever_the_right_one_stands(
+    place, tmp_path, tiny, own_cache
+):
+    names = ("Alder", "Birch", "Cedar", "Doum", "Elm")
+    tiny_experiment.rows(
+        tmp_path / "documents.jsonl",
+        [{"id": name, "text": f"The keeper of the {name} tower is Keeper{name}."} for name in names],
+    )
+    for part, of in (("train", names[:1]), ("validation", names[:1]), ("test", names)):
+        asked = [
+            {
+                "id": f"{part}-{name}",
+                "prompt": f"Who keeps the {name} tower{'!' * (part == 'train')}{'.' * (part == 'validation')}?",
+                "reference": f"Keeper{name}",
+                "documents": [name],
+            }
+            for name in of
+        ]
+        tiny_experiment.rows(tmp_path / f"{part}.jsonl", asked)
+    seen = Counter()
+
+    def answer(messages):
+        asked = messages[-1]["content"].rpartition("\n\n")[2]
+        seen[asked] += 1
+        right = (seen[asked] - 1) % 4 == place
+        return f"Keeper{asked.split()[3]}" if right else "It was founded by elephants from Copenhagen"
+
+    path, drawn = tmp_path / "harness.yaml", "decoding: {temperature: 0.7, samples: 4}"
+    with serving(Rule(answer)) as server:
+        written = HARNESS.format(model=tiny, url=server.url).partition("  closed:")[0]
+        params = f"{{base_url: {server.url}, model: tiny, protocol: chat, num_concurrent: 1}}"
+        path.write_text(
+            f"{written}  rag:\n    method: endpoint\n    {drawn}\n    params: {params}\n"
+            "    prompting: {rag: {top_k: 1}}\n"
+        )
+        (facts,) = compare(path).facts
+    use = facts.retrieval
+    assert (use.n, use.used, use.unused, use.ungrounded) == (20, 5, 15, 0)
+    assert use.grounded == 0.25
+    assert use.by_answer
+    assert facts.target.score == 0.25

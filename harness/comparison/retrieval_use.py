@@ -45,7 +45,8 @@ class RetrievalUse(NamedTuple):
     without the answer in the passages. `errors` were not answered, `unclear` name neither documents nor a
     reference that stands in one; both are in none of the others. `grounded` is the share of answers that the
     passages support, of items whose reference stands in a document: a label stands in none. `retrieved` is
-    None where no item names its documents.
+    None where no item names its documents. Where the mean over several answers to an item counts, each answer
+    is one (`by_answer`).
     """
 
     n: int
@@ -58,6 +59,7 @@ class RetrievalUse(NamedTuple):
     unclear: int
     grounded: float | None
     retrieved: Retrieved | None
+    by_answer: bool = False
 
     @property
     def found(self) -> int:
@@ -99,7 +101,7 @@ def retrieval_use(
         classes[_class(found, score >= RIGHT, grounded or not references)] += 1
     n = len(asked) - classes["errors"] - classes["unclear"]
     share = fmean(supported) if supported else None
-    return RetrievalUse(n, **classes, grounded=share, retrieved=_retrieved(asked, examples))
+    return RetrievalUse(n, **classes, grounded=share, retrieved=_retrieved(asked, examples), by_answer=False)
 
 
 def is_supported(answer: str, context: str) -> bool:

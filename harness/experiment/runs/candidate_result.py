@@ -85,7 +85,7 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
         n_taught=_n_taught(session, run),
         base=_base_size(session, session.candidates[run.candidate]),
         recall=fmean(recalls) if recalls else None,
-        retrieval=_retrieval_use(session, metric, test),
+        retrieval=_retrieval_use(session, reader, run),
         several=comparison.several_answers(metric, test, reader.drawn(run, session.target)),
         training=run.training,
     )
@@ -157,16 +157,28 @@ def _disturbed(run: Run) -> dict[str, float]:
     return found
 
 
-def _retrieval_use(session: Session, metric: Metric, test: Rows) -> comparison.RetrievalUse | None:
+def _retrieval_use(session: Session, reader: Reader, run: Run) -> comparison.RetrievalUse | None:
     """Say what became of the passages of a run that retrieves, where the metric is a rate."""
+    metric, test = session.target.primary, reader.of(run, session.target)
     if not metric.unit.is_rate or not any(row.passages for row in test):
         return None
+    examples = {e.id: e for e in session.target.items.test}
+    drawn = reader.drawn(run, session.target) if _counts_each_answer(session, run) else {}
+    if drawn:
+        test = comparison.each_answer(test, drawn)
+        examples = {row.example_id: examples[row.example_id.rpartition("#")[0]] for row in test}
     parts = {row.example_id: row.parts[metric.name] for row in test}
     scored = {i: np.array([of]) for i, of in parts.items() if of is not None}
     scores = {i: float(item_scores(metric, of)[0]) for i, of in scored.items()}
     right = {i: score if metric.higher_is_better else 1 - score for i, score in scores.items()}
-    items = session.target.items
-    return comparison.retrieval_use(test, right, {e.id: e for e in items.test}, items.documents)
+    found = comparison.retrieval_use(test, right, examples, session.target.items.documents)
+    return found._replace(by_answer=bool(drawn)) if found else None
+
+
+def _counts_each_answer(session: Session, run: Run) -> bool:
+    """Tell whether the mean over several answers to an item is its score, and not one that is chosen."""
+    decoding = session.candidates[run.candidate].recipe.drawn
+    return decoding is not None and decoding.choose == "first"
 
 
 def _leaves_machine(candidate: ResolvedCandidate) -> bool:

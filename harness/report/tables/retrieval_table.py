@@ -28,7 +28,8 @@ _NOTE = (
     "reference stands word for word in them if it stands in a document. Used: the answer is right. "
     "Grounded: the passages hold three quarters of the words, and all numbers, of each sentence; a "
     "paraphrase is taken for ungrounded, and labels are not judged so. Not found: more or other passages "
-    "would help. Found, not used: another prompt or model."
+    "would help. Found, not used: another prompt or model. Where the mean over several answers to an item is "
+    "its score, each answer is counted."
 )
 
 
@@ -54,7 +55,8 @@ def retrieval_text(f: CandidateFacts) -> str:
         said.append(f"retrieval found {percent(f.recall)} % of the documents needed (recall@k)")
     if (use := f.retrieval) is not None and use.n:
         said.append(
-            f"the passages held the answer to {count(use.found)} of {count(use.n)} items, of which"
+            f"the passages held the answer to {count(use.found)} of {count(use.n)}"
+            f" {'drawn answers' if use.by_answer else 'items'}, of which"
             f" {count(use.unused)} were answered wrongly and {count(use.ungrounded)} right but not from them"
         )
     return "; ".join(said)
