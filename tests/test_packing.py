@@ -125,7 +125,9 @@ def test_that_rows_were_not_packed_is_said_under_the_table():
         source=SimpleNamespace(weights_digest="b"),
         sources={},
         target=SimpleNamespace(
-            task=None, items=SimpleNamespace(train=(), validation=(), test=(), documents=())
+            task=None,
+            items=SimpleNamespace(train=(), validation=(), test=(), documents=()),
+            primary=SimpleNamespace(unit=SimpleNamespace(sign=1)),
         ),
         candidates={"lora": SimpleNamespace(recipe=SimpleNamespace(weights_of="", prompting={}))},
     )
