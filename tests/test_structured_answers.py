@@ -59,6 +59,25 @@ def test_an_item_whose_reference_is_no_json_has_no_score():
         f"```json\n{CALL}\n```",
         '{"type": "function", "function": {"name": "refund", "arguments": "{\\"order\\": 17, \\"reason\\": \\"late\\"}"}}',
         '{"name": "refund", "parameters": {"order": 17, "reason": "late"}}',
+        f"I will call it: {CALL}",
+        f"{CALL} Done [1].",
+        f"<tool_call>\n{CALL}",
+        f"[TOOL_CALLS] [{CALL}]",
+        '<|python_tag|>{"name": "refund", "parameters": {"order": 17, "reason": "late"}}',
+        f"<|tool_call|>[{CALL}]",
+        "[refund(order=17, reason='late')]",
+        'refund(order=17, reason="late")',
+        "```tool_code\nrefund(order=17, reason='late')\n```",
+        f"```tool_call\n{CALL}\n```",
+        '<function=refund>{"order": 17, "reason": "late"}</function>',
+        (
+            "<tool_call>\n<function=refund>\n<parameter=order>\n17\n</parameter>\n<parameter=reason>\nlate\n"
+            "</parameter>\n</function>\n</tool_call>"
+        ),
+        (
+            '{"tool_calls": [{"id": "1", "type": "function", "function": {"name": "refund", "arguments": '
+            '"{\\"order\\": 17, \\"reason\\": \\"late\\"}"}}]}'
+        ),
     ],
 )
 def test_a_call_is_right_however_it_is_written(text):
@@ -74,6 +93,11 @@ def test_a_call_is_right_however_it_is_written(text):
         f"[{CALL}, {CALL}]",
         "[]",
         "refund(order=17)",
+        "refund(17, 'late')",
+        "[refund(order=17, reason='late'), refund(order=17, reason='late')]",
+        "refund(order=order(), reason='late')",
+        f"{CALL} {CALL}",
+        '<function=refund>{"order": 17,</function>',
         '{"name": 3, "arguments": {}}',
         '"refund"',
         "",

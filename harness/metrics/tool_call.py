@@ -3,21 +3,18 @@
 Invariant: the order of calls, the order of keys and the text around the calls never count; a call too many
 is as wrong as one too few. 1 and 1.0 are one number, and "1" is a text.
 Source: matching of calls by their syntax tree, Berkeley Function Calling Leaderboard (Patil et al. 2025);
-`<tool_call>` tags as in the chat templates of Hermes and Qwen, `function` as in OpenAI's API.
+`function` as in OpenAI's API.
 """
 
 import json
-import re
 from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 from harness.metrics import Metric, mean_metric, normalize
+from harness.metrics._tool_call_forms import read_forms
 from harness.records import Example, Output, canonical_json
 from harness.spec import Task
-
-_TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
-_FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL)
 
 
 def metric(task: Task) -> Metric:
@@ -41,15 +38,24 @@ def _is_right(output: Output, example: Example) -> float | None:
 def read_calls(text: str) -> Counter[str] | None:
     """Count the calls of a text, each as name and arguments in one spelling; None where one is no call.
 
-    A call is `{"name": …, "arguments": {…}}`, alone, in a list, in `<tool_call>` tags or in a code fence.
+    A call is `{"name": …, "arguments": {…}}`, or whatever `_tool_call_forms` reads; an empty list has none.
     """
-    written = _TAGGED.findall(text) or _FENCE.findall(text) or [text]
     try:
-        values = [json.loads(one) for one in written]
-        listed = [call for value in values for call in (value if isinstance(value, list) else [value])]
-        return Counter(_spell(call) for call in listed)
+        values = [json.loads(text)]
+    except (ValueError, RecursionError):
+        values = []
+    try:
+        values = values or read_forms(text)
+        return Counter(map(_spell, _calls_of(values))) if values else None
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
+
+
+def _calls_of(value: Any) -> list[Any]:
+    """List the calls of a value: one, a list, or a message of OpenAI's API."""
+    if isinstance(value, list):
+        return [call for one in value for call in _calls_of(one)]
+    return _calls_of(value["tool_calls"]) if isinstance(value, dict) and "tool_calls" in value else [value]
 
 
 def _spell(call: Any) -> str:
