@@ -146,7 +146,7 @@ def test_rows_of_every_layout_are_cleaned_and_deduplicated(name):
     roles = find_roles(Rows("r.jsonl", "r", rows))
     assert written(clean(rows, roles)) == rows
     assert [outcome.row is None for outcome in dedup(rows, roles)] == [False, True]
-    assert asked(rows[0], roles).whole == "Who?"
+    assert asked(rows[0], roles)._replace(choices="").whole == "Who?"
 
 
 def test_two_trees_that_go_on_otherwise_are_no_duplicates():

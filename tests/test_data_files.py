@@ -5,11 +5,13 @@ import json
 import os
 import random
 import re
+import signal
 from pathlib import Path
 
 import pytest
 from edited_rows import (
     ASKED,
+    asked_rows,
     done,
     jsonl,
     manifest,
@@ -18,6 +20,7 @@ from edited_rows import (
     rows_of,
 )
 
+from harness.data.edit import Edit, Outcome, save
 from harness.data.edit.clean import clean
 from harness.errors import UserError
 
@@ -336,3 +339,16 @@ def test_a_pipe_is_refused_as_what_it_is(data):
     os.mkfifo("rows.jsonl")
     said = refused(data, "clean", "rows.jsonl", "--out", "n.jsonl")
     assert "rows.jsonl: found a pipe or a device; expected a file whose name says its kind" in said
+
+
+@pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGHUP])
+def test_an_edit_that_is_ended_by_a_signal_leaves_nothing(data, ended_by):
+    def outcomes():
+        yield Outcome(asked_rows(1)[0])
+        signal.raise_signal(ended_by)
+
+    with pytest.raises(SystemExit) as ended:
+        save(Edit("clean", {}, ()), outcomes(), Path("n.jsonl"))
+    assert ended.value.code == 128 + ended_by
+    assert list(Path().iterdir()) == []
+    assert signal.getsignal(ended_by) is signal.SIG_DFL

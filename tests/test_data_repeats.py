@@ -41,7 +41,9 @@ def test_the_check_names_what_dedup_drops(find, tmp_path, layout):
     ]
     rows = [in_layout(LAYOUT_ROWS[layout], *of) for of in asked]
     n = len(OTHERS)
-    assert repeated(find, rows) == dropped(str(tmp_path / "rows.jsonl")) == [n + 4, n + 5, n + 8]
+    # Of questions with choices a rarer answer stands among others, which make another question of it.
+    repeats = [n + 5] if "choices" in LAYOUT_ROWS[layout] else [n + 4, n + 5, n + 8]
+    assert repeated(find, rows) == dropped(str(tmp_path / "rows.jsonl")) == repeats
 
 
 def test_pairs_with_another_rejected_answer_repeat_nothing(find, tmp_path):

@@ -4,7 +4,9 @@ from itertools import permutations
 
 import pytest
 from checked_rows import texts, write
+from typer.testing import CliRunner
 
+from harness.cli import app
 from harness.data.columns import find_roles
 from harness.data.readers import read
 from harness.errors import UserError
@@ -75,3 +77,57 @@ def test_an_identifier_or_a_length_of_a_question_is_no_question(tmp_path):
     ]
     with pytest.raises(UserError, match="none of them clearly the question and answer"):
         find_roles(read(write(tmp_path / "rows.jsonl", rows), "train"))
+
+
+@pytest.fixture
+def lumped(tmp_path, monkeypatch):
+    """Write 40 Alpaca rows and 20 chat rows, all different, into one file."""
+    monkeypatch.chdir(tmp_path)
+    rows = [(row["prompt"], row["reference"]) for row in texts(60, 0)]
+    layouts = [LAYOUTS["Alpaca"]] * 40 + [LAYOUTS["chat"]] * 20
+    write(tmp_path / "r.jsonl", [layout(*row) for layout, row in zip(layouts, rows, strict=True)])
+    return tmp_path
+
+
+def run(words):
+    done = CliRunner().invoke(app, words.split())
+    assert done.exit_code == 0, done.stderr
+    return done.stdout
+
+
+def test_rows_of_another_layout_are_no_duplicates_of_one_another(lumped):
+    said = run("data dedup r.jsonl --out n.jsonl")
+    assert said.startswith("60 read, 60 written, 20 reported\n")
+    assert "20 reported: nothing in the columns that ask and answer" in said
+
+
+def test_rows_of_another_layout_are_dealt_one_by_one(lumped):
+    run("data split r.jsonl --out parts")
+    parts = [(lumped / "parts" / f"{name}.jsonl").read_text() for name in ("train", "validation", "test")]
+    assert all(part.count('"messages"') for part in parts)
+
+
+def test_the_check_and_clean_say_that_rows_have_another_layout(lumped):
+    (found,) = (
+        f for f in examine_rows(Asked(["r.jsonl"], only=["missing_values"])).findings if f.severity == "error"
+    )
+    assert (found.title, found.count) == ("rows of another layout than most: chat (20)", 20)
+    assert found.command.startswith("no command: write them to a file of their own")
+    assert "20 dropped: a row of another layout: chat" in run("data clean r.jsonl --out n.jsonl")
+
+
+@pytest.mark.parametrize(("one", "other"), list(permutations(LAYOUTS, 2)))
+def test_files_of_different_layouts_are_no_mixture(tmp_path, one, other):
+    named = files(tmp_path, one, other)
+    refused = CliRunner().invoke(app, ["data", "mix", *named, "--out", str(tmp_path / "n.jsonl")])
+    assert isinstance(refused.exception, UserError)
+    (problem,) = refused.exception.problems
+    assert problem.next_step.startswith("let a candidate read each as it is: train: [a, b]")
+    assert not (tmp_path / "n.jsonl").exists()
+
+
+def test_files_of_one_layout_are_a_mixture_though_some_have_more_columns(tmp_path):
+    more = [{**row, "source_id": i} for i, row in enumerate(texts(20, 1))]
+    several = [{"prompt": row["prompt"], "references": [row["reference"]]} for row in texts(20, 2)]
+    named = [write(tmp_path / f"{i}.jsonl", rows) for i, rows in enumerate((texts(20, 0), more, several))]
+    assert "60 written" in run(f"data mix {' '.join(named)} --out {tmp_path / 'n.jsonl'}")

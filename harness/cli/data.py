@@ -240,7 +240,7 @@ def data_mix(
 ) -> None:
     """Mix the rows of several files by weights or sizes."""
     from harness.data.edit import Edit
-    from harness.data.edit.mix import Mixture, mix
+    from harness.data.edit.mix import Mixture, mix, refuse_other_layouts
     from harness.data.edit.sample import refuse_no_rows
     from harness.errors import Problem, UserError
     from harness.spec import HUB
@@ -259,6 +259,7 @@ def data_mix(
     edit = Edit("mix", mixture._asdict(), files, licenses or (), notes or ())
     contents = list(map(read_all, files))
     _doubt_headers(contents)
+    refuse_other_layouts(contents)
     _save(edit, mix(contents, mixture), out, as_json=as_json)
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data import columns, examples, readers
+from harness.data import columns, examples, formats, readers
 from harness.data.column_types import Column, count_cells, mixed_columns
 from harness.data.columns import PAIRS, Asked, Roles, asked, reading_roles
 from harness.data.edit.repeats import fold_row
@@ -89,10 +89,11 @@ class Entry(NamedTuple):
 
 
 class Unusable(NamedTuple):
-    """A row that no comparison could read, and why."""
+    """A row that no comparison could read, and why; `layout` is its own where most rows have another."""
 
     where: str
     why: str
+    layout: str = ""
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,8 @@ class _Maker:
         try:
             example = examples.read_example(self.reading.task, self.reading.layout, row)
         except UserError as error:
-            self.unusable.append(Unusable(row.where, error.problems[0].found))
+            other = formats.other_layout(row, self.reading.layout)
+            self.unusable.append(Unusable(row.where, error.problems[0].found, other))
             return
         question, answer = _texts(example)
         roles = self._roles(row)

@@ -26,7 +26,20 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
         )
         rows = tuple(row.where for row in down)
         yield Finding("missing_values", "note", title, meaning, len(down), table.n, rows)
-    if unusable := [row for row in table.unusable if row.why != THUMB_DOWN]:
+    if others := [row for row in table.unusable if row.layout]:
+        named = Counter(row.layout for row in others).most_common()
+        yield Finding(
+            "missing_values",
+            "error",
+            "rows of another layout than most: " + ", ".join(f"{name} ({n:,})" for name, n in named),
+            "compare refuses them, and no verb can read them beside the others",
+            len(others),
+            table.n,
+            tuple(row.where for row in others),
+            "",
+            "no command: write them to a file of their own; a candidate reads several, train: [a, b]",
+        )
+    if unusable := [row for row in table.unusable if row.why != THUMB_DOWN and not row.layout]:
         kinds = Counter(row.why for row in unusable).most_common(3)
         yield Finding(
             "missing_values",

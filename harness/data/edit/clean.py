@@ -85,6 +85,9 @@ def clean(
             keys = next(places, (roles.answers[0],))
             fields = _relabel(row, fields, keys, decision.label, reasons)
         cleaned = Row(row.where, _mend_answers(row, fields, roles, mending, reasons))
+        if other := formats.other_layout(cleaned, layout):
+            yield drop(row, f"a row of another layout: {other}")
+            continue
         if unusable := _unusable(cleaned, roles, drop_lost=drop_lost) or _unreadable(cleaned, layout):
             yield drop(row, unusable)
             continue

@@ -28,6 +28,7 @@ class Entry(NamedTuple):
 
 
 _Changes = dict[int, Outcome]
+_SAYS_NOTHING = "nothing in the columns that ask and answer"
 
 
 def dedup(
@@ -106,6 +107,10 @@ def _equal(left: Mapping[int, Entry]) -> _Changes:
     first: dict[Folded, Entry] = {}
     changes: _Changes = {}
     for i, entry in left.items():
+        if not entry.folded.question and not any(entry.folded.answers):
+            # It may be of another layout than most rows: nothing says that it repeats one.
+            changes[i] = Outcome(entry.row, Change(entry.row.where, "reported", (_SAYS_NOTHING,)))
+            continue
         kept = first.setdefault(entry.folded, entry)
         if kept is not entry:
             changes[i] = drop(entry.row, "a duplicate", kept.row.where)

@@ -11,12 +11,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from harness.data import formats
+from harness.data.columns import find_roles
 from harness.data.edit.change import NOT_DRAWN, Change, Outcome, drop
 from harness.data.edit.sample import draw
 from harness.data.readers import Row, Rows
 from harness.errors import Problem, UserError
 
 STOOD_ALREADY = "an id of its own, since it stood already"
+
+
+OWN = {"prompt", "messages", "reference", "references", "constraints"}  # columns of our own layout
 
 
 class Mixture(NamedTuple):
@@ -51,6 +56,43 @@ def mix(files: Sequence[Rows], mixture: Mixture) -> Iterator[Outcome]:
                 yield drop(row, NOT_DRAWN)
             for _ in range(times[i]):
                 yield _sourced(row, mixture.column, content.shown, ids)
+
+
+def refuse_other_layouts(files: Sequence[Rows]) -> None:
+    """Refuse files whose rows are read in different ways: whoever reads the mixture reads all rows in one.
+
+    Raises:
+        UserError: with every file that is not as the first one.
+    """
+    first, *others = files
+    step = "let a candidate read each as it is: train: [a, b], or mix: of them"
+    problems = [
+        Problem(content.shown, _said(content), f"{_said(first)}, as in {first.shown}", step)
+        for content in others
+        if not _are_read_alike(content, first)
+    ]
+    if problems:
+        raise UserError(problems)
+
+
+def _are_read_alike(content: Rows, first: Rows) -> bool:
+    """Tell whether rows have the layout of the first file, or columns that ask and answer there."""
+    layouts = [formats.recognise(of.rows) for of in (content, first)]
+    if layouts[0] or layouts[1]:
+        return layouts[0] is layouts[1]
+    try:
+        roles, _ = find_roles(first), find_roles(content)
+    except UserError:  # columns that nobody recognises, which a reader has to be told
+        return True
+    names = {name for row in content.rows for name in row.fields}
+    asks, answers = ({*of, *OWN} if OWN & set(of) else set(of) for of in roles)
+    return bool(asks & names) and (bool(answers & names) or not answers)
+
+
+def _said(content: Rows) -> str:
+    layout = formats.recognise(content.rows)
+    names = dict.fromkeys(name for row in content.rows for name in row.fields)
+    return f"{layout.name} rows" if layout else f"rows of {', '.join(list(names)[:8])}"
 
 
 def shares(sizes: Sequence[int], mixture: Mixture) -> list[float]:

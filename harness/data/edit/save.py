@@ -9,13 +9,16 @@ import json
 import os
 import re
 import shutil
+import signal
+import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 from harness import __version__
@@ -112,6 +115,26 @@ def refuse_existing(there: Path) -> None:
         raise UserError(Problem(f"--out {readers.display_path(str(there))}", found, "a new file", step))
 
 
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let a signal that ends a program end an edit as an error does, so that nothing half-written stays."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    ending = (signal.SIGTERM, signal.SIGHUP) if is_main else ()
+    caught = [number for number in ending if signal.getsignal(number) is signal.SIG_DFL]
+    for number in caught:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@_ended_by_signals()
 def save(edit: Edit, outcomes: Iterable[Outcome], out: Path, *, dry_run: bool = False) -> Saved:
     """Write what is left of the rows, and the manifest; a dry run only counts.
 
@@ -180,6 +203,7 @@ def _link(scratch: Path, name: Path) -> None:
         scratch.replace(name)
 
 
+@_ended_by_signals()
 def save_split(edit: Edit, found: Split, out: Path, suffix: str) -> Saved:
     """Write the parts of a split and one manifest into a new folder, which appears whole or not at all.
 

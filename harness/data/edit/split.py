@@ -199,7 +199,8 @@ def _kinds(questions: Sequence[str], alike: float) -> list[int]:
     for group in near_duplicates(questions, threshold=alike) if alike < 1 else ():
         for other in group.others:
             kinds[other.row] = group.kept
-    return [equal.setdefault(fold_text(question), kinds[i]) for i, question in enumerate(questions)]
+    folded = map(fold_text, questions)
+    return [equal.setdefault(of, kinds[i]) if of else kinds[i] for i, of in enumerate(folded)]
 
 
 def _joined_kinds(kinds: Sequence[int], pairs: Sequence[tuple[int, int]]) -> list[int]:
@@ -276,7 +277,7 @@ def _nearest(
 
 def _equal(questions: Sequence[str], known: Sequence[str]) -> list[Alike | None]:
     """Give for each question the first equal one of those known, letter case and spaces aside."""
-    first = {fold_text(question): i for i, question in reversed(list(enumerate(known)))}
+    first = {of: i for i, question in reversed(list(enumerate(known))) if (of := fold_text(question))}
     places = (first.get(fold_text(question)) for question in questions)
     return [None if place is None else Alike(place, 1.0) for place in places]
 

@@ -50,6 +50,12 @@ def layout_of(task: Task, content: Rows) -> Layout | None:
     return None if task.kind == "bits_per_byte" or all(said) else recognise(content.rows)
 
 
+def other_layout(row: Row, layout: Layout | None) -> str:
+    """Name the layout of a row that does not fit that of its file; empty where it fits, or has none."""
+    own = recognise([row]) if layout and not layout.fits(known_fields(row)) else None
+    return own.name if own else ""
+
+
 def read(row: Row, layout: Layout | None, context_apart: bool = False) -> Row:
     """Return the row with the fields of our own layout beside its own.
 
