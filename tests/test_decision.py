@@ -622,7 +622,7 @@ def test_items_cost_what_nobody_knows_where_a_request_has_no_price():
     unpriced = replace(tuned("served", 0.75, 0.01), cost_per_1k_usd=None)
     decision = decided([*alternatives(), unpriced], point_usd=100.0)
     assert decision.arithmetic["more_test_items_cost_usd"] is None
-    assert decision.arithmetic["next_best_spend"] == "choose now"
+    assert decision.arithmetic["next_best_spend"] == "unknown: a price is missing"
 
 
 def learned(more: float, candidate: str = "lora") -> LearningCurve:

@@ -72,8 +72,16 @@ class Spend(NamedTuple):
         return max(worthy, key=lambda one: one[1], default=(None, 0.0))[0]
 
     @property
+    def is_unpriced(self) -> bool:
+        """Whether no option is known to pay, and what one costs that might is unknown."""
+        open_ones = [o for o in (self.items, self.rows) if o and o.points >= _WORTH_SAYING and o.net is None]
+        return self.best is None and bool(open_ones)
+
+    @property
     def text(self) -> str:
         """Name what people have to say first, else the option that is worth most: `200 more test items`."""
+        if self.is_unpriced and not (self.ratings or self.labels):
+            return "unknown: a price is missing"
         if self.ratings or self.labels:
             n, what = (self.ratings, "more rating") if self.ratings else (self.labels, "more label")
             return f"{formatting.pluralize(n, what)} of people"
@@ -181,7 +189,7 @@ def sentences(case: Case, spend: Spend | None) -> list[str]:
         waits = ", which the decision waits for" if spend.labels or open_rating(case) else ""
         said = f"Next best spend: {spend.text}{waits}. {why}"
         return [said, *_open_gate_text(seed)]
-    first = spend.text if spend.best else "none, choose now"
+    first = spend.text if spend.best or spend.is_unpriced else "none, choose now"
     options = f"{_items_text(case, spend)} {_rows_text(case, run, spend)}"
     return [f"Next best spend: {first}. {options}{_missing_prices(case)}", *_open_gate_text(seed)]
 

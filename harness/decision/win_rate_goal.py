@@ -58,7 +58,7 @@ class OpenRating(NamedTuple):
     n_ratings: int = 0
 
 
-_RATE = "rate pairs of their answers (harness dashboard, Rate)"
+_RATE = "rate pairs of their answers (harness rate export FILE --pairs, or harness dashboard, Rate)"
 
 
 def open_rating(case: Case) -> OpenRating | None:
