@@ -1,6 +1,7 @@
 """Splits of rows: shares, classes, groups and times, and that what asks alike is in one part."""
 
 import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -247,3 +248,26 @@ def test_folds_that_cannot_be_are_refused(data, words, said):
     rows = [{"text": f"{i * i} q{i}w v{i}u", "label": "rare" if i == 3 else "often"} for i in range(20)]
     jsonl(Path("r.jsonl"), rows)
     assert said in refused(data, "split", "r.jsonl", "--out", "parts", *words)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_classes_that_share_groups_have_their_share_in_every_fold(seed):
+    """Each of 40 groups holds eight rows, and each fourth group one row of a rare class."""
+    labels = ["rare" if i % 32 == 0 else "ab"[i % 2] for i in range(320)]
+    rows = rows_of(
+        *({"text": f"q{i} {i * 7}", "label": of, "who": f"c{i // 8}"} for i, of in enumerate(labels))
+    )
+    found = split(Rows("r.jsonl", "r", rows), ASKED, Way(stratify="label", group="who", folds=5, seed=seed))
+    counts = [Counter(row.fields["label"] for row in fold) for fold in found.parts.values()]
+    assert [count["rare"] for count in counts] == [2] * 5
+    assert sum(count.total() for count in counts) == 320
+    groups = [{row.fields["who"] for row in fold} for fold in found.parts.values()]
+    assert sum(map(len, groups)) == len(set().union(*groups)) == 40
+
+
+def test_classes_of_fewer_rows_than_folds_in_mixed_groups_are_named():
+    rows = rows_of(
+        *({"text": f"q{i} {i * 7}", "label": "abc"[i % 3], "who": f"c{i // 2}"} for i in range(10))
+    )
+    with pytest.raises(UserError, match="rows of the class 'a', none of them in fold-"):
+        split(Rows("r.jsonl", "r", rows), ASKED, Way(stratify="label", group="who", folds=5))

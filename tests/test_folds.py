@@ -198,3 +198,15 @@ def test_the_interval_holds_the_average_over_training_sets_as_often_as_it_says(n
 
 def test_an_interval_that_forgets_the_folds_of_an_unsteady_recipe_holds_it_too_seldom():
     assert study.measure(study.World("unsteady", "rule", 120, 3), 100).plain < 0.9
+
+
+def test_a_rare_label_that_shares_clusters_with_another_is_in_every_fold(tmp_path):
+    """By the commonest label of each cluster the rare one would miss a fold."""
+    rows = letters(400, lambda i: LABELS[i % 32 == 0], cluster=lambda i: f"c{i // 8}")
+    items = load_task(task(tmp_path, rows), 0)
+    rare = Counter(items.folds[item.id] for item in items.test if item.references == ("money",))
+    assert sorted(rare.values()) == [2, 2, 2, 3, 3]
+    of_cluster = {}
+    for item in items.test:
+        of_cluster.setdefault(item.cluster, set()).add(items.folds[item.id])
+    assert all(len(folds) == 1 for folds in of_cluster.values())

@@ -145,6 +145,34 @@ def deal(
     return [[row for i, row in enumerate(rows) if fold_of[i] == fold] for fold in range(k)]
 
 
+def deal_by_counts(
+    rows: Sequence[Sourced], k: int, rng: random.Random, with_choices: bool = False
+) -> list[list[Sourced]]:
+    """Deal rows into k folds as `deal` does, by all labels of a group in place of its commonest one.
+
+    Source: scikit-learn's StratifiedGroupKFold.
+    """
+    import warnings
+
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    groups = groups_of([row.example for row in rows], with_choices)
+    group_of = {i: number for number, group in enumerate(groups) for i in group}
+    strata, numbers = [_stratum([row.example]) for row in rows], [group_of[i] for i in range(len(rows))]
+    if max(Counter(strata).values()) < k:  # no label can be in every fold
+        return deal(rows, k, rng, with_choices)
+    dealing = StratifiedGroupKFold(k, shuffle=True, random_state=rng.randrange(2**32))
+    with warnings.catch_warnings():  # of a label with fewer rows than folds, which is refused by its name
+        warnings.simplefilter("ignore", UserWarning)
+        return [[rows[i] for i in fold] for _, fold in dealing.split(strata, strata, numbers)]
+
+
+def has_mixed_groups(rows: Sequence[Sourced], with_choices: bool = False) -> bool:
+    """Tell whether a group has rows of several labels (or slices)."""
+    groups = groups_of([row.example for row in rows], with_choices)
+    return any(len({_stratum([rows[i].example]) for i in group}) > 1 for group in groups)
+
+
 def assign_folds(
     task: str, rows: Sequence[Sourced], k: int, where: str, with_choices: bool = False
 ) -> dict[str, int]:
@@ -154,6 +182,8 @@ def assign_folds(
         UserError: there are fewer groups of rows than folds, or a label that some fold lacks.
     """
     dealt = deal(rows, k, random.Random(f"{task}/folds"), with_choices)
+    if any(_missing_labels(dealt, where)) and has_mixed_groups(rows, with_choices):
+        dealt = deal_by_counts(rows, k, random.Random(f"{task}/folds"), with_choices)
     if problems := list(_missing_labels(dealt, where)):
         raise UserError(problems)
     return {row.example.id: fold for fold, of in enumerate(dealt, start=1) for row in of}

@@ -19,7 +19,15 @@ from harness.data.edit.change import Change
 from harness.data.examples import Origin, Sourced
 from harness.data.near_duplicates import THRESHOLD, Alike, near_duplicates, nearest
 from harness.data.readers import Row, Rows, cap_problems
-from harness.data.splits import deal, groups_of, is_augmented, origins, set_aside
+from harness.data.splits import (
+    deal,
+    deal_by_counts,
+    groups_of,
+    has_mixed_groups,
+    is_augmented,
+    origins,
+    set_aside,
+)
 from harness.errors import Problem, UserError
 from harness.formatting import plain, pluralize
 from harness.records import Example
@@ -228,7 +236,9 @@ def _drawn(content: Rows, kinds: Sequence[int], way: Way) -> dict[str, list[int]
         step = "add rows, or raise --alike, or name another --group"
         raise UserError(Problem(content.shown, found, f"at least {len(named)}, one a part", step))
     if way.folds:
-        dealt = deal(rows, way.folds, random.Random(f"{way.seed}/folds"))
+        by_counts = way.stratify and has_mixed_groups(rows)
+        rng = random.Random(f"{way.seed}/folds")
+        dealt = deal_by_counts(rows, way.folds, rng) if by_counts else deal(rows, way.folds, rng)
         return {name: [int(row.example.id) for row in fold] for name, fold in zip(named, dealt, strict=True)}
     parts, left = {}, 1.0
     for name in reversed(named[1:]):
