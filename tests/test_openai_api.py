@@ -704,6 +704,13 @@ def test_chat_is_refused_where_choices_are_to_be_ranked(written, monkeypatch):
     assert found.startswith("ranked, asked by chat")
 
 
+def test_chat_is_refused_where_a_search_of_prompts_tries_to_rank(written, monkeypatch):
+    monkeypatch.setenv("SUPPORT_KEY", KEY)
+    tried = "candidates.chatty.sweep={answer: [generate, rank]}"
+    ((_, found),) = refused(written, tried, candidates=["chatty"])
+    assert found.startswith("chatty, asked by chat, and a target that needs")
+
+
 def test_an_endpoint_is_neither_swept_nor_replayed_nor_started_from(written):
     with pytest.raises(UserError) as refusal:
         config.load(written, ["candidates.served.sweep={timeout: [1, 2]}"])

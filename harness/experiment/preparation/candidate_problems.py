@@ -212,10 +212,9 @@ def endpoint_problems(session: Session, places: Mapping[str, str]) -> Iterator[P
         candidate = session.candidates[name]
         if not candidate.is_remote:
             continue
-        settings = _settings(session, name)
-        if settings.protocol == "chat" and (
-            candidate.recipe.answer == "rank" or not openai_api.can_chat(task)
-        ):
+        settings, recipe = _settings(session, name), candidate.recipe
+        ranks = "rank" in (recipe.answer, *recipe.tried.get("answer", ()))
+        if settings.protocol == "chat" and (ranks or not openai_api.can_chat(task)):
             found = f"{name}, asked by chat, and a target that needs token ids or their log-probabilities"
             expected = "a target that is answered in chat, and answer: generate"
             yield Problem(where, found, expected, "protocol: completions, where the server has it")
