@@ -444,6 +444,22 @@ def test_separated_values_are_read_as_spreadsheets_export_them(tmp_path, content
     assert row.fields == {"prompt": "a", "reference": "b, c"}
 
 
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        ("Text, as sent;Team\nwhere is it;a\nI paid, twice;b\n", ["Text, as sent", "Team"]),
+        ('Text, as sent;Team\n"in, two\nlines; or so";a\nyes;b\n', ["Text, as sent", "Team"]),
+        ("Text; as sent,Team\nwhere is it,a\nI paid; twice,b\n", ["Text; as sent", "Team"]),
+        ("Text; as sent,Team\nI waited; long,a\nI paid; twice,b\n", ["Text; as sent", "Team"]),
+    ],
+)
+def test_a_separator_inside_a_name_of_a_column_is_told_by_the_rows(tmp_path, content, names):
+    (tmp_path / "test.csv").write_text(content)
+    rows = readers.read(str(tmp_path / "test.csv"), "test").rows
+    assert [list(row.fields) for row in rows] == [names, names]
+    assert [row.fields["Team"] for row in rows] == ["a", "b"]
+
+
 def test_tabs_separate_a_tsv_whose_names_hold_commas(tmp_path):
     (tmp_path / "test.tsv").write_text("prompt, long\treference\na, b\tc\n")
     (row,) = readers.read(str(tmp_path / "test.tsv"), "test").rows

@@ -25,6 +25,26 @@ from harness.data.edit.clean import clean
 from harness.errors import UserError
 
 
+@pytest.mark.parametrize(
+    ("card", "licenses"),
+    [
+        ("---\nlicense: cc-by-nc-4.0\n---\nRows.\n", ["cc-by-nc-4.0"]),
+        ("---\nlicense: [mit, other]\nlicense_name: house-rules\n---\n", ["mit", "house-rules"]),
+        ("---\nlanguage: en\n---\n", []),
+        ("Rows without a head.\n", []),
+    ],
+)
+def test_the_licence_that_the_card_of_a_data_set_states_is_kept(data, monkeypatch, card, licenses):
+    folder = Path("copies/me/set").absolute()
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("HARNESS_DATASETS_DIR", str(folder.parent.parent))
+    jsonl(folder / "train.jsonl", [{"prompt": f"Is it {i}?", "reference": "yes"} for i in range(5)])
+    (folder / "README.md").write_text(card)
+    done(data, "sample", "hub:me/set", "--rows", "3", "--out", "s.jsonl", "--license", "CC0")
+    done(data, "sample", "s.jsonl", "--rows", "2", "--out", "t.jsonl")
+    assert manifest("s.jsonl")["licenses"] == manifest("t.jsonl")["licenses"] == [*licenses, "CC0"]
+
+
 def test_licence_and_notes_are_carried_along(data):
     jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}])
     done(data, "clean", "r.jsonl", "--out", "a.jsonl", "--license", "CC0")

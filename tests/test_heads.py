@@ -9,7 +9,7 @@ import tiny_methods
 from tiny_methods import CPU
 
 from harness.errors import CandidateFailed, UserError
-from harness.methods import embedding, head
+from harness.methods import classifier, embedding, head
 from harness.models.hub import resolve
 from harness.records import Limits
 from harness.training import open_embedding, open_head
@@ -91,11 +91,19 @@ def test_embeddings_of_the_base_are_sorted_as_scikit_learn_sorts_them(tiny, tmp_
     assert answers(opened(embedding, made, resolve(str(tiny))), test) == expected
 
 
-@pytest.mark.parametrize("module", [head, embedding])
+@pytest.mark.parametrize("module", [classifier, head, embedding])
 def test_a_task_without_labels_is_refused(tiny, tmp_path, module):
     plain = tiny_methods.examples(slice(0, 1), choices=())
     made = replace(tiny_methods.context(tiny, tmp_path), train=plain)
     with pytest.raises(CandidateFailed, match="no closed label set"):
+        module.fit(made, module.Params())
+
+
+@pytest.mark.parametrize("module", [classifier, head, embedding])
+def test_training_rows_of_one_label_are_refused_by_that_label(tiny, tmp_path, module):
+    late = tuple(e for e in tiny_methods.examples(slice(0, 2)) if e.references == ("late",))
+    made = replace(tiny_methods.context(tiny, tmp_path), train=late)
+    with pytest.raises(CandidateFailed, match="one label alone, 'late'; try: add rows of another label"):
         module.fit(made, module.Params())
 
 

@@ -13,7 +13,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn, TextIO, cast
 
@@ -298,8 +298,9 @@ def _csv(file: Path, shown: str) -> Iterator[Row]:
     with _opened(file, shown) as text:
         first = text.readline()
         named = _NAMED_SEPARATOR.match(first)
-        delimiter = named[1] if named else "\t" if ".tsv" in file.name.lower() else _separator(first)
-        lines = text if named else chain([first], text)
+        head = [] if named else [first, *islice(text, _TRIED)]
+        delimiter = named[1] if named else "\t" if ".tsv" in file.name.lower() else _separator(head)
+        lines = chain(head, text)
         reader, line = csv.reader(lines, delimiter=delimiter, strict=True), 1
         try:
             header = _column_names(next(reader, []))
@@ -328,15 +329,26 @@ def _header_line(file: Path, shown: str) -> int:
         return 2 if _NAMED_SEPARATOR.match(text.readline()) else 1
 
 
+_TRIED = 100  # lines behind the first by which separators are told apart
 _LONGEST_FIELD = 2**31 - 1  # the csv module alone refuses more than 131,072 characters
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _NAMED_SEPARATOR = re.compile(r"sep=([,;\t|])\r?\n")  # the first line of some exports
 
 
-def _separator(first_line: str) -> str:
-    """Return what separates the names of columns, outside of quotes: a comma where there is one."""
-    unquoted = re.sub(r'"[^"]*"', "", first_line)
-    return next((sign for sign in _SEPARATORS if sign in unquoted), ",")
+def _separator(lines: Sequence[str]) -> str:
+    """Return the sign in the names of columns, outside of quotes, that parts most of the first rows likewise.
+
+    Of equal ones it is the comma.
+    """
+    unquoted = re.sub(r'"[^"]*"', "", lines[0])
+    signs = [sign for sign in _SEPARATORS if sign in unquoted] or [","]
+    return max(signs, key=lambda sign: _n_as_header(lines, sign)) if len(signs) > 1 else signs[0]
+
+
+def _n_as_header(lines: Sequence[str], separator: str) -> int:
+    """Count the rows that have as many fields as the first."""
+    widths = [len(cells) for cells in csv.reader(lines, delimiter=separator) if any(cells)]
+    return widths.count(widths[0]) if widths else 0
 
 
 def _column_names(header: list[str]) -> list[str]:
@@ -382,10 +394,8 @@ def _dataset(reference: str, split: str) -> Iterator[Row]:
     import datasets
 
     datasets.disable_progress_bars()
-    name, config, named = [*reference.removeprefix(HUB).split(":", 2), "", ""][:3]
+    source, config, named = hub_source(reference)
     split, where = named or split, reference if named else f"{reference} {split}"
-    copies = os.environ.get("HARNESS_DATASETS_DIR")
-    source = str(Path(copies, name)) if copies and Path(copies, name).is_dir() else name
     unreadable = (OSError, EOFError, ValueError, TypeError, zlib.error, datasets.exceptions.DatasetsError)
     n = 0
     try:
@@ -396,6 +406,14 @@ def _dataset(reference: str, split: str) -> Iterator[Row]:
         raise UserError(_unread(error, reference, split, n, is_copy=Path(source).is_dir())) from None
     except StopIteration:  # as the library ends an empty file
         return
+
+
+def hub_source(reference: str) -> tuple[str, str, str]:
+    """Return the local copy of a data set or its name on the hub, its configuration, and the split named."""
+    name, config, named = [*reference.removeprefix(HUB).split(":", 2), "", ""][:3]
+    copies = os.environ.get("HARNESS_DATASETS_DIR")
+    copy = Path(copies, name) if copies else None
+    return str(copy) if copy and copy.is_dir() else name, config, named
 
 
 def _unread(error: Exception, reference: str, split: str, n: int, *, is_copy: bool) -> Problem:

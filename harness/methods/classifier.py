@@ -9,12 +9,11 @@ import time
 
 from pydantic import Field
 
-from harness.errors import CandidateFailed
 from harness.plugins import Method
 from harness.prompting._words import is_unspaced
 from harness.records import TrainingRecord, digest
 from harness.spec import Spec
-from harness.training import FitContext, Weights
+from harness.training import FitContext, Weights, labelled_texts
 
 
 class Params(Spec):
@@ -35,21 +34,15 @@ def fit(context: FitContext, params: Params) -> Weights:
         CandidateFailed: fewer than two labels occur in training.
     """
     start = time.perf_counter()
-    closed = [e for e in context.train if e.choices]
-    if len({e.references[0] for e in closed}) < 2:
-        raise CandidateFailed(
-            "the task has no closed label set to classify into",
-            "give the task `labels:`, or leave the classifier out",
-        )
-    texts = [e.prompt for e in closed]
+    texts, indices, known = labelled_texts(context.train)
     content = {
         "texts": texts,
-        "labels": [e.references[0] for e in closed],
+        "labels": [known[i] for i in indices],
         "params": params.model_dump(mode="json"),
         **({"grams": True} if is_unspaced(texts) else {}),
     }
     (context.folder / "classifier.json").write_text(json.dumps(content, ensure_ascii=False))
-    made = TrainingRecord(wall_s=round(time.perf_counter() - start, 3), n_examples=len(closed))
+    made = TrainingRecord(wall_s=round(time.perf_counter() - start, 3), n_examples=len(texts))
     return Weights("classifier", digest(content), context.folder, made)
 
 

@@ -124,9 +124,17 @@ def labelled_texts(examples: Sequence[Example], labels: Sequence[str] = ()) -> L
     closed = [e for e in examples if e.choices and (not labels or e.references[0] in labels)]
     known = list(labels) or sorted({e.references[0] for e in closed})
     if len(known) < 2:
-        found = "the task has no closed label set to classify into"
-        raise CandidateFailed(found, "give the task `labels:`, or leave this candidate out")
+        raise _too_few(known)
     return Labelled([e.prompt for e in closed], [known.index(e.references[0]) for e in closed], known)
+
+
+def _too_few(known: Sequence[str]) -> CandidateFailed:
+    """Phrase rows of one label, or of none, between which nothing can tell."""
+    if known:
+        found, step = f"training rows of one label alone, {known[0]!r}", "add rows of another label"
+    else:
+        found, step = "the task has no closed label set to classify into", "give the task `labels:`"
+    return CandidateFailed(found, f"{step}, or leave this candidate out")
 
 
 class HeadParams(LoopParams, LoraParams):

@@ -50,6 +50,39 @@ def _manifest_beside(file: Path) -> dict[str, Any] | None:
     return None
 
 
+def licenses_of(path: str) -> list[str]:
+    """List the licences of a file, as the manifest beside it says, or of a data set, as its card states.
+
+    Raises:
+        UserError: the manifest beside the file cannot be read.
+    """
+    if found := manifest_of(path):
+        return list(found["licenses"])
+    if not (path.startswith(HUB) or Path(path).is_dir()):
+        return []
+    card = _card_of(readers.hub_source(path)[0] if path.startswith(HUB) else path)
+    stated = card.get("license") or []
+    stated = stated if isinstance(stated, list) else [stated]
+    return [str(card.get("license_name") or one) if one == "other" else str(one) for one in stated]
+
+
+def _card_of(source: str) -> dict[str, Any]:
+    """Read what heads the README.md of a data set, in a folder or on the hub; nothing where there is none."""
+    from huggingface_hub import hf_hub_download, metadata_load
+    from yaml import YAMLError
+
+    try:
+        is_folder = Path(source).is_dir()
+        file = (
+            Path(source, "README.md")
+            if is_folder
+            else hf_hub_download(source, "README.md", repo_type="dataset")
+        )
+        return metadata_load(file) or {}
+    except (OSError, ValueError, YAMLError):  # a card is no part of the rows
+        return {}
+
+
 def is_taught(path: str) -> bool:
     """Tell whether a teacher labelled every row of a file, as the manifest beside it says.
 
