@@ -45,6 +45,17 @@ def test_the_licence_that_the_card_of_a_data_set_states_is_kept(data, monkeypatc
     assert manifest("s.jsonl")["licenses"] == manifest("t.jsonl")["licenses"] == [*licenses, "CC0"]
 
 
+def test_a_data_set_whose_card_is_malformed_is_refused(data, monkeypatch):
+    folder = Path("copies/me/set").absolute()
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("HARNESS_DATASETS_DIR", str(folder.parent.parent))
+    jsonl(folder / "train.jsonl", [{"prompt": "Is it?", "reference": "yes"}])
+    (folder / "README.md").write_text("---\nlicense: [mit\n---\n")
+    assert "no train rows to be had" in refused(
+        data, "sample", "hub:me/set", "--rows", "1", "--out", "s.jsonl"
+    )
+
+
 def test_licence_and_notes_are_carried_along(data):
     jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}])
     done(data, "clean", "r.jsonl", "--out", "a.jsonl", "--license", "CC0")

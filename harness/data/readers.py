@@ -392,11 +392,13 @@ _READERS: dict[str, Callable[[Path, str], Iterable[Row]]] = {
 def _dataset(reference: str, split: str) -> Iterator[Row]:
     """Stream one split through the datasets library, from a local copy where there is one."""
     import datasets
+    from yaml import YAMLError  # type: ignore[import-untyped]
 
     datasets.disable_progress_bars()
     source, config, named = hub_source(reference)
     split, where = named or split, reference if named else f"{reference} {split}"
-    unreadable = (OSError, EOFError, ValueError, TypeError, zlib.error, datasets.exceptions.DatasetsError)
+    of_files = (OSError, EOFError, ValueError, TypeError, zlib.error)
+    unreadable = (*of_files, YAMLError, datasets.exceptions.DatasetsError)
     n = 0
     try:
         for fields in datasets.load_dataset(source, config or None, split=split, streaming="[" not in split):

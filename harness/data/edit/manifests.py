@@ -69,17 +69,13 @@ def licenses_of(path: str) -> list[str]:
 def _card_of(source: str) -> dict[str, Any]:
     """Read what heads the README.md of a data set, in a folder or on the hub; nothing where there is none."""
     from huggingface_hub import hf_hub_download, metadata_load
-    from yaml import YAMLError
 
+    file = Path(source, "README.md")
     try:
-        is_folder = Path(source).is_dir()
-        file = (
-            Path(source, "README.md")
-            if is_folder
-            else hf_hub_download(source, "README.md", repo_type="dataset")
-        )
+        if not Path(source).is_dir():
+            file = Path(hf_hub_download(source, file.name, repo_type="dataset"))
         return metadata_load(file) or {}
-    except (OSError, ValueError, YAMLError):  # a card is no part of the rows
+    except (OSError, ValueError):  # a card is no part of the rows
         return {}
 
 
