@@ -87,6 +87,15 @@ def test_a_probe_beside_other_work_says_so_and_is_kept_for_an_hour(empty_cache):
     assert probe("cpu", measure=machine(1.0)).gflops == 804.0
 
 
+def test_a_probe_beside_other_work_changes_no_precision_that_was_chosen(empty_cache):
+    slow_bf16 = Machine("cpu", "CPU", "fp32", 150.0, 80.0, 150.0, contended=True)
+    probe("cpu", measure=lambda *_: slow_bf16)
+    os.utime(remembered(empty_cache), (0, 0))
+    found = probe("cpu", measure=machine(66.0, contended=True))  # 16.5 in fp32
+    assert (found.precision, found.gflops) == ("fp32", 16.5)
+    assert probe("cpu", renew=True, measure=machine(804.0)).precision == "bf16"
+
+
 def test_a_kept_probe_is_renewed_when_asked_but_not_beside_other_work(empty_cache):
     probe("cpu", measure=machine(804.0))
     assert probe("cpu", renew=True, measure=machine(166.0, contended=True)).gflops == 804.0

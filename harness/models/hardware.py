@@ -223,9 +223,10 @@ def probe(
 ) -> Machine:
     """Choose device and precision, measuring for about a second the first time.
 
-    What was measured beside other work is kept for an hour, and replaces nothing else. What is kept is
-    measured anew to `renew` it, and where something that ran here reached more GFLOP/s than it allows
-    (`reached_gflops`), once for each such speed.
+    What was measured beside other work is kept for an hour, replaces nothing else, and changes no precision
+    that was chosen before: other weights and answers would be looked for. What is kept is measured anew to
+    `renew` it, and where something that ran here reached more GFLOP/s than it allows (`reached_gflops`), once
+    for each such speed.
     Of a GPU the key holds its model and driver; that a CPU was taken beside one is not kept.
     `measure` takes the place of the measurement, `root` that of the system's files.
 
@@ -239,22 +240,29 @@ def probe(
         + [os.environ.get(k, "") for k in ("ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
         + gpus_of_driver(root)
     )
-    memory, kept, believed = cache_dir() / "machines" / f"{key}.json", None, 0.0
+    memory, kept, believed, is_old = cache_dir() / "machines" / f"{key}.json", None, 0.0, False
     with suppress(OSError, ValueError, TypeError, KeyError):
         found = json.loads(memory.read_text("utf-8"))
         kept, believed = Machine(**found["machine"]), found["reached_gflops"]
-        if kept.contended and time.time() - memory.stat().st_mtime > _DISTURBED_KEPT_S:
-            kept = None
-    if kept and not renew and reached_gflops <= max(believed, _CONTRADICTED * kept.gflops):
+        is_old = kept.contended and time.time() - memory.stat().st_mtime > _DISTURBED_KEPT_S
+    if kept and not (renew or is_old) and reached_gflops <= max(believed, _CONTRADICTED * kept.gflops):
         return kept
     machine = measure(device, precision)
     if device == "auto" and unused_gpu(machine, root):
         return machine  # a driver may be mended, which the key does not show
     if machine.contended and kept and not kept.contended:
         return max(machine, kept, key=lambda one: one.gflops)
+    if machine.contended and kept:
+        machine = _in_precision(machine, kept.precision)
     with suppress(OSError):
         remember(memory, json.dumps({"machine": machine._asdict(), "reached_gflops": reached_gflops}))
     return machine
+
+
+def _in_precision(machine: Machine, precision: str) -> Machine:
+    """Return what was measured of a CPU, with another precision chosen."""
+    speeds = {"bf16": machine.bf16_gflops, "fp32": machine.fp32_gflops}
+    return machine._replace(precision=precision, gflops=speeds.get(precision) or machine.gflops)
 
 
 def cpu_kernels() -> dict[str, str]:
