@@ -6,9 +6,11 @@ import math
 import pytest
 
 from harness import stats
+from harness.comparison import Estimate
 from tests.studies.claims import __main__ as study
 from tests.studies.claims.catalog import CLAIMS, OPEN
 from tests.studies.claims.claim import Measured, judge, paired_ratio
+from tests.studies.claims.fine_tunes import Pair, judge_pair
 from tests.studies.claims.kept import keep, read, write
 from tests.studies.claims.page import page
 
@@ -82,3 +84,18 @@ def test_a_claim_that_is_kept_is_not_measured_again_unless_asked(tmp_path, capsy
 def test_a_name_that_no_claim_has_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="2"):
         study.main(["rank-9", "--reports", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("kept", "gain", "verdict"),
+    [
+        ((0.02, 0.1), (-0.02, 0.03), "holds"),
+        ((0.02, 0.1), (-0.41, -0.19), "does not hold here"),
+        ((0.02, 0.1), (-0.2, 0.1), "not decided"),
+        ((-0.02, 0.1), (-0.02, 0.03), "not decided"),
+        ((-0.2, -0.1), (-0.02, 0.03), "does not hold here"),
+    ],
+)
+def test_what_is_kept_counts_at_an_equal_gain(kept, gain, verdict):
+    found, target = (Estimate(sum(ends) / 2, *ends, 100) for ends in (kept, gain))
+    assert judge_pair(Pair("replay", "plain", "capability", 0.0), found, target) == verdict
