@@ -235,7 +235,7 @@ def test_the_classifier_needs_a_closed_set_of_two_labels(context):
     with pytest.raises(CandidateFailed, match="closed label set"):
         classifier.fit(open_set, classifier.Params())
     one_label = dataclasses.replace(context, train=context.train[:2])
-    with pytest.raises(CandidateFailed, match="closed label set"):
+    with pytest.raises(CandidateFailed, match="training rows of one label alone"):
         classifier.fit(one_label, classifier.Params())
 
 
