@@ -133,3 +133,12 @@ def test_a_rescue_is_not_planned_where_nobody_knows_what_is_stored(harness, fini
     assert "unknown whether lora is stored as written now" in said
     assert "harness report, which loads it once" in said
     assert not (new_machine / "engines").exists()
+
+
+def test_a_dry_run_takes_a_peft_family_on_the_packed_model(harness, new_machine, tmp_path):
+    path = tiny_experiment.write(
+        tmp_path, "smollm2-135m", "  ia3: {method: peft, params: {peft_type: IA3}}\n"
+    )
+    code, planned, said = harness("compare", "-c", path, "--dry-run", "--json")
+    assert code == 0, said
+    assert json.loads(planned)["ia3"]["trained"] > 0

@@ -142,6 +142,8 @@ def _try(config: "PeftConfig", base: Path) -> None:
     tried: Any = config
     if _start(vars(config)):
         tried = replace(tried, init_lora_weights=False)  # others compute with weights
+    if not (base / "config.json").exists():
+        return  # still packed: PEFT tries it where the run has unpacked it
     try:
         with torch.device("meta"):
             get_peft_model(kind.from_config(AutoConfig.from_pretrained(base)), tried)
