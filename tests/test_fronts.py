@@ -4,8 +4,11 @@ from dataclasses import replace
 
 import pytest
 import tiny_experiment
+from conftest import shared_data
 
+from harness import config
 from tests.studies.fronts.choice import choose, share_of_gain
+from tests.studies.fronts.experiments import prepare_tasks, prepare_ways
 from tests.studies.fronts.fronts_page import page
 from tests.studies.fronts.plan import make, plan, report_done
 from tests.studies.fronts.ways import WAYS, candidates, way_of
@@ -91,3 +94,15 @@ def test_every_way_has_two_strengths_that_differ():
     names = candidates(WAYS)
     assert {way_of(name) for name in names if name != "prompt"} == set(WAYS)
     assert len(names) == 1 + 2 * len(WAYS)
+
+
+def test_the_files_of_both_stages_stand_beside_each_other(tmp_path):
+    shared_data("rows")
+    ways = prepare_ways(tmp_path)
+    tasks = prepare_tasks(tmp_path, ["replay-2"])
+    assert len(config.load(ways).experiment.candidates) == 1 + 2 * len(WAYS)
+    found = {
+        config.load(file).experiment.name: set(config.load(file).experiment.candidates) for file in tasks
+    }
+    assert set(found) == {"fronts-support", "fronts-banking77", "fronts-dolly"}
+    assert all(of == {"prompt", "plain-2", "replay-2"} for of in found.values())

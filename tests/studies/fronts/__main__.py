@@ -2,6 +2,7 @@
 
 Without `--steps` nothing is trained: the page is written of what there is, with what did not run and its
 estimated hours. A step is one candidate with all its seeds; one that was ended goes on where it was.
+`--tasks` goes on to the three tasks with the best of the ways that have run, and leaves the other ways for later.
 `HARNESS_TEST_DATA` names the folder of real rows, and `HARNESS_DATASETS_DIR` copies of the public tasks,
 without which these are not asked.
 """
@@ -18,6 +19,7 @@ from tests.studies.fronts.choice import N_BEST, choose
 from tests.studies.fronts.experiments import prepare_tasks, prepare_ways
 from tests.studies.fronts.fronts_page import page
 from tests.studies.fronts.plan import Step, make, plan, report_done
+from tests.studies.fronts.ways import PLAIN
 from tests.studies.recipe_search import ROOT
 
 
@@ -27,14 +29,15 @@ def main(arguments: list[str]) -> None:
         prog="python -m tests.studies.fronts", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--steps", type=int, default=0, help="how many steps to make; none without it")
+    parser.add_argument("--tasks", action="store_true", help="the three tasks before the ways that are left")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "studies" / "fronts")
     parser.add_argument("--reports", type=Path, default=ROOT / "reports")
     given = parser.parse_args(arguments)
     for _ in range(given.steps):
-        if not (left := look(given.folder).left):
+        if not (left := look(given.folder, given.tasks).left):
             break
         make(left[0])
-    write(look(given.folder), given.reports)
+    write(look(given.folder, given.tasks), given.reports)
 
 
 class State(NamedTuple):
@@ -49,19 +52,21 @@ class State(NamedTuple):
     later_s: float = 0.0
 
 
-def look(folder: Path) -> State:
-    """Look up what is done; trains nothing."""
+def look(folder: Path, tasks_first: bool = False) -> State:
+    """Look up what is done; trains nothing. `tasks_first` chooses among the ways that have run so far."""
     ways = prepare_ways(folder)
     steps = plan(ways)
     first, left = report_done(ways, steps), [step for step in steps if not step.is_done]
-    if left or first is None:
-        plain = [step for file in prepare_tasks(folder, ()) for step in plan(file)]
-        later_s = sum(s.expected_s * (1 if s.candidate == "prompt" else 1 + N_BEST) for s in plain)
-        return State(first, {}, left, later_s)
-    files = prepare_tasks(folder, choose(first.facts))
+    chosen = choose(first.facts) if first and (tasks_first or not left) else []
+    files = prepare_tasks(folder, chosen)
     of_tasks = [step for file in files for step in plan(file)]
+    if not chosen:
+        later_s = sum(s.expected_s * (1 if s.candidate == "prompt" else 1 + N_BEST) for s in of_tasks)
+        return State(first, {}, left, later_s)
     found = {file.stem: report for file in files if (report := report_done(file, of_tasks))}
-    return State(first, found, [step for step in of_tasks if not step.is_done])
+    order = ["prompt", f"{PLAIN}-2", *chosen]
+    later = sorted((s for s in of_tasks if not s.is_done), key=lambda step: order.index(step.candidate))
+    return State(first, found, [*later, *left])
 
 
 def write(state: State, reports: Path) -> None:

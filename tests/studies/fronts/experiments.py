@@ -32,8 +32,11 @@ def prepare_ways(folder: Path) -> Path:
 def prepare_tasks(folder: Path, chosen: Sequence[str]) -> list[Path]:
     """Write the second stage: plain LoRA and the ways that were chosen, a task each; returns the files.
 
-    `chosen` are candidates of the first stage. What a way starts from comes with it.
+    `chosen` are candidates of the first stage. What a way starts from comes with it. They stand in a folder of
+    their own, as the first stage has a `support.yaml` too.
     """
+    folder = folder / "tasks"
+    folder.mkdir(parents=True, exist_ok=True)
     _write_suites(folder)
     known = candidates(WAYS)
     wanted = {name: known[name] for name in ("prompt", f"{PLAIN}-2", *chosen)}
