@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from harness.comparison import Estimate
 from harness.decision import Decision, LearningCurve, apply_budgets, best_trained, best_untrained, decide
 from harness.decision.learning_curve import Ahead, CurvePoint
+from harness.decision.results import n_settings
 from harness.evaluation.costs import Tokens
 from harness.records import TrainingRecord
 from harness.records.training_records import Trial
@@ -580,6 +581,15 @@ def test_the_number_of_settings_that_each_side_was_chosen_from_is_said():
     assert "among 5 settings without training and 6 of fine-tunes, which flatters the fine-tunes" in said(
         decided([*facts[:-1], swept]), "Validation has chosen"
     )
+
+
+def test_a_setting_that_several_candidates_tried_counts_once():
+    tried = [("a",), ("b",), ("b", "c"), ("a",)]
+    both = [replace(f, settings=of) for f, of in zip(alternatives()[:4], tried, strict=True)]
+    assert n_settings(both) == 3
+    assert n_settings([*both, tuned("lora", 0.81, 0.07), tuned("lora", 0.80, 0.06, seed=1)]) == 4
+    again = replace(tuned("lora", 0.80, 0.06, seed=1), settings=("made by another seed",))
+    assert n_settings([replace(tuned("lora", 0.81, 0.07), settings=("w",)), again]) == 1
 
 
 def test_the_index_of_documents_is_paid_for_by_what_retrieves():

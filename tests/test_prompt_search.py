@@ -8,6 +8,7 @@ from openai_server import Rule, serving
 from tiny_experiment import runs_of
 
 from harness import config
+from harness.decision.results import n_settings
 from harness.errors import UserError
 from harness.experiment import Scope, compare, prepare_session, report_stored, stored_runs
 from harness.experiment.run_preview import in_order
@@ -143,6 +144,22 @@ def test_the_tries_of_a_base_stand_in_the_report(tiny, tmp_path, own_cache):
     assert len(made.facts[0].training.sweep) == 4
 
 
+def test_prompts_that_are_sent_alike_are_one_try_under_whatever_names(tiny, tmp_path, own_cache):
+    candidates = """\
+  plain: {method: base}
+  spelt_out: {method: base, template: "{prompt}"}
+  searched: {sweep: {system: [null, Be brief.], template: ["{prompt}", "Say: {prompt}", "Say: {prompt}"]}}
+  doubled: {sweep: {prompting: [few_shot, {few_shot: {select: fixed, shots: 4}}, {few_shot: {shots: 2}}]}}
+  ranked: {method: base, answer: rank}
+"""
+    made = compare(tiny_experiment.write(tmp_path, tiny, candidates))
+    facts = {f.name: f for f in made.facts}
+    assert len(facts["searched"].training.sweep) == 4
+    assert facts["plain"].settings == facts["spelt_out"].settings == facts["searched"].settings[:1]
+    assert len(facts["doubled"].training.sweep) == 2
+    assert n_settings(made.facts) == 7, "four prompts, two of shots, and one whose labels are ranked"
+
+
 def test_a_search_asks_a_stated_number_of_prompts(tiny, tmp_path, own_cache):
     systems = ", ".join(f"S{i}." for i in range(9))
     tried = (
@@ -170,6 +187,21 @@ def test_a_prompt_that_is_proposed_twice_uses_up_no_trial(trials, n_tried, seed)
             point = None
     assert len(asked) == n_tried
     assert all(one not in asked[:i] for i, one in enumerate(asked))
+
+
+def test_a_prompt_that_is_written_in_another_way_uses_up_no_trial():
+    tried = {"system": [None, "A.", "B."], "template": ["{prompt}", " {prompt}", "{prompt} "]}
+    source = Recipe(method="base", search=tried, trials=3)
+    points, asked = proposals(SimpleNamespace(source=source, searches_prompts=True), 0, 1), []
+    point = next(points)
+    while point is not None:
+        asked.append(point.params["system"])
+        try:
+            point = points.send(Trial(params=point.params, validation=0.5, asked=f"system {asked[-1]}"))
+        except StopIteration:
+            point = None
+    assert set(asked) == {None, "A.", "B."}
+    assert len(asked) > 3
 
 
 def test_a_server_that_cannot_be_reached_ends_its_search_alone(tiny, tmp_path, own_cache):

@@ -115,7 +115,8 @@ class CandidateFacts:
     from deciding about its answers, `wins` says how often these are preferred to those of the best
     untrained candidate, where the gate asks for that. `base` is what answers, where a language model here
     does. `changes` is what it answered to facts that changed, `more_targets` what it reached on targets
-    that decide nothing.
+    that decide nothing. `settings` names what validation chose its own setting among, each by the digest
+    of its weights and prompts where these are known, so that two candidates may name the same.
     """
 
     name: str
@@ -162,6 +163,7 @@ class CandidateFacts:
     base: BaseSize | None = None
     changes: ChangedAnswers | None = None
     more_targets: tuple[TargetScore, ...] = ()
+    settings: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -218,9 +220,20 @@ def best(runs: Iterable[CandidateFacts]) -> CandidateFacts | None:
 
 
 def n_settings(facts: Iterable[CandidateFacts]) -> int:
-    """Count the settings that validation has chosen among: a recipe is one, a sweep or search its trials."""
-    tried = {f.name: max(1, len(f.training.sweep)) for f in facts if f.state == "done" and not f.ablation}
-    return sum(tried.values())
+    """Count the settings that validation has chosen among: a recipe is one, a sweep or search its trials.
+
+    Those that ask the same of the same weights are one, under however many names.
+    """
+    first: dict[str, CandidateFacts] = {}
+    for f in facts:
+        if f.state == "done" and not f.ablation:
+            first.setdefault(f.name, f)
+    return len({one for f in first.values() for one in f.settings or _named_settings(f)})
+
+
+def _named_settings(f: CandidateFacts) -> list[str]:
+    """Name the settings of a candidate by their places, each taken to be another."""
+    return [f"{f.name} {place}" for place in range(max(1, len(f.training.sweep)))]
 
 
 def untrained_runs(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:

@@ -18,6 +18,7 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.session import Session
 from harness.experiment.runs.run_candidate import failed_run, make_run
 from harness.experiment.runs.stored_rows import Reader, Rows
+from harness.experiment.weights.validation_score import asked_digest
 from harness.metrics import Metric, item_scores
 from harness.models.endpoints.addresses import is_private
 from harness.models.hub import shape
@@ -86,9 +87,23 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
         base=_base_size(session, session.candidates[run.candidate]),
         recall=fmean(recalls) if recalls else None,
         retrieval=_retrieval_use(session, reader, run),
+        settings=_settings(session, reader, run),
         several=comparison.several_answers(metric, test, reader.drawn(run, session.target)),
         training=run.training,
     )
+
+
+def _settings(session: Session, reader: Reader, run: Run) -> tuple[str, ...]:
+    """Name what validation chose a run's setting among: the trials of its own sweep or search, else itself.
+
+    Weights that another candidate's sweep has chosen are no trials of this one.
+    """
+    recipe = session.candidates[run.candidate].recipe
+    if run.training.sweep and not recipe.weights_of:
+        named = enumerate(run.training.sweep)
+        return tuple(one.asked or one.fit_key or f"{run.candidate} {place}" for place, one in named)
+    asked = asked_digest(run.weights_digest, recipe, reader.of(run, session.target, "validation"))
+    return (asked or run.candidate,)
 
 
 def _base_size(session: Session, candidate: ResolvedCandidate) -> BaseSize | None:

@@ -14,7 +14,7 @@ from harness.evaluation.session import Session
 from harness.experiment.weights import proposals
 from harness.experiment.weights.candidate_weights import ensure_weights, rank_trial, stored_weights
 from harness.experiment.weights.trial_record import record_trial
-from harness.experiment.weights.validation_score import score_on_validation
+from harness.experiment.weights.validation_score import asked_digest, mean_score, validation_rows
 from harness.records import Trial
 
 
@@ -59,18 +59,27 @@ def _trials(session: Session, candidate: ResolvedCandidate, *, make: bool) -> li
     while proposal is not None:
         trial = candidate.at(proposal.params)
         weights = (ensure_weights if make else stored_weights)(session, trial, seed)
-        score = score_on_validation(session, trial, weights, make=make) if weights else None
-        if weights is None or (score is None and not make):
+        rows = validation_rows(session, trial, weights, make=make) if weights else None
+        if weights is None or rows is None:
+            return None
+        score = mean_score(session.target.primary, rows)
+        if score is None and not make:
             return None
         if score is None:
             raise CandidateFailed("no answer to the validation rows could be scored", "other prompts to try")
-        found = Trial(params=proposal.params, validation=score)
+        asked = asked_digest(weights.digest, trial.source, rows)
+        found = Trial(params=proposal.params, validation=score, asked=asked)
         if make:
             record_trial(session, trial, found, weights)
-        if found not in tried:  # a sweep may list the same twice, which is no further try
+        if not any(_is_same_prompt(found, one) for one in tried):
             tried.append(found)
         try:
             proposal = points.send(found)
         except StopIteration:
             proposal = None
     return tried
+
+
+def _is_same_prompt(one: Trial, other: Trial) -> bool:
+    """Tell whether two trials asked the same, which is one try, in whatever way their recipes write it."""
+    return one.asked == other.asked if one.asked else one.params == other.params

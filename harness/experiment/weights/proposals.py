@@ -90,9 +90,12 @@ def _search(source: Recipe, seed: int, sign: int, *, again: bool) -> Proposals:
             _tell(study, asked, before, sign)
             n_repeats += 1
             continue
-        n_repeats = 0
         found = yield Proposal(point, partial(_should_prune, asked, sign) if source.prune else None)
-        left -= len(found.points) if found.is_pruned else n_points
+        if found.asked and any(one.asked == found.asked for one in tried):
+            n_repeats += 1  # the same prompt, written in another way
+        else:
+            n_repeats = 0
+            left -= len(found.points) if found.is_pruned else n_points
         tried.append(found)
         _tell(study, asked, found, sign)
 

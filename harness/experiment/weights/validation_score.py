@@ -1,6 +1,6 @@
-"""Validation score of weights, by which trials of a sweep are ranked and tracked points are shown."""
+"""Validation score of weights, by which trials of a sweep are ranked, and the digest of what was asked."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -11,7 +11,8 @@ from harness.evaluation.rows.row_sets import is_there, target_sets
 from harness.evaluation.runner import fill, measure_control, open_weights
 from harness.evaluation.session import Session
 from harness.metrics import Metric, extremes
-from harness.records import SampleResult
+from harness.records import SampleResult, digest
+from harness.spec import Recipe
 from harness.training import Weights
 
 
@@ -19,6 +20,14 @@ def score_on_validation(
     session: Session, trial: ResolvedCandidate, weights: Weights, *, make: bool
 ) -> float | None:
     """Return a trial's score on the validation rows of the target; None where they are missing."""
+    answered = validation_rows(session, trial, weights, make=make)
+    return None if answered is None else mean_score(session.target.primary, answered)
+
+
+def validation_rows(
+    session: Session, trial: ResolvedCandidate, weights: Weights, *, make: bool
+) -> list[SampleResult] | None:
+    """Return a trial's answers to the validation rows of the target; None where they are missing."""
     rows = target_sets(session, trial.source, weights, session.experiment.seeds[0])[0]
     if not is_there(session, rows):
         if not make:
@@ -28,8 +37,17 @@ def score_on_validation(
             with open_weights(session, weights) as candidate:
                 fill(session, candidate, lacking, "sweep", control=beside)
             score_answered(session, lacking)
-    answered = store.read_rows(session.store, rows.identity.digest, len(rows.ids))
-    return mean_score(session.target.primary, answered)
+    return store.read_rows(session.store, rows.identity.digest, len(rows.ids))
+
+
+def asked_digest(weights_digest: str, recipe: Recipe, answered: Sequence[SampleResult]) -> str:
+    """Digest the prompts of a recipe as they were sent, of which weights, and how they were answered.
+
+    Recipes that write the same prompt in different ways are alike. Empty where a prompt is not known.
+    """
+    prompts = [row.prompt_digest for row in answered]
+    drawn = recipe.drawn.model_dump(mode="json") if recipe.drawn else {}
+    return digest([weights_digest, recipe.answer, drawn, prompts]) if prompts and all(prompts) else ""
 
 
 def mean_score(metric: Metric, rows: Iterable[SampleResult]) -> float | None:
