@@ -6,7 +6,7 @@ imported, so listing them costs no import.
 
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
@@ -36,6 +36,7 @@ HOOKS = (
     "step",
     "select",
     "arguments",
+    "smoothing",
 )  # what a regulariser may do to a training
 KINDS = ("methods", "prompting", "metrics", "regularizers")
 
@@ -106,10 +107,11 @@ class Method:
     another seed makes other weights, `quantization` what the base is trained and served in, `init_from`
     what it can start from, `made_elsewhere` that it takes the folder of finished weights. `interpolates`
     marks weights between the base and the candidate that `init_from` names, at the share `scale`. `hooks`
-    are those of `HOOKS` that its training calls. `rewarded` says that it trains on rewards of its
-    answers, which the recipe's `reward` names. `data_parallel` says that several processes may share its
-    training, each with its part of a step's rows. `loops` are the concerns of `code_versions.toml` whose code
-    it runs beside its own file. A `delta` is weights of a form of our own (see `models.deltas`).
+    are those of `HOOKS` that its training calls, and `hooks_where` maps values of its parameters, each as a
+    name with a value, to hooks that it calls with these beside them. `rewarded` says that it trains on
+    rewards of its answers, which the recipe's `reward` names. `data_parallel` says that several processes may
+    share its training, each with its part of a step's rows. `loops` are the concerns of `code_versions.toml`
+    whose code it runs beside its own file. A `delta` is weights of a form of our own (see `models.deltas`).
 
     `fit(context, params)` makes the weights, and `problems(recipe, base, where)` yields what forbids that
     before anything runs. `reads(params)` digests what else its parameters name on disk.
@@ -156,6 +158,7 @@ class Method:
     made_elsewhere: bool = False
     interpolates: bool = False
     hooks: tuple[str, ...] = ()
+    hooks_where: Mapping[tuple[str, Any], tuple[str, ...]] = field(default_factory=dict)
     rewarded: bool = False
     data_parallel: bool = False
     loops: tuple[str, ...] = ()
@@ -263,10 +266,23 @@ def path_of(kind: str, name: str) -> Path:
     return Path(name) if name.endswith(".py") else Path(__file__).parent / kind / f"{name}.py"
 
 
-def takes(method: Method, regularizer: str) -> bool:
-    """Tell whether a method's training calls every hook that a regulariser has."""
+def takes(method: Method, regularizer: str, params: Mapping[str, Any] = {}) -> bool:
+    """Tell whether a method's training, with these parameters, calls every hook that a regulariser has.
+
+    General rows are read by language models alone.
+    """
     plugin = load("regularizers", regularizer)
-    return {hook for hook in HOOKS if hasattr(plugin, hook)} <= set(method.hooks)
+    if reads_general_rows(regularizer) and not method.makes_language_model:
+        return False
+    called = set(method.hooks)
+    for (name, value), hooks in method.hooks_where.items():
+        called |= set(hooks) if params.get(name) == value else set()
+    return {hook for hook in HOOKS if hasattr(plugin, hook)} <= called
+
+
+def reads_general_rows(regularizer: str) -> bool:
+    """Tell whether a regulariser trains on general rows, or measures something on them."""
+    return hasattr(load("regularizers", regularizer), "sample")
 
 
 def refuses(regularizer: str, params: Mapping[str, Any]) -> str:

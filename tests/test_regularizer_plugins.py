@@ -71,6 +71,7 @@ def test_what_it_exports_is_known_and_takes_the_arguments_of_its_hook(name):
         "step": ["model", "backward", "params"],
         "select": ["names", "progress", "params", "seed"],
         "arguments": ["params"],
+        "smoothing": ["params"],
         "sample": ["context", "params"],
         "cost": ["params", "n_rows"],
         "problem": ["params"],

@@ -16,9 +16,10 @@ from harness.config.files import missing_file, raw_tasks
 from harness.config.grids import Member
 from harness.config.problems import Keys, Tree, mapping, problems_of
 from harness.config.prompt_search_checks import prompts_tried
+from harness.config.regularizer_checks import check_general_rows
 from harness.config.rubrics import is_judged, judge_problems, pair_judge_problems, public_judges
 from harness.config.salvage import salvage
-from harness.config.weight_sources import check_general_rows, check_weights
+from harness.config.weight_sources import check_weights
 from harness.errors import Problem, UserError, did_you_mean
 from harness.spec import (
     CHANGED_FILES,

@@ -16,6 +16,7 @@ from harness.config.files import missing_file
 from harness.config.grids import Member
 from harness.config.problems import Keys, Tree, mapping, problems_of
 from harness.config.prompt_search_checks import check_prompts
+from harness.config.regularizer_checks import check_regularizers
 from harness.config.salvage import salvage
 from harness.errors import Problem, did_you_mean
 from harness.plugins import OR, Method
@@ -39,7 +40,7 @@ def check_weights(name: str, recipe: Recipe, members: Mapping[str, Member], tree
     yield from _path_problems(recipe, method, tree, keys)
     yield from _check_serve_on(name, recipe, members, tree, keys)
     yield from _check_sweep(recipe, method, tree, keys)
-    yield from _check_regularizers(recipe, method, tree, keys)
+    yield from check_regularizers(recipe, method, tree, keys)
     yield from _check_training_rows(recipe, method, tree, keys)
 
 
@@ -304,23 +305,6 @@ def _check_points(recipe: Recipe, method: Method, tree: Tree, keys: Keys, key: s
     yield from dict.fromkeys(together)
 
 
-def _check_regularizers(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
-    """Refuse regularisers that a method or its parameters do not take, and missing files of rows."""
-    known = plugins.names("regularizers")
-    for name, params in recipe.regularize.items():
-        where = tree.where((*keys, "regularize", name))
-        if name in known and not plugins.takes(method, name):
-            able = [m for m in plugins.names("methods") if plugins.takes(plugins.method(m), name)]
-            why = "whose training does not take it" if method.trains else "which makes no gradient steps"
-            found = f"{name} with the method {recipe.method}, {why}"
-            yield Problem(where, found, f"one of the methods {', '.join(able)}", f"remove {name}")
-        elif name in known and (found := plugins.refuses(name, recipe.params)):
-            expected = "an adapter whose matrices are added to the base's"
-            yield Problem(where, f"{name} with {found}", expected, f"remove {name}, or take kl")
-        if isinstance(path := params.get("data"), str):
-            yield from check_general_rows(path, where)
-
-
 def _check_training_rows(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
     """Refuse rows of a candidate's own where nothing trains on them, and files that are not there."""
     for key in ("train", "mix", "corrupt"):
@@ -334,12 +318,6 @@ def _check_training_rows(recipe: Recipe, method: Method, tree: Tree, keys: Keys)
         for path in paths:
             if not path.startswith(HUB) and not Path(path).is_file():
                 yield missing_file(Path(path), tree.where((*keys, key)), "rows to train on")
-
-
-def check_general_rows(path: str | None, where: str) -> Iterator[Problem]:
-    """Refuse a file of general rows that is not there."""
-    if path is not None and not path.startswith(HUB) and not Path(path).is_file():
-        yield missing_file(Path(path), where, "general rows, each with a prompt and its answer")
 
 
 def _candidate(source: str, name: str, members: Mapping[str, Member]) -> tuple[str, str]:

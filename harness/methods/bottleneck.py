@@ -82,7 +82,7 @@ METHOD = Method(
     trains=True,
     draws_from="train",
     seeded=True,
-    hooks=("mix", "penalty", "step", "arguments"),
+    hooks=("mix", "penalty", "step", "arguments", "smoothing"),
     loops=("training", "tokens", "sft", "deltas"),
     adapter_parameters=adapter_parameters,
 )

@@ -43,7 +43,7 @@ METHOD = Method(
     trains=True,
     draws_from="train",
     seeded=True,
-    hooks=("mix", "prepare", "penalty", "step", "select", "arguments"),
+    hooks=("mix", "prepare", "penalty", "step", "select", "arguments", "smoothing"),
     data_parallel=True,
     loops=("training", "tokens", "sft"),
     # A tenth of the rates of low-rank adapters, but that a very small model needs as much as they do.

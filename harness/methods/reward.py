@@ -40,6 +40,7 @@ METHOD = Method(
     trains=True,
     draws_from="pairs",
     seeded=True,
+    hooks=("penalty", "step", "arguments"),
     loops=("training", "tokens", "heldout", "heads", "reward_model"),
     adapter_parameters=adapter_parameters,
 )

@@ -81,7 +81,7 @@ METHOD = Method(
     trains=True,
     draws_from="train",
     seeded=True,
-    hooks=("mix", "penalty", "step", "arguments"),
+    hooks=("mix", "penalty", "step", "arguments", "smoothing"),
     loops=("training", "tokens", "sft", "deltas", "signal_to_noise"),
     adapter_parameters=trained_parameters,
 )

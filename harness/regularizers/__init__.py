@@ -8,7 +8,8 @@ where its own `hooks` name them all, because its training then calls them:
 - `penalty(start, params)` returns a function of the step, whose terms are added to the loss of that step;
 - `step(model, backward, params)` makes the gradients of a step, by one or more calls of `backward`;
 - `select(names, progress, params, seed)` names the parameters that are trained at that share of all steps;
-- `arguments(params)` returns arguments of TRL's and transformers' own.
+- `arguments(params)` returns arguments of TRL's and transformers' own;
+- `smoothing(params)` returns the share of each target's probability that the training loss spreads over all.
 
 `sample(context, params)` without `mix` gives the general rows that a penalty reads in `start`. `cost(params,
 n_rows)` says how many times the work of a plain training it takes whose steps have so many rows, and
@@ -100,11 +101,12 @@ def prepare(regularize: Regularize, model: Any) -> None:
 
 def arguments(regularize: Regularize) -> dict[str, Any]:
     """Return the arguments of TRL's and transformers' own that regularisers set."""
-    return {
-        k: v
-        for _, plugin, params in _with("arguments", regularize)
-        for k, v in plugin.arguments(params).items()
-    }
+    given: dict[str, Any] = {}
+    for _, plugin, params in _with("arguments", regularize):
+        given |= plugin.arguments(params)
+    for _, plugin, params in _with("smoothing", regularize):
+        given["label_smoothing_factor"] = plugin.smoothing(params)
+    return given
 
 
 def changes_steps(regularize: Regularize) -> bool:

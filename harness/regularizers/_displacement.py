@@ -62,14 +62,20 @@ def adapted_layers(model: Any) -> dict[str, Any]:
 
 
 def plain_parameters(model: Any) -> dict[str, Any]:
-    """Return the parameters that are trained themselves, by name; beside an adapter, copied modules'."""
+    """Return the parameters that are trained themselves, by name; beside an adapter, copied modules'.
+
+    A new head is none of them: nothing of it was published, so there is no start to hold it to.
+    """
     from peft import PeftModel
 
     with_adapter = isinstance(model, PeftModel)
+    whole = model.get_base_model() if with_adapter else model
+    known = whole if whole.get_output_embeddings() is not None else whole.base_model
+    begun = {id(parameter) for parameter in known.parameters()}
     return {
         name: parameter
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and (not with_adapter or _COPIED in name)
+        if parameter.requires_grad and id(parameter) in begun and (not with_adapter or _COPIED in name)
     }
 
 

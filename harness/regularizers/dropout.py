@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
+from harness.errors import CandidateFailed
 from harness.regularizers._layers import decoder_layers
 from harness.spec import Spec
 
@@ -20,7 +21,11 @@ class Params(Spec):
 
 
 def prepare(model: Any, params: Params) -> None:
-    """Let the attention and the MLP of each layer drop values of their output in training."""
+    """Let the attention and the MLP of each layer drop values of their output in training.
+
+    Raises:
+        CandidateFailed: a layer has other parts, as BERT's have, which drop values themselves.
+    """
     from torch.nn.functional import dropout
 
     def drop(module: Any, inputs: Any, output: Any) -> Any:
@@ -31,6 +36,11 @@ def prepare(model: Any, params: Params) -> None:
         return dropout(output, params.rate)
 
     for layer in decoder_layers(model):
-        for part in layer.children():
-            if any(parameter.ndim > 1 for parameter in part.parameters()):  # norms have vectors alone
-                part.register_forward_hook(drop)
+        parts = {  # norms have vectors alone
+            name: part for name, part in layer.named_children() if any(p.ndim > 1 for p in part.parameters())
+        }
+        if len(parts) != 2:
+            found = f"dropout for layers of {', '.join(parts)}, which are no attention and MLP"
+            raise CandidateFailed(found, "no dropout in regularize")
+        for part in parts.values():
+            part.register_forward_hook(drop)

@@ -1,11 +1,9 @@
-"""Label smoothing: a share of each target's probability is spread over the whole vocabulary.
+"""Label smoothing: a share of each target's probability is spread over the vocabulary, or a head's labels.
 
 Invariant: only the training loss is smoothed; the validation loss stays the negative log-likelihood.
 
 Source: Szegedy et al. 2016 (arXiv:1512.00567), section 7; transformers' own `label_smoothing_factor`.
 """
-
-from typing import Any
 
 from pydantic import Field
 
@@ -18,6 +16,6 @@ class Params(Spec):
     factor: float = Field(0.1, gt=0, lt=1)
 
 
-def arguments(params: Params) -> dict[str, Any]:
-    """Return transformers' argument."""
-    return {"label_smoothing_factor": params.factor}
+def smoothing(params: Params) -> float:
+    """Return the share that is spread."""
+    return params.factor

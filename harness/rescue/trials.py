@@ -143,7 +143,7 @@ def _add_regularizer(
     """List the settings of the regulariser that declares a step, beside those of the recipe."""
     why = f"the training of {source.method} does not take it"
     for name, declared in plugins.mending_regularizers(step).items():
-        if not plugins.takes(method, name):
+        if not plugins.takes(method, name, source.params):
             continue
         if refused := plugins.refuses(name, source.params):
             return f"not with {refused}"

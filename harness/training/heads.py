@@ -167,6 +167,7 @@ def train_head(context: FitContext, params: HeadParams, save_to: Path) -> Traini
     source = encoder_of(params.encoder, context.source)
     loaded_in = machine._replace(precision="fp32") if params.train == "all" else machine
     model, tokenizer = load_with_head(source, loaded_in, len(known.labels))
+    context.prepare(model)
     train, n_dropped = _rows(known, tokenizer, params.max_length)
     validation, _ = _rows(labelled_texts(context.validation, known.labels), tokenizer, params.max_length)
     trainer = _trainer(context, params, _trainable(model, params), tokenizer, (train, validation), scratch)
@@ -215,9 +216,12 @@ def _trainable(model: Any, params: HeadParams) -> Any:
         from peft import get_peft_model
 
         return get_peft_model(model, _config(params))
-    if params.train == "head":
-        for parameter in model.base_model.parameters():
-            parameter.requires_grad = False
+    read = {id(parameter) for parameter in model.base_model.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in read:
+            parameter.requires_grad_(True)
+        elif params.train == "head":
+            parameter.requires_grad_(False)
     return model
 
 
@@ -261,7 +265,7 @@ def _trainer(
     scratch: Path,
 ) -> "Trainer":
     from datasets import Dataset
-    from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+    from transformers import DataCollatorWithPadding, TrainingArguments
 
     validates = bool(rows[1])
     own = {"max_length", "encoder", "train", *LoraParams.model_fields, *loop.KNOBS}
@@ -277,7 +281,8 @@ def _trainer(
         **params.model_dump(exclude=own),
     )
     loop.use_one_gpu(args)
-    return Trainer(
+    kind = loop.with_regularizers(_plain_validation(), context, tokenizer, params.max_length)
+    trainer: Trainer = kind(
         model=model,
         args=args,
         data_collator=DataCollatorWithPadding(tokenizer),
@@ -285,6 +290,23 @@ def _trainer(
         eval_dataset=Dataset.from_list(rows[1]) if validates else None,
         callbacks=[loop.progress_callback(context.advance)],
     )
+    return trainer
+
+
+def _plain_validation() -> "type[Trainer]":
+    """Return transformers' trainer with labels smoothed in training alone."""
+    from transformers import Trainer
+
+    class PlainValidation(Trainer):
+        def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+            smoother = self.label_smoother
+            self.label_smoother = smoother if model.training else None
+            try:
+                return super().compute_loss(model, *args, **kwargs)
+            finally:
+                self.label_smoother = smoother
+
+    return PlainValidation
 
 
 Embedder = Callable[[Sequence[str]], "Tensor"]

@@ -139,7 +139,7 @@ def _trainer(
     )
     loop.use_one_gpu(config)
     kind = heldout.weighting_rows(RewardTrainer, lambda inputs: len(inputs["input_ids"]) // 2)
-    made: RewardTrainer = kind(
+    made: RewardTrainer = loop.with_regularizers(kind, context, tokenizer, params.max_length)(
         model=model,
         args=config,
         processing_class=tokenizer,
