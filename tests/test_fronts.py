@@ -1,7 +1,5 @@
 """The study of fronts: its steps, what it chooses on validation, and a page that says what did not run."""
 
-from dataclasses import replace
-
 import pytest
 import tiny_experiment
 from conftest import shared_data
@@ -11,6 +9,7 @@ from tests.studies.fronts.choice import choose, share_of_gain
 from tests.studies.fronts.experiments import prepare_tasks, prepare_ways
 from tests.studies.fronts.fronts_page import page
 from tests.studies.fronts.plan import make, plan, report_done
+from tests.studies.fronts.rows import Row, measured, merge, read_rows, rows_of, write_rows
 from tests.studies.fronts.ways import WAYS, candidates, way_of
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -41,10 +40,10 @@ def test_steps_are_made_one_at_a_time_and_the_others_are_left_with_their_time(st
     assert left.expected_s > 0
 
 
-def test_the_page_shows_what_is_done_and_lists_what_is_left(stepped):
+def test_the_page_shows_what_is_done_and_lists_what_is_left(stepped, tmp_path):
     steps = plan(stepped)
-    first = report_done(stepped, steps)
-    text = page(first, {}, [step for step in steps if not step.is_done], 7200.0)
+    rows = rows_of("ways", "a CPU", report_done(stepped, steps))
+    text = page(rows, [step for step in steps if not step.is_done], 7200.0, tmp_path)
     done, left = text.split("## Not run")
     assert "| plain-1 |" in done
     assert "- frozen-1 failed: freeze names 90 layers" in done
@@ -53,28 +52,24 @@ def test_the_page_shows_what_is_done_and_lists_what_is_left(stepped):
     assert "| three tasks | plain LoRA and 5 ways | 2.0 |" in left
 
 
-@pytest.fixture(scope="module")
-def facts(stepped):
-    """Facts of a prompt that scores 20 %, plain LoRA 60 %, and ways that gain more or less."""
-    found = {f.name: f for f in report_done(stepped, plan(stepped)).facts}
-
-    def scored(of, name, score, kept=0.0):
-        macro = replace(of.verdict, macro=of.verdict.macro._replace(score=kept)) if of.trained else of.verdict
-        return replace(of, name=name, target=of.target._replace(score=score), verdict=macro)
-
-    prompt, plain = found["prompt"], found["plain-1"]
-    return [
-        scored(prompt, "prompt", 0.2),
-        scored(plain, "plain-1", 0.6, -0.2),
-        scored(plain, "a-1", 0.58, -0.1),
-        scored(plain, "a-2", 0.57, -0.05),
-        scored(plain, "b-1", 0.7, -0.15),
-        scored(plain, "c-2", 0.4, 0.0),
-    ]
+def scored(candidate, goal, kept=0.0, machine="a CPU"):
+    return Row(
+        "ways", candidate, candidate, machine, candidate != "prompt", goal, kept, "", "", "", "", [], ""
+    )
 
 
-def test_a_share_of_the_gain_is_that_over_the_prompt(facts):
-    assert {f.name: round(share_of_gain(facts, f), 3) for f in facts} == {
+ROWS = [
+    scored("prompt", 0.2),
+    scored("plain-1", 0.6, -0.2),
+    scored("a-1", 0.58, -0.1),
+    scored("a-2", 0.57, -0.05),
+    scored("b-1", 0.7, -0.15),
+    scored("c-2", 0.4, 0.0),
+]
+
+
+def test_a_share_of_the_gain_is_that_over_the_prompt():
+    assert {row.candidate: round(share_of_gain(ROWS, row), 3) for row in ROWS} == {
         "prompt": 0.0,
         "plain-1": 1.0,
         "a-1": 0.95,
@@ -82,11 +77,36 @@ def test_a_share_of_the_gain_is_that_over_the_prompt(facts):
         "b-1": 1.25,
         "c-2": 0.5,
     }
-    assert share_of_gain(facts[:1], facts[0]) is None
+    assert share_of_gain(ROWS[:1], ROWS[0]) is None
 
 
-def test_of_ways_that_keep_the_gain_the_one_that_forgets_least_comes_first(facts):
-    assert choose(facts) == ["a-2", "b-1", "c-2"]
+def test_a_share_of_the_gain_is_taken_on_one_kind_of_machine():
+    other = [scored("prompt", 0.0, machine="a GPU"), scored("plain-1", 0.5, machine="a GPU")]
+    assert share_of_gain([*ROWS, *other], scored("d-1", 0.25, machine="a GPU")) is None
+    rows = [*ROWS, *other, scored("d-1", 0.25, machine="a GPU")]
+    assert share_of_gain(rows, rows[-1]) == 0.5
+    assert share_of_gain(rows, rows[2]) == pytest.approx(0.95)
+
+
+def test_kept_rows_need_no_run_but_for_what_others_are_held_to(tmp_path):
+    write_rows(tmp_path / "fronts.json", ROWS)
+    kept = read_rows(tmp_path / "fronts.json")
+    assert kept == ROWS
+    assert measured(kept, "ways", "a CPU") == {row.candidate for row in ROWS}
+    assert measured(kept, "ways", "a GPU") == {"a-1", "a-2", "b-1", "c-2"}
+    assert measured(kept, "banking77", "a CPU") == set()
+
+
+def test_a_candidate_that_is_measured_again_has_its_new_rows_alone():
+    merged = merge(ROWS, [scored("a-1", 0.3), scored("a-1", 0.4, machine="a GPU")])
+    assert [(row.goal, row.machine) for row in merged if row.candidate == "a-1"] == [
+        (0.3, "a CPU"),
+        (0.4, "a GPU"),
+    ]
+
+
+def test_of_ways_that_keep_the_gain_the_one_that_forgets_least_comes_first():
+    assert choose(ROWS) == ["a-2", "b-1", "c-2"]
 
 
 def test_every_way_has_two_strengths_that_differ():

@@ -8,23 +8,22 @@ without which these are not asked.
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.report import ExperimentReport, front_file, to_plain
+from harness.report import ExperimentReport, front_file
 from tests.studies.fronts.choice import N_BEST, choose
 from tests.studies.fronts.experiments import prepare_tasks, prepare_ways
-from tests.studies.fronts.fronts_page import page
-from tests.studies.fronts.plan import Step, make, plan, report_done
+from tests.studies.fronts.fronts_page import WAYS_TASK, page
+from tests.studies.fronts.plan import Step, machine_of, make, plan, report_done
+from tests.studies.fronts.rows import PROMPT, Row, measured, merge, read_rows, rows_of, write_rows
 from tests.studies.fronts.ways import PLAIN
 from tests.studies.recipe_search import ROOT
 
 
 def main(arguments: list[str]) -> None:
-    """Make the next steps, and write the page."""
+    """Make the next steps, and write the page after each."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.studies.fronts", description=(__doc__ or "").split("\n")[0]
     )
@@ -33,55 +32,64 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "studies" / "fronts")
     parser.add_argument("--reports", type=Path, default=ROOT / "reports")
     given = parser.parse_args(arguments)
-    for _ in range(given.steps):
-        if not (left := look(given.folder, given.tasks).left):
+    found = look(given.folder, given.reports, given.tasks)
+    for _ in range(min(given.steps, len(found.left))):
+        if not found.left:
             break
-        make(left[0])
-    write(look(given.folder, given.tasks), given.reports)
+        make(found.left[0])
+        found = look(given.folder, given.reports, given.tasks)
+        write(found, given.reports)
+    write(found, given.reports)
+    sys.stdout.write((given.reports / "fronts.md").read_text("utf-8"))
 
 
 class State(NamedTuple):
-    """What there is of the study: the report of the first stage, those of the tasks, and what is left.
+    """What there is of the study: rows, reports of tasks that were measured here, and what is left.
 
     `later_s` is what the second stage is expected to take while nothing is chosen for it.
     """
 
-    first: ExperimentReport | None
+    rows: list[Row]
     tasks: dict[str, ExperimentReport]
     left: list[Step]
     later_s: float = 0.0
 
 
-def look(folder: Path, tasks_first: bool = False) -> State:
-    """Look up what is done; trains nothing. `tasks_first` chooses among the ways that have run so far."""
+def look(folder: Path, reports: Path, tasks_first: bool = False) -> State:
+    """Look up what is done, here or in the rows that are kept; trains nothing.
+
+    `tasks_first` chooses among the ways that have run so far.
+    """
     ways = prepare_ways(folder)
-    steps = plan(ways)
-    first, left = report_done(ways, steps), [step for step in steps if not step.is_done]
-    chosen = choose(first.facts) if first and (tasks_first or not left) else []
+    machine, steps = machine_of(ways), plan(ways)
+    rows = merge(read_rows(reports / "fronts.json"), rows_of(WAYS_TASK, machine, report_done(ways, steps)))
+    left = _open(steps, rows, machine)
+    chosen = choose([row for row in rows if row.task == WAYS_TASK]) if tasks_first or not left else []
     files = prepare_tasks(folder, chosen)
     of_tasks = [step for file in files for step in plan(file)]
-    if not chosen:
-        later_s = sum(s.expected_s * (1 if s.candidate == "prompt" else 1 + N_BEST) for s in of_tasks)
-        return State(first, {}, left, later_s)
     found = {file.stem: report for file in files if (report := report_done(file, of_tasks))}
-    order = ["prompt", f"{PLAIN}-2", *chosen]
-    later = sorted((s for s in of_tasks if not s.is_done), key=lambda step: order.index(step.candidate))
-    return State(first, found, [*later, *left])
+    rows = merge(rows, [row for name, report in found.items() for row in rows_of(name, machine, report)])
+    if not chosen:
+        later_s = sum(s.expected_s * (1 if s.candidate == PROMPT else 1 + N_BEST) for s in of_tasks)
+        return State(rows, found, left, later_s)
+    order = [PROMPT, f"{PLAIN}-2", *chosen]
+    later = sorted(_open(of_tasks, rows, machine), key=lambda step: order.index(step.candidate))
+    return State(rows, found, [*later, *left])
+
+
+def _open(steps: list[Step], rows: list[Row], machine: str) -> list[Step]:
+    """Return the steps that are neither done here nor kept."""
+    return [s for s in steps if not s.is_done and s.candidate not in measured(rows, s.file.stem, machine)]
 
 
 def write(state: State, reports: Path) -> None:
-    """Write the page, its numbers and the pictures of what has run."""
-    (reports / "fronts.md").write_text(page(*state), "utf-8")
+    """Write the rows, the pictures of tasks that were measured here as a whole, and the page."""
+    write_rows(reports / "fronts.json", state.rows)
     for name, report in state.tasks.items():
-        (reports / f"fronts.{name}.svg").write_text(front_file(report), "utf-8")
-    found = {name: _facts(report) for name, report in state.tasks.items()}
-    plain = to_plain({"ways": _facts(state.first), **found})
-    (reports / "fronts.json").write_text(json.dumps(plain, indent=1) + "\n", "utf-8")
-    sys.stdout.write((reports / "fronts.md").read_text("utf-8"))
-
-
-def _facts(report: ExperimentReport | None) -> Sequence[object]:
-    return report.facts if report else ()
+        here = {f.name for f in report.facts}
+        if here >= {row.candidate for row in state.rows if row.task == name}:
+            (reports / f"fronts.{name}.svg").write_text(front_file(report), "utf-8")
+    (reports / "fronts.md").write_text(page(state.rows, state.left, state.later_s, reports), "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,80 +1,71 @@
 """The page of fronts: what each way reached and forgot, what is chosen, and what did not run with its hours."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from harness import formatting
-from harness.comparison import mean_change
-from harness.decision import CandidateFacts
-from harness.report import ExperimentReport
 from tests.studies.fronts.choice import KEPT, N_BEST, choose, share_of_gain
 from tests.studies.fronts.plan import Step
+from tests.studies.fronts.rows import Row
 from tests.studies.fronts.ways import way_of
-from tests.studies.recipe_search import PUBLIC
 
+WAYS_TASK = "ways"
 _ABOUT = f"""\
 Which way to fine-tune gains as much as plain LoRA and forgets less? First every way at two strengths with one seed on the
 quickstart's target, judged on validation rows and on general items that no gate asks. Then plain LoRA and the {N_BEST} best ways on
 three tasks over three seeds: the quickstart's, Banking77 cut to twelve intents and 360 rows, and Dolly's instructions. The share of
-plain LoRA's gain is over the prompt, on the same items; forgetting is the mean change of the capability suite in points."""
+plain LoRA's gain is over the prompt, on the same items and the same kind of machine; forgetting is the mean change of the
+capability suite in points."""
 _COLUMNS = ("candidate", "target", "share of plain LoRA's gain", "forgetting", "public tasks", "gate")
 
 
-def page(
-    first: ExperimentReport | None,
-    tasks: Mapping[str, ExperimentReport],
-    left: Sequence[Step],
-    later_s: float,
-) -> str:
-    """Write the page; `later_s` is what the second stage is expected to take while nothing is chosen for it."""
+def page(rows: Sequence[Row], left: Sequence[Step], later_s: float, reports: Path) -> str:
+    """Write the page; `later_s` is what the second stage is expected to take while nothing is chosen for it.
+
+    Pictures are those in the folder `reports`.
+    """
+    first = [row for row in rows if row.task == WAYS_TASK]
     lines = ["# Fronts of target against forgetting", "", _ABOUT, "", "## Every way, on validation", ""]
-    lines += _table(first) if first else ["Nothing of it has run."]
-    if first and choose(first.facts):
-        lines += ["", f"Chosen so far: {', '.join(choose(first.facts))}."]
-    for name, found in tasks.items():
-        picture = f"![Front of {name}](fronts.{name}.svg)"
-        lines += ["", f"## {name}", "", *_table(found), "", _verdict(found), "", picture]
+    lines += _tables(first) if first else ["Nothing of it has run."]
+    if chosen := choose(first):
+        lines += ["", f"The best of those that have run: {', '.join(chosen)}."]
+    for task in dict.fromkeys(row.task for row in rows if row.task != WAYS_TASK):
+        of = [row for row in rows if row.task == task]
+        lines += ["", f"## {task}", "", *_tables(of), "", _verdict(of)]
+        if (reports / f"fronts.{task}.svg").exists():
+            lines += ["", f"![Front of {task}](fronts.{task}.svg)"]
     lines += ["", "## Not run", "", *_not_run(left, later_s)]
     again = "`python -m tests.studies.fronts --steps 1` makes the next step and writes this page again."
     return "\n".join([*lines, "", again, ""])
 
 
-def _table(found: ExperimentReport) -> list[str]:
-    done = sorted((f for f in found.facts if f.target), key=lambda f: -f.target.score if f.target else 0.0)
-    rows = [_row(found, f) for f in done]
-    failed = [f"- {f.label} failed: {f.error}" for f in found.facts if f.state == "failed"]
-    head = ["| " + " | ".join(_COLUMNS) + " |", "|---" * len(_COLUMNS) + "|"]
-    return [*head, *rows, *([""] if failed else []), *failed]
+def _tables(rows: Sequence[Row]) -> list[str]:
+    """Return a table for each kind of machine that measured, the best score first."""
+    lines: list[str] = []
+    for machine in dict.fromkeys(row.machine for row in rows):
+        of = [row for row in rows if row.machine == machine]
+        done = sorted((row for row in of if row.goal is not None), key=lambda row: -(row.goal or 0.0))
+        failed = [f"- {row.label} failed: {row.error}" for row in of if row.error]
+        head = ["| " + " | ".join(_COLUMNS) + " |", "|---" * len(_COLUMNS) + "|"]
+        lines += ["", f"On {machine}:", "", *head, *(_cells(rows, row) for row in done)]
+        lines += ["", *failed] if failed else []
+    return lines[1:]
 
 
-def _row(found: ExperimentReport, f: CandidateFacts) -> str:
-    assert f.target is not None
-    macro = f.verdict.macro if f.verdict and f.trained else None
-    share = share_of_gain(found.facts, f)
-    cells = [
-        f.label,
-        formatting.score(f.target.unit, *f.target[:3]),
-        formatting.UNKNOWN if share is None else f"{formatting.percent(share)} %",
-        formatting.points(macro.score, macro.low, macro.high) if macro else "base weights",
-        _public(found, f),
-        f.verdict.outcome if f.verdict and f.trained else "",
-    ]
-    return "| " + " | ".join(cells) + " |"
+def _cells(rows: Sequence[Row], row: Row) -> str:
+    share = share_of_gain(rows, row)
+    said = formatting.UNKNOWN if share is None else f"{formatting.percent(share)} %"
+    return "| " + " | ".join([row.label, row.target, said, row.forgetting, row.public, row.gate]) + " |"
 
 
-def _public(found: ExperimentReport, f: CandidateFacts) -> str:
-    """Return the mean change on public tasks; unknown where none was asked."""
-    first = {c.task: c for c in reversed(found.comparisons.get(f.label, ())) if c.task in PUBLIC}
-    if not first:
-        return formatting.UNKNOWN
-    mean = mean_change(list(first.values()))
-    return formatting.points(mean.score, mean.low, mean.high)
-
-
-def _verdict(found: ExperimentReport) -> str:
+def _verdict(rows: Sequence[Row]) -> str:
     """Say which fine-tunes keep nine tenths of plain LoRA's gain and pass the gate, or why none does."""
-    shares = {f.name: share_of_gain(found.facts, f) for f in found.facts if f.trained}
+    shares = {row.candidate: share_of_gain(rows, row) for row in rows if row.trained}
     keeping = [name for name, share in shares.items() if (share or 0.0) >= KEPT]
-    held = {name: _held_back(found, name) for name in keeping}
+    held = {
+        name: list(dict.fromkeys(rule for row in rows if row.candidate == name for rule in row.held_back))
+        for name in keeping
+    }
     if passing := [name for name, rules in held.items() if not rules]:
         return f"At least {KEPT:.0%} of plain LoRA's gain, and a gate that passes for every seed: {', '.join(passing)}."
     if not any(shares.values()):
@@ -86,15 +77,6 @@ def _verdict(found: ExperimentReport) -> str:
         f"None keeps {KEPT:.0%} of plain LoRA's gain and passes; of those that keep it the gate holds back "
         f"{', '.join(failing)}."
     )
-
-
-def _held_back(found: ExperimentReport, name: str) -> list[str]:
-    """Name the rules of the gate that do not pass for one of a candidate's seeds."""
-    verdicts = [f.verdict for f in found.facts if f.name == name and f.verdict]
-    rules = [
-        rule.name for of in verdicts if of.outcome != "pass" for rule in of.rules if rule.outcome != "pass"
-    ]
-    return list(dict.fromkeys(rules))
 
 
 def _not_run(left: Sequence[Step], later_s: float) -> list[str]:

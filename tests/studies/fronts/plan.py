@@ -43,6 +43,12 @@ def make(step: Step) -> None:
     harness.compare(step.file, candidates=[step.candidate], progress=TerminalProgress())
 
 
+def machine_of(file: Path) -> str:
+    """Name what a row's answers depend on beside the weights: kind of machine, threads and precision."""
+    machine = prepare_session(config.load(file), Scope(dry_run=True), Silent()).machine
+    return f"{machine.name}, {machine.precision}"
+
+
 def report_done(file: Path, steps: Sequence[Step]) -> ExperimentReport | None:
     """Report the candidates of an experiment that are done or have failed; None of none. Computes nothing."""
     done = [step.candidate for step in steps if step.is_done and step.file == file]

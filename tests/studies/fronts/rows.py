@@ -1,0 +1,112 @@
+"""Rows of the study: what one seed of a candidate reached, as it is kept in the page's JSON file.
+
+Rows of several machines stand beside each other. A share of plain LoRA's gain is taken among rows of one
+machine kind, precision and number of threads (`machine`), which therefore measures the prompt and plain LoRA
+itself.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from harness import formatting
+from harness.comparison import mean_change
+from harness.decision import CandidateFacts
+from harness.report import ExperimentReport
+from tests.studies.fronts.ways import PLAIN, way_of
+from tests.studies.recipe_search import PUBLIC
+
+PROMPT = "prompt"
+
+
+class Row(NamedTuple):
+    """What one seed of a candidate reached on a task of the study; `task` is the name of its experiment's file.
+
+    `goal` is the target's score, negative where lower is better, and `kept` the mean change of the capability
+    suite as a rate; None where it is not measured. `held_back` names the rules of the gate that do not pass.
+    """
+
+    task: str
+    candidate: str
+    label: str
+    machine: str
+    trained: bool
+    goal: float | None
+    kept: float | None
+    target: str
+    forgetting: str
+    public: str
+    gate: str
+    held_back: list[str]
+    error: str
+
+
+def rows_of(task: str, machine: str, found: ExperimentReport | None) -> list[Row]:
+    """List the rows of what is done or has failed."""
+    return [_row(task, machine, found, f) for f in found.facts] if found else []
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read the rows that are kept; none where there is no file."""
+    return [Row(**one) for one in json.loads(path.read_text("utf-8"))["rows"]] if path.exists() else []
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Keep rows, one in a line."""
+    lines = ",\n".join(json.dumps(row._asdict(), ensure_ascii=False) for row in rows)
+    path.write_text(f'{{"rows": [\n{lines}\n]}}\n', "utf-8")
+
+
+def merge(kept: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """Return the rows of both; a candidate that was measured again on a machine has its new rows alone."""
+    again = {(row.task, row.candidate, row.machine) for row in new}
+    return [row for row in kept if (row.task, row.candidate, row.machine) not in again] + [*new]
+
+
+def measured(rows: Iterable[Row], task: str, machine: str) -> set[str]:
+    """Name the candidates that need no more runs here; what others are held to is measured on each machine."""
+    return {
+        row.candidate
+        for row in rows
+        if row.task == task and (row.machine == machine or not _is_reference(row.candidate))
+    }
+
+
+def _is_reference(candidate: str) -> bool:
+    return candidate == PROMPT or way_of(candidate) == PLAIN
+
+
+def _row(task: str, machine: str, found: ExperimentReport, f: CandidateFacts) -> Row:
+    macro = f.verdict.macro if f.verdict and f.trained else None
+    target = f.target
+    return Row(
+        task=task,
+        candidate=f.name,
+        label=f.label,
+        machine=machine,
+        trained=f.trained,
+        goal=target.unit.sign * target.score if target else None,
+        kept=macro.score if macro else None,
+        target=formatting.score(target.unit, *target[:3]) if target else formatting.UNKNOWN,
+        forgetting=formatting.points(macro.score, macro.low, macro.high) if macro else "base weights",
+        public=_public(found, f),
+        gate=f.verdict.outcome if f.verdict and f.trained else "",
+        held_back=_held_back(f),
+        error=f.error if f.state == "failed" else "",
+    )
+
+
+def _public(found: ExperimentReport, f: CandidateFacts) -> str:
+    """Return the mean change on public tasks; unknown where none was asked."""
+    first = {c.task: c for c in reversed(found.comparisons.get(f.label, ())) if c.task in PUBLIC}
+    if not first:
+        return formatting.UNKNOWN
+    mean = mean_change(list(first.values()))
+    return formatting.points(mean.score, mean.low, mean.high)
+
+
+def _held_back(f: CandidateFacts) -> list[str]:
+    if not f.trained or not f.verdict or f.verdict.outcome == "pass":
+        return []
+    return [rule.name for rule in f.verdict.rules if rule.outcome != "pass"]
