@@ -7,6 +7,7 @@ from openai_server import Rule, serving
 from harness import store
 from harness.experiment import compare
 from harness.metrics import load_metrics
+from harness.metrics._citations import cites_nothing
 from harness.prompting import marked_passages, with_context
 from harness.records import Document, Example, Output
 from harness.spec import Task, TaskData
@@ -25,6 +26,65 @@ def asked(mark="number", documents=("lamp",), found=(LAMP, SHIP, BULB), question
 
 def scores(answer, example):
     return tuple(metric.score(Output(answer), example)[0] for metric in METRICS.values())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "40 euros 【1】, in three days 【2】.",
+        "40 euros 【1†source】, in three days 【2†source】.",
+        "40 euros［1］，three days［２］。",
+        "40 euros [^1], three days [^2].",
+        "40 euros [Passage 1], three days [doc 2].",
+        "40 euros in three days [1 and 2].",
+        "40 euros in three days [1-2].",
+        "40 euros¹ in three days².",
+        "40 euros in three days.¹²",
+        "40 euros<sup>1</sup> in three days<sup>2</sup>",
+        "40 euros (1), in three days (2).",
+        "40 euros in three days (1, 2).",
+        "40 euros in three days. Source: 1, 2",
+        "40 euros in three days (Sources: passages 1 and 2).",
+        "40 euros in three days.\nQuellen: [1], [2].",
+        "40 euros in three days 出典：１、２",
+    ],
+)
+def test_each_usual_form_of_a_citation_is_read(answer):
+    both = ("lamp", "ship")
+    assert scores(answer, asked(documents=both)) == (1.0, 1.0)
+    assert scores(answer, asked(documents=("ship",))) == (0.5, 1.0)
+    assert not cites_nothing(answer, asked())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "40 euros (Smith, 2020).",
+        "40 euros, in (1) three days",
+        "(1) Look at the price.\n(2) Pay it.",
+        "It takes 5 m² and 10² tiles",
+        "40 euros (40).",
+        "[20-40] euros",
+        "Source: our price list",
+        "[1](http://host.example)",
+        "40 euros",
+    ],
+)
+def test_what_is_in_no_form_that_is_read_counts_for_no_citation(answer):
+    assert scores(answer, asked()) == (0.0, 0.0)
+    assert cites_nothing(answer, asked())
+
+
+def test_an_id_is_read_behind_the_word_source_too():
+    assert scores("40 euros. Source: lamp", asked("id")) == (1.0, 1.0)
+    assert scores("40 euros 【lamp】", asked("id")) == (1.0, 1.0)
+    assert scores("40 euros [documentation] [lamp]", asked("id")) == (0.5, 1.0)
+
+
+def test_a_citation_behind_a_sentence_is_of_that_sentence_in_every_form():
+    item = asked(documents=())
+    assert scores("It costs 40 euros. Source: 1", item) == (1.0, 1.0)
+    assert scores("It costs 40 euros.¹ It burns long.", item) == (1.0, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +165,7 @@ candidates:
 def test_a_candidate_that_retrieves_is_scored_by_what_it_cites_and_again_from_its_stored_answers(
     tmp_path, tiny, own_cache
 ):
-    """Ask for the price of six lamps: even ones are cited, odd ones beside a passage too many."""
+    """Ask for the price of six lamps: even ones are cited, odd ones beside a passage too many, the last not."""
     lamps = [{"id": f"lamp-{i}", "text": f"Lamp model{i} costs {40 + i} euros."} for i in range(6)]
     tiny_experiment.rows(tmp_path / "documents.jsonl", lamps)
     for name, n in (("train", 4), ("validation", 2), ("test", 6)):
@@ -121,14 +181,19 @@ def test_a_candidate_that_retrieves_is_scored_by_what_it_cites_and_again_from_it
         number = text.rpartition("model")[2].removesuffix("?")
         first = next((line for line in text.splitlines() if f"model{number} costs" in line), "[1]")
         mark = first.partition(" ")[0]
+        if number == "5":
+            return "45 euros, as the passage says"
         return f"{40 + int(number)} euros {mark}" + ("" if int(number) % 2 == 0 else "[1][2]")
 
     path = tmp_path / "harness.yaml"
     with serving(Rule(answer)) as server:
         both = "citation_precision, citation_recall"
         path.write_text(HARNESS.format(model=tiny, url=server.url, metrics=both))
-        found = {facts.name: facts for facts in compare(path).facts}
-        assert found["cited"].target.score == pytest.approx((3 * 1.0 + 3 * 0.5) / 6)
+        report = compare(path)
+        found = {facts.name: facts for facts in report.facts}
+        assert found["cited"].target.score == pytest.approx((3 * 1.0 + 2 * 0.5) / 6)
+        (uncited,) = (note for note in report.notes if "cite nothing" in note)
+        assert uncited.startswith("cited: 1 of 6 answers cite nothing in a form that is read")
         assert found["closed"].target.score == 0.0, "what is not in the prompt cannot be cited"
         n_asked = len(server.asked)
         path.write_text(HARNESS.format(model=tiny, url=server.url, metrics=f"contains, {both}"))
@@ -138,5 +203,5 @@ def test_a_candidate_that_retrieves_is_scored_by_what_it_cites_and_again_from_it
         Store(tmp_path / "runs"), tiny_experiment.runs_of(path)["cited"].rows["replies/test"]
     )
     assert all(len(row.passages) == 2 for row in rows)
-    assert {row.parts["citation_recall"] for row in rows} == {(1.0,)}
-    assert sorted(row.parts["citation_precision"] for row in rows) == [(0.5,)] * 3 + [(1.0,)] * 3
+    assert sorted(row.parts["citation_recall"] for row in rows) == [(0.0,)] + [(1.0,)] * 5
+    assert sorted(row.parts["citation_precision"] for row in rows) == [(0.0,), (0.5,), (0.5,)] + [(1.0,)] * 3

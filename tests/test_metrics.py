@@ -223,16 +223,37 @@ def test_an_exact_match_with_any_reference_counts():
         ("40 and 2 are 42.\nAnswer: 42", 1),
         ("Six times seven.\n\n**The final answer is 42.**\n", 1),
         ("So the answer is: 42", 1),
+        ("6 * 7 = 42. The answer is 42.", 1),
+        ("The answer is **42**.", 1),
+        ("**Answer**: 42", 1),
+        ("Final Answer: $42$", 1),
         ("#### 42", 1),
+        ("#### 42\nThat is all.", 1),
+        ("Answer: 42\n\nI hope this helps!", 1),
+        ("Answer: 41\nAnswer: 42", 1),
+        ("Answer:\n42", 1),
+        ("\\boxed{41}, or rather\n\\[\n\\boxed{\\text{42}}\n\\]", 1),
+        ("Die Antwort ist 42.", 1),
+        ("Réponse : 42", 1),
+        ("Ответ: 42", 1),
+        ("答案：42", 1),
+        ("答案是42。", 1),
+        ("The answer is not easy.\n42", 1),
+        ("Answer: 42\nAnswer: 41", 0),
+        ("\\boxed{42", 0),
+        ("The question is what the answer is.", 0),
         ("42\nNo, wait: 41", 0),
         ("The answer is 42, I think", 0),
         ("C#", 0),
         ("", 0),
     ],
 )
-def test_a_chain_of_thought_is_scored_by_its_last_line(text, score):
+def test_a_chain_of_thought_is_scored_by_its_final_answer(text, score):
     assert one("final_answer", text, "42") == score
     assert one("final_answer", "C", "C#") == 0
+    assert one("final_answer", "The answer is (B).", "B") == 1
+    assert one("final_answer", "so \\boxed{\\frac{1}{2}}", "\\frac{1}{2}") == 1
+    assert one("final_answer", "$5", "5") == 0
 
 
 def test_answers_that_end_alike_are_one_to_a_majority():

@@ -1,21 +1,45 @@
-"""Citations in an answer, as `[1]`, `[2, 3]` or `[id]`, and the passages of its prompt that they name.
+"""Citations in an answer, and the passages of its prompt that they name.
+
+Read are `[1]`, `[1, 2]`, `[1-3]`, `[1][2]` and `[id]`, also as `[^1]` or `[Passage 1]`, and in full-width
+and lenticular brackets; superscripts behind a word of three letters or a punctuation mark; `<sup>1</sup>`;
+`(1)` in front of a punctuation mark or the end of its line; and the rest of a sentence behind `Source:`.
+Whatever else there is (a link of Markdown, an author and a year, `(1)` within a sentence) is no citation.
 
 Invariant: a citation counts for what the prompt shows under its mark and for nothing else; what stands in
-brackets and looks like no mark of the prompt is none. A link of Markdown is none either.
+brackets and looks like no mark of the prompt is none.
 Source: precision and recall of citations after Gao et al. 2023 (ALCE), arXiv:2305.14627, section 4.3; what a
 passage supports is said by the item here, which names its documents, where ALCE asks an entailment model.
 """
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 from harness.prompting import marked_passages
 from harness.records import Example
+
+Marks = Mapping[str, str]
 
 BRACKETS = re.compile(r"\[([^\[\]]+)\](?!\()")
 _BEHIND_A_PERIOD = re.compile(r"([.!?])\s*((?:\[[^\[\]]+\]\s*)+)")
 _END = re.compile(r"(?<=[.!?])\s+|\n+")
 _WORD = re.compile(r"\w")
+_ASCII = str.maketrans("【】［］（）０１２３４５６７８９", "[][]()0123456789")
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
+_SUPERSCRIPT = re.compile(r"(?:(?<=[.,;:!?\"'”’»。，])|(?<=[^\W\d_]{3}))([⁰¹²³⁴⁵⁶⁷⁸⁹]+)")
+_TAGGED = re.compile(r"<sup>\s*\[?([^<>\[\]]+)\]?\s*</sup>")
+_PARENTHESES = re.compile(r"(?<=\S)(\s*)\(([^()\n]+)\)(?=\s*(?:[.,;:!?。，；)]|\(|$))", re.MULTILINE)
+_SOURCE = re.compile(
+    r"\(?\b(?:sources?|references?|citations?|quellen?|fuentes?|fontes?|fonti|bron(?:nen)?|来源|出典)\s*[:：]\s*"
+    r"((?:[^\n.()]|\.(?=\S))+)\)?",
+    re.IGNORECASE,
+)
+_SEPARATOR = re.compile(r"[,;，；、]|\s+(?:and|&)\s+")
+_NAMED = re.compile(
+    r"(?:(?:passage|document|doc\.?|source|ref\.?|reference|citation|context)s?(?:\s+|(?=[#\d])))?[#^]?\s*(.+)",
+    re.IGNORECASE,
+)
+_RANGE = re.compile(r"(\d{1,3})\s*[-–]\s*(\d{1,3})")
 
 
 def precision(answer: str, example: Example) -> float:
@@ -36,23 +60,66 @@ def recall(answer: str, example: Example) -> float:
     marks = marked_passages(example)
     if needed := set(example.documents):
         return len({marks.get(mark) for mark in _cited(answer, marks)} & needed) / len(needed)
-    found = list(sentences(answer))
+    found = list(sentences(_bracketed(answer, marks)))
     supported = [any(mark in marks for mark in _cited(one, marks)) for one in found]
     return sum(supported) / len(supported) if supported else 0.0
 
 
-def _is_needed(mark: str, marks: Mapping[str, str], example: Example) -> bool:
+def _is_needed(mark: str, marks: Marks, example: Example) -> bool:
     return mark in marks and (not example.documents or marks[mark] in example.documents)
 
 
-def _cited(text: str, marks: Mapping[str, str]) -> Iterator[str]:
+def cites_nothing(answer: str, example: Example) -> bool:
+    """Tell whether no citation is read in an answer, in whatever form."""
+    return not list(_cited(answer, marked_passages(example)))
+
+
+def _cited(text: str, marks: Marks) -> Iterator[str]:
     """Yield the marks that a text cites, also those that the prompt does not have."""
+    for inside in BRACKETS.findall(_bracketed(text, marks)):
+        yield from _marks_of(inside, marks)
+
+
+def _bracketed(text: str, marks: Marks) -> str:
+    """Write every form of a citation that is read as marks in brackets."""
+    text = _TAGGED.sub(r"[\1]", text.translate(_ASCII))
+    text = _SUPERSCRIPT.sub(partial(_raised, marks=marks), text)
+    text = _SOURCE.sub(partial(_behind_label, marks=marks), text)
+    return _PARENTHESES.sub(partial(_in_parentheses, marks=marks), text)
+
+
+def _raised(found: re.Match[str], marks: Marks) -> str:
+    """Read a superscript as one mark, else as one a digit."""
+    number = found[1].translate(_RAISED)
+    if number in marks:
+        return f"[{number}]"
+    return "".join(f"[{one}]" for one in number) if all(one in marks for one in number) else found[0]
+
+
+def _behind_label(found: re.Match[str], marks: Marks) -> str:
+    if BRACKETS.search(found[1]):
+        return found[1]
+    return f"[{found[1]}]" if [*_marks_of(found[1], marks)] else found[0]
+
+
+def _in_parentheses(found: re.Match[str], marks: Marks) -> str:
+    """Read numbers in parentheses where each is a mark: others belong to the text."""
+    named = [_NAMED.sub(r"\1", one.strip()) for one in _SEPARATOR.split(found[2])]
+    is_cited = all(one.isdecimal() and one in marks for one in named)
+    return f"{found[1]}[{', '.join(named)}]" if is_cited else found[0]
+
+
+def _marks_of(inside: str, marks: Marks) -> Iterator[str]:
+    """Yield the marks that are written in a pair of brackets, also those that the prompt does not have."""
     numbered = all(mark.isdecimal() for mark in marks)
-    for inside in BRACKETS.findall(text):
-        whole = inside.strip()
-        for mark in [whole] if whole in marks else map(str.strip, re.split("[,;]", whole)):
-            if mark in marks or (mark.isdecimal() if numbered else len(mark.split()) == 1):
-                yield mark
+    whole = inside.strip()
+    for written in [whole] if whole in marks else map(str.strip, _SEPARATOR.split(whole.partition("†")[0])):
+        mark = written if written in marks else _NAMED.sub(r"\1", written)
+        ends = _RANGE.fullmatch(mark)
+        if numbered and ends and {*ends.groups()} <= marks.keys():
+            yield from map(str, range(int(ends[1]), int(ends[2]) + 1))
+        elif mark in marks or (mark.isdecimal() if numbered else len(mark.split()) == 1):
+            yield mark
 
 
 def sentences(text: str) -> Iterator[str]:

@@ -1,8 +1,14 @@
-"""Share of answers whose last line is one of the references: what stands behind a chain of thought.
+r"""Share of answers whose final answer is one of the references: what stands behind a chain of thought.
+
+The final answer is what the last `\boxed{…}` holds; else what stands behind `####`, or behind a label and a
+colon (`Answer:`, `Réponse :`), in the last line that begins so; else the last line, of which the words up to
+`answer is` or `answer:` are left out. Emphasis, dollar signs around all of it, brackets around one letter and
+a final period are none of it.
 
 Invariant: an answer of one plain line scores as by exact match, so one that reasons and one that does not are
-scored alike; equal last lines are one answer to a majority.
-Source: Wei et al. 2022, arXiv:2201.11903; Wang et al. 2023, arXiv:2203.11171, for the majority.
+scored alike; equal final answers are one answer to a majority.
+Source: Wei et al. 2022, arXiv:2201.11903; Wang et al. 2023, arXiv:2203.11171, for the majority; `####` as in
+GSM8K (Cobbe et al. 2021, arXiv:2110.14168), `\boxed` as in MATH (Hendrycks et al. 2021, arXiv:2103.03874).
 """
 
 import re
@@ -12,12 +18,28 @@ from harness.metrics import Metric, mean_metric, normalize
 from harness.records import Example, Output
 from harness.spec import Task
 
-_LABEL = re.compile(r"^(?:(?:so|thus|therefore),? )?(?:the )?(?:final )?answer(?: is:?|:)\s*", re.IGNORECASE)
+_WORDS = (
+    "(?:(?:the |my )?(?:final |correct )?answer"
+    "|(?:die |meine )?(?:richtige |endgültige )?antwort|(?:la )?réponse(?: finale)?"
+    "|(?:la )?respuesta(?: final)?"
+    "|(?:la )?risposta(?: finale)?|(?:a )?resposta(?: final)?|(?:het )?antwoord|svar(?:et)?|odpowiedź|cevap"
+    "|(?:окончательный )?ответ|答案|最终答案|最終答案|答え|回答|정답|답)"
+)
+_IS = "(?:is|ist|est|es|è|é|är|er|jest|是|は)"
 _EMPHASIS = "*_` \t"
+_MARKS = "[*_`]*"
+_WITH_COLON = re.compile(rf"(?:{_WORDS}){_MARKS}(?: {_IS})?{_MARKS}\s*[:：]\s*", re.IGNORECASE)
+_LABEL = re.compile(
+    rf"(?<!\w)(?:{_WORDS}{_MARKS}(?:(?: {_IS})?{_MARKS}\s*[:：]| {_IS}(?!\w)|是|は))\s*",
+    re.IGNORECASE,
+)
+_BOX = re.compile(r"\\boxed\s*\{")
+_IN_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}")
+_LETTER = re.compile(r"\(?([A-Za-z])\)")
 
 
 def metric(task: Task) -> Metric:
-    """Build exact match of last lines in [0, 1]."""
+    """Build exact match of final answers in [0, 1]."""
     return replace(mean_metric("final_answer", _matches), same=final_answer)
 
 
@@ -27,7 +49,46 @@ def _matches(output: Output, example: Example) -> float:
 
 
 def final_answer(text: str) -> str:
-    """Return the last line that holds anything, without marks of emphasis and words such as `Answer:`."""
-    lines = [line.strip().lstrip("#").strip(_EMPHASIS) for line in text.splitlines()]
-    last = next((line for line in reversed(lines) if line), "")
-    return normalize(_LABEL.sub("", last).strip(_EMPHASIS) or last)
+    """Return the final answer of a text, normalized; the module says how it is found."""
+    boxed = _boxed(text)
+    if boxed is not None:
+        return _plain(boxed)
+    lines = [line.strip().strip(_EMPHASIS) for line in text.splitlines()]
+    lines = [line for line in lines if line.lstrip("#").strip(_EMPHASIS)]
+    marked = next((found for line in reversed(lines) if (found := _marked(line))), None)
+    if marked:
+        return _plain(marked)
+    last = lines[-1].lstrip("#").strip(_EMPHASIS) if lines else ""
+    behind = _LABEL.split(last)[-1]
+    return _plain(behind if behind.strip(_EMPHASIS + ".。") else last)
+
+
+def _marked(line: str) -> str | None:
+    """Return what stands behind `####` or behind a label with a colon that begins a line."""
+    if line.startswith("####"):
+        return line.lstrip("#").strip(_EMPHASIS)
+    label = _WITH_COLON.match(line.lstrip("#").strip(_EMPHASIS))
+    behind = line.lstrip("#").strip(_EMPHASIS)[label.end() :] if label else ""
+    return behind if behind.strip(_EMPHASIS) else None
+
+
+def _boxed(text: str) -> str | None:
+    r"""Return what the last `\boxed{…}` of a text holds, its braces balanced; None where none is whole."""
+    for found in reversed(list(_BOX.finditer(text))):
+        depth = 1
+        for at in range(found.end(), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[at], 0)
+            if depth == 0:
+                return text[found.end() : at]
+    return None
+
+
+def _plain(answer: str) -> str:
+    """Drop what only dresses an answer: emphasis, dollar signs around it, brackets of a letter, a period."""
+    plain = _IN_TEXT.sub(r"\1", answer).strip(_EMPHASIS)
+    bare = plain.rstrip(".。").strip(_EMPHASIS)
+    if len(bare) > 2 and bare[0] == bare[-1] == "$":
+        bare = bare[1:-1].strip()
+    if letter := _LETTER.fullmatch(bare):
+        bare = letter[1]
+    return normalize(bare or plain)

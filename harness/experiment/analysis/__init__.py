@@ -3,7 +3,7 @@
 Invariant: reads rows from the store and computes nothing that needs a model.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from harness import decision as decide
@@ -14,7 +14,7 @@ from harness.experiment.analysis import target_comparisons as against
 from harness.experiment.analysis.gate_results import judge_runs
 from harness.experiment.analysis.human_labels import calibrations
 from harness.experiment.analysis.item_changes import describe_diversity, find_flips
-from harness.experiment.analysis.run_remarks import count_noteworthy, count_unanswered
+from harness.experiment.analysis.run_remarks import count_noteworthy, count_unanswered, count_uncited
 from harness.experiment.runs.stored_rows import Reader, Rows
 from harness.gating import TaskComparison
 from harness.records import Run
@@ -67,7 +67,7 @@ def report_of(
         decision=decision,
         header=header,
         smoke=smoke,
-        notes=(*notes, *count_unanswered(session, reader, runs), *count_noteworthy(session, reader, runs)),
+        notes=(*notes, *_counted(session, reader, runs)),
         not_admitted=_not_admitted(tasks.values(), policy),
         one_half={t.task.name: t.half.why for run in tasks.values() for t in run if t.half},
         steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
@@ -109,6 +109,13 @@ def _steps(
         rows[run.run_id] = {m.task.name: reader.of(run, m) for m in measured}
     tuned = (run for run in done if plugins.method(run.method).tunes)
     return {run.run_id: against.steps_of(session, run, done, rows, tasks[run.run_id]) for run in tuned}
+
+
+def _counted(session: Session, reader: Reader, runs: Sequence[Run]) -> Iterator[str]:
+    """Yield what is counted of single rows: those that failed, cite nothing, or are noteworthy."""
+    yield from count_unanswered(session, reader, runs)
+    yield from count_uncited(session, reader, runs)
+    yield from count_noteworthy(session, reader, runs)
 
 
 def _not_admitted(runs: Collection[Sequence[TaskComparison]], policy: GatePolicy) -> dict[str, str]:

@@ -8,10 +8,11 @@ from harness.evaluation.costs.timing import timing_notes
 from harness.evaluation.session import Session
 from harness.experiment.preparation.base_fit import base_remarks
 from harness.experiment.runs.stored_rows import Reader
-from harness.formatting import pluralize, seconds, size, usd
+from harness.formatting import count, pluralize, seconds, size, usd
+from harness.metrics._citations import cites_nothing
 from harness.models.openai_api import Settings
-from harness.prompting import PromptingContext, index_sizes
-from harness.records import Run, SampleResult
+from harness.prompting import PromptingContext, index_sizes, marked_passages
+from harness.records import Example, Run, SampleResult
 from harness.report.tables.trials_table import tried_text
 from harness.report.training_diagnosis import front_sentence
 from harness.spec import DecidePolicy, Recipe
@@ -30,6 +31,23 @@ def count_unanswered(session: Session, reader: Reader, runs: Iterable[Run]) -> l
             said = f"{run.candidate}: {len(failed) - some} of {len(rows)} test rows are errors and {counted}"
             out.append(f"{said}{also}, the first one {failed[0].example_id}: {failed[0].error}")
     return out
+
+
+def count_uncited(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
+    """Count the answers behind marked passages in which no citation is read, where citations are scored."""
+    if not any(name.startswith("citation_") for name in session.target.metrics):
+        return
+    for run in (run for run in runs if run.state == "done"):
+        asked = [(row.text, _as_asked(row)) for row in reader.of(run, session.target) if row.status == "ok"]
+        shown = [(text, example) for text, example in asked if marked_passages(example)]
+        if n := sum(cites_nothing(text, example) for text, example in shown):
+            of = f"{count(n)} of {pluralize(len(shown), 'answer')}"
+            yield f"{run.candidate}: {of} cite nothing in a form that is read, and score 0 by citations"
+
+
+def _as_asked(row: SampleResult) -> Example:
+    """Return an item as it was asked, of which citations need the prompt and its passages."""
+    return Example(row.example_id, ({"role": "user", "content": row.prompt},), passages=row.passages)
 
 
 # What a reader should know of single items, and how a row shows it.
