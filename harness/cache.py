@@ -32,10 +32,10 @@ def memo(kind: str, key: str, make: Callable[[], Any]) -> Any:
 
 def remember(memory: Path, text: str) -> None:
     """Write a text to the cache so that it appears whole or not at all."""
-    remember_written(memory, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    fill_cache_file(memory, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
 
-def remember_written(memory: Path, write: Callable[[Path], object]) -> None:
+def fill_cache_file(memory: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file of the cache so that it appears whole or not at all."""
     memory.parent.mkdir(parents=True, exist_ok=True)
     scratch = memory.with_name(f"{memory.name}.{os.getpid()}")

@@ -25,6 +25,10 @@ def some_rows(*columns):
     )
 
 
+def written(outcomes):
+    return [outcome.row for outcome in outcomes if outcome.row is not None]
+
+
 def jsonl(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

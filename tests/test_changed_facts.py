@@ -10,7 +10,7 @@ from test_data_augment import WORDS
 
 from harness.config import load
 from harness.errors import UserError
-from harness.experiment import Scope, prepare_session, seconds_planned
+from harness.experiment import Scope, estimate_seconds, prepare_session
 from harness.experiment.preparation.planned_work import estimate_work
 from harness.progress import Silent
 from harness.report import experiment_document, markdown, read, to_json
@@ -151,7 +151,7 @@ def test_what_changed_items_take_is_planned(tiny, tmp_path):
         session = session_of(write(tmp_path, tiny, "http://127.0.0.1:9/v1", changes=changes))
         work = estimate_work(session, ["reader"])["reader"]
         read_tokens.append(work.generated)
-        assert seconds_planned(session, {"reader": work}) == {}
+        assert estimate_seconds(session, {"reader": work}) == {}
     assert read_tokens == [4 * (2 + 6), 4 * (2 + 6 + 6 + 6)]
 
 

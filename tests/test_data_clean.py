@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from edited_rows import ASKED, done, jsonl, manifest, read, refused, rows_of, some_rows
+from edited_rows import ASKED, done, jsonl, manifest, read, refused, rows_of, some_rows, written
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.data.columns import find_roles
-from harness.data.edit.change import written
 from harness.data.edit.clean import clean, clean_text
 from harness.data.edit.decisions import Decision, keep_decision, kept_decisions
 from harness.data.readers import Rows

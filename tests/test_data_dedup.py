@@ -3,13 +3,12 @@
 from pathlib import Path
 
 import pytest
-from edited_rows import ASKED, LONG, done, jsonl, manifest, read, refused, rows_of, some_rows
+from edited_rows import ASKED, LONG, done, jsonl, manifest, read, refused, rows_of, some_rows, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_formats import ROWS as LAYOUT_ROWS
 
 from harness.data.columns import asked, find_roles
-from harness.data.edit.change import written
 from harness.data.edit.clean import clean
 from harness.data.edit.dedup import dedup
 from harness.data.readers import Rows

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import pytest
-from edited_rows import asked_rows, done, jsonl, manifest, read, refused
+from edited_rows import asked_rows, done, jsonl, manifest, read, refused, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data.edit.change import written
 from harness.data.edit.mix import Mixture, mix, shares
 from harness.data.edit.sample import sample
 from harness.data.readers import Row, Rows

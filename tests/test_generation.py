@@ -5,7 +5,7 @@ from copy import deepcopy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.models.generation import _by_generate, answers, pick_drawn
+from harness.models.generation import _by_generate, answers, pick_at_random
 from harness.models.hf import HFCandidate
 from harness.models.hub import load_tokenizer, resolve
 from harness.models.loglikelihood import Size
@@ -166,7 +166,7 @@ def test_a_model_without_keys_of_ours_draws_the_same(model):
 
     never = lambda new: torch.zeros(len(new), dtype=torch.bool)  # noqa: E731
     prompts, ends = [tuple(range(10, 30)), (7, 8, 9)], [model.config.pad_token_id]
-    pick = pick_drawn(DRAWN, [1, 2])
+    pick = pick_at_random(DRAWN, [1, 2])
     ours = answers(model, prompts, 8, ends, never, SIZE, PrefixCache(model), pick=pick)
     assert _by_generate(model, prompts, 8, ends, never, pick) == ours
 
@@ -178,7 +178,7 @@ def test_tokens_are_drawn_as_often_as_their_chances_say():
     logits = chances.log().repeat(n, 1)
 
     def shares(temperature, top_p):
-        pick = pick_drawn(Limits(1, (), temperature, top_p), range(n))
+        pick = pick_at_random(Limits(1, (), temperature, top_p), range(n))
         return torch.bincount(pick(logits, torch.arange(n), 0), minlength=4) / n
 
     close = {"atol": 0.025, "rtol": 0}  # four standard errors of the largest share

@@ -200,7 +200,7 @@ def test_the_server_ends_where_its_supervisor_is_killed_and_asks_for_no_key_of_t
     numbers = children_of(host._running.supervisor.pid)
     host._running.supervisor.kill()
     wait_for(lambda: not any(map(is_alive, numbers)))
-    assert host._running.how_it_ended().startswith("vLLM's server ended with its supervisor")
+    assert host._running.describe_end().startswith("vLLM's server ended with its supervisor")
     host.close()
 
 

@@ -20,7 +20,7 @@ from harness import config, gate, release, report
 from harness.cli import main
 from harness.comparison import check_comparable
 from harness.errors import CandidateFailed, IncompatibleRuns, UserError
-from harness.experiment import Scope, compare, estimate_work, prepare_session, seconds_planned
+from harness.experiment import Scope, compare, estimate_seconds, estimate_work, prepare_session
 from harness.experiment.preflight import examine
 from harness.methods import endpoint as method
 from harness.metrics import load_metrics
@@ -597,8 +597,8 @@ def test_an_endpoint_takes_no_time_or_memory_of_this_machine(compared, monkeypat
     session = prepare_session(loaded, Scope(), Silent())
     work = estimate_work(session, loaded.selected)
     assert work["served"].read > 0
-    assert "served" not in seconds_planned(session, work)
-    assert "prompt" in seconds_planned(session, work)
+    assert "served" not in estimate_seconds(session, work)
+    assert "prompt" in estimate_seconds(session, work)
 
 
 def test_a_candidate_whose_server_is_down_fails_and_the_others_go_on(answering, tiny, tmp_path, monkeypatch):

@@ -96,7 +96,7 @@ def test_a_model_that_lets_packed_rows_see_each_other_is_known_by_its_answers(mo
     ],
 )
 def test_the_steps_that_packing_leaves_are_counted_by_tokens(params, steps):
-    assert sft.steps_left(lora.Params(**params), [40] * 60) == steps
+    assert sft.count_steps(lora.Params(**params), [40] * 60) == steps
 
 
 def test_rows_are_not_packed_where_too_few_steps_would_be_left(tiny, tmp_path):

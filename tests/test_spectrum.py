@@ -14,7 +14,7 @@ from harness import report as reporting
 from harness.errors import CandidateFailed, UserError
 from harness.methods import _signal_to_noise as signal_to_noise
 from harness.methods import spectrum
-from harness.methods._signal_to_noise import noise_bound, scan_model, scanned, top_share
+from harness.methods._signal_to_noise import noise_bound, scan_model, sum_up_scan, top_share
 from harness.models.adapters import tensors_of
 from harness.models.deltas import WEIGHTS, apply_delta
 from harness.models.hf import HFCandidate, ModelHost, load_base
@@ -85,7 +85,7 @@ def test_of_each_type_the_share_with_the_largest_ratios_is_chosen(share, n):
     }
     chosen = top_share(ratios, share)
     assert chosen == sorted(f"layers.{i}.{kind}" for kind in "qk" for i in range(4 - n, 4))
-    of = {one.type: one for one in scanned(ratios, chosen)}["q"]
+    of = {one.type: one for one in sum_up_scan(ratios, chosen)}["q"]
     assert (of.n, of.n_trained, of.least_trained) == (4, n, 5.0 - n)
     assert of.most_frozen == (4.0 - n or None)
 

@@ -382,7 +382,7 @@ def test_a_kind_that_the_rows_are_not_of_is_refused(tmp_path, kind, said):
 
 def test_a_kind_that_there_is_not_is_refused():
     with pytest.raises(UserError, match="labels, question, preference, text"):
-        scaffold.kind_named("label")
+        scaffold.parse_kind("label")
 
 
 def test_an_example_to_edit_is_a_task_of_labels(tmp_path):

@@ -156,9 +156,9 @@ def compare(
     scope = Scope(limit, quick, fewer_items, dry_run)
     session = experiment.prepare_session(loaded, scope, progress)
     stored = experiment.look_up(session, loaded.selected)
-    computes = dry_run or learning_curve or rescue or not experiment.all_done(stored)
+    computes = dry_run or learning_curve or rescue or not experiment.are_all_done(stored)
     work = _estimate_work(session, loaded.selected, learning_curve, rescue) if computes else {}
-    plan = experiment.seconds_planned(session, work)
+    plan = experiment.estimate_seconds(session, work)
     warnings = experiment.warnings_before(session)
     if strict:
         _refuse_margins(warnings)

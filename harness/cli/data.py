@@ -304,11 +304,11 @@ def read_all(file: str, most: int | None = None, **columns: str | None) -> "Rows
 
     from harness.data import readers
     from harness.data.columns import require_column
-    from harness.data.edit.save import Edit, nothing_left
+    from harness.data.edit.save import Edit, no_rows_error
 
     rows = list(islice(readers.stream(file, "train"), most))
     if not rows:
-        raise nothing_left(Edit("", {}, [file]), 0)
+        raise no_rows_error(Edit("", {}, [file]), 0)
     readers.refuse_no_header(file, rows)
     shown = readers.display_path(file)
     names = {name for row in rows for name in row.fields}

@@ -85,7 +85,7 @@ def init(
     """
     from harness.experiment import scaffold
 
-    kind = scaffold.kind_named(task)
+    kind = scaffold.parse_kind(task)
     rows = data or str(scaffold.write_example(folder))
     request = scaffold.Request(folder, rows, base_model, pairs, documents, prompt, reference, kind, minutes)
     proposal = scaffold.propose(request)

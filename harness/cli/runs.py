@@ -47,7 +47,7 @@ def runs_list(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
     trials = store.trials_by_run(at, found)
     used, of_trials = store.disk_use(at, found), store.freed_by_trials(at, found)
     freed = {run_id: used.freed.get(run_id, 0) + n for run_id, n in of_trials.items()}
-    listed = _as_facts if as_json else _as_lines
+    listed = _list_facts if as_json else _list_lines
     print_value(listed(found, trials, used.freed | freed), as_json)
     if not found:
         say(f"no run is stored in {runs}; next: harness compare, or name another folder with --runs")
@@ -72,7 +72,7 @@ def runs_show(
     kept = store.Store(runs)
     run, trial = store.get_run(kept, run_id), store.find_trial(kept, run_id)
     folder = store.weights_folder(kept, run)
-    shown = run.stored() | (_of_trial(trial) if trial else {})
+    shown = run.stored() | (_trial_facts(trial) if trial else {})
     print_value(shown | ({"weights_folder": str(folder)} if folder else {}), as_json)
 
 
@@ -187,14 +187,14 @@ def _brief(run: "Run") -> str:
     return f"{run.created}  {run.method} × {run.prompting}, seed {run.seed}, {run.base_model}: {state}"
 
 
-def _as_facts(
+def _list_facts(
     found: "Sequence[Run]", trials: "Mapping[str, Sequence[TrialRun]]", freed: "Mapping[str, int]"
 ) -> dict[str, Any]:
     """Map each run to its facts without rows, recipe and measurements, each trial to those of one as well."""
     runs = {run.run_id: _facts(run) | {"frees_bytes": freed[run.run_id]} for run in found}
     of_trials = {
         one.run.run_id: _facts(one.run)
-        | _of_trial(one)
+        | _trial_facts(one)
         | {"trial_of": run_id, "frees_bytes": freed.get(one.run.run_id, 0)}
         for run_id, of in trials.items()
         for one in of
@@ -206,13 +206,13 @@ def _facts(run: "Run") -> dict[str, Any]:
     return {name: value for name, value in run.stored().items() if not isinstance(value, dict)}
 
 
-def _of_trial(one: "TrialRun") -> dict[str, Any]:
+def _trial_facts(one: "TrialRun") -> dict[str, Any]:
     """Say of a trial what became of it, what it tried, and what it scored on validation by which metric."""
     names = ("params", "validation", "forgetting", "pruned_at", "fit_key")
     return {"state": one.state, "metric": one.metric} | {name: getattr(one.trial, name) for name in names}
 
 
-def _as_lines(
+def _list_lines(
     found: "Sequence[Run]", trials: "Mapping[str, Sequence[TrialRun]]", freed: "Mapping[str, int]"
 ) -> dict[str, Any]:
     """Map each run to a line, below it the trials that it was chosen among, and last those of no run."""

@@ -15,7 +15,7 @@ from harness.config.decoding_checks import check_decoding
 from harness.config.files import missing_file, raw_tasks
 from harness.config.grids import Member
 from harness.config.problems import Keys, Tree, mapping, problems_of
-from harness.config.prompt_search_checks import prompts_tried
+from harness.config.prompt_search_checks import recipes_by_prompt
 from harness.config.regularizer_checks import check_general_rows
 from harness.config.rubrics import is_judged, judge_problems, pair_judge_problems, public_judges
 from harness.config.salvage import salvage
@@ -51,7 +51,7 @@ def check(tree: Tree, members: Mapping[str, Member]) -> None:
     tree.problems += _sensitive(known, tree)
     tree.problems += _names(known, tree)
     tree.problems += _roles(tree)
-    tree.problems += _gated(known, tree)
+    tree.problems += _gate_problems(known, tree)
     tree.problems += _rescue(tree)
     tree.problems += _check_nightly(members, tree)
     for name, member in members.items():
@@ -59,7 +59,7 @@ def check(tree: Tree, members: Mapping[str, Member]) -> None:
         if recipe is not None:
             keys = ("candidates", member.source)
             tree.problems += (own := list(_recipe(recipe, keys, target, tree)))
-            tried = (_recipe(one, keys, target, tree) for one in prompts_tried(recipe))
+            tried = (_recipe(one, keys, target, tree) for one in recipes_by_prompt(recipe))
             tree.problems += [one for one in dict.fromkeys(chain.from_iterable(tried)) if one not in own]
             tree.problems += check_weights(name, recipe, members, tree)
             tree.problems += check_decoding(recipe, members, target, tree, ("candidates", member.source))
@@ -194,7 +194,7 @@ def _check_nightly(members: Mapping[str, Member], tree: Tree) -> Iterator[Proble
             yield Problem(where, f"unknown candidate {name!r}", "a candidate", did_you_mean(name, members))
 
 
-def _gated(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Problem]:
+def _gate_problems(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Problem]:
     gate = salvage(GatePolicy, tree.data.get("gate", {}))
     suites = _suites(tree)
     if tree.failed or gate is None:

@@ -21,7 +21,7 @@ def check_decoding(
     recipe: Recipe, members: Mapping[str, Member], target: Task | None, tree: Tree, keys: Keys
 ) -> Iterator[Problem]:
     """Yield what forbids the decoding of a recipe, whose answers to the target it says."""
-    if (decoding := recipe.drawn) is None:
+    if (decoding := recipe.sampling) is None:
         return
     where = tree.where((*keys, "decoding"))
     if recipe.answer == "rank":

@@ -35,11 +35,11 @@ def check_prompts(recipe: Recipe, method: Method, tree: Tree, keys: Keys, key: s
         yield Problem(tree.where((*keys, "subject_to")), found, "a method that trains", "remove subject_to")
 
 
-def prompts_tried(recipe: Recipe) -> Iterator[Recipe]:
+def recipes_by_prompt(recipe: Recipe) -> Iterator[Recipe]:
     """Yield the recipe with each single value that it tries for its prompt, as far as that is one."""
     for name, values in recipe.tried.items():
         for value in values if name in PROMPTS else ():
             try:
-                yield recipe.asked({name: value})
+                yield recipe.with_prompt({name: value})
             except ValidationError:
                 continue  # is refused where it stands

@@ -42,7 +42,7 @@ def disagreements(model: type[BaseModel], value: Any, refused: Sequence[Any]) ->
     known, incomplete = {e["loc"] for e in refused}, set[_Place]()
     while errors := refusals(model, value):
         new = [e for e in errors if e["type"] == "value_error" and e["loc"] not in known | incomplete]
-        found += [_as_written(e, written) for e in new]
+        found += [_restore_numbers(e, written) for e in new]
         known |= {e["loc"] for e in new}
         left, places = _leave_out(model, value, errors)
         incomplete |= places
@@ -64,7 +64,7 @@ def _put_on_bounds(value: Any, refused: Sequence[Any]) -> tuple[Any, dict[str, s
     return bounded, written
 
 
-def _as_written(error: Any, written: Mapping[str, str]) -> Any:
+def _restore_numbers(error: Any, written: Mapping[str, str]) -> Any:
     """Return an error whose text names numbers as they are written."""
     text = str(error["ctx"]["error"])
     for bounded, number in written.items():

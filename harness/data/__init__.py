@@ -240,13 +240,13 @@ def _split(
     content = readers.read(path, split)
     made = splits.origins(content.rows)
     if made and split != "train":
-        raise UserError(_evaluated_augmented(content, made, split))
+        raise UserError(_augmented_problems(content, made, split))
     if task.data.turns == "all" and split == "train":
         content = formats.every_turn(content)
     return splits.with_origins(items.examples(task, content, notes, documents, problems), made)
 
 
-def _evaluated_augmented(content: readers.Rows, made: Collection[str], split: Split) -> list[Problem]:
+def _augmented_problems(content: readers.Rows, made: Collection[str], split: Split) -> list[Problem]:
     """Phrase augmented rows where something is evaluated: what a model made up is no evidence."""
     found, expected = f"an augmented row ({splits.ORIGIN}: …) in {split}", "rows to train on alone"
     step = "remove the row, or name the file under train:"
@@ -276,7 +276,7 @@ def _without_contamination(task: Task, files: _Files, problems: list[Problem]) -
             problems += contamination.problems(rows, where[part], next_step)
         return files
     files.notes.removed.extend(
-        contamination.removed(rows, where[part]) for part, rows in found.items() if rows
+        contamination.say_removed(rows, where[part]) for part, rows in found.items() if rows
     )
     train, pairs = _keep(files.train, found["train"]), _keep(files.pairs, found["pairs"])
     if files.train and not train:

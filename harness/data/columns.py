@@ -148,7 +148,7 @@ def require_column(shown: str, names: Iterable[str], column: str, option: str) -
 def asked(row: Row, roles: Roles) -> Asked:
     """Return what a row asks and answers; a missing value is an empty text."""
     fields = row.fields
-    of = _asked(row, roles)
+    of = _read_asked(row, roles)
     choices = fields.get("choices") if "choices" not in (*roles.questions, *roles.answers) else None
     choices = choices.get("text") if isinstance(choices, dict) else choices
     if isinstance(choices, list):
@@ -160,7 +160,7 @@ def asked(row: Row, roles: Roles) -> Asked:
     return of
 
 
-def _asked(row: Row, roles: Roles) -> Asked:
+def _read_asked(row: Row, roles: Roles) -> Asked:
     fields = row.fields
     if roles == PAIRS:
         fields = _pair(row)
@@ -175,12 +175,12 @@ def _asked(row: Row, roles: Roles) -> Asked:
     parts = (plain_text(fields.get(name)) for name in roles.questions if name != CONTEXT)
     return Asked(
         "\n".join(part for part in parts if part.strip()),
-        tuple(_accepted(fields.get(name)) for name in roles.answers),
+        tuple(_join_accepted(fields.get(name)) for name in roles.answers),
         plain_text(fields.get(CONTEXT)) if CONTEXT in roles.questions else "",
     )
 
 
-def _accepted(value: Any) -> str:
+def _join_accepted(value: Any) -> str:
     """Join accepted answers, whose order says nothing."""
     return "\n".join(sorted(map(plain_text, value))) if isinstance(value, list) else plain_text(value)
 
@@ -242,7 +242,7 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
     }
     asks = fields.get("prompt") or _by_name(plain, QUESTIONS, ANSWERS)
     answers = fields.get("reference") or _by_name(plain - {(asks or "").strip("{}")}, ANSWERS)
-    if not (asks and answers) and (mixed := _mixed(content)):
+    if not (asks and answers) and (mixed := _list_mixed(content)):
         raise UserError(mixed)
     taken = {"id", (asks or "").strip("{}"), (answers or "").strip("{}")}
     in_order = dict.fromkeys(name for row in content.rows for name in row.fields)
@@ -267,7 +267,7 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
     )
 
 
-def _mixed(content: Rows) -> list[Problem]:
+def _list_mixed(content: Rows) -> list[Problem]:
     """List columns that ask or answer by their name and hold lists in some rows and texts in others."""
     cells: dict[str, Column] = {}
     for row in content.rows:

@@ -74,7 +74,7 @@ def problems(rows: Sequence[ContaminatedRow], where: str, next_step: str) -> lis
     return cap_problems(found, where, "training rows that are evaluated")
 
 
-def removed(rows: Sequence[ContaminatedRow], where: str) -> str:
+def say_removed(rows: Sequence[ContaminatedRow], where: str) -> str:
     """Say how many training rows were left out because they are evaluated."""
     places = ", ".join(row.training.where.removeprefix(where).lstrip(": ") for row in rows[:10])
     more = ", …" if len(rows) > 10 else ""

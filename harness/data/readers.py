@@ -145,7 +145,7 @@ def _reader(file: Path, shown: str) -> Callable[[Path, str], Iterable[Row]]:
 
 
 @contextmanager
-def _opened(file: Path, shown: str, newline: str = "") -> Iterator[TextIO]:
+def _open_text(file: Path, shown: str, newline: str = "") -> Iterator[TextIO]:
     """Open a file of text, also a gzipped one; what cannot be read is refused with its place."""
     try:
         with _binary(file) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline=newline) as text:
@@ -183,7 +183,7 @@ def _broken_gzip(file: Path, shown: str) -> Problem | None:
             for line in raw:
                 n += line.endswith(b"\n")
     except _BROKEN as error:
-        if not n and (problem := _not_packed(file, shown)):
+        if not n and (problem := _describe_unpacked(file, shown)):
             return problem
         lines = pluralize(n, "line")
         found = f"a broken gzip file ({error}), of which {lines} can be read"
@@ -198,7 +198,7 @@ def _broken_gzip(file: Path, shown: str) -> Problem | None:
     return None
 
 
-def _not_packed(file: Path, shown: str) -> Problem | None:
+def _describe_unpacked(file: Path, shown: str) -> Problem | None:
     """Tell a file of plain text that is only named as a packed one; None of another."""
     try:
         with file.open("rb") as raw:
@@ -212,7 +212,7 @@ def _not_packed(file: Path, shown: str) -> Problem | None:
 
 def _json_lines(file: Path, shown: str) -> Iterator[Row]:
     problems: list[Problem] = []
-    with _opened(file, shown, "\n") as text:
+    with _open_text(file, shown, "\n") as text:
         for number, line in enumerate(text, start=1):
             if not line.strip():
                 continue
@@ -229,7 +229,7 @@ def _json_lines(file: Path, shown: str) -> Iterator[Row]:
 
 def _json_array(file: Path, shown: str) -> list[Row]:
     try:
-        with _opened(file, shown) as opened:
+        with _open_text(file, shown) as opened:
             text = opened.read()
         rows = parse_json(text, parse_constant=_no_number, object_pairs_hook=_once)
         _refuse_half_signs(text, rows)
@@ -295,7 +295,7 @@ def _csv(file: Path, shown: str) -> Iterator[Row]:
     """Read separated values, also as spreadsheets export them: other separators, empty lines, odd headers."""
     csv.field_size_limit(_LONGEST_FIELD)
     problems: list[Problem] = []
-    with _opened(file, shown) as text:
+    with _open_text(file, shown) as text:
         first = text.readline()
         named = _NAMED_SEPARATOR.match(first)
         head = [] if named else [first, *islice(text, _TRIED)]
@@ -325,7 +325,7 @@ def _csv(file: Path, shown: str) -> Iterator[Row]:
 
 def _header_line(file: Path, shown: str) -> int:
     """Return the line of a CSV file that names its columns: the second after one of `sep=`."""
-    with _opened(file, shown) as text:
+    with _open_text(file, shown) as text:
         return 2 if _NAMED_SEPARATOR.match(text.readline()) else 1
 
 

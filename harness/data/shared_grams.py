@@ -31,7 +31,7 @@ def largest_shares(
     Both are folded words (`near_duplicates.fold_words`).
     With `rare_in_rows` only n-grams that few different rows have count.
     """
-    grams, owners = _joined([_distinct(words, n) for words in items])
+    grams, owners = _join_grams([_distinct(words, n) for words in items])
     known, place, count = np.unique(grams, return_inverse=True, return_counts=True)
     telling = (count <= MOST)[place]
     if rare_in_rows:
@@ -44,7 +44,7 @@ def largest_shares(
         block = [_distinct(words, n) for words in rows[start : start + _BLOCK]]
         found += [
             share._replace(row=start + share.row)
-            for share in _best(*_joined(block), grams, owners, of_item)
+            for share in _best(*_join_grams(block), grams, owners, of_item)
             if share.share >= least
         ]
     return found
@@ -55,7 +55,7 @@ def _counts(texts: Sequence[str], known: NDArray[np.uint64], n: int) -> NDArray[
     counts = np.zeros(len(known), dtype=np.int64)
     different = list(dict.fromkeys(texts)) if len(known) else []
     for start in range(0, len(different), _BLOCK):
-        grams, _ = _joined([np.unique(n_grams(words, n)) for words in different[start : start + _BLOCK]])
+        grams, _ = _join_grams([np.unique(n_grams(words, n)) for words in different[start : start + _BLOCK]])
         at = np.minimum(np.searchsorted(known, grams), len(known) - 1)
         counts += np.bincount(at[known[at] == grams], minlength=len(known))
     return counts
@@ -86,7 +86,7 @@ def _best(
     return list(best.values())
 
 
-def _joined(grams: Sequence[NDArray[np.uint64]]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+def _join_grams(grams: Sequence[NDArray[np.uint64]]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """Put the n-grams of several texts into one array, and the place of the text of each into another."""
     together = np.concatenate([np.zeros(0, dtype=np.uint64), *grams])
     return together, np.repeat(np.arange(len(grams)), [len(of_one) for of_one in grams]).astype(np.int64)

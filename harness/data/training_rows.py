@@ -44,12 +44,12 @@ def load_training_rows(
     for path in mix.paths if mix else train:
         try:
             read = _read(task, items, path, notes, pairs, problems)
-            files.append(_uncontaminated(task, items, read, path, notes))
+            files.append(_drop_contaminated(task, items, read, path, notes))
         except UserError as error:
             problems += error.problems
     if problems:
         raise UserError(problems)
-    rows = _distinct_ids(_mixed(files, mix, seed) if mix else [row for file in files for row in file])
+    rows = _distinct_ids(_draw_shares(files, mix, seed) if mix else [row for file in files for row in file])
     limit = None if pairs else task.data.limits.train
     kept = splits.draw(rows, limit, random.Random(f"{seed}/{task.name}/train"))
     part = "pairs" if pairs else "train"
@@ -78,7 +78,7 @@ def _read(
     return splits.with_origins(kept, made).examples
 
 
-def _uncontaminated(
+def _drop_contaminated(
     task: Task, items: TaskItems, rows: list[Sourced], path: str, notes: Notes
 ) -> list[Sourced]:
     """Refuse rows that the task's evaluated files ask too, or leave them out; so those that were set aside.
@@ -94,7 +94,7 @@ def _uncontaminated(
         if task.data.contamination == "error":
             step = "remove the row, or set contamination: drop in data: of the task"
             raise UserError(contamination.problems(found, shown, step))
-        notes.removed.append(contamination.removed(found, shown))
+        notes.removed.append(contamination.say_removed(found, shown))
     gone = {row.training.where for row in (*found, *contaminated_rows(rows, held, choice))}
     clusters = {row.example.cluster for row in held if row.example.cluster != row.example.id}
     kept = [row for row in rows if row.where not in gone and row.example.cluster not in clusters]
@@ -112,7 +112,7 @@ def _uncontaminated(
     return kept
 
 
-def _mixed(files: Sequence[list[Sourced]], mix: Mix, seed: int) -> list[Sourced]:
+def _draw_shares(files: Sequence[list[Sourced]], mix: Mix, seed: int) -> list[Sourced]:
     """Draw from every file its share, file by file in the order of each.
 
     Raises:

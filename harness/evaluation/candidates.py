@@ -104,8 +104,8 @@ class ResolvedCandidate:
     def at(self, point: Mapping[str, Any]) -> "ResolvedCandidate":
         """Return the candidate at one point of its sweep or search."""
         if self.method.trains:
-            return replace(self, source=self.source.settled(dict(point)))
-        asked = self.source.asked(dict(point))
+            return replace(self, source=self.source.with_params(dict(point)))
+        asked = self.source.with_prompt(dict(point))
         return replace(self, source=asked, recipe=self.recipe if self.recipe.weights_of else asked)
 
 
@@ -171,7 +171,7 @@ def resolve(
 
 def _choosers(recipe: Recipe) -> list[str]:
     """List the candidate whose reward model chooses among a recipe's answers, if one does."""
-    return [recipe.drawn.reward_model] if recipe.drawn and recipe.drawn.reward_model else []
+    return [recipe.sampling.reward_model] if recipe.sampling and recipe.sampling.reward_model else []
 
 
 def _model_source(

@@ -48,11 +48,13 @@ def read_changes(task: Task, items: TaskItems, training: Iterable[TaskItems] = (
             "an item whose right answer is another now",
             "remove it, or correct its reference",
         )
-        for row, said in _answered(kept, [row for part in get_args(Split) for row in items.sourced(part)])
+        for row, said in _find_answered(
+            kept, [row for part in get_args(Split) for row in items.sourced(part)]
+        )
     ]
     problems += [
         Problem(row.where, said, "an item that no candidate trains on", "remove it from the training rows")
-        for row, said in _answered(kept, [row for of in training for row in of.sourced("train")])
+        for row, said in _find_answered(kept, [row for of in training for row in of.sourced("train")])
     ]
     problems += items_of.unknown_documents([items_of.Kept(kept, [])], documents) if documents else []
     capped = readers.cap_problems(problems, content.shown, "items that cannot be used")
@@ -70,7 +72,7 @@ def _documents(task: Task, items: TaskItems) -> tuple[Document, ...]:
     return tuple(items_of.documents(readers.read(path, "train"))) if path else items.documents
 
 
-def _answered(kept: Sequence[Sourced], known: Sequence[Sourced]) -> Iterator[tuple[Sourced, str]]:
+def _find_answered(kept: Sequence[Sourced], known: Sequence[Sourced]) -> Iterator[tuple[Sourced, str]]:
     """Yield the items whose question has the same answer in other rows, and which row that is."""
     answers = {
         (key(row.example), fold_text(answer)): row for row in known for answer in row.example.references

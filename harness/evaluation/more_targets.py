@@ -33,7 +33,7 @@ def can_answer(recipe: Recipe, weights: Weights, measured: Measured) -> bool:
     Labels that are ranked are the task's own, and an answer that a judge chooses is chosen by one of the
     target's.
     """
-    task, decoding = measured.task, recipe.drawn
+    task, decoding = measured.task, recipe.sampling
     needs = {need for name in recipe.prompting for need in _needs_of(name)}
     ranks = recipe.answer == "rank" and task.kind == "generate" and not task.labels
     by_judge = decoding is not None and decoding.by not in (None, MEAN_LOGPROB)

@@ -35,13 +35,13 @@ from harness.experiment.preparation.candidate_problems import key_problems
 from harness.experiment.preparation.judge_weights import train_judges
 from harness.experiment.preparation.planned_work import (
     arm_label,
+    estimate_seconds,
     estimate_work,
     measured_bases,
-    seconds_planned,
 )
 from harness.experiment.preparation.scope import Scope
 from harness.experiment.run_preview import (
-    all_done,
+    are_all_done,
     first_line,
     idle_workers,
     in_order,
@@ -67,9 +67,10 @@ from harness.report import ExperimentReport, live_line
 
 __all__ = [
     "Scope",
-    "all_done",
+    "are_all_done",
     "compare",
     "estimate_curve_work",
+    "estimate_seconds",
     "estimate_work",
     "first_line",
     "idle_workers",
@@ -80,7 +81,6 @@ __all__ = [
     "refuse_many",
     "report_stored",
     "run_all",
-    "seconds_planned",
     "stored_sentence",
     "stored_so_far",
     "training_notes",
@@ -168,7 +168,7 @@ def run_all(
         if scope:
             make_on_workers(session, loaded, scope, ordered, found)
         show_first_result(session, ordered, smoke=smoke)
-        if fewer_items and _asks_all(session):
+        if fewer_items and not fewer.plan_interim_analyses(session, _measure_base(session, session.source)):
             session.experiment = session.experiment.model_copy(update={"name": loaded.experiment.name})
             found = stored_runs(session, ordered)
         if fewer_items:
@@ -178,7 +178,7 @@ def run_all(
         else:
             said, reader = [], Reader(session)
             runs = make_all(reader, found)
-        if not smoke and (session.experiment.concurrency or not all_done(found)):
+        if not smoke and (session.experiment.concurrency or not are_all_done(found)):
             runs = _time_the_best(session, reader, ordered, runs)
         said = [*said, *judge_pairs(session, reader, runs, reached_facts(session, reader, runs))]
         if learning_curve:
@@ -191,11 +191,6 @@ def run_all(
     report = _with_changes(session, report, runs)
     record_report(session.store, report, runs, session.experiment.gate, _settings(session))
     return report
-
-
-def _asks_all(session: Session) -> bool:
-    """Tell whether no task can be drawn from, once the base is measured."""
-    return not fewer.plan_interim_analyses(session, _measure_base(session, session.source))
 
 
 def _with_changes(session: Session, report: ExperimentReport, runs: Sequence[Run]) -> ExperimentReport:

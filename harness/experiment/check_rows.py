@@ -156,12 +156,12 @@ def examine_target(task: Task, most: int = MOST_MODELLED, embeddings: str | None
 
 def _of_task(task: Task) -> Asked:
     train, tested = task.data.source("train"), [task.data.test] if task.data.test else []
-    prompt = _as_named(task.fields.prompt, Fields().prompt)
-    reference = _as_named(task.fields.reference, Fields().reference)
+    prompt = _option_text(task.fields.prompt, Fields().prompt)
+    reference = _option_text(task.fields.reference, Fields().reference)
     return Asked([train] if train else [], tested, prompt=prompt, reference=reference)
 
 
-def _as_named(template: str, default: str) -> str | None:
+def _option_text(template: str, default: str) -> str | None:
     """Return a template as an option names it, `{text}` as `text`; None where it is the default."""
     if template == default:
         return None

@@ -66,7 +66,7 @@ def say_never_loaded(names: Sequence[str]) -> str:
     return f"{', '.join(names)} was never loaded on this machine, and a dry run loads no model"
 
 
-def all_done(found: Iterable[Run | None]) -> bool:
+def are_all_done(found: Iterable[Run | None]) -> bool:
     """Tell whether every run that was looked up is finished, so that nothing will be computed."""
     return all(run and run.state == "done" for run in found)
 

@@ -17,14 +17,14 @@ NAMES = ("data", "validation", "data_dir", "base", "out", "seed", "config")
 _ONE = re.compile(r"(?<!\{)\{([a-z_]+)\}(?!\})")
 
 
-def used(text: str) -> set[str]:
+def placeholders_in(text: str) -> set[str]:
     """Return the names that stand in a text as placeholders."""
     return set(_ONE.findall(text))
 
 
 def misspelt(text: str) -> str:
     """Say which placeholder of a text is none, and what was meant; empty where all are known."""
-    for name in sorted(used(text) - set(NAMES)):
+    for name in sorted(placeholders_in(text) - set(NAMES)):
         return f"unknown placeholder {{{name}}}: {did_you_mean(name, NAMES)}"
     return ""
 
@@ -77,7 +77,7 @@ def fill_template(template: Path, folder: Path, values: Mapping[str, str]) -> Pa
 
 def files_digest(command: str, folder: Path, template: Path | None) -> str:
     """Digest the files that a command reads: of its template, and those below a folder that it names."""
-    named = [folder / argument for argument in command.split() if not used(argument)]
+    named = [folder / argument for argument in command.split() if not placeholders_in(argument)]
     own = {str(path.relative_to(folder)): path for path in named if path.is_file() and _below(path, folder)}
     of_template = template_files(template) if template else {}
     return digest([{name: checksum(path) for name, path in of.items()} for of in (own, of_template)])

@@ -90,7 +90,7 @@ def top_share(ratios: Mapping[str, float], share: float) -> list[str]:
     return sorted(chosen)
 
 
-def scanned(ratios: Mapping[str, float], chosen: Sequence[str]) -> tuple[Scanned, ...]:
+def sum_up_scan(ratios: Mapping[str, float], chosen: Sequence[str]) -> tuple[Scanned, ...]:
     """Sum up a scan by type: how many matrices there are and are trained, and the ratios at the cut."""
     out = []
     for kind, names in _by_type(ratios).items():

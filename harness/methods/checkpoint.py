@@ -61,22 +61,22 @@ def _rungs(at: RescueSituation) -> list[Rung] | str:
     if not known:
         return "nothing was measured along its training: its recipe has no track, or no task counts"
     front = [p for p in known if not any(_beats(other, p, at.sign) for other in known)]
-    within = [p for p in front if _kept(p) >= -at.margin]
-    best = max(within, key=lambda p: _gained(p, at.sign)) if within else max(front, key=_kept)
+    within = [p for p in front if _retention(p) >= -at.margin]
+    best = max(within, key=lambda p: _gain(p, at.sign)) if within else max(front, key=_retention)
     return [Rung({"step": best.step}, f"step={best.step}", f"as it was at step {best.step}, no training")]
 
 
 def _beats(one: TrackedPoint, other: TrackedPoint, sign: int) -> bool:
     """Tell whether a point is as good as another in target and capability, and better in one."""
-    a, b = ((_gained(p, sign), _kept(p)) for p in (one, other))
+    a, b = ((_gain(p, sign), _retention(p)) for p in (one, other))
     return a != b and a[0] >= b[0] and a[1] >= b[1]
 
 
-def _gained(point: TrackedPoint, sign: int) -> float:
+def _gain(point: TrackedPoint, sign: int) -> float:
     return sign * (point.target or 0.0)
 
 
-def _kept(point: TrackedPoint) -> float:
+def _retention(point: TrackedPoint) -> float:
     return point.capability or 0.0
 
 

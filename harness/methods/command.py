@@ -23,9 +23,9 @@ from harness.methods._placeholders import (
     files_digest,
     fill_template,
     misspelt,
+    placeholders_in,
     template_files,
     template_problems,
-    used,
 )
 from harness.models.adapters import CONFIG, WEIGHTS, parameters_of, tensors_of
 from harness.models.hub import ModelSource, has_tokenizer, load_tokenizer
@@ -65,10 +65,10 @@ class Params(Spec):
             if said := misspelt(text):
                 raise ValueError(said)
             try:
-                arguments(text, dict.fromkeys(used(text), ""))
+                arguments(text, dict.fromkeys(placeholders_in(text), ""))
             except ValueError as error:
                 raise ValueError(f"{text!r} is no command: {error}") from None
-        if ("config" in used(self.run)) != (self.config is not None):
+        if ("config" in placeholders_in(self.run)) != (self.config is not None):
             raise ValueError("{config} in run and `config:` go together: add the other one")
         return self
 
@@ -82,7 +82,7 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
     if not Path(params.folder).is_dir():
         step = "create it, or correct the path"
         yield Problem(f"{where}: folder", f"no folder {params.folder}", "one to run the command in", step)
-    named = used(params.run)
+    named = placeholders_in(params.run)
     if params.config:
         template = Path(params.config)
         if not template.exists():
@@ -92,11 +92,13 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
         for said in template_problems(template):
             yield Problem(f"{where}: config", said, "placeholders that are known")
         for path in template_files(template).values():
-            named |= used(path.read_text("utf-8", errors="replace"))
+            named |= placeholders_in(path.read_text("utf-8", errors="replace"))
     if "out" not in named:
         found, step = "a command that is not told where to write", "name {out} in run or in config"
         yield Problem(f"{where}: run", found, "weights in {out}", step)
-    program = "" if params.shell else arguments(params.run, dict.fromkeys(used(params.run), "x"))[0]
+    program = (
+        "" if params.shell else arguments(params.run, dict.fromkeys(placeholders_in(params.run), "x"))[0]
+    )
     if program and _program(program, Path(params.folder)) is None:
         step = f"install it, best in an environment of its own, and write its path: /opt/venv/bin/{program}"
         yield Problem(f"{where}: run", f"no program {program}", "one that can be run here", step)
@@ -242,7 +244,7 @@ def _take_over(context: FitContext, out: Path, made: TrainingRecord) -> Weights:
         folder = context.folder / "model"
         files = [path for path in out.iterdir() if path.is_file() and path.suffix in _OF_A_MODEL]
     else:
-        raise _nothing_found(out)
+        raise _describe_no_weights(out)
     folder.mkdir()
     for file in files:
         shutil.move(file, folder / file.name)
@@ -262,7 +264,7 @@ def _refuse(found: Iterable[Problem]) -> None:
         raise CandidateFailed(reason, wrong.next_step)
 
 
-def _nothing_found(out: Path) -> CandidateFailed:
+def _describe_no_weights(out: Path) -> CandidateFailed:
     """Phrase that a folder holds no weights that could be judged, and what it holds."""
     there = sorted(path.name for path in out.iterdir())
     if (out / PICKLED).exists() or any(out.glob("pytorch_model*.bin")):

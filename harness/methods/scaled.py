@@ -48,7 +48,7 @@ def fit(context: FitContext, params: Params) -> Weights:
         raise CandidateFailed("scaled without init_from", "init_from: the candidate whose adapter is meant")
     start, folder = time.perf_counter(), context.folder / "adapter"
     config = parse_json((context.init / CONFIG).read_text("utf-8"))
-    scaled = _scaled(config, params.scale)
+    scaled = _scale_config(config, params.scale)
     folder.mkdir()
     (folder / CONFIG).write_text(json.dumps(scaled, indent=2, sort_keys=True), "utf-8")
     shutil.copy(context.init / WEIGHTS, folder / WEIGHTS)
@@ -56,7 +56,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     return adapter_weights(context, made)
 
 
-def _scaled(config: dict[str, Any], scale: float) -> dict[str, Any]:
+def _scale_config(config: dict[str, Any], scale: float) -> dict[str, Any]:
     if config.get("peft_type") != "LORA" or not config.get("lora_alpha"):
         found = f"an adapter of the kind {config.get('peft_type')}, which has no lora_alpha"
         raise CandidateFailed(found, "a candidate whose adapter is a LoRA")

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from harness.errors import CandidateFailed
-from harness.methods._signal_to_noise import scan_model, scanned, top_share
+from harness.methods._signal_to_noise import scan_model, sum_up_scan, top_share
 from harness.models.deltas import matrices, save_delta
 from harness.models.hardware import dtype
 from harness.models.memory.shape import Shape
@@ -51,7 +51,7 @@ def fit(context: FitContext, params: Params) -> Weights:
             what = f"{context.source.name}, which has no linear layers to scan"
             raise CandidateFailed(what, "method: lora or method: full, which take any base")
         chosen.extend(top_share(ratios, params.share))
-        found.extend(scanned(ratios, chosen))
+        found.extend(sum_up_scan(ratios, chosen))
         (context.folder / SCAN).write_text(json.dumps(ratios, indent=2), "utf-8")
         model.requires_grad_(False)
         for name in chosen:

@@ -162,7 +162,7 @@ def load_metrics(task: Task) -> dict[str, Metric]:
         UserError: a name is unknown, or a metric cannot be computed on this task.
     """
     declared = {metric_name(name): bounds for name, bounds in task.bounds.items()}
-    out = {metric_name(written): _built(written, task) for written in task.metrics}
+    out = {metric_name(written): _build(written, task) for written in task.metrics}
     for name, bounds in declared.items():
         out[name] = _with_bounds(out[name], bounds, f"task {task.name}: bounds: {name}")
     return out
@@ -211,7 +211,7 @@ def metric_of_rows(name: str, stored: MetricRange | None = None) -> Metric | Non
     return load_metrics(Task(name="unknown", data=TaskData(), metrics=(name,)))[name]
 
 
-def _built(written: str, task: Task) -> Metric:
+def _build(written: str, task: Task) -> Metric:
     if written.startswith(JUDGE):  # grades lie in a store; rows that are read from one are scored with them
         return mean_metric(metric_name(written), lambda output, example: None)
     if written.startswith(EVALUATE):

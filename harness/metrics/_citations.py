@@ -48,7 +48,7 @@ def precision(answer: str, example: Example) -> float:
     Where the item names no documents, every passage of the prompt counts as needed.
     """
     marks = marked_passages(example)
-    cited = set(_cited(answer, marks))
+    cited = set(_find_cited(answer, marks))
     return sum(_is_needed(mark, marks, example) for mark in cited) / len(cited) if cited else 0.0
 
 
@@ -59,9 +59,9 @@ def recall(answer: str, example: Example) -> float:
     """
     marks = marked_passages(example)
     if needed := set(example.documents):
-        return len({marks.get(mark) for mark in _cited(answer, marks)} & needed) / len(needed)
+        return len({marks.get(mark) for mark in _find_cited(answer, marks)} & needed) / len(needed)
     found = list(sentences(_bracketed(answer, marks)))
-    supported = [any(mark in marks for mark in _cited(one, marks)) for one in found]
+    supported = [any(mark in marks for mark in _find_cited(one, marks)) for one in found]
     return sum(supported) / len(supported) if supported else 0.0
 
 
@@ -71,10 +71,10 @@ def _is_needed(mark: str, marks: Marks, example: Example) -> bool:
 
 def cites_nothing(answer: str, example: Example) -> bool:
     """Tell whether no citation is read in an answer, in whatever form."""
-    return not list(_cited(answer, marked_passages(example)))
+    return not list(_find_cited(answer, marked_passages(example)))
 
 
-def _cited(text: str, marks: Marks) -> Iterator[str]:
+def _find_cited(text: str, marks: Marks) -> Iterator[str]:
     """Yield the marks that a text cites, also those that the prompt does not have."""
     for inside in BRACKETS.findall(_bracketed(text, marks)):
         yield from _marks_of(inside, marks)

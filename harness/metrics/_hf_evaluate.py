@@ -51,7 +51,7 @@ def _with_worst(built: Metric, is_error: bool, key: str) -> Metric:
 
 def _compute(name: str, where: str) -> Compute:
     """Load a metric; the function takes an answer and its references to the metric's numbers."""
-    scorer = _loaded(name, where)
+    scorer = _load_library(name, where)
     kinds = scorer.features if isinstance(scorer.features, list) else [scorer.features]
     texts = [kind for kind in kinds if _is_text(kind.get("predictions")) and _is_text(kind.get("references"))]
     if not texts:
@@ -79,7 +79,7 @@ def _compute(name: str, where: str) -> Compute:
     return nearest
 
 
-def _loaded(name: str, where: str) -> Any:
+def _load_library(name: str, where: str) -> Any:
     from harness.progress import quiet_libraries
 
     quiet_libraries()

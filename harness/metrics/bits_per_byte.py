@@ -23,7 +23,7 @@ def metric(task: Task) -> Metric:
         parts=("bits", "bytes"),
         score=_score,
         aggregate=_aggregate,
-        worst=_uncompressed,
+        worst=_worst,
     )
 
 
@@ -38,6 +38,6 @@ def _aggregate(parts: Array, weights: Array) -> Array:
     return ratio(sums[..., 0], sums[..., 1])
 
 
-def _uncompressed(example: Example) -> Parts:
+def _worst(example: Example) -> Parts:
     n_bytes = float(len(example.references[0].encode()))
     return (_RAW_BITS * n_bytes, n_bytes)

@@ -47,7 +47,7 @@ def metric(task: Task) -> Metric:
 def _aggregate(parts: Array, weights: Array) -> Array:
     sums = weights @ parts  # (…, 10)
     hyp, ref, correct, total = sums[..., 0], sums[..., 1], sums[..., 2:6], sums[..., 6:10]
-    precision = _smoothed(correct, total)  # (…, 4)
+    precision = _smooth(correct, total)  # (…, 4)
     scored = (correct > 0).any(axis=-1) & (total > 0).all(axis=-1)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         brevity = np.exp(np.minimum(0.0, 1 - ref / hyp))
@@ -55,7 +55,7 @@ def _aggregate(parts: Array, weights: Array) -> Array:
     return np.where(scored, np.minimum(bleu, 1.0), 0.0)
 
 
-def _smoothed(correct: Array, total: Array) -> Array:
+def _smooth(correct: Array, total: Array) -> Array:
     """Replace the i-th order without a match by 1 / (2^i · total), counting i from 1."""
     missing = correct == 0
     halvings = np.cumsum(missing, axis=-1)

@@ -105,12 +105,8 @@ def _n_words(text: str, constraint: Constraint) -> bool:
     return fewest <= len(_words(text)) <= most
 
 
-def _lines(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.strip()]
-
-
 def _line_items(text: str, constraint: Constraint) -> bool:
-    marked = [line for line in _lines(text) if _LIST_MARK.match(line)]
+    marked = [line for line in text.splitlines() if _LIST_MARK.match(line)]
     return len(marked) == constraint["n"] and all(_LIST_MARK.sub("", line).strip() for line in marked)
 
 

@@ -26,7 +26,7 @@ def metric(task: Task) -> Metric:
         parts=("nats", "tokens"),
         score=_score,
         aggregate=_aggregate,
-        worst=_uncompressed,
+        worst=_worst,
     )
 
 
@@ -42,6 +42,6 @@ def _aggregate(parts: Array, weights: Array) -> Array:
     return np.asarray(np.exp(np.minimum(ratio(sums[..., 0], sums[..., 1]), _LARGEST)))
 
 
-def _uncompressed(example: Example) -> Parts:
+def _worst(example: Example) -> Parts:
     n_bytes = float(len(example.references[0].encode()))
     return (n_bytes * math.log(_N_BYTES), n_bytes)

@@ -42,7 +42,7 @@ def pick_likeliest(logits: "torch.Tensor", rows: "torch.Tensor", step: int) -> "
     return best
 
 
-def pick_drawn(limits: Limits, seeds: Sequence[int]) -> Pick:
+def pick_at_random(limits: Limits, seeds: Sequence[int]) -> Pick:
     """Return what draws the tokens of each row, by as many uniform numbers as it may have tokens.
 
     A number falls into the tokens' cumulative probability at the temperature: of all tokens in the order of

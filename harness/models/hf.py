@@ -18,7 +18,7 @@ from harness.models.cpu_kernels import prepack
 from harness.models.devices import placement
 from harness.models.devices.loaders import LOADERS
 from harness.models.devices.pass_costs import costs_of
-from harness.models.generation import Stopped, answers, pick_drawn, pick_likeliest
+from harness.models.generation import Stopped, answers, pick_at_random, pick_likeliest
 from harness.models.hardware import Machine, memory
 from harness.models.hub import ModelSource, load_tokenizer
 from harness.models.loglikelihood import Executor
@@ -188,7 +188,7 @@ class HFCandidate(PromptEncoder):
             self._reading,
             prefixes,
             self._executor.engine,
-            pick_drawn(limits, seeds) if limits.temperature else pick_likeliest,
+            pick_at_random(limits, seeds) if limits.temperature else pick_likeliest,
             self._executor.costs,
         )
         share = (time.perf_counter() - start) / len(prompts)

@@ -219,7 +219,7 @@ class _NightRun:
         since = served = ""
         if weights.kind in PROTOCOLS:
             since = self._changed_since(target.name, reference.id, batches, now, then[0])
-            served = watchlist.endpoint_tested(target.candidate, since, self.day)
+            served = watchlist.describe_endpoint(target.candidate, since, self.day)
         there = {s.measured.task.name for s in sets}
         return Watched(
             name=target.name,
@@ -239,7 +239,7 @@ class _NightRun:
             fit_keys=tuple(stands_on(weights)),
             making=making,
             n_references=1 + len(reference.makings),
-            judged=self._judged(now, then[0]),
+            judged=self._judge_change(now, then[0]),
             unwatched=watchlist.unwatched_targets(session, own, reference),
             series={
                 key: compare_series(
@@ -254,7 +254,7 @@ class _NightRun:
             },
         )
 
-    def _judged(self, now: Rows, then: Rows) -> JudgedChange | None:
+    def _judge_change(self, now: Rows, then: Rows) -> JudgedChange | None:
         """Put answers to the target that a judge grades beside people's labels; None of another metric."""
         metric, task = self.session.target.primary, self.session.target.task.name
         if not is_judged(metric.name):

@@ -73,7 +73,7 @@ def targets(
 
 def _refuse_choice(found: Target | HarnessError) -> Target | HarnessError:
     """Return an error for answers that a judge or a reward model chooses: a night lets neither choose."""
-    drawn = found.candidate.recipe.drawn if isinstance(found, Target) else None
+    drawn = found.candidate.recipe.sampling if isinstance(found, Target) else None
     if drawn is None or drawn.by in (None, MEAN_LOGPROB):
         return found
     said = f"the best answer by {drawn.by}, and in nights no judge and no reward model chooses"
@@ -239,7 +239,7 @@ def describe_tested(
     return tuple(said)
 
 
-def endpoint_tested(candidate: ResolvedCandidate, since: str, night: str) -> str:
+def describe_endpoint(candidate: ResolvedCandidate, since: str, night: str) -> str:
     """Name an endpoint, and since when it has answered its anchors as tonight."""
     settings = Settings(**candidate.source.params)
     as_when = f"as since {since}" if since else "as in the reference"

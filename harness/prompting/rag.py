@@ -153,7 +153,7 @@ def _bm25(texts: list[str]) -> Scores:
 def _dense(texts: list[str], model: str, task: str) -> Scores:
     """Score by the cosine of embeddings."""
     where = f"task {task}: retriever dense"
-    encoder = _loaded(model, "SentenceTransformer", where, "use retriever: bm25")
+    encoder = _load_encoder(model, "SentenceTransformer", where, "use retriever: bm25")
     vectors = encoder.encode_document(texts, normalize_embeddings=True, show_progress_bar=False)  # (n, d)
 
     def scores(query: str) -> list[float]:
@@ -167,7 +167,7 @@ def _reranking(texts: list[str], params: Params, task: str) -> Reranking | None:
     """Return the function that puts places in the order of a cross-encoder's scores; None without one."""
     if params.rerank is None:
         return None
-    encoder = _loaded(params.rerank, "CrossEncoder", f"task {task}: rerank", "leave rerank out")
+    encoder = _load_encoder(params.rerank, "CrossEncoder", f"task {task}: rerank", "leave rerank out")
 
     def rerank(query: str, places: list[int]) -> list[int]:
         scores = encoder.predict([(query, texts[i]) for i in places], show_progress_bar=False)  # (n,)
@@ -176,7 +176,7 @@ def _reranking(texts: list[str], params: Params, task: str) -> Reranking | None:
     return rerank
 
 
-def _loaded(model: str, kind: str, where: str, otherwise: str) -> Any:
+def _load_encoder(model: str, kind: str, where: str, otherwise: str) -> Any:
     """Load a model of sentence-transformers, of the class that `kind` names."""
     quiet_libraries()
     try:

@@ -38,7 +38,7 @@ def target_facts(loaded: Loaded, at: Store, run: Run, policy: GatePolicy, task: 
     rows = target_rows(at, run, task)
     score: Estimate = comparison.estimate(metric, rows)
     labels = latest_labels(current_labels(store.list_labels(at, task.name), task), metric.name)
-    best = _best_untrained(loaded, at, metric) if (goal.gain, goal.win_rate) != (None, None) else None
+    best = _find_best_untrained(loaded, at, metric) if (goal.gain, goal.win_rate) != (None, None) else None
     base = target_rows(at, best, task) if best else None
     gain = None
     if goal.gain is not None and base is not None and comparison.is_comparable(metric, base, rows):
@@ -81,10 +81,10 @@ def _commonest_answers(experiment: Experiment, at: Store, run: Run) -> tuple[Com
     return comparison.compare_commonest_answers(old, answers(run), alpha=experiment.gate.alpha)
 
 
-def _best_untrained(loaded: Loaded, at: Store, metric: Metric) -> Run | None:
+def _find_best_untrained(loaded: Loaded, at: Store, metric: Metric) -> Run | None:
     """Find the stored run of the candidate that the decision takes as the best untrained one."""
     task, experiment = loaded.experiment.target, loaded.experiment
-    runs = _untrained(store.list_runs(at, experiment.name), experiment)
+    runs = _keep_untrained(store.list_runs(at, experiment.name), experiment)
     found = current_labels(store.list_labels(at, task.name), task) if is_judge(metric.name) else ()
     labels = latest_labels(found, metric.name)
     facts = _facts_on_target(at, task, metric, runs, labels)
@@ -92,7 +92,7 @@ def _best_untrained(loaded: Loaded, at: Store, metric: Metric) -> Run | None:
     return {run.candidate: run for run in runs}.get(best or "")
 
 
-def _untrained(runs: Iterable[Run], experiment: Experiment) -> list[Run]:
+def _keep_untrained(runs: Iterable[Run], experiment: Experiment) -> list[Run]:
     """Keep the newest finished runs of baselines and of what trains no language model, in the order of seeds.
 
     Of what draws at random that is one run of each seed of the file, of all else one.

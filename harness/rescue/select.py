@@ -14,7 +14,6 @@ from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation.session import Session
 from harness.experiment import stored_so_far
 from harness.experiment.fewer_items import answer_all_items
-from harness.gating import Verdict
 from harness.records import FEWER, Run
 from harness.report import ExperimentReport
 from harness.spec import Recipe
@@ -165,15 +164,11 @@ def _reasons(f: CandidateFacts) -> list[tuple[str, str, str]]:
         gained = formatting.change(g.unit, g.delta, g.low, g.high)
         found = f"no gain that is shown ({gained} over the best untrained candidate)"
         return [(found, "a fine-tune that gains", "rescue keeps a gain, and makes none")]
-    if not _fails_retention(f.verdict):
+    if not any(r.outcome in ("fail", "inconclusive") for r in f.verdict.rules if r.name in _RETENTION):
         said = "; ".join(r.sentence for r in f.verdict.rules if r.outcome == f.verdict.outcome)
         found = f"a run that has kept what it could; what stops it is {said}"
         return [(found, "a rule on capability that does not pass", "rescue cannot mend that")]
     return []
-
-
-def _fails_retention(verdict: Verdict) -> bool:
-    return any(r.outcome in ("fail", "inconclusive") for r in verdict.rules if r.name in _RETENTION)
 
 
 def _refuse(name: str, found: str, expected: str, step: str) -> NoReturn:

@@ -105,7 +105,7 @@ class Recipe(Spec):
     template: str | None = None
 
     @property
-    def drawn(self) -> Decoding | None:
+    def sampling(self) -> Decoding | None:
         """How answers are drawn; None where they are greedy."""
         return self.decoding if self.decoding and self.decoding.temperature else None
 
@@ -121,12 +121,12 @@ class Recipe(Spec):
             return spread(self.search, self.trials)
         return [dict(zip(self.sweep, values, strict=True)) for values in product(*self.sweep.values())]
 
-    def settled(self, point: dict[str, Any]) -> "Recipe":
+    def with_params(self, point: dict[str, Any]) -> "Recipe":
         """Return the recipe with the parameters of one point, and nothing more to try."""
         nothing_to_try: dict[str, Any] = {"sweep": {}, "search": {}, "prune": {}, "subject_to": None}
         return self.model_copy(update={**nothing_to_try, "params": {**self.params, **point}})
 
-    def asked(self, point: dict[str, Any]) -> "Recipe":
+    def with_prompt(self, point: dict[str, Any]) -> "Recipe":
         """Return the recipe with the prompt of one point, and nothing more to try."""
         own = self.model_dump(exclude_defaults=True, exclude={"sweep", "search", "trials"})
         return Recipe.model_validate({**own, **point})

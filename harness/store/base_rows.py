@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from harness.cache import cache_dir, remember_written
+from harness.cache import cache_dir, fill_cache_file
 from harness.records import BLOCK, Origin, RowsIdentity, digest
 from harness.store.garbage import Leftover, size
 from harness.store.layout import AGAIN, Store, clear_errors, rename_when_whole, write_record
@@ -92,7 +92,7 @@ def keep_base_rows(
         base_rows_folder().mkdir(mode=0o700, parents=True, exist_ok=True)  # rows hold prompts and answers
         path = base_rows_folder() / f"{key}.{zlib.crc32(content):08x}.parquet"
         before = _find_kept(key)
-        remember_written(path, lambda scratch: scratch.write_bytes(content))
+        fill_cache_file(path, lambda scratch: scratch.write_bytes(content))
         for other in before:
             if other != path:
                 other.unlink(missing_ok=True)

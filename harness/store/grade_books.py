@@ -141,13 +141,13 @@ def _counted_in(path: Path, attempts: int, *_version: int) -> Mapping[str, Grade
     given: dict[str, list[Grade]] = {}
     for grade in _grades_in(path, *_version):
         given.setdefault(grade.key, []).append(grade)
-    counted = {key: _counted(grades[:attempts]) for key, grades in given.items()}
+    counted = {key: _choose_grade(grades[:attempts]) for key, grades in given.items()}
     return {
         key: grade for key, grade in counted.items() if grade.value is not None or len(given[key]) >= attempts
     }
 
 
-def _counted(grades: Sequence[Grade]) -> Grade:
+def _choose_grade(grades: Sequence[Grade]) -> Grade:
     """Return the first grade that can be read, else the last."""
     return next((grade for grade in grades if grade.value is not None), grades[-1])
 

@@ -64,24 +64,24 @@ def _unknown_modules(params: LoraParams, model: Any, where: str) -> Iterator[Pro
         get_peft_model(model, config)  # which renames in the configuration what it knows by another name
     except (TypeError, ValueError, AttributeError, re.error) as error:
         refusal = " ".join(str(error).split())
-    left = _listed(config.target_modules)
+    left = _list_names(config.target_modules)
     found = [
         *_absent(
             "target_modules",
-            [name for name in _listed(params.target_modules) if name in left],
+            [name for name in _list_names(params.target_modules) if name in left],
             modules,
             holders,
             where,
         )
     ]
     if set(config.target_parameters or ()) == set(params.target_parameters or ()):
-        found += _absent("exclude_modules", _listed(params.exclude_modules), modules, holders, where)
+        found += _absent("exclude_modules", _list_names(params.exclude_modules), modules, holders, where)
     yield from found
     if refusal and not found:
         yield Problem(where, refusal, _EXPECTED, "mend params")
 
 
-def _listed(names: str | Iterable[str] | None) -> list[str]:
+def _list_names(names: str | Iterable[str] | None) -> list[str]:
     """Return the names of a list; none of a regular expression, which fits what it fits."""
     return [] if names is None or isinstance(names, str) else list(names)
 

@@ -29,7 +29,6 @@ from harness.training.lora import LoraParams, lora_config
 from harness.training.trainer import LoopParams, Row
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
@@ -196,7 +195,7 @@ def open_head(folder: Path, base: ModelSource, machine: Machine, weights_digest:
     source = encoder_of(params.encoder, base)
     model, tokenizer = load_with_head(source, machine, len(labels))
     model = (
-        _with_trained(model, params, folder).to(device=machine.device, dtype=dtype(machine.precision)).eval()
+        _load_trained(model, params, folder).to(device=machine.device, dtype=dtype(machine.precision)).eval()
     )
 
     def predict(texts: Sequence[str]) -> list[TextTable]:
@@ -215,7 +214,7 @@ def _trainable(model: Any, params: HeadParams) -> Any:
     if params.train == "adapter":
         from peft import get_peft_model
 
-        return get_peft_model(model, _config(params))
+        return get_peft_model(model, lora_config(params, "SEQ_CLS"))
     read = {id(parameter) for parameter in model.base_model.parameters()}
     for parameter in model.parameters():
         if id(parameter) not in read:
@@ -223,10 +222,6 @@ def _trainable(model: Any, params: HeadParams) -> Any:
         elif params.train == "head":
             parameter.requires_grad_(False)
     return model
-
-
-def _config(params: HeadParams) -> "PeftConfig":
-    return lora_config(params, "SEQ_CLS")
 
 
 def _save(model: Any, params: HeadParams, folder: Path) -> None:
@@ -240,7 +235,7 @@ def _save(model: Any, params: HeadParams, folder: Path) -> None:
     save_file(trained, folder / _TRAINED, {"format": "pt"})
 
 
-def _with_trained(model: Any, params: HeadParams, folder: Path) -> Any:
+def _load_trained(model: Any, params: HeadParams, folder: Path) -> Any:
     from peft import PeftModel
     from safetensors.torch import load_file
 

@@ -80,7 +80,7 @@ def family_problems(
     if unknown:
         expected = f"a parameter of PEFT's {known[peft_type].__name__} or of TRL's trainer"
         return [Problem(where, f"unknown parameter {n!r}", expected, did_you_mean(n, names)) for n in unknown]
-    if refused := _unsupported(params, device):
+    if refused := _find_unsupported(params, device):
         return [Problem(where, *refused)]
     expected = f"parameters that PEFT's {known[peft_type].__name__} takes on this base"
     try:
@@ -104,7 +104,7 @@ def _unset(config: Any, params: Mapping[str, Any]) -> list[str]:
     return [f.name for f in own if f.default is None and f.name not in {*params, "target_modules"}]
 
 
-def _unsupported(params: Mapping[str, Any], device: str) -> tuple[str, str, str] | None:
+def _find_unsupported(params: Mapping[str, Any], device: str) -> tuple[str, str, str] | None:
     """Say which parameters of a LoRA nothing here can train or serve: found, expected and next step."""
     start, other = _start(params), ("pissa, eva, olora or true", "another init_lora_weights")
     if start == "loftq" and device != "cuda":

@@ -251,12 +251,12 @@ def _of_file(path: Path) -> Rewards:
             found = function(completions=list(answers), **asked)
         except Exception as error:
             raise CandidateFailed(f"{path}: reward raised {in_a_line(error)}", _MEND) from error
-        return _checked(found, len(answers), path)
+        return _check_rewards(found, len(answers), path)
 
     return scored
 
 
-def _checked(found: Any, n: int, path: Path) -> list[float | None]:
+def _check_rewards(found: Any, n: int, path: Path) -> list[float | None]:
     """Return a file's rewards as floats.
 
     Raises:

@@ -400,7 +400,7 @@ FEWEST_STEPS = 100  # a learning rate chosen for unpacked rows needs some to arr
 
 def packing_problem(params: "SupervisedParams", lengths: Sequence[int], model: "PreTrainedModel") -> str:
     """Say why rows of these lengths, in tokens, must not be packed; "" where they may be."""
-    if (steps := steps_left(params, lengths)) < FEWEST_STEPS:
+    if (steps := count_steps(params, lengths)) < FEWEST_STEPS:
         return f"would leave {steps} optimiser steps, fewer than {FEWEST_STEPS}"
     if sharded_by():
         return "would let a row see others, or not: nobody can tell of a model that no process holds whole"
@@ -409,7 +409,7 @@ def packing_problem(params: "SupervisedParams", lengths: Sequence[int], model: "
     return ""
 
 
-def steps_left(params: "SupervisedParams", lengths: Sequence[int]) -> int:
+def count_steps(params: "SupervisedParams", lengths: Sequence[int]) -> int:
     """Count the optimiser steps of a training whose packs are filled to the last token."""
     if params.max_steps > 0:
         return params.max_steps

@@ -10,7 +10,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.cache import cache_dir, remember_written
+from harness.cache import cache_dir, fill_cache_file
 from harness.models.batching import common_length
 from harness.models.hub import ModelSource
 from harness.provenance.code_versions import versions_of
@@ -61,7 +61,7 @@ def cached_dataset(key: str, make: "Callable[[], Dataset]") -> "Dataset":
         return Dataset(parquet.read_table(memory))
     made = make()
     with suppress(OSError):  # a folder that may only be read costs time, and no more
-        remember_written(memory, partial(parquet.write_table, made.data.table))
+        fill_cache_file(memory, partial(parquet.write_table, made.data.table))
     return made
 
 

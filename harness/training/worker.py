@@ -109,13 +109,13 @@ def launch(folder: Path, advance: Advance, command: Sequence[str] = ()) -> None:
             worker.terminate()
             raise
     if (number := _signal_of_one(folder / LOG)) and isinstance(error, RuntimeError | None):
-        raise _killed(-number, folder / LOG)
+        raise _describe_end(-number, folder / LOG)
     if error:
         raise error
     if worker.returncode in (_INTERRUPTED, -signal.SIGINT):
         raise KeyboardInterrupt
     if worker.returncode:
-        raise _killed(worker.returncode, folder / LOG)
+        raise _describe_end(worker.returncode, folder / LOG)
 
 
 def _message(line: str) -> list[Any]:
@@ -134,7 +134,7 @@ def _signal_of_one(log: Path) -> int:
     return max(0, -int(found[1])) if found else 0
 
 
-def _killed(code: int, log: Path) -> CandidateFailed:
+def _describe_end(code: int, log: Path) -> CandidateFailed:
     """Phrase that a worker ended without saying why: the system kills whoever takes too much memory."""
     number = -code if code < 0 else code - 128
     if number == signal.SIGKILL:

@@ -120,7 +120,7 @@ def data_augment(
     roles = roles_of(content, prompt, reference)
     session = _session(by_whom, config, dry_run=dry_run)
     writer = _writer(session, by_whom, model, api_key_env, prices, how)
-    evaluated = _evaluated(session, roles, tests, prompt, reference)
+    evaluated = _gather_evaluated(session, roles, tests, prompt, reference)
     chosen = choose_rows(content, roles, evaluated, n_rows, seed)
     tell = print if dry_run and not as_json else say
     tell(f"{len(chosen.texts):,} of {len(content.rows):,} rows to reword by {writer.name}")
@@ -255,7 +255,7 @@ def _settings(url: str, model: str | None, api_key_env: str | None, prices: str 
     return settings
 
 
-def _evaluated(
+def _gather_evaluated(
     session: "Session | None", roles: "Roles", tests: list[str], prompt: str | None, reference: str | None
 ) -> "list[Evaluated]":
     """Gather what rewordings may not ask: what the experiment evaluates, and the files that are named."""

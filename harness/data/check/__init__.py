@@ -103,11 +103,11 @@ def check_rows(table: "Table", given: Given, only: Iterable[str] | None = None) 
     """Run the checks, all or those that are named, and return their findings, the worst first."""
     chosen = names() if only is None else list(only)
     found = [f for name in chosen for f in import_module(f"{__name__}.{name}").check(table, given)]
-    found = [_shown(f, table.files, table.reading.named, table.reading, table.columns) for f in found]
+    found = [_mask_and_fill(f, table.files, table.reading.named, table.reading, table.columns) for f in found]
     return sorted(found, key=lambda f: (SEVERITIES.index(f.severity), -(f.share or 0), f.check))
 
 
-def _shown(
+def _mask_and_fill(
     finding: Finding,
     files: Sequence[str],
     named: Sequence[str] = (),
@@ -124,12 +124,12 @@ def _shown(
         mixed, free = _new_name(files[0], "mixed"), ("source", "file", "from_file", "mixed_from")
         column = next(name for name in free if name not in columns)
         joining = f"harness data mix {' '.join(map(as_argument, files))} --column {column}"
-        command = _filled(command, mixed, reading.columns if reading else named)
+        command = _fill_command(command, mixed, reading.columns if reading else named)
         command = f"{joining} --out {as_argument(mixed)} && {command}"
     elif "DECISIONS" in finding.command:
-        command, comment = _filled(finding.command, of[0], named), ""
+        command, comment = _fill_command(finding.command, of[0], named), ""
     else:
-        command = " && ".join(dict.fromkeys(_filled(command, file, named) for file in of))
+        command = " && ".join(dict.fromkeys(_fill_command(command, file, named) for file in of))
     command = f"{command}  # {comment}" if comment else command
     title, example = mask_text(finding.title), mask_text(finding.example)
     beside = tuple(map(mask_text, finding.beside))
@@ -144,7 +144,7 @@ def _lies_in_two_files(finding: Finding) -> bool:
     return any(not other.startswith(row.rstrip("0123456789")) for row, other in pairs)
 
 
-def _filled(command: str, file: str, named: Sequence[str]) -> str:
+def _fill_command(command: str, file: str, named: Sequence[str]) -> str:
     """Put a file, the options that name its columns, and what is written into a command."""
     verb = re.search(r"harness data (\w+)", command)
     names = {

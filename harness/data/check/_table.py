@@ -218,7 +218,7 @@ class _Maker:
             return
         question, answer = _texts(example)
         roles = self._roles(row)
-        said = _asked(row, roles, question)
+        said = _read_asked(row, roles, question)
         folded = fold_row(said)
         compared = (*folded.setting, folded.question), folded.answers
         self.digests.extend(_digest("\n".join(of)) for of in compared)
@@ -289,7 +289,7 @@ class _Maker:
         return Table(*found, self.places, self.reading, self.in_rows)
 
 
-def _asked(row: Row, roles: Roles, question: str) -> Asked:
+def _read_asked(row: Row, roles: Roles, question: str) -> Asked:
     """Read what a row asks and answers as `data dedup` does; an equal text is kept once."""
     found = asked(row, roles)
     return found._replace(question=question) if found.question == question else found

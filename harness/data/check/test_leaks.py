@@ -46,8 +46,8 @@ def _in_other_words(table: Table, test: Table, exact: set[str], encode: Encode |
     """List what shares most of its words with a test row, and what only lies close to it; closest first."""
     left = [entry for entry in table.entries if entry.where not in exact]
     found = overlaps(
-        list(map(_asked, left)),
-        list(map(_asked, test.entries)),
+        list(map(_bare_question, left)),
+        list(map(_bare_question, test.entries)),
         answers=[entry.answer for entry in left],
         encode=encode,
     )
@@ -81,10 +81,10 @@ def _without(test: Table) -> str:
 
 
 def _cut(entry: Entry) -> str:
-    return repr(excerpt(" ".join(_asked(entry).split()), 80))
+    return repr(excerpt(" ".join(_bare_question(entry).split()), 80))
 
 
-def _asked(entry: Entry) -> str:
+def _bare_question(entry: Entry) -> str:
     """Return the question without the context in front of it, which rows may share."""
     alone = entry.asked.question
     return alone if entry.asked.context and entry.question.endswith(alone) else entry.question

@@ -84,7 +84,7 @@ def augment(
 
     `by` names how they were made. With `in_columns` every row has the new fields, empty in the others.
     """
-    made = list(_made(rows, roles, rewordings))
+    made = list(_make_rows(rows, roles, rewordings))
     fit = [one for one in made if not one.why_not]
     repeats = _repeats(rows, [one.row for one in fit], roles)
     changes = {(one.of, one.number): found for one, found in zip(fit, repeats, strict=True)}
@@ -117,7 +117,7 @@ class _Made(NamedTuple):
     why_not: str
 
 
-def _made(
+def _make_rows(
     rows: Sequence[Row], roles: Roles, rewordings: Mapping[int, Sequence[Rewording]]
 ) -> Iterator[_Made]:
     known, marks = {row.fields.get("id") for row in rows}, _marks(rows)

@@ -3,7 +3,6 @@
 Invariant: every row that is read has an outcome, in the order of the file.
 """
 
-from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 from harness.data.readers import Row
@@ -52,8 +51,3 @@ class Outcome(NamedTuple):
 def drop(row: Row, reason: str, of: str = "", similarity: float | None = None) -> Outcome:
     """Drop a row for a reason."""
     return Outcome(None, Change(row.where, "dropped", (reason,), of, similarity))
-
-
-def written(outcomes: Iterable[Outcome]) -> list[Row]:
-    """Return the rows that are to be written."""
-    return [outcome.row for outcome in outcomes if outcome.row is not None]

@@ -72,10 +72,10 @@ def keep_decision(path: str, line: int, decision: Decision, digest: str, column:
     before = _kept_on(path, digest) or Kept(digest, {}, column)
     if any(of.decision == "relabel" for of in before.rows.values()) and before.column != column:
         found, step = (
-            f"decisions on {_named(before.column)}",
+            f"decisions on {_column_text(before.column)}",
             f"make them true, or move {decisions_file(path)}",
         )
-        raise UserError(Problem(shown, found, f"those on {_named(column)}", step))
+        raise UserError(Problem(shown, found, f"those on {_column_text(column)}", step))
     rows = {**before.rows, line: decision}
     target = decisions_file(path)
     earlier = _read(target)
@@ -96,7 +96,7 @@ def _kept_on(path: str, digest: str) -> Kept | None:
     return next((kept for kept in map(_read, files) if kept and digest.startswith(kept.digest)), None)
 
 
-def _named(column: str | None) -> str:
+def _column_text(column: str | None) -> str:
     return f"the column {column!r}" if column else "no one column"
 
 

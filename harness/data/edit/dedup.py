@@ -47,7 +47,7 @@ def dedup(
     entries = [_entry(row, roles) for row in rows]
     changes: _Changes = {}
     steps: tuple[Callable[[Mapping[int, Entry]], _Changes], ...] = (
-        lambda left: _evaluated(left, [_entry(*of) for of in against]),
+        lambda left: _drop_evaluated(left, [_entry(*of) for of in against]),
         _equal,
         lambda left: _conflicting(left, drop_them=conflicts == "drop"),
         lambda left: _nearly_equal(left, alike),
@@ -86,7 +86,7 @@ def _entry(row: Row, roles: Roles) -> Entry:
     return Entry(row, of, fold_row(of))
 
 
-def _evaluated(left: Mapping[int, Entry], tests: Sequence[Entry]) -> _Changes:
+def _drop_evaluated(left: Mapping[int, Entry], tests: Sequence[Entry]) -> _Changes:
     """Drop rows that ask what a test file asks, exactly or by the measures of the leak check."""
     if not tests:
         return {}

@@ -55,7 +55,7 @@ def mix(files: Sequence[Rows], mixture: Mixture) -> Iterator[Outcome]:
             if not times[i]:
                 yield drop(row, NOT_DRAWN)
             for _ in range(times[i]):
-                yield _sourced(row, mixture.column, content.shown, ids)
+                yield _name_source(row, mixture.column, content.shown, ids)
 
 
 def refuse_other_layouts(files: Sequence[Rows]) -> None:
@@ -67,7 +67,7 @@ def refuse_other_layouts(files: Sequence[Rows]) -> None:
     first, *others = files
     step = "let a candidate read each as it is: train: [a, b], or mix: of them"
     problems = [
-        Problem(content.shown, _said(content), f"{_said(first)}, as in {first.shown}", step)
+        Problem(content.shown, _describe_rows(content), f"{_describe_rows(first)}, as in {first.shown}", step)
         for content in others
         if not _are_read_alike(content, first)
     ]
@@ -89,7 +89,7 @@ def _are_read_alike(content: Rows, first: Rows) -> bool:
     return bool(asks & names) and (bool(answers & names) or not answers)
 
 
-def _said(content: Rows) -> str:
+def _describe_rows(content: Rows) -> str:
     layout = formats.recognise(content.rows)
     names = dict.fromkeys(name for row in content.rows for name in row.fields)
     return f"{layout.name} rows" if layout else f"rows of {', '.join(list(names)[:8])}"
@@ -136,7 +136,7 @@ def row_numbers(
         found = "--replacement without --rows"
         raise UserError(Problem("harness data mix", found, "how many rows to draw", "--rows N"))
     most = math.floor(min(n / share for n, share in zip(sizes, parts, strict=True)) + 1e-9)
-    numbers = _rounded(most if mixture.n_rows is None else mixture.n_rows, parts)
+    numbers = _round_shares(most if mixture.n_rows is None else mixture.n_rows, parts)
     if mixture.n_rows is None:  # rounding up may ask for a row more than there is
         numbers = [min(n, size) for n, size in zip(numbers, sizes, strict=True)]
     problems = [
@@ -156,7 +156,7 @@ def row_numbers(
     return numbers
 
 
-def _rounded(total: int, parts: Sequence[float]) -> list[int]:
+def _round_shares(total: int, parts: Sequence[float]) -> list[int]:
     exact = [total * part for part in parts]
     floors = [math.floor(x + 1e-9) for x in exact]
     by_remainder = sorted(range(len(parts)), key=lambda i: (floors[i] - exact[i], i))
@@ -202,7 +202,7 @@ class RowIds:
                 return fresh
 
 
-def _sourced(row: Row, column: str, source: str, ids: RowIds) -> Outcome:
+def _name_source(row: Row, column: str, source: str, ids: RowIds) -> Outcome:
     """Name the file a row comes from; an id that stands already becomes another of its type."""
     fields = {**row.fields, column: source}
     ident = row.fields.get("id")

@@ -22,7 +22,7 @@ def of_share(payments: Iterable[Payment], share: float) -> tuple[Payment, ...]:
     return tuple(one._replace(share=one.share * held) for one in payments if held)
 
 
-def joined(payments: Iterable[Payment]) -> tuple[Payment, ...]:
+def join_payments(payments: Iterable[Payment]) -> tuple[Payment, ...]:
     """Join payments for the same rows, of which no more counts than the whole."""
     found: dict[str, Payment] = {}
     for one in payments:
@@ -34,4 +34,4 @@ def joined(payments: Iterable[Payment]) -> tuple[Payment, ...]:
 
 def total_usd(payments: Iterable[Payment]) -> float:
     """Add up payments in USD, those for the same rows once."""
-    return sum(one.cost_usd * one.share for one in joined(payments))
+    return sum(one.cost_usd * one.share for one in join_payments(payments))

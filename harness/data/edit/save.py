@@ -35,7 +35,7 @@ from harness.data.edit.manifests import (
     n_rows_of,
     payments_for,
 )
-from harness.data.edit.payments import Payment, joined, of_share, total_usd
+from harness.data.edit.payments import Payment, join_payments, of_share, total_usd
 from harness.data.edit.row_files import KINDS, row_suffix, write_rows
 from harness.data.edit.split import Split
 from harness.data.readers import Row
@@ -145,7 +145,7 @@ def save(edit: Edit, outcomes: Iterable[Outcome], out: Path, *, dry_run: bool = 
     changes: list[Change] = []
     counts: Counter[str] = Counter(read=0, written=0, dropped=0, changed=0, reported=0)
     persons: Counter[str] = Counter()
-    rows = _with_persons(_tallied(outcomes, changes, counts), persons)
+    rows = _with_persons(_tally(outcomes, changes, counts), persons)
     data, told = (out.with_name(f".{out.name}{end}.{os.getpid()}.part") for end in ("", MANIFEST))
     try:
         if dry_run:
@@ -154,7 +154,7 @@ def save(edit: Edit, outcomes: Iterable[Outcome], out: Path, *, dry_run: bool = 
         else:
             write_rows(data, row_suffix(out.name), rows, edit.inputs)
         if not counts["written"] and not dry_run:
-            raise nothing_left(edit, counts["dropped"])
+            raise no_rows_error(edit, counts["dropped"])
         outputs = [] if dry_run else [_output(out.name, data, counts["written"])]
         made = manifest(edit, outputs, counts, changes, persons)
         if not dry_run:
@@ -232,7 +232,7 @@ def save_split(edit: Edit, found: Split, out: Path, suffix: str) -> Saved:
     return Saved(made, found.changes)
 
 
-def nothing_left(edit: Edit, n_dropped: int) -> UserError:
+def no_rows_error(edit: Edit, n_dropped: int) -> UserError:
     """Phrase an edit of which no row would be left."""
     if n_dropped:
         shown, step = ", ".join(map(readers.display_path, edit.inputs)), "the same with --dry-run says why"
@@ -256,7 +256,7 @@ def manifest(
         UserError: the manifest of an input cannot be read.
     """
     before = {path: manifest_of(path) for path in edit.inputs}
-    paid = _paid(edit, outputs, changes)
+    paid = _list_payments(edit, outputs, changes)
     libraries = {name: version(name) for name in _LIBRARIES} | {"unicode": unicodedata.unidata_version}
     return {
         "command": edit.command or f"harness data {edit.verb}",
@@ -266,8 +266,8 @@ def manifest(
         "outputs": list(outputs),
         "counts": dict(counts),
         "reasons": dict(Counter(f"{c.kind}: {reason}" for c in changes for reason in c.reasons)),
-        "licenses": _joined(map(licenses_of, edit.inputs), edit.licenses),
-        "notes": _joined((b["notes"] for b in before.values() if b), edit.notes),
+        "licenses": _join_unique(map(licenses_of, edit.inputs), edit.licenses),
+        "notes": _join_unique((b["notes"] for b in before.values() if b), edit.notes),
         **({"personal_data": dict(sorted(persons.items()))} if persons else {}),
         **({"cost_usd": total_usd(paid), "paid": [one._asdict() for one in paid]} if paid else {}),
         **({"labels": TAUGHT} if edit.taught or (edit.inputs and all(map(is_taught, edit.inputs))) else {}),
@@ -275,7 +275,9 @@ def manifest(
     }
 
 
-def _paid(edit: Edit, outputs: Sequence[Mapping[str, Any]], changes: Sequence[Change]) -> tuple[Payment, ...]:
+def _list_payments(
+    edit: Edit, outputs: Sequence[Mapping[str, Any]], changes: Sequence[Change]
+) -> tuple[Payment, ...]:
     """List what was paid for rows, here and before; a row that was not drawn leaves its part to others."""
     # A row is named `file:line`, or `file row 3` in JSON and Parquet.
     left = Counter(re.sub(r"(:| row )\d+$", "", c.where) for c in changes if c.reasons == (NOT_DRAWN,))
@@ -286,7 +288,7 @@ def _paid(edit: Edit, outputs: Sequence[Mapping[str, Any]], changes: Sequence[Ch
     here = [
         Payment(str(output["sha256"]), edit.cost_usd) for output in outputs[:1] if edit.cost_usd is not None
     ]
-    return joined([*here, *chain.from_iterable(before)])
+    return join_payments([*here, *chain.from_iterable(before)])
 
 
 def manifest_text(made: Mapping[str, Any]) -> str:
@@ -311,7 +313,7 @@ def _output(name: str, written: Path, n_rows: int) -> dict[str, Any]:
     return {"file": name, "rows": n_rows, "sha256": checksum(written)}
 
 
-def _tallied(outcomes: Iterable[Outcome], changes: list[Change], counts: Counter[str]) -> Iterator[Row]:
+def _tally(outcomes: Iterable[Outcome], changes: list[Change], counts: Counter[str]) -> Iterator[Row]:
     before = ""
     for row, change in outcomes:
         where = row.where if row else change.where if change else ""
@@ -368,5 +370,5 @@ def digest_of(path: str) -> str:
     return rows.hexdigest()
 
 
-def _joined(before: Iterable[Sequence[str]], given: Sequence[str]) -> list[str]:
+def _join_unique(before: Iterable[Sequence[str]], given: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([*(one for of in before for one in of), *given]))

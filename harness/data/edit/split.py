@@ -96,7 +96,7 @@ def split(content: Rows, roles: Roles, way: Way) -> Split:
         raise UserError(Problem(content.shown, "augmented rows", "folds of rows that are tested", step))
     questions = [asked(row, roles).whole for row in own.rows]
     found = _by_time(own, questions, way) if way.time else _at_random(own, questions, way)
-    found = _with_augmented(found, content, roles, way)
+    found = _place_augmented(found, content, roles, way)
     if problems := list(_problems(content.shown, found.parts, way)):
         raise UserError(cap_problems(problems, content.shown, "classes that are too small"))
     return found
@@ -108,7 +108,7 @@ def keep_clusters(way: Way, content: Rows) -> Way:
     return way._replace(group=CLUSTER) if way.group is None and has_some else way
 
 
-def _with_augmented(found: Split, content: Rows, roles: Roles, way: Way) -> Split:
+def _place_augmented(found: Split, content: Rows, roles: Roles, way: Way) -> Split:
     """Put augmented rows where their original is trained on, unless they ask what another part does."""
     if not (made := origins(content.rows)):
         return found
@@ -194,7 +194,7 @@ def _at_random(content: Rows, questions: list[str], way: Way) -> Split:
     """Draw test and validation by whole groups; questions that are alike by a chain of others are joined."""
     kinds = _kinds(questions, way.alike)
     while True:
-        parts = _drawn(content, kinds, way)
+        parts = _draw_parts(content, kinds, way)
         joined = list(_alike_across(parts, questions, way.alike))
         if not joined:
             return Split({name: [content.rows[i] for i in part] for name, part in parts.items()}, changes=[])
@@ -227,9 +227,9 @@ def _joined_kinds(kinds: Sequence[int], pairs: Sequence[tuple[int, int]]) -> lis
     return [root(kind) for kind in kinds]
 
 
-def _drawn(content: Rows, kinds: Sequence[int], way: Way) -> dict[str, list[int]]:
+def _draw_parts(content: Rows, kinds: Sequence[int], way: Way) -> dict[str, list[int]]:
     """Return the indices of every part; rows of one kind or of one group stay together."""
-    rows = [_sourced(i, row, kinds[i], way) for i, row in enumerate(content.rows)]
+    rows = [_make_source(i, row, kinds[i], way) for i, row in enumerate(content.rows)]
     n_groups, named = len(groups_of([row.example for row in rows])), list(way.parts)
     if n_groups < len(named):
         found = f"{pluralize(n_groups, 'group')} of rows that belong together or are alike"
@@ -249,7 +249,7 @@ def _drawn(content: Rows, kinds: Sequence[int], way: Way) -> dict[str, list[int]
     return {name: [int(row.example.id) for row in parts[name]] for name in named}
 
 
-def _sourced(index: int, row: Row, kind: int, way: Way) -> Sourced:
+def _make_source(index: int, row: Row, kind: int, way: Way) -> Sourced:
     """Make what is set aside: a question that stands for its kind, its group, and its class as the slice."""
     group = _group(row, way)
     cluster = f"group {group}" if group else f"row {index}"
@@ -304,10 +304,10 @@ def _by_time(content: Rows, questions: list[str], way: Way) -> Split:
         while 0 < end < len(order) and times[order[end]] == times[order[end - 1]]:
             end += 1
         parts[name], start = sorted(order[start:end]), max(start, end)
-    return _without_known(content, questions, parts, way)
+    return _drop_known(content, questions, parts, way)
 
 
-def _without_known(content: Rows, questions: Sequence[str], parts: dict[str, list[int]], way: Way) -> Split:
+def _drop_known(content: Rows, questions: Sequence[str], parts: dict[str, list[int]], way: Way) -> Split:
     """Drop from each part the rows of a group, and those with a question, that an earlier part has."""
     changes: dict[int, Change] = {}
     alike = dict(_alike_across(parts, questions, way.alike))

@@ -240,15 +240,15 @@ def _preference(row: Row, context_apart: bool) -> dict[str, Any]:
     return asked | {"references": [pair["chosen"]]}
 
 
-def _judged(row: Row, context_apart: bool) -> dict[str, Any]:
+def _read_judged(row: Row, context_apart: bool) -> dict[str, Any]:
     return best_answer(row)
 
 
 PAIRED = ("preference", "OpenAI preference", "UltraFeedback")  # layouts whose rows are pairs
 LAYOUTS = (
-    Layout("OASST tree", "message_tree_id, and a prompt with its replies", _has(*TREE), _judged),
+    Layout("OASST tree", "message_tree_id, and a prompt with its replies", _has(*TREE), _read_judged),
     Layout("OASST message", "message_id, parent_id, text", _has("message_id", "parent_id", "text"), _message),
-    Layout("UltraFeedback", "instruction, and completions with their ratings", _has(*RATED), _judged),
+    Layout("UltraFeedback", "instruction, and completions with their ratings", _has(*RATED), _read_judged),
     Layout(
         "OpenAI preference", "input, preferred_output, non_preferred_output", _has(*PREFERRED), _preference
     ),

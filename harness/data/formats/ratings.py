@@ -40,7 +40,7 @@ def best_answer(row: Row) -> dict[str, Any]:
     Raises:
         UserError: there is no answer, or the row is of another form.
     """
-    judged = _rated(row) if row.fields.keys() >= RATED else _tree(row)[-1]
+    judged = _read_rated(row) if row.fields.keys() >= RATED else _tree(row)[-1]
     return {"messages": judged.asked, "references": [judged.answers[0].text.strip()]}
 
 
@@ -60,7 +60,7 @@ def judged_pair(row: Row) -> Row:
         return row._replace(fields={**row.fields, "prompt": turns, **pair})
     if not (known >= RATED or known >= TREE):
         return row
-    for asked, answers in [_rated(row)] if known >= RATED else _tree(row):
+    for asked, answers in [_read_rated(row)] if known >= RATED else _tree(row):
         scored = [answer for answer in answers if answer.score is not None]
         if len({answer.score for answer in scored}) > 1:
             pair = {"chosen": scored[0].text.strip(), "rejected": scored[-1].text.strip()}
@@ -69,7 +69,7 @@ def judged_pair(row: Row) -> Row:
     raise UserError(Problem(row.where, "no two answers of different ratings", expected, MEND_ROW))
 
 
-def _rated(row: Row) -> Judged:
+def _read_rated(row: Row) -> Judged:
     """Read UltraFeedback's instruction and rated completions."""
     completions = row.fields["completions"]
     if not isinstance(completions, list) or not all(isinstance(of, dict) for of in completions):

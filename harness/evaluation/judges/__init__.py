@@ -178,12 +178,12 @@ def _stored_books(rubric: Rubric, store: Store) -> list[list[Any]]:
     return [
         [_endpoint_judge(rubric, one).counted]
         if is_endpoint(one)
-        else [b for b, of in known.items() if of == (code["rubric"], code["code"], _name(_named(one)))]
+        else [b for b, of in known.items() if of == (code["rubric"], code["code"], _name(_name_fields(one)))]
         for one in rubric.judges
     ]
 
 
-def _named(written: Written) -> dict[str, str]:
+def _name_fields(written: Written) -> dict[str, str]:
     """Return what grades hold of the name of a judge whose weights grade here."""
     if isinstance(written, str):
         return {"model": written}
@@ -210,7 +210,7 @@ def _judge(rubric: Rubric, written: Written, judging: Mapping[str, Weights | str
         return _endpoint_judge(rubric, written)
     weights = judging[judge_label(written)]
     computed = {"precision": machine.precision, "device": machine.device}
-    (name,) = (named := _named(written)).values()
+    (name,) = (named := _name_fields(written)).values()
     if isinstance(weights, str):
         identity = {**_local_code(rubric), "judge": {**named, **computed, "weights": ""}}
         return Judge(name, identity, absent=weights)

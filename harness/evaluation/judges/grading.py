@@ -78,7 +78,7 @@ def check_judge(judged: Judged, judge: Judge) -> None:
     """
     if judge.settings:
         budget = open_budget(judged, judge)
-        with _opened(judge.settings, judged) as (_, candidate):
+        with _open_server(judge.settings, judged) as (_, candidate):
             check_anchors(judged, judge, partial(_say, candidate, budget))
 
 
@@ -93,7 +93,7 @@ def _ask_endpoint(session: Session, judge: Judge, answers: Sequence[Ungraded], k
     anchors = {anchor.key for anchor in anchors_of(judged, judge, answers)}
     first = [answer for answer in answers if answer.key in anchors]
     budget = open_budget(judged, judge)
-    with _opened(judge.settings, judged) as (server, candidate):
+    with _open_server(judge.settings, judged) as (server, candidate):
         say = partial(_say, candidate, budget)
         if judge.book not in session.checked_judges:
             try:
@@ -109,7 +109,7 @@ def _ask_endpoint(session: Session, judge: Judge, answers: Sequence[Ungraded], k
 
 
 @contextmanager
-def _opened(settings: Settings, judged: Judged) -> Iterator[tuple[Server, ChatCandidate]]:
+def _open_server(settings: Settings, judged: Judged) -> Iterator[tuple[Server, ChatCandidate]]:
     server = Server(settings)
     try:
         yield server, ChatCandidate(server, digest(settings.name), logprobs=judged.rubric.logprobs)
@@ -188,15 +188,15 @@ def _score_grades(session: Session, weights: Weights, answers: Sequence[Ungraded
     chat, words = has_chat_template(weights.source), control_words(weights.source)
     with open_weights(session, weights) as candidate:
         for at in range(0, len(answers), _TOGETHER):
-            keep(list(_weighted(candidate, answers[at : at + _TOGETHER], words, chat=chat)))
+            keep(list(_grade_by_likelihood(candidate, answers[at : at + _TOGETHER], words, chat=chat)))
 
 
-def _weighted(
+def _grade_by_likelihood(
     candidate: Candidate, answers: Sequence[Ungraded], words: Collection[str], *, chat: bool
 ) -> Iterator[Grade]:
     """Yield the mean of all grades of each answer, weighted by their probabilities given the prompt."""
     start = time.perf_counter()
-    encoded = [_encoded(candidate, one, words, chat=chat) for one in answers]
+    encoded = [_encode_grades(candidate, one, words, chat=chat) for one in answers]
     sizes = [max(len(e.context) + len(e.continuation) for e in each) for each in encoded]
     fitting = [each for each, size in zip(encoded, sizes, strict=True) if size <= candidate.max_context]
     scores = iter(candidate.loglikelihood([(e.context, e.continuation) for each in fitting for e in each]))
@@ -213,7 +213,9 @@ def _weighted(
             yield _grade(answer, output, weights_text(rubric, weights), value)
 
 
-def _encoded(candidate: Candidate, answer: Ungraded, words: Collection[str], *, chat: bool) -> list[Encoded]:
+def _encode_grades(
+    candidate: Candidate, answer: Ungraded, words: Collection[str], *, chat: bool
+) -> list[Encoded]:
     """Encode the prompt with each grade behind it, the worst first."""
     messages, gap = _messages(answer, words), "" if chat else " "
     grades = answer.judged.rubric.grades

@@ -44,13 +44,13 @@ def plan_grades(session: Session, candidates: Sequence[str]) -> Iterator[Planned
     examples = [*target.items.validation, *target.items.test]
     shown = any(one.rubric.passages for one in target.judged.values())
     n_passages = max((_n_passages(session, one, examples) for one in named), default=0) if shown else 0
-    yield from _planned(target, examples, n_answers, n_passages, n_checks=len(named))
+    yield from _plan_items(target, examples, n_answers, n_passages, n_checks=len(named))
     n_own = sum(len(one.seeds) for one in named if one.method.makes != "base")
     for other in session.more_targets:
         asked = [*other.items.validation, *other.items.test]
-        yield from _planned(other, asked, n_answers, n_checks=len(named))
+        yield from _plan_items(other, asked, n_answers, n_checks=len(named))
     for suite in session.suites:
-        yield from _planned(suite, suite.items.test, 1 + n_own, n_checks=1 + len(named))
+        yield from _plan_items(suite, suite.items.test, 1 + n_own, n_checks=1 + len(named))
 
 
 def plan_pairs(session: Session, judged: Judged, candidates: Sequence[str]) -> Iterator[PlannedGrades]:
@@ -60,7 +60,7 @@ def plan_pairs(session: Session, judged: Judged, candidates: Sequence[str]) -> I
     n_tuned = sum(len(one.seeds) for one in named if one.method.tunes and not one.is_baseline)
     other = "x" * _CHARACTERS * target.task.max_new_tokens  # an answer as long as the task allows
     examples = [replace(example, references=(other,)) for example in target.items.test]
-    yield from _planned(target._replace(judged={judged.metric: judged}), examples, n_tuned)
+    yield from _plan_items(target._replace(judged={judged.metric: judged}), examples, n_tuned)
 
 
 def _n_samples(candidate: ResolvedCandidate) -> int:
@@ -74,7 +74,7 @@ def _n_passages(session: Session, candidate: ResolvedCandidate, examples: Sequen
     return max((costs.tokens(context_of(step(one).prompt)) for one in examples), default=0)
 
 
-def _planned(
+def _plan_items(
     measured: Measured,
     examples: Sequence[Example],
     n_answers: int,

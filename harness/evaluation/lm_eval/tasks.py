@@ -77,7 +77,7 @@ def load(
         try:
             task = TaskManager(include_defaults=False).load(str(path))["tasks"][member.name]
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, LookupError) as error:
-            raise UserError(_not_loaded(member, folder, datasets_dir, error, where)) from error
+            raise UserError(_describe_load_error(member, folder, datasets_dir, error, where)) from error
     _refuse_kind(task, member, where)
     if task.get_config("num_fewshot") != 0 and num_fewshot is not None:
         task.set_config("num_fewshot", num_fewshot)
@@ -256,7 +256,7 @@ def _is_offline() -> bool:
     )
 
 
-def _not_loaded(
+def _describe_load_error(
     member: Member, folder: Path | None, datasets_dir: Path | None, error: Exception, where: str
 ) -> Problem:
     """Say why a task could not be loaded, from what the libraries raised."""

@@ -87,7 +87,7 @@ class RowSet(NamedTuple):
 def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
     """List validation and test of the target, as this recipe asks them."""
     prompting = prompting_digest(session, recipe, seed)
-    target, answer, drawn = session.target, recipe.answer, recipe.drawn
+    target, answer, drawn = session.target, recipe.answer, recipe.sampling
     chooser = _chooser(session, drawn, weights, seed)
     choice = choice_name(drawn, chooser.weights.digest if chooser else "")
     asked = {"decoding": answers_digest(drawn), "choice": choice}

@@ -8,7 +8,6 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.rows.row_sets import RowSet
 from harness.evaluation.session import Session
 from harness.records import MetricRange, Run
-from harness.spec import Recipe
 
 
 def describe_run(session: Session, candidate: ResolvedCandidate, seed: int, **outcome: Any) -> Run:
@@ -18,7 +17,10 @@ def describe_run(session: Session, candidate: ResolvedCandidate, seed: int, **ou
         experiment=session.experiment.name,
         candidate=candidate.name,
         method=candidate.source.method,
-        prompting=_spell_prompting(recipe),
+        prompting=" + ".join(
+            f"{name}({', '.join(f'{k}={v}' for k, v in params.items())})" if params else name
+            for name, params in recipe.prompting.items()
+        ),
         answer=recipe.answer,
         seed=seed,
         base_model=base.name,
@@ -33,11 +35,3 @@ def describe_run(session: Session, candidate: ResolvedCandidate, seed: int, **ou
 def metric_ranges(sets: Iterable[RowSet]) -> dict[str, dict[str, MetricRange]]:
     """Say by task and metric which values are better, and between which bounds they lie."""
     return {s.measured.task.name: {name: m.range for name, m in s.measured.metrics.items()} for s in sets}
-
-
-def _spell_prompting(recipe: Recipe) -> str:
-    """Spell out the promptings with their parameters."""
-    return " + ".join(
-        f"{name}({', '.join(f'{k}={v}' for k, v in params.items())})" if params else name
-        for name, params in recipe.prompting.items()
-    )

@@ -67,8 +67,8 @@ def report_of(
         decision=decision,
         header=header,
         smoke=smoke,
-        notes=(*notes, *_counted(session, reader, runs)),
-        not_admitted=_not_admitted(tasks.values(), policy),
+        notes=(*notes, *_count_noteworthy_rows(session, reader, runs)),
+        not_admitted=_explain_not_admitted(tasks.values(), policy),
         one_half={t.task.name: t.half.why for run in tasks.values() for t in run if t.half},
         steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
         seeds=decide.summarize_seeds(judged),
@@ -111,14 +111,14 @@ def _steps(
     return {run.run_id: against.steps_of(session, run, done, rows, tasks[run.run_id]) for run in tuned}
 
 
-def _counted(session: Session, reader: Reader, runs: Sequence[Run]) -> Iterator[str]:
+def _count_noteworthy_rows(session: Session, reader: Reader, runs: Sequence[Run]) -> Iterator[str]:
     """Yield what is counted of single rows: those that failed, cite nothing, or are noteworthy."""
     yield from count_unanswered(session, reader, runs)
     yield from count_uncited(session, reader, runs)
     yield from count_noteworthy(session, reader, runs)
 
 
-def _not_admitted(runs: Collection[Sequence[TaskComparison]], policy: GatePolicy) -> dict[str, str]:
+def _explain_not_admitted(runs: Collection[Sequence[TaskComparison]], policy: GatePolicy) -> dict[str, str]:
     """Say of each task that the gate leaves out why it does."""
     out = {t.task.name: t.why_not for tasks in runs for t in tasks if t.why_not and t.role != "regression"}
     safety = {t.task.name: t.suite for tasks in runs for t in tasks if t.role == "safety"}

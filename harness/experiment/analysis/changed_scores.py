@@ -58,14 +58,14 @@ def _answers(session: Session, run: Run, before: Rows, after: Rows, other: Rows 
         change=comparison.compare_rows(metric, before, after) if after else None,
         vs_untrained=comparison.compare_rows(metric, other, after or before) if other else None,
         n_known=sum(row.example_id in known for row in before),
-        outdated_before=_outdated(session, metric, before, known),
-        outdated_after=_outdated(session, metric, after, known) if after else None,
+        outdated_before=_count_outdated(session, metric, before, known),
+        outdated_after=_count_outdated(session, metric, after, known) if after else None,
         index_s=index_s,
         index_cost_usd=None if index_s is None else costs.price_usd(index_s, session.machine.device, hour),
     )
 
 
-def _outdated(
+def _count_outdated(
     session: Session, metric: Metric, rows: Rows, known: Mapping[str, tuple[str, ...]]
 ) -> int | None:
     """Count the answers that what was right before calls right; None of a metric that cannot say so."""

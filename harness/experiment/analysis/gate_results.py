@@ -66,7 +66,7 @@ def judge_runs(session: Session, reader: Reader, runs: Sequence[Run]) -> Judged:
         for f in facts
     )
     placed = decide.place_in_family(judged, decide.family_of(session.experiment))
-    return Judged(_corrected(session, reader, runs, placed, base, results), results, base)
+    return Judged(_judge_family_again(session, reader, runs, placed, base, results), results, base)
 
 
 def bases_of(session: Session, reader: Reader, runs: Iterable[Run]) -> dict[str, dict[str, Rows]]:
@@ -140,7 +140,7 @@ def _gate_result(
     )
 
 
-def _corrected(
+def _judge_family_again(
     session: Session,
     reader: Reader,
     runs: Sequence[Run],

@@ -130,7 +130,7 @@ def _share_of(session: Session, of: Measured, share: float) -> Measured:
 def settle_sweep(recipe: Recipe, run: Run) -> Recipe:
     """Return the recipe with what its sweep or search chose, so that all sizes are of one recipe."""
     chosen = next((trial.params for trial in run.training.sweep if trial.chosen), {})
-    return recipe.settled(chosen)
+    return recipe.with_params(chosen)
 
 
 def _curve_candidate(session: Session, facts: Sequence[CandidateFacts]) -> str | None:

@@ -187,14 +187,14 @@ def _code_digest() -> str:
 
 
 def _make_weights(session: Session, job: Job) -> Outcome:
-    return _made(session, ensure_weights(session, session.candidates[job.name], job.seed))
+    return _weights_outcome(session, ensure_weights(session, session.candidates[job.name], job.seed))
 
 
 def _make_trial(session: Session, job: Job) -> Outcome:
-    return _made(session, make_trial(session, session.candidates[job.name], job.part))
+    return _weights_outcome(session, make_trial(session, session.candidates[job.name], job.part))
 
 
-def _made(session: Session, weights: Weights | None) -> Outcome:
+def _weights_outcome(session: Session, weights: Weights | None) -> Outcome:
     return Outcome(files=_there(session, [weights.folder / FIT] if weights and weights.folder else []))
 
 
@@ -212,7 +212,7 @@ def _answer_as_base(session: Session, job: Job) -> Outcome:
             for rows in lacking:
                 fill(session, model, [rows], "base")
                 keep_base_rows(session, rows)
-    return _answered(session, sets)
+    return _rows_outcome(session, sets)
 
 
 def _answer(session: Session, job: Job) -> Outcome:
@@ -227,10 +227,10 @@ def _answer(session: Session, job: Job) -> Outcome:
     lacking = _find_unanswered(session, own)
     if lacking:
         _ask(session, candidate.base, weights, lacking)
-    return _answered(session, own)
+    return _rows_outcome(session, own)
 
 
-def _answered(session: Session, sets: Sequence[RowSet]) -> Outcome:
+def _rows_outcome(session: Session, sets: Sequence[RowSet]) -> Outcome:
     """Name the files of complete sets; what a worker that was killed at their completion left goes."""
     digests = [rows.answers.identity.digest for rows in sets]
     for one in digests:

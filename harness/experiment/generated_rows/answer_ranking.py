@@ -97,7 +97,7 @@ def _by_reward_model(session: Session, candidate: ResolvedCandidate) -> Ranking:
 
 
 def _by_judge(session: Session, judged: Judged, left_usd: Callable[[], float | None]) -> Ranking:
-    if problems := [*key_problems([judged]), *_unpriced(judged, left_usd())]:
+    if problems := [*key_problems([judged]), *_price_problems(judged, left_usd())]:
         raise UserError(problems)
     metric, account = session.target.metrics[judged.metric], GradeAccount(judged)
 
@@ -124,7 +124,7 @@ def _by_judge(session: Session, judged: Judged, left_usd: Callable[[], float | N
     return Ranking(by, score, lambda: account.cost_usd(session.machine.device, hour))
 
 
-def _unpriced(judged: Judged, left_usd: float | None) -> Iterator[Problem]:
+def _price_problems(judged: Judged, left_usd: float | None) -> Iterator[Problem]:
     """Yield the judges without prices, where what they are paid is limited."""
     for judge in judged.judges if left_usd is not None else ():
         if judge.settings and judge.prices is None:

@@ -117,7 +117,7 @@ class Asking:
                 try:
                     if failures:
                         return
-                    with _reserved(budget, part) as spend:
+                    with _reserve(budget, part) as spend:
                         found = dict(zip([p.key for p in part], self._generate(model, part), strict=True))
                         with self._lock:
                             self._book.keep(found)
@@ -161,7 +161,7 @@ class Asking:
 
 
 @contextmanager
-def _reserved(budget: Budget | None, part: Sequence[Asked]) -> Iterator[Spend | None]:
+def _reserve(budget: Budget | None, part: Sequence[Asked]) -> Iterator[Spend | None]:
     """Set aside what some prompts may cost; nothing without a budget."""
     written = sum(one.limits.max_new_tokens for one in part)
     with budget.reserve(sum(map(n_read, part)), written) if budget else nullcontext() as spend:

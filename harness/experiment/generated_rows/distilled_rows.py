@@ -120,7 +120,7 @@ def distill_rows(session: Session, name: str, asked: Distillation, out: str) -> 
         else None
         for row, answer in zip(rows, answers, strict=True)
     ]
-    written = _written(session, rows, asked)
+    written = _output_rows(session, rows, asked)
     outcomes = [
         _outcome(session.target.task, *of, asked) for of in zip(written, answers, scores, strict=True)
     ]
@@ -259,7 +259,7 @@ def _column(task: Task) -> str:
     return found[1] if found else "reference"
 
 
-def _written(session: Session, rows: Sequence[Sourced], asked: Distillation) -> Iterator[Row]:
+def _output_rows(session: Session, rows: Sequence[Sourced], asked: Distillation) -> Iterator[Row]:
     """Yield the rows as they are to be written: in their own columns where the task names some."""
     task = session.target.task
     if task.fields == Fields():

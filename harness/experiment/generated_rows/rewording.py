@@ -48,7 +48,9 @@ class Rewriting(NamedTuple):
 def plan_rewordings(writer: Writer, texts: Sequence[str], how: Rewriting) -> Plan:
     """Count what rewording texts takes, before anything is asked."""
     book = AnswerBook(writer.folder, writer.identity)
-    first = [_asked(how, text, i, how.prompts[0], text) for text in texts for i in range(how.variants)]
+    first = [
+        _rewording_prompt(how, text, i, how.prompts[0], text) for text in texts for i in range(how.variants)
+    ]
     known = sum(book.find(one.key) is not None for one in first)
     n = len(first) * len(how.prompts)
     own = sum(costs.tokens(how.prompts[0].replace(TEXT, text)) + CHAT_TOKENS for text in texts)
@@ -73,7 +75,7 @@ def reword(
     latest: list[Rewording] = [Rewording(text) for text, _ in wanted]
     for step, prompt in enumerate(how.prompts, start=1):
         able = [k for k, one in enumerate(latest) if not one.failure]
-        asked = [_asked(how, wanted[k][0], wanted[k][1], prompt, latest[k].text) for k in able]
+        asked = [_rewording_prompt(how, wanted[k][0], wanted[k][1], prompt, latest[k].text) for k in able]
         label = f"{how.by} by {writer.name}"
         label += f", step {step} of {len(how.prompts)}" if len(how.prompts) > 1 else ""
         for k, output in zip(able, asking.answers(asked, label), strict=True):
@@ -81,7 +83,7 @@ def reword(
     return [tuple(latest[k : k + how.variants]) for k in range(0, len(latest), how.variants)], asking.spent
 
 
-def _asked(how: Rewriting, text: str, variant: int, prompt: str, last: str) -> Asked:
+def _rewording_prompt(how: Rewriting, text: str, variant: int, prompt: str, last: str) -> Asked:
     message: Message = {"role": "user", "content": prompt.replace(TEXT, last)}
     drawn = how.temperature > 0
     limits = Limits(how.max_new_tokens, (), how.temperature, how.top_p if drawn else 1.0)

@@ -23,7 +23,7 @@ from harness.evaluation.session import Measured, Session, join_items
 from harness.experiment.preparation.candidate_problems import refuse_weights
 from harness.experiment.preparation.judge_weights import with_judges
 from harness.experiment.preparation.scope import SMOKE_PAIRS, Scope, narrow, refuse_two_ways
-from harness.experiment.preparation.served_bases import as_served
+from harness.experiment.preparation.served_bases import choose_quantization
 from harness.experiment.weights.prompt_search import choose_prompts
 from harness.metrics import Metric, load_metrics
 from harness.models.chat_templates.base_templates import with_templates
@@ -88,7 +88,9 @@ def _without_judges(
     wanted = experiment.device, experiment.precision
     machine = machine or probe(*wanted, renew=scope.renew_probe, reached_gflops=reached_gflops)
     if machine.device == "cuda" and experiment.engine == "transformers":
-        sources = as_served(experiment, sources, machine, free_room(machine) if room is None else room)
+        sources = choose_quantization(
+            experiment, sources, machine, free_room(machine) if room is None else room
+        )
         source = sources[experiment.base_model]
     target, *others = tasks
     return Session(

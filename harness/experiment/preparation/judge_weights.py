@@ -50,7 +50,7 @@ def train_judges(session: Session) -> Session:
             continue
         try:
             made = ensure_weights(session, session.candidates[one.candidate], session.experiment.seeds[0])
-            judging[one.label] = _pinned(one, made, f"candidate {one.candidate}")
+            judging[one.label] = _require_pinned(one, made, f"candidate {one.candidate}")
         except CandidateFailed as error:
             judging[one.label] = f"{one.candidate}, which judges, cannot be trained: {error.reason}"
     return session if judging == session.judging else _with_judging(replace(session, judging=judging))
@@ -86,7 +86,7 @@ def _weights_of(session: Session, one: JudgingCandidate, where: str, prepare: Pr
         raise UserError(Problem(where, f"{one.label}, which is not trained yet", "its weights", command))
     if weights is None:
         return f"{one.candidate}, which judges, is not trained yet; next: {command}"
-    return _pinned(one, weights._replace(source=weights.source or candidate.served_base), where)
+    return _require_pinned(one, weights._replace(source=weights.source or candidate.served_base), where)
 
 
 def _refuse_unfit(candidate: ResolvedCandidate, where: str, *, is_here: bool) -> None:
@@ -108,7 +108,7 @@ def _refuse_unfit(candidate: ResolvedCandidate, where: str, *, is_here: bool) ->
         raise UserError(Problem(where, found, "weights that no grade of theirs chose", step))
 
 
-def _pinned(one: JudgingCandidate, weights: Weights, where: str) -> Weights:
+def _require_pinned(one: JudgingCandidate, weights: Weights, where: str) -> Weights:
     """Return the weights where they are those that the rubric pins.
 
     Raises:

@@ -37,7 +37,7 @@ def estimate_work(session: Session, selected: Collection[str]) -> dict[str, Work
     return out
 
 
-def seconds_planned(session: Session, work: Mapping[str, Work]) -> dict[str, float]:
+def estimate_seconds(session: Session, work: Mapping[str, Work]) -> dict[str, float]:
     """Say how long planned work takes here: on its own base, or on the experiment's where it has none.
 
     An endpoint takes no time here.

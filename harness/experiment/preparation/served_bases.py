@@ -15,7 +15,7 @@ from harness.models.memory import OVERHEAD_GB
 from harness.spec import Experiment
 
 
-def as_served(
+def choose_quantization(
     experiment: Experiment, sources: Mapping[str, ModelSource], machine: Machine, room: Room
 ) -> dict[str, ModelSource]:
     """Return the bases, quantised where they do not fit all GPUs together and all trainings quantise them.

@@ -30,13 +30,13 @@ def sharing_problems(session: Session, candidate: ResolvedCandidate) -> Iterator
             yield Problem(where, str(error), "as many rows for each process", step)
             return
         if shards := shards_of(session, trial.source):
-            found = [*_unsharded(trial.source, shards, where)]
+            found = [*_problems_of_shards(trial.source, shards, where)]
             yield from found
             if found:
                 return
 
 
-def _unsharded(recipe: Recipe, shards: str, where: str) -> Iterator[Problem]:
+def _problems_of_shards(recipe: Recipe, shards: str, where: str) -> Iterator[Problem]:
     """Yield what of a training needs weights that no process holds whole."""
     kind = f"distributed_type: {shards.partition('/')[0]}"
     if recipe.track:

@@ -144,7 +144,7 @@ def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> C
         latency_p95_s=None if run.latency.get("contended") else run.latency.get("p95_s"),
         requests_per_s=1 / busy_s if busy_s else None,
         under_load=_under_load(run),
-        disturbed=_disturbed(run),
+        disturbed=_find_disturbed(run),
     )
 
 
@@ -162,7 +162,7 @@ def _under_load(run: Run) -> UnderLoad | None:
     )
 
 
-def _disturbed(run: Run) -> dict[str, float]:
+def _find_disturbed(run: Run) -> dict[str, float]:
     """Return by name the figures of speed that were measured while other work took the processors."""
     of, found = run.latency, {}
     if of.get("contended"):
@@ -192,7 +192,7 @@ def _retrieval_use(session: Session, reader: Reader, run: Run) -> comparison.Ret
 
 def _counts_each_answer(session: Session, run: Run) -> bool:
     """Tell whether the mean over several answers to an item is its score, and not one that is chosen."""
-    decoding = session.candidates[run.candidate].recipe.drawn
+    decoding = session.candidates[run.candidate].recipe.sampling
     return decoding is not None and decoding.choose == "first"
 
 

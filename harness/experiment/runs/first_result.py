@@ -44,7 +44,7 @@ def show_first_result(session: Session, ordered: Sequence[RunRequest], *, smoke:
 def _answers_as_base(session: Session, candidate: ResolvedCandidate) -> bool:
     """Tell whether a candidate is the experiment's base as published, without judge, folds or draws."""
     own = candidate.given == candidate.served_base == session.source
-    waits = candidate.recipe.drawn or session.target.judged or is_cross_validated(session, candidate)
+    waits = candidate.recipe.sampling or session.target.judged or is_cross_validated(session, candidate)
     return own and not candidate.is_remote and not waits
 
 

@@ -32,7 +32,7 @@ __all__ = [
     "Proposal",
     "Request",
     "Resources",
-    "kind_named",
+    "parse_kind",
     "propose",
     "write",
     "write_example",
@@ -154,7 +154,7 @@ def write(proposal: Proposal) -> list[Path]:
     return list(proposal.files)
 
 
-def kind_named(name: str | None) -> Kind | None:
+def parse_kind(name: str | None) -> Kind | None:
     """Return the kind of task that a user named; None where none was.
 
     Raises:

@@ -80,7 +80,7 @@ def examples_of(task: Task, content: readers.Rows) -> list[Any]:
 def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> dict[str, str]:
     """Choose templates for the question, the answer and the cluster, as far as they are needed."""
     given = {"prompt": request.prompt, "reference": request.reference}
-    fields = {key: _template(text) for key, text in given.items() if text}
+    fields = {key: text if "{" in text else f"{{{text}}}" for key, text in given.items() if text}
     columns = filled_columns(content.rows)
     if layout is None and not (
         columns & {"prompt", "messages"} and columns & {"reference", "references", "constraints"}
@@ -92,10 +92,6 @@ def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> d
     if group and f"{{{group}}}" not in fields.values():
         fields["cluster"] = f"{{{group}}}"
     return fields
-
-
-def _template(text: str) -> str:
-    return text if "{" in text else f"{{{text}}}"
 
 
 def _groups_rows(content: Sequence[Row], name: str) -> bool:

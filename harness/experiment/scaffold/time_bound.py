@@ -14,7 +14,7 @@ from harness import config
 from harness.data import SPLITS, TaskItems, load_task
 from harness.evaluation.session import Session, join_items
 from harness.experiment.preparation import prepare_session
-from harness.experiment.preparation.planned_work import estimate_work, seconds_planned
+from harness.experiment.preparation.planned_work import estimate_seconds, estimate_work
 from harness.experiment.preparation.scope import Scope
 from harness.experiment.scaffold.recognition import Request
 from harness.experiment.scaffold.yaml_text import experiment_text, suite_text
@@ -112,7 +112,7 @@ def _estimate_s(session: Session, task: Task, candidates: Candidates, items: Tas
     experiment = session.experiment.model_copy(update={"target": task})
     target = join_items(task, "target", task.name, items)
     narrow = replace(session, experiment=experiment, target=target).with_candidates(recipes)
-    return sum(seconds_planned(narrow, estimate_work(narrow, list(recipes))).values())
+    return sum(estimate_seconds(narrow, estimate_work(narrow, list(recipes))).values())
 
 
 def _spread(whole: TaskItems, limits: Mapping[str, int]) -> TaskItems:

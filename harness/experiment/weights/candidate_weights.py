@@ -52,7 +52,7 @@ def _weights(session: Session, candidate: ResolvedCandidate, seed: int, *, make:
     if candidate.given:
         return _with_choosers(session, candidate, seed, base_weights(candidate.given), make=make)
     if candidate.source.tried and candidate.method.trains:
-        return _tuned(session, candidate, seed, make=make)
+        return _choose_trial(session, candidate, seed, make=make)
     return _single(session, candidate, seed, make=make)
 
 
@@ -81,10 +81,10 @@ def _begin(session: Session, candidate: ResolvedCandidate, seed: int, *, make: b
 
 def _single(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:
     begun = _begin(session, candidate, seed, make=make)
-    return _made(session, candidate, seed, begun, make=make) if begun else None
+    return _find_or_fit(session, candidate, seed, begun, make=make) if begun else None
 
 
-def _made(
+def _find_or_fit(
     session: Session, candidate: ResolvedCandidate, seed: int, begun: _Begun, *, make: bool
 ) -> Weights | None:
     """Return weights whose folder is known; without `make`, None where they are missing."""
@@ -166,7 +166,7 @@ def _last(curve: Curve) -> float | None:
     return curve[-1][1] if curve else None
 
 
-def _tuned(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:
+def _choose_trial(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:
     """Return the weights of the trial of a sweep or search that is best on validation with the first seed.
 
     Every trial has the same budget, unless it is pruned; those that lose stay in the store.
@@ -243,7 +243,7 @@ def _train_and_score(
         watched = _watch(session, trial, begun, proposal.should_prune, make=make)
     if watched is None:
         return None, None
-    found = watched.pruned or _made(session, trial, session.experiment.seeds[0], begun, make=make)
+    found = watched.pruned or _find_or_fit(session, trial, session.experiment.seeds[0], begun, make=make)
     if found is None:
         return None, None
     forgetting = None

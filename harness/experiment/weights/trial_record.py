@@ -28,7 +28,7 @@ def record_trial(session: Session, candidate: ResolvedCandidate, made: Trial, we
     rows = target_sets(session, candidate.source, weights, seed)[0]
     run = describe_run(
         session,
-        _as_written(candidate),
+        _maker_of(candidate),
         seed,
         run_id=_run_id(session, candidate, made.fit_key or rows.identity.digest),
         weights_digest=weights.digest,
@@ -51,7 +51,7 @@ def record_failed_trial(
     """
     run = describe_run(
         session,
-        _as_written(candidate),
+        _maker_of(candidate),
         session.experiment.seeds[0],
         run_id=_run_id(session, candidate, made.fit_key),
         weights_digest="",
@@ -67,7 +67,7 @@ def _save(session: Session, found: TrialRun) -> None:
     store.save_trial(session.store, replace(found, trial=curveless))
 
 
-def _as_written(candidate: ResolvedCandidate) -> ResolvedCandidate:
+def _maker_of(candidate: ResolvedCandidate) -> ResolvedCandidate:
     """Return the candidate that makes the weights, also where another one takes them."""
     return replace(candidate, name=candidate.source_name, recipe=candidate.source)
 

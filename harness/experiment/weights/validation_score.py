@@ -46,7 +46,7 @@ def asked_digest(weights_digest: str, recipe: Recipe, answered: Sequence[SampleR
     Recipes that write the same prompt in different ways are alike. Empty where a prompt is not known.
     """
     prompts = [row.prompt_digest for row in answered]
-    drawn = recipe.drawn.model_dump(mode="json") if recipe.drawn else {}
+    drawn = recipe.sampling.model_dump(mode="json") if recipe.sampling else {}
     return digest([weights_digest, recipe.answer, drawn, prompts]) if prompts and all(prompts) else ""
 
 

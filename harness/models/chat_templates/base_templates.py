@@ -30,7 +30,7 @@ def with_templates(experiment: Experiment, sources: Mapping[str, ModelSource]) -
     """
     lacking = [name for name, source in sources.items() if _lacks_template(source)]
     if experiment.chat_template is not None:
-        return {**sources, **_completed(experiment.chat_template, {name: sources[name] for name in lacking})}
+        return {**sources, **_complete(experiment.chat_template, {name: sources[name] for name in lacking})}
     in_chat = [task.name for task in experiment.tasks if task.chat_template and task.kind != "bits_per_byte"]
     if in_chat and lacking:
         raise UserError([_without_template(name, in_chat) for name in lacking])
@@ -52,7 +52,7 @@ def _without_template(name: str, in_chat: list[str]) -> Problem:
     )
 
 
-def _completed(written: str, lacking: Mapping[str, ModelSource]) -> dict[str, ModelSource]:
+def _complete(written: str, lacking: Mapping[str, ModelSource]) -> dict[str, ModelSource]:
     text = read_template(written)
     if not lacking:
         found, expected = f"{written}, and every base has a template of its own", "a base without one"

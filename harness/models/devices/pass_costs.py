@@ -117,13 +117,13 @@ def solve(seen: Timings) -> PassCosts:
     key_s = (seen.many_keys - seen.few_keys) / (_ROWS * (seen.many - seen.few))
     joined = (seen.joined - seen.twice) / token_s
     return PassCosts(
-        reading=_rounded(seen.one / token_s, _MOST.reading),
-        answering=_rounded(seen.few_keys / key_s if key_s > 0 else inf, _MOST.answering),
-        attention=_rounded(pairs / joined if joined > 0 else inf, _MOST.attention),
+        reading=_round_to_power(seen.one / token_s, _MOST.reading),
+        answering=_round_to_power(seen.few_keys / key_s if key_s > 0 else inf, _MOST.answering),
+        attention=_round_to_power(pairs / joined if joined > 0 else inf, _MOST.attention),
     )
 
 
-def _rounded(tokens: float, most: int) -> int:
+def _round_to_power(tokens: float, most: int) -> int:
     """Return the power of two that is nearest to a cost, at most `most`."""
     return most if tokens >= most else 1 << max(0, round(log2(max(tokens, 1.0))))
 

@@ -160,8 +160,8 @@ def complete_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         key = digest([config, version("transformers")])
     except PackageNotFoundError:
-        return _as_written(config)
-    return memo("shapes", key, lambda: _by_transformers(config)) or _as_written(config)
+        return _rename_keys(config)
+    return memo("shapes", key, lambda: _by_transformers(config)) or _rename_keys(config)
 
 
 def _by_transformers(config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -187,7 +187,7 @@ def _by_transformers(config: Mapping[str, Any]) -> dict[str, Any] | None:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _as_written(config: Mapping[str, Any]) -> dict[str, Any]:
+def _rename_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """Rename what a configuration says itself to Llama's names; GPT-2 ties its embeddings unasked."""
     known = _LIKE_GPT_2 | {other: name for name, others in _ASKED.items() for other in others}
     tied = {"tie_word_embeddings": config.get("tie_word_embeddings", "n_embd" in config)}
@@ -223,7 +223,7 @@ def config_problems(config: Any, where: str) -> Iterator[Problem]:
         if not isinstance(whole.get(section) or {}, Mapping) or whole.get(section) == []:
             yield Problem(where, f"{section}: {whole[section]!r}", "an object of names and values", step)
             return
-    text = _as_written(whole)
+    text = _rename_keys(whole)
     for name in _NEEDED:
         if (value := text.get(name)) is not None and not (type(value) is int and value > 0):
             yield Problem(where, f"{name}: {value!r}", "a positive whole number", step)

@@ -131,7 +131,7 @@ class _Running(NamedTuple):
         except (OSError, URLError):
             return False
 
-    def how_it_ended(self) -> str:
+    def describe_end(self) -> str:
         """Say with which exit code it ended, and its last lines."""
         stop(self.supervisor, self.said)
         how = f"with exit code {json.loads(self.said[0])[0]}" if self.said else "with its supervisor"
@@ -176,16 +176,16 @@ class ServedCandidate(openai_api.CompletionsCandidate):
         self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int] = ()
     ) -> list[Output]:
         """Answer each prompt, greedily or by its seed; `compute_s` is an equal share of the whole call."""
-        with self._explained():
+        with self._explain_failure():
             return super().generate(prompts, limits, seeds)
 
     def loglikelihood(self, pairs: "Sequence[Pair]") -> list[Likelihood]:
         """Score each (context, continuation) in nats, every one as a request of its own."""
-        with self._explained():
+        with self._explain_failure():
             return super().loglikelihood(pairs)
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explain_failure(self) -> Iterator[None]:
         """Say of a server that gave no answer how it ended, or where its log lies.
 
         Raises:
@@ -199,7 +199,7 @@ class ServedCandidate(openai_api.CompletionsCandidate):
                     f"vLLM's server runs, and a request failed: {error.reason}; {self._running.last_words()}"
                 )
                 raise CandidateFailed(reason, OTHERWISE) from None
-            raise CandidateFailed(self._running.how_it_ended(), _knob(self._running.log)) from None
+            raise CandidateFailed(self._running.describe_end(), _knob(self._running.log)) from None
 
 
 class VllmServer:
@@ -267,7 +267,7 @@ class VllmServer:
                 raise
             if _TAKEN not in self._log.read_text("utf-8", "replace").lower():
                 break
-        raise CandidateFailed(running.how_it_ended(), _knob(self._log))
+        raise CandidateFailed(running.describe_end(), _knob(self._log))
 
     def _is_started(self, running: _Running, advance: Advance) -> bool:
         """Wait until the server answers, its last line as progress; False where it ended."""
@@ -338,4 +338,4 @@ def _post(running: _Running, verb: str, body: dict[str, Any]) -> None:
     except OSError as error:
         if running.is_well():
             raise CandidateFailed(f"vLLM does not {verb} the adapter: {error}", OTHERWISE) from None
-        raise CandidateFailed(running.how_it_ended(), _knob(running.log)) from None
+        raise CandidateFailed(running.describe_end(), _knob(running.log)) from None

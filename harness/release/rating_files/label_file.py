@@ -252,7 +252,7 @@ def _file_rows(
     The question is the shortest prompt, for a longer one may tell whose answer it is.
     """
     for item in items:
-        rows = _list_given(arms, item)
+        rows = [arm[item] for arm in arms if item in arm]
         question = min((row.prompt for row in rows), key=len)
         open_ = {answer: row for row in rows if (answer := answer_digest(metric, row)) not in labels}
         of_text: dict[str, list[str]] = {}
@@ -261,11 +261,6 @@ def _file_rows(
         for text, answers in of_text.items():
             reference = " | ".join(open_[answers[0]].references[:_REFERENCES_SHOWN])
             yield _KEY + _JOIN.join(answers), question, text, reference, ""
-
-
-def _list_given(arms: Sequence[Mapping[str, SampleResult]], item: str) -> list[SampleResult]:
-    """List the answers to an item, of the arms that gave one; what failed needs no label."""
-    return [arm[item] for arm in arms if item in arm]
 
 
 def _known_answers(at: Store, task: Task, runs: Iterable[Run]) -> dict[str, _Known]:

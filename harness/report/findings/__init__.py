@@ -25,7 +25,7 @@ _HEAD = 1_000  # bytes of a page in which that stands
 def data_document(findings: Sequence[Finding], title: str) -> ResultDocument:
     """Lay findings out as the terminal shows them: alarms with all they say, then figures in a line each."""
     alarms = [row for f in findings if f.severity != "note" for row in _alarm_rows(f)]
-    notes = [(f.check, f"{_titled(f)}  {f.example}".rstrip()) for f in findings if f.severity == "note"]
+    notes = [(f.check, f"{_title_line(f)}  {f.example}".rstrip()) for f in findings if f.severity == "note"]
     sections = [Section(rows=rows) for rows in (alarms, notes) if rows]
     return ResultDocument(title, sections, summary(findings))
 
@@ -106,12 +106,12 @@ def share_text(f: Finding) -> str:
 
 
 def _alarm_rows(f: Finding) -> Iterator[tuple[str, str]]:
-    yield f.severity, _titled(f)
+    yield f.severity, _title_line(f)
     where = ("rows", places(f)) if f.rows else None
     for pair in (where, ("e.g.", f.example), ("means", f.meaning), ("next", f.command)):
         if pair and pair[1]:
             yield "", f"  {pair[0]}: {pair[1]}"
 
 
-def _titled(f: Finding) -> str:
+def _title_line(f: Finding) -> str:
     return f"{f.title}  {share_text(f)}" if f.of else f.title

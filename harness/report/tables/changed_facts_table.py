@@ -44,12 +44,12 @@ def _row(f: CandidateFacts, of: ChangedAnswers) -> list[str]:
         change_text(of.change),
         change_text(of.vs_untrained),
         outdated_text(of.outdated, of.n_known),
-        _spent(of.index_s, of.index_cost_usd),
-        _spent(f.training.total_s or None, f.training_cost_usd),
+        _spent_text(of.index_s, of.index_cost_usd),
+        _spent_text(f.training.total_s or None, f.training_cost_usd),
     ]
 
 
-def _spent(seconds: float | None, usd: float | None) -> str:
+def _spent_text(seconds: float | None, usd: float | None) -> str:
     """Say what time something took and what that cost; unknown where there is nothing to do anew."""
     if seconds is None:
         return formatting.UNKNOWN

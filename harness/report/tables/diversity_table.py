@@ -63,11 +63,11 @@ def diversity_text(label: str, found: Sequence[AnswerDiversity]) -> str:
     if not found:
         return ""
     d = found[0]
-    beside = f"; of the base {_varied(d.base)}" if d.base else ""
-    return f"{label}: answers to {d.task}: {_varied(d.new)}{beside}"
+    beside = f"; of the base {_variety_text(d.base)}" if d.base else ""
+    return f"{label}: answers to {d.task}: {_variety_text(d.new)}{beside}"
 
 
-def _varied(answers: Answers) -> str:
+def _variety_text(answers: Answers) -> str:
     return f"{_distinct(answers)} are distinct, the commonest is {formatting.percent(answers.share)} %"
 
 

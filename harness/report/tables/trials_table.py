@@ -42,7 +42,7 @@ def _trials_text(trials: Sequence[Trial], searched_by: str) -> str:
 def trial_line(one: TrialRun) -> str:
     """Say on one line what a trial tried, and what became of it."""
     tried = ", ".join(f"{name} {tried_text(value)}" for name, value in one.trial.params.items())
-    return f"{tried}: {_found(one)}"
+    return f"{tried}: {_result_text(one)}"
 
 
 def tried_text(value: object) -> str:
@@ -55,7 +55,7 @@ def tried_text(value: object) -> str:
     return "none" if value is None else " ".join(str(value).split())
 
 
-def _found(one: TrialRun) -> str:
+def _result_text(one: TrialRun) -> str:
     if one.state == "failed":
         return one.run.error
     (known,) = one.run.metrics.values()

@@ -33,10 +33,10 @@ def send(report: ExperimentReport, names: Sequence[str], folder: Path) -> list[s
     `folder` is that of the reports: what a tracker writes to this disk lies in `trackers/NAME` there.
     """
     runs = tracked_runs(report)
-    return [_sent(name, report.file_name, runs, folder / FOLDER / name) for name in names]
+    return [_send(name, report.file_name, runs, folder / FOLDER / name) for name in names]
 
 
-def _sent(name: str, experiment: str, runs: Sequence[object], folder: Path) -> str:
+def _send(name: str, experiment: str, runs: Sequence[object], folder: Path) -> str:
     try:
         link: str = import_module(f"{__name__}.to_{name}").send(experiment, runs, folder)
     except Exception as error:  # noqa: BLE001  (a server of somebody else's: any kind)

@@ -133,7 +133,7 @@ def freed_by_trials(store: Store, runs: Sequence[Run]) -> dict[str, int]:
     for run_id, trials in alone.items():
         others = [run for run in runs if run.run_id != run_id]
         parts = _own_parts(store, trials, others).values()
-        counted = _counted(store, own[run_id]) if run_id in own else frozenset()
+        counted = _own_folders(store, own[run_id]) if run_id in own else frozenset()
         freed[run_id] = sum(
             map(size, {path for weights, rows in parts for path in (weights, *rows)} - counted)
         )
@@ -170,7 +170,7 @@ def _tried_keys(run: Run) -> frozenset[str]:
     return frozenset(trial.fit_key for trial in run.training.sweep if trial.fit_key)
 
 
-def _counted(store: Store, run: Run) -> frozenset[Path]:
+def _own_folders(store: Store, run: Run) -> frozenset[Path]:
     """Return the folders that are a run's own, so that its trials do not free them as well."""
     weights = {store.weights(run.training.fit_key)} if run.training.fit_key else set()
     return frozenset(weights | set(map(store.rows, run.rows.values())))

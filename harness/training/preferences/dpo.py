@@ -112,7 +112,7 @@ def preference(
     start = loop.start_time(scratch)
     base, tokenizer = load_base(context.source, context.machine, loop.attention(context.machine))
     rows, apart, n_dropped = heldout.pairs_that_fit(context, params, tokenizer, _row)
-    rows = _used(context, params, rows)
+    rows = _draw_pairs(context, params, rows)
     with loop.enough_memory():  # the reference is read while the trainer is made
         trainer = _trainer(context, params, peft_config, base, tokenizer, (rows, apart), scratch)
     longest = max(2 * row["length"] for row in rows + apart)  # both answers may lie in one row
@@ -129,7 +129,7 @@ def preference(
     )
 
 
-def _used(context: FitContext, params: PreferenceParams, rows: list[Row]) -> list[Row]:
+def _draw_pairs(context: FitContext, params: PreferenceParams, rows: list[Row]) -> list[Row]:
     """Return the pairs that `max_steps` will come to, drawn by the seed: the reference reads each of them."""
     n_seen = heldout.n_seen(params)
     if params.max_steps < 0 or n_seen >= len(rows):

@@ -33,7 +33,7 @@ def plan(file: Path) -> list[Step]:
     requests = in_order(session, loaded.selected)
     found = stored_runs(session, requests)
     open_ = {one.candidate.name for one, run in zip(requests, found, strict=True) if run is None}
-    seconds = experiment.seconds_planned(session, experiment.estimate_work(session, loaded.selected))
+    seconds = experiment.estimate_seconds(session, experiment.estimate_work(session, loaded.selected))
     names = dict.fromkeys(one.candidate.name for one in requests)
     return [Step(file, name, name not in open_, seconds[name]) for name in names]
 
