@@ -340,7 +340,7 @@ def test_a_misspelt_label_of_the_task_is_refused_and_not_silently_lost(task):
         ([{"reference": "x"}], "test.jsonl:1", "no field 'prompt'"),
         ([row("a", prompt="  ")], "test.jsonl:1", "an empty prompt"),
         ([row("a", prompt=["x"])], "test.jsonl:1", "a list in 'prompt'"),
-        ([row("a", choices="ab")], "test.jsonl:1", "'choices' of another form"),
+        ([row("a", choices=[1])], "test.jsonl:1", "'choices' of another form"),
         ([{"prompt": "x", "references": []}], "test.jsonl:1", "no entry in 'references'"),
         ([{"messages": [], "reference": "x"}], "test.jsonl:1", "messages of another form"),
         (

@@ -20,6 +20,7 @@ from edited_rows import (
     rows_of,
 )
 
+from harness.data import readers
 from harness.data.edit import Edit, Outcome, save
 from harness.data.edit.clean import clean
 from harness.errors import UserError
@@ -383,3 +384,22 @@ def test_an_edit_that_is_ended_by_a_signal_leaves_nothing(data, ended_by):
     assert ended.value.code == 128 + ended_by
     assert list(Path().iterdir()) == []
     assert signal.getsignal(ended_by) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    ("where", "file"),
+    [
+        ("rows.jsonl:3", "rows.jsonl"),
+        ("a row 2.csv:3", "a row 2.csv"),
+        ("rows.json row 3", "rows.json"),
+        ("my rows.parquet row 12", "my rows.parquet"),
+        ("rows.JSON.gz row 0", "rows.JSON.gz"),
+        ("hub:owner/name train row 3", "hub:owner/name"),
+        ("hub:owner/name:config:test row 3", "hub:owner/name:config:test"),
+        ("my folder train[:100] row 3", "my folder"),
+        ("test row arc/7", ""),
+        ("", ""),
+    ],
+)
+def test_the_file_is_read_out_of_the_place_of_a_row(where, file):
+    assert readers.file_of(where) == file

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -231,3 +232,14 @@ def test_rows_alike_in_a_file_that_test_items_are_drawn_from_are_kept_together_b
     (note,) = overlap_notes([train], [test], "own.jsonl", drawn_from="rows.jsonl")
     assert "--against" not in note
     assert "`harness data split rows.jsonl --out DIR`" in note
+
+
+@pytest.mark.parametrize("name", ["test.json", "test.parquet", "a test.json"])
+def test_the_file_of_rows_that_have_no_lines_is_named_in_the_step(name):
+    ask = "How do I open an account for my business in Germany"
+    train, test = (
+        Sourced(Example(str(i), ({"role": "user", "content": text},)), where)
+        for i, (text, where) in enumerate(((f"{ask}?", "train.jsonl:3"), (f"{ask} please?", f"{name} row 7")))
+    )
+    (note,) = overlap_notes([train], [test], "train.jsonl")
+    assert f"--against {shlex.quote(name)} --out OUT` leaves them out" in note

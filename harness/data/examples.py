@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from harness.data import formats
 from harness.data.formats import Layout
 from harness.data.formats.preference_rows import read_pair, read_thumb
+from harness.data.formats.turns import is_plain
 from harness.data.readers import Row, Rows, cap_problems
 from harness.errors import Problem, UserError, did_you_mean
 from harness.records import Document, Example, Message
@@ -274,15 +275,18 @@ def _context(row: Row) -> Document:
 
 
 def _example(task: Task, row: Row, name: str) -> Example:
-    own = _texts(row, "choices")
+    is_text = task.kind != "choice" and is_plain(row.fields.get("choices"))
+    own = () if is_text else _texts(row, "choices")
     ident = _own(row, task.fields.id, "id") or name
     if task.kind == "choice" and not own and not task.labels:
         raise UserError(Problem(row.where, "no choices", "the field 'choices', or labels: of the task"))
-    is_text = task.kind == "bits_per_byte"
+    only_read = task.kind == "bits_per_byte"
     return Example(
         id=ident,
-        messages=() if is_text else _messages(row, task.fields.prompt, may_be_empty=task.kind == "choice"),
-        references=_text(row, task.fields.reference) if is_text else _references(row, task.fields.reference),
+        messages=() if only_read else _messages(row, task.fields.prompt, may_be_empty=task.kind == "choice"),
+        references=_text(row, task.fields.reference)
+        if only_read
+        else _references(row, task.fields.reference),
         choices=own or task.labels,
         cluster=_own(row, task.fields.cluster, "cluster") or ident,
         slice=_own(row, task.fields.slice, "slice"),
@@ -318,7 +322,8 @@ def _document(row: Row, name: str) -> Document:
 
 
 def _messages(row: Row, template: str, may_be_empty: bool = False) -> tuple[Message, ...]:
-    if template == _DEFAULT.prompt and "messages" in row.fields:
+    is_text = "prompt" in row.fields and is_plain(row.fields.get("messages"))
+    if template == _DEFAULT.prompt and "messages" in row.fields and not is_text:
         return _turns(row)
     prompt = _fill(row, template)
     if not prompt.strip() and not may_be_empty:

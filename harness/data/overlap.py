@@ -26,6 +26,7 @@ from harness.data.boilerplate import N
 from harness.data.contamination import key
 from harness.data.examples import Sourced
 from harness.data.near_duplicates import are_alike, fold_words, nearest, similarity
+from harness.data.readers import file_of
 from harness.data.shared_grams import Share, largest_shares
 from harness.errors import Problem, UserError, as_argument
 from harness.formatting import plain, pluralize
@@ -217,7 +218,7 @@ def _note(
         f"{training[o.training].where} and {evaluated[o.evaluated].where} ({o.measure} {plain(o.similarity)})"
         for o in found[:3]
     )
-    files = dict.fromkeys(evaluated[o.evaluated].where.rpartition(":")[0] for o in found)
+    files = dict.fromkeys(file_of(evaluated[o.evaluated].where) for o in found)
     rows = pluralize(len(found), "row")
     by_words = found[0].measure != "embeddings"  # dedup looks at words alone
     mend = _mend(where, files, drawn_from) if by_words else ""

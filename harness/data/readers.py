@@ -24,6 +24,7 @@ from harness.records import parse_json
 from harness.spec import HUB
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_PLACE = re.compile(r"(?P<head>.+?)(?::(?P<line>\d+)| row \d+)")
 SHOWN = 10
 _LONGEST_REASON = 300
 _BEGINNING = 4_096  # bytes by which text is told from what is packed
@@ -122,6 +123,18 @@ def display_path(path: str) -> str:
     file = Path(path)
     below = not path.startswith(HUB) and file.is_relative_to(Path.cwd())
     return str(file.relative_to(Path.cwd())) if below else path
+
+
+def file_of(where: str) -> str:
+    """Return the file, or the data set as it was named, that the place of a row is in; empty where it is no place."""
+    found = _PLACE.fullmatch(where)
+    if not found or found["line"]:
+        return found["head"] if found else ""
+    head = found["head"]
+    if head.startswith(HUB):
+        return head.partition(" ")[0]
+    is_file = head.lower().removesuffix(".gz").endswith(tuple(_READERS))
+    return head if is_file else head.rpartition(" ")[0]  # a folder in the hub's layout, and its part
 
 
 def cap_problems(problems: list[Problem], where: str, what: str) -> list[Problem]:

@@ -12,7 +12,7 @@ from harness.data import PartName, TaskItems
 from harness.data.edit.manifests import is_taught, n_rows_of, payments_for
 from harness.data.edit.payments import of_share, total_usd
 from harness.data.overlap import Encode
-from harness.data.readers import display_path
+from harness.data.readers import display_path, file_of
 from harness.data.training_rows import corrupt_rows, load_training_rows
 from harness.errors import CandidateFailed, Problem, UserError
 from harness.evaluation import lm_eval
@@ -189,7 +189,7 @@ def _drawn_of(session: Session, recipe: Recipe, file: str) -> float:
     items, shown = training_data(session, recipe).items, display_path(file)
     is_pairs = plugins.method(recipe.method).draws_from == "pairs"
     places = {row.where for row in items.sourced("pairs" if is_pairs else "train")}
-    return sum(where.rpartition(":")[0] == shown for where in places) / n
+    return sum(file_of(where) == shown for where in places) / n
 
 
 def n_rows(session: Session, recipe: Recipe) -> int:
@@ -210,7 +210,7 @@ def n_taught_rows(session: Session, recipe: Recipe) -> int:
     if not taught:
         return 0
     rows = training_data(session, recipe).items.sourced("train")
-    named = [row.example for row in rows if row.where.rpartition(":")[0] in taught]
+    named = [row.example for row in rows if file_of(row.where) in taught]
     return len({digest([row.messages, row.references]) for row in named})
 
 

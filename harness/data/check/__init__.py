@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from harness.data.edit.row_files import row_suffix
+from harness.data.readers import file_of
 from harness.errors import as_argument
 from harness.spec import HUB
 
@@ -39,7 +40,6 @@ Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 ALPHA = 0.001  # chance that a check which tests against chance raises an alarm on clean rows
 DECIDE = "harness dashboard  # its Data page, then: harness data clean FILE --out OUT --decisions DECISIONS"
-_PLACE = re.compile(r"(:| row )\d+$")
 MOST_MODELLED = 20_000  # rows that a classifier or a language guesser sees, drawn by class
 
 
@@ -117,8 +117,8 @@ def _mask_and_fill(
     """Mask personal data, and put files and the columns that were named into the command."""
     from harness.data.check.personal_data import mask_text
 
-    heads = {_PLACE.sub("", row) for row in finding.rows}
-    of = [f for f in files if f in heads or any(head.startswith(f"{f} ") for head in heads)] or [files[0]]
+    places = set(map(file_of, finding.rows))
+    of = [f for f in files if f in places] or [files[0]]
     command, comment = (*finding.command.split("  # ", 1), "")[:2]
     if len(files) > 1 and _lies_in_two_files(finding):
         mixed, free = _new_name(files[0], "mixed"), ("source", "file", "from_file", "mixed_from")
@@ -141,7 +141,8 @@ def _lies_in_two_files(finding: Finding) -> bool:
     if "dedup FILE" not in finding.command or "--against" in finding.command:
         return False
     pairs = zip(finding.rows, finding.beside, strict=False)
-    return any(not other.startswith(row.rstrip("0123456789")) for row, other in pairs)
+    heads = ((file_of(row), other) for row, other in pairs)
+    return any(not other.startswith((f"{file}:", f"{file} ")) for file, other in heads)
 
 
 def _fill_command(command: str, file: str, named: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt
 from harness.data.column_types import Column
 from harness.data.formats import THUMB_DOWN
+from harness.data.readers import file_of
 from harness.formatting import count
 
 _MOST_COLUMNS = 8  # that are named one by one
@@ -64,7 +65,7 @@ def _repeated_ids(table: Table) -> Iterator[Finding]:
     first: dict[tuple[str, str], Entry] = {}
     again: list[tuple[Entry, Entry]] = []
     for entry in table.entries:
-        earlier = first.setdefault((entry.where.rstrip("0123456789"), entry.example.id), entry)
+        earlier = first.setdefault((file_of(entry.where), entry.example.id), entry)
         if earlier is not entry:
             again.append((entry, earlier))
     if again:

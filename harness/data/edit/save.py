@@ -7,7 +7,6 @@ manifest holds no date, so that one command on the same files gives the same byt
 import hashlib
 import json
 import os
-import re
 import shutil
 import signal
 import threading
@@ -279,8 +278,7 @@ def _list_payments(
     edit: Edit, outputs: Sequence[Mapping[str, Any]], changes: Sequence[Change]
 ) -> tuple[Payment, ...]:
     """List what was paid for rows, here and before; a row that was not drawn leaves its part to others."""
-    # A row is named `file:line`, or `file row 3` in JSON and Parquet.
-    left = Counter(re.sub(r"(:| row )\d+$", "", c.where) for c in changes if c.reasons == (NOT_DRAWN,))
+    left = Counter(readers.file_of(c.where) for c in changes if c.reasons == (NOT_DRAWN,))
     before = (
         of_share(payments_for(path), 1 - left[readers.display_path(path)] / (n_rows_of(path) or 1))
         for path in edit.inputs

@@ -1,7 +1,8 @@
 """Layouts that other tools write, recognised by their fields and read into our own.
 
-Invariant: a file has one layout, that of most of its rows, and a row that does not fit it is
-refused; templates under `fields:` always win over what a layout would give.
+Invariant: a column that is only named as a layout's list, and holds plain texts, makes no layout; a file has
+one layout, that of most of its rows, and a row that does not fit it is refused; templates under `fields:`
+always win over what a layout would give.
 """
 
 import hashlib
@@ -12,7 +13,14 @@ from typing import Any, NamedTuple
 from harness.data.formats.multiple_choice import has_choices, read_choices
 from harness.data.formats.preference_rows import OWN_QUESTION, read_pair
 from harness.data.formats.ratings import MEND_ROW, PREFERRED, RATED, TREE, best_answer
-from harness.data.formats.turns import answer_places, known_fields, read_text, read_turns, user_turns
+from harness.data.formats.turns import (
+    answer_places,
+    formed_fields,
+    known_fields,
+    read_text,
+    read_turns,
+    user_turns,
+)
 from harness.data.readers import Row, Rows
 from harness.errors import Problem, UserError
 from harness.spec import Task
@@ -36,7 +44,7 @@ class Layout(NamedTuple):
 
 def recognise(rows: Sequence[Row]) -> Layout | None:
     """Return the layout of most rows; None where they are in our own, or in none that is known."""
-    found = Counter(_layout_of(known_fields(row)) for row in rows)
+    found = Counter(_layout_of(formed_fields(row)) for row in rows)
     return found.most_common(1)[0][0] if found else None
 
 

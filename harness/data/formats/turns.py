@@ -1,6 +1,7 @@
 """Turns of a conversation as other tools write them, read as messages; a text of a row, read as one turn."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ _ROLES = {
     "tool": "user",
     "function": "user",
 }
+LISTS = frozenset({"messages", "conversations", "completions", "choices"})  # fields that hold no plain text
+_JSON = re.compile(r"\s*(?:\[\s*[\[{\"']|\{\s*[\"'])")
 _TOOLS = ("tool", "function")  # what they return is read as a turn of the user
 
 
@@ -69,6 +72,9 @@ def read_turns(row: Row, field: str) -> Turns:
     """Read turns of role and content, or of from and value."""
     entries = row.fields[field]
     expected = f"a list of {{role, content}} or {{from, value}} in {field!r}"
+    if isinstance(entries, str) and not is_plain(entries):
+        step = "write the rows as JSON Lines, with the list itself in the field"
+        raise UserError(Problem(row.where, f"a list within a text in {field!r}", expected, step))
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(Problem(row.where, f"{field!r} of another form", expected, MEND_ROW))
     turns: Turns = []
@@ -123,3 +129,16 @@ def _join_parts(content: Any) -> Any:
 def known_fields(row: Row) -> set[str]:
     """Return the names of the fields that have a value."""
     return {name for name, value in row.fields.items() if value is not None}
+
+
+def formed_fields(row: Row) -> set[str]:
+    """Return the names of the fields that have a value, without plain texts where a layout has a list.
+
+    JSON within a text, as a CSV file may hold it, is no plain text.
+    """
+    return {name for name in known_fields(row) if name not in LISTS or not is_plain(row.fields[name])}
+
+
+def is_plain(value: Any) -> bool:
+    """Tell whether a value is a number or a text, and not JSON of a list or an object within a text."""
+    return isinstance(value, int | float) or (isinstance(value, str) and not _JSON.match(value))

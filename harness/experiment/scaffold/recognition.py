@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from harness.data import formats, readers
 from harness.data.columns import GROUPS, filled_columns, guess_columns, missing_header
 from harness.data.formats import Layout
+from harness.data.formats.turns import formed_fields
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
 from harness.formatting import pluralize
@@ -82,8 +83,9 @@ def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> d
     given = {"prompt": request.prompt, "reference": request.reference}
     fields = {key: text if "{" in text else f"{{{text}}}" for key, text in given.items() if text}
     columns = filled_columns(content.rows)
+    formed = {name for row in content.rows for name in formed_fields(row)}
     if layout is None and not (
-        columns & {"prompt", "messages"} and columns & {"reference", "references", "constraints"}
+        columns & formed & {"prompt", "messages"} and columns & {"reference", "references", "constraints"}
     ):
         fields = guess_columns(content, columns, fields)
     group = next(
