@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,13 @@ import tiny_experiment
 from tiny_methods import CPU
 from typer.testing import CliRunner
 
+from harness import config as configuration
 from harness.cli import app
-from harness.evaluation.contamination.membership import disorder, membership_gap, min_k
+from harness.evaluation.contamination.membership import disorder, measure_membership, membership_gap, min_k
+from harness.experiment import Scope, prepare_session
 from harness.models.hf import ModelHost, TokenScores, standardize
 from harness.models.hub import resolve
+from harness.progress import Silent
 from harness.records import Example
 
 WORDS = "red brown green fox hen gate noon account address change question answer seven eight nine ten walk".split()
@@ -26,6 +30,18 @@ def texts(n: int, seed: int) -> list[str]:
 
 def items(given: list[str]) -> list[Example]:
     return [Example(str(i), ({"role": "user", "content": text},)) for i, text in enumerate(given)]
+
+
+class Reports(Silent):
+    """Keeps the shares that are reported of each stage."""
+
+    def __init__(self):
+        self.shares = {}
+
+    @contextmanager
+    def stage(self, label, expected_s=0.0):
+        of = self.shares.setdefault(label, [])
+        yield lambda done, total, note="": of.append(done / total)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +68,7 @@ def test_texts_known_by_heart_show_the_signal_and_others_of_their_kind_do_not(ta
     other = membership_gap("other", items(texts(12, 2)), taught.score_tokens)
     assert known.n == other.n == 12
     assert known.min_k.low > 1.0
-    for of_known, of_other in zip(known[2:], other[2:], strict=True):
+    for of_known, of_other in zip(known[3:], other[3:], strict=True):
         assert of_known.low > of_other.high
         assert of_other.low < 0.5
 
@@ -122,9 +138,37 @@ def test_a_scorer_that_knows_only_the_items_gives_the_gap_that_it_was_made_with(
     assert found.min_k_plus_plus == pytest.approx((2.0, 2.0, 2.0))
 
 
+def test_so_many_items_are_asked_as_are_wanted_and_they_are_counted():
+    def score(asked):
+        return [TokenScores([-1.0], [-1.0]) for _ in asked]
+
+    some, every = (membership_gap("t", items(texts(20, 5)), score, most) for most in (12, None))
+    assert (some.n, some.of) == (12, 20)
+    assert (every.n, every.of) == (20, 20)
+
+
+def test_texts_are_scored_in_batches_as_they_are_alone(taught):
+    asked = [" ".join(text.split()[: 2 + i]) for i, text in enumerate(texts(9, 8))]
+    together = taught.score_tokens(asked)
+    for text, scores in zip(asked, together, strict=True):
+        [alone] = taught.score_tokens([text])
+        for one, other in zip(alone, scores, strict=True):
+            assert other == pytest.approx(one, abs=1e-3)
+
+
+def test_how_far_the_scoring_is_gets_reported(tiny, tmp_path, own_cache, monkeypatch):
+    written = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
+    session = prepare_session(configuration.load(Path(written)), Scope(), seen := Reports())
+    found = measure_membership(session, 10)
+    assert sum(m.n for m in found if m.min_k) == 10
+    (shares,) = (of for label, of in seen.shares.items() if "what it knows of" in label)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+
 def test_of_few_items_nothing_is_said():
     found = membership_gap("t", items([*texts(9, 6), "too short"]), lambda asked: [])
-    assert found == ("t", 9, None, None)
+    assert found == ("t", 9, 9, None, None)
 
 
 def test_the_doctor_prints_the_gap_of_every_task_and_that_it_proves_nothing(

@@ -98,6 +98,26 @@ def test_a_stage_outside_a_plan_says_how_long_it_takes_by_its_own_pace(capsys):
     ]
 
 
+def test_a_stage_outside_a_plan_says_what_is_left_of_its_estimate_before_it_has_a_pace(capsys):
+    now = [0.0]
+    progress = TerminalProgress(lambda: now[0])
+    with progress.stage("noise", 100.0):
+        now[0] = 61.0
+        progress.say_where()
+    said = ["noise … about 1 min 40 s", "noise … 1 min 1 s so far, about 39 s left"]
+    assert lines_of_a_log(capsys) == said
+
+
+def test_a_terminal_shows_the_time_left_of_a_stage_outside_a_plan(monkeypatch, capsys):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with TerminalProgress().stage("asking the base", 10.0) as advance:
+        advance(1, 4, "arithmetic")
+    said = capsys.readouterr().err
+    assert "asking the base" in said
+    assert "left" in said
+
+
 def test_the_lines_of_a_log_come_while_the_work_says_nothing(capsys):
     """The thread that looks every five seconds finds that a minute has passed."""
     now = [0.0]

@@ -61,6 +61,10 @@ def doctor(
             help="Measure how well the base knows each suite's items: a hint of contamination, no proof.",
         ),
     ] = False,
+    all_items: Annotated[
+        bool,
+        typer.Option("--all-items", help="With --membership: ask all items, not a draw of each task's."),
+    ] = False,
     embeddings: Annotated[
         str,
         typer.Option(
@@ -101,7 +105,7 @@ def doctor(
         return
     settings = with_precision(overrides, precision)
     if membership:
-        _measure_membership(settings, config, as_json)
+        _measure_membership(settings, config, as_json, all_items=all_items)
         return
     if noise:
         _measure_noise(settings, config, as_json)
@@ -207,12 +211,12 @@ def _measure_noise(overrides: list[str], config: Path, as_json: bool) -> None:
     say(f"stored in {session.store.folder / 'noise'}")
 
 
-def _measure_membership(overrides: list[str], config: Path, as_json: bool) -> None:
-    from harness.evaluation.contamination.membership import NO_PROOF, measure_membership
+def _measure_membership(overrides: list[str], config: Path, as_json: bool, *, all_items: bool) -> None:
+    from harness.evaluation.contamination.membership import ITEMS, NO_PROOF, measure_membership
     from harness.report import to_plain
 
     session, _ = open_session(config, overrides)
-    found = measure_membership(session)
+    found = measure_membership(session, None if all_items else ITEMS)
     name = session.source.name
     plain = {"base_model": name, "tasks": list(map(to_plain, found)), "note": NO_PROOF}
     print_result(plain, membership_document(found, name), as_json)
@@ -228,9 +232,18 @@ def membership_document(found: "Sequence[Membership]", base: str) -> "ResultDocu
         return plain(*gap) if gap is not None else f"{UNKNOWN} (too few items)"
 
     ordered = sorted(found, key=lambda m: -(m.min_k.mean if m.min_k is not None else float("-inf")))
-    rows = [(m.task, count(m.n), shown(m.min_k), shown(m.min_k_plus_plus)) for m in ordered]
-    columns = ("task", "items", "min-k % over copies in disorder, nats a token", "min-k %++, SD a token")
-    return ResultDocument("", [Section(columns=columns, rows=rows)], f"{base}: {NO_PROOF}")
+    rows = [
+        (m.task, f"{count(m.n)} of {count(m.of)}", shown(m.min_k), shown(m.min_k_plus_plus)) for m in ordered
+    ]
+    columns = (
+        "task",
+        "items asked",
+        "min-k % over copies in disorder, nats a token",
+        "min-k %++, SD a token",
+    )
+    is_part = any(m.n < m.of for m in found)
+    notes = ["--all-items asks all items of six words or more: narrower intervals"] if is_part else []
+    return ResultDocument("", [Section(columns=columns, rows=rows, notes=notes)], f"{base}: {NO_PROOF}")
 
 
 def noise_document(found: "Noise") -> "ResultDocument":

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -40,7 +40,7 @@ class _Stage:
 
 
 class TerminalProgress:
-    """Draws stages as they pass, and the lines of candidates that are finished.
+    """Draws stages as they pass, also those of no plan, and the lines of candidates that are finished.
 
     Where stderr is no terminal, a line says once a minute what is being done, how far that is and how long
     all of it still takes. `clock` gives seconds; every `look_every_s` it is looked whether a line is due.
@@ -89,7 +89,7 @@ class TerminalProgress:
 
         self._stages.append(stage)
         try:
-            with self._each_minute():
+            with self._drawn(), self._each_minute():
                 yield advance
         finally:
             self._stages.remove(stage)
@@ -124,6 +124,12 @@ class TerminalProgress:
         self._print(f"{stage.label} … {', '.join([*far, *filter(None, [stage.note]), took, *left])}")
 
     @contextmanager
+    def _drawn(self) -> Iterator[None]:
+        """Draw the bar, unless that is done already."""
+        with nullcontext() if self._bar.live.is_started else self._bar:
+            yield
+
+    @contextmanager
     def _each_minute(self) -> Iterator[None]:
         """Look once in a while whether a line is due; in a terminal the bar says the same at any time."""
         if self._console.is_terminal or len(self._stages) > 1:
@@ -150,6 +156,8 @@ class TerminalProgress:
 
     def _left_after(self, stage: _Stage) -> float:
         """Return the seconds left of the plan, else of the stage by its own pace; 0 where nobody knows."""
+        if not self._left and not stage.share:
+            return max(0.0, stage.expected_s - (self._clock() - stage.began))
         if self._left or not stage.share:
             return max(0.0, self._left_s() - stage.expected_s * self._pace() * stage.share)
         return (self._clock() - stage.began) * (1 - stage.share) / stage.share

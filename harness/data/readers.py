@@ -126,7 +126,7 @@ def display_path(path: str) -> str:
 
 
 def file_of(where: str) -> str:
-    """Return the file, or the data set as it was named, that the place of a row is in; empty where it is no place."""
+    """Return the file or data set, as it was named, of a row's place; empty of what is no such place."""
     found = _PLACE.fullmatch(where)
     if not found or found["line"]:
         return found["head"] if found else ""

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 _NO_ROOM = "out of memory while scoring an item"
 READING = {"cpu": Size(512, 1024), "cuda": Size(512, 16_384)}
-_POSITIONS = 64  # of a text, whose distributions over the vocabulary are in memory at once
+_SCORED = Size(64, 1_024)  # texts whose tokens are scored together; each token has a logit of every other
+_POSITIONS = 16  # of a text, whose distributions over the vocabulary are in memory at once
 # What is generated together; its keys and values lie in memory.
 ANSWERING = {"cpu": Size(512, 32_768), "cuda": Size(512, 262_144)}
 
@@ -131,24 +132,40 @@ class HFCandidate(PromptEncoder):
         return self._executor.loglikelihoods(pairs)
 
     def score_tokens(self, texts: Sequence[str]) -> list[TokenScores]:
-        """Score the tokens of each text, read alone, of as many as the context holds.
+        """Score the tokens of each text, of as many as the context holds, in batches of similar length.
 
         Raises:
             CandidateFailed: there is no room for a text.
         """
+        room, out = self.max_context - 1, dict[int, TokenScores]()
+        read = [(e.context, e.continuation[:room]) for e in (self._as_plain_text(text) for text in texts)]
+        lengths = [len(context) + len(own) for context, own in read]
+        for batch in plan(lengths, _SCORED, self._executor.costs.reading):
+            with oom.enough_memory(_NO_ROOM, "shorter items"):
+                out.update(zip(batch, self._score_together([read[i] for i in batch]), strict=True))
+        return [out[i] for i in range(len(texts))]
+
+    def _as_plain_text(self, text: str) -> Encoded:
+        return self.encode((), text, chat_template=False)
+
+    def _score_together(self, pairs: Sequence[Pair]) -> list[TokenScores]:
+        """Score texts behind what begins them, in one pass; padding stands behind, where no text sees it."""
         import torch
 
-        room, out = self.max_context - 1, []
-        for text in texts:
-            encoded = self.encode((), text, chat_template=False)
-            ids = [*encoded.context, *encoded.continuation[:room]]
-            with torch.inference_mode(), oom.enough_memory(_NO_ROOM, "shorter items"):
-                read = torch.tensor([ids], device=self.model.device)
-                logits = self.model(input_ids=read, use_cache=False).logits[0, len(encoded.context) - 1 : -1]
-                targets = read[0, len(encoded.context) :]
-                slices = zip(logits.split(_POSITIONS), targets.split(_POSITIONS), strict=True)
+        texts = [(*context, *own) for context, own in pairs]
+        longest, out = max(map(len, texts)), list[TokenScores]()
+        rows = [ids + ids[-1:] * (longest - len(ids)) for ids in texts]
+        padded = torch.tensor(rows, device=self.model.device)
+        with torch.inference_mode():
+            logits = self.model(input_ids=padded, use_cache=False).logits
+            for ids, of, (context, own) in zip(padded, logits, pairs, strict=True):
+                start, end = len(context), len(context) + len(own)
+                slices = zip(
+                    of[start - 1 : end - 1].split(_POSITIONS), ids[start:end].split(_POSITIONS), strict=True
+                )
                 scored = [standardize(rows.float().log_softmax(-1), wanted) for rows, wanted in slices]
-            out.append(TokenScores(*([x for of in each for x in of] for each in zip(*scored, strict=True))))
+                parts = zip(*scored, strict=True)
+                out.append(TokenScores(*([x for values in part for x in values] for part in parts)))
         return out
 
     def _answer(

@@ -12,13 +12,16 @@ often do hardly better than chance, Duan et al. 2024, https://arxiv.org/abs/2402
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from harness.errors import Problem, UserError
+from harness.evaluation.costs import Work
 from harness.evaluation.session import Session
 from harness.models.hf import HFCandidate, TokenScores
+from harness.progress import Advance
 from harness.records import Example
 from harness.stats import Array
 from harness.stats.means import clustered_mean, t_interval
@@ -29,7 +32,8 @@ NO_PROOF = (
 )
 
 _SHARE = 0.2  # of the tokens, the least likely ones
-_ITEMS, _COPIES = 100, 3
+ITEMS = 25  # of a task, unless all are asked
+_COPIES, _TOGETHER = 3, 64  # copies of an item, and texts that are scored between two words of progress
 _FEWEST_WORDS, _FEWEST_ITEMS = 6, 10
 _EXCHANGED = 0.2  # of the pairs of neighbouring words
 
@@ -45,16 +49,31 @@ class Gap(NamedTuple):
 
 
 class Membership(NamedTuple):
-    """Gaps of a task's items: min-k % in nats a token, min-k %++ in standard deviations; None of too few."""
+    """Gaps of a task's items: min-k % in nats a token, min-k %++ in standard deviations; None of too few.
+
+    `n` items were asked, of `of` that are long enough.
+    """
 
     task: str
     n: int
+    of: int
     min_k: Gap | None
     min_k_plus_plus: Gap | None
 
 
-def measure_membership(session: Session) -> tuple[Membership, ...]:
+class _Drawn(NamedTuple):
+    """Items of a task that are asked, each as its text and its copies; `of` items are long enough."""
+
+    task: str
+    items: list[Example]
+    texts: list[str]
+    of: int
+
+
+def measure_membership(session: Session, most: int | None = ITEMS) -> tuple[Membership, ...]:
     """Ask the base for the log-probabilities of the items of every suite and of the target.
+
+    At most so many items of a task are drawn, or all of them.
 
     Raises:
         UserError: the base is answered by another engine than transformers.
@@ -65,30 +84,67 @@ def measure_membership(session: Session) -> tuple[Membership, ...]:
         raise UserError(Problem("harness doctor --membership", found, expected, step))
     base = session.host(session.source).base
     assert isinstance(base, HFCandidate)
-    with session.progress.stage("asking the base for what it knows of the items"):
-        return tuple(membership_gap(m.task.name, m.items.test, base.score_tokens) for m in session.tasks)
+    drawn = [_draw(m.task.name, m.items.test, most) for m in session.tasks]
+    texts = [text for of in drawn for text in of.texts]
+    n_tokens = sum(len(base.encode((), text, chat_template=False).continuation) for text in texts)
+    n_items = sum(len(of.items) for of in drawn)
+    label = f"asking the base for what it knows of {n_items:,} of {sum(of.of for of in drawn):,} items"
+    with session.progress.stage(label, session.seconds(Work(read=n_tokens))) as advance:
+        score = _Reporting(base.score_tokens, sum(map(len, texts)), advance)
+        return tuple(_membership(of, partial(score, of.task)) for of in drawn)
 
 
-def membership_gap(task: str, items: Sequence[Example], score: ScoreTokens) -> Membership:
+class _Reporting:
+    """Scores texts some at a time, and reports how many of all characters are read."""
+
+    def __init__(self, score: ScoreTokens, n_all: int, advance: Advance) -> None:
+        self._score, self._n_all, self._advance, self._n_read = score, n_all, advance, 0
+
+    def __call__(self, task: str, texts: Sequence[str]) -> list[TokenScores]:
+        """Score the texts of a task."""
+        out: list[TokenScores] = []
+        for start in range(0, len(texts), _TOGETHER):
+            some = texts[start : start + _TOGETHER]
+            out += self._score(some)
+            self._n_read += sum(map(len, some))
+            self._advance(self._n_read, self._n_all, task)
+        return out
+
+
+def membership_gap(
+    task: str, items: Sequence[Example], score: ScoreTokens, most: int | None = None
+) -> Membership:
     """Estimate how much higher min-k % and min-k %++ are for items than for copies of them in disorder.
 
-    At most a hundred items of six words or more are drawn; of fewer than ten nothing is said. Items of one
+    At most so many items of six words or more are drawn; of fewer than ten nothing is said. Items of one
     cluster count as one.
     """
+    return _membership(_draw(task, items, most), score)
+
+
+def _draw(task: str, items: Sequence[Example], most: int | None) -> _Drawn:
+    """Draw items that are long enough, and make their copies; no texts where they are too few."""
     known = [item for item in items if len(_text(item).split()) >= _FEWEST_WORDS]
     if len(known) < _FEWEST_ITEMS:
-        return Membership(task, len(known), None, None)
+        return _Drawn(task, known, [], len(known))
     rng = random.Random(f"membership/{task}")
-    drawn = rng.sample(known, min(_ITEMS, len(known)))
+    drawn = rng.sample(known, len(known) if most is None else min(most, len(known)))
     texts = [
         t for item in drawn for t in (_text(item), *(disorder(_text(item), rng) for _ in range(_COPIES)))
     ]
-    scored, clusters = score(texts), [item.cluster or item.id for item in drawn]
+    return _Drawn(task, drawn, texts, len(known))
+
+
+def _membership(drawn: _Drawn, score: ScoreTokens) -> Membership:
+    n = len(drawn.items)
+    if not drawn.texts:
+        return Membership(drawn.task, n, drawn.of, None, None)
+    scored, clusters = score(drawn.texts), [item.cluster or item.id for item in drawn.items]
     plain, standardized = (
-        _gap(np.array([min_k(of) for of in each]).reshape(len(drawn), -1), clusters)
+        _gap(np.array([min_k(of) for of in each]).reshape(n, -1), clusters)
         for each in zip(*scored, strict=True)
     )
-    return Membership(task, len(drawn), plain, standardized)
+    return Membership(drawn.task, n, drawn.of, plain, standardized)
 
 
 def _gap(scores: Array, clusters: Sequence[str]) -> Gap:
