@@ -15,8 +15,9 @@ from harness import config as configuration
 from harness.cli import app
 from harness.evaluation.contamination.membership import disorder, measure_membership, membership_gap, min_k
 from harness.experiment import Scope, prepare_session
-from harness.models.hf import ModelHost, TokenScores, standardize
+from harness.models.hf import ModelHost
 from harness.models.hub import resolve
+from harness.models.token_scores import TokenScores, standardize
 from harness.progress import Silent
 from harness.records import Example
 

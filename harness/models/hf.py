@@ -23,6 +23,7 @@ from harness.models.hardware import Machine, memory
 from harness.models.hub import ModelSource, load_tokenizer
 from harness.models.loglikelihood import Executor
 from harness.models.soft_prompts import soft_prompt
+from harness.models.token_scores import TokenScores, score_tokens
 from harness.models.tokenization import PromptEncoder, answer, encode_all, end_ids
 from harness.progress import quiet_libraries
 from harness.prompting._words import WORD, in_grams
@@ -32,10 +33,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-_NO_ROOM = "out of memory while scoring an item"
 READING = {"cpu": Size(512, 1024), "cuda": Size(512, 16_384)}
-_SCORED = Size(64, 1_024)  # texts whose tokens are scored together; each token has a logit of every other
-_POSITIONS = 16  # of a text, whose distributions over the vocabulary are in memory at once
 # What is generated together; its keys and values lie in memory.
 ANSWERING = {"cpu": Size(512, 32_768), "cuda": Size(512, 262_144)}
 
@@ -63,29 +61,6 @@ class Candidate(Protocol):
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         """Score each (context, continuation), in order; several may begin alike."""
-
-
-class TokenScores(NamedTuple):
-    """log p in nats of a text's tokens, in order, and (log p − μ) / σ of each.
-
-    μ and σ are mean and standard deviation of log p of a token that the model itself draws in that place;
-    where it is sure of one, the second is 0.
-    """
-
-    logprobs: list[float]
-    standardized: list[float]
-
-
-def standardize(logprobs: "torch.Tensor", targets: "torch.Tensor") -> tuple[list[float], list[float]]:
-    """Return log p of the targets (n,) under log-probabilities (n, v), plain and standardised.
-
-    Source: Zhang et al. 2024, Min-K%++, https://arxiv.org/abs/2404.02936, equation 4.
-    """
-    p = logprobs.exp()  # a token that a model rules out has 0, and adds nothing
-    mean = (p * logprobs).nan_to_num(0.0).sum(-1)
-    variance = (p * (logprobs - mean[:, None]) ** 2).nan_to_num(0.0).sum(-1)
-    own = logprobs.gather(-1, targets[:, None])[:, 0]
-    return own.tolist(), ((own - mean) / variance.sqrt()).nan_to_num(0.0, 0.0, 0.0).tolist()
 
 
 class HFCandidate(PromptEncoder):
@@ -132,41 +107,15 @@ class HFCandidate(PromptEncoder):
         return self._executor.loglikelihoods(pairs)
 
     def score_tokens(self, texts: Sequence[str]) -> list[TokenScores]:
-        """Score the tokens of each text, of as many as the context holds, in batches of similar length.
+        """Score the tokens of each text, of as many as the context holds.
 
         Raises:
             CandidateFailed: there is no room for a text.
         """
-        room, out = self.max_context - 1, dict[int, TokenScores]()
-        read = [(e.context, e.continuation[:room]) for e in (self._as_plain_text(text) for text in texts)]
-        lengths = [len(context) + len(own) for context, own in read]
-        for batch in plan(lengths, _SCORED, self._executor.costs.reading):
-            with oom.enough_memory(_NO_ROOM, "shorter items"):
-                out.update(zip(batch, self._score_together([read[i] for i in batch]), strict=True))
-        return [out[i] for i in range(len(texts))]
-
-    def _as_plain_text(self, text: str) -> Encoded:
-        return self.encode((), text, chat_template=False)
-
-    def _score_together(self, pairs: Sequence[Pair]) -> list[TokenScores]:
-        """Score texts behind what begins them, in one pass; padding stands behind, where no text sees it."""
-        import torch
-
-        texts = [(*context, *own) for context, own in pairs]
-        longest, out = max(map(len, texts)), list[TokenScores]()
-        rows = [ids + ids[-1:] * (longest - len(ids)) for ids in texts]
-        padded = torch.tensor(rows, device=self.model.device)
-        with torch.inference_mode():
-            logits = self.model(input_ids=padded, use_cache=False).logits
-            for ids, of, (context, own) in zip(padded, logits, pairs, strict=True):
-                start, end = len(context), len(context) + len(own)
-                slices = zip(
-                    of[start - 1 : end - 1].split(_POSITIONS), ids[start:end].split(_POSITIONS), strict=True
-                )
-                scored = [standardize(rows.float().log_softmax(-1), wanted) for rows, wanted in slices]
-                parts = zip(*scored, strict=True)
-                out.append(TokenScores(*([x for values in part for x in values] for part in parts)))
-        return out
+        room = self.max_context - 1
+        read = (self.encode((), text, chat_template=False) for text in texts)
+        pairs = [(of.context, of.continuation[:room]) for of in read]
+        return score_tokens(self.model, pairs, self._executor.costs.reading)
 
     def _answer(
         self, prompts: Sequence[tuple[int, ...]], limits: Limits, seeds: Sequence[int]
