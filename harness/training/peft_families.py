@@ -1,8 +1,8 @@
 """PEFT's families of adapters: their configurations, and what a training of each needs beside the loop.
 
 Invariant: what is saved gives, on the base as published, the logits that it had in memory; initialisations
-that move the base's own weights (PiSSA, OLoRA, CorDA) are saved as a LoRA of twice the rank, which differs from
-what was trained by how the moved weights were rounded to their precision.
+that move the base's own weights (PiSSA, OLoRA, CorDA) are saved as a LoRA of twice the rank, which differs
+from what was trained by how the moved weights were rounded to their precision.
 
 Source: the parameter names and defaults are PEFT's. AdaLoRA's orthogonality penalty: Zhang et al. 2023
 (arXiv:2303.10512), equation 4, as PEFT weights it; the conversion: Meng et al. 2024 (arXiv:2404.02948).
