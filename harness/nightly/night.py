@@ -11,7 +11,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import config, provenance, store
+from harness import comparison, config, provenance, store
 from harness.config import Loaded
 from harness.config.rubrics import is_judged
 from harness.errors import HarnessError, Problem, UserError, in_a_line
@@ -47,7 +47,7 @@ from harness.nightly.state import (
 )
 from harness.nightly.watchlist import Target
 from harness.progress import Progress, Silent
-from harness.records import digest
+from harness.records import SampleResult, digest
 
 Publish = Callable[[NightReport], object]
 
@@ -315,9 +315,13 @@ class _NightRun:
         return split_items(sets, anchors, fresh)
 
     def _reference_rows(self, sets: Sequence[RowSet], reference: Mapping[str, str]) -> Rows:
-        """Read rows of the reference, graded by the judges of tonight."""
-        parts = [(s, store.read_rows(self.session.store, reference[s.name])) for s in sets]
+        """Read rows of the reference with all answers to each item, graded by the judges of tonight."""
+        parts = [(s, _with_drawn(self.session.store, reference[s.name])) for s in sets]
         return index_by_item(row for of in grade_rows(self.session, parts) for row in of)
+
+
+def _with_drawn(at: store.Store, rows_digest: str) -> list[SampleResult]:
+    return comparison.with_samples(store.read_rows(at, rows_digest), store.read_drawn(at, rows_digest))
 
 
 def _arms(now: Rows, then: Sequence[Rows], control: _Control | None, tasks: set[str]) -> NightArms:
