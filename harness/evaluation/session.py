@@ -23,8 +23,9 @@ from harness.evaluation.costs.pace import Kind, Pace, read_pace, record_pace
 from harness.evaluation.judges import Judged
 from harness.metrics import Metric, load_metrics
 from harness.models import hub, oom, vllm
+from harness.models.devices.two_layer_copy import copied_engine
 from harness.models.hardware import Machine
-from harness.models.hf import Candidate, ModelHost
+from harness.models.hf import Candidate, ModelHost, describe_engine
 from harness.models.hub import ModelSource
 from harness.models.loglikelihood import ENGINES
 from harness.models.vllm import VllmHost
@@ -258,14 +259,21 @@ class Session:
         plain = self.sources[source.name]
         # Not by its speed, which is another number whenever it is measured.
         here = [self.machine.device, self.machine.precision, provenance.environment_digest(self.machine.name)]
-        key = digest([plain.weights_digest, *here, versions_of("layout"), ENGINES])
-        engine, layout = memo("engines", key, lambda: self._load_engine(plain)) or UNKNOWN
+        key = digest([plain.weights_digest, *here, versions_of("layout"), ENGINES, "of a copy"])
+        engine, layout = memo("engines", key, lambda: self._find_engine(plain)) or UNKNOWN
         return engine, layout
 
-    def _load_engine(self, source: ModelSource) -> tuple[str, str] | None:
-        """Load a base for its engine and layout digest; None in a dry run."""
+    def _find_engine(self, source: ModelSource) -> tuple[str, str] | None:
+        """Find a base's engine and layout digest by a copy of its configuration; None in a dry run.
+
+        Where that cannot tell, and on a GPU, whose costs a pass of the base itself shows, the base is loaded.
+        """
         if self.dry_run:
             return None
+        device = self.machine.device
+        known = copied_engine(source.path, device) if device == "cpu" else None
+        if known:
+            return describe_engine(known, device)
         base = self.host(source).base
         return base.engine, base.layout_digest
 

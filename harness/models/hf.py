@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from harness.errors import CandidateFailed, in_a_line
 from harness.models import oom
 from harness.models.adapters import CONFIG, WEIGHTS, changes_modules, moves_base
+from harness.models.adapters.merged_layers import merge_layers
 from harness.models.batching import CPU_COSTS, Pair, PassCosts, Size, plan
 from harness.models.cpu_kernels import prepack
 from harness.models.devices import placement
 from harness.models.devices.loaders import LOADERS
 from harness.models.devices.pass_costs import costs_of
+from harness.models.devices.two_layer_copy import copied_engine
 from harness.models.generation import Stopped, answers, pick_at_random, pick_likeliest
-from harness.models.hardware import Machine, memory
+from harness.models.hardware import Machine
 from harness.models.hub import ModelSource, load_tokenizer
-from harness.models.loglikelihood import Executor
+from harness.models.loglikelihood import Executor, layout_digest
 from harness.models.soft_prompts import soft_prompt
 from harness.models.token_scores import TokenScores, score_tokens
 from harness.models.tokenization import PromptEncoder, answer, encode_all, end_ids
@@ -63,6 +65,12 @@ class Candidate(Protocol):
         """Score each (context, continuation), in order; several may begin alike."""
 
 
+def describe_engine(engine: str, device: str, costs: PassCosts = CPU_COSTS) -> tuple[str, str]:
+    """Return the name and the layout digest of what answers with a scoring engine on a device."""
+    layout = layout_digest(engine, READING[device].tokens, costs)
+    return f"transformers/{engine}", digest([layout, READING[device], ANSWERING[device]])
+
+
 class HFCandidate(PromptEncoder):
     """A causal language model of transformers, with or without an adapter."""
 
@@ -79,8 +87,7 @@ class HFCandidate(PromptEncoder):
         device = model.device.type
         self._reading, self._answering = READING[device], ANSWERING[device]
         self._executor = Executor(model, self._reading.tokens, scoring_engine, soft_prompt, costs)
-        self.engine = f"transformers/{self._executor.engine}"
-        self.layout_digest = digest([self._executor.layout_digest, self._reading, self._answering])
+        self.engine, self.layout_digest = describe_engine(self._executor.engine, device, costs)
         longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
         self.max_context = longest - len(self._executor.prefixes.virtual_ids)
 
@@ -105,6 +112,10 @@ class HFCandidate(PromptEncoder):
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         """Score each (context, continuation) in nats; what pairs begin with in common is read once."""
         return self._executor.loglikelihoods(pairs)
+
+    def refuse_no_numbers(self) -> None:
+        """Refuse a model whose logits are no numbers (see `Executor`)."""
+        self._executor.refuse_no_numbers()
 
     def score_tokens(self, texts: Sequence[str]) -> list[TokenScores]:
         """Score the tokens of each text, of as many as the context holds.
@@ -176,7 +187,10 @@ class HFCandidate(PromptEncoder):
 
 
 class ModelHost:
-    """One base in memory; adapters are put on it and taken off again."""
+    """One base in memory; adapters are put on it and taken off again.
+
+    Where the `scoring_engine` is not known, a two-layer copy tells it, or else the base.
+    """
 
     def __init__(
         self,
@@ -191,7 +205,9 @@ class ModelHost:
         self.model.eval()
         prepack(self.model)
         self.costs = costs_of(self.model, source, machine)
-        self.base = HFCandidate(self.model, self.tokenizer, source.weights_digest, scoring_engine, self.costs)
+        known = scoring_engine or copied_engine(source.path, machine.device)
+        self.base = HFCandidate(self.model, self.tokenizer, source.weights_digest, known, self.costs)
+        self.base.refuse_no_numbers()
 
     @contextmanager
     def use_adapter(self, folder: Path, weights_digest: str) -> Iterator[HFCandidate]:
@@ -270,56 +286,9 @@ def keep_base(model: Any, config: Mapping[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def merge_adapter(candidate: Candidate) -> Iterator[None]:
-    """Serve a candidate with its adapter merged into copies of the layers that it changes; undone afterwards.
-
-    Left as it is: what has no adapter, one that is more than low-rank updates of unquantised linear
-    layers, and one for whose copies there is no memory.
-    """
-    places = _low_rank_layers(candidate.model) if isinstance(candidate, HFCandidate) else []
-    for parent, name, layer in places:
-        setattr(parent, name, _merged_layer(layer))
-    try:
+    """Serve a candidate with its adapter merged (see `merged_layers`); what has none is left as it is."""
+    with merge_layers(candidate.model) if isinstance(candidate, HFCandidate) else nullcontext():
         yield
-    finally:
-        for parent, name, layer in places:
-            setattr(parent, name, layer)
-
-
-def _low_rank_layers(model: Any) -> list[tuple[Any, str, Any]]:
-    """List an adapter's layers that can be merged, with their places; none where one of them cannot."""
-    if not hasattr(model, "peft_config") or placement.is_spread(model.get_base_model()):
-        return []
-    import torch
-    from peft.tuners import lora
-
-    def is_more(layer: Any) -> bool:
-        return bool(layer.lora_variant) or any(layer.lora_bias.values())
-
-    places: list[tuple[Any, str, Any]] = [
-        (parent, name, layer)
-        for parent in model.modules()
-        for name, layer in parent.named_children()
-        if isinstance(layer, lora.LoraLayer)
-    ]
-    plain = all(
-        type(layer) is lora.Linear and type(layer.base_layer) is torch.nn.Linear and not is_more(layer)
-        for _, _, layer in places
-    )
-    n_bytes = sum(2 * layer.base_layer.weight.nbytes for _, _, layer in places) if plain else 0
-    return places if plain and n_bytes / 2**30 < memory(model.device.type).free_gib else []
-
-
-def _merged_layer(layer: Any) -> Any:
-    """Return a linear layer of a layer's weights and its adapter's together."""
-    import torch
-
-    base = layer.base_layer
-    with torch.no_grad():
-        weight = base.weight + sum(map(layer.get_delta_weight, layer.active_adapters))
-    made = torch.nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
-    made.weight, made.bias = torch.nn.Parameter(weight, requires_grad=False), base.bias
-    prepack(made)
-    return made
 
 
 def load_base(

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import Cache, PreTrainedModel
 
-# Mean gap a token: bf16 reaches some 0.2 on such meaningless ids, a mask ignored several nats.
-_AGREEMENT_NATS = 0.5
+# Mean gap a token: 16 bits reach some 0.2 on such meaningless ids, fp32 1e-4, an ignored mask several nats.
+_AGREEMENT_NATS = {2: 0.5, 4: 0.05}  # by the bytes of a number
 # What transformers raises where a model takes no mask or cache of ours.
 UNSUPPORTED = (ValueError, RuntimeError, TypeError, LookupError, AttributeError)
 
@@ -52,6 +52,12 @@ Scored = tuple[list[float], bool]
 # How pairs are laid out: `packed` by what they begin with, under masks; `padded` to the longest of a batch;
 # `plain` one at a time, where that is asked for.
 ENGINES = ("packed", "padded", "plain")
+
+
+def layout_digest(engine: str, budget: int, costs: PassCosts = CPU_COSTS) -> str:
+    """Digest what decides the shapes that are computed together on any model."""
+    own = [] if costs == CPU_COSTS else [costs]
+    return digest([versions_of("layout"), engine, budget, *own])
 
 
 class Executor:
@@ -80,8 +86,7 @@ class Executor:
     @property
     def layout_digest(self) -> str:
         """Digest of what decides the shapes that are computed together."""
-        own = [] if self.costs == CPU_COSTS else [self.costs]
-        return digest([versions_of("layout"), self.engine, self.budget, *own])
+        return layout_digest(self.engine, self.budget, self.costs)
 
     def loglikelihoods(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         """Return the likelihood of each pair's continuation after its context, in order."""
@@ -97,6 +102,16 @@ class Executor:
         if any(isnan(sum(logprobs)) for logprobs, _ in scored):
             raise self._no_numbers()
         return scored
+
+    def refuse_no_numbers(self) -> None:
+        """Score a probe.
+
+        Raises:
+            CandidateFailed: the model's logits are no numbers, or there is no room for it.
+        """
+        found = [self._score_alone(pair)[0] for pair in self._probes()[0][:1]]
+        if any(isnan(p) for logprobs in found for p in logprobs):
+            raise self._no_numbers()
 
     def _no_numbers(self) -> CandidateFailed:
         found = f"the model's logits are no numbers in {str(self.model.dtype).removeprefix('torch.')}"
@@ -246,14 +261,18 @@ class Executor:
         if self._sees_what_follows(probes[0], alone[0]):
             found = f"{type(self.model).__name__} reads a token by those after it too"
             raise CandidateFailed(found, _ANOTHER)
-        agree = packed and all(a and _gap(a, b) < _AGREEMENT_NATS for a, b in zip(packed, alone, strict=True))
+        agree = packed and all(a and gap(a, b) < self._near for a, b in zip(packed, alone, strict=True))
         return "packed" if agree else "padded"
 
     def _sees_what_follows(self, pairs: Sequence[Pair], scored: Sequence[Sequence[float]]) -> bool:
         """Tell whether the first half of each continuation scores otherwise where the second is left out."""
         halves = [self._score_alone((context, ids[: len(ids) // 2]))[0] for context, ids in pairs]
         whole = [of[: len(half)] for of, half in zip(scored, halves, strict=True)]
-        return _gap(halves, whole) > _AGREEMENT_NATS
+        return gap(halves, whole) > self._near
+
+    @property
+    def _near(self) -> float:
+        return _AGREEMENT_NATS[self.model.dtype.itemsize]
 
     def _probes(self) -> list[list[Pair]]:
         """Return pairs that begin alike, and one that is longer than a window that there is room for."""
@@ -281,7 +300,7 @@ class Executor:
         return [found[i][0] for i in range(len(pairs))]
 
 
-def _gap(some: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> float:
+def gap(some: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> float:
     """Return the mean absolute difference of log-probabilities of the same tokens, in nats."""
     pairs = (zip(*both, strict=True) for both in zip(some, others, strict=True))
     return fmean(abs(p - q) for pair in pairs for p, q in pair)

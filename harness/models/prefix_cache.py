@@ -12,14 +12,14 @@ from harness.models import oom
 
 if TYPE_CHECKING:
     import torch
-    from transformers import Cache, PreTrainedModel
+    from transformers import Cache, PretrainedConfig, PreTrainedModel
 
 # Bytes of keys and values that are kept for later calls: the shots of some fifty subjects of a small model.
 _KEPT = 1 << 30
 
 
-def windows(model: "PreTrainedModel") -> tuple[int, ...] | None:
-    """Return the sliding window in tokens of each layer, 0 of one that sees all that was read.
+def windows(config: "PretrainedConfig") -> tuple[int, ...] | None:
+    """Return the sliding window in tokens of each layer of a model, 0 of one that sees all that was read.
 
     None where a layer keeps something else than keys, as recurrent ones do, or where windows differ: no mask
     of ours would say what such a model may see.
@@ -27,8 +27,8 @@ def windows(model: "PreTrainedModel") -> tuple[int, ...] | None:
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-    text = model.config.get_text_config(decoder=True)
-    layers: Sequence[Any] = DynamicCache(config=model.config).layers
+    text = config.get_text_config(decoder=True)
+    layers: Sequence[Any] = DynamicCache(config=config).layers
     chunked = getattr(text, "attention_chunk_size", None)
     if not layers or chunked or not set(map(type, layers)) <= {DynamicLayer, DynamicSlidingWindowLayer}:
         return None
@@ -73,7 +73,7 @@ class PrefixCache:
         self, model: "PreTrainedModel", kept_bytes: int = _KEPT, soft: "Cache | None" = None
     ) -> None:
         self._model, self._kept_bytes, self._soft = model, kept_bytes, soft
-        self.windows = windows(model)
+        self.windows = windows(model.config)
         self.is_refused = False  # once the model has taken neither our masks nor our cache
         # No ids of the vocabulary, and never read: every prefix holds them.
         self.virtual_ids = tuple(range(-int(soft.get_seq_length()), 0)) if soft else ()
@@ -132,7 +132,7 @@ def empty_cache(model: "PreTrainedModel", room: int = 0) -> "Cache":
     from transformers import Cache
     from transformers.cache_utils import DynamicLayer, StaticLayer
 
-    n_layers = len(windows(model) or ())
+    n_layers = len(windows(model.config) or ())
     return Cache(layers=[StaticLayer(room) if room else DynamicLayer() for _ in range(n_layers)])
 
 

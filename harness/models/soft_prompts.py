@@ -26,7 +26,7 @@ def soft_prompt(model: Any, engine: str) -> "Cache":
     import torch
 
     base = model.get_base_model()
-    if engine != "packed" or any(windows(base) or ()):
+    if engine != "packed" or any(windows(base.config) or ()):
         reason = "a soft prompt needs a base whose layers all attend to everything that was read"
         raise CandidateFailed(reason, "another peft_type, as LORA")
     with torch.inference_mode():
