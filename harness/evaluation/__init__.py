@@ -116,32 +116,30 @@ def evaluate_block(
 ) -> list[SampleResult]:
     """Ask the candidate one block of items, which may be `encoded` already, and score what it answers."""
     examples = job.examples[index * BLOCK : (index + 1) * BLOCK]
-    items = encoded or encode_block(candidate, job, index)
-    outputs: dict[int, Output] = {}
-    merged: dict[int, bool] = {}
+    block = _Block(candidate, job, examples, encoded or encode_block(candidate, job, index))
+    outputs: _Outputs = {}
     for route in (_too_long, _rank, _whole_texts, _generate):
-        left = [i for i in range(len(examples)) if i not in outputs]
-        outputs.update(route(candidate, job, examples, items, left, merged))
-    return [
-        _row(job, index * BLOCK + i, e, items[i].context, outputs[i], merged.get(i, False))
-        for i, e in enumerate(examples)
-    ]
+        outputs |= route(block, [i for i in range(len(examples)) if i not in outputs])
+    return [_row(block, i, index * BLOCK + i, outputs[i]) for i in range(len(examples))]
 
 
-Route = Mapping[int, Output]
+class _Block(NamedTuple):
+    """Items that a candidate is asked together."""
+
+    candidate: Candidate
+    job: Job
+    examples: Sequence[Example]
+    items: Sequence[EncodedItem]
 
 
-def _too_long(
-    candidate: Candidate,
-    job: Job,
-    examples: Sequence[Example],
-    items: Sequence[EncodedItem],
-    left: Sequence[int],
-    merged: dict[int, bool],
-) -> Route:
+_Outputs = dict[int, Output]
+
+
+def _too_long(block: _Block, left: Sequence[int]) -> _Outputs:
     """A prompt that does not fit is an error row: counted, never cut."""
-    room = candidate.max_context - (job.task.max_new_tokens if job.task.kind == "generate" else 0)
-    return {i: _unfit(n, room) for i in left if (n := len(items[i].context.context)) > room}
+    task = block.job.task
+    room = block.candidate.max_context - (task.max_new_tokens if task.kind == "generate" else 0)
+    return {i: _unfit(n, room) for i in left if (n := len(block.items[i].context.context)) > room}
 
 
 def _unfit(n_tokens: int, room: int) -> Output:
@@ -153,22 +151,15 @@ def _size(encoded: Encoded) -> int:
     return len(encoded.context) + len(encoded.continuation)
 
 
-def _rank(
-    candidate: Candidate,
-    job: Job,
-    examples: Sequence[Example],
-    items: Sequence[EncodedItem],
-    left: Sequence[int],
-    merged: dict[int, bool],
-) -> Route:
+def _rank(block: _Block, left: Sequence[int]) -> _Outputs:
     """Rank an item's choices by log-likelihood: choice tasks, and closed sets under `answer: rank`."""
+    candidate, job, examples, items = block
     encoded = {i: items[i].scored for i in left if _is_ranked(job, examples[i])}
     if not encoded:
         return {}
     wanted, room = list(encoded), candidate.max_context
     unfit = {i: _unfit(n, room) for i in wanted if (n := max(map(_size, encoded[i]))) > room}
     wanted = [i for i in wanted if i not in unfit]
-    merged.update({i: any(e.merged for e in encoded[i]) for i in wanted})
     start = time.perf_counter()
     scores = iter(candidate.loglikelihood([(e.context, e.continuation) for i in wanted for e in encoded[i]]))
     likelihoods = {i: [next(scores) for _ in encoded[i]] for i in wanted}
@@ -176,23 +167,16 @@ def _rank(
     return unfit | {i: _choice(job, examples[i], encoded[i], likelihoods[i], share) for i in wanted}
 
 
-def _whole_texts(
-    candidate: Candidate,
-    job: Job,
-    examples: Sequence[Example],
-    items: Sequence[EncodedItem],
-    left: Sequence[int],
-    merged: dict[int, bool],
-) -> Route:
+def _whole_texts(block: _Block, left: Sequence[int]) -> _Outputs:
     """Score whole texts for bits per byte."""
-    if job.task.kind != "bits_per_byte":
+    if block.job.task.kind != "bits_per_byte":
         return {}
-    room = candidate.max_context
-    encoded = {i: items[i].scored[0] for i in left}
+    room = block.candidate.max_context
+    encoded = {i: block.items[i].scored[0] for i in left}
     unfit = {i: _unfit(n, room) for i, e in encoded.items() if (n := _size(e)) > room}
     fit = {i: e for i, e in encoded.items() if i not in unfit}
     start = time.perf_counter()
-    scores = candidate.loglikelihood([(e.context, e.continuation) for e in fit.values()])
+    scores = block.candidate.loglikelihood([(e.context, e.continuation) for e in fit.values()])
     share = (time.perf_counter() - start) / max(len(fit), 1)
     return unfit | {
         i: Output(
@@ -201,20 +185,14 @@ def _whole_texts(
             _size(e),
             compute_s=share,
             gold_logprob=s.logprob,
-            gold_bytes=len(examples[i].references[0].encode()),
+            gold_bytes=len(block.examples[i].references[0].encode()),
         )
         for (i, e), s in zip(fit.items(), scores, strict=True)
     }
 
 
-def _generate(
-    candidate: Candidate,
-    job: Job,
-    examples: Sequence[Example],
-    items: Sequence[EncodedItem],
-    left: Sequence[int],
-    merged: dict[int, bool],
-) -> Route:
+def _generate(block: _Block, left: Sequence[int]) -> _Outputs:
+    candidate, job, examples, items = block
     if job.decoding is not None:
         asked = [Asked(examples[i], items[i].context) for i in left]
         return dict(zip(left, draw_answers(candidate, job.task, job.decoding, asked), strict=True))
@@ -245,9 +223,9 @@ def _choice(
     )
 
 
-def _row(
-    job: Job, position: int, example: Example, context: Encoded, output: Output, merged: bool
-) -> SampleResult:
+def _row(block: _Block, i: int, position: int, output: Output) -> SampleResult:
+    job, example, item = block.job, block.examples[i], block.items[i]
+    is_ranked = output.finish_reason == "ranked" and _is_ranked(job, example)
     return SampleResult(
         task=job.task.name,
         split=job.split,
@@ -263,8 +241,8 @@ def _row(
         n_prompt_tokens=output.n_prompt_tokens,
         n_output_tokens=output.n_output_tokens,
         compute_s=output.compute_s,
-        prompt_digest=digest(context.context),
-        boundary_merged=merged,
+        prompt_digest=digest(item.context.context),
+        boundary_merged=is_ranked and any(e.merged for e in item.scored),
         passages=example.passages,
         recall=recall(example),
         **answer_fields(job, example.references, output, lambda one: score_output(job, example, one)),
