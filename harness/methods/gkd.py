@@ -10,19 +10,15 @@ from collections.abc import Iterator
 
 from harness.errors import Problem, UserError
 from harness.models.hub import ModelSource
-from harness.plugins import Method
 from harness.spec import Recipe
 from harness.training import (
     DistilledParams,
     FitContext,
     LoraParams,
     Weights,
-    adapter_parameters,
-    adapter_weights,
     distill,
-    leave_out,
-    lora_config,
-    lower_rank,
+    low_rank,
+    low_rank_method,
     teacher_digest,
     teacher_of,
     teacher_problem,
@@ -61,17 +57,13 @@ def fit(context: FitContext, params: Params) -> Weights:
         CandidateFailed: the teacher has another vocabulary, out of memory, no row fits, or the loss was not a
             number.
     """
-    training = distill(context, params, lora_config(params), context.folder / "adapter")
-    return adapter_weights(context, training)
+    return low_rank(context, params, distill)
 
 
-METHOD = Method(
-    params=Params,
-    fit=fit,
-    makes="adapter",
-    trains=True,
+METHOD = low_rank_method(
+    Params,
+    fit,
     draws_from="train",
-    seeded=True,
     init_from="adapter",
     hooks=("penalty",),
     loops=("training", "tokens", "distillation"),
@@ -80,7 +72,4 @@ METHOD = Method(
     problems=problems,
     teacher=teacher_of,
     extra_tokens=extra_tokens,
-    adapter_parameters=adapter_parameters,
-    lower_rank=lower_rank,
-    leave_out=leave_out,
 )

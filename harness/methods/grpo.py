@@ -6,19 +6,16 @@ the base, which is then the reference, with it the adapter of another candidate 
 Source: Shao et al. 2024 (arXiv:2402.03300); trained by TRL's GRPOTrainer.
 """
 
+from functools import partial
 from typing import Literal
 
-from harness.plugins import Method
 from harness.training import (
     FitContext,
     LoraParams,
     ReinforcedParams,
     Weights,
-    adapter_parameters,
-    adapter_weights,
-    leave_out,
-    lora_config,
-    lower_rank,
+    low_rank,
+    low_rank_method,
     train_on_rewards,
 )
 
@@ -36,23 +33,16 @@ def fit(context: FitContext, params: Params) -> Weights:
     Raises:
         CandidateFailed: no reward is named, out of memory, no prompt fits, or the loss was not a number.
     """
-    training = train_on_rewards(context, params, "GRPO", lora_config(params), context.folder / "adapter")
-    return adapter_weights(context, training)
+    return low_rank(context, params, partial(train_on_rewards, "GRPO"))
 
 
-METHOD = Method(
-    params=Params,
-    fit=fit,
-    makes="adapter",
-    trains=True,
+METHOD = low_rank_method(
+    Params,
+    fit,
     draws_from="train",
-    seeded=True,
     init_from="adapter",
     rewarded=True,
     hooks=("penalty",),
     loops=("training", "tokens", "heads", "reinforcement"),
     shape_params=tuple(LoraParams.model_fields),
-    adapter_parameters=adapter_parameters,
-    lower_rank=lower_rank,
-    leave_out=leave_out,
 )

@@ -6,17 +6,13 @@ adapter of another candidate is trained further, and that candidate is the refer
 Source: Ethayarajh et al. 2024 (arXiv:2402.01306); trained by TRL's KTOTrainer.
 """
 
-from harness.plugins import Method
 from harness.training import (
     FitContext,
     LoraParams,
     UnpairedParams,
     Weights,
-    adapter_parameters,
-    adapter_weights,
-    leave_out,
-    lora_config,
-    lower_rank,
+    low_rank,
+    low_rank_method,
     preference_without_pairs,
 )
 
@@ -31,23 +27,16 @@ def fit(context: FitContext, params: Params) -> Weights:
     Raises:
         CandidateFailed: out of memory, no answer fits, or the loss was not a number.
     """
-    training = preference_without_pairs(context, params, lora_config(params), context.folder / "adapter")
-    return adapter_weights(context, training)
+    return low_rank(context, params, preference_without_pairs)
 
 
-METHOD = Method(
-    params=Params,
-    fit=fit,
-    makes="adapter",
-    trains=True,
+METHOD = low_rank_method(
+    Params,
+    fit,
     draws_from="pairs",
     unpaired=True,
-    seeded=True,
     init_from="adapter",
     hooks=("penalty", "step"),
     loops=("training", "tokens", "heldout", "unpaired"),
     shape_params=tuple(LoraParams.model_fields),
-    adapter_parameters=adapter_parameters,
-    lower_rank=lower_rank,
-    leave_out=leave_out,
 )

@@ -6,16 +6,7 @@ Source: Hu et al. 2021 (arXiv:2106.09685); defaults (all linear layers, a learni
 ten times that of full fine-tuning) after Biderman et al. 2024 (arXiv:2405.09673).
 """
 
-from harness.plugins import Method
-from harness.training import (
-    FitContext,
-    LowRankParams,
-    Weights,
-    adapter_parameters,
-    leave_out,
-    low_rank,
-    lower_rank,
-)
+from harness.training import FitContext, LowRankParams, Weights, low_rank, low_rank_method
 
 
 class Params(LowRankParams):
@@ -27,19 +18,13 @@ def fit(context: FitContext, params: Params) -> Weights:
     return low_rank(context, params)
 
 
-METHOD = Method(
-    params=Params,
-    fit=fit,
-    makes="adapter",
-    trains=True,
+METHOD = low_rank_method(
+    Params,
+    fit,
     draws_from="train",
-    seeded=True,
     hooks=("mix", "penalty", "step", "arguments", "smoothing"),
     data_parallel=True,
     loops=("training", "tokens", "sft"),
-    adapter_parameters=adapter_parameters,
-    lower_rank=lower_rank,
-    leave_out=leave_out,
     # Rates of Dettmers et al. 2023 (arXiv:2305.14314) for 7 to 65 billion parameters; small models need more.
     # One replayed row for each training row kept most of what the quickstart's base could do.
     proposal=lambda situation: {

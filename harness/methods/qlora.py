@@ -6,16 +6,7 @@ puts the same adapter on the base as it was, and is another candidate.
 Source: Dettmers et al. 2023 (arXiv:2305.14314); quantisation by bitsandbytes.
 """
 
-from harness.plugins import Method
-from harness.training import (
-    FitContext,
-    LowRankParams,
-    Weights,
-    adapter_parameters,
-    leave_out,
-    low_rank,
-    lower_rank,
-)
+from harness.training import FitContext, LowRankParams, Weights, low_rank, low_rank_method
 
 
 class Params(LowRankParams):
@@ -27,19 +18,13 @@ def fit(context: FitContext, params: Params) -> Weights:
     return low_rank(context, params)
 
 
-METHOD = Method(
-    params=Params,
-    fit=fit,
-    makes="adapter",
-    trains=True,
+METHOD = low_rank_method(
+    Params,
+    fit,
     draws_from="train",
-    seeded=True,
     quantization="nf4",
     hooks=("mix", "penalty", "step", "arguments", "smoothing"),
     loops=("training", "tokens", "sft"),
-    adapter_parameters=adapter_parameters,
-    lower_rank=lower_rank,
-    leave_out=leave_out,
     proposal=lambda situation: {
         "params": {"r": 16},
         "sweep": {"learning_rate": [2e-4, 1e-3] if situation.small_base else [1e-4, 2e-4]},

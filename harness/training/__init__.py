@@ -41,9 +41,9 @@ from harness.training.lora import (
     LoraParams,
     LowRankParams,
     adapter_parameters,
-    leave_out,
     lora_config,
     low_rank,
+    low_rank_method,
     lower_rank,
 )
 from harness.training.parallel.processes import can_share, rows_of_each
@@ -87,10 +87,10 @@ __all__ = [
     "fine_tune",
     "head_digest",
     "labelled_texts",
-    "leave_out",
     "logged_until",
     "lora_config",
     "low_rank",
+    "low_rank_method",
     "lower_rank",
     "model_digest",
     "open_embedding",

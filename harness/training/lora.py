@@ -3,13 +3,16 @@
 Invariant: only the adapter is trained; its digest is that of the adapter on the base it was trained on.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from harness.models.memory import lora_parameters
 from harness.models.memory.shape import Shape
+from harness.plugins import Method
 from harness.progress import quiet_libraries
+from harness.records import TrainingRecord
 from harness.spec import Spec
 from harness.training.context import FitContext, Weights, adapter_weights
 from harness.training.sft import SupervisedParams, fine_tune
@@ -57,15 +60,30 @@ class LowRankParams(SupervisedParams, LoraParams):
     """PEFT's names beside TRL's."""
 
 
-def low_rank(context: FitContext, params: LowRankParams) -> Weights:
-    """Train an adapter on the context's base and save it under `adapter/`.
+def low_rank(
+    context: FitContext, params: LoraParams, train: Callable[..., TrainingRecord] = fine_tune
+) -> Weights:
+    """Let `train` fit an adapter on the context's base, and save it under `adapter/`.
 
     Raises:
         CandidateFailed: out of memory, no row fits, or the loss was not a number.
     """
-    folder = context.folder / "adapter"
-    training = fine_tune(context, params, lora_config(params), folder)
-    return adapter_weights(context, training)
+    return adapter_weights(context, train(context, params, lora_config(params), context.folder / "adapter"))
+
+
+def low_rank_method(params: type[LoraParams], fit: Callable[..., Weights], **own: Any) -> Method:
+    """Declare a method that trains a new low-rank adapter; `own` are its other fields of `Method`."""
+    return Method(
+        params=params,
+        fit=fit,
+        makes="adapter",
+        trains=True,
+        seeded=True,
+        adapter_parameters=adapter_parameters,
+        lower_rank=lower_rank,
+        leave_out=leave_out,
+        **own,
+    )
 
 
 def lower_rank(params: LoraParams, by: int) -> dict[str, Any]:

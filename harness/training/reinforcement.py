@@ -72,9 +72,9 @@ class ReinforcedParams(LoopParams):
 
 
 def train_on_rewards(
+    algorithm: Algorithm,
     context: FitContext,
     params: ReinforcedParams,
-    algorithm: Algorithm,
     peft_config: "PeftConfig",
     save_to: Path,
 ) -> TrainingRecord:
