@@ -106,7 +106,7 @@ def test_ties_keeps_of_each_value_what_most_adapters_agree_on(tiny, tmp_path, ad
 
 
 def test_adapters_of_unlike_rank_are_refused_where_the_way_needs_one(tiny, tmp_path, adapters):
-    told = "linear of 0 of rank 2, 1 of rank 3, where adapters of one rank are expected"
+    told = "linear of adapter 1 of rank 2, adapter 2 of rank 3, where adapters of one rank are expected"
     with pytest.raises(CandidateFailed, match=told):
         merge(tiny, tmp_path, [adapters[0], adapters[2]], combination_type="linear")
 

@@ -173,6 +173,10 @@ def test_too_few_steps_for_adalora_fail_with_what_to_turn(tiny, tmp_path):
     [
         ("peft_type: LORRA", "peft_type 'LORRA'; expected one of PEFT's families .*LORA"),
         ("peft_type: IA3, rank: 4", "unknown parameter 'rank'"),
+        (
+            "peft_type: LORA, task_type: CAUSAL_LM",
+            "'task_type'.*training does not set.*next: remove task_type",
+        ),
         ("peft_type: XLORA", "peft_type 'XLORA', which has a training of its own in PEFT"),
         ("peft_type: ADAPTION_PROMPT", "no adapter_len and no adapter_layers"),
         ("peft_type: LORA, init_lora_weights: loftq", "this machine has none"),
@@ -191,6 +195,10 @@ def test_too_few_steps_for_adalora_fail_with_what_to_turn(tiny, tmp_path):
         ("peft_type: LORA, target_modules: '('", "unterminated"),
         ("peft_type: PROMPT_TUNING", "num_virtual_tokens"),
         ("peft_type: VERA}, sweep: {rnk: [1, 2]", "unknown parameter 'rnk'"),
+        (
+            "r: 4}, sweep: {peft_type: [LORA, IA3]",
+            r"sweep of peft_type, .*params: {peft_type: \[LORA, IA3\]}",
+        ),
     ],
 )
 def test_a_family_that_cannot_be_trained_is_refused_before_anything_runs(tiny, tmp_path, params, said):

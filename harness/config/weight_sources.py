@@ -263,6 +263,9 @@ def _check_sweep(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iter
             yield Problem(where, found, "one set of parameters", "choose by its held-out accuracy")
         elif name not in fields and method.params.model_config.get("extra") != "allow":
             yield Problem(where, f"a {key} of {name!r}", "a parameter", did_you_mean(name, fields))
+        elif name in fields and fields[name].is_required():
+            step = f"params: {{{name}: [{', '.join(map(str, values))}]}}, a candidate for each"
+            yield Problem(where, f"a {key} of {name}, which has no default", "it in params", step)
         elif name in recipe.params:
             found = f"{name} in params and in {key}"
             yield Problem(where, found, "it in one of the two", "remove it from params")

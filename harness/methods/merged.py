@@ -108,7 +108,8 @@ def fit(context: FitContext, params: Params) -> Weights:
             f"{len(weights)} weights of {n} adapters", "a weight for each of two adapters or more"
         )
     configs = {
-        str(i): parse_json((path / CONFIG).read_text("utf-8")) for i, path in enumerate(context.merges)
+        f"adapter {i}": parse_json((path / CONFIG).read_text("utf-8"))
+        for i, path in enumerate(context.merges, start=1)
     }
     if found := unlike(configs, params.combination_type):
         raise CandidateFailed(f"{found[0]}, where {found[1]} are expected", found[2])

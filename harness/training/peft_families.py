@@ -78,6 +78,9 @@ def family_problems(
         return [Problem(where, f"peft_type {peft_type!r}{why}", expected, "another family" if why else step)]
     names = [f.name for f in fields(known[peft_type]) if f.name not in _SET_HERE]
     unknown = [name for name in params if name not in names]
+    if own := [name for name in unknown if name in _SET_HERE]:
+        expected = f"parameters of PEFT's {known[peft_type].__name__} that the training does not set itself"
+        return [Problem(where, f"parameter {n!r}", expected, f"remove {n}") for n in own]
     if unknown:
         expected = f"a parameter of PEFT's {known[peft_type].__name__} or of TRL's trainer"
         return [Problem(where, f"unknown parameter {n!r}", expected, did_you_mean(n, names)) for n in unknown]
