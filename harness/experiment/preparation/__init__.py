@@ -28,8 +28,9 @@ from harness.experiment.weights.prompt_search import choose_prompts
 from harness.metrics import Metric, load_metrics
 from harness.models.chat_templates.base_templates import with_templates
 from harness.models.devices.placement import Room, free_room
+from harness.models.embedded_model import expected_s
 from harness.models.hardware import Machine, probe
-from harness.models.hub import ModelSource, expected_s, resolve, with_switches
+from harness.models.hub import ModelSource, resolve, with_switches
 from harness.progress import Progress
 from harness.spec import Experiment, Role, Task
 from harness.store import Store

@@ -16,7 +16,7 @@ from harness.errors import Problem, UserError
 from harness.evaluation import costs
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.session import Session
-from harness.models import hub, memory
+from harness.models import embedded_model, hub, memory
 from harness.models.adapters import CONFIG, Tensor, expert_parameters, parameters_of
 from harness.models.hub import ModelSource
 from harness.models.memory import Peak
@@ -304,8 +304,8 @@ def _headers(name: str) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
         UserError: it is neither a folder with a configuration nor a hub id that can be asked for.
     """
     folder = Path(name).expanduser()
-    if name in hub.NAMES:
-        folder = hub.unpack()
+    if name in embedded_model.NAMES:
+        folder = embedded_model.unpack()
     if not folder.is_dir():
         return hub.remote_headers(name.removeprefix(HUB), "--base")
     config = read_config(folder)

@@ -24,7 +24,7 @@ from harness.experiment.scaffold.time_bound import bound_time, time_sentence
 from harness.experiment.scaffold.yaml_text import SCHEMA, experiment_text, suite_text
 from harness.formatting import pluralize, seconds
 from harness.models import hardware, hub
-from harness.models.hub import NAMES as EMBEDDED
+from harness.models.embedded_model import NAMES as EMBEDDED
 from harness.models.hub import ModelSource
 from harness.spec import HUB, Task
 

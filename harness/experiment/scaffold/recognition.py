@@ -14,7 +14,7 @@ from harness.data.formats.turns import formed_fields
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
 from harness.formatting import pluralize
-from harness.models.hub import NAMES as EMBEDDED
+from harness.models.embedded_model import NAMES as EMBEDDED
 from harness.records import Example
 from harness.spec import HUB, Task
 

@@ -10,7 +10,7 @@ from harness.evaluation.regularization import mix_context
 from harness.evaluation.rows.row_sets import prompting_digest
 from harness.evaluation.session import Session
 from harness.metrics import version as metric_version
-from harness.models.hub import content_digest
+from harness.models.model_folder import content_digest
 from harness.plugins import Method
 from harness.prompting._words import is_unspaced
 from harness.provenance.code_versions import versions_of

