@@ -228,6 +228,17 @@ def read_weights(candidate: ResolvedCandidate, folder: Path) -> Weights | None:
     return Weights(made["kind"], own, folder, training, served)
 
 
+def merge_weights(weights: Weights) -> Weights:
+    """Return an adapter's weights as they answer merged into a base in 16 bits: rounded, so others.
+
+    Raises:
+        CandidateFailed: they are no adapter's.
+    """
+    if weights.kind != "adapter":
+        raise CandidateFailed(f"serve_merged, and weights of the kind {weights.kind}", "leaving it out")
+    return weights._replace(digest=digest([weights.digest, "serve_merged"]), merged=True)
+
+
 def refuse_damaged(weights: Weights) -> None:
     """Refuse trained weights whose files are no longer those that were made; others have none to check.
 

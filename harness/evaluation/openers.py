@@ -35,10 +35,15 @@ def open_model(session: Session, weights: Weights) -> Iterator[Candidate]:
 
 @contextmanager
 def open_adapter(session: Session, weights: Weights) -> Iterator[Candidate]:
-    """Open the base with an adapter."""
-    host = session.host(_source(session, weights))
-    with host.use_adapter(_folder(weights) / "adapter", weights.digest) as candidate:
-        yield candidate
+    """Open the base with an adapter, merged where that is asked for."""
+    host, folder = session.host(_source(session, weights)), _folder(weights) / "adapter"
+    if weights.merged:
+        assert isinstance(host, ModelHost), "serve_merged is refused for other engines"
+        with host.use_adapter(folder, weights.digest, merged=True) as candidate:
+            yield candidate
+        return
+    with host.use_adapter(folder, weights.digest) as opened:
+        yield opened
 
 
 @contextmanager

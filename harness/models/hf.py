@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     import torch
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
+_NOT_MERGED = (
+    "serve_merged, and an adapter that is more than low-rank updates of unquantised linear layers, "
+    "or no memory for copies of these"
+)
 READING = {"cpu": Size(512, 1024), "cuda": Size(512, 16_384)}
 # What is generated together; its keys and values lie in memory.
 ANSWERING = {"cpu": Size(512, 32_768), "cuda": Size(512, 262_144)}
@@ -210,14 +214,17 @@ class ModelHost:
         self.base.refuse_no_numbers()
 
     @contextmanager
-    def use_adapter(self, folder: Path, weights_digest: str) -> Iterator[HFCandidate]:
+    def use_adapter(
+        self, folder: Path, weights_digest: str, *, merged: bool = False
+    ) -> Iterator[HFCandidate]:
         """Yield the base with the adapter of a folder; the base is itself again afterwards.
 
-        In fp32 it is merged, where it can be; in less precision merged weights would lose small updates.
+        In fp32 it is merged, where it can be; in less precision, where merged weights lose small updates,
+        only if that is asked for.
 
         Raises:
-            CandidateFailed: layers of the base lie in main memory beside a GPU or on the disk, or the adapter
-                holds weights that are no numbers.
+            CandidateFailed: layers of the base lie in main memory beside a GPU or on the disk, the adapter
+                holds weights that are no numbers, or it was to be merged and cannot be.
         """
         from peft import PeftModel
 
@@ -225,12 +232,13 @@ class ModelHost:
         refuse_infinite(folder)
         config = parse_json((folder / CONFIG).read_text("utf-8"))
         with keep_base(self.model, config):
+            # Products are computed in the base's precision, merged weights rounded to it once.
             model: Any = PeftModel.from_pretrained(
-                self.model, str(folder), autocast_adapter_dtype=False, torch_device=self.machine.device
+                self.model, str(folder), autocast_adapter_dtype=merged, torch_device=self.machine.device
             )
             model.eval()
             engine = self.base.engine.partition("/")[2]
-            if model.active_peft_config.is_prompt_learning:
+            if model.active_peft_config.is_prompt_learning and not merged:
                 soft = soft_prompt(model, engine)
                 yield HFCandidate(self.model, self.tokenizer, weights_digest, engine, self.costs, soft)
                 return
@@ -238,7 +246,10 @@ class ModelHost:
                 prepack(model)
             candidate = HFCandidate(model, self.tokenizer, weights_digest, engine, self.costs)
             try:
-                with merge_adapter(candidate) if self.machine.precision == "fp32" else nullcontext():
+                merges = merged or self.machine.precision == "fp32"
+                with merge_layers(model) if merges else nullcontext(False) as is_merged:
+                    if merged and not is_merged:
+                        raise CandidateFailed(_NOT_MERGED, "leaving out serve_merged")
                     yield candidate
             finally:
                 getattr(model.base_model, "unload", lambda: None)()

@@ -57,9 +57,10 @@ class Recipe(Spec):
     `path` is where weights made elsewhere lie. `base_model` is this candidate's own, where it is not the
     experiment's. `quantization` is what the base is quantised to on which an adapter is trained: NF4, or
     `int8` (LLM.int8). `serve_on` puts an adapter on the base quantised to one of them, or on
-    the base as it is (`bf16`, whatever the machine's precision). `sweep` tries each value of the
-    parameters it names and keeps the best on validation; of a method that trains nothing they are `system`,
-    `template`, `answer` and `prompting`, each with a list. `search` tries `trials` points of ranges
+    the base as it is (`bf16`, whatever the machine's precision). `serve_merged` answers with the adapter of
+    `weights_of` merged into the base's weights, which rounds these in 16 bits. `sweep` tries each value of
+    the parameters it names and keeps the best on validation; of a method that trains nothing they are
+    `system`, `template`, `answer` and `prompting`, each with a list. `search` tries `trials` points of ranges
     (`[1e-5, 1e-3, log]`, `[0, 0.2, linear]`) and choices (`[8, 16, 32]`), which Optuna proposes by what was
     found of those before. `prune` names the pruner of Optuna that ends trials early, with its parameters,
     by what they score on validation at the points of `track`; `trials` are then the budget, in whole
@@ -88,6 +89,7 @@ class Recipe(Spec):
     role: Literal["candidate", "baseline"] = "candidate"
     quantization: Literal["nf4", "int8"] | None = None
     serve_on: Literal["nf4", "int8", "bf16"] | None = None
+    serve_merged: bool = False
     sweep: dict[str, list[Any]] = {}
     search: dict[str, list[Any]] = {}
     trials: int = Field(16, ge=2, le=64)
@@ -167,6 +169,8 @@ class Recipe(Spec):
                 "reward, path, base_model, quantization, sweep, search, prune, subject_to, regularize, "
                 "track, train, mix and corrupt"
             )
+        if self.serve_merged and not self.weights_of:
+            raise ValueError("serve_merged is a candidate of its own: add weights_of, the adapter it merges")
         if (self.init_from or self.merges) and (self.base_model or self.quantization):
             key = "init_from takes" if self.init_from else "merges takes"
             raise ValueError(f"{key} another candidate's base: leave out base_model and quantization")

@@ -85,7 +85,8 @@ class Weights(NamedTuple):
     An `adapter` lies in `folder/adapter`; a `delta` (see `models.deltas`), a whole `model`, a `reward` model,
     a classification `head` and one of an `embedding` likewise in folders of these names; of an endpoint the
     kind is the protocol it is asked by (`completions` or `chat`). `source` is the base as it is served; None
-    is the experiment's own, and what a method gives back. `choosers` names the reward models that choose
+    is the experiment's own, and what a method gives back. An adapter that is `merged` answers from copies of
+    the base's layers with its own added. `choosers` names the reward models that choose
     among several answers of these weights.
     """
 
@@ -106,6 +107,7 @@ class Weights(NamedTuple):
     training: TrainingRecord = TrainingRecord()
     source: ModelSource | None = None
     choosers: tuple[tuple[str, "Weights"], ...] = ()
+    merged: bool = False
 
     @property
     def is_language_model(self) -> bool:

@@ -14,7 +14,12 @@ from harness.experiment.analysis import target_comparisons as against
 from harness.experiment.analysis.gate_results import judge_runs
 from harness.experiment.analysis.human_labels import calibrations
 from harness.experiment.analysis.item_changes import describe_diversity, find_flips
-from harness.experiment.analysis.run_remarks import count_noteworthy, count_unanswered, count_uncited
+from harness.experiment.analysis.run_remarks import (
+    count_noteworthy,
+    count_unanswered,
+    count_uncited,
+    note_merged,
+)
 from harness.experiment.runs.stored_rows import Reader, Rows
 from harness.gating import TaskComparison
 from harness.records import Run
@@ -112,10 +117,11 @@ def _steps(
 
 
 def _count_noteworthy_rows(session: Session, reader: Reader, runs: Sequence[Run]) -> Iterator[str]:
-    """Yield what is counted of single rows: those that failed, cite nothing, or are noteworthy."""
+    """Yield what is counted of single rows: those that failed, cite nothing, are noteworthy, or rounded."""
     yield from count_unanswered(session, reader, runs)
     yield from count_uncited(session, reader, runs)
     yield from count_noteworthy(session, reader, runs)
+    yield from note_merged(session, reader, runs)
 
 
 def _explain_not_admitted(runs: Collection[Sequence[TaskComparison]], policy: GatePolicy) -> dict[str, str]:

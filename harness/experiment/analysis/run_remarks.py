@@ -70,6 +70,32 @@ def count_noteworthy(session: Session, reader: Reader, runs: Iterable[Run]) -> I
         yield from (f"{', '.join(names)}: {what}: {counted}" for counted, names in alike.items())
 
 
+def note_merged(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
+    """Say by how much answers of merged weights differ from those of the base with its adapter beside it."""
+    done = [run for run in runs if run.state == "done"]
+    for run in done:
+        recipe = session.candidates[run.candidate].recipe
+        apart = next((r for r in done if (r.candidate, r.seed) == (recipe.weights_of, run.seed)), None)
+        if not recipe.serve_merged or apart is None:
+            continue
+        if run.weights_digest == apart.weights_digest:
+            yield f"{run.candidate}: serve_merged changes nothing in fp32, where each adapter answers merged"
+            continue
+        tasks = (m for m in session.tasks if {f"{m.task.name}/test"} <= {*run.rows} & {*apart.rows})
+        both = [zip(reader.of(run, m), reader.of(apart, m), strict=True) for m in tasks]
+        pairs = [(a, b) for rows in both for a, b in rows if a.prompt == b.prompt]
+        gaps = [
+            abs(a.gold_logprob - b.gold_logprob)
+            for a, b in pairs
+            if a.gold_logprob is not None and b.gold_logprob is not None
+        ]
+        nats = f", log p of {pluralize(len(gaps), 'item')} by up to {max(gaps):.2g} nats" if gaps else ""
+        n = sum(a.text != b.text for a, b in pairs)
+        of = f"{count(n)} of {pluralize(len(pairs), 'answer')}"
+        merged = f"{run.candidate}: merged in {session.machine.precision}"
+        yield f"{merged}, {of} differ from {apart.candidate}'s{nats}"
+
+
 def list_remarks(session: Session, runs: Sequence[Run]) -> list[str]:
     """List the sentences about finished runs."""
     done = [run for run in runs if run.state == "done"]

@@ -59,6 +59,7 @@ def refuse_weights(session: Session, loaded: Loaded) -> None:
         problems += [*tracking_problems(candidate), *proposals.problems(candidate)]
         problems += [*constraint_problems(session, candidate), *sharing_problems(session, candidate)]
     problems += [*missing_gpus(session), *engine_problems(session, selected, needed)]
+    problems += [problem for name in selected for problem in _merging_problems(session, known[name])]
     problems += endpoint_problems(session, {name: loaded.places[name] for name in selected})
     if problems:
         raise UserError(problems)
@@ -174,6 +175,22 @@ def engine_problems(
             yield Problem(f"candidate {name}", found, "an adapter or a whole model", vllm.OTHERWISE)
     for candidate in needed:
         yield from _adapter_problems(candidate)
+
+
+def _merging_problems(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield what forbids to serve an adapter merged into the weights of its base."""
+    if not candidate.recipe.serve_merged:
+        return
+    where = f"candidate {candidate.name}"
+    if "adapter" not in candidate.makes.split(plugins.OR):
+        found = f"serve_merged, and weights of the kind {candidate.makes}"
+        yield Problem(where, found, "weights_of that name an adapter", "remove serve_merged")
+    if candidate.served_base.quantization:
+        found = f"serve_merged, and a base in {candidate.served_base.quantization}"
+        yield Problem(where, found, "a base as it was", "serve_on: bf16, or remove serve_merged")
+    if session.experiment.engine != "transformers":
+        found = f"serve_merged, and engine: {session.experiment.engine}"
+        yield Problem(where, found, "the engine that merges", "engine: transformers, or remove serve_merged")
 
 
 def _absent_engine(policy: VllmPolicy) -> Iterator[Problem]:

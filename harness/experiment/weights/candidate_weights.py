@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.errors import CandidateFailed, Diverged
-from harness.evaluation.candidates import ResolvedCandidate, base_weights, read_weights
+from harness.evaluation.candidates import ResolvedCandidate, base_weights, merge_weights, read_weights
 from harness.evaluation.session import Session
 from harness.experiment.weights import proposals
 from harness.experiment.weights.capability_on_validation import forgetting_on_validation
@@ -32,15 +32,22 @@ def ensure_weights(session: Session, candidate: ResolvedCandidate, seed: int) ->
     """Return the weights of a candidate, made now or before."""
     weights = _weights(session, candidate, seed, make=True)
     assert weights is not None
-    return weights
+    return _as_served(session, candidate, weights)
 
 
 def stored_weights(session: Session, candidate: ResolvedCandidate, seed: int) -> Weights | None:
     """Return the weights of a candidate where they were made before; None also where making them diverged."""
     try:
-        return _weights(session, candidate, seed, make=False)
+        found = _weights(session, candidate, seed, make=False)
     except Diverged:
         return None
+    return found and _as_served(session, candidate, found)
+
+
+def _as_served(session: Session, candidate: ResolvedCandidate, weights: Weights) -> Weights:
+    """Return weights as the candidate answers with them; in fp32 every adapter answers merged."""
+    rounds = candidate.recipe.serve_merged and session.machine.precision != "fp32"
+    return merge_weights(weights) if rounds else weights
 
 
 def _weights(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:

@@ -54,12 +54,13 @@ def _low_rank_layers(model: Any) -> list[tuple[Any, str, Any]]:
 
 
 def _merged_layer(layer: Any) -> Any:
-    """Return a linear layer of a layer's weights and its adapter's together."""
+    """Return a linear layer of a layer's weights and its adapter's together, rounded once."""
     import torch
 
     base = layer.base_layer
     with torch.no_grad():
         weight = base.weight + sum(map(layer.get_delta_weight, layer.active_adapters))
+        weight = weight.to(base.weight.dtype)
     made = torch.nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
     made.weight, made.bias = torch.nn.Parameter(weight, requires_grad=False), base.bias
     prepack(made)
