@@ -578,6 +578,28 @@ def test_two_runs_are_shown_side_by_side_with_what_differs(harness, copy):
     assert "  candidate: prompt → shots\n" in said
 
 
+def test_parameters_that_one_of_two_runs_has_are_told_once(harness, copy):
+    listed = json.loads(harness("runs", "list", "--json", cwd=copy, check=0).stdout)
+    prompt, lora = (next(n for n in listed if n.startswith(f"tiny-{c}-")) for c in ("prompt", "lora"))
+    said = harness("runs", "diff", prompt, lora, cwd=copy, check=0).stdout
+    assert "  params.r: – → 2\n" in said
+    assert "params: " not in said
+
+
+def test_a_file_in_the_place_of_an_override_is_told_the_command_that_reads_it(harness, copy):
+    (copy / "other.yaml").write_text("name: other\n")
+    for verb in (
+        ["compare"],
+        ["eval", "prompt"],
+        ["doctor"],
+        ["gate", "--candidate", "lora"],
+        ["nightly", "run"],
+    ):
+        said = harness(*verb, "other.yaml", cwd=copy, check=2).stderr
+        assert said.endswith(f"next: harness {' '.join(verb)} -c other.yaml\n"), said
+    assert "expected KEY.KEY=VALUE" in harness("compare", "none.yaml", cwd=copy, check=2).stderr
+
+
 def test_a_run_differs_from_itself_in_nothing(harness, copy):
     listed = json.loads(harness("runs", "list", "--json", cwd=copy, check=0).stdout)
     run_id = next(iter(listed))

@@ -148,6 +148,7 @@ def test_the_command_prints_a_table_and_as_json_the_same(copy):
     assert done.exit_code == 0, done.output
     assert "estimated / measured" in done.stdout
     assert all(len(line) <= 110 for line in done.stdout.splitlines() if not line.startswith("packages"))
+    assert done.stderr.endswith(f"next: harness compare -c {copy}\n")
     plain = json.loads(CliRunner().invoke(app, ["doctor", "-c", str(copy), "--json"]).stdout)
     assert {"machine", "memory", "costs", "absent"} <= plain.keys()
     assert plain["costs"][0]["candidate"] == "prompt"

@@ -242,6 +242,21 @@ def test_what_is_no_prompt_is_refused_with_its_line(tiny, tmp_path, recipe, said
     assert "harness.yaml:8" in str(refusal.value)
 
 
+@pytest.mark.parametrize("recipe", ["sweep: {answer: [generate, rank]}", "answer: rank"])
+def test_labels_are_ranked_where_items_have_labels_alone(tiny, tmp_path, recipe):
+    path = write(tmp_path, "http://127.0.0.1:9/v1", tiny, "")
+    without = path.read_text().partition("candidates:")[0].replace('  labels: ["yes", "no"]\n', "")
+    path.write_text(f"{without}candidates:\n  one: {{method: base, {recipe}}}\n")
+    with pytest.raises(UserError) as refusal:
+        prepare_session(config.load(path), Scope(dry_run=True), Silent())
+    (problem,) = refusal.value.problems
+    assert problem.where == "candidate one"
+    assert problem.found == "answer: rank, and 16 of 16 items of desk without labels"
+    assert problem.next_step == "labels: [..] in desk, or answer: generate"
+    path.write_text(path.read_text().replace("metrics:", 'labels: ["yes", "no"]\n  metrics:'))
+    assert prepare_session(config.load(path), Scope(dry_run=True), Silent()).candidates
+
+
 def test_a_classifier_has_no_prompt_to_search(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, "  bag: {method: classifier, sweep: {system: [A., B.]}}\n")
     with pytest.raises(UserError, match="trains no language model; expected a method that trains"):

@@ -107,8 +107,27 @@ EXIT_CODES = {
 
 _CONFIG = Path("harness.yaml")
 Config = Annotated[Path, typer.Option("--config", "-c", envvar="HARNESS_CONFIG", help="The experiment file.")]
+
+
+def _refuse_a_file(overrides: list[str] | None) -> list[str] | None:
+    """Refuse an experiment's file among overrides, with the command that reads it.
+
+    Raises:
+        UserError: a word is such a file.
+    """
+    for word in overrides or ():
+        if word.endswith((".yaml", ".yml")) and Path(word).is_file():
+            from harness.errors import Problem, UserError
+
+            words = [one for given in sys.argv[1:] for one in (["-c", given] if given == word else [given])]
+            step = shlex.join(["harness", *words])
+            raise UserError(Problem(word, "a file in the place of an override", "a.b=value", step))
+    return overrides
+
+
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="a.b=value", help="Keys of harness.yaml to override.")
+    list[str] | None,
+    typer.Argument(metavar="a.b=value", help="Keys of harness.yaml to override.", callback=_refuse_a_file),
 ]
 Json = Annotated[bool, typer.Option("--json", envvar="HARNESS_JSON", help="Print JSON instead of text.")]
 Candidates = Annotated[

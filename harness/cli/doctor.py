@@ -5,6 +5,7 @@ listed, and the exit code says whether something is.
 """
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ from harness.cli.app import (
     Overrides,
     Precision,
     app,
+    config_option,
     examples,
     open_session,
     print_result,
@@ -122,6 +124,9 @@ def doctor(
         say(line)
     for problem in found.problems:
         say(f"error: {problem}")
+    given = "".join(f" {shlex.quote(one)}" for one in settings) + config_option(config)
+    step = f"mend that, then harness doctor{given}" if found.problems else f"harness compare{given}"
+    say(f"next: {step}")
     raise typer.Exit(2 if found.problems else 0)
 
 

@@ -93,9 +93,11 @@ def _score(scores: Scores) -> dict[str, Any]:
 
 
 def _diff(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Pair]:
-    """Compare two nested mappings by dotted names."""
+    """Compare two nested mappings by dotted names, an empty one beside a filled one by the latter's."""
     one, other = _flatten(a), _flatten(b)
-    names = dict.fromkeys([*one, *other])
+    known = dict.fromkeys([*one, *other])
+    filled = {name.rpartition(".")[0] for name in known}
+    names = [name for name in known if name not in filled]
     return {name: Pair(one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)}
 
 

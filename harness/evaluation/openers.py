@@ -77,12 +77,12 @@ def open_endpoint(session: Session, weights: Weights) -> Iterator[Candidate]:
     Raises:
         UserError: the rows are sensitive, and the server is somebody else's.
     """
-    source, folder = _source(session, weights), _folder(weights)
+    source, settings = _source(session, weights), openai_api.settings_of(_folder(weights))
     step = "a candidate that answers here or in your network, or remove sensitive_data"
-    told = (openai_api.settings_of(folder), "an endpoint", "decide.needs", step)
+    told = (settings, "an endpoint", "decide.needs", step)
     if problems := list(sensitive_problems(session.experiment, *told)):
         raise UserError(problems)
-    with openai_api.open_endpoint(folder, weights.digest, source) as candidate:
+    with openai_api.open_endpoint(settings, weights.digest, source) as candidate:
         yield candidate
 
 

@@ -152,14 +152,13 @@ def _key(settings: Settings) -> str:
 
 @contextmanager
 def open_endpoint(
-    folder: Path, weights_digest: str, source: ModelSource
+    settings: Settings, weights_digest: str, source: ModelSource
 ) -> "Iterator[CompletionsCandidate | ChatCandidate]":
-    """Open the endpoint whose settings lie in a folder; prompts are written as for the base `source`.
+    """Open the endpoint of these settings; prompts are written as for the base `source`.
 
     Raises:
         CandidateFailed: no server answers there.
     """
-    settings = settings_of(folder)
     server = Server(settings)
     try:
         if settings.protocol == "chat":

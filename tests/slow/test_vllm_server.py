@@ -95,7 +95,7 @@ def opened(source, url, tmp_path):
             tiny_methods.context(source.path, tmp_path / protocol, source=source),
             method.Params(base_url=url, model=MODEL, protocol=protocol),
         )
-        return openai_api.open_endpoint(made.folder, made.digest, source)
+        return openai_api.open_endpoint(openai_api.settings_of(made.folder), made.digest, source)
 
     return by
 

@@ -54,6 +54,7 @@ def refuse_weights(session: Session, loaded: Loaded) -> None:
         problems += _other_weights(session, candidate)
         problems += _unusable_reward(session, candidate)
         problems += _unusable_pairs(session, candidate)
+        problems += _unrankable(session, candidate)
         problems += _merge_problems(candidate)
         problems += regularization_problems(session, recipe)
         problems += [*tracking_problems(candidate), *proposals.problems(candidate)]
@@ -154,6 +155,22 @@ def _unusable_pairs(session: Session, candidate: ResolvedCandidate) -> Iterator[
     elif pairs and not (any(p.references for p in pairs) and any(p.rejected for p in pairs)):
         found, expected = f"{name}, and thumbs that all point one way", "thumbs up and thumbs down"
         yield Problem(where, found, expected, "add rows of the other kind, with label: true or false")
+
+
+def _unrankable(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield that labels shall be ranked where items have none; such items would be answered in words."""
+    task, items = session.target.task, session.target.items
+    asked = [*items.validation, *items.test]
+    n_open = sum(not example.choices for example in asked)
+    if task.kind != "generate" or not n_open or "rank" not in _answers_tried(candidate.recipe):
+        return
+    found = f"answer: rank, and {n_open:,} of {len(asked):,} items of {task.name} without labels"
+    step = f"labels: [..] in {task.name}, or answer: generate"
+    yield Problem(f"candidate {candidate.name}", found, "labels to rank", step)
+
+
+def _answers_tried(recipe: Recipe) -> list[Any]:
+    return [recipe.answer, *recipe.tried.get("answer", ())]
 
 
 def engine_problems(
