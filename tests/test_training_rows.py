@@ -166,6 +166,42 @@ def test_rows_drawn_several_times_are_examples_and_labels_once(tiny, tmp_path):
     assert 0 < facts.n_train <= of_both < 90
 
 
+def test_the_axis_of_quantity_counts_rows_as_trained_and_the_cost_counts_labels(tiny, tmp_path):
+    """A row that stands twice in a file is two rows and two labels; one that is drawn again is one label."""
+    path = write(
+        tmp_path,
+        tiny,
+        "  every: {method: classifier, train: all.jsonl}\n"
+        "  unique: {method: classifier, train: unique.jsonl}\n"
+        "  drawn: {method: classifier, mix: {files: [unique.jsonl, others.jsonl], rows: 60, replacement: true}}\n",
+        extra="decide: {label_cost_usd: 0.5}\n",
+    )
+    unique = tiny_experiment.letters(slice(0, 5))[:20]
+    again = [{**row, "id": f"again-{i}"} for i, row in enumerate(unique[:8])]
+    tiny_experiment.rows(tmp_path / "unique.jsonl", unique)
+    tiny_experiment.rows(tmp_path / "others.jsonl", tiny_experiment.letters(slice(0, 5))[20:])
+    tiny_experiment.rows(tmp_path / "all.jsonl", [*unique, *again])
+    report = tiny_experiment.run(path, "suites=[]")
+    (found,) = report.training_sets
+    sets = {of.candidate: of for of in found.sets}
+    assert [sets[name].n_rows for name in ("every", "unique", "drawn")] == [28, 20, 60]
+    assert [sets[name].label_cost_usd for name in ("every", "unique")] == [14.0, 10.0]
+    assert sets["drawn"].n_labelled <= 30
+    assert sets["drawn"].label_cost_usd == 0.5 * sets["drawn"].n_labelled
+    text = markdown(experiment_document(report))
+    assert f"| 60 ({sets['drawn'].n_labelled}) |" in text
+    assert "rows are as trained, one that stands twice in a file or is drawn again each time" in text
+
+
+def test_the_provenance_of_a_mixture_says_the_shares_that_were_drawn(tiny, tmp_path):
+    mixed = "mix: {files: {curated.jsonl: 0.3, more.jsonl: 0.7}, rows: 4}"
+    path = write(tmp_path, tiny, f"  few: {{method: classifier, {mixed}}}\n")
+    (note,) = (n for n in tiny_experiment.run(path, "suites=[]").notes if "few: trains on" in n)
+    assert "25.0 % " in note
+    assert "75.0 % " in note
+    assert "4 rows" in note
+
+
 def test_rows_that_a_test_item_asks_too_are_refused_with_their_line(tiny, tmp_path):
     path = write(tmp_path, tiny)
     test = parse_json((tmp_path / "suites/letters/test.jsonl").read_text().splitlines()[1])

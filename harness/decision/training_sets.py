@@ -25,6 +25,8 @@ By = Literal["rows", "wrong answers"]
 class TrainingSet:
     """One candidate's training rows and what they brought, in the target metric's unit, with costs in USD.
 
+    `n_rows` are the rows as trained: one that stands twice in the file, or that a mixture drew twice, is two.
+    `n_labelled` of them were labelled, and cost: a row that was drawn again is the same one.
     `corrupt` is the share of the rows whose answers were made wrong, `n_tokens` what was trained on in all
     epochs. `estimate` is the score with its interval, None where the variance between seeds is unknown.
     `difference` from the reference, `p` and `p_adjusted` (Benjamini-Hochberg over the table) are None of the
@@ -43,6 +45,7 @@ class TrainingSet:
     p_adjusted: float | None
     label_cost_usd: float | None
     training_cost_usd: float
+    n_labelled: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +64,14 @@ def training_sets(
     facts: Sequence[CandidateFacts],
     recipes: Mapping[str, Recipe],
     policy: DecidePolicy,
+    drawn_again: Mapping[str, int],
     pair: Pair,
     means: Means,
 ) -> tuple[TrainingSets, ...]:
     """Compare the candidates whose recipes differ in `train` and `mix`, then those that differ in `corrupt`.
 
-    `facts` come in the order of the file; `pair` compares two runs (base, new) on test, `means` two recipes
-    over their seeds.
+    `facts` come in the order of the file; `drawn_again` says by candidate how many of its rows are the same
+    row again. `pair` compares two runs (base, new) on test, `means` two recipes over their seeds.
     """
     by = Comparer(pair, means, pooled_variance(facts))
     groups: dict[By, list[list[str]]] = {
@@ -75,7 +79,9 @@ def training_sets(
         "wrong answers": _groups(facts, recipes, _without_errors, _errors_of),
     }
     return tuple(
-        _compare(kind, names, facts, recipes, policy, by) for kind, of in groups.items() for names in of
+        _compare(kind, names, facts, recipes, policy, drawn_again, by)
+        for kind, of in groups.items()
+        for names in of
     )
 
 
@@ -126,14 +132,16 @@ def _compare(
     facts: Sequence[CandidateFacts],
     recipes: Mapping[str, Recipe],
     policy: DecidePolicy,
+    drawn_again: Mapping[str, int],
     by: Comparer,
 ) -> TrainingSets:
     members = {name: [f for f in facts if f.name == name] for name in names}
     found = compare_members(names[0], members, by)
     over = {s.candidate: s.score for s in summarize_seeds(facts) if s.score}
     sets = tuple(
-        _training_set(f, members[f.candidate], recipes[f.candidate], over.get(f.candidate), policy)
+        _training_set(f, members[of], recipes[of], over.get(of), policy, drawn_again.get(of, 0))
         for f in found.factors
+        for of in (f.candidate,)
     )
     known, method = found.seed_variance_known, recipes[names[0]].method
     return TrainingSets(method, kind, found.reference, sets, found.n_tests, known)
@@ -145,15 +153,16 @@ def _training_set(
     recipe: Recipe,
     over_seeds: Estimate | None,
     policy: DecidePolicy,
+    n_again: int,
 ) -> TrainingSet:
     done = [f for f in runs if f.state == "done"]
     score = done[0].target if len(done) == 1 else over_seeds
     tokens = [f.training.n_tokens for f in done if f.training.n_tokens is not None]
-    n_rows = done[0].n_train if done else None
+    n_labelled = done[0].n_train if done else None
     return TrainingSet(
         candidate=factor.candidate,
         source=describe_source(recipe),
-        n_rows=n_rows,
+        n_rows=None if n_labelled is None else n_labelled + n_again,
         corrupt=recipe.corrupt,
         n_tokens=round(fmean(tokens)) if tokens else None,
         score=factor.score,
@@ -161,8 +170,9 @@ def _training_set(
         difference=factor.difference,
         p=factor.p,
         p_adjusted=factor.p_adjusted,
-        label_cost_usd=None if n_rows is None else _label_cost_usd(policy, done[0]),
+        label_cost_usd=None if n_labelled is None else _label_cost_usd(policy, done[0]),
         training_cost_usd=factor.training_cost_usd,
+        n_labelled=n_labelled,
     )
 
 

@@ -4,6 +4,7 @@ Invariant: whatever is trained on, the same test items are asked, and no row ask
 suite; rows equal to the target's make the same weights.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -140,18 +141,24 @@ def training_notes(session: Session) -> list[str]:
 
 
 def describe_rows(session: Session, recipe: Recipe) -> str:
-    """Name the files, the number of rows and the share of wrong answers; empty of the target's rows."""
+    """Name the files, the number of rows and the share of wrong answers; of a mixture the shares drawn.
+
+    Empty of the target's rows.
+    """
     if not training_key(recipe):
         return ""
-    items = training_data(session, recipe).items
-    is_pairs = plugins.method(recipe.method).draws_from == "pairs"
-    n = len(items.pairs if is_pairs else items.train)
-    kind = "pairs" if is_pairs else "rows"
-    return f"{describe_source(recipe)}: {count(n)} {kind}{describe_corruption(recipe)}"
+    part: PartName = "pairs" if plugins.method(recipe.method).draws_from == "pairs" else "train"
+    rows = training_data(session, recipe).items.sourced(part)
+    source = describe_source(recipe)
+    if recipe.mix:
+        drawn = Counter(file_of(row.where) for row in rows)
+        source = " + ".join(f"{percent(drawn[file] / len(rows))} % {file}" for file in _files(recipe))
+    kind = "pairs" if part == "pairs" else "rows"
+    return f"{source}: {count(len(rows))} {kind}{describe_corruption(recipe)}"
 
 
 def describe_source(recipe: Recipe) -> str:
-    """Name where a recipe's training rows come from, with the shares of a mixture."""
+    """Name where a recipe's training rows come from, with the shares that a mixture asks for."""
     weights = recipe.mix.weights if recipe.mix else None
     if recipe.mix and weights:
         named = zip(_files(recipe), weights, strict=True)
@@ -193,25 +200,33 @@ def _drawn_of(session: Session, recipe: Recipe, file: str) -> float:
 
 
 def n_rows(session: Session, recipe: Recipe) -> int:
-    """Count the rows that a recipe trains on; one that a mixture drew several times was labelled once."""
-    rows = training_data(session, recipe).items.train
-    if not (recipe.train or recipe.mix):
-        return len(rows)
-    return len({digest([row.messages, row.references]) for row in rows})
+    """Count the rows that were labelled for a recipe: each once, however often a mixture drew it."""
+    return len(_labelled(session, recipe)) if recipe.train or recipe.mix else _n_trained(session, recipe)
+
+
+def n_drawn_again(session: Session, recipe: Recipe) -> int:
+    """Count how often a recipe trains on a row that it trains on already, as a mixture draws it again."""
+    return _n_trained(session, recipe) - n_rows(session, recipe)
 
 
 def n_taught_rows(session: Session, recipe: Recipe) -> int:
-    """Count those of these rows that a teacher labelled, as the manifests beside their files say.
+    """Count the labelled rows whose label is a teacher's, as the manifests beside their files say.
 
     Raises:
         UserError: the manifest beside a file cannot be read.
     """
     taught = {display_path(file) for file in row_files(session, recipe) if is_taught(file)}
-    if not taught:
-        return 0
+    return sum(file_of(where) in taught for where, _ in _labelled(session, recipe)) if taught else 0
+
+
+def _n_trained(session: Session, recipe: Recipe) -> int:
+    return len(training_data(session, recipe).items.train)
+
+
+def _labelled(session: Session, recipe: Recipe) -> set[tuple[str, str]]:
+    """Return place and content of the training rows; a conversation may have several answers in one place."""
     rows = training_data(session, recipe).items.sourced("train")
-    named = [row.example for row in rows if file_of(row.where) in taught]
-    return len({digest([row.messages, row.references]) for row in named})
+    return {(of.where, digest([of.example.messages, of.example.references])) for of in rows}
 
 
 def row_files(session: Session, recipe: Recipe) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from harness import decision as decide
 from harness.comparison import Comparison, RecipeDifference
 from harness.comparison.corrected_comparison import correct_comparison
 from harness.decision import CandidateFacts, ItemVariances
+from harness.evaluation.candidate_rows import n_drawn_again
 from harness.evaluation.session import Measured, Session
 from harness.experiment.analysis.human_labels import judge_labels
 from harness.experiment.runs.stored_rows import Reader, Rows, documents_of
@@ -122,9 +123,10 @@ def compare_training_sets(
     session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
 ) -> tuple[decide.TrainingSets, ...]:
     """Compare the candidates that differ in what they were trained on alone."""
-    experiment = session.experiment
+    experiment, ordered = session.experiment, _in_file(session, facts)
+    again = {f.name: n_drawn_again(session, experiment.candidates[f.name]) for f in ordered if f.n_train}
     by = _comparers(session, reader, runs)
-    return decide.training_sets(_in_file(session, facts), experiment.candidates, experiment.decide, *by)
+    return decide.training_sets(ordered, experiment.candidates, experiment.decide, again, *by)
 
 
 def _in_file(session: Session, facts: Sequence[CandidateFacts]) -> list[CandidateFacts]:
