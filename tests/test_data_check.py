@@ -113,6 +113,15 @@ def test_dates_that_cannot_be_read_are_refused_by_line(tmp_path):
     assert problem.where.endswith("rows.jsonl:5")
 
 
+def test_dates_of_another_form_are_read_where_it_is_named(tmp_path, data):
+    rows = [{**row, "day": "01.05.2024"} for row in clean_rows(40)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    code, out, _ = data("check", path, "--date", "day", "--date-format", "%d.%m.%Y")
+    assert (code, "at 2024-05-01, the newest" in out) == (0, True)
+    code, _, err = data("check", path, "--date", "day")
+    assert (code, "--date-format %d.%m.%Y" in err) == (2, True)
+
+
 def test_a_column_of_texts_and_lists_is_refused_by_line(tmp_path):
     rows = clean_rows()
     rows[4]["label"] = ["refund"]
@@ -202,7 +211,7 @@ def test_a_command_names_a_file_that_can_be_written(file, out):
         "c", "error", "t", "m", rows=(f"{file}:3",), command="harness data dedup FILE --out OUT"
     )
     assert (
-        check._shown(finding, [file[:-1], file]).command
+        check._mask_and_fill(finding, [file[:-1], file]).command
         == f"harness data dedup {shlex.quote(file)} --out {out}"
     )
 

@@ -93,8 +93,21 @@ def test_two_answers_that_differ_in_a_tenth_of_a_hundred_items_show_a_difference
     assert detectable(100, 0.1) == pytest.approx(0.0886, abs=1e-4)
 
 
-@pytest.mark.parametrize("day", [20240501, 20240501.0, "20240501", 1714521600, "1714521600", "2024-05-01"])
-def test_dates_are_read_as_days_or_seconds(find, day):
+@pytest.mark.parametrize(
+    "day",
+    [
+        20240501,
+        20240501.0,
+        "20240501",
+        1714521600,
+        "1714521600",
+        "2024-05-01",
+        "2024-05",
+        "2024-05-01T23:00:00Z",
+        "2024-05-02T01:00:00+02:00",
+    ],
+)
+def test_dates_are_read_as_days_months_or_seconds(find, day):
     rows = [{**row, "day": day} for row in clean_rows(30)]
     assert any("at 2024-05-01, the newest" in f.title for f in find(rows, "traits", date="day"))
 

@@ -38,6 +38,9 @@ def data_check(
     date: Annotated[
         str | None, typer.Option("--date", help="The column of a row's date, for freshness.")
     ] = None,
+    date_format: Annotated[
+        str | None, typer.Option("--date-format", help="The form of the dates, such as %d.%m.%Y.")
+    ] = None,
     embeddings: Annotated[
         str | None,
         typer.Option(
@@ -71,6 +74,7 @@ def data_check(
         source,
         date,
         embeddings=embeddings,
+        date_format=date_format,
     )
     table, findings = examine_rows(asked)
     title = f"Data check of {', '.join(table.files)}: {pluralize(table.n, 'row')}"

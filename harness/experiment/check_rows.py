@@ -44,6 +44,7 @@ class Asked(NamedTuple):
     only: Sequence[str] | None = None
     most: int = MOST_MODELLED
     embeddings: str | None = None
+    date_format: str | None = None
 
 
 class Checked(NamedTuple):
@@ -200,7 +201,8 @@ def recognise(asked: Asked, first: readers.Rows) -> Reading:
     read_by = {c for of in (task.fields.prompt, task.fields.reference) for c in columns_of(of, columns)}
     usual = usual_source(first) if len(asked.files) == 1 else None
     usual = None if usual in read_by else usual
-    return Reading(task, layout, asked.source, asked.date, asked.prompt, asked.reference, usual)
+    named_columns = (asked.source, asked.date, asked.prompt, asked.reference)
+    return Reading(task, layout, *named_columns, usual, asked.date_format)
 
 
 def usual_source(first: readers.Rows) -> str | None:

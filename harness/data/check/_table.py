@@ -11,9 +11,9 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from harness.data import columns, examples, formats, readers
 from harness.data.column_types import Column, count_cells, mixed_columns
 from harness.data.columns import PAIRS, Asked, Roles, asked, reading_roles
+from harness.data.dates import FORMS, read_date
 from harness.data.edit.repeats import fold_row
 from harness.data.edit.spellings import LONGEST_LABEL, label_set
 from harness.data.edit.written_answers import Written, written_answers
@@ -40,6 +41,7 @@ class Reading(NamedTuple):
     """Way of reading rows: as a task reads them, by a layout if there is one; columns of source and date.
 
     `prompt` and `reference` are columns or templates as the user named them, None where they were guessed;
+    `date_format` is the form of dates that are not written in a usual one;
     `usual_source` is a column of that name, by which rows are told apart where no source was named.
     """
 
@@ -50,6 +52,7 @@ class Reading(NamedTuple):
     prompt: str | None = None
     reference: str | None = None
     usual_source: str | None = None
+    date_format: str | None = None
 
     @property
     def named(self) -> list[str]:
@@ -253,10 +256,12 @@ class _Maker:
         if value in (None, ""):
             return None
         try:
-            return _as_date(value)
+            return read_date(value, self.reading.date_format)
         except (ValueError, OSError, OverflowError):
-            found, step = f"{str(value)[:40]!r} in {self.reading.date!r}", "write it so, or leave --date out"
-            self.no_dates.append(Problem(row.where, found, "a date such as 2026-05-31", step))
+            found = f"{str(value)[:40]!r} in {self.reading.date!r}"
+            expected = f"a date: {self.reading.date_format or FORMS}"
+            step = "name its form, such as --date-format %d.%m.%Y, or leave --date out"
+            self.no_dates.append(Problem(row.where, found, expected, step))
             return None
 
     def problems(self) -> list[Problem]:
@@ -316,12 +321,3 @@ def _texts(example: Example) -> tuple[str, str]:
 
 def _digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-
-
-def _as_date(value: Any) -> datetime:
-    """Read a date as ISO 8601 writes it, 20240531 too, or seconds since 1970; without its zone."""
-    whole = isinstance(value, float) and value.is_integer()
-    text = str(int(value) if whole else value).strip()
-    if len(text) > len("20240531") and text.replace(".", "", 1).isdecimal():
-        return datetime.fromtimestamp(float(text), UTC).replace(tzinfo=None)
-    return datetime.fromisoformat(text).replace(tzinfo=None)

@@ -5,16 +5,14 @@ stratified split is in every part. By time, no row of a part is older than one o
 rows are in training or nowhere.
 """
 
-import math
 import random
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from harness.data.columns import Roles, asked
 from harness.data.contamination import fold_text
+from harness.data.dates import FORMS, are_days, read_moment
 from harness.data.edit.change import Change
 from harness.data.examples import Origin, Sourced
 from harness.data.near_duplicates import THRESHOLD, Alike, near_duplicates, nearest
@@ -36,9 +34,7 @@ PARTS = ("train", "validation", "test")
 CLUSTER = "cluster"  # the column of a row's family, as a task reads it
 SHARES = (0.64, 0.16, 0.2)  # a fifth for test, and a fifth of the rest for validation, as compare sets aside
 _FAR = 0.05  # of a share
-_NUMBER, _EIGHT_DIGITS = re.compile(r"-?\d+(?:\.\d+)?"), re.compile(r"\d{8}")
-_MONTH = re.compile(r"\d{4}-\d{2}")
-_MONTHS = "2024-05-31, 2024-05-31T10:00:00Z or a number; --time-format %d.%m.%Y says another form"
+_TIMES = f"{FORMS}; --time-format %d.%m.%Y says another form"
 
 
 class Way(NamedTuple):
@@ -337,46 +333,22 @@ def _times(content: Rows, way: Way) -> list[float]:
     times, problems = [], []
     kinds: dict[bool, str] = {}
     values = [row.fields.get(way.time or "") for row in content.rows]
-    with_days = all(map(_is_day, filter(_EIGHT_DIGITS.fullmatch, map(str, values))))
+    with_days = are_days(values)
     for row, value in zip(content.rows, values, strict=True):
         try:
-            time, is_number = _time(value, way.time_format, with_days=with_days)
+            time, is_number = read_moment(value, way.time_format, with_days=with_days)
             times.append(time)
             kinds.setdefault(is_number, row.where)
         except (ValueError, OverflowError):
             is_empty = value is None or not str(value).strip()
             found = f"no time in {way.time!r}" if is_empty else f"{value!r} in {way.time!r}, which is no time"
-            problems.append(Problem(row.where, found, _MONTHS, "mend the row, or drop it"))
+            problems.append(Problem(row.where, found, _TIMES, "mend the row, or drop it"))
     if len(kinds) > 1 and not problems:
         found = f"a number in {way.time!r}, where {kinds[False]} has a date"
         problems = [Problem(kinds[True], found, "dates or numbers in all rows", "mend the rows")]
     if problems:
         raise UserError(cap_problems(problems, content.shown, "times that cannot be read"))
     return times
-
-
-def _time(value: Any, time_format: str | None, *, with_days: bool) -> tuple[float, bool]:
-    """Return a time to sort by, and whether it is a plain number; eight digits are a day, or a number too."""
-    if isinstance(value, bool) or value is None:
-        raise ValueError(value)
-    if isinstance(value, int | float):
-        if not math.isfinite(value):
-            raise ValueError(value)
-        return float(value), True
-    text = value.isoformat() if hasattr(value, "isoformat") else str(value).strip()
-    is_day = with_days and _EIGHT_DIGITS.fullmatch(text)
-    if time_format is None and _NUMBER.fullmatch(text) and not is_day:
-        return float(text), True
-    text = f"{text}-01" if time_format is None and _MONTH.fullmatch(text) else text
-    read = datetime.strptime(text, time_format) if time_format else datetime.fromisoformat(text)  # noqa: DTZ007
-    return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp(), False
-
-
-def _is_day(text: str) -> bool:
-    try:
-        return bool(datetime.fromisoformat(text))
-    except ValueError:
-        return False
 
 
 def _problems(shown: str, parts: Mapping[str, Sequence[Row]], way: Way) -> Iterator[Problem]:
