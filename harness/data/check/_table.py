@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from harness.data import columns, examples, formats, readers
 from harness.data.column_types import Column, count_cells, mixed_columns
 from harness.data.columns import PAIRS, Asked, Roles, asked, reading_roles
-from harness.data.dates import FORMS, read_date
 from harness.data.edit.repeats import fold_row
 from harness.data.edit.spellings import LONGEST_LABEL, label_set
 from harness.data.edit.written_answers import Written, written_answers
 from harness.data.examples import FIELD
 from harness.data.formats import Layout
+from harness.data.formats.dates import FORMS, read_date
 from harness.data.readers import Row, cap_problems
 from harness.errors import Problem, UserError, did_you_mean
 from harness.records import Example

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from harness.data.columns import Roles, asked
 from harness.data.contamination import fold_text
-from harness.data.dates import FORMS, are_days, read_moment
 from harness.data.edit.change import Change
 from harness.data.examples import Origin, Sourced
+from harness.data.formats.dates import FORMS, are_days, read_moment
 from harness.data.near_duplicates import THRESHOLD, Alike, near_duplicates, nearest
 from harness.data.readers import Row, Rows, cap_problems
 from harness.data.splits import (
