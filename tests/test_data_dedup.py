@@ -185,3 +185,12 @@ def test_an_instruction_of_few_test_rows_is_no_leak(data):
     jsonl(Path("t.jsonl"), [{"text": f"{rule} {text}", "label": "x"} for text in (*own[:3], own[7])])
     said = done(data, "dedup", "r.jsonl", "--against", "t.jsonl", "--out", "n.jsonl")
     assert said.startswith("37 read, 36 written, 1 dropped")
+
+
+def test_a_template_over_columns_reads_the_test_file_as_well(data):
+    rows = [{"subject": f"s{i} q{i * i}w", "body": f"b{i} v{i}u", "label": "ab"[i % 2]} for i in range(20)]
+    jsonl(Path("train.jsonl"), rows)
+    jsonl(Path("test.jsonl"), rows[:6])
+    named = ("--prompt", "{subject}: {body}", "--reference", "label")
+    said = done(data, "dedup", "train.jsonl", *named, "--against", "test.jsonl", "--out", "n.jsonl")
+    assert said.startswith("20 read, 14 written")

@@ -403,3 +403,19 @@ def test_an_edit_that_is_ended_by_a_signal_leaves_nothing(data, ended_by):
 )
 def test_the_file_is_read_out_of_the_place_of_a_row(where, file):
     assert readers.file_of(where) == file
+
+
+def test_nan_in_parquet_is_a_cell_without_a_value(data):
+    import pyarrow
+    import pyarrow.parquet
+
+    labels = [float("nan") if i % 5 == 0 else float(i % 2) for i in range(20)]
+    texts = [f"{i * i} q{i}w v{i}u" for i in range(20)]
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts, "label": labels}), "n.parquet")
+    assert "4 dropped: an empty answer" in done(data, "clean", "n.parquet", "--out", "n.jsonl")
+    assert {row["label"] for row in read("n.jsonl")} == {0.0, 1.0}
+
+
+def test_the_ending_of_a_name_says_the_separator(data):
+    Path("x.tsv.csv").write_text("text,label\nWhere is it?,a\nWho is it?,b\n")
+    assert done(data, "clean", "x.tsv.csv", "--out", "o.csv").startswith("2 read, 2 written")

@@ -256,7 +256,7 @@ def test_a_template_that_names_a_missing_field_is_refused_with_row_and_field(loa
         (
             [{"messages": [ASKED, {**SAID, "content": [{"type": "image_url"}]}]}],
             "test.jsonl:1",
-            "a turn of 'assistant' without text",
+            "an image part (image_url) in a turn of 'assistant'",
         ),
         (
             [{"prompt": "Who?", "completion": "No.", "label": False}],
@@ -571,3 +571,25 @@ def test_a_rating_that_is_no_number_is_refused():
     row = Row("r:1", {"instruction": "Who?", "completions": of})
     with pytest.raises(UserError, match="the rating 'nan'"):
         formats.read(row, formats.recognise([row]))
+
+
+@pytest.mark.parametrize(
+    ("part", "found"),
+    [
+        ({"type": "image_url", "image_url": {"url": "data:"}}, "an image part (image_url)"),
+        ({"type": "image"}, "an image part (image)"),
+        ({"type": "input_audio"}, "a part that is no text (input_audio)"),
+    ],
+)
+def test_rows_with_parts_that_are_no_text_are_said_once_with_their_number(load, part, found):
+    asked = {"role": "user", "content": [{"type": "text", "text": "What is it?"}, part]}
+    problems = refused(load, test=[{"messages": [asked, SAID]}] * 12 + [{"messages": [ASKED]}])
+    assert problems[0][:2] == ("test.jsonl:1", f"{found} in a turn of 'user', the first of 12 such rows")
+    assert "only text is read" in problems[0][2]
+    assert [where for where, *_ in problems] == ["test.jsonl:1", "test.jsonl:13"]
+
+
+def test_turns_in_several_parts_of_text_are_read(load):
+    parts = [{"type": "text", "text": "What is"}, {"type": "input_text", "text": "it?"}]
+    items = load(test=[{"messages": [{"role": "user", "content": parts}, SAID]}])
+    assert items.test[0].messages[0]["content"] == "What is\nit?"

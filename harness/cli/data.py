@@ -363,9 +363,13 @@ def roles_of(content: "Rows", prompt: str | None, reference: str | None) -> "Rol
 
 
 def roles_of_test(content: "Rows", prompt: str | None, reference: str | None) -> "Roles":
-    """Find the columns of a test file: those that were named where it has them."""
+    """Find the columns of a test file: those that were named, also in a template, where it has them."""
+    from harness.data.columns import columns_of
+
     names = {name for row in content.rows for name in row.fields}
-    return roles_of(content, *(column if column in names else None for column in (prompt, reference)))
+    there = (named and set(columns_of(named, names)) <= names for named in (prompt, reference))
+    own = (named if is_there else None for named, is_there in zip((prompt, reference), there, strict=True))
+    return roles_of(content, *own)
 
 
 def _digests(files: dict[str, list[str]]) -> dict[str, list[dict[str, str]]]:

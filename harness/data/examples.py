@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from harness.data import formats
 from harness.data.formats import Layout
 from harness.data.formats.preference_rows import read_pair, read_thumb
-from harness.data.formats.turns import is_plain
+from harness.data.formats.turns import is_plain, join_problems
 from harness.data.readers import Row, Rows, cap_problems
 from harness.errors import Problem, UserError, did_you_mean
 from harness.records import Document, Example, Message
@@ -84,7 +84,7 @@ def examples(
 
     of_rows: list[Problem] = []
     made = _each(content, sourced, task.data.invalid_rows, notes.removed, of_rows)
-    found = cap_problems(of_rows, content.shown, "rows that cannot be used")
+    found = cap_problems(join_problems(of_rows), content.shown, "rows that cannot be used")
     twice = _twice([(sourced.example.id, sourced.where) for sourced in made])
     found += cap_problems(twice, content.shown, "ids that stand twice")
     kept = [sourced for sourced in made if _is_closed(sourced.example)]
@@ -231,7 +231,7 @@ def _each(
             found += error.problems
     is_refused = found and (invalid_rows == "error" or not made)
     if is_refused and problems is None:
-        raise UserError(cap_problems(found, content.shown, "rows that cannot be used"))
+        raise UserError(cap_problems(join_problems(found), content.shown, "rows that cannot be used"))
     if is_refused and problems is not None:
         problems += found
     elif found and notes is not None:

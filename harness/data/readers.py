@@ -8,10 +8,11 @@ import csv
 import gzip
 import io
 import json
+import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -312,7 +313,8 @@ def _csv(file: Path, shown: str) -> Iterator[Row]:
         first = text.readline()
         named = _NAMED_SEPARATOR.match(first)
         head = [] if named else [first, *islice(text, _TRIED)]
-        delimiter = named[1] if named else "\t" if ".tsv" in file.name.lower() else _separator(head)
+        is_tsv = file.name.lower().removesuffix(".gz").endswith(".tsv")
+        delimiter = named[1] if named else "\t" if is_tsv else _separator(head)
         lines = chain(head, text)
         reader, line = csv.reader(lines, delimiter=delimiter, strict=True), 1
         try:
@@ -387,10 +389,18 @@ def _parquet(file: Path, shown: str) -> Iterator[Row]:
                 found = f"two columns named {twice!r}"
                 raise UserError(Problem(shown, found, "every name once", "rename one of them"))
             groups = (fields for batch in table.iter_batches() for fields in batch.to_pylist())
-            yield from (Row(f"{shown} row {i}", fields) for i, fields in enumerate(groups))
+            yield from (Row(f"{shown} row {i}", _filled(fields)) for i, fields in enumerate(groups))
     except pyarrow.ArrowException as error:
         found = f"no Parquet ({str(error).splitlines()[0]})"
         raise UserError(Problem(shown, found, "a Parquet file", "write it again")) from None
+
+
+def _filled(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row in which NaN, as some tools write a cell without a value, is none."""
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in fields.items()
+    }
 
 
 _READERS: dict[str, Callable[[Path, str], Iterable[Row]]] = {
@@ -415,7 +425,7 @@ def _dataset(reference: str, split: str) -> Iterator[Row]:
     n = 0
     try:
         for fields in datasets.load_dataset(source, config or None, split=split, streaming="[" not in split):
-            yield Row(f"{where} row {n}", dict(fields))
+            yield Row(f"{where} row {n}", _filled(fields))
             n += 1
     except unreadable as error:
         raise UserError(_unread(error, reference, split, n, is_copy=Path(source).is_dir())) from None

@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from harness.data.formats.ratings import MEND_ROW
@@ -11,6 +13,9 @@ from harness.errors import Problem, UserError
 from harness.records import Message, parse_json
 
 Turns = list[Message]
+ONLY_TEXT = "turns of text alone, for only text is read"
+_WITHOUT_PARTS = "write what such a part shows as text, or leave the rows out, as harness data clean does"
+_TEXTS = ("text", "input_text", "output_text", "refusal")  # kinds of parts that hold text
 _ROLES = {
     "system": "system",
     "user": "user",
@@ -84,6 +89,7 @@ def read_turns(row: Row, field: str) -> Turns:
         content = _join_parts(
             entry.get("content") if entry.get("content") is not None else entry.get("value")
         )
+        _refuse_pictures(row, speaker, content)
         content = _with_calls(content, entry)
         if speaker not in _ROLES or not isinstance(content, str):
             found = (
@@ -97,6 +103,35 @@ def read_turns(row: Row, field: str) -> Turns:
         turns.append({"role": _ROLES[speaker], "content": content})
         was = speaker
     return turns
+
+
+def _refuse_pictures(row: Row, speaker: str, content: Any) -> None:
+    """Refuse a turn with a part that is no text, as an image is.
+
+    Raises:
+        UserError: it has one.
+    """
+    kinds = (
+        [part.get("type") for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    )
+    if kind := next((kind for kind in kinds if isinstance(kind, str) and kind not in _TEXTS), None):
+        what = "an image part" if "image" in kind else "a part that is no text"
+        found = f"{what} ({kind}) in a turn of {speaker!r}"
+        raise UserError(Problem(row.where, found, ONLY_TEXT, _WITHOUT_PARTS))
+
+
+def join_problems(problems: Sequence[Problem]) -> list[Problem]:
+    """Say once what is wrong with all rows that hold parts other than text, with their number."""
+    n = Counter(of.found for of in problems if of.expected == ONLY_TEXT)
+    out, seen = list[Problem](), set[str]()
+    for of in problems:
+        if of.expected != ONLY_TEXT:
+            out.append(of)
+        elif of.found not in seen:
+            seen.add(of.found)
+            rows = f", the first of {n[of.found]:,} such rows" if n[of.found] > 1 else ""
+            out.append(replace(of, found=f"{of.found}{rows}"))
+    return out
 
 
 def _with_calls(content: Any, entry: Mapping[str, Any]) -> Any:
