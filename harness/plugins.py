@@ -114,12 +114,12 @@ class Method:
     whose code it runs beside its own file. A `delta` is weights of a form of our own (see `models.deltas`).
 
     `fit(context, params)` makes the weights, and `problems(recipe, base, where)` yields what forbids that
-    before anything runs. `reads(params)` digests what else its parameters name on disk.
-    `adapter_parameters(shape, params)` counts what an adapter trains. `lower_rank(params, by)` and
-    `leave_out(params, modules)` return the parameters of a new adapter of a rank divided by `by`, and of one
-    without the modules that an expression names; empty where there is none. `shape_params` are settled by
-    `init_from`. `proposal(situation)` returns the keys of the recipe with which `harness init` proposes the
-    method, None where it does not.
+    before anything runs, `remarks(params, rows)` what stands out of it beside its rows. `reads(params)`
+    digests what else its parameters name on disk. `adapter_parameters(shape, params)` counts what an adapter
+    trains. `lower_rank(params, by)` and `leave_out(params, modules)` return the parameters of a new adapter
+    of a rank divided by `by`, and of one without the modules that an expression names; empty where there is
+    none. `shape_params` are settled by `init_from`. `proposal(situation)` returns the keys of the recipe with
+    which `harness init` proposes the method, None where it does not.
 
     `teacher(params)` returns the model that lies in memory beside the base while it trains, None without one.
     `extra_tokens(params, base, rows, tokens)` counts what is read and what is generated, at most, beside
@@ -165,6 +165,7 @@ class Method:
     shape_params: tuple[str, ...] = ()
     reads: Callable[[Any], str] = lambda params: ""
     problems: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda recipe, base, where: ()
+    remarks: Callable[[Any, Sequence[Any]], Iterable[str]] = lambda params, rows: ()
     merge_problems: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda recipe, adapters, where: ()
     adapter_parameters: Callable[[Any, Any], int] = lambda shape, params: 0
     teacher: Callable[[Any], Any] = lambda params: None

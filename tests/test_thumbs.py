@@ -1,17 +1,21 @@
 """Answers with a thumb: read from rows, trained on as the paper says, and refused where pairs are needed."""
 
 import math
+import re
 
 import pytest
 import tiny_experiment
 import tiny_methods
 from tiny_methods import CPU
 
+from harness import config, experiment
 from harness.data import load_task
 from harness.errors import UserError
+from harness.experiment import Scope, prepare_session
 from harness.methods import kto
 from harness.models.hf import load_base
 from harness.models.hub import resolve
+from harness.progress import Silent
 from harness.records import Example
 from harness.spec import Task, TaskData
 from harness.training import LoraParams, lora_config
@@ -146,3 +150,34 @@ def test_thumbs_are_refused_where_pairs_are_needed_and_where_all_point_one_way(t
     assert "dpo, and 4 of 4 rows in pairs: with a thumb" in said
     assert "method: kto" in said
     assert "kto, and thumbs that all point one way" in said
+
+
+@pytest.mark.parametrize(
+    ("n_up", "n_down", "weights", "said"),
+    [
+        (17, 1, {}, "17 thumbs up and 1 down weigh 17 to 1 .*with undesirable_weight: 17$"),
+        (2, 8, {"undesirable_weight": 2}, "weigh 2 to 16 .*with desirable_weight: 8$"),
+        (17, 1, {"undesirable_weight": 17}, None),
+        (4, 3, {}, None),
+        (5, 5, {}, None),
+    ],
+)
+def test_thumbs_of_unlike_numbers_are_remarked_with_the_weight_that_balances_them(
+    n_up, n_down, weights, said
+):
+    up = [Example(f"u{i}", (), ("late",)) for i in range(n_up)]
+    down = [Example(f"d{i}", (), (), rejected="money") for i in range(n_down)]
+    remarks = list(kto.METHOD.remarks(kto.Params(**weights), [*up, *down]))
+    assert len(remarks) == (said is not None)
+    assert all(re.search(said, remark) for remark in remarks)
+
+
+def test_unlike_numbers_of_thumbs_stand_among_the_remarks_before_a_run(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny, "  kto: {method: kto}\n")
+    target = tmp_path / "suites" / "letters.yaml"
+    target.write_text(target.read_text().replace("data: {", "data: {pairs: letters/pairs.jsonl, "))
+    rows = [{"prompt": f"Letter {i}?", "completion": "late", "label": i > 0} for i in range(9)]
+    tiny_experiment.rows(tmp_path / "suites" / "letters" / "pairs.jsonl", rows)
+    loaded = config.load(path)
+    lines = experiment.recipe_warnings(prepare_session(loaded, Scope(), Silent()), loaded.selected)
+    assert any(line.startswith("recipe of kto: 8 thumbs up and 1 down") for line in lines)

@@ -10,6 +10,7 @@ from harness.config import Loaded
 from harness.config.recipe_lint import lint
 from harness.decision import family_of
 from harness.errors import Problem, UserError
+from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
@@ -97,7 +98,7 @@ def idle_workers(session: Session) -> list[str]:
 
 
 def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:
-    """Say which settings of the selected trainings lie outside of a range that was published for them."""
+    """Say which settings of the selected trainings are unlike what was published or fits their rows."""
     said: dict[str, list[str]] = {}
     for name in selected:
         candidate = session.candidates[name]
@@ -105,7 +106,10 @@ def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:
             for trial in candidate.trials:
                 params = candidate.method.params(**trial.source.params).model_dump()
                 size, written = candidate.base.n_parameters, trial.source.params
-                for line in lint(candidate.source.method, params, size, written):
+                items = training_data(session, trial.source).items
+                rows = items.pairs if candidate.method.draws_from == "pairs" else items.train
+                beside_rows = candidate.method.remarks(candidate.method.params(**written), rows)
+                for line in (*lint(candidate.source.method, params, size, written), *beside_rows):
                     said.setdefault(line, []).append(name)
     return [f"recipe of {', '.join(dict.fromkeys(names))}: {line}" for line, names in said.items()]
 

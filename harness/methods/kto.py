@@ -14,6 +14,7 @@ from harness.training import (
     low_rank,
     low_rank_method,
     preference_without_pairs,
+    weigh_thumbs,
 )
 
 
@@ -39,4 +40,5 @@ METHOD = low_rank_method(
     hooks=("penalty", "step"),
     loops=("training", "tokens", "heldout", "unpaired"),
     shape_params=tuple(LoraParams.model_fields),
+    remarks=weigh_thumbs,
 )

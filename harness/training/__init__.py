@@ -49,7 +49,7 @@ from harness.training.lora import (
 from harness.training.parallel.processes import can_share, rows_of_each
 from harness.training.preferences.dpo import PreferenceParams, preference
 from harness.training.preferences.reward_model import RewardParams, score_answers, train_reward_model
-from harness.training.preferences.unpaired import UnpairedParams, preference_without_pairs
+from harness.training.preferences.unpaired import UnpairedParams, preference_without_pairs, weigh_thumbs
 from harness.training.reinforcement import ReinforcedParams, reward_problems, rewards_of, train_on_rewards
 from harness.training.sft import SupervisedParams, fine_tune
 
@@ -111,5 +111,6 @@ __all__ = [
     "train_head",
     "train_on_rewards",
     "train_reward_model",
+    "weigh_thumbs",
     "write_job",
 ]

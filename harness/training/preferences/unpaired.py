@@ -9,7 +9,7 @@ learning rate is the highest.
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import KTOTrainer
+
+_LOWEST, _HIGHEST = 1.0, 4 / 3  # of what thumbs up weigh in all, beside thumbs down
 
 
 class UnpairedParams(HeldOutParams):
@@ -95,6 +97,20 @@ def answers_with_thumbs(pairs: Sequence[Example]) -> list[tuple[Example, str, bo
     """Return each answer with its prompt and whether its thumb is up."""
     up = [(pair, answer, True) for pair in pairs for answer in pair.references[:1]]
     return up + [(pair, pair.rejected, False) for pair in pairs if pair.rejected]
+
+
+def weigh_thumbs(params: UnpairedParams, pairs: Sequence[Example]) -> Iterator[str]:
+    """Say where thumbs up and down weigh more unlike than TRL recommends, and which weight would mend it."""
+    n_up = sum(up for _, _, up in answers_with_thumbs(pairs))
+    n_down = len(answers_with_thumbs(pairs)) - n_up
+    up, down = params.desirable_weight * n_up, params.undesirable_weight * n_down
+    if not (n_up and n_down) or _LOWEST <= up / down <= _HIGHEST:
+        return
+    mend = f"undesirable_weight: {up / n_down:.3g}" if up > down else f"desirable_weight: {down / n_up:.3g}"
+    yield (
+        f"{n_up} thumbs up and {n_down} down weigh {up:g} to {down:g} with their weights; TRL's KTO trainer "
+        f"recommends a ratio of 1 to 4/3, such as with {mend}"
+    )
 
 
 def _rows(
