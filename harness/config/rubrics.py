@@ -40,7 +40,7 @@ class Scale(Spec):
     max: int = Field(ge=1)
 
     @model_validator(mode="after")
-    def _rising(self) -> "Scale":
+    def _check_scale(self) -> "Scale":
         if not 0 < self.max - self.min <= _MOST_GRADES:
             found = f"a scale from {self.min} to {self.max}"
             raise ValueError(f"{found}; max lies 1 to {_MOST_GRADES} above min, and is the best grade")
@@ -98,7 +98,7 @@ class Rubric(Spec):
     usd_per_million_tokens: TokenPrices | None = None
 
     @model_validator(mode="after")
-    def _a_judge_or_a_panel(self) -> "Rubric":
+    def _check_judges(self) -> "Rubric":
         if (self.judge is None) == (not self.panel):
             raise ValueError("judge and panel; write one of the two: judge: NAME, or panel: [NAME, NAME]")
         if len(self.panel) == 1:
@@ -109,7 +109,7 @@ class Rubric(Spec):
         return self
 
     @model_validator(mode="after")
-    def _pairs_without_grades(self) -> "Rubric":
+    def _check_pairs(self) -> "Rubric":
         if self.mode == "pairwise" and (
             other := {"scale", "examples", "reference", "passages"} & self.model_fields_set
         ):
@@ -118,7 +118,7 @@ class Rubric(Spec):
         return self
 
     @model_validator(mode="after")
-    def _examples_on_the_scale(self) -> "Rubric":
+    def _check_examples(self) -> "Rubric":
         known = self.grades
         for example in self.examples:
             if str(example.grade) not in known:
@@ -143,7 +143,7 @@ class Rubric(Spec):
 
     @property
     def content(self) -> dict[str, Any]:
-        """What a grade depends on: the rubric without who grades, how often it is asked, and prices."""
+        """Fields that grades depend on: the rubric without who grades, how often it is asked, and prices."""
         apart = {"judge", "panel", "anchors", "attempts", "max_cost", "usd_per_million_tokens"}
         return self.model_dump(mode="json", exclude=apart, exclude_defaults=True)
 

@@ -72,7 +72,7 @@ class TaskItems:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is to be said of the files: how they were read, then what was left out."""
+        """Remarks on the files: how they were read, then what was left out."""
         return (*self.read_as, *self.removed, *self.overlap)
 
     def without_test(self) -> "TaskItems":

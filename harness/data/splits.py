@@ -223,7 +223,7 @@ def draw(rows: Sequence[Sourced], limit: int | None, rng: random.Random) -> tupl
 
 
 def _stratum(group: Sequence[Example]) -> str:
-    """The commonest label of a group where there are labels, else its slice."""
+    """Return the commonest label of a group where there are labels, else its slice."""
     named = [e.references[0] if e.choices and e.references else e.slice for e in group]
     return Counter(named).most_common(1)[0][0]
 

@@ -136,7 +136,7 @@ _Outputs = dict[int, Output]
 
 
 def _too_long(block: _Block, left: Sequence[int]) -> _Outputs:
-    """A prompt that does not fit is an error row: counted, never cut."""
+    """Answer prompts that do not fit by an error row: counted, never cut."""
     task = block.job.task
     room = block.candidate.max_context - (task.max_new_tokens if task.kind == "generate" else 0)
     return {i: _unfit(n, room) for i in left if (n := len(block.items[i].context.context)) > room}

@@ -110,7 +110,7 @@ class Host(Protocol):
 
     @property
     def base(self) -> Candidate:
-        """What the base answers."""
+        """The base, ready to answer."""
 
     def use_adapter(self, folder: Path, weights_digest: str) -> AbstractContextManager[Candidate]:
         """Open the base with the adapter of a folder; the base is itself again afterwards."""

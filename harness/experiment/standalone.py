@@ -52,7 +52,7 @@ class Evaluation(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """Everything that is needed before the first item is asked."""
+    """Evaluation that is ready for its first item."""
 
     session: Session
     name: str

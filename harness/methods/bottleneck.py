@@ -32,7 +32,7 @@ class Params(SupervisedParams):
     non_linearity: Literal["relu", "gelu", "swish", "tanh"] | None = None
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> "Params":
+    def _check_size(self) -> "Params":
         if self.bottleneck_size and self.reduction_factor:
             raise ValueError("a bottleneck takes bottleneck_size or reduction_factor, not both")
         return self

@@ -60,7 +60,7 @@ class Params(Spec):
     timeout_s: float | None = Field(None, gt=0, exclude=True)
 
     @model_validator(mode="after")
-    def _is_a_command(self) -> "Params":
+    def _check_command(self) -> "Params":
         for text in filter(None, (self.run, self.version)):
             if said := misspelt(text):
                 raise ValueError(said)

@@ -53,7 +53,7 @@ class Params(Spec):
     majority_sign_method: Literal["total", "frequency"] = "total"
 
     @model_validator(mode="after")
-    def _density_where_it_is_used(self) -> "Params":
+    def _check_density(self) -> "Params":
         prunes = self.combination_type not in ("svd", "linear", "cat")
         if prunes != (self.density is not None):
             has = "takes a density, for example 0.5" if prunes else "takes no density"

@@ -82,7 +82,7 @@ class Settings(Spec):
 
     @field_validator("base_url")
     @classmethod
-    def _an_address_without_secrets(cls, url: str) -> str:
+    def _check_address(cls, url: str) -> str:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("base_url is no address; write one such as http://localhost:8000/v1")
@@ -92,7 +92,7 @@ class Settings(Spec):
 
     @property
     def weights_digest(self) -> str:
-        """What stands for weights that nobody sees: the address, the name there, and the protocol.
+        """Identity of weights that nobody sees: the address, the name there, and the protocol.
 
         `WHO_ANSWERS` names them.
         """

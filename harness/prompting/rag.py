@@ -49,7 +49,7 @@ class Params(Spec):
     mark: Mark | None = None
 
     @model_validator(mode="after")
-    def _chunks_advance(self) -> "Params":
+    def _check_overlap(self) -> "Params":
         if self.chunk_overlap >= self.chunk_words:
             raise ValueError(
                 f"chunk_overlap {self.chunk_overlap} is not below chunk_words {self.chunk_words}"
@@ -57,7 +57,7 @@ class Params(Spec):
         return self
 
     @model_validator(mode="after")
-    def _only_dense_has_a_model(self) -> "Params":
+    def _check_model(self) -> "Params":
         if self.retriever == "dense" and not self.model:
             raise ValueError("retriever dense without model: name a sentence-transformers id or folder")
         if self.retriever != "dense" and self.model:
@@ -67,7 +67,7 @@ class Params(Spec):
         return self
 
     @model_validator(mode="after")
-    def _reranks_more_than_it_keeps(self) -> "Params":
+    def _check_reranking(self) -> "Params":
         if self.rerank_from and not self.rerank:
             raise ValueError("rerank_from without rerank: name a cross-encoder, or leave it out")
         if self.rerank and self.n_reranked < self.top_k:

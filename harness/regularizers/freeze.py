@@ -25,7 +25,7 @@ class Params(Spec):
     all_but_last: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> "Params":
+    def _check_choice(self) -> "Params":
         if (self.first is None) == (self.all_but_last is None):
             raise ValueError("freeze takes first: N or all_but_last: N")
         return self

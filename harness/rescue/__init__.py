@@ -56,7 +56,7 @@ class PreparedRescue(NamedTuple):
 
     @property
     def plan(self) -> list[TrialCost]:
-        """What each trial takes."""
+        """Work and time of each trial."""
         return estimate_trials(self.session, self.schedule, self.case.run.seed)
 
 

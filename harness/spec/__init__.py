@@ -144,13 +144,13 @@ class Experiment(Spec):
 
     @field_validator("seeds")
     @classmethod
-    def _each_seed_once(cls, seeds: tuple[Seed, ...]) -> tuple[Seed, ...]:
+    def _check_seeds(cls, seeds: tuple[Seed, ...]) -> tuple[Seed, ...]:
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds {list(seeds)}, one of them twice")
         return seeds
 
     @model_validator(mode="after")
-    def _folds_of_the_target(self) -> "Experiment":
+    def _check_folds(self) -> "Experiment":
         named = [task.name for task in self.tasks[1:] if task.data.folds]
         if named:
             raise ValueError(

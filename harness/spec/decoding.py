@@ -39,7 +39,7 @@ class Decoding(Spec):
         return "" if by == MEAN_LOGPROB or by.startswith(JUDGE) else by
 
     @model_validator(mode="after")
-    def _draws_at_a_temperature(self) -> "Decoding":
+    def _check_temperature(self) -> "Decoding":
         if self.temperature == 0 and self.samples > 1:
             raise ValueError(
                 f"{self.samples} samples at temperature 0, which are one and the same answer; write a "
@@ -52,7 +52,7 @@ class Decoding(Spec):
         return self
 
     @model_validator(mode="after")
-    def _chooses_without_references(self) -> "Decoding":
+    def _check_choice(self) -> "Decoding":
         if self.choose != "first" and self.samples == 1:
             raise ValueError(f"choose: {self.choose} of one sample; write samples: 5, or more")
         if (self.choose == "best") != (self.by is not None):

@@ -25,11 +25,11 @@ class Mix(Spec):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_files(cls, data: Any) -> Any:
+    def _expand_files(cls, data: Any) -> Any:
         return {"files": data} if isinstance(data, dict) and data and "files" not in data else data
 
     @model_validator(mode="after")
-    def _shares_that_can_be_drawn(self) -> "Mix":
+    def _check_shares(self) -> "Mix":
         if len(set(self.files)) < 2 or len(set(self.files)) < len(self.files):
             raise ValueError("a mixture needs two files or more, each once")
         if isinstance(self.files, dict):

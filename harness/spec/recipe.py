@@ -135,16 +135,16 @@ class Recipe(Spec):
 
     @field_validator("prune", mode="before")
     @classmethod
-    def _pruner_with_its_defaults(cls, value: Any) -> Any:
+    def _fill_pruner(cls, value: Any) -> Any:
         return {value: {}} if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod
-    def _without_short_forms(cls, data: Any) -> Any:
+    def _expand_short_forms(cls, data: Any) -> Any:
         return spell_out(data) if isinstance(data, dict) else data
 
     @model_validator(mode="after")
-    def _one_source_of_weights(self) -> "Recipe":
+    def _check_sources(self) -> "Recipe":
         own = (
             self.params,
             self.init_from,

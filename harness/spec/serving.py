@@ -38,7 +38,7 @@ class VllmPolicy(Spec):
 
     @field_validator("args")
     @classmethod
-    def _nothing_by_which_it_is_asked(cls, args: tuple[str, ...]) -> tuple[str, ...]:
+    def _refuse_own_args(cls, args: tuple[str, ...]) -> tuple[str, ...]:
         names = (word.partition("=")[0].replace("_", "-") for word in args)
         if ours := [name for name in names if name.startswith("--") and name[2:] in _OURS]:
             raise ValueError(
@@ -48,7 +48,7 @@ class VllmPolicy(Spec):
 
     @property
     def layout(self) -> dict[str, Any]:
-        """What decides which tokens are computed together, as far as it is not at its default."""
+        """Settings that decide which tokens are computed together, without those at their defaults."""
         own = {*_ENGINE_ARGS, "enable_lora", "args", "num_concurrent"}
         return self.model_dump(mode="json", exclude_defaults=True, include=own)
 

@@ -48,23 +48,23 @@ class Store:
 
     @property
     def progress(self) -> Path:
-        """What the process that holds the store notes of its progress."""
+        """File in which the process that holds the store notes its progress."""
         return self.folder / ".progress.json"
 
     def rows(self, rows_digest: str) -> Path:
-        """The folder of a row set."""
+        """Return the folder of a row set."""
         return self.folder / "rows" / rows_digest
 
     def parquet(self, rows_digest: str) -> Path:
-        """The file of a complete row set."""
+        """Return the file of a complete row set."""
         return self.rows(rows_digest) / "rows.parquet"
 
     def weights(self, fit_key: str) -> Path:
-        """The folder of weights made by a method."""
+        """Return the folder of weights made by a method."""
         return self.folder / "weights" / fit_key
 
     def run_file(self, run_id: str) -> Path:
-        """The file that holds a run."""
+        """Return the file that holds a run."""
         return self.folder / run_id / "run.json"
 
 

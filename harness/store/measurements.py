@@ -87,7 +87,7 @@ def save_control(
 
 
 def control_file(store: Store, control_id: str) -> Path:
-    """The file that is written last of a measurement of a control arm."""
+    """Return the file that is written last of a measurement of a control arm."""
     return store.folder / "control" / control_id / "control.json"
 
 

@@ -61,7 +61,7 @@ class ReinforcedParams(LoopParams):
     epsilon: float = Field(0.2, gt=0)
 
     @model_validator(mode="after")
-    def _whole_groups(self) -> "ReinforcedParams":
+    def _check_groups(self) -> "ReinforcedParams":
         n = self.per_device_train_batch_size * self.gradient_accumulation_steps
         if n % self.num_generations:
             raise ValueError(

@@ -73,7 +73,7 @@ class SupervisedParams(LoopParams):
 
     @field_validator("eval_steps")
     @classmethod
-    def _whole_steps(cls, steps: float | None) -> float | None:
+    def _check_eval_steps(cls, steps: float | None) -> float | None:
         if steps is not None and steps >= 1 and steps != int(steps):
             raise ValueError(f"eval_steps: {steps}, neither whole steps nor a share below 1")
         return steps

@@ -97,7 +97,7 @@ class LoopParams(Spec):
         return "fp32"
 
     @model_validator(mode="after")
-    def _one_lowest_rate(self) -> "LoopParams":
+    def _check_lowest_rate(self) -> "LoopParams":
         lowest = {"min_lr", "min_lr_rate"} & set(self.lr_scheduler_kwargs or {})
         if (self.lr_scheduler_type == "cosine_with_min_lr") != (len(lowest) == 1):
             raise ValueError(

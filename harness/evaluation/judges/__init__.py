@@ -47,7 +47,7 @@ class Judge(NamedTuple):
 
     @property
     def counted(self) -> Any:
-        """What scores depend on of it: its book, and how many grades of an answer count if not one."""
+        """Parts of it that scores depend on: its book, and how many grades of an answer count if not one."""
         return self.book if self.attempts == 1 else [self.book, self.attempts]
 
 
@@ -77,7 +77,7 @@ class Judged(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """What the scores depend on besides the answers."""
+        """Parts that the scores depend on besides the answers."""
         return digest([judge.counted for judge in self.judges])
 
     def grades(self) -> list[Mapping[str, Grade]]:

@@ -28,7 +28,7 @@ class Answer(NamedTuple):
 
 
 class Unfit(NamedTuple):
-    """Why an instance could not be asked."""
+    """Reason for which an instance could not be asked."""
 
     reason: str
     n_tokens: int

@@ -92,7 +92,7 @@ class Asking:
 
     @property
     def spent(self) -> Spent:
-        """What the answers so far took, those of the book with them."""
+        """Tokens and money that the answers so far took, those of the book with them."""
         return spent_on(self._writer, list(self._paid.values()))
 
     def answers(self, asked: Sequence[Asked], label: str) -> list[Output]:

@@ -215,7 +215,7 @@ class VllmServer:
 
     @property
     def base(self) -> ServedCandidate:
-        """What the base answers."""
+        """The base, ready to answer."""
         return ServedCandidate(self, self._ready(), self.source.weights_digest)
 
     @contextmanager

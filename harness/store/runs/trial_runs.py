@@ -35,7 +35,7 @@ class TrialRun:
 
     @property
     def state(self) -> Literal["done", "pruned", "failed"]:
-        """What became of it."""
+        """Outcome of the trial."""
         if self.run.state == "failed":
             return "failed"
         return "pruned" if self.trial.is_pruned else "done"

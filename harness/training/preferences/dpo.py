@@ -81,7 +81,7 @@ class PreferenceParams(HeldOutParams):
     weight_decay: float = Field(0.0, ge=0)
 
     @model_validator(mode="after")
-    def _smooths_what_can_be(self) -> "PreferenceParams":
+    def _check_smoothing(self) -> "PreferenceParams":
         if self.label_smoothing and self.loss_type not in _SMOOTHED:
             raise ValueError(
                 f"label_smoothing with the loss_type {self.loss_type}, which does not read it; "

@@ -36,7 +36,7 @@ class HeldOutParams(LoopParams):
     early_stopping_patience: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
-    def _stops_by_what_is_held_out(self) -> "HeldOutParams":
+    def _check_early_stopping(self) -> "HeldOutParams":
         if self.early_stopping_patience is not None and not self.heldout:
             raise ValueError("early_stopping_patience counts evaluations of held-out rows: heldout above 0")
         return self
