@@ -374,6 +374,23 @@ def test_a_judge_that_decides_and_never_grades_fails_the_candidate_by_its_own_na
     assert "no answer could be graded: judge:helpful: an unparsable grade" in facts.error
 
 
+def test_half_a_character_in_what_a_server_says_costs_no_other_answer(desk):
+    def cut(messages):
+        return f"{reply(messages)} \ud83d" if number(messages[-1]["content"]) == 3 else reply(messages)
+
+    judge = Grader(lambda q, a: "5 \ud83d" if number(q) == 4 else "5")
+    d = desk(cut, judge)
+    facts = next(f for f in d.compare().facts if f.name == "plain")
+    rows = {number(row.prompt): row for row in d.rows()}
+    assert (facts.state, facts.target.n_errors) == ("done", 1)
+    assert rows[3].text.endswith("\ufffd")
+    assert rows[3].parts["judge:helpful"] == (1.0,)
+    assert "an unparsable grade" in rows[4].error
+    n_asked = len(d.candidates.asked), len(d.judge.asked)
+    d.compare()
+    assert (len(d.candidates.asked), len(d.judge.asked)) == n_asked
+
+
 def test_a_judge_that_dies_midway_loses_nothing_and_the_next_compare_goes_on(desk):
     d = desk()
     grade = d.judge.model.grade

@@ -242,6 +242,11 @@ def test_an_exact_match_with_any_reference_counts():
         ("Answer: 42\nAnswer: 41", 0),
         ("\\boxed{42", 0),
         ("The question is what the answer is.", 0),
+        ("#### Answer: 42", 1),
+        ("So:\n#### Final Answer\n42", 1),
+        ("#### Step 1: add\n40+2\n#### Step 2: conclude\nThe answer is 42.", 1),
+        ("Final Answer: The final answer is $42$. I hope it is correct.", 1),
+        ("Answer: The answer is 42", 1),
         ("42\nNo, wait: 41", 0),
         ("The answer is 42, I think", 0),
         ("C#", 0),
@@ -259,6 +264,13 @@ def test_a_chain_of_thought_is_scored_by_its_final_answer(text, score):
 def test_answers_that_end_alike_are_one_to_a_majority():
     same = built("final_answer").same
     assert same("6 * 7\nAnswer: 42") == same("42.") != same("41")
+
+
+@pytest.mark.parametrize("text", ["*", "**", "#", "##", "_", "`", "*args", "__init__", "_x", "#1", "1"])
+def test_an_answer_of_marks_is_right_where_it_is_the_reference(text):
+    others = {"*", "**", "#", "##", "_", "", "args", "init", "x", "1"} - {text}
+    assert one("final_answer", text, text) == 1
+    assert not any(one("final_answer", other, text) for other in others)
 
 
 @given(st.text())

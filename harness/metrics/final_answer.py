@@ -1,9 +1,9 @@
 r"""Share of answers whose final answer is one of the references: what stands behind a chain of thought.
 
-The final answer is what the last `\boxed{…}` holds; else what stands behind `####`, or behind a label and a
-colon (`Answer:`, `Réponse :`), in the last line that begins so; else the last line, of which the words up to
-`answer is` or `answer:` are left out. Emphasis, dollar signs around all of it, brackets around one letter and
-a final period are none of it.
+The final answer is what the last `\boxed{…}` holds; else a number behind `####`, or what stands behind a
+label and a colon (`Answer:`, `Réponse :`), in the last line that begins so; else the last line. Of these the
+words up to `answer is` or `answer:` are left out. Asterisks and backticks around all of it, dollar signs,
+brackets around one letter and a final period are none of it. An answer of nothing is never right.
 
 Invariant: an answer of one plain line scores as by exact match, so one that reasons and one that does not are
 scored alike; equal final answers are one answer to a majority.
@@ -26,13 +26,14 @@ _WORDS = (
     "|(?:окончательный )?ответ|答案|最终答案|最終答案|答え|回答|정답|답)"
 )
 _IS = "(?:is|ist|est|es|è|é|är|er|jest|是|は)"
-_EMPHASIS = "*_` \t"
 _MARKS = "[*_`]*"
-_WITH_COLON = re.compile(rf"(?:{_WORDS}){_MARKS}(?: {_IS})?{_MARKS}\s*[:：]\s*", re.IGNORECASE)
-_LABEL = re.compile(
-    rf"(?<!\w)(?:{_WORDS}{_MARKS}(?:(?: {_IS})?{_MARKS}\s*[:：]| {_IS}(?!\w)|是|は))\s*",
-    re.IGNORECASE,
-)
+_COLON = rf"(?: {_IS})?{_MARKS}\s*[:：](?:\*\*|__|\*)?"
+_WITH_COLON = re.compile(rf"(?:{_WORDS}){_MARKS}{_COLON}\s*", re.IGNORECASE)
+_LABEL = re.compile(rf"(?<!\w)(?:{_WORDS}{_MARKS}(?:{_COLON}| {_IS}(?!\w)|是|は))\s*", re.IGNORECASE)
+_HEADING = re.compile(r"#{2,6}\s+")
+_NUMBER = re.compile(r"####\s*([-+−$€£]?\d[\d.,]*)\s*%?")
+_EMPHASIZED = re.compile(r"(\*\*\*|\*\*|\*|`+)(?=\S)(.*\w.*)(?<=\S)\1")
+_HOPE = re.compile(r"(?<=[.$])\s*I hope it is correct\.?\**$", re.IGNORECASE)
 _BOX = re.compile(r"\\boxed\s*\{")
 _IN_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}")
 _LETTER = re.compile(r"\(?([A-Za-z])\)")
@@ -45,7 +46,7 @@ def metric(task: Task) -> Metric:
 
 def _matches(output: Output, example: Example) -> float:
     answer = final_answer(output.text)
-    return float(any(answer == final_answer(reference) for reference in example.references))
+    return float(bool(answer) and any(answer == final_answer(reference) for reference in example.references))
 
 
 def final_answer(text: str) -> str:
@@ -53,23 +54,22 @@ def final_answer(text: str) -> str:
     boxed = _boxed(text)
     if boxed is not None:
         return _plain(boxed)
-    lines = [line.strip().strip(_EMPHASIS) for line in text.splitlines()]
-    lines = [line for line in lines if line.lstrip("#").strip(_EMPHASIS)]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     marked = next((found for line in reversed(lines) if (found := _marked(line))), None)
-    if marked:
-        return _plain(marked)
-    last = lines[-1].lstrip("#").strip(_EMPHASIS) if lines else ""
-    behind = _LABEL.split(last)[-1]
-    return _plain(behind if behind.strip(_EMPHASIS + ".。") else last)
+    last = _bare(_HEADING.sub("", lines[-1], count=1)) if lines else ""
+    found = _HOPE.sub("", marked or last)
+    behind = _LABEL.split(found)[-1]
+    return _plain(behind if behind.strip("*_` .。") else found)
 
 
 def _marked(line: str) -> str | None:
-    """Return what stands behind `####` or behind a label with a colon that begins a line."""
-    if line.startswith("####"):
-        return line.lstrip("#").strip(_EMPHASIS)
-    label = _WITH_COLON.match(line.lstrip("#").strip(_EMPHASIS))
-    behind = line.lstrip("#").strip(_EMPHASIS)[label.end() :] if label else ""
-    return behind if behind.strip(_EMPHASIS) else None
+    """Return the number behind `####`, or what stands behind a label with a colon that begins a line."""
+    if number := _NUMBER.fullmatch(line):
+        return number[1]
+    bare = _bare(_HEADING.sub("", line, count=1)).lstrip("*")
+    label = _WITH_COLON.match(bare)
+    behind = bare[label.end() :] if label else ""
+    return behind if behind.strip("*_` ") else None
 
 
 def _boxed(text: str) -> str | None:
@@ -85,10 +85,17 @@ def _boxed(text: str) -> str | None:
 
 def _plain(answer: str) -> str:
     """Drop what only dresses an answer: emphasis, dollar signs around it, brackets of a letter, a period."""
-    plain = _IN_TEXT.sub(r"\1", answer).strip(_EMPHASIS)
-    bare = plain.rstrip(".。").strip(_EMPHASIS)
+    plain = _bare(_IN_TEXT.sub(r"\1", answer).strip())
+    bare = _bare(plain.rstrip(".。").strip()).rstrip(".。")
     if len(bare) > 2 and bare[0] == bare[-1] == "$":
         bare = bare[1:-1].strip()
     if letter := _LETTER.fullmatch(bare):
         bare = letter[1]
     return normalize(bare or plain)
+
+
+def _bare(text: str) -> str:
+    """Drop emphasis around all of a text that holds a word: pairs of asterisks or backticks."""
+    while found := _EMPHASIZED.fullmatch(text):
+        text = found[2]
+    return text

@@ -41,7 +41,12 @@ def text_of(choice: Any, refusal: Refusal) -> str:
     written = [text for text in texts if isinstance(text, str)]
     if len(written) < len(texts):
         raise refusal(f"an answer of the type {type(content).__name__}", _SERVER)
-    return "".join(written)
+    return _legible("".join(written))
+
+
+def _legible(text: str) -> str:
+    """Return a text that can be written as UTF-8: halves of a character that stand alone become U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def first_logprobs(choice: Any, refusal: Refusal) -> tuple[tuple[str, float], ...]:
@@ -55,7 +60,8 @@ def first_logprobs(choice: Any, refusal: Refusal) -> tuple[tuple[str, float], ..
     if first is None and choice.message.content:
         raise refusal("an answer without log-probabilities", "a server that gives top_logprobs")
     likely = {one.token: one.logprob for one in (first.top_logprobs or ())} if first else {}
-    return tuple((likely | {first.token: first.logprob}).items()) if first else ()
+    known = likely | {first.token: first.logprob} if first else {}
+    return tuple((_legible(token), logprob) for token, logprob in known.items())
 
 
 def output_of(text: str, finish_reason: str, usage: Any, limits: Limits) -> Output:
