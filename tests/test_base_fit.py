@@ -165,6 +165,49 @@ def test_a_cards_memory_is_read_as_people_write_it(written, gb):
     assert gigabytes(written) == pytest.approx(gb, abs=0.001)
 
 
+@pytest.mark.parametrize(
+    ("written", "step"),
+    [
+        ("2x80GB", "--gpu 80GB --gpus 2"),
+        ("8 × 24GiB", "--gpu 24GiB --gpus 8"),
+        ("h100", "--gpu 24GB"),
+        ("0GB", "--gpu 24GB"),
+        ("-24GB", "--gpu 24GB"),
+        ("24TB", "--gpu 24GB"),
+    ],
+)
+def test_what_is_no_cards_memory_is_refused_with_how_to_write_it(written, step):
+    with pytest.raises(UserError) as refused:
+        gigabytes(written)
+    (problem,) = refused.value.problems
+    assert (problem.found, problem.next_step) == (written, step)
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ({"num_key_value_heads": -1}, "num_key_value_heads: -1"),
+        ({"num_key_value_heads": "8"}, "num_key_value_heads: '8'"),
+        ({"head_dim": "x"}, "head_dim: 'x'"),
+        ({"intermediate_size": [64, -1]}, r"intermediate_size: \[64, -1\]"),
+        ({"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}, "experts of 34,6"),
+    ],
+)
+def test_sizes_that_are_no_sizes_or_not_those_of_the_weights_are_refused(llama, tmp_path, said, found):
+    (tmp_path / "model.safetensors").symlink_to(llama / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA_2_7B, **said}))
+    with pytest.raises(UserError, match=found):
+        examine_base(str(tmp_path), Asked(24.0))
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "5", '"x"'])
+def test_a_configuration_that_is_no_object_is_refused(llama, tmp_path, content):
+    (tmp_path / "model.safetensors").symlink_to(llama / "model.safetensors")
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="expected an object of names and values"):
+        examine_base(str(tmp_path), Asked(24.0))
+
+
 def doctor(*arguments):
     return CliRunner().invoke(app, ["doctor", *arguments], env={"COLUMNS": "200"})
 

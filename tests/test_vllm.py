@@ -13,6 +13,7 @@ from harness.evaluation.candidates import base_weights
 from harness.evaluation.rows.row_sets import suite_sets
 from harness.experiment import Scope, prepare_session
 from harness.experiment.preflight.rounding_noise import measure_noise
+from harness.experiment.preparation.candidate_problems import engine_problems
 from harness.experiment.weights.weights_folder import folder_of
 from harness.models import vllm
 from harness.progress import Silent
@@ -93,6 +94,29 @@ def test_what_vllm_cannot_serve_is_refused_all_at_once(written, installed):
         ("candidate theirs", "an adapter of rank 256, and engine: vllm"),
     }
     assert not {where for where, _ in found} & {"engine", "candidate prompt", "candidate plain"}
+
+
+@pytest.mark.parametrize(
+    ("device", "vllm_keys", "candidate", "named"),
+    [
+        ("cuda", "", "wide", "wide"),
+        ("cuda", "", "prompt", ""),
+        ("cuda", "vllm: {command: /opt/vllm/bin/vllm}\n", "wide", ""),
+        ("cpu", "", "wide", ""),
+    ],
+)
+def test_vllm_in_this_process_is_refused_on_a_gpu_that_something_else_wants(
+    written, installed, device, vllm_keys, candidate, named
+):
+    written.write_text(written.read_text() + vllm_keys)
+    session = opened(written, candidates=("prompt", "wide"))
+    session.machine = session.machine._replace(device=device)
+    session.experiment = session.experiment.model_copy(update={"engine": "vllm"})
+    needed = [session.candidates[candidate]]
+    found = [p for p in engine_problems(session, ["prompt"], needed) if "keeps the GPU's memory" in p.found]
+    assert [p.found for p in found] == (
+        [f"vLLM in this process, which keeps the GPU's memory, and {named}"] if named else []
+    )
 
 
 def test_an_adapter_without_its_file_is_refused_by_its_method_alone(written, installed):

@@ -140,7 +140,9 @@ def gigabytes(written: str) -> float:
 
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(GB|GiB|G)?", written, re.IGNORECASE)
     if not found or not float(found[1]):
-        raise UserError(Problem("--gpu", written or "nothing", "the memory of a card", "--gpu 24GB"))
+        cards = re.fullmatch(r"(\d+) ?[x×*] ?(\d\S*)", written, re.IGNORECASE)
+        step = f"--gpu {cards[2]} --gpus {cards[1]}" if cards else "--gpu 24GB"
+        raise UserError(Problem("--gpu", written or "nothing", "the memory of one card", step))
     return float(found[1]) * (2**30 / 1e9 if (found[2] or "").lower() == "gib" else 1)
 
 

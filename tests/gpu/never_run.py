@@ -9,9 +9,13 @@ _COLUMNS = ("what", "state", "what is tested on CPUs instead")
 _LINES = (
     (
         "vLLM in the command's process (`engine: vllm`)",
-        "offered; never run on a GPU",
         (
-            "what it cannot serve is refused, its rows are never compared with another engine's (`tests/test_vllm.py`); by hand with "
+            "offered for bases and prompts; never run on a GPU. Beside a training or a second base it is left out on GPUs, because "
+            "vLLM in a process of others keeps the memory that it took "
+            "([vLLM's issue 21073](https://github.com/vllm-project/vllm/issues/21073)): the server gives it back"
+        ),
+        (
+            "what it cannot serve, and what else wants its GPU, is refused, its rows are never compared with another engine's (`tests/test_vllm.py`); by hand with "
             "vLLM's build for CPUs, which CI has not: numbers against transformers (`tests/slow/test_vllm_itself.py`)"
         ),
     ),
@@ -41,6 +45,19 @@ _LINES = (
         "a process of its own for each training on one GPU (`training: {process: auto}`)",
         "the default there; never run on one",
         "the same process on a CPU, where it is asked for, and which device has it unasked (`tests/test_job.py`)",
+    ),
+    (
+        "the scoring engine, which a two-layer copy of the configuration tells",
+        "offered; where a card's costs are not known yet the base is loaded all the same, to measure them",
+        (
+            "copies of each family and of published sizes against the base itself, masks that are ignored and windows that are a token "
+            "off (`tests/test_two_layer_copy.py`)"
+        ),
+    ),
+    (
+        "adapters merged into weights of 16 bits (`serve_merged: true`)",
+        "offered; never run on a GPU",
+        "the merged weights against PEFT's, in bf16 on a CPU, and by how much answers then differ (`tests/test_serve_merged.py`)",
     ),
     (
         "continuous batching (transformers' `generate_batch`), CUDA graphs, `torch.compile`",

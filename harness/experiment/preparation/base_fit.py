@@ -110,6 +110,10 @@ def examine_base(name: str, asked: Asked) -> BaseFit:
         raise UserError(Problem(f"--base {name}", found, expected, "a language model of transformers"))
     if in_experts := expert_parameters(counted):
         shape = shape._replace(in_experts=float(in_experts))
+    if shape.idle >= shape.n_parameters:
+        found = f"experts of {shape.in_experts:,.0f} parameters, and weights of {shape.n_parameters:,.0f}"
+        step = "the config.json that was published with the weights"
+        raise UserError(Problem(f"--base {name}", found, "the experts that config.json names", step))
     quantized = quantization_method(config)
     notes = tuple(_notes(quantized))
     return BaseFit(

@@ -180,6 +180,7 @@ def engine_problems(
     if session.experiment.engine == "transformers":
         return
     yield from _absent_engine(session.experiment.vllm)
+    yield from _kept_memory(session, needed)
     for name in selected:
         if session.candidates[name].makes == "adapter" and not session.experiment.vllm.enable_lora:
             found, expected = "an adapter, and vllm.enable_lora: false", "a vLLM that takes adapters"
@@ -208,6 +209,22 @@ def _merging_problems(session: Session, candidate: ResolvedCandidate) -> Iterato
     if session.experiment.engine != "transformers":
         found = f"serve_merged, and engine: {session.experiment.engine}"
         yield Problem(where, found, "the engine that merges", "engine: transformers, or remove serve_merged")
+
+
+def _kept_memory(session: Session, needed: Iterable[ResolvedCandidate]) -> Iterator[Problem]:
+    """Yield that vLLM in this process never gives a GPU's memory back, where others want it as well.
+
+    Source: https://github.com/vllm-project/vllm/issues/21073.
+    """
+    if session.machine.device != "cuda" or session.experiment.vllm.command:
+        return
+    wanting = [c.name for c in needed if c.method.trains or c.served_base != session.source]
+    if wanting:
+        found = f"vLLM in this process, which keeps the GPU's memory, and {', '.join(wanting)}"
+        expected = "vLLM as a server, which ends before anything trains or another base is loaded"
+        yield Problem(
+            "engine", found, expected, f"vllm: {{command: /opt/vllm/bin/vllm}}, or {vllm.OTHERWISE}"
+        )
 
 
 def _absent_engine(policy: VllmPolicy) -> Iterator[Problem]:

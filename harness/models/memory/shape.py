@@ -46,6 +46,8 @@ _LIKE_GPT_2 = {
     "n_inner": "intermediate_size",
 }
 _NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
+# What a family may leave out, or say of each layer.
+_OPTIONAL = ("num_key_value_heads", "head_dim", "intermediate_size", "num_experts", "num_experts_per_tok")
 _PACKED_BITS = (1, 2, 3, 4, 8)  # of a weight, of which several lie in a number of 32 bits
 # Formats of quantised files that transformers unpacks to 16 bits where it cannot compute with them.
 UNPACKED = {
@@ -144,7 +146,7 @@ def _experts(said: Mapping[str, Any], hidden: int) -> tuple[float, float, int, i
     width = _widest(said.get("moe_intermediate_size") or said["intermediate_size"])
     of_each = 3.0 * hidden * width * n_layers
     adapted = 0 if said.get("model_type") in _EXPERTS_IN_ONE else n_experts
-    return n_experts * of_each, (n_experts - of_a_token) * of_each, adapted, width
+    return n_experts * of_each, max(0, n_experts - of_a_token) * of_each, adapted, width
 
 
 def _widest(said: int | list[int] | None) -> int:
@@ -210,6 +212,12 @@ def packed_bits(config: Mapping[str, Any]) -> int:
     return int(bits) if bits in _PACKED_BITS else 4
 
 
+def _is_count(value: Any) -> bool:
+    """Tell whether a value is a whole number of 0 or more, or one for each layer."""
+    each = value if isinstance(value, list) else [value]
+    return all(one is None or (type(one) is int and one >= 0) for one in each)
+
+
 def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
     said = config.get("quantization_config")
     return said if isinstance(said, Mapping) else {}
@@ -220,13 +228,17 @@ def config_problems(config: Any, where: str) -> Iterator[Problem]:
     step = "the config.json that was published with the model"
     whole = config if isinstance(config, Mapping) else {"config.json": config}
     for section in ("config.json", "text_config", "quantization_config"):
-        if not isinstance(whole.get(section) or {}, Mapping) or whole.get(section) == []:
+        said = whole.get(section, {} if section == "config.json" else None)
+        if not isinstance(said, Mapping) and (said is not None or section == "config.json"):
             yield Problem(where, f"{section}: {whole[section]!r}", "an object of names and values", step)
             return
     text = _rename_keys(whole)
     for name in _NEEDED:
         if (value := text.get(name)) is not None and not (type(value) is int and value > 0):
             yield Problem(where, f"{name}: {value!r}", "a positive whole number", step)
+    for name in _OPTIONAL:
+        if (value := text.get(name)) is not None and not _is_count(value):
+            yield Problem(where, f"{name}: {value!r}", "a whole number of 0 or more", step)
     bits = _quantization(whole).get("bits")
     if bits is not None and bits not in _PACKED_BITS:
         one_of = ", ".join(map(str, _PACKED_BITS))
