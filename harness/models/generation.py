@@ -18,6 +18,7 @@ from harness.models.prefix_cache import (
     PrefixCache,
     additive_mask,
     empty_cache,
+    forget_length,
     row_cache,
     within_windows,
 )
@@ -91,12 +92,15 @@ def answers(
 
     A model that does not keep all keys, or has windows and takes no masks of ours (`engine` is that of its
     scoring), reads each prompt whole, by transformers' own `generate`; one that takes neither our masks nor
-    our cache answers each prompt alone.
+    our cache answers each prompt alone, as does one that rotates positions by the length of a batch.
     """
     import torch
 
     with torch.inference_mode():
         windows = prefixes.windows
+        longest = max(map(len, prompts)) + max_new_tokens
+        if longest >= prefixes.longest_alike and not prefixes.virtual_ids:
+            return _each_by_generate(model, prompts, max_new_tokens, ends, stopped, pick)
         if windows is None or (any(windows) and engine != "packed"):
             return _by_generate(model, prompts, max_new_tokens, ends, stopped, pick)
         if prefixes.is_refused:
@@ -304,6 +308,7 @@ def _each_by_generate(
         def picked(logits: "torch.Tensor", rows: "torch.Tensor", step: int) -> "torch.Tensor":
             return pick(logits, rows + place, step)
 
+        forget_length(model)
         (new,) = _by_generate(model, prompts[place : place + 1], max_new_tokens, ends, stopped, picked)
         return new
 

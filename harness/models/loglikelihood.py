@@ -25,7 +25,7 @@ from harness.models.batching import (
     shared_length,
 )
 from harness.models.cpu_kernels import chunked_attention
-from harness.models.prefix_cache import PrefixCache, additive_mask, row_cache, within_windows
+from harness.models.prefix_cache import PrefixCache, additive_mask, forget_length, row_cache, within_windows
 from harness.provenance.code_versions import versions_of
 from harness.records import Likelihood, digest
 
@@ -118,6 +118,17 @@ class Executor:
         return CandidateFailed(found, "precision: fp32, or bf16 where the device has it")
 
     def _score_by_engine(self, pairs: Sequence[Pair]) -> list[Scored]:
+        """Score pairs in the engine's layout; alone, what is so long that it is rotated by its own length."""
+        lengths = [len(context) + len(continuation) for context, continuation in pairs]
+        alike = inf if self.prefixes.virtual_ids else self.prefixes.longest_alike
+        short = [i for i, length in enumerate(lengths) if length < alike]
+        scored = dict(zip(short, self._score_alike([pairs[i] for i in short]), strict=True))
+        for i in sorted({*range(len(pairs))} - scored.keys()):
+            forget_length(self.model)
+            scored[i] = self._score_alone(pairs[i])
+        return [scored[i] for i in range(len(pairs))]
+
+    def _score_alike(self, pairs: Sequence[Pair]) -> list[Scored]:
         if self.engine == "plain":
             return [self._score_alone(pair) for pair in pairs]
         if self.engine == "padded":

@@ -6,6 +6,7 @@ depend on earlier prompts.
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from harness.models import oom
@@ -21,8 +22,8 @@ _KEPT = 1 << 30
 def windows(config: "PretrainedConfig") -> tuple[int, ...] | None:
     """Return the sliding window in tokens of each layer of a model, 0 of one that sees all that was read.
 
-    None where a layer keeps something else than keys, as recurrent ones do, or where windows differ: no mask
-    of ours would say what such a model may see.
+    None where a layer keeps something else than keys, as recurrent ones do, where windows differ, or where
+    one is counted by places in a row (GPT-Neo): no mask of ours would say what such a model may see.
     """
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -30,10 +31,43 @@ def windows(config: "PretrainedConfig") -> tuple[int, ...] | None:
     text = config.get_text_config(decoder=True)
     layers: Sequence[Any] = DynamicCache(config=config).layers
     chunked = getattr(text, "attention_chunk_size", None)
-    if not layers or chunked or not set(map(type, layers)) <= {DynamicLayer, DynamicSlidingWindowLayer}:
+    by_places = "local" in (getattr(text, "attention_layers", None) or ())
+    if (
+        not layers
+        or chunked
+        or by_places
+        or not set(map(type, layers)) <= {DynamicLayer, DynamicSlidingWindowLayer}
+    ):
         return None
     found = tuple(int(layer.sliding_window) if layer.is_sliding else 0 for layer in layers)
     return found if len({*found} - {0}) <= 1 else None
+
+
+def longest_alike(config: "PretrainedConfig") -> float:
+    """Return from how many tokens on a model rotates positions by how long the longest sequence of a pass is.
+
+    What is read below that is rotated alike; `longrope` and `dynamic` alone have such a length.
+    """
+    text = config.get_text_config(decoder=True)
+    said = getattr(text, "rope_parameters", None) or {}
+    each = [
+        said,
+        *(of for of in said.values() if isinstance(of, dict)),
+    ]  # of types of layers, where they differ
+    lengths = {
+        "longrope": lambda of: of.get("original_max_position_embeddings") or text.max_position_embeddings,
+        "dynamic": lambda of: text.max_position_embeddings,
+    }
+    return min((lengths[kind](of) for of in each if (kind := of.get("rope_type")) in lengths), default=inf)
+
+
+def forget_length(model: "PreTrainedModel") -> None:
+    """Read one token, which makes a model forget by which length it rotated positions last, where it does."""
+    import torch
+
+    if longest_alike(model.config) < inf:
+        with torch.inference_mode():
+            model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)
 
 
 def additive_mask(model: "PreTrainedModel", seen: "torch.Tensor") -> "torch.Tensor":
@@ -73,7 +107,7 @@ class PrefixCache:
         self, model: "PreTrainedModel", kept_bytes: int = _KEPT, soft: "Cache | None" = None
     ) -> None:
         self._model, self._kept_bytes, self._soft = model, kept_bytes, soft
-        self.windows = windows(model.config)
+        self.windows, self.longest_alike = windows(model.config), longest_alike(model.config)
         self.is_refused = False  # once the model has taken neither our masks nor our cache
         # No ids of the vocabulary, and never read: every prefix holds them.
         self.virtual_ids = tuple(range(-int(soft.get_seq_length()), 0)) if soft else ()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from harness.models import oom
 from harness.models.batching import Pair, Size, plan
+from harness.models.prefix_cache import forget_length, longest_alike
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +53,11 @@ def score_tokens(model: "PreTrainedModel", pairs: Sequence[Pair], batch_cost: in
     """
     out: dict[int, TokenScores] = {}
     lengths = [len(context) + len(own) for context, own in pairs]
-    for batch in plan(lengths, _SCORED, batch_cost):
+    alike = longest_alike(model.config)
+    short = [i for i, length in enumerate(lengths) if length < alike]
+    batches = [[short[i] for i in batch] for batch in plan([lengths[i] for i in short], _SCORED, batch_cost)]
+    for batch in [*batches, *([i] for i, length in enumerate(lengths) if length >= alike)]:
+        forget_length(model)
         with oom.enough_memory(_NO_ROOM, "shorter items"):
             out.update(zip(batch, _score_together(model, [pairs[i] for i in batch]), strict=True))
     return [out[i] for i in range(len(pairs))]
