@@ -92,6 +92,33 @@ class TestWhatIsFound:
         weights = {f"adapter/adapter_{name}" for name in ("config.json", "model.safetensors")}
         assert left == {"command.log", "config/t.txt", *weights}
 
+    @pytest.mark.parametrize(
+        "after",
+        [
+            (
+                "mkdir {out}/last; mv {out}/adapter_model.safetensors {out}/last; "
+                "ln -s last/adapter_model.safetensors {out}/adapter_model.safetensors"
+            ),
+            (
+                "mv {out}/adapter_model.safetensors {data_dir}; "
+                "ln -s {data_dir}/adapter_model.safetensors {out}/adapter_model.safetensors"
+            ),
+            "mv {out} {out}-elsewhere; ln -s {out}-elsewhere {out}",
+            "rm -r {data_dir}",
+        ],
+    )
+    def test_weights_that_are_linked_and_folders_that_the_command_removed_are_taken_as_they_are(
+        self, tiny, adapter, tmp_path, after
+    ):
+        weights = made(tiny, tmp_path, f"{leaves(adapter)}; {after}", shell=True)
+        assert weights.digest == adapter_digest(adapter, resolve(str(tiny)).weights_digest)
+        assert not any(path.is_symlink() for path in weights.folder.rglob("*"))
+
+    def test_a_version_that_is_no_utf_8_costs_no_training(self, tiny, adapter, tmp_path):
+        said = "printf 'tr\\351s 1.2\\n'"
+        record = made(tiny, tmp_path, leaves(adapter), shell=True, version=said).training
+        assert record.command_version == "tr\N{REPLACEMENT CHARACTER}s 1.2"
+
     def test_the_curves_that_a_trainer_of_transformers_left_are_read(self, tiny, adapter, tmp_path):
         history = [{"step": 1, "loss": 3.0, "learning_rate": 0.1}, {"step": 2, "eval_loss": 2.5}]
         for step in (1, 2):

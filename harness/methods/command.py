@@ -140,8 +140,10 @@ def fit(context: FitContext, params: Params) -> Weights:
     )
     weights = _take_over(context, out, made)
     shutil.move(log, context.folder / LOG)
+    if out.is_symlink():
+        out.unlink()
     for scratch in (out, Path(values["data_dir"])):
-        shutil.rmtree(scratch)
+        shutil.rmtree(scratch, ignore_errors=True)  # the command may have tidied up itself
     return weights
 
 
@@ -246,8 +248,8 @@ def _take_over(context: FitContext, out: Path, made: TrainingRecord) -> Weights:
     else:
         raise _describe_no_weights(out)
     folder.mkdir()
-    for file in files:
-        shutil.move(file, folder / file.name)
+    for file in files:  # a link's file may lie anywhere, and is not ours to move
+        (shutil.copyfile if file.is_symlink() else shutil.move)(file, folder / file.name)
     n_trainable = sum(sum(parameters_of(tensors_of(file)).values()) for file in folder.glob("*.safetensors"))
     made = replace(made, n_trainable=n_trainable)
     if folder.name == "adapter":

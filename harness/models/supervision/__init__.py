@@ -99,6 +99,8 @@ def first_line(command: Sequence[str], folder: Path) -> str:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_SHORT_S,
             check=True,
         )
