@@ -190,7 +190,8 @@ def _row(name: str, run: Run, cost: str) -> dict[str, Any]:
 
 def _more(name: str, run: Run, report: ExperimentReport | None) -> None:
     """Show what else was logged of a training: rewards, the trials of a sweep."""
-    curves = ("reward_margin", "reward_accuracy", "heldout_margin", "heldout_accuracy", "reward", "kl")
+    of_pairs = ("reward_margin", "reward_accuracy", "heldout_margin", "heldout_accuracy")
+    curves = (*of_pairs, "reward", "equal_rewards", "kl")
     rewards = {name: getattr(run.training, name) for name in curves}
     others = {key: value for key, value in rewards.items() if numeric_points(value)}
     sweep = run.training.sweep

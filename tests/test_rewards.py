@@ -1,15 +1,17 @@
 """Reward models tell chosen answers from rejected ones, and policies are trained on rewards of their answers."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import tiny_methods
 from tiny_methods import CPU
 
 from harness.errors import CandidateFailed
+from harness.experiment.analysis.run_remarks import note_rewards
 from harness.methods import grpo, reward, rloo
 from harness.models.hub import resolve
-from harness.records import Example
+from harness.records import Example, TrainingRecord
 from harness.spec import Task, TaskData
 from harness.training import CHECKPOINTS, Reward
 from harness.training import reinforcement as rl
@@ -227,3 +229,42 @@ def test_answers_of_which_none_can_be_scored_move_nothing_and_leave_a_gap_in_the
 def test_answers_of_a_step_are_whole_groups():
     with pytest.raises(ValueError, match="no whole groups of num_generations: 3"):
         rloo.Params(num_generations=3)
+
+
+@pytest.mark.parametrize("module", [rloo, grpo])
+def test_prompts_whose_answers_all_get_one_reward_are_counted(tiny, tmp_path, module):
+    """Every second prompt's answers get a reward of their own, those of the others the same one."""
+    body = """
+def reward(prompts, completions, references):
+    even = [sorted(set(prompts)).index(prompt) % 2 == 0 for prompt in prompts]
+    return [float(i) if own else 1.0 for i, own in enumerate(even)]
+"""
+    (tmp_path / "some.py").write_text(body)
+    context = tiny_methods.context(
+        tiny, tmp_path / "fit", reward=Reward(written=str(tmp_path / "some.py"), task=TASK)
+    )
+    params = module.Params(r=2, max_steps=2, per_device_train_batch_size=8, max_completion_length=4)
+    made = module.fit(context, params).training
+    assert [share for _, share in made.equal_rewards] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        (
+            {"reward": ((1, None), (2, None)), "equal_rewards": ((1, 0.0), (2, 0.0))},
+            "no answer of its 2 steps",
+        ),
+        (
+            {"reward": ((1, 1.0), (2, 1.0)), "equal_rewards": ((1, 1.0), (2, 0.5))},
+            "75 % of the prompts had one",
+        ),
+        ({"reward": ((1, 1.0), (2, 0.5)), "equal_rewards": ((1, 0.5), (2, 0.25))}, None),
+        ({}, None),
+    ],
+)
+def test_a_training_with_little_to_learn_from_its_rewards_is_remarked(figures, said):
+    run = SimpleNamespace(candidate="policy", training=TrainingRecord(**figures))
+    remarks = list(note_rewards([run]))
+    assert len(remarks) == (said is not None)
+    assert all(said in remark for remark in remarks)

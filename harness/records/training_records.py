@@ -95,8 +95,9 @@ class TrainingRecord:
     those of each of them, or those that memory was enough for, where they were searched.
     `not_packed` says why rows were not packed though asked to be. `heldout_accuracy` is the share of the
     `n_heldout` held-out pairs in which the chosen answer is preferred, `heldout_margin` their mean reward
-    margin. `reward` is the mean reward of the answers that were drawn, `kl` their divergence from the
-    reference in nats a token, `reward_model_accuracy` that of the reward model on its held-out pairs.
+    margin. `reward` is the mean reward of the answers that were drawn, None where none had one, and
+    `equal_rewards` the share of the prompts whose answers all got the same one, `kl` their divergence from
+    the reference in nats a token, `reward_model_accuracy` that of the reward model on its held-out pairs.
     `teacher` is the digest of the weights whose probabilities were learned.
     `searched_by` names what proposed the trials of a search, which stand in `sweep`. `named_base` is the
     base that an adapter made elsewhere names. `command` is what made the weights, `command_version` what
@@ -138,6 +139,7 @@ class TrainingRecord:
     reward_margin: Curve = ()
     reward_accuracy: Curve = ()
     reward: Curve = ()
+    equal_rewards: Curve = ()
     kl: Curve = ()
     reward_model_accuracy: float | None = None
     teacher: str = ""

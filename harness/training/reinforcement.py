@@ -100,7 +100,12 @@ def train_on_rewards(
     save_policy(trainer.model, save_to)
     made = loop.figures(trainer, n_dropped, time.perf_counter() - start, device, earlier_s)
     history = trainer.state.log_history
-    return replace(made, reward=loop.curve(history, "reward"), kl=loop.curve(history, "kl"))
+    return replace(
+        made,
+        reward=loop.curve(history, "reward"),
+        equal_rewards=loop.curve(history, "frac_reward_zero_std"),
+        kl=loop.curve(history, "kl"),
+    )
 
 
 def _rows(

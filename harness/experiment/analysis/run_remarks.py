@@ -17,6 +17,8 @@ from harness.report.tables.trials_table import tried_text
 from harness.report.training_diagnosis import front_sentence
 from harness.spec import DecidePolicy, Recipe
 
+_MOSTLY = 0.5  # of the prompts of a training on rewards
+
 
 def count_unanswered(session: Session, reader: Reader, runs: Iterable[Run]) -> list[str]:
     """Count the test rows that could not be asked or scored, with the first one's reason."""
@@ -100,7 +102,13 @@ def list_remarks(session: Session, runs: Sequence[Run]) -> list[str]:
     """List the sentences about finished runs."""
     done = [run for run in runs if run.state == "done"]
     of_runs = dict.fromkeys(
-        [*_note_dropped(done), *_note_unpacked(done), *_note_sweeps(done), *_note_named_bases(done)]
+        [
+            *_note_dropped(done),
+            *_note_unpacked(done),
+            *note_rewards(done),
+            *_note_sweeps(done),
+            *_note_named_bases(done),
+        ]
     )  # seeds say the same again
     of_runs |= dict.fromkeys([*timing_notes(done), *_note_few_at_once(session, done)])
     of_bases = [*_note_other_bases(session, done), *dict.fromkeys(base_remarks(session, done))]
@@ -125,6 +133,21 @@ def _note_unpacked(runs: Iterable[Run]) -> Iterator[str]:
     for run in runs:
         if reason := run.training.not_packed:
             yield f"{run.candidate}: trained without packing, which {reason}"
+
+
+def note_rewards(runs: Iterable[Run]) -> Iterator[str]:
+    """Name trainings on rewards that had little to learn from: no rewards, or the same for all answers."""
+    for run in runs:
+        rewards, equal = run.training.reward, [share for _, share in run.training.equal_rewards]
+        known = [share for share in equal if share is not None]
+        if rewards and all(mean is None for _, mean in rewards):
+            steps = pluralize(len(rewards), "step")
+            yield f"{run.candidate}: no answer of its {steps} could be rewarded, so it learned nothing"
+        elif known and (mean := sum(known) / len(known)) >= _MOSTLY:
+            yield (
+                f"{run.candidate}: {100 * mean:.0f} % of the prompts had one reward for all answers, which "
+                "teaches nothing; a reward in degrees, more num_generations or a higher temperature may help"
+            )
 
 
 def _note_sweeps(runs: Iterable[Run]) -> Iterator[str]:

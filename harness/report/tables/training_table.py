@@ -22,6 +22,7 @@ _MEASURED = {
     "n_steps": "steps",
     "n_skipped_steps": "steps whose gradients overflowed",
     "n_pairs": "pairs",
+    "equal_rewards": "prompts with one reward for all answers",
     "kl": "KL to the reference, nats a token",
     "reward_model_accuracy": "held-out accuracy of the reward model",
     "n_heldout": "rows held out",

@@ -27,6 +27,7 @@ _CURVES = (
     "reward_margin",
     "reward_accuracy",
     "reward",
+    "equal_rewards",
     "kl",
     "heldout_accuracy",
     "heldout_margin",
