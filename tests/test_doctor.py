@@ -94,7 +94,7 @@ def test_three_checkpoints_of_a_whole_model_need_room_on_the_disk(tiny, tmp_path
     candidates = f"  prompt: {{method: base}}\n  full: {{method: full, params: {{{params}}}}}\n"
     opened, selected = session(tiny_experiment.write(tmp_path, tiny, candidates))
     needed = 3 * n_bytes * opened.source.n_parameters / 1e9
-    assert checkpoints_gb(opened, opened.candidates["full"]) == pytest.approx(needed)
+    assert checkpoints_gb(opened.candidates["full"]) == pytest.approx(needed)
     found = [str(p) for p in _disk_problems(opened, selected, 0.9 * needed, "here")]
     assert any("checkpoints of full" in one for one in found)
     assert [*_disk_problems(opened, selected, 5 + needed, "here")] == []

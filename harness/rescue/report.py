@@ -52,7 +52,7 @@ def rows(rescue: Rescue) -> list[TrialRow]:
         score = t.facts.target.unit.sign * t.facts.target.score if t.facts.target else 0.0
         return t.name != rescue.rescued_trial, t.search is None, t.name not in front, -score
 
-    return [_row(rescue, t, front) for t in sorted((rescue.original, *rescue.tried), key=key)]
+    return [_row(t, front) for t in sorted((rescue.original, *rescue.tried), key=key)]
 
 
 def sentences(rescue: Rescue) -> list[str]:
@@ -129,7 +129,7 @@ def write(rescue: Rescue, folder: Path) -> list[Path]:
     return report.write_forms(folder, stem, forms)
 
 
-def _row(rescue: Rescue, t: Tried, front: Sequence[str]) -> TrialRow:
+def _row(t: Tried, front: Sequence[str]) -> TrialRow:
     v = t.search.verdict if t.search else None
     kept = t.capability_change
     return TrialRow(

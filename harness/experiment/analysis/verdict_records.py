@@ -163,35 +163,22 @@ def _rule_changes(before: VerdictRecord, verdict: Verdict) -> Iterator[str]:
 
 
 def report_changes(
-    at: Store,
-    report: ExperimentReport,
-    runs: Iterable[Run],
-    policy: GatePolicy,
-    tasks: Settings = NO_SETTINGS,
+    at: Store, report: ExperimentReport, runs: Iterable[Run], policy: GatePolicy, tasks: Settings
 ) -> Iterator[str]:
     """Say of every verdict of a report that is another than the one stored what has changed."""
-    by_id = {run.run_id: run for run in runs}
-    for facts in report.facts:
-        if facts.verdict is not None and (run := by_id.get(facts.run_id)):
-            said = verdict_change(at, run, facts.verdict, policy, "the base", run.base_digest, tasks)
-            if said:
-                yield said
+    for run, verdict in _list_verdicts(report, runs):
+        if said := verdict_change(at, run, verdict, policy, "the base", run.base_digest, tasks):
+            yield said
 
 
 def record_report(
-    at: Store,
-    report: ExperimentReport,
-    runs: Iterable[Run],
-    policy: GatePolicy,
-    tasks: Settings = NO_SETTINGS,
+    at: Store, report: ExperimentReport, runs: Iterable[Run], policy: GatePolicy, tasks: Settings
 ) -> None:
     """Write every verdict of a report, and what its decision knew of each run."""
     if report.smoke:
         return
-    by_id = {run.run_id: run for run in runs}
-    for facts in report.facts:
-        if facts.verdict is not None and (run := by_id.get(facts.run_id)):
-            record_verdict(at, run, facts.verdict, policy, "the base", run.base_digest, tasks)
+    for run, verdict in _list_verdicts(report, runs):
+        record_verdict(at, run, verdict, policy, "the base", run.base_digest, tasks)
     if report.decision is not None:
         store.save_decision(
             at,
@@ -207,6 +194,13 @@ def record_report(
                 scale=report.unit.scale,
             ),
         )
+
+
+def _list_verdicts(report: ExperimentReport, runs: Iterable[Run]) -> Iterator[tuple[Run, Verdict]]:
+    by_id = {run.run_id: run for run in runs}
+    for facts in report.facts:
+        if facts.verdict is not None and (run := by_id.get(facts.run_id)):
+            yield run, facts.verdict
 
 
 def _brief(facts: CandidateFacts) -> dict[str, Any]:

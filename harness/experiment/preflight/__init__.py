@@ -102,7 +102,7 @@ def _disk_problems(
         yield Problem(where, f"{free_gb:.1f} GB free", f"{_LEAST_DISK_GB:g} GB or more", "free some")
     candidates = [session.candidates[name] for name in selected] if session else []
     for candidate in candidates:
-        if session and (needed := checkpoints_gb(session, candidate)) > free_gb:
+        if session and (needed := checkpoints_gb(candidate)) > free_gb:
             found = f"{free_gb:,.0f} GB free, and checkpoints of {candidate.name} that take {needed:,.0f}"
             step = "free some, or an adapter (method: lora)"
             yield Problem(where, found, "room for three of them", step)

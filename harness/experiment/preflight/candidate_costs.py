@@ -197,7 +197,7 @@ def _peak_gb(
 _CHECKPOINTS = 3  # the newest, the best, and the one being written
 
 
-def checkpoints_gb(session: Session, candidate: ResolvedCandidate) -> float:
+def checkpoints_gb(candidate: ResolvedCandidate) -> float:
     """Estimate what the checkpoints of a candidate's training take on the disk while it runs."""
     shape = hub.shape(candidate.base)
     if not _trains(candidate) or shape is None:

@@ -69,7 +69,7 @@ def propose(request: Request, here: Resources | None = None) -> Proposal:
     seen, name = _recognise(request), _name_of(request.data)
     task, items = check_task(propose_task(request, seen, name))
     here, base = here or _this_machine(), _base(request.base_model)
-    choice, candidates = propose_candidates(request, seen.kind, items, task, base, here)
+    choice, candidates = propose_candidates(seen.kind, items, task, base, here)
     remarks, late = [f"{choice.name}: {choice.why}"], [choice.warning]
     if request.minutes is not None and base is not None:
         bounded = bound_time(request, task, candidates, here.machine, request.minutes)

@@ -30,10 +30,10 @@ def data_document(findings: Sequence[Finding], title: str) -> ResultDocument:
     return ResultDocument(title, sections, summary(findings))
 
 
-def short_lines(findings: Sequence[Finding], most: int = 3) -> Iterator[str]:
-    """Yield the worst alarms in a line each of at most 100 characters, then how many there are."""
+def short_lines(findings: Sequence[Finding]) -> Iterator[str]:
+    """Yield the three worst alarms in a line each of at most 100 characters, then how many there are."""
     alarms = [f for f in findings if f.severity != "note"]
-    for f in alarms[:most]:
+    for f in alarms[:3]:
         amount = f", {share_text(f)}" if f.of else ""
         first = f", first {Path(f.rows[0]).name}" if f.rows else ""
         line = f"{f.severity}: {f.title}{amount}{first}"
