@@ -13,6 +13,7 @@ from injections import INJECTIONS
 from openai_server import Fault, Rule, Said, serving
 
 from harness import config, release, store
+from harness.comparison.labelled_answers import answer_digest
 from harness.config.rubrics import read_rubric
 from harness.errors import UserError
 from harness.evaluation.judges.grade_costs import cost_usd
@@ -23,6 +24,7 @@ from harness.models.hf import ModelHost
 from harness.models.hub import resolve
 from harness.progress import Silent
 from harness.records import Example
+from harness.release.rating_files.label_file import export_answers
 from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -372,6 +374,42 @@ def test_a_judge_that_decides_and_never_grades_fails_the_candidate_by_its_own_na
     facts = next(f for f in d.compare().facts if f.name == "plain")
     assert facts.state == "failed"
     assert "no answer could be graded: judge:helpful: an unparsable grade" in facts.error
+
+
+def converse(d, first):
+    """Let the questions of the test rows be the last turns of conversations."""
+    rows = [
+        {"id": f"test-{i}", "reference": f"right {i}"}
+        | {
+            "messages": [
+                {"role": "user", "content": first},
+                {"role": "assistant", "content": "Noted."},
+                {"role": "user", "content": f"test question {i}"},
+            ]
+        }
+        for i in range(N)
+    ]
+    tiny_experiment.rows(d.folder / "test.jsonl", rows)
+
+
+def test_of_a_conversation_people_and_pairs_see_all_turns_and_other_turns_are_another_question(desk):
+    d = desk()
+    d.compare()
+    alone = d.rows()
+    converse(d, "Say less.")
+    d.compare()
+    before = d.rows()
+    assert {row.prompt for row in before} == {
+        f"user: Say less.\nassistant: Noted.\nuser: {row.prompt}" for row in alone
+    }
+    converse(d, "Say more.")
+    d.compare()
+    keys = [{answer_digest("judge:helpful", row) for row in rows} for rows in (alone, before, d.rows())]
+    assert len(set.union(*keys)) == 3 * N, "a label belongs to what was asked"
+    assert {row.text for row in d.rows()} == {row.text for row in before} == {row.text for row in alone}
+    file = d.folder / "labels.csv"
+    export_answers(d.path, file)
+    assert "user: Say more.\nassistant: Noted.\nuser: test question" in file.read_text()
 
 
 def test_half_a_character_in_what_a_server_says_costs_no_other_answer(desk):

@@ -231,7 +231,7 @@ def _row(block: _Block, i: int, position: int, output: Output) -> SampleResult:
         split=job.split,
         example_id=example.id,
         position=position,
-        prompt=example.prompt,
+        prompt=_asked(example),
         references=example.references,
         cluster=example.cluster,
         slice=example.slice,
@@ -247,6 +247,11 @@ def _row(block: _Block, i: int, position: int, output: Output) -> SampleResult:
         recall=recall(example),
         **answer_fields(job, example.references, output, lambda one: score_output(job, example, one)),
     )
+
+
+def _asked(example: Example) -> str:
+    """Return what was asked: the last message of the user, below the turns of the conversation before it."""
+    return f"{example.earlier}\nuser: {example.prompt}" if example.earlier else example.prompt
 
 
 class Scored(NamedTuple):

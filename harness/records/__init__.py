@@ -26,6 +26,7 @@ from harness.records.sample_results import (
     Sample,
     SampleResult,
     Status,
+    turns_as_text,
 )
 from harness.records.serialization import (
     canonical_json,
@@ -89,5 +90,6 @@ __all__ = [
     "parse_json",
     "run_record",
     "training_record",
+    "turns_as_text",
     "without_defaults",
 ]

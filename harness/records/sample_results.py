@@ -22,7 +22,8 @@ class Example:
 
     `documents` names the documents that hold the answer (for recall@k); `passages` names
     those that a prompting put into the messages, best first. `constraints` are the checks
-    of a verifiable instruction (see `metrics/follows.py`).
+    of a verifiable instruction (see `metrics/follows.py`). `earlier` are the turns of a conversation before
+    the last, as text, of an item of the target as it is asked.
     """
 
     id: str
@@ -35,11 +36,17 @@ class Example:
     passages: tuple[str, ...] = ()
     constraints: tuple[Mapping[str, Any], ...] = ()
     rejected: str = ""
+    earlier: str = ""
 
     @property
     def prompt(self) -> str:
         """The last user message's text."""
         return next((m["content"] for m in reversed(self.messages) if m["role"] == "user"), "")
+
+
+def turns_as_text(messages: Sequence[Message]) -> str:
+    """Write the turns of a conversation one below the other, each behind its role."""
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in messages)
 
 
 class Document(NamedTuple):

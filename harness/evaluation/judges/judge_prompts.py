@@ -13,7 +13,7 @@ from typing import Literal
 
 from harness.config.rubrics import YES_NO, Rubric
 from harness.metrics import normalize
-from harness.records import Example, Limits, Message, digest
+from harness.records import Example, Limits, Message, digest, turns_as_text
 
 Order = Literal["", "first", "second"]  # of an answer in a pair
 LIMITS = Limits(max_new_tokens=16)  # an answer that is a grade has fewer
@@ -43,7 +43,7 @@ def question_of(example: Example) -> str:
     turns = example.messages
     if len(turns) == 1:
         return turns[0]["content"]
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+    return turns_as_text(turns)
 
 
 def orders(rubric: Rubric) -> tuple[Order, ...]:

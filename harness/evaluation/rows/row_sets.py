@@ -25,7 +25,7 @@ from harness.prompting import PromptingContext, Step, compose
 from harness.prompting._widths import has_widths
 from harness.prompting._words import is_unspaced
 from harness.provenance.code_versions import versions_of
-from harness.records import BLOCK, Example, RowsIdentity, Run, digest
+from harness.records import BLOCK, Example, RowsIdentity, Run, digest, turns_as_text
 from harness.spec import Decoding, Recipe, Role, Task, metric_name
 from harness.training import Weights
 
@@ -313,7 +313,9 @@ def prompting_step(session: Session, recipe: Recipe, seed: int) -> Step:
     context = PromptingContext(task, items.train, items.documents, seed, session.dry_run)
     prompted = compose(recipe.prompting, context)
     system = recipe.system if recipe.system is not None else task.system
-    return lambda example: wrap_prompt(prompted(example), system, recipe.template)
+    return lambda example: replace(
+        wrap_prompt(prompted(example), system, recipe.template), earlier=turns_as_text(example.messages[:-1])
+    )
 
 
 def prompting_digest(session: Session, recipe: Recipe, seed: int) -> str:
@@ -332,6 +334,7 @@ def prompting_digest(session: Session, recipe: Recipe, seed: int) -> str:
             recipe.system,
             recipe.template,
             drawn_from if set(recipe.prompting) - {"zero_shot"} else [],
+            *(["turns"] if any(len(e.messages) > 1 for e in chain(items.validation, items.test)) else []),
         ]
     )
 
