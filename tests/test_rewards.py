@@ -268,3 +268,12 @@ def test_a_training_with_little_to_learn_from_its_rewards_is_remarked(figures, s
     remarks = list(note_rewards([run]))
     assert len(remarks) == (said is not None)
     assert all(said in remark for remark in remarks)
+
+
+@pytest.mark.parametrize("module", [rloo, grpo])
+@pytest.mark.parametrize("max_steps", [-1, 2])
+def test_a_step_of_more_prompts_than_there_are_fails_with_what_to_turn(tiny, tmp_path, module, max_steps):
+    context = tiny_methods.context(tiny, tmp_path, reward=Reward(written="exact_match", task=TASK))
+    params = module.Params(per_device_train_batch_size=64, num_generations=4, max_steps=max_steps)
+    with pytest.raises(CandidateFailed, match="steps of 16 prompts, and 12 prompts to train on.*batch_size"):
+        module.fit(context, params)

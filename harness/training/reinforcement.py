@@ -114,7 +114,16 @@ def _rows(
     """Return the prompts that fit, each with the index of its example, and how many did not."""
     rows = [{"prompt": _prompt(context, e.messages), "index": i} for i, e in enumerate(context.train)]
     lengths = [_length(row["prompt"], tokenizer) for row in rows]
-    return loop.rows_that_fit(rows, lengths, params.max_length, "prompts to train on")
+    kept, n_dropped = loop.rows_that_fit(rows, lengths, params.max_length, "prompts to train on")
+    n_asked = (
+        params.per_device_train_batch_size * params.gradient_accumulation_steps // params.num_generations
+    )
+    if len(kept) < n_asked:  # TRL leaves out what is no whole step, here everything
+        raise CandidateFailed(
+            f"steps of {n_asked} prompts, and {len(kept)} prompts to train on",
+            "a smaller params.per_device_train_batch_size or gradient_accumulation_steps",
+        )
+    return kept, n_dropped
 
 
 def _prompt(context: FitContext, messages: Any) -> Any:
