@@ -200,6 +200,20 @@ def test_sizes_that_are_no_sizes_or_not_those_of_the_weights_are_refused(llama, 
         examine_base(str(tmp_path), Asked(24.0))
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"time_step_limit": [0.0, float("inf")]},
+        {"rope_theta": float("nan")},
+        {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": [1]}},
+    ],
+)
+def test_what_a_shape_does_not_hang_on_refuses_no_base(llama, tmp_path, said):
+    (tmp_path / "model.safetensors").symlink_to(llama / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA_2_7B, **said}))
+    assert examine_base(str(tmp_path), Asked(24.0)).n_parameters == 6_738_415_616
+
+
 @pytest.mark.parametrize("content", ["null", "[]", "5", '"x"'])
 def test_a_configuration_that_is_no_object_is_refused(llama, tmp_path, content):
     (tmp_path / "model.safetensors").symlink_to(llama / "model.safetensors")

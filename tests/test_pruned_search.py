@@ -296,6 +296,10 @@ class TestAPrunedSearch:
             ("{successive_halving: {reduction_factor: 2}}", "{hyperband: {reduction_factor: -1}}"),
             "parameters of Optuna's HyperbandPruner",
         ),
+        (
+            ("{successive_halving: {reduction_factor: 2}}", "{hyperband: {reduction_factor: 1}}"),
+            "parameters of Optuna's HyperbandPruner",
+        ),
         (("{successive_halving: {reduction_factor: 2}}", "{median: {}, hyperband: {}}"), "2 pruners"),
         (
             ("    prune:", "    subject_to: {forgetting: 0.1}\n    prune:"),

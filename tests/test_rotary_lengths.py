@@ -36,6 +36,7 @@ KINDS = {
         engine="padded",
     ),
 }
+KINDS["content"] = families.Kind("DogeConfig", {"keep_window_size": 16}, engine="padded")
 # Some stay below 20 tokens, some begin below and end above, one stands above.
 PREFIX = tuple(range(40, 52))
 PAIRS = [

@@ -63,7 +63,7 @@ def problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
     elif source.prune:
         try:
             _try_pruner(source)
-        except (TypeError, ValueError) as error:
+        except (ArithmeticError, TypeError, ValueError) as error:
             ((name, given),) = source.prune.items()
             found = f"prune: {{{name}: {given}}} ({str(error).partition('__init__() ')[2] or error})"
             expected = f"parameters of Optuna's {_pruner_class(name).__name__}"

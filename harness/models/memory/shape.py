@@ -6,6 +6,7 @@ read and nothing is fetched. Of a family that it does not know, the configuratio
 Source: `configuration_*.py` and the caches of `modeling_deepseek_v2.py` of transformers 5.23.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
@@ -160,7 +161,8 @@ def complete_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     A family without attention has no heads: 0. What transformers says is remembered by its version.
     """
     try:
-        key = digest([config, version("transformers")])
+        # Files of Mamba-2's families hold Infinity, which canonical JSON has no word for.
+        key = digest([json.dumps(config, sort_keys=True), version("transformers")])
     except PackageNotFoundError:
         return _rename_keys(config)
     return memo("shapes", key, lambda: _by_transformers(config)) or _rename_keys(config)
@@ -206,10 +208,16 @@ def quantization_method(config: Mapping[str, Any]) -> str:
 def packed_bits(config: Mapping[str, Any]) -> int:
     """Return the bits of a packed weight, which AWQ and compressed-tensors call otherwise than GPTQ does."""
     said = _quantization(config)
-    groups = (said.get("config_groups") or {}).values()
-    found = [said.get("bits"), said.get("w_bit"), *((g.get("weights") or {}).get("num_bits") for g in groups)]
+    weights = (_section(group, "weights") for group in _section(said, "config_groups").values())
+    found = [said.get("bits"), said.get("w_bit"), *(of.get("num_bits") for of in weights)]
     bits = next((one for one in found if one is not None), None)
-    return int(bits) if bits in _PACKED_BITS else 4
+    return int(bits) if isinstance(bits, int) and bits in _PACKED_BITS else 4
+
+
+def _section(said: Any, name: str) -> Mapping[str, Any]:
+    """Return an object within another, an empty one where there is none."""
+    found = said.get(name) if isinstance(said, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def _is_count(value: Any) -> bool:
@@ -219,8 +227,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    said = config.get("quantization_config")
-    return said if isinstance(said, Mapping) else {}
+    return _section(config, "quantization_config")
 
 
 def config_problems(config: Any, where: str) -> Iterator[Problem]:
