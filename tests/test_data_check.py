@@ -15,6 +15,7 @@ from harness.data import check
 from harness.data.check._table import Reading, read_table
 from harness.errors import UserError
 from harness.experiment.check_rows import Asked, check_briefly, examine_rows
+from harness.report.findings.command_chain import fill_commands
 
 
 def test_every_file_of_the_package_is_a_check_that_states_its_false_alarms():
@@ -211,7 +212,7 @@ def test_a_command_names_a_file_that_can_be_written(file, out):
         "c", "error", "t", "m", rows=(f"{file}:3",), command="harness data dedup FILE --out OUT"
     )
     assert (
-        check._mask_and_fill(finding, [file[:-1], file]).command
+        fill_commands([finding], [file[:-1], file])[0].command
         == f"harness data dedup {shlex.quote(file)} --out {out}"
     )
 

@@ -154,7 +154,8 @@ def test_answers_with_white_space_around_them_are_found_and_cut_in_every_layout(
         ("answers with white space in front of them", [10]),
     ]
     behind, in_front = (shlex.split(f.command, comments=True)[1:] for f in found)
-    assert in_front == [*behind, "--leading-spaces"]
+    assert in_front == behind
+    assert behind[-1] == "--leading-spaces"
     done = CliRunner().invoke(app, in_front)
     assert done.exit_code == 0, done.stderr
     assert ", 2 changed" in done.stdout

@@ -21,6 +21,7 @@ from harness.errors import Problem, UserError, as_argument, did_you_mean
 from harness.experiment.scaffold.recognition import Request, absolute, look
 from harness.models import hub
 from harness.report.findings import short_lines
+from harness.report.findings.command_chain import fill_commands
 from harness.spec import Fields, Task
 from harness.stats import VarianceComponents
 from harness.stats.random_effects import Variance
@@ -119,7 +120,8 @@ def examine_table(asked: Asked, reading: Reading, of_test: Reading | None = None
     test = tables[1] if asked.test else None
     tokenizer = tokenizer_of(asked.base) if asked.base else None
     found = check_rows(tables[0], Given(test, tokenizer, detectable, asked.most, encode), asked.only)
-    return Checked(tables[0], tuple(found))
+    columns, named = tables[0].columns, (reading.named, reading.columns)
+    return Checked(tables[0], tuple(fill_commands(found, tables[0].files, *named, columns)))
 
 
 def check_briefly(asked: Asked) -> Brief:

@@ -14,6 +14,7 @@ from harness.errors import Problem, UserError, as_argument
 from harness.formatting import count, percent, pluralize
 from harness.report.document import ResultDocument, Section
 from harness.report.escape import page_environment
+from harness.report.findings.command_chain import order_commands
 
 _SHOWN = 5  # places of a finding on the page
 _WIDEST = 95  # characters of a line that stands in another table
@@ -38,16 +39,17 @@ def short_lines(findings: Sequence[Finding]) -> Iterator[str]:
         first = f", first {Path(f.rows[0]).name}" if f.rows else ""
         line = f"{f.severity}: {f.title}{amount}{first}"
         yield line if len(line) <= _WIDEST else f"{line[: _WIDEST - 1]}…"
-    yield summary(findings).partition("; first: ")[0]
+    yield summary(findings).partition("; next: ")[0]
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """Say how many alarms there are, and what to do first."""
+    """Say how many alarms there are, and the commands that mend them, in the order in which they are run."""
     n = Counter(f.severity for f in findings)
     if not n["error"] + n["warning"]:
         return "no alarm: nothing was found that would make results wrong or harm a training"
     worst = next(f for f in findings if f.severity != "note")
-    step = f"; first: {worst.command}" if worst.command else ""
+    chain = " && ".join(order_commands(findings)) or worst.command
+    step = f"; next: {chain}" if chain else ""
     return f"{pluralize(n['error'], 'error')}, {pluralize(n['warning'], 'warning')}{step}"
 
 

@@ -1,0 +1,192 @@
+"""Commands that mend what was found, as a chain: each reads what the one before it writes.
+
+Invariant: a file's rows are cleaned first, then rid of repetitions, then split; all that findings ask of a
+verb stands in one command. Several files are joined where a row of one repeats a row of another, or where
+they are to be split.
+"""
+
+import re
+import shlex
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from harness.data.check import Finding
+from harness.data.edit.row_files import row_suffix
+from harness.data.readers import file_of
+from harness.errors import as_argument
+from harness.spec import HUB
+
+_STEP = re.compile(r"harness data (?P<verb>clean|dedup|split) FILE(?P<before>.*?) --out OUT(?P<after>.*)")
+_VERBS = ("clean", "mix", "dedup", "split")  # in the order in which they are run
+_DECISIONS = " --decisions DECISIONS"
+_SOURCES = ("source", "file", "from_file", "mixed_from")  # columns that may say which file a row is from
+
+
+class _Named(NamedTuple):
+    """Options that name columns: as the user wrote them, and all of them for rows that were mixed."""
+
+    by_user: Sequence[str] = ()
+    by_all: Sequence[str] = ()
+
+
+class _Step(NamedTuple):
+    """A verb that a finding asks for, and its options before and behind the output."""
+
+    verb: str
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+
+
+class _Steps(NamedTuple):
+    """The commands of the chain by verb and file; what is done to joined files stands under each of them."""
+
+    of: dict[tuple[str, str], tuple[str, ...]]
+    cleaned: dict[str, tuple[str, ...]]  # options of the file's cleaning
+
+
+def fill_commands(
+    findings: Sequence[Finding],
+    files: Sequence[str],
+    named: Sequence[str] = (),
+    named_of_all: Sequence[str] = (),
+    columns: Container[str] = (),
+) -> list[Finding]:
+    """Put files, and the options that name columns, into the commands of findings.
+
+    `named` are the options that the user gave, `named_of_all` those that read rows beside another column.
+    """
+    options = _Named(named, named_of_all or named)
+    alarms = [f for f in findings if f.severity != "note"]
+    steps = _chain(alarms, files, options, columns)
+    return [_fill(f, files, steps, options) for f in findings]
+
+
+def order_commands(findings: Iterable[Finding]) -> list[str]:
+    """List the commands that mend all alarms that commands can, in the order in which they are run."""
+    steps = dict.fromkeys(step for f in findings if f.severity != "note" for step in f.steps)
+    return sorted(steps, key=lambda step: _VERBS.index(step.split()[2]))
+
+
+def _fill(finding: Finding, files: Sequence[str], steps: _Steps, named: _Named) -> Finding:
+    of = _files(finding, files)
+    if _DECISIONS in finding.command:
+        options = (*steps.cleaned.get(of[0], ()), "--decisions", as_argument(f"{of[0]}.decisions.json"))
+        lead = finding.command.partition("harness data clean")[0]
+        return replace(finding, command=lead + _command(_Step("clean", (), options), of[0], named.by_user))
+    step = _step(finding)
+    if step is None:
+        return finding
+    commands = tuple(dict.fromkeys(c for file in of for c in steps.of.get((step.verb, file), ())))
+    if not commands:  # a figure that is no alarm
+        commands = tuple(_command(step, file, named.by_user) for file in of)
+    comment = finding.command.partition("  # ")[2]
+    command = " && ".join(commands)
+    return replace(finding, command=f"{command}  # {comment}" if comment else command, steps=commands)
+
+
+def _chain(alarms: Sequence[Finding], files: Sequence[str], named: _Named, columns: Container[str]) -> _Steps:
+    """Write the commands of all alarms, each verb once a file."""
+    wanted: dict[tuple[str, str], list[_Step]] = {}
+    for finding in alarms:
+        if step := _step(finding):
+            for file in _files(finding, files):
+                wanted.setdefault((step.verb, file), []).append(step)
+    out, now, cleaned = dict[tuple[str, str], tuple[str, ...]](), {file: file for file in files}, {}
+    for file in files:
+        if asked := wanted.get(("clean", file)):
+            step = _join("clean", asked)
+            cleaned[file] = step.after
+            out["clean", file] = (_command(step, file, named.by_user),)
+            now[file] = _new_name(file, "clean")
+    is_split = any(verb == "split" for verb, _ in wanted)
+    if len(files) > 1 and (is_split or any(map(_lies_in_two_files, alarms))):
+        joining, mixed = _mix([now[file] for file in files], columns)
+        return _Steps(out | dict(_joined(wanted, files, mixed, joining, named.by_all)), cleaned)
+    for verb, file in ((verb, file) for verb in ("dedup", "split") for file in files):
+        if asked := wanted.get((verb, file)):
+            out[verb, file] = (_command(_join(verb, asked), now[file], named.by_user),)
+            now[file] = _new_name(now[file], verb)
+    return _Steps(out, cleaned)
+
+
+def _joined(
+    wanted: dict[tuple[str, str], list[_Step]],
+    files: Sequence[str],
+    mixed: str,
+    joining: str,
+    named: Sequence[str],
+) -> Iterator[tuple[tuple[str, str], tuple[str, ...]]]:
+    """Yield the commands on joined files, the first of them behind the one that joins."""
+    first: tuple[str, ...] = (joining,)
+    for verb in ("dedup", "split"):
+        if asked := [step for file in files for step in wanted.get((verb, file), ())]:
+            commands = (*first, _command(_join(verb, asked), mixed, named))
+            yield from (((verb, file), commands) for file in files)
+            first, mixed = (), _new_name(mixed, verb)
+
+
+def _mix(files: Sequence[str], columns: Container[str]) -> tuple[str, str]:
+    """Return the command that joins files, and the file that it writes."""
+    mixed = _new_name(files[0], "mixed")
+    column = next(name for name in _SOURCES if name not in columns)
+    named = " ".join(map(as_argument, files))
+    return f"harness data mix {named} --column {column} --out {as_argument(mixed)}", mixed
+
+
+def _step(finding: Finding) -> _Step | None:
+    """Read the verb that a finding asks for; None of another command, or of words."""
+    found = _STEP.fullmatch(finding.command.partition("  # ")[0])
+    return _Step(found["verb"], _options(found["before"]), _options(found["after"])) if found else None
+
+
+def _options(text: str) -> tuple[str, ...]:
+    """Return options, each with its value, as a shell takes them."""
+    out: list[str] = []
+    for word in shlex.split(text):
+        if word.startswith("--"):
+            out.append(word)
+        else:
+            out[-1] += f" {shlex.quote(word)}"
+    return tuple(out)
+
+
+def _join(verb: str, steps: Iterable[_Step]) -> _Step:
+    """Make one step of several, with the options of all."""
+    before: dict[str, None] = {}
+    after: dict[str, None] = {}
+    for step in steps:
+        before |= dict.fromkeys(step.before)
+        after |= dict.fromkeys(step.after)
+    return _Step(verb, tuple(before), tuple(after))
+
+
+def _command(step: _Step, file: str, named: Sequence[str]) -> str:
+    out = as_argument(_new_name(file, step.verb))
+    words = (as_argument(file), shlex.join(named), *step.before, "--out", out, *step.after)
+    return " ".join(filter(None, ("harness data", step.verb, *words)))
+
+
+def _files(finding: Finding, files: Sequence[str]) -> list[str]:
+    """List the files of a finding's rows; of one without rows all that are checked."""
+    places = set(map(file_of, finding.rows))
+    return [file for file in files if file in places] or list(files)
+
+
+def _lies_in_two_files(finding: Finding) -> bool:
+    """Tell whether `data dedup` of one file cannot mend it, for what a row repeats stands in another."""
+    if "dedup FILE" not in finding.command or "--against" in finding.command:
+        return False
+    pairs = zip(finding.rows, finding.beside, strict=False)
+    heads = ((file_of(row), other) for row, other in pairs)
+    return any(not other.startswith((f"{file}:", f"{file} ")) for file, other in heads)
+
+
+def _new_name(file: str, verb: str) -> str:
+    """Name what a verb writes, beside what it reads: a file of the same kind, or the folder of a split."""
+    suffix = row_suffix(file)
+    # A data set of the hub has no folder here.
+    stem = (
+        file.rpartition("/")[2].replace(":", "-") if file.startswith(HUB) else file[: len(file) - len(suffix)]
+    )
+    return f"{stem}.{verb}{'' if verb == 'split' else suffix or '.jsonl'}"
