@@ -275,5 +275,5 @@ def test_a_training_with_little_to_learn_from_its_rewards_is_remarked(figures, s
 def test_a_step_of_more_prompts_than_there_are_fails_with_what_to_turn(tiny, tmp_path, module, max_steps):
     context = tiny_methods.context(tiny, tmp_path, reward=Reward(written="exact_match", task=TASK))
     params = module.Params(per_device_train_batch_size=64, num_generations=4, max_steps=max_steps)
-    with pytest.raises(CandidateFailed, match="steps of 16 prompts, and 12 prompts to train on.*batch_size"):
+    with pytest.raises(CandidateFailed, match="steps of 16 prompts, and 12 prompts to train on"):
         module.fit(context, params)
