@@ -214,6 +214,11 @@ def test_what_a_shape_does_not_hang_on_refuses_no_base(llama, tmp_path, said):
     assert examine_base(str(tmp_path), Asked(24.0)).n_parameters == 6_738_415_616
 
 
+def test_more_cards_than_rows_are_refused_with_the_batch_that_they_share(llama):
+    with pytest.raises(UserError, match=r"8 cards, and 4 rows of a batch.*--batch 8"):
+        examine_base(str(llama), Asked(24.0, batch=4, gpus=8))
+
+
 @pytest.mark.parametrize("content", ["null", "[]", "5", '"x"'])
 def test_a_configuration_that_is_no_object_is_refused(llama, tmp_path, content):
     (tmp_path / "model.safetensors").symlink_to(llama / "model.safetensors")

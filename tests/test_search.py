@@ -11,7 +11,7 @@ from harness import config, store
 from harness.errors import UserError
 from harness.evaluation.candidates import resolve_candidates
 from harness.experiment import Scope, prepare_session, report_stored
-from harness.experiment.weights.proposals import proposals
+from harness.experiment.weights.proposals import _value, proposals
 from harness.models.hub import resolve
 from harness.progress import Silent
 from harness.records import Trial
@@ -98,6 +98,18 @@ class TestProposals:
         recipe = candidate.source.model_copy(update={"search": {"r": [2, 64, "log"]}})
         points = walked(replace(candidate, source=recipe), lambda point: 0.5)
         assert all(isinstance(point["r"], int) and 2 <= point["r"] <= 64 for point in points)
+
+
+@pytest.mark.parametrize(
+    ("written", "most_digits"),
+    [([1.0001, 1.0004, "linear"], 7), ([1024.5, 1027.5, "linear"], 6), ([1e-5, 1e-3, "log"], 3)],
+)
+def test_points_of_a_narrow_range_are_apart_and_those_of_a_wide_one_are_short(written, most_digits):
+    low, high, _ = written
+    drawn = [_value(written, low + (high - low) * i / 15) for i in range(16)]
+    assert len(set(drawn)) > 10
+    assert all(low <= value <= high for value in drawn)
+    assert all(value == float(f"{value:.{most_digits}g}") for value in drawn)
 
 
 def test_a_range_is_halved_on_its_own_scale():

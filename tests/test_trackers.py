@@ -77,11 +77,12 @@ def test_tensorboard_reads_curves_figures_and_verdict_without_torch(tmp_path):
     assert read.Tensors("verdict")[0].tensor_proto.string_val == [b"PASS"]
 
 
-def test_tensorboard_shows_a_report_that_is_sent_again_once(tmp_path):
+def test_tensorboard_shows_a_run_that_is_sent_again_once_and_keeps_those_that_are_not(tmp_path):
     note_of("tensorboard", tmp_path)
     note_of("tensorboard", tmp_path, replace(REPORT, facts=FACTS[:2]))
     folder = tmp_path / "trackers" / "tensorboard" / "desk"
-    assert {path.name: len(list(path.iterdir())) for path in folder.iterdir()} == {"lora": 1, "prompt": 1}
+    files = {path.name: len(list(path.iterdir())) for path in folder.iterdir()}
+    assert files == {"lora": 1, "prompt": 1, "worse": 1}
 
 
 def test_mlflow_holds_each_run_once_though_the_report_is_sent_twice(tmp_path, monkeypatch):

@@ -122,12 +122,15 @@ def examine_base(name: str, asked: Asked) -> BaseFit:
 
 
 def _unusable(asked: Asked) -> Iterator[Problem]:
-    """Yield what of a question is no precision or no finite number."""
+    """Yield what of a question is no precision or no finite number, or more cards than rows."""
     if asked.precision not in memory.BYTES:
         yield Problem("--precision", asked.precision, f"one of {', '.join(memory.BYTES)}", "leave it out")
     for option, value in (("tokens", asked.tokens), ("tflops", asked.tflops), ("hour-usd", asked.hour_usd)):
         if value is not None and not math.isfinite(value):
             yield Problem(f"--{option}", str(value), "a finite number", f"--{option} 100")
+    if asked.gpus > asked.batch:
+        found = f"{asked.gpus} cards, and {asked.batch} rows of a batch"
+        yield Problem("--gpus", found, "a row for each card, which share them", f"--batch {asked.gpus}")
 
 
 def _notes(quantized: str) -> Iterator[str]:

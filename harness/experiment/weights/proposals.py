@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
+from math import log10
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import Problem
@@ -175,5 +176,6 @@ def _value(values: Sequence[Any], proposed: Any) -> Any:
     if not is_span(values):
         return values[proposed]
     span = span_of(values)
-    rounded = proposed if span.is_whole else float(f"{proposed:.{_DIGITS}g}")
+    shared = int(log10(max(abs(span.low), abs(span.high)) / (span.high - span.low)))  # digits of both ends
+    rounded = proposed if span.is_whole else float(f"{proposed:.{_DIGITS + max(0, shared)}g}")
     return min(max(rounded, span.low), span.high)

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def send(experiment: str, runs: Sequence[TrackedRun], folder: Path) -> str:
-    """Write the runs' event files anew; return the command that shows them."""
+    """Write these runs' event files anew; return the command that shows them."""
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
     place = folder / experiment
-    shutil.rmtree(place, ignore_errors=True)
     for run in runs:
+        shutil.rmtree(place / run.label, ignore_errors=True)
         writer = EventFileWriter(str(place / run.label))
         _write(writer, run)
         writer.close()
