@@ -194,3 +194,9 @@ def test_a_template_over_columns_reads_the_test_file_as_well(data):
     named = ("--prompt", "{subject}: {body}", "--reference", "label")
     said = done(data, "dedup", "train.jsonl", *named, "--against", "test.jsonl", "--out", "n.jsonl")
     assert said.startswith("20 read, 14 written")
+
+
+def test_a_column_whose_name_has_braces_is_what_asks(data):
+    rows = [{"{{ticket}}": f"{i * i} q{i}w v{i}u", "label": "ab"[i % 2]} for i in range(20)]
+    jsonl(Path("r.jsonl"), [*rows, rows[3]])
+    assert done(data, "dedup", "r.jsonl", "--out", "n.jsonl").startswith("21 read, 20 written")

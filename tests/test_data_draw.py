@@ -166,3 +166,11 @@ def test_what_is_not_drawn_stands_in_the_manifest(data):
     assert len(read("n.jsonl")) == 4
     assert {row["reason"] for row in manifest("n.jsonl")["rows"]} == {"not drawn"}
     assert "expected at least 10" in refused(data, "sample", "r.jsonl", "--rows", "10", "--out", "m.jsonl")
+
+
+@pytest.mark.parametrize("column", ["id", "augmented_from", "", "prompt"])
+def test_a_mixture_names_its_files_in_no_column_that_has_a_meaning(data, column):
+    for name in "ab":
+        jsonl(Path(f"{name}.jsonl"), [{"text": f"{name} q{i}w", "label": "x"} for i in range(4)])
+    said = refused(data, "mix", "a.jsonl", "b.jsonl", "--column", column, "--out", "m.jsonl")
+    assert "--column: found" in said

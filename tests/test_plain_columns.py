@@ -66,3 +66,11 @@ def test_a_table_whose_columns_are_named_as_lists_is_checked_and_cleaned_whole(t
 def test_plain_texts_make_no_layout_but_that_of_the_other_columns(fields):
     layout = formats.recognise([Row("r:1", fields)])
     assert layout is None or layout.name == "question"
+
+
+def test_a_single_column_that_no_template_can_name_is_refused_by_the_check(table):
+    Path("one.jsonl").write_text(
+        "".join(json.dumps({"Text, as sent": row["text"]}) + "\n" for row in clean_rows(20))
+    )
+    done = CliRunner().invoke(app, ["data", "check", "one.jsonl"])
+    assert "which no template can name" in str(done.exception)

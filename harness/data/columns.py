@@ -241,10 +241,10 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
         c for c in columns if all(isinstance(r.fields.get(c), str | int | float | None) for r in content.rows)
     }
     asks = fields.get("prompt") or _by_name(plain, QUESTIONS, ANSWERS)
-    answers = fields.get("reference") or _by_name(plain - {(asks or "").strip("{}")}, ANSWERS)
+    answers = fields.get("reference") or _by_name(plain - {_name_in(asks)}, ANSWERS)
     if not (asks and answers) and (mixed := _list_mixed(content)):
         raise UserError(mixed)
-    taken = {"id", (asks or "").strip("{}"), (answers or "").strip("{}")}
+    taken = {"id", _name_in(asks), _name_in(answers)}
     in_order = dict.fromkeys(name for row in content.rows for name in row.fields)
     left = sorted(
         (c for c in reversed(in_order) if c in plain and c not in taken),
@@ -289,7 +289,12 @@ def _roles(content: Rows, given: dict[str, str | None]) -> Roles:
         return Roles(("text",), ())
     known = {key: f"{{{column}}}" for key, column in given.items() if column}
     guessed = guess_columns(content, columns, known)
-    return Roles((guessed["prompt"].strip("{}"),), (guessed["reference"].strip("{}"),))
+    return Roles((_name_in(guessed["prompt"]),), (_name_in(guessed["reference"]),))
+
+
+def _name_in(template: str | None) -> str:
+    """Return the name of the column that a template of one column holds, whose name may have braces too."""
+    return template[1:-1] if template and template.startswith("{") else template or ""
 
 
 def _layout_roles(layout: Layout, names: Container[str]) -> Roles:

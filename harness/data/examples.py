@@ -72,7 +72,7 @@ def examples(
     Raises:
         UserError: with every row that cannot be used, at most ten of each kind shown.
     """
-    if unusable := list(_unusable_templates(task.fields, content)):
+    if unusable := list(unusable_templates(task.fields, content)):
         raise UserError(unusable)
     layout, known = formats.layout_of(task, content), {document.id for document in documents}
     if layout:
@@ -112,7 +112,7 @@ def read_example(task: Task, layout: Layout | None, row: Row) -> Example:
     return _example(task, formats.read(row, layout), row.where)
 
 
-def _unusable_templates(fields: Fields, content: Rows) -> Iterator[Problem]:
+def unusable_templates(fields: Fields, content: Rows) -> Iterator[Problem]:
     """Refuse a column's name where a template belongs, and a column that no template can name.
 
     Taken as it is, either would be every row's text.

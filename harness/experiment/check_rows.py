@@ -15,7 +15,7 @@ from harness.data.check import MOST_MODELLED, Finding, Given, Tokenizer, check_r
 from harness.data.check._table import Reading, Table, read_table
 from harness.data.column_types import Column, count_cells, mixed_columns
 from harness.data.columns import columns_of
-from harness.data.examples import FIELD
+from harness.data.examples import FIELD, unusable_templates
 from harness.data.overlap import open_encoder
 from harness.errors import Problem, UserError, as_argument, did_you_mean
 from harness.experiment.scaffold.recognition import Request, absolute, look
@@ -196,7 +196,10 @@ def recognise(asked: Asked, first: readers.Rows) -> Reading:
     if len(columns) == 1 and not formats.recognise(first.rows):
         field = f"{{{columns.pop()}}}"
         fields = {"reference": field}
-        return Reading(Task.model_validate({**_TASK, "kind": "bits_per_byte", "fields": fields}))
+        task = Task.model_validate({**_TASK, "kind": "bits_per_byte", "fields": fields})
+        if unusable := list(unusable_templates(task.fields, first)):
+            raise UserError(unusable)
+        return Reading(task)
     seen = look(request, first)
     task = Task.model_validate({**_TASK, "fields": seen.fields})
     layout = formats.layout_of(task, first)

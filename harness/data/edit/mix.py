@@ -16,12 +16,14 @@ from harness.data.columns import find_roles
 from harness.data.edit.change import NOT_DRAWN, Change, Outcome, drop
 from harness.data.edit.sample import draw
 from harness.data.readers import Row, Rows
+from harness.data.splits import ORIGIN
 from harness.errors import Problem, UserError
 
 STOOD_ALREADY = "an id of its own, since it stood already"
 
 
 OWN = {"prompt", "messages", "reference", "references", "constraints"}  # columns of our own layout
+_READ = {"id", ORIGIN, *OWN}  # columns that say something of a row to whoever reads it
 
 
 class Mixture(NamedTuple):
@@ -166,6 +168,14 @@ def _round_shares(total: int, parts: Sequence[float]) -> list[int]:
 
 
 def _refuse_column(files: Sequence[Rows], column: str) -> None:
+    """Refuse a column that rows have already, or whose name says something of a row to those who read it.
+
+    Raises:
+        UserError: it is such a column.
+    """
+    if column in _READ or not column.strip():
+        found, expected = repr(column), "a name that says nothing else of a row"
+        raise UserError(Problem("--column", found, expected, "name another: --column source"))
     problems = [
         Problem(row.where, f"the column {column!r}", "rows without it", "name another: --column from")
         for content in files
