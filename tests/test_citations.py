@@ -1,5 +1,7 @@
 """Citations are held to the passages of the prompt: those that exist, and those that the item names."""
 
+import time
+
 import pytest
 import tiny_experiment
 from openai_server import Rule, serving
@@ -73,6 +75,13 @@ def test_each_usual_form_of_a_citation_is_read(answer):
 def test_what_is_in_no_form_that_is_read_counts_for_no_citation(answer):
     assert scores(answer, asked()) == (0.0, 0.0)
     assert cites_nothing(answer, asked())
+
+
+@pytest.mark.parametrize("answer", ["<sup>" + 3000 * " ", 3000 * "<sup>", "x" + 3000 * " ", 3000 * "(1"])
+def test_an_answer_that_repeats_itself_is_read_quickly(answer):
+    begun = time.process_time()
+    scores(answer, asked())
+    assert time.process_time() - begun < 2
 
 
 def test_an_id_is_read_behind_the_word_source_too():

@@ -1513,7 +1513,7 @@ def test_the_data_page_shows_the_check_and_the_suspect_labels(opened, tmp_path):
     labelled(tmp_path)
     shown = html(opened("data"))
     assert "120 rows" in shown
-    assert "label accuracy: 2.5 % of the labels are suspect, not clearly more than of right ones" in shown
+    assert "label accuracy: 2.5 % of the labels are suspect, hardly more than where all are right" in shown
     assert "0 of 3 decided" in shown
 
 

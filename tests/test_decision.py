@@ -326,7 +326,7 @@ def test_the_gain_per_dollar_has_its_interval_and_the_tau_where_the_decision_fli
     decision = decided([*alternatives(), tuned("lora", 0.81, 0.07)], tau=3)
     assert said(decision, "points per USD") == (
         "Training cost 0.50 USD and brought 14 [4, 24] points per USD over the best untrained, over the prompt"
-        " 74 [64, 84]. Above τ = 3 is asked (probability 98.4 %); the decision flips at τ = 4."
+        " 74 [64, 84]. Training pays above τ = 3 (probability 98.4 %); the decision flips at τ = 4."
     )
     assert decision.arithmetic["tau_flips_at"] == pytest.approx(4)
 
@@ -590,6 +590,11 @@ def test_a_setting_that_several_candidates_tried_counts_once():
     assert n_settings([*both, tuned("lora", 0.81, 0.07), tuned("lora", 0.80, 0.06, seed=1)]) == 4
     again = replace(tuned("lora", 0.80, 0.06, seed=1), settings=("made by another seed",))
     assert n_settings([replace(tuned("lora", 0.81, 0.07), settings=("w",)), again]) == 1
+
+
+def test_one_setting_that_several_candidates_tried_is_called_so():
+    alike = [replace(candidate(name, 0.9), settings=("a",)) for name in ("plain", "spelt_out", "again")]
+    assert "on validation the best of 3, 1 setting tried;" in decided(alike).sentence
 
 
 def test_the_index_of_documents_is_paid_for_by_what_retrieves():

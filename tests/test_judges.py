@@ -24,7 +24,7 @@ from harness.models.hf import ModelHost
 from harness.models.hub import resolve
 from harness.progress import Silent
 from harness.records import Example
-from harness.release.rating_files.label_file import export_answers
+from harness.release.rating_files.label_file import export_answers, import_labels
 from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -410,6 +410,24 @@ def test_of_a_conversation_people_and_pairs_see_all_turns_and_other_turns_are_an
     file = d.folder / "labels.csv"
     export_answers(d.path, file)
     assert "user: Say more.\nassistant: Noted.\nuser: test question" in file.read_text()
+
+
+def test_labels_that_could_be_of_two_scales_are_refused_without_one(desk):
+    d = desk()
+    d.compare()
+    file = d.folder / "labels.csv"
+    export_answers(d.path, file, candidates=["plain"])
+    file.write_text(
+        "".join(f"{line}1\n" for line in file.read_text().splitlines()).replace("label1", "label")
+    )
+    with pytest.raises(UserError) as refused:
+        import_labels(d.path, file, rater="ann")
+    assert "no label but 1, for a rubric from 1 to 5" in str(refused.value)
+    assert "--scale 1,5 where they are the rubric's grades, else --scale 0,1" in str(refused.value)
+    assert store.list_labels(d.store) == []
+    for scale, meant in (((1.0, 5.0), 0.0), ((0.0, 1.0), 1.0)):
+        import_labels(d.path, file, rater="ann", scale=scale)
+        assert {one.label for one in store.list_labels(d.store)[-1].labels} == {meant}
 
 
 def test_half_a_character_in_what_a_server_says_costs_no_other_answer(desk):

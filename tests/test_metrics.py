@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import time
 
 import numpy as np
 import pytest
@@ -264,6 +265,13 @@ def test_a_chain_of_thought_is_scored_by_its_final_answer(text, score):
 def test_answers_that_end_alike_are_one_to_a_majority():
     same = built("final_answer").same
     assert same("6 * 7\nAnswer: 42") == same("42.") != same("41")
+
+
+@pytest.mark.parametrize("text", ["\\boxed{" * 3000, "*" * 6000 + "x", "Answer: " * 2000, "#" * 6000])
+def test_a_final_answer_that_repeats_itself_is_read_quickly(text):
+    begun = time.process_time()
+    one("final_answer", text, "42")
+    assert time.process_time() - begun < 2
 
 
 @pytest.mark.parametrize("text", ["*", "**", "#", "##", "_", "`", "*args", "__init__", "_x", "#1", "1"])

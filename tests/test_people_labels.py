@@ -32,7 +32,7 @@ from harness.gating import TargetFacts
 from harness.gating.rules.target import target_rule
 from harness.metrics import mean_metric
 from harness.records import AnswerLabel, LabelSet, Sample
-from harness.release.rating_files import label_file, pair_file
+from harness.release.rating_files import csv_file, label_file, pair_file
 from harness.report import ExperimentReport
 from harness.report.escape import spreadsheet_lines
 from harness.report.people_labels import label_sections, sentences
@@ -579,6 +579,22 @@ def test_labels_of_another_scale_are_taken_to_0_to_1(harness, project):  # noqa:
     (found,) = store.list_labels(Store(project / "runs"))
     assert {one.label for one in found.labels} == {0.0, 0.5, 1.0}
     assert f"{len(written) - len(found.labels)} rows left blank" in done.stdout
+
+
+def test_what_stands_in_a_question_or_an_added_column_decides_nothing_of_a_file(tmp_path):
+    file, columns = tmp_path / "labels.csv", label_file.COLUMNS
+    write(file, [dict.fromkeys(columns, "") | {"question": "good, better, best?", "label": "1"}])
+    assert not csv_file.has_column(file, "better")
+    write(file, [dict.fromkeys(columns, "") | {"label": "0", "note;x;y;z;w;v;u": ""}])
+    assert list(csv_file.read_rows(file, columns, ("key", "label"))) == [(2, ("", "0"))]
+    file.write_text("sep=;\nkey;better\n")
+    assert csv_file.has_column(file, "better")
+
+
+def test_a_rater_has_a_name_without_blanks_around_it(harness, project):  # noqa: F811
+    rate(harness, project, 3, lambda i: "0", "--rater", " ann ")
+    assert [of.rater for of in store.list_labels(Store(project / "runs"))] == ["ann"]
+    assert "--rater" in harness("rate", "import", "labels.csv", "--rater", " ", cwd=project, check=2).stderr
 
 
 def test_files_are_read_as_spreadsheets_write_them(harness, project):  # noqa: F811

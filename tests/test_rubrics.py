@@ -79,6 +79,10 @@ def test_a_rubric_has_the_scale_1_to_5_and_shows_no_reference_by_default(tmp_pat
         ("criteria: x\njudge: {base_url: nowhere, model: m}\n", ["helpful.yaml:2", "base_url is no address"]),
         ("criteria: x\njudge:\n  base_url: http://h/v1\n", ["helpful.yaml:2", "no key 'model'"]),
         (
+            "criteria: x\njudge: {base_model: smollm2-135m}\n",
+            ["found base_model: smollm2-135m within a judge", "next: judge: smollm2-135m"],
+        ),
+        (
             "criteria: x\njudge:\n  base_url: http://h/v1\n  model: m\n  protocol: completions\n",
             ["helpful.yaml:5: found a judge with protocol: completions"],
         ),

@@ -168,7 +168,7 @@ def test_a_report_shows_win_rates_in_its_table_its_gain_and_on_the_terminal():
 def test_the_terminal_calls_the_scores_of_an_unlabelled_judge_that_below_its_table():
     facts = tuple(alternatives())
     found = ExperimentReport("desk", "base", "judge:helpful", facts)
-    assert "grades of a judge, which too few labels of people correct" in " ".join(
+    assert "grades of a judge; too few answers have labels of people to correct them" in " ".join(
         terminal_html(found).split()
     )
     plain = ExperimentReport("desk", "base", "token_f1", facts)

@@ -12,7 +12,6 @@ from harness.cli.app import ROWS, Candidates, Config, Json, Overrides, examples,
 from harness.errors import Problem, UserError, as_argument
 
 rate_app = group("rate", ROWS, "Let people label or compare answers, blind, in CSV files.")
-_SCALE = "0,1"
 File = Annotated[Path, typer.Argument(metavar="FILE.csv", help="The file of answers and labels.")]
 
 
@@ -114,8 +113,10 @@ def rate_import(
     ] = "people",
     scale: Annotated[
         str,
-        typer.Option("--scale", metavar="LOW,HIGH", help="The lowest and the highest label, such as 1,5."),
-    ] = _SCALE,
+        typer.Option(
+            "--scale", metavar="LOW,HIGH", help="The lowest and the highest label, such as 1,5; else 0,1."
+        ),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Store people's labels or preferences.
@@ -125,13 +126,18 @@ def rate_import(
     from harness.formatting import count
     from harness.release.rating_files import csv_file, label_file, pair_file
 
+    rater = rater.strip()
+    if not rater:
+        raise UserError(Problem("--rater", "no name", "who labelled", "--rater ann"))
     if csv_file.has_column(file, pair_file.BETTER):
-        if scale != _SCALE:
+        if scale:
             given = f"{scale}, and a file of pairs"
             raise UserError(Problem("--scale", given, "left, right or tie", "leave --scale out"))
         _import_pairs(file, overrides, config, rater, as_json=as_json)
         return
-    found = label_file.import_labels(config, file, overrides or [], rater=rater, scale=_scale(scale))
+    found = label_file.import_labels(
+        config, file, overrides or [], rater=rater, scale=_scale(scale) if scale else None
+    )
     if as_json:
         print_json(found._asdict())
     else:

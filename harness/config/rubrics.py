@@ -257,7 +257,10 @@ def _unusable_judges(tree: Tree) -> Iterator[Problem]:
     rubric = salvage(Rubric, {**tree.data, "judge": "any", "panel": ()})
     many_digits = rubric and any(a[: len(b)] == b for a, b in permutations(rubric.grades, 2))
     for keys, one in listed:
-        if is_endpoint(one):
+        if isinstance(one, dict) and one.keys() == {"base_model"}:
+            found, step = f"base_model: {one['base_model']} within a judge", f"judge: {one['base_model']}"
+            yield Problem(tree.where(keys), found, "a model that runs here as a word", step)
+        elif is_endpoint(one):
             yield from endpoint_problems(one, tree, keys)
         elif isinstance(one, dict) and (wrong := list(candidate_problems(one, tree, keys))):
             yield from wrong

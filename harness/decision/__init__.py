@@ -277,7 +277,7 @@ def _choose_untrained(case: Case, alternative: CandidateFacts) -> _Choice:
         return _undecided(why, "try others, or allow more")
     fast = within_budgets(f for f in case.facts if f.state == "done" and not f.ablation)
     n, tried = len(fast), n_settings(fast)
-    several = f", {formatting.count(tried)} settings tried" if tried != n else ""
+    several = f", {formatting.pluralize(tried, 'setting')} tried" if tried != n else ""
     slow = any(is_fine_tuned(f) for f in case.facts)
     return _ship(
         alternative,

@@ -157,8 +157,8 @@ def _per_usd(case: Case, found: Economics, run: CandidateFacts) -> str:
     likely = f" (probability {formatting.percent(chance)} %)" if chance is not None else ""
     return (
         f"Training cost {formatting.usd(found.training_cost_usd)} USD and brought {formatting.figure(*ratio)}"
-        f" {case.unit.name} per USD over the best untrained{over_prompt}. Above τ ="
-        f" {formatting.figure(case.policy.tau)} is asked{likely}; {_flips(ratio)}."
+        f" {case.unit.name} per USD over the best untrained{over_prompt}. Training"
+        f" pays above τ = {formatting.figure(case.policy.tau)}{likely}; {_flips(ratio)}."
     )
 
 

@@ -27,7 +27,7 @@ _WORD = re.compile(r"\w")
 _ASCII = str.maketrans("【】［］（）０１２３４５６７８９", "[][]()0123456789")
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
 _SUPERSCRIPT = re.compile(r"(?:(?<=[.,;:!?\"'”’»。，])|(?<=[^\W\d_]{3}))([⁰¹²³⁴⁵⁶⁷⁸⁹]+)")
-_TAGGED = re.compile(r"<sup>\s*\[?([^<>\[\]]+)\]?\s*</sup>")
+_TAGGED = re.compile(r"<sup>([^<>]{1,80})</sup>")
 _PARENTHESES = re.compile(r"(?<=\S)(\s*)\(([^()\n]+)\)(?=\s*(?:[.,;:!?。，；)]|\(|$))", re.MULTILINE)
 _SOURCE = re.compile(
     r"\(?\b(?:sources?|references?|citations?|quellen?|fuentes?|fontes?|fonti|bron(?:nen)?|来源|出典)\s*[:：]\s*"

@@ -32,9 +32,10 @@ _WITH_COLON = re.compile(rf"(?:{_WORDS}){_MARKS}{_COLON}\s*", re.IGNORECASE)
 _LABEL = re.compile(rf"(?<!\w)(?:{_WORDS}{_MARKS}(?:{_COLON}| {_IS}(?!\w)|是|は))\s*", re.IGNORECASE)
 _HEADING = re.compile(r"#{2,6}\s+")
 _NUMBER = re.compile(r"####\s*([-+−$€£]?\d[\d.,]*)\s*%?")
-_EMPHASIZED = re.compile(r"(\*\*\*|\*\*|\*|`+)(?=\S)(.*\w.*)(?<=\S)\1")
+_WORD = re.compile(r"\w")
 _HOPE = re.compile(r"(?<=[.$])\s*I hope it is correct\.?\**$", re.IGNORECASE)
 _BOX = re.compile(r"\\boxed\s*\{")
+_BRACE = re.compile(r"[{}]")
 _IN_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}")
 _LETTER = re.compile(r"\(?([A-Za-z])\)")
 
@@ -74,13 +75,14 @@ def _marked(line: str) -> str | None:
 
 def _boxed(text: str) -> str | None:
     r"""Return what the last `\boxed{…}` of a text holds, its braces balanced; None where none is whole."""
-    for found in reversed(list(_BOX.finditer(text))):
-        depth = 1
-        for at in range(found.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[at], 0)
-            if depth == 0:
-                return text[found.end() : at]
-    return None
+    begins = {found.end() for found in _BOX.finditer(text)}
+    opened, last = list[int](), (-1, "")
+    for brace in _BRACE.finditer(text) if begins else ():
+        if brace[0] == "{":
+            opened.append(brace.end())
+        elif opened and (start := opened.pop()) in begins:
+            last = max(last, (start, text[start : brace.start()]))
+    return None if last[0] < 0 else last[1]
 
 
 def _plain(answer: str) -> str:
@@ -96,6 +98,9 @@ def _plain(answer: str) -> str:
 
 def _bare(text: str) -> str:
     """Drop emphasis around all of a text that holds a word: pairs of asterisks or backticks."""
-    while found := _EMPHASIZED.fullmatch(text):
-        text = found[2]
+    for mark in ("***", "**", "*", "`"):
+        inner = text[len(mark) : -len(mark)]
+        is_pair = text.startswith(mark) and text.endswith(mark) and inner == inner.strip()
+        if is_pair and _WORD.search(inner):
+            return _bare(inner)
     return text

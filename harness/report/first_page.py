@@ -69,7 +69,7 @@ def labels_note(report: ExperimentReport) -> str:
     found = next((c for c in report.labels if c.metric == report.metric), None)
     names = [arm.name for arm in found.arms if arm.n_labels >= enough_labels(arm.n)] if found else []
     if not names:
-        return f"{report.metric}: grades of a judge, which too few labels of people correct."
+        return f"{report.metric}: grades of a judge; too few answers have labels of people to correct them."
     of = ", ".join(names)
     return f"{report.metric} of {of}: corrected by people's labels; the judge's own grades stand below."
 

@@ -5,7 +5,8 @@ XQuAD (800 characters with the question, no article in two splits). A grid of fo
 text, with and without two nearest shots) and a sweep of four LoRAs (two learning rates, one and two epochs) are each
 chosen from on the same validation rows. The gain over the plain prompt is what a comparison with one prompt shows;
 the gain over the chosen one is what remains of it. Rows are few, so that a task takes minutes on two cores: an
-interval that holds 0 leaves open what more rows would show.
+interval that holds 0 leaves open what more rows would show. One seed, one draw of the rows and one small base: nothing
+here says how it is at other sizes.
 
 `HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m tests.studies.equal_budgets [banking] [xquad]` goes on where it
 was ended, and writes `reports/equal_budgets.md` and `.json`.

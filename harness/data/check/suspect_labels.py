@@ -91,7 +91,7 @@ def _report_suspects(
         f"label accuracy: about {100 - doubted:.1f} %{said}"
         if is_alarm
         else f"label accuracy: {doubted:.1f} % of the labels are suspect, "
-        f"not clearly more than of right ones{said}",
+        f"hardly more than where all are right{said}",
         f"a classifier of words is sure of another label in {100 * n_sure / n:.1f} % of the rows, "
         f"where all labels are right in up to {100 * _EXPECTED:.1f} %",
     )
@@ -100,7 +100,7 @@ def _report_suspects(
         yield Finding(
             "suspect_labels",
             "warning" if is_alarm else "note",
-            f"suspect labels{said}" + ("" if is_alarm else ", not clearly more than of right labels"),
+            f"suspect labels{said}" + ("" if is_alarm else ", hardly more than where all are right"),
             "a wrong label teaches a wrong answer, and in test it counts a right answer as wrong",
             len(suspects),
             n,

@@ -23,7 +23,7 @@ from harness.metrics import Metric, item_scores
 from harness.models.endpoints.addresses import is_private
 from harness.models.hub import shape
 from harness.models.memory import weights_gb
-from harness.records import Run
+from harness.records import Run, digest
 from harness.spec import Recipe, TokenPrices
 
 
@@ -100,8 +100,9 @@ def _settings(session: Session, reader: Reader, run: Run) -> tuple[str, ...]:
     """
     recipe = session.candidates[run.candidate].recipe
     if run.training.sweep and not recipe.weights_of:
-        named = enumerate(run.training.sweep)
-        return tuple(one.asked or one.fit_key or f"{run.candidate} {place}" for place, one in named)
+        how = [recipe.answer, recipe.prompting, recipe.system, recipe.template]
+        trials = enumerate(run.training.sweep)
+        return tuple(t.asked or digest([t.fit_key or [run.candidate, i], *how]) for i, t in trials)
     asked = asked_digest(run.weights_digest, recipe, reader.of(run, session.target, "validation"))
     return (asked or run.candidate,)
 

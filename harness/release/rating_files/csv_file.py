@@ -9,6 +9,7 @@ import io
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from harness import report
 from harness.errors import Problem, UserError
@@ -47,14 +48,12 @@ def read_rows(
         UserError: one of them is missing, or there twice.
     """
     with _open(file) as stream:
-        head = stream.readline()
-        above = 1 if head.strip().strip('"').casefold().startswith("sep=") else 0  # a hint to a spreadsheet
-        head = stream.readline() if above else head
+        above, head = _head(stream)
         stream.seek(0)
         if above:
             stream.readline()
         csv.field_size_limit(_LONGEST_CELL)
-        reader = csv.DictReader(stream, delimiter=max(_DELIMITERS, key=head.count))
+        reader = csv.DictReader(stream, delimiter=_delimiter(head, needed))
         reader.fieldnames = _columns(reader.fieldnames or (), f"{file}:{above + 1}", columns, needed)
         line = reader.line_num + above + 1
         for row in reader:
@@ -63,16 +62,27 @@ def read_rows(
 
 
 def has_column(file: Path, name: str) -> bool:
-    """Tell whether one of a file's first two lines, of which the first may be a hint, names a column."""
+    """Tell whether a file's first line, or the one below a hint to spreadsheets, names a column."""
     with _open(file) as stream:
-        cells = {
-            cell.strip(' "\n\r') for line in (stream.readline(), stream.readline()) for cell in _split(line)
-        }
-    return name in cells
+        head = _head(stream)[1]
+    return name in _cells(head, _delimiter(head, [name]))
 
 
-def _split(line: str) -> list[str]:
-    return line.lower().split(max(_DELIMITERS, key=line.count))
+def _head(stream: TextIO) -> tuple[int, str]:
+    """Read the line that names the columns, and how many stand above it: one where it is a hint."""
+    head = stream.readline()
+    is_hint = head.strip().strip('"').casefold().startswith("sep=")
+    return (1, stream.readline()) if is_hint else (0, head)
+
+
+def _delimiter(head: str, needed: Sequence[str]) -> str:
+    """Return the delimiter by which a line names the columns that are needed, else its commonest."""
+    named = (one for one in _DELIMITERS if {*needed} <= {*_cells(head, one)})
+    return next(named, max(_DELIMITERS, key=head.count))
+
+
+def _cells(head: str, delimiter: str) -> list[str]:
+    return [cell.strip().lower() for cell in next(csv.reader([head], delimiter=delimiter), [])]
 
 
 def _open(file: Path) -> io.TextIOWrapper:

@@ -37,6 +37,7 @@ from harness.spec import Task, metric_name
 from harness.store import Store
 
 COLUMNS = ("key", "question", "answer", "reference", "label")
+_UNIT = (0.0, 1.0)
 _KEY = "answer-"  # before the digest, which a spreadsheet might take for a number
 _JOIN = "+"  # between digests of a text that answers more than one prompt
 _REFERENCES_SHOWN = 3
@@ -156,27 +157,48 @@ def import_labels(
     overrides: Sequence[str] = (),
     *,
     rater: str = "",
-    scale: tuple[float, float] = (0.0, 1.0),
+    scale: tuple[float, float] | None = None,
 ) -> Imported:
     """Read the labels of a rating file and store them beside the ratings; `scale` is that of its labels.
+
+    Without one they are from 0 to 1, or yes and no.
 
     Raises:
         UserError: with every problem of the file at once, of which nothing is then stored.
     """
     loaded = config.load(path, overrides)
     at, task = Store(loaded.folder / "runs"), loaded.experiment.target
-    if not -inf < scale[0] < scale[1] < inf:
+    if scale and not -inf < scale[0] < scale[1] < inf:
         found = f"{scale[0]:g} and {scale[1]:g}"
         raise UserError(Problem("--scale", found, "the lowest label, then the highest", "--scale 1,5"))
     runs = [run for run in store.list_runs(at) if run.state == "done" and f"{task.name}/test" in run.rows]
     known = _known_answers(at, task, runs)
-    metric, labels, n_labels, n_blank = _read(file, known, scale)
+    metric, labels, n_labels, n_blank = _read(file, known, scale or _UNIT)
+    if scale is None:
+        _refuse_two_scales(file, task, metric)
     now = datetime.now(UTC).isoformat(timespec="microseconds")  # for a later import takes its place
     given = LabelSet("", now, task.name, "test", metric, rater, tuple(labels), asked_digest(task, metric))
     store.save_labels(at, replace(given, id=digest(asdict(given))))
     latest = latest_labels(current_labels(store.list_labels(at, task.name), task), metric)
     by_run = {run.label: len(_list_labelled(metric, target_rows(at, run, task), latest)) for run in runs}
     return Imported(metric, n_labels, n_blank, {run: n for run, n in by_run.items() if n})
+
+
+def _refuse_two_scales(file: Path, task: Task, metric: str) -> None:
+    """Refuse numbers that lie on the scale of a judge's rubric as well as from 0 to 1.
+
+    Raises:
+        UserError: all of them do.
+    """
+    rubric = rubric_of(task, metric)
+    cells = {label for _, (label,) in read_rows(file, COLUMNS, ("label",))}
+    written = {cell for cell in cells if cell in ("0", "1")}
+    if rubric is None or not written or len(cells - written - {""}) or not written <= set(rubric.grades):
+        return
+    low, high = rubric.grades[0], rubric.grades[-1]
+    found = f"no label but {' and '.join(sorted(written))}, for a rubric from {low} to {high}"
+    step = f"--scale {low},{high} where they are the rubric's grades, else --scale 0,1"
+    raise UserError(Problem(f"{file}: label", found, "the scale of the labels", step))
 
 
 def _metric(task: Task, name: str) -> Metric:
