@@ -1,6 +1,9 @@
 """Citations are held to the passages of the prompt: those that exist, and those that the item names."""
 
 import time
+from collections import defaultdict
+from dataclasses import replace
+from itertools import count
 
 import pytest
 import tiny_experiment
@@ -143,6 +146,20 @@ def test_passages_that_the_item_itself_shows_are_those_of_its_marks():
     assert scores("40 euros [3].", item) == (0.0, 0.0)
 
 
+def test_numbers_cite_passages_without_marks_by_their_place_also_where_ids_are_numbers():
+    found = (LAMP._replace(id="2"), SHIP._replace(id="1"))
+    item = asked(None, found=found, documents=("2",))
+    assert scores("40 euros [1]", item) == (1.0, 1.0)
+    assert scores("40 euros [2]", item) == (0.0, 0.0)
+
+
+def test_passages_in_an_earlier_turn_of_the_item_are_cited_by_their_marks():
+    item = asked(found=(), documents=("2",), question="What does it cost?")
+    item = replace(item, earlier="user: [1] Three days.\n[2] 40 euros.\nassistant: Noted.")
+    assert scores("40 euros [2].", item) == (1.0, 1.0)
+    assert scores("40 euros [1].", item) == (0.0, 0.0)
+
+
 def test_without_named_documents_every_passage_may_be_cited_and_every_sentence_should_cite_one():
     item = asked(documents=())
     assert scores("It costs 40 euros [1]. It burns long [1].", item) == (1.0, 1.0)
@@ -214,3 +231,22 @@ def test_a_candidate_that_retrieves_is_scored_by_what_it_cites_and_again_from_it
     assert all(len(row.passages) == 2 for row in rows)
     assert sorted(row.parts["citation_recall"] for row in rows) == [(0.0,)] + [(1.0,)] * 5
     assert sorted(row.parts["citation_precision"] for row in rows) == [(0.0,), (0.5,), (0.5,)] + [(1.0,)] * 3
+
+
+def test_each_of_several_answers_that_cites_nothing_is_counted_where_each_counts(tmp_path, tiny, own_cache):
+    tiny_experiment.rows(tmp_path / "documents.jsonl", [{"id": "lamp", "text": "A lamp costs 40 euros."}])
+    for name in ("train", "validation", "test"):
+        rows = [{"id": f"{name}-{i}", "prompt": f"{name} {i}: price?", "reference": "40"} for i in range(4)]
+        tiny_experiment.rows(tmp_path / f"{name}.jsonl", rows)
+    said = defaultdict(count)
+    drawn = "{weights_of: closed, decoding: {temperature: 0.7, samples: 3},"
+
+    def answer(messages):
+        return "40 euros" if next(said[messages[-1]["content"]]) % 3 == 2 else "40 euros [1]"
+
+    path = tmp_path / "harness.yaml"
+    with serving(Rule(answer)) as server:
+        written = HARNESS.format(model=tiny, url=server.url, metrics="citation_precision")
+        path.write_text(written.replace("{weights_of: closed,", drawn))
+        notes = compare(path).notes
+    assert any(note.startswith("cited: 4 of 12 answers cite nothing") for note in notes), notes

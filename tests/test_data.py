@@ -374,6 +374,12 @@ def test_a_document_that_is_not_there_is_refused(task):
     assert found == [("test.jsonl:1", "unknown document 'opening-hour'")]
 
 
+def test_a_document_without_text_is_refused(task):
+    blank = {"id": "b", "text": " \u3000\n"}
+    found = refused(task([row("a")], documents=[{"id": "a", "text": "ay"}, blank]))
+    assert found == [("documents.jsonl:2", "an empty document")]
+
+
 def test_the_problems_of_all_files_come_at_once(task):
     broken = task(
         [{"prompt": "x"}], train=[], pairs=[{"prompt": "x", "chosen": "y"}], documents=[{"id": "a"}]

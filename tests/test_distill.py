@@ -136,6 +136,18 @@ def test_an_instruction_rewrites_the_rows_own_answers(server, tiny, tmp_path):
     assert made.agreement is None
 
 
+def test_a_teacher_that_rewrites_is_shown_all_turns_of_a_conversation(server, tiny, tmp_path):
+    path = write(tmp_path, tiny, server.url)
+    turns = [("user", "My number is 7."), ("assistant", "Noted."), ("user", "Even or odd?")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    rows = [{"id": "one", "messages": messages, "reference": "odd"}]
+    tiny_experiment.rows(tmp_path / "suites" / "letters" / "train.jsonl", rows)
+    session = session_of(path, "target.labels=[]", "target.metrics=[exact_match]")
+    distill_rows(session, "large", Distillation(rewrite="Be kind."), "a.jsonl")
+    said = server.asked[0][1]["messages"][-1]["content"]
+    assert "user: My number is 7.\nassistant: Noted.\nuser: Even or odd?" in said
+
+
 def test_only_answers_that_score_enough_are_kept(server, tiny, tmp_path):
     server.model = Counting(lambda messages: "late")
     session = session_of(write(tmp_path, tiny, server.url))

@@ -151,6 +151,32 @@ def test_the_same_wording_under_another_id_is_no_shot(select):
     assert TRAIN[3].prompt not in [shown for shown, _ in shots(asked)]
 
 
+def conversation(first, name, last="Is it even or odd?", system=""):
+    turns = [("user", first), ("assistant", "Noted."), ("user", last)]
+    turns = [("system", system), *turns] if system else turns
+    return Example(name, tuple({"role": role, "content": text} for role, text in turns), references=("even",))
+
+
+@pytest.mark.parametrize("select", ["fixed", "knn"])
+def test_conversations_that_end_alike_are_shots_for_each_other_and_the_same_one_is_none(select):
+    topics = ("lamps", "parcels", "chairs", "boats")
+    train = tuple(conversation(f"My number of {topic} is 24.", topic) for topic in topics)
+    context, prompting = replace(CONTEXT, train=train), {"few_shot": {"select": select, "shots": 4}}
+    asked = apply(prompting, conversation("My number of BOATS is 24.", "q", system="Be brief."), context)
+    shown = [turn["content"] for turn in asked.messages if "number of" in turn["content"]]
+    assert sorted(shown) == sorted(
+        f"My number of {topic} is 24." for topic in ("lamps", "parcels", "chairs", "BOATS")
+    )
+    assert shown[-1] == "My number of BOATS is 24."
+
+
+def test_nearest_shots_are_near_in_any_turn():
+    train = tuple(conversation(f"I sell {what}.", what) for what in ("lamps", "boats", "chairs"))
+    item = conversation("We sell boats to islands.", "q")
+    asked = apply({"few_shot": {"select": "knn", "shots": 1}}, item, replace(CONTEXT, train=train))
+    assert asked.messages[0]["content"] == "I sell boats."
+
+
 def test_nearest_shots_come_last_and_rank_as_cosines_by_hand():
     train = tuple(
         ask(text, text)

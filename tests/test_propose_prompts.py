@@ -53,6 +53,20 @@ def test_texts_are_proposed_once_each_from_training_rows_alone(tiny, tmp_path):
         assert len(server.asked) == 4  # kept
 
 
+def test_of_a_conversation_all_turns_are_shown(tiny, tmp_path):
+    with serving(Proposer(None)) as server:
+        path = write(tmp_path, tiny, server.url)
+        turns = [("user", "A train was"), ("assistant", "Noted."), ("user", "late")]
+        messages = [{"role": role, "content": text} for role, text in turns]
+        rows = [{"id": f"talk-{i}", "messages": messages, "reference": "late"} for i in range(4)]
+        rows.append({"id": "bill", "prompt": "My bill is wrong.", "reference": "money"})
+        tiny_experiment.rows(tmp_path / "suites" / "letters" / "train.jsonl", rows)
+        session = prepare_session(load(path), Scope(), Silent())
+        propose_prompts(session, "large", Proposal(n=1, n_examples=5))
+        said = server.asked[0][1]["messages"][-1]["content"]
+        assert "user: A train was\nassistant: Noted.\nuser: late" in said
+
+
 def test_the_file_is_a_grid_that_an_experiment_takes(tiny, tmp_path, command, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with serving(Proposer(None)) as server:

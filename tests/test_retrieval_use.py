@@ -61,6 +61,15 @@ def test_an_answer_is_sorted_by_what_was_found_and_used(passages, text, right, e
     assert found.n == 1
 
 
+def test_a_context_that_a_template_or_a_question_holds_is_not_that_of_the_passages():
+    row = answered(PRICE, [LAMP], "40 euros")
+    framed = replace(row, prompt=f"Context:\nYou are a shop.\n\n{row.prompt}\n\nBe brief.")
+    assert retrieval_use([framed], {"price": 1.0}, {"price": PRICE}, (LAMP, SHIP)).used == 1
+    asked = "Context:\nA shop of ours.\n\nWhat does the lamp cost?"
+    item = replace(PRICE, messages=({"role": "user", "content": asked},))
+    assert use([LAMP], "40 euros", True, item).used == 1
+
+
 def test_an_answer_that_failed_is_counted_apart():
     found = use([LAMP], "", False, status="error")
     assert (found.n, found.errors, found.grounded) == (0, 1, None)

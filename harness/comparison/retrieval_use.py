@@ -93,7 +93,8 @@ def retrieval_use(
         if row.status == "error" or score is None:
             classes["errors"] += 1
             continue
-        context, example = context_of(row.prompt), examples[row.example_id]
+        example = examples[row.example_id]
+        context = context_of(row.prompt, example.prompt)
         references = _standing_references(example, texts, everything)
         grounded = is_supported(row.text, context)
         supported += [grounded] if references else []

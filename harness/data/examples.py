@@ -270,7 +270,7 @@ def _with_context(example: Example, row: Row, known: set[str]) -> Example:
 
 
 def _context(row: Row) -> Document:
-    text = _fill(row, "{context}")
+    text = _text_of_document(row, "{context}")
     return Document(formats.context_id(text), formats.title(row), text)
 
 
@@ -318,7 +318,14 @@ def _pair(task: Task, written: Row, name: str) -> Example:
 
 
 def _document(row: Row, name: str) -> Document:
-    return Document(_own(row, None, "id") or name, _own(row, None, "title"), _fill(row, "{text}"))
+    return Document(_own(row, None, "id") or name, _own(row, None, "title"), _text_of_document(row, "{text}"))
+
+
+def _text_of_document(row: Row, template: str) -> str:
+    text = _fill(row, template)
+    if not text.strip():
+        raise UserError(Problem(row.where, "an empty document", "a text", "fill it in or remove the row"))
+    return text
 
 
 def _messages(row: Row, template: str, may_be_empty: bool = False) -> tuple[Message, ...]:

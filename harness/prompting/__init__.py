@@ -18,7 +18,7 @@ Step = Callable[[Example], Example]
 Mark = Literal["number", "id"]
 
 CONTEXT = "Context:\n"
-_MARK = re.compile(r"\[([^\[\]]+)\] ")
+_MARK = re.compile(r"(?:(?:system|user|assistant): )?\[([^\[\]]+)\] ")  # a turn begins with its role
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,29 +88,32 @@ def question(example: Example) -> str:
     return example.prompt.removeprefix(CONTEXT).partition("\n\n")[2]
 
 
-def context_of(prompt: str) -> str:
+def context_of(prompt: str, asked: str = "") -> str:
     """Return the passages that `with_context` put in front of a question; empty where there are none.
 
-    A template may have put words in front of them.
+    A template may have put words in front of them; where these hold such a context too, what was `asked`
+    tells which one is the passages'.
     """
-    return prompt.partition(CONTEXT)[2].partition("\n\n")[0]
+    before = prompt.rpartition(f"\n\n{asked}")[0].rpartition("\n\n")[2] if asked else ""
+    return before.partition(CONTEXT)[2] or prompt.partition(CONTEXT)[2].partition("\n\n")[0]
 
 
 def marked_passages(example: Example) -> dict[str, str]:
     """Map the marks by which an answer can cite passages of its prompt to the ids of their documents.
 
-    Without marks in the prompt a document is cited by its place among those that were found, or by its id.
-    Where nothing was retrieved, the lines of the prompt that begin with a mark are the passages, each of its
-    mark's name.
+    Without marks in the prompt a document is cited by its place among those that were found, or by its id;
+    where ids are numbers, by its place. Where nothing was retrieved, the lines that begin with a mark in the
+    prompt, and in the turns before it, are the passages, each of its mark's name.
     """
-    lines = (context_of(example.prompt) if example.passages else example.prompt).splitlines()
+    asked = f"{example.earlier}\n{example.prompt}"
+    lines = (context_of(example.prompt) if example.passages else asked).splitlines()
     marks = list(dict.fromkeys(found[1] for line in lines if (found := _MARK.match(line))))
     if not example.passages:
         return {mark: mark for mark in marks}
     if len(marks) == len(example.passages):
         return dict(zip(marks, example.passages, strict=True))
     numbers = {str(at): i for at, i in enumerate(example.passages, 1)}
-    return numbers | {i: i for i in example.passages}
+    return {i: i for i in example.passages} | numbers
 
 
 def recall(example: Example) -> float | None:

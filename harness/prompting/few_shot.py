@@ -17,7 +17,7 @@ from harness.errors import Problem, UserError
 from harness.prompting import PromptingContext, Step, question
 from harness.prompting._widths import fold_widths
 from harness.prompting._words import WORD, in_grams
-from harness.records import Example, Message
+from harness.records import Example, Message, turns_as_text
 from harness.spec import Spec
 
 Ranking = Callable[[Example], Iterable[Example]]
@@ -53,8 +53,14 @@ def build(context: PromptingContext, params: Params) -> Step:
 
 
 def _others(ranked: Iterable[Example], example: Example) -> Iterator[Example]:
-    asked = fold_text(question(example))
-    return (shot for shot in ranked if shot.id != example.id and fold_text(shot.prompt) != asked)
+    asked = fold_text(_dialogue(example))
+    return (shot for shot in ranked if shot.id != example.id and fold_text(_dialogue(shot)) != asked)
+
+
+def _dialogue(example: Example) -> str:
+    """Return what is asked in all turns of the user and the assistant, without retrieved passages."""
+    earlier = [turn for turn in example.messages[:-1] if turn["role"] != "system"]
+    return "\n".join(filter(None, (turns_as_text(earlier), question(example))))
 
 
 def _with_turns(example: Example, shots: list[Example]) -> Example:
@@ -73,10 +79,10 @@ def _nearest(train: tuple[Example, ...]) -> Ranking:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(token_pattern=WORD, sublinear_tf=True)
-    vectors = vectorizer.fit_transform([_cut(shot.prompt) for shot in train])  # (train, words), unit rows
+    vectors = vectorizer.fit_transform([_cut(_dialogue(shot)) for shot in train])  # (train, words), unit rows
 
     def rank(example: Example) -> Iterator[Example]:
-        similarity = (vectors @ vectorizer.transform([_cut(question(example))]).T).toarray()[:, 0]
+        similarity = (vectors @ vectorizer.transform([_cut(_dialogue(example))]).T).toarray()[:, 0]
         return (train[i] for i in (-similarity).argsort(kind="stable"))
 
     return rank

@@ -43,6 +43,11 @@ class Example:
         """The last user message's text."""
         return next((m["content"] for m in reversed(self.messages) if m["role"] == "user"), "")
 
+    @property
+    def question(self) -> str:
+        """The text of all messages, each behind its role where there are several."""
+        return self.messages[0]["content"] if len(self.messages) == 1 else turns_as_text(self.messages)
+
 
 def turns_as_text(messages: Sequence[Message]) -> str:
     """Write the turns of a conversation one below the other, each behind its role."""

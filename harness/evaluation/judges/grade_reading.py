@@ -64,7 +64,8 @@ class GradeReader:
         judged, plain = self._judged[name], self._examples[example.id]
         books = zip(judged.judges, self._grades[name], strict=True)
         found: list[tuple[Judge, Grade]] = []
-        passages = context_of(example.prompt) if judged.rubric.passages and example.passages else ""
+        shows = judged.rubric.passages and example.passages
+        passages = context_of(example.prompt, plain.prompt) if shows else ""
         n_ungraded = len(self.ungraded)
         for (judge, known), order in product(books, orders(judged.rubric)):
             key = answer_key(judged.rubric, plain, output.text, order, passages)

@@ -13,7 +13,7 @@ from typing import Literal
 
 from harness.config.rubrics import YES_NO, Rubric
 from harness.metrics import normalize
-from harness.records import Example, Limits, Message, digest, turns_as_text
+from harness.records import Example, Limits, Message, digest
 
 Order = Literal["", "first", "second"]  # of an answer in a pair
 LIMITS = Limits(max_new_tokens=16)  # an answer that is a grade has fewer
@@ -38,14 +38,6 @@ _CONTROL = re.compile(
 )
 
 
-def question_of(example: Example) -> str:
-    """Return the question of an item in words, without what a candidate's prompting puts around it."""
-    turns = example.messages
-    if len(turns) == 1:
-        return turns[0]["content"]
-    return turns_as_text(turns)
-
-
 def orders(rubric: Rubric) -> tuple[Order, ...]:
     """List the orders in which an answer is asked about: a pair in both, so that no place is preferred."""
     return ("first", "second") if rubric.mode == "pairwise" else ("",)
@@ -54,9 +46,9 @@ def orders(rubric: Rubric) -> tuple[Order, ...]:
 def answer_key(rubric: Rubric, example: Example, answer: str, order: Order = "", passages: str = "") -> str:
     """Digest what a judge is shown of an item: two answers of one key get one grade."""
     if order:
-        return digest([question_of(example), answer, example.references[0], order])
+        return digest([example.question, answer, example.references[0], order])
     references = example.references if rubric.reference else ()
-    return digest([question_of(example), answer, *references, *([[passages]] if rubric.passages else [])])
+    return digest([example.question, answer, *references, *([[passages]] if rubric.passages else [])])
 
 
 def judge_messages(
@@ -72,11 +64,11 @@ def judge_messages(
         texts = _graded_texts(rubric, shown.question, shown.passages, references, shown.answer)
         turns.append({"role": "user", "content": _item(rubric, texts)})
         turns.append({"role": "assistant", "content": str(shown.grade)})
-    texts = _graded_texts(rubric, question_of(example), passages, example.references, answer)
+    texts = _graded_texts(rubric, example.question, passages, example.references, answer)
     if order:
         other = example.references[0]
         pair = (answer, other) if order == "first" else (other, answer)
-        texts = [("question", question_of(example)), *zip("AB", pair, strict=True)]
+        texts = [("question", example.question), *zip("AB", pair, strict=True)]
     turns.append({"role": "user", "content": _item(rubric, texts)})
     return [{**turns[0], "content": _rules(rubric) + turns[0]["content"]}, *turns[1:]]
 

@@ -71,7 +71,7 @@ def _n_samples(candidate: ResolvedCandidate) -> int:
 def _n_passages(session: Session, candidate: ResolvedCandidate, examples: Sequence[Example]) -> int:
     """Estimate the tokens of the longest passages that a candidate is given with an item."""
     step = prompting_step(session, candidate.recipe, candidate.seeds[0])
-    return max((costs.tokens(context_of(step(one).prompt)) for one in examples), default=0)
+    return max((costs.tokens(context_of(step(one).prompt, one.prompt)) for one in examples), default=0)
 
 
 def _plan_items(

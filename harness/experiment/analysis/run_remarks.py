@@ -40,7 +40,10 @@ def count_uncited(session: Session, reader: Reader, runs: Iterable[Run]) -> Iter
     if not any(name.startswith("citation_") for name in session.target.metrics):
         return
     for run in (run for run in runs if run.state == "done"):
-        asked = [(row.text, _as_asked(row)) for row in reader.of(run, session.target) if row.status == "ok"]
+        decoding = session.candidates[run.candidate].recipe.sampling
+        is_chosen = decoding is not None and decoding.choose != "first"  # one answer counts, else each
+        rows = (reader.of if is_chosen else reader.answers)(run, session.target)
+        asked = [(row.text, _as_asked(row)) for row in rows if row.status == "ok"]
         shown = [(text, example) for text, example in asked if marked_passages(example)]
         if n := sum(cites_nothing(text, example) for text, example in shown):
             of = f"{count(n)} of {pluralize(len(shown), 'answer')}"

@@ -215,7 +215,7 @@ def _rewriting(example: Example, instruction: str, step: Step) -> Example:
     """Return what a teacher is asked: the question as its recipe puts it, or to rewrite the answer to it."""
     if not instruction:
         return step(example)
-    texts = {"question": example.prompt, "answer": example.references[0]}
+    texts = {"question": example.question, "answer": example.references[0]}
     content = _REWRITE.format(instruction=instruction, **texts)
     return Example(example.id, ({"role": "user", "content": content},))
 

@@ -144,7 +144,7 @@ def _prompt(session: Session, shown: Sequence[Example], asked: Proposal, k: int)
     about = [task.description, f"Its labels: {', '.join(task.labels)}." if task.labels else ""]
     about += [f"Its present system text: {task.system}" if task.system else ""]
     examples = [
-        f"Example {i}:\n{e.prompt}\nRight answer: {e.references[0]}\n" for i, e in enumerate(shown, 1)
+        f"Example {i}:\n{e.question}\nRight answer: {e.references[0]}\n" for i, e in enumerate(shown, 1)
     ]
     content = _ASK.format(
         task="\n".join(filter(None, about)) or f"The task is called {task.name}.",
