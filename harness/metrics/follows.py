@@ -3,7 +3,8 @@
 Invariant: a check reads the answer alone, never the model or another answer; an empty answer
 keeps nothing.
 Source: the idea of instructions a program can check is Zhou et al. 2023, arXiv:2311.07911;
-these checks are our own.
+these checks are our own. In a script that writes no blanks a phrase may stand anywhere, and a piece of two or
+three letters counts as a word.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import Any
 
 from harness.errors import Problem, UserError, did_you_mean
 from harness.metrics import Metric, mean_metric
+from harness.prompting._words import is_unspaced, pieces
 from harness.records import Example, Output
 from harness.spec import Task
 
@@ -49,6 +51,8 @@ def _words(text: str) -> list[str]:
 
 
 def _has(text: str, phrase: str) -> bool:
+    if is_unspaced([phrase]):
+        return phrase.casefold() in text.casefold()
     return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, re.IGNORECASE) is not None
 
 
@@ -102,7 +106,8 @@ def _comma_items(text: str, constraint: Constraint) -> bool:
 
 def _n_words(text: str, constraint: Constraint) -> bool:
     fewest, most = int(constraint.get("min", 1)), int(constraint.get("max", 10**6))
-    return fewest <= len(_words(text)) <= most
+    words = filter(_words, pieces(text)) if is_unspaced([text]) else _words(text)
+    return fewest <= len([*words]) <= most
 
 
 def _line_items(text: str, constraint: Constraint) -> bool:

@@ -1,12 +1,14 @@
 """Share of answers whose tool calls are those of a reference: the same functions with the same arguments.
 
 Invariant: the order of calls, the order of keys and the text around the calls never count; a call too many
-is as wrong as one too few. 1 and 1.0 are one number, and "1" is a text.
+is as wrong as one too few. 1 and 1.0 are one number, and "1" is a text. Where the reference is no call, `[]`,
+an answer in words alone is right, and one that begins a call and does not end it is wrong.
 Source: matching of calls by their syntax tree, Berkeley Function Calling Leaderboard (Patil et al. 2025);
 `function` as in OpenAI's API.
 """
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -15,6 +17,8 @@ from harness.metrics import Metric, mean_metric, normalize
 from harness.metrics._tool_call_forms import read_forms
 from harness.records import Example, Output, canonical_json
 from harness.spec import Task
+
+_BEGINS = re.compile(r"<\|?tool_call\|?>|\[TOOL_CALLS\]|<\|python_tag\|>|<function=|[\"']name[\"']\s*:")
 
 
 def metric(task: Task) -> Metric:
@@ -32,7 +36,18 @@ def _is_right(output: Output, example: Example) -> float | None:
     wanted = [calls for reference in example.references if (calls := read_calls(reference)) is not None]
     if not wanted:
         return None
-    return float(read_calls(output.text) in wanted)
+    calls = read_calls(output.text)
+    if calls is None and Counter() in wanted:
+        return float(_is_in_words(output.text))
+    return float(calls in wanted)
+
+
+def _is_in_words(text: str) -> bool:
+    """Tell whether a text holds nothing that is a call, or begins one."""
+    try:
+        return bool(text.strip()) and not _BEGINS.search(text) and not read_forms(text)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
 
 
 def read_calls(text: str) -> Counter[str] | None:
@@ -55,7 +70,9 @@ def _calls_of(value: Any) -> list[Any]:
     """List the calls of a value: one, a list, or a message of OpenAI's API."""
     if isinstance(value, list):
         return [call for one in value for call in _calls_of(one)]
-    return _calls_of(value["tool_calls"]) if isinstance(value, dict) and "tool_calls" in value else [value]
+    if isinstance(value, dict) and "tool_calls" in value:
+        return _calls_of(value["tool_calls"] or [])
+    return [value]
 
 
 def _spell(call: Any) -> str:
@@ -66,6 +83,7 @@ def _spell(call: Any) -> str:
     """
     called = call.get("function", call) if isinstance(call, dict) else call
     name, given = called["name"], called.get("arguments", called.get("parameters", {}))
+    given = {} if given in (None, "") else given  # as servers send them where a function has no parameters
     arguments = json.loads(given) if isinstance(given, str) else given
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise TypeError(name)
