@@ -115,6 +115,9 @@ def test_a_repeated_text_joins_the_group_of_its_first_appearance():
         [f"What is the sum of the numbers {a} and 20?" for a in (10, 20, 1.5, -10)],
         [f"How do I open a file in {of}?" for of in ("C", "C++", "C#")],
         [f"x {sign} y" for sign in ("<", ">", "=", "!=", "+", "*", "/", "-")],
+        [f"How many ways are there to order these {n} cards" for n in ("5", "5!")],
+        [f"Is a board of {n} long enough for the shelf" for n in ("6", "6'", '6"')],
+        [f"My new card arrived today {face}" for face in ("", ":)", ":(")],
         [f"A great phone{sign}" for sign in ("", " \N{GRINNING FACE}", " \N{POUTING FACE}", " 5 $", " 5 €")],
     ],
 )
@@ -122,6 +125,13 @@ def test_texts_whose_numbers_or_signs_differ_are_not_alike(texts):
     assert near_duplicates(texts) == []
     assert nearest(texts[1:], texts[:1]) == [None] * (len(texts) - 1)
     assert not are_alike(*texts[:2])
+
+
+@pytest.mark.parametrize(
+    "other", ["My '6' key of the phone is stuck!", "My 6 key of the phone is stuck (again)"]
+)
+def test_quotes_around_a_number_and_marks_behind_words_tell_nothing(other):
+    assert are_alike("My 6 key of the phone is stuck", other)
 
 
 def test_numbers_in_another_order_are_others():

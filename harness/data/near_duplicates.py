@@ -45,10 +45,16 @@ _PROPOSED, _VERIFIED, _LEAST_VERIFIED = 500, 2_000_000, 10  # candidates of a te
 # Words in a shingle, and letters in one where neither text has more than `_FEW` words.
 _WORDS, _LETTERS, _FEW = 2, 4, 12
 
-# Numbers with their sign, ratios and times, words with a digit, `!=`, a star alone, and each other sign.
-_NUMBER_OR_SIGN = re.compile(r"(?<![\w.])-\d\w*|\d+(?::\d+)+|\w*\d\w*|!=|(?<!\*)\*(?!\*)|[^\w\s*]")
+# Faces, `!=`, a star alone, and each other sign.
+_SIGNS_ALONE = r"(?<!\w)[:;]-?[()]|!=|(?<!\*)\*(?!\*)|[^\w\s*]"
+# Numbers with their sign, a factorial or a unit such as 6' that no quote opens, ratios and times, words with a
+# digit; then signs.
+_NUMBER_OR_SIGN = re.compile(
+    r"(?<![\w.])-\d\w*|\b(?<!['\"\u2018\u201c])\d+(?:!(?!=)|['\"\u2032\u2033\u2019](?!\w))"
+    rf"|\d+(?::\d+)+|\w*\d\w*|{_SIGNS_ALONE}"
+)
 # Without numbers, which take long to look for.
-_SIGN, _DIGIT = re.compile(r"!=|(?<!\*)\*(?!\*)|[^\w\s*]"), re.compile(r"\d")
+_SIGN, _DIGIT = re.compile(_SIGNS_ALONE), re.compile(r"\d")
 _NEGATION = re.compile(
     r"\b(?:not|no|never|none|nor|neither|nobody|nothing|nowhere|without|hardly|barely|cannot)\b"
     # n't with an apostrophe, a grave or (decomposed) an acute accent in its place, or without one.
