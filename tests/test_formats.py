@@ -280,6 +280,11 @@ def test_a_template_that_names_a_missing_field_is_refused_with_row_and_field(loa
             "test.jsonl:1",
             "single messages of OASST",
         ),
+        (
+            [{"doc_id": 0, "doc": {"q": "Who?"}, "target": "Me.", "resps": [["Me."]], "arguments": {}}],
+            "test.jsonl:1",
+            "lm-eval's log of a model's answers",
+        ),
         ([{"question": "Who?", "answers": []}], "test.jsonl:1", "no answer in 'answers'"),
         ([{"prompt": "Who?", "reference": ""}], "test.jsonl:1", "an empty reference"),
     ],

@@ -62,6 +62,7 @@ _ROLES = {
     "FLAN": Roles(("inputs",), ("targets",)),
     "OASST tree": Roles(("prompt",), ("prompt",)),
     "OASST message": Roles(("text",), ()),
+    "lm-eval log": Roles(("doc",), ("target",)),
     "UltraFeedback": Roles(("instruction",), ("completions",)),
     "OpenAI preference": PAIRS,
     "preference": PAIRS,

@@ -26,6 +26,7 @@ from harness.errors import Problem, UserError
 from harness.spec import Task
 
 _CONTEXT = "Context:\n"
+_LOGGED = ("doc_id", "doc", "target", "resps")
 THUMB_DOWN = "an answer with a thumb down"
 _OWN_ANSWER = {"reference", "references", "constraints"}
 
@@ -207,6 +208,17 @@ def _message(row: Row, context_apart: bool) -> dict[str, Any]:
     raise UserError(Problem(row.where, "single messages of OASST", "its message trees, one a row", step))
 
 
+def _refuse_log(row: Row, context_apart: bool) -> dict[str, Any]:
+    """Refuse what lm-eval logs of a model's answers, which are no rows to learn from.
+
+    Raises:
+        UserError: always.
+    """
+    expected = "rows of questions and answers"
+    step = "name the task itself (lm_eval: NAME); harness gate --base FOLDER compares such logs of two models"
+    raise UserError(Problem(row.where, "lm-eval's log of a model's answers", expected, step))
+
+
 def _question(row: Row, context_apart: bool) -> dict[str, Any]:
     """Read a question with its accepted answers; its context goes in front of it unless it is retrieved."""
     question, context = read_text(row, "question"), row.fields.get("context")
@@ -255,6 +267,9 @@ def _read_judged(row: Row, context_apart: bool) -> dict[str, Any]:
 PAIRED = ("preference", "OpenAI preference", "UltraFeedback")  # layouts whose rows are pairs
 LAYOUTS = (
     Layout("OASST tree", "message_tree_id, and a prompt with its replies", _has(*TREE), _read_judged),
+    Layout(
+        "lm-eval log", "doc_id, doc, target, resps", _has("doc_id", "doc", "target", "resps"), _sample_log
+    ),
     Layout("OASST message", "message_id, parent_id, text", _has("message_id", "parent_id", "text"), _message),
     Layout("UltraFeedback", "instruction, and completions with their ratings", _has(*RATED), _read_judged),
     Layout(
