@@ -47,8 +47,8 @@ _WORDS, _LETTERS, _FEW = 2, 4, 12
 
 # Faces, `!=`, a star alone, and each other sign.
 _SIGNS_ALONE = r"(?<!\w)[:;]-?[()]|!=|(?<!\*)\*(?!\*)|[^\w\s*]"
-# Numbers with their sign, with a factorial or a unit such as 6' (that no quote opens), ratios and times, words
-# with a digit; then signs.
+# Numbers with their sign, with a factorial or a unit such as 6' (that no quote opens), ratios and times,
+# words with a digit; then signs.
 _NUMBER_OR_SIGN = re.compile(
     r"(?<![\w.])-\d\w*|\b(?<!['\"\u2018\u201c])\d+(?:!(?!=)|['\"\u2032\u2033\u2019](?!\w))"
     rf"|\d+(?::\d+)+|\w*\d\w*|{_SIGNS_ALONE}"

@@ -267,9 +267,7 @@ def _read_judged(row: Row, context_apart: bool) -> dict[str, Any]:
 PAIRED = ("preference", "OpenAI preference", "UltraFeedback")  # layouts whose rows are pairs
 LAYOUTS = (
     Layout("OASST tree", "message_tree_id, and a prompt with its replies", _has(*TREE), _read_judged),
-    Layout(
-        "lm-eval log", "doc_id, doc, target, resps", _has("doc_id", "doc", "target", "resps"), _sample_log
-    ),
+    Layout("lm-eval log", "doc_id, doc, target, resps", _has(*_LOGGED), _refuse_log),
     Layout("OASST message", "message_id, parent_id, text", _has("message_id", "parent_id", "text"), _message),
     Layout("UltraFeedback", "instruction, and completions with their ratings", _has(*RATED), _read_judged),
     Layout(
