@@ -370,6 +370,16 @@ def test_the_weights_of_a_reranker_are_part_of_the_prompt_and_its_path_is_not(re
     assert asked(reranker) == same != asked(copy)
 
 
+@pytest.mark.parametrize(("prompting", "differs"), [({}, False), ({"few_shot": {}}, True)])
+def test_conversations_change_the_digest_of_prompts_that_they_change(prompting, differs):
+    def digest_of(*train):
+        items = SimpleNamespace(train=train, validation=(), test=(), documents=())
+        target = SimpleNamespace(task=TASK, versions={"train": "v"}, items=items)
+        return prompting_digest(SimpleNamespace(target=target), Recipe(prompting=prompting), 0)
+
+    assert (digest_of(conversation("Mine is 7.", "one")) != digest_of(ask("Is it even?"))) is differs
+
+
 def test_dense_retrieval_prints_nothing(embedder, capfd):
     apply({"rag": {"retriever": "dense", "model": str(embedder)}})
     assert capfd.readouterr() == ("", "")

@@ -87,6 +87,8 @@ class RowSet(NamedTuple):
 def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
     """List validation and test of the target, as this recipe asks them."""
     prompting = prompting_digest(session, recipe, seed)
+    if _has_turns(session):  # their rows hold all turns; those of weights, which train alike, need not know
+        prompting = digest([prompting, "turns"])
     target, answer, drawn = session.target, recipe.answer, recipe.sampling
     chooser = _chooser(session, drawn, weights, seed)
     choice = choice_name(drawn, chooser.weights.digest if chooser else "")
@@ -323,10 +325,11 @@ def prompting_digest(session: Session, recipe: Recipe, seed: int) -> str:
     promptings = [(name, *_describe_prompting(name, params)) for name, params in recipe.prompting.items()]
     items = session.target.items
     drawn_from: list[Any] = [seed, session.target.versions["train"], items.documents]
-    asked = (e.prompt for e in chain(items.train, items.validation, items.test))
+    asked = (e.question for e in chain(items.train, items.validation, items.test))
     texts = [*(f"{d.title} {d.text}" for d in items.documents), *asked]
     drawn_from += [versions_of("words")] if is_unspaced(texts) else []
     drawn_from += [versions_of("widths")] if has_widths(texts) else []
+    drawn_from += ["turns"] if _has_turns(session) else []
     return digest(
         [
             promptings,
@@ -334,9 +337,14 @@ def prompting_digest(session: Session, recipe: Recipe, seed: int) -> str:
             recipe.system,
             recipe.template,
             drawn_from if set(recipe.prompting) - {"zero_shot"} else [],
-            *(["turns"] if any(len(e.messages) > 1 for e in chain(items.validation, items.test)) else []),
         ]
     )
+
+
+def _has_turns(session: Session) -> bool:
+    """Tell whether an item of the target is a conversation."""
+    items = session.target.items
+    return any(len(example.messages) > 1 for example in chain(items.train, items.validation, items.test))
 
 
 def _describe_prompting(name: str, params: Mapping[str, Any]) -> tuple[int | str, dict[str, Any]]:
