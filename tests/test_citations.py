@@ -68,6 +68,7 @@ def test_each_usual_form_of_a_citation_is_read(answer):
         "40 euros, in (1) three days",
         "(1) Look at the price.\n(2) Pay it.",
         "It takes 5 m² and 10² tiles",
+        "It takes 12 metres², or 40 square feet¹",
         "40 euros (40).",
         "[20-40] euros",
         "Source: our price list",
@@ -97,6 +98,7 @@ def test_a_citation_behind_a_sentence_is_of_that_sentence_in_every_form():
     item = asked(documents=())
     assert scores("It costs 40 euros. Source: 1", item) == (1.0, 1.0)
     assert scores("It costs 40 euros.¹ It burns long.", item) == (1.0, 0.5)
+    assert scores("It costs 40 euros [1, p. 5]. It is 40 [doc. 1].", item) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(

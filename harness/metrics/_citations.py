@@ -27,6 +27,7 @@ _WORD = re.compile(r"\w")
 _ASCII = str.maketrans("【】［］（）０１２３４５６７８９", "[][]()0123456789")
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
 _SUPERSCRIPT = re.compile(r"(?:(?<=[.,;:!?\"'”’»。，])|(?<=[^\W\d_]{3}))([⁰¹²³⁴⁵⁶⁷⁸⁹]+)")
+_UNIT = re.compile(r"(?:met(?:re|er)s?|miles?|feet|foot|inch(?:es)?|yards?)$", re.IGNORECASE)
 _TAGGED = re.compile(r"<sup>([^<>]{1,80})</sup>")
 _PARENTHESES = re.compile(r"(?<=\S)(\s*)\(([^()\n]+)\)(?=\s*(?:[.,;:!?。，；)]|\(|$))", re.MULTILINE)
 _SOURCE = re.compile(
@@ -85,12 +86,21 @@ def _bracketed(text: str, marks: Marks) -> str:
     text = _TAGGED.sub(r"[\1]", text.translate(_ASCII))
     text = _SUPERSCRIPT.sub(partial(_raised, marks=marks), text)
     text = _SOURCE.sub(partial(_behind_label, marks=marks), text)
-    return _PARENTHESES.sub(partial(_in_parentheses, marks=marks), text)
+    text = _PARENTHESES.sub(partial(_in_parentheses, marks=marks), text)
+    return BRACKETS.sub(partial(_marks_alone, marks=marks), text)
+
+
+def _marks_alone(found: re.Match[str], marks: Marks) -> str:
+    """Leave the marks of a pair of brackets, whose other words may hold the end of a sentence."""
+    named = [*_marks_of(found[1], marks)]
+    return f"[{', '.join(named)}]" if named else found[0]
 
 
 def _raised(found: re.Match[str], marks: Marks) -> str:
     """Read a superscript as one mark, else as one a digit."""
     number = found[1].translate(_RAISED)
+    if _UNIT.search(found.string, max(0, found.start() - 12), found.start()):
+        return found[0]
     if number in marks:
         return f"[{number}]"
     return "".join(f"[{one}]" for one in number) if all(one in marks for one in number) else found[0]
