@@ -182,7 +182,7 @@ def test_what_a_launcher_prints_goes_to_the_log_and_not_into_the_progress(tmp_pa
             rf"SIGKILL\), as the system does when memory runs out; try: {KNOBS}",
         ),
         ("kill -TERM $$", CandidateFailed, "ended with SIGTERM; try: the same command again"),
-        ("kill -INT $$; sleep 5", KeyboardInterrupt, ""),
+        ("kill -INT $$; sleep 5", KeyboardInterrupt, "^$"),
         ("echo no such module >&2; exit 7", CandidateFailed, "ended with exit code 7: no such module"),
     ],
 )
