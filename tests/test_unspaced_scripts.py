@@ -140,6 +140,10 @@ def test_the_classifier_reads_pieces_and_texts_with_blanks_are_kept_as_they_were
     assert set(json.loads((tmp_path / "classifier.json").read_text())) == {"texts", "labels", "params"}
 
 
+def asked(text):
+    return Example("q", ({"role": "user", "content": text},))
+
+
 def test_how_words_are_cut_is_part_of_an_identity_only_where_texts_have_no_blanks():
     def named(documents, *questions, split="test"):
         items = SimpleNamespace(**{"train": (), "validation": (), "test": (), split: questions})
@@ -156,9 +160,9 @@ def test_how_words_are_cut_is_part_of_an_identity_only_where_texts_have_no_blank
     english, chinese = (Document("a", "Lamps", "The lamp costs forty dollars."),), shops("Chinese")[0]
     assert named(english) == named_without(english)
     assert named(chinese) != named_without(chinese)
-    wide = SimpleNamespace(prompt="Où est ＡＢＣ？")
+    wide = asked("Où est ＡＢＣ？")
     assert named(english, wide) != named_without(english)
-    plain, mixed = (SimpleNamespace(prompt=text) for text in ("Où est la lampe?", "東京Towerのことを教えて"))
+    plain, mixed = asked("Où est la lampe?"), asked("東京Towerのことを教えて")
     for split in ("validation", "test"):
         assert named(english, plain, split=split) == named_without(english)
         assert named(english, plain, mixed, split=split) == named(chinese[:0] + english, mixed)
