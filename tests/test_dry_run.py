@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import tiny_experiment
@@ -10,6 +11,7 @@ import tiny_experiment
 from harness.cli import main
 from harness.models import hub
 
+REPOSITORY = Path(__file__).parents[1]
 RETRIEVING = "  dense: {prompting: {rag: {retriever: dense, model: own/nowhere, chunk_words: 30}}}\n"
 
 
@@ -142,3 +144,9 @@ def test_a_dry_run_takes_a_peft_family_on_the_packed_model(harness, new_machine,
     code, planned, said = harness("compare", "-c", path, "--dry-run", "--json")
     assert code == 0, said
     assert json.loads(planned)["ia3"]["trained"] > 0
+
+
+def test_the_quickstart_is_planned_without_a_problem(harness, new_machine):
+    code, planned, said = harness("compare", "-c", REPOSITORY / "harness.yaml", "--dry-run", "--json")
+    assert code == 0, said
+    assert json.loads(planned)["ranked"]["read"] > json.loads(planned)["prompt"]["read"]

@@ -2,6 +2,8 @@
 
 from types import SimpleNamespace
 
+import json
+
 import pytest
 import tiny_experiment
 from openai_server import Rule, serving
@@ -251,9 +253,18 @@ def test_labels_are_ranked_where_items_have_labels_alone(tiny, tmp_path, recipe)
         prepare_session(config.load(path), Scope(dry_run=True), Silent())
     (problem,) = refusal.value.problems
     assert problem.where == "candidate one"
-    assert problem.found == "answer: rank, and 16 of 16 items of desk without labels"
+    assert problem.found == "answer: rank, and 16 items of desk, none with labels"
     assert problem.next_step == "labels: [..] in desk, or answer: generate"
     path.write_text(path.read_text().replace("metrics:", 'labels: ["yes", "no"]\n  metrics:'))
+    assert prepare_session(config.load(path), Scope(dry_run=True), Silent()).candidates
+
+
+def test_labels_are_ranked_where_some_items_have_them(tiny, tmp_path):
+    path = write(tmp_path, "http://127.0.0.1:9/v1", tiny, "")
+    text = path.read_text().partition("candidates:")[0].replace('  labels: ["yes", "no"]\n', "")
+    path.write_text(f"{text}candidates:\n  one: {{method: base, answer: rank}}\n")
+    first, *others = map(json.loads, (tmp_path / "test.jsonl").read_text().splitlines())
+    tiny_experiment.rows(tmp_path / "test.jsonl", [{**first, "choices": ["yes", "no"]}, *others])
     assert prepare_session(config.load(path), Scope(dry_run=True), Silent()).candidates
 
 

@@ -158,13 +158,14 @@ def _unusable_pairs(session: Session, candidate: ResolvedCandidate) -> Iterator[
 
 
 def _unrankable(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield that labels shall be ranked where items have none; such items would be answered in words."""
+    """Yield that labels shall be ranked where no item has any; where some have, the others are answered in words."""
     task, items = session.target.task, session.target.items
     asked = [*items.validation, *items.test]
-    n_open = sum(not example.choices for example in asked)
-    if task.kind != "generate" or not n_open or "rank" not in _answers_tried(candidate.recipe):
+    if task.kind != "generate" or "rank" not in _answers_tried(candidate.recipe):
         return
-    found = f"answer: rank, and {n_open:,} of {len(asked):,} items of {task.name} without labels"
+    if any(example.choices for example in asked):
+        return
+    found = f"answer: rank, and {len(asked):,} items of {task.name}, none with labels"
     step = f"labels: [..] in {task.name}, or answer: generate"
     yield Problem(f"candidate {candidate.name}", found, "labels to rank", step)
 
