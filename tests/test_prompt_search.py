@@ -1,8 +1,7 @@
 """Prompts of a candidate that trains nothing: a sweep or search over them chooses one on validation."""
 
-from types import SimpleNamespace
-
 import json
+from types import SimpleNamespace
 
 import pytest
 import tiny_experiment

@@ -158,7 +158,7 @@ def _unusable_pairs(session: Session, candidate: ResolvedCandidate) -> Iterator[
 
 
 def _unrankable(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield that labels shall be ranked where no item has any; where some have, the others are answered in words."""
+    """Yield that labels shall be ranked where no item has any; others are then answered in words."""
     task, items = session.target.task, session.target.items
     asked = [*items.validation, *items.test]
     if task.kind != "generate" or "rank" not in _answers_tried(candidate.recipe):
