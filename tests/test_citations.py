@@ -43,11 +43,24 @@ def scores(answer, example):
         "40 euros [Passage 1], three days [doc 2].",
         "40 euros in three days [1 and 2].",
         "40 euros in three days [1-2].",
+        "40 euros in three days [1 to 2].",
+        "40 euros in three days [1]–[2].",
+        "40 euros in three days [Sources 1 to 2].",
+        "40 euros [Quelle 1], in three days 【来源：2】.",
+        "40 euros [Source: 1], in three days [Source: 2].",
+        '40 euros [Doc 1: Lamp, its price], in three days [passage 2: "three days"].',
+        "40 euros [citation:1], in three days [[cite:2]].",
+        "40 euros in three days [cite: 1, 2] in all.",
+        "40 euros [^1^], in three days [^2^].",
         "40 euros¹ in three days².",
         "40 euros in three days.¹²",
         "40 euros<sup>1</sup> in three days<sup>2</sup>",
         "40 euros (1), in three days (2).",
         "40 euros in three days (1, 2).",
+        "40 euros in three days (1-2).",
+        "40 euros in three days (1–2)",
+        "40 euros in three days (passages 1 to 2) at most.",
+        "40 euros (Source 1) in three days (Doc. 2) at most.",
         "40 euros in three days. Source: 1, 2",
         "40 euros in three days (Sources: passages 1 and 2).",
         "40 euros in three days.\nQuellen: [1], [2].",
@@ -66,6 +79,14 @@ def test_each_usual_form_of_a_citation_is_read(answer):
     [
         "40 euros (Smith, 2020).",
         "40 euros, in (1) three days",
+        "It takes 1-2 days",
+        "It takes a while (1-2 days).",
+        "A week, [1-2 days] more",
+        "They won (2-1).",
+        "In (1-2) weeks of three",
+        "One of [1:2] parts",
+        "As passage 1 says",
+        "40 euros [Source: our price list]",
         "(1) Look at the price.\n(2) Pay it.",
         "It takes 5 m² and 10² tiles",
         "It takes 12 metres², or 40 square feet¹",
@@ -81,7 +102,17 @@ def test_what_is_in_no_form_that_is_read_counts_for_no_citation(answer):
     assert cites_nothing(answer, asked())
 
 
-@pytest.mark.parametrize("answer", ["<sup>" + 3000 * " ", 3000 * "<sup>", "x" + 3000 * " ", 3000 * "(1"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "<sup>" + 3000 * " ",
+        3000 * "<sup>",
+        "x" + 3000 * " ",
+        3000 * "(1",
+        3000 * "[1]-",
+        "[" + 3000 * "source: ",
+    ],
+)
 def test_an_answer_that_repeats_itself_is_read_quickly(answer):
     begun = time.process_time()
     scores(answer, asked())
@@ -119,6 +150,14 @@ def test_a_citation_behind_a_sentence_is_of_that_sentence_in_every_form():
 )
 def test_a_citation_counts_where_its_passage_exists_and_is_one_that_the_item_names(answer, precision, recall):
     assert scores(answer, asked()) == (precision, recall)
+
+
+@pytest.mark.parametrize(
+    "answer", ["[1-3]", "[1 to 3]", "[1]-[3]", "[Doc 1 through 3]", "(1-3)", "Source: 1-3"]
+)
+def test_a_range_cites_what_lies_between_its_ends(answer):
+    item = asked(found=(LAMP, SHIP, LAMP._replace(id="chair")), documents=("ship",))
+    assert scores(f"Three days {answer}.", item) == (1 / 3, 1.0)
 
 
 def test_two_passages_of_one_document_have_one_number():

@@ -1,9 +1,12 @@
 """Citations in an answer, and the passages of its prompt that they name.
 
-Read are `[1]`, `[1, 2]`, `[1-3]`, `[1][2]` and `[id]`, also as `[^1]` or `[Passage 1]`, and in full-width
-and lenticular brackets; superscripts behind a word of three letters or a punctuation mark; `<sup>1</sup>`;
-`(1)` in front of a punctuation mark or the end of its line; and the rest of a sentence behind `Source:`.
-Whatever else there is (a link of Markdown, an author and a year, `(1)` within a sentence) is no citation.
+Read are `[1]`, `[1, 2]`, `[1][2]`, `[id]`, and ranges, `[1-3]`, `[1 to 3]`, `[1]-[3]`; the same as `[[1]]`,
+`[^1^]`, `【1†source】` and behind a label: `[Passage 1]`, `[Doc 2: title]`, `[Source: 1]`, `[cite: 1, 2]`;
+superscripts behind a word of three letters or a punctuation mark; `<sup>1</sup>`; `(Source 1)` anywhere;
+`(1)`, `(1, 2)` and `(1-2)` in front of a punctuation mark or the end of the line; and the rest of a sentence
+behind `Source:`. Nothing else is a citation: no link of Markdown, author with year, `(1)` within a sentence,
+number with a unit (`1-2 days`, `(1-2 days)`) or `as passage 1 says`. Models were seen to write each of these
+forms but `[1 to 3]`: for ALCE and WebGPT, in chat services that search, in answers in public repositories.
 
 Invariant: a citation counts for what the prompt shows under its mark and for nothing else; what stands in
 brackets and looks like no mark of the prompt is none.
@@ -28,19 +31,21 @@ _ASCII = str.maketrans("【】［］（）０１２３４５６７８９", "[][]
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
 _SUPERSCRIPT = re.compile(r"(?:(?<=[.,;:!?\"'”’»。，])|(?<=[^\W\d_]{3}))([⁰¹²³⁴⁵⁶⁷⁸⁹]+)")
 _UNIT = re.compile(r"(?:met(?:re|er)s?|miles?|feet|foot|inch(?:es)?|yards?)$", re.IGNORECASE)
+_ENDS = re.compile(r"\[(\d{1,3})\]\s*[-–]\s*\[(\d{1,3})\]")
 _TAGGED = re.compile(r"<sup>([^<>]{1,80})</sup>")
-_PARENTHESES = re.compile(r"(?<=\S)(\s*)\(([^()\n]+)\)(?=\s*(?:[.,;:!?。，；)]|\(|$))", re.MULTILINE)
+_PARENTHESES = re.compile(r"(?<=\S)(\s*)\(([^()\n]+)\)(?=(\s*(?:[.,;:!?。，；)]|\(|$))?)", re.MULTILINE)
+_LABELS = "sources?|references?|citations?|quellen?|fuentes?|fontes?|fonti|bron(?:nen)?|来源|出典"
 _SOURCE = re.compile(
-    r"\(?\b(?:sources?|references?|citations?|quellen?|fuentes?|fontes?|fonti|bron(?:nen)?|来源|出典)\s*[:：]\s*"
-    r"((?:[^\n.()]|\.(?=\S))+)\)?",
+    rf"\(?(?<!\[)\b(?:{_LABELS})\s*[:：]\s*((?:[^\n.()]|\.(?=\S))+)\)?",
     re.IGNORECASE,
 )
 _SEPARATOR = re.compile(r"[,;，；、]|\s+(?:and|&)\s+")
 _NAMED = re.compile(
-    r"(?:(?:passage|document|doc\.?|source|ref\.?|reference|citation|context)s?(?:\s+|(?=[#\d])))?[#^]?\s*(.+)",
+    rf"((?:{_LABELS}|(?:passage|document|context)s?|docs?\.?|refs?\.?|cite)(?:\s*[:：]\s*|\s+|(?=[#\d])))?"
+    r"[#^]?\s*(.+?)\^?",
     re.IGNORECASE,
 )
-_RANGE = re.compile(r"(\d{1,3})\s*[-–]\s*(\d{1,3})")
+_RANGE = re.compile(r"(\d{1,3})\s*(?:[-–]|to|through)\s*(\d{1,3})")
 
 
 def precision(answer: str, example: Example) -> float:
@@ -87,6 +92,7 @@ def _bracketed(text: str, marks: Marks) -> str:
     text = _SUPERSCRIPT.sub(partial(_raised, marks=marks), text)
     text = _SOURCE.sub(partial(_behind_label, marks=marks), text)
     text = _PARENTHESES.sub(partial(_in_parentheses, marks=marks), text)
+    text = _ENDS.sub(r"[\1-\2]", text)
     return BRACKETS.sub(partial(_marks_alone, marks=marks), text)
 
 
@@ -113,10 +119,16 @@ def _behind_label(found: re.Match[str], marks: Marks) -> str:
 
 
 def _in_parentheses(found: re.Match[str], marks: Marks) -> str:
-    """Read numbers in parentheses where each is a mark: others belong to the text."""
-    named = [_NAMED.sub(r"\1", one.strip()) for one in _SEPARATOR.split(found[2])]
-    is_cited = all(one.isdecimal() and one in marks for one in named)
-    return f"{found[1]}[{', '.join(named)}]" if is_cited else found[0]
+    """Read numbers in parentheses where each is a mark: others belong to the text.
+
+    Without a label they are read where a clause ends, for `(1)` before a word counts what follows.
+    """
+    named = [_without_label(one.strip()) for one in _SEPARATOR.split(found[2])]
+    labelled = any(label for _, label in named)
+    is_cited = all((mark.isdecimal() and mark in marks) or _ends_of(mark, marks) for mark, _ in named)
+    if is_cited and (labelled or found[3] is not None):
+        return f"{found[1]}[{', '.join(mark for mark, _ in named)}]"
+    return found[0]
 
 
 def _marks_of(inside: str, marks: Marks) -> Iterator[str]:
@@ -124,12 +136,27 @@ def _marks_of(inside: str, marks: Marks) -> Iterator[str]:
     numbered = all(mark.isdecimal() for mark in marks)
     whole = inside.strip()
     for written in [whole] if whole in marks else map(str.strip, _SEPARATOR.split(whole.partition("†")[0])):
-        mark = written if written in marks else _NAMED.sub(r"\1", written)
-        ends = _RANGE.fullmatch(mark)
-        if numbered and ends and {*ends.groups()} <= marks.keys():
-            yield from map(str, range(int(ends[1]), int(ends[2]) + 1))
+        mark, label = (written, "") if written in marks else _without_label(written)
+        if label and mark not in marks:
+            mark = mark.partition(":")[0].strip()  # in front of a title
+        if numbered and (ends := _ends_of(mark, marks)):
+            yield from map(str, range(ends[0], ends[1] + 1))
         elif mark in marks or (mark.isdecimal() if numbered else len(mark.split()) == 1):
             yield mark
+
+
+def _without_label(written: str) -> tuple[str, str]:
+    """Return what stands behind a word such as `Source`, and that word."""
+    found = _NAMED.fullmatch(written)
+    return (found[2], found[1] or "") if found else (written, "")
+
+
+def _ends_of(written: str, marks: Marks) -> tuple[int, int] | None:
+    """Return both ends of a range of marks; None where it is none."""
+    found = _RANGE.fullmatch(written)
+    if not found or not {*found.groups()} <= marks.keys() or int(found[1]) > int(found[2]):
+        return None
+    return int(found[1]), int(found[2])
 
 
 def sentences(text: str) -> Iterator[str]:
