@@ -150,3 +150,13 @@ def test_the_quickstart_is_planned_without_a_problem(harness, new_machine):
     code, planned, said = harness("compare", "-c", REPOSITORY / "harness.yaml", "--dry-run", "--json")
     assert code == 0, said
     assert json.loads(planned)["ranked"]["read"] > json.loads(planned)["prompt"]["read"]
+
+
+def test_a_plan_and_a_report_say_how_many_shots_are_missing(harness, tiny, tmp_path, own_cache):
+    path = tiny_experiment.write(tmp_path, tiny, "  shots: {prompting: {few_shot: {shots: 31}}}\n")
+    short = "shots: shows 18 of 18 items fewer than 31 shots, 30 at the least: letters has 30 training rows"
+    code, _, said = harness("compare", "-c", path, "--dry-run")
+    assert (code, said.splitlines().count(short)) == (0, 1)
+    assert short in tiny_experiment.run(path).notes
+    path = tiny_experiment.write(tmp_path, tiny, "  shots: {prompting: {few_shot: {shots: 30}}}\n")
+    assert "fewer than" not in harness("compare", "-c", path, "--dry-run")[2]

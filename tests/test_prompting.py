@@ -16,7 +16,14 @@ from pydantic import ValidationError
 from harness import plugins
 from harness.errors import UserError
 from harness.evaluation.rows.row_sets import prompting_digest
-from harness.prompting import PromptingContext, compose, index_sizes, question, recall
+from harness.prompting import (
+    PromptingContext,
+    compose,
+    index_sizes,
+    prompting_remarks,
+    question,
+    recall,
+)
 from harness.records import Document, Example
 from harness.spec import Recipe, Spec, Task, TaskData
 
@@ -463,3 +470,36 @@ def test_recall_is_the_share_of_the_documents_that_were_found():
 @pytest.mark.parametrize("missing", [{"documents": ()}, {"passages": ()}])
 def test_recall_is_unknown_where_nothing_was_to_be_found_or_looked_for(missing):
     assert recall(replace(ITEM, **{"documents": ("lamp",), "passages": ("lamp",), **missing})) is None
+
+
+def short_of(wanted, n_train, items=(ITEM,), **own):
+    train = (*TRAIN[:n_train], *(ask(words, name) for name, words in own.items()))
+    context = replace(CONTEXT, train=train)
+    return list(prompting_remarks({"few_shot": {"shots": wanted}}, context, items))
+
+
+def test_shots_that_are_not_there_are_said_with_their_numbers():
+    assert short_of(3, 3) == []
+    (said,) = short_of(4, 3)
+    assert said == "shows 1 of 1 item fewer than 4 shots, 3 at the least: desk has 3 training rows"
+
+
+def test_shots_that_ask_what_an_item_asks_are_not_counted():
+    other = ask("When does the counter open?", "other")
+    (said,) = short_of(3, 2, (ITEM, other), again=ITEM.prompt.upper())
+    assert said == (
+        "shows 1 of 2 items fewer than 3 shots, 2 at the least: desk has 3 training rows,"
+        " and the item itself, up to 1 of them, is no shot"
+    )
+    assert short_of(3, 3, (ITEM, other), again=ITEM.prompt) == []
+    assert len(short_of(4, 3, (ITEM, other), **{other.id: "What is the price?"})) == 1
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=6), st.sampled_from("abcd"), st.integers(1, 5))
+def test_what_is_said_of_shots_is_what_prompts_show(questions, asked, wanted):
+    train = tuple(ask(q, str(i)) for i, q in enumerate(questions))
+    context, item = replace(CONTEXT, train=(*train, ask("e", "e"))), ask(asked, "1")
+    found = list(prompting_remarks({"few_shot": {"shots": wanted}}, context, [item]))
+    n_shown = len(shots(apply({"few_shot": {"shots": wanted}}, item, context)))
+    assert bool(found) == (n_shown < wanted)
+    assert not found or f"{n_shown} at the least" in found[0]

@@ -168,7 +168,8 @@ def compare(
             " from, the base answers what is sampled again"
         )
     unusual = [*experiment.recipe_warnings(session, loaded.selected), *experiment.idle_workers(session)]
-    notes = [*session.target.items.notes, *experiment.training_notes(session), *unusual]
+    notes = [*session.target.items.notes, *experiment.training_notes(session)]
+    notes += [*experiment.prompting_notes(session, loaded.selected), *unusual]
     if dry_run:
         _print_plan(session, loaded.selected, work, plan, as_json)
         for line in notes:

@@ -39,6 +39,7 @@ from harness.experiment.preparation.planned_work import (
     estimate_work,
     measured_bases,
 )
+from harness.experiment.preparation.prompting_notes import prompting_notes
 from harness.experiment.preparation.scope import Scope
 from harness.experiment.run_preview import (
     are_all_done,
@@ -76,6 +77,7 @@ __all__ = [
     "idle_workers",
     "look_up",
     "prepare_session",
+    "prompting_notes",
     "recipe_warnings",
     "refuse_curve",
     "refuse_many",
@@ -396,6 +398,7 @@ def _header(session: Session) -> dict[str, object]:
 
 def _notes(session: Session, runs: Sequence[Run]) -> list[str]:
     of_rows = [*session.target.items.notes, *training_notes(session)]
+    of_rows += prompting_notes(session, dict.fromkeys(run.candidate for run in runs))
     of_pairs = [*filter(None, [judge_of_pairs(session)])]
     judged = [one for task in session.tasks for one in task.judged.values()] + of_pairs
     of_judges = [*judge_remarks(session.tasks), *self_preference_remarks(judged, runs)]

@@ -5,7 +5,7 @@ cluster of an example stay, so every candidate answers the same items.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, Literal, NamedTuple
@@ -49,6 +49,16 @@ def index_sizes(prompting: Mapping[str, Mapping[str, Any]], context: PromptingCo
         plugin = plugins.load("prompting", name, f"task {context.task.name}")
         if hasattr(plugin, "index_size"):
             yield plugin.index_size(context, plugin.Params(**params))
+
+
+def prompting_remarks(
+    prompting: Mapping[str, Mapping[str, Any]], context: PromptingContext, items: Sequence[Example]
+) -> Iterator[str]:
+    """Yield what promptings say of the prompts that they make for items, without a model."""
+    for name, params in prompting.items():
+        plugin = plugins.load("prompting", name, f"task {context.task.name}")
+        if hasattr(plugin, "remarks"):
+            yield from plugin.remarks(context, plugin.Params(**params), items)
 
 
 def compose(prompting: Mapping[str, Mapping[str, Any]], context: PromptingContext) -> Step:

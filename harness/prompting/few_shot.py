@@ -5,7 +5,8 @@ Source: Brown et al. 2020, arXiv:2005.14165 (fixed); Liu et al. 2022, arXiv:2101
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, zip_longest
 from typing import Literal
@@ -14,6 +15,7 @@ from pydantic import Field
 
 from harness.data import fold_text
 from harness.errors import Problem, UserError
+from harness.formatting import count, pluralize
 from harness.prompting import PromptingContext, Step, question
 from harness.prompting._widths import fold_widths
 from harness.prompting._words import WORD, in_grams
@@ -27,7 +29,10 @@ NEEDS = ("train",)
 
 
 class Params(Spec):
-    """`fixed` shows the same shots to every item, `knn` those most similar to it, nearest last."""
+    """`fixed` shows the same shots to every item, `knn` those most similar to it, nearest last.
+
+    Where fewer than `shots` are left, the plan and the report say of how many items.
+    """
 
     select: Literal["fixed", "knn"] = "fixed"
     shots: int = Field(4, ge=1)
@@ -50,6 +55,25 @@ def build(context: PromptingContext, params: Params) -> Step:
         return _with_turns(example, shots[::-1])
 
     return show
+
+
+def remarks(context: PromptingContext, params: Params, items: Sequence[Example]) -> Iterator[str]:
+    """Say of how many items fewer shots than wanted can be shown, and why."""
+    words: dict[str, str] = {}
+    for shot in context.train:
+        words[shot.id] = fold_text(_dialogue(shot))
+        if len(words) > params.shots + 1 and len({*words.values()}) > params.shots + 1:
+            return  # at most one of them has an item's words, and another its id
+    alike = Counter(words.values())
+    asked = [(item.id, fold_text(_dialogue(item))) for item in items]
+    n_same = [alike[said] + (words.get(i, said) != said) for i, said in asked]
+    left = [len(context.train) - n for n in n_same]
+    if n_short := sum(n < params.shots for n in left):
+        shown = f"shows {count(n_short)} of {pluralize(len(items), 'item')} fewer than"
+        least = f"{pluralize(params.shots, 'shot')}, {min(left)} at the least"
+        why = f"{context.task.name} has {pluralize(len(context.train), 'training row')}"
+        same = f", and the item itself, up to {max(n_same)} of them, is no shot" if any(n_same) else ""
+        yield f"{shown} {least}: {why}{same}"
 
 
 def _others(ranked: Iterable[Example], example: Example) -> Iterator[Example]:
