@@ -5,13 +5,14 @@ Each kind of `tests/ten_kinds.py` is written, `init` proposes an experiment for 
 
 `PYTHONPATH=. python -m tests.studies.ten_data_sets FOLDER` takes up to twenty minutes a kind on the embedded
 model; `--only "labels"` takes one, `--base-model` another model. A second call goes on where the first one
-stopped. It writes `reports/ten_data_sets.md` of the kinds that are finished.
+stopped. What is finished is kept in `reports/ten_data_sets.json`, so that a kind that was finished on any machine
+is not begun again, and `reports/ten_data_sets.md` is written from it.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from harness.models.hardware import probe
 from tests import ten_kinds
 from tests.ten_kinds import KINDS, Kind
 
-PAGE = Path(__file__).parents[2] / "reports" / "ten_data_sets.md"
+KEPT = Path(__file__).parents[2] / "reports" / "ten_data_sets.json"
+
+Finished = dict[str, Any]  # of one kind: how long it took and where, what init said, and what was decided
 
 
 def main() -> None:
@@ -37,26 +40,37 @@ def main() -> None:
         "--only", action="append", choices=list(KINDS), help="a kind; more than once for more"
     )
     parser.add_argument("--base-model", default=NAMES[0], help="the embedded model where none is named")
-    parser.add_argument("--page", type=Path, default=PAGE, help="the page to write")
+    parser.add_argument(
+        "--kept", type=Path, default=KEPT, help="the file of results; the page lies beside it"
+    )
     given = parser.parse_args()
     for name in given.only or KINDS:
-        finish(name, given.folder / name.replace(" ", "-"), given.base_model)
-        given.page.write_text(page(given.folder), "utf-8")
+        found = read(given.kept)
+        if any(one["name"] == name for one in found):
+            continue
+        found.append(finish(name, given.folder / name.replace(" ", "-"), given.base_model))
+        found.sort(key=lambda one: list(KINDS).index(one["name"]))
+        given.kept.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        given.kept.with_suffix(".md").write_text(page(found), "utf-8")
 
 
-def finish(name: str, folder: Path, base_model: str) -> None:
-    """Go from rows to a decision, unless that is done; time of calls that were ended counts as well."""
-    done, spent = folder / "result.json", folder / "spent_s.json"
-    if done.exists():
-        return
+def read(kept: Path) -> list[Finished]:
+    """Read the kinds that are finished, in the order of the list; none where there is no file."""
+    return json.loads(kept.read_text("utf-8")) if kept.exists() else []
+
+
+def finish(name: str, folder: Path, base_model: str) -> Finished:
+    """Go from rows to a decision; the time of calls that were ended counts as well."""
+    spent = folder / "spent_s.json"
     folder.mkdir(parents=True, exist_ok=True)
     start, before = time.monotonic(), json.loads(spent.read_text()) if spent.exists() else 0.0
     try:
         result = decided(KINDS[name], folder, base_model)
     finally:
         spent.write_text(json.dumps(before + time.monotonic() - start))
-    said = {"name": name, "wall_s": json.loads(spent.read_text()), "machine": probe().name}
-    done.write_text(json.dumps({**said, **result}, indent=1, ensure_ascii=False))
+    machine = probe()
+    where = f"{machine.name}, {machine.precision}, {machine.gflops:,.0f} GFLOP/s"
+    return {"name": name, "wall_s": json.loads(spent.read_text()), "machine": where, **result}
 
 
 def decided(kind: Kind, folder: Path, base_model: str) -> dict[str, Any]:
@@ -86,19 +100,20 @@ def is_right(kind: Kind, action: str, candidate: str | None) -> bool | None:
     return action not in ("fine-tune", "hybrid") if kind.never else None
 
 
-def page(folder: Path) -> str:
+def page(found: Sequence[Finished]) -> str:
     """Write the kinds that are finished: a table, and of each what init said and what was decided."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*/result.json"))]
     table = [
         f"| {one['name']} | {seconds(one['wall_s'])} | {one['action']} | {one['candidate'] or '–'} | {_truth(one)} |"
         for one in found
     ]
+    left = [name for name in KINDS if name not in {one["name"] for one in found}]
     return "\n".join(
         [
             "# Ten data sets, from `init` to a decision",
             "",
             "Rows of `tests/ten_kinds.py`, no edit between `harness init` and `harness compare`.",
-            f"{len(found)} of {len(KINDS)} kinds are finished.",
+            f"{len(found)} of {len(KINDS)} kinds are finished"
+            + (f"; left: {', '.join(left)}." if left else "."),
             "",
             "| kind | time | decision | candidate | right |",
             "|---|---|---|---|---|",
