@@ -178,6 +178,30 @@ def test_the_reference_is_shown_where_the_rubric_says_so_and_examples_are_earlie
     assert re.search(r"<reference (\w+)>\nright \d+\n</reference \1>", messages[2]["content"])
 
 
+class Ending:
+    """A candidate whose answers are cut, or empty for questions from 20 on; number 5 is a whole one."""
+
+    def chat(self, messages, body):
+        at = number(messages[-1]["content"])
+        return Said("" if at >= 20 else "It begins", "stop" if at >= 20 or at == 5 else "length")
+
+
+def test_answers_that_no_judge_is_asked_about_are_counted_with_the_reason(desk):
+    d = desk()
+    d.candidates.model = Ending()
+    notes = [note for note in d.compare("target.max_new_tokens=8").notes if note.startswith("plain: judge")]
+    (said,) = notes
+    assert said.startswith(
+        "plain: judge:helpful was not asked about 29 of 30 answers to replies: 19 cut at max_new_tokens: 8, 10 empty;"
+    )
+    assert "truncated_scores: true" in said
+    (read,) = (
+        note for note in d.compare("target.truncated_scores=true").notes if note.startswith("plain: judge")
+    )
+    assert "was not asked about 10 of 30 answers to replies: 10 empty; " in read
+    assert "max_new_tokens" not in read
+
+
 # What changes it
 
 

@@ -20,6 +20,7 @@ from harness.experiment.analysis.run_remarks import (
     count_uncited,
     note_merged,
 )
+from harness.experiment.analysis.ungraded_answers import count_ungraded
 from harness.experiment.runs.stored_rows import Reader, Rows
 from harness.gating import TaskComparison
 from harness.records import Run
@@ -117,9 +118,10 @@ def _steps(
 
 
 def _count_noteworthy_rows(session: Session, reader: Reader, runs: Sequence[Run]) -> Iterator[str]:
-    """Yield what is counted of single rows: those that failed, cite nothing, are noteworthy, or rounded."""
+    """Yield what is counted of single rows: failed, uncited, not judged, noteworthy or rounded ones."""
     yield from count_unanswered(session, reader, runs)
     yield from count_uncited(session, reader, runs)
+    yield from count_ungraded(session, reader, runs)
     yield from count_noteworthy(session, reader, runs)
     yield from note_merged(session, reader, runs)
 
