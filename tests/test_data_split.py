@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data.contamination import fold_text
-from harness.data.edit.split import Way, split
+from harness.data.edit.split import SHARES, Way, split
 from harness.data.formats import every_turn
 from harness.data.readers import Rows
 from harness.errors import UserError
@@ -271,3 +272,66 @@ def test_classes_of_fewer_rows_than_folds_in_mixed_groups_are_named():
     )
     with pytest.raises(UserError, match="rows of the class 'a', none of them in fold-"):
         split(Rows("r.jsonl", "r", rows), ASKED, Way(stratify="label", group="who", folds=5))
+
+
+def grouped_rows(groups):
+    """Return rows of which each group has the classes that it lists."""
+    each = [(who, label) for who, labels in enumerate(groups) for label in labels]
+    return rows_of(
+        *({"text": f"{i * i} q{i}w v{i}u", "label": label, "who": who} for i, (who, label) in enumerate(each))
+    )
+
+
+def can_be_parted(groups, k, *, by_class):
+    """Try every way: each of k parts has a group, and by class each part has all classes."""
+    classes = set().union(*groups) if by_class else set()
+    return any(
+        len(set(way)) == k
+        and all(
+            classes <= set().union(*(g for g, p in zip(groups, way, strict=True) if p == q)) for q in range(k)
+        )
+        for way in product(range(k), repeat=len(groups))
+    )
+
+
+@settings(max_examples=120)
+@given(
+    st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=4), min_size=2, max_size=6),
+    st.sampled_from([(0.64, 0.16, 0.2), (0.5, 0.0, 0.5), 2, 3]),
+    st.booleans(),
+    st.integers(0, 2),
+)
+def test_groups_are_split_wherever_some_way_of_parting_them_is(groups, how, by_class, seed):
+    shares, folds = (how, None) if isinstance(how, tuple) else (SHARES, how)
+    way = Way(shares, stratify="label" if by_class else None, group="who", seed=seed, folds=folds)
+    content = Rows("r.jsonl", "r", grouped_rows(groups))
+    if not can_be_parted(groups, len(way.parts), by_class=by_class):
+        with pytest.raises(UserError):
+            split(content, ASKED, way)
+        return
+    parts = split(content, ASKED, way).parts
+    assert all(parts.values())
+    assert sum(len({row.fields["who"] for row in part}) for part in parts.values()) == len(groups)
+    if by_class:
+        assert {frozenset(r.fields["label"] for r in part) for part in parts.values()} == {
+            frozenset().union(*groups)
+        }
+
+
+def test_classes_that_no_parting_of_the_groups_gives_to_all_parts_are_named_together():
+    """Each two of three groups share a class, so in two parts one of the classes is in one part alone."""
+    content = Rows("r.jsonl", "r", grouped_rows(["ab", "bc", "ca", "dd", "dd"]))
+    way = Way((0.5, 0.0, 0.5), stratify="label", group="who")
+    with pytest.raises(UserError, match=r"5 groups .* no parting gives each part rows of 'a', 'b', 'c'; "):
+        split(content, ASKED, way)
+
+
+def test_a_class_that_lacks_after_the_draw_moves_the_fewest_rows():
+    """The only small group with the rare class was drawn for training, and goes to test alone."""
+    groups = [["often"] * 3 for _ in range(40)] + [["rare"] * 20, ["rare"]]
+    for seed in range(5):
+        way = Way((0.9, 0.0, 0.1), stratify="label", group="who", seed=seed)
+        parts = split(Rows("r.jsonl", "r", grouped_rows(groups)), ASKED, way).parts
+        labels = {name: Counter(row.fields["label"] for row in part) for name, part in parts.items()}
+        assert (labels["train"]["rare"], labels["test"]["rare"]) == (20, 1)
+        assert 9 <= labels["test"]["often"] <= 15

@@ -1,18 +1,23 @@
 """Folds of the target's rows: who is tested where, what is trained on there, and the intervals of such answers."""
 
 import json
+import random
 from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from harness import comparison, stats
 from harness.comparison import IncompatibleRuns
 from harness.data import load_task
+from harness.data.examples import Sourced
+from harness.data.splits.balanced_folds import deal
 from harness.errors import UserError
 from harness.metrics import mean_metric
-from harness.records import SampleResult
+from harness.records import Example, SampleResult
 from harness.spec import Experiment, Task
 from harness.stats import Variance
 from tests.studies import k_fold as study
@@ -210,3 +215,70 @@ def test_a_rare_label_that_shares_clusters_with_another_is_in_every_fold(tmp_pat
     for item in items.test:
         of_cluster.setdefault(item.cluster, set()).add(items.folds[item.id])
     assert all(len(folds) == 1 for folds in of_cluster.values())
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=7), min_size=6, max_size=30),
+    st.integers(3, 6),
+    st.integers(0, 3),
+)
+def test_folds_differ_by_the_rows_of_the_largest_cluster_at_most(clusters, k, seed):
+    each = [(f"c{i}", label) for i, labels in enumerate(clusters) for label in labels]
+    rows = [
+        Sourced(
+            Example(str(i), ({"role": "user", "content": f"q{i}"},), (of,), tuple("abc"), cluster), f"f:{i}"
+        )
+        for i, (cluster, of) in enumerate(each)
+    ]
+    sizes = [len(fold) for fold in deal(rows, k, random.Random(seed))]
+    assert sum(sizes) == len(rows)
+    assert max(sizes) - min(sizes) <= max(map(len, clusters))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_folds_of_single_rows_differ_by_a_row_also_of_each_label(seed):
+    labels = [label for label, n in zip("abcdefg", (31, 17, 17, 13, 9, 8, 7), strict=True) for _ in range(n)]
+    rows = [
+        Sourced(
+            Example(str(i), ({"role": "user", "content": f"q{i}"},), (of,), tuple("abcdefg"), f"c{i}"), ""
+        )
+        for i, of in enumerate(labels)
+    ]
+    folds = [Counter(r.example.references[0] for r in fold) for fold in deal(rows, 5, random.Random(seed))]
+    assert {fold.total() for fold in folds} == {20, 21}
+    assert all(max(f[x] for f in folds) - min(f[x] for f in folds) <= 1 for x in "abcdefg")
+
+
+def test_a_limit_draws_as_many_rows_of_each_fold(tmp_path):
+    items = load_task(task(tmp_path, letters(100), limits={"test": 20, "train": 40}), 0)
+    assert sorted(Counter(items.folds[e.id] for e in items.test).values()) == [4] * 5
+    assert sorted(Counter(items.folds[e.id] for e in items.train).values()) == [8] * 5
+    assert Counter(e.references[0] for e in items.test) == {"late": 10, "money": 10}
+
+
+def test_choices_that_differ_from_row_to_row_are_no_labels_that_a_fold_could_lack(tmp_path):
+    rows = [
+        {
+            "id": f"r{i}",
+            "prompt": f"sum {i}",
+            "reference": f"{2 * i}",
+            "choices": [f"{2 * i}", f"{2 * i + 1}"],
+        }
+        for i in range(40)
+    ]
+    of = task(tmp_path, rows, labels=())
+    items = load_task(of.model_copy(update={"kind": "choice"}), 0)
+    assert [len(items.in_fold(fold).test) for fold in range(1, 6)] == [7, 7, 6, 6, 6]
+
+
+def test_three_clusters_are_split_into_training_validation_and_test(tmp_path):
+    rows = letters(12, cluster=lambda i: f"c{min(i, 2)}")
+    items = load_task(task(tmp_path, rows, folds=None), 0)
+    assert sorted(len({e.cluster for e in of}) for of in (items.train, items.validation, items.test)) == [
+        1,
+        1,
+        1,
+    ]
+    with pytest.raises(UserError, match=r"of 2 clusters or questions only; .* at least 3"):
+        load_task(task(tmp_path, letters(12, cluster=lambda i: f"c{i % 2}"), folds=None), 0)

@@ -17,6 +17,8 @@ from harness.data import contamination, formats, readers, splits
 from harness.data import examples as items
 from harness.data.contamination import ContaminatedRow, contaminated_rows, fold_text, suite_contamination
 from harness.data.examples import Kept, Notes, Sourced
+from harness.data.splits import augmented_rows
+from harness.data.splits.balanced_folds import assign_folds, describe_folds
 from harness.errors import Problem, UserError
 from harness.provenance.code_versions import versions_of
 from harness.records import Document, Example, digest, without_defaults
@@ -134,9 +136,9 @@ def load_task(task: Task, seed: int) -> TaskItems:
     limits = task.data.limits
     n_test = min((n for n in (limits.test, task.limit) if n is not None), default=None)
     return TaskItems(
-        train=splits.draw(files.train, limits.train, _rng(task, seed, "train")),
+        train=splits.draw(files.train, limits.train, _rng(task, seed, "train"), files.folds),
         validation=splits.draw(files.validation, limits.validation, _rng(task, seed, "validation")),
-        test=splits.draw(files.test, n_test, _rng(task, seed, "test")),
+        test=splits.draw(files.test, n_test, _rng(task, seed, "test"), files.folds),
         pairs=tuple(sourced.example for sourced in files.pairs),
         documents=tuple(files.documents),
         removed=tuple(dict.fromkeys(files.notes.removed)),
@@ -238,17 +240,17 @@ def _split(
     if not path:
         return Kept([], [])
     content = readers.read(path, split)
-    made = splits.origins(content.rows)
+    made = augmented_rows.origins(content.rows)
     if made and split != "train":
         raise UserError(_augmented_problems(content, made, split))
     if task.data.turns == "all" and split == "train":
         content = formats.every_turn(content)
-    return splits.with_origins(items.examples(task, content, notes, documents, problems), made)
+    return augmented_rows.with_origins(items.examples(task, content, notes, documents, problems), made)
 
 
 def _augmented_problems(content: readers.Rows, made: Collection[str], split: Split) -> list[Problem]:
     """Phrase augmented rows where something is evaluated: what a model made up is no evidence."""
-    found, expected = f"an augmented row ({splits.ORIGIN}: …) in {split}", "rows to train on alone"
+    found, expected = f"an augmented row ({augmented_rows.ORIGIN}: …) in {split}", "rows to train on alone"
     step = "remove the row, or name the file under train:"
     problems = [Problem(where, found, expected, step) for where in made]
     return readers.cap_problems(problems, content.shown, "augmented rows")
@@ -298,13 +300,13 @@ def _split_up(task: Task, files: _Files, seed: int) -> _Files:
     if files.train and not train and not (validation and test):
         raise UserError(Problem(shown, "only augmented rows", "the rows that they were made from as well"))
     if task.data.all:
-        train, test = splits.set_aside(train, random.Random(f"{task.name}/test"), choice)
+        train, test = splits.set_aside(train, random.Random(f"{task.name}/test"), choice, leave=2)
     if train and not validation:
         train, validation = splits.set_aside(train, _rng(task, seed, "set aside"), choice)
     evaluated = [*validation, *test]
     set_aside = bool(task.data.all) or len(validation) > len(files.validation)
-    train = splits.beside_origins(files.train, train, evaluated, without_original=not set_aside)
-    files.notes.removed.extend(splits.augmented_left_out(files.train, train, shown))
+    train = augmented_rows.beside_origins(files.train, train, evaluated, without_original=not set_aside)
+    files.notes.removed.extend(augmented_rows.augmented_left_out(files.train, train, shown))
     if task.data.all:
         counts = f"{len(train):,} to train on, {len(validation):,} for validation, {len(test):,} for test"
         by = ", by cluster" if any(row.example.cluster != row.example.id for row in train) else ""
@@ -322,9 +324,9 @@ def _in_folds(task: Task, files: _Files, k: int) -> _Files:
     if not validation:
         train, validation = splits.set_aside(train, random.Random(f"{task.name}/validation"), choice)
     shown = readers.display_path(task.data.source("train") or "")
-    folds = splits.assign_folds(task.name, train, k, f"{shown}, folds: {k}", choice)
+    folds = assign_folds(task.name, train, k, f"{shown}, folds: {k}", choice)
     files.notes.read_as.append(
-        f"{shown}: {len(validation):,} rows for validation, and {splits.describe_folds(folds)}"
+        f"{shown}: {len(validation):,} rows for validation, and {describe_folds(folds)}"
     )
     pairs = _not_set_aside(task, files, validation)
     return files._replace(train=train, validation=validation, test=train, pairs=pairs, folds=folds)

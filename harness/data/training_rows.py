@@ -19,6 +19,7 @@ from harness.data.edit.mix import Mixture, row_numbers
 from harness.data.edit.sample import draw
 from harness.data.examples import Notes, Sourced
 from harness.data.readers import Row, Rows
+from harness.data.splits import augmented_rows
 from harness.errors import Problem, UserError
 from harness.formatting import pluralize
 from harness.records import Example
@@ -71,11 +72,11 @@ def _read(
     content = readers.read(path, "train")
     if pairs:
         return items_of.pairs(task, content, notes)
-    made = splits.origins(content.rows)
+    made = augmented_rows.origins(content.rows)
     if task.data.turns == "all":
         content = formats.every_turn(content)
     kept = items_of.examples(task, content, notes, items.documents, problems)
-    return splits.with_origins(kept, made).examples
+    return augmented_rows.with_origins(kept, made).examples
 
 
 def _drop_contaminated(
@@ -100,8 +101,9 @@ def _drop_contaminated(
     kept = [row for row in rows if row.where not in gone and row.example.cluster not in clusters]
     if n := len(rows) - len(kept) - len(found):
         notes.removed.append(f"{shown}: {pluralize(n, 'row')} left out, set aside for validation or test")
-    whole, kept = kept, splits.beside_origins(kept, [r for r in kept if r.origin is None], [*written, *held])
-    notes.removed.extend(splits.augmented_left_out(whole, kept, shown))
+    own = [row for row in kept if row.origin is None]
+    whole, kept = kept, augmented_rows.beside_origins(kept, own, [*written, *held])
+    notes.removed.extend(augmented_rows.augmented_left_out(whole, kept, shown))
     if not kept and whole:
         said = f"only rows made from rows that are evaluated, of which this is the first of {len(whole):,}"
         raise UserError(

@@ -16,7 +16,7 @@ from harness.data.edit.change import Change, Outcome
 from harness.data.edit.dedup import dedup
 from harness.data.near_duplicates import THRESHOLD, are_alike
 from harness.data.readers import Row
-from harness.data.splits import AUGMENTED, ORIGIN, SOURCE, is_augmented
+from harness.data.splits.augmented_rows import AUGMENTED, ORIGIN, SOURCE, is_augmented
 
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 _USER = ("user", "human", "prompter")

@@ -16,7 +16,7 @@ from harness.data.edit.repeats import Folded, fold_row, near_repeats
 from harness.data.near_duplicates import THRESHOLD
 from harness.data.overlap import overlaps
 from harness.data.readers import Row
-from harness.data.splits import origins
+from harness.data.splits.augmented_rows import origins
 
 
 class Entry(NamedTuple):

@@ -16,7 +16,7 @@ from harness.data.columns import find_roles
 from harness.data.edit.change import NOT_DRAWN, Change, Outcome, drop
 from harness.data.edit.sample import draw
 from harness.data.readers import Row, Rows
-from harness.data.splits import ORIGIN
+from harness.data.splits.augmented_rows import ORIGIN
 from harness.errors import Problem, UserError
 
 STOOD_ALREADY = "an id of its own, since it stood already"

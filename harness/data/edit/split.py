@@ -17,15 +17,10 @@ from harness.data.examples import Origin, Sourced
 from harness.data.formats.dates import FORMS, are_days, read_moment
 from harness.data.near_duplicates import THRESHOLD, Alike, near_duplicates, nearest
 from harness.data.readers import Row, Rows, cap_problems
-from harness.data.splits import (
-    deal,
-    deal_by_counts,
-    groups_of,
-    has_mixed_groups,
-    is_augmented,
-    origins,
-    set_aside,
-)
+from harness.data.splits import groups_of, set_aside
+from harness.data.splits.augmented_rows import is_augmented, origins
+from harness.data.splits.balanced_folds import deal, labels_of, with_every_label
+from harness.data.splits.class_cover import clashing_classes, scarce_classes
 from harness.errors import Problem, UserError
 from harness.formatting import plain, pluralize
 from harness.records import Example
@@ -231,18 +226,61 @@ def _draw_parts(content: Rows, kinds: Sequence[int], way: Way) -> dict[str, list
         found = f"{pluralize(n_groups, 'group')} of rows that belong together or are alike"
         step = "add rows, or raise --alike, or name another --group"
         raise UserError(Problem(content.shown, found, f"at least {len(named)}, one a part", step))
+    dealt = _deal_parts(rows, way)
+    if way.stratify:
+        dealt = with_every_label(rows, dealt)
+        if problems := list(_class_problems(content.shown, rows, dealt, way)):
+            raise UserError(cap_problems(problems, content.shown, "classes that are too small"))
+    return {name: [int(row.example.id) for row in part] for name, part in zip(named, dealt, strict=True)}
+
+
+def _deal_parts(rows: list[Sourced], way: Way) -> list[list[Sourced]]:
+    """Deal rows into folds, or set them aside by shares, the last part first."""
     if way.folds:
-        by_counts = way.stratify and has_mixed_groups(rows)
-        rng = random.Random(f"{way.seed}/folds")
-        dealt = deal_by_counts(rows, way.folds, rng) if by_counts else deal(rows, way.folds, rng)
-        return {name: [int(row.example.id) for row in fold] for name, fold in zip(named, dealt, strict=True)}
-    parts, left = {}, 1.0
-    for name in reversed(named[1:]):
-        share = way.parts[name]
-        rows, parts[name] = set_aside(rows, random.Random(f"{way.seed}/{name}"), share=share / left)
-        left -= share
-    parts[named[0]] = rows
-    return {name: [int(row.example.id) for row in parts[name]] for name in named}
+        return deal(rows, way.folds, random.Random(f"{way.seed}/folds"))
+    dealt, left = list[list[Sourced]](), 1.0
+    for n_before, name in reversed(list(enumerate(way.parts))[1:]):
+        rng, share = random.Random(f"{way.seed}/{name}"), way.parts[name] / left
+        rows, part = set_aside(rows, rng, share=share, leave=n_before)
+        dealt.insert(0, part)
+        left -= way.parts[name]
+    return [rows, *dealt]
+
+
+def _class_problems(
+    shown: str, rows: Sequence[Sourced], parts: Sequence[Sequence[Sourced]], way: Way
+) -> Iterator[Problem]:
+    """Phrase each class that a part lacks, and why no way of parting the groups gives it to all parts."""
+    counts = [Counter(row.example.slice for row in part) for part in parts]
+    lacking = {
+        value: [name for name, held in zip(way.parts, counts, strict=True) if not held[value]]
+        for value in sorted(sum(counts, Counter[str]()))
+    }
+    if not any(lacking.values()):
+        return
+    groups = labels_of(rows, groups_of([row.example for row in rows]))
+    scarce = scarce_classes(groups, len(parts))
+    where, step = (
+        f"{shown}, --stratify {way.stratify}",
+        "add rows of it, drop or rename the class, or leave out --stratify",
+    )
+    for value in scarce:
+        n = sum(held[value] for held in counts)
+        found = f"{pluralize(n, 'row')} of the class {value!r}, none of them in {', '.join(lacking[value])}"
+        n_groups = sum(value in of for of in groups)
+        expected = (
+            f"rows of it in {len(parts)} groups that can be parted, one a part: there "
+            f"{'is 1' if n_groups == 1 else f'are {n_groups}'}"
+        )
+        yield Problem(where, found, expected, step)
+    if not scarce:
+        clash = clashing_classes(groups, len(parts))
+        found = (
+            f"{pluralize(len(groups), 'group')} of rows that belong together, of which no parting gives each "
+            f"part rows of {', '.join(map(repr, clash))}"
+        )
+        expected = "groups that can be parted so"
+        yield Problem(where, found, expected, step.replace("of it", "of one"))
 
 
 def _make_source(index: int, row: Row, kind: int, way: Way) -> Sourced:
@@ -352,22 +390,24 @@ def _times(content: Rows, way: Way) -> list[float]:
 
 
 def _problems(shown: str, parts: Mapping[str, Sequence[Row]], way: Way) -> Iterator[Problem]:
-    """Phrase a part without rows, and a class that a part lacks."""
+    """Phrase a part without rows, and a class that a part by time lacks."""
     for name, rows in parts.items():
         if not rows:
             yield Problem(
                 shown, f"no row for {name}", "rows in every part", "add rows, or ask for fewer parts"
             )
-    if not way.stratify:
+    if not (way.stratify and way.time):
         return
     counts = {
         name: Counter(str(row.fields.get(way.stratify)) for row in rows) for name, rows in parts.items()
     }
     total = sum(counts.values(), Counter[str]())
-    for name, share in way.parts.items():
+    for name in way.parts:
         for value, n in sorted(total.items()):
             if parts[name] and not counts[name][value]:
                 found = f"{pluralize(n, 'row')} of the class {value!r}, none of them in {name}"
-                expected = f"some {1 / share:.0f} rows of a class at least, in groups that can be parted"
-                step = "add rows of it, drop or rename the class, or leave out --stratify"
+                expected, step = (
+                    "some of it in the time of each part",
+                    "name other --shares, or leave out --stratify",
+                )
                 yield Problem(f"{shown}, --stratify {way.stratify}", found, expected, step)

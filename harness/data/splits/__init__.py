@@ -1,0 +1,126 @@
+"""Seeded draws: which rows are set aside for validation or test, and which of many are used.
+
+Invariant: rows of one cluster, and rows that ask the same, are never on both sides of a
+split; what is drawn keeps the order of the file, and a smaller draw is part of a larger one.
+"""
+
+import random
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from harness.data.contamination import key
+from harness.data.examples import Sourced
+from harness.errors import Problem, UserError
+from harness.records import Example
+
+SHARE = 0.2
+
+
+def set_aside(
+    rows: Sequence[Sourced],
+    rng: random.Random,
+    with_choices: bool = False,
+    share: float = SHARE,
+    *,
+    leave: int = 1,
+) -> tuple[list[Sourced], list[Sourced]]:
+    """Split rows into training and another split (a share of them, at least one) by whole groups.
+
+    At least `leave` groups stay for training, of which further splits may be set aside.
+
+    Raises:
+        UserError: there are no more groups than these.
+    """
+    groups = groups_of([row.example for row in rows], with_choices)
+    if len(groups) <= leave:
+        n = "one cluster" if len(groups) == 1 else f"{len(groups)} clusters or questions"
+        expected = "clusters to set aside as a whole" + (f", at least {leave + 1}" if leave > 1 else "")
+        next_step = "name files for train, validation and test"
+        raise UserError(Problem(rows[0].where, f"training rows of {n} only", expected, next_step))
+    quota = max(round(share * len(rows)), min(map(len, groups)))
+    chosen: set[int] = set()
+    n_left = len(groups)
+    for group in _spread([stratum_of([rows[i].example for i in group]) for group in groups], rng):
+        if n_left > leave and len(chosen) + len(groups[group]) <= quota:
+            chosen.update(groups[group])
+            n_left -= 1
+    kept = [row for i, row in enumerate(rows) if i not in chosen]
+    return kept, [row for i, row in enumerate(rows) if i in chosen]
+
+
+def draw(
+    rows: Sequence[Sourced],
+    limit: int | None,
+    rng: random.Random,
+    folds: Mapping[str, int] = MappingProxyType({}),
+) -> tuple[Example, ...]:
+    """Draw at most `limit` examples, every label (or slice) by its share, in the order of the file.
+
+    `folds` maps ids to folds, each of which is drawn from by its share as well.
+    """
+    if limit is None or limit >= len(rows):
+        return tuple(row.example for row in rows)
+    strata = [stratum_of([row.example]) for row in rows]
+    order = _spread(strata, rng)
+    if folds:
+        order = _from_folds_in_turn(order, strata, [folds[row.example.id] for row in rows])
+    chosen = set(order[:limit])
+    return tuple(row.example for i, row in enumerate(rows) if i in chosen)
+
+
+def _from_folds_in_turn(order: Sequence[int], strata: Sequence[str], folds: Sequence[int]) -> list[int]:
+    """Keep the order of strata, and take each row from the fold that is furthest behind its share."""
+    left: dict[str, dict[int, deque[int]]] = {}
+    for index in order:
+        left.setdefault(strata[index], {}).setdefault(folds[index], deque()).append(index)
+    sizes, taken, out = Counter(folds), Counter[int](), list[int]()
+    for index in order:
+        of = left[strata[index]]
+        fold = min((f for f in of if of[f]), key=lambda f: (taken[f] / sizes[f], f))
+        taken[fold] += 1
+        out.append(of[fold].popleft())
+    return out
+
+
+def stratum_of(group: Sequence[Example]) -> str:
+    """Return the commonest label of a group where there are labels, else its slice."""
+    named = [e.references[0] if e.choices and e.references else e.slice for e in group]
+    return Counter(named).most_common(1)[0][0]
+
+
+def _spread(strata: Sequence[str], rng: random.Random) -> list[int]:
+    """Order indices at random so that every beginning holds each stratum by its share.
+
+    The j-th of the n members of a stratum goes to (j + u) / n, with one u in [0, 1) a stratum:
+    systematic sampling with a random start, so each stratum is off its share by a row or two.
+    """
+    members: dict[str, list[int]] = {}
+    for index, stratum in enumerate(strata):
+        members.setdefault(stratum, []).append(index)
+    places: list[tuple[float, int]] = []
+    for _, indices in sorted(members.items()):
+        rng.shuffle(indices)
+        start = rng.random()
+        places += [((j + start) / len(indices), index) for j, index in enumerate(indices)]
+    return [index for _, index in sorted(places)]
+
+
+def groups_of(examples: Sequence[Example], with_choices: bool = False) -> list[list[int]]:
+    """Join the indices of examples that share a cluster or a question, in the order of the file."""
+    parent = list(range(len(examples)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    seen: dict[tuple[str, str], int] = {}
+    for index, example in enumerate(examples):
+        for mark in (("cluster", example.cluster), ("question", key(example, with_choices))):
+            parent[root(index)] = root(seen.setdefault(mark, index))
+    groups: dict[int, list[int]] = {}
+    for index in range(len(examples)):
+        groups.setdefault(root(index), []).append(index)
+    return list(groups.values())
