@@ -20,7 +20,8 @@ from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from harness import cli, plugins, spec
-from harness.cli.app import EXIT_CODES, example_commands
+from harness.cli.app import EXIT_CODES
+from harness.cli.options import example_commands
 from harness.config.rubrics import Rubric
 from harness.experiment.catalog import list_purposes
 

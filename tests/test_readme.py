@@ -28,7 +28,7 @@ from test_architecture import ORDER
 from typer.main import get_command
 
 from harness import cli, config, data, errors, plugins, records, report, spec
-from harness.cli.app import example_commands
+from harness.cli.options import example_commands
 from harness.experiment.catalog import list_purposes
 from harness.models import hub
 from harness.models.hardware import Machine

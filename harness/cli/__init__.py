@@ -16,15 +16,13 @@ from harness.cli import (  # in the order in which help lists the commands
     evaluate,
     gate,
     dashboard,
-    data_check,
-    data,
     nightly,
     rate,
     rescue,
     runs,
     sql,
 )
-from harness.cli.rows import data_augment, distill, pairs, propose_prompts
+from harness.cli.rows import data_check, data, data_augment, distill, pairs, propose_prompts
 
 # isort: on
 from harness.cli.app import app, say, write_utf8

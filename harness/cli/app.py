@@ -1,10 +1,9 @@
-"""Typer application of all commands, the form of its help, the options they share, and how they print.
+"""Typer application of all commands, the form of its help, and how they print.
 
 Invariant: stdout holds the result and nothing else; importing this loads nothing heavy.
 """
 
 import json
-import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,13 +15,12 @@ import typer
 from typer.core import TyperGroup
 
 from harness import __version__
+from harness.cli.options import ExperimentFile, examples
 
 if TYPE_CHECKING:
     from harness.comparison import Estimate
-    from harness.config import Loaded
-    from harness.evaluation.session import Session
     from harness.formatting import Unit
-    from harness.report import CommandLine, ExperimentReport, ResultDocument
+    from harness.report import ExperimentReport, ResultDocument
 
     Scores = Mapping[str, Mapping[str, Estimate]]  # by task and metric
 
@@ -35,7 +33,6 @@ NAMES = "Names and keys"
 _OTHERS = "Commands"
 BY_A_MODEL = "Commands that ask a model"
 _HEADINGS = (EXPERIMENT, RELEASE, ROWS, STORED, NAMES, _OTHERS, BY_A_MODEL)
-_BEFORE = ("\b", "Examples:")  # a line of \b keeps the lines below it apart
 _SPACING = 6  # columns of a line that indentation and the gap between name and purpose take
 
 
@@ -54,16 +51,6 @@ class HeadedGroup(TyperGroup):
             if rows:
                 with formatter.section(heading):
                     formatter.write_dl(rows)
-
-
-def examples(*commands: str) -> str:
-    """Write commands as the end of a verb's help, a line each."""
-    return "\n".join((*_BEFORE, *(f"  {command}" for command in commands)))
-
-
-def example_commands(verb: Any) -> list[str]:
-    """Return the commands that stand as examples in a verb's help."""
-    return [line.strip() for line in (verb.epilog or "").splitlines()[len(_BEFORE) :]]
 
 
 _START = (
@@ -105,41 +92,6 @@ EXIT_CODES = {
     130: "interrupted; what is finished is kept, and the same command goes on",
 }
 
-_CONFIG = Path("harness.yaml")
-Config = Annotated[Path, typer.Option("--config", "-c", envvar="HARNESS_CONFIG", help="The experiment file.")]
-
-
-def _refuse_a_file(overrides: list[str] | None) -> list[str] | None:
-    """Refuse an experiment's file among overrides, with the command that reads it.
-
-    Raises:
-        UserError: a word is such a file.
-    """
-    for word in overrides or ():
-        if word.endswith((".yaml", ".yml")) and Path(word).is_file():
-            from harness.errors import Problem, UserError
-
-            words = [one for given in sys.argv[1:] for one in (["-c", given] if given == word else [given])]
-            step = shlex.join(["harness", *words])
-            raise UserError(Problem(word, "a file in the place of an override", "a.b=value", step))
-    return overrides
-
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="a.b=value", help="Keys of harness.yaml to override.", callback=_refuse_a_file),
-]
-Json = Annotated[bool, typer.Option("--json", envvar="HARNESS_JSON", help="Print JSON instead of text.")]
-Candidates = Annotated[
-    list[str] | None,
-    typer.Option("--candidates", envvar="HARNESS_CANDIDATES", help="Only these candidates: a,b."),
-]
-RunsFolder = Annotated[Path, typer.Option("--runs", envvar="HARNESS_RUNS", help="The folder of stored runs.")]
-Precision = Annotated[
-    str | None,
-    typer.Option("--precision", help="bf16, fp16 or fp32; overrides `precision`."),
-]
-
 
 def _print_version(asked: bool) -> None:
     if asked:
@@ -154,27 +106,6 @@ def before_verb(
     ] = False,
 ) -> None:
     """Take the options that stand before a verb; each does its work itself."""
-
-
-def with_precision(overrides: list[str] | None, precision: str | None) -> list[str]:
-    """Write --precision as the override that it stands for."""
-    return [*(overrides or []), *([f"precision={precision}"] if precision else [])]
-
-
-def open_session(
-    config: Path,
-    overrides: list[str] | None = None,
-    candidate: str | None = None,
-    *,
-    dry_run: bool = False,
-) -> "tuple[Session, Loaded]":
-    """Open the experiment of a file with its data and model; return it and the file as it was read."""
-    from harness import config as configuration
-    from harness.cli.progress_bar import TerminalProgress
-    from harness.experiment import Scope, prepare_session
-
-    loaded = configuration.load(config, overrides or [], [] if candidate is None else [candidate])
-    return prepare_session(loaded, Scope(dry_run=dry_run), TerminalProgress()), loaded
 
 
 def write_utf8() -> None:
@@ -263,23 +194,9 @@ def print_scores(found: "Mapping[str, Scores]", as_json: bool) -> None:
     print_value(named, as_json)
 
 
-def command_line(config: Path, overrides: Sequence[str], candidates: Sequence[str] = ()) -> "CommandLine":
-    """Keep what was typed that the next commands need as well."""
-    from harness.report import CommandLine
-
-    named = "" if config == _CONFIG else str(config)
-    return CommandLine(named, tuple(overrides), tuple(candidates))
-
-
-def config_option(config: Path) -> str:
-    """Write the option that names the file as a shell reads it; empty for the default."""
-    return "" if config == _CONFIG else f" -c {shlex.quote(str(config))}"
-
-
 def write_report(
     found: "ExperimentReport",
-    config: Path,
-    overrides: Sequence[str],
+    at: ExperimentFile,
     candidates: Sequence[str] = (),
     report_to: Sequence[str] = (),
 ) -> "ExperimentReport":
@@ -290,14 +207,13 @@ def write_report(
     """
     from harness import report
 
-    folder = config.parent / "reports"
     if report_to:
         from harness.report import trackers
 
-        found = replace(found, notes=(*found.notes, *trackers.send(found, report_to, folder)))
-    here, there = (command_line(path, overrides, candidates) for path in (config, Path(config.name)))
-    report.write(replace(found, typed=there), folder)
-    return replace(found, typed=here)
+        found = replace(found, notes=(*found.notes, *trackers.send(found, report_to, at.reports)))
+    there = at._replace(config=Path(at.config.name))
+    report.write(replace(found, typed=there.command_line(candidates)), at.reports)
+    return replace(found, typed=at.command_line(candidates))
 
 
 def print_report(found: "ExperimentReport", as_json: bool) -> None:

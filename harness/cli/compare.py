@@ -10,22 +10,15 @@ import typer
 
 from harness.cli.app import (
     EXPERIMENT,
-    Candidates,
-    Config,
-    Json,
-    Overrides,
-    Precision,
     app,
-    examples,
-    open_session,
     print_document,
     print_json,
     print_report,
     print_value,
     say,
-    with_precision,
     write_report,
 )
+from harness.cli.options import Argument, Candidates, ExperimentFile, Json, Option, Precision, verb
 from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -37,102 +30,50 @@ if TYPE_CHECKING:
     from harness.spec import GatePolicy, Task
 
 
-@app.command(
-    rich_help_panel=EXPERIMENT,
-    epilog=examples(
-        "harness compare --dry-run",
-        "harness compare",
-        "harness compare --candidates prompt,lora --seeds 0,1,2",
-        "harness compare candidates.lora.params.r=8",
-    ),
+@verb(
+    app,
+    "harness compare --dry-run",
+    "harness compare",
+    "harness compare --candidates prompt,lora --seeds 0,1,2",
+    "harness compare candidates.lora.params.r=8",
+    heading=EXPERIMENT,
 )
 def compare(
-    overrides: Overrides = None,
-    config: Config = Path("harness.yaml"),
+    at: ExperimentFile,
     candidates: Candidates = None,
     limit: Annotated[
         int | None,
-        typer.Option(
-            "--limit",
-            "-L",
-            envvar="HARNESS_LIMIT",
-            min=1,
-            help="Test items of each task, at most; a smoke run, no evidence.",
-        ),
+        Option("Test items of each task, at most; a smoke run, no evidence.", short="-L", env=True, min=1),
     ] = None,
-    quick: Annotated[
-        bool,
-        typer.Option(
-            "--quick", envvar="HARNESS_QUICK", help="A smoke run in minutes; its numbers are no evidence."
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would run, its tokens and its time, and stop.")
-    ] = False,
-    gate: Annotated[
-        bool,
-        typer.Option(
-            "--gate", envvar="HARNESS_GATE", help="Exit by the verdict of the recommended candidate."
-        ),
-    ] = False,
-    seeds: Annotated[
-        list[str] | None,
-        typer.Option("--seeds", envvar="HARNESS_SEEDS", help="Train once for each of these seeds: 0,1,2."),
-    ] = None,
-    yes: Annotated[
-        bool, typer.Option("--yes", "-y", envvar="HARNESS_YES", help="Go on with more than 64 candidates.")
-    ] = False,
+    quick: Annotated[bool, Option("A smoke run in minutes; its numbers are no evidence.", env=True)] = False,
+    dry_run: Annotated[bool, Option("Print what would run, its tokens and its time, and stop.")] = False,
+    gate: Annotated[bool, Option("Exit by the verdict of the recommended candidate.", env=True)] = False,
+    seeds: Annotated[list[str] | None, Option("Train once for each of these seeds: 0,1,2.", env=True)] = None,
+    yes: Annotated[bool, Option("Go on with more than 64 candidates.", short="-y", env=True)] = False,
     learning_curve: Annotated[
-        bool,
-        typer.Option(
-            "--learning-curve",
-            envvar="HARNESS_LEARNING_CURVE",
-            help="Train the best fine-tune on 1/8, 1/4 and 1/2 of its data too.",
-        ),
+        bool, Option("Train the best fine-tune on 1/8, 1/4 and 1/2 of its data too.", env=True)
     ] = False,
     fewer_items: Annotated[
         bool,
-        typer.Option(
+        Option(
+            "Sample large tasks only until the verdicts are settled, or evaluate all items.",
             "--sequential/--all-items",
-            envvar="HARNESS_SEQUENTIAL",
-            help="Sample large tasks only until the verdicts are settled, or evaluate all items.",
+            env=True,
         ),
     ] = False,
     rescue: Annotated[
-        bool,
-        typer.Option(
-            "--rescue",
-            envvar="HARNESS_RESCUE",
-            help="Rescue the best fine-tune where it gains but forgets too much.",
-        ),
+        bool, Option("Rescue the best fine-tune where it gains but forgets too much.", env=True)
     ] = False,
     strict: Annotated[
-        bool,
-        typer.Option(
-            "--strict",
-            envvar="HARNESS_STRICT",
-            help="Refuse to run where the items probably cannot show a margin.",
-        ),
+        bool, Option("Refuse to run where the items probably cannot show a margin.", env=True)
     ] = False,
     executor: Annotated[
         str | None,
-        typer.Option(
-            "--executor",
-            envvar="HARNESS_EXECUTOR",
-            help="Where trainings and evaluations run: in_process, local, ray or slurm.",
-        ),
+        Option("Where trainings and evaluations run: in_process, local, ray or slurm.", env=True),
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", envvar="HARNESS_WORKERS", min=1, help="Workers at once, at most."),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option("--threads", envvar="HARNESS_THREADS", min=1, help="Threads of each worker."),
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option("--address", help="Ray's cluster: auto, or a host and port.")
-    ] = None,
+    workers: Annotated[int | None, Option("Workers at once, at most.", env=True, min=1)] = None,
+    threads: Annotated[int | None, Option("Threads of each worker.", env=True, min=1)] = None,
+    address: Annotated[str | None, Option("Ray's cluster: auto, or a host and port.")] = None,
     precision: Precision = None,
     as_json: Json = False,
 ) -> None:
@@ -140,16 +81,16 @@ def compare(
 
     What is stored is not computed again; after an interrupt the same command goes on.
     """
-    from harness import config as configuration
     from harness import experiment
     from harness.cli.progress_bar import TerminalProgress
     from harness.experiment import Scope
 
-    settings = with_precision(overrides, precision)
-    settings += [f"seeds=[{','.join(seeds)}]"] if seeds else []
-    given = {"executor": executor, "workers": workers, "threads": threads, "address": address}
-    settings += [f"execution.{name}={value}" for name, value in given.items() if value is not None]
-    loaded = configuration.load(config, settings, candidates or [])
+    execution = {"executor": executor, "workers": workers, "threads": threads, "address": address}
+    at = at.override(
+        {"precision": precision, "seeds": f"[{','.join(seeds)}]" if seeds else None}
+        | {f"execution.{name}": value for name, value in execution.items()}
+    )
+    loaded = at.load(candidates or [])
     experiment.refuse_many(loaded, yes=yes or dry_run)
     progress = TerminalProgress()
     _refuse_rescue_of_few(rescue, fewer_items)
@@ -193,7 +134,7 @@ def compare(
             found=stored,
             scope=scope,
         )
-    found = write_report(found, config, settings, candidates or [], session.experiment.report_to)
+    found = write_report(found, at, candidates or [], session.experiment.report_to)
     if rescue and scope.smoke:
         say("a smoke run is no evidence of what was forgotten, so nothing is rescued")
     if rescue and not scope.smoke:
@@ -274,11 +215,10 @@ def _print_with_rescue(session: "Session", found: "ExperimentReport", folder: Pa
         say("nothing to rescue: no fine-tune gains and fails the gate by what it forgot")
 
 
-@app.command(rich_help_panel=EXPERIMENT, epilog=examples("harness train lora"))
+@verb(app, "harness train lora", heading=EXPERIMENT)
 def train(
-    candidate: Annotated[str, typer.Argument(help="A candidate of the experiment.")],
-    overrides: Overrides = None,
-    config: Config = Path("harness.yaml"),
+    candidate: Annotated[str, Argument("A candidate of the experiment.")],
+    at: ExperimentFile,
     precision: Precision = None,
     as_json: Json = False,
 ) -> None:
@@ -286,7 +226,7 @@ def train(
     from harness.experiment.runs.run_candidate import begin
     from harness.experiment.weights.candidate_weights import ensure_weights
 
-    session, loaded = open_session(config, with_precision(overrides, precision), candidate)
+    session, loaded = at.override({"precision": precision}).open_session(candidate)
     candidates, seed = session.candidates, session.experiment.seeds[0]
     for name in loaded.selected:
         begin(session, name, seed)

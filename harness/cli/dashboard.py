@@ -14,7 +14,8 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.app import EXPERIMENT, Config, app, examples, say
+from harness.cli.app import EXPERIMENT, app, say
+from harness.cli.options import CONFIG, Config, Option, verb
 from harness.errors import Problem, UserError
 
 _PACKAGE = Path(__file__).parents[1]
@@ -32,23 +33,18 @@ _SETTINGS = {
 }
 
 
-@app.command(
-    rich_help_panel=EXPERIMENT,
-    epilog=examples("harness dashboard", "harness dashboard -c tickets/harness.yaml --port 8502"),
+@verb(
+    app,
+    "harness dashboard",
+    "harness dashboard -c tickets/harness.yaml --port 8502",
+    heading=EXPERIMENT,
 )
 def dashboard(
-    config: Config = Path("harness.yaml"),
+    config: Config = CONFIG,
     host: Annotated[
-        str,
-        typer.Option(
-            "--host",
-            envvar="HARNESS_HOST",
-            help="The address to listen on; the default is this machine alone.",
-        ),
+        str, Option("The address to listen on; the default is this machine alone.", env=True)
     ] = "localhost",
-    port: Annotated[
-        int, typer.Option("--port", envvar="HARNESS_PORT", min=1, max=65535, help="The port to listen on.")
-    ] = 8501,
+    port: Annotated[int, Option("The port to listen on.", env=True, min=1, max=65535)] = 8501,
 ) -> None:
     """Open the results in the browser.
 

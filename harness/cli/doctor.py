@@ -7,25 +7,12 @@ listed, and the exit code says whether something is.
 import re
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli.app import (
-    EXPERIMENT,
-    Config,
-    Json,
-    Overrides,
-    Precision,
-    app,
-    config_option,
-    examples,
-    open_session,
-    print_result,
-    say,
-    with_precision,
-)
+from harness.cli.app import EXPERIMENT, app, print_result, say
+from harness.cli.options import ExperimentFile, Json, Option, Precision, verb
 
 if TYPE_CHECKING:
     from harness.evaluation.contamination.membership import Gap, Membership
@@ -38,61 +25,39 @@ if TYPE_CHECKING:
 _COLUMNS = ("candidate", "memory GiB", "time", "operations", "cost USD", "fits")
 
 
-@app.command(
-    rich_help_panel=EXPERIMENT,
-    epilog=examples(
-        "harness doctor", "harness doctor --noise", "harness doctor --base Qwen/Qwen3-8B --gpu 24GB"
-    ),
+@verb(
+    app,
+    "harness doctor",
+    "harness doctor --noise",
+    "harness doctor --base Qwen/Qwen3-8B --gpu 24GB",
+    heading=EXPERIMENT,
 )
 def doctor(
-    overrides: Overrides = None,
-    config: Config = Path("harness.yaml"),
+    at: ExperimentFile,
     noise: Annotated[
         bool,
-        typer.Option(
-            "--noise",
-            envvar="HARNESS_NOISE",
-            help="Evaluate the base in other layouts and batch sizes, and store which scores flip.",
-        ),
+        Option("Evaluate the base in other layouts and batch sizes, and store which scores flip.", env=True),
     ] = False,
     membership: Annotated[
         bool,
-        typer.Option(
-            "--membership",
-            envvar="HARNESS_MEMBERSHIP",
-            help="Measure how well the base knows each suite's items: a hint of contamination, no proof.",
+        Option(
+            "Measure how well the base knows each suite's items: a hint of contamination, no proof.", env=True
         ),
     ] = False,
     all_items: Annotated[
-        bool,
-        typer.Option("--all-items", help="With --membership: ask all items, not a draw of each task's."),
+        bool, Option("With --membership: ask all items, not a draw of each task's.")
     ] = False,
     embeddings: Annotated[
-        str,
-        typer.Option(
-            "--embeddings",
-            envvar="HARNESS_EMBEDDINGS",
-            help="Also look for leaks by this sentence-transformers model.",
-        ),
+        str, Option("Also look for leaks by this sentence-transformers model.", env=True)
     ] = "",
-    base: Annotated[
-        str, typer.Option("--base", help="Say what fits a card of this base: a folder or a hub id.")
-    ] = "",
-    gpu: Annotated[str, typer.Option("--gpu", help="With --base: memory of the card, such as 24GB.")] = "",
-    gpus: Annotated[
-        int, typer.Option("--gpus", min=1, help="With --base: such cards, which share a training.")
-    ] = 1,
-    length: Annotated[int, typer.Option("--length", min=1, help="With --base: tokens of a row.")] = 2048,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="With --base: rows of a batch.")] = 4,
-    tokens: Annotated[
-        float, typer.Option("--tokens", min=0, help="With --base: training tokens in all epochs.")
-    ] = 1e6,
-    tflops: Annotated[
-        float, typer.Option("--tflops", min=1, help="With --base: the card's speed in 16 bits, dense.")
-    ] = 100.0,
-    hour_usd: Annotated[
-        float | None, typer.Option("--hour-usd", min=0, help="With --base: price of the card an hour.")
-    ] = None,
+    base: Annotated[str, Option("Say what fits a card of this base: a folder or a hub id.")] = "",
+    gpu: Annotated[str, Option("With --base: memory of the card, such as 24GB.")] = "",
+    gpus: Annotated[int, Option("With --base: such cards, which share a training.", min=1)] = 1,
+    length: Annotated[int, Option("With --base: tokens of a row.", min=1)] = 2048,
+    batch: Annotated[int, Option("With --base: rows of a batch.", min=1)] = 4,
+    tokens: Annotated[float, Option("With --base: training tokens in all epochs.", min=0)] = 1e6,
+    tflops: Annotated[float, Option("With --base: the card's speed in 16 bits, dense.", min=1)] = 100.0,
+    hour_usd: Annotated[float | None, Option("With --base: price of the card an hour.", min=0)] = None,
     precision: Precision = None,
     as_json: Json = False,
 ) -> None:
@@ -105,18 +70,18 @@ def doctor(
         asked = (gigabytes(gpu), length, batch, precision or "bf16", tokens, tflops, hour_usd, gpus)
         _say_what_fits(base, asked, as_json)
         return
-    settings = with_precision(overrides, precision)
+    at = at.override({"precision": precision})
     if membership:
-        _measure_membership(settings, config, as_json, all_items=all_items)
+        _measure_membership(at, as_json, all_items=all_items)
         return
     if noise:
-        _measure_noise(settings, config, as_json)
+        _measure_noise(at, as_json)
         return
     from harness.cli.progress_bar import TerminalProgress
     from harness.experiment.preflight import examine
     from harness.report import to_plain
 
-    found = examine(config, settings, TerminalProgress(), embeddings)
+    found = examine(at.config, at.settings, TerminalProgress(), embeddings)
     print_result(to_plain(found), checkup_document(found), as_json)
     if found.data:
         say(f"all of the data's findings: {found.data.command}")
@@ -124,7 +89,7 @@ def doctor(
         say(line)
     for problem in found.problems:
         say(f"error: {problem}")
-    given = "".join(f" {shlex.quote(one)}" for one in settings) + config_option(config)
+    given = "".join(f" {shlex.quote(one)}" for one in at.settings) + at.option
     step = f"mend that, then harness doctor{given}" if found.problems else f"harness compare{given}"
     say(f"next: {step}")
     raise typer.Exit(2 if found.problems else 0)
@@ -207,22 +172,22 @@ def _millions(n: float) -> str:
     return f"{n / 1e6:,.0f} million"
 
 
-def _measure_noise(overrides: list[str], config: Path, as_json: bool) -> None:
+def _measure_noise(at: ExperimentFile, as_json: bool) -> None:
     from dataclasses import asdict
 
     from harness.experiment.preflight.rounding_noise import measure_noise
 
-    session, _ = open_session(config, overrides)
+    session, _ = at.open_session()
     found = measure_noise(session)
     print_result({**asdict(found), "flips": found.flips, "n": found.n}, noise_document(found), as_json)
     say(f"stored in {session.store.folder / 'noise'}")
 
 
-def _measure_membership(overrides: list[str], config: Path, as_json: bool, *, all_items: bool) -> None:
+def _measure_membership(at: ExperimentFile, as_json: bool, *, all_items: bool) -> None:
     from harness.evaluation.contamination.membership import ITEMS, NO_PROOF, measure_membership
     from harness.report import to_plain
 
-    session, _ = open_session(config, overrides)
+    session, _ = at.open_session()
     found = measure_membership(session, None if all_items else ITEMS)
     name = session.source.name
     plain = {"base_model": name, "tasks": list(map(to_plain, found)), "note": NO_PROOF}

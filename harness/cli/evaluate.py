@@ -7,22 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from harness.cli.app import (
-    EXPERIMENT,
-    Config,
+from harness.cli.app import EXPERIMENT, app, print_json, print_scores, say
+from harness.cli.options import (
+    RUNS,
+    Argument,
+    ExperimentFile,
     Json,
-    Overrides,
+    Option,
     Precision,
     RunsFolder,
-    app,
-    examples,
-    open_session,
-    print_json,
-    print_scores,
-    say,
-    with_precision,
+    verb,
 )
 from harness.errors import Problem, UserError
 
@@ -33,44 +27,29 @@ if TYPE_CHECKING:
     from harness.spec import Task
 
 
-@app.command(
-    "eval",
-    rich_help_panel=EXPERIMENT,
-    epilog=examples("harness eval lora", "harness eval smollm2-135m -t piqa,arc_easy -L 300"),
+@verb(
+    app,
+    "harness eval lora",
+    "harness eval smollm2-135m -t piqa,arc_easy -L 300",
+    name="eval",
+    heading=EXPERIMENT,
 )
 def evaluate(
-    candidate: Annotated[
-        str, typer.Argument(help="A candidate of the experiment; with --tasks also any model.")
-    ],
-    overrides: Overrides = None,
-    config: Config = Path("harness.yaml"),
+    candidate: Annotated[str, Argument("A candidate of the experiment; with --tasks also any model.")],
+    at: ExperimentFile,
     tasks: Annotated[
-        list[str] | None,
-        typer.Option("--tasks", "-t", envvar="HARNESS_TASKS", help="Tasks of lm-eval, by name: a,b."),
+        list[str] | None, Option("Tasks of lm-eval, by name: a,b.", short="-t", env=True)
     ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option("--limit", "-L", min=1, help="Items of each task of --tasks, at most."),
-    ] = None,
+    limit: Annotated[int | None, Option("Items of each task of --tasks, at most.", short="-L", min=1)] = None,
     num_fewshot: Annotated[
-        int | None,
-        typer.Option("--num-fewshot", "-f", min=0, help="Few-shot examples, unless the task itself fixes 0."),
+        int | None, Option("Few-shot examples, unless the task itself fixes 0.", short="-f", min=0)
     ] = None,
-    output_path: Annotated[
-        Path | None, typer.Option("--output-path", "-o", help="A folder to write results.json to.")
-    ] = None,
-    log_samples: Annotated[
-        bool, typer.Option("--log-samples", "-s", help="Write every item's row to the folder as well.")
-    ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let data sets run code of their own.")
-    ] = False,
-    engine: Annotated[
-        str | None,
-        typer.Option("--engine", help="Engine for --tasks: transformers or vllm."),
-    ] = None,
+    output_path: Annotated[Path | None, Option("A folder to write results.json to.", short="-o")] = None,
+    log_samples: Annotated[bool, Option("Write every item's row to the folder as well.", short="-s")] = False,
+    trust_remote_code: Annotated[bool, Option("Let data sets run code of their own.")] = False,
+    engine: Annotated[str | None, Option("Engine for --tasks: transformers or vllm.")] = None,
     precision: Precision = None,
-    runs: RunsFolder = Path("runs"),
+    runs: RunsFolder = RUNS,
     as_json: Json = False,
 ) -> None:
     """Evaluate one candidate, or any model on tasks of lm-eval.
@@ -86,7 +65,7 @@ def evaluate(
         names = [name.strip() for text in tasks for name in text.split(",") if name.strip()]
         asked = standalone.tasks_of(names, limit, num_fewshot, trust_remote_code=trust_remote_code)
         computing = {key: value for key, value in (("engine", engine), ("precision", precision)) if value}
-        prepared = _prepare_standalone(candidate, asked, overrides or [], config, runs, computing)
+        prepared = _prepare_standalone(candidate, asked, at, runs, computing)
         _evaluate_standalone(prepared, output_path, log_samples, as_json)
         return
     _refuse_without_tasks(
@@ -98,17 +77,17 @@ def evaluate(
             "--engine": engine,
         }
     )
-    _evaluate_candidate(candidate, with_precision(overrides, precision), config, as_json)
+    _evaluate_candidate(candidate, at.override({"precision": precision}), as_json)
 
 
-def _evaluate_candidate(candidate: str, overrides: list[str], config: Path, as_json: bool) -> None:
+def _evaluate_candidate(candidate: str, at: ExperimentFile, as_json: bool) -> None:
     from harness.experiment.runs.run_candidate import make_run
     from harness.experiment.runs.stored_rows import Reader
 
     try:
-        session, loaded = open_session(config, overrides, candidate)
+        session, loaded = at.open_session(candidate)
     except UserError as error:
-        raise UserError(_name_tasks(error.problems, config)) from error
+        raise UserError(_name_tasks(error.problems, at.config)) from error
     out = {}
     for name in loaded.selected:
         run = make_run(session, session.candidates[name], session.experiment.seeds[0])
@@ -128,26 +107,19 @@ def _name_tasks(problems: "Sequence[Problem]", config: Path) -> "list[Problem]":
 
 
 def _prepare_standalone(
-    name: str,
-    tasks: "list[Task]",
-    overrides: list[str],
-    config: Path,
-    runs: Path,
-    computing: dict[str, str],
+    name: str, tasks: "list[Task]", at: ExperimentFile, runs: Path, computing: dict[str, str]
 ) -> "Prepared":
     """Get a candidate of the experiment ready where the name is one of its, else the model of that name."""
-    from harness import config as configuration
     from harness.cli.progress_bar import TerminalProgress
     from harness.experiment import Scope, prepare_session, standalone
 
     progress = TerminalProgress()
-    if config.is_file() and not standalone.looks_like_a_model(name):
-        settings = [f"{key}={value}" for key, value in computing.items()]
-        loaded = configuration.load(config, [*overrides, *settings])
+    if at.config.is_file() and not standalone.looks_like_a_model(name):
+        loaded = at.override(computing).load()
         if name in loaded.experiment.candidates:
             return standalone.prepare_candidate(prepare_session(loaded, Scope(), progress), name, tasks)
-    if overrides:
-        found = f"{overrides[0]}, and a model that is no candidate of {config}"
+    if at.settings:
+        found = f"{at.settings[0]}, and a model that is no candidate of {at.config}"
         expected = "overrides for a candidate's experiment only"
         raise UserError(
             Problem("harness eval", found, expected, "leave it out, or use --precision, --engine")

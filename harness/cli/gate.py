@@ -14,15 +14,8 @@ import typer
 from harness.cli.app import (
     EXPERIMENT,
     RELEASE,
-    Config,
-    Json,
-    Overrides,
     app,
-    command_line,
-    config_option,
-    examples,
     format_score,
-    open_session,
     print_document,
     print_json,
     print_report,
@@ -31,6 +24,7 @@ from harness.cli.app import (
     say,
     write_report,
 )
+from harness.cli.options import CONFIG, Argument, Config, ExperimentFile, Json, Option, config_option, verb
 from harness.errors import HarnessError, Problem, UserError
 
 if TYPE_CHECKING:
@@ -39,83 +33,60 @@ if TYPE_CHECKING:
     from harness.gating import Verdict
 
 
-@app.command(rich_help_panel=EXPERIMENT, epilog=examples("harness report", "harness report --json"))
-def report(overrides: Overrides = None, config: Config = Path("harness.yaml"), as_json: Json = False) -> None:
+@verb(app, "harness report", "harness report --json", heading=EXPERIMENT)
+def report(at: ExperimentFile, as_json: Json = False) -> None:
     """Write the report again from stored runs; compute nothing."""
     from harness import experiment
 
-    session, loaded = open_session(config, overrides)
+    session, loaded = at.open_session()
     found = experiment.report_stored(session, loaded.selected)
-    found = write_report(found, config, overrides or [], report_to=session.experiment.report_to)
+    found = write_report(found, at, report_to=session.experiment.report_to)
     print_report(found, as_json)
 
 
-@app.command(
-    rich_help_panel=EXPERIMENT,
-    epilog=examples("harness decide", "harness decide decide.requests_per_month=1000000"),
-)
-def decide(overrides: Overrides = None, config: Config = Path("harness.yaml"), as_json: Json = False) -> None:
+@verb(app, "harness decide", "harness decide decide.requests_per_month=1000000", heading=EXPERIMENT)
+def decide(at: ExperimentFile, as_json: Json = False) -> None:
     """Say what to ship, with the reasons, from stored runs."""
     from harness import experiment
     from harness.cli.progress_bar import console
     from harness.report import arithmetic_lines, print_last, to_plain
 
-    session, loaded = open_session(config, overrides)
+    session, loaded = at.open_session()
     stored = experiment.report_stored(session, loaded.selected)
     found = stored.decision
     if found is None:
-        step = f"harness compare{config_option(config)}"
-        raise HarnessError(f"no decision: found no finished candidate; next: {step}")
+        raise HarnessError(f"no decision: found no finished candidate; next: harness compare{at.option}")
     if as_json:
         print_json(to_plain(found))
         return
     for line in [*found.reasons, *arithmetic_lines(found, stored.unit)]:
         print(line)
-    print_last(replace(stored, typed=command_line(config, overrides or [])), console())
+    print_last(replace(stored, typed=at.command_line()), console())
 
 
-@app.command(
-    rich_help_panel=RELEASE,
-    epilog=examples(
-        "harness gate --candidate lora --junit gate.xml",
-        "harness gate --base out/base --candidate out/tuned gate.macro=0.02",
-    ),
+@verb(
+    app,
+    "harness gate --candidate lora --junit gate.xml",
+    "harness gate --base out/base --candidate out/tuned gate.macro=0.02",
+    heading=RELEASE,
 )
 def gate(
     context: typer.Context,
-    overrides: Overrides = None,
+    at: ExperimentFile,
     candidate: Annotated[
         str,
-        typer.Option(
-            "--candidate",
-            envvar="HARNESS_CANDIDATE",
-            help="A candidate, a run's id, or with --base a folder of lm-eval samples or inspect's logs.",
+        Option(
+            "A candidate, a run's id, or with --base a folder of lm-eval samples or inspect's logs.", env=True
         ),
     ] = "",
     baseline: Annotated[
-        str | None,
-        typer.Option(
-            "--baseline",
-            envvar="HARNESS_BASELINE",
-            help="champion or base; by default the champion if there is one.",
-        ),
+        str | None, Option("champion or base; by default the champion if there is one.", env=True)
     ] = None,
     base: Annotated[
-        Path | None,
-        typer.Option(
-            "--base",
-            envvar="HARNESS_BASE",
-            help="A folder of lm-eval samples or inspect's logs to compare with.",
-        ),
+        Path | None, Option("A folder of lm-eval samples or inspect's logs to compare with.", env=True)
     ] = None,
-    config: Config = Path("harness.yaml"),
     junit: Annotated[
-        Path | None,
-        typer.Option(
-            "--junit",
-            envvar="HARNESS_JUNIT",
-            help="Write JUnit XML to this file, one test case for each rule.",
-        ),
+        Path | None, Option("Write JUnit XML to this file, one test case for each rule.", env=True)
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -129,7 +100,7 @@ def gate(
     written = context.get_parameter_source("config")
     if base is not None and written is not None and written.name == "COMMANDLINE":
         raise UserError(release.not_with_base("-c"))
-    judged = release.gate(config, candidate, overrides or [], baseline=baseline, base=base)
+    judged = release.gate(at.config, candidate, at.settings, baseline=baseline, base=base)
     code = release.combined_exit_code(judged)
     release.write(judged, junit, os.environ.get("GITHUB_STEP_SUMMARY"))
     if as_json:
@@ -139,8 +110,8 @@ def gate(
             print("\n" * bool(i), end="")
             print_document(release.gate_document(one))
         if base is None:
-            rest = f" {shlex.join(overrides)}" if overrides else ""
-            step = next_step([one.verdict for one in judged], candidate, config_option(config) + rest)
+            rest = f" {shlex.join(at.settings)}" if at.settings else ""
+            step = next_step([one.verdict for one in judged], candidate, at.option + rest)
             say(f"next: {step}")
     raise typer.Exit(code)
 
@@ -167,22 +138,17 @@ def _cumulative_text(loss: list[float]) -> str:
     return f"{points(*loss[:3])} pp against the first base, n = {count(loss[3])}" if loss else ""
 
 
-@app.command(
-    rich_help_panel=RELEASE,
-    epilog=examples("harness promote lora", 'harness promote lora --force --reason "tested by hand"'),
+@verb(
+    app,
+    "harness promote lora",
+    'harness promote lora --force --reason "tested by hand"',
+    heading=RELEASE,
 )
 def promote(
-    run: Annotated[str, typer.Argument(help="A run's id, or a candidate (its best seed on validation).")],
-    overrides: Overrides = None,
-    config: Config = Path("harness.yaml"),
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Promote a run that does not pass; needs --reason."),
-    ] = False,
-    reason: Annotated[
-        str,
-        typer.Option("--reason", metavar="TEXT", help="Why it is forced; kept in the champion's file."),
-    ] = "",
+    run: Annotated[str, Argument("A run's id, or a candidate (its best seed on validation).")],
+    at: ExperimentFile,
+    force: Annotated[bool, Option("Promote a run that does not pass; needs --reason.")] = False,
+    reason: Annotated[str, Option("Why it is forced; kept in the champion's file.", metavar="TEXT")] = "",
     as_json: Json = False,
 ) -> None:
     """Make a run that passes the gate the champion.
@@ -197,11 +163,11 @@ def promote(
         given, missing = ("--force", "--reason") if force else ("--reason", "--force")
         raise UserError(Problem(given, f"no {missing}", "both of them", "add --force --reason REASON"))
     progress = TerminalProgress()
-    path, champion = release.promote_named(config, run, overrides or [], despite=reason, progress=progress)
+    path, champion = release.promote_named(at.config, run, at.settings, despite=reason, progress=progress)
     say(f"wrote {path}")
     if champion.verdict != "pass":
         say(f"forced: {champion.sentence}")
-    elif said := release.family_note(config, champion, overrides or []):
+    elif said := release.family_note(at.config, champion, at.settings):
         say(said)
     shown = {name: getattr(champion, name) for name in _SHOWN}
     if not as_json:
@@ -213,11 +179,11 @@ def promote(
     print_value({name: value for name, value in shown.items() if value}, as_json)
 
 
-@regressions_app.command("add", epilog=examples("harness regressions add lora chat_facts/capital-austria"))
+@verb(regressions_app, "harness regressions add lora chat_facts/capital-austria", name="add")
 def regressions_add(
-    run: Annotated[str, typer.Argument(help="The run that lost the items, or its candidate.")],
-    items: Annotated[list[str], typer.Argument(help="Items, each as task/item.")],
-    config: Config = Path("harness.yaml"),
+    run: Annotated[str, Argument("The run that lost the items, or its candidate.")],
+    items: Annotated[list[str], Argument("Items, each as task/item.")],
+    config: Config = CONFIG,
 ) -> None:
     """Pin items that a run lost.
 
@@ -232,10 +198,10 @@ def regressions_add(
         say(f"add {path.stem} to suites: in {config}, then {step} measures the base on it")
 
 
-@regressions_app.command("confirm", epilog=examples("harness regressions confirm lora"))
+@verb(regressions_app, "harness regressions confirm lora", name="confirm")
 def regressions_confirm(
-    run: Annotated[str, typer.Argument(help="The run whose lost pinned items are in doubt.")],
-    config: Config = Path("harness.yaml"),
+    run: Annotated[str, Argument("The run whose lost pinned items are in doubt.")],
+    config: Config = CONFIG,
 ) -> None:
     """Score a run's pinned items again in fp32.
 
@@ -244,7 +210,7 @@ def regressions_confirm(
     from harness.release.rescore import rescore_pinned
     from harness.release.stored import candidate_runs
 
-    session, loaded = open_session(config)
+    session, loaded = ExperimentFile(config=config).open_session()
     for found in candidate_runs(loaded, session.store, run):
         if tasks := rescore_pinned(session, found):
             say(f"{found.run_id}: {', '.join(tasks)} in fp32")

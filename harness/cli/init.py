@@ -6,75 +6,45 @@ Invariant: nothing is trained or evaluated.
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from harness.cli.app import (
-    EXPERIMENT,
-    Json,
-    app,
-    config_option,
-    examples,
-    print_json,
-    say,
-)
+from harness.cli.app import EXPERIMENT, app, print_json, say
+from harness.cli.options import Argument, Json, Option, config_option, verb
 
 if TYPE_CHECKING:
     from harness.experiment.scaffold import Request
 
 
-@app.command(
-    rich_help_panel=EXPERIMENT,
-    epilog=examples(
-        "harness init tickets --data tickets.csv",
-        "harness init faq --data faq.jsonl --documents manual.jsonl",
-        "harness init chat --data hub:owner/name --base-model Qwen/Qwen2.5-0.5B-Instruct",
-    ),
+@verb(
+    app,
+    "harness init tickets --data tickets.csv",
+    "harness init faq --data faq.jsonl --documents manual.jsonl",
+    "harness init chat --data hub:owner/name --base-model Qwen/Qwen2.5-0.5B-Instruct",
+    heading=EXPERIMENT,
 )
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write.")] = Path(),
+    folder: Annotated[Path, Argument("Where to write.", "DIR")] = Path(),
     data: Annotated[
         str | None,
-        typer.Option(
-            "--data",
-            envvar="HARNESS_DATA",
-            help="Your rows: a file, or hub:owner/name. Without it an example to edit is written.",
-        ),
+        Option("Your rows: a file, or hub:owner/name. Without it an example to edit is written.", env=True),
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(
-            "--task", help="The kind of task, if guessed wrong: labels, question, preference or text."
-        ),
+        Option("The kind of task, if guessed wrong: labels, question, preference or text."),
     ] = None,
     base_model: Annotated[
-        str,
-        typer.Option(
-            "--base-model",
-            envvar="HARNESS_BASE_MODEL",
-            help="The base model: a hub id, a folder, or the embedded one.",
-        ),
+        str, Option("The base model: a hub id, a folder, or the embedded one.", env=True)
     ] = "smollm2-135m",
-    pairs: Annotated[
-        str | None, typer.Option("--pairs", envvar="HARNESS_PAIRS", help="A file of preference pairs.")
-    ] = None,
-    documents: Annotated[
-        str | None,
-        typer.Option("--documents", envvar="HARNESS_DOCUMENTS", help="A file of documents to retrieve from."),
-    ] = None,
+    pairs: Annotated[str | None, Option("A file of preference pairs.", env=True)] = None,
+    documents: Annotated[str | None, Option("A file of documents to retrieve from.", env=True)] = None,
     prompt: Annotated[
-        str | None,
-        typer.Option("--prompt", help="The question's column, or a template over several, if guessed wrong."),
+        str | None, Option("The question's column, or a template over several, if guessed wrong.")
     ] = None,
-    reference: Annotated[
-        str | None, typer.Option("--reference", help="The answer's column, or a template, if guessed wrong.")
-    ] = None,
+    reference: Annotated[str | None, Option("The answer's column, or a template, if guessed wrong.")] = None,
     minutes: Annotated[
         float,
-        typer.Option(
-            "--minutes",
-            envvar="HARNESS_MINUTES",
+        Option(
+            "Longest estimated time of compare on this machine; rows and sweep are cut to it.",
+            env=True,
             min=0.1,
-            help="Longest estimated time of compare on this machine; rows and sweep are cut to it.",
         ),
     ] = 20.0,
     as_json: Json = False,

@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.app import (
-    RELEASE,
+from harness.cli.app import RELEASE, group, print_result, print_value, say
+from harness.cli.options import (
+    CONFIG,
+    Argument,
     Config,
+    ExperimentFile,
     Json,
-    Overrides,
+    Option,
     config_option,
-    examples,
-    group,
-    print_result,
-    print_value,
-    say,
+    verb,
 )
 from harness.errors import Problem, UserError
 
@@ -31,25 +30,17 @@ if TYPE_CHECKING:
     from harness.report import ResultDocument
 
 nightly_app = group("nightly", RELEASE, "Evaluate the champion again every night.")
-_AT, _CONFIG = "02:30", Path("harness.yaml")
+_AT = "02:30"
 
 
-@nightly_app.command("run", epilog=examples("harness nightly run"))
+@verb(nightly_app, "harness nightly run", name="run")
 def nightly_run(
-    overrides: Overrides = None,
-    config: Config = Path("harness.yaml"),
+    at: ExperimentFile,
     night: Annotated[
         datetime | None,
-        typer.Option(
-            "--night", formats=["%Y-%m-%d"], metavar="YYYY-MM-DD", help="The night's date; today by default."
-        ),
+        Option("The night's date; today by default.", formats=["%Y-%m-%d"], metavar="YYYY-MM-DD"),
     ] = None,
-    webhook: Annotated[
-        str,
-        typer.Option(
-            "--webhook", envvar="HARNESS_WEBHOOK", help="Send new alarms there, as Slack takes them."
-        ),
-    ] = "",
+    webhook: Annotated[str, Option("Send new alarms there, as Slack takes them.", env=True)] = "",
     as_json: Json = False,
 ) -> None:
     """Evaluate tonight, and exit by what it shows.
@@ -60,7 +51,7 @@ def nightly_run(
     from harness.cli.progress_bar import TerminalProgress
 
     def publish(found: nightly.NightReport) -> None:
-        for path in nightly.write(found, config.parent / "reports"):
+        for path in nightly.write(found, at.reports):
             say(f"wrote {path}")
         if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
             with Path(summary).open("a", encoding="utf-8") as page:
@@ -69,15 +60,15 @@ def nightly_run(
     if webhook:
         nightly.refuse_webhook(webhook)  # before the night runs, not after it
     day, shown = night.date() if night else _today(), TerminalProgress()
-    found = nightly.run_night(config, overrides or [], night=day, progress=shown, publish=publish)
-    if webhook and (error := nightly.send(config, webhook, found.night)):
+    found = nightly.run_night(at.config, at.settings, night=day, progress=shown, publish=publish)
+    if webhook and (error := nightly.send(at.config, webhook, found.night)):
         say(error)
     print_result(nightly.to_json(found), nightly.night_document(found), as_json)
     raise typer.Exit(found.exit_code)
 
 
-@nightly_app.command("status", epilog=examples("harness nightly status"))
-def nightly_status(config: Config = Path("harness.yaml"), as_json: Json = False) -> None:
+@verb(nightly_app, "harness nightly status", name="status")
+def nightly_status(config: Config = CONFIG, as_json: Json = False) -> None:
     """Show the last night, open alarms and missed nights."""
     from harness import nightly
     from harness.report import to_plain
@@ -86,17 +77,11 @@ def nightly_status(config: Config = Path("harness.yaml"), as_json: Json = False)
     print_result(to_plain(found), _status_document(found, config), as_json)
 
 
-@nightly_app.command(
-    "ack", epilog=examples("harness nightly ack lora", "harness nightly ack lora --new-reference")
-)
+@verb(nightly_app, "harness nightly ack lora", "harness nightly ack lora --new-reference", name="ack")
 def nightly_ack(
-    about: Annotated[
-        str | None, typer.Argument(help="A candidate, or harness; without it all alarms.")
-    ] = None,
-    config: Config = Path("harness.yaml"),
-    new_reference: Annotated[
-        bool, typer.Option("--new-reference", help="Compare with the newest stored run from now on.")
-    ] = False,
+    about: Annotated[str | None, Argument("A candidate, or harness; without it all alarms.")] = None,
+    config: Config = CONFIG,
+    new_reference: Annotated[bool, Option("Compare with the newest stored run from now on.")] = False,
     as_json: Json = False,
 ) -> None:
     """Close open alarms.
@@ -109,17 +94,19 @@ def nightly_ack(
     print_value({"closed": [f"{a.about}: {a.verdict} of {a.night}" for a in closed]}, as_json)
 
 
-@nightly_app.command(
-    "install",
-    epilog=examples("harness nightly install --cron --at 02:30", "harness nightly install --systemd --write"),
+@verb(
+    nightly_app,
+    "harness nightly install --cron --at 02:30",
+    "harness nightly install --systemd --write",
+    name="install",
 )
 def nightly_install(
-    cron: Annotated[bool, typer.Option("--cron", help="A line for crontab.")] = False,
-    systemd: Annotated[bool, typer.Option("--systemd", help="A service and a timer of the user.")] = False,
-    github: Annotated[bool, typer.Option("--github", help="A workflow with a schedule.")] = False,
-    at: Annotated[str, typer.Option("--at", help="The time of day, hh:mm; in GitHub's workflow UTC.")] = _AT,
-    write: Annotated[bool, typer.Option("--write", help="Write the files instead of printing them.")] = False,
-    config: Config = _CONFIG,
+    cron: Annotated[bool, Option("A line for crontab.")] = False,
+    systemd: Annotated[bool, Option("A service and a timer of the user.")] = False,
+    github: Annotated[bool, Option("A workflow with a schedule.")] = False,
+    at: Annotated[str, Option("The time of day, hh:mm; in GitHub's workflow UTC.")] = _AT,
+    write: Annotated[bool, Option("Write the files instead of printing them.")] = False,
+    config: Config = CONFIG,
 ) -> None:
     """Print or write the schedule that runs a night every day.
 
@@ -135,7 +122,7 @@ def nightly_install(
     else:
         for path, text in files.items():
             print(f"# {path}\n{text}" if len(files) > 1 else text, end="")
-    asked = [*(["--at", at] if at != _AT else []), *(["-c", str(config)] if config != _CONFIG else [])]
+    asked = [*(["--at", at] if at != _AT else []), *(["-c", str(config)] if config != CONFIG else [])]
     say(f"next: {install.next_step(scheduler, files, asked, written=write)}")
 
 

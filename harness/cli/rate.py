@@ -6,31 +6,27 @@ Invariant: neither loads a model; the file tells nobody whose an answer is.
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from harness.cli.app import ROWS, Candidates, Config, Json, Overrides, examples, group, print_json, say
+from harness.cli.app import ROWS, group, print_json, say
+from harness.cli.options import Argument, Candidates, ExperimentFile, Json, Option, verb
 from harness.errors import Problem, UserError, as_argument
 
 rate_app = group("rate", ROWS, "Let people label or compare answers, blind, in CSV files.")
-File = Annotated[Path, typer.Argument(metavar="FILE.csv", help="The file of answers and labels.")]
+File = Annotated[Path, Argument("The file of answers and labels.", "FILE.csv")]
 
 
-@rate_app.command(
-    "export", epilog=examples("harness rate export labels.csv", "harness rate export pairs.csv --pairs")
+@verb(
+    rate_app,
+    "harness rate export labels.csv",
+    "harness rate export pairs.csv --pairs",
+    name="export",
 )
 def rate_export(
     file: File,
-    overrides: Overrides = None,
-    config: Config = Path("harness.yaml"),
-    items: Annotated[int, typer.Option("--items", "-n", min=1, help="How many items to draw.")] = 100,
-    metric: Annotated[
-        str,
-        typer.Option("--metric", help="The metric that the labels check; by default the one that decides."),
-    ] = "",
+    at: ExperimentFile,
+    items: Annotated[int, Option("How many items to draw.", short="-n", min=1)] = 100,
+    metric: Annotated[str, Option("The metric that the labels check; by default the one that decides.")] = "",
     candidates: Candidates = None,
-    pairs: Annotated[
-        bool, typer.Option("--pairs", help="Write two answers side by side, for a win rate.")
-    ] = False,
+    pairs: Annotated[bool, Option("Write two answers side by side, for a win rate.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write answers to a CSV file, for people to label.
@@ -44,10 +40,10 @@ def rate_export(
     if pairs:
         if metric:
             raise UserError(Problem("--pairs", "--metric", "one of them", "leave --metric out"))
-        _export_pairs(file, overrides, config, items, names, as_json=as_json)
+        _export_pairs(file, at, items, names, as_json=as_json)
         return
     found = label_file.export_answers(
-        config, file, overrides or [], n_items=items, metric=metric, candidates=names
+        at.config, file, at.settings, n_items=items, metric=metric, candidates=names
     )
     if as_json:
         print_json(found._asdict())
@@ -76,14 +72,12 @@ def _left_text(n: int, what: str) -> str:
     )
 
 
-def _export_pairs(
-    file: Path, overrides: Overrides, config: Path, items: int, names: list[str], *, as_json: bool
-) -> None:
+def _export_pairs(file: Path, at: ExperimentFile, items: int, names: list[str], *, as_json: bool) -> None:
     """Write pairs of answers to be compared."""
     from harness.formatting import count
     from harness.release.rating_files import pair_file
 
-    found = pair_file.export_pairs(config, file, overrides or [], n_items=items, candidates=names)
+    found = pair_file.export_pairs(at.config, file, at.settings, n_items=items, candidates=names)
     if as_json:
         print_json(found._asdict())
     else:
@@ -98,24 +92,18 @@ def _importing(file: Path) -> str:
     return f"harness rate import {as_argument(str(file))} --rater NAME"
 
 
-@rate_app.command(
-    "import",
-    epilog=examples(
-        "harness rate import labels.csv --rater ann", "harness rate import labels.csv --rater ann --scale 1,5"
-    ),
+@verb(
+    rate_app,
+    "harness rate import labels.csv --rater ann",
+    "harness rate import labels.csv --rater ann --scale 1,5",
+    name="import",
 )
 def rate_import(
     file: File,
-    overrides: Overrides = None,
-    config: Config = Path("harness.yaml"),
-    rater: Annotated[
-        str, typer.Option("--rater", help="Who labelled; a later import of this name replaces labels.")
-    ] = "people",
+    at: ExperimentFile,
+    rater: Annotated[str, Option("Who labelled; a later import of this name replaces labels.")] = "people",
     scale: Annotated[
-        str,
-        typer.Option(
-            "--scale", metavar="LOW,HIGH", help="The lowest and the highest label, such as 1,5; else 0,1."
-        ),
+        str, Option("The lowest and the highest label, such as 1,5; else 0,1.", metavar="LOW,HIGH")
     ] = "",
     as_json: Json = False,
 ) -> None:
@@ -133,10 +121,10 @@ def rate_import(
         if scale:
             given = f"{scale}, and a file of pairs"
             raise UserError(Problem("--scale", given, "left, right or tie", "leave --scale out"))
-        _import_pairs(file, overrides, config, rater, as_json=as_json)
+        _import_pairs(file, at, rater, as_json=as_json)
         return
     found = label_file.import_labels(
-        config, file, overrides or [], rater=rater, scale=_scale(scale) if scale else None
+        at.config, file, at.settings, rater=rater, scale=_scale(scale) if scale else None
     )
     if as_json:
         print_json(found._asdict())
@@ -148,12 +136,12 @@ def rate_import(
     say("next: harness report")
 
 
-def _import_pairs(file: Path, overrides: Overrides, config: Path, rater: str, *, as_json: bool) -> None:
+def _import_pairs(file: Path, at: ExperimentFile, rater: str, *, as_json: bool) -> None:
     """Read preferences between two answers back."""
     from harness.formatting import count
     from harness.release.rating_files import pair_file
 
-    found = pair_file.import_pairs(config, file, overrides or [], rater=rater)
+    found = pair_file.import_pairs(at.config, file, at.settings, rater=rater)
     if as_json:
         print_json(found._asdict())
     else:

@@ -8,29 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.app import (
-    RELEASE,
-    Config,
-    Json,
-    Overrides,
-    app,
-    examples,
-    open_session,
-    print_result,
-    say,
-)
+from harness.cli.app import RELEASE, app, print_result, say
+from harness.cli.options import Argument, ExperimentFile, Json, Option, verb
 
 if TYPE_CHECKING:
     from harness.rescue import PreparedRescue, Rescue
 
 
-@app.command(rich_help_panel=RELEASE, epilog=examples("harness rescue lora --dry-run", "harness rescue lora"))
+@verb(app, "harness rescue lora --dry-run", "harness rescue lora", heading=RELEASE)
 def rescue(
-    run: Annotated[str, typer.Argument(help="A candidate whose gate does not pass, or a run's id.")],
-    overrides: Overrides = None,
-    config: Config = Path("harness.yaml"),
+    run: Annotated[str, Argument("A candidate whose gate does not pass, or a run's id.")],
+    at: ExperimentFile,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be tried and what each trial takes, and stop.")
+        bool, Option("Print what would be tried and what each trial takes, and stop.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -40,7 +30,7 @@ def rescue(
     """
     from harness import rescue as rescuing
 
-    session, loaded = open_session(config, overrides, dry_run=dry_run)
+    session, loaded = at.open_session(dry_run=dry_run)
     prepared = rescuing.prepare(session, loaded.selected, run)
     if dry_run:
         _print_plan(prepared, as_json)

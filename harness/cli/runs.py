@@ -6,24 +6,8 @@ Invariant: none of them loads a model.
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from harness.cli.app import (
-    NAMES,
-    STORED,
-    Config,
-    Json,
-    Overrides,
-    RunsFolder,
-    app,
-    examples,
-    open_session,
-    print_json,
-    print_scores,
-    print_value,
-    runs_app,
-    say,
-)
+from harness.cli.app import NAMES, STORED, app, print_json, print_scores, print_value, runs_app, say
+from harness.cli.options import RUNS, Argument, ExperimentFile, Json, Option, RunsFolder, verb
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,8 +17,8 @@ if TYPE_CHECKING:
     from harness.store import TrialRun
 
 
-@runs_app.command("list", epilog=examples("harness runs list", "harness runs list --json"))
-def runs_list(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
+@verb(runs_app, "harness runs list", "harness runs list --json", name="list")
+def runs_list(runs: RunsFolder = RUNS, as_json: Json = False) -> None:
     """List stored runs and their trials, with their disk use.
 
     Beside each stands what removing it would free.
@@ -60,11 +44,9 @@ def runs_list(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
     say(f"{shared.path}: {size(shared.n_bytes)} of bases' rows, for the experiments of every folder")
 
 
-@runs_app.command("show", epilog=examples("harness runs show RUN"))
+@verb(runs_app, "harness runs show RUN", name="show")
 def runs_show(
-    run_id: Annotated[str, typer.Argument(help="A run's id.")],
-    runs: RunsFolder = Path("runs"),
-    as_json: Json = False,
+    run_id: Annotated[str, Argument("A run's id.")], runs: RunsFolder = RUNS, as_json: Json = False
 ) -> None:
     """Show one run's record, and the folder of its weights."""
     from harness import store
@@ -76,11 +58,11 @@ def runs_show(
     print_value(shown | ({"weights_folder": str(folder)} if folder else {}), as_json)
 
 
-@runs_app.command("diff", epilog=examples("harness runs diff RUN OTHER"))
+@verb(runs_app, "harness runs diff RUN OTHER", name="diff")
 def runs_diff(
-    a: Annotated[str, typer.Argument(help="A run's id.")],
-    b: Annotated[str, typer.Argument(help="Another run's id.")],
-    runs: RunsFolder = Path("runs"),
+    a: Annotated[str, Argument("A run's id.")],
+    b: Annotated[str, Argument("Another run's id.")],
+    runs: RunsFolder = RUNS,
     as_json: Json = False,
 ) -> None:
     """Show the differences of two runs: recipe, scores and more."""
@@ -94,19 +76,21 @@ def runs_diff(
         say(f"{a} and {b} differ in nothing that is stored of them")
 
 
-@runs_app.command(
-    "rm", epilog=examples("harness runs rm RUN", "harness runs rm --unused", "harness runs rm --unused --yes")
+@verb(
+    runs_app,
+    "harness runs rm RUN",
+    "harness runs rm --unused",
+    "harness runs rm --unused --yes",
+    name="rm",
 )
 def runs_rm(
-    run_id: Annotated[str | None, typer.Argument(metavar="RUN", help="A run's id.")] = None,
+    run_id: Annotated[str | None, Argument("A run's id.", "RUN")] = None,
     unused: Annotated[
-        bool, typer.Option("--unused", help="List rows and weights that no run, champion or night refers to.")
+        bool, Option("List rows and weights that no run, champion or night refers to.")
     ] = False,
-    unfinished: Annotated[
-        bool, typer.Option("--unfinished", help="With --unused: also what unfinished work would go on from.")
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="With --unused: remove what is listed.")] = False,
-    runs: RunsFolder = Path("runs"),
+    unfinished: Annotated[bool, Option("With --unused: also what unfinished work would go on from.")] = False,
+    yes: Annotated[bool, Option("With --unused: remove what is listed.")] = False,
+    runs: RunsFolder = RUNS,
 ) -> None:
     """Remove a run, or rows and weights that nothing refers to.
 
@@ -152,14 +136,10 @@ def _rm_unused(runs: Path, *, unfinished: bool, yes: bool) -> None:
     say(f"removed {total}" if yes else f"would free {total}; nothing is removed without --yes")
 
 
-@app.command(
-    "ls",
-    rich_help_panel=NAMES,
-    epilog=examples("harness ls metrics", "harness ls keys", "harness ls lm-eval"),
-)
+@verb(app, "harness ls metrics", "harness ls keys", "harness ls lm-eval", heading=NAMES)
 def ls(
     what: Annotated[
-        str, typer.Argument(help="methods, prompting, metrics, regularizers, keys, suites, tasks or lm-eval")
+        str, Argument("methods, prompting, metrics, regularizers, keys, suites, tasks or lm-eval")
     ] = "methods",
     as_json: Json = False,
 ) -> None:
@@ -169,8 +149,8 @@ def ls(
     print_value(list_purposes(what), as_json)
 
 
-@app.command(rich_help_panel=STORED, epilog=examples("harness reindex"))
-def reindex(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
+@verb(app, "harness reindex", heading=STORED)
+def reindex(runs: RunsFolder = RUNS, as_json: Json = False) -> None:
     """Rebuild the DuckDB index from the stored runs."""
     from harness import store
     from harness.errors import Problem, UserError
@@ -256,11 +236,10 @@ def _side_by_side(found: "Differences") -> dict[str, Any]:
     return {name: lines for name, lines in parts.items() if lines}
 
 
-@app.command(rich_help_panel=STORED, epilog=examples("harness score lora"))
+@verb(app, "harness score lora", heading=STORED)
 def score(
-    run: Annotated[str, typer.Argument(help="A run's id, or a candidate (all its seeds).")],
-    overrides: Overrides = None,
-    config: Config = Path("harness.yaml"),
+    run: Annotated[str, Argument("A run's id, or a candidate (all its seeds).")],
+    at: ExperimentFile,
     as_json: Json = False,
 ) -> None:
     """Score stored answers again, without the model.
@@ -269,7 +248,7 @@ def score(
     """
     from harness import release
 
-    session, loaded = open_session(config, overrides)
+    session, loaded = at.open_session()
     out = {}
     for before in release.candidate_runs(loaded, session.store, run):
         found = release.rescore_run(session, before)
@@ -279,7 +258,7 @@ def score(
     print_scores(out, as_json)
 
 
-@app.command(rich_help_panel=NAMES, epilog=examples("harness schema > harness.schema.json"))
+@verb(app, "harness schema > harness.schema.json", heading=NAMES)
 def schema() -> None:
     """Print the JSON schema of harness.yaml, for editors."""
     from harness.config import json_schema

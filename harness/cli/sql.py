@@ -7,12 +7,10 @@ import csv
 import sys
 from collections.abc import Sequence
 from math import isfinite
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from harness.cli.app import STORED, Json, RunsFolder, app, examples, print_document, print_json, say
+from harness.cli.app import STORED, app, print_document, print_json, say
+from harness.cli.options import RUNS, Argument, Json, Option, RunsFolder, verb
 
 if TYPE_CHECKING:
     from harness.store import Answer
@@ -20,17 +18,17 @@ if TYPE_CHECKING:
 _WIDEST = 60  # characters of a cell
 
 
-@app.command(
-    rich_help_panel=STORED,
-    epilog=examples("harness sql --tables", 'harness sql "SELECT candidate, outcome FROM verdicts"'),
+@verb(
+    app,
+    "harness sql --tables",
+    'harness sql "SELECT candidate, outcome FROM verdicts"',
+    heading=STORED,
 )
 def sql(
-    query: Annotated[str, typer.Argument(metavar="SELECT", help="One SELECT, in DuckDB's SQL.")] = "",
-    tables: Annotated[
-        bool, typer.Option("--tables", help="List the tables with their columns, units and meanings.")
-    ] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, with cells uncut.")] = False,
-    runs: RunsFolder = Path("runs"),
+    query: Annotated[str, Argument("One SELECT, in DuckDB's SQL.", "SELECT")] = "",
+    tables: Annotated[bool, Option("List the tables with their columns, units and meanings.")] = False,
+    as_csv: Annotated[bool, Option("Print CSV, with cells uncut.", "--csv")] = False,
+    runs: RunsFolder = RUNS,
     as_json: Json = False,
 ) -> None:
     """Query everything that is stored, in DuckDB's SQL."""

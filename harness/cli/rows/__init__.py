@@ -1,4 +1,4 @@
-"""Commands by which models write rows to train on.
+"""Commands on rows of data: checked, edited, and written by models.
 
-Invariant: each writes a new file beside its manifest, never over a file.
+Invariant: each writes new files beside a manifest, never over a file.
 """

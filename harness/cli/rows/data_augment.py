@@ -6,20 +6,25 @@ before a model is asked.
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-import typer
-
-from harness.cli.app import BY_A_MODEL, Config, Json, data_app, examples, open_session, print_json, say
-from harness.cli.data import (
+from harness.cli.app import BY_A_MODEL, data_app, print_json, say
+from harness.cli.options import (
+    CONFIG,
+    Config,
     DryRun,
-    File,
-    License,
-    Note,
-    Out,
-    Prompt,
-    Reference,
+    ExperimentFile,
+    Json,
+    Option,
     Seed,
+    Temperature,
+    verb,
+)
+from harness.cli.rows.data import (
+    Columns,
+    File,
+    Out,
+    Remarks,
     print_saved,
     read_all,
     refuse_out,
@@ -40,67 +45,62 @@ if TYPE_CHECKING:
 _ADDRESS = re.compile(r"https?://")
 
 
-@data_app.command(
-    "augment",
-    rich_help_panel=BY_A_MODEL,
-    epilog=examples(
-        "harness data augment train.csv --with lora --out more.csv",
-        "harness data augment train.csv --with http://localhost:8000/v1 --model qwen --out more.csv",
-    ),
+class Wording(NamedTuple):
+    """Rewording of texts: a paraphrase, a translation there and back, or an instruction of your own."""
+
+    by: Annotated[
+        Literal["paraphrase", "back-translation"],
+        Option("Paraphrase, or translate into another language and back."),
+    ] = "paraphrase"
+    via: Annotated[str, Option("The language to translate into and back from.")] = "French"
+    language: Annotated[str, Option("The language of the rows.")] = "English"
+    instruction: Annotated[
+        str | None, Option("Your own instruction to the model; {text} is the row's text.")
+    ] = None
+    variants: Annotated[int, Option("Rewordings of each row.", min=1)] = 1
+    temperature: Temperature = 0.7
+    max_new_tokens: Annotated[
+        int, Option("Tokens of an answer, at most; longer ones are left out.", min=1)
+    ] = 128
+    max_cost: Annotated[float | None, Option("Budget in USD; no request is sent that could exceed it.")] = (
+        None
+    )
+    seed: Seed = 0
+
+
+class Endpoint(NamedTuple):
+    """A model behind an address, and what it is asked with."""
+
+    model: Annotated[str | None, Option("The model behind an address.")] = None
+    api_key_env: Annotated[str | None, Option("The environment variable that holds the API key.")] = None
+    prices: Annotated[str | None, Option("USD for a million tokens read and written: 0.15,0.6.")] = None
+
+
+@verb(
+    data_app,
+    "harness data augment train.csv --with lora --out more.csv",
+    "harness data augment train.csv --with http://localhost:8000/v1 --model qwen --out more.csv",
+    name="augment",
+    heading=BY_A_MODEL,
 )
 def data_augment(
     file: File,
     by_whom: Annotated[
-        str,
-        typer.Option("--with", help="The model that rewords: a candidate of harness.yaml, or http://…/v1."),
+        str, Option("The model that rewords: a candidate of harness.yaml, or http://…/v1.", "--with")
     ],
+    *,
     out: Out = None,
-    by: Annotated[
-        Literal["paraphrase", "back-translation"],
-        typer.Option("--by", help="Paraphrase, or translate into another language and back."),
-    ] = "paraphrase",
-    via: Annotated[
-        str, typer.Option("--via", help="The language to translate into and back from.")
-    ] = "French",
-    language: Annotated[str, typer.Option("--language", help="The language of the rows.")] = "English",
-    instruction: Annotated[
-        str | None,
-        typer.Option("--instruction", help="Your own instruction to the model; {text} is the row's text."),
-    ] = None,
-    variants: Annotated[int, typer.Option("--variants", min=1, help="Rewordings of each row.")] = 1,
+    wording: Wording,
     n_rows: Annotated[
-        int | None, typer.Option("--rows", min=1, help="Rows to reword, at most, drawn at random.")
+        int | None, Option("Rows to reword, at most, drawn at random.", "--rows", min=1)
     ] = None,
-    temperature: Annotated[
-        float, typer.Option("--temperature", min=0, help="Sampling temperature; 0 is greedy.")
-    ] = 0.7,
-    max_new_tokens: Annotated[
-        int,
-        typer.Option(
-            "--max-new-tokens", min=1, help="Tokens of an answer, at most; longer ones are left out."
-        ),
-    ] = 128,
-    max_cost: Annotated[
-        float | None,
-        typer.Option("--max-cost", help="Budget in USD; no request is sent that could exceed it."),
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="The model behind an address.")] = None,
-    api_key_env: Annotated[
-        str | None, typer.Option("--api-key-env", help="The environment variable that holds the API key.")
-    ] = None,
-    prices: Annotated[
-        str | None, typer.Option("--prices", help="USD for a million tokens read and written: 0.15,0.6.")
-    ] = None,
+    endpoint: Endpoint,
     against: Annotated[
-        list[str] | None,
-        typer.Option("--against", help="A further test file; rows that ask its questions are left out."),
+        list[str] | None, Option("A further test file; rows that ask its questions are left out.")
     ] = None,
-    config: Config = Path("harness.yaml"),
-    seed: Seed = 0,
-    prompt: Prompt = None,
-    reference: Reference = None,
-    licenses: License = None,
-    notes: Note = None,
+    config: Config = CONFIG,
+    named: Columns,
+    remarks: Remarks,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -109,19 +109,19 @@ def data_augment(
     Each stands beside the row it was made from.
     """
     from harness.cli.progress_bar import TerminalProgress
-    from harness.data.edit import Edit, save
+    from harness.data.edit import save
     from harness.data.edit.row_files import row_suffix
     from harness.experiment.generated_rows.augmentation import choose_rows, make_rows, plan
 
     tests = against or []
     refuse_out(out, [file, *tests], dry_run=dry_run)
-    how = _rewriting(by, via, language, instruction, variants, temperature, max_new_tokens, seed, max_cost)
+    how = _rewriting(wording)
     content = read_all(file)
-    roles = roles_of(content, prompt, reference)
+    roles = roles_of(content, named)
     session = _session(by_whom, config, dry_run=dry_run)
-    writer = _writer(session, by_whom, model, api_key_env, prices, how)
-    evaluated = _gather_evaluated(session, roles, tests, prompt, reference)
-    chosen = choose_rows(content, roles, evaluated, n_rows, seed)
+    writer = _writer(session, by_whom, endpoint, how)
+    evaluated = _gather_evaluated(session, roles, tests, named)
+    chosen = choose_rows(content, roles, evaluated, n_rows, how.seed)
     tell = print if dry_run and not as_json else say
     tell(f"{len(chosen.texts):,} of {len(content.rows):,} rows to reword by {writer.name}")
     tell(str(planned := plan(chosen, writer, how)))
@@ -135,23 +135,13 @@ def data_augment(
     used = {"with": writer.name, "who_answers": dict(writer.identity), **how._asdict(), "rows": n_rows}
     del used["max_cost"]
     used |= {"evaluated": sum(len(of.questions) for of in evaluated), "against": tests, **roles._asdict()}
-    edit = Edit("augment", used, [file], licenses or (), notes or (), cost_usd=spent.cost_usd)
+    edit = remarks.edit("augment", used, [file], spent.cost_usd)
     print_saved(save(edit, outcomes, out), as_json)
     command = f"harness data check {as_argument(str(out))}"
     say(f"next: {command}, then train: {out} on a candidate; its test items stay as they are")
 
 
-def _rewriting(
-    by: Literal["paraphrase", "back-translation"],
-    via: str,
-    language: str,
-    instruction: str | None,
-    variants: int,
-    temperature: float,
-    max_new_tokens: int,
-    seed: int,
-    max_cost: float | None,
-) -> "Rewriting":
+def _rewriting(asked: Wording) -> "Rewriting":
     """Write the prompts, and refuse what cannot be asked.
 
     Raises:
@@ -159,6 +149,7 @@ def _rewriting(
     """
     from harness.experiment.generated_rows.rewording import PARAPHRASE, TEXT, TRANSLATE, Rewriting
 
+    by, via, language, instruction, variants, temperature, max_new_tokens, max_cost, seed = asked
     problems = []
     if instruction is not None and (TEXT not in instruction or by != "paraphrase"):
         found = "an instruction for translations" if by != "paraphrase" else f"no {TEXT} in {instruction!r}"
@@ -181,21 +172,15 @@ def _rewriting(
 
 def _session(by_whom: str, config: Path, *, dry_run: bool) -> "Session | None":
     """Open the experiment that a candidate is of; for an address the one that is there, if any."""
+    at = ExperimentFile(config=config)
     if _ADDRESS.match(by_whom):
-        return open_session(config, dry_run=True)[0] if config.is_file() else None
-    session, _ = open_session(config, None, by_whom, dry_run=dry_run)
+        return at.open_session(dry_run=True)[0] if config.is_file() else None
+    session, _ = at.open_session(by_whom, dry_run=dry_run)
     refuse_grid(by_whom, session.candidates, "--with")
     return session
 
 
-def _writer(
-    session: "Session | None",
-    by_whom: str,
-    model: str | None,
-    api_key_env: str | None,
-    prices: str | None,
-    how: "Rewriting",
-) -> "Writer":
+def _writer(session: "Session | None", by_whom: str, endpoint: Endpoint, how: "Rewriting") -> "Writer":
     """Return what rewords: a candidate, or the model behind an address.
 
     Raises:
@@ -204,7 +189,7 @@ def _writer(
     from harness.evaluation.sensitive_rows import sensitive_problems
     from harness.experiment.generated_rows.writers import candidate_writer, endpoint_writer
 
-    of_address = {"--model": model, "--api-key-env": api_key_env, "--prices": prices}
+    of_address = {f"--{name.replace('_', '-')}": value for name, value in endpoint._asdict().items()}
     if not _ADDRESS.match(by_whom):
         assert session is not None, "a candidate is one of an experiment"
         if given := [name for name, value in of_address.items() if value is not None]:
@@ -212,7 +197,7 @@ def _writer(
             raise UserError(Problem("--with", found, "options of an address, http://…/v1", "leave them out"))
         writer = candidate_writer(session, by_whom)
     else:
-        settings = _settings(by_whom, model, api_key_env, prices)
+        settings = _settings(by_whom, endpoint)
         step = "--with an address of your network, a candidate that answers here, or remove sensitive_data"
         told = (settings, "a writer", "--with", step)
         if session and (problems := list(sensitive_problems(session.experiment, *told))):
@@ -224,11 +209,12 @@ def _writer(
     return writer
 
 
-def _settings(url: str, model: str | None, api_key_env: str | None, prices: str | None) -> "Settings":
+def _settings(url: str, endpoint: Endpoint) -> "Settings":
     from pydantic import ValidationError
 
     from harness.models.openai_api import Settings, problems
 
+    model, api_key_env, prices = endpoint
     if model is None:
         raise UserError(Problem("--with", f"{url} without --model", "the model to ask there", "--model NAME"))
     written = prices.split(",") if prices is not None else None
@@ -256,7 +242,7 @@ def _settings(url: str, model: str | None, api_key_env: str | None, prices: str 
 
 
 def _gather_evaluated(
-    session: "Session | None", roles: "Roles", tests: list[str], prompt: str | None, reference: str | None
+    session: "Session | None", roles: "Roles", tests: list[str], named: Columns
 ) -> "list[Evaluated]":
     """Gather what rewordings may not ask: what the experiment evaluates, and the files that are named."""
     from harness.experiment.generated_rows.augmentation import evaluated_by, evaluated_in
@@ -264,7 +250,7 @@ def _gather_evaluated(
     found = [evaluated_by(session)] if session else []
     for test in tests:
         content = read_all(test)
-        found.append(evaluated_in(content, roles_of_test(content, prompt, reference), roles))
+        found.append(evaluated_in(content, roles_of_test(content, named), roles))
     if not found:
         say("warning: rows are held against no test items; name them: --against FILE, or -c harness.yaml")
     return found

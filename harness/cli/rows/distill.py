@@ -7,78 +7,57 @@ a file; what will be asked is said before anything is.
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from harness.cli.app import (
-    BY_A_MODEL,
-    Config,
+from harness.cli.app import BY_A_MODEL, data_app, print_json, say
+from harness.cli.options import (
+    AnswerTokens,
+    Argument,
+    DryAsking,
+    ExperimentFile,
     Json,
-    Overrides,
-    data_app,
-    examples,
-    open_session,
-    print_json,
-    say,
+    MaxCost,
+    Option,
+    Seed,
+    Temperature,
+    TopP,
+    verb,
 )
 from harness.cli.rows.refusals import refuse_draws, refuse_grid, require_out
 
 _COMMAND = "harness data distill"
 
 
-@data_app.command(
-    "distill",
-    rich_help_panel=BY_A_MODEL,
-    epilog=examples(
-        "harness data distill large --dry-run", "harness data distill large --out taught.jsonl --max-cost 5"
-    ),
+@verb(
+    data_app,
+    "harness data distill large --dry-run",
+    "harness data distill large --out taught.jsonl --max-cost 5",
+    name="distill",
+    heading=BY_A_MODEL,
 )
 def data_distill(
-    teacher: Annotated[str, typer.Argument(help="A candidate of the experiment, such as a larger model's.")],
-    overrides: Overrides = None,
-    config: Config = Path("harness.yaml"),
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The new file of rows. A manifest is written beside it.")
-    ] = None,
-    rewrite: Annotated[
-        str, typer.Option("--rewrite", help="Rewrite the rows' own answers by this instruction.")
-    ] = "",
+    teacher: Annotated[str, Argument("A candidate of the experiment, such as a larger model's.")],
+    at: ExperimentFile,
+    out: Annotated[Path | None, Option("The new file of rows. A manifest is written beside it.")] = None,
+    rewrite: Annotated[str, Option("Rewrite the rows' own answers by this instruction.")] = "",
     prompts: Annotated[
-        str | None,
-        typer.Option("--prompts", help="A file of rows that ask, in place of the target's training rows."),
+        str | None, Option("A file of rows that ask, in place of the target's training rows.")
     ] = None,
     min_score: Annotated[
-        float | None,
-        typer.Option("--min-score", help="Keep answers with at least this score against the row's own."),
+        float | None, Option("Keep answers with at least this score against the row's own.")
     ] = None,
-    temperature: Annotated[
-        float, typer.Option("--temperature", min=0, help="Sampling temperature; 0 is greedy.")
-    ] = 0.0,
-    top_p: Annotated[
-        float,
-        typer.Option("--top-p", help="Nucleus sampling: the likeliest tokens with this probability in sum."),
-    ] = 1.0,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--max-new-tokens", min=1, help="Tokens of an answer, at most; by default as the target."
-        ),
-    ] = None,
-    rows: Annotated[int | None, typer.Option("--rows", min=1, help="Rows to ask about, at most.")] = None,
-    max_cost: Annotated[
-        float | None,
-        typer.Option("--max-cost", min=0, help="Budget in USD; no request is sent that could exceed it."),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random draw.")] = 0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be asked and its highest cost, and stop.")
-    ] = False,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    max_new_tokens: AnswerTokens = None,
+    rows: Annotated[int | None, Option("Rows to ask about, at most.", min=1)] = None,
+    max_cost: MaxCost = None,
+    seed: Seed = 0,
+    dry_run: DryAsking = False,
     as_json: Json = False,
 ) -> None:
     """Let a teacher label training rows or rewrite answers.
 
     The teacher is a candidate, such as a larger model behind an endpoint; the new file is one to train on.
     """
-    from harness.cli.data import print_saved
+    from harness.cli.rows.data import print_saved
     from harness.data.edit import refuse_output, save
     from harness.experiment.generated_rows.distilled_rows import (
         Distillation,
@@ -89,7 +68,7 @@ def data_distill(
     refuse_draws(temperature, top_p, greedy=True)
     if not dry_run:
         refuse_output(require_out(out, _COMMAND, "taught.jsonl"), [prompts] if prompts else [])
-    session, _ = open_session(config, overrides, teacher, dry_run=dry_run)
+    session, _ = at.open_session(teacher, dry_run=dry_run)
     refuse_grid(teacher, session.candidates, _COMMAND)
     asked = Distillation(
         rewrite, prompts, temperature, top_p, max_new_tokens, min_score, rows, max_cost, seed

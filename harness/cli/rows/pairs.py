@@ -7,77 +7,58 @@ and why others gave none.
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from harness.cli.app import ROWS, Config, Json, Overrides, examples, group, open_session, say
+from harness.cli.app import ROWS, group, say
+from harness.cli.options import AnswerTokens, Argument, ExperimentFile, Json, Option, Seed, TopP, verb
 from harness.cli.rows.refusals import refuse_draws, refuse_grid, require_out
 
 pairs_app = group("pairs", ROWS, "Make preference pairs, such as DPO trains on.")
 
 
-@pairs_app.command(
-    "make",
-    epilog=examples(
-        "harness pairs make lora --samples 8 --out pairs.jsonl",
-        "harness pairs make lora --rank judge:./rubric.yaml --max-cost 5 --out judged.jsonl",
-    ),
+@verb(
+    pairs_app,
+    "harness pairs make lora --samples 8 --out pairs.jsonl",
+    "harness pairs make lora --rank judge:./rubric.yaml --max-cost 5 --out judged.jsonl",
+    name="make",
 )
 def pairs_make(
-    candidate: Annotated[str, typer.Argument(help="A candidate of the experiment, whose answers are drawn.")],
-    overrides: Overrides = None,
-    config: Config = Path("harness.yaml"),
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The new file of pairs. A manifest is written beside it.")
-    ] = None,
+    candidate: Annotated[str, Argument("A candidate of the experiment, whose answers are drawn.")],
+    at: ExperimentFile,
+    out: Annotated[Path | None, Option("The new file of pairs. A manifest is written beside it.")] = None,
     rank: Annotated[
         str,
-        typer.Option(
-            "--rank",
-            help="What ranks answers: a metric, a Python file with a function reward, a judge of the target, "
-            "or a candidate that makes a reward model. By default the metric that decides.",
+        Option(
+            "What ranks answers: a metric, a Python file with a function reward, a judge of the target, "
+            "or a candidate that makes a reward model. By default the metric that decides."
         ),
     ] = "",
-    samples: Annotated[int, typer.Option("--samples", min=2, help="Answers drawn to each prompt.")] = 4,
-    temperature: Annotated[float, typer.Option("--temperature", help="Sampling temperature, above 0.")] = 1.0,
-    top_p: Annotated[
-        float,
-        typer.Option("--top-p", help="Nucleus sampling: the likeliest tokens with this probability in sum."),
-    ] = 1.0,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--max-new-tokens", min=1, help="Tokens of an answer, at most; by default as the target."
-        ),
-    ] = None,
-    gap: Annotated[
-        float, typer.Option("--gap", min=0, help="Scores that differ by no more than this are a tie.")
-    ] = 0.0,
-    rows: Annotated[
-        int | None, typer.Option("--rows", min=1, help="Training prompts to ask, at most.")
-    ] = None,
+    samples: Annotated[int, Option("Answers drawn to each prompt.", min=2)] = 4,
+    temperature: Annotated[float, Option("Sampling temperature, above 0.")] = 1.0,
+    top_p: TopP = 1.0,
+    max_new_tokens: AnswerTokens = None,
+    gap: Annotated[float, Option("Scores that differ by no more than this are a tie.", min=0)] = 0.0,
+    rows: Annotated[int | None, Option("Training prompts to ask, at most.", min=1)] = None,
     max_cost: Annotated[
         float | None,
-        typer.Option(
-            "--max-cost",
+        Option(
+            "Budget in USD for answers and a judge's grades; no request is sent that could exceed it.",
             min=0,
-            help="Budget in USD for answers and a judge's grades; no request is sent that could exceed it.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random draw.")] = 0,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Draw answers, rank them, and write pairs of them.
 
     Of each training prompt the best answer and the worst make a pair.
     """
-    from harness.cli.data import print_saved
+    from harness.cli.rows.data import print_saved
     from harness.data.edit import refuse_output, save
     from harness.experiment.generated_rows.preference_pairs import Drawing, make_pairs
 
     refuse_draws(temperature, top_p)
     out = require_out(out, "harness pairs make", "pairs.jsonl")
     refuse_output(out, [])
-    session, _ = open_session(config, overrides, candidate)
+    session, _ = at.open_session(candidate)
     refuse_grid(candidate, session.candidates, "harness pairs make")
     drawing = Drawing(samples, temperature, top_p, max_new_tokens, rank, gap, rows, seed, max_cost)
     made = make_pairs(session, candidate, drawing, str(out))

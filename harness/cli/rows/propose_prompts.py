@@ -6,52 +6,40 @@ Invariant: a new file, never over one; what is in it is tried on validation like
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from harness.cli.app import (
-    BY_A_MODEL,
-    Config,
+from harness.cli.app import BY_A_MODEL, data_app, print_json, say
+from harness.cli.options import (
+    Argument,
+    DryAsking,
+    ExperimentFile,
     Json,
-    Overrides,
-    data_app,
-    examples,
-    open_session,
-    print_json,
-    say,
+    MaxCost,
+    Option,
+    Seed,
+    Temperature,
+    verb,
 )
 from harness.cli.rows.refusals import refuse_draws, refuse_grid, require_out
 
 _COMMAND = "harness data propose-prompts"
 
 
-@data_app.command(
-    "propose-prompts",
-    rich_help_panel=BY_A_MODEL,
-    epilog=examples("harness data propose-prompts large --n 8 --out proposed.yaml"),
+@verb(
+    data_app,
+    "harness data propose-prompts large --n 8 --out proposed.yaml",
+    name="propose-prompts",
+    heading=BY_A_MODEL,
 )
 def data_propose_prompts(
-    proposer: Annotated[str, typer.Argument(help="A candidate of the experiment, such as a larger model's.")],
-    overrides: Overrides = None,
-    config: Config = Path("harness.yaml"),
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The new YAML file with a candidate to copy.")
-    ] = None,
-    n: Annotated[int, typer.Option("--n", min=1, max=64, help="How many texts to ask for.")] = 6,
-    examples: Annotated[int, typer.Option("--examples", min=0, help="How many training rows to show.")] = 4,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, help="Tokens of a text, at most.")
-    ] = 200,
-    temperature: Annotated[
-        float, typer.Option("--temperature", min=0, help="Sampling temperature; 0 is greedy.")
-    ] = 0.7,
-    max_cost: Annotated[
-        float | None,
-        typer.Option("--max-cost", min=0, help="Budget in USD; no request is sent that could exceed it."),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random draw.")] = 0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be asked and its highest cost, and stop.")
-    ] = False,
+    proposer: Annotated[str, Argument("A candidate of the experiment, such as a larger model's.")],
+    at: ExperimentFile,
+    out: Annotated[Path | None, Option("The new YAML file with a candidate to copy.")] = None,
+    n: Annotated[int, Option("How many texts to ask for.", min=1, max=64)] = 6,
+    examples: Annotated[int, Option("How many training rows to show.", min=0)] = 4,
+    max_new_tokens: Annotated[int, Option("Tokens of a text, at most.", min=1)] = 200,
+    temperature: Temperature = 0.7,
+    max_cost: MaxCost = None,
+    seed: Seed = 0,
+    dry_run: DryAsking = False,
     as_json: Json = False,
 ) -> None:
     """Let a model propose system texts to be tried.
@@ -69,7 +57,7 @@ def data_propose_prompts(
     refuse_draws(temperature, 1.0, greedy=True)
     if not dry_run:
         refuse_existing(require_out(out, _COMMAND, "proposed.yaml"))
-    session, _ = open_session(config, overrides, proposer, dry_run=dry_run)
+    session, _ = at.open_session(proposer, dry_run=dry_run)
     refuse_grid(proposer, session.candidates, _COMMAND)
     asked = Proposal(n, examples, max_new_tokens, temperature, max_cost, seed)
     plan = plan_proposals(session, proposer, asked)

@@ -6,11 +6,10 @@ became of the rows, stderr how they were read and what to do next.
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-import typer
-
-from harness.cli.app import Json, data_app, examples, print_json, say
+from harness.cli.app import data_app, print_json, say
+from harness.cli.options import Argument, DryRun, Json, Option, Seed, verb
 
 if TYPE_CHECKING:
     from harness.data.columns import Roles
@@ -19,56 +18,55 @@ if TYPE_CHECKING:
 
 _SEEN = 1_000  # rows by which the columns of a file are recognised
 
-File = Annotated[str, typer.Argument(help="The rows: JSON Lines, JSON, CSV, Parquet, or hub:owner/name.")]
+File = Annotated[str, Argument("The rows: JSON Lines, JSON, CSV, Parquet, or hub:owner/name.")]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", help="The new file; its suffix sets the format. A manifest is written beside it."),
+    Option("The new file; its suffix sets the format. A manifest is written beside it."),
 ]
-Prompt = Annotated[
-    str | None,
-    typer.Option("--prompt", help="The question's column, or a template over several, if not recognised."),
-]
-Reference = Annotated[
-    str | None,
-    typer.Option("--reference", help="The answer's column, or a template, if not recognised."),
-]
-License = Annotated[
-    list[str] | None, typer.Option("--license", help="The rows' licence, kept in the manifest.")
-]
-Note = Annotated[
-    list[str] | None, typer.Option("--note", help="A note for the manifest, such as: names are made up.")
-]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of the random draw.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would change, and write nothing.")]
 
 
-@data_app.command("clean", epilog=examples("harness data clean tickets.csv --out clean.csv"))
+class Columns(NamedTuple):
+    """Columns that ask and answer, or templates over several, where they are not recognised."""
+
+    prompt: Annotated[
+        str | None, Option("The question's column, or a template over several, if not recognised.")
+    ] = None
+    reference: Annotated[str | None, Option("The answer's column, or a template, if not recognised.")] = None
+
+
+class Remarks(NamedTuple):
+    """Remarks on rows, which a manifest keeps."""
+
+    licenses: Annotated[list[str] | None, Option("The rows' licence, kept in the manifest.", "--license")] = (
+        None
+    )
+    notes: Annotated[
+        list[str] | None, Option("A note for the manifest, such as: names are made up.", "--note")
+    ] = None
+
+    def edit(
+        self, name: str, parameters: dict[str, Any], files: list[str], cost_usd: float | None = None
+    ) -> "Edit":
+        """Describe an edit of files with these remarks."""
+        from harness.data.edit import Edit
+
+        return Edit(name, parameters, files, self.licenses or (), self.notes or (), cost_usd=cost_usd)
+
+
+@verb(data_app, "harness data clean tickets.csv --out clean.csv", name="clean")
 def data_clean(
     file: File,
+    *,
     out: Out = None,
     decisions: Annotated[
-        Path | None,
-        typer.Option(
-            "--decisions", help="The file of decisions on rows that the dashboard's Data page wrote."
-        ),
+        Path | None, Option("The file of decisions on rows that the dashboard's Data page wrote.")
     ] = None,
-    drop_lost: Annotated[
-        bool, typer.Option("--drop-lost", help="Also drop rows with U+FFFD, where characters are lost.")
-    ] = False,
-    leading_spaces: Annotated[
-        bool, typer.Option("--leading-spaces", help="Cut white space in front of answers as well.")
-    ] = False,
-    spellings: Annotated[
-        bool,
-        typer.Option("--spellings", help="Write each label in its commonest spelling."),
-    ] = False,
-    new_ids: Annotated[
-        bool, typer.Option("--new-ids", help="Give rows whose id stands already another one.")
-    ] = False,
-    prompt: Prompt = None,
-    reference: Reference = None,
-    licenses: License = None,
-    notes: Note = None,
+    drop_lost: Annotated[bool, Option("Also drop rows with U+FFFD, where characters are lost.")] = False,
+    leading_spaces: Annotated[bool, Option("Cut white space in front of answers as well.")] = False,
+    spellings: Annotated[bool, Option("Write each label in its commonest spelling.")] = False,
+    new_ids: Annotated[bool, Option("Give rows whose id stands already another one.")] = False,
+    named: Columns,
+    remarks: Remarks,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -77,7 +75,6 @@ def data_clean(
     Unicode forms are made equal. A row without a question or an answer is dropped.
     """
     from harness.data import formats, readers
-    from harness.data.edit import Edit
     from harness.data.edit.clean import Mending, clean, spellings_in
     from harness.data.edit.decisions import decisions_by_line, open_decisions
     from harness.data.edit.mix import RowIds
@@ -85,8 +82,8 @@ def data_clean(
     refuse_out(out, [file], dry_run=dry_run)
     kept = open_decisions(decisions, file) if decisions else None
     first = read_all(file, _SEEN)
-    roles = roles_of(first, prompt, reference or (kept and kept.column))
-    layout = None if prompt and reference else formats.recognise(first.rows)
+    roles = roles_of(first, named._replace(reference=named.reference or (kept and kept.column)))
+    layout = None if all(named) else formats.recognise(first.rows)
     found = decisions_by_line(kept, file, roles) if kept else {}
     used = _digests({"decisions": [str(decisions)] if decisions else []})
     spelt = spellings_in(readers.stream(file, "train"), roles, first.shown) if spellings else {}
@@ -94,41 +91,34 @@ def data_clean(
     asked = {"leading_spaces": leading_spaces, "new_ids": new_ids}
     of_these = {name: True for name, is_asked in asked.items() if is_asked}
     parameters = {**roles._asdict(), "drop_lost": drop_lost, **of_these, **of_spellings, **used}
-    edit = Edit("clean", parameters, [file], licenses or (), notes or ())
+    edit = remarks.edit("clean", parameters, [file])
     rows = readers.stream(file, "train")
     mending = Mending(leading_spaces, spelt, RowIds(readers.stream(file, "train")) if new_ids else None)
     outcomes = clean(rows, roles, found, layout=layout, drop_lost=drop_lost, mending=mending)
     _save(edit, outcomes, out, dry_run=dry_run, as_json=as_json)
 
 
-@data_app.command(
-    "dedup",
-    epilog=examples(
-        "harness data dedup clean.csv --out unique.csv",
-        "harness data dedup train.csv --against test.csv --out unique.csv",
-    ),
+@verb(
+    data_app,
+    "harness data dedup clean.csv --out unique.csv",
+    "harness data dedup train.csv --against test.csv --out unique.csv",
+    name="dedup",
 )
 def data_dedup(
     file: File,
+    *,
     out: Out = None,
     alike: Annotated[
-        float,
-        typer.Option(
-            "--alike", help="Jaccard index from which rows are near duplicates; 1: equal rows only."
-        ),
+        float, Option("Jaccard index from which rows are near duplicates; 1: equal rows only.")
     ] = 0.7,
     conflicts: Annotated[
-        Literal["keep", "drop"],
-        typer.Option("--conflicts", help="Keep or drop rows with one question and different answers."),
+        Literal["keep", "drop"], Option("Keep or drop rows with one question and different answers.")
     ] = "keep",
     against: Annotated[
-        list[str] | None,
-        typer.Option("--against", help="A test file; rows that ask its questions are dropped."),
+        list[str] | None, Option("A test file; rows that ask its questions are dropped.")
     ] = None,
-    prompt: Prompt = None,
-    reference: Reference = None,
-    licenses: License = None,
-    notes: Note = None,
+    named: Columns,
+    remarks: Remarks,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -136,68 +126,53 @@ def data_dedup(
 
     Equal questions and near duplicates; of each the first row stays.
     """
-    from harness.data.edit import Edit
     from harness.data.edit.dedup import dedup
 
     tests = against or []
     refuse_out(out, [file, *tests], dry_run=dry_run)
     content, evaluated = read_all(file), list(map(read_all, tests))
-    roles = roles_of(content, prompt, reference)
-    others = [(row, of) for c in evaluated for of in [roles_of_test(c, prompt, reference)] for row in c.rows]
+    roles = roles_of(content, named)
+    others = [(row, of) for c in evaluated for of in [roles_of_test(c, named)] for row in c.rows]
     parameters = {"alike": _alike(alike), "conflicts": conflicts, **_digests({"against": tests})}
-    edit = Edit("dedup", {**parameters, **roles._asdict()}, [file], licenses or (), notes or ())
+    edit = remarks.edit("dedup", {**parameters, **roles._asdict()}, [file])
     outcomes = dedup(content.rows, roles, alike=alike, conflicts=conflicts, against=others)
     _save(edit, outcomes, out, dry_run=dry_run, as_json=as_json)
 
 
-@data_app.command(
-    "split",
-    epilog=examples(
-        "harness data split clean.csv --stratify label --out tickets",
-        "harness data split clean.csv --group customer --out tickets",
-    ),
+@verb(
+    data_app,
+    "harness data split clean.csv --stratify label --out tickets",
+    "harness data split clean.csv --group customer --out tickets",
+    name="split",
 )
 def data_split(
     file: File,
-    out: Annotated[Path | None, typer.Option("--out", help="A new folder for parts and manifest.")] = None,
+    *,
+    out: Annotated[Path | None, Option("A new folder for parts and manifest.")] = None,
     shares: Annotated[
-        str, typer.Option("--shares", help="Shares of train, validation and test; the last two may be 0.")
+        str, Option("Shares of train, validation and test; the last two may be 0.")
     ] = "0.64,0.16,0.2",
-    folds: Annotated[
-        int | None, typer.Option("--folds", help="Write this many folds of equal size instead.")
-    ] = None,
-    stratify: Annotated[
-        str | None, typer.Option("--stratify", help="A column whose values get equal shares in all parts.")
-    ] = None,
+    folds: Annotated[int | None, Option("Write this many folds of equal size instead.")] = None,
+    stratify: Annotated[str | None, Option("A column whose values get equal shares in all parts.")] = None,
     group: Annotated[
         str | None,
-        typer.Option(
-            "--group",
-            help="A column; rows of one value stay together. By default `cluster`, if rows have it.",
-        ),
+        Option("A column; rows of one value stay together. By default `cluster`, if rows have it."),
     ] = None,
-    time: Annotated[
-        str | None, typer.Option("--time", help="A column of times: the oldest rows train, the newest test.")
-    ] = None,
-    time_format: Annotated[
-        str | None, typer.Option("--time-format", help="The form of the times, such as %d.%m.%Y.")
-    ] = None,
+    time: Annotated[str | None, Option("A column of times: the oldest rows train, the newest test.")] = None,
+    time_format: Annotated[str | None, Option("The form of the times, such as %d.%m.%Y.")] = None,
     alike: Annotated[
-        float,
-        typer.Option("--alike", help="Jaccard index from which questions stay together; 1: equal ones only."),
+        float, Option("Jaccard index from which questions stay together; 1: equal ones only.")
     ] = 0.7,
     seed: Seed = 0,
-    prompt: Prompt = None,
-    reference: Reference = None,
-    licenses: License = None,
-    notes: Note = None,
+    named: Columns,
+    remarks: Remarks,
     as_json: Json = False,
 ) -> None:
     """Split rows into train, validation and test, or folds.
 
     Rows that are alike are never in two parts.
     """
-    from harness.data.edit import Edit, save_split
+    from harness.data.edit import save_split
     from harness.data.edit.row_files import row_suffix
     from harness.data.edit.split import Way, check_way, keep_clusters, odd_shares, split
 
@@ -208,38 +183,33 @@ def data_split(
     way = keep_clusters(way, content)
     if way.group != group:
         say(f"rows of one {way.group!r} stay together; --group names another column")
-    roles = roles_of(content, prompt, reference)
-    edit = Edit("split", {**way.parameters, **roles._asdict()}, [file], licenses or (), notes or ())
+    roles = roles_of(content, named)
+    edit = remarks.edit("split", {**way.parameters, **roles._asdict()}, [file])
     found = split(content, roles, way)
     for told in odd_shares(found, way):
         say(told)
     print_saved(save_split(edit, found, out or Path(), row_suffix(file) or ".jsonl"), as_json)
 
 
-@data_app.command(
-    "mix", epilog=examples("harness data mix tickets.jsonl chats.jsonl --weights 0.7,0.3 --out mixed.jsonl")
+@verb(
+    data_app,
+    "harness data mix tickets.jsonl chats.jsonl --weights 0.7,0.3 --out mixed.jsonl",
+    name="mix",
 )
 def data_mix(
-    files: Annotated[list[str], typer.Argument(help="Two files of rows or more.")],
+    files: Annotated[list[str], Argument("Two files of rows or more.")],
+    *,
     out: Out = None,
-    weights: Annotated[
-        str | None, typer.Option("--weights", help="The files' shares of the rows, such as 0.7,0.3.")
-    ] = None,
-    temperature: Annotated[
-        float, typer.Option("--temperature", help="Shares by size, n^(1/T): 1 by size, high nearly even.")
-    ] = 1.0,
-    n_rows: Annotated[int | None, typer.Option("--rows", help="How many rows in all.")] = None,
-    replacement: Annotated[
-        bool, typer.Option("--replacement", help="A row may be drawn several times.")
-    ] = False,
-    column: Annotated[str, typer.Option("--column", help="The new column that names the file.")] = "source",
+    weights: Annotated[str | None, Option("The files' shares of the rows, such as 0.7,0.3.")] = None,
+    temperature: Annotated[float, Option("Shares by size, n^(1/T): 1 by size, high nearly even.")] = 1.0,
+    n_rows: Annotated[int | None, Option("How many rows in all.", "--rows")] = None,
+    replacement: Annotated[bool, Option("A row may be drawn several times.")] = False,
+    column: Annotated[str, Option("The new column that names the file.")] = "source",
     seed: Seed = 0,
-    licenses: License = None,
-    notes: Note = None,
+    remarks: Remarks,
     as_json: Json = False,
 ) -> None:
     """Mix the rows of several files by weights or sizes."""
-    from harness.data.edit import Edit
     from harness.data.edit.mix import Mixture, mix, refuse_other_layouts
     from harness.data.edit.sample import refuse_no_rows
     from harness.errors import Problem, UserError
@@ -256,33 +226,32 @@ def data_mix(
         refuse_no_rows(n_rows)
     shares = None if weights is None else _numbers("--weights", weights)
     mixture = Mixture(shares, temperature, n_rows, replacement, column, seed)
-    edit = Edit("mix", mixture._asdict(), files, licenses or (), notes or ())
+    edit = remarks.edit("mix", mixture._asdict(), files)
     contents = list(map(read_all, files))
     _doubt_headers(contents)
     refuse_other_layouts(contents)
     _save(edit, mix(contents, mixture), out, as_json=as_json)
 
 
-@data_app.command(
-    "sample", epilog=examples("harness data sample clean.csv --rows 200 --balance label --out few.csv")
+@verb(
+    data_app,
+    "harness data sample clean.csv --rows 200 --balance label --out few.csv",
+    name="sample",
 )
 def data_sample(
     file: File,
-    n_rows: Annotated[int, typer.Option("--rows", help="How many rows.")],
+    n_rows: Annotated[int, Option("How many rows.", "--rows")],
+    *,
     out: Out = None,
-    balance: Annotated[
-        str | None, typer.Option("--balance", help="A column of which every value gets equally many rows.")
-    ] = None,
+    balance: Annotated[str | None, Option("A column of which every value gets equally many rows.")] = None,
     seed: Seed = 0,
-    licenses: License = None,
-    notes: Note = None,
+    remarks: Remarks,
     as_json: Json = False,
 ) -> None:
     """Draw rows at random, or balanced by a column.
 
     A smaller sample of one seed is part of a larger one.
     """
-    from harness.data.edit import Edit
     from harness.data.edit.sample import refuse_no_rows, sample
 
     refuse_out(out, [file])
@@ -290,7 +259,7 @@ def data_sample(
     content = read_all(file, balance=balance)
     _doubt_headers([content])
     parameters = {"rows": n_rows, "balance": balance, "seed": seed}
-    edit = Edit("sample", parameters, [file], licenses or (), notes or ())
+    edit = remarks.edit("sample", parameters, [file])
     _save(edit, sample(content, n_rows, balance, seed), out, as_json=as_json)
 
 
@@ -350,11 +319,11 @@ def _alike(alike: float) -> float:
     raise UserError(Problem("--alike", f"{alike:g}", "a Jaccard index above 0, at most 1", "such as 0.7"))
 
 
-def roles_of(content: "Rows", prompt: str | None, reference: str | None) -> "Roles":
+def roles_of(content: "Rows", named: Columns) -> "Roles":
     """Find the columns that ask and answer, and say which they are."""
     from harness.data.columns import find_roles
 
-    roles = find_roles(content, prompt, reference)
+    roles = find_roles(content, *named)
     names = {name for row in content.rows for name in row.fields}
     there = ([column for column in columns if column in names] for columns in roles)
     asks, answers = (", ".join(map(repr, columns)) or "no column" for columns in there)
@@ -362,14 +331,13 @@ def roles_of(content: "Rows", prompt: str | None, reference: str | None) -> "Rol
     return roles
 
 
-def roles_of_test(content: "Rows", prompt: str | None, reference: str | None) -> "Roles":
+def roles_of_test(content: "Rows", named: Columns) -> "Roles":
     """Find the columns of a test file: those that were named, also in a template, where it has them."""
     from harness.data.columns import columns_of
 
     names = {name for row in content.rows for name in row.fields}
-    there = (named and set(columns_of(named, names)) <= names for named in (prompt, reference))
-    own = (named if is_there else None for named, is_there in zip((prompt, reference), there, strict=True))
-    return roles_of(content, *own)
+    own = (one if one and set(columns_of(one, names)) <= names else None for one in named)
+    return roles_of(content, Columns(*own))
 
 
 def _digests(files: dict[str, list[str]]) -> dict[str, list[dict[str, str]]]:

@@ -9,50 +9,40 @@ from typing import Annotated, Literal
 
 import typer
 
-from harness.cli.app import Config, Json, data_app, examples, print_result, say
+from harness.cli.app import data_app, print_result, say
+from harness.cli.options import CONFIG, Argument, Config, Json, Option, verb
 
 _Columns = "the column, or a template over columns, where the guess is wrong."
 
 
-@data_app.command(
-    "check",
-    epilog=examples(
-        "harness data check tickets.csv", "harness data check train.jsonl --test test.jsonl --html check.html"
-    ),
+@verb(
+    data_app,
+    "harness data check tickets.csv",
+    "harness data check train.jsonl --test test.jsonl --html check.html",
+    name="check",
 )
 def data_check(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Rows: files, or hub:owner/name.")],
+    files: Annotated[list[str], Argument("Rows: files, or hub:owner/name.", "FILE...")],
     test: Annotated[
-        list[str] | None,
-        typer.Option("--test", help="Rows to test on: leaks, and how training matches them."),
+        list[str] | None, Option("Rows to test on: leaks, and how training matches them.")
     ] = None,
     base: Annotated[
-        str | None,
-        typer.Option("--base", help="Count tokens by this model; without it by harness.yaml's `base_model`."),
+        str | None, Option("Count tokens by this model; without it by harness.yaml's `base_model`.")
     ] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", help=f"What asks: {_Columns}")] = None,
-    reference: Annotated[str | None, typer.Option("--reference", help=f"What answers: {_Columns}")] = None,
-    source: Annotated[
-        str | None, typer.Option("--source", help="The column that says where a row comes from.")
-    ] = None,
-    date: Annotated[
-        str | None, typer.Option("--date", help="The column of a row's date, for freshness.")
-    ] = None,
-    date_format: Annotated[
-        str | None, typer.Option("--date-format", help="The form of the dates, such as %d.%m.%Y.")
-    ] = None,
+    prompt: Annotated[str | None, Option(f"What asks: {_Columns}")] = None,
+    reference: Annotated[str | None, Option(f"What answers: {_Columns}")] = None,
+    source: Annotated[str | None, Option("The column that says where a row comes from.")] = None,
+    date: Annotated[str | None, Option("The column of a row's date, for freshness.")] = None,
+    date_format: Annotated[str | None, Option("The form of the dates, such as %d.%m.%Y.")] = None,
     embeddings: Annotated[
-        str | None,
-        typer.Option(
-            "--embeddings", help="Look for duplicates and leaks by this sentence-transformers model as well."
-        ),
+        str | None, Option("Look for duplicates and leaks by this sentence-transformers model as well.")
     ] = None,
-    html: Annotated[Path | None, typer.Option("--html", help="Write the page as one file of HTML.")] = None,
+    html: Annotated[Path | None, Option("Write the page as one file of HTML.")] = None,
     fail_on: Annotated[
         Literal["error", "warning"] | None,
-        typer.Option("--fail-on", help="End with exit code 1 where there is such a finding, or a worse one."),
+        Option("End with exit code 1 where there is such a finding, or a worse one."),
     ] = None,
-    config: Config = Path("harness.yaml"),
+    config: Config = CONFIG,
     as_json: Json = False,
 ) -> None:
     """Find duplicates, leaks, wrong labels and damaged rows.

@@ -1,0 +1,215 @@
+"""Declaration of verbs and their options, and the options that verbs share.
+
+Invariant: an option is declared once, beside the parameter that receives it, and takes its name and its
+variable from there. A verb that takes a tuple of options gets them as one value.
+"""
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, get_args, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    from harness.config import Loaded
+    from harness.evaluation.session import Session
+    from harness.report import CommandLine
+
+_Verb = TypeVar("_Verb", bound=Callable[..., None])
+_BEFORE = ("\b", "Examples:")  # a line of \b keeps the lines below it apart
+CONFIG, RUNS = Path("harness.yaml"), Path("runs")
+
+
+class Option(NamedTuple):
+    """An option: its help, the name where that is not its parameter's, and a short one.
+
+    With `env` the variable HARNESS_NAME sets it too.
+    """
+
+    help: str
+    name: str = ""
+    short: str = ""
+    env: bool = False
+    min: float | None = None
+    max: float | None = None
+    metavar: str | None = None
+    formats: list[str] | None = None
+
+    def declare(self, parameter: str) -> Any:
+        """Declare it to typer; a switch has no `--no-` beside it."""
+        name = self.name or f"--{parameter.replace('_', '-')}"
+        variable = name.partition("/")[0].strip("-").replace("-", "_").upper()
+        names = (name, self.short) if self.short else (name,)
+        return typer.Option(
+            *names,
+            help=self.help,
+            envvar=f"HARNESS_{variable}" if self.env else None,
+            min=self.min,
+            max=self.max,
+            metavar=self.metavar,
+            formats=self.formats,
+        )
+
+
+class Argument(NamedTuple):
+    """An argument: its help, and what stands for it there where that is not its parameter's name."""
+
+    help: str
+    metavar: str | None = None
+
+    def declare(self, _: str) -> Any:
+        """Declare it to typer."""
+        return typer.Argument(help=self.help, metavar=self.metavar)
+
+
+def verb(
+    group: typer.Typer, *commands: str, name: str | None = None, heading: str | None = None
+) -> Callable[[_Verb], _Verb]:
+    """Add a function as a verb of a group, with commands as examples at the end of its help."""
+
+    def add(function: _Verb) -> _Verb:
+        group.command(name, rich_help_panel=heading, epilog=examples(*commands))(_spell_out(function))
+        return function
+
+    return add
+
+
+def examples(*commands: str) -> str:
+    """Write commands as the end of a verb's help, a line each."""
+    return "\n".join((*_BEFORE, *(f"  {command}" for command in commands)))
+
+
+def example_commands(command: Any) -> list[str]:
+    """Return the commands that stand as examples in a verb's help."""
+    return [line.strip() for line in (command.epilog or "").splitlines()[len(_BEFORE) :]]
+
+
+def _spell_out(function: Callable[..., None]) -> Callable[..., None]:
+    """Take every field of a tuple of options as a parameter, and give the function the tuples."""
+    kinds = get_type_hints(function, include_extras=True)
+    del kinds["return"]
+    tuples = {name: kind for name, kind in kinds.items() if hasattr(kind, "_fields")}
+
+    @wraps(function)
+    def call(**given: Any) -> None:
+        whole = {
+            name: kind(**{field: given.pop(field) for field in kind._fields}) for name, kind in tuples.items()
+        }
+        function(**given, **whole)
+
+    defaults = {name: one.default for name, one in signature(function).parameters.items()}
+    parameters = list(_parameters(kinds, defaults))
+    vars(call)["__signature__"] = Signature(parameters)
+    call.__annotations__ = {one.name: one.annotation for one in parameters}
+    return call
+
+
+def _parameters(kinds: dict[str, Any], defaults: dict[str, Any]) -> Iterator[Parameter]:
+    for name, kind in kinds.items():
+        if hasattr(kind, "_fields"):
+            yield from _parameters(get_type_hints(kind, include_extras=True), kind._field_defaults)
+            continue
+        declared = [one.declare(name) if hasattr(one, "declare") else one for one in get_args(kind)[1:]]
+        annotation = Annotated[get_args(kind)[0], *declared] if hasattr(kind, "__metadata__") else kind
+        default = defaults.get(name, Parameter.empty)
+        yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _refuse_a_file(overrides: list[str] | None) -> list[str]:
+    """Refuse an experiment's file among overrides, with the command that reads it.
+
+    Raises:
+        UserError: a word is such a file.
+    """
+    for word in overrides or ():
+        if word.endswith((".yaml", ".yml")) and Path(word).is_file():
+            from harness.errors import Problem, UserError
+
+            words = [one for given in sys.argv[1:] for one in (["-c", given] if given == word else [given])]
+            step = shlex.join(["harness", *words])
+            raise UserError(Problem(word, "a file in the place of an override", "a.b=value", step))
+    return overrides or []
+
+
+Config = Annotated[Path, Option("The experiment file.", short="-c", env=True)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="a.b=value", help="Keys of harness.yaml to override.", callback=_refuse_a_file),
+]
+Json = Annotated[bool, Option("Print JSON instead of text.", "--json", env=True)]
+Candidates = Annotated[list[str] | None, Option("Only these candidates: a,b.", env=True)]
+RunsFolder = Annotated[Path, Option("The folder of stored runs.", env=True)]
+Precision = Annotated[str | None, Option("bf16, fp16 or fp32; overrides `precision`.")]
+Seed = Annotated[int, Option("Seed of the random draw.")]
+DryRun = Annotated[bool, Option("Print what would change, and write nothing.")]
+DryAsking = Annotated[bool, Option("Print what would be asked and its highest cost, and stop.", "--dry-run")]
+Temperature = Annotated[float, Option("Sampling temperature; 0 is greedy.", min=0)]
+TopP = Annotated[float, Option("Nucleus sampling: the likeliest tokens with this probability in sum.")]
+AnswerTokens = Annotated[
+    int | None,
+    Option("Tokens of an answer, at most; by default as the target.", "--max-new-tokens", min=1),
+]
+MaxCost = Annotated[float | None, Option("Budget in USD; no request is sent that could exceed it.", min=0)]
+
+
+class ExperimentFile(NamedTuple):
+    """An experiment's file, and overrides of its keys."""
+
+    overrides: Overrides = None
+    config: Config = CONFIG
+
+    @property
+    def settings(self) -> list[str]:
+        """The overrides, each as a.b=value."""
+        return self.overrides or []
+
+    @property
+    def option(self) -> str:
+        """The option that names the file as a shell reads it; empty for the default."""
+        return config_option(self.config)
+
+    @property
+    def reports(self) -> Path:
+        """The folder of reports beside the file."""
+        return self.config.parent / "reports"
+
+    def override(self, values: Mapping[str, object]) -> "ExperimentFile":
+        """Override further keys, but for those without a value."""
+        written = [f"{key}={value}" for key, value in values.items() if value is not None]
+        return self._replace(overrides=[*self.settings, *written])
+
+    def command_line(self, candidates: Sequence[str] = ()) -> "CommandLine":
+        """Keep what was typed that the next commands need as well."""
+        from harness.report import CommandLine
+
+        named = "" if self.config == CONFIG else str(self.config)
+        return CommandLine(named, tuple(self.settings), tuple(candidates))
+
+    def load(self, candidates: Sequence[str] = ()) -> "Loaded":
+        """Read the file.
+
+        Raises:
+            UserError: with every problem of the files at once.
+        """
+        from harness import config
+
+        return config.load(self.config, self.settings, candidates)
+
+    def open_session(
+        self, candidate: str | None = None, *, dry_run: bool = False
+    ) -> "tuple[Session, Loaded]":
+        """Open the experiment with its data and model; return it and the file as it was read."""
+        from harness.cli.progress_bar import TerminalProgress
+        from harness.experiment import Scope, prepare_session
+
+        loaded = self.load(() if candidate is None else (candidate,))
+        return prepare_session(loaded, Scope(dry_run=dry_run), TerminalProgress()), loaded
+
+
+def config_option(config: Path) -> str:
+    """Write the option that names a file as a shell reads it; empty for the default."""
+    return "" if config == CONFIG else f" -c {shlex.quote(str(config))}"
