@@ -16,12 +16,16 @@ from fake_facts import candidate, tuned, verdict
 
 from harness.cache import cache_dir
 from harness.cli import app, main
-from harness.cli.app import data_app, regressions_app, runs_app
-from harness.cli.compare import brief_warnings, exit_code, metric_warnings
+from harness.cli.app import data_app, open_session, regressions_app, runs_app
+from harness.cli.compare import brief_warnings, exit_code, metric_warnings, plan_section
 from harness.cli.gate import next_step
 from harness.cli.nightly import nightly_app
 from harness.cli.rate import rate_app
 from harness.decision import Decision
+from harness.experiment import estimate_seconds, estimate_work
+from harness.experiment.preflight.candidate_costs import estimate_costs
+from harness.formatting import seconds
+from harness.models.hardware import Memory
 from harness.report import ExperimentReport
 from harness.spec import GatePolicy, Task
 
@@ -169,16 +173,31 @@ def test_a_dry_run_prints_tokens_and_runs_nothing(harness, tiny, tmp_path):
     tiny_experiment.write(tmp_path, tiny)
     done = harness("compare", "--dry-run", check=0)
     lines = done.stdout.splitlines()
-    assert lines[0].split() == ["candidate", "trained", "read", "generated", "about"]
+    columns = "candidate trained read generated about cost USD memory GiB fits"
+    assert lines[0].split() == columns.split()
     assert [line.split("  ")[0] for line in lines[1:9]] == [
         "capability suite of the base",
         *("prompt", "shots", "ranked", "bag", "lora", "hybrid"),
-        "all, in tokens, from nothing",
+        "all, from nothing",
     ]
-    assert lines[10].split() == "candidate memory GiB time operations cost USD fits".split()
+    assert len([line for line in lines if line.startswith("hybrid")]) == 1
     assert "nothing was run" in done.stderr
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "reports").exists()
+
+
+def test_the_rows_of_a_dry_run_add_up_to_its_last_one(own_cache, tiny, tmp_path):
+    """The tokens do so to the digit, the times and prices but for what printing rounds."""
+    room = Memory(free_gib=8.0, total_gib=8.0, of="main memory")
+    session, loaded = open_session(tiny_experiment.write(tmp_path, tiny), dry_run=True)
+    work = estimate_work(session, loaded.selected)
+    plan = estimate_seconds(session, work)
+    *rows, total = plan_section(session, work, plan, estimate_costs(session, loaded.selected, room)).rows
+    assert [row[0] for row in rows] == list(work)
+    for column in (1, 2, 3):
+        assert sum(int(row[column].replace(",", "")) for row in rows) == int(total[column].replace(",", ""))
+    assert total[4] == seconds(sum(plan.values()))
+    assert [row[4] for row in rows] == [seconds(plan[row[0]]) for row in rows]
 
 
 def test_a_dry_run_says_which_jobs_workers_would_get(harness, tiny, tmp_path):

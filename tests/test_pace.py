@@ -1,5 +1,7 @@
 """The pace of a machine, learnt from what ran there."""
 
+import json
+
 import pytest
 import tiny_experiment
 
@@ -7,7 +9,7 @@ from harness import config
 from harness.cache import cache_dir
 from harness.evaluation import costs
 from harness.evaluation.costs.pace import Pace, read_pace, record_pace
-from harness.experiment import Scope, prepare_session
+from harness.experiment import Scope, prepare_session, run_all
 from harness.experiment.weights.training_fit import fit_work
 from harness.models.hardware import Machine
 from harness.progress import Silent
@@ -28,54 +30,116 @@ def tiny_session(tiny, tmp_path):
 
 
 def test_a_machine_on_which_nothing_ran_keeps_to_the_estimate():
-    assert read_pace(CPU, SIZE) == Pace(1.0, 1.0)
+    pace = read_pace(CPU, SIZE)
+    assert pace == Pace()
+    assert {rate.ratio for rate in pace} == {1.0}
+    assert all(rate.each_s > 0 for rate in pace)
 
 
 def test_work_that_took_twice_as_long_doubles_the_estimates_of_its_kind_alone():
-    record_pace(CPU, SIZE, "training", 100.0, 200.0)
-    assert read_pace(CPU, SIZE) == Pace(answering=1.0, training=2.0)
+    record_pace(CPU, SIZE, "training", 1000.0, 0, 2000.0)
+    assert read_pace(CPU, SIZE).training.ratio == pytest.approx(2.0, rel=0.01)
+    assert read_pace(CPU, SIZE)._replace(training=Pace().training) == Pace()
 
 
 def test_another_size_or_precision_learns_nothing_from_it():
-    record_pace(CPU, SIZE, "answering", 100.0, 200.0)
+    record_pace(CPU, SIZE, "answering", 100.0, 10, 200.0)
     assert read_pace(CPU, 2 * SIZE) == read_pace(CPU._replace(precision="fp32"), SIZE) == Pace()
 
 
-def test_work_of_less_than_five_seconds_teaches_nothing():
-    record_pace(CPU, SIZE, "answering", 4.9, 400.0)
-    assert read_pace(CPU, SIZE) == Pace()
+def test_what_tokens_take_and_what_each_block_takes_are_told_apart():
+    """Four measurements of known rates: 1.5 seconds for each estimated one, and 0.7 for each block."""
+    for estimated_s, n in ((100.0, 3), (2.0, 40), (30.0, 200), (400.0, 10)):
+        record_pace(CPU, SIZE, "answering", estimated_s, n, 1.5 * estimated_s + 0.7 * n)
+    learnt = read_pace(CPU, SIZE).answering
+    assert learnt.ratio == pytest.approx(1.5, rel=0.02)
+    assert learnt.each_s == pytest.approx(0.7, rel=0.05)
+
+
+def test_work_of_next_to_no_tokens_teaches_what_each_thing_takes_and_leaves_the_ratio():
+    for _ in range(10):
+        record_pace(CPU, SIZE, "training", 0.01, 20, 40.0)
+    learnt = read_pace(CPU, SIZE).training
+    assert learnt.each_s == pytest.approx(2.0, rel=0.02)
+    assert learnt.ratio == pytest.approx(1.0, abs=0.05)
+
+
+def test_things_without_tokens_take_what_they_took_on_average():
+    for took_s in (10.0, 14.0, 12.0):
+        record_pace(CPU, SIZE, "fits", 0.0, 1, took_s)
+    assert read_pace(CPU, SIZE).fits.each_s == pytest.approx((12 * 3 + Pace().fits.each_s) / 4, rel=0.02)
 
 
 def test_what_was_measured_last_counts_more_than_what_was_measured_long_ago():
     for _ in range(20):
-        record_pace(CPU, SIZE, "answering", 300.0, 300.0)
+        record_pace(CPU, SIZE, "answering", 300.0, 0, 300.0)
     for _ in range(8):
-        record_pace(CPU, SIZE, "answering", 300.0, 600.0)
-    assert 1.95 < read_pace(CPU, SIZE).answering < 2.0
+        record_pace(CPU, SIZE, "answering", 300.0, 0, 600.0)
+    assert 1.95 < read_pace(CPU, SIZE).answering.ratio < 2.0
 
 
-def test_one_measurement_that_is_far_off_moves_the_estimate_tenfold_at_most():
-    record_pace(CPU, SIZE, "training", 10.0, 1e6)
-    assert read_pace(CPU, SIZE).training == 10.0
+def test_one_measurement_that_is_far_off_moves_the_estimate_by_a_bounded_factor():
+    record_pace(CPU, SIZE, "training", 10.0, 5, 1e6)
+    learnt = read_pace(CPU, SIZE).training
+    assert learnt.ratio <= 10.0
+    assert learnt.each_s <= 50 * Pace().training.each_s
+
+
+def test_a_machine_that_is_measured_anew_keeps_what_it_learnt():
+    """What was expected in 100 s at 800 GFLOP/s and took 200 s is expected in 400 s at 200."""
+    record_pace(CPU, SIZE, "training", 100.0, 0, 200.0)
+    assert read_pace(CPU._replace(gflops=200.0), SIZE).training.ratio == pytest.approx(0.5, rel=0.02)
 
 
 def test_a_damaged_file_counts_for_nothing():
-    record_pace(CPU, SIZE, "training", 100.0, 200.0)
+    record_pace(CPU, SIZE, "training", 100.0, 1, 200.0)
     (file,) = (cache_dir() / "pace").iterdir()
     file.write_text("[1, 2")
     assert read_pace(CPU, SIZE) == Pace()
 
 
 def test_a_session_estimates_by_the_pace_that_it_found_when_it_was_opened(tiny_session):
-    work = costs.Work(read=10**9, generated=10**7, trained=10**8)
+    work = costs.Work(read=10**9, generated=10**7, trained=10**10)
     at_first = tiny_session.seconds(work)
-    tiny_session.learn_pace("training", work, 3 * at_first, tiny_session.source)
-    assert tiny_session.seconds(work) == at_first
-    tiny_session.paces.clear()
     trained = costs.Work(trained=work.trained).seconds(
         tiny_session.source.n_parameters, tiny_session.machine.gflops
     )
-    assert tiny_session.seconds(work) == pytest.approx(at_first + 2 * trained)
+    tiny_session.learn_pace("training", work, 3 * trained, tiny_session.source)
+    assert tiny_session.seconds(work) == at_first
+    tiny_session.paces.clear()
+    assert tiny_session.seconds(work) == pytest.approx(at_first + 2 * trained, rel=0.02)
+
+
+def test_each_thing_beside_the_tokens_takes_its_time(tiny_session):
+    pace, work = Pace(), costs.Work(steps=4, fits=1, opened=2, blocks=5, requests=12, runs=3)
+    expected = 4 * pace.training.each_s + pace.fits.each_s + 2 * pace.opened.each_s
+    expected += 5 * pace.answering.each_s + 12 * pace.requests.each_s + 3 * pace.runs.each_s
+    assert tiny_session.seconds(work) == pytest.approx(expected)
+
+
+def test_what_is_disturbed_teaches_nothing_and_is_known_to_have_passed(tiny_session):
+    tiny_session.learn_pace("fits", costs.Work(fits=1), 40.0, tiny_session.source, teaches=False)
+    tiny_session.paces.clear()
+    assert tiny_session.seconds(costs.Work(fits=1)) == Pace().fits.each_s
+    assert tiny_session.timed == {"fits": 40.0}
+
+
+def test_all_that_a_comparison_took_is_learnt_as_one_kind_of_work_or_another(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_IGNORE_LOAD", "1")
+    loaded = config.load(tiny_experiment.write(tmp_path / "own", tiny))
+    session = prepare_session(loaded, Scope(), Silent())
+    found = run_all(session, loaded, smoke=False)
+    (file,) = (cache_dir() / "pace").iterdir()
+    assert set(session.timed) == set(json.loads(file.read_text())) == set(Pace._fields)
+    assert sum(session.timed.values()) >= found.header["wall_s"] - 0.1  # which is rounded
+
+
+def test_a_comparison_of_what_is_stored_teaches_nothing(finished, tmp_path):
+    loaded = config.load(finished[0] / "harness.yaml")
+    session = prepare_session(loaded, Scope(), Silent())
+    run_all(session, loaded, smoke=False)
+    assert session.timed == {}
+    assert not (cache_dir() / "pace").exists()
 
 
 def test_a_training_of_so_many_steps_is_estimated_by_its_steps(tiny_session):
@@ -87,3 +151,15 @@ def test_a_training_of_so_many_steps_is_estimated_by_its_steps(tiny_session):
     whole = trained(num_train_epochs=1)
     assert trained(max_steps=1) == pytest.approx(whole * 2 / n_rows, rel=0.01)
     assert trained(max_steps=n_rows) == pytest.approx(2 * whole, rel=0.01)
+
+
+def test_a_training_counts_its_steps_as_its_trainer_makes_them(tiny_session):
+    def planned(**params):
+        recipe = Recipe(method="lora", params={"per_device_train_batch_size": 4, **params})
+        return fit_work(tiny_session, recipe, 0)
+
+    n_rows = len(tiny_session.target.items.train)
+    assert planned(num_train_epochs=2).steps == 2 * -(-n_rows // 4)
+    assert planned(num_train_epochs=1, gradient_accumulation_steps=3).steps == -(-n_rows // 12)
+    assert planned(max_steps=7).steps == 7
+    assert planned(max_steps=7).fits == 1

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from harness.evaluation.costs import Work
     from harness.evaluation.session import Session
-    from harness.report import ExperimentReport
+    from harness.experiment.preflight.candidate_costs import Cost
+    from harness.report import ExperimentReport, Section
     from harness.spec import GatePolicy, Task
 
 
@@ -98,7 +99,7 @@ def compare(
     session = experiment.prepare_session(loaded, scope, progress)
     stored = experiment.look_up(session, loaded.selected)
     computes = dry_run or learning_curve or rescue or not experiment.are_all_done(stored)
-    work = _estimate_work(session, loaded.selected, learning_curve, rescue) if computes else {}
+    work = _estimate_work(session, loaded.selected, learning_curve, rescue, scope.smoke) if computes else {}
     plan = experiment.estimate_seconds(session, work)
     warnings = experiment.warnings_before(session)
     if strict:
@@ -152,13 +153,13 @@ def _refuse_rescue_of_few(rescue: bool, fewer_items: bool) -> None:
 
 
 def _estimate_work(
-    session: "Session", selected: "Sequence[str]", learning_curve: bool, rescue: bool
+    session: "Session", selected: "Sequence[str]", learning_curve: bool, rescue: bool, smoke: bool
 ) -> "dict[str, Work]":
     """Estimate what the candidates take, and what is wanted beside them."""
     from harness import experiment
     from harness.rescue import largest_work
 
-    work = experiment.estimate_work(session, selected)
+    work = experiment.estimate_work(session, selected, smoke=smoke)
     if learning_curve:
         experiment.refuse_curve(session, selected)
         work["learning curve"] = experiment.estimate_curve_work(session, selected)
@@ -244,17 +245,14 @@ def train(
 def _print_plan(
     session: "Session", names: "Sequence[str]", work: "dict[str, Work]", plan: dict[str, float], as_json: bool
 ) -> None:
-    """Print what each candidate trains, reads and generates, the sums, and what each takes alone."""
-    from harness.cli.doctor import cost_section
-    from harness.evaluation.costs import Work
+    """Print what each candidate trains, reads and generates, its time, price and memory; the sums last."""
     from harness.evaluation.judges.planned_grades import plan_grades, plan_pairs
     from harness.experiment.analysis.target_wins import judge_of_pairs
     from harness.experiment.preflight.candidate_costs import estimate_costs
-    from harness.formatting import count, seconds, usd
+    from harness.formatting import count, usd
     from harness.models.hardware import memory
-    from harness.report import ResultDocument, Section, to_plain
+    from harness.report import ResultDocument, to_plain
 
-    total = sum(work.values(), Work())
     found = estimate_costs(session, names, memory(session.machine.device))
     pairs_judge = judge_of_pairs(session)
     grades = [*plan_grades(session, names), *(plan_pairs(session, pairs_judge, names) if pairs_judge else ())]
@@ -265,16 +263,40 @@ def _print_plan(
         judged = {f"{one.metric} of {one.task} by {one.judge}": one._asdict() for one in grades}
         print_json({**{name: {**w, **alone.get(name, {})} for name, w in planned.items()}, **judged})
         return
-    lines = [*((name, w, plan.get(name)) for name, w in work.items())]
-    lines.append(("all, in tokens, from nothing", total, sum(plan.values())))
-    rows = [[name, *map(count, (w.trained, w.read, w.generated)), seconds(s)] for name, w, s in lines]
-    tokens = Section(columns=("candidate", "trained", "read", "generated", "about"), rows=rows)
-    print_document(ResultDocument("", [tokens, *([cost_section(found)] if found else [])], ""))
+    print_document(ResultDocument("", [plan_section(session, work, plan, found)], ""))
     for one in grades:
         price = "" if one.cost_usd is None else f", {usd(one.cost_usd)} USD"
         what = f"{one.metric}: at most {count(one.grades)} grades of {one.task} by {one.judge}"
         say(f"{what}, about {count(one.read)} tokens read{price}")
     say("nothing was run; the tokens are estimated from the length of the texts, generated ones at most")
+
+
+def plan_section(
+    session: "Session", work: "dict[str, Work]", plan: dict[str, float], found: "Sequence[Cost]"
+) -> "Section":
+    """Lay out planned work: its tokens, device time and price, which add up to the last line, and memory."""
+    from harness.cli.doctor import memory_texts
+    from harness.evaluation.costs import Work, price_usd
+    from harness.formatting import UNKNOWN, count, seconds, usd
+    from harness.report import Section
+
+    hour, device = session.experiment.decide.device_hour_usd, session.machine.device
+    of_memory = {cost.candidate: memory_texts(cost) for cost in found}
+
+    def row(name: str, one: "Work", took_s: float | None) -> list[str]:
+        tokens = map(count, (one.trained, one.read, one.generated))
+        price = None if took_s is None else price_usd(took_s, device, hour)
+        return [name, *tokens, seconds(took_s), usd(price), *of_memory.get(name, (UNKNOWN, UNKNOWN))]
+
+    rows = [row(name, one, plan.get(name)) for name, one in work.items()]
+    total = row("all, from nothing", sum(work.values(), Work()), sum(plan.values()))
+    lead = (
+        "device time; what candidates share, such as weights and the suites that these answer, counts with"
+        " the first; memory estimated / measured"
+    )
+    knobs = [f"{cost.candidate} does not fit; try {cost.knob}" for cost in found if cost.knob]
+    columns = ("candidate", "trained", "read", "generated", "about", "cost USD", "memory GiB", "fits")
+    return Section(columns=columns, rows=[*rows, [*total[:-2], "", ""]], lead=lead, notes=knobs)
 
 
 def exit_code(found: "ExperimentReport", policy: "GatePolicy", *, by_verdict: bool) -> int:

@@ -272,20 +272,28 @@ def cost_section(costs: "Sequence[Cost]") -> "Section":
 
 
 def _row(cost: "Cost") -> tuple[str, ...]:
-    from harness.formatting import UNKNOWN, seconds, usd
-
-    def both(estimated: str, measured: str | None) -> str:
-        return estimated if measured is None else f"{estimated} / {measured}"
-
-    def gib(x: float | None) -> str | None:
-        return None if x is None else f"{x:.1f}"
+    from harness.formatting import seconds, usd
 
     time_s, spent = cost.time_measured_s, cost.cost_measured_usd
+    gib, fits = memory_texts(cost)
     return (
         cost.candidate,
-        both(gib(cost.memory_gib) or UNKNOWN, gib(cost.memory_measured_gib)),
-        both(seconds(cost.time_s), None if time_s is None else seconds(time_s)),
+        gib,
+        _beside(seconds(cost.time_s), None if time_s is None else seconds(time_s)),
         f"{cost.flops:.1e}" if cost.flops else "few",
-        both(usd(cost.cost_usd), None if spent is None else usd(spent)),
-        {True: "yes", False: "no", None: UNKNOWN}[cost.fits],
+        _beside(usd(cost.cost_usd), None if spent is None else usd(spent)),
+        fits,
     )
+
+
+def memory_texts(cost: "Cost") -> tuple[str, str]:
+    """Say how much memory a candidate takes, as estimated and as measured, and whether it fits."""
+    from harness.formatting import UNKNOWN
+
+    gib = (cost.memory_gib, cost.memory_measured_gib)
+    estimated, measured = (None if x is None else f"{x:.1f}" for x in gib)
+    return _beside(estimated or UNKNOWN, measured), {True: "yes", False: "no", None: UNKNOWN}[cost.fits]
+
+
+def _beside(estimated: str, measured: str | None) -> str:
+    return estimated if measured is None else f"{estimated} / {measured}"

@@ -15,9 +15,11 @@ import numpy as np
 
 from harness import provenance, store
 from harness.evaluation.candidates import base_weights
+from harness.evaluation.costs import Work
 from harness.evaluation.rows.row_sets import RowSet, suite_sets, work_of
 from harness.evaluation.session import Session
 from harness.metrics import is_flipped
+from harness.models.hardware import load
 from harness.models.hf import Candidate
 from harness.models.hub import ModelSource
 from harness.records import BLOCK, Control, ControlBlock, Origin, SampleResult
@@ -58,12 +60,12 @@ def measure(session: Session, source: ModelSource, n_blocks: int) -> str:
     chosen = list(_next_blocks(session, source, n_blocks, earlier))
     if not chosen:
         return ""
-    again = reevaluate(
-        session, [b[:2] for b in chosen], [session.host(source).base], "control arm: the base again"
-    )
+    start, base = load(), session.host(source).base
+    again = reevaluate(session, [b[:2] for b in chosen], [base], "control arm: the base again")
     found = [
         (_compare_block(session, block, anew), anew) for block, (anew,) in zip(chosen, again, strict=True)
     ]
+    session.learn_pace("answering", Work(), load().since(start).wall_s, source, teaches=False)
     now = datetime.now(UTC)
     control = Control(
         id=f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",

@@ -27,10 +27,9 @@ from harness.evaluation.rows.row_sets import RowSet, is_there, work_of
 from harness.evaluation.session import Measured, Session
 from harness.models import openai_api
 from harness.models.batching import common_length
-from harness.models.hardware import Load, cpu_kernels, load
+from harness.models.hardware import cpu_kernels, load
 from harness.models.hf import Candidate
 from harness.models.hub import ModelSource
-from harness.models.vllm import server as vllm_server
 from harness.records import BLOCK, Example, Output, PromptText, RowsIdentity, Sample, SampleResult
 from harness.spec import DATA_FILES, Fields, Task
 from harness.training import Weights
@@ -59,7 +58,7 @@ def _fill(session: Session, candidate: Candidate, rows: RowSet, name: str, contr
     encode = partial(rows.measured.encode, candidate, job)
     ahead = session.machine.device != "cpu" or openai_api.is_endpoint(candidate.engine)
     with session.progress.stage(f"{name}: {rows.name}", session.seconds(work)) as advance:
-        start = load()
+        start = began = load()
         for index, encoded in encode_blocks(encode, missing, ahead=ahead):
             block = rows.measured.evaluate(candidate, job, index, encoded)
             times.append(load().since(start))
@@ -69,16 +68,9 @@ def _fill(session: Session, candidate: Candidate, rows: RowSet, name: str, contr
             advance(index + 1, job.n_blocks)
             start = load()
     store.complete_rows(session.store, job.identity, len(rows.ids))
-    if not (done or session.is_worker):
-        _learn_pace(session, job, work, times)
-
-
-def _learn_pace(session: Session, job: Job, work: Work, times: Sequence[Load]) -> None:
-    """Learn how fast a model here answers a whole job, unless other work disturbed it."""
-    here = job.identity.engine.partition("/")[0] in ("transformers", "vllm", vllm_server.ENGINE)
-    if here and session.slot.host and not any(time.is_contended() for time in times):
-        took_s = sum(time.wall_s for time in times)
-        session.learn_pace("answering", work, took_s, session.slot.host.source)
+    if source := session.base_in_memory(job.identity.engine):
+        alone = not (done or session.is_worker or any(time.is_contended() for time in times))
+        session.learn_pace("answering", work, load().since(began).wall_s, source, teaches=alone)
 
 
 def find_base_rows(session: Session, sets: Iterable[RowSet]) -> list[RowSet]:
@@ -144,7 +136,12 @@ def open_weights(session: Session, weights: Weights) -> Iterator[Candidate]:
         CandidateFailed: their files are no longer those that were made.
     """
     refuse_damaged(weights)
+    start = load()
     with OPENERS[weights.kind](session, weights) as candidate:
+        passed = load().since(start)
+        if source := session.base_in_memory(candidate.engine):
+            alone = not (session.is_worker or passed.is_contended())
+            session.learn_pace("opened", Work(opened=1), passed.wall_s, source, teaches=alone)
         yield candidate
 
 

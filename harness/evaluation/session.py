@@ -151,7 +151,8 @@ class Session:
     `folds` are those of the target, where `data.folds` asks for some (see `k_fold`).
     `source` is the experiment's base; `sources` holds every model that a candidate names, by name;
     `candidates` are the experiment's, each resolved once.
-    `paces` maps sizes of models to the pace at which this machine answered and trained when it was opened.
+    `paces` maps sizes of models to the pace at which this machine answered and trained when it was opened,
+    `timed` kinds of work to the seconds that they took since then.
     `controls` maps digests of bases to the control arm that was measured while this session was open,
     `judging` maps judges that run here to their weights, or to why they have none yet;
     `checked_judges` holds the judges whose anchors were graded again for the candidate that is evaluated,
@@ -178,6 +179,7 @@ class Session:
     settled: dict[str, Any] = field(default_factory=dict)
     slot: EngineSlot = field(default_factory=EngineSlot)
     paces: dict[int, Pace] = field(default_factory=dict)
+    timed: dict[str, float] = field(default_factory=dict)
     training: Mapping[str, Measured] = field(default_factory=dict)
     folds: Sequence[Fold] = ()
     dry_run: bool = False
@@ -207,19 +209,32 @@ class Session:
         n_parameters = (source or self.source).n_parameters
         if n_parameters not in self.paces:
             self.paces[n_parameters] = read_pace(self.machine, n_parameters)
-        pace = self.paces[n_parameters]
-        trained, answered = costs.Work(trained=work.trained), work._replace(trained=0)
-        seconds = (self._plain_seconds(part, source or self.source) for part in (answered, trained))
-        return sum(ratio * part_s for ratio, part_s in zip(pace, seconds, strict=True))
+        rates = self.paces[n_parameters]
+        amounts = (self._amount(kind, work, source or self.source) for kind in Pace._fields)
+        pairs = zip(rates, amounts, strict=True)
+        return sum(rate.ratio * estimated_s + rate.each_s * n for rate, (estimated_s, n) in pairs)
 
-    def _plain_seconds(self, work: costs.Work, source: ModelSource) -> float:
-        """Estimate how long work takes by sizes alone."""
-        return work.seconds(hub.active_parameters(source), self.machine.gflops, self.machine.device)
+    def _amount(self, kind: str, work: costs.Work, source: ModelSource) -> tuple[float, int]:
+        """Return a kind's share of work: the seconds of its tokens by sizes alone, and how many things."""
+        tokens, n = {
+            "answering": (work._replace(trained=0), work.blocks),
+            "training": (costs.Work(trained=work.trained), work.steps),
+        }.get(kind, (costs.Work(), getattr(work, kind, 0)))
+        here = hub.active_parameters(source), self.machine.gflops, self.machine.device
+        return tokens.seconds(*here), n
 
-    def learn_pace(self, kind: Kind, work: costs.Work, took_s: float, source: ModelSource) -> None:
-        """Keep how long an amount of work took here, for the estimates of later calls."""
-        estimated_s = self._plain_seconds(work, source)
-        record_pace(self.machine, source.n_parameters, kind, estimated_s, took_s)
+    def learn_pace(
+        self, kind: Kind, work: costs.Work, took_s: float, source: ModelSource, *, teaches: bool = True
+    ) -> None:
+        """Keep how long work of a kind took here, where it `teaches` that also for later estimates."""
+        self.timed[kind] = self.timed.get(kind, 0.0) + took_s
+        if teaches:
+            record_pace(self.machine, source.n_parameters, kind, *self._amount(kind, work, source), took_s)
+
+    def base_in_memory(self, engine: str) -> ModelSource | None:
+        """Return the base that an engine answers with on this machine; None where it answers elsewhere."""
+        here = engine.partition("/")[0] in ("transformers", "vllm", vllm_server.ENGINE)
+        return self.slot.host.source if here and self.slot.host else None
 
     def host(self, source: ModelSource) -> Host:
         """Load a base as it is served, unless it is the one in memory; that one then goes first."""

@@ -4,7 +4,6 @@ Invariant: incremental; a second call computes nothing, and a candidate that fai
 while the others finish.
 """
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -18,6 +17,7 @@ from harness.errors import CandidateFailed, IncompatibleRuns, UserError
 from harness.evaluation import judges
 from harness.evaluation.candidate_rows import training_notes
 from harness.evaluation.candidates import ResolvedCandidate
+from harness.evaluation.costs import Work
 from harness.evaluation.judges.judging_stage import judge_remarks, pair_remarks, self_preference_remarks
 from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
@@ -61,6 +61,7 @@ from harness.experiment.runs.stored_rows import Reader
 from harness.experiment.runs.suite_arms import base_arm
 from harness.experiment.weights.prompt_search import choose_prompts
 from harness.formatting import count
+from harness.models.hardware import Load, load
 from harness.models.hub import ModelSource
 from harness.progress import Progress, Silent
 from harness.records import Run
@@ -151,8 +152,9 @@ def run_all(
     """
     if learning_curve:
         refuse_curve(session, loaded.selected)
-    start, ordered = time.monotonic(), in_order(session, loaded.selected)
+    start, before, ordered = load(), sum(session.timed.values()), in_order(session, loaded.selected)
     found = stored_runs(session, ordered) if found is None else found
+    from_nothing = not (any(found) or fewer_items or learning_curve)
     _refuse_forbidden(session, loaded, ordered, found)
     names = [one.candidate.name for one in ordered]
     noted = store.StoredProgress(session.progress, session.store, "A comparison", names)
@@ -187,12 +189,21 @@ def run_all(
             so_far = report_of(session, reader, runs, smoke=smoke, header={}, notes=())
             make_curve(session, runs, so_far.facts)
         store.end(session.store, begun)
-    header = {**_header(session), "wall_s": round(time.monotonic() - start, 1)}
+    header = {**_header(session), "wall_s": round(load().since(start).wall_s, 1)}
     curve_of, notes = partial(stored_curve, session, reader, runs), [*said, *_notes(session, runs)]
     report = report_of(session, reader, runs, smoke=smoke, header=header, notes=notes, curve_of=curve_of)
     report = _with_changes(session, report, runs)
     record_report(session.store, report, runs, session.experiment.gate, _settings(session))
+    if from_nothing and session.experiment.execution.executor == "in_process":
+        passed = load().since(start)
+        _learn_rest(session, runs, passed.wall_s - sum(session.timed.values()) + before, passed)
     return report
+
+
+def _learn_rest(session: Session, runs: Sequence[Run], took_s: float, passed: Load) -> None:
+    """Learn what a whole comparison took beside what was timed by itself: grading, statistics, writing."""
+    alone = not passed.is_contended() and all(run.state == "done" for run in runs)
+    session.learn_pace("runs", Work(runs=len(runs)), max(0.0, took_s), session.source, teaches=alone)
 
 
 def _with_changes(session: Session, report: ExperimentReport, runs: Sequence[Run]) -> ExperimentReport:

@@ -313,7 +313,7 @@ def _work(session: Session, trial: Trial, seed: int) -> Work:
     asked = session, trial.recipe, weights, 0
     sets = [*suite_sets(session, weights), *target_sets(*asked), *more_target_sets(*asked)]
     making = fit_work(session, trial.source, seed) + tracking_work(session, trial.source)
-    return total_work(sets) + making
+    return total_work(sets) + making + Work(opened=1, runs=1)
 
 
 def _n_layers(base: ModelSource) -> int | None:

@@ -51,18 +51,28 @@ class Tokens(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Tokens to read, to generate (at most) and to train."""
+    """Tokens to read, to generate (at most) and to train, and what takes time beside them.
+
+    That are optimiser `steps`, trainings (`fits`), weights that are `opened` to answer, `blocks` of rows that
+    are answered and written, single `requests` that are timed, and finished `runs`.
+    """
 
     read: int = 0
     generated: int = 0
     trained: int = 0
+    steps: int = 0
+    fits: int = 0
+    opened: int = 0
+    blocks: int = 0
+    requests: int = 0
+    runs: int = 0
 
     def __add__(self, other: "Work") -> "Work":  # type: ignore[override]
         """Add up two amounts of work."""
         return Work(*(a + b for a, b in zip(self, other, strict=True)))
 
     def seconds(self, n_parameters: float, gflops: float, device: str = "cpu") -> float:
-        """Estimate the time of this work on a device of so many 1e9 operations a second."""
+        """Estimate the time of these tokens on a device of so many 1e9 operations a second."""
         per_s, shares = gflops * 1e9 / n_parameters, SHARES[device]
         return (
             2 * self.read / (per_s * shares.read)
@@ -111,6 +121,11 @@ def _n_shared(examples: Sequence[Example]) -> int:
     """Count the messages that all examples begin with."""
     columns = zip(*(e.messages for e in examples), strict=False)
     return next((i for i, column in enumerate(columns) if any(m != column[0] for m in column)), 0)
+
+
+def times(work: Work, n: int) -> Work:
+    """Return so many times an amount of work."""
+    return Work(*(n * amount for amount in work))
 
 
 def training(examples: Sequence[Example], epochs: float) -> Work:

@@ -5,8 +5,9 @@ was disturbed as well. A request takes its prompting with it (shots, retrieval),
 server would.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from math import ceil
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 from harness import store
 from harness.evaluation import Job, evaluate_block
+from harness.evaluation.costs import Work
 from harness.evaluation.rows.row_sets import RowSet
 from harness.evaluation.session import Session
 from harness.formatting import count, seconds
@@ -26,6 +28,7 @@ from harness.records import BLOCK, Origin, Run, SampleResult
 
 FEW_REQUESTS, MANY_REQUESTS = 10, 30
 AT_ONCE = 8  # requests that come together, unless another number is written
+_BESIDE = 2  # asked before and after those that are timed
 _ROUNDS = 3  # in which they come, to time their first tokens
 _FEWEST, _LONGEST_S = 5, 10.0  # slow candidates are asked less, but so many at least
 # The same request took this much longer than before, by more than anybody would notice: something else ran.
@@ -108,6 +111,19 @@ def request_latency(session: Session, candidate: Candidate, rows: RowSet, n: int
         )
 
 
+def n_timed(n_items: int, *, best: bool = False) -> int:
+    """Count the single requests that timing a candidate takes; with `best` those by which it is timed again.
+
+    There are none where few items were all timed before. A batch of requests that come at once counts as two.
+    """
+    if not best:
+        return min(FEW_REQUESTS, n_items) + _BESIDE
+    if n_items <= FEW_REQUESTS:
+        return 0
+    one_token = min(_FEWEST, n_items) + _BESIDE
+    return min(MANY_REQUESTS, n_items) + _BESIDE + one_token + 2 * (1 + _BESIDE) + _ROUNDS + _BESIDE
+
+
 class LoadTime(NamedTuple):
     """Seconds until the last of `n` requests that come at once is answered, and until their first tokens.
 
@@ -166,6 +182,17 @@ def _times_of_threads(candidate: Candidate, job: Job) -> tuple[float, ...]:
 
     with ThreadPoolExecutor(len(job.examples)) as threads:
         return tuple(threads.map(ask, range(len(job.examples))))
+
+
+@contextmanager
+def learn_requests(session: Session, candidate: Candidate, n: int) -> Iterator[None]:
+    """Learn how long so many single requests to a model take here, for the estimates of later calls."""
+    start = load()
+    yield
+    passed = load().since(start)
+    if source := session.base_in_memory(candidate.engine):
+        alone = not (session.is_worker or passed.is_contended())
+        session.learn_pace("requests", Work(requests=n), passed.wall_s, source, teaches=alone)
 
 
 def prompting_time(rows: RowSet, n: int) -> float:

@@ -162,14 +162,14 @@ def work_of(job: Job) -> costs.Work:
         return _work_of_lm_eval(job)
     once = costs.reading(job.examples, ranked=ranked, max_new_tokens=job.task.max_new_tokens)
     n_samples = job.decoding.samples if job.decoding else 1
-    return costs.Work(read=n_samples * once.read, generated=n_samples * once.generated)
+    return costs.Work(n_samples * once.read, n_samples * once.generated, blocks=job.n_blocks)
 
 
 def _work_of_lm_eval(job: Job) -> costs.Work:
     """Estimate from the documents' texts, the shots counted as documents of the same length."""
     once = costs.reading(job.examples, ranked=False, max_new_tokens=job.task.max_new_tokens)
     generated = once.generated if job.task.kind == "generate" else 0
-    return costs.Work(read=once.read * (1 + job.task.num_fewshot), generated=generated)
+    return costs.Work(once.read * (1 + job.task.num_fewshot), generated, blocks=job.n_blocks)
 
 
 def identity(

@@ -14,7 +14,7 @@ from harness.decision import CandidateFacts, LearningCurve
 from harness.errors import HarnessError, Problem, UserError
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
-from harness.evaluation.costs import Work
+from harness.evaluation.costs import Work, times
 from harness.evaluation.rows.row_sets import RunRequest, target_sets, total_work
 from harness.evaluation.session import Measured, Session, join_items
 from harness.experiment.runs.candidate_result import facts_of
@@ -61,8 +61,9 @@ def estimate_curve_work(session: Session, selected: Iterable[str]) -> Work:
 def _work(session: Session, candidate: ResolvedCandidate) -> Work:
     trains = fit_work(session, candidate.source, session.experiment.seeds[0])
     asks = total_work(target_sets(session, candidate.recipe, base_weights(session.source), 0))
-    once = Work(*(round(sum(SHARES) * n) for n in trains))
-    return sum([asks] * len(SHARES), once)
+    n = len(SHARES)
+    once = Work(*(round(sum(SHARES) * amount) for amount in trains))._replace(fits=n)
+    return times(asks, n) + once + Work(opened=n, runs=n)
 
 
 def make_curve(session: Session, runs: Sequence[Run], facts: Sequence[CandidateFacts]) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from harness import comparison, gating, store
 from harness.errors import Problem
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, read_weights
-from harness.evaluation.costs import Work
+from harness.evaluation.costs import Work, times
 from harness.evaluation.judges.judging_stage import score_answered
 from harness.evaluation.rows.row_sets import RowSet, suite_set, target_sets, work_of
 from harness.evaluation.runner import fill, measure_control, open_weights
@@ -83,8 +83,8 @@ def tracking_work(session: Session, source: Recipe) -> Work:
     n_items = sum(m.size("test") for m in tasks)
     suites = sum((work_of(suite_set(session, base, m).job()) for m in tasks), Work())
     share = min(source.track.items, n_items / 2) / n_items if n_items else 0.0
-    general = Work(read=round(suites.read * share), generated=round(suites.generated * share))
-    return sum([once + general] * source.track.points, Work())
+    general = Work(*(round(share * amount) for amount in suites))
+    return times(once + general + Work(opened=1), source.track.points)
 
 
 def _sample(session: Session, base_rows: Mapping[str, str], n_items: int) -> list[_Sampled]:

@@ -1,27 +1,37 @@
-"""Planned work of candidates: what each trains, reads and generates from nothing, and how long that takes."""
+"""Planned work of candidates: what each trains, reads and generates from nothing, and how long that takes.
+
+Invariant: what candidates share (a base's suites, a fine-tune's weights) is counted once, with the first of
+them, so the parts add up to the whole.
+"""
 
 from collections.abc import Collection, Mapping
 
 from harness import plugins
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.changed_facts import changed_sets
-from harness.evaluation.costs import Work
+from harness.evaluation.costs import Work, times
+from harness.evaluation.costs.timing import n_timed
 from harness.evaluation.more_targets import more_target_sets
 from harness.evaluation.rows.row_sets import suite_sets, target_sets, total_work, work_of
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import tracking_work
-from harness.experiment.runs.k_fold import fold_sessions
+from harness.experiment.runs.k_fold import fold_sessions, is_cross_validated
 from harness.experiment.weights.training_fit import fit_work
 from harness.models.hub import ModelSource
 
 BASE_ARM = "capability suite of the base"
+TIMED_AGAIN = "single requests of the best"
 
 
-def estimate_work(session: Session, selected: Collection[str]) -> dict[str, Work]:
-    """Estimate what each selected candidate trains, reads and generates, as if nothing were there yet."""
+def estimate_work(session: Session, selected: Collection[str], *, smoke: bool = False) -> dict[str, Work]:
+    """Estimate what each selected candidate trains, reads and generates, as if nothing were there yet.
+
+    In a `smoke` run no more requests are timed of what is best.
+    """
     candidates = [session.candidates[name] for name in selected]
     suites = total_work(suite_sets(session, base_weights(session.source)))
-    out = {arm_label(session, source): suites for source in measured_bases(candidates)}
+    arm = suites + _control_work(session, suites) + Work(opened=1)
+    out = {arm_label(session, source): arm for source in measured_bases(candidates)}
     made: set[str] = set()
     judged: set[tuple[str, str]] = set()
     for candidate in candidates:
@@ -33,8 +43,24 @@ def estimate_work(session: Session, selected: Collection[str]) -> dict[str, Work
         gated = candidate.method.tunes and not candidate.is_target_only and weights not in judged
         once = _evaluation_work(session, candidate) + making + (suites if gated else Work())
         judged.add(weights)
-        out[candidate.name] = sum([once] * len(candidate.seeds), Work())
+        out[candidate.name] = times(once, len(candidate.seeds))
+    if not smoke and (again := _timing_work(session, candidates)).requests:
+        out[TIMED_AGAIN] = again
     return out
+
+
+def _timing_work(session: Session, candidates: Collection[ResolvedCandidate]) -> Work:
+    """Estimate the requests that are timed again: of the best untrained candidate and the best fine-tune."""
+    here = {one.method.tunes for one in candidates if one.method.makes_language_model and not one.is_remote}
+    n = n_timed(len(session.target.items.validation), best=True)
+    return times(Work(opened=1, requests=n), len(here))
+
+
+def _control_work(session: Session, suites: Work) -> Work:
+    """Estimate the control arm of a base, whose blocks are those of its suites."""
+    n = min(session.experiment.gate.control_blocks, suites.blocks)
+    share = n / max(1, suites.blocks)
+    return Work(read=round(share * suites.read), generated=round(share * suites.generated), blocks=n)
 
 
 def estimate_seconds(session: Session, work: Mapping[str, Work]) -> dict[str, float]:
@@ -67,13 +93,16 @@ def _making_work(session: Session, candidate: ResolvedCandidate) -> Work:
     fits = [fit_work(session, trial.source, session.experiment.seeds[0]) for trial in trials]
     if candidate.source.tried:
         validation = target_sets(session, candidate.source, base_weights(session.source), 0)[0]
-        fits += [work_of(validation.job())] * (len(trials) - 1)
+        fits += [work_of(validation.job()) + Work(opened=1)] * (len(trials) - 1)
     return sum(fits, tracking_work(session, candidate.source))
 
 
 def _evaluation_work(session: Session, candidate: ResolvedCandidate) -> Work:
     if not plugins.method(candidate.recipe.method).makes_language_model:
-        return Work()
+        return Work(runs=1)
     weights = base_weights(session.source)
     ask = (target_sets, changed_sets, more_target_sets)
-    return total_work([rows for of in ask for rows in of(session, candidate.recipe, weights, 0)])
+    answers = total_work([rows for of in ask for rows in of(session, candidate.recipe, weights, 0)])
+    n_opened = 1 + len(session.folds) * is_cross_validated(session, candidate)
+    n_requests = n_timed(len(session.target.items.validation))
+    return answers + Work(opened=n_opened, requests=n_requests, runs=1)

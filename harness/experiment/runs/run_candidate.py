@@ -148,12 +148,13 @@ def _measure_times(session: Session, model: Candidate, sets: Sequence[RowSet], n
     """Time single requests for validation items and answers in a batch on test; with the cached tokens."""
     # What a judge has yet to grade is stored as it was answered.
     validation, test = (rows if is_there(session, rows) else rows.answers for rows in sets[:2])
-    return {
-        **timing.latency_figures(timing.request_latency(session, model, validation, n)),
-        **timing.batch_figures(timing.batch_time(session, model, test)),
-        "prompting_s": timing.prompting_time(validation, n),
-        "shared_prompt_tokens": float(shared_tokens(model, validation.job())),
-    }
+    with timing.learn_requests(session, model, timing.n_timed(len(validation.ids))):
+        return {
+            **timing.latency_figures(timing.request_latency(session, model, validation, n)),
+            **timing.batch_figures(timing.batch_time(session, model, test)),
+            "prompting_s": timing.prompting_time(validation, n),
+            "shared_prompt_tokens": float(shared_tokens(model, validation.job())),
+        }
 
 
 def time_again(session: Session, candidate: ResolvedCandidate, run: Run) -> Run:
@@ -166,10 +167,11 @@ def time_again(session: Session, candidate: ResolvedCandidate, run: Run) -> Run:
     at_once = session.experiment.concurrency
     if weights is None or not timing.wants_more(run, len(sets[0].ids), at_once):
         return run
-    expected_s = timing.MANY_REQUESTS * run.latency["p50_s"]
+    expected_s = timing.n_timed(len(sets[0].ids), best=True) * run.latency["p50_s"]
     with (
         open_weights(session, weights) as model,
         session.progress.stage(f"{candidate.name}: single requests", expected_s),
+        timing.learn_requests(session, model, timing.n_timed(len(sets[0].ids), best=True)),
     ):
         generates = weights.is_language_model and candidate.recipe.answer == "generate"
         figures = timing.load_figures(

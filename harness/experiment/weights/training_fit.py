@@ -4,7 +4,9 @@ Invariant: whatever ends a training, the next call goes on from its checkpoints.
 """
 
 import json
+import time
 from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
 
 from harness import plugins
@@ -17,7 +19,7 @@ from harness.evaluation.rows.row_sets import prompting_step
 from harness.evaluation.session import Session
 from harness.experiment.weights.pruned_trials import unset_pruned
 from harness.experiment.weights.weights_folder import processes_of, shards_of
-from harness.models.hardware import MOST_WAITED
+from harness.models.hardware import MOST_WAITED, ignores_load
 from harness.models.hub import ModelSource
 from harness.records import Example, parse_json
 from harness.spec import Recipe
@@ -26,7 +28,7 @@ from harness.training import FIT, Job, Reward, Weights, clean_up, code_of, run_j
 from harness.training.parallel.launch import write_launch
 from harness.training.worker import launch
 
-_ALIKE = 0.6  # of the tokens estimated, and one over it: so many make it the training that was estimated
+_ALIKE = 0.6  # of the steps estimated, and one over it: so many make it the training that was estimated
 
 
 def fit(
@@ -58,7 +60,7 @@ def fit(
     processes = processes_of(session, source)
     own_process = method.trains and (processes > 1 or has_own_process(session))
     unset_pruned(folder, part)
-    work, is_resumed = fit_work(session, source, seed), part.exists()
+    work, is_resumed, began = fit_work(session, source, seed), part.exists(), time.monotonic()
     expected_s = session.seconds(work, candidate.trained_base)
     shared = f", {processes} processes" if processes > 1 else ""
     what = f"training {candidate.source_name}, seed {seed}{shared}"
@@ -81,10 +83,11 @@ def fit(
         raise
     if not (part / FIT).exists():
         return
-    if method.trains and processes == 1 and not (is_resumed or session.is_worker):
-        _learn_pace(session, work, part, candidate.trained_base)
     clean_up(part, complete=True)
     part.rename(folder)
+    if method.trains:
+        alone = processes == 1 and not (is_resumed or session.is_worker)
+        _learn_pace(session, work, folder, candidate.trained_base, time.monotonic() - began, alone=alone)
 
 
 def has_own_process(session: Session) -> bool:
@@ -93,17 +96,25 @@ def has_own_process(session: Session) -> bool:
     return asked == "own" or (asked == "auto" and session.machine.device == "cuda")
 
 
-def _learn_pace(session: Session, work: costs.Work, made: Path, base: ModelSource) -> None:
-    """Learn how fast this machine trains, from a training that read about what was estimated, undisturbed.
+def _learn_pace(
+    session: Session, work: costs.Work, made: Path, base: ModelSource, took_s: float, *, alone: bool
+) -> None:
+    """Learn how fast this machine trains, from a training of the steps that were estimated, undisturbed.
 
-    One that stopped early read less, and one that generates its answers does what nobody estimated.
+    One that stopped early made less, and one that generates its answers does what nobody estimated. What it
+    took beside its steps is learnt of a training that read nothing before them.
     """
     record = parse_json((made / FIT).read_text("utf-8"))["training"]
-    as_estimated = _ALIKE * work.trained < record.get("n_tokens", 0) < work.trained / _ALIKE
-    undisturbed = record.get("waited_share", 0.0) <= MOST_WAITED
-    generated = {"reward", "teacher"} & record.keys()
-    if "wall_s" in record and as_estimated and undisturbed and not generated:
-        session.learn_pace("training", work, record["wall_s"], base)
+    steps_s = min(record.get("train_loop_s", 0.0), took_s)
+    as_estimated = _ALIKE * work.steps < record.get("n_steps", 0) < work.steps / _ALIKE
+    waited = 0.0 if ignores_load() else record.get("waited_share") or 0.0
+    undisturbed = alone and waited <= MOST_WAITED
+    generates = bool({"reward", "teacher"} & record.keys())
+    session.learn_pace(
+        "training", work, steps_s, base, teaches=undisturbed and as_estimated and not generates
+    )
+    reads_first = bool(work.read or work.generated)
+    session.learn_pace("fits", work, took_s - steps_s, base, teaches=undisturbed and not reads_first)
 
 
 def _write_job(
@@ -166,7 +177,7 @@ def _init_path(init: Weights | None) -> Path | None:
 
 
 def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
-    """Estimate the tokens one fit trains on; methods without epochs train no language model."""
+    """Estimate the tokens and steps one fit trains on; methods without epochs train no language model."""
     method = plugins.method(source.method)
     if not method.trains:
         return costs.Work()
@@ -184,4 +195,6 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
     base = session.sources.get(source.base_model or "", session.source)
     read, generated = method.extra_tokens(params, base, round(n_rows * epochs), plain.trained)
     extra = costs.Work(read=read, generated=generated)
-    return plain + extra + regularization_work(session, source, seed, plain, (n_rows, step_rows))
+    whole = plain + extra + regularization_work(session, source, seed, plain, (n_rows, step_rows))
+    n_steps = params.max_steps if params.max_steps > 0 else ceil(n_rows / step_rows) * epochs
+    return whole._replace(steps=ceil(n_steps), fits=1)
