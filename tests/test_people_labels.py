@@ -549,6 +549,15 @@ def test_the_next_export_goes_on_where_labels_end(harness, project):  # noqa: F8
     assert len({row["question"] for row in (*first, *second)}) == 130
 
 
+def test_an_export_draws_what_the_decision_rests_on_after_labels_moved_it(harness, project):  # noqa: F811
+    def drawn(file):
+        return harness("rate", "export", file, cwd=project).stdout.splitlines()[0].rpartition(" of ")[2]
+
+    assert drawn("one.csv") == "prompt"
+    rate(harness, project, 100, lambda i: "1", candidates=("--candidates", "shots"))
+    assert drawn("two.csv") == "shots", "which people prefer by far"
+
+
 def test_an_answer_with_a_label_is_not_asked_for_again(harness, project):  # noqa: F811
     first, _ = rate(harness, project, 5, lambda i: "1", candidates=("--candidates", "prompt"))
     harness("rate", "export", "two.csv", "-n", 5, *BOTH, cwd=project, check=0)

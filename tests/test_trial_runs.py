@@ -87,7 +87,7 @@ def test_trials_are_listed_below_their_run_and_those_of_none_at_the_end(store, c
         "trial of lora, r 3: f1 25.0 % on validation, pruned at step 12",
         "trial of lora, r 5: it diverged",
     ]
-    assert said[4].startswith("trial of lora, which no run was chosen among, r 4: f1 50.0 %")
+    assert said[4].startswith("trial of lora for a run that is not stored, r 4: f1 50.0 %")
     assert said[4].endswith(", 10 kB")
 
 

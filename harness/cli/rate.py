@@ -68,7 +68,7 @@ def _left_text(n: int, what: str) -> str:
     return (
         f"{count(n)} {what} are left; a later export goes on with these"
         if n
-        else f"no {what} are left beside it"
+        else f"this file has all {what}"
     )
 
 

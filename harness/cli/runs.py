@@ -41,7 +41,7 @@ def runs_list(runs: RunsFolder = RUNS, as_json: Json = False) -> None:
         f"{size(used.control)}, nights {size(used.nightly)}, others {size(used.others)}"
     )
     shared = store.base_rows_use()
-    say(f"{shared.path}: {size(shared.n_bytes)} of bases' rows, for the experiments of every folder")
+    say(f"{shared.path}: {size(shared.n_bytes)} of base models' answers, shared by all experiments on this machine")
 
 
 @verb(runs_app, "harness runs show RUN", name="show")
@@ -206,7 +206,7 @@ def _list_lines(
             chosen = ", chosen" if one.trial.fit_key == run.training.fit_key else ""
             lines[f"  {one.run.run_id}"] = f"trial of {one.run.candidate}, {trial_line(one)}{chosen}"
     for one in trials.get("", ()):
-        line = f"trial of {one.run.candidate}, which no run was chosen among, {trial_line(one)}"
+        line = f"trial of {one.run.candidate} for a run that is not stored, {trial_line(one)}"
         lines[one.run.run_id] = f"{line}, {size(freed[one.run.run_id])}"
     return lines
 

@@ -27,6 +27,7 @@ from harness.config import Loaded
 from harness.config.rubrics import asked_digest, current_labels, rubric_of
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean
+from harness.experiment.analysis.human_labels import correct_reached
 from harness.experiment.runs.candidate_result import facts_on_target
 from harness.metrics import Metric, load_metrics
 from harness.records import AnswerLabel, LabelSet, Run, SampleResult, digest
@@ -105,9 +106,9 @@ def export_answers(
 ) -> Exported:
     """Write the answers of candidates to randomly drawn test items of the target, to be labelled.
 
-    Without `candidates` those of the best fine-tune and the best untrained candidate on validation; without
-    `metric` for the one that decides. Of several seeds the one with the fewest labels is drawn. Items whose
-    answers all have a label are left out.
+    Without `candidates` those of the best fine-tune and the best untrained candidate on validation, where
+    people's labels correct a judge; without `metric` for the one that decides. Of several seeds the one with
+    the fewest labels is drawn. Items whose answers all have a label are left out.
 
     Raises:
         UserError: the file exists, is no .csv or lies in no folder, the metric or a candidate is unknown,
@@ -243,21 +244,24 @@ def measured_runs(loaded: Loaded, at: Store) -> list[tuple[Run, CandidateFacts]]
         with suppress(IncompatibleRuns):
             stored += candidate_runs(loaded, at, name)
     found = list(_facts(at, task, metric, stored))
+    within = decision.apply_budgets([f for _, f in found], loaded.experiment.decide)
     if not found:
         raise IncompatibleRuns(
             f"{at.folder}: found no run with answers to {task.name}; expected one to label; "
             "next: harness compare"
         )
-    return found
+    return [(run, f) for (run, _), f in zip(found, within, strict=True)]
 
 
 def _facts(
     at: Store, task: Task, metric: Metric, runs: Iterable[Run]
 ) -> Iterator[tuple[Run, CandidateFacts]]:
+    """Yield what runs reach as the decision sees it, corrected by the labels there are."""
+    labels = latest_labels(current_labels(store.list_labels(at, task.name), task), metric.name)
     for run in runs:
         with suppress(CandidateFailed, KeyError):
-            rows = [target_rows(at, run, task, split) for split in ("test", "validation")]
-            yield run, facts_on_target(run, metric, *rows)
+            test, validation = (target_rows(at, run, task, split) for split in ("test", "validation"))
+            yield run, correct_reached(metric, facts_on_target(run, metric, test, validation), test, labels)
 
 
 def _list_labelled(metric: str, rows: Iterable[SampleResult], labels: Labels) -> list[SampleResult]:
@@ -313,7 +317,7 @@ def _read(file: Path, known: Mapping[str, _Known], scale: tuple[float, float]) -
             problems.append(Problem(where, f"a key of line {seen[key]} again", expected, "keep one"))
         elif (label := _number(written, scale)) is None:
             low, high = (f"{end:g}" for end in scale)
-            step = "mend the label, or give another --scale"
+            step = "mend the label, or say which scale it is on, as in --scale 1,5"
             problems.append(Problem(where, f"label {written!r}", f"a number from {low} to {high}", step))
         else:
             seen[key] = line
