@@ -15,7 +15,7 @@ from openai_server import Fault, Rule, Said, serving
 from harness import config, release, store
 from harness.comparison.labelled_answers import answer_digest
 from harness.config.rubrics import read_rubric
-from harness.errors import UserError
+from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation.judges.grade_costs import cost_usd
 from harness.evaluation.judges.judge_prompts import judge_messages
 from harness.evaluation.judges.planned_grades import plan_grades
@@ -452,6 +452,19 @@ def test_labels_that_could_be_of_two_scales_are_refused_without_one(desk):
     for scale, meant in (((1.0, 5.0), 0.0), ((0.0, 1.0), 1.0)):
         import_labels(d.path, file, rater="ann", scale=scale)
         assert {one.label for one in store.list_labels(d.store)[-1].labels} == {meant}
+
+
+def test_an_export_says_which_answers_without_a_readable_grade_it_leaves_out(desk):
+    d = desk(judge=Grader(lambda q, a: "7/10" if number(q) == 3 else "5"))
+    d.compare()
+    file, again = d.folder / "labels.csv", d.folder / "again.csv"
+    assert export_answers(d.path, file, candidates=["plain"]).n_items == N - 1
+    file.write_text(
+        "".join(f"{line}5\n" for line in file.read_text().splitlines()).replace("label5", "label")
+    )
+    import_labels(d.path, file, rater="ann", scale=(1.0, 5.0))
+    with pytest.raises(IncompatibleRuns, match="1 of plain failed or could not be scored.* attempts: 2"):
+        export_answers(d.path, again, candidates=["plain"])
 
 
 def test_half_a_character_in_what_a_server_says_costs_no_other_answer(desk):

@@ -66,9 +66,7 @@ def _left_text(n: int, what: str) -> str:
     from harness.formatting import count
 
     return (
-        f"{count(n)} {what} are left; a later export goes on with these"
-        if n
-        else f"this file has all {what}"
+        f"{count(n)} {what} are left; a later export goes on with these" if n else f"this file has all {what}"
     )
 
 

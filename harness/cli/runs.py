@@ -41,7 +41,7 @@ def runs_list(runs: RunsFolder = RUNS, as_json: Json = False) -> None:
         f"{size(used.control)}, nights {size(used.nightly)}, others {size(used.others)}"
     )
     shared = store.base_rows_use()
-    say(f"{shared.path}: {size(shared.n_bytes)} of base models' answers, shared by all experiments on this machine")
+    say(f"{shared.path}: {size(shared.n_bytes)} of base models' answers, for all experiments on this machine")
 
 
 @verb(runs_app, "harness runs show RUN", name="show")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness import config, decision, store
+from harness.comparison.estimators import is_judge
 from harness.comparison.labelled_answers import (
     Labels,
     answer_digest,
@@ -72,11 +73,12 @@ class Imported(NamedTuple):
 
 
 class _Arm(NamedTuple):
-    """A run's answers by item, and the items whose answer lacks a label."""
+    """A run's answers by item, the items whose answer lacks a label, and how many have no score to label."""
 
     label: str
     rows: Mapping[str, SampleResult]
     open_: set[str]
+    n_failed: int
 
 
 class _Known(NamedTuple):
@@ -135,10 +137,7 @@ def export_answers(
     shared = draw_items(set[str]().union(*arms), task.name, measured.name)
     open_ = [item for item in shared if any(item in arm.open_ for arm in drawn)]
     if not open_:
-        found = (
-            f"no answer without a label for {measured.name}, of {' and '.join(arm.label for arm in drawn)}"
-        )
-        raise IncompatibleRuns(f"{at.folder}: found {found}; expected one to label; next: harness report")
+        raise IncompatibleRuns(f"{at.folder}: found {_nothing_to_label(measured.name, drawn)}")
     rows = list(_file_rows(measured.name, open_[:n_items], arms, labels))
     write_rows(file, COLUMNS, rows)
     n_drawn = min(n_items, len(open_))
@@ -229,7 +228,7 @@ def _chosen_runs(loaded: Loaded, at: Store, candidates: Sequence[str]) -> list[l
 def _arm(metric: str, run: Run, rows: Sequence[SampleResult], labels: Labels) -> _Arm:
     scored = scored_rows(metric, rows)
     open_ = {item for item, row in scored.items() if answer_digest(metric, row) not in labels}
-    return _Arm(run.label, scored, open_)
+    return _Arm(run.label, scored, open_, len(rows) - len(scored))
 
 
 def measured_runs(loaded: Loaded, at: Store) -> list[tuple[Run, CandidateFacts]]:
@@ -262,6 +261,16 @@ def _facts(
         with suppress(CandidateFailed, KeyError):
             test, validation = (target_rows(at, run, task, split) for split in ("test", "validation"))
             yield run, correct_reached(metric, facts_on_target(run, metric, test, validation), test, labels)
+
+
+def _nothing_to_label(metric: str, arms: Sequence[_Arm]) -> str:
+    """Say that all answers have a label, and how many could have none since they failed or have no score."""
+    found = f"no answer without a label for {metric}, of {' and '.join(arm.label for arm in arms)}"
+    failed = [f"{arm.n_failed} of {arm.label}" for arm in arms if arm.n_failed]
+    also = f" ({' and '.join(failed)} failed or could not be scored)" if failed else ""
+    again = ", or attempts: 2 in the rubric, which asks about grades again that could not be read"
+    step = f"harness report{again if failed and is_judge(metric) else ''}"
+    return f"{found}{also}; expected one to label; next: {step}"
 
 
 def _list_labelled(metric: str, rows: Iterable[SampleResult], labels: Labels) -> list[SampleResult]:
