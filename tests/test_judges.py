@@ -463,7 +463,7 @@ def test_an_export_says_which_answers_without_a_readable_grade_it_leaves_out(des
         "".join(f"{line}5\n" for line in file.read_text().splitlines()).replace("label5", "label")
     )
     import_labels(d.path, file, rater="ann", scale=(1.0, 5.0))
-    with pytest.raises(IncompatibleRuns, match="1 of plain failed or could not be scored.* attempts: 2"):
+    with pytest.raises(IncompatibleRuns, match=r"1 of plain failed or could not be scored.* attempts: 2"):
         export_answers(d.path, again, candidates=["plain"])
 
 
