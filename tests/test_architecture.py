@@ -141,6 +141,31 @@ def test_the_version_of_the_layout_stands_for_all_code_that_lays_tokens_out():
     assert "batching" in near
 
 
+def test_a_package_imports_what_it_uses_or_what_others_take_from_it():
+    """A package without `__all__` offers what it imports: by `from`, or as an attribute of some name."""
+    trees = [
+        ast.parse(f.read_text())
+        for d in ("harness", "dashboards", "tests")
+        for f in ROOT.glob(f"{d}/**/*.py")
+    ]
+    read = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    taken = {
+        i.module
+        for d in ("harness", "dashboards", "tests")
+        for f in ROOT.glob(f"{d}/**/*.py")
+        for i in imports(f)
+    }
+    idle = []
+    for file in (f for f in FILES if f.name == "__init__.py" and "__all__" not in f.read_text()):
+        package = ".".join(file.parent.relative_to(ROOT).parts)
+        used = {n.id for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Name)}
+        names = {i.module.rpartition(".")[2] for i in imports(file) if i.at_top and own(i.module)}
+        idle += [
+            f"{package}.{name}" for name in sorted(names - read - used) if f"{package}.{name}" not in taken
+        ]
+    assert idle == []
+
+
 def test_no_import_is_relative():
     assert [found for file in FILES for found in violations(file, lambda i: i.module.startswith("."))] == []
 

@@ -67,30 +67,6 @@ from harness.progress import Progress, Silent
 from harness.records import Run
 from harness.report import ExperimentReport, live_line
 
-__all__ = [
-    "Scope",
-    "are_all_done",
-    "compare",
-    "estimate_curve_work",
-    "estimate_seconds",
-    "estimate_work",
-    "first_line",
-    "idle_workers",
-    "look_up",
-    "prepare_session",
-    "prompting_notes",
-    "recipe_warnings",
-    "refuse_curve",
-    "refuse_many",
-    "report_stored",
-    "run_all",
-    "stored_sentence",
-    "stored_so_far",
-    "training_notes",
-    "warnings_before",
-    "workers_sentence",
-]
-
 
 def compare(
     path: str | Path = "harness.yaml",

@@ -34,39 +34,6 @@ from harness.report.sections import arithmetic_lines, experiment_document
 from harness.report.tables.origin_tables import origin
 from harness.report.terminal import print_last, score_table, terminal, terminal_table
 
-__all__ = [
-    "SMOKE",
-    "CommandLine",
-    "ExperimentReport",
-    "Flip",
-    "ResultDocument",
-    "Section",
-    "Step",
-    "arithmetic_lines",
-    "experiment_document",
-    "first_result_line",
-    "flips_of",
-    "front_file",
-    "html",
-    "junit",
-    "kept_reports",
-    "live_line",
-    "markdown",
-    "origin",
-    "print_document",
-    "print_last",
-    "read",
-    "score_table",
-    "terminal",
-    "terminal_lines",
-    "terminal_table",
-    "to_csv",
-    "to_json",
-    "to_plain",
-    "write",
-    "write_forms",
-]
-
 
 def to_json(report: ExperimentReport) -> dict[str, Any]:
     """Turn a report into plain types; what is unknown or not finite is null."""

@@ -20,8 +20,6 @@ from harness.models.hardware import torch_threads
 from harness.records import Run
 from harness.store.layout import CLAIMS, remove_folder
 
-__all__ = ["Pool", "make_on_workers", "plan_of"]
-
 
 class Pool(Protocol):
     """Workers that run jobs: at most `size` at once, each asked from a thread of its own."""

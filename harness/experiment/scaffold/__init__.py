@@ -28,16 +28,6 @@ from harness.models.embedded_model import NAMES as EMBEDDED
 from harness.models.hub import ModelSource
 from harness.spec import HUB, Task
 
-__all__ = [
-    "Proposal",
-    "Request",
-    "Resources",
-    "parse_kind",
-    "propose",
-    "write",
-    "write_example",
-]
-
 _FEWEST_TEST = 6  # with five, even five changes in one direction have p = .06 in a two-sided sign test
 
 _CHOSEN: dict[Kind, str] = {

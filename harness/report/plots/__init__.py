@@ -9,5 +9,3 @@ from harness.report.plots.error_rates import chances
 from harness.report.plots.forest import forest
 from harness.report.plots.label_noise import label_noise
 from harness.report.plots.pareto_front import front, front_file
-
-__all__ = ["chances", "curves", "forest", "front", "front_file", "label_noise"]
