@@ -24,9 +24,8 @@ from harness.report.plots.loss_curves import (
     round_means,
     smooth,
 )
-from harness.report.plots.style import standalone
-from harness.report.tables.training_sets_table import sets_section
-from harness.report.tables.trials_table import trials_section
+from harness.report.plots.svg import standalone
+from harness.report.tables.training_tables import sets_section, trials_section
 from harness.report.training_diagnosis import diagnose, forgetting_sentence, front_sentence
 from parts import charts, controls, project, safe_text
 

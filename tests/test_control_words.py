@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.evaluation.judges.control_words import break_in_example, break_words, control_words
+from harness.evaluation.judges.grading import break_in_example, break_words, control_words
 from harness.models.hub import load_tokenizer, resolve
 from harness.records import Example
 

@@ -15,7 +15,7 @@ from tiny_experiment import runs_of
 from harness.experiment import compare
 from harness.report import experiment_document, markdown
 from harness.report.experiment_report import shown_figure
-from harness.report.tables.retrieval_table import RETRIEVAL_COLUMNS
+from harness.report.tables.answer_tables import RETRIEVAL_COLUMNS
 
 N = 240
 HARNESS = """\

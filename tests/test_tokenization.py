@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.evaluation import Job, encode_block, evaluate_block
-from harness.evaluation.rows.encoded_blocks import encode_blocks
+from harness.evaluation.runner import encode_blocks
 from harness.metrics import load_metrics
 from harness.models.hardware import Machine
 from harness.models.hf import HFCandidate, load_base

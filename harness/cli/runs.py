@@ -197,7 +197,7 @@ def _list_lines(
 ) -> dict[str, Any]:
     """Map each run to a line, below it the trials that it was chosen among, and last those of no run."""
     from harness.formatting import size
-    from harness.report.tables.trials_table import trial_line
+    from harness.report.tables.training_tables import trial_line
 
     lines = {}
     for run in found:

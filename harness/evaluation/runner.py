@@ -2,15 +2,17 @@
 
 Invariant: a block that is stored is never evaluated again; a kill loses at most the one in flight. Rows
 that are re-scored equal those of a new evaluation, because nothing but their scoring differs from the
-rows they are made of.
+rows they are made of. What a block's token ids are does not depend on the thread that makes the next ones.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harness import provenance, store
 from harness.config.files import is_shipped
@@ -22,7 +24,6 @@ from harness.evaluation.costs import Work
 from harness.evaluation.judges.grade_reading import GradeReader, Ungraded
 from harness.evaluation.openers import OPENERS
 from harness.evaluation.rows.answer_rewards import Rewards, ask_rewards, stored_rewards
-from harness.evaluation.rows.encoded_blocks import encode_blocks
 from harness.evaluation.rows.row_sets import RowSet, is_there, work_of
 from harness.evaluation.session import Measured, Session
 from harness.models import openai_api
@@ -259,3 +260,25 @@ def shared_tokens(candidate: Candidate, job: Job) -> int:
     chat = job.task.chat_template
     prompts = [PromptText(e.messages, chat_template=chat) for e in job.examples]
     return common_length([one.context for one in candidate.encode_all(prompts)])
+
+
+_Ids = TypeVar("_Ids")
+
+
+def encode_blocks(
+    encode: Callable[[int], _Ids], blocks: Sequence[int], *, ahead: bool
+) -> Iterator[tuple[int, _Ids]]:
+    """Yield each block's number with its token ids; `ahead` is for blocks that another device computes.
+
+    On a processor that computes them itself a second thread would only take time from it.
+    """
+    if not ahead:
+        yield from ((block, encode(block)) for block in blocks)
+        return
+    with ThreadPoolExecutor(1, "tokens") as pool:
+        ids = [encode(block) for block in blocks[:1]]
+        for block, following in zip_longest(blocks, blocks[1:]):
+            waiting = None if following is None else pool.submit(encode, following)
+            yield block, ids.pop()
+            if waiting is not None:
+                ids.append(waiting.result())

@@ -18,7 +18,7 @@ from harness.decision import (
     SeedSummary,
 )
 from harness.decision.arithmetic import ENDS, NUMBERS, Number, Value
-from harness.formatting import Unit
+from harness.formatting import UNKNOWN, Unit, count, figure, seconds
 from harness.report.document import Section
 from harness.report.escape import clean
 from harness.report.experiment_report import change_text, disturbed_note, measured_text, score_text
@@ -158,3 +158,30 @@ def _speed_row(f: CandidateFacts) -> list[str]:
         map(formatting.figure, (f.tokens.prompt, f.tokens.output)) if f.tokens else (formatting.UNKNOWN,) * 2
     )
     return [f.label, *timed, *tokens, measured_text(f, "cost_per_1k_usd")]
+
+
+_LOAD_COLUMNS = (
+    "candidate",
+    "at once",
+    "requests a second",
+    "first token p50",
+    "first token p95",
+    "first token alone",
+)
+_LOAD_NOTE = (
+    "So many requests come at once (concurrency): how many of them are answered a second, and within"
+    " which time half and 95 % of them have their first token, each with its retrieval; beside it the first"
+    " token of a request that comes alone. A model in the harness's own process answers them in one batch, so"
+    " their first tokens come together. At a server they are requests for one token."
+)
+
+
+def load_section(facts: Iterable[CandidateFacts]) -> Section:
+    """Lay out one row a candidate that was asked several requests at once."""
+    rows = []
+    for f in facts:
+        if of := f.under_load:
+            times = (of.first_token_p50_s, of.first_token_p95_s, of.first_token_alone_s)
+            shown = (UNKNOWN if time is None else seconds(time) for time in times)
+            rows.append([f.label, count(of.n), figure(of.requests_per_s), *shown])
+    return Section("load", "Under load", _LOAD_COLUMNS, rows, _LOAD_NOTE)

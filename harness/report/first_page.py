@@ -35,7 +35,7 @@ from harness.report.experiment_report import (
 )
 from harness.report.labels import WORDS
 from harness.report.plots.pareto_front import NARROW, front
-from harness.report.tables.win_rate_table import wins_sentence
+from harness.report.tables.target_tables import wins_sentence
 from harness.spec import PEOPLE
 
 PICTURE = "What each candidate gains on the task against what it keeps of its other capabilities"

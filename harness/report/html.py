@@ -18,9 +18,9 @@ from harness.report.document import Section
 from harness.report.escape import clean_lines, page_environment
 from harness.report.experiment_report import ExperimentReport, Flip, best_first
 from harness.report.labels import CLASSES, WORDS, for_picture
-from harness.report.plots import style
-from harness.report.plots.curves import LONGEST
+from harness.report.plots import svg
 from harness.report.plots.heat_map import heat
+from harness.report.plots.loss_curves import LONGEST
 from harness.report.sections import experiment_document
 
 _FOLDER = Path(__file__).parent
@@ -55,7 +55,7 @@ def html(report: ExperimentReport) -> str:
         heat=heat(report),
         verdict_classes=CLASSES,
         verdict_words=WORDS,
-        colours=Markup((_FOLDER / "page.css").read_text(encoding="utf-8") + style.rules()),
+        colours=Markup((_FOLDER / "page.css").read_text(encoding="utf-8") + svg.rules()),
     )
 
 

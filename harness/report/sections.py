@@ -15,6 +15,7 @@ from harness.report.decision_tables import (
     ablation_section,
     arithmetic_rows,
     curve_section,
+    load_section,
     seed_section,
     seed_sentences,
     speed_section,
@@ -39,18 +40,17 @@ from harness.report.experiment_report import (
 from harness.report.first_page import first_page, nearest_miss
 from harness.report.people_labels import label_sections
 from harness.report.plots.heat_map import heat
-from harness.report.tables.attribution_table import attribution_sentence, steps_section
-from harness.report.tables.changed_facts_table import changes_section
-from harness.report.tables.diversity_table import collapse_sentence, diversity_section
-from harness.report.tables.load_table import load_section
-from harness.report.tables.more_targets_table import targets_section
-from harness.report.tables.origin_tables import provenance_tables
-from harness.report.tables.retrieval_table import retrieval_section, retrieval_text
-from harness.report.tables.several_answers_table import several_section, several_text
-from harness.report.tables.training_sets_table import sets_section
-from harness.report.tables.training_table import figure_title, show_trainings
-from harness.report.tables.trials_table import trials_section
-from harness.report.tables.win_rate_table import wins_section
+from harness.report.tables.answer_tables import (
+    collapse_sentence,
+    diversity_section,
+    retrieval_section,
+    retrieval_text,
+    several_section,
+    several_text,
+)
+from harness.report.tables.origin_tables import attribution_sentence, provenance_tables, steps_section
+from harness.report.tables.target_tables import changes_section, targets_section, wins_section
+from harness.report.tables.training_tables import figure_title, sets_section, show_trainings, trials_section
 
 _LOST_LISTED = 10
 # What the terminal shows beside the first page.

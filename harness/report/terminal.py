@@ -46,10 +46,13 @@ from harness.report.first_page import (
 )
 from harness.report.labels import STYLES
 from harness.report.sections import experiment_document
-from harness.report.tables.attribution_table import attribution_sentence
-from harness.report.tables.diversity_table import collapse_sentence, diversity_text
-from harness.report.tables.retrieval_table import retrieval_text
-from harness.report.tables.several_answers_table import several_text
+from harness.report.tables.answer_tables import (
+    collapse_sentence,
+    diversity_text,
+    retrieval_text,
+    several_text,
+)
+from harness.report.tables.origin_tables import attribution_sentence
 
 WIDTH = 100
 _COUNTS_ITEMS = re.compile(r": \d+ of [^:]+$")  # as in `lora: ties …: 3 of world_facts, 9 of arithmetic`

@@ -19,7 +19,7 @@ from harness.report import ExperimentReport, ResultDocument, Section
 from harness.report.experiment_report import target_text, verdict_word
 from harness.report.labels import WORDS
 from harness.report.reading import restore, with_units
-from harness.report.tables.more_targets_table import targets_section
+from harness.report.tables.target_tables import targets_section
 from harness.rescue.result import HalfVerdict, Rescue, Tried
 from harness.spec import Recipe
 

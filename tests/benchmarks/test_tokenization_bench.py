@@ -16,7 +16,7 @@ from bench_page import Row, Table
 from test_growth_bench import ROWS, TASK
 
 from harness.evaluation import EncodedItem, Job, encode_block, evaluate_block
-from harness.evaluation.rows.encoded_blocks import encode_blocks
+from harness.evaluation.runner import encode_blocks
 from harness.metrics import load_metrics
 from harness.models.hardware import probe
 from harness.models.hf import ModelHost

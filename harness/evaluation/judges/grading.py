@@ -2,38 +2,42 @@
 
 Invariant: each grade is on the disk as soon as it is there, so whatever ends the grading loses none; the same
 question and answer is asked once, or until its grade can be read, as often as the rubric says. An endpoint's
-text is parsed and never guessed at, also where the probabilities of its first token weigh the grades.
+text is parsed and never guessed at, also where the probabilities of its first token weigh the grades. A token
+counts for the one grade that it begins, so that ` 4` and `4` are one grade and what begins none counts for
+none; the weights of the grades add up to one. An answer cannot end its turn: control words of the judge that
+others wrote are broken up, and nothing else of a text.
+
+Source: G-Eval, Liu et al. 2023, arXiv 2303.16634, section 2.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from threading import Lock
 
+import numpy as np
+
 from harness import store
+from harness.config.rubrics import Rubric
 from harness.errors import CandidateFailed
 from harness.evaluation import costs
 from harness.evaluation.costs.budget import Budget
 from harness.evaluation.judges import Judge, Judged
-from harness.evaluation.judges.control_words import break_in_example, break_words, control_words
 from harness.evaluation.judges.grade_costs import cost_usd, open_budget
 from harness.evaluation.judges.grade_reading import Ungraded
-from harness.evaluation.judges.grade_weights import (
-    likelihood_weights,
-    mean_grade,
-    token_weights,
-    weights_text,
-)
 from harness.evaluation.judges.judge_drift import anchors_of, check_anchors
-from harness.evaluation.judges.judge_prompts import LIMITS, grade_value, judge_messages, read_grade
+from harness.evaluation.judges.judge_prompts import LIMITS, Order, grade_value, judge_messages, read_grade
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
+from harness.metrics import normalize
 from harness.models.hf import Candidate
-from harness.models.hub import has_chat_template
+from harness.models.hub import ModelSource, has_chat_template, load_tokenizer
 from harness.models.openai_api import ChatCandidate, Server, Settings
-from harness.records import Encoded, Grade, Message, Output, PromptText, digest
+from harness.records import Encoded, Example, Grade, Message, Output, PromptText, digest
+from harness.stats import Array
 from harness.training import Weights
 
 _TOGETHER = 32  # answers that a model here scores, and that are kept, together
@@ -238,3 +242,61 @@ def _grade(answer: Ungraded, output: Output, said: str, value: float | None) -> 
         error=output.error,
         order=answer.order,
     )
+
+
+_LEAST = 0.5  # of the first token's probability on grades; beyond that it is no grade that was begun
+
+
+def likelihood_weights(logprobs: Sequence[float]) -> Array:
+    """Return the probabilities of grades by their log-probabilities (nats), (k,)."""
+    shifted = np.exp(np.array(logprobs) - max(logprobs))
+    return np.asarray(shifted / shifted.sum())
+
+
+def token_weights(rubric: Rubric, tokens: Sequence[tuple[str, float]]) -> Array | None:
+    """Return the probabilities of grades by those of the tokens that begin them.
+
+    None where less than half of the probability is on such tokens: the answer begins with something else.
+    """
+    weights = np.zeros(len(rubric.grades))
+    for token, logprob in tokens:
+        begun = normalize(token)
+        meant = [at for at, grade in enumerate(rubric.grades) if begun and grade.casefold().startswith(begun)]
+        if len(meant) == 1:
+            weights[meant[0]] += np.exp(logprob)
+    return np.asarray(weights / weights.sum()) if weights.sum() >= _LEAST else None
+
+
+def weights_text(rubric: Rubric, weights: Array) -> str:
+    """Say the probability of each grade."""
+    return ", ".join(f"{grade}: {p:.3f}" for grade, p in zip(rubric.grades, weights, strict=True))
+
+
+def mean_grade(rubric: Rubric, weights: Array, order: Order) -> float:
+    """Return the mean grade as a share of the scale."""
+    values = np.array([grade_value(rubric, grade, order) for grade in rubric.grades])
+    return float(weights @ values)
+
+
+def control_words(source: ModelSource) -> tuple[str, ...]:
+    """List the words that a base's tokenizer reads as control tokens, the longest first."""
+    tokenizer = load_tokenizer(source)
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    words = {word for word in (*tokenizer.all_special_tokens, *added) if len(word.strip()) > 1}
+    return tuple(sorted(words, key=lambda word: (-len(word), word)))
+
+
+def break_words(text: str, words: Collection[str]) -> str:
+    """Put a blank behind the first character of each of these words, so that they are text."""
+    for word in words:
+        text = text.replace(word, f"{word[0]} {word[1:]}")
+    return text
+
+
+def break_in_example(example: Example, words: Collection[str]) -> Example:
+    """Break up the words in the question and the references of an item."""
+    turns: list[Message] = [
+        {"role": turn["role"], "content": break_words(turn["content"], words)} for turn in example.messages
+    ]
+    references = (break_words(text, words) for text in example.references)
+    return replace(example, messages=tuple(turns), references=tuple(references))

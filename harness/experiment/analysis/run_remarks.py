@@ -13,7 +13,7 @@ from harness.metrics._citations import cites_nothing
 from harness.models.openai_api import Settings
 from harness.prompting import PromptingContext, index_sizes, marked_passages
 from harness.records import Example, Run, SampleResult
-from harness.report.tables.trials_table import tried_text
+from harness.report.tables.training_tables import tried_text
 from harness.report.training_diagnosis import front_sentence
 from harness.spec import DecidePolicy, Recipe
 

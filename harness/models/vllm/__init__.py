@@ -1,10 +1,14 @@
 """The engine vLLM: a base in its memory that reads and answers token ids, an adapter named with each request.
 
 Invariant: what a call computes depends on its token ids alone. Requests are scheduled in this process
-and in order, and nothing is kept of what an earlier call read.
+and in order, and nothing is kept of what an earlier call read. A switch of its kernels that
+nobody set is in no identity, and one that is not known here may change numbers.
+
+Source: vllm/envs.py of vLLM, which lists the switches.
 """
 
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +22,6 @@ from harness.models.adapters import WEIGHTS, tensors_of
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource, load_tokenizer
 from harness.models.tokenization import PromptEncoder, answer, encode_all, end_ids
-from harness.models.vllm.switches import kernel_switches
 from harness.progress import quiet_libraries
 from harness.records import Encoded, Likelihood, Limits, Output, PromptText, digest
 from harness.spec import VllmPolicy
@@ -260,3 +263,21 @@ def _generation_config(path: Path) -> "GenerationConfig":
         return GenerationConfig.from_pretrained(path)
     except OSError:  # a model without this file
         return GenerationConfig.from_model_config(AutoConfig.from_pretrained(path))
+
+
+INVARIANT = "VLLM_BATCH_INVARIANT"  # vLLM's switch for numbers that do not depend on the batch
+# Of other prefixes those that choose how products are rounded.
+_OTHERS = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG")
+# Addresses, folders, logs, waiting, room for keys, and what Kubernetes or this program sets.
+_WITHOUT_NUMBERS = re.compile(
+    r"VLLM_(API_KEY|NO_USAGE_STATS|DO_NOT_TRACK|USAGE_\w+|LOGGING_\w+|LOG_\w+|CONFIGURE_LOGGING|TRACE_FUNCTION"
+    r"|DEBUG_\w+|NO_DEPRECATION_WARNING|RPC_\w+|SERVICE_\w+|WORKER_MULTIPROC_METHOD|ENABLE_V1_MULTIPROCESSING"
+    r"|ALLOW_RUNTIME_LORA_UPDATING|CPU_KVCACHE_SPACE|ASSETS_CACHE|RINGBUFFER_WARNING_INTERVAL|SLEEP_WHEN_IDLE"
+    r"|KEEP_ALIVE_ON_ENGINE_DEATH|(\w+_)?PORT(_\w+)?|(\w+_)?(HOST|IP|DIR|ROOT|PATH|TIMEOUT)(_\w+)?)"
+)
+
+
+def kernel_switches() -> dict[str, str]:
+    """Return the switches that are set here and may change an answer, by name."""
+    found = sorted(name for name in os.environ if name.startswith("VLLM_") or name in _OTHERS)
+    return {name: os.environ[name] for name in found if not _WITHOUT_NUMBERS.fullmatch(name)}

@@ -27,8 +27,7 @@ from harness.errors import CandidateFailed, Problem, UserError
 from harness.models import openai_api, supervision
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource
-from harness.models.vllm import MAX_RANK, OTHERWISE, ends_of
-from harness.models.vllm.switches import INVARIANT, kernel_switches
+from harness.models.vllm import INVARIANT, MAX_RANK, OTHERWISE, ends_of, kernel_switches
 from harness.progress import Advance
 from harness.records import Likelihood, Limits, Output, digest
 from harness.spec import VllmPolicy

@@ -1,14 +1,18 @@
-"""The loss of a training, smoothed so that it says how well rows are known, not which rows come next.
+"""The loss of a training: by step as a picture, smoothed so that it says how well rows are known.
 
-Invariant: batches hold rows of like length, so a mean covers a round, in which rows of every length come
-by once; with less, it would say where in the round it stands.
+Invariant: the axis of a loss begins at 0 and nothing is drawn that was not logged. Batches hold rows of like
+length, so a mean covers a round, in which rows of every length come by once; with less, it would say where in
+the round it stands.
+
 Source: `get_length_grouped_indices` of transformers; a round is a quarter of an epoch, at most 50 steps.
 """
 
 from math import isfinite
 from statistics import fmean
 
+from harness import formatting
 from harness.records import Curve, TrainingRecord, Trial
+from harness.report.plots.svg import Scale, axes, group, line, mark, path, picture, text
 
 LIKELIHOOD = (
     "Loss is the mean negative log-likelihood of the answers. Training loss is averaged over a round, in "
@@ -22,7 +26,7 @@ PREFERENCES = (
     "reward. Validation loss is the same of the pairs held out; "
     "held-out accuracy is the share of them in which the chosen answer is preferred, and 50 % is a guess."
 )
-_ROUNDS, _LONGEST = 4, 50  # rounds an epoch at least, steps a round at most
+_ROUNDS, _LONGEST_ROUND = 4, 50  # rounds an epoch at least, steps a round at most
 
 
 def numeric_points(curve: Curve) -> list[tuple[float, float]]:
@@ -51,7 +55,7 @@ def round_length(training: TrainingRecord | Trial) -> int:
     """
     train, validation = numeric_points(training.loss), numeric_points(training.validation_loss)
     epoch = sum(step <= validation[0][0] for step, _ in train) if validation else len(train)
-    return max(1, min(epoch // _ROUNDS, _LONGEST))
+    return max(1, min(epoch // _ROUNDS, _LONGEST_ROUND))
 
 
 def gap(training: TrainingRecord) -> float | None:
@@ -71,3 +75,44 @@ def gap(training: TrainingRecord) -> float | None:
 def of_preferences(training: TrainingRecord) -> bool:
     """Tell whether the loss is one of preferences or rewards, and no likelihood of answers."""
     return bool(training.reward_margin or training.reward)
+
+
+_WIDTH, _HEIGHT = 430.0, 250.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 416.0, 40.0, 208.0
+LONGEST = 20  # cells of a title, which the legend follows
+
+
+def curves(label: str, training: TrainingRecord, title: str) -> str:
+    """Draw the loss on training and validation rows; empty where no curve was kept.
+
+    The `title` stands over the picture, for at most `LONGEST` cells.
+    """
+    train, validation = numeric_points(training.loss), numeric_points(training.validation_loss)
+    if len(train) < 2:
+        return ""
+    both = [*train, *validation]
+    x = Scale(0, max(step for step, _ in both), _LEFT, _RIGHT)
+    y = Scale(0, 1.05 * max(loss for _, loss in both) or 1.0, _BOTTOM, _TOP)
+    body = [text(0, 14, title, "strong"), *_legend(bool(validation)), *axes(x, y, "step", _of(training))]
+    body.append(path(((x(step), y(loss)) for step, loss in train), "batch"))
+    body.append(path(((x(step), y(loss)) for step, loss in smooth(training)), "train"))
+    body += [path(((x(step), y(loss)) for step, loss in validation), "validation")] if validation else []
+    body += [_validation_mark(step, loss, x, y) for step, loss in validation]
+    return picture(_WIDTH, _HEIGHT, f"{_of(training).capitalize()} of {label} by step", body)
+
+
+def _of(training: TrainingRecord) -> str:
+    return "preference loss" if of_preferences(training) else "loss"
+
+
+def _validation_mark(step: float, loss: float, x: Scale, y: Scale) -> str:
+    said = f"step {formatting.count(step)}: validation loss {formatting.plain(loss)}"
+    beside = text(x(step) - 9, y(loss) - 9, formatting.plain(loss), "over small", "end")
+    return group(said, mark("diamond", x(step), y(loss), "validated"), beside)
+
+
+def _legend(validated: bool) -> list[str]:
+    out = [line(150, 10, 170, 10, "train"), text(175, 14, "training, mean of a round", "small")]
+    if validated:
+        out += [mark("diamond", 338, 10, "validated"), text(350, 14, "validation", "small")]
+    return out

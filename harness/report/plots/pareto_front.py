@@ -16,8 +16,7 @@ from harness.report.escape import shorten
 from harness.report.experiment_report import ExperimentReport, best_first, verdict_word
 from harness.report.labels import CLASSES, WORDS, for_picture
 from harness.report.plots import svg
-from harness.report.plots.style import standalone
-from harness.report.plots.svg import Scale, group, line, mark, marks, path, picture, text
+from harness.report.plots.svg import Scale, group, line, mark, marks, path, picture, standalone, text
 
 _SHAPES = {"passes": "dot", "fails": "cross", "undecided": "diamond"}
 

@@ -1,1 +1,1 @@
-"""Tables of a report about answers: how varied they are, and what became of what was retrieved."""
+"""Tables of a report: of answers, targets, trainings, and the origins of runs."""

@@ -1,0 +1,151 @@
+"""Tables of targets: facts that changed, more targets beside the one that decides, and win rates.
+
+Invariant: every score has its interval and every change is paired on the same items; a win rate stands beside
+the one that was asked for, and a judge's own beside the corrected one.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from harness import formatting
+from harness.comparison.biases.pair_bias import PairBias
+from harness.comparison.win_rates import Wins
+from harness.decision import CandidateFacts, TargetScore, basis_text
+from harness.decision.changed_answers import ChangedAnswers, outdated_text
+from harness.formatting import UNKNOWN
+from harness.report.document import Section
+from harness.report.experiment_report import change_text, score_text
+from harness.spec import TargetPolicy
+
+_CHANGES_COLUMNS = (
+    "candidate",
+    "old items",
+    "changed items, as it was",
+    "with new documents",
+    "change",
+    "vs best untrained",
+    "still outdated",
+    "index anew",
+    "training anew",
+)
+_CHANGES_NOTE = (
+    "Nothing was trained for the changed items. Who retrieves got an index of the new documents; of trained"
+    " weights the time and cost of their training are given, and what training on new rows would bring is not"
+    " known. Still outdated are items that then get the answer that was right before."
+)
+
+
+def changes_section(done: Sequence[CandidateFacts]) -> Section:
+    """Lay out the candidates that answered changed items, each with what a refresh takes."""
+    rows = [_changes_row(f, f.changes) for f in done if f.changes]
+    return Section("changes", "Facts that change", _CHANGES_COLUMNS, rows, _CHANGES_NOTE)
+
+
+def _changes_row(f: CandidateFacts, of: ChangedAnswers) -> list[str]:
+    return [
+        f.label,
+        score_text(f.target),
+        score_text(of.before) + formatting.errors(of.before.n_errors),
+        score_text(of.after),
+        change_text(of.change),
+        change_text(of.vs_untrained),
+        outdated_text(of.outdated, of.n_known),
+        _spent_text(of.index_s, of.index_cost_usd),
+        _spent_text(f.training.total_s or None, f.training_cost_usd),
+    ]
+
+
+def _spent_text(seconds: float | None, usd: float | None) -> str:
+    """Say what time something took and what that cost; unknown where there is nothing to do anew."""
+    if seconds is None:
+        return formatting.UNKNOWN
+    return f"{formatting.seconds(seconds)}, {formatting.usd(usd)} USD"
+
+
+_TARGETS_COLUMNS = ("target", "candidate", "score", "vs best untrained", "vs prompt")
+_TARGETS_NOTE = (
+    "Every candidate answered these as it is: nothing was trained for them or chosen on them, and neither the"
+    " gate nor the decision looks at them. The best untrained is that of each target, by its validation rows;"
+    " without any there is none."
+)
+
+
+def targets_section(done: Sequence[CandidateFacts]) -> Section:
+    """Lay out what each candidate reached, target by target, the best first."""
+    found = [(f, one) for f in done for one in f.more_targets]
+    found.sort(key=lambda of: -of[1].score.unit.sign * of[1].score.score)
+    tasks = dict.fromkeys(one.task for f in done for one in f.more_targets)
+    rows = [_target_row(f, one) for task in tasks for f, one in found if one.task == task]
+    return Section("more targets", "More targets", _TARGETS_COLUMNS, rows, _TARGETS_NOTE)
+
+
+def _target_row(f: CandidateFacts, of: TargetScore) -> list[str]:
+    score = score_text(of.score) + formatting.errors(of.score.n_errors)
+    own = "(this one)" if f.name == of.untrained else change_text(of.vs_untrained)
+    return [f"{of.task} ({of.metric})", f.label, score, own, change_text(of.vs_prompt)]
+
+
+_WINS_COLUMNS = (
+    "candidate",
+    "over",
+    "by",
+    "win rate, %",
+    "before correction",
+    "pairs people rated",
+    "asked for",
+)
+_WINS_NOTE = (
+    "win rate: the share of test items on which the candidate's answer is preferred, a tie being half of one,"
+    " as gate.target.win_rate asks for it; it is the gain that the decision goes by."
+)
+
+
+def wins_section(facts: Sequence[CandidateFacts], declared: TargetPolicy | None) -> Section:
+    """Lay out the candidates whose answers were to be preferred, and say what each judge prefers."""
+    if declared is None or declared.win_rate is None:
+        return Section("wins")
+    known = [(f.label, f.wins) for f in facts if f.wins]
+    rows = [[label, *_cells(wins), formatting.percent(declared.win_rate)] for label, wins in known]
+    notes = [said for label, wins in known if wins.bias for said in _biases(label, wins, wins.bias)]
+    return Section("wins", "Win rates", _WINS_COLUMNS, rows, _WINS_NOTE, notes)
+
+
+def _cells(wins: Wins) -> tuple[str, ...]:
+    own = formatting.percent(wins.uncorrected) if wins.uncorrected is not None else UNKNOWN
+    return wins.over, wins.by, _rate(wins), own, formatting.count(wins.n_ratings)
+
+
+def _rate(wins: Wins) -> str:
+    if wins.rate is None:
+        return UNKNOWN
+    lacking = f" ({formatting.pluralize(wins.lacking, 'more rating')} needed)" if wins.lacking else ""
+    return score_text(wins.rate) + lacking
+
+
+def _biases(name: str, wins: Wins, bias: PairBias) -> Iterator[str]:
+    """Say what the judge of a win rate prefers: a place, length, a candidate."""
+    of = f"{wins.by} on {name} beside {wins.over}"
+    if bias.first:
+        rate = score_text(bias.first)
+        yield f"{of}: the answer shown first won {rate} % of comparisons, where 50 % favours no place"
+    if bias.longer:
+        yield f"{of}: the longer answer won {score_text(bias.longer)} % of pairs whose lengths differ"
+    if bias.favour:
+        by = change_text(bias.favour)
+        yield f"{of}: it favours {name} by {by} points of win rate more than people do on the same pairs"
+    if longer := bias.longer_beside_people:
+        by = change_text(longer.favour)
+        also = "" if longer.is_length else "; what else sets the two apart may be the cause as well"
+        yield f"{of}: it favours the longer answer by {by} points of win rate more than people do{also}"
+
+
+def wins_sentence(f: CandidateFacts, declared: TargetPolicy | None) -> str:
+    """Say how often a candidate is preferred; empty where no win rate was declared, or is known."""
+    wins = f.wins
+    if declared is None or declared.win_rate is None or wins is None or wins.rate is None:
+        return ""
+    asked = f"{formatting.percent(declared.win_rate)} % is asked"
+    lacking = (
+        f"; {formatting.pluralize(wins.lacking, 'more rating')} of people needed" if wins.lacking else ""
+    )
+    rate = score_text(wins.rate)
+    return f"preferred to {wins.over} on {rate} % of items {basis_text(wins)}, where {asked}{lacking}"
