@@ -1,6 +1,7 @@
 """Problems of rows at once: whatever is wrong with a file is said in one round, each by its line."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -168,3 +169,42 @@ def test_training_rows_in_folds_need_no_test_rows(tmp_path):
         "name: x\ntarget:\n  name: x\n  data: {train: rows.jsonl, folds: 5}\ncandidates:\n  prompt: prompt\n"
     )
     assert config.load(file).experiment.target.data.folds == 5
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("seeds: [0, 1]\n{}    folds: 1\n", ["1 folds: 1, and 2 seeds", "6 folds: 1"]),
+        ("{}    train: a.jsonl\n    folds: 1\n", ["4 all is split", "6 folds: 1"]),
+        (
+            "{}    test: a.jsonl\n    folds: 1\n",
+            ["4 all is split", "6 folds: 1", "6 folds: 1, and a test file"],
+        ),
+        (
+            "{}    validation: a.jsonl\n    turns: some\n    folds: 99\n",
+            ["4 all is split", "6 turns: 'some'", "7 folds: 99"],
+        ),
+        (
+            "{}    test: a.jsonl\n    limts: 3\n    folds: five\n",
+            ["4 all is split", "6 unknown key 'limts'", "7 folds: 'five'", "7 folds: five, and a test file"],
+        ),
+    ],
+)
+def test_a_bad_number_of_folds_and_each_bad_key_beside_it_come_in_one_round_by_their_lines(
+    tmp_path, monkeypatch, written, found
+):
+    monkeypatch.chdir(tmp_path)
+    target = "target:\n  name: x\n  data:\n    all: a.jsonl\n"
+    Path("harness.yaml").write_text(written.format(target) + "name: x\ncandidates:\n  prompt: prompt\n")
+    Path("a.jsonl").write_text("{}\n")
+    said = problems(lambda: config.load(Path("harness.yaml")))
+    texts = sorted(f"{p.where.rpartition(':')[2]} {p.found}" for p in said)
+    assert len(texts) == len(found)
+    assert all(text.startswith(begins) for text, begins in zip(texts, found, strict=True)), texts
+
+
+def test_a_key_that_may_be_a_misspelt_one_is_not_missed_besides(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("harness.yaml").write_text("target:\n  name: x\n  data:\n    al: a.jsonl\n    folds: 5\n")
+    said = [p.found for p in problems(lambda: config.load(Path("harness.yaml")))]
+    assert not [found for found in said if "no rows to deal" in found]

@@ -4,9 +4,11 @@ Invariant: `where` always answers, with the line of the value itself or of the n
 one problem for each error.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from itertools import islice
 from pathlib import Path
 from types import UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin
@@ -170,13 +172,16 @@ def problems_of(model: type[BaseModel], value: Any, tree: Tree, keys: Keys = ())
 
 def _errors(model: type[BaseModel], value: Any) -> list[Any]:
     """List pydantic's errors, those about one value joined into one."""
-    found: dict[Keys, Any] = {}
+    found: dict[tuple[Keys, str], Any] = {}
     refused = refusals(model, value)
-    for e in [*refused, *(disagreements(model, value, refused) if refused else ())]:
+    for e in [*refused, *(disagreements(model, value) if refused else ())]:
         # A list whose entries were refused counts as too short as well: one problem, not two.
         if e["type"] != "too_short" or not e["input"]:
             loc = _without_kinds(model, e["loc"])
-            found.setdefault(loc, {**e, "loc": loc, "expected": []})["expected"].append(_describe_expected(e))
+            # Of one value only rules between its keys may say several things.
+            said = str(e["ctx"]["error"]) if e["type"] == "value_error" else ""
+            one = found.setdefault((loc, said), {**e, "loc": loc, "expected": []})
+            one["expected"].append(_describe_expected(e))
     return list(found.values())
 
 
@@ -202,9 +207,17 @@ def _problem(error: Any, model: type[BaseModel], tree: Tree, keys: Keys) -> Prob
         above = f" in {_name(loc[:-1])}" if len(loc) > 1 else ""
         return Problem(where, f"no key {name!r}{above}", f"a value for {name!r}", f"add a line `{name}: …`")
     if error["type"] == "value_error":
-        return Problem(where, str(error["ctx"]["error"]), _EXPECTED["value_error"])
+        said = str(error["ctx"]["error"])
+        return Problem(_place_of(said, tree, (*keys, *loc)), said, _EXPECTED["value_error"])
     expected = " or ".join(dict.fromkeys(_in_words(error["expected"])))
     return Problem(where, f"{name}: {_short_repr(error['input'])}", expected, _next_step(error))
+
+
+def _place_of(said: str, tree: Tree, keys: Keys) -> str:
+    """Return the place of the first key that a sentence on a mapping names, else that of the mapping."""
+    written = tree.value(keys) if keys else tree.data
+    named = (word for word in re.findall(r"\w+", said) if word in mapping(written))
+    return tree.where((*keys, *islice(named, 1)))
 
 
 def _in_words(expected: list[str]) -> list[str]:
