@@ -8,8 +8,10 @@ import errno
 import os
 import sys
 
+# In the order in which help lists the commands.
 # isort: off
-from harness.cli import (  # in the order in which help lists the commands
+# ruff: noqa: F401
+from harness.cli import (
     init,
     doctor,
     compare,
@@ -29,27 +31,7 @@ from harness.cli.app import app, say, write_utf8
 from harness.errors import HarnessError, Problem, UserError
 from harness.progress import quiet_environment
 
-__all__ = [
-    "app",
-    "compare",
-    "dashboard",
-    "data",
-    "data_augment",
-    "data_check",
-    "distill",
-    "doctor",
-    "evaluate",
-    "gate",
-    "init",
-    "main",
-    "nightly",
-    "pairs",
-    "propose_prompts",
-    "rate",
-    "rescue",
-    "runs",
-    "sql",
-]
+__all__ = ["app", "main"]
 
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
 _KINDS = {  # what a path was found to be, and what was expected there

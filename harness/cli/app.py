@@ -5,7 +5,7 @@ Invariant: stdout holds the result and nothing else; importing this loads nothin
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
@@ -16,10 +16,10 @@ from typer.core import TyperGroup
 
 from harness import __version__
 from harness.cli.options import ExperimentFile, examples
+from harness.formatting import Unit, count, score
 
 if TYPE_CHECKING:
     from harness.comparison import Estimate
-    from harness.formatting import Unit
     from harness.report import ExperimentReport, ResultDocument
 
     Scores = Mapping[str, Mapping[str, Estimate]]  # by task and metric
@@ -146,13 +146,18 @@ def print_result(plain: Any, document: "ResultDocument", as_json: bool) -> None:
         print_document(document)
 
 
+def print_lines(plain: Any, lines: Iterable[str], as_json: bool) -> None:
+    """Print a result as JSON or as the lines that say it."""
+    if as_json:
+        print_json(plain)
+    else:
+        for line in lines:
+            print(line)
+
+
 def print_value(value: Any, as_json: bool) -> None:
     """Print a mapping as JSON or as indented lines."""
-    if as_json:
-        print_json(value)
-        return
-    for line in _lines(value, ""):
-        print(line)
+    print_lines(value, _lines(value, ""), as_json)
 
 
 def _lines(value: Any, indent: str) -> Iterator[str]:
@@ -175,8 +180,6 @@ def _join_values(values: Sequence[Any]) -> str:
 
 def format_score(unit: "Unit", value: float, low: float, high: float, n: float) -> str:
     """Write a score with its interval and the number of items."""
-    from harness.formatting import count, score
-
     return f"{score(unit, value, low, high)}, n = {count(n)}"
 
 

@@ -20,6 +20,7 @@ from harness.cli.app import (
 )
 from harness.cli.options import Argument, Candidates, ExperimentFile, Json, Option, Precision, verb
 from harness.errors import Problem, UserError
+from harness.formatting import UNKNOWN, count, seconds, usd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -249,7 +250,6 @@ def _print_plan(
     from harness.evaluation.judges.planned_grades import plan_grades, plan_pairs
     from harness.experiment.analysis.target_wins import judge_of_pairs
     from harness.experiment.preflight.candidate_costs import estimate_costs
-    from harness.formatting import count, usd
     from harness.models.hardware import memory
     from harness.report import ResultDocument, to_plain
 
@@ -277,7 +277,6 @@ def plan_section(
     """Lay out planned work: its tokens, device time and price, which add up to the last line, and memory."""
     from harness.cli.doctor import memory_texts
     from harness.evaluation.costs import Work, price_usd
-    from harness.formatting import UNKNOWN, count, seconds, usd
     from harness.report import Section
 
     hour, device = session.experiment.decide.device_hour_usd, session.machine.device

@@ -13,6 +13,8 @@ import typer
 
 from harness.cli.app import EXPERIMENT, app, print_result, say
 from harness.cli.options import ExperimentFile, Json, Option, Precision, verb
+from harness.errors import Problem, UserError
+from harness.formatting import UNKNOWN, count, percent, plain, seconds, usd
 
 if TYPE_CHECKING:
     from harness.evaluation.contamination.membership import Gap, Membership
@@ -101,8 +103,6 @@ def gigabytes(written: str) -> float:
     Raises:
         UserError: it is none.
     """
-    from harness.errors import Problem, UserError
-
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(GB|GiB|G)?", written, re.IGNORECASE)
     if not found or not float(found[1]):
         cards = re.fullmatch(r"(\d+) ?[x×*] ?(\d\S*)", written, re.IGNORECASE)
@@ -112,7 +112,6 @@ def gigabytes(written: str) -> float:
 
 
 def _say_what_fits(base: str, asked: tuple[Any, ...], as_json: bool) -> None:
-    from harness.errors import Problem, UserError
     from harness.experiment.preparation.base_fit import Asked, examine_base
     from harness.report import to_plain
 
@@ -131,7 +130,6 @@ _SHARED = (
 def base_document(found: "BaseFit") -> "ResultDocument":
     """Lay out what each way of using a base takes, and name those that fit."""
     from harness.evaluation.costs import SHARES
-    from harness.formatting import UNKNOWN, count, percent, seconds, usd
     from harness.models.memory import Peak
     from harness.report import ResultDocument, Section
 
@@ -197,7 +195,6 @@ def _measure_membership(at: ExperimentFile, as_json: bool, *, all_items: bool) -
 def membership_document(found: "Sequence[Membership]", base: str) -> "ResultDocument":
     """Lay out the gap of each task, the largest first, and that it proves nothing."""
     from harness.evaluation.contamination.membership import NO_PROOF
-    from harness.formatting import UNKNOWN, count, plain
     from harness.report import ResultDocument, Section
 
     def shown(gap: "Gap | None") -> str:
@@ -220,7 +217,6 @@ def membership_document(found: "Sequence[Membership]", base: str) -> "ResultDocu
 
 def noise_document(found: "Noise") -> "ResultDocument":
     """Lay out what flipped on each task, and the sum."""
-    from harness.formatting import UNKNOWN, count, percent, plain
     from harness.report import ResultDocument, Section
 
     arms = list(dict.fromkeys(arm for task in found.tasks for arm in task.flips))
@@ -272,8 +268,6 @@ def cost_section(costs: "Sequence[Cost]") -> "Section":
 
 
 def _row(cost: "Cost") -> tuple[str, ...]:
-    from harness.formatting import seconds, usd
-
     time_s, spent = cost.time_measured_s, cost.cost_measured_usd
     gib, fits = memory_texts(cost)
     return (
@@ -288,8 +282,6 @@ def _row(cost: "Cost") -> tuple[str, ...]:
 
 def memory_texts(cost: "Cost") -> tuple[str, str]:
     """Say how much memory a candidate takes, as estimated and as measured, and whether it fits."""
-    from harness.formatting import UNKNOWN
-
     gib = (cost.memory_gib, cost.memory_measured_gib)
     estimated, measured = (None if x is None else f"{x:.1f}" for x in gib)
     return _beside(estimated or UNKNOWN, measured), {True: "yes", False: "no", None: UNKNOWN}[cost.fits]

@@ -18,6 +18,7 @@ from harness.cli.app import (
     format_score,
     print_document,
     print_json,
+    print_lines,
     print_report,
     print_value,
     regressions_app,
@@ -26,6 +27,7 @@ from harness.cli.app import (
 )
 from harness.cli.options import CONFIG, Argument, Config, ExperimentFile, Json, Option, config_option, verb
 from harness.errors import HarnessError, Problem, UserError
+from harness.formatting import RATE, count, points
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,12 +58,9 @@ def decide(at: ExperimentFile, as_json: Json = False) -> None:
     found = stored.decision
     if found is None:
         raise HarnessError(f"no decision: found no finished candidate; next: harness compare{at.option}")
-    if as_json:
-        print_json(to_plain(found))
-        return
-    for line in [*found.reasons, *arithmetic_lines(found, stored.unit)]:
-        print(line)
-    print_last(replace(stored, typed=at.command_line()), console())
+    print_lines(to_plain(found), [*found.reasons, *arithmetic_lines(found, stored.unit)], as_json)
+    if not as_json:
+        print_last(replace(stored, typed=at.command_line()), console())
 
 
 @verb(
@@ -133,8 +132,6 @@ _SHOWN = ("run_id", "target", "verdict", "despite", "first_base", "cumulative", 
 
 def _cumulative_text(loss: list[float]) -> str:
     """Print the macro against the first base."""
-    from harness.formatting import count, points
-
     return f"{points(*loss[:3])} pp against the first base, n = {count(loss[3])}" if loss else ""
 
 
@@ -157,7 +154,6 @@ def promote(
     """
     from harness import release
     from harness.cli.progress_bar import TerminalProgress
-    from harness.formatting import RATE
 
     if force != bool(reason):
         given, missing = ("--force", "--reason") if force else ("--reason", "--force")

@@ -6,8 +6,9 @@ Invariant: nothing is trained or evaluated.
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from harness.cli.app import EXPERIMENT, app, print_json, say
+from harness.cli.app import EXPERIMENT, app, print_lines, say
 from harness.cli.options import Argument, Json, Option, config_option, verb
+from harness.errors import UserError
 
 if TYPE_CHECKING:
     from harness.experiment.scaffold import Request
@@ -64,26 +65,20 @@ def init(
     written = [*([] if data else [rows]), *map(str, scaffold.write(proposal))]
     for line in proposal.warnings:
         say(line)
-    if as_json:
-        facts = {
-            "task": proposal.kind,
-            "metrics": proposal.task.metrics,
-            "candidates": list(proposal.candidates),
-        }
-        print_json({**facts, "said": proposal.said, "files": written})
-        return
-    for line in proposal.said:
-        print(line)
-    print(f"wrote {' and '.join(written)}")
-    config = config_option(folder / "harness.yaml")
-    print(
-        f"next: harness compare{config} --dry-run estimates tokens and time; harness compare{config} runs it"
-    )
+    plain = {
+        "task": proposal.kind,
+        "metrics": proposal.task.metrics,
+        "candidates": list(proposal.candidates),
+        "said": proposal.said,
+        "files": written,
+    }
+    command = f"harness compare{config_option(folder / 'harness.yaml')}"
+    step = f"next: {command} --dry-run estimates tokens and time; {command} runs it"
+    print_lines(plain, [*proposal.said, f"wrote {' and '.join(written)}", step], as_json)
 
 
 def _check(request: "Request") -> tuple[str, ...]:
     """Check the rows before anything is made of them, or say what keeps them from being read."""
-    from harness.errors import UserError
     from harness.experiment.check_rows import Asked, check_briefly
 
     asked = Asked([request.data], prompt=request.prompt, reference=request.reference)

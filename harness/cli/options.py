@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, get_args,
 
 import typer
 
+from harness.errors import Problem, UserError
+
 if TYPE_CHECKING:
     from harness.config import Loaded
     from harness.evaluation.session import Session
@@ -127,8 +129,6 @@ def _refuse_a_file(overrides: list[str] | None) -> list[str]:
     """
     for word in overrides or ():
         if word.endswith((".yaml", ".yml")) and Path(word).is_file():
-            from harness.errors import Problem, UserError
-
             words = [one for given in sys.argv[1:] for one in (["-c", given] if given == word else [given])]
             step = shlex.join(["harness", *words])
             raise UserError(Problem(word, "a file in the place of an override", "a.b=value", step))

@@ -6,9 +6,10 @@ Invariant: neither loads a model; the file tells nobody whose an answer is.
 from pathlib import Path
 from typing import Annotated
 
-from harness.cli.app import ROWS, group, print_json, say
+from harness.cli.app import ROWS, group, print_lines, say
 from harness.cli.options import Argument, Candidates, ExperimentFile, Json, Option, verb
 from harness.errors import Problem, UserError, as_argument
+from harness.formatting import count
 
 rate_app = group("rate", ROWS, "Let people label or compare answers, blind, in CSV files.")
 File = Annotated[Path, Argument("The file of answers and labels.", "FILE.csv")]
@@ -33,7 +34,6 @@ def rate_export(
 
     Test items are drawn at random, and nothing in the file says whose an answer is.
     """
-    from harness.formatting import count
     from harness.release.rating_files import label_file
 
     names = [name for given in candidates or [] for name in given.split(",")]
@@ -45,13 +45,9 @@ def rate_export(
     found = label_file.export_answers(
         at.config, file, at.settings, n_items=items, metric=metric, candidates=names
     )
-    if as_json:
-        print_json(found._asdict())
-    else:
-        print(
-            f"{file}: {count(found.n_answers)} different answers to {count(found.n_items)} items, for"
-            f" {found.metric}; of {' and '.join(found.runs)}"
-        )
+    answers = f"{count(found.n_answers)} different answers to {count(found.n_items)} items"
+    line = f"{file}: {answers}, for {found.metric}; of {' and '.join(found.runs)}"
+    print_lines(found._asdict(), [line], as_json)
     if found.criteria:
         say(f"what the judge goes by, from {found.scale.replace(',', ' to ')}: {found.criteria}")
     say(_left_text(found.n_left, "items without labels"))
@@ -63,8 +59,6 @@ def rate_export(
 
 def _left_text(n: int, what: str) -> str:
     """Say how many are left that this file does not hold."""
-    from harness.formatting import count
-
     return (
         f"{count(n)} {what} are left; a later export goes on with these" if n else f"this file has all {what}"
     )
@@ -72,14 +66,11 @@ def _left_text(n: int, what: str) -> str:
 
 def _export_pairs(file: Path, at: ExperimentFile, items: int, names: list[str], *, as_json: bool) -> None:
     """Write pairs of answers to be compared."""
-    from harness.formatting import count
     from harness.release.rating_files import pair_file
 
     found = pair_file.export_pairs(at.config, file, at.settings, n_items=items, candidates=names)
-    if as_json:
-        print_json(found._asdict())
-    else:
-        print(f"{file}: {count(found.n_pairs)} pairs of answers, of {' and '.join(found.runs)}, sides drawn")
+    line = f"{file}: {count(found.n_pairs)} pairs of answers, of {' and '.join(found.runs)}, sides drawn"
+    print_lines(found._asdict(), [line], as_json)
     say(_left_text(found.n_left, "pairs without ratings"))
     if found.waiting:
         say(f"pairs of {', '.join(found.waiting)} lack ratings too; a later export draws who has the fewest")
@@ -109,7 +100,6 @@ def rate_import(
 
     All problems of the file are listed, and nothing is stored then.
     """
-    from harness.formatting import count
     from harness.release.rating_files import csv_file, label_file, pair_file
 
     rater = rater.strip()
@@ -124,29 +114,22 @@ def rate_import(
     found = label_file.import_labels(
         at.config, file, at.settings, rater=rater, scale=_scale(scale) if scale else None
     )
-    if as_json:
-        print_json(found._asdict())
-    else:
-        blank = f", {count(found.n_blank)} rows left blank" if found.n_blank else ""
-        print(f"{file}: {count(found.n_labels)} labels for {found.metric} by {rater}{blank}")
-        for run, n in found.by_run.items():
-            print(f"  {run}: {count(n)} of its answers have a label")
+    line = f"{file}: {count(found.n_labels)} labels for {found.metric} by {rater}{_blank(found.n_blank)}"
+    of_runs = [f"  {run}: {count(n)} of its answers have a label" for run, n in found.by_run.items()]
+    print_lines(found._asdict(), [line, *of_runs], as_json)
     say("next: harness report")
 
 
 def _import_pairs(file: Path, at: ExperimentFile, rater: str, *, as_json: bool) -> None:
     """Read preferences between two answers back."""
-    from harness.formatting import count
     from harness.release.rating_files import pair_file
 
     found = pair_file.import_pairs(at.config, file, at.settings, rater=rater)
-    if as_json:
-        print_json(found._asdict())
-    else:
-        blank = f", {count(found.n_blank)} rows left blank" if found.n_blank else ""
-        print(f"{file}: {count(found.n_ratings)} preferences by {rater}{blank}")
-        for runs, n in found.by_pair.items():
-            print(f"  {runs}: {count(n)} pairs of their answers have a rating")
+    line = f"{file}: {count(found.n_ratings)} preferences by {rater}{_blank(found.n_blank)}"
+    of_pairs = [
+        f"  {runs}: {count(n)} pairs of their answers have a rating" for runs, n in found.by_pair.items()
+    ]
+    print_lines(found._asdict(), [line, *of_pairs], as_json)
     for runs, n in found.counted.items():
         if n < found.by_pair[runs]:
             say(
@@ -155,6 +138,10 @@ def _import_pairs(file: Path, at: ExperimentFile, rater: str, *, as_json: bool) 
                 " win rate; next: rate the rows left blank, from the first one"
             )
     say("next: harness report")
+
+
+def _blank(n: int) -> str:
+    return f", {count(n)} rows left blank" if n else ""
 
 
 def _scale(written: str) -> tuple[float, float]:

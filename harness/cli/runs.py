@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from harness.cli.app import NAMES, STORED, app, print_json, print_scores, print_value, runs_app, say
 from harness.cli.options import RUNS, Argument, ExperimentFile, Json, Option, RunsFolder, verb
+from harness.errors import Problem, UserError
+from harness.formatting import UNKNOWN, change, size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +26,6 @@ def runs_list(runs: RunsFolder = RUNS, as_json: Json = False) -> None:
     Beside each stands what removing it would free.
     """
     from harness import store
-    from harness.formatting import size
 
     at = store.Store(runs)
     found = store.list_runs(at)
@@ -97,7 +98,6 @@ def runs_rm(
     A champion is never removed. With --unused nothing is removed before --yes.
     """
     from harness import release
-    from harness.errors import Problem, UserError
     from harness.nightly.state import references
     from harness.store import Store
 
@@ -116,7 +116,6 @@ def runs_rm(
 def _rm_unused(runs: Path, *, unfinished: bool, yes: bool) -> None:
     """Remove what is unreferenced, or list it; say what that frees, and what is kept for whom."""
     from harness import release, store
-    from harness.formatting import size
     from harness.nightly.state import references
 
     at, shared = store.Store(runs), store.base_rows_use()
@@ -153,7 +152,6 @@ def ls(
 def reindex(runs: RunsFolder = RUNS, as_json: Json = False) -> None:
     """Rebuild the DuckDB index from the stored runs."""
     from harness import store
-    from harness.errors import Problem, UserError
 
     if not runs.is_dir():
         raise UserError(
@@ -196,7 +194,6 @@ def _list_lines(
     found: "Sequence[Run]", trials: "Mapping[str, Sequence[TrialRun]]", freed: "Mapping[str, int]"
 ) -> dict[str, Any]:
     """Map each run to a line, below it the trials that it was chosen among, and last those of no run."""
-    from harness.formatting import size
     from harness.report.tables.training_tables import trial_line
 
     lines = {}
@@ -213,7 +210,6 @@ def _list_lines(
 
 def _side_by_side(found: "Differences") -> dict[str, Any]:
     """Write each difference as `a → b`, a score with its paired difference or why there is none."""
-    from harness.formatting import UNKNOWN, change
     from harness.formatting import score as printed
 
     def shown(value: object) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from harness.cli.app import STORED, app, print_document, print_json, say
 from harness.cli.options import RUNS, Argument, Json, Option, RunsFolder, verb
+from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from harness.store import Answer
@@ -33,7 +34,6 @@ def sql(
 ) -> None:
     """Query everything that is stored, in DuckDB's SQL."""
     from harness import store
-    from harness.errors import Problem, UserError
     from harness.report import ResultDocument, Section
 
     if tables == bool(query) or (as_csv and as_json):

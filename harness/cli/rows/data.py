@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from harness.cli.app import data_app, print_json, say
 from harness.cli.options import Argument, DryRun, Json, Option, Seed, verb
+from harness.errors import Problem, UserError
+from harness.formatting import count, pluralize
 
 if TYPE_CHECKING:
     from harness.data.columns import Roles
@@ -212,7 +214,6 @@ def data_mix(
     """Mix the rows of several files by weights or sizes."""
     from harness.data.edit.mix import Mixture, mix, refuse_other_layouts
     from harness.data.edit.sample import refuse_no_rows
-    from harness.errors import Problem, UserError
     from harness.spec import HUB
 
     refuse_out(out, files)
@@ -302,8 +303,6 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
     Raises:
         UserError: one of them is no number.
     """
-    from harness.errors import Problem, UserError
-
     try:
         return tuple(map(float, text.split(",")))
     except ValueError:
@@ -312,8 +311,6 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 
 
 def _alike(alike: float) -> float:
-    from harness.errors import Problem, UserError
-
     if 0 < alike <= 1:
         return alike
     raise UserError(Problem("--alike", f"{alike:g}", "a Jaccard index above 0, at most 1", "such as 0.7"))
@@ -359,7 +356,6 @@ def refuse_out(out: Path | None, inputs: list[str], *, dry_run: bool = False, fo
         UserError: no output is named, or it cannot be used.
     """
     from harness.data.edit import refuse_output
-    from harness.errors import Problem, UserError
 
     if out is not None:
         refuse_output(out, inputs, folder=folder)
@@ -391,8 +387,6 @@ def _save(
 
 def print_saved(saved: "Saved", as_json: bool) -> None:
     """Print the manifest as JSON, or what became of the rows and why."""
-    from harness.formatting import count, pluralize
-
     if as_json:
         print_json(saved.manifest)
         return

@@ -11,6 +11,7 @@ import typer
 
 from harness.cli.app import data_app, print_result, say
 from harness.cli.options import CONFIG, Argument, Config, Json, Option, verb
+from harness.formatting import pluralize
 
 _Columns = "the column, or a template over columns, where the guess is wrong."
 
@@ -50,7 +51,6 @@ def data_check(
     The worst stands first, each with the command that mends it. Nothing is changed.
     """
     from harness.experiment.check_rows import Asked, examine_rows
-    from harness.formatting import pluralize
     from harness.report.findings import data_document, data_html, data_json, refuse_page
 
     if html:

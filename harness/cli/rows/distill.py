@@ -7,7 +7,7 @@ a file; what will be asked is said before anything is.
 from pathlib import Path
 from typing import Annotated
 
-from harness.cli.app import BY_A_MODEL, data_app, print_json, say
+from harness.cli.app import BY_A_MODEL, data_app, print_lines, say
 from harness.cli.options import (
     AnswerTokens,
     Argument,
@@ -74,11 +74,8 @@ def data_distill(
         rewrite, prompts, temperature, top_p, max_new_tokens, min_score, rows, max_cost, seed
     )
     plan = plan_distillation(session, teacher, asked)
-    if dry_run and as_json:
-        print_json(plan._asdict())
-        return
     if out is None or dry_run:
-        print(plan)
+        print_lines(plan._asdict(), [str(plan)], as_json)
         say("nothing is asked in a dry run")
         return
     say(str(plan))

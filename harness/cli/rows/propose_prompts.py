@@ -6,7 +6,7 @@ Invariant: a new file, never over one; what is in it is tried on validation like
 from pathlib import Path
 from typing import Annotated
 
-from harness.cli.app import BY_A_MODEL, data_app, print_json, say
+from harness.cli.app import BY_A_MODEL, data_app, print_lines, say
 from harness.cli.options import (
     Argument,
     DryAsking,
@@ -62,16 +62,12 @@ def data_propose_prompts(
     asked = Proposal(n, examples, max_new_tokens, temperature, max_cost, seed)
     plan = plan_proposals(session, proposer, asked)
     if dry_run or out is None:
-        print_json(plan._asdict()) if as_json else print(plan)
+        print_lines(plan._asdict(), [str(plan)], as_json)
         say("nothing is asked in a dry run")
         return
     say(str(plan))
     path, made = out, propose_prompts(session, proposer, asked)
     with path.open("x", encoding="utf-8") as file:
         file.write(recipe_text(made))
-    if as_json:
-        print_json({"texts": list(made.texts), **made.provenance})
-    else:
-        for text in made.texts:
-            print(text)
+    print_lines({"texts": list(made.texts), **made.provenance}, made.texts, as_json)
     say(f"{len(made.texts)} of {n} texts differ; next: copy the candidate in {path} into harness.yaml")
