@@ -27,23 +27,6 @@ from harness.nightly.state import (
 )
 from harness.store import Store
 
-__all__ = [
-    "Alarm",
-    "NightReport",
-    "Status",
-    "acknowledge",
-    "install",
-    "night_document",
-    "refuse_webhook",
-    "run_night",
-    "run_prepared",
-    "scheduler",
-    "send",
-    "status",
-    "to_json",
-    "write",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Status:

@@ -31,30 +31,6 @@ from harness.report.experiment_report import family_text
 from harness.report.gate_report import gate_document, to_json
 from harness.store import Store
 
-__all__ = [
-    "Champion",
-    "Differences",
-    "candidate_runs",
-    "combined_exit_code",
-    "differences",
-    "family_note",
-    "gate",
-    "gate_candidate",
-    "gate_document",
-    "gate_folders",
-    "gate_stored",
-    "list_unreferenced",
-    "not_with_base",
-    "pin",
-    "promote_named",
-    "read_champion",
-    "remove_run",
-    "remove_unreferenced",
-    "rescore_run",
-    "to_json",
-    "write",
-]
-
 
 def gate(
     path: Path,

@@ -26,26 +26,6 @@ from harness.rescue.trials import (
 )
 from harness.store import list_runs
 
-__all__ = [
-    "HalfVerdict",
-    "PreparedRescue",
-    "Rescue",
-    "TrialCost",
-    "Tried",
-    "exit_code",
-    "front_file",
-    "largest_work",
-    "plan_document",
-    "prepare",
-    "prepare_from_report",
-    "read",
-    "report_files",
-    "rescue_document",
-    "run",
-    "to_json",
-    "write",
-]
-
 
 class PreparedRescue(NamedTuple):
     """A run to rescue, what will be tried, and a session that knows the recipes."""
