@@ -153,12 +153,17 @@ def _json_lines(records: Iterable[Any]) -> str:
 
 
 def append_records(store: Store, path: Path, records: Sequence[Any]) -> None:
-    """Append dataclasses to a file, one a line; a line that a kill cut short stays apart from them.
+    """Append dataclasses to a file as `append_lines` does, one a line."""
+    append_lines(store, path, _json_lines(records))
+
+
+def append_lines(store: Store, path: Path, text: str) -> None:
+    """Append whole lines to a file; a line that a kill cut short stays apart from them.
 
     Raises:
         HarnessError: the disk is full; what was there stays.
     """
-    lines = _json_lines(records).encode()
+    lines = text.encode()
     with clear_errors(store, str(path), AGAIN), path.open("ab+") as file:
         if file.tell() and not _ends_a_line(path):
             lines = b"\n" + lines

@@ -7,13 +7,13 @@ prompt is asked once. One that failed is not kept, and a line that a kill cut sh
                                              folder of an experiment, without one in the cache
 """
 
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.records import Limits, Message, Output, canonical_json, digest, parse_json
+from harness.store.layout import Store, append_lines, read_lines
 
 
 class Asked(NamedTuple):
@@ -43,15 +43,16 @@ class AnswerBook:
         return self._known.get(key)
 
     def keep(self, answers: Mapping[str, Output]) -> None:
-        """Append answers by the keys of their prompts, but for those that failed."""
+        """Append answers by the keys of their prompts, but for those that failed.
+
+        Raises:
+            HarnessError: the disk is full; what was there stays.
+        """
         fresh = {key: of for key, of in answers.items() if of.finish_reason != "error"}
         self._known |= fresh
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = "".join(f"{canonical_json([key, *_fields(of)])}\n" for key, of in fresh.items()).encode()
-        with self.path.open("ab") as file:
-            file.write(lines if _ends_a_line(self.path) else b"\n" + lines)
-            file.flush()
-            os.fsync(file.fileno())
+        lines = "".join(f"{canonical_json([key, *_fields(of)])}\n" for key, of in fresh.items())
+        append_lines(Store(self.path.parent), self.path, lines)
 
 
 def _fields(of: Output) -> tuple[Any, ...]:
@@ -61,16 +62,8 @@ def _fields(of: Output) -> tuple[Any, ...]:
 def _read(path: Path) -> dict[str, Output]:
     known: dict[str, Output] = {}
     with suppress(OSError):
-        for line in path.read_bytes().split(b"\n"):
+        for line in read_lines(path):
             with suppress(ValueError, TypeError):
                 key, *fields = parse_json(line)
                 known.setdefault(key, Output(*fields))
     return known
-
-
-def _ends_a_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        if not file.seek(0, os.SEEK_END):
-            return True
-        file.seek(-1, os.SEEK_END)
-        return file.read() == b"\n"
