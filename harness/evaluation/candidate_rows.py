@@ -154,7 +154,8 @@ def describe_rows(session: Session, recipe: Recipe) -> str:
         drawn = Counter(file_of(row.where) for row in rows)
         source = " + ".join(f"{percent(drawn[file] / len(rows))} % {file}" for file in _files(recipe))
     kind = "pairs" if part == "pairs" else "rows"
-    return f"{source}: {count(len(rows))} {kind}{describe_corruption(recipe)}"
+    wrong = f", {percent(recipe.corrupt)} % of their answers made wrong" if recipe.corrupt else ""
+    return f"{source}: {count(len(rows))} {kind}{wrong}"
 
 
 def describe_source(recipe: Recipe) -> str:
@@ -165,11 +166,6 @@ def describe_source(recipe: Recipe) -> str:
         return " + ".join(f"{percent(share)} % {file}" for file, share in named)
     hot = f" at temperature {recipe.mix.temperature:g}" if recipe.mix and recipe.mix.temperature else ""
     return f"{' + '.join(_files(recipe))}{hot}" or "the target's rows"
-
-
-def describe_corruption(recipe: Recipe) -> str:
-    """Say which share of the answers is wrong on purpose; empty where none is."""
-    return f", {percent(recipe.corrupt)} % of their answers made wrong" if recipe.corrupt else ""
 
 
 def rows_cost_usd(session: Session, candidate: ResolvedCandidate) -> float:

@@ -105,7 +105,8 @@ def _appendix(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Itera
     yield from (speed_section(done), load_section(done))
     yield show_trainings([f for f in made if f.training.stored() or f.training_cost_usd])
     if report.decision:
-        yield _arithmetic(report.decision, report.unit)
+        rows, missing = arithmetic_rows(report.decision, report.unit), _list_missing(report.decision)
+        yield Section("arithmetic", "Arithmetic of the decision", ("input", "value"), rows, notes=missing)
     yield from (Section("provenance", *table) for table in provenance_tables(report.origins))
 
 
@@ -211,12 +212,6 @@ def _gate(report: ExperimentReport, f: CandidateFacts) -> Section:
     among = family_text(report.family.size, report.family.alpha)
     notes = [*map(miss_text, f.verdict.missed), *filter(None, [among])]
     return Section("gate", title, columns, rows, miss_basis(f.verdict), notes, f.label)
-
-
-def _arithmetic(decision: Decision, unit: formatting.Unit) -> Section:
-    rows = arithmetic_rows(decision, unit)
-    title = "Arithmetic of the decision"
-    return Section("arithmetic", title, ("input", "value"), rows, notes=_list_missing(decision))
 
 
 def _list_missing(decision: Decision) -> list[str]:

@@ -51,19 +51,6 @@ def load_with_head(
     return _load(AutoModelForSequenceClassification, source, machine, num_labels=n_outputs)
 
 
-def load_without_head(
-    source: ModelSource, machine: Machine
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load a base up to its last hidden states, in the machine's precision, and its tokenizer.
-
-    Raises:
-        CandidateFailed: the model does not fit the device's memory.
-    """
-    from transformers import AutoModel
-
-    return _load(AutoModel, source, machine)
-
-
 def _load(
     kind: Any, source: ModelSource, machine: Machine, **given: Any
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
@@ -315,8 +302,9 @@ def mean_hidden_states(source: ModelSource, machine: Machine, max_length: int) -
         CandidateFailed: the model does not fit the device's memory.
     """
     import torch
+    from transformers import AutoModel
 
-    model, tokenizer = load_without_head(source, machine)
+    model, tokenizer = _load(AutoModel, source, machine)
     model.eval()
 
     def embed(texts: Sequence[str]) -> "Tensor":
