@@ -16,7 +16,7 @@ from harness.models.deltas import bottleneck_layers as layers
 from harness.models.deltas import save_delta
 from harness.models.memory.shape import Shape
 from harness.plugins import Method
-from harness.training import FitContext, SupervisedParams, Weights, delta_digest, fine_tune
+from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, delta_digest, fine_tune
 
 
 class Params(SupervisedParams):
@@ -79,10 +79,7 @@ METHOD = Method(
     params=Params,
     fit=fit,
     makes="delta",
-    trains=True,
-    draws_from="train",
-    seeded=True,
-    hooks=("mix", "penalty", "step", "arguments", "smoothing"),
+    **SUPERVISED,
     loops=("training", "tokens", "sft", "deltas"),
     adapter_parameters=adapter_parameters,
 )

@@ -6,25 +6,14 @@ the adapter of another candidate is trained further, and that candidate is the r
 Source: Rafailov et al. 2023 (arXiv:2305.18290).
 """
 
-from harness.training import (
-    FitContext,
-    LoraParams,
-    PreferenceParams,
-    Weights,
-    low_rank,
-    low_rank_method,
-    preference,
-)
+from harness.training import LoraParams, PreferenceParams, low_rank, low_rank_method, preference
 
 
 class Params(PreferenceParams, LoraParams):
     """TRL's names, and PEFT's for the new adapter that is made without `init_from`."""
 
 
-def fit(context: FitContext, params: Params) -> Weights:
-    """Train the adapter on the pairs and save it under `adapter/`."""
-    return low_rank(context, params, preference)
-
+fit = low_rank(preference)
 
 METHOD = low_rank_method(
     Params,
@@ -33,7 +22,6 @@ METHOD = low_rank_method(
     init_from="adapter",
     hooks=("penalty", "step"),
     loops=("training", "tokens", "heldout", "dpo"),
-    shape_params=tuple(LoraParams.model_fields),
     # Published rates are those of larger models; for the quickstart's base 3e-5 was right, and 1e-4 too much.
     proposal=lambda situation: (
         ({"params": {"learning_rate": 3e-5}} if situation.small_base else {}) if situation.pairs else None

@@ -13,9 +13,7 @@ from harness.models.hub import ModelSource
 from harness.spec import Recipe
 from harness.training import (
     DistilledParams,
-    FitContext,
     LoraParams,
-    Weights,
     distill,
     low_rank,
     low_rank_method,
@@ -50,15 +48,7 @@ def extra_tokens(params: Params, base: ModelSource, rows: int, tokens: int) -> t
     return round(tokens * ratio), round(params.lmbda * drawn + taught)
 
 
-def fit(context: FitContext, params: Params) -> Weights:
-    """Train the adapter on the teacher's probabilities and save it under `adapter/`.
-
-    Raises:
-        CandidateFailed: the teacher has another vocabulary, out of memory, no row fits, or the loss was not a
-            number.
-    """
-    return low_rank(context, params, distill)
-
+fit = low_rank(distill)
 
 METHOD = low_rank_method(
     Params,
@@ -67,7 +57,6 @@ METHOD = low_rank_method(
     init_from="adapter",
     hooks=("penalty",),
     loops=("training", "tokens", "distillation"),
-    shape_params=tuple(LoraParams.model_fields),
     reads=teacher_digest,
     problems=problems,
     teacher=teacher_of,

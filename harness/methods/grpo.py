@@ -9,15 +9,7 @@ Source: Shao et al. 2024 (arXiv:2402.03300); trained by TRL's GRPOTrainer.
 from functools import partial
 from typing import Literal
 
-from harness.training import (
-    FitContext,
-    LoraParams,
-    ReinforcedParams,
-    Weights,
-    low_rank,
-    low_rank_method,
-    train_on_rewards,
-)
+from harness.training import LoraParams, ReinforcedParams, low_rank, low_rank_method, train_on_rewards
 
 
 class Params(ReinforcedParams, LoraParams):
@@ -27,14 +19,7 @@ class Params(ReinforcedParams, LoraParams):
     scale_rewards: Literal["group", "batch", "none"] = "group"
 
 
-def fit(context: FitContext, params: Params) -> Weights:
-    """Train the adapter on rewards and save it under `adapter/`.
-
-    Raises:
-        CandidateFailed: no reward is named, out of memory, no prompt fits, or the loss was not a number.
-    """
-    return low_rank(context, params, partial(train_on_rewards, "GRPO"))
-
+fit = low_rank(partial(train_on_rewards, "GRPO"))
 
 METHOD = low_rank_method(
     Params,
@@ -44,5 +29,4 @@ METHOD = low_rank_method(
     rewarded=True,
     hooks=("penalty",),
     loops=("training", "tokens", "heads", "reinforcement"),
-    shape_params=tuple(LoraParams.model_fields),
 )

@@ -7,10 +7,8 @@ Source: Ethayarajh et al. 2024 (arXiv:2402.01306); trained by TRL's KTOTrainer.
 """
 
 from harness.training import (
-    FitContext,
     LoraParams,
     UnpairedParams,
-    Weights,
     low_rank,
     low_rank_method,
     preference_without_pairs,
@@ -22,14 +20,7 @@ class Params(UnpairedParams, LoraParams):
     """TRL's names, and PEFT's for the new adapter that is made without `init_from`."""
 
 
-def fit(context: FitContext, params: Params) -> Weights:
-    """Train the adapter on the answers and save it under `adapter/`.
-
-    Raises:
-        CandidateFailed: out of memory, no answer fits, or the loss was not a number.
-    """
-    return low_rank(context, params, preference_without_pairs)
-
+fit = low_rank(preference_without_pairs)
 
 METHOD = low_rank_method(
     Params,
@@ -39,6 +30,5 @@ METHOD = low_rank_method(
     init_from="adapter",
     hooks=("penalty", "step"),
     loops=("training", "tokens", "heldout", "unpaired"),
-    shape_params=tuple(LoraParams.model_fields),
     remarks=weigh_thumbs,
 )

@@ -6,23 +6,19 @@ Source: Hu et al. 2021 (arXiv:2106.09685); defaults (all linear layers, a learni
 ten times that of full fine-tuning) after Biderman et al. 2024 (arXiv:2405.09673).
 """
 
-from harness.training import FitContext, LowRankParams, Weights, low_rank, low_rank_method
+from harness.training import SUPERVISED, LowRankParams, low_rank, low_rank_method
 
 
 class Params(LowRankParams):
     """PEFT's names beside TRL's."""
 
 
-def fit(context: FitContext, params: Params) -> Weights:
-    """Train the adapter and save it under `adapter/`."""
-    return low_rank(context, params)
-
+fit = low_rank()
 
 METHOD = low_rank_method(
     Params,
     fit,
-    draws_from="train",
-    hooks=("mix", "penalty", "step", "arguments", "smoothing"),
+    **SUPERVISED,
     data_parallel=True,
     loops=("training", "tokens", "sft"),
     # Rates of Dettmers et al. 2023 (arXiv:2305.14314) for 7 to 65 billion parameters; small models need more.

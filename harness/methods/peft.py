@@ -16,7 +16,7 @@ from harness.models.memory import lora_parameters
 from harness.models.memory.shape import Shape
 from harness.plugins import Method
 from harness.spec import Recipe
-from harness.training import FitContext, SupervisedParams, Weights, adapter_weights, fine_tune
+from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, adapter_weights, fine_tune
 from harness.training.peft_families import family_problems, peft_config
 
 
@@ -65,10 +65,7 @@ METHOD = Method(
     params=Params,
     fit=fit,
     makes="adapter",
-    trains=True,
-    draws_from="train",
-    seeded=True,
-    hooks=("mix", "penalty", "step", "arguments", "smoothing"),
+    **SUPERVISED,
     loops=("training", "tokens", "sft", "peft_families"),
     problems=problems,
     adapter_parameters=adapter_parameters,

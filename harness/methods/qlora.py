@@ -6,24 +6,20 @@ puts the same adapter on the base as it was, and is another candidate.
 Source: Dettmers et al. 2023 (arXiv:2305.14314); quantisation by bitsandbytes.
 """
 
-from harness.training import FitContext, LowRankParams, Weights, low_rank, low_rank_method
+from harness.training import SUPERVISED, LowRankParams, low_rank, low_rank_method
 
 
 class Params(LowRankParams):
     """PEFT's names beside TRL's, as for `lora`."""
 
 
-def fit(context: FitContext, params: Params) -> Weights:
-    """Train the adapter and save it under `adapter/`."""
-    return low_rank(context, params)
-
+fit = low_rank()
 
 METHOD = low_rank_method(
     Params,
     fit,
-    draws_from="train",
+    **SUPERVISED,
     quantization="nf4",
-    hooks=("mix", "penalty", "step", "arguments", "smoothing"),
     loops=("training", "tokens", "sft"),
     proposal=lambda situation: {
         "params": {"r": 16},

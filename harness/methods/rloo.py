@@ -8,15 +8,7 @@ Source: Ahmadian et al. 2024 (arXiv:2402.14740); trained by TRL's RLOOTrainer.
 
 from functools import partial
 
-from harness.training import (
-    FitContext,
-    LoraParams,
-    ReinforcedParams,
-    Weights,
-    low_rank,
-    low_rank_method,
-    train_on_rewards,
-)
+from harness.training import LoraParams, ReinforcedParams, low_rank, low_rank_method, train_on_rewards
 
 
 class Params(ReinforcedParams, LoraParams):
@@ -25,14 +17,7 @@ class Params(ReinforcedParams, LoraParams):
     normalize_advantages: bool = False
 
 
-def fit(context: FitContext, params: Params) -> Weights:
-    """Train the adapter on rewards and save it under `adapter/`.
-
-    Raises:
-        CandidateFailed: no reward is named, out of memory, no prompt fits, or the loss was not a number.
-    """
-    return low_rank(context, params, partial(train_on_rewards, "RLOO"))
-
+fit = low_rank(partial(train_on_rewards, "RLOO"))
 
 METHOD = low_rank_method(
     Params,
@@ -42,5 +27,4 @@ METHOD = low_rank_method(
     rewarded=True,
     hooks=("penalty",),
     loops=("training", "tokens", "heads", "reinforcement"),
-    shape_params=tuple(LoraParams.model_fields),
 )

@@ -21,7 +21,7 @@ from harness.models.hardware import dtype
 from harness.models.memory.shape import Shape
 from harness.plugins import Method
 from harness.records import Scanned
-from harness.training import FitContext, SupervisedParams, Weights, delta_digest, fine_tune
+from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, delta_digest, fine_tune
 
 SCAN = "signal_to_noise.json"
 
@@ -78,10 +78,7 @@ METHOD = Method(
     params=Params,
     fit=fit,
     makes="delta",
-    trains=True,
-    draws_from="train",
-    seeded=True,
-    hooks=("mix", "penalty", "step", "arguments", "smoothing"),
+    **SUPERVISED,
     loops=("training", "tokens", "sft", "deltas", "signal_to_noise"),
     adapter_parameters=trained_parameters,
 )

@@ -36,14 +36,7 @@ from harness.report.experiment_report import (
     table_rows,
     verdict_word,
 )
-from harness.report.first_page import (
-    judged,
-    labels_note,
-    nearest_miss,
-    next_steps,
-    reasons,
-    worst_tasks,
-)
+from harness.report.first_page import judged, labels_note, nearest_miss, next_steps, reasons, worst_tasks
 from harness.report.labels import STYLES
 from harness.report.sections import experiment_document
 from harness.report.tables.answer_tables import (

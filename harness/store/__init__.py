@@ -55,14 +55,7 @@ from harness.store.grade_books import (
     read_identities,
 )
 from harness.store.index import reindex
-from harness.store.layout import (
-    Store,
-    claim,
-    working,
-    write_record,
-    write_records,
-    write_whole,
-)
+from harness.store.layout import Store, claim, working, write_record, write_records, write_whole
 from harness.store.measurements import (
     control_file,
     controls,
@@ -132,10 +125,4 @@ from harness.store.runs.trial_runs import (
 )
 from harness.store.status import StoredProgress, current_activity
 from harness.store.tables import TABLES
-from harness.store.verdicts import (
-    DecisionRecord,
-    VerdictRecord,
-    newest_verdict,
-    save_decision,
-    save_verdict,
-)
+from harness.store.verdicts import DecisionRecord, VerdictRecord, newest_verdict, save_decision, save_verdict

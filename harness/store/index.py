@@ -10,13 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.store import ingest
-from harness.store.layout import (
-    Store,
-    clear_errors,
-    failure,
-    remove_stale_parts,
-    rename_when_whole,
-)
+from harness.store.layout import Store, clear_errors, failure, remove_stale_parts, rename_when_whole
 from harness.store.rows.memory_database import hide_progress_bar
 
 if TYPE_CHECKING:

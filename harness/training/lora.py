@@ -60,29 +60,33 @@ class LowRankParams(SupervisedParams, LoraParams):
     """PEFT's names beside TRL's."""
 
 
-def low_rank(
-    context: FitContext, params: LoraParams, train: Callable[..., TrainingRecord] = fine_tune
-) -> Weights:
-    """Let `train` fit an adapter on the context's base, and save it under `adapter/`.
+def low_rank(train: Callable[..., TrainingRecord] = fine_tune) -> Callable[[FitContext, Any], Weights]:
+    """Return the fit of a method: an adapter on the context's base, made by `train`, saved under `adapter/`.
 
-    Raises:
-        CandidateFailed: out of memory, no row fits, or the loss was not a number.
+    It raises CandidateFailed where `train` does: out of memory, no row fits, or the loss was not a number.
     """
-    return adapter_weights(context, train(context, params, lora_config(params), context.folder / "adapter"))
+
+    def fit(context: FitContext, params: LoraParams) -> Weights:
+        made = train(context, params, lora_config(params), context.folder / "adapter")
+        return adapter_weights(context, made)
+
+    return fit
 
 
 def low_rank_method(params: type[LoraParams], fit: Callable[..., Weights], **own: Any) -> Method:
-    """Declare a method that trains a new low-rank adapter; `own` are its other fields of `Method`."""
+    """Declare a method that trains a low-rank adapter; `own` are its other fields of `Method`.
+
+    Where it can start from another candidate's adapter, that one settles the shape.
+    """
+    shaped = {"shape_params": tuple(LoraParams.model_fields)} if own.get("init_from") else {}
+    traits = {"makes": "adapter", "trains": True, "seeded": True, **shaped, **own}
     return Method(
         params=params,
         fit=fit,
-        makes="adapter",
-        trains=True,
-        seeded=True,
         adapter_parameters=adapter_parameters,
         lower_rank=lower_rank,
         leave_out=leave_out,
-        **own,
+        **traits,
     )
 
 

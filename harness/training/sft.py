@@ -46,6 +46,13 @@ _OWN = (
     *loop.KNOBS,
 )  # not TRL's as they are
 _BATCH_SIZE = "batch_size"  # a file beside the checkpoints
+# Fields of `Method` that follow where `fine_tune` trains a part of the model.
+SUPERVISED: dict[str, Any] = {
+    "trains": True,
+    "draws_from": "train",
+    "seeded": True,
+    "hooks": ("mix", "penalty", "step", "arguments", "smoothing"),
+}
 _CONFIG = "config.json"  # of a whole model
 
 

@@ -41,7 +41,7 @@ class Trained(NamedTuple):
 def by_harness(context: FitContext, params: LowRankParams) -> Trained:
     """Train as a LoRA or QLoRA candidate is trained."""
     peaks.forget(context.machine.device)
-    measured = low_rank(context, params).training
+    measured = low_rank()(context, params).training
     return Trained(
         measured.n_tokens,
         measured.n_steps,
