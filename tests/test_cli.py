@@ -16,10 +16,11 @@ from fake_facts import candidate, tuned, verdict
 
 from harness.cache import cache_dir
 from harness.cli import app, main
-from harness.cli.app import data_app, open_session, regressions_app, runs_app
+from harness.cli.app import data_app, regressions_app, runs_app
 from harness.cli.compare import brief_warnings, exit_code, metric_warnings, plan_section
 from harness.cli.gate import next_step
 from harness.cli.nightly import nightly_app
+from harness.cli.options import ExperimentFile
 from harness.cli.rate import rate_app
 from harness.decision import Decision
 from harness.experiment import estimate_seconds, estimate_work
@@ -189,7 +190,8 @@ def test_a_dry_run_prints_tokens_and_runs_nothing(harness, tiny, tmp_path):
 def test_the_rows_of_a_dry_run_add_up_to_its_last_one(own_cache, tiny, tmp_path):
     """The tokens do so to the digit, the times and prices but for what printing rounds."""
     room = Memory(free_gib=8.0, total_gib=8.0, of="main memory")
-    session, loaded = open_session(tiny_experiment.write(tmp_path, tiny), dry_run=True)
+    file = ExperimentFile(config=tiny_experiment.write(tmp_path, tiny))
+    session, loaded = file.open_session(dry_run=True)
     work = estimate_work(session, loaded.selected)
     plan = estimate_seconds(session, work)
     *rows, total = plan_section(session, work, plan, estimate_costs(session, loaded.selected, room)).rows
