@@ -10,6 +10,7 @@ import tiny_experiment
 from openai_server import Rule, serving
 
 from harness import store
+from harness.evaluation import wrap_prompt
 from harness.experiment import compare
 from harness.metrics import load_metrics
 from harness.metrics._citations import cites_nothing
@@ -180,6 +181,22 @@ def test_passages_without_marks_are_cited_by_their_place_or_their_id():
     assert scores("40 euros [1]", asked(None)) == scores("40 euros [lamp]", asked(None)) == (1.0, 1.0)
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "Context:\n[1] A shop.\n\n{prompt}",
+        "{prompt}\n\nContext:\n[1] A shop.\n\nAnswer.",
+        "Use the Context:\n{prompt}",
+    ],
+)
+def test_marks_are_those_of_the_passages_also_where_a_template_has_a_context_of_its_own(template):
+    shown = wrap_prompt(asked("id"), None, template)
+    item = replace(shown, plain_prompt="What does it cost?")
+    assert marked_passages(item) == {"lamp": "lamp", "ship": "ship"}
+    assert scores("40 euros [lamp]", item) == (1.0, 1.0)
+    assert scores("40 euros [1]", item) == (0.0, 0.0)
+
+
 def test_passages_that_the_item_itself_shows_are_those_of_its_marks():
     item = asked(found=(), documents=("2",), question="[1] Three days.\n[2] 40 euros.\n\nWhat does it cost?")
     assert scores("40 euros [2].", item) == (1.0, 1.0)
@@ -225,7 +242,7 @@ target:
   system: Cite the passages that you use, as in [1].
 candidates:
   closed: {{method: endpoint, params: {{base_url: {url}, model: tiny, protocol: chat}}}}
-  cited: {{weights_of: closed, prompting: {{rag: {{top_k: 2, mark: number}}}}, template: "Read.\\n{{prompt}}"}}
+  cited: {{weights_of: closed, prompting: {{rag: {{top_k: 2, mark: number}}}}, template: "Context:\\nRead.\\n\\n{{prompt}}"}}
 """
 
 

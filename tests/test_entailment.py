@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import tiny_experiment
@@ -10,6 +11,7 @@ from openai_server import Rule, serving
 
 from harness import store
 from harness.errors import UserError
+from harness.evaluation import wrap_prompt
 from harness.experiment import compare
 from harness.metrics import load_metrics, version
 from harness.metrics._entailment import support
@@ -63,6 +65,23 @@ def test_a_sentence_is_supported_where_one_passage_entails_it():
     asked.clear()
     assert support("40 euros", item, entails) == 1.0
     assert asked[0][1] == "What does the lamp cost? 40 euros", "two words alone state nothing"
+
+
+def test_only_the_passages_count_where_a_template_has_a_context_of_its_own():
+    seen = []
+
+    def entails(pairs):
+        seen.extend(pairs)
+        return [0.9] * len(pairs)
+
+    item = wrap_prompt(with_context(ITEM, [LAMP], "number"), None, "Context:\nA shop.\n\n{prompt}")
+    support("40 euros", replace(item, plain_prompt=ITEM.prompt), entails)
+    assert seen == [("Lamp: The lamp costs 40 euros.", "What does the lamp cost? 40 euros")]
+    closed = wrap_prompt(ITEM, None, "Context:\nA shop.\n\n{prompt}")
+    assert support("40 euros", replace(closed, plain_prompt=ITEM.prompt), entails) == 0.0
+    own = replace(ITEM, plain_prompt="Context:\nIt costs 40.\n\nWhat does it cost?")
+    assert support("It costs 40 euros now.", own, entails) == 1.0
+    assert seen[-1] == ("It costs 40.", "It costs 40 euros now.")
 
 
 def test_an_answer_behind_no_passages_and_an_empty_one_have_no_support():

@@ -185,7 +185,7 @@ def version(written: str, unspaced: bool = False) -> int | str:
         return ""  # rows hold the rubric, the judges and our prompt's version beside this (`judges.Judged`)
     if written.startswith(ENTAILMENT):
         model = metric_parts(written)[1]
-        return source_digest(model) or model
+        return digest([source_digest(model) or model, versions_of("entailment")])
     if not written.startswith(EVALUATE):
         own = plugins.version("metrics", written)
         by_letters = unspaced and getattr(plugins.load("metrics", written), "WORDS_ARE_LETTERS", False)

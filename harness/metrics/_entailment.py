@@ -45,7 +45,9 @@ def metric(task: Task, written: str) -> Metric:
 
 def support(answer: str, example: Example, entails: Entails) -> float:
     """Return the share of an answer's sentences that one of its passages entails."""
-    passages = [BRACKETS.sub("", line).strip() for line in context_of(example.prompt).splitlines()]
+    shown = example.prompt if example.passages else example.plain_prompt or example.prompt
+    context = context_of(shown, example.plain_prompt if example.passages else "")
+    passages = [BRACKETS.sub("", line).strip() for line in context.splitlines()]
     stated = [_statement(BRACKETS.sub("", one).strip(), example) for one in sentences(answer)]
     if not passages or not stated:
         return 0.0
@@ -56,7 +58,8 @@ def support(answer: str, example: Example, entails: Entails) -> float:
 
 def _statement(sentence: str, example: Example) -> str:
     short = len(sentence.split()) < _SHORT
-    return f"{question(example).strip()} {sentence}" if short else sentence
+    asked = example.plain_prompt or question(example)
+    return f"{asked.strip()} {sentence}" if short else sentence
 
 
 @lru_cache(maxsize=1)

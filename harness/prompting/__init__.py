@@ -105,7 +105,8 @@ def context_of(prompt: str, asked: str = "") -> str:
     tells which one is the passages'.
     """
     before = prompt.rpartition(f"\n\n{asked}")[0].rpartition("\n\n")[2] if asked else ""
-    return before.partition(CONTEXT)[2] or prompt.partition(CONTEXT)[2].partition("\n\n")[0]
+    of_its_own = f"\n{before}".rpartition(f"\n{CONTEXT}")[2] if f"\n{CONTEXT}" in f"\n{before}" else ""
+    return of_its_own or before.partition(CONTEXT)[2] or prompt.partition(CONTEXT)[2].partition("\n\n")[0]
 
 
 def marked_passages(example: Example) -> dict[str, str]:
@@ -116,7 +117,8 @@ def marked_passages(example: Example) -> dict[str, str]:
     prompt, and in the turns before it, are the passages, each of its mark's name.
     """
     asked = f"{example.earlier}\n{example.prompt}"
-    lines = (context_of(example.prompt) if example.passages else asked).splitlines()
+    context = context_of(example.prompt, example.plain_prompt) if example.passages else asked
+    lines = context.splitlines()
     marks = list(dict.fromkeys(found[1] for line in lines if (found := _MARK.match(line))))
     if not example.passages:
         return {mark: mark for mark in marks}

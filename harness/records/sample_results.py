@@ -22,8 +22,9 @@ class Example:
 
     `documents` names the documents that hold the answer (for recall@k); `passages` names
     those that a prompting put into the messages, best first. `constraints` are the checks
-    of a verifiable instruction (see `metrics/follows.py`). `earlier` are the turns of a conversation before
-    the last, as text, of an item of the target as it is asked.
+    of a verifiable instruction (see `metrics/follows.py`). Of an item of the target as it is asked, `earlier`
+    are the turns of a conversation before the last, as text, and `plain_prompt` is the last one before
+    promptings and a template put anything around it.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Example:
     constraints: tuple[Mapping[str, Any], ...] = ()
     rejected: str = ""
     earlier: str = ""
+    plain_prompt: str = ""
 
     @property
     def prompt(self) -> str:

@@ -316,7 +316,9 @@ def prompting_step(session: Session, recipe: Recipe, seed: int) -> Step:
     prompted = compose(recipe.prompting, context)
     system = recipe.system if recipe.system is not None else task.system
     return lambda example: replace(
-        wrap_prompt(prompted(example), system, recipe.template), earlier=turns_as_text(example.messages[:-1])
+        wrap_prompt(prompted(example), system, recipe.template),
+        earlier=turns_as_text(example.messages[:-1]),
+        plain_prompt=example.prompt,
     )
 
 

@@ -12,7 +12,7 @@ from harness.formatting import count, pluralize, seconds, size, usd
 from harness.metrics._citations import cites_nothing
 from harness.models.openai_api import Settings
 from harness.prompting import PromptingContext, index_sizes, marked_passages
-from harness.records import Example, Run, SampleResult
+from harness.records import Example, Message, Run, SampleResult
 from harness.report.tables.training_tables import tried_text
 from harness.report.training_diagnosis import front_sentence
 from harness.spec import DecidePolicy, Recipe
@@ -39,20 +39,26 @@ def count_uncited(session: Session, reader: Reader, runs: Iterable[Run]) -> Iter
     """Count the answers behind marked passages in which no citation is read, where citations are scored."""
     if not any(name.startswith("citation_") for name in session.target.metrics):
         return
+    plain = {example.id: example.prompt for example in session.target.items.test}
     for run in (run for run in runs if run.state == "done"):
         decoding = session.candidates[run.candidate].recipe.sampling
         is_chosen = decoding is not None and decoding.choose != "first"  # one answer counts, else each
         rows = (reader.of if is_chosen else reader.answers)(run, session.target)
-        asked = [(row.text, _as_asked(row)) for row in rows if row.status == "ok"]
+        asked = [(row.text, _as_asked(row, plain)) for row in rows if row.status == "ok"]
         shown = [(text, example) for text, example in asked if marked_passages(example)]
         if n := sum(cites_nothing(text, example) for text, example in shown):
             of = f"{count(n)} of {pluralize(len(shown), 'answer')}"
             yield f"{run.candidate}: {of} cite nothing in a form that is read, and score 0 by citations"
 
 
-def _as_asked(row: SampleResult) -> Example:
-    """Return an item as it was asked, of which citations need the prompt and its passages."""
-    return Example(row.example_id, ({"role": "user", "content": row.prompt},), passages=row.passages)
+def _as_asked(row: SampleResult, plain: Mapping[str, str]) -> Example:
+    """Return an item as it was asked, of which citations need the prompts and the passages.
+
+    One of several answers to an item has its number behind the item's id.
+    """
+    asked = plain.get(row.example_id) or plain.get(row.example_id.rpartition("#")[0], "")
+    shown: Message = {"role": "user", "content": row.prompt}
+    return Example(row.example_id, (shown,), passages=row.passages, plain_prompt=asked)
 
 
 # What a reader should know of single items, and how a row shows it.
