@@ -242,7 +242,7 @@ target:
   system: Cite the passages that you use, as in [1].
 candidates:
   closed: {{method: endpoint, params: {{base_url: {url}, model: tiny, protocol: chat}}}}
-  cited: {{weights_of: closed, prompting: {{rag: {{top_k: 2, mark: number}}}}, template: "Context:\\nRead.\\n\\n{{prompt}}"}}
+  cited: {{weights_of: closed, prompting: {{rag: {{top_k: 2, mark: number}}}}, template: "Context:\\n[a] Read.\\n[b] Cite.\\n\\n{{prompt}}"}}
 """
 
 
