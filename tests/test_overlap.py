@@ -177,7 +177,10 @@ def test_rows_in_other_words_are_noted_with_their_places_and_what_removes_them(l
     assert of_rows.startswith("train.jsonl: 2 rows may ask in other words what is evaluated; closest: ")
     assert "train.jsonl:4 and test.jsonl:2 (words in common 0.8" in of_rows
     assert "train.jsonl:5 and rules.jsonl:1 (words in common 0.9" in of_rows
-    assert "`harness data dedup train.jsonl --against rules.jsonl --against test.jsonl --out OUT`" in of_rows
+    assert (
+        "`harness data dedup train.jsonl --against rules.jsonl --against test.jsonl --out train.dedup.jsonl`"
+        in of_rows
+    )
     assert of_pairs.startswith("pairs.jsonl: 1 row may ask")
     assert "pairs.jsonl:1 and test.jsonl:2" in of_pairs
 
@@ -189,7 +192,7 @@ def test_the_step_that_removes_them_names_files_that_begin_with_a_dash_as_no_opt
     target = leaky[0].model_copy(update={"data": data})
     notes = refuse_or_note(target, {"target": load_task(target, 0)}, {}).notes
     assert (
-        "`harness data dedup ./-train.jsonl --against rules.jsonl --against ./-test.jsonl --out OUT`"
+        "`harness data dedup ./-train.jsonl --against rules.jsonl --against ./-test.jsonl --out ./-train.dedup.jsonl`"
         in notes[-1]
     )
 
@@ -228,10 +231,12 @@ def test_rows_alike_in_a_file_that_test_items_are_drawn_from_are_kept_together_b
         for i, text in enumerate((f"{ask}?", f"{ask} please?"), start=1)
     )
     (note,) = overlap_notes([train], [test], "rows.jsonl")
-    assert note.endswith("`harness data split rows.jsonl --out DIR` keeps rows that are alike in one part")
+    assert note.endswith(
+        "`harness data split rows.jsonl --out rows.split` keeps rows that are alike in one part"
+    )
     (note,) = overlap_notes([train], [test], "own.jsonl", drawn_from="rows.jsonl")
     assert "--against" not in note
-    assert "`harness data split rows.jsonl --out DIR`" in note
+    assert "`harness data split rows.jsonl --out rows.split`" in note
 
 
 @pytest.mark.parametrize("name", ["test.json", "test.parquet", "a test.json"])
@@ -242,4 +247,4 @@ def test_the_file_of_rows_that_have_no_lines_is_named_in_the_step(name):
         for i, (text, where) in enumerate(((f"{ask}?", "train.jsonl:3"), (f"{ask} please?", f"{name} row 7")))
     )
     (note,) = overlap_notes([train], [test], "train.jsonl")
-    assert f"--against {shlex.quote(name)} --out OUT` leaves them out" in note
+    assert f"--against {shlex.quote(name)} --out train.dedup.jsonl` leaves them out" in note

@@ -102,6 +102,13 @@ def columns_of(named: str | None, names: Container[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def option_text(template: str, default: str) -> str | None:
+    """Return a template as an option names it, `{text}` as `text`; None where it is the default."""
+    if template == default:
+        return None
+    return template[1:-1] if FIELD.fullmatch(template) else template
+
+
 def reading_roles(task: Task, layout: Layout | None, names: Container[str]) -> Roles:
     """Return the columns that ask and answer where rows are read by a task's templates, or by a layout.
 

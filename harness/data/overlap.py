@@ -13,8 +13,9 @@ https://arxiv.org/abs/2204.02311, section 8); those that many items or rows shar
 """
 
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate, combinations
+from itertools import accumulate, combinations, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,10 +24,12 @@ from numpy.typing import NDArray
 
 from harness.cache import memo
 from harness.data.boilerplate import N
+from harness.data.columns import columns_of, find_roles
 from harness.data.contamination import key
+from harness.data.edit.row_files import new_name
 from harness.data.examples import Sourced
 from harness.data.near_duplicates import are_alike, fold_words, nearest, similarity
-from harness.data.readers import file_of
+from harness.data.readers import Rows, file_of, stream
 from harness.data.shared_grams import Share, largest_shares
 from harness.errors import Problem, UserError, as_argument
 from harness.formatting import plain, pluralize
@@ -48,6 +51,7 @@ _SALUTATION = re.compile(r"\s*(?:\w+ ){0,3}\w+,\s")
 
 _VERSION = 6  # of this file and of near_duplicates, for what is remembered
 _BLOCK = 2_000  # rows
+_FIRST = 1_000  # rows by which the columns of a file are recognised
 
 # Texts to vectors of length 1, (n, d).
 Encode = Callable[[Sequence[str]], NDArray[np.float32]]
@@ -181,6 +185,17 @@ def repeats_by_sense(
                 yield row, earlier, min(1.0, float(near[earlier]))
 
 
+class ReadBy(NamedTuple):
+    """Columns, or templates over columns, by which rows are read, and the column of their group."""
+
+    prompt: str | None = None
+    reference: str | None = None
+    group: str | None = None
+
+
+_RECOGNISED = ReadBy()
+
+
 def overlap_notes(
     training: Sequence[Sourced],
     evaluated: Sequence[Sourced],
@@ -188,6 +203,7 @@ def overlap_notes(
     with_choices: bool = False,
     encode: Encode | None = None,
     drawn_from: str = "",
+    read_by: ReadBy = _RECOGNISED,
 ) -> list[str]:
     """Say which training rows of a file ask in other words what is evaluated, the closest three by place.
 
@@ -203,36 +219,48 @@ def overlap_notes(
     known = {one.training for one in found}
     close = _close_embeddings(asked, items, encode) if encode else []
     by_sense = sorted((o for o in close if o.training not in known), key=lambda o: -o.similarity)
-    drawn_from = drawn_from or where
-    return [_note(training, evaluated, where, of, drawn_from) for of in (found, by_sense) if of]
+    notes = []
+    for of in filter(None, (found, by_sense)):
+        pairs = [(training[o.training].where, evaluated[o.evaluated].where) for o in of]
+        near = zip(pairs[:3], of, strict=False)
+        closest = "; ".join(f"{a} and {b} ({o.measure} {plain(o.similarity)})" for (a, b), o in near)
+        said = f"{pluralize(len(of), 'row')} may ask in other words what is evaluated; closest: {closest}"
+        # Dedup looks at words alone.
+        mend = "" if of is by_sense else "".join(_commands(pairs, drawn_from or where, read_by))
+        notes.append(f"{where}: {said}{mend}")
+    return notes
 
 
-def _note(
-    training: Sequence[Sourced],
-    evaluated: Sequence[Sourced],
-    where: str,
-    found: Sequence[Overlap],
-    drawn_from: str,
-) -> str:
-    closest = "; ".join(
-        f"{training[o.training].where} and {evaluated[o.evaluated].where} ({o.measure} {plain(o.similarity)})"
-        for o in found[:3]
-    )
-    files = dict.fromkeys(file_of(evaluated[o.evaluated].where) for o in found)
-    rows = pluralize(len(found), "row")
-    by_words = found[0].measure != "embeddings"  # dedup looks at words alone
-    mend = _mend(where, files, drawn_from) if by_words else ""
-    return f"{where}: {rows} may ask in other words what is evaluated; closest: {closest}{mend}"
+def _commands(pairs: Iterable[tuple[str, str]], drawn_from: str, read_by: ReadBy) -> Iterator[str]:
+    """Name the commands that take such rows of files out of training; items of lm-eval have no file."""
+    against: dict[str, dict[str, None]] = {}
+    for training, evaluated in pairs:
+        against.setdefault(file_of(training), {})[file_of(evaluated)] = None
+    drawn = any(
+        drawn_from in of for of in against.values()
+    )  # the evaluated items are of a training file itself
+    if drawn and (named := _options(drawn_from, read_by)) is not None:
+        group = f" --group {shlex.quote(read_by.group)}" if read_by.group else ""
+        out = as_argument(new_name(drawn_from, "split"))
+        split = f"harness data split {as_argument(drawn_from)}{named}{group} --out {out}"
+        yield f"; `{split}` keeps rows that are alike in one part"
+    for file, of in against.items():
+        tests = [f for f in of if f not in ("", file, drawn_from) and _options(f, read_by) is not None]
+        if tests and (named := _options(file, read_by)) is not None:
+            held = "".join(f" --against {as_argument(test)}" for test in tests)
+            out = as_argument(new_name(file, "dedup"))
+            yield f"; `harness data dedup {as_argument(file)}{named}{held} --out {out}` leaves them out"
 
 
-def _mend(where: str, files: Iterable[str], drawn_from: str) -> str:
-    """Name the command that takes such rows of a file out of training; items of lm-eval have no file."""
-    steps = []
-    if drawn_from in files:  # the evaluated items were drawn from a training file itself
-        steps.append(
-            f"`harness data split {as_argument(drawn_from)} --out DIR` keeps rows that are alike in one part"
-        )
-    held = [file for file in files if file not in ("", where, drawn_from)]
-    if against := " ".join(f"--against {as_argument(file)}" for file in held):
-        steps.append(f"`harness data dedup {as_argument(where)} {against} --out OUT` leaves them out")
-    return "".join(f"; {step}" for step in steps)
+def _options(file: str, read_by: ReadBy) -> str | None:
+    """Return the options by which `harness data` reads a file's rows; None where it cannot read them."""
+    given = {"--prompt": read_by.prompt, "--reference": read_by.reference}
+    if Path(file).is_file():
+        content = Rows(file, "", list(islice(stream(file, "train"), _FIRST)))
+        names = {name for row in content.rows for name in row.fields}
+        given = {o: named for o, named in given.items() if named and set(columns_of(named, names)) <= names}
+        try:
+            find_roles(content, given.get("--prompt"), given.get("--reference"))
+        except UserError:
+            return None
+    return "".join(f" {option} {shlex.quote(named)}" for option, named in given.items() if named)

@@ -14,8 +14,8 @@ from harness.data import formats, readers
 from harness.data.check import MOST_MODELLED, Finding, Given, Tokenizer, check_rows
 from harness.data.check._table import Reading, Table, read_table
 from harness.data.column_types import Column, count_cells, mixed_columns
-from harness.data.columns import columns_of
-from harness.data.examples import FIELD, unusable_templates
+from harness.data.columns import columns_of, option_text
+from harness.data.examples import unusable_templates
 from harness.data.overlap import open_encoder
 from harness.errors import Problem, UserError, as_argument, did_you_mean
 from harness.experiment.scaffold.recognition import Request, absolute, look
@@ -159,16 +159,9 @@ def examine_target(task: Task, most: int = MOST_MODELLED, embeddings: str | None
 
 def _of_task(task: Task) -> Asked:
     train, tested = task.data.source("train"), [task.data.test] if task.data.test else []
-    prompt = _option_text(task.fields.prompt, Fields().prompt)
-    reference = _option_text(task.fields.reference, Fields().reference)
+    prompt = option_text(task.fields.prompt, Fields().prompt)
+    reference = option_text(task.fields.reference, Fields().reference)
     return Asked([train] if train else [], tested, prompt=prompt, reference=reference)
-
-
-def _option_text(template: str, default: str) -> str | None:
-    """Return a template as an option names it, `{text}` as `text`; None where it is the default."""
-    if template == default:
-        return None
-    return template[1:-1] if FIELD.fullmatch(template) else template
 
 
 def _brief(asked: Asked, checked: Checked) -> Brief:

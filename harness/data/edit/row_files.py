@@ -9,6 +9,7 @@ import gzip
 import io
 import itertools
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import date, datetime, time
@@ -18,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 from harness.data.csv_header import is_csv
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
+from harness.spec import HUB
 
 if TYPE_CHECKING:
     import pyarrow
@@ -32,6 +34,20 @@ def row_suffix(name: str) -> str:
     kind = next((kind for kind in KINDS if name.removesuffix(".gz").endswith(kind)), "")
     gz = ".gz" if name.endswith(".gz") else ""
     return "" if kind == ".parquet" and gz else kind and kind + gz
+
+
+def new_name(file: str, verb: str) -> str:
+    """Name what a verb writes, beside what it reads: a file of the same kind, or the folder of a split.
+
+    A name that is taken gets a number.
+    """
+    suffix = row_suffix(file)
+    stem = file[: len(file) - len(suffix)].rstrip("/")
+    if file.startswith(HUB):  # a data set of the hub has no folder here
+        stem = file.rpartition("/")[2].replace(":", "-")
+    ending = "" if verb == "split" else suffix or ".jsonl"
+    names = (f"{stem}.{verb}{f'-{i}' if i > 1 else ''}{ending}" for i in itertools.count(1))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def write_rows(file: Path, suffix: str, rows: Iterable[Row], sources: Sequence[str]) -> None:

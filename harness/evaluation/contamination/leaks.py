@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from harness.data import PartName, TaskItems, suite_contamination
+from harness.data.columns import option_text
 from harness.data.examples import Sourced
-from harness.data.overlap import Encode, overlap_notes
+from harness.data.overlap import Encode, ReadBy, overlap_notes
 from harness.data.readers import display_path
 from harness.errors import UserError
 from harness.evaluation import lm_eval
-from harness.spec import Task
+from harness.spec import Fields, Task
 
 _PARTS: tuple[PartName, ...] = ("train", "pairs")
 
@@ -50,8 +51,18 @@ def refuse_or_note(
     for part, file in named.items():
         drawn_from = display_path(target.data.source("train") or "")
         choice = target.kind == "choice"
-        notes += overlap_notes(own.sourced(part), evaluated, file, choice, encode, drawn_from)
+        read_by = _read_by(target.fields)
+        notes += overlap_notes(own.sourced(part), evaluated, file, choice, encode, drawn_from, read_by)
     return replace(own, overlap=tuple(notes))
+
+
+def _read_by(fields: Fields) -> ReadBy:
+    default = Fields()
+    group = option_text(fields.cluster or "", "")
+    prompt, reference = (
+        option_text(getattr(fields, of), getattr(default, of)) for of in ("prompt", "reference")
+    )
+    return ReadBy(prompt, reference, None if group and "{" in group else group)
 
 
 def _refuse_or_note_in_folds(

@@ -12,10 +12,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from harness.data.check import Finding
-from harness.data.edit.row_files import row_suffix
+from harness.data.edit.row_files import new_name
 from harness.data.readers import file_of
 from harness.errors import as_argument
-from harness.spec import HUB
 
 _STEP = re.compile(r"harness data (?P<verb>clean|dedup|split) FILE(?P<before>.*?) --out OUT(?P<after>.*)")
 _VERBS = ("clean", "mix", "dedup", "split")  # in the order in which they are run
@@ -98,7 +97,7 @@ def _chain(alarms: Sequence[Finding], files: Sequence[str], named: _Named, colum
             step = _join("clean", asked)
             cleaned[file] = step.after
             out["clean", file] = (_command(step, file, named.by_user),)
-            now[file] = _new_name(file, "clean")
+            now[file] = new_name(file, "clean")
     is_split = any(verb == "split" for verb, _ in wanted)
     if len(files) > 1 and (is_split or any(map(_lies_in_two_files, alarms))):
         joining, mixed = _mix([now[file] for file in files], columns)
@@ -106,7 +105,7 @@ def _chain(alarms: Sequence[Finding], files: Sequence[str], named: _Named, colum
     for verb, file in ((verb, file) for verb in ("dedup", "split") for file in files):
         if asked := wanted.get((verb, file)):
             out[verb, file] = (_command(_join(verb, asked), now[file], named.by_user),)
-            now[file] = _new_name(now[file], verb)
+            now[file] = new_name(now[file], verb)
     return _Steps(out, cleaned)
 
 
@@ -123,12 +122,12 @@ def _joined(
         if asked := [step for file in files for step in wanted.get((verb, file), ())]:
             commands = (*first, _command(_join(verb, asked), mixed, named))
             yield from (((verb, file), commands) for file in files)
-            first, mixed = (), _new_name(mixed, verb)
+            first, mixed = (), new_name(mixed, verb)
 
 
 def _mix(files: Sequence[str], columns: Container[str]) -> tuple[str, str]:
     """Return the command that joins files, and the file that it writes."""
-    mixed = _new_name(files[0], "mixed")
+    mixed = new_name(files[0], "mixed")
     column = next(name for name in _SOURCES if name not in columns)
     named = " ".join(map(as_argument, files))
     return f"harness data mix {named} --column {column} --out {as_argument(mixed)}", mixed
@@ -162,7 +161,7 @@ def _join(verb: str, steps: Iterable[_Step]) -> _Step:
 
 
 def _command(step: _Step, file: str, named: Sequence[str]) -> str:
-    out = as_argument(_new_name(file, step.verb))
+    out = as_argument(new_name(file, step.verb))
     words = (as_argument(file), shlex.join(named), *step.before, "--out", out, *step.after)
     return " ".join(filter(None, ("harness data", step.verb, *words)))
 
@@ -180,13 +179,3 @@ def _lies_in_two_files(finding: Finding) -> bool:
     pairs = zip(finding.rows, finding.beside, strict=False)
     heads = ((file_of(row), other) for row, other in pairs)
     return any(not other.startswith((f"{file}:", f"{file} ")) for file, other in heads)
-
-
-def _new_name(file: str, verb: str) -> str:
-    """Name what a verb writes, beside what it reads: a file of the same kind, or the folder of a split."""
-    suffix = row_suffix(file)
-    # A data set of the hub has no folder here.
-    stem = (
-        file.rpartition("/")[2].replace(":", "-") if file.startswith(HUB) else file[: len(file) - len(suffix)]
-    )
-    return f"{stem}.{verb}{'' if verb == 'split' else suffix or '.jsonl'}"

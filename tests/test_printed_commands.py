@@ -1,0 +1,208 @@
+"""Commands that the data verbs and the note on leaks print, run as they stand in the folder where they were printed."""
+
+import csv
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from checked_rows import clean_rows
+from typer.testing import CliRunner
+
+from harness.cli import app
+from harness.data import load_task
+from harness.errors import UserError
+from harness.evaluation.contamination.leaks import refuse_or_note
+from harness.spec import Task
+
+ASK = "How do I open an account for my business in Germany"
+LEAKS = [f"{ASK}?", f"{ASK} please?"]
+FILL = [f"{word} {word} {i}" for i, word in enumerate(("one", "two", "three", "four", "five", "six"))]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def jsonl(name, rows):
+    Path(name).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return name
+
+
+def table(name, rows, delimiter=","):
+    with Path(name).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0], delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+    return name
+
+
+def harness(*words):
+    done = CliRunner().invoke(app, words)
+    said = str(done.exception) if isinstance(done.exception, UserError) else ""
+    return done.exit_code, f"{done.stdout}\n{done.stderr}\n{said}"
+
+
+def run(command):
+    """Run a printed command, of a shell's own or ours."""
+    words = shlex.split(command)
+    if words[0] != "harness":
+        subprocess.run(words, check=True)
+        return
+    code, said = harness(*words[1:])
+    assert code == 0, f"{command}\n{said}"
+
+
+def note_of(fields, training, test, **more):
+    """Return the note on rows in other words of a task whose rows have the columns of these templates."""
+    asked, answered = (fields[of].strip("{}") for of in ("prompt", "reference"))
+
+    def rows(texts):
+        return [{asked: text, answered: "ab"[i % 2]} for i, text in enumerate(texts)]
+
+    data = {"train": jsonl("own.jsonl", rows(training))}
+    if test:
+        data |= {
+            "test": jsonl("test.jsonl", rows(test)),
+            "validation": jsonl("v.jsonl", rows(["seven of nine"])),
+        }
+    else:
+        data = {"all": data["train"]}
+    task = Task.model_validate({"name": "target", "data": data | more, "fields": fields})
+    items = {"target": load_task(task, 0)}
+    return refuse_or_note(task, items, {}).overlap
+
+
+NAMED = {"prompt": "{frage}", "reference": "{klasse}"}
+
+
+def test_the_note_on_leaks_names_the_columns_by_which_rows_are_read():
+    (note,) = note_of(NAMED, [*FILL, LEAKS[0]], [LEAKS[1], "eight"])
+    (command,) = re.findall("`(.+?)`", note)
+    assert "--prompt frage --reference klasse --against test.jsonl --out own.dedup.jsonl" in command
+    run(command)
+    assert len(Path("own.dedup.jsonl").read_text().splitlines()) == len(FILL)
+
+
+def test_the_split_that_the_note_names_keeps_groups_and_columns():
+    rows = [
+        {"frage": f"{text} {i}", "klasse": "ab"[i % 2], "wer": f"w{i // 2}"}
+        for i, text in enumerate([ASK, f"{ASK} now", *FILL * 2] * 3)
+    ]
+    data = {"all": jsonl("rows.jsonl", rows)}
+    task = Task.model_validate({"name": "t", "data": data, "fields": {**NAMED, "cluster": "{wer}"}})
+    (note,) = refuse_or_note(task, {"t": load_task(task, 0)}, {}).overlap
+    (command,) = re.findall("`(.+?)`", note)
+    assert (
+        command
+        == "harness data split rows.jsonl --prompt frage --reference klasse --group wer --out rows.split"
+    )
+    run(command)
+    assert max(p.name for p in Path("rows.split").iterdir()) == "validation.jsonl"
+
+
+def test_a_file_of_items_that_no_verb_can_read_is_named_in_no_command():
+    (note,) = note_of(NAMED, [*FILL, LEAKS[0]], [LEAKS[1], "eight"])
+    other = jsonl("suite.jsonl", [{"x": LEAKS[1], "y": "z", "q": "w"}])
+    suite = Task.model_validate(
+        {"name": "s", "data": {"test": other}, "fields": {"prompt": "{x}", "reference": "{y}"}}
+    )
+    data = {
+        "train": "own.jsonl",
+        "validation": "v.jsonl",
+        "test": jsonl("e.jsonl", [{"frage": "eight", "klasse": "a"}]),
+    }
+    task = Task.model_validate({"name": "target", "data": data, "fields": NAMED})
+    items = {of.name: load_task(of, 0) for of in (task, suite)}
+    (note,) = refuse_or_note(task, items, {}).overlap
+    assert "suite.jsonl:1" in note
+    assert "`" not in note
+
+
+def test_each_file_of_a_candidates_own_rows_has_its_command():
+    first = jsonl("a b.jsonl", [{"frage": text, "klasse": "a"} for text in (*FILL, LEAKS[0])])
+    second = jsonl("c.jsonl", [{"frage": f"{text} c", "klasse": "b"} for text in (*FILL, f"{ASK} now")])
+    note_of(NAMED, FILL, [LEAKS[1], "eight"])
+    data = {"train": "own.jsonl", "validation": "v.jsonl", "test": "test.jsonl"}
+    task = Task.model_validate({"name": "target", "data": data, "fields": NAMED})
+    own = load_task(task, 0)
+    from harness.data.training_rows import load_training_rows
+
+    items = load_training_rows(task, own, [first, second], None, 0)
+    (note,) = refuse_or_note(task, {"target": items}, {}, {"train": f"{first} and {second}"}).overlap
+    commands = re.findall("`(.+?)`", note)
+    assert [shlex.split(command)[3] for command in commands] == [first, second]
+    for command in commands:
+        run(command)
+
+
+def messy(rows):
+    """Damage rows: encoding, an empty answer, another spelling of a label, and rows that stand twice."""
+    rows[3]["text"] += " cafÃ©"
+    rows[8]["label"] = rows[8]["label"].upper()
+    rows[11]["label"] = ""
+    return [*rows, *rows[20:24]]
+
+
+def renamed(rows):
+    return [{"Anrede": "Grüße", "Frage": r["text"], "Straße": "a", "Größe": r["label"]} for r in rows]
+
+
+CHECKS = {
+    "csv": lambda: [table("rows.csv", messy(clean_rows(60)))],
+    "semicolons and umlauts": lambda: [
+        table("Übersicht Juli.csv", renamed(messy(clean_rows(60))), ";"), "--prompt", "{Anrede}: {Frage}", "--reference", "Größe",
+    ],
+    "two files": lambda: [table("a.csv", messy(clean_rows(60))), table("b.csv", messy(clean_rows(60, 1))[10:])],
+    "a test file": lambda: [
+        jsonl("train.jsonl", clean_rows(60)), "--test", jsonl("-t.jsonl", clean_rows(60)[:20]).replace("-t", "./-t"),
+    ],
+    "another mix": lambda: [
+        jsonl("train.jsonl", clean_rows(400)[:300]), "--test",
+        jsonl("t.jsonl", [row for row in clean_rows(400)[300:] if row["label"] in ("refund", "invoice")]),
+    ],
+    "chat": lambda: [
+        jsonl("chat.jsonl", [
+            {"messages": [{"role": "user", "content": r["text"]}, {"role": "assistant", "content": r["label"] + " "}]}
+            for r in messy(clean_rows(60))
+        ]),
+    ],
+    "pairs": lambda: [
+        jsonl("pairs.jsonl", [
+            {"prompt": r["text"], "chosen": r["label"], "rejected": "nothing "} for r in messy(clean_rows(60))
+        ]),
+    ],
+    "ids that stand twice": lambda: [jsonl("rows.jsonl", [{"id": i // 2, **r} for i, r in enumerate(clean_rows(60))])],
+    "a clean file": lambda: [jsonl("rows.jsonl", clean_rows(60))],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_the_chain_of_a_check_runs_also_where_it_was_run_before(name):
+    words = CHECKS[name]()
+    for _ in range(2):
+        code, said = harness("data", "check", *words)
+        assert code == 0, said
+        chain = said.partition("; next: ")[2].splitlines()
+        for command in chain[0].split(" && ") if chain else []:
+            run(command)
+    assert bool(chain) == (name != "a clean file")
+
+
+def test_the_step_of_a_refusal_that_is_a_command_runs():
+    table("rows.csv", clean_rows(20))
+    Path("not packed.csv.gz").write_bytes(Path("rows.csv").read_bytes())
+    for words in (
+        ("clean", "rows.csv", "--out", "new folder/rows.csv"),
+        ("clean", "not packed.csv.gz", "--out", "c.csv"),
+    ):
+        code, said = harness("data", *words)
+        assert code
+        step = said.partition("; next: ")[2].splitlines()[0].removeprefix("rename it: ")
+        run(step)
+    assert harness("data", "clean", "rows.csv", "--out", "new folder/rows.csv")[0] == 0
+    assert harness("data", "clean", "not packed.csv", "--out", "c.csv")[0] == 0
