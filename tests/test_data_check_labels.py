@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 import shlex
+from pathlib import Path
 
 import pytest
 from checked_rows import LABELS, alarm, alarms, clean_rows, lines, texts, write
@@ -13,8 +14,10 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.data.check import ALPHA
 from harness.data.check.class_balance import mix_p
+from harness.data.edit.decisions import Decision, keep_decision
 from harness.errors import UserError
 from harness.experiment.check_rows import Asked, examine_rows
+from harness.records import checksum
 
 
 def test_a_label_of_few_rows_is_found(find):
@@ -282,7 +285,7 @@ def test_spellings_of_labels_that_stand_within_transcripts_name_no_command(find)
     ],
 )
 def test_a_sign_at_the_first_or_the_last_word_of_one_label_is_found(find, mark, form):
-    rows = [{**row, "text": f"{row['text']}."} for row in clean_rows(200)]
+    rows = [{**row, "text": f"{row['text']}."} for row in clean_rows(400)]
     assert alarms(find(rows, "label_markers")) == []
     for row in rows[::4]:
         row["text"] = mark.format(row["text"].rstrip("."))
@@ -290,3 +293,22 @@ def test_a_sign_at_the_first_or_the_last_word_of_one_label_is_found(find, mark, 
         f.title.startswith(f"{form} gives the label 'refund' in 50 of 50")
         for f in find(rows, "label_markers")
     )
+
+
+def test_suspect_labels_of_two_columns_are_corrected_in_both(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    of = {label: {"team": label[:3], "rank": i} for i, label in enumerate(LABELS)}
+    right = [{"text": row["text"], **of[row["label"]]} for row in clean_rows(400)]
+    wrong = [row | of[LABELS[(row["rank"] + 1) % 4]] if i % 20 == 0 else row for i, row in enumerate(right)]
+    write(tmp_path / "r.jsonl", wrong)
+    asked = Asked(["r.jsonl"], only=["suspect_labels"], prompt="text", reference="{team}-{rank}")
+    checked = examine_rows(asked)
+    (found,) = (f for f in checked.findings if f.labels)
+    line, label = lines(found)[0], found.labels[0]
+    assert label == "{team}-{rank}".format(**right[line - 1]) != "{team}-{rank}".format(**wrong[line - 1])
+    decision = Decision("relabel", label)
+    keep_decision("r.jsonl", line, decision, checksum(Path("r.jsonl")), checked.table.answer_column)
+    words = "data clean r.jsonl --prompt text --decisions r.jsonl.decisions.json --out n.jsonl"
+    done = CliRunner().invoke(app, words.split())
+    assert done.exit_code == 0, done.output
+    assert json.loads(Path("n.jsonl").read_text().splitlines()[line - 1]) == right[line - 1]

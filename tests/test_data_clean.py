@@ -180,6 +180,38 @@ def test_a_label_goes_into_the_column_that_was_looked_at(data):
     ]
 
 
+def by_two_columns(label):
+    """Write rows whose label a template makes of two columns, and a decision that relabels one of them."""
+    rows = [{"text": f"q{i}", "team": team, "rank": rank} for i, (team, rank) in enumerate(TEAMS)]
+    digest = checksum(jsonl(Path("r.jsonl"), rows))
+    keep_decision("r.jsonl", 2, Decision("relabel", label), digest, "{team}-{rank}")
+    return rows
+
+
+TEAMS = [("card", 1), ("card", 1), ("fee", 2), ("fee", 2)]
+OF_TWO = ("clean", "r.jsonl", "--decisions", "r.jsonl.decisions.json", "--out", "n.jsonl", "--prompt", "text")
+
+
+def test_a_label_of_several_columns_goes_into_all_of_them(data):
+    rows = by_two_columns("fee-2")
+    done(data, *OF_TWO)
+    assert read("n.jsonl") == [rows[0], {**rows[1], "team": "fee", "rank": 2}, *rows[2:]]
+    (changed,) = manifest("n.jsonl")["rows"]
+    assert changed["reason"] == "relabelled in 'team'; relabelled in 'rank'"
+
+
+def test_a_label_of_several_columns_that_no_row_has_is_refused(data):
+    by_two_columns("fee-3")
+    assert "row 2: found the label 'fee-3', which no row has" in refused(data, *OF_TWO)
+
+
+def test_labels_of_one_column_are_refused_where_several_answer(data):
+    by_two_columns("fee-2")
+    said = refused(data, *OF_TWO, "--reference", "{rank} of {team}")
+    assert "where 'rank', 'team' answer" in said
+    assert 'such as "column": "{rank} {team}"' in said
+
+
 def test_labels_of_two_columns_are_not_kept_in_one_file(data):
     digest = two_columns()
     with pytest.raises(

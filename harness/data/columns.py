@@ -131,14 +131,21 @@ def reading_roles(task: Task, layout: Layout | None, names: Container[str]) -> R
 
 
 def answer_column(task: Task, layout: Layout | None, names: Container[str]) -> str | None:
-    """Return the one column that holds the answers of rows, turns too.
+    """Return the one column that holds the answers of rows, turns too, or the template over those that do.
 
-    None where several do, where a template has more than the column, and of rated answers and message trees.
+    None of rated answers, message trees and pairs, and where a template names what is no column.
     """
+    template = task.fields.reference
+    if layout is not None and layout.name in ("OASST tree", "UltraFeedback"):
+        return None
     answers = reading_roles(task, layout, names).answers
-    is_whole = FIELD.fullmatch(task.fields.reference) and len(answers) == 1 and answers[0] in names
-    is_rated = layout is not None and layout.name in ("OASST tree", "UltraFeedback")
-    return answers[0] if is_whole and not is_rated else None
+    if template == Fields().reference and layout is None:  # read so, whatever else rows have
+        answers = next(((name,) for name in ("references", "reference") if name in names), answers)
+    if any(name not in names for name in answers) or not answers:
+        return None
+    if FIELD.fullmatch(template):
+        return answers[0] if len(answers) == 1 else None
+    return template if set(FIELD.findall(template)) == set(answers) else None
 
 
 def require_column(shown: str, names: Iterable[str], column: str, option: str) -> None:

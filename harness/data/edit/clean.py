@@ -80,7 +80,10 @@ def clean(
             continue
         reasons: dict[str, None] = {}
         fields = {name: _clean_value(value, name, reasons) for name, value in row.fields.items()}
-        if decision and decision.decision == "relabel":
+        for name, value in decision.values.items() if decision else ():
+            if fields.get(name) != value:
+                fields[name], reasons[f"relabelled in {name!r}"] = value, None
+        if decision and decision.decision == "relabel" and not decision.values:
             places = (of.keys for of in label_places(fields, roles) if of.text.strip())
             keys = next(places, (roles.answers[0],))
             fields = _relabel(row, fields, keys, decision.label, reasons)

@@ -9,12 +9,15 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
 from harness.data import readers
-from harness.data.columns import Roles, are_rated
+from harness.data.columns import PAIRS, Roles, are_rated, columns_of, plain_text
+from harness.data.examples import FIELD
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
 from harness.records import checksum, parse_json
@@ -23,14 +26,21 @@ Verdict = Literal["drop", "keep", "relabel"]
 
 
 class Decision(NamedTuple):
-    """Decision on one row; `label` is the new answer where it is `relabel`."""
+    """Decision on one row; `label` is the new answer where it is `relabel`.
+
+    Where several columns answer, `values` are those that they get.
+    """
 
     decision: Verdict
     label: str = ""
+    values: Mapping[str, Any] = MappingProxyType({})
 
 
 class Kept(NamedTuple):
-    """Decisions by line, the digest of the content they are on, and the column that holds its answers."""
+    """Decisions by line, the digest of the content they are on, and the column that holds its answers.
+
+    Where several columns answer, `column` is the template over them.
+    """
 
     digest: str
     rows: dict[int, Decision]
@@ -60,7 +70,7 @@ def kept_decisions(path: str) -> dict[int, Decision]:
 def keep_decision(path: str, line: int, decision: Decision, digest: str, column: str | None = None) -> None:
     """Write a decision on the content of a digest beside the rows, with those that were kept on it before.
 
-    `column` is the one that holds the answers, None where no one column does.
+    `column` is the one that holds the answers, or the template over several; None where there is none.
 
     Raises:
         UserError: the rows have changed, decisions on another column's answers are kept, or a file of
@@ -97,7 +107,7 @@ def _kept_on(path: str, digest: str) -> Kept | None:
 
 
 def _column_text(column: str | None) -> str:
-    return f"the column {column!r}" if column else "no one column"
+    return f"the column {column!r}" if column else "no column"
 
 
 def _read(file: Path) -> Kept | None:
@@ -162,10 +172,34 @@ def decisions_by_line(kept: Decisions, path: str, roles: Roles) -> dict[int, Dec
     Raises:
         UserError: some are on no row, malformed, or relabel another column than the one that answers.
     """
-    lines = {line_of(row) for row in readers.stream(path, "train")} if kept.rows else set()
-    if problems := list(_problems(kept, lines, roles)):
+    lines, values = set[int](), dict[str, Counter[str]]()
+    template = kept.column if kept.column and len(roles.answers) > 1 else None
+    for row in readers.stream(path, "train") if kept.rows else ():
+        lines.add(line_of(row))
+        if template:
+            held = json.dumps({name: row.fields.get(name) for name in roles.answers}, default=str)
+            values.setdefault(_fill(template, row), Counter())[held] += 1
+    problems = list(_problems(kept, lines, roles)) or list(_label_problems(kept, template, values))
+    if problems:
         raise UserError(readers.cap_problems(problems, kept.shown, "malformed decisions"))
-    return {int(line): Decision(of["decision"], of.get("label") or "") for line, of in kept.rows.items()}
+    out = {int(line): Decision(of["decision"], of.get("label") or "") for line, of in kept.rows.items()}
+    if not template:
+        return out
+    commonest = {label: json.loads(held.most_common(1)[0][0]) for label, held in values.items()}
+    return {line: of._replace(values=commonest.get(of.label.strip(), {})) for line, of in out.items()}
+
+
+def _fill(template: str, row: Row) -> str:
+    """Return the label of a row, as a template over its columns makes it."""
+    return FIELD.sub(lambda field: plain_text(row.fields.get(field[1])), template).strip()
+
+
+def _label_problems(kept: Decisions, template: str | None, known: Container[str]) -> Iterator[Problem]:
+    """Phrase labels of several columns that no row has: what stands in which column is not known."""
+    for line, of in kept.rows.items() if template else ():
+        if of["decision"] == "relabel" and of["label"].strip() not in known:
+            found, step = f"the label {of['label']!r}, which no row has", "drop the row, or mend it by hand"
+            yield Problem(f"{kept.shown}, row {line}", found, f"a label by {template} of another row", step)
 
 
 def _problems(kept: Decisions, lines: set[int], roles: Roles) -> Iterator[Problem]:
@@ -186,16 +220,22 @@ def _problems(kept: Decisions, lines: set[int], roles: Roles) -> Iterator[Proble
 
 def _column_problems(kept: Decisions, roles: Roles) -> Iterator[Problem]:
     """Phrase labels for another column than the one that answers."""
-    if len(roles.answers) != 1:
-        found = "relabel, where no one column holds the answer"
-        yield Problem(kept.shown, found, "one column of answers", "name it: --reference COLUMN")
+    if not roles.answers or roles.answers == PAIRS.answers:
+        found = "relabel, where rows have no label" if roles.answers else "relabel, where no column answers"
+        yield Problem(kept.shown, found, "drop or keep", "drop the row, or mend it by hand")
+    elif len(roles.answers) > 1 and columns_of(kept.column, roles.answers) != roles.answers:
+        named = ", ".join(map(repr, roles.answers))
+        found = f"labels of {_column_text(kept.column)}, where {named} answer"
+        template = json.dumps(" ".join(f"{{{name}}}" for name in roles.answers))
+        step = f'name the template that makes a label of them, such as "column": {template}'
+        yield Problem(kept.shown, found, "labels of the columns that answer", step)
     elif are_rated(roles):
         found, step = "relabel, where a row has several rated answers", "drop the row, or mend it by hand"
         yield Problem(kept.shown, found, "drop or keep", step)
     elif kept.column is None:
         step = f'add "column": {json.dumps(roles.answers[0])}, if that is the one'
         yield Problem(kept.shown, "labels without the name of their column", "a column", step)
-    elif roles.answers[0] != kept.column:
+    elif len(roles.answers) == 1 and columns_of(kept.column, roles.answers) != roles.answers:
         found = f"labels of the column {kept.column!r}, where {roles.answers[0]!r} answers"
         step = f"--reference {shlex.quote(kept.column)}"
         yield Problem(kept.shown, found, "labels of the column that answers", step)
