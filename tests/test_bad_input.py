@@ -65,6 +65,7 @@ def test_all_problems_of_all_files_come_at_once(folder):
         ("gate: {macro: 2}", "macro: 2", ""),
         ("precision: bf17", "precision: 'bf17'", "did you mean 'bf16'?"),
         ("base_model: 7", "base_model: 7", 'write "7" in quotes'),
+        ("base_model: true", "base_model: true", "write it in quotes, as it stands there"),
         ("seeds: []", "seeds: []", ""),
     ],
 )
@@ -74,7 +75,7 @@ def test_a_value_of_the_wrong_type_is_shown_as_written(folder, line, found, next
 
 def test_shots_in_one_message_are_refused_because_they_are_given_as_turns(folder):
     found = only(folder, target=TARGET + "    fewshot_as_multiturn: false\n")
-    assert found == ("suites/tiny.yaml:5", "fewshot_as_multiturn: False", "")
+    assert found == ("suites/tiny.yaml:5", "fewshot_as_multiturn: false", "")
 
 
 def test_a_missing_key_is_named_with_what_lacks_it(folder):

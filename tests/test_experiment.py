@@ -326,6 +326,16 @@ def test_a_failure_of_another_recipe_does_not_hide_a_finished_run(finished, copy
     assert facts(reported(copy), "bag").run_id == facts(finished[1], "bag").run_id
 
 
+def test_a_candidate_without_an_answered_test_row_is_a_failure_in_the_stored_report_too(tiny, tmp_path):
+    long = f'  long: {{method: base, system: "{"word " * 2000}"}}\n'
+    path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n" + long)
+    made = facts(tiny_experiment.run(path), "long")
+    stored = facts(reported(path), "long")
+    assert made.state == stored.state == "failed"
+    assert "no test row could be answered" in made.error
+    assert made.error == stored.error
+
+
 # Bad input
 
 

@@ -309,7 +309,8 @@ def _next_step(error: Any) -> str:
     if kind in ("tuple_type", "list_type") and isinstance(value, str | int | float):
         return f"write [{value}]"
     if error["expected"] == ["text"] and isinstance(value, int | float):
-        return f'write "{value}" in quotes'
+        as_read = isinstance(value, bool | float)  # YAML keeps no spelling of TRUE, 1.50 and 1e3
+        return "write it in quotes, as it stands there" if as_read else f'write "{value}" in quotes'
     return ""
 
 
@@ -322,5 +323,5 @@ def _as_parameter(kind: str, name: str, value: Any) -> str:
 
 
 def _short_repr(value: Any) -> str:
-    text = "nothing" if value is None else repr(value)
+    text = "nothing" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

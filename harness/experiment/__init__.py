@@ -54,7 +54,7 @@ from harness.experiment.run_preview import (
     warnings_before,
     workers_sentence,
 )
-from harness.experiment.runs.candidate_result import attempt, facts_of
+from harness.experiment.runs.candidate_result import attempt, facts_of, outcome
 from harness.experiment.runs.first_result import show_first_result
 from harness.experiment.runs.run_candidate import outdated_inputs, stored_runs, time_again
 from harness.experiment.runs.stored_rows import Reader
@@ -355,8 +355,9 @@ def _report_runs(
             f"{session.store.folder}: found no run of {names} as written now{stored_as}; "
             "expected one of each candidate; next: harness compare"
         )
-    runs = [run for run in found if run is not None]
-    reader, header, notes = Reader(session), _header(session), _notes(session, runs)
+    reader = Reader(session)
+    runs = [outcome(session, reader, run) for run in found if run is not None]
+    header, notes = _header(session), _notes(session, runs)
     curve_of = partial(stored_curve, session, reader, runs)
     report = report_of(session, reader, runs, smoke=False, header=header, notes=notes, curve_of=curve_of)
     return _with_changes(session, report, runs)

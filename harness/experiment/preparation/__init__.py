@@ -62,7 +62,7 @@ def _without_judges(
     """Read all data, and find machine and bases; what judges score has no judges yet."""
     refuse_two_ways(scope)
     experiment = narrow(loaded.experiment, scope)
-    _refuse_without_train(experiment.target)
+    _refuse_without_validation(experiment.target)
     experiment, catalogue = with_lm_eval(experiment)
     seed = experiment.seeds[0]
     targets = (experiment.target, *experiment.more_targets)
@@ -182,7 +182,9 @@ def of_lm_eval(found: lm_eval.Found, role: Role, suite: str) -> Measured:
     )
 
 
-def _refuse_without_train(target: Task) -> None:
-    if target.data.source("train") is None:
-        expected, step = "examples to train on and to take shots from", "name a file under data: {train: …}"
-        raise UserError(Problem(f"task {target.name}", "no data.train", expected, step))
+def _refuse_without_validation(target: Task) -> None:
+    if target.data.source("validation") is None and target.data.source("train") is None:
+        expected = "rows beside the test rows, on which candidates are chosen and timed"
+        step = "name a file under data: {validation: …}, or data: {train: …}, of which a part is set aside"
+        found = "no data.validation and no data.train"
+        raise UserError(Problem(f"task {target.name}", found, expected, step))

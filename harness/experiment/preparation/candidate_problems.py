@@ -55,6 +55,7 @@ def refuse_weights(session: Session, loaded: Loaded) -> None:
         problems += _unusable_reward(session, candidate)
         problems += _unusable_pairs(session, candidate)
         problems += _unrankable(session, candidate)
+        problems += _needing_prompts(session, candidate)
         problems += _merge_problems(candidate)
         problems += regularization_problems(session, recipe)
         problems += [*tracking_problems(candidate), *proposals.problems(candidate)]
@@ -168,6 +169,21 @@ def _unrankable(session: Session, candidate: ResolvedCandidate) -> Iterator[Prob
     found = f"answer: rank, and {len(asked):,} items of {task.name}, none with labels"
     step = f"labels: [..] in {task.name}, or answer: generate"
     yield Problem(f"candidate {candidate.name}", found, "labels to rank", step)
+
+
+def _needing_prompts(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield what whole texts have no use for as a target: training on answers, and changes of a prompt."""
+    recipe, task = candidate.recipe, session.target.task
+    if task.kind != "bits_per_byte":
+        return
+    needing = [f"method: {recipe.method}"] if candidate.method.draws_from and not recipe.weights_of else []
+    needing += [] if set(recipe.prompting) <= {"zero_shot"} else ["prompting"]
+    needing += ["answer: rank"] if "rank" in _answers_tried(recipe) else []
+    if needing:
+        found = f"{' and '.join(needing)}, and kind: bits_per_byte of {task.name}, whose texts are read alone"
+        expected = "a target of kind generate or choice"
+        step = "give its rows prompts and answers, or move it to a suite, where every fine-tune is asked it"
+        yield Problem(f"candidate {candidate.name}", found, expected, step)
 
 
 def _answers_tried(recipe: Recipe) -> list[Any]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from harness import comparison, plugins
 from harness.decision import BaseSize, CandidateFacts, UnderLoad, index_usd_per_1k
-from harness.errors import CandidateFailed, UserError
+from harness.errors import CandidateFailed, UserError, in_a_line
 from harness.evaluation import costs
 from harness.evaluation.candidate_rows import n_rows, n_taught_rows, rows_cost_usd
 from harness.evaluation.candidates import ResolvedCandidate
@@ -49,6 +49,17 @@ def attempt(
     except Exception as error:  # noqa: BLE001 (one run must not stop the others)
         run = failed_run(session, candidate, seed, error)
         return run, facts_of(session, reader, run)
+
+
+def outcome(session: Session, reader: Reader, run: Run) -> Run:
+    """Return a stored run as `compare` ended with it: failed where none of its test rows could be scored."""
+    if run.state == "failed":
+        return run
+    try:
+        _refuse_unanswered(reader.of(run, session.target))
+    except CandidateFailed as error:
+        return replace(run, state="failed", rows={}, error=in_a_line(error))
+    return run
 
 
 def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
@@ -93,6 +104,15 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
     )
 
 
+def _refuse_unanswered(test: Rows) -> None:
+    if any(row.status != "error" for row in test):
+        return
+    if any(row.finish_reason != "error" for row in test):
+        raise CandidateFailed(f"no answer could be graded: {test[0].error}", "another judge, or rubric")
+    knob = "fewer shots or passages, or a longer context"
+    raise CandidateFailed(f"no test row could be answered: {test[0].error}", knob)
+
+
 def _settings(session: Session, reader: Reader, run: Run) -> tuple[str, ...]:
     """Name what validation chose a run's setting among: the trials of its own sweep or search, else itself.
 
@@ -130,12 +150,7 @@ def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> C
     Raises:
         CandidateFailed: every test row is an error.
     """
-    if all(row.status == "error" for row in test):
-        if any(row.finish_reason != "error" for row in test):
-            raise CandidateFailed(f"no answer could be graded: {test[0].error}", "another judge, or rubric")
-        raise CandidateFailed(
-            f"no test row could be answered: {test[0].error}", "fewer shots or passages, or a longer context"
-        )
+    _refuse_unanswered(test)
     busy_s = _compute_s(run, test)
     return replace(
         _facts_of_record(run),
