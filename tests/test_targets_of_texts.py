@@ -1,4 +1,4 @@
-"""A target of whole texts, read alone: what judges models on it, and what it has no use for."""
+"""A target of whole texts, read alone: how models are held to it, what trains on it, what it has no use for."""
 
 import pytest
 from tiny_experiment import rows
@@ -26,23 +26,24 @@ def experiment(folder, model, candidates, data="{train: train.jsonl, test: test.
     return path
 
 
-def test_a_model_is_measured_on_texts_from_load_to_report(tiny, tmp_path):
-    report = compare(experiment(tmp_path, tiny, "  prompt: {method: base}\n"))
-    (fact,) = report.facts
-    assert (fact.state, fact.error) == ("done", "")
-    assert fact.target.score > 0
+LORA = "  lora: {method: lora, params: {r: 4, learning_rate: 1.0e-2, num_train_epochs: 4}}\n"
+
+
+def test_a_fine_tune_on_texts_is_held_to_its_base_in_bits_per_byte(tiny, tmp_path):
+    report = compare(experiment(tmp_path, tiny, "  prompt: {method: base}\n" + LORA))
+    prompt, lora = report.facts
+    assert (prompt.state, lora.state) == ("done", "done")
+    assert 0 < lora.target.score < prompt.target.score
 
 
 @pytest.mark.parametrize(
     ("recipe", "found"),
     [
-        ("{method: lora}", "method: lora"),
-        ("{method: classifier}", "method: classifier"),
         ("{prompting: few_shot}", "prompting"),
         ("{answer: rank}", "answer: rank"),
     ],
 )
-def test_what_needs_prompts_or_answers_is_refused_on_texts(tiny, tmp_path, recipe, found):
+def test_what_changes_a_prompt_is_refused_on_texts(tiny, tmp_path, recipe, found):
     path = experiment(tmp_path, tiny, f"  one: {recipe}\n")
     with pytest.raises(UserError) as refusal:
         prepare_session(config.load(path), Scope(dry_run=True), Silent())

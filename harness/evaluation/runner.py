@@ -253,10 +253,9 @@ def _output(stored: SampleResult | Sample) -> Output:
 def shared_tokens(candidate: Candidate, job: Job) -> int:
     """Count the tokens that all prompts of a job begin with: what a provider's cache would hold.
 
-    0 of an endpoint that is sent messages: what it makes of them is not seen here. 0 of texts that are read
-    alone: they have no prompt.
+    0 of an endpoint that is sent messages: what it makes of them is not seen here.
     """
-    if job.task.kind == "bits_per_byte" or candidate.engine == openai_api.identity("chat")[0]:
+    if candidate.engine == openai_api.identity("chat")[0]:
         return 0
     chat = job.task.chat_template
     prompts = [PromptText(e.messages, chat_template=chat) for e in job.examples]

@@ -63,7 +63,7 @@ def _without_judges(
     refuse_two_ways(scope)
     experiment = narrow(loaded.experiment, scope)
     _refuse_without_validation(experiment.target)
-    experiment, catalogue = with_lm_eval(experiment)
+    experiment, catalogue = with_lm_eval(_with_plain_texts(experiment))
     seed = experiment.seeds[0]
     targets = (experiment.target, *experiment.more_targets)
     named: list[tuple[Role, str, Task]] = [("target", task.name, task) for task in targets]
@@ -180,6 +180,16 @@ def of_lm_eval(found: lm_eval.Found, role: Role, suite: str) -> Measured:
     return Measured(
         found.task, role, suite, found.items, versions, found.metrics, found.encode, found.evaluate
     )
+
+
+def _with_plain_texts(experiment: Experiment) -> Experiment:
+    """Return the experiment whose targets of texts are read and trained on without a chat template."""
+    plain = {"chat_template": False}
+    target, *more = (
+        task.model_copy(update=plain) if task.kind == "bits_per_byte" else task
+        for task in (experiment.target, *experiment.more_targets)
+    )
+    return experiment.model_copy(update={"target": target, "more_targets": tuple(more)})
 
 
 def _refuse_without_validation(target: Task) -> None:

@@ -172,18 +172,16 @@ def _unrankable(session: Session, candidate: ResolvedCandidate) -> Iterator[Prob
 
 
 def _needing_prompts(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield what whole texts have no use for as a target: training on answers, and changes of a prompt."""
+    """Yield what a target of whole texts has no use for: what changes a prompt, and labels to rank."""
     recipe, task = candidate.recipe, session.target.task
     if task.kind != "bits_per_byte":
         return
-    needing = [f"method: {recipe.method}"] if candidate.method.draws_from and not recipe.weights_of else []
-    needing += [] if set(recipe.prompting) <= {"zero_shot"} else ["prompting"]
+    needing = [] if set(recipe.prompting) <= {"zero_shot"} else ["prompting"]
     needing += ["answer: rank"] if "rank" in _answers_tried(recipe) else []
     if needing:
         found = f"{' and '.join(needing)}, and kind: bits_per_byte of {task.name}, whose texts are read alone"
-        expected = "a target of kind generate or choice"
-        step = "give its rows prompts and answers, or move it to a suite, where every fine-tune is asked it"
-        yield Problem(f"candidate {candidate.name}", found, expected, step)
+        step = "leave it out, or give the rows prompts and answers"
+        yield Problem(f"candidate {candidate.name}", found, "a target of kind generate or choice", step)
 
 
 def _answers_tried(recipe: Recipe) -> list[Any]:
