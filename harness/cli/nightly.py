@@ -38,7 +38,7 @@ def nightly_run(
     at: ExperimentFile,
     night: Annotated[
         datetime | None,
-        Option("The night's date; today by default.", formats=["%Y-%m-%d"], metavar="YYYY-MM-DD"),
+        Option("The night's date; today by default.", formats=("%Y-%m-%d",), metavar="YYYY-MM-DD"),
     ] = None,
     webhook: Annotated[str, Option("Send new alarms there, as Slack takes them.", env=True)] = "",
     as_json: Json = False,

@@ -7,10 +7,10 @@ variable from there. A verb that takes a tuple of options gets them as one value
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import wraps
+from functools import cache, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
@@ -39,7 +39,7 @@ class Option(NamedTuple):
     min: float | None = None
     max: float | None = None
     metavar: str | None = None
-    formats: list[str] | None = None
+    formats: tuple[str, ...] = ()
 
     def declare(self, parameter: str) -> Any:
         """Declare it to typer; a switch has no `--no-` beside it."""
@@ -53,7 +53,7 @@ class Option(NamedTuple):
             min=self.min,
             max=self.max,
             metavar=self.metavar,
-            formats=self.formats,
+            formats=list(self.formats) or None,
         )
 
 
@@ -92,8 +92,7 @@ def example_commands(command: Any) -> list[str]:
 
 def _spell_out(function: Callable[..., None]) -> Callable[..., None]:
     """Take every field of a tuple of options as a parameter, and give the function the tuples."""
-    kinds = get_type_hints(function, include_extras=True)
-    del kinds["return"]
+    kinds = {name: kind for name, kind in function.__annotations__.items() if name != "return"}
     tuples = {name: kind for name, kind in kinds.items() if hasattr(kind, "_fields")}
 
     @wraps(function)
@@ -113,12 +112,19 @@ def _spell_out(function: Callable[..., None]) -> Callable[..., None]:
 def _parameters(kinds: dict[str, Any], defaults: dict[str, Any]) -> Iterator[Parameter]:
     for name, kind in kinds.items():
         if hasattr(kind, "_fields"):
-            yield from _parameters(get_type_hints(kind, include_extras=True), kind._field_defaults)
-            continue
-        declared = [one.declare(name) if hasattr(one, "declare") else one for one in get_args(kind)[1:]]
-        annotation = Annotated[get_args(kind)[0], *declared] if hasattr(kind, "__metadata__") else kind
-        default = defaults.get(name, Parameter.empty)
-        yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            yield from _parameters(kind.__annotations__, kind._field_defaults)
+        else:
+            default = defaults.get(name, Parameter.empty)
+            yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=_declare(name, kind))
+
+
+@cache
+def _declare(name: str, kind: Any) -> Any:
+    """Declare to typer how a parameter is given, where its type says so."""
+    if not hasattr(kind, "__metadata__"):
+        return kind
+    (declared,) = kind.__metadata__
+    return Annotated[kind.__origin__, declared.declare(name) if hasattr(declared, "declare") else declared]
 
 
 def _refuse_a_file(overrides: list[str] | None) -> list[str]:
