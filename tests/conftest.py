@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, settings
 from serving import PATIENCE_S, opened
 
 from harness.cache import cache_dir
+from harness.provenance import thread_count
 from harness.store import Store
 
 # What is unpacked and measured once a machine is the user's, but no rows of a base: a test finds only its own.
@@ -46,7 +47,7 @@ if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 6 << 30:
 # A busy machine is no failure: the first example of a property may import a slow package. And the same
 # examples every time: a fresh clone fails where the code is wrong, never by what was drawn.
 settings.register_profile(
-    "same", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    "same", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("same")
 
@@ -157,12 +158,12 @@ def store(tmp_path):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def all_cores(request):
-    """Give the real model every core again, where a test of the tiny one took all but one away."""
+def usual_threads(request):
+    """Give the real model as many threads as it would have, where a test of the tiny one took all but one away."""
     if "slow" in request.path.parts:
         import torch
 
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(thread_count())
 
 
 @pytest.fixture(autouse=True)

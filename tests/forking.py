@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 _DRIVER = """
-import json, os, resource, sys, traceback
+import json, os, resource, signal, sys, traceback
 sys.path.append(os.path.abspath("tests"))
 import peft, torch, transformers, trl, harness.experiment, harness.report
 import killed_operation
@@ -27,6 +27,8 @@ def child(folder, words, most_bytes, main, killed):
     said = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(said, 1)
     os.dup2(said, 2)
+    # Who runs the tests in the background may have them ignore interrupts, which children inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if most_bytes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
     sys.argv = ["harness", *words]

@@ -90,10 +90,10 @@ def test_help_loads_nothing_heavy(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def measured(finished, own_cache, tmp_path_factory):
+def measured(finished, forked, tmp_path_factory):
     """Copy the finished experiment and compare it in a process of its own, which measures the machine."""
     folder = shutil.copytree(finished[0], tmp_path_factory.mktemp("measured") / "copy")
-    alone(folder, "compare").communicate()
+    assert forked.run(folder, "compare") == 0, (folder / "said.txt").read_text()
     return folder
 
 
@@ -287,18 +287,18 @@ def wait(output, example):
 """
 
 
-def test_an_interrupt_ends_with_130_and_says_how_to_go_on(own_cache, tiny, tmp_path):
+def test_an_interrupt_ends_with_130_and_says_how_to_go_on(forked, tiny, tmp_path):
     tiny_experiment.write(tmp_path, tiny)
     (tmp_path / "waits.py").write_text(WAITS)
     settings = ("--candidates", "ranked", "target.metrics=[waits.py]", "suites=[]")
-    # Who runs the tests in the background may have them ignore interrupts, which children inherit.
-    heard = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {MAIN}"
-    working = alone(tmp_path, "compare", *settings, code=heard)
-    # A library may lose an interrupt that reaches it at work; here Python itself waits for it.
-    assert "an answer is scored\n" in working.stderr
-    working.send_signal(signal.SIGINT)
-    out, told = working.communicate()
-    assert (working.returncode, out) == (130, "")
+    said = tmp_path / "said.txt"
+
+    def is_scored():
+        """A library may lose an interrupt that reaches it at work; here Python itself waits for it."""
+        return said.exists() and "an answer is scored\n" in said.read_text()
+
+    assert forked.run(tmp_path, "compare", *settings, ends=(is_scored, signal.SIGINT)) == 130
+    told = said.read_text()
     assert "run the same command to go on" in told
     assert "Traceback" not in told
 

@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,13 @@ def kind_of(prompt: str) -> str:
 
 
 def filled(template: str, prompt: str) -> bool:
+    return pattern_of(template).fullmatch(prompt) is not None
+
+
+@cache
+def pattern_of(template: str) -> re.Pattern[str]:
     fixed = re.split(r"(?<!\{)\{\w+\}", template)
-    return re.fullmatch(".+".join(re.escape(part.format()) for part in fixed), prompt) is not None
+    return re.compile(".+".join(re.escape(part.format()) for part in fixed))
 
 
 def test_no_prompt_is_worded_like_an_item_of_a_shipped_suite(asked):

@@ -7,6 +7,7 @@ import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import lmeval_folder
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from conftest import shared_data
 
 from harness import config, gate, release, store
+from harness.cli import main
 from harness.errors import IncompatibleRuns, UserError
 from harness.gating import GateResult, Verdict, worst_result
 from harness.release.lm_eval_logs import read_samples
@@ -27,19 +29,32 @@ ROOT = Path(__file__).parents[1]
 BLOCK = "import sys\nfor name in ('torch', 'transformers', 'trl', 'peft'): sys.modules[name] = None\n"
 
 
-def harness(*words, env=None):
-    """Call the command line in a process that has no torch."""
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def harness(monkeypatch, capsys):
+    """Return the command line; it runs in this process."""
+
+    def command(*words):
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", ["harness", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Done(ended.value.code or 0, *capsys.readouterr())
+
+    return command
+
+
+def without_torch(*words):
+    """Call the command line in a process that has no torch and says how long it computed."""
     program = f"{BLOCK}import time\nfrom harness.cli import main\nsys.argv = ['harness', *{list(words)!r}]\n"
     program += "try: main()\nfinally: print('cpu:', time.process_time(), file=sys.stderr)\n"
-    import os
-
     return subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **(env or {})},
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
     )
 
 
@@ -63,7 +78,7 @@ def test_the_gate_gives_the_verdict_that_compare_gave(finished, copy):
 
 
 def test_the_gate_needs_no_torch_and_little_time(copy):
-    done = harness("gate", "--candidate", "lora", "-c", str(copy))
+    done = without_torch("gate", "--candidate", "lora", "-c", str(copy))
     assert done.returncode in (3, 4), done.stderr
     assert done.stdout.splitlines()[-1].startswith("lora: ")
     assert float(done.stderr.split("cpu:")[1]) < 3
@@ -112,7 +127,7 @@ def test_without_the_bases_rows_nothing_is_judged(copy):
         release.gate(copy, "lora")
 
 
-def test_items_that_changed_since_the_run_are_refused_and_the_digest_is_named(copy):
+def test_items_that_changed_since_the_run_are_refused_and_the_digest_is_named(harness, copy):
     file = copy.parent / "suites" / "general" / "facts.jsonl"
     file.write_text(file.read_text().replace('"reference": "3"', '"reference": "three"'))
     done = harness("gate", "--candidate", "lora", "-c", str(copy))
@@ -138,7 +153,9 @@ def test_training_rows_may_change_without_a_new_verdict(copy):
     ("field", "value", "known"),
     [("precision", "bf16", "fp32"), ("engine", "vllm/0.33.0", "transformers/packed")],
 )
-def test_a_base_that_was_measured_in_another_way_is_refused_by_what_differs(copy, field, value, known):
+def test_a_base_that_was_measured_in_another_way_is_refused_by_what_differs(
+    harness, copy, field, value, known
+):
     at = Store(copy.parent / "runs")
     run = candidate_runs(config.load(copy), at, "lora")[0]
     base = replace(store.read_identity(at, run.rows["facts/test"]), weights_digest=run.base_digest)
@@ -184,27 +201,27 @@ def test_a_promotion_says_how_often_one_of_several_fine_tunes_passes_by_chance(c
     assert release.family_note(copy, replace(champion, candidate="prompt")) == ""
 
 
-def verdicts_of_both_doors(path, *options, **settings):
+def verdicts_of_both_doors(harness, path, *options, **settings):
     """Judge the plain prompt from Python and by the command line; returns the two sentences."""
     done = harness("gate", "--candidate", "prompt", "-c", str(path), "--json", *options)
     (judged,) = json.loads(done.stdout)
     return gate(path, candidate="prompt", **settings).sentence, judged["sentence"]
 
 
-def test_python_and_the_command_line_judge_against_the_champion_where_there_is_one(copy):
-    against_base, by_command = verdicts_of_both_doors(copy)
+def test_python_and_the_command_line_judge_against_the_champion_where_there_is_one(harness, copy):
+    against_base, by_command = verdicts_of_both_doors(harness, copy)
     assert against_base == by_command
     release.promote_named(copy, "lora", despite="a test")
-    against_champion, by_command = verdicts_of_both_doors(copy)
+    against_champion, by_command = verdicts_of_both_doors(harness, copy)
     assert against_champion == by_command
     assert against_champion != against_base
     assert "identity" in against_base
     assert "identity" not in against_champion
 
 
-def test_python_and_the_command_line_judge_against_the_base_where_it_is_named(copy):
+def test_python_and_the_command_line_judge_against_the_base_where_it_is_named(harness, copy):
     release.promote_named(copy, "lora", despite="a test")
-    from_python, by_command = verdicts_of_both_doors(copy, "--baseline", "base", baseline="base")
+    from_python, by_command = verdicts_of_both_doors(harness, copy, "--baseline", "base", baseline="base")
     assert from_python == by_command
     assert "identity" in from_python
 
@@ -265,7 +282,7 @@ def test_a_champion_of_an_older_version_is_still_read(copy):
     assert release.gate(copy, "prompt")[0].baseline.startswith("the champion prompt")
 
 
-def test_asking_for_a_champion_where_there_is_none_is_refused(copy):
+def test_asking_for_a_champion_where_there_is_none_is_refused(harness, copy):
     with pytest.raises(IncompatibleRuns, match="harness promote"):
         release.gate(copy, "lora", baseline="champion")
     assert harness("gate", "--candidate", "lora", "--baseline", "champion", "-c", str(copy)).returncode == 5
@@ -280,7 +297,7 @@ def test_a_champion_whose_rows_are_gone_is_refused(copy):
         release.gate(copy, "prompt")
 
 
-def test_rows_of_another_precision_are_refused_and_the_digest_is_named(copy):
+def test_rows_of_another_precision_are_refused_and_the_digest_is_named(harness, copy):
     path, champion = release.promote_named(copy, "lora", despite="a test")
     at = Store(copy.parent / "runs")
     other = replace(
@@ -366,7 +383,7 @@ def test_items_that_cannot_be_pinned_are_refused_all_at_once_and_nothing_is_writ
 # The forms of a verdict
 
 
-def test_junit_has_a_test_case_for_every_rule(copy, tmp_path):
+def test_junit_has_a_test_case_for_every_rule(harness, copy, tmp_path):
     done = harness(
         "gate", "--candidate", "lora", "-c", str(copy), "--junit", str(tmp_path / "ci" / "gate.xml")
     )
@@ -394,16 +411,17 @@ def test_an_inconclusive_rule_is_skipped_in_junit_where_the_policy_lets_it_throu
         assert ET.parse(file).getroot().find(f"testsuite/testcase[@name='macro']/{found}") is not None
 
 
-def test_the_summary_page_of_ci_gets_the_verdict_appended(copy, tmp_path):
+def test_the_summary_page_of_ci_gets_the_verdict_appended(harness, copy, tmp_path, monkeypatch):
     page = tmp_path / "summary.md"
     page.write_text("before\n")
-    harness("gate", "--candidate", "prompt", "-c", str(copy), env={"GITHUB_STEP_SUMMARY": str(page)})
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
+    harness("gate", "--candidate", "prompt", "-c", str(copy))
     text = page.read_text()
     assert text.startswith("before\n## PASS: prompt against the base")
     assert "| macro | PASS |" in text
 
 
-def test_json_holds_the_rules_the_comparisons_and_the_exit_code(copy):
+def test_json_holds_the_rules_the_comparisons_and_the_exit_code(harness, copy):
     done = harness("gate", "--candidate", "lora", "-c", str(copy), "--json")
     (found,) = json.loads(done.stdout)
     assert found["exit_code"] == done.returncode
@@ -459,13 +477,13 @@ def test_a_task_to_judge_that_one_model_answered_is_said_to_be_in_one_alone(tmp_
 
 def test_a_model_that_lost_is_failed_with_its_items(tmp_path):
     old, new = arms(tmp_path, losses=60)
-    done = harness("gate", "--base", str(old), "--candidate", str(new))
+    done = without_torch("gate", "--base", str(old), "--candidate", str(new))
     assert done.returncode == 3, done.stderr
     assert "FAIL: macro over 4 tasks: −17." in done.stdout
     assert float(done.stderr.split("cpu:")[1]) < 3
 
 
-def test_few_samples_are_undecided_and_the_policy_may_be_set(tmp_path):
+def test_few_samples_are_undecided_and_the_policy_may_be_set(harness, tmp_path):
     old, new = arms(tmp_path, n=40, gains=1, losses=1)
     assert harness("gate", "--base", str(old), "--candidate", str(new)).returncode == 4
     loose = ("gate.on_inconclusive=pass", "gate.macro=0.03")
@@ -536,7 +554,7 @@ def test_a_folder_without_samples_says_how_to_get_them(tmp_path):
 
 
 @pytest.mark.parametrize("option", [("--baseline", "champion"), ("-c", "harness.yaml")])
-def test_what_is_for_stored_runs_is_refused_with_two_folders(tmp_path, option):
+def test_what_is_for_stored_runs_is_refused_with_two_folders(harness, tmp_path, option):
     old, new = (lmeval_folder.write(tmp_path / name, {"t": [1, 0]}) for name in ("old", "new"))
     done = harness("gate", "--base", str(old), "--candidate", str(new), *option)
     assert done.returncode == 2

@@ -173,6 +173,11 @@ def test_two_checkpoints_are_kept_at_most(stopped):
     assert 1 <= len(list(stopped.iterdir())) <= 2
 
 
+def test_checkpoints_have_no_model_cards(stopped):
+    assert list(stopped.rglob("adapter_model.safetensors"))
+    assert list(stopped.rglob("README.md")) == []
+
+
 def test_the_time_before_a_stop_counts(tiny, tmp_path, stopped):
     for record in stopped.glob("*/record.json"):
         record.write_text(json.dumps(json.loads(record.read_text()) | {"elapsed_s": 1000.0}))

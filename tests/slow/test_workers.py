@@ -41,7 +41,7 @@ def model(tiny, tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread(cache_folder, all_cores):
+def one_thread(cache_folder, usual_threads):
     import torch
 
     torch.set_num_threads(1)

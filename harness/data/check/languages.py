@@ -14,7 +14,8 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import Any
 
 from harness.data.check import ALPHA, DECIDE, Finding, Given
 from harness.data.check._table import Entry, Table
@@ -38,10 +39,9 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
 
 
 def _languages(drawn: Sequence[Entry]) -> Iterator[Finding]:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
     from scipy import stats
 
-    guess = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True).classify
+    guess = _identifier().classify
     long = [e for e in drawn if sum(map(str.isalpha, e.question)) >= _LETTERS]
     sure = [(entry, name) for entry in long for name, p in [guess(entry.question)] if p >= _SURE]
     if not sure:
@@ -65,6 +65,14 @@ def _languages(drawn: Sequence[Entry]) -> Iterator[Finding]:
             f"{others[0].where}: {excerpt(others[0].question, 60)!r}",
             DECIDE,
         )
+
+
+@cache
+def _identifier() -> Any:
+    """Load what guesses languages, which takes half a second, once a process."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 def _scripts(table: Table) -> Iterator[Finding]:
