@@ -342,6 +342,7 @@ def test_what_is_no_grade_is_counted_and_never_scored(desk):
     facts = next(f for f in found.facts if f.name == "plain")
     assert (facts.target.n_errors, facts.target.score) == (20, pytest.approx(0.5 * 10 / N))
     assert any("40 of these grades could not be read and count as failed" in note for note in found.notes)
+    assert not any("could not be asked for" in note for note in found.notes)
     n_asked = len(d.judge.asked)
     d.compare()
     assert len(d.judge.asked) == n_asked, "the same question at temperature 0 gives the same again"

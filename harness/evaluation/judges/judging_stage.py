@@ -121,8 +121,12 @@ def _remark_of(
     """Say how much a judge did, at which price, and what those `become` that could not be read."""
     done, name = words
     paid = _price(one, judge) if judge.settings else ""
-    lost = sum(grade.value is None for grade in known.values())
-    failed = f"; {count(lost)} of these {name} could not be read and {become}"
+    lost = [grade for grade in known.values() if grade.value is None]
+    errors = [grade.error for grade in lost if grade.status == "error"]
+    unread = f"{count(len(lost) - len(errors))} of these {name} could not be read"
+    unasked = f"{count(len(errors))} of these {name} could not be asked for ({errors[0]})" if errors else ""
+    reasons = " and ".join(filter(None, (unread if len(lost) > len(errors) else "", unasked)))
+    failed = f"; {reasons} and {become}"
     if judge.settings:
         failed += f" (attempts: {judge.attempts + 1} in the rubric asks about them again)"
     said = f"{failed if lost else ''}{_place_preference(known.values())}{_anchor_remark(one, judge)}"
