@@ -22,6 +22,7 @@ from harness.cli.gate import next_step
 from harness.cli.nightly import nightly_app
 from harness.cli.options import ExperimentFile
 from harness.cli.rate import rate_app
+from harness.config import CommandLine
 from harness.decision import Decision
 from harness.experiment import estimate_seconds, estimate_work
 from harness.experiment.preflight.candidate_costs import estimate_costs
@@ -376,7 +377,7 @@ def test_a_file_that_is_not_there_is_called_so(harness):
 )
 def test_a_gate_says_what_to_type_next_after_the_worst_of_its_verdicts(outcomes, changes, command):
     verdicts = [verdict(outcome, **changes) for outcome in outcomes]
-    assert next_step(verdicts, "lora", " -c a.yaml").startswith(command)
+    assert next_step(verdicts, "lora", CommandLine("a.yaml")).startswith(command)
 
 
 def test_a_gate_on_stored_runs_ends_with_the_next_command(harness, copy):

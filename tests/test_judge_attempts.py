@@ -84,9 +84,9 @@ def test_a_run_whose_unreadable_grades_are_to_be_asked_again_is_refused_by_the_g
     loaded = config.load(d.path)
     run = tiny_experiment.runs_of(d.path)["plain"]
     with pytest.raises(IncompatibleRuns, match="next: harness compare"):
-        refuse_regraded(loaded.experiment, d.store, run)
+        refuse_regraded(loaded, d.store, run)
     d.compare()
-    refuse_regraded(loaded.experiment, d.store, tiny_experiment.runs_of(d.path)["plain"])
+    refuse_regraded(loaded, d.store, tiny_experiment.runs_of(d.path)["plain"])
     session = prepare_session(loaded, Scope(), Silent())
     assert release.rescore_run(session, tiny_experiment.runs_of(d.path)["plain"]).scores["replies"]
 

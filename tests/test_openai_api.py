@@ -559,10 +559,12 @@ def test_the_gate_takes_the_noise_of_the_base(compared, tmp_path):
     (suite,) = config.load(path).experiment.suites
     facts = next(task for task in suite.tasks if task.name == "facts")
     run, known = tiny_experiment.runs_of(path)["served"], {"facts": load_metrics(facts)}
-    baseline = partial(stored_arms.baseline_identity, store, run=run, champion=None)
+    baseline = partial(
+        stored_arms.baseline_identity, store, run=run, champion=None, typed=config.CommandLine()
+    )
     tasks = [(facts, suite.role, suite.name)]
     (measured,) = stored_arms.measure_arms(
-        store, run, baseline, tasks=tasks, known=known, sampling=None, notes=[]
+        store, run, baseline, tasks=tasks, known=known, sampling=None, typed=config.CommandLine(), notes=[]
     )
     assert measured.flip_rate == 0.5
 

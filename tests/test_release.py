@@ -1,6 +1,7 @@
 """Gates on stored runs and on what others evaluated, champions and pinned items, as the command line gives them."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -109,13 +110,28 @@ def test_an_unknown_candidate_is_refused_with_the_nearest_name(copy):
 
 
 def test_a_candidate_without_a_run_as_written_now_is_missing(copy):
-    with pytest.raises(IncompatibleRuns, match=r"only runs of another recipe.*harness compare"):
+    with pytest.raises(IncompatibleRuns, match="only runs of another recipe") as refused:
         release.gate(copy, "lora", ["candidates.lora.params.r=4"])
+    step = f"next: harness compare --candidates lora -c {copy} candidates.lora.params.r=4"
+    assert str(refused.value).endswith(step)
 
 
 def test_a_classifier_has_nothing_to_lose(copy):
-    with pytest.raises(UserError, match="answered no task of the suites"):
-        release.gate(copy, "bag")
+    with pytest.raises(UserError, match="classifier, which answers no task of the suites") as refused:
+        release.gate(copy, "bag", ["seeds=[0]"])
+    assert f"next: harness decide -c {copy} 'seeds=[0]', which compares it on letters" in str(refused.value)
+
+
+def test_a_run_that_has_not_answered_the_suites_yet_is_missing_and_the_next_step_names_the_file(copy):
+    suite = (copy.parent / "suites" / "general.yaml").read_text()
+    for task in ("sums", "facts", "prose"):
+        suite = suite.replace(f"name: {task}", f"name: other_{task}")
+    (copy.parent / "suites" / "general.yaml").write_text(suite)
+    with pytest.raises(
+        IncompatibleRuns, match="found no answers to other_sums, other_facts, other_prose"
+    ) as refused:
+        release.gate(copy, "lora", ["gate.macro=0.1"])
+    assert str(refused.value).endswith(f"next: harness compare --candidates lora -c {copy} gate.macro=0.1")
 
 
 def test_without_the_bases_rows_nothing_is_judged(copy):
@@ -123,8 +139,10 @@ def test_without_the_bases_rows_nothing_is_judged(copy):
     run = candidate_runs(config.load(copy), at, "lora")[0]
     own = store.read_identity(at, run.rows["facts/test"])
     shutil.rmtree(at.rows(replace(own, weights_digest=run.base_digest).digest))
-    with pytest.raises(IncompatibleRuns, match="no rows of the base"):
-        release.gate(copy, "lora")
+    with pytest.raises(
+        IncompatibleRuns, match=f"no rows of the base.*--candidates lora -c {copy} precision="
+    ):
+        release.gate(copy, "lora", ["precision=fp32"])
 
 
 def test_items_that_changed_since_the_run_are_refused_and_the_digest_is_named(harness, copy):
@@ -269,10 +287,42 @@ def test_a_run_that_passes_is_promoted_with_its_verdict(copy):
 
 
 def test_what_has_nothing_to_lose_is_promoted_only_for_a_reason(copy):
-    with pytest.raises(UserError, match="answered no task of the suites"):
+    with pytest.raises(UserError, match="answers no task of the suites"):
         release.promote_named(copy, "bag")
     _, champion = release.promote_named(copy, "bag", despite="it is enough")
-    assert (champion.verdict, champion.sentence[:10]) == ("", "not judged")
+    assert champion.verdict == ""
+    assert champion.sentence == (
+        "not judged: bag: found the method classifier, which answers no task of the suites; "
+        "expected a language model, with capability to lose"
+    )
+
+
+def test_against_a_champion_that_answers_no_suites_these_are_judged_against_the_base(copy):
+    (before,) = release.gate(copy, "lora")
+    release.promote_named(copy, "bag", despite="it is enough")
+    (judged,) = release.gate(copy, "lora")
+    assert (judged.baseline, judged.verdict) == ("the base", before.verdict)
+    _, champion = release.promote_named(copy, "prompt")
+    assert champion.verdict == "pass"
+
+
+def test_against_a_champion_that_answers_no_suites_the_change_on_the_target_is_said(finished, copy):
+    reached = {f.name: f.target.score for f in finished[1].facts}
+    _, champion = release.promote_named(copy, "bag", despite="it is enough")
+    for name in ("lora", "ranked"):
+        (said,) = release.gate(copy, name)[0].notes
+        assert said.startswith(f"the champion bag ({champion.run_id}) answers no task of the suites")
+        change = re.search(r"letters beside the champion: (\S+) \[.*\] pp exact_match, n = 12$", said)
+        assert change is not None
+        delta = float(change[1].replace("−", "-")) / 100
+        assert delta == pytest.approx(reached[name] - reached["bag"], abs=0.001)
+
+
+def test_a_champion_without_a_stored_run_leaves_the_change_on_the_target_unknown(copy):
+    path, champion = release.promote_named(copy, "bag", despite="it is enough")
+    path.write_text(path.read_text().replace(champion.run_id, "tiny-bag-elsewhere"))
+    (said,) = release.gate(copy, "lora")[0].notes
+    assert said.endswith(f"unknown, for its run is no longer in {copy.parent / 'runs'}")
 
 
 def test_a_champion_of_an_older_version_is_still_read(copy):
@@ -293,8 +343,9 @@ def test_a_champion_whose_rows_are_gone_is_refused(copy):
     path.write_text(path.read_text().replace(champion.weights_digest, "0" * 16))
     for digest in champion.rows.values():
         shutil.rmtree(copy.parent / "runs" / "rows" / digest)
-    with pytest.raises(IncompatibleRuns, match="no rows of the champion"):
+    with pytest.raises(IncompatibleRuns, match="no rows of the champion") as refused:
         release.gate(copy, "prompt")
+    assert f"harness compare --candidates lora -c {copy}, then harness promote lora -c" in str(refused.value)
 
 
 def test_rows_of_another_precision_are_refused_and_the_digest_is_named(harness, copy):

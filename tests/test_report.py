@@ -16,13 +16,13 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from harness.comparison import Estimate
+from harness.config import CommandLine
 from harness.decision import decide, summarize_seeds
 from harness.decision.results import Standing
 from harness.formatting import Unit
 from harness.gating import MissRate, Rule
 from harness.records import TrainingRecord
 from harness.report import (
-    CommandLine,
     ExperimentReport,
     experiment_document,
     live_line,
@@ -286,6 +286,14 @@ def test_only_a_next_comparison_goes_to_the_workers_again():
     assert commands(report(decision=None, typed=typed)) == [
         "harness compare execution.executor=ray 'seeds=[0]'"
     ]
+
+
+def test_a_classifier_that_is_promoted_is_what_gates_compare_with_on_the_target_alone():
+    best = candidate("bag", 0.9, method="classifier", trained=True)
+    found = report([candidate("prompt", 0.2), best], decision=replace(report().decision, candidate="bag"))
+    (step,) = experiment_document(replace(found, task="tickets")).first.next_steps
+    assert step.line == "harness promote bag --force --reason REASON"
+    assert step.purpose.startswith("makes bag what later gates compare with on tickets alone; ")
 
 
 def test_after_a_smoke_run_the_same_candidates_are_compared_in_full():

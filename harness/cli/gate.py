@@ -4,7 +4,6 @@ Invariant: only `regressions confirm` loads a model, and `promote` of a run of s
 """
 
 import os
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,6 +31,7 @@ from harness.formatting import RATE, count, points
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from harness.config import CommandLine
     from harness.gating import Verdict
 
 
@@ -57,7 +57,8 @@ def decide(at: ExperimentFile, as_json: Json = False) -> None:
     stored = experiment.report_stored(session, loaded.selected)
     found = stored.decision
     if found is None:
-        raise HarnessError(f"no decision: found no finished candidate; next: harness compare{at.option}")
+        step = at.command_line().command("compare")
+        raise HarnessError(f"no decision: found no finished candidate; next: {step}")
     print_lines(to_plain(found), [*found.reasons, *arithmetic_lines(found, stored.unit)], as_json)
     if not as_json:
         print_last(replace(stored, typed=at.command_line()), console())
@@ -109,22 +110,21 @@ def gate(
             print("\n" * bool(i), end="")
             print_document(release.gate_document(one))
         if base is None:
-            rest = f" {shlex.join(at.settings)}" if at.settings else ""
-            step = next_step([one.verdict for one in judged], candidate, at.option + rest)
+            step = next_step([one.verdict for one in judged], candidate, at.command_line())
             say(f"next: {step}")
     raise typer.Exit(code)
 
 
-def next_step(verdicts: "Sequence[Verdict]", candidate: str, rest: str) -> str:
-    """Say what to type after the verdicts of each seed; `rest` is what was typed behind the candidate."""
+def next_step(verdicts: "Sequence[Verdict]", candidate: str, typed: "CommandLine") -> str:
+    """Say what to type after the verdicts of each seed."""
     if all(verdict.outcome == "pass" for verdict in verdicts):
-        return f"harness promote {candidate}{rest} makes it what later gates compare with"
+        return f"{typed.command('promote', candidate)} makes it what later gates compare with"
     failed = {rule.name for verdict in verdicts for rule in verdict.rules if rule.outcome == "fail"}
     if failed & {"macro", "each", "critical"}:
-        return f"harness rescue {candidate}{rest} searches for a version that forgets less"
+        return f"{typed.command('rescue', candidate)} searches for a version that forgets less"
     if any(verdict.items_needed for verdict in verdicts):
-        return f"harness compare{rest} judges again, once tasks have more items (limit: of a task)"
-    return f"harness decide{rest} says what to ship instead, or what to measure next"
+        return f"{typed.command('compare')} judges again, once tasks have more items (limit: of a task)"
+    return f"{typed.command('decide')} says what to ship instead, or what to measure next"
 
 
 _SHOWN = ("run_id", "target", "verdict", "despite", "first_base", "cumulative", "scores")

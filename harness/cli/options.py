@@ -17,9 +17,8 @@ import typer
 from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from harness.config import Loaded
+    from harness.config import CommandLine, Loaded
     from harness.evaluation.session import Session
-    from harness.report import CommandLine
 
 _Verb = TypeVar("_Verb", bound=Callable[..., None])
 _BEFORE = ("\b", "Examples:")  # a line of \b keeps the lines below it apart
@@ -190,10 +189,9 @@ class ExperimentFile(NamedTuple):
 
     def command_line(self, candidates: Sequence[str] = ()) -> "CommandLine":
         """Keep what was typed that the next commands need as well."""
-        from harness.report import CommandLine
+        from harness import config
 
-        named = "" if self.config == CONFIG else str(self.config)
-        return CommandLine(named, tuple(self.settings), tuple(candidates))
+        return config.command_line(self.config, self.settings, candidates)
 
     def load(self, candidates: Sequence[str] = ()) -> "Loaded":
         """Read the file.

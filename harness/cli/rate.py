@@ -117,7 +117,7 @@ def rate_import(
     line = f"{file}: {count(found.n_labels)} labels for {found.metric} by {rater}{_blank(found.n_blank)}"
     of_runs = [f"  {run}: {count(n)} of its answers have a label" for run, n in found.by_run.items()]
     print_lines(found._asdict(), [line, *of_runs], as_json)
-    say("next: harness report")
+    say(f"next: {at.command_line().command('report')}")
 
 
 def _import_pairs(file: Path, at: ExperimentFile, rater: str, *, as_json: bool) -> None:
@@ -137,7 +137,7 @@ def _import_pairs(file: Path, at: ExperimentFile, rater: str, *, as_json: bool) 
                 " those up to where 95 % in the order of drawing have a rating; whoever picks pairs skews the"
                 " win rate; next: rate the rows left blank, from the first one"
             )
-    say("next: harness report")
+    say(f"next: {at.command_line().command('report')}")
 
 
 def _blank(n: int) -> str:

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 from harness import plugins
 from harness.config import checks, files, grids, weight_sources
 from harness.config import overrides as overriding
+from harness.config.command_line import CommandLine, command_line
 from harness.config.problems import Tree, problems_of
 from harness.errors import Problem, UserError, did_you_mean
 from harness.spec import PLUGINS, Experiment, GatePolicy, Recipe, Spec, Suite
 
-__all__ = ["Loaded", "gate_policy", "json_schema", "load", "read_suites"]
+__all__ = ["CommandLine", "Loaded", "command_line", "gate_policy", "json_schema", "load", "read_suites"]
 
 _COMMA = re.compile(r",(?![^\[]*\])")  # a comma that is not inside the brackets of a grid's name
 
@@ -27,13 +28,14 @@ class Loaded(NamedTuple):
 
     `selected` names the candidates to show, in the order of the file; the others stay in the experiment,
     because a selected one may take their weights. What answers nothing is selected only by its name. `places`
-    maps every candidate to the file and line where it is written.
+    maps every candidate to the file and line where it is written. `typed` is what the next commands repeat.
     """
 
     experiment: Experiment
     folder: Path
     selected: tuple[str, ...]
     places: Mapping[str, str]
+    typed: CommandLine = CommandLine()
 
 
 def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = ()) -> Loaded:
@@ -61,7 +63,7 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
     expanded = {name: _with_role(member.recipe, members) for name, member in members.items()}
     experiment = Experiment.model_validate({**tree.data, "candidates": expanded})
     places = {name: tree.where(("candidates", member.source)) for name, member in members.items()}
-    return Loaded(experiment, tree.folder, selected, places)
+    return Loaded(experiment, tree.folder, selected, places, command_line(path, overrides))
 
 
 def _with_role(recipe: Any, members: Mapping[str, grids.Member]) -> Any:

@@ -4,28 +4,29 @@ Invariant: neither a judge nor a model is needed to tell; rows that were graded 
 never judged by.
 """
 
+from harness.config import CommandLine, Loaded
 from harness.errors import IncompatibleRuns
 from harness.evaluation.judges import stored_digests
 from harness.evaluation.rows.row_sets import scoring_digest
 from harness.records import Run
-from harness.spec import JUDGE, Experiment, Role, Task
+from harness.spec import JUDGE, Role, Task
 from harness.store import Store, read_identity
 
 
-def refuse_regraded(experiment: Experiment, at: Store, run: Run) -> None:
+def refuse_regraded(loaded: Loaded, at: Store, run: Run) -> None:
     """Compare what graded the rows of a run, on the target and in the suites, with what the files name now.
 
     Raises:
         UserError: a rubric cannot be used.
         IncompatibleRuns: another judge or rubric graded one of the tasks.
     """
-    refuse_other_grades(experiment.target, "target", at, run)
-    for suite in experiment.suites:
+    refuse_other_grades(loaded.experiment.target, "target", at, run, loaded.typed)
+    for suite in loaded.experiment.suites:
         for task in suite.tasks:
-            refuse_other_grades(task, suite.role, at, run)
+            refuse_other_grades(task, suite.role, at, run, loaded.typed)
 
 
-def refuse_other_grades(task: Task, role: Role, at: Store, run: Run) -> None:
+def refuse_other_grades(task: Task, role: Role, at: Store, run: Run, typed: CommandLine) -> None:
     """Refuse rows of one task that were graded by another judge, by another rubric, or in another way.
 
     Raises:
@@ -40,6 +41,6 @@ def refuse_other_grades(task: Task, role: Role, at: Store, run: Run) -> None:
     if then not in {scoring_digest(task, role, judged, of) for judged in graded for of in (False, True)}:
         raise IncompatibleRuns(
             f"{run.run_id}: found grades of {key} by another judge or rubric, or another scoring of it; "
-            "expected those of the files as they are now; next: harness compare, which grades the same "
-            "answers anew"
+            "expected those of the files as they are now; next: "
+            f"{typed.command('compare')}, which grades the same answers anew"
         )

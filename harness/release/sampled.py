@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from harness import store
-from harness.config import Loaded
+from harness.config import CommandLine, Loaded
 from harness.errors import IncompatibleRuns
 from harness.formatting import count
 from harness.records import FEWER, RowsIdentity, Run, SampleResult, SamplingRecord
@@ -24,20 +24,21 @@ def is_sampled(experiment: Experiment, run: Run) -> bool:
     return run.experiment == f"{experiment.name}{FEWER}"
 
 
-def sampling_of(experiment: Experiment, at: Store, run: Run) -> SamplingRecord | None:
+def sampling_of(loaded: Loaded, at: Store, run: Run) -> SamplingRecord | None:
     """Read which items a run was judged on; None of one that answered whole tasks.
 
     Raises:
         IncompatibleRuns: the items were sampled, and no record says how.
     """
-    if not is_sampled(experiment, run):
+    if not is_sampled(loaded.experiment, run):
         return None
     found = store.read_sampling(at, run.run_id)
     if found is None:
         raise IncompatibleRuns(
             f"{run.run_id}: found no record of how its items were sampled, as runs of earlier versions have "
-            f"none; expected sampling.json beside run.json in {at.folder / run.run_id}; next: harness "
-            "compare --sequential, which writes it and asks nothing again, or --all-items"
+            f"none; expected sampling.json beside run.json in {at.folder / run.run_id}; next: "
+            f"{loaded.typed.command('compare', '--sequential')}, which writes it and asks nothing again, "
+            "or --all-items"
         )
     return found
 
@@ -51,15 +52,18 @@ def analysis_settings(loaded: Loaded, run: Run, sampling: SamplingRecord) -> Loa
     if sampling.of_alpha != loaded.experiment.gate.alpha:
         raise IncompatibleRuns(
             f"{run.run_id}: found interim analyses planned for gate.alpha {sampling.of_alpha:g}; expected "
-            f"{loaded.experiment.gate.alpha:g}, the gate's own; next: harness compare --sequential, which "
-            "plans anew and asks only what is not stored"
+            f"{loaded.experiment.gate.alpha:g}, the gate's own; next: "
+            f"{loaded.typed.command('compare', '--sequential')}, which plans anew and asks only "
+            "what is not stored"
         )
     gate = loaded.experiment.gate.model_copy(update={"alpha": sampling.alpha})
     experiment = loaded.experiment.model_copy(update={"name": run.experiment, "gate": gate})
     return loaded._replace(experiment=experiment)
 
 
-def sampled_rows(rows: Rows, identity: RowsIdentity, weights: Mapping[str, float]) -> Rows:
+def sampled_rows(
+    rows: Rows, identity: RowsIdentity, weights: Mapping[str, float], typed: CommandLine
+) -> Rows:
     """Cut the rows of a task to the sampled items, each with its inclusion weight.
 
     Raises:
@@ -69,7 +73,8 @@ def sampled_rows(rows: Rows, identity: RowsIdentity, weights: Mapping[str, float
     if len(kept) < len(weights):
         raise IncompatibleRuns(
             f"{identity.task}: found answers of {identity.weights_digest} to {count(len(kept))} of the "
-            f"{count(len(weights))} sampled items; expected all of them; next: harness compare --sequential"
+            f"{count(len(weights))} sampled items; expected all of them; next: "
+            f"{typed.command('compare', '--sequential')}"
         )
     return kept
 

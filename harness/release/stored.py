@@ -6,7 +6,7 @@ mended or dropped since are refused by the digest that differs.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Literal
 from harness import config, decision, gating, plugins, store
 from harness.config import Loaded
 from harness.data import version_of_test
-from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
+from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation import lm_eval
 from harness.evaluation.rows.row_sets import rows_version
 from harness.experiment.analysis.verdict_records import record_verdict, task_settings, verdict_change
@@ -24,6 +24,7 @@ from harness.experiment.runs.stored_rows import controls_of
 from harness.gating import GateResult, Measurement, Rule
 from harness.models.openai_api import WHO_ANSWERS
 from harness.records import FEWER, Run, SamplingRecord
+from harness.release.champion_target import answers_suites, champion_note
 from harness.release.champions import Champion, read_champion
 from harness.release.graded_rows import refuse_regraded
 from harness.release.sampled import analysis_settings, sampling_note, sampling_of
@@ -58,7 +59,7 @@ def gate_stored(
     if baseline == "champion" and champion is None:
         raise IncompatibleRuns(
             f"champion of {loaded.experiment.target.name}: found none in {loaded.folder / 'baselines'}; "
-            "expected a promoted run; next: harness promote RUN, or --baseline base"
+            f"expected a promoted run; next: {loaded.typed.command('promote', 'RUN')}, or --baseline base"
         )
     against = None if baseline == "base" else champion
     found = candidate_runs(loaded, runs_folder, candidate, sampled=True)
@@ -112,12 +113,12 @@ def candidate_runs(loaded: Loaded, at: Store, candidate: str, *, sampled: bool =
         ]
         newest = {r.seed: r for r in done if r.seed in loaded.experiment.seeds}
         if newest:
-            _refuse_missing_seeds(candidate, newest, loaded.experiment.seeds)
+            _refuse_missing_seeds(loaded, candidate, newest)
             return [newest[seed] for seed in sorted(newest)]
         found = "only runs of another recipe, or failed ones" if own else "no run"
         raise IncompatibleRuns(
             f"{at.folder}: found {found} of {candidate}; expected a finished run of it as written now; "
-            f"next: harness compare --candidates {candidate}"
+            f"next: {loaded.typed.command('compare', '--candidates', candidate)}"
         )
     by_id = {r.run_id: r for r in stored if r.state == "done"}
     if candidate in by_id:
@@ -128,15 +129,16 @@ def candidate_runs(loaded: Loaded, at: Store, candidate: str, *, sampled: bool =
     raise UserError(Problem("candidate", f"{candidate!r}", "a candidate of the file, or a run's id", hint))
 
 
-def _refuse_missing_seeds(candidate: str, runs: Mapping[int, Run], seeds: Iterable[int]) -> None:
+def _refuse_missing_seeds(loaded: Loaded, candidate: str, runs: Mapping[int, Run]) -> None:
     """Refuse a recipe of which some seeds were not trained: it passes only with all of them."""
     trained = any(plugins.stored_method(r.method).seeded for r in runs.values())
-    missing = sorted(set(seeds) - set(runs)) if trained else []
+    missing = sorted(set(loaded.experiment.seeds) - set(runs)) if trained else []
     if missing:
         found = f"no finished run of seed {', '.join(map(str, missing))}"
         raise IncompatibleRuns(
             f"{candidate}: found {found}; expected one of each, because a recipe passes with all of them; "
-            f"next: harness compare --candidates {candidate}, or seeds=[{', '.join(map(str, sorted(runs)))}]"
+            f"next: {loaded.typed.command('compare', '--candidates', candidate)}, or "
+            f"seeds=[{', '.join(map(str, sorted(runs)))}]"
         )
 
 
@@ -145,51 +147,65 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
 
     Raises:
         UserError: the run has no capability to lose.
-        IncompatibleRuns: the baseline is missing, or rows must not be compared.
+        IncompatibleRuns: the run or the baseline lacks answers, or rows must not be compared.
     """
-    sampling = sampling_of(loaded.experiment, at, run)
+    sampling = sampling_of(loaded, at, run)
     loaded = analysis_settings(loaded, run, sampling) if sampling else loaded
     experiment, catalogue = with_lm_eval(loaded.experiment)
-    target = experiment.target
+    loaded, target, typed = loaded._replace(experiment=experiment), experiment.target, loaded.typed
     tasks: list[tuple[Task, Role, str]] = [(t, s.role, s.name) for s in experiment.suites for t in s.tasks]
     unanswered = [named for named in tasks if f"{named[0].name}/test" not in run.rows]
     if tasks and len(unanswered) == len(tasks):
-        found = f"{run.candidate}, which answered no task of the suites"
-        raise UserError(
-            Problem("--candidate", found, "one with capability to lose", "harness compare --gate")
-        )
-    refuse_changed(experiment, catalogue, at, run, sampling)
-    refuse_regraded(experiment, at, run)
-    refuse_lost_folds(at, run, target.name)
+        raise _say_unanswered(loaded, run, [named[0].name for named in tasks])
+    _refuse_changed(loaded, catalogue, at, run, sampling)
+    refuse_regraded(loaded, at, run)
+    refuse_lost_folds(at, run, target.name, typed)
     left_out = [task.name for task, _, _ in tasks if not gating.is_judged(task.name, experiment.gate)]
     notes = [f"not named by gate.tasks, left out: {', '.join(left_out)}"] if left_out else []
     notes += [sampling_note(sampling)] if sampling else []
     tasks = [named for named in tasks if named[0].name not in left_out]
     known = {t.name: metrics_of(t, catalogue) for t, _, _ in tasks}
-    baseline = partial(baseline_identity, at, run=run, champion=champion)
-    arms = partial(measure_arms, at, run, tasks=tasks, known=known, sampling=sampling)
+    gated_against = champion if champion and answers_suites(champion.recipe) else None
+    if champion and not gated_against:
+        notes.append(champion_note(loaded, at, run, champion))
+    digest = gated_against.weights_digest if gated_against else run.base_digest
+    first = (champion.first_base or champion.base_digest) if champion else digest
+    baseline = partial(baseline_identity, at, run=run, champion=gated_against, typed=typed)
+    arms = partial(measure_arms, at, run, tasks=tasks, known=known, sampling=sampling, typed=typed)
     measured = arms(baseline, notes=notes, texts=experiment.gate.mode_collapse is not None)
-    identical = run.weights_digest == (champion.weights_digest if champion else run.base_digest)
     policy = gating.applicable_policy(experiment.gate, trained=run.weights_digest != run.base_digest)
     result = gating.judge(
         measured,
         policy,
         target=target_facts(loaded, at, run, policy, target),
-        identical=identical,
+        identical=run.weights_digest == digest,
         confirmed=confirm_in_fp32(at, run, measured),
         controls=controls_of(at, run),
         seed=experiment.seeds[0],
-        cumulative=_cumulative(experiment, at, run, champion, arms) if champion else None,
+        cumulative=_cumulative(loaded, at, run, first, arms) if first != digest else None,
         missing=[named[0].name for named in unanswered if gating.may_decide(*named, experiment.gate)],
     )
-    against = f"the champion {champion.candidate} ({champion.run_id})" if champion else "the base"
-    digest = champion.weights_digest if champion else run.base_digest
+    against = (
+        f"the champion {gated_against.candidate} ({gated_against.run_id})" if gated_against else "the base"
+    )
     settings = {t.name: task_settings(t, role, known[t.name][t.primary_metric]) for t, role, _ in tasks}
     if changed := verdict_change(at, run, result.verdict, experiment.gate, against, digest, settings):
         notes.append(changed)
     record_verdict(at, run, result.verdict, experiment.gate, against, digest, settings)
     n_members = count_members(experiment, run.candidate)
     return replace(result, candidate=run.label, baseline=against, notes=tuple(notes), n_members=n_members)
+
+
+def _say_unanswered(loaded: Loaded, run: Run, tasks: Sequence[str]) -> HarnessError:
+    """Say why nothing tells what a run forgot: it never answers the suites, or has not answered them yet."""
+    if not answers_suites(run.recipe):
+        found = f"the method {run.method}, which answers no task of the suites"
+        step = f"{loaded.typed.command('decide')}, which compares it on {loaded.experiment.target.name}"
+        return UserError(Problem(run.candidate, found, "a language model, with capability to lose", step))
+    return IncompatibleRuns(
+        f"{run.run_id}: found no answers to {', '.join(tasks)}; expected those to the suites as written now; "
+        f"next: {loaded.typed.command('compare', '--candidates', run.candidate)}"
+    )
 
 
 def count_members(experiment: Experiment, candidate: str) -> int:
@@ -199,32 +215,25 @@ def count_members(experiment: Experiment, candidate: str) -> int:
 
 
 def _cumulative(
-    experiment: Experiment,
-    at: Store,
-    run: Run,
-    champion: Champion,
-    arms: Callable[..., list[Measurement]],
-) -> Rule | None:
-    """Judge a run against the first base by that base's own rows; None where the champion is that base.
+    loaded: Loaded, at: Store, run: Run, first: str, arms: Callable[..., list[Measurement]]
+) -> Rule:
+    """Judge a run against the first base by that base's own rows.
 
     `arms` puts the run's rows beside those of a baseline.
     """
-    first = champion.first_base or champion.base_digest
-    if champion.weights_digest == first:
-        return None
-    baseline = partial(first_base_identity, at, run=run, first=first)
+    baseline = partial(first_base_identity, at, run=run, first=first, typed=loaded.typed)
     try:
         measured = arms(baseline, notes=[])
     except IncompatibleRuns as error:
         return gating.unmeasured_rule(str(error).partition(";")[0], first)
     identical = run.weights_digest == first
-    policy = gating.cumulative_policy(experiment.gate)
-    found = gating.judge(measured, policy, target=None, identical=identical, seed=experiment.seeds[0])
+    policy, seed = gating.cumulative_policy(loaded.experiment.gate), loaded.experiment.seeds[0]
+    found = gating.judge(measured, policy, target=None, identical=identical, seed=seed)
     return gating.cumulative_rule(found.verdict, first)
 
 
-def refuse_changed(
-    experiment: Experiment,
+def _refuse_changed(
+    loaded: Loaded,
     catalogue: Mapping[str, lm_eval.Found],
     at: Store,
     run: Run,
@@ -239,9 +248,9 @@ def refuse_changed(
         UserError: a file of a task cannot be read.
         IncompatibleRuns: a task's definition, its items or the code that evaluates them have changed.
     """
+    experiment, changed = loaded.experiment, []
     if run.experiment != experiment.name:
         return
-    changed = []
     for task in experiment.tasks:
         if (key := f"{task.name}/test") in run.rows:
             own = store.read_identity(at, run.rows[key]).task_version
@@ -252,8 +261,8 @@ def refuse_changed(
     if changed:
         raise IncompatibleRuns(
             f"{run.run_id}: found other items, definitions or evaluation code than it answered: "
-            f"{'; '.join(changed)}; expected the files as they were; next: harness compare, which computes "
-            "what changed"
+            f"{'; '.join(changed)}; expected the files as they were; next: "
+            f"{loaded.typed.command('compare')}, which computes what changed"
         )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from harness import comparison, store
+from harness.config import CommandLine
 from harness.errors import IncompatibleRuns
 from harness.experiment.runs.stored_rows import documents_of
 from harness.gating import Measurement
@@ -22,13 +23,18 @@ from harness.store import Store
 Rows = list[SampleResult]
 
 
-def first_base_identity(at: Store, own: RowsIdentity, key: str, run: Run, first: str) -> RowsIdentity:
+def first_base_identity(
+    at: Store, own: RowsIdentity, key: str, run: Run, first: str, typed: CommandLine
+) -> RowsIdentity:
     """Find the first base's rows of a task, as the run's were computed."""
     if first == run.base_digest:
-        return baseline_identity(at, own, key, run, None)
+        return baseline_identity(at, own, key, run, None, typed)
     wanted = replace(own, weights_digest=first)
     if not at.parquet(wanted.digest).exists():
-        raise IncompatibleRuns(f"{key}: found no rows of the first base {first}; next: harness compare on it")
+        raise IncompatibleRuns(
+            f"{key}: found no rows of the first base {first}; expected them in {at.folder / 'rows'}; "
+            f"next: {typed.command('compare')}, with base_model= that base"
+        )
     return wanted
 
 
@@ -40,6 +46,7 @@ def measure_arms(
     tasks: Iterable[tuple[Task, Role, str]],
     known: Mapping[str, dict[str, Metric]],
     sampling: SamplingRecord | None,
+    typed: CommandLine,
     notes: list[str],
     texts: bool = False,
 ) -> list[Measurement]:
@@ -54,11 +61,11 @@ def measure_arms(
     for task, role, suite, own, base in arms:
         metrics = known[task.name]
         for one in (own, base):
-            _refuse_without(metrics, one, rows[one.digest])
+            _refuse_without(metrics, one, rows[one.digest], typed)
         new_rows, base_rows = rows[own.digest], rows[base.digest]
         if sampling and (weights := sampling.weights.get(task.name)):
-            new_rows = sampled_rows(new_rows, own, weights)
-            base_rows = sampled_rows(base_rows, base, weights)
+            new_rows = sampled_rows(new_rows, own, weights, typed)
+            base_rows = sampled_rows(base_rows, base, weights, typed)
         else:
             new_rows, base_rows = _truncate_arms(new_rows, base_rows, task, notes)
         precision = own.precision if is_endpoint(base.engine) else base.precision
@@ -69,7 +76,7 @@ def measure_arms(
 
 
 def baseline_identity(
-    at: Store, own: RowsIdentity, key: str, run: Run, champion: Champion | None
+    at: Store, own: RowsIdentity, key: str, run: Run, champion: Champion | None, typed: CommandLine
 ) -> RowsIdentity:
     """Find the baseline's rows of a task: those whose identity differs from the run's in weights alone."""
     weights = champion.weights_digest if champion else run.base_digest
@@ -77,33 +84,36 @@ def baseline_identity(
     if at.parquet(wanted.digest).exists():
         return wanted
     if champion is None and is_endpoint(own.engine):
-        return _endpoint_base_identity(at, wanted, key, run)
+        return _endpoint_base_identity(at, wanted, key, run, typed)
     if champion is None:
         if (other := _same_task(at, wanted)) is not None:
             comparison.check_comparable(other, wanted, prompting=True)
         raise IncompatibleRuns(
             f"{key}: found no rows of the base with the digests of {run.run_id}; expected them in "
-            f"{at.folder / 'rows'}; next: harness compare --candidates {run.candidate}"
+            f"{at.folder / 'rows'}; next: {typed.command('compare', '--candidates', run.candidate)}"
         )
     digest = champion.rows.get(key)
     if digest is None or not at.parquet(digest).exists():
         raise IncompatibleRuns(
             f"{key}: found no rows of the champion {champion.run_id}; expected them in {at.folder / 'rows'}; "
-            "next: compare it again and promote it, or --baseline base"
+            f"next: {typed.command('compare', '--candidates', champion.candidate)}, then "
+            f"{typed.command('promote', champion.candidate)}, or --baseline base"
         )
     found = store.read_identity(at, digest)
     if run.experiment.endswith(FEWER) and found.task_version != own.task_version:
         raise IncompatibleRuns(
             f"{key}: found sampled items of {run.run_id} and the whole task of the champion "
-            f"{champion.run_id}; expected both on the same items; next: harness promote {run.run_id}, which "
-            f"answers whole tasks first, harness compare --all-items --candidates {run.candidate}, or "
-            "--baseline base"
+            f"{champion.run_id}; expected both on the same items; next: "
+            f"{typed.command('promote', run.run_id)}, which answers whole tasks first, "
+            f"{typed.command('compare', '--all-items', '--candidates', run.candidate)}, or --baseline base"
         )
     comparison.check_comparable(found, own)
     return found
 
 
-def _endpoint_base_identity(at: Store, wanted: RowsIdentity, key: str, run: Run) -> RowsIdentity:
+def _endpoint_base_identity(
+    at: Store, wanted: RowsIdentity, key: str, run: Run, typed: CommandLine
+) -> RowsIdentity:
     """Find the rows of an endpoint's base that compare used: computed as in the newest run on that base.
 
     Raises:
@@ -121,7 +131,7 @@ def _endpoint_base_identity(at: Store, wanted: RowsIdentity, key: str, run: Run)
     found = f"rows of the base that were computed in {len(there)} ways" if there else "no rows of the base"
     raise IncompatibleRuns(
         f"{key}: found {found} beside {run.run_id}; expected those of one run in {at.folder}; "
-        "next: add prompt: {method: base}, then harness compare"
+        f"next: add prompt: {{method: base}}, then {typed.command('compare')}"
     )
 
 
@@ -141,11 +151,13 @@ def _same_task(at: Store, wanted: RowsIdentity) -> RowsIdentity | None:
     return next((other for other in alike if at.parquet(other.digest).exists()), None)
 
 
-def _refuse_without(metrics: Mapping[str, Metric], identity: RowsIdentity, rows: Rows) -> None:
+def _refuse_without(
+    metrics: Mapping[str, Metric], identity: RowsIdentity, rows: Rows, typed: CommandLine
+) -> None:
     if missing := [name for name in metrics if any(name not in row.parts for row in rows)]:
         raise IncompatibleRuns(
             f"{identity.task}: found stored rows without the metric {', '.join(missing)}; expected scores by "
-            "every metric of the task as written now; next: harness compare"
+            f"every metric of the task as written now; next: {typed.command('compare')}"
         )
 
 

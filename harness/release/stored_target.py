@@ -4,7 +4,7 @@ Invariant: read from the store, without the model or the data; the best untraine
 the decision takes, by validation.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from harness import comparison, decision, plugins, store
@@ -12,7 +12,7 @@ from harness.comparison import Comparison, Estimate, each_answer
 from harness.comparison.corrected_comparison import correct_comparison, correct_estimate, labels_missing
 from harness.comparison.estimators import is_judge
 from harness.comparison.labelled_answers import Labels, latest_labels
-from harness.config import Loaded
+from harness.config import CommandLine, Loaded
 from harness.config.rubrics import current_labels
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns
@@ -41,9 +41,8 @@ def target_facts(loaded: Loaded, at: Store, run: Run, policy: GatePolicy, task: 
     best = _find_best_untrained(loaded, at, metric) if (goal.gain, goal.win_rate) != (None, None) else None
     base = target_rows(at, best, task) if best else None
     gain = None
-    if goal.gain is not None and base is not None and comparison.is_comparable(metric, base, rows):
-        found = correct_comparison(metric, comparison.compare_rows(metric, base, rows), base, rows, labels)
-        gain = comparison.refuse_failed(found, metric.range.span, policy.max_errors)
+    if goal.gain is not None and base is not None:
+        gain = gain_over(metric, base, rows, labels, policy)
     compared = (rows,) if base is None or goal.gain is None else (rows, base)
     missing = labels_missing(metric.name, labels, *compared)
     wins = None
@@ -56,6 +55,20 @@ def target_facts(loaded: Loaded, at: Store, run: Run, policy: GatePolicy, task: 
         wins,
         _commonest_answers(loaded.experiment, at, run) if policy.mode_collapse is not None else (),
     )
+
+
+def gain_over(
+    metric: Metric,
+    base: Sequence[SampleResult],
+    rows: Sequence[SampleResult],
+    labels: Labels,
+    policy: GatePolicy,
+) -> Comparison | None:
+    """Compare two runs on the target, corrected by people's labels; None where no item has both scores."""
+    if not comparison.is_comparable(metric, base, rows):
+        return None
+    found = correct_comparison(metric, comparison.compare_rows(metric, base, rows), base, rows, labels)
+    return comparison.refuse_failed(found, metric.range.span, policy.max_errors)
 
 
 def target_rows(at: Store, run: Run, task: Task, split: str = "test") -> list[SampleResult]:
@@ -87,7 +100,7 @@ def _find_best_untrained(loaded: Loaded, at: Store, metric: Metric) -> Run | Non
     runs = _keep_untrained(store.list_runs(at, experiment.name), experiment)
     found = current_labels(store.list_labels(at, task.name), task) if is_judge(metric.name) else ()
     labels = latest_labels(found, metric.name)
-    facts = _facts_on_target(at, task, metric, runs, labels)
+    facts = _facts_on_target(loaded, at, metric, runs, labels)
     best = decision.best_untrained(decision.apply_budgets(facts, experiment.decide))
     return {run.candidate: run for run in runs}.get(best or "")
 
@@ -110,7 +123,7 @@ def _keep_untrained(runs: Iterable[Run], experiment: Experiment) -> list[Run]:
     return [newest[key] for key in sorted(newest, key=lambda key: key[1])]
 
 
-def refuse_lost_folds(at: Store, run: Run, task: str) -> None:
+def refuse_lost_folds(at: Store, run: Run, task: str, typed: CommandLine) -> None:
     """Refuse test rows that other weights answered than the run's, those of its folds, if no fold is kept.
 
     Raises:
@@ -120,18 +133,18 @@ def refuse_lost_folds(at: Store, run: Run, task: str) -> None:
     if store.read_identity(at, test).weights_digest != run.weights_digest and not store.read_folds(at, test):
         raise IncompatibleRuns(
             f"{run.run_id}: found test rows of several folds without {at.rows(test) / 'folds.json'}; "
-            "expected the fold of each item; next: harness compare, which writes it again"
+            f"expected the fold of each item; next: {typed.command('compare')}, which writes it again"
         )
 
 
 def _facts_on_target(
-    at: Store, task: Task, metric: Metric, runs: Iterable[Run], labels: Labels
+    loaded: Loaded, at: Store, metric: Metric, runs: Iterable[Run], labels: Labels
 ) -> list[CandidateFacts]:
     """Say what runs reached on the target, of those that could answer any test item."""
-    facts = []
+    task, facts = loaded.experiment.target, []
     for run in runs:
-        refuse_other_grades(task, "target", at, run)
-        refuse_lost_folds(at, run, task.name)
+        refuse_other_grades(task, "target", at, run, loaded.typed)
+        refuse_lost_folds(at, run, task.name, loaded.typed)
         test, validation = (target_rows(at, run, task, split) for split in ("test", "validation"))
         with suppress(CandidateFailed):
             facts.append(

@@ -17,7 +17,6 @@ from harness.report.csv import to_csv
 from harness.report.document import ResultDocument, Section, markdown, print_document, terminal_lines
 from harness.report.experiment_report import (
     SMOKE,
-    CommandLine,
     ExperimentReport,
     Flip,
     Step,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from harness import formatting, gating, plugins
 from harness.comparison import AnswerDiversity, Comparison, Estimate, MetricCalibration
+from harness.config import CommandLine
 from harness.decision import (
     Ablation,
     CandidateFacts,
@@ -74,14 +75,6 @@ class Flip:
     base_status: str
     new_status: str
     against: str
-
-
-class CommandLine(NamedTuple):
-    """Options of a command that the next one repeats; `config` is empty for ./harness.yaml."""
-
-    config: str = ""
-    overrides: tuple[str, ...] = ()
-    candidates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

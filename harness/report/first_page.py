@@ -5,7 +5,6 @@ alone; whatever else was found stands behind this page.
 """
 
 from collections.abc import Iterator, Sequence
-from shlex import join
 
 from harness import formatting, plugins
 from harness.comparison import Comparison
@@ -242,22 +241,23 @@ def next_steps(report: ExperimentReport) -> Iterator[Command]:
         names = report.typed.candidates
         selected = ["--candidates", ",".join(names)] if names else []
         said = "measures it; a smoke run (--quick, --limit) is no evidence"
-        yield Command(_line(report, "compare", *selected), said)
+        yield Command(report.typed.command("compare", *selected), said)
         return
     if decision is not None and decision.candidate:
         yield _promotion(report, decision.candidate)
     elif decision is not None and _awaits_ratings(report):
-        line = _line(report, "rate", "export", "pairs.csv", "--pairs")
+        line = report.typed.command("rate", "export", "pairs.csv", "--pairs")
         yield Command(line, "draws pairs of answers for people to compare; harness rate import takes them")
     elif decision is not None and any(f.labels_missing for f in report.facts):
-        line = _line(report, "rate", "export", "labels.csv")
+        line = report.typed.command("rate", "export", "labels.csv")
         yield Command(line, "draws answers for people to label; harness rate import takes their labels")
     else:
         same = ["--sequential"] if report.sampled else []
-        yield Command(_line(report, "compare", *same), _open_question(report))
+        yield Command(report.typed.command("compare", *same), _open_question(report))
     run = judged(report)
     if run is not None and _can_be_rescued(run):
-        yield Command(_line(report, "rescue", run.name), f"tries versions of {run.name} that keep more")
+        line = report.typed.command("rescue", run.name)
+        yield Command(line, f"tries versions of {run.name} that keep more")
 
 
 def _awaits_ratings(report: ExperimentReport) -> bool:
@@ -269,21 +269,16 @@ def _awaits_ratings(report: ExperimentReport) -> bool:
     return any(wins.lacking or (wins.rate is None and wins.by == PEOPLE) for wins in found)
 
 
-def _line(report: ExperimentReport, *words: str) -> str:
-    """Write a command as a shell reads it, on the file and with the overrides that the report rests on."""
-    config = ("-c", report.typed.config) if report.typed.config else ()
-    typed = report.typed.overrides
-    kept = typed if words[0] == "compare" else [one for one in typed if not one.startswith("execution.")]
-    return join(["harness", *words, *config, *kept])
-
-
 def _promotion(report: ExperimentReport, name: str) -> Command:
     """Say how a candidate becomes the champion, with a reason where no gate has judged it."""
     purpose = f"makes {name} what later gates compare with"
+    methods = (f.method for f in report.facts if f.name == name)
+    if not all(plugins.stored_method(method).makes_language_model for method in methods):
+        purpose += f" on {report.task} alone"
     purpose += ", once it has answered the items that were not sampled" if report.sampled else ""
     if any(f.name == name and f.verdict is not None for f in report.facts):
-        return Command(_line(report, "promote", name), purpose)
-    line = _line(report, "promote", name, "--force", "--reason", "REASON")
+        return Command(report.typed.command("promote", name), purpose)
+    line = report.typed.command("promote", name, "--force", "--reason", "REASON")
     return Command(line, f"{purpose}; no gate has judged it")
 
 

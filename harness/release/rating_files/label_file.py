@@ -247,7 +247,7 @@ def measured_runs(loaded: Loaded, at: Store) -> list[tuple[Run, CandidateFacts]]
     if not found:
         raise IncompatibleRuns(
             f"{at.folder}: found no run with answers to {task.name}; expected one to label; "
-            "next: harness compare"
+            f"next: {loaded.typed.command('compare')}"
         )
     return [(run, f) for (run, _), f in zip(found, within, strict=True)]
 

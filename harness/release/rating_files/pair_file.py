@@ -121,7 +121,7 @@ def export_pairs(
     drawn = [_draw(at, task, ratings, *runs) for runs in _pairs_of_runs(loaded, at, candidates)]
     lacking = sorted((one for one in drawn if one.open_), key=lambda one: one.n_rated)
     if not lacking:
-        raise IncompatibleRuns(_say_none_left(at, drawn))
+        raise IncompatibleRuns(_say_none_left(loaded, at, drawn))
     names, sides, shown, open_ = lacking[0]
     rows = [_file_row(sides, turn, shown[turn.example_id]) for turn in open_[:n_items]]
     write_rows(file, COLUMNS, rows)
@@ -162,12 +162,12 @@ def _draw(at: Store, task: Task, ratings: Sequence[Rating], one: Run, other: Run
     )
 
 
-def _say_none_left(at: Store, drawn: Sequence[_Drawn]) -> str:
+def _say_none_left(loaded: Loaded, at: Store, drawn: Sequence[_Drawn]) -> str:
     """Say that no pair lacks a rating: each has one, or no two answers differ."""
     found = "; ".join(f"{' and '.join(one.names)}, {one.n_rated} that differ, all rated" for one in drawn)
     return (
         f"{at.folder}: found no pair of answers without a rating ({found}); expected one; "
-        "next: harness report"
+        f"next: {loaded.typed.command('report')}"
     )
 
 

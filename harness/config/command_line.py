@@ -1,0 +1,30 @@
+"""Commands that go on from one: on the same experiment file and with the same overrides.
+
+Invariant: what is written can be pasted into a shell.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from shlex import join
+from typing import NamedTuple
+
+_DEFAULT = Path("harness.yaml")
+
+
+class CommandLine(NamedTuple):
+    """Options of a command that the next one repeats; `config` is empty for ./harness.yaml."""
+
+    config: str = ""
+    overrides: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
+
+    def command(self, *words: str) -> str:
+        """Write a command as a shell reads it; how candidates are executed is for `compare` alone."""
+        config = ("-c", self.config) if self.config else ()
+        kept = [one for one in self.overrides if words[0] == "compare" or not one.startswith("execution.")]
+        return join(["harness", *words, *config, *kept])
+
+
+def command_line(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = ()) -> CommandLine:
+    """Keep what was typed that the next commands need as well."""
+    return CommandLine("" if path == _DEFAULT else str(path), tuple(overrides), tuple(candidates))
