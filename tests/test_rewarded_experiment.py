@@ -1,12 +1,18 @@
 """Reward models in harness.yaml: made for those that name them, in no comparison, and refused where they do not fit."""
 
+from statistics import fmean
+
 import pytest
 import tiny_experiment
 import tiny_methods
 import tiny_model
 
+from harness import store
 from harness.config import load
 from harness.errors import UserError
+from harness.experiment import Scope, prepare_session
+from harness.experiment.weights.weights_folder import folder_of
+from harness.progress import Silent
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -77,3 +83,55 @@ def test_a_metric_that_needs_more_than_an_answer_is_refused(tiny, tmp_path):
     candidates = CANDIDATES.replace("reward: judge", "reward: bits_per_byte")
     with pytest.raises(UserError, match="needs more than the text of an answer"):
         tiny_experiment.run(written(tmp_path, tiny, candidates))
+
+
+BRIEF = """\
+from harness.metrics import mean_metric
+
+
+def metric(task):
+    return mean_metric("brief", _length, higher_is_better=False, bounds=(0.0, float("inf")))
+
+
+def _length(output, example):
+    return float(len(output.text))
+"""
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_a_metric_of_a_file_that_is_better_when_low_falls_while_it_rewards(tiny, tmp_path, method):
+    (tmp_path / "brief.py").write_text(BRIEF)
+    params = (
+        "{r: 4, learning_rate: 0.05, lr_scheduler_type: constant, warmup_steps: 0, num_train_epochs: 8, "
+        "per_device_train_batch_size: 24, max_completion_length: 6, beta: 0.001, max_length: 200}"
+    )
+    path = tiny_experiment.write(
+        tmp_path,
+        tiny,
+        f"  prompt: {{method: base}}\n  brief: {{method: {method}, reward: ./brief.py, params: {params}}}\n",
+    )
+    suite = tmp_path / "suites" / "letters.yaml"
+    suite.write_text(suite.read_text().replace("macro_f1]", "../brief.py]"))
+    tiny_experiment.run(path)
+    runs = tiny_experiment.runs_of(path)
+    rewards = [reward for _, reward in runs["brief"].training.reward]
+    assert max(rewards) <= 0  # of lengths, with the sign turned
+    assert sum(rewards[-4:]) / 4 > sum(rewards[:2]) / 2 + 1
+    kept = store.Store(tmp_path / "runs")
+    answers = {name: store.read_rows(kept, run.rows["letters/test"]) for name, run in runs.items()}
+    lengths = {name: fmean(len(row.text) for row in rows) for name, rows in answers.items()}
+    assert lengths["brief"] < lengths["prompt"]
+
+
+def test_the_weights_of_a_metric_of_a_file_are_those_of_its_task_too(tiny, tmp_path):
+    (tmp_path / "brief.py").write_text(BRIEF)
+    candidates = CANDIDATES.replace("reward: judge", "reward: ./brief.py")
+
+    def folder(n_tokens):
+        path, suite = written(tmp_path, tiny, candidates), tmp_path / "suites" / "letters.yaml"
+        suite.write_text(suite.read_text().replace("max_new_tokens: 4", f"max_new_tokens: {n_tokens}"))
+        session = prepare_session(load(path), Scope(), Silent())
+        return folder_of(session, session.candidates["grpo"], 0, None, None, ())
+
+    assert folder(4) == folder(4)
+    assert folder(4) != folder(5)

@@ -127,7 +127,7 @@ def _check_reward(
         yield Problem(where, found, f"one of the methods {able}", "remove reward")
     elif is_path(reward):
         if not Path(reward).is_file():
-            yield missing_file(Path(reward), where, "a Python file with a function reward")
+            yield missing_file(Path(reward), where, "a Python file with a function reward, or metric")
     elif reward in members:
         if (made := _makes(reward, members)) != "reward":
             able = " or ".join(plugins.methods(makes="reward"))

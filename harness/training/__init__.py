@@ -50,5 +50,11 @@ from harness.training.parallel.processes import can_share, rows_of_each
 from harness.training.preferences.dpo import PreferenceParams, preference
 from harness.training.preferences.reward_model import RewardParams, score_answers, train_reward_model
 from harness.training.preferences.unpaired import UnpairedParams, preference_without_pairs, weigh_thumbs
-from harness.training.reinforcement import ReinforcedParams, reward_problems, rewards_of, train_on_rewards
+from harness.training.reinforcement import (
+    ReinforcedParams,
+    is_metric_file,
+    reward_problems,
+    rewards_of,
+    train_on_rewards,
+)
 from harness.training.sft import SUPERVISED, SupervisedParams, fine_tune

@@ -14,6 +14,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from math import isfinite
 from numbers import Real
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -204,10 +205,20 @@ def rewards_of(reward: Reward) -> Rewards:
     Raises:
         UserError: the file has no such function, or the metric cannot be computed on the task.
     """
-    if is_path(reward.written):
+    if is_path(reward.written) and not is_metric_file(Path(reward.written)):
         return _of_file(Path(reward.written))
     assert reward.task is not None
     return _of_metric(_metric(reward.written, reward.task))
+
+
+def is_metric_file(path: Path) -> bool:
+    """Tell whether a file of rewards is one of a metric, which has no function `reward`.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    module = _module(path)
+    return callable(getattr(module, "metric", None)) and not hasattr(module, "reward")
 
 
 def reward_problems(written: str, task: Task, examples: Sequence[Example], where: str) -> Iterator[Problem]:
@@ -218,7 +229,8 @@ def reward_problems(written: str, task: Task, examples: Sequence[Example], where
         yield from error.problems
         return
     right = next((e for e in examples if e.references), None)
-    if is_path(written) or right is None or scored([right], [right.references[0]])[0] is not None:
+    own = is_path(written) and not is_metric_file(Path(written))
+    if own or right is None or scored([right], [right.references[0]])[0] is not None:
         return
     found = f"{written}, which needs more than the text of an answer"
     yield Problem(where, found, "a metric of answers", "name another, such as exact_match or token_f1")
@@ -241,8 +253,8 @@ def _item_score(metric: Metric, output: Output, example: Example) -> float | Non
     return None if parts is None else metric.unit.sign * float(item_scores(metric, np.array([parts]))[0])
 
 
-def _of_file(path: Path) -> Rewards:
-    expected = f"a Python file with {_FUNCTION}"
+def _module(path: Path) -> ModuleType:
+    expected = f"a Python file with {_FUNCTION}, or with def metric(task)"
     spec = spec_from_file_location(f"harness_own_rewards_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise UserError(Problem(str(path), "no such file", expected, "create it, or correct the path"))
@@ -252,8 +264,13 @@ def _of_file(path: Path) -> Rewards:
     except Exception as error:
         found = f"{type(error).__name__}: {error}"
         raise UserError(Problem(str(path), found, expected, "mend the file")) from error
-    function = getattr(module, "reward", None)
+    return module
+
+
+def _of_file(path: Path) -> Rewards:
+    function = getattr(_module(path), "reward", None)
     if not callable(function):
+        expected = f"{_FUNCTION}, or def metric(task)"
         raise UserError(Problem(str(path), "no function 'reward'", expected, "define it"))
 
     def scored(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:

@@ -16,8 +16,8 @@ from harness.prompting._words import is_unspaced
 from harness.provenance.code_versions import versions_of
 from harness.records import checksum, digest, without_defaults
 from harness.regularizers import regularizers_digest
-from harness.spec import Recipe, is_path
-from harness.training import Weights, can_share
+from harness.spec import Recipe, is_path, metric_name
+from harness.training import Weights, can_share, is_metric_file
 
 
 def folder_of(
@@ -64,11 +64,11 @@ def _reward_digest(session: Session, source: Recipe, reward: Weights | None) -> 
     """Digest what the answers of a training are rewarded by; empty of one without rewards."""
     if source.reward is None or reward:
         return reward.digest if reward else ""
-    if is_path(source.reward):
+    if is_path(source.reward) and not is_metric_file(Path(source.reward)):
         return checksum(Path(source.reward))
     task = session.target.task.model_dump(mode="json", exclude={"data", "limit"}, exclude_defaults=True)
     unspaced = is_unspaced(text for e in session.target.items.train for text in e.references)
-    return digest([source.reward, metric_version(source.reward, unspaced), task])
+    return digest([metric_name(source.reward), metric_version(source.reward, unspaced), task])
 
 
 def _training_digest(session: Session, method: Method, source: Recipe, seed: int) -> str:
