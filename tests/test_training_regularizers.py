@@ -5,11 +5,13 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
+import tiny_experiment
 import tiny_methods
 from safetensors.torch import load_file
 
-from harness import regularizers
-from harness.methods import full, lora
+from harness import config, regularizers
+from harness.errors import UserError
+from harness.methods import dpo, full, lora
 from harness.regularizers import dropout, half, sam
 from harness.training.sft import whole_loss_trainer
 
@@ -97,28 +99,77 @@ def test_label_smoothing_is_that_of_transformers_in_training_and_none_in_evaluat
     assert smoothed(tiny, 0.3, training=False)[0] == pytest.approx(plain, rel=1e-6)
 
 
-def test_neftune_adds_bounded_noise_to_the_embeddings_in_training_alone(tiny, tmp_path):
-    seen, made = [], []
+@pytest.fixture
+def noise_of():
+    """Watch every model; gives the largest noise of each pass as a share of its bound, by whether it is of a step.
 
-    def watch(model):
-        embeddings, layer = model.get_input_embeddings(), model.model.layers[0]
-        embeddings.register_forward_hook(lambda module, given, output: made.append(output.detach().clone()))
-        layer.register_forward_pre_hook(
-            lambda module, given: seen.append((module.training, given[0].detach().clone()))
-        )
+    That is what the first layer gets, less what the embedding gave, which is made before the noise.
+    """
+    import torch
+    from torch.nn.modules import module as torch_modules
 
-    context = tiny_methods.context(
-        tiny, tmp_path, prepare=watch, regularize={"neftune": {"noise_alpha": 7.0}}
-    )
+    made, seen = [], []
+
+    def after(module, given, output):
+        if isinstance(module, torch.nn.Embedding):
+            made.append(output.detach().clone())
+
+    def before(module, given):
+        if getattr(getattr(module, "self_attn", None), "layer_idx", None) == 0:
+            seen.append((torch.is_grad_enabled(), given[0].detach().clone()))
+
+    handles = [
+        torch_modules.register_module_forward_hook(after),
+        torch_modules.register_module_forward_pre_hook(before),
+    ]
+
+    def noise(alpha):
+        shares = {True: [], False: []}
+        for clean, (of_a_step, noisy) in zip(made, seen, strict=True):
+            bound = alpha / (clean.shape[1] * clean.shape[2]) ** 0.5
+            shares[of_a_step].append((noisy - clean).abs().max().item() / bound)
+        return shares
+
+    yield noise
+    for handle in handles:
+        handle.remove()
+
+
+def test_neftune_adds_bounded_noise_to_the_embeddings_in_training_alone(tiny, tmp_path, noise_of):
+    context = tiny_methods.context(tiny, tmp_path, regularize={"neftune": {"noise_alpha": 7.0}})
     lora.fit(context, lora.Params(r=2, num_train_epochs=1, per_device_train_batch_size=4))
-    noise = {True: [], False: []}
-    for clean, (training, noisy) in zip(made, seen, strict=True):
-        bound = 7.0 / (clean.shape[1] * clean.shape[2]) ** 0.5
-        noise[training].append((noisy - clean).abs().max().item() / bound)
+    noise = noise_of(7.0)
     assert len(noise[True]) == 3
     assert all(0.9 < share <= 1.001 for share in noise[True])
     assert noise[False]
     assert max(noise[False]) == 0
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo"])
+def test_neftune_of_preferences_is_in_the_steps_and_neither_in_reference_nor_held_out_pairs(
+    tiny, tmp_path, monkeypatch, noise_of, loss_type
+):
+    """The one loss is ours on a CPU, the other TRL's own; both read the reference before the first step."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))  # which knows no reference yet
+    context = tiny_methods.context(tiny, tmp_path / "fit", regularize={"neftune": {"noise_alpha": 7.0}})
+    params = dpo.Params(r=2, max_steps=3, per_device_train_batch_size=2, loss_type=loss_type, heldout=0.25)
+    made = dpo.fit(context, params)
+    noise = noise_of(7.0)
+    assert len(noise[True]) == 3
+    assert all(0.9 < share <= 1.001 for share in noise[True])
+    assert made.training.validation_loss
+    assert len(noise[False]) > len(made.training.validation_loss)  # and those of the reference
+    assert max(noise[False]) == 0
+
+
+@pytest.mark.parametrize("method", ["kto", "gkd", "grpo", "rloo"])
+def test_neftune_is_refused_where_the_noise_would_be_in_more_than_the_steps(tiny, tmp_path, method):
+    own = {"grpo": ", reward: exact_match", "rloo": ", reward: exact_match", "gkd": ""}.get(method, "")
+    candidates = (
+        f"  prompt: {{method: base}}\n  held: {{method: {method}{own}, regularize: {{neftune: {{}}}}}}\n"
+    )
+    with pytest.raises(UserError, match=r"read while the noise is on the model.*one of the methods .*dpo"):
+        config.load(tiny_experiment.write(tmp_path, tiny, candidates))
 
 
 def test_dropout_zeroes_its_share_of_attention_and_mlp_outputs_in_training_alone(tiny):

@@ -55,7 +55,7 @@ def _why_refused(regularizer: str, method: Method) -> str:
     if _takes_somehow(method, regularizer):
         values = ", ".join(f"{name}: {value}" for name, value in method.hooks_where)
         return f"whose training takes it with {values} alone"
-    return "whose training does not take it"
+    return getattr(plugins.load("regularizers", regularizer), "WHY_NOT", "whose training does not take it")
 
 
 def check_general_rows(path: str | None, where: str) -> Iterator[Problem]:

@@ -20,7 +20,7 @@ METHOD = low_rank_method(
     fit,
     draws_from="pairs",
     init_from="adapter",
-    hooks=("penalty", "step"),
+    hooks=("penalty", "step", "arguments"),
     loops=("training", "tokens", "heldout", "dpo"),
     # Published rates are those of larger models; for the quickstart's base 3e-5 was right, and 1e-4 too much.
     proposal=lambda situation: (

@@ -12,8 +12,9 @@ where its own `hooks` name them all, because its training then calls them:
 - `smoothing(params)` returns the share of each target's probability that the training loss spreads over all.
 
 `sample(context, params)` without `mix` gives the general rows that a penalty reads in `start`. `cost(params,
-n_rows)` says how many times the work of a plain training it takes whose steps have so many rows, and
-`problem(params)` what forbids it beside a method's parameters.
+n_rows)` says how many times the work of a plain training it takes whose steps have so many rows,
+`problem(params)` what forbids it beside a method's parameters, and `WHY_NOT` what is wrong with the trainings
+that do not call its hooks.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

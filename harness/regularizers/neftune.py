@@ -1,6 +1,7 @@
 """NEFTune: uniform noise on the input embeddings while training.
 
-Invariant: the noise of a row of t tokens and d dimensions lies within ± alpha / √(t d); evaluation has none.
+Invariant: the noise of a row of t tokens and d dimensions lies within ± alpha / √(t d); evaluation has none,
+nor has a reference that is read before the first step.
 
 Source: Jain et al. 2023 (arXiv:2310.05914), algorithm 1; transformers' own `neftune_noise_alpha`.
 """
@@ -10,6 +11,8 @@ from typing import Any
 from pydantic import Field
 
 from harness.spec import Spec
+
+WHY_NOT = "whose reference, teacher or own answers are read while the noise is on the model"
 
 
 class Params(Spec):
