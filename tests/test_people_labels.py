@@ -396,6 +396,18 @@ def test_a_judge_of_sixty_items_decides_once_each_has_a_label():
     assert found.low < 0.4 < 0.6 < found.high
 
 
+def test_a_judge_of_sixty_items_waits_for_no_label_of_an_answer_that_failed_or_has_no_grade():
+    made = answers(np.full(60, 0.9), np.arange(60) + 5, "short")
+    failed = replace(made[7], status="error", parts={JUDGE.name: None})
+    ungraded = replace(made[8], parts={JUDGE.name: None})
+    arm = [*made[:7], failed, ungraded, *made[9:]]
+    others = [(row, i % 2) for i, row in enumerate(made) if i not in (7, 8)]
+    few, all_ = (latest_labels([label_set(JUDGE, some)], JUDGE.name) for some in (others[:40], others))
+    assert labels_missing(JUDGE.name, few, arm) >= 18
+    assert labels_missing(JUDGE.name, all_, arm) == labels_missing(JUDGE.name, all_, arm, made) == 0
+    assert labels_missing(JUDGE.name, {}, [failed, ungraded]) == 2
+
+
 def test_the_target_rule_refuses_a_judge_that_lacks_labels():
     policy = GatePolicy(target=TargetPolicy(min=0.5))
     facts = TargetFacts(Estimate(0.9, 0.85, 0.95, 200), None)

@@ -1,8 +1,8 @@
 """Corrected comparison: a judge's score and paired difference with people's labels joined to them.
 
 Invariant: nothing is corrected but where each arm has a hundred labels of its own answers, or as many as it
-has items, those of a difference on the same ones. A failed answer is a drawn item like any other, whose grade
-and label are both the worst there is: who fails is a part of the chance in a score.
+has graded items, those of a difference on the same ones. A failed answer is a drawn item like any other, and
+its grade and label are both the worst there is: who fails is a part of the chance in a score.
 Source: `judge_correction`.
 """
 
@@ -18,6 +18,7 @@ from harness.comparison.labelled_answers import (
     enough_labels,
     grade_arm,
     is_correctable,
+    scored_rows,
 )
 from harness.metrics import Metric
 from harness.records import SampleResult
@@ -28,11 +29,13 @@ Rows = Sequence[SampleResult]
 def labels_missing(metric: str, labels: Labels, *arms: Rows) -> int:
     """Count the items that lack labels before a decision may rest on the grades; 0 of no judge.
 
-    Of two arms both answers to an item need one, because their difference is corrected.
+    Of two arms both answers to an item need one, because their difference is corrected. An item whose answer
+    failed, or has no readable grade, needs none, unless all are such: nobody could give it one.
     """
     if not is_judge(metric):
         return 0
-    n_items = min(len({row.example_id for row in rows}) for rows in arms)
+    graded = set.intersection(*(set(scored_rows(metric, rows)) for rows in arms))
+    n_items = len(graded) or min(map(len, arms))
     return max(enough_labels(n_items) - count_labels(metric, labels, *arms), 0)
 
 
