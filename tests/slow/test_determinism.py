@@ -1,6 +1,5 @@
 """Two runs of one seed on the real model: the same table but for what is measured by a clock."""
 
-import os
 import re
 from pathlib import Path
 
@@ -16,14 +15,6 @@ ROOT = Path(__file__).parents[2]
 # A task of each kind and a training of few steps: numbers that differ differ at any size.
 KINDS = {"world_facts": 4, "chat_facts": 2, "prose_text": 2}
 FEW = ["suites=[general.yaml]", "target.data.limits={train: 8, validation: 2, test: 4}"]
-
-
-@pytest.fixture(autouse=True)
-def all_cores(usual_threads):
-    """Compute with every core: what threads add up together is where two runs could differ."""
-    import torch
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
 def answers(folder: Path) -> dict[str, tuple]:
