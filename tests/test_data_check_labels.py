@@ -285,7 +285,7 @@ def test_spellings_of_labels_that_stand_within_transcripts_name_no_command(find)
     ],
 )
 def test_a_sign_at_the_first_or_the_last_word_of_one_label_is_found(find, mark, form):
-    rows = [{**row, "text": f"{row['text']}."} for row in clean_rows(400)]
+    rows = [{**row, "text": f"{row['text']}."} for row in clean_rows(200)]
     assert alarms(find(rows, "label_markers")) == []
     for row in rows[::4]:
         row["text"] = mark.format(row["text"].rstrip("."))

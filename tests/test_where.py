@@ -38,9 +38,11 @@ ANSWERS = {
 
 
 def defined(path: Path) -> set[str]:
-    """Return the names of functions and classes of a file."""
+    """Return the names of functions and classes of a file, and of what it assigns."""
     nodes = ast.parse(path.read_text("utf-8")).body
-    return {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assigned = (target for node in nodes if isinstance(node, ast.Assign) for target in node.targets)
+    names = {target.id for target in assigned if isinstance(target, ast.Name)}
+    return names | {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
 
 
 @pytest.mark.parametrize("question", ANSWERS)
