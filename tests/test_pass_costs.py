@@ -8,7 +8,15 @@ import tiny_methods
 from harness.models import memory
 from harness.models.batching import CPU_COSTS, PassCosts, Size, plan
 from harness.models.devices import pass_costs
-from harness.models.devices.pass_costs import Timings, card_costs, costs_of, known_costs, learn_costs, solve
+from harness.models.devices.pass_costs import (
+    Timings,
+    card_costs,
+    costs_of,
+    known_costs,
+    learn_costs,
+    measure_passes,
+    solve,
+)
 from harness.models.hardware import Machine
 from harness.models.hf import HFCandidate, ModelHost
 from harness.models.hub import resolve, shape
@@ -57,11 +65,6 @@ def test_a_card_that_is_a_fifth_slower_today_gives_the_same_layout():
     assert solve(quick) == solve(slow)
 
 
-def test_timings_that_say_nothing_of_a_token_leave_a_cpus_costs():
-    disturbed = seen()._replace(twice=0.001)
-    assert solve(disturbed) == CPU_COSTS
-
-
 def test_a_cpu_lays_out_as_ever_and_measures_nothing(tiny, empty_cache):
     host = ModelHost(resolve(str(tiny)), tiny_methods.CPU)
     assert host.costs == costs_of(host.model, host.source, tiny_methods.CPU) == CPU_COSTS
@@ -85,15 +88,32 @@ def test_other_costs_lay_out_other_batches_under_another_name_and_answer_alike(t
 
 def test_a_cards_costs_are_measured_once_and_read_afterwards(tiny, empty_cache, monkeypatch):
     host = ModelHost(resolve(str(tiny)), tiny_methods.CPU)
-    measured = card_costs(host.model, host.source, CARD, 24 * GB)  # of the CPU that plays the card
+    timings = iter([seen()])  # a second measuring would find none
+    monkeypatch.setattr(pass_costs, "measure_passes", lambda model: next(timings))
+    measured = card_costs(host.model, host.source, CARD, 24 * GB)
+    assert measured == solve(seen())._replace(keys=measured.keys)
     (file,) = (empty_cache / "pass_costs").iterdir()
-    assert measured.reading & (measured.reading - 1) == 0  # a power of two
-    assert 1 <= measured.reading <= 4096
-    monkeypatch.setattr(pass_costs, "measure_passes", lambda model: pytest.fail("measured again"))
     assert card_costs(host.model, host.source, CARD, 24 * GB) == measured
     file.write_text(json.dumps([2048, 4096, 512, 0]))
     again = card_costs(host.model, host.source, CARD, 24 * GB)
     assert again == PassCosts(2048, 4096, 512, measured.keys)
+
+
+def test_passes_of_a_model_that_reads_and_answers_take_some_time(tiny):
+    host = ModelHost(resolve(str(tiny)), tiny_methods.CPU)
+    found = measure_passes(host.model)  # of the CPU that plays the card
+    assert min(found.one, found.rows, found.twice, found.joined) > 0
+    assert 0 < found.few < found.many
+
+
+def test_timings_that_another_process_disturbed_are_not_kept(tiny, empty_cache, monkeypatch):
+    host = ModelHost(resolve(str(tiny)), tiny_methods.CPU)
+    timings = iter([seen()._replace(twice=0.001), seen()])
+    monkeypatch.setattr(pass_costs, "measure_passes", lambda model: next(timings))
+    assert card_costs(host.model, host.source, CARD, 24 * GB)._replace(keys=0) == CPU_COSTS
+    assert not (empty_cache / "pass_costs").exists()
+    measured = card_costs(host.model, host.source, CARD, 24 * GB)
+    assert measured == solve(seen())._replace(keys=measured.keys)
 
 
 def test_a_model_that_cannot_be_read_so_is_laid_out_by_a_cpus_costs_and_nothing_is_kept(

@@ -98,20 +98,21 @@ def _card_bytes(model: "PreTrainedModel") -> float:
 
 
 def _measure(model: "PreTrainedModel") -> list[int] | None:
-    """Measure what passes of a model take; None where memory runs out, or it cannot be read so."""
+    """Measure what passes of a model take; None where memory runs out, it cannot be read or timed."""
     try:
-        return list(solve(measure_passes(model)))
+        found = solve(measure_passes(model))
+        return list(found) if found else None
     except (*oom.ERRORS, *UNSUPPORTED):  # what is wrong with the model is found and said where it is asked
         pass
     oom.release()
     return None
 
 
-def solve(seen: Timings) -> PassCosts:
-    """Return costs in tokens from seconds, each a power of two; a CPU's where no token takes any time."""
+def solve(seen: Timings) -> PassCosts | None:
+    """Return costs in tokens from seconds, each a power of two; None where no token takes any time."""
     token_s = (seen.twice - seen.rows) / (_ROWS * seen.width)
-    if token_s <= 0:
-        return CPU_COSTS
+    if token_s <= 0:  # another process disturbed the passes
+        return None
     length = 2 * _ROWS * seen.width
     pairs = length**2 - 2 * _ROWS * seen.width**2
     key_s = (seen.many_keys - seen.few_keys) / (_ROWS * (seen.many - seen.few))
