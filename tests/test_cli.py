@@ -91,7 +91,7 @@ def test_help_loads_nothing_heavy(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def measured(finished, forked, tmp_path_factory):
+def measured(finished, forked, own_cache, tmp_path_factory):
     """Copy the finished experiment and compare it in a process of its own, which measures the machine."""
     folder = shutil.copytree(finished[0], tmp_path_factory.mktemp("measured") / "copy")
     assert forked.run(folder, "compare") == 0, (folder / "said.txt").read_text()
