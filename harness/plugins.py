@@ -44,11 +44,15 @@ _ONE = {"methods": "method", "prompting": "prompting", "metrics": "metric", "reg
 
 
 class Situation(NamedTuple):
-    """An experiment that is begun: what its data hold, and whether its base is a small model."""
+    """An experiment that is begun: what its data hold, and whether its base is a small model.
+
+    `adapter` names the candidate that trains one on the rows; empty where there is none, or not yet.
+    """
 
     closed_labels: bool
     pairs: bool
     small_base: bool
+    adapter: str = ""
 
 
 class Rung(NamedTuple):

@@ -17,7 +17,6 @@ from harness.comparison.estimators import (
     Comparison,
     Difference,
     Estimate,
-    Estimator,
     at_level,
     bounded_difference,
     chance_below,
@@ -34,7 +33,7 @@ from harness.comparison.estimators import (
     rescale,
     valid_estimate,
 )
-from harness.comparison.failed_answers import BaseErrors, Errors, Filled, base_extremes, fill_errors
+from harness.comparison.failed_answers import BaseErrors, Filled, base_extremes, fill_errors
 from harness.comparison.labelled_answers import ArmCalibration, MetricCalibration, PairCalibration
 from harness.comparison.mode_collapse import (
     COMMONEST,
@@ -51,48 +50,6 @@ from harness.errors import IncompatibleRuns
 from harness.metrics import Metric, flips, mean_metric
 from harness.models.openai_api import is_endpoint
 from harness.records import RowsIdentity, SampleResult
-
-__all__ = [
-    "AnswerDiversity",
-    "Answers",
-    "ArmCalibration",
-    "BaseErrors",
-    "Comparison",
-    "Errors",
-    "Estimate",
-    "Estimator",
-    "MetricCalibration",
-    "PairCalibration",
-    "RecipeDifference",
-    "RetrievalUse",
-    "SeveralAnswers",
-    "answer_diversity",
-    "at_level",
-    "chance_below",
-    "check_comparable",
-    "compare_commonest_answers",
-    "compare_recipes",
-    "compare_rows",
-    "compare_validity",
-    "difference_p",
-    "each_answer",
-    "estimate",
-    "estimate_columns",
-    "fill_errors",
-    "is_comparable",
-    "mean_change",
-    "orient",
-    "pooled_cluster",
-    "quantile",
-    "refuse",
-    "refuse_failed",
-    "regression_p",
-    "rescale",
-    "retrieval_use",
-    "several_answers",
-    "shared_ranks",
-    "with_samples",
-]
 
 _MUST_AGREE = ("task", "task_version", "split", "scoring_digest")
 _MUST_AGREE_HERE = ("template_digest", "precision", "engine", "layout_digest", "device_class")

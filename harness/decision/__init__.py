@@ -66,61 +66,11 @@ from harness.decision.seeds import (
     summarize_seeds,
 )
 from harness.decision.smallest_base import size_sentences
-from harness.decision.target_scores import TargetScore
+from harness.decision.target_scores import MajorityBaseline, TargetScore
 from harness.decision.training_sets import TrainingSet, TrainingSets, training_sets
 from harness.decision.win_rate_goal import basis_text, judge_by_wins, open_rating
 from harness.formatting import Unit
 from harness.spec import DecidePolicy
-
-__all__ = [
-    "USUAL_AMOUNTS",
-    "VARIANCE_UNKNOWN",
-    "Ablation",
-    "Action",
-    "BaseSize",
-    "CandidateFacts",
-    "ChangedAnswers",
-    "Decision",
-    "Factor",
-    "Family",
-    "ItemVariances",
-    "LearningCurve",
-    "Means",
-    "Member",
-    "Pair",
-    "SeedSummary",
-    "TargetScore",
-    "Trained",
-    "TrainingSet",
-    "TrainingSets",
-    "UnderLoad",
-    "ablations",
-    "alternative",
-    "apply_budgets",
-    "basis_text",
-    "best_trained",
-    "best_untrained",
-    "decide",
-    "family_of",
-    "forecast_text",
-    "gain",
-    "has_tuned_weights",
-    "hour_usd",
-    "index_sentences",
-    "index_usd_per_1k",
-    "is_fine_tuned",
-    "item_variances",
-    "judge_by_wins",
-    "learning_curve",
-    "passes_alone",
-    "place_in_family",
-    "reprice",
-    "strongest",
-    "strongest_run",
-    "summarize_seeds",
-    "target_unit",
-    "training_sets",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +111,7 @@ def decide(
     family: Family = NO_FAMILY,
     goal: float | None = None,
     win_rate: float | None = None,
+    majority: MajorityBaseline | None = None,
 ) -> Decision:
     """Recommend one candidate, or say what has to be measured first.
 
@@ -169,7 +120,8 @@ def decide(
     that over its seeds, by variance components. With the `curve` of the fine-tune it may be worth more to
     collect data first. What is shipped passes its gate as one of the `family`, which the experiment fixed.
     With a `goal`, a level of the target's metric, the smallest base that meets it is named. Where a
-    `win_rate` is declared, the gain that counts is how often a fine-tune's answers are preferred.
+    `win_rate` is declared, the gain that counts is how often a fine-tune's answers are preferred. What is
+    shown to be worse than the `majority` baseline is not shipped.
     """
     by_metric = {f.run_id: f.vs_untrained for f in pool_seeds(facts)}
     corrected = any(f.vs_untrained and f.vs_untrained.estimator == "ppi" for f in facts)
@@ -188,6 +140,7 @@ def decide(
         win_rate=win_rate,
         by_metric=by_metric,
         unchecked=not corrected and _is_paired(facts),
+        majority=majority,
     )
     found = economics_of(case)
     choice = _choose(case, found)
@@ -233,11 +186,16 @@ def _is_stopped(case: Case) -> bool:
     return case.judged is not None and fails_gate(stopping_seed(case.facts, case.judged))
 
 
-def _ship(run: CandidateFacts, why: str) -> _Choice:
+def _ship(case: Case, run: CandidateFacts, why: str) -> _Choice:
     if run.verdict and run.verdict.outcome == "fail":
         # Weights of the base can only fail what was declared of the target.
         return _undecided(
             f"{run.name} would be it ({why}), but misses the declared target", "try other candidates"
+        )
+    if case.majority and case.majority.is_above(run.target):
+        return _undecided(
+            f"{run.name} would be it, but {score_text(case, run)} is less than {case.majority.text}",
+            "check that the labels follow from what is asked",
         )
     return _Choice(action_of(run), run.name, f"Ship {run.name}: {why}.")
 
@@ -280,6 +238,7 @@ def _choose_untrained(case: Case, alternative: CandidateFacts) -> _Choice:
     several = f", {formatting.pluralize(tried, 'setting')} tried" if tried != n else ""
     slow = any(is_fine_tuned(f) for f in case.facts)
     return _ship(
+        case,
         alternative,
         f"{score_text(case, alternative)}, on validation the best of {formatting.count(n)}{several};"
         f" no fine-tune {'keeps the budgets' if slow else 'was compared'}",
@@ -287,10 +246,10 @@ def _choose_untrained(case: Case, alternative: CandidateFacts) -> _Choice:
 
 
 def _choose_within_budget(
-    case: Case, found: Economics, strongest: CandidateFacts, slow: CandidateFacts
+    case: Case, found: Economics, judged: CandidateFacts, slow: CandidateFacts
 ) -> _Choice:
     """Recommend a fine-tune beside which nothing untrained keeps the budget, where it beats the prompt."""
-    run = case.winner or strongest
+    run = case.winner or judged
     g, over, ratio = gain(run.vs_prompt), "the prompt", found.points_per_usd_over_prompt
     if case.by_wins:
         g, over, ratio = gain(run.vs_untrained), slow.name, found.points_per_usd_over_untrained
@@ -306,7 +265,7 @@ def _choose_within_budget(
         return _undecided(f"{alone}; {gains}, but {over} is not shown", "try faster candidates")
     if few := too_few(case, run):
         return _undecided(f"{alone}; {gains}, but {few}", MORE_THAN_FEW)
-    return _ship(run, f"{score_text(case, run)}; {alone}, {gains}, and the gate passes")
+    return _ship(case, run, f"{score_text(case, run)}; {alone}, {gains}, and the gate passes")
 
 
 def _choose_with_gain(
@@ -320,20 +279,21 @@ def _choose_with_gain(
         return _undecided(why, f"add {', '.join(case.missing)}")
     if few := too_few(case, winner):
         why = f"{score_text(case, alternative)}; {gains}, but {few} ({MORE_THAN_FEW})"
-        return _ship(alternative, why)
+        return _ship(case, alternative, why)
     tau = case.policy.tau
     ratio = found.points_per_usd_over_untrained
     if ratio and ratio.high <= tau:
         less = f"less than {tau:g} {case.unit.name} per USD of training"
         why = f"{score_text(case, alternative)}; {gains}, but {less}"
-        return _ship(alternative, why)
+        return _ship(case, alternative, why)
     if ratio and ratio.low <= tau:
         why = f"{gains}, but more than {tau:g} {case.unit.name} per USD of training is not shown"
         return _undecided(why, f"measure on more test items; ship {alternative.name} until then")
     if not found.pays:
         why = f"{score_text(case, alternative)}; {gains}, but {too_dear(case.policy, found)}"
-        return _ship(alternative, why)
+        return _ship(case, alternative, why)
     return _ship(
+        case,
         winner,
         f"{score_text(case, winner)}, {better} (the best that trains nothing), and the gate passes",
     )
@@ -358,9 +318,12 @@ def _choose_without_gain(
     if found.rows_needed and best_spend and best_spend.kind == "training rows":
         return _collect(case, compared, alternative, found.rows_needed)
     verb = "is worse" if g.high < 0 else "is not shown to be better"
+    of_all = compared is case.strongest or case.strongest is None
+    among = "the best of them" if of_all else "the best of those that pass the gate"
     return _ship(
+        case,
         alternative,
-        f"{score_text(case, alternative)}, and no fine-tune is needed: {compared.name}, the best of them,"
+        f"{score_text(case, alternative)}, and no fine-tune is needed: {compared.name}, {among},"
         f" {verb} ({gain_text(case, g)})",
     )
 
@@ -407,4 +370,4 @@ def _keep_untrained(case: Case, run: CandidateFacts, alternative: CandidateFacts
         "fails" if len(failing) == len(seeds_of(case.facts, run)) else f"with {seeds_text(failing)} it fails"
     )
     why = f"{score_text(case, alternative)}; {gains}, but {fails} the gate"
-    return _ship(alternative, why)
+    return _ship(case, alternative, why)

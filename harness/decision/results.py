@@ -1,11 +1,12 @@
 """Candidates' results, and the choices among them on validation.
 
 Invariant: nothing here looks at test: the best untrained candidate and the best fine-tune
-are chosen by their validation scores, ties going to the one listed first.
+are chosen by their validation scores, ties going to the one that computes fewest tokens.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal, NamedTuple
 
 from harness import formatting, plugins, stats
@@ -14,7 +15,7 @@ from harness.comparison.estimators import is_judge
 from harness.comparison.win_rates import PREFERENCE, UNCHECKED_PREFERENCE, Wins
 from harness.decision.changed_answers import ChangedAnswers
 from harness.decision.learning_curve import LearningCurve
-from harness.decision.target_scores import TargetScore
+from harness.decision.target_scores import MajorityBaseline, TargetScore
 from harness.evaluation.costs import Tokens
 from harness.formatting import RATE, Unit
 from harness.gating import Verdict
@@ -206,7 +207,10 @@ def _is_classifier(run: CandidateFacts) -> bool:
 
 
 def best(runs: Iterable[CandidateFacts]) -> CandidateFacts | None:
-    """Choose the recipe with the best mean on validation, and of its runs the best one there; no ablation."""
+    """Choose the recipe with the best mean on validation, and of its runs the best one there; no ablation.
+
+    Of recipes that validation cannot tell apart it is the one whose requests take the fewest tokens.
+    """
     runs = [run for run in runs if not run.ablation]
     sign = target_unit(runs).sign
     scores: dict[str, list[tuple[float, CandidateFacts]]] = {}
@@ -215,8 +219,17 @@ def best(runs: Iterable[CandidateFacts]) -> CandidateFacts | None:
             scores.setdefault(run.name, []).append((sign * run.validation, run))
     if not scores:
         return None
-    chosen = max(scores.values(), key=lambda of: sum(score for score, _ in of) / len(of))
+    chosen = max(
+        scores.values(), key=lambda of: (sum(score for score, _ in of) / len(of), -_request_tokens(of[0][1]))
+    )
     return max(chosen, key=lambda scored: scored[0])[1]
+
+
+def _request_tokens(run: CandidateFacts) -> float:
+    """Count the tokens computed for a request by a language model: none for a classifier; inf if unknown."""
+    if _is_classifier(run):
+        return 0.0
+    return inf if run.tokens is None else run.tokens.prompt - run.tokens.cached + run.tokens.output
 
 
 def n_settings(facts: Iterable[CandidateFacts]) -> int:
@@ -377,7 +390,7 @@ class Case(NamedTuple):
     within the budgets; so is `alternative` (untrained), unless none is: then it is the best of all.
     `win_rate` is the one declared for the target; gains are win rates then where these may decide, and
     `by_metric` holds those by the target's metric, by run. `unchecked` says that this is a judge's, and
-    corrected by no labels.
+    corrected by no labels. `majority` is what always the same label reaches, where labels are asked for.
     """
 
     facts: Sequence[CandidateFacts]
@@ -391,6 +404,7 @@ class Case(NamedTuple):
     win_rate: float | None = None
     by_metric: Mapping[str, Comparison | None] | None = None
     unchecked: bool = False
+    majority: MajorityBaseline | None = None
 
     @property
     def unit(self) -> Unit:

@@ -49,45 +49,6 @@ from harness.gating.verdict import (
 )
 from harness.spec import GatePolicy
 
-__all__ = [
-    "AA_FLIPS",
-    "ControlFacts",
-    "GateResult",
-    "Measurement",
-    "MissRate",
-    "Rule",
-    "TargetFacts",
-    "TaskComparison",
-    "Verdict",
-    "aa_rate",
-    "admit",
-    "admitted_tasks",
-    "applicable_policy",
-    "combined_exit_code",
-    "cumulative_of",
-    "cumulative_policy",
-    "cumulative_rule",
-    "cut_tasks",
-    "document_of",
-    "exit_code",
-    "has_drifted",
-    "is_in_macro",
-    "is_invalid",
-    "is_judged",
-    "is_reported_only",
-    "join_clusters",
-    "judge",
-    "macro_between",
-    "margin_of",
-    "may_decide",
-    "measured_half",
-    "number_documents",
-    "passing_chance",
-    "power_warnings",
-    "unmeasured_rule",
-    "worst_result",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class GateResult:

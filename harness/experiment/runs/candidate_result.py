@@ -72,8 +72,8 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
         return _facts_of_record(run)
     metric, test = session.target.primary, reader.of(run, session.target)
     facts = facts_on_target(run, metric, test, reader.of(run, session.target, "validation"))
-    hour, tokens = session.experiment.decide.device_hour_usd, _tokens(run, test)
-    cost = _cost_per_1k_usd(session, run, test, tokens)
+    hour = session.experiment.decide.device_hour_usd
+    cost = _cost_per_1k_usd(session, run, test, facts.tokens)
     recalls = [r.recall for r in test if r.recall is not None]
     return replace(
         facts,
@@ -87,7 +87,6 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
         cost_per_1k_usd=cost,
         index_per_1k_usd=_index_per_1k_usd(session, run),
         disturbed=facts.disturbed | (_disturbed_cost(session, run) if cost is None else {}),
-        tokens=tokens,
         measured_on="its server, over HTTP"
         if plugins.method(run.method).makes == "endpoint"
         else run.provenance.get("device") or "",
@@ -156,6 +155,7 @@ def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> C
         _facts_of_record(run),
         target=comparison.estimate(metric, test),
         validation=comparison.estimate(metric, validation).score,
+        tokens=_tokens(run, test),
         latency_p50_s=None if run.latency.get("contended") else run.latency["p50_s"],
         latency_p95_s=None if run.latency.get("contended") else run.latency.get("p95_s"),
         requests_per_s=1 / busy_s if busy_s else None,

@@ -57,8 +57,8 @@ def propose(request: Request, here: Resources | None = None) -> Proposal:
         UserError: with every problem of the files, the base model and the folder at once.
     """
     seen, name = _recognise(request), _name_of(request.data)
-    task, items = check_task(propose_task(request, seen, name))
     here, base = here or _this_machine(), _base(request.base_model)
+    task, items = check_task(propose_task(request, seen, name, base))
     choice, candidates = propose_candidates(seen.kind, items, task, base, here)
     remarks, late = [f"{choice.name}: {choice.why}"], [choice.warning]
     if request.minutes is not None and base is not None:

@@ -24,13 +24,16 @@ def propose_candidates(
     n_shots = _n_shots(items.train)
     fixed, nearest = ({"few_shot": {"select": select, "shots": n_shots}} for select in ("fixed", "knn"))
     is_small = base is not None and base.n_parameters < SMALL_BASE
-    proposed = _methods(plugins.Situation(kind == "labels", bool(task.data.pairs), is_small))
+    situation = plugins.Situation(kind == "labels", bool(task.data.pairs), is_small)
+    proposed = _methods(situation)
     on_rows = {name: recipe for name, recipe in proposed.items() if plugins.method(name).trains_on_rows}
     untrained = {name: recipe for name, recipe in proposed.items() if not plugins.method(name).trains}
     longest = max(costs.training([e], 1).trained for e in items.train)
     on_rows = {name: _with_room(name, recipe, longest) for name, recipe in on_rows.items()}
     choice = choose_method(on_rows, base, here, longest)
-    others = {name: recipe for name, recipe in proposed.items() if name not in on_rows}
+    makes_adapter = plugins.method(choice.name).makes == "adapter"
+    beside = _methods(situation._replace(adapter=choice.name if makes_adapter else ""))
+    others = {name: recipe for name, recipe in beside.items() if name not in on_rows}
     found: dict[str, dict[str, Any]] = {
         "prompt": {"prompting": "zero_shot"},
         "fixed": {"prompting": fixed},

@@ -1,6 +1,7 @@
 """Proposal of a task: its fields, metrics and limits, read once as a comparison will read it."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,16 @@ from harness.data import SPLITS, TaskItems, load_task, readers
 from harness.errors import UserError
 from harness.experiment.scaffold.recognition import Request, Seen, absolute, examples_of, references_of
 from harness.experiment.scaffold.time_bound import STEPS
+from harness.models.hub import ModelSource
 from harness.records import parse_json
 from harness.spec import Task
 
 _UNUSABLE_SHARE = 0.05
+_MOST_TOKENS = 256  # of an answer
 
 
-def propose_task(request: Request, seen: Seen, name: str) -> dict[str, Any]:
-    """Write the task as a mapping, paths absolute."""
+def propose_task(request: Request, seen: Seen, name: str, base: ModelSource | None) -> dict[str, Any]:
+    """Write the task as a mapping, paths absolute; answers may be as long as the base's tokenizer says."""
     task: dict[str, Any] = {"name": name, "description": f"the rows of {Path(request.data).name}"}
     task["data"] = _data(request, seen)
     if seen.fields:
@@ -24,13 +27,14 @@ def propose_task(request: Request, seen: Seen, name: str) -> dict[str, Any]:
     reading = Task.model_validate({**task, "data": {"invalid_rows": "drop"}})
     examples = [sourced.example for sourced in examples_of(reading, content)]
     references = [max(example.references, key=len) for example in examples]
+    longest = partial(_longest, references, base)
     if seen.kind == "labels":
         labels = sorted(references_of(examples))
         task |= {"labels": list(labels), "metrics": ["exact_match", "macro_f1"], "system": _choose(labels)}
-        return task | {"max_new_tokens": _tokens(references, share=1.0)}
+        return task | {"max_new_tokens": longest(share=1.0)}
     if all(map(_is_json, references)):
         task |= {"metrics": ["token_f1", "json_valid"], "system": "Reply with JSON and nothing else."}
-        return task | {"max_new_tokens": _tokens(references, share=1.0)}
+        return task | {"max_new_tokens": longest(share=1.0)}
     short = sorted(len(r.split()) for r in references)[int(0.9 * (len(references) - 1))] <= 8
     task["metrics"] = (
         ["chrf"] if not _is_latin(references) else ["token_f1", "exact_match" if short else "rougeL"]
@@ -38,9 +42,9 @@ def propose_task(request: Request, seen: Seen, name: str) -> dict[str, Any]:
     if short:
         return task | {
             "system": "Answer with the answer only, in a few words.",
-            "max_new_tokens": _tokens(references),
+            "max_new_tokens": longest(),
         }
-    return task | {"max_new_tokens": _tokens(references), "truncated_scores": True}
+    return task | {"max_new_tokens": longest(), "truncated_scores": True}
 
 
 def _data(request: Request, seen: Seen) -> dict[str, Any]:
@@ -73,11 +77,25 @@ def _is_latin(texts: Sequence[str]) -> bool:
     return 2 * sum(sign < "ɐ" for sign in letters) >= len(letters)
 
 
-def _tokens(references: Sequence[str], share: float = 0.95) -> int:
-    """Allow for the longer answers: three characters a token in Latin script, one in others."""
-    per_token = 3 if _is_latin(references) else 1
-    longest = sorted(map(len, references))[int(share * (len(references) - 1))]
-    return min(256, -(-(longest // per_token + 4) // 8) * 8)
+def _longest(references: Sequence[str], base: ModelSource | None, share: float = 0.95) -> int:
+    """Return the tokens of the longer answers with some to spare, at most `_MOST_TOKENS`."""
+    lengths = sorted(_count_tokens(references, base))
+    return min(_MOST_TOKENS, -(-(lengths[int(share * (len(lengths) - 1))] + 4) // 8) * 8)
+
+
+def _count_tokens(texts: Sequence[str], base: ModelSource | None) -> list[int]:
+    """Count the tokens of texts by the base's tokenizer; where it is not here, by their script.
+
+    Byte-level BPE spends up to a token on each byte of a script that it has seen little of, and about one on
+    three letters of English (Petrov et al. 2023, arXiv:2305.15425).
+    """
+    file = base.path / "tokenizer.json" if base else None
+    if file is None or not file.is_file():
+        return [len(t) // 3 if _is_latin([t]) else len(t.encode()) for t in texts]
+    from tokenizers import Tokenizer
+
+    encoded = Tokenizer.from_file(str(file)).encode_batch([*texts], add_special_tokens=False)
+    return [len(one.ids) for one in encoded]
 
 
 def check_task(task: dict[str, Any]) -> tuple[Task, TaskItems]:
