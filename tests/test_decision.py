@@ -153,7 +153,27 @@ def test_an_open_task_needs_neither_ranking_nor_a_classifier():
 def test_an_alternative_that_failed_was_not_compared():
     facts = alternatives()
     facts[0] = replace(facts[0], state="failed", target=None, validation=None, error="out of memory")
-    assert decided([*facts, tuned("lora", 0.81, 0.07)]).missing == ("prompt only (prompting: zero_shot)",)
+    assert decided([*facts, tuned("lora", 0.81, 0.07)]).missing == (
+        "prompt only (prompting: zero_shot): prompt failed",
+    )
+
+
+def test_untrained_candidates_that_failed_are_to_be_mended_and_not_added_once_more():
+    facts = [replace(f, state="failed", target=None, validation=None) for f in alternatives()]
+    decision = decided([*facts, tuned("lora", 0.81, 0.07)])
+    assert decision.sentence == (
+        "Undecided: nothing untrained was measured, so there is nothing to compare with;"
+        " mend prompt, fixed, knn, ranked, bag and compare again."
+    )
+    assert decision.missing[0] == "prompt only (prompting: zero_shot): prompt failed"
+
+
+def test_an_alternative_that_failed_is_told_from_one_that_nobody_declared():
+    facts = [replace(f, state="failed") if f.name == "knn" else f for f in alternatives() if f.name != "bag"]
+    decision = decided([*facts, tuned("lora", 0.81, 0.07)])
+    assert decision.sentence.endswith(
+        "mend knn and compare again, and add a plain text classifier (method: classifier)."
+    )
 
 
 def test_an_untrained_winner_is_shipped_though_an_alternative_is_missing_and_that_is_said():

@@ -161,6 +161,20 @@ def test_prompts_that_are_sent_alike_are_one_try_under_whatever_names(tiny, tmp_
     assert n_settings(made.facts) == 7, "four prompts, two of shots, and one whose labels are ranked"
 
 
+def test_a_training_beside_a_sweep_that_tries_it_too_is_one_try(tiny, tmp_path, own_cache):
+    candidates = """\
+  plain: {method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}
+  swept:
+    method: lora
+    params: {r: 2, num_train_epochs: 1, max_length: 200}
+    sweep: {learning_rate: [0.01, 0.02]}
+"""
+    made = compare(tiny_experiment.write(tmp_path, tiny, candidates))
+    plain, swept = made.facts
+    assert plain.settings == swept.settings[:1]
+    assert n_settings(made.facts) == 2
+
+
 def test_a_search_asks_a_stated_number_of_prompts(tiny, tmp_path, own_cache):
     systems = ", ".join(f"S{i}." for i in range(9))
     tried = (

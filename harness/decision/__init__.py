@@ -47,6 +47,7 @@ from harness.decision.results import (
     is_fine_tuned,
     is_gain_shown,
     missing_alternatives,
+    missing_step,
     n_settings,
     passes_alone,
     passing_runs,
@@ -149,7 +150,7 @@ def decide(
         *choice,
         (*reasons(case, found, *choice[:2], members), *size_sentences(case, goal, choice.candidate)),
         listing(found),
-        case.missing,
+        tuple(one.text for one in case.missing),
         members,
         case.unit if case.by_wins else None,
     )
@@ -205,10 +206,8 @@ def _undecided(why: str, then: str) -> _Choice:
 
 
 def _lack_alternative(case: Case) -> _Choice:
-    return _undecided(
-        "nothing untrained was measured, so there is nothing to compare with",
-        f"add {', '.join(case.missing)}",
-    )
+    why = "nothing untrained was measured, so there is nothing to compare with"
+    return _undecided(why, missing_step(case.missing))
 
 
 def _await_labels(case: Case, missing: int) -> _Choice:
@@ -256,7 +255,7 @@ def _choose_within_budget(
     alone = f"no untrained candidate keeps the budget ({slow.name} is the best of them)"
     gains = f"{run.name} gains {gain_text(case, g)} over {over}"
     if case.missing:
-        return _undecided(f"{alone}, and one that might was not compared", f"add {', '.join(case.missing)}")
+        return _undecided(f"{alone}, and one that might was not compared", missing_step(case.missing))
     if case.winner is None:
         return _undecided(f"{alone}, and no fine-tune that does passes its gate", "try faster candidates")
     if g is None or g.low <= 0 or (ratio and ratio.low <= case.policy.tau):
@@ -276,7 +275,7 @@ def _choose_with_gain(
     gains = f"{winner.name} gains {better}"
     if case.missing:
         why = f"{gains}, but the comparison that decides this is missing"
-        return _undecided(why, f"add {', '.join(case.missing)}")
+        return _undecided(why, missing_step(case.missing))
     if few := too_few(case, winner):
         why = f"{score_text(case, alternative)}; {gains}, but {few} ({MORE_THAN_FEW})"
         return _ship(case, alternative, why)

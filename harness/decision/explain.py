@@ -88,7 +88,8 @@ def reasons(
         if plugins.stored_method(case.judged.method).trains:
             sentences.append(_seeds(case.judged, n_seeds(case.facts, case.judged)))
     elif shipped and case.missing:
-        sentences.append(f"Not compared, though it might be better still: {', '.join(case.missing)}.")
+        missing = ", ".join(one.text for one in case.missing)
+        sentences.append(f"Not compared, though it might be better still: {missing}.")
     return tuple(sentences)
 
 

@@ -354,18 +354,44 @@ def action_of(run: CandidateFacts) -> Action:
     return "few-shot" if "few_shot" in run.prompting else "prompt"
 
 
+class Missing(NamedTuple):
+    """A fair alternative that was not measured; `failed` names the candidates that would have been it."""
+
+    what: str
+    failed: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """What it is, with who failed."""
+        return f"{self.what}: {', '.join(self.failed)} failed" if self.failed else self.what
+
+
 def missing_alternatives(
     facts: Iterable[CandidateFacts], closed_labels: bool, has_documents: bool
-) -> tuple[str, ...]:
+) -> tuple[Missing, ...]:
     """Name the fair alternatives that the target allows and nobody measured on the base itself."""
     needed = ["prompt", "fixed", "knn"]
     needed += ["rank", "classifier"] if closed_labels else []
     needed += ["rag"] if has_documents else []
     there: set[str] = set()
+    failed: dict[str, list[str]] = {}
     for run in untrained_runs(facts):
         if run.state == "done" and not run.baseline:
             there |= _kinds(run)
-    return tuple(_ALTERNATIVES[kind] for kind in needed if kind not in there)
+        elif not run.baseline:
+            for kind in _kinds(run):
+                failed.setdefault(kind, []).append(run.name)
+    lacking = (kind for kind in needed if kind not in there)
+    return tuple(Missing(_ALTERNATIVES[kind], tuple(dict.fromkeys(failed.get(kind, ())))) for kind in lacking)
+
+
+def missing_step(missing: Iterable[Missing]) -> str:
+    """Say what to do about alternatives that were not measured: mend those that failed, add the others."""
+    missing = list(missing)
+    failed = list(dict.fromkeys(name for one in missing for name in one.failed))
+    absent = [one.what for one in missing if not one.failed]
+    steps = [f"mend {', '.join(failed)} and compare again"] if failed else []
+    return ", and ".join([*steps, *([f"add {', '.join(absent)}"] if absent else [])])
 
 
 def _kinds(run: CandidateFacts) -> set[str]:
@@ -399,7 +425,7 @@ class Case(NamedTuple):
     alternative: CandidateFacts | None
     winner: CandidateFacts | None
     strongest: CandidateFacts | None
-    missing: tuple[str, ...]
+    missing: tuple[Missing, ...]
     curve: LearningCurve | None = None
     win_rate: float | None = None
     by_metric: Mapping[str, Comparison | None] | None = None

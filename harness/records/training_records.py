@@ -22,7 +22,8 @@ class Trial:
     the trial that is best on validation. `points` are the scores at the tracked points that a pruner saw, by
     step, and `pruned_at` is the step at which it ended the training. `forgetting` is the mean loss of
     capability on items for validation, of which a chosen one may have `most_forgetting`. `fit_key` names the
-    folder of the weights. `asked` digests what a trial of prompts asked of which weights, and how.
+    folder of the weights. `asked` digests what was asked of which weights, and how; empty of a trial
+    that diverged or was pruned.
     """
 
     params: dict[str, Any]

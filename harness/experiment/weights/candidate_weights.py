@@ -20,7 +20,7 @@ from harness.experiment.weights.pruned_trials import Watched, train_until_pruned
 from harness.experiment.weights.regularizer_rows import find_mixed_rows, find_penalty_rows
 from harness.experiment.weights.training_fit import fit
 from harness.experiment.weights.trial_record import record_failed_trial, record_trial
-from harness.experiment.weights.validation_score import score_on_validation
+from harness.experiment.weights.validation_score import asked_digest, mean_score, validation_rows
 from harness.experiment.weights.weights_folder import folder_of
 from harness.plugins import OR
 from harness.records import Curve, Trial
@@ -253,11 +253,13 @@ def _train_and_score(
     found = watched.pruned or _find_or_fit(session, trial, session.experiment.seeds[0], begun, make=make)
     if found is None:
         return None, None
-    forgetting = None
+    forgetting, asked = None, ""
     if watched.pruned:
         score = watched.scores[-1][1]
     else:
-        score = score_on_validation(session, trial, found, make=make)
+        rows = validation_rows(session, trial, found, make=make)
+        score = None if rows is None else mean_score(session.target.primary, rows)
+        asked = "" if rows is None else asked_digest(found.digest, trial.source, rows)
         if bound and score is not None:
             forgetting = forgetting_on_validation(session, trial, found, bound, make=make)
         if score is None or (bound and forgetting is None):
@@ -275,6 +277,7 @@ def _train_and_score(
         forgetting=forgetting,
         most_forgetting=bound.forgetting if bound else None,
         fit_key=of.fit_key,
+        asked=asked,
     )
     return made, found
 

@@ -92,7 +92,7 @@ def _search(source: Recipe, seed: int, sign: int, *, again: bool) -> Proposals:
             n_repeats += 1
             continue
         found = yield Proposal(point, partial(_should_prune, asked, sign) if source.prune else None)
-        if found.asked and any(one.asked == found.asked for one in tried):
+        if not again and found.asked and any(one.asked == found.asked for one in tried):
             n_repeats += 1  # the same prompt, written in another way
         else:
             n_repeats = 0
