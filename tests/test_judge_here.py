@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import pytest
@@ -64,9 +65,36 @@ def test_rows_are_judged_here_labelled_and_decided_on(harness, desk):  # noqa: F
     )
 
 
-def test_a_judge_whose_context_is_too_short_is_said_to_be_that(harness, desk, tiny):  # noqa: F811
-    (desk / "helpful.yaml").write_text(RUBRIC.format(judge=tiny))
+def hold(desk, n_tokens):
+    """Let the judge's context hold so many tokens."""
+    file = desk / "judge" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "max_position_embeddings": n_tokens}))
+
+
+def test_a_judge_that_can_read_no_item_is_refused_before_anything_is_answered(harness, desk):  # noqa: F811
+    hold(desk, 256)
+    for command in ("compare", "doctor"):
+        refused = harness(command, cwd=desk, check=2)
+        assert re.search(
+            r"judge:helpful: judge: found prompts of \d+ tokens and more for replies, before any answer;"
+            r" expected at most 256, the context of judge; next: shorter criteria",
+            refused.stderr,
+        )
+    assert not list((desk / "runs").glob("rows/*"))
+
+
+def test_a_judge_that_may_not_read_the_longest_answers_is_named_beforehand(harness, desk):  # noqa: F811
+    hold(desk, 256)
+    said = harness("compare", "--dry-run", cwd=desk).stderr
+    shortest = int(re.search(r"up to (\d+) tokens", " ".join(said.split()))[1]) - 8
+    hold(desk, shortest)
+    for command in (("compare", "--dry-run"), ("doctor",)):
+        said = " ".join(harness(*command, cwd=desk).stderr.split())
+        assert f"the context of judge holds {shortest} tokens" in said
+        assert "items of replies are longer" in said
     found = " ".join(harness("compare", cwd=desk, check=None).stdout.split())
     assert "of these grades could not be asked for (a prompt of" in found
-    assert "the judge's context holds 256) and count as failed answers" in found
+    assert f"the judge's context holds {shortest}) and count as failed answers" in found
     assert "could not be read" not in found
+    hold(desk, shortest + 8)
+    assert "the context of judge" not in harness("compare", "--dry-run", cwd=desk).stderr

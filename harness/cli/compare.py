@@ -113,6 +113,7 @@ def compare(
     unusual = [*experiment.recipe_warnings(session, loaded.selected), *experiment.idle_workers(session)]
     notes = [*session.target.items.notes, *experiment.training_notes(session)]
     notes += [*experiment.prompting_notes(session, loaded.selected), *unusual]
+    notes += [one.text for one in experiment.short_judges(session, loaded.selected)] if computes else []
     if dry_run:
         _print_plan(session, loaded.selected, work, plan, as_json)
         for line in notes:

@@ -87,7 +87,7 @@ def doctor(
     print_result(to_plain(found), checkup_document(found), as_json)
     if found.data:
         say(f"all of the data's findings: {found.data.command}")
-    for line in found.recipes:
+    for line in (*found.recipes, *found.judges):
         say(line)
     for problem in found.problems:
         say(f"error: {problem}")

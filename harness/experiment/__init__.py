@@ -50,6 +50,7 @@ from harness.experiment.run_preview import (
     recipe_warnings,
     refuse_many,
     say_never_loaded,
+    short_judges,
     stored_sentence,
     warnings_before,
     workers_sentence,
@@ -205,6 +206,8 @@ def _refuse_forbidden(
     judged += filter(None, [judge_of_pairs(session)])
     tasks = [m.task for m in session.tasks] if open_ else []
     forbidden = [problem for task in tasks for problem in metrics.problems(task)]
+    short = short_judges(session, loaded.selected) if open_ else []
+    forbidden += [one.problem for one in short if one.problem]
     if problems := [*key_problems(session, places), *judges.key_problems(judged), *forbidden]:
         raise UserError(problems)
 

@@ -12,8 +12,10 @@ from harness.decision import family_of
 from harness.errors import Problem, UserError
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
+from harness.evaluation.judges.judge_context import ShortContext, short_contexts
 from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
+from harness.experiment.analysis.target_wins import judge_of_pairs
 from harness.experiment.executors import plan_of
 from harness.experiment.preparation.scope import Scope
 from harness.experiment.runs.run_candidate import stored_runs
@@ -95,6 +97,11 @@ def idle_workers(session: Session) -> list[str]:
     if policy.executor != "in_process" or (policy.workers or 1) == 1:
         return []
     return [f"workers: {policy.workers}, and no executor: one process does it all; try --executor local"]
+
+
+def short_judges(session: Session, selected: Sequence[str]) -> list[ShortContext]:
+    """List the judges that run here whose context may not hold what they are asked."""
+    return short_contexts(session, selected, judge_of_pairs(session))
 
 
 def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:

@@ -43,7 +43,7 @@ def plan_grades(session: Session, candidates: Sequence[str]) -> Iterator[Planned
     n_answers = sum(len(one.seeds) * _n_samples(one) for one in named)
     examples = [*target.items.validation, *target.items.test]
     shown = any(one.rubric.passages for one in target.judged.values())
-    n_passages = max((_n_passages(session, one, examples) for one in named), default=0) if shown else 0
+    n_passages = max((passage_tokens(session, one, examples) for one in named), default=0) if shown else 0
     yield from _plan_items(target, examples, n_answers, n_passages, n_checks=len(named))
     n_own = sum(len(one.seeds) for one in named if one.method.makes != "base")
     for other in session.more_targets:
@@ -68,7 +68,7 @@ def _n_samples(candidate: ResolvedCandidate) -> int:
     return decoding.samples if decoding else 1
 
 
-def _n_passages(session: Session, candidate: ResolvedCandidate, examples: Sequence[Example]) -> int:
+def passage_tokens(session: Session, candidate: ResolvedCandidate, examples: Sequence[Example]) -> int:
     """Estimate the tokens of the longest passages that a candidate is given with an item."""
     step = prompting_step(session, candidate.recipe, candidate.seeds[0])
     return max((costs.tokens(context_of(step(one).prompt, one.prompt)) for one in examples), default=0)

@@ -19,7 +19,7 @@ from harness.experiment import Scope, prepare_session
 from harness.experiment.check_rows import Brief, check_target
 from harness.experiment.preflight.candidate_costs import Cost, checkpoints_gb, estimate_costs
 from harness.experiment.preparation.candidate_problems import key_problems
-from harness.experiment.run_preview import recipe_warnings
+from harness.experiment.run_preview import recipe_warnings, short_judges
 from harness.formatting import count
 from harness.models import hardware, vllm
 from harness.models.hardware import Machine, Memory, probe
@@ -46,7 +46,8 @@ class Checkup:
 
     `vllm` is its version and the device that it is built for, empty where it is not installed.
     `data` says the worst that was found in the target's rows, and which command shows all.
-    `recipes` says which settings of trainings lie outside of published ranges.
+    `recipes` says which settings of trainings lie outside of published ranges, `judges` which judges that
+    run here cannot read all prompts.
     `absent` maps optional packages that are not there to the command that brings them. `problems` hold
     what stands in the way, each with what to do; where there are some `costs` may be empty.
     """
@@ -62,6 +63,7 @@ class Checkup:
     costs: tuple[Cost, ...]
     problems: tuple[Problem, ...]
     recipes: tuple[str, ...] = ()
+    judges: tuple[str, ...] = ()
 
 
 def examine(path: Path, overrides: list[str], progress: Progress, embeddings: str = "") -> Checkup:
@@ -75,6 +77,8 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
     served_by = _vllm(machine.device, problems, session.experiment if session else None)
     room = hardware.memory(machine.device)
     problems += compiler_problems(machine.device)
+    short = short_judges(session, selected) if session else []
+    problems += [one.problem for one in short if one.problem]
     return Checkup(
         machine=machine,
         memory=room,
@@ -91,6 +95,7 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
         costs=estimate_costs(session, selected, room) if session else (),
         problems=tuple(problems),
         recipes=tuple(recipe_warnings(session, selected)) if session else (),
+        judges=tuple(one.text for one in short if not one.problem),
     )
 
 
