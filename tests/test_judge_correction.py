@@ -72,6 +72,8 @@ def test_kappa_of_graded_labels_is_that_of_sklearn_with_quadratic_weights():
 
 def test_agreement_on_labels_that_are_all_the_same_is_unknown():
     assert stats.cohen_kappa([1, 1, 1], [1, 1, 1]) is None
+    assert stats.cohen_kappa([1, 1, 1], [0, 1, 1]) is None
+    assert stats.cohen_kappa([0, 1, 1], [0.5, 0.5, 0.5]) is None
 
 
 def test_the_best_power_has_the_smallest_error():

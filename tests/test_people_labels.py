@@ -918,3 +918,16 @@ def test_raters_who_disagree_on_one_answer_leave_the_agreement_on_the_others(lon
     assert "1 answer on which as many raters said yes as no is left out" in " ".join(sentences(found))
     stars = replace(bob, labels=tuple(replace(one, label=0.5) for one in bob.labels))
     assert calibrate(JUDGE, {"short": short}, [], [stars]).arms[0].agreement is None
+
+
+def test_raters_who_contradict_each_other_are_named_and_those_a_grade_apart_are_not(long_winded):
+    (short, _), _, labels = long_winded
+
+    def said(change):
+        bob = replace(
+            labels, rater="bob", labels=tuple(replace(one, label=change(one.label)) for one in labels.labels)
+        )
+        return " ".join(sentences(calibrate(JUDGE, {"short": short}, [], [labels, bob])))
+
+    assert "the raters agree too little with each other" in said(lambda label: 1 - label)
+    assert "agree too little" not in said(lambda label: 0.25 + label / 2)

@@ -99,6 +99,18 @@ def test_agreement_is_that_of_krippendorffs_examples(raters, expected):
     assert stats.krippendorff_alpha(columns(*raters)) == pytest.approx(expected, abs=5e-4)
 
 
+def test_agreement_on_graded_labels_is_that_of_krippendorffs_interval_data():
+    raters = ("123321412...", "1233224125.3", ".3332342251.", "12332441251.")
+    units = [{who: int(label) for who, label in unit.items()} for unit in columns(*raters)]
+    assert stats.krippendorff_alpha(units, graded=True) == pytest.approx(0.849, abs=5e-4)
+
+
+def test_raters_who_differ_by_one_grade_agree_on_graded_labels_alone():
+    units = [{"a": grade, "b": grade + 1} for grade in (1, 2, 3, 4) for _ in range(10)]
+    assert stats.krippendorff_alpha(units, graded=True) > 0.6
+    assert stats.krippendorff_alpha(units) < 0
+
+
 def test_agreement_of_one_rater_is_unknown():
     assert stats.krippendorff_alpha([{"a": 1}, {"a": 2}]) is None
     assert stats.krippendorff_alpha([{"a": 1, "b": 1}]) is None

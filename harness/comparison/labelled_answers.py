@@ -104,8 +104,9 @@ class MetricCalibration:
     """A metric of a task beside people's labels of its answers; `kappa` is that of all labelled answers.
 
     `length` is by how much its error (grade − label) rises with each doubling of an answer's length.
-    `raters` are those who labelled, `raters_alpha` their agreement with each other (Krippendorff's alpha),
-    None where no answer has two raters. `own` names the arms whose weights are made from the judge's own.
+    `raters` are those who labelled, `raters_alpha` their agreement with each other (Krippendorff's alpha
+    of graded labels), None where no answer has two raters. `own` names the arms whose weights are made from
+    the judge's own.
     """
 
     task: str
@@ -447,7 +448,7 @@ def _slope(metric: Metric, x: Array, y: Array, clusters: np.ndarray) -> Estimate
 def _raters(found: Iterable[LabelSet], metric: str) -> tuple[tuple[str, ...], float | None]:
     units = _by_rater(found, metric)
     raters = {rater for unit in units.values() for rater in unit}
-    return tuple(sorted(raters)), stats.krippendorff_alpha(units.values())
+    return tuple(sorted(raters)), stats.krippendorff_alpha(units.values(), graded=True)
 
 
 def _by_rater(found: Iterable[LabelSet], metric: str) -> dict[str, dict[str, float]]:

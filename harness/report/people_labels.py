@@ -14,6 +14,7 @@ from harness.report.document import Section
 from harness.report.experiment_report import change_text, score_text
 
 KIND = "labels"
+_LEAST_ALPHA = 0.667  # of raters, for which Krippendorff allows tentative conclusions
 _ARM_COLUMNS = ("labels", "uncorrected", "corrected", "labels alone", "agree, %", "error")
 _PAIR_COLUMNS = (
     "labels",
@@ -42,6 +43,11 @@ def label_sections(calibrations: Sequence[MetricCalibration]) -> Iterator[Sectio
 def sentences(c: MetricCalibration) -> Iterator[str]:
     """Say how far a metric agrees with people, where its errors lie, and what more labels would do."""
     yield _agreement(c)
+    if c.raters_alpha is not None and c.raters_alpha < _LEAST_ALPHA:
+        yield (
+            f"the raters agree too little with each other (alpha < {_LEAST_ALPHA:g}, Krippendorff 2004) to"
+            " say what a good answer is; next: sharpen the criteria, and let them label again"
+        )
     if all(arm.corrected is None for arm in c.arms):
         yield f"{c.metric} is corrected once {MIN_LABELS} answers of a candidate have a label"
         return

@@ -1,7 +1,7 @@
 """Agreement of a judge's grades with people's labels, and what its errors leave of a rate.
 
-Invariant: an interval of a rate is never a point; what chance alone would reach (all labels the same) is
-None and never perfect agreement.
+Invariant: an interval of a rate is never a point; what chance alone would reach (all labels of one rater the
+same) is None and never perfect agreement.
 """
 
 from math import sqrt
@@ -36,9 +36,10 @@ def cohen_kappa(
     """Return how far two raters of the same items (n,) agree beyond chance, with a 95 % interval.
 
     κ = 1 − mean((x − y)²)/(Var x + Var y + (x̄ − ȳ)²): Cohen's kappa of two labels 0 and 1, and of graded ones
-    that with quadratic weights. BCa over items, or over `clusters`. None where all labels of both are the
-    same, or where nothing can be resampled. Not for labels without an order (`krippendorff_alpha`), nor to be
-    compared between tasks of which one has few items of a kind.
+    that with quadratic weights. BCa over items, or over `clusters`. None where all labels of one of them are
+    the same, which agree as by chance whatever the other says, or where nothing can be resampled. Not for
+    labels without an order (`krippendorff_alpha`), nor to be compared between tasks of which one has few
+    items of a kind.
 
     Raises:
         ValueError: there is no label, one is NaN, or the lengths differ.
@@ -48,7 +49,7 @@ def cohen_kappa(
     x, y = _pair(first, second)
     codes = np.arange(len(x)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
     parts = np.column_stack([x, y, x * x, y * y, x * y])  # (n, 5)
-    if _by_chance(parts.mean(axis=0)[None])[0] <= TIE or codes.max() < 1:
+    if min(np.ptp(x), np.ptp(y)) <= TIE or codes.max() < 1:
         return None
     boot = bootstrap(lambda weights: _kappa(weights @ parts / weights.sum(axis=1)[:, None]), codes, seed=seed)
     low, high = bca_interval(boot[0])

@@ -96,30 +96,35 @@ def bradley_terry(
     return [Strength(*(float(_ELO * x) + 0.0 for x in (best[i], ends[0, i], ends[1, i]))) for i in range(k)]
 
 
-def krippendorff_alpha(units: Iterable[Mapping[Any, Hashable]]) -> float | None:
-    """Return how far raters agree on labels without order: 1 all, 0 as by chance, below 0 less than that.
+def krippendorff_alpha(units: Iterable[Mapping[Any, Any]], *, graded: bool = False) -> float | None:
+    """Return how far raters agree: 1 all, 0 as by chance, below 0 less than that.
 
-    Each unit maps raters to their labels; units with one label say nothing. None where no unit
-    has two, or where all labels are the same, so that chance would agree as well. Not for labels
-    with an order or distances.
+    Each unit maps raters to their labels; units with one label say nothing. Labels without order differ or do
+    not; `graded` ones are numbers that differ by the square of their distance. None where no unit has two, or
+    where all labels are the same, so that chance would agree as well. Not for ranks, whose distances mean
+    nothing.
 
-    Source: Krippendorff 2011, Computing Krippendorff's Alpha-Reliability, nominal data.
+    Source: Krippendorff 2011, Computing Krippendorff's Alpha-Reliability, nominal and interval data.
     """
-    pairs: dict[tuple[Hashable, Hashable], float] = {}
+    pairs: dict[tuple[Any, Any], float] = {}
     for unit in units:
         labels = list(unit.values())
         for i, one in enumerate(labels):
             for j, other in enumerate(labels):
                 if i != j:
                     pairs[one, other] = pairs.get((one, other), 0.0) + 1 / (len(labels) - 1)
-    totals: dict[Hashable, float] = {}
+    totals: dict[Any, float] = {}
     for (one, _), count in pairs.items():
         totals[one] = totals.get(one, 0.0) + count
     n = sum(totals.values())
-    expected = n * n - sum(count * count for count in totals.values())
+
+    def distance(one: Any, other: Any) -> float:
+        return (one - other) ** 2 if graded else float(one != other)
+
+    expected = sum(a * b * distance(one, other) for one, a in totals.items() for other, b in totals.items())
     if n <= 1 or expected <= 0:
         return None
-    observed = sum(count for (one, other), count in pairs.items() if one != other)
+    observed = sum(count * distance(one, other) for (one, other), count in pairs.items())
     return 1 - (n - 1) * observed / expected
 
 
