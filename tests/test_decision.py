@@ -168,6 +168,12 @@ def test_untrained_candidates_that_failed_are_to_be_mended_and_not_added_once_mo
     assert decision.missing[0] == "prompt only (prompting: zero_shot): prompt failed"
 
 
+def test_a_baseline_that_failed_is_to_be_mended_beside_the_alternatives_that_nobody_declared():
+    large = candidate("large", 0.9, method="endpoint", baseline=True, trained=True, state="failed")
+    decision = decided([replace(large, target=None, validation=None)], closed_labels=False)
+    assert "; mend large and compare again, and add prompt only (prompting: zero_shot)," in decision.sentence
+
+
 def test_an_alternative_that_failed_is_told_from_one_that_nobody_declared():
     facts = [replace(f, state="failed") if f.name == "knn" else f for f in alternatives() if f.name != "bag"]
     decision = decided([*facts, tuned("lora", 0.81, 0.07)])

@@ -57,6 +57,7 @@ from harness.decision.results import (
     strongest,
     strongest_run,
     target_unit,
+    untrained_runs,
     within_budgets,
 )
 from harness.decision.seeds import (
@@ -207,7 +208,8 @@ def _undecided(why: str, then: str) -> _Choice:
 
 def _lack_alternative(case: Case) -> _Choice:
     why = "nothing untrained was measured, so there is nothing to compare with"
-    return _undecided(why, missing_step(case.missing))
+    failed = (f.name for f in untrained_runs(case.facts) if f.state == "failed")
+    return _undecided(why, missing_step(case.missing, failed))
 
 
 def _await_labels(case: Case, missing: int) -> _Choice:

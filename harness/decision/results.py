@@ -385,10 +385,13 @@ def missing_alternatives(
     return tuple(Missing(_ALTERNATIVES[kind], tuple(dict.fromkeys(failed.get(kind, ())))) for kind in lacking)
 
 
-def missing_step(missing: Iterable[Missing]) -> str:
-    """Say what to do about alternatives that were not measured: mend those that failed, add the others."""
+def missing_step(missing: Iterable[Missing], failed: Iterable[str] = ()) -> str:
+    """Say what to do about alternatives that were not measured: mend those that failed, add the others.
+
+    `failed` names what is to be mended besides them.
+    """
     missing = list(missing)
-    failed = list(dict.fromkeys(name for one in missing for name in one.failed))
+    failed = list(dict.fromkeys([*failed, *(name for one in missing for name in one.failed)]))
     absent = [one.what for one in missing if not one.failed]
     steps = [f"mend {', '.join(failed)} and compare again"] if failed else []
     return ", and ".join([*steps, *([f"add {', '.join(absent)}"] if absent else [])])
