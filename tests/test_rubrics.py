@@ -115,6 +115,15 @@ def test_one_judge_twice_in_a_panel_is_refused_however_its_address_is_written(tm
 
 
 @pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.1", "[::1]", "LOCALHOST", "0x7f.0.0.1", "judge.localhost"]
+)
+def test_this_machine_is_one_judge_by_whichever_name_or_number(tmp_path, host):
+    here, again = (f"{{base_url: 'http://{at}:8000/v1', model: m}}" for at in ("localhost", host))
+    (said,) = problems(tmp_path, f"criteria: x\npanel:\n  - {here}\n  - {again}\n")
+    assert "which is judge 1 again" in said
+
+
+@pytest.mark.parametrize(
     "other",
     [
         "{base_url: http://host.example/v1, model: M}",

@@ -4,7 +4,10 @@ Invariant: nothing is loaded; a candidate's weights are found where its experime
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
+from socket import inet_aton, inet_ntoa
 from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 
@@ -19,6 +22,7 @@ from harness.spec import Spec
 Written = str | dict[str, Any]
 _CANDIDATE, _EXPERIMENT = "candidate", "experiment"
 _PORTS = {"http": 80, "https": 443}
+_LOCAL = "localhost"
 
 
 class JudgingCandidate(Spec):
@@ -57,8 +61,8 @@ def judge_label(written: Written) -> str:
 def judge_key(written: Written) -> tuple[str, ...]:
     """Return what tells one judge from another, however its address is written.
 
-    Of an address a slash at its end, the case of scheme and host, and the scheme's own port say nothing; nor
-    do keys of an endpoint that say how it is asked.
+    Of an address a slash at its end, the case of scheme and host, the scheme's own port and which name or
+    number this machine goes by say nothing; nor do keys of an endpoint that say how it is asked.
     """
     if isinstance(written, str):
         return (written,)
@@ -70,10 +74,21 @@ def judge_key(written: Written) -> tuple[str, ...]:
 def _address(url: str) -> str:
     try:
         parts = urlsplit(url.strip())
-        host, port = (parts.hostname or "").rstrip("."), parts.port or _PORTS.get(parts.scheme)
+        host, port = _host(parts.hostname or ""), parts.port or _PORTS.get(parts.scheme)
     except ValueError:
         return url
     return f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}"
+
+
+def _host(name: str) -> str:
+    """Return a host's name, with one for this machine: `127.0.0.1`, `127.1` and `[::1]` are `localhost`."""
+    name = name.rstrip(".")
+    with suppress(OSError, ValueError):
+        name = inet_ntoa(inet_aton(name))
+    with suppress(ValueError):
+        found = ip_address(name)
+        return _LOCAL if found.is_loopback or found.is_unspecified else str(found)
+    return _LOCAL if name.endswith(f".{_LOCAL}") else name
 
 
 def resolve_judge(written: Any, folder: Path) -> Any:
