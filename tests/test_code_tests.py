@@ -202,6 +202,11 @@ def test_memory_that_no_limit_of_a_process_counts_is_refused(ask):
     assert not passes(begin + held, "assert held", SOON)
 
 
+def test_a_program_can_make_no_namespaces_in_which_it_would_have_rights_again():
+    make = "import ctypes\nmade = ctypes.CDLL(None).unshare(0x10000000 | 0x20000)\n"
+    assert passes(make + ADD, TESTS + "assert made != 0\n", SOON)
+
+
 def test_a_program_that_prints_without_end_of_lines_is_right_all_the_same():
     assert passes("for i in range(2000): print('x' * 10_000)\n" + ADD, TESTS, SOON)
 

@@ -57,9 +57,11 @@ done
 mount -t tmpfs -o size=16m,mode=1777,nosuid,nodev tmpfs $root/tmp
 mount -o remount,bind,ro,nosuid,nodev $root
 """
-# Mounts that another namespace made cannot be pivoted to, but a copy of them can.
+# Mounts that another namespace made cannot be pivoted to, but a copy of them can. A further user namespace
+# would give rights back to mount.
 _ENTER = """
 set -e
+{ echo 0 > /proc/sys/user/max_user_namespaces; } 2> /dev/null || :
 mount --rbind /media /media
 cd /media
 pivot_root . old
