@@ -131,19 +131,31 @@ def _json_schema(text: str, constraint: Constraint) -> bool:
     validator = validator_for(schema, default=Draft202012Validator)
     try:
         validator.check_schema(schema)
-        return value is not _NO_JSON and bool(validator(schema, registry=Registry()).is_valid(value))
+        return value is not _NO_JSON and _is_valid(validator(schema, registry=Registry()), value)
     except (SchemaError, Unresolvable) as error:
         where = f"constraint {dict(constraint)}"
         raise UserError(Problem(where, str(error).splitlines()[0], "a JSON Schema", "mend schema")) from None
 
 
+def _is_valid(validator: Any, value: Any) -> bool:
+    """Tell whether a value keeps a schema; one too deep or too large to be checked does not."""
+    try:
+        return bool(validator.is_valid(value))
+    except (RecursionError, OverflowError):
+        return False
+
+
 def _json(text: str) -> Any:
-    """Read JSON, also out of a code fence; `_NO_JSON` where it is none."""
+    """Read JSON, also out of a code fence; `_NO_JSON` where it is none, as with NaN or Infinity."""
     fenced = _FENCE.match(text)
     try:
-        return json.loads(fenced.group(1) if fenced else text)
+        return json.loads(fenced.group(1) if fenced else text, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return _NO_JSON
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 CHECKS: dict[str, Callable[[str, Constraint], bool]] = {
