@@ -1,4 +1,4 @@
-"""Print numbers: the one place where a rate, an interval, a price or a time becomes text.
+"""Print numbers: the one place where a rate, an interval, a price or a time becomes text, and quotes.
 
 Invariant: no digit finer than its interval supports; unknown (None or NaN) is an en dash, a
 negative number has a real minus sign, and what rounds to zero has no sign.
@@ -10,6 +10,7 @@ from typing import TypeGuard
 
 UNKNOWN = "–"
 _TINY_USD = 0.0001  # smaller amounts decide nothing
+_LONGEST_QUOTE = 60  # characters
 _WIDE = 2.0  # points: from this half-width on, the interval's ends are whole points
 
 
@@ -132,6 +133,14 @@ def count(n: float | None) -> str:
 def pluralize(n: int, one: str) -> str:
     """Print a number with what it counts, whose plural ends in s: `1 task`, `1,800 items`."""
     return f"{count(n)} {one}{'' if n == 1 else 's'}"
+
+
+def quote(text: str) -> str:
+    """Quote an answer on one line, cut where it is long; an empty one is called so."""
+    line = " ".join(text.split())
+    if not line:
+        return "(empty)"
+    return f"“{line[:_LONGEST_QUOTE]}…”" if len(line) > _LONGEST_QUOTE else f"“{line}”"
 
 
 def round_up(n: float | None) -> str:

@@ -1028,6 +1028,14 @@ def test_a_slider_decides_as_the_command_does_by_that_policy(opened, tmp_path, s
     assert expected.sentence in html(page).replace("&#x27;", "'")
 
 
+def test_what_ships_is_held_to_the_majority_class_on_the_page_too(opened, tmp_path):
+    made = fake_project.write(tmp_path)
+    report.write(replace(made, majority=decision.MajorityBaseline("<b>no</b>", 1.0)), tmp_path / "reports")
+    assert "less than always answering “&lt;b&gt;no&lt;/b&gt;”, which reaches 100.0 %" in html(
+        opened("decide")
+    )
+
+
 def test_another_experiment_is_decided_as_it_is_written(opened, tmp_path):
     desk = fake_project.write(tmp_path)
     monthly = {"desk": 10_000, "counter": 1_000_000}

@@ -9,13 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.comparison import Estimate
-from harness.decision import Decision, LearningCurve, apply_budgets, best_trained, best_untrained, decide
+from harness.decision import (
+    Decision,
+    LearningCurve,
+    MajorityBaseline,
+    apply_budgets,
+    best_trained,
+    best_untrained,
+    decide,
+    majority_baseline,
+)
 from harness.decision.learning_curve import Ahead, CurvePoint
 from harness.decision.results import n_settings
 from harness.evaluation.costs import Tokens
-from harness.records import TrainingRecord
+from harness.metrics import load_metrics
+from harness.records import Example, TrainingRecord
 from harness.records.training_records import Trial
-from harness.spec import DecidePolicy, Need
+from harness.spec import DecidePolicy, Need, Task
 
 
 def decided(
@@ -242,6 +252,110 @@ def test_the_first_listed_wins_a_tie():
     assert best_untrained([candidate("b", 0.5), candidate("a", 0.5)]) == "b"
 
 
+def test_of_a_tie_the_fewest_tokens_are_chosen_and_unknown_ones_last():
+    shots, ranked = (
+        candidate(name, 0.5, tokens=Tokens(*of))
+        for name, of in (("shots", (420, 0, 6)), ("ranked", (420, 390, 6)))
+    )
+    server = candidate("server", 0.5)
+    assert best_untrained([server, shots, ranked]) == "ranked"
+    assert best_untrained([server, shots, ranked, candidate("bag", 0.5, method="classifier")]) == "bag"
+    assert best_untrained([ranked, replace(shots, validation=0.51)]) == "shots"
+
+
+def test_of_recipes_with_equal_means_over_their_seeds_the_fewest_tokens_are_chosen():
+    long, short = (
+        [
+            tuned(name, 0.8 + change, 0.1, seed=seed, tokens=Tokens(n, 0, 6))
+            for seed, change in enumerate((-0.1, 0.1))
+        ]
+        for name, n in (("long", 400), ("short", 60))
+    )
+    assert best_trained([*long, *short]) == "short"
+
+
+def items(*references, metric="exact_match"):
+    """Return the majority baseline of test items with these references."""
+    task = Task(name="t", data={"test": "t.jsonl"}, metrics=[metric])
+    rows = [Example(f"t/{i}", (), refs) for i, refs in enumerate(references)]
+    return majority_baseline(load_metrics(task)[metric], rows)
+
+
+def test_the_majority_class_is_that_of_the_metric_whatever_its_spelling():
+    assert items(("no",), ("No",), ("no.",), ("yes",), ("yes",)) == ("no", 0.6)
+
+
+def test_an_item_of_several_references_counts_for_each_of_them_once():
+    assert items(("a", "b"), ("b", "B"), ("c",), ("a", "b")) == ("b", 0.75)
+
+
+def test_labels_that_accuracy_tells_apart_by_their_case_are_not_joined():
+    task = Task(name="t", data={"test": "t.jsonl"}, metrics=["accuracy"])
+    rows = [Example(f"t/{i}", (), (ref,), choices=("A", "a", "b")) for i, ref in enumerate("AAaabbb")]
+    assert majority_baseline(load_metrics(task)["accuracy"], rows) == ("A", pytest.approx(2 / 7))
+
+
+def test_where_labels_are_not_counted_as_right_or_wrong_there_is_no_majority_baseline():
+    assert items(("no",), ("no",), metric="token_f1") is None
+    assert items((), ()) is None
+
+
+NO = MajorityBaseline("no", 0.81)
+
+
+def beside_majority(facts, majority=NO):
+    given = {"closed_labels": True, "has_documents": False, "metric_name": "exact_match"}
+    return decide(facts, DecidePolicy(), majority=majority, **given)
+
+
+def test_what_is_shown_to_be_worse_than_the_majority_class_is_not_shipped():
+    decision = beside_majority([*alternatives(), tuned("lora", 0.74, 0.0)])
+    assert (decision.action, decision.candidate) == ("undecided", None)
+    assert decision.sentence == (
+        "Undecided: knn would be it, but 74.0 [69, 79] exact_match is less than always answering “no”, which"
+        " reaches 81.0 %; check that the labels follow from what is asked."
+    )
+
+
+def test_a_fine_tune_worse_than_the_majority_class_is_not_shipped_either():
+    decision = beside_majority([*alternatives(), tuned("lora", 0.81, 0.07)], MajorityBaseline("no", 0.9))
+    assert decision.sentence.startswith("Undecided: lora would be it, but 81.0 [76, 86] exact_match is less")
+
+
+def test_what_is_not_shown_to_beat_the_majority_class_is_shipped_and_that_is_said():
+    decision = beside_majority([*alternatives(0.78), tuned("lora", 0.78, 0.0)])
+    assert decision.candidate == "knn"
+    assert decision.sentence.endswith(
+        "(0.0 [−5, +5] points); knn is not shown to be better than always answering “no”, which reaches 81.0 %."
+    )
+
+
+def test_what_is_shown_to_beat_the_majority_class_is_shipped_without_a_word_of_it():
+    assert "always answering" not in beside_majority([*alternatives(0.90)]).sentence
+    assert beside_majority([*alternatives()], None).candidate == "knn"
+
+
+def test_of_several_seeds_the_one_that_ships_is_held_to_the_majority_class():
+    facts = [
+        tuned("lora", 0.81, 0.07, validation=0.7, target=Estimate(0.5, 0.45, 0.55, 200)),
+        tuned("lora", 0.95, 0.07, seed=1, target=Estimate(0.95, 0.90, 0.97, 200)),
+    ]
+    decision = beside_majority([*alternatives(), *facts])
+    assert (decision.candidate, "always answering" in decision.sentence) == ("lora", False)
+
+
+def test_nothing_that_may_not_be_shipped_is_named_until_a_question_is_settled():
+    facts = [*alternatives(), tuned("lora", 0.81, 0.07, "inconclusive")]
+    missed = [replace(f, verdict=verdict("fail", "FAIL: target 74")) if f.name == "knn" else f for f in facts]
+    for decision in (beside_majority(facts), beside_majority(missed, None)):
+        assert decision.sentence.endswith("but its gate is inconclusive; 240 more items would settle it.")
+
+
+def test_a_label_is_quoted_on_one_line_and_cut_where_it_is_long():
+    said = MajorityBaseline("first\n second " + "x" * 80, 0.5).text
+    assert said == f"always answering “first second {'x' * 47}…”, which reaches 50.0 %"
+
+
 def test_for_bits_per_byte_the_lowest_is_the_best():
     assert best_untrained([candidate("a", 1.2, BITS), candidate("b", 0.9, BITS)]) == "b"
 
@@ -324,6 +438,13 @@ def test_a_recipe_that_passes_is_not_called_inconclusive_for_not_being_chosen():
     decision = decided(facts)
     assert (decision.candidate, "inconclusive" in decision.sentence) == ("knn", False)
     assert "chosen, the best of them, is not shown to be better (+3.0 [−2, +8] points)" in decision.sentence
+
+
+def test_where_a_better_fine_tune_failed_its_gate_the_sentence_names_the_best_that_passes():
+    facts = [*alternatives(), tuned("hot", 0.78, 0.04, "fail"), tuned("lora", 0.77, 0.03)]
+    said = "lora, the best of those that pass the gate, is not shown to be better (+3.0 [−2, +8] points)"
+    assert said in decided(facts).sentence
+    assert "hot, the best of them, is not shown to be better" in decided(facts[:-1]).sentence
 
 
 def test_a_fine_tune_too_slow_for_the_budget_is_not_called_inconclusive():

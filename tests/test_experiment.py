@@ -310,6 +310,10 @@ def test_the_stored_report_is_that_of_compare(finished, copy):
     assert {k for k in first if first[k] != second[k]} <= {"header"}
 
 
+def test_a_report_holds_what_always_the_same_label_reaches(finished):
+    assert finished[1].majority == ("late", 0.5)
+
+
 def test_a_report_without_runs_says_what_to_do(tiny, tmp_path):
     with pytest.raises(IncompatibleRuns, match=r"no run of prompt.*harness compare"):
         reported(tiny_experiment.write(tmp_path, tiny), candidates=("prompt",))

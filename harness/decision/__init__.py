@@ -68,7 +68,7 @@ from harness.decision.seeds import (
     summarize_seeds,
 )
 from harness.decision.smallest_base import size_sentences
-from harness.decision.target_scores import MajorityBaseline, TargetScore
+from harness.decision.target_scores import MajorityBaseline, TargetScore, majority_baseline
 from harness.decision.training_sets import TrainingSet, TrainingSets, training_sets
 from harness.decision.win_rate_goal import basis_text, judge_by_wins, open_rating
 from harness.formatting import Unit
@@ -199,7 +199,22 @@ def _ship(case: Case, run: CandidateFacts, why: str) -> _Choice:
             f"{run.name} would be it, but {score_text(case, run)} is less than {case.majority.text}",
             "check that the labels follow from what is asked",
         )
-    return _Choice(action_of(run), run.name, f"Ship {run.name}: {why}.")
+    return _Choice(action_of(run), run.name, f"Ship {run.name}: {why}{_beside_majority(case, run)}.")
+
+
+def _beside_majority(case: Case, run: CandidateFacts) -> str:
+    """Say that a run is not shown to be better than always the commonest label; empty where it is."""
+    if case.majority is None or not case.majority.may_reach(run.target):
+        return ""
+    return f"; {run.name} is not shown to be better than {case.majority.text}"
+
+
+def _meanwhile(case: Case, run: CandidateFacts) -> str:
+    """Name what is shipped until a question is settled; empty where that run itself may not be."""
+    worse = case.majority is not None and case.majority.is_above(run.target)
+    if run.over_budget or worse or fails_gate(run):
+        return ""
+    return f"; ship {run.name} until then"
 
 
 def _undecided(why: str, then: str) -> _Choice:
@@ -226,10 +241,9 @@ def _await_labels(case: Case, missing: int) -> _Choice:
 def _choose_untrained(case: Case, alternative: CandidateFacts) -> _Choice:
     failed = [f.label for f in case.facts if is_fine_tuned(f) and not f.over_budget]
     if failed:
-        until = "" if alternative.over_budget else f"; ship {alternative.name} until then"
         return _undecided(
             f"{alternative.name} is the best untrained candidate, but {', '.join(failed)} failed",
-            f"mend that and compare again{until}",
+            f"mend that and compare again{_meanwhile(case, alternative)}",
         )
     if alternative.over_budget:
         why = f"every candidate is left out, {alternative.name} because {alternative.over_budget}"
@@ -289,7 +303,7 @@ def _choose_with_gain(
         return _ship(case, alternative, why)
     if ratio and ratio.low <= tau:
         why = f"{gains}, but more than {tau:g} {case.unit.name} per USD of training is not shown"
-        return _undecided(why, f"measure on more test items; ship {alternative.name} until then")
+        return _undecided(why, f"measure on more test items{_meanwhile(case, alternative)}")
     if not found.pays:
         why = f"{score_text(case, alternative)}; {gains}, but {too_dear(case.policy, found)}"
         return _ship(case, alternative, why)
@@ -334,8 +348,8 @@ def _collect(case: Case, run: CandidateFacts, alternative: CandidateFacts, wante
     rows, then = formatting.count(wanted.n_train), formatting.change(case.unit, *wanted.gain[:3])
     sentence = (
         f"Collect more data: {run.name} gains {over} now, and with {rows} training rows it would gain about"
-        f" {then}, worth {formatting.usd(wanted.worth)} USD for {formatting.usd(wanted.cost)} USD;"
-        f" ship {alternative.name} until then."
+        f" {then}, worth {formatting.usd(wanted.worth)} USD for {formatting.usd(wanted.cost)} USD"
+        f"{_meanwhile(case, alternative)}."
     )
     return _Choice("collect more data", None, sentence)
 
@@ -343,7 +357,7 @@ def _collect(case: Case, run: CandidateFacts, alternative: CandidateFacts, wante
 def _await_gate(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _Choice:
     gains = f"{run.name} gains {gain_text(case, gain(run.vs_untrained))} over {alternative.name}"
     why, settle = _open_gate(case, run)
-    return _undecided(f"{gains}, but {why}", f"{settle}; ship {alternative.name} until then")
+    return _undecided(f"{gains}, but {why}", f"{settle}{_meanwhile(case, alternative)}")
 
 
 def _open_gate(case: Case, run: CandidateFacts) -> tuple[str, str]:

@@ -68,7 +68,7 @@ def reasons(
     case: Case, found: Economics, action: Action, shipped: str | None, family: Sequence[Member] = ()
 ) -> tuple[str, ...]:
     """List the sentences behind a decision, the strongest evidence first."""
-    sentences = _majority(case, shipped)
+    sentences: list[str] = []
     if case.judged and case.alternative:
         sentences += [*_gains(case, case.judged, case.alternative), _tries(case)]
         sentences.append(_per_usd(case, found, case.judged))
@@ -91,14 +91,6 @@ def reasons(
         missing = ", ".join(one.text for one in case.missing)
         sentences.append(f"Not compared, though it might be better still: {missing}.")
     return tuple(sentences)
-
-
-def _majority(case: Case, shipped: str | None) -> list[str]:
-    """Say of what is shipped that it is not shown to be better than always the commonest label."""
-    run = next((f for f in case.facts if f.name == shipped), None)
-    if case.majority is None or run is None or not case.majority.may_reach(run.target):
-        return []
-    return [f"{run.name} is not shown to be better than {case.majority.text}."]
 
 
 def _gains(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> list[str]:

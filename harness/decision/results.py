@@ -209,7 +209,7 @@ def _is_classifier(run: CandidateFacts) -> bool:
 def best(runs: Iterable[CandidateFacts]) -> CandidateFacts | None:
     """Choose the recipe with the best mean on validation, and of its runs the best one there; no ablation.
 
-    Of recipes that validation cannot tell apart it is the one whose requests take the fewest tokens.
+    Of recipes with equal means it is the one whose requests take the fewest tokens.
     """
     runs = [run for run in runs if not run.ablation]
     sign = target_unit(runs).sign

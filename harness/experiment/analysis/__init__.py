@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import replace
 
 from harness import decision as decide
-from harness import gating, plugins, stats
+from harness import gating, plugins
 from harness.decision import CandidateFacts, LearningCurve
 from harness.evaluation.session import Session
 from harness.experiment.analysis import target_comparisons as against
@@ -47,7 +47,7 @@ def report_of(
     curve = curve_of(judged)
     closed_labels = any(e.choices for e in session.target.items.test)
     has_documents = bool(session.target.items.documents)
-    majority = _majority_baseline(session) if closed_labels else None
+    majority = decide.majority_baseline(primary, session.target.items.test) if closed_labels else None
     decision = decide.decide(
         judged,
         session.experiment.decide,
@@ -100,12 +100,6 @@ def report_of(
         declared=policy.target,
         sampled=any(m.weights is not None for m in session.suites),
     )
-
-
-def _majority_baseline(session: Session) -> decide.MajorityBaseline | None:
-    """Find the commonest label of the target's test items; None where another metric decides."""
-    found = stats.commonest([e.references[0] for e in session.target.items.test if e.references])
-    return decide.MajorityBaseline(*found) if found and session.target.primary.name == "exact_match" else None
 
 
 def _steps(

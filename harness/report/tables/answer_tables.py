@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from harness.comparison import AnswerDiversity, Answers, Estimate
 from harness.decision import CandidateFacts
-from harness.formatting import UNKNOWN, count, percent, points
+from harness.formatting import UNKNOWN, count, percent, points, quote
 from harness.report.document import Section
 
 _DIVERSITY_COLUMNS = (
@@ -27,7 +27,6 @@ _DIVERSITY_NOTE = (
     "Mode collapse is a share far above both the base's and the commonest reference's: at least twice as "
     "large, or leaving at most half as much, with a paired 95 % interval (Tango's) that excludes 0."
 )
-_LONGEST_ANSWER = 60  # characters of an answer that is quoted
 
 
 def diversity_section(label: str, found: Sequence[AnswerDiversity]) -> Section:
@@ -42,7 +41,7 @@ def diversity_section(label: str, found: Sequence[AnswerDiversity]) -> Section:
             percent(d.reference_share),
             _distinct(d.base) if d.base else UNKNOWN,
             _distinct(d.new),
-            _quote(d.new.commonest),
+            quote(d.new.commonest),
         ]
         for d in found
     ]
@@ -59,7 +58,7 @@ def diversity_section(label: str, found: Sequence[AnswerDiversity]) -> Section:
 def collapse_sentence(label: str, found: Sequence[AnswerDiversity]) -> str:
     """Name the tasks on which the answers have collapsed; empty where there is none."""
     said = [
-        f"on {d.task} {_quote(d.new.commonest)} is the answer to {percent(d.new.share)} % of the "
+        f"on {d.task} {quote(d.new.commonest)} is the answer to {percent(d.new.share)} % of the "
         f"{count(d.n)} items, the base's commonest to {percent(d.base.share)} %"
         for d in found
         if d.collapsed and d.base
@@ -82,14 +81,6 @@ def _variety_text(answers: Answers) -> str:
 
 def _distinct(answers: Answers) -> str:
     return f"{count(answers.n_distinct)} ({percent(answers.distinct_share)} %)"
-
-
-def _quote(text: str) -> str:
-    """Quote an answer on one line, cut where it is long; an empty one is called so."""
-    line = " ".join(text.split())
-    if not line:
-        return "(empty)"
-    return f"“{line[:_LONGEST_ANSWER]}…”" if len(line) > _LONGEST_ANSWER else f"“{line}”"
 
 
 _SEVERAL_NOTE = (
