@@ -2,11 +2,13 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import tiny_experiment
 from fake_facts import candidate, tuned
+from tokenizers import Tokenizer
 
 from harness import config, plugins
 from harness.data import load_task
@@ -14,7 +16,10 @@ from harness.decision import decide
 from harness.errors import UserError
 from harness.experiment import scaffold
 from harness.experiment.scaffold import Request, Resources
+from harness.experiment.scaffold.candidate_proposal import propose_candidates
+from harness.experiment.scaffold.yaml_text import experiment_text
 from harness.models.hardware import Machine, Memory
+from harness.models.hub import ModelSource
 
 HERE = Resources(Machine("cpu", "a machine", "fp32", 1000.0), Memory(64.0, 80.0, "memory"))
 LABELLED = [{"text": f"My {what} {i}?", "label": what} for i in range(20) for what in ("card", "pin")]
@@ -345,6 +350,72 @@ def test_a_fine_tune_is_proposed_with_a_sweep_and_replay(proposed):
     loaded = config.load(scaffold.write(proposed(FREE))[0]).experiment.candidates["lora"]
     assert len(loaded.sweep["learning_rate"]) == 2
     assert loaded.regularize == {"replay": {"share": 1.0}}
+
+
+def test_pairs_are_trained_on_from_the_adapter_of_the_chosen_answers(proposed):
+    found = proposed(PAIRS)
+    path = scaffold.write(found)[0]
+    assert config.load(path).experiment.candidates["dpo"].init_from == "lora"
+
+
+def test_they_are_from_the_quantised_one_where_memory_allows_no_other(proposed, tmp_path):
+    found = proposed(PAIRS)
+    sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+    (tmp_path / "config.json").write_text(
+        json.dumps(dict(zip(sizes, (32, 4096, 16384, 32, 32000), strict=True)))
+    )
+    base, card = ModelSource("llama", tmp_path, "a", "b", int(8e9)), Machine("cuda", "a card", "bf16", 1e5)
+    here = Resources(card, Memory(16.0, 80.0, "the card"))
+    _, candidates = propose_candidates("preference", load_task(found.task, 0), found.task, base, here)
+    request = Request(tmp_path / "new", str(tmp_path / "mine.jsonl"))
+    path = scaffold.write(found)[0]
+    path.write_text(experiment_text(request, found.name, candidates))
+    assert config.load(path).experiment.candidates["dpo"].init_from == "qlora"
+
+
+def test_pairs_are_trained_on_from_the_base_where_all_of_it_is_trained(proposed, tiny):
+    found = proposed(PAIRS, base_model=str(tiny)).candidates
+    assert ("full" in found, "init_from" in found["dpo"]) == (True, False)
+
+
+def most_tokens(proposed, answers, base):
+    """Return how long the answers may be that are proposed for rows with these, in turn."""
+    content = [{"prompt": f"Say {i}.", "reference": answers[i % len(answers)]} for i in range(40)]
+    return proposed(content, base_model=str(base)).task.max_new_tokens
+
+
+def test_answers_may_be_as_long_as_the_bases_tokenizer_says_whatever_its_file_cuts_or_pads(
+    proposed, tiny, tmp_path
+):
+    own = Tokenizer.from_file(str(tiny / "tokenizer.json"))
+    answers = [f"{WORDS} {i}" for i in range(7)]
+    longest = max(len(own.encode(answer).ids) for answer in answers)
+    expected = -(-(longest + 4) // 8) * 8
+    copy = tmp_path / "padded"
+    shutil.copytree(tiny, copy)
+    own.enable_truncation(3)
+    own.enable_padding(length=200)
+    own.save(str(copy / "tokenizer.json"))
+    assert most_tokens(proposed, answers, tiny) == most_tokens(proposed, answers, copy) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "n"),
+    [("the lamp is on it", 16), ("1234567890123", 24), ("是在桌子上的灯", 32)],  # 6, 13 and 21 and 4 to spare
+    ids=["English", "digits", "Chinese"],
+)
+def test_where_the_base_is_not_here_the_length_of_answers_is_guessed_by_their_signs(proposed, answer, n):
+    assert most_tokens(proposed, [answer, answer + " "], "org/name") == n
+
+
+def test_a_tokenizer_that_cannot_be_read_is_refused_by_its_file(tmp_path, tiny):
+    copy = tmp_path / "damaged"
+    shutil.copytree(tiny, copy)
+    (copy / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError) as caught:
+        scaffold.propose(Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", FREE), base_model=str(copy)))
+    (problem,) = caught.value.problems
+    assert problem.where == str(copy / "tokenizer.json")
 
 
 def test_fewer_shots_are_proposed_of_long_rows(proposed):

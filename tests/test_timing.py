@@ -130,6 +130,20 @@ def test_the_time_in_a_batch_is_of_undisturbed_blocks_and_measured_again_without
     assert again.compute_s != pytest.approx(sum(times) / len(times), rel=1e-9)
 
 
+@pytest.mark.parametrize(("took_s", "n_asked"), [(0.06, 4), (0.3, 1)])
+def test_a_block_that_takes_next_to_no_time_is_asked_again_until_enough_is_measured(stored, took_s, n_asked):
+    session, run = stored
+    candidate = session.candidates["lora"]
+    weights = stored_weights(session, candidate, run.seed)
+    test = row_sets(session, candidate, weights, run.seed)[1]
+    mark_blocks(session, run, contended=True)
+    reads = (Load(took_s * i, took_s * i, 0.0) for i in count())
+    with open_weights(session, weights) as model:
+        assert not batch_time(session, model, test, read=lambda: next(reads)).contended
+    # One reading before, one behind each block, and one for what others took of the processors.
+    assert next(reads).wall_s == pytest.approx((1 + n_asked + 1) * took_s)
+
+
 def test_a_run_that_was_disturbed_is_timed_again_under_the_same_name(stored):
     session, run = stored
     run.latency.update(p50_s=99.0, contended=1.0)

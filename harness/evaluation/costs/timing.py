@@ -212,7 +212,9 @@ class BatchTime(NamedTuple):
     contended: bool
 
 
-def batch_time(session: Session, candidate: Candidate, rows: RowSet) -> BatchTime:
+def batch_time(
+    session: Session, candidate: Candidate, rows: RowSet, *, read: Callable[[], Load] = load
+) -> BatchTime:
     """Average what a stored request took in undisturbed blocks; without one the first is asked again.
 
     A block that takes next to no time is asked over and over: a moment in which its process has to wait would
@@ -223,11 +225,11 @@ def batch_time(session: Session, candidate: Candidate, rows: RowSet) -> BatchTim
     quiet = [row for row in stored if not origins.get(row.position // BLOCK, Origin()).contended]
     if quiet:
         return BatchTime(_mean_s(quiet), contended=False)
-    start = load()
+    start = read()
     again: list[SampleResult] = []
-    while not again or load().since(start).wall_s < _LEAST_S:
+    while not again or read().since(start).wall_s < _LEAST_S:
         again += rows.measured.evaluate(candidate, rows.job(), 0)
-    if load().since(start).is_contended(_n_threads(session, candidate)):
+    if read().since(start).is_contended(_n_threads(session, candidate)):
         return BatchTime(min(_mean_s(stored), _mean_s(again)), contended=True)
     return BatchTime(_mean_s(again), contended=False)
 

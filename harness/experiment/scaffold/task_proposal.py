@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data import SPLITS, TaskItems, load_task, readers
-from harness.errors import UserError
+from harness.errors import Problem, UserError, in_a_line
 from harness.experiment.scaffold.recognition import Request, Seen, absolute, examples_of, references_of
 from harness.experiment.scaffold.time_bound import STEPS
 from harness.models.hub import ModelSource
@@ -84,18 +84,35 @@ def _longest(references: Sequence[str], base: ModelSource | None, share: float =
 
 
 def _count_tokens(texts: Sequence[str], base: ModelSource | None) -> list[int]:
-    """Count the tokens of texts by the base's tokenizer; where it is not here, by their script.
+    """Count the tokens of texts by the base's tokenizer, whole; where it is not here, by their signs.
 
-    Byte-level BPE spends up to a token on each byte of a script that it has seen little of, and about one on
-    three letters of English (Petrov et al. 2023, arXiv:2305.15425).
+    Raises:
+        UserError: the tokenizer's file cannot be read.
     """
     file = base.path / "tokenizer.json" if base else None
     if file is None or not file.is_file():
-        return [len(t) // 3 if _is_latin([t]) else len(t.encode()) for t in texts]
+        return [_guess_tokens(text) for text in texts]
     from tokenizers import Tokenizer
 
-    encoded = Tokenizer.from_file(str(file)).encode_batch([*texts], add_special_tokens=False)
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises nothing more special
+        expected, then = "a file that save_pretrained wrote", "save or fetch the model's tokenizer again"
+        raise UserError(Problem(str(file), in_a_line(error), expected, then)) from error
+    tokenizer.no_truncation()  # a file may ask for both
+    tokenizer.no_padding()
+    encoded = tokenizer.encode_batch([*texts], add_special_tokens=False)
     return [len(one.ids) for one in encoded]
+
+
+def _guess_tokens(text: str) -> int:
+    """Guess how many tokens a text is at most: one for three letters of English, one for each other byte.
+
+    Byte-level BPE spends up to a token on each byte of a script that it has seen little of (Petrov et al.
+    2023, arXiv:2305.15425), and many tokenizers one on each digit.
+    """
+    plain = sum(sign.isascii() and (sign.isalpha() or sign.isspace()) for sign in text)
+    return -(-plain // 3) + len(text.encode()) - plain
 
 
 def check_task(task: dict[str, Any]) -> tuple[Task, TaskItems]:
