@@ -217,7 +217,26 @@ def test_a_missing_suite_is_the_only_thing_said_of_it(folder):
     where, found, then = only(folder, "target=suites/tny.yaml")
     assert where == "override target=suites/tny.yaml"
     assert found == f"no file {folder}/suites/tny.yaml"
-    assert then == "did you mean 'tiny.yaml'?"
+    assert then == "did you mean 'suites/tiny.yaml'?"
+
+
+@pytest.mark.parametrize(
+    ("written", "hint"),
+    [
+        ("tiny.yaml", "did you mean 'suites/tiny.yaml'?"),
+        ("suite/other.yml", "did you mean 'suites/other.yaml'?"),
+        ("suites/generl.yaml", "did you mean 'general'?"),
+        ("suites/xyz.yaml", "create it, or correct the path"),
+    ],
+)
+def test_a_suite_in_another_folder_or_one_that_ships_is_the_hint_of_a_missing_file(folder, written, hint):
+    assert only(folder, f"suites=[{written}]")[2] == hint
+
+
+@pytest.mark.parametrize("written", ["candidates:", "candidates: []", "candidates: {}", ""])
+def test_an_experiment_without_candidates_is_told_what_to_write(folder, written):
+    text = EXPERIMENT.partition("candidates:")[0] + written + "\n"
+    assert "such as `prompt: {prompting: zero_shot}`" in only(folder, text=text)[2]
 
 
 def test_an_unknown_suite_is_shown_with_the_nearest_name(folder):

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import random
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -414,6 +415,31 @@ def test_the_problems_of_all_files_come_at_once(task):
 def test_a_malformed_file_is_refused_at_its_line(tmp_path, content, where, found):
     (tmp_path / "test.jsonl").write_bytes(content)
     assert refused(Task(name="t", data={"test": str(tmp_path / "test.jsonl")})) == [(where, found)]
+
+
+@pytest.mark.parametrize(
+    ("codec", "name"),
+    [
+        ("utf-16", "UTF-16"),
+        ("utf-16-le", "UTF-16LE"),
+        ("utf-16-be", "UTF-16BE"),
+        ("utf-32", "UTF-32"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_file_in_utf16_is_refused_with_the_command_that_converts_it(
+    tmp_path, monkeypatch, codec, name, packed
+):
+    monkeypatch.chdir(tmp_path)
+    text = "prompt,reference\n" + "".join(f"What is {i}?,größer {i}\n" for i in range(500))
+    file = Path("my rows.csv.gz" if packed else "my rows.csv")
+    file.write_bytes(gzip.compress(text.encode(codec)) if packed else text.encode(codec))
+    with pytest.raises(UserError) as caught:
+        readers.read(str(file), "test")
+    (problem,) = caught.value.problems
+    assert (problem.found, problem.expected) == (f"text in {name}", "text in UTF-8")
+    subprocess.run(problem.next_step, shell=True, check=True)
+    assert len(readers.read("my rows.utf8.csv", "test").rows) == 500
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from harness.models.hardware import (
     Load,
     Machine,
     cpu,
+    cpu_name,
     cpu_speeds,
     dtype,
     gpus_of_driver,
@@ -49,6 +50,10 @@ def machine(gflops, *, contended=False):
 def remembered(folder):
     (file,) = (folder / "machines").glob("*.json")
     return file
+
+
+def test_one_thread_is_named_in_the_singular():
+    assert [cpu_name(n) for n in (1, 2)] == ["CPU, 1 thread", "CPU, 2 threads"]
 
 
 def test_the_probe_is_measured_once_and_read_afterwards(empty_cache):

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from harness.cli.app import write_report
+from harness.cli.options import ExperimentFile
 from harness.comparison import Estimate
 from harness.config import CommandLine
 from harness.decision import decide, summarize_seeds
@@ -548,3 +550,11 @@ def test_seeds_are_told_apart(seed):
 
 
 GOLDEN = (Path(__file__).parent / "golden_report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("other", "said"), [("b.yaml", 1), ("harness.yaml", 0)])
+def test_a_report_that_replaces_one_of_another_file_of_the_same_name_says_so(tmp_path, capsys, other, said):
+    write_report(report(), ExperimentFile([], tmp_path / other))
+    assert "an experiment of the same name" not in capsys.readouterr().err
+    write_report(report(), ExperimentFile([], tmp_path / "harness.yaml"))
+    assert capsys.readouterr().err.count(f"support.* was the report of {other}, an experiment of") == said

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from harness import __version__
-from harness.cli.options import ExperimentFile, examples
+from harness.cli.options import CONFIG, ExperimentFile, examples
 from harness.formatting import Unit, count, score
 
 if TYPE_CHECKING:
@@ -214,8 +214,14 @@ def write_report(
         from harness.report import trackers
 
         found = replace(found, notes=(*found.notes, *trackers.send(found, report_to, at.reports)))
-    there = at._replace(config=Path(at.config.name))
-    report.write(replace(found, typed=there.command_line(candidates)), at.reports)
+    own = at._replace(config=Path(at.config.name)).command_line(candidates)
+    earlier = report.experiment_file(at.reports / f"{found.file_name}.json")
+    if earlier not in (None, own.config):
+        say(
+            f"{at.reports / found.file_name}.* was the report of {earlier or CONFIG}, an experiment of the"
+            " same name, and is replaced; next: another name: in one of them, then harness report of each"
+        )
+    report.write(replace(found, typed=own), at.reports)
     return replace(found, typed=at.command_line(candidates))
 
 

@@ -4,7 +4,9 @@ Invariant: a path is looked up beside the file that names it first; suites and r
 the package ships are found by the same relative path from anywhere.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from harness.spec import CHANGED_FILES, DATA_FILES, HUB, JUDGE, Suite, is_path, 
 
 _PACKAGE = Path(__file__).parents[1]
 _SHIPPED = (_PACKAGE, _PACKAGE.parent)
+_CREATE = "create it, or correct the path"
 SHIPPED_SUITES = ("general", "safety", "standard", "support")
 
 
@@ -117,7 +120,7 @@ def raw_tasks(tree: Tree) -> Iterator[tuple[Keys, dict[str, Any]]]:
 
 def missing_file(path: Path, where: str, expected: str) -> Problem:
     """Phrase a file that is not there, with its nearest neighbour."""
-    return _missing(path, where, expected, "create it, or correct the path")
+    return _missing(path, where, expected, _CREATE)
 
 
 def _targets(tree: Tree) -> list[Keys]:
@@ -279,7 +282,9 @@ def _is_bare(name: str) -> bool:
 
 def _unknown_file(folder: Path, relative: str, what: str, where: str) -> Problem:
     if what == "suite" and not _is_bare(relative):
-        return missing_file(folder / relative, where, f"a suite file, relative to {folder}")
+        near = _nearest(relative, [*_suites_below(folder), *SHIPPED_SUITES])
+        missing = missing_file(folder / relative, where, f"a suite file, relative to {folder}")
+        return replace(missing, next_step=near or _CREATE)
     if what == "suite":
         roots = (folder, *_SHIPPED)
         known = {file.stem for root in roots for file in (root / "suites").glob("*.yaml")}
@@ -292,14 +297,31 @@ def _unknown_file(folder: Path, relative: str, what: str, where: str) -> Problem
     return Problem(where, found, expected, did_you_mean(name, known))
 
 
+def _suites_below(folder: Path) -> list[str]:
+    """List the YAML files of a project where suites are written: in its folder, and in those within."""
+    files = sorted([*folder.glob("*.yaml"), *folder.glob("*/*.yaml")])
+    return [file.relative_to(folder).as_posix() for file in files]
+
+
+def _nearest(name: str, files: Iterable[str]) -> str:
+    """Phrase the file with the nearest name as a next step, of the same ending if it can; else empty."""
+    ending = Path(name).suffix
+    by_stem = {_stem(file): file for file in sorted(files, key=lambda file: (file.endswith(ending), file))}
+    close = get_close_matches(_stem(name), by_stem, n=1, cutoff=0.5)
+    return f"did you mean {by_stem[close[0]]!r}?" if close else ""
+
+
+def _stem(name: str) -> str:
+    return Path(name).name.partition(".")[0]
+
+
 def _missing(path: Path, where: str, expected: str, otherwise: str) -> Problem:
     try:
         near = {file.name for file in path.parent.iterdir() if file.suffix == path.suffix or file.is_file()}
         near.discard(path.name)  # a link to nowhere
     except OSError:
         return Problem(where, f"no folder {path.parent}", expected, otherwise)
-    hint = did_you_mean(path.name, near)
-    return Problem(where, f"no file {path}", expected, hint if "did you mean" in hint else otherwise)
+    return Problem(where, f"no file {path}", expected, _nearest(path.name, near) or otherwise)
 
 
 def _text(path: Path, shown: str) -> str:

@@ -152,6 +152,10 @@ RENAMED = {
     "promote HARNESS_DESPITE": Renamed("--force --reason"),
 }
 
+_CANDIDATES = (
+    "write one below candidates:, such as `prompt: {prompting: zero_shot}`; harness ls methods lists more"
+)
+
 _EXPECTED = {
     "dict_type": "a mapping of `key: value`",
     "model_type": "a mapping of `key: value`",
@@ -205,7 +209,8 @@ def _problem(error: Any, model: type[BaseModel], tree: Tree, keys: Keys) -> Prob
         return _unknown_key(name, error["input"], _fields_at(model, loc[:-1]), where)
     if error["type"] == "missing":
         above = f" in {_name(loc[:-1])}" if len(loc) > 1 else ""
-        return Problem(where, f"no key {name!r}{above}", f"a value for {name!r}", f"add a line `{name}: …`")
+        step = _CANDIDATES if loc == ("candidates",) else f"add a line `{name}: …`"
+        return Problem(where, f"no key {name!r}{above}", f"a value for {name!r}", step)
     if error["type"] == "value_error":
         said = str(error["ctx"]["error"])
         return Problem(_place_of(said, tree, (*keys, *loc)), said, _EXPECTED["value_error"])
@@ -297,6 +302,8 @@ def _describe_expected(error: Any) -> str:
 
 def _next_step(error: Any) -> str:
     value, kind = error["input"], error["type"]
+    if error["loc"] == ("candidates",) and not value:
+        return _CANDIDATES
     if kind == "literal_error" and isinstance(value, str):
         present = {now.name: now.values for now in RENAMED.values()}.get(_name(error["loc"]), {})
         if value in present:

@@ -4,6 +4,7 @@ Invariant: every row knows where it was written; a file with a malformed row is 
 all of its malformed rows.
 """
 
+import codecs
 import csv
 import gzip
 import io
@@ -29,6 +30,10 @@ _PLACE = re.compile(r"(?P<head>.+?)(?::(?P<line>\d+)| row \d+)")
 SHOWN = 10
 _LONGEST_REASON = 300
 _BEGINNING = 4_096  # bytes by which text is told from what is packed
+_WIDE_MARKS = {  # those of UTF-32 begin as those of UTF-16
+    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
 _BROKEN = (EOFError, gzip.BadGzipFile, zlib.error)  # what reading a damaged gzip file raises
 
 
@@ -163,6 +168,9 @@ def _open_text(file: Path, shown: str, newline: str = "") -> Iterator[TextIO]:
     """Open a file of text, also a gzipped one; what cannot be read is refused with its place."""
     try:
         with _binary(file) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline=newline) as text:
+            if encoding := _wide_encoding(raw.read(_BEGINNING)):
+                raise UserError(_in_wide_encoding(file, shown, encoding))
+            raw.seek(0)
             yield text
     except (UnicodeDecodeError, *_BROKEN):
         raise UserError(_broken_gzip(file, shown) or _not_utf8(file, shown)) from None
@@ -170,6 +178,31 @@ def _open_text(file: Path, shown: str, newline: str = "") -> Iterator[TextIO]:
 
 def _binary(file: Path) -> IO[bytes]:
     return cast("IO[bytes]", gzip.open(file)) if file.suffix.lower() == ".gz" else file.open("rb")
+
+
+def _wide_encoding(beginning: bytes) -> str:
+    """Tell UTF-16 and UTF-32 by their byte order mark, or by every other byte being 0; empty of another."""
+    for name, marks in _WIDE_MARKS.items():
+        if beginning.startswith(marks):
+            return name
+    zeros = [beginning[start::2].count(0) for start in (0, 1)]
+    if 4 * max(zeros) <= len(beginning):
+        return ""
+    return "UTF-16BE" if zeros[0] > zeros[1] else "UTF-16LE"
+
+
+def _in_wide_encoding(file: Path, shown: str, encoding: str) -> Problem:
+    """Name the command that converts a file."""
+    packed = file.suffix.lower() == ".gz"
+    plain = Path(shown).with_suffix("") if packed else Path(shown)
+    new = as_argument(str(plain.with_suffix(f".utf8{plain.suffix}")))
+    convert = f"iconv -f {encoding} -t UTF-8"
+    step = (
+        f"gzip -cd {as_argument(shown)} | {convert} > {new}"
+        if packed
+        else f"{convert} {as_argument(shown)} > {new}"
+    )
+    return Problem(shown, f"text in {encoding}", "text in UTF-8", step)
 
 
 def _not_utf8(file: Path, shown: str) -> Problem:

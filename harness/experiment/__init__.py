@@ -61,7 +61,7 @@ from harness.experiment.runs.run_candidate import outdated_inputs, stored_runs, 
 from harness.experiment.runs.stored_rows import Reader
 from harness.experiment.runs.suite_arms import base_arm
 from harness.experiment.weights.prompt_search import choose_prompts
-from harness.formatting import count
+from harness.formatting import count, pluralize
 from harness.models.hardware import Load, load
 from harness.models.hub import ModelSource
 from harness.progress import Progress, Silent
@@ -304,7 +304,7 @@ def _settled_early(session: Session, runs: Sequence[Run]) -> list[str]:
 def _measure_base(session: Session, source: ModelSource) -> dict[str, str]:
     """Measure a base on the capability suite as far as that is not done yet; returns each task's row set."""
     label, rows = arm_label(session, source), base_arm(session, source)
-    session.progress.finish(label, f"{label}: measured on {len(rows)} tasks")
+    session.progress.finish(label, f"{label}: measured on {pluralize(len(rows), 'task')}")
     return rows
 
 

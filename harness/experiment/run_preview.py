@@ -19,7 +19,7 @@ from harness.experiment.analysis.target_wins import judge_of_pairs
 from harness.experiment.executors import plan_of
 from harness.experiment.preparation.scope import Scope
 from harness.experiment.runs.run_candidate import stored_runs
-from harness.formatting import count, seconds
+from harness.formatting import count, pluralize, seconds
 from harness.models.hardware import probe_notes
 from harness.records import Run
 
@@ -77,8 +77,9 @@ def are_all_done(found: Iterable[Run | None]) -> bool:
 def first_line(session: Session, n_candidates: int, expected_s: float | None) -> str:
     """Say what runs where, in which precision, and about how long that takes; None where all is stored."""
     slow = f" ({said})" if (said := probe_notes(session.machine)) else ""
+    n = pluralize(n_candidates, "candidate")
     return (
-        f"{session.experiment.name}: {n_candidates} candidates on {session.experiment.base_model}, "
+        f"{session.experiment.name}: {n} on {session.experiment.base_model}, "
         f"{session.machine.name}, {session.machine.precision}{slow}, {session.machine.gflops:,.0f} GFLOP/s; "
         + ("all of it stored" if expected_s is None else f"about {seconds(expected_s)} from nothing")
     )

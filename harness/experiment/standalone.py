@@ -22,7 +22,7 @@ from harness.experiment.preparation import of_lm_eval
 from harness.experiment.runs.run_candidate import begin
 from harness.experiment.runs.suite_arms import suite_arm
 from harness.experiment.weights.candidate_weights import ensure_weights
-from harness.formatting import count, pluralize, seconds
+from harness.formatting import pluralize, seconds
 from harness.metrics import Metric
 from harness.models import vllm
 from harness.models.embedded_model import NAMES, expected_s
@@ -64,11 +64,11 @@ class Prepared(NamedTuple):
         """Say what runs where, and about how long that takes from nothing."""
         jobs = [s.job() for s in suite_sets(self.session, self.weights)]
         expected = self.session.seconds(sum(map(work_of, jobs), Work()))
-        n = count(sum(len(job.examples) for job in jobs))
+        n = pluralize(sum(len(job.examples) for job in jobs), "item")
         tasks = f"{pluralize(len(jobs), 'task')} of lm-eval"
         machine = self.session.machine
         return (
-            f"{self.name}: {tasks}, {n} items, on {machine.name}, {machine.precision}; "
+            f"{self.name}: {tasks}, {n}, on {machine.name}, {machine.precision}; "
             f"about {seconds(expected)} from nothing"
         )
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from harness.cache import cache_dir, remember
 from harness.errors import Problem, UserError
+from harness.formatting import pluralize
 from harness.provenance import processor_name
 from harness.records import digest
 
@@ -176,7 +177,7 @@ def measure_machine(device: str, precision: str) -> Machine:
 
 def cpu_name(n_threads: int) -> str:
     """Name the processor that computes with so many threads."""
-    return f"CPU, {n_threads} threads"
+    return f"CPU, {pluralize(n_threads, 'thread')}"
 
 
 def current_device(device: str) -> str:

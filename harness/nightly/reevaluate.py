@@ -14,6 +14,7 @@ from harness.evaluation.judges.judging_stage import grade_rows
 from harness.evaluation.rows.row_sets import RowSet
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
+from harness.formatting import pluralize
 from harness.models.hf import Candidate
 from harness.nightly.rotation import Cluster, ids_by_task
 from harness.records import SampleResult, digest
@@ -57,7 +58,7 @@ def reevaluate(
     if missing:
         with (
             open_weights(session, weights) as candidate,
-            session.progress.stage(f"{who}: {len(missing)} tasks") as advance,
+            session.progress.stage(f"{who}: {pluralize(len(missing), 'task')}") as advance,
         ):
             for done, at in enumerate(missing):
                 rows = _evaluate_batch(candidate, batches[at])

@@ -27,8 +27,8 @@ from harness.report.experiment_report import (
 from harness.report.html import html
 from harness.report.junit import junit
 from harness.report.plots import front_file
+from harness.report.reading import experiment_file, read
 from harness.report.reading import paths as kept_reports
-from harness.report.reading import read
 from harness.report.sections import arithmetic_lines, experiment_document
 from harness.report.tables.origin_tables import origin
 from harness.report.terminal import print_last, score_table, terminal, terminal_table

@@ -40,6 +40,14 @@ def read(path: Path) -> ExperimentReport:
     return found
 
 
+def experiment_file(path: Path) -> str | None:
+    """Return the file of the experiment that a report is of, empty for harness.yaml; None where unknown."""
+    try:
+        return str(parse_json(path.read_text("utf-8"))["typed"]["config"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
 def paths(folder: Path) -> list[Path]:
     """List the files of a folder that look like reports, the latest first."""
     files = (path for path in folder.glob("*.json") if _begins_like_one(path))

@@ -32,6 +32,7 @@ from harness.evaluation.judges.judge_drift import anchors_of, check_anchors
 from harness.evaluation.judges.judge_prompts import LIMITS, Order, grade_value, judge_messages, read_grade
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
+from harness.formatting import pluralize
 from harness.metrics import normalize
 from harness.models.hf import Candidate
 from harness.models.hub import ModelSource, has_chat_template, load_tokenizer
@@ -54,7 +55,7 @@ def grade_answers(session: Session, answers: Sequence[Ungraded]) -> None:
     """
     once = list({one.key: one for one in answers}.values())
     judged, judge = once[0].judged, once[0].judge
-    label = f"{judged.metric}: {len(once):,} answers graded by {judge.name}"
+    label = f"{judged.metric}: {pluralize(len(once), 'answer')} graded by {judge.name}"
     with session.progress.stage(label) as advance:
         kept: list[Grade] = []
 

@@ -16,6 +16,7 @@ from harness.experiment.executors.dispatch import run_jobs
 from harness.experiment.executors.job_runner import Known, Outcome, written_assignment
 from harness.experiment.executors.work_plan import Job, WorkPlan, plan_work
 from harness.experiment.preparation.scope import Scope
+from harness.formatting import pluralize
 from harness.models.hardware import torch_threads
 from harness.records import Run
 from harness.store.layout import CLAIMS, remove_folder
@@ -77,7 +78,9 @@ def make_on_workers(
         ):
             plan = plan_of(session, requests, found, pool.size, scope)
             if plan.needs:
-                label = f"{plan} on {pool.size} workers ({session.experiment.execution.executor})"
+                label = (
+                    f"{plan} on {pluralize(pool.size, 'worker')} ({session.experiment.execution.executor})"
+                )
                 with session.progress.stage(label) as advance:
                     failed = run_jobs(plan.needs, pool, session.controls, advance, session.store.folder)
                 _keep_failures(session, plan, failed)

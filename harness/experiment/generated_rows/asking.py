@@ -16,7 +16,7 @@ from harness.evaluation import costs
 from harness.evaluation.costs.budget import Budget, Spend
 from harness.experiment.generated_rows.answer_book import AnswerBook, Asked
 from harness.experiment.generated_rows.writers import Writer
-from harness.formatting import count, usd
+from harness.formatting import count, pluralize, usd
 from harness.models.hf import Candidate
 from harness.progress import Progress
 from harness.records import Output, PromptText
@@ -50,7 +50,7 @@ class Plan(NamedTuple):
     def __str__(self) -> str:
         """Render as one line."""
         known = f", {count(self.known)} of them answered before" if self.known else ""
-        said = f"{count(self.requests)} requests{known}: some {count(self.read)} tokens read"
+        said = f"{pluralize(self.requests, 'request')}{known}: some {count(self.read)} tokens read"
         priced = "at no known price" if self.cost_usd is None else f"at most {usd(self.cost_usd)} USD"
         return f"{said}, at most {count(self.generated)} written, {priced}"
 

@@ -32,7 +32,7 @@ from harness.experiment.generated_rows.source_checks import (
 )
 from harness.experiment.generated_rows.writers import candidate_writer
 from harness.experiment.runs.k_fold import refuse_folds
-from harness.formatting import count
+from harness.formatting import pluralize
 from harness.metrics import Metric, normalize
 from harness.prompting import Step
 from harness.records import Example, Limits, Output
@@ -111,7 +111,7 @@ def distill_rows(session: Session, name: str, asked: Distillation, out: str) -> 
     refuse_unpriced(candidate, writer.planned(1, 1), asked.max_cost)
     prompts = _prompts(session, candidate, rows, asked)
     asking = Asking(writer, asked.max_cost, session.progress)
-    answers = asking.answers(prompts, f"{count(len(prompts))} answers of {name}")
+    answers = asking.answers(prompts, f"{pluralize(len(prompts), 'answer')} of {name}")
     spent = spent_on(writer, [one for one in _once(prompts, answers) if one.finish_reason != "error"])
     metric = None if session.target.judged else session.target.primary
     scores = [

@@ -145,7 +145,7 @@ def _draw(
         for example in examples
         for place in range(by.samples)
     ]
-    outputs = iter(asking.answers(asked, f"{count(len(asked))} answers of {candidate.name}"))
+    outputs = iter(asking.answers(asked, f"{pluralize(len(asked), 'answer')} of {candidate.name}"))
     return [
         _usable([next(outputs) for _ in range(by.samples)], truncated=task.truncated_scores) for _ in examples
     ]

@@ -20,7 +20,7 @@ from harness.experiment.check_rows import Brief, check_target
 from harness.experiment.preflight.candidate_costs import Cost, checkpoints_gb, estimate_costs
 from harness.experiment.preparation.candidate_problems import key_problems
 from harness.experiment.run_preview import recipe_warnings, short_judges
-from harness.formatting import count
+from harness.formatting import count, pluralize
 from harness.models import hardware, vllm
 from harness.models.hardware import Machine, Memory, probe
 from harness.models.vllm import server as vllm_server
@@ -179,9 +179,9 @@ def _experiment(session: Session) -> tuple[str, ...]:
     items = session.target.items
     rows = f"{count(len(items.train))} training, {count(len(items.validation))} validation, "
     target = f"target {session.target.task.name}: {rows}{count(len(items.test))} test rows"
-    others = [_count_things(items.pairs, "pairs"), _count_things(items.documents, "documents")]
+    others = [_count_things(items.pairs, "pair"), _count_things(items.documents, "document")]
     n_items = sum(len(m.items.test) for m in session.suites)
-    suites = f"suites: {count(len(session.suites))} tasks, {count(n_items)} items"
+    suites = f"suites: {pluralize(len(session.suites), 'task')}, {pluralize(n_items, 'item')}"
     said = (*items.overlap, *training_notes(session))
     return (*models, ", ".join([target, *filter(None, others)]), *said, suites)
 
@@ -196,4 +196,4 @@ def _data(session: Session, problems: list[Problem]) -> Brief | None:
 
 
 def _count_things(things: tuple[object, ...], what: str) -> str:
-    return f"{count(len(things))} {what}" if things else ""
+    return pluralize(len(things), what) if things else ""
