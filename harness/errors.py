@@ -11,7 +11,7 @@ command shows everything that has to be mended.
 """
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -32,9 +32,10 @@ class Problem:
 
 
 class HarnessError(Exception):
-    """Something failed while working."""
+    """Something failed while working; `complete` adds to its text what the next command needs as well."""
 
     exit_code = 1
+    complete: Callable[[str], str] = staticmethod(str)
 
 
 class UserError(HarnessError):

@@ -505,6 +505,26 @@ def test_a_report_without_runs_ends_with_5(harness, tiny, tmp_path):
     assert "harness compare" in harness("report", check=5).stderr
 
 
+@pytest.mark.parametrize("verb", [("report",), ("rescue", "lora")])
+def test_the_next_step_of_an_error_repeats_the_file_and_the_overrides(harness, copy, verb):
+    (copy / "harness.yaml").rename(copy / "my rows.yaml")
+    said = harness(*verb, "-c", "my rows.yaml", "seeds=[7]", cwd=copy).stderr
+    assert "harness compare -c 'my rows.yaml' 'seeds=[7]'" in said
+
+
+def test_commands_that_say_their_options_and_words_that_are_no_next_step_stay_as_they_are():
+    typed = CommandLine("a.yaml", ("seeds=[7]",))
+    own = "found no run; next: harness compare --candidates lora -c a.yaml 'seeds=[7]', or harness gate"
+    assert typed.complete(own) == own
+    other = "found another harness compare at work; expected to be alone; next: wait"
+    assert typed.complete(other) == other
+    assert CommandLine().complete("next: harness compare") == "next: harness compare"
+    bare = "a: found x; next: harness compare --all-items first\nb: found y; next: harness compare"
+    first, second = typed.complete(bare).splitlines()
+    assert first.endswith("next: harness compare -c a.yaml 'seeds=[7]' --all-items first")
+    assert second.endswith("next: harness compare -c a.yaml 'seeds=[7]'")
+
+
 def test_the_list_of_runs_says_what_each_takes_and_all_together(harness, copy):
     done = harness("runs", "list", cwd=copy, check=0)
     lora = next(line for line in done.stdout.splitlines() if line.startswith("tiny-lora"))

@@ -50,10 +50,15 @@ def folder_of(path):
 
 def test_a_target_that_the_reference_does_not_hold_is_named_as_not_watched(declared_later, tmp_path):
     shutil.copytree(declared_later.parent, tmp_path / "copy")
-    found = Calendar(tmp_path / "copy" / "harness.yaml").night(2, STILL)
-    (line,) = found.lines
+    calendar = Calendar(tmp_path / "copy" / "harness.yaml")
+    (line,) = calendar.night(2, STILL).lines
     assert set(line.series) == {"target", "general"}
-    assert "; not watched: counter, of which the reference holds no rows; harness compare" in line.sentence
+    compare = calendar.loaded.typed.command("compare")
+    assert (
+        f"; not watched: counter, of which the reference holds no rows; next: {compare}, then"
+        in line.sentence
+    )
+    assert f" -c {calendar.loaded.typed.config}" in compare
     (_, last) = read_nights(folder_of(tmp_path / "copy" / "harness.yaml"))
     assert last.candidates[0].unwatched == ("counter",)
 

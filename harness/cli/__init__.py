@@ -54,7 +54,7 @@ def main() -> None:
         _refuse_renamed(argv)
         app(args=argv, standalone_mode=True)
     except HarnessError as error:
-        say(f"error: {error}")
+        say(f"error: {error.complete(str(error))}")
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno is None:

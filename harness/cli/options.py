@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
-from harness.errors import Problem, UserError
+from harness.errors import HarnessError, Problem, UserError
 
 if TYPE_CHECKING:
     from harness.config import CommandLine, Loaded
@@ -99,7 +99,13 @@ def _spell_out(function: Callable[..., None]) -> Callable[..., None]:
         whole = {
             name: kind(**{field: given.pop(field) for field in kind._fields}) for name, kind in tuples.items()
         }
-        function(**given, **whole)
+        try:
+            function(**given, **whole)
+        except HarnessError as error:
+            at = next((one for one in whole.values() if isinstance(one, ExperimentFile)), None)
+            if at or "config" in given:
+                error.complete = (at or ExperimentFile(config=given["config"])).command_line().complete
+            raise
 
     defaults = {name: one.default for name, one in signature(function).parameters.items()}
     parameters = list(_parameters(kinds, defaults))

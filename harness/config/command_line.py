@@ -3,12 +3,14 @@
 Invariant: what is written can be pasted into a shell.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import join
 from typing import NamedTuple
 
 _DEFAULT = Path("harness.yaml")
+_NEXT = re.compile(r"(next|try): .*")
 
 
 class CommandLine(NamedTuple):
@@ -23,6 +25,13 @@ class CommandLine(NamedTuple):
         config = ("-c", self.config) if self.config else ()
         kept = [one for one in self.overrides if words[0] == "compare" or not one.startswith("execution.")]
         return join(["harness", *words, *config, *kept])
+
+    def complete(self, text: str) -> str:
+        """Repeat the options in each `harness compare` of what a text says to do next, where it has none."""
+        whole = self.command("compare")
+        options = whole.removeprefix("harness compare")
+        bare = re.compile(rf"harness compare(?![^;\n]*{re.escape(options)})")
+        return _NEXT.sub(lambda said: bare.sub(lambda _: whole, said[0]), text) if options else text
 
 
 def command_line(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = ()) -> CommandLine:

@@ -51,7 +51,9 @@ def status(path: Path, today: str) -> Status:
     state, nights = read_state(folder), read_nights(folder)
     experiment = loaded.experiment
     last = (
-        add_remarks(build_report(experiment.name, experiment.nightly, nights, state), nights[-1])
+        add_remarks(
+            build_report(experiment.name, experiment.nightly, nights, state), nights[-1], loaded.typed
+        )
         if nights
         else None
     )

@@ -97,7 +97,9 @@ def run_prepared(session: Session, loaded: Loaded, day: date, publish: Publish |
             write_night(session.store, folder, night)
             store.end(session.store, f"nightly-{experiment.name}")
             nights.append(night)
-        report = add_remarks(build_report(experiment.name, experiment.nightly, nights, state), nights[-1])
+        report = add_remarks(
+            build_report(experiment.name, experiment.nightly, nights, state), nights[-1], loaded.typed
+        )
         if publish is not None:
             publish(report)
         if report.new:

@@ -6,29 +6,34 @@ Invariant: no verdict changes; sentences alone do, those of alarms with them.
 from collections.abc import Iterator
 from dataclasses import replace
 
+from harness.config import CommandLine
 from harness.nightly.alarm import NightReport
 from harness.nightly.judged_changes import judged_sentence
 from harness.nightly.state import Night, Watched
 
 
-def add_remarks(report: NightReport, night: Night) -> NightReport:
-    """Return the report of a night with the remarks on each candidate in its sentence."""
-    more = {one.name: "".join(f"; {said}" for said in _remarks(one)) for one in night.candidates}
-    lines = tuple(replace(line, sentence=line.sentence + more.get(line.name, "")) for line in report.lines)
+def add_remarks(report: NightReport, night: Night, typed: CommandLine) -> NightReport:
+    """Return a night's report with the remarks on each candidate in its sentence; commands as `typed`."""
+    more = {one.name: "".join(f"; {said}" for said in _remarks(one, typed)) for one in night.candidates}
+    lines = tuple(
+        replace(line, sentence=typed.complete(line.sentence) + more.get(line.name, ""))
+        for line in report.lines
+    )
     raised = {line.name: line.sentence for line in lines}
     new = tuple(replace(a, sentence=raised.get(a.about, a.sentence)) for a in report.new)
     return replace(report, lines=lines, new=new)
 
 
-def _remarks(one: Watched) -> Iterator[str]:
+def _remarks(one: Watched, typed: CommandLine) -> Iterator[str]:
     """Yield what people's labels say of a night, and which targets were not watched."""
     if one.judged and (said := judged_sentence(one.judged)):
         yield said
     if one.unwatched:
         lacking = f"{', '.join(one.unwatched)}, of which the reference holds no rows"
-        yield f"not watched: {lacking}; harness compare, then {_pin_again(one)}"
+        yield f"not watched: {lacking}; next: {typed.command('compare')}, then {_pin_again(one, typed)}"
 
 
-def _pin_again(one: Watched) -> str:
-    champion = one.name.startswith("champion ")
-    return "harness promote" if champion else f"harness nightly ack {one.name} --new-reference"
+def _pin_again(one: Watched, typed: CommandLine) -> str:
+    if one.name.startswith("champion "):
+        return typed.command("promote")
+    return typed._replace(overrides=()).command("nightly", "ack", one.name, "--new-reference")
