@@ -10,6 +10,7 @@ import pytest
 from checked_rows import LABELS, alarms, clean_rows, lines, reading, write
 from typer.testing import CliRunner
 
+from harness import config as configuration
 from harness.cli import app
 from harness.data import check
 from harness.data.check._table import Reading, read_table
@@ -174,14 +175,63 @@ def test_the_rows_of_a_task_are_checked_as_the_task_reads_them(tmp_path, monkeyp
     assert said.command == "harness data check a.jsonl --test b.jsonl --prompt text --reference label"
 
 
-def test_a_command_names_the_files_that_it_reads_and_writes(find):
-    rows = clean_rows()
+def with_mail(n=60):
+    rows = clean_rows(n)
     rows[0]["text"] += " ann.lee@example.org"
-    (found,) = alarms(find(rows, "personal_data"))
-    path = found.rows[0].removesuffix(":1")
-    command = f"harness data clean {path} --out {path.replace('.jsonl', '.clean.jsonl')}"
-    assert found.command.startswith("harness dashboard  # ")
-    assert found.command.endswith(f"{command} --decisions {path}.decisions.json")
+    return rows
+
+
+def decide_command(*arguments):
+    found = json.loads(run(*arguments, "--json").stdout)["findings"]
+    return next(f["command"] for f in found if f["check"] == "personal_data")
+
+
+def test_the_dashboard_is_named_where_its_data_page_shows_the_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "rows.jsonl", with_mail())
+    experiment = Path("mail/harness.yaml")
+    assert CliRunner().invoke(app, ["init", "mail", "--data", "rows.jsonl"]).exit_code == 0
+    own = "rows.jsonl --out rows.clean.jsonl --decisions rows.jsonl.decisions.json"
+    command = f"harness dashboard -c mail/harness.yaml  # its Data page, then: harness data clean {own}"
+    assert decide_command("rows.jsonl", "-c", experiment) == command
+    write(tmp_path / "other.jsonl", with_mail())
+    assert decide_command("other.jsonl", "-c", experiment).startswith("harness init other --data other.jsonl")
+
+
+@pytest.mark.parametrize("n_empty", [0, 20])
+def test_without_an_experiment_the_command_makes_one_of_rows_that_init_takes(tmp_path, monkeypatch, n_empty):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows").mkdir()
+    write(
+        tmp_path / "rows.jsonl", [*with_mail(), *({"text": f"no {i}", "label": ""} for i in range(n_empty))]
+    )
+    last = run("rows.jsonl").stdout.splitlines()[-1]
+    made, _, then = decide_command("rows.jsonl").partition("  # its Data page, then: ")
+    if n_empty:
+        assert CliRunner().invoke(app, shlex.split(last.partition("; next: harness ")[2])).exit_code == 0
+    init, dashboard = made.split(" && ")
+    assert CliRunner().invoke(app, shlex.split(init)[1:]).exit_code == 0
+    assert dashboard == "harness dashboard -c rows-2/harness.yaml"
+    file = "rows.clean.jsonl" if n_empty else "rows.jsonl"
+    target = configuration.load(Path("rows-2/harness.yaml")).experiment.target
+    assert target.data.all == str(tmp_path / file)
+    new = file.replace(".jsonl", ".clean.jsonl")
+    assert then == f"harness data clean {file} --out {new} --decisions {file}.decisions.json"
+
+
+def test_an_experiment_that_is_not_there_is_refused(tmp_path):
+    found = run(write(tmp_path / "rows.jsonl", clean_rows(40)), "-c", tmp_path / "none.yaml").exception
+    assert "none.yaml: found no file" in str(found)
+
+
+def test_rows_of_the_hub_are_written_to_a_file_before_they_are_decided_on():
+    hub = "hub:owner/mails"
+    mail = check.Finding("personal_data", "warning", "", "", 1, 9, (f"{hub}:1",), command=check.DECIDE)
+    (filled,) = fill_commands([mail], [hub])
+    made = (
+        "harness data clean hub:owner/mails --out mails.clean.jsonl && harness init mails --data mails.clean."
+    )
+    assert filled.command.startswith(made)
 
 
 def test_a_page_is_never_written_over_rows(duplicated, tmp_path):

@@ -4,9 +4,10 @@ Invariant: what the user named goes before what is recognised, and nothing is wr
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from harness import stats
@@ -33,7 +34,10 @@ _SOURCE, _ROWS_A_SOURCE = "source", 5
 
 
 class Asked(NamedTuple):
-    """Files to check, test rows to hold them against, and what the user named of columns and model."""
+    """Files to check, test rows to hold them against, and what the user named of columns and model.
+
+    `pages` maps a file that the dashboard's Data page shows to the option that names its experiment.
+    """
 
     files: Sequence[str]
     test: Sequence[str] = ()
@@ -46,6 +50,7 @@ class Asked(NamedTuple):
     most: int = MOST_MODELLED
     embeddings: str | None = None
     date_format: str | None = None
+    pages: Mapping[str, str] = MappingProxyType({})
 
 
 class Checked(NamedTuple):
@@ -121,7 +126,8 @@ def examine_table(asked: Asked, reading: Reading, of_test: Reading | None = None
     tokenizer = tokenizer_of(asked.base) if asked.base else None
     found = check_rows(tables[0], Given(test, tokenizer, detectable, asked.most, encode), asked.only)
     columns, named = tables[0].columns, (reading.named, reading.columns)
-    return Checked(tables[0], tuple(fill_commands(found, tables[0].files, *named, columns)))
+    pages = {readers.display_path(absolute(path)): option for path, option in asked.pages.items()}
+    return Checked(tables[0], tuple(fill_commands(found, tables[0].files, *named, columns, pages)))
 
 
 def check_briefly(asked: Asked) -> Brief:
@@ -161,7 +167,8 @@ def _of_task(task: Task) -> Asked:
     train, tested = task.data.source("train"), [task.data.test] if task.data.test else []
     prompt = option_text(task.fields.prompt, Fields().prompt)
     reference = option_text(task.fields.reference, Fields().reference)
-    return Asked([train] if train else [], tested, prompt=prompt, reference=reference)
+    files = [train] if train else []
+    return Asked(files, tested, prompt=prompt, reference=reference, pages=dict.fromkeys(files, ""))
 
 
 def _brief(asked: Asked, checked: Checked) -> Brief:

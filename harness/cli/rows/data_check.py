@@ -5,13 +5,16 @@ otherwise.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from harness.cli.app import data_app, print_result, say
-from harness.cli.options import CONFIG, Argument, Config, Json, Option, verb
+from harness.cli.options import CONFIG, Argument, Config, Json, Option, config_option, verb
 from harness.formatting import pluralize
+
+if TYPE_CHECKING:
+    from harness.spec import Experiment
 
 _Columns = "the column, or a template over columns, where the guess is wrong."
 
@@ -55,16 +58,18 @@ def data_check(
 
     if html:
         refuse_page(html)
+    experiment = _experiment(config)
     asked = Asked(
         files,
         tuple(test or ()),
-        base or _base_of(config),
+        base or (experiment.base_model if experiment else None),
         prompt,
         reference,
         source,
         date,
         embeddings=embeddings,
         date_format=date_format,
+        pages=_pages(experiment, config),
     )
     table, findings = examine_rows(asked)
     title = f"Data check of {', '.join(table.files)}: {pluralize(table.n, 'row')}"
@@ -76,10 +81,16 @@ def data_check(
     raise typer.Exit(1 if any(f.severity in alarming for f in findings) else 0)
 
 
-def _base_of(config: Path) -> str | None:
-    """Return the base model that the experiment's file names, where there is one."""
-    if not config.is_file():
+def _experiment(config: Path) -> "Experiment | None":
+    """Read the experiment, where there is one or one is named."""
+    if config == CONFIG and not config.is_file():
         return None
     from harness import config as configuration
 
-    return configuration.load(config).experiment.base_model
+    return configuration.load(config).experiment
+
+
+def _pages(experiment: "Experiment | None", config: Path) -> dict[str, str]:
+    """Map the file of the target's training rows, which the Data page shows, to the experiment's option."""
+    train = experiment.target.data.source("train") if experiment else None
+    return {train: config_option(config)} if train else {}

@@ -41,12 +41,22 @@ def new_name(file: str, verb: str) -> str:
 
     A name that is taken gets a number.
     """
-    suffix = row_suffix(file)
-    stem = file[: len(file) - len(suffix)].rstrip("/")
+    return _free(f"{_stem(file)}.{verb}", "" if verb == "split" else row_suffix(file) or ".jsonl")
+
+
+def free_folder(file: str) -> str:
+    """Name a folder for an experiment on a file of rows, in the working directory."""
+    return _free(Path(_stem(file)).name)
+
+
+def _stem(file: str) -> str:
     if file.startswith(HUB):  # a data set of the hub has no folder here
-        stem = file.rpartition("/")[2].replace(":", "-")
-    ending = "" if verb == "split" else suffix or ".jsonl"
-    names = (f"{stem}.{verb}{f'-{i}' if i > 1 else ''}{ending}" for i in itertools.count(1))
+        return file.rpartition("/")[2].replace(":", "-")
+    return file[: len(file) - len(row_suffix(file))].rstrip("/")
+
+
+def _free(start: str, ending: str = "") -> str:
+    names = (f"{start}{f'-{i}' if i > 1 else ''}{ending}" for i in itertools.count(1))
     return next(name for name in names if not os.path.lexists(name))
 
 

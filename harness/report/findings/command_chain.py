@@ -7,18 +7,20 @@ they are to be split.
 
 import re
 import shlex
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 from harness.data.check import Finding
-from harness.data.edit.row_files import new_name
+from harness.data.edit.row_files import free_folder, new_name
 from harness.data.readers import file_of
 from harness.errors import as_argument
+from harness.spec import HUB
 
 _STEP = re.compile(r"harness data (?P<verb>clean|dedup|split) FILE(?P<before>.*?) --out OUT(?P<after>.*)")
 _VERBS = ("clean", "mix", "dedup", "split")  # in the order in which they are run
-_DECISIONS = " --decisions DECISIONS"
+_DASHBOARD, _DECISIONS = "harness dashboard", " --decisions DECISIONS"
 _SOURCES = ("source", "file", "from_file", "mixed_from")  # columns that may say which file a row is from
 
 
@@ -42,6 +44,7 @@ class _Steps(NamedTuple):
 
     of: dict[tuple[str, str], tuple[str, ...]]
     cleaned: dict[str, tuple[str, ...]]  # options of the file's cleaning
+    written: dict[str, str]  # what the file's cleaning writes
 
 
 def fill_commands(
@@ -50,15 +53,17 @@ def fill_commands(
     named: Sequence[str] = (),
     named_of_all: Sequence[str] = (),
     columns: Container[str] = (),
+    pages: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Finding]:
     """Put files, and the options that name columns, into the commands of findings.
 
     `named` are the options that the user gave, `named_of_all` those that read rows beside another column.
+    `pages` maps a file whose rows the dashboard's Data page shows to the option that names the experiment.
     """
     options = _Named(named, named_of_all or named)
     alarms = [f for f in findings if f.severity != "note"]
     steps = _chain(alarms, files, options, columns)
-    return [_fill(f, files, steps, options) for f in findings]
+    return [_fill(f, files, steps, options, pages) for f in findings]
 
 
 def order_commands(findings: Iterable[Finding]) -> list[str]:
@@ -67,12 +72,12 @@ def order_commands(findings: Iterable[Finding]) -> list[str]:
     return sorted(steps, key=lambda step: _VERBS.index(step.split()[2]))
 
 
-def _fill(finding: Finding, files: Sequence[str], steps: _Steps, named: _Named) -> Finding:
+def _fill(
+    finding: Finding, files: Sequence[str], steps: _Steps, named: _Named, pages: Mapping[str, str]
+) -> Finding:
     of = _files(finding, files)
     if _DECISIONS in finding.command:
-        options = (*steps.cleaned.get(of[0], ()), "--decisions", as_argument(f"{of[0]}.decisions.json"))
-        lead = finding.command.partition("harness data clean")[0]
-        return replace(finding, command=lead + _command(_Step("clean", (), options), of[0], named.by_user))
+        return replace(finding, command=_decide(finding.command, of[0], steps, named.by_user, pages))
     step = _step(finding)
     if step is None:
         return finding
@@ -82,6 +87,25 @@ def _fill(finding: Finding, files: Sequence[str], steps: _Steps, named: _Named) 
     comment = finding.command.partition("  # ")[2]
     command = " && ".join(commands)
     return replace(finding, command=f"{command}  # {comment}" if comment else command, steps=commands)
+
+
+def _decide(command: str, file: str, steps: _Steps, named: Sequence[str], pages: Mapping[str, str]) -> str:
+    """Write the command after which a file's rows are decided on, and the one that makes decisions true.
+
+    Where no experiment reads the rows, one is made of the cleaned ones: `init` refuses some that are not.
+    """
+    dashboard, asked = f"{_DASHBOARD}{pages.get(file, '')}", steps.cleaned.get(file, ())
+    if file not in pages:
+        written, asked = steps.written.get(file, file), ()
+        made = [_command(_Step("clean", (), ()), file, named)] if written.startswith(HUB) else []
+        written = new_name(file, "clean") if made else written
+        folder = as_argument(free_folder(file))
+        words = ("harness init", folder, "--data", as_argument(written), shlex.join(named))
+        dashboard = f"{_DASHBOARD} -c {folder}/harness.yaml"
+        dashboard, file = " && ".join((*made, " ".join(filter(None, words)), dashboard)), written
+    options = (*asked, "--decisions", as_argument(f"{file}.decisions.json"))
+    lead = command.partition("harness data clean")[0].replace(_DASHBOARD, dashboard)
+    return lead + _command(_Step("clean", (), options), file, named)
 
 
 def _chain(alarms: Sequence[Finding], files: Sequence[str], named: _Named, columns: Container[str]) -> _Steps:
@@ -98,15 +122,16 @@ def _chain(alarms: Sequence[Finding], files: Sequence[str], named: _Named, colum
             cleaned[file] = step.after
             out["clean", file] = (_command(step, file, named.by_user),)
             now[file] = new_name(file, "clean")
+    written = dict(now)
     is_split = any(verb == "split" for verb, _ in wanted)
     if len(files) > 1 and (is_split or any(map(_lies_in_two_files, alarms))):
         joining, mixed = _mix([now[file] for file in files], columns)
-        return _Steps(out | dict(_joined(wanted, files, mixed, joining, named.by_all)), cleaned)
+        return _Steps(out | dict(_joined(wanted, files, mixed, joining, named.by_all)), cleaned, written)
     for verb, file in ((verb, file) for verb in ("dedup", "split") for file in files):
         if asked := wanted.get((verb, file)):
             out[verb, file] = (_command(_join(verb, asked), now[file], named.by_user),)
             now[file] = new_name(now[file], verb)
-    return _Steps(out, cleaned)
+    return _Steps(out, cleaned, written)
 
 
 def _joined(
