@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness import config
+from harness.config.rubrics import read_rubric
 from harness.data import load_task, suite_contamination
 from harness.data.examples import Sourced
 from harness.data.training_rows import load_training_rows
@@ -208,3 +209,52 @@ def test_a_key_that_may_be_a_misspelt_one_is_not_missed_besides(tmp_path, monkey
     Path("harness.yaml").write_text("target:\n  name: x\n  data:\n    al: a.jsonl\n    folds: 5\n")
     said = [p.found for p in problems(lambda: config.load(Path("harness.yaml")))]
     assert not [found for found in said if "no rows to deal" in found]
+
+
+@pytest.mark.parametrize(
+    ("data", "recipe", "found"),
+    [
+        (
+            "{documents: rows.jsonl, test: rows.jsonl, folds: 5, changes: {test: rows.jsonl}}",
+            "prompt",
+            ["folds: 5, and a test file", "folds: 5, and changes", "folds: 5, and no rows to deal"],
+        ),
+        (
+            "{all: rows.jsonl}",
+            "{method: lora, mix: {files: {rows.jsonl: 0.5}, temperature: 2, replacement: true}}",
+            [
+                "a mixture needs two files or more",
+                "replacement without rows",
+                "shares of files and a temperature",
+                "shares that add up to 0.5",
+            ],
+        ),
+        (
+            "{all: rows.jsonl}",
+            "{decoding: {samples: 3, top_p: 0.5, choose: best}}",
+            ["3 samples at temperature 0", "choose: best and by", "top_p at temperature 0"],
+        ),
+        (
+            "{all: rows.jsonl}",
+            "{method: lora, train: rows.jsonl, mix: {rows.jsonl: 0, b.jsonl: 1}, subject_to: {forgetting: 0}}",
+            ["a share that is not above 0", "subject_to bounds", "train and mix both"],
+        ),
+    ],
+)
+def test_all_that_the_keys_of_one_mapping_disagree_on_is_said_at_once(tmp_path, data, recipe, found):
+    for name in ("rows.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text("{}\n")
+    file = tmp_path / "harness.yaml"
+    file.write_text(f"name: x\ntarget:\n  name: x\n  data: {data}\ncandidates:\n  lora: {recipe}\n")
+    said = problems(lambda: config.load(file))
+    texts = sorted(p.found for p in said)
+    assert len(texts) == len(found), texts
+    assert all(text.startswith(begins) for text, begins in zip(texts, found, strict=True)), texts
+    assert {p.expected for p in said} == {"keys that agree with each other"}
+
+
+def test_all_that_a_rubric_disagrees_on_is_said_at_once(tmp_path):
+    file = tmp_path / "rubric.yaml"
+    file.write_text("criteria: Is it right?\npanel: [smollm2-135m]\nmax_cost: 1\n")
+    texts = sorted(p.found for p in problems(lambda: read_rubric(file)))
+    assert [text.partition(" ")[0] for text in texts] == ["a", "max_cost"]

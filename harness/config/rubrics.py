@@ -9,7 +9,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from harness import plugins
 from harness.config.files import missing_file, read_file
@@ -27,7 +27,7 @@ from harness.config.problems import Keys, Tree, problems_of
 from harness.config.salvage import salvage
 from harness.errors import Problem, UserError
 from harness.records import LabelSet, digest
-from harness.spec import JUDGE, Spec, Task, TokenPrices, metric_name, metric_parts
+from harness.spec import JUDGE, Spec, Task, TokenPrices, metric_name, metric_parts, rule
 
 YES_NO = "yes/no"
 _MOST_GRADES = 100  # steps of a scale
@@ -39,12 +39,11 @@ class Scale(Spec):
     min: int = Field(ge=0)
     max: int = Field(ge=1)
 
-    @model_validator(mode="after")
-    def _check_scale(self) -> "Scale":
+    @rule
+    def _check_scale(self) -> Iterator[str]:
         if not 0 < self.max - self.min <= _MOST_GRADES:
             found = f"a scale from {self.min} to {self.max}"
-            raise ValueError(f"{found}; max lies 1 to {_MOST_GRADES} above min, and is the best grade")
-        return self
+            yield f"{found}; max lies 1 to {_MOST_GRADES} above min, and is the best grade"
 
 
 class GradedExample(Spec):
@@ -97,35 +96,34 @@ class Rubric(Spec):
     max_cost: float | None = Field(None, gt=0)
     usd_per_million_tokens: TokenPrices | None = None
 
-    @model_validator(mode="after")
-    def _check_judges(self) -> "Rubric":
+    @rule
+    def _check_judges(self) -> Iterator[str]:
         if (self.judge is None) == (not self.panel):
-            raise ValueError("judge and panel; write one of the two: judge: NAME, or panel: [NAME, NAME]")
+            yield "judge and panel; write one of the two: judge: NAME, or panel: [NAME, NAME]"
         if len(self.panel) == 1:
-            raise ValueError("a panel of one judge; list two judges or more, or write judge: in its place")
+            yield "a panel of one judge; list two judges or more, or write judge: in its place"
         own = ["usd_per_million_tokens" in one for one in self.judges if is_endpoint(one)]
-        if self.max_cost is not None and not (self.usd_per_million_tokens or (own and all(own))):
-            raise ValueError("max_cost without usd_per_million_tokens, by which the cost is counted")
-        return self
+        if (
+            self.judges
+            and self.max_cost is not None
+            and not (self.usd_per_million_tokens or (own and all(own)))
+        ):
+            yield "max_cost without usd_per_million_tokens, by which the cost is counted"
 
-    @model_validator(mode="after")
-    def _check_pairs(self) -> "Rubric":
+    @rule
+    def _check_pairs(self) -> Iterator[str]:
         if self.mode == "pairwise" and (
             other := {"scale", "examples", "reference", "passages"} & self.model_fields_set
         ):
             said = "the better answer is A, B or tie, and one of the two is the reference"
-            raise ValueError(f"mode: pairwise with {', '.join(sorted(other))}; {said}")
-        return self
+            yield f"mode: pairwise with {', '.join(sorted(other))}; {said}"
 
-    @model_validator(mode="after")
-    def _check_examples(self) -> "Rubric":
+    @rule
+    def _check_examples(self) -> Iterator[str]:
         known = self.grades
         for example in self.examples:
             if str(example.grade) not in known:
-                raise ValueError(
-                    f"an example with grade {example.grade}, which is none of {', '.join(known)}"
-                )
-        return self
+                yield (f"an example with grade {example.grade}, which is none of {', '.join(known)}")
 
     @property
     def grades(self) -> tuple[str, ...]:

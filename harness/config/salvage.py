@@ -13,6 +13,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from harness.spec import Disagreements
+
 _Model = TypeVar("_Model", bound=BaseModel)
 _Place = tuple[str | int, ...]
 _Said = tuple[_Place, str]
@@ -29,12 +31,19 @@ def salvage(model: type[_Model], value: Any) -> _Model | None:
 
 
 def refusals(model: type[BaseModel], value: Any) -> Sequence[Any]:
-    """List pydantic's errors of a value."""
+    """List pydantic's errors of a value, one for each thing that its keys disagree on."""
     try:
         model.model_validate(value)
     except ValidationError as error:
-        return error.errors(include_url=False)
+        return [one for e in error.errors(include_url=False) for one in _one_by_one(e)]
     return []
+
+
+def _one_by_one(error: Any) -> list[Any]:
+    """Part an error of pydantic's into one for each disagreement."""
+    raised = error.get("ctx", {}).get("error")
+    texts = raised.problems if isinstance(raised, Disagreements) else ()
+    return [{**error, "ctx": {"error": text}} for text in texts] or [error]
 
 
 def disagreements(model: type[BaseModel], value: Any) -> list[Any]:
@@ -120,6 +129,8 @@ def _broken_rules(made: BaseModel) -> list[str]:
     for rule in _rules(type(made), "after"):
         try:
             rule(made)
+        except Disagreements as error:
+            said += error.problems
         except ValueError as error:
             said.append(str(error))
         except (AttributeError, TypeError, LookupError):

@@ -4,9 +4,10 @@ Invariant: every model is frozen and refuses unknown keys; paths are kept as wri
 whoever reads a file resolves them against that file's folder (see `config`).
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from harness.spec.decoding import MEAN_LOGPROB, Decoding
 from harness.spec.execution import ExecutionPolicy
@@ -33,6 +34,7 @@ from harness.spec.values import (
     EVALUATE,
     HUB,
     JUDGE,
+    Disagreements,
     Engine,
     Kind,
     Margin,
@@ -44,6 +46,7 @@ from harness.spec.values import (
     is_path,
     metric_name,
     metric_parts,
+    rule,
 )
 
 
@@ -94,24 +97,21 @@ class Experiment(Spec):
             raise ValueError(f"seeds {list(seeds)}, one of them twice")
         return seeds
 
-    @model_validator(mode="after")
-    def _check_folds(self) -> "Experiment":
+    @rule
+    def _check_folds(self) -> Iterator[str]:
         named = [task.name for task in self.tasks[1:] if task.data.folds]
         if named:
-            raise ValueError(
-                f"folds at {', '.join(named)}: only the target is trained on, and tested in folds"
-            )
+            yield (f"folds at {', '.join(named)}: only the target is trained on, and tested in folds")
         if self.target.data.folds and len(self.seeds) > 1:
-            raise ValueError(
+            yield (
                 f"folds: {self.target.data.folds}, and {len(self.seeds)} seeds: each fold is a training of "
                 "its own, and their spread stands in the intervals; leave one of the two out"
             )
         if self.target.data.folds and self.gate.target.win_rate is not None:
-            raise ValueError(
+            yield (
                 f"folds: {self.target.data.folds}, and gate.target.win_rate: its interval would forget what "
                 "the models of the folds differ by; set gate.target.gain or min, or name a file of test rows"
             )
-        return self
 
     @property
     def tasks(self) -> tuple[Task, ...]:

@@ -4,11 +4,12 @@ Invariant: what is accepted draws answers that may differ, and picks among them 
 Source: Holtzman et al. 2020, arXiv:1904.09751 (`top_p`); Wang et al. 2023, arXiv:2203.11171 (`majority`).
 """
 
+from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from harness.spec.values import JUDGE, Spec
+from harness.spec.values import JUDGE, Spec, rule
 
 MEAN_LOGPROB = "mean_logprob"
 
@@ -38,26 +39,22 @@ class Decoding(Spec):
         by = self.by or ""
         return "" if by == MEAN_LOGPROB or by.startswith(JUDGE) else by
 
-    @model_validator(mode="after")
-    def _check_temperature(self) -> "Decoding":
+    @rule
+    def _check_temperature(self) -> Iterator[str]:
         if self.temperature == 0 and self.samples > 1:
-            raise ValueError(
+            yield (
                 f"{self.samples} samples at temperature 0, which are one and the same answer; write a "
                 "temperature, such as 0.7, or samples: 1"
             )
         if self.temperature == 0 and self.top_p < 1:
-            raise ValueError(
-                "top_p at temperature 0, where nothing is drawn; write a temperature, such as 0.7"
-            )
-        return self
+            yield ("top_p at temperature 0, where nothing is drawn; write a temperature, such as 0.7")
 
-    @model_validator(mode="after")
-    def _check_choice(self) -> "Decoding":
+    @rule
+    def _check_choice(self) -> Iterator[str]:
         if self.choose != "first" and self.samples == 1:
-            raise ValueError(f"choose: {self.choose} of one sample; write samples: 5, or more")
+            yield f"choose: {self.choose} of one sample; write samples: 5, or more"
         if (self.choose == "best") != (self.by is not None):
-            raise ValueError(
+            yield (
                 f"choose: best and by, which need each other; write by: {MEAN_LOGPROB}, a judge "
                 "or a candidate that makes a reward model"
             )
-        return self

@@ -3,11 +3,12 @@
 Invariant: the short form of a mixture, files with their weights, and what it stands for are the same.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import Field, model_validator
 
-from harness.spec.values import Spec
+from harness.spec.values import Spec, rule
 
 
 class Mix(Spec):
@@ -28,22 +29,21 @@ class Mix(Spec):
     def _expand_files(cls, data: Any) -> Any:
         return {"files": data} if isinstance(data, dict) and data and "files" not in data else data
 
-    @model_validator(mode="after")
-    def _check_shares(self) -> "Mix":
+    @rule
+    def _check_shares(self) -> Iterator[str]:
         if len(set(self.files)) < 2 or len(set(self.files)) < len(self.files):
-            raise ValueError("a mixture needs two files or more, each once")
+            yield "a mixture needs two files or more, each once"
         if isinstance(self.files, dict):
             if self.temperature is not None:
-                raise ValueError("shares of files and a temperature: leave one out")
-            if any(not share > 0 for share in self.files.values()):
-                raise ValueError("a share that is not above 0")
+                yield "shares of files and a temperature: leave one out"
             total = sum(self.files.values())
-            if abs(total - 1) > 1e-6:
+            if any(not share > 0 for share in self.files.values()):
+                yield "a share that is not above 0"
+            elif abs(total - 1) > 1e-6:
                 even = ", ".join(f"{share / total:.4g}" for share in self.files.values())
-                raise ValueError(f"shares that add up to {total:g}, not to 1: perhaps {even}")
+                yield f"shares that add up to {total:g}, not to 1: perhaps {even}"
         if self.replacement and self.rows is None:
-            raise ValueError("replacement without rows: say how many to draw")
-        return self
+            yield "replacement without rows: say how many to draw"
 
     @property
     def paths(self) -> tuple[str, ...]:

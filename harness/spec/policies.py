@@ -3,11 +3,12 @@
 Invariant: no policy enters the identity of a run; what is stored is judged by the policy of today.
 """
 
+from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from harness.spec.values import JUDGE, Fraction, Margin, Need, Spec
+from harness.spec.values import JUDGE, Fraction, Margin, Need, Spec, rule
 
 PEOPLE = "people"  # who rate pairs of answers on the Rate page
 
@@ -147,14 +148,13 @@ class AcceleratePolicy(Spec):
     gpu_ids: str = Field("all", pattern=r"^(all|\d+(,\d+)*)$")
     main_process_port: int = Field(0, ge=0, le=65_535)
 
-    @model_validator(mode="after")
-    def _shards_of_several(self) -> "AcceleratePolicy":
+    @rule
+    def _shards_of_several(self) -> Iterator[str]:
         kind = f"distributed_type: {self.distributed_type}"
         if self.shards and self.num_processes == 1:
-            raise ValueError(f"{kind} with num_processes: 1; write num_processes: 2 or more")
+            yield f"{kind} with num_processes: 1; write num_processes: 2 or more"
         if "zero_stage" in self.model_fields_set and self.distributed_type != "DEEPSPEED":
-            raise ValueError(f"zero_stage with {kind}; write distributed_type: DEEPSPEED")
-        return self
+            yield f"zero_stage with {kind}; write distributed_type: DEEPSPEED"
 
     @property
     def shards(self) -> str:

@@ -3,6 +3,7 @@
 Invariant: a short form and what it stands for are the same recipe.
 """
 
+from collections.abc import Iterator
 from itertools import product
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from harness.spec.decoding import Decoding
 from harness.spec.mixture import Mix
 from harness.spec.search_space import Pruner, SubjectTo, ends, spread
-from harness.spec.values import BASE, Spec
+from harness.spec.values import BASE, Spec, rule
 
 PROMPTS = ("system", "template", "answer", "prompting")  # keys that say how a candidate is asked
 PLUGINS = {"prompting": "prompting", "regularize": "regularizers"}  # keys of a recipe: plugins of this kind
@@ -143,8 +144,8 @@ class Recipe(Spec):
     def _expand_short_forms(cls, data: Any) -> Any:
         return spell_out(data) if isinstance(data, dict) else data
 
-    @model_validator(mode="after")
-    def _check_sources(self) -> "Recipe":
+    @rule
+    def _check_sources(self) -> Iterator[str]:
         own = (
             self.params,
             self.init_from,
@@ -164,26 +165,23 @@ class Recipe(Spec):
             self.corrupt,
         )
         if self.weights_of and (self.method != BASE or any(own)):
-            raise ValueError(
+            yield (
                 "weights_of takes another candidate's weights: leave out method, params, init_from, merges, "
                 "reward, path, base_model, quantization, sweep, search, prune, subject_to, regularize, "
                 "track, train, mix and corrupt"
             )
         if self.serve_merged and not self.weights_of:
-            raise ValueError("serve_merged is a candidate of its own: add weights_of, the adapter it merges")
+            yield "serve_merged is a candidate of its own: add weights_of, the adapter it merges"
         if (self.init_from or self.merges) and (self.base_model or self.quantization):
             key = "init_from takes" if self.init_from else "merges takes"
-            raise ValueError(f"{key} another candidate's base: leave out base_model and quantization")
+            yield f"{key} another candidate's base: leave out base_model and quantization"
         if self.sweep and self.search:
-            raise ValueError("sweep and search both say what is tried: leave one out")
+            yield "sweep and search both say what is tried: leave one out"
         if len(self.prune) > 1:
-            raise ValueError(f"prune names {len(self.prune)} pruners: leave one")
+            yield f"prune names {len(self.prune)} pruners: leave one"
         if self.prune and not (self.search and self.track):
-            raise ValueError(
-                "prune ends trials of a search at tracked points: add search, and track: {points: 4}"
-            )
+            yield ("prune ends trials of a search at tracked points: add search, and track: {points: 4}")
         if self.subject_to and not self.tried:
-            raise ValueError("subject_to bounds what a sweep or search chooses: add one, or leave it out")
+            yield "subject_to bounds what a sweep or search chooses: add one, or leave it out"
         if self.train and self.mix:
-            raise ValueError("train and mix both say what is trained on: leave one out")
-        return self
+            yield "train and mix both say what is trained on: leave one out"

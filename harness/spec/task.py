@@ -5,11 +5,12 @@ whoever reads a file resolves them against that file's folder (see `config`).
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from harness.spec.values import Kind, Margin, Role, Spec, metric_name
+from harness.spec.values import Kind, Margin, Role, Spec, metric_name, rule
 
 
 class ItemLimits(Spec):
@@ -68,24 +69,22 @@ class TaskData(Spec):
     changes: Changes | None = None
     folds: int | None = Field(None, ge=3, le=20)
 
-    @model_validator(mode="after")
-    def _one_source_of_splits(self) -> "TaskData":
+    @rule
+    def _one_source_of_splits(self) -> Iterator[str]:
         if self.all and (self.train or self.validation or self.test):
-            raise ValueError("all is split into train, validation and test: leave these three out")
-        return self
+            yield "all is split into train, validation and test: leave these three out"
 
-    @model_validator(mode="after")
-    def _folds_of_training_rows(self) -> "TaskData":
+    @rule
+    def _folds_of_training_rows(self) -> Iterator[str]:
         if self.folds and self.test:
-            raise ValueError(
+            yield (
                 f"folds: {self.folds}, and a test file: in folds every training row is tested on once; leave "
                 "folds out, or test, whose rows may stand among those of train"
             )
         if self.folds and self.changes:
-            raise ValueError(f"folds: {self.folds}, and changes: what ships was trained on these facts")
+            yield f"folds: {self.folds}, and changes: what ships was trained on these facts"
         if self.folds and not (self.all or self.train):
-            raise ValueError(f"folds: {self.folds}, and no rows to deal: name a file as all or train")
-        return self
+            yield f"folds: {self.folds}, and no rows to deal: name a file as all or train"
 
     def source(self, part: str) -> str | None:
         """Return the file that a split, the pairs or the documents come from."""
@@ -170,29 +169,26 @@ class Task(Spec):
             return {"name": _NOT_IN_NAMES.sub("-", data["lm_eval"]), **data}
         return data
 
-    @model_validator(mode="after")
-    def _ours_or_of_lm_eval(self) -> "Task":
+    @rule
+    def _ours_or_of_lm_eval(self) -> Iterator[str]:
         if self.lm_eval and (other := sorted(self.model_fields_set - _OF_LM_EVAL)):
-            raise ValueError(f"{', '.join(other)} at a task of lm-eval, which says that itself")
+            yield f"{', '.join(other)} at a task of lm-eval, which says that itself"
         if not self.lm_eval and "data" not in self.model_fields_set:
-            raise ValueError(f"task {self.name!r} with neither data nor lm_eval")
-        return self
+            yield f"task {self.name!r} with neither data nor lm_eval"
 
-    @model_validator(mode="after")
-    def _primary_is_a_metric(self) -> "Task":
+    @rule
+    def _primary_is_a_metric(self) -> Iterator[str]:
         known = [metric_name(self.primary), *map(metric_name, self.metrics)]
         if self.primary and not self.lm_eval and known[0] not in known[1:]:
-            raise ValueError(f"primary {self.primary!r} is not among metrics {list(self.metrics)}")
-        return self
+            yield f"primary {self.primary!r} is not among metrics {list(self.metrics)}"
 
-    @model_validator(mode="after")
-    def _bounds_of_its_metrics(self) -> "Task":
+    @rule
+    def _bounds_of_its_metrics(self) -> Iterator[str]:
         for name, (low, high) in self.bounds.items():
             if metric_name(name) not in map(metric_name, self.metrics):
-                raise ValueError(f"bounds of {name!r}, which is not among metrics {list(self.metrics)}")
+                yield f"bounds of {name!r}, which is not among metrics {list(self.metrics)}"
             if low >= high:
-                raise ValueError(f"bounds of {name!r}: found {low:g} and {high:g}, expected rising ones")
-        return self
+                yield f"bounds of {name!r}: found {low:g} and {high:g}, expected rising ones"
 
     @property
     def primary_metric(self) -> str:

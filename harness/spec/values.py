@@ -4,10 +4,12 @@ Invariant: a model refuses unknown keys and numbers that are none or infinite.
 """
 
 import re
+from collections.abc import Callable, Iterator
+from functools import wraps
 from pathlib import PurePath
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Role = Literal["target", "capability", "safety", "regression"]
 Kind = Literal["generate", "choice", "bits_per_byte"]
@@ -74,3 +76,26 @@ class Spec(BaseModel):
         """Return what digests hold of the values: those that are not at their default, and those stated."""
         stated = self.model_dump(mode="json", include={*self.stated})
         return self.model_dump(mode="json", exclude_defaults=True) | stated
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class Disagreements(ValueError):
+    """All that the keys of one mapping disagree on."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+def rule(disagreements: Callable[[_Model], Iterator[str]]) -> Any:
+    """Make a rule between a model's keys of a method that yields what they disagree on."""
+
+    @wraps(disagreements)
+    def check(self: _Model) -> _Model:
+        if problems := list(disagreements(self)):
+            raise Disagreements(problems)
+        return self
+
+    return model_validator(mode="after")(check)
