@@ -443,6 +443,27 @@ def test_a_file_in_utf16_is_refused_with_the_command_that_converts_it(
 
 
 @pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("r.csv", "iconv -f WINDOWS-1252 -t UTF-8 r.csv > r.utf8.csv"),
+        ("r.csv.gz", "gzip -cd r.csv.gz | iconv -f WINDOWS-1252 -t UTF-8 > r.utf8.csv"),
+    ],
+)
+def test_a_file_that_is_not_utf8_is_refused_with_the_command_that_converts_it(
+    tmp_path, monkeypatch, name, command
+):
+    monkeypatch.chdir(tmp_path)
+    raw = "prompt,reference\r\nCafé für 5 €?,yes\r\n".encode("cp1252")
+    Path(name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    with pytest.raises(UserError) as caught:
+        readers.read(name, "train")
+    assert caught.value.problems[0].next_step.endswith(command)
+    subprocess.run(command, shell=True, check=True)
+    rows = readers.read("r.utf8.csv", "train").rows
+    assert rows[0].fields == {"prompt": "Café für 5 €?", "reference": "yes"}
+
+
+@pytest.mark.parametrize(
     ("name", "content", "where", "found"),
     [
         ("test.csv", b"prompt,reference\na,b\nc\n", "test.csv:3", "another number of fields"),

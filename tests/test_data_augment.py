@@ -103,6 +103,14 @@ def test_the_manifest_keeps_the_prompts_and_says_why_a_rewording_was_left_out(au
     assert (made["licenses"], made["notes"]) == (["CC0-1.0"], ["names are made up"])
 
 
+def test_rows_that_are_all_evaluated_are_said_to_be_so(augmented):
+    jsonl(Path("t.jsonl"), rows(6))
+    code, _, error = augmented("t.jsonl", "--out", "new.jsonl", "--against", "t.jsonl")
+    assert code == 2
+    assert "6 rows, 6 of them evaluated" in error
+    assert "next: name rows to train on, or another file --against" in error
+
+
 def test_a_second_call_asks_nothing_and_writes_the_same_bytes(augmented, server):
     jsonl(Path("t.jsonl"), rows(6))
     words = ("--variants", "2", "--prices", "1000,1000")

@@ -49,6 +49,8 @@ def test_a_real_encoder_finds_duplicates_and_leaks_that_share_few_words(files, m
     found = checked(*files, "--embeddings", str(minilm))
     assert found["repeated_rows"]["rows"] == ["train.jsonl:2", "train.jsonl:4"]
     assert found["test_leaks"]["rows"] == ["train.jsonl:6", "train.jsonl:8"]
+    where = "# its Data page, where the target's `test:` is test.jsonl, with the model of --embeddings named there, "
+    assert where in found["test_leaks"]["command"]
 
 
 @pytest.mark.e2e

@@ -160,6 +160,12 @@ def test_a_balanced_sample_has_equally_many_of_every_value():
         sample(Rows("r", "r", rows), 20, "label", 0)
 
 
+def test_a_balanced_sample_without_a_row_of_each_value_is_refused():
+    rows = asked_rows(60, lambda i: f"label {i % 4}")
+    with pytest.raises(UserError, match=r"--rows: found 3 for 4 values of 'label'; .* next: --rows 4"):
+        sample(Rows("r", "r", rows), 3, "label", 0)
+
+
 def test_what_is_not_drawn_stands_in_the_manifest(data):
     jsonl(Path("r.jsonl"), [row.fields for row in asked_rows(9)])
     assert done(data, "sample", "r.jsonl", "--rows", "4", "--out", "n.jsonl").startswith("9 read, 4 written")

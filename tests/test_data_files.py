@@ -250,6 +250,15 @@ def test_an_answer_that_is_a_list_in_one_row_is_refused_at_its_line(data):
     assert "r.jsonl:4: found 'label' of mixed types: text (8 rows) and list (1 row)" in said
 
 
+def test_each_odd_type_of_a_column_is_refused_at_its_line(data):
+    odd = {3: ["a"], 5: 7, 6: 8}
+    jsonl(Path("r.jsonl"), [{"text": f"row {i}", "label": odd.get(i, "ab"[i % 2])} for i in range(9)])
+    code, _, said = data("clean", "r.jsonl", "--out", "n.jsonl")
+    assert code == 2
+    assert "r.jsonl:4: found 'label' of mixed types" in said
+    assert "r.jsonl:6: found 'label' of mixed types" in said
+
+
 def test_mixed_types_are_refused_where_a_column_has_one_type(data):
     jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x", "n": n} for n in (1, "one")])
     assert "r.jsonl:2: found a str in 'n'" in refused(data, "clean", "r.jsonl", "--out", "n.parquet")

@@ -47,16 +47,21 @@ def count_cells(cells: dict[str, Column], row: Row) -> None:
 
 
 def mixed_columns(cells: Mapping[str, Column]) -> list[Problem]:
-    """List columns that hold lists or objects in some rows and texts or numbers in others."""
+    """List columns that hold lists or objects in some rows and texts or numbers in others, by each type."""
     found = []
     for name, column in cells.items():
         if {"list", "object"} & column.kinds.keys() and len(column.kinds) > 1:
-            rarest = min(column.of_kind, key=lambda kind: column.kinds[kind])
-            kinds = " and ".join(f"{kind} ({pluralize(n, 'row')})" for kind, n in column.kinds.most_common())
-            step = f"write the {rarest} as in the other rows"
-            found.append(
-                Problem(column.of_kind[rarest][0], f"{name!r} of mixed types: {kinds}", "one type", step)
-            )
+            ranked = column.kinds.most_common()
+            kinds = " and ".join(f"{kind} ({pluralize(n, 'row')})" for kind, n in ranked)
+            found += [
+                Problem(
+                    column.of_kind[kind][0],
+                    f"{name!r} of mixed types: {kinds}",
+                    "one type",
+                    f"write the {kind} as in the other rows",
+                )
+                for kind, _ in ranked[1:]
+            ]
     return found
 
 

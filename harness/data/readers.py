@@ -169,7 +169,8 @@ def _open_text(file: Path, shown: str, newline: str = "") -> Iterator[TextIO]:
     try:
         with _binary(file) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline=newline) as text:
             if encoding := _wide_encoding(raw.read(_BEGINNING)):
-                raise UserError(_in_wide_encoding(file, shown, encoding))
+                step = _recode_command(shown, encoding)
+                raise UserError(Problem(shown, f"text in {encoding}", "text in UTF-8", step))
             raw.seek(0)
             yield text
     except (UnicodeDecodeError, *_BROKEN):
@@ -191,18 +192,13 @@ def _wide_encoding(beginning: bytes) -> str:
     return "UTF-16BE" if zeros[0] > zeros[1] else "UTF-16LE"
 
 
-def _in_wide_encoding(file: Path, shown: str, encoding: str) -> Problem:
-    """Name the command that converts a file."""
-    packed = file.suffix.lower() == ".gz"
+def _recode_command(shown: str, encoding: str) -> str:
+    """Write the command that makes a file in UTF-8 of one in another encoding."""
+    packed = shown.lower().endswith(".gz")
     plain = Path(shown).with_suffix("") if packed else Path(shown)
-    new = as_argument(str(plain.with_suffix(f".utf8{plain.suffix}")))
+    file, new = as_argument(shown), as_argument(str(plain.with_suffix(f".utf8{plain.suffix}")))
     convert = f"iconv -f {encoding} -t UTF-8"
-    step = (
-        f"gzip -cd {as_argument(shown)} | {convert} > {new}"
-        if packed
-        else f"{convert} {as_argument(shown)} > {new}"
-    )
-    return Problem(shown, f"text in {encoding}", "text in UTF-8", step)
+    return f"gzip -cd {file} | {convert} > {new}" if packed else f"{convert} {file} > {new}"
 
 
 def _not_utf8(file: Path, shown: str) -> Problem:
@@ -214,7 +210,8 @@ def _not_utf8(file: Path, shown: str) -> Problem:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:
                 found = f"byte 0x{line[error.start]:02x} at offset {offset + error.start}, which is not UTF-8"
-                return Problem(f"{shown}:{number}", found, "text in UTF-8", "save the file as UTF-8")
+                step = f"save it as UTF-8; where Windows wrote it: {_recode_command(shown, 'WINDOWS-1252')}"
+                return Problem(f"{shown}:{number}", found, "text in UTF-8", step)
             offset += len(line)
     return Problem(shown, "bytes that are not UTF-8", "text in UTF-8", "save the file as UTF-8")
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ALPHA",
     "DECIDE",
+    "DECIDE_BY_SENSE",
     "MOST_MODELLED",
     "Finding",
     "Given",
@@ -33,6 +34,7 @@ Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 ALPHA = 0.001  # chance that a check which tests against chance raises an alarm on clean rows
 DECIDE = "harness dashboard  # its Data page, then: harness data clean FILE --out OUT --decisions DECISIONS"
+DECIDE_BY_SENSE = DECIDE.replace("page,", "page, with the model of --embeddings named there,")
 MOST_MODELLED = 20_000  # rows that a classifier or a language guesser sees, drawn by class
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from harness.data.check import DECIDE, Finding, Given
+from harness.data.check import DECIDE_BY_SENSE, Finding, Given
 from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt
 from harness.data.edit.repeats import Folded, fold_row, near_repeats, stand_on_same
@@ -98,7 +98,7 @@ def _by_sense(table: Table, encode: Encode, rows: Sequence[Entry], most: int) ->
             len(left),
             tuple(left[i].where for i, _, _ in pairs),
             f"{left[i].where} and {left[j].where} ({cosine:.2f}): {_cut(left[i])} / {_cut(left[j])}",
-            DECIDE,
+            DECIDE_BY_SENSE,
             beside=tuple(f"{left[k].where} (embeddings {c:.2f}): {_cut(left[k])}" for _, k, c in pairs),
         )
 

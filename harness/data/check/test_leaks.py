@@ -8,7 +8,7 @@ words reach thresholds that 5 % of look-alikes of another sense reach too (repor
 
 from collections.abc import Iterator
 
-from harness.data.check import DECIDE, Finding, Given
+from harness.data.check import DECIDE_BY_SENSE, Finding, Given
 from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt
 from harness.data.contamination import contaminated_rows
@@ -54,7 +54,7 @@ def _in_other_words(table: Table, test: Table, exact: set[str], encode: Encode |
     # dedup looks at words alone, so what only embeddings find is decided row by row.
     for how, command in (
         ("in other words", _without(test)),
-        ("by sense", DECIDE),
+        ("by sense", _decide_beside(test)),
     ):
         of = [o for o in found if (o.measure == "embeddings") == (how == "by sense")]
         pairs = [(left[o.training], test.entries[o.evaluated], o) for o in of]
@@ -78,6 +78,12 @@ def _without(test: Table) -> str:
     """Name the command that leaves out what the test rows ask."""
     against = " ".join(f"--against {as_argument(file)}" for file in test.files)
     return f"harness data dedup FILE {against} --out OUT"
+
+
+def _decide_beside(test: Table) -> str:
+    """Name the page on which leaks are decided: that of an experiment which tests on the test rows."""
+    files = ", ".join(test.files)
+    return DECIDE_BY_SENSE.replace("page,", f"page, where the target's `test:` is {files},")
 
 
 def _cut(entry: Entry) -> str:

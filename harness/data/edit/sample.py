@@ -16,11 +16,14 @@ def sample(content: Rows, n_rows: int, balance: str | None, seed: int) -> list[O
     """Draw rows; balanced, equally many of every value of a column, one more of the first where they differ.
 
     Raises:
-        UserError: there are fewer rows, or a class has fewer than its part.
+        UserError: there are fewer rows, or a class has fewer than its part, or none would be drawn of one.
     """
     classes: dict[str, list[int]] = {}
     for i, row in enumerate(content.rows):
         classes.setdefault(str(row.fields.get(balance)) if balance else "", []).append(i)
+    if n_rows < len(classes):
+        found, expected = f"{n_rows} for {len(classes)} values of {balance!r}", "one of each at least"
+        raise UserError(Problem("--rows", found, expected, f"--rows {len(classes)}"))
     wanted = _equal_parts(n_rows, sorted(classes))
     _refuse_too_many(content.shown, {name: len(of) for name, of in classes.items()}, wanted, balance)
     drawn = {i for name, n in wanted.items() for i in draw(classes[name], n, f"{seed}/{name}")}

@@ -63,9 +63,12 @@ def choose_rows(
     able = [i for i, at in asks.items() if not at]
     chosen = able if n_rows is None else draw(able, min(n_rows, len(able)), f"{seed}/augment")
     if not chosen:
-        found_text = f"{pluralize(len(content.rows), 'row')}, {count(len(left))} of them evaluated"
-        expected = "a row to train on, with a text that asks"
-        raise UserError(Problem(content.shown, found_text, expected, "name the column: --prompt COLUMN"))
+        n = pluralize(len(content.rows), "row")
+        found_text, step = f"{n}, none with a text of its own that asks", "name the column: --prompt COLUMN"
+        if left:
+            found_text = f"{n}, {count(len(left))} of them evaluated, and none of the others asks in a text"
+            step = "name rows to train on, or another file --against"
+        raise UserError(Problem(content.shown, found_text, "a row to train on, with a text that asks", step))
     return Augmentation(content, roles, {i: found[i] for i in chosen}, tuple(left), tuple(evaluated))
 
 
