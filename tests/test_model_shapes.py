@@ -61,30 +61,54 @@ def test_of_a_token_is_kept_what_the_family_keeps(config, numbers):
     assert memory.kv_cache_bytes(shape_of(config, 1e9), 1, "bf16") == 2 * numbers
 
 
-def test_what_transformers_keeps_of_a_token_in_latent_attention_is_what_is_counted():
-    import torch
-    from transformers import DeepseekV2Config, DynamicCache
-    from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Model
+_SMALL = {
+    "num_hidden_layers": 2, "hidden_size": 32, "vocab_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 16, "head_dim": 8, "num_experts_per_tok": 2, "pad_token_id": 0,
+}  # fmt: skip
+_LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
+_KEEPING = {
+    "latent attention": (
+        "DeepseekV2Config",
+        {**DEEPSEEK_V2_LITE, **_SMALL, "n_routed_experts": 4, "num_key_value_heads": 4},
+    ),
+    "heads of two widths": (
+        "Gemma4TextConfig",
+        {
+            "layer_types": ["sliding_attention", "full_attention"],
+            "per_layer_config": {"1": {"head_dim": 16, "num_key_value_heads": 1}},
+            "vocab_size_per_layer_input": 64,
+        },
+    ),
+    "layers without keys": ("Qwen3NextConfig", {**_LINEAR, "num_experts": 4}),
+    "layers that share keys": (
+        "Gemma3nTextConfig",
+        {
+            "num_hidden_layers": 4,
+            "num_kv_shared_layers": 2,
+            "layer_types": 2 * ["sliding_attention", "full_attention"],
+            "vocab_size_per_layer_input": 64,
+            "intermediate_size": 4 * [16],
+            "activation_sparsity_pattern": 4 * [0.0],
+        },
+    ),
+}
 
-    small = {
-        **DEEPSEEK_V2_LITE,
-        "num_hidden_layers": 2,
-        "hidden_size": 32,
-        "vocab_size": 64,
-        "n_routed_experts": 4,
-    }
-    small |= {
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "num_experts_per_tok": 2,
-        "intermediate_size": 16,
-    }
-    model = DeepseekV2Model(DeepseekV2Config.from_dict(small))
+
+@pytest.mark.parametrize("name", _KEEPING)
+def test_what_transformers_keeps_of_a_token_is_what_is_counted(name):
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, DynamicCache
+
+    kind, own = _KEEPING[name]
+    config = getattr(transformers, kind)(**{**_SMALL, **own})
+    model = AutoModelForCausalLM.from_config(config)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         model(input_ids=torch.arange(7)[None], past_key_values=cache)
-    kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    assert kept == memory.kv_cache_bytes(shape_of(small, 1e6), 7, "fp32")
+    layers = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
+    kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+    assert kept == memory.kv_cache_bytes(shape_of(json.loads(config.to_json_string()), 1e6), 7, "fp32")
 
 
 @pytest.mark.parametrize(
@@ -245,3 +269,34 @@ def test_a_shard_that_the_index_names_and_that_is_missing_is_said(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text("{")
     with pytest.raises(UserError, match="an index of weights"):
         hub.resolve(str(tmp_path))
+
+
+def test_a_family_with_experts_in_some_layers_is_read_by_the_headers_of_its_files(tmp_path):
+    """Jamba has them in every second layer; 16 of them, of which a token passes two (arXiv:2403.19887)."""
+    config = {
+        "model_type": "jamba", "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "num_experts": 16, "num_experts_per_tok": 2,
+        "expert_layer_period": 2, "expert_layer_offset": 1, "attn_layer_period": 8, "attn_layer_offset": 4,
+        "vocab_size": 65536,
+    }  # fmt: skip
+    tensors = {f"{name}.weight": ("BF16", (65536, 4096)) for name in ("model.embed_tokens", "lm_head")}
+    for i in range(32):
+        experts = [f"experts.{n}." for n in range(16)] if i % 2 else [""]
+        for at in (f"model.layers.{i}.feed_forward.{one}" for one in experts):
+            tensors |= {f"{at}{name}_proj.weight": ("BF16", (14336, 4096)) for name in ("gate", "up", "down")}
+    found = examine_base(str(write_headers(tmp_path / "base", config, tensors)), Asked(24.0))
+    in_experts = 16 * 16 * 3 * 14336 * 4096
+    assert found.shape.in_experts == in_experts
+    assert found.active == found.n_parameters - in_experts * 14 / 16
+    assert found.shape.kept == 2 * 8 * 128 / 8  # of eight layers one keeps keys
+
+
+def test_a_configuration_that_transformers_wrote_with_a_number_beyond_json_is_read(tmp_path):
+    from transformers import Mamba2Config
+
+    folder = write_headers(tmp_path / "base", {}, {"backbone.embeddings.weight": ("BF16", (50280, 768))})
+    Mamba2Config(hidden_size=768, num_heads=24, num_hidden_layers=24, vocab_size=50280).save_pretrained(
+        folder
+    )
+    assert "__float__" in (folder / "config.json").read_text()
+    assert examine_base(str(folder), Asked(24.0)).shape.kept == 0

@@ -30,8 +30,10 @@ PUBLISHED = {
     "BloomConfig": "padded",
 }
 
+UNTOLD = ("Mamba", "Llama-4")
 
-@pytest.mark.parametrize("name", [name for name in families.FAMILIES if name != "Mamba"])
+
+@pytest.mark.parametrize("name", [name for name in families.FAMILIES if name not in UNTOLD])
 def test_a_copy_tells_the_engine_that_the_base_itself_shows(tmp_path, name):
     folder = families.build(tmp_path, name)
     model, _ = load_base(resolve(str(folder)), CPU)
@@ -48,7 +50,7 @@ def test_the_engine_of_a_large_base_is_known_from_its_configuration_alone(tmp_pa
     assert sum(p.numel() for p in two_layer_copy(tmp_path).parameters()) < 30e6
 
 
-@pytest.mark.parametrize("name", ["RWKV", "BERT", "Mamba"])
+@pytest.mark.parametrize("name", ["RWKV", "BERT", *UNTOLD])
 def test_what_no_copy_can_tell_is_left_to_the_base(tmp_path, name):
     kind = families.FAMILIES.get(name) or families.UNREADABLE[name][0]
     assert copied_engine(families.save(tmp_path, kind), "cpu") is None

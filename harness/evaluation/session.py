@@ -274,7 +274,7 @@ class Session:
         plain = self.sources[source.name]
         # Not by its speed, which is another number whenever it is measured.
         here = [self.machine.device, self.machine.precision, provenance.environment_digest(self.machine.name)]
-        key = digest([plain.weights_digest, *here, versions_of("layout"), ENGINES, "of a copy"])
+        key = digest([plain.weights_digest, *here, versions_of("layout"), ENGINES, "of a copy, tried"])
         engine, layout = memo("engines", key, lambda: self._find_engine(plain)) or UNKNOWN
         return engine, layout
 

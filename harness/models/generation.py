@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from harness.models import oom
 from harness.models.batching import CPU_COSTS, PassCosts, Size, plan, shared_length
 from harness.models.cpu_kernels import chunked_attention
-from harness.models.loglikelihood import UNSUPPORTED
+from harness.models.loglikelihood import AGREEMENT_NATS, UNSUPPORTED
 from harness.models.prefix_cache import (
     PrefixCache,
     additive_mask,
@@ -91,29 +91,79 @@ def answers(
     """Return the new token ids of each prompt of one batch, filled up with `ends[0]`.
 
     A model that does not keep all keys, or has windows and takes no masks of ours (`engine` is that of its
-    scoring), reads each prompt whole, by transformers' own `generate`; one that takes neither our masks nor
-    our cache answers each prompt alone, as does one that rotates positions by the length of a batch.
+    scoring), reads each prompt whole, by transformers' own `generate`. One that answers otherwise beside
+    longer prompts than alone, or rotates positions by the length of a batch, answers each prompt alone.
     """
     import torch
 
     with torch.inference_mode():
-        windows = prefixes.windows
         longest = max(map(len, prompts)) + max_new_tokens
         if longest >= prefixes.longest_alike and not prefixes.virtual_ids:
             return _each_by_generate(model, prompts, max_new_tokens, ends, stopped, pick)
-        if windows is None or (any(windows) and engine != "packed"):
-            return _by_generate(model, prompts, max_new_tokens, ends, stopped, pick)
-        if prefixes.is_refused:
+        if prefixes.is_apart is None:
+            prefixes.is_apart = engine != "packed" and _answers_apart(model, ends, reading, prefixes, engine)
+        if prefixes.is_apart:
             return _each_by_generate(model, prompts, max_new_tokens, ends, stopped, pick)
-        try:
-            with chunked_attention(model):
-                cache, first, seen = _read(model, prompts, max_new_tokens, reading, prefixes, pick, costs)
-                return _go_on(model, cache, first, seen, max_new_tokens, ends, stopped, windows, pick)
-        except UNSUPPORTED as error:
-            if engine == "packed" or oom.ran_out(error):
-                raise
-            prefixes.is_refused = True  # by all batches that follow, too
-        return _each_by_generate(model, prompts, max_new_tokens, ends, stopped, pick)
+        return _together(
+            model, prompts, max_new_tokens, ends, stopped, reading, prefixes, engine, pick, costs
+        )
+
+
+def _together(
+    model: "PreTrainedModel",
+    prompts: Sequence[tuple[int, ...]],
+    max_new_tokens: int,
+    ends: Sequence[int],
+    stopped: Stopped,
+    reading: Size,
+    prefixes: PrefixCache,
+    engine: str,
+    pick: Pick,
+    costs: PassCosts,
+) -> list[list[int]]:
+    windows = prefixes.windows
+    if windows is None or (any(windows) and engine != "packed"):
+        return _by_generate(model, prompts, max_new_tokens, ends, stopped, pick)
+    with chunked_attention(model):
+        cache, first, seen = _read(model, prompts, max_new_tokens, reading, prefixes, pick, costs)
+        return _go_on(model, cache, first, seen, max_new_tokens, ends, stopped, windows, pick)
+
+
+def _answers_apart(
+    model: "PreTrainedModel", ends: Sequence[int], reading: Size, prefixes: PrefixCache, engine: str
+) -> bool:
+    """Tell whether two prompts of unequal length are answered otherwise together than alone, or not at all.
+
+    Bloom takes no cache of ours; MPT counts the padding between a shared prefix and what follows it.
+    """
+    import torch
+
+    n_ids = model.config.get_text_config().vocab_size
+    ids = tuple((5 + 7 * i) % n_ids for i in range(128))
+    # They begin alike, and in half precision much padding shows where little would not.
+    prompts, found = (ids[:100], ids[:8] + ids[100:104]), list[dict[tuple[int, int], torch.Tensor]]()
+
+    def record(logits: torch.Tensor, rows: torch.Tensor, step: int) -> torch.Tensor:
+        said = torch.log_softmax(logits.float(), -1)
+        found[-1] |= {(row, step): said[i] for i, row in enumerate(rows.tolist())}
+        return torch.full_like(rows, ids[-1])
+
+    def goes_on(new: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(new), dtype=torch.bool, device=new.device)
+
+    try:
+        found.append({})
+        _together(model, prompts, 2, ends, goes_on, reading, prefixes, engine, record, CPU_COSTS)
+        found.append({})
+        _each_by_generate(model, prompts, 2, ends, goes_on, record)
+    except UNSUPPORTED as error:
+        if oom.ran_out(error):
+            raise
+        return True
+    together, alone = found
+    return any(
+        (together[key] - alone[key]).abs().mean() > AGREEMENT_NATS[model.dtype.itemsize] for key in alone
+    )
 
 
 def _read(

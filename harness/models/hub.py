@@ -6,6 +6,7 @@ Invariant: a model is named by the digests of its files; what is refused is refu
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -148,8 +149,13 @@ def chat_template(source: ModelSource) -> str:
 
 def expert_share(source: ModelSource) -> float:
     """Return the share of a base's parameters in experts, which transformers keeps as one tensor a layer."""
-    counted = parameters_of(stored_tensors(source.path), packed_bits(read_config(source.path)))
-    return expert_parameters(counted) / max(1, sum(counted.values()))
+    return _in_experts(source.path, source.weights_digest) / max(1, source.n_parameters)
+
+
+@cache
+def _in_experts(path: Path, weights_digest: str) -> int:
+    """Count the parameters in experts by the headers of a model's files, once for each model."""
+    return expert_parameters(parameters_of(stored_tensors(path), packed_bits(read_config(path))))
 
 
 def quantize(source: ModelSource, quantization: str) -> ModelSource:
@@ -205,7 +211,8 @@ def shape(source: ModelSource) -> Shape | None:
     try:
         config = read_config(source.path)
         stored = 0 if quantization_method(config) in UNPACKED else weights_bytes(source.path)
-        return shape_of(config, source.n_parameters, stored)
+        experts = float(_in_experts(source.path, source.weights_digest))
+        return shape_of(config, source.n_parameters, stored, experts or None)
     except OSError:
         return None
 

@@ -10,7 +10,7 @@ from math import inf, isnan
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import CandidateFailed
+from harness.errors import CandidateFailed, in_a_line
 from harness.models import oom
 from harness.models.batching import (
     CPU_COSTS,
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
 # Mean gap a token: 16 bits reach some 0.2 on such meaningless ids, fp32 1e-4, an ignored mask several nats.
-_AGREEMENT_NATS = {2: 0.5, 4: 0.05}  # by the bytes of a number
+AGREEMENT_NATS = {2: 0.5, 4: 0.05}  # by the bytes of a number
 # What transformers raises where a model takes no mask or cache of ours.
-UNSUPPORTED = (ValueError, RuntimeError, TypeError, LookupError, AttributeError)
+UNSUPPORTED = (ValueError, RuntimeError, TypeError, LookupError, AttributeError, AssertionError)
 
 # Rows of logits that are turned into fp32 at a time: on a CPU more would be fresh memory, slower than the
 # model; a GPU would wait for fewer.
@@ -57,7 +57,8 @@ ENGINES = ("packed", "padded", "plain")
 def layout_digest(engine: str, budget: int, costs: PassCosts = CPU_COSTS) -> str:
     """Digest what decides the shapes that are computed together on any model."""
     own = [] if costs == CPU_COSTS else [costs]
-    return digest([versions_of("layout"), engine, budget, *own])
+    tried = ["tried beside others"] if engine == "padded" else []  # see `generation`
+    return digest([versions_of("layout"), engine, budget, *own, *tried])
 
 
 class Executor:
@@ -107,11 +108,24 @@ class Executor:
         """Score a probe.
 
         Raises:
-            CandidateFailed: the model's logits are no numbers, or there is no room for it.
+            CandidateFailed: transformers cannot compute the model, its logits are no numbers, or there is no
+                room for it.
         """
-        found = [self._score_alone(pair)[0] for pair in self._probes()[0][:1]]
+        found = [self._probe_alone(pair) for pair in self._probes()[0][:1]]
         if any(isnan(p) for logprobs in found for p in logprobs):
             raise self._no_numbers()
+
+    def _probe_alone(self, pair: Pair) -> list[float]:
+        """Return log p of the tokens of a pair.
+
+        Raises:
+            CandidateFailed: transformers cannot compute the model, or there is no room for it.
+        """
+        try:
+            return self._score_alone(pair)[0]
+        except UNSUPPORTED as error:
+            found = f"{type(self.model).__name__} cannot be computed by transformers ({in_a_line(error)})"
+            raise CandidateFailed(found, _ANOTHER) from error
 
     def _no_numbers(self) -> CandidateFailed:
         found = f"the model's logits are no numbers in {str(self.model.dtype).removeprefix('torch.')}"
@@ -266,7 +280,7 @@ class Executor:
         probes = self._probes()
         packed = [self._score_packed_probe(pairs) for pairs in probes if self.prefixes.windows is not None]
         self.engine = "padded"
-        alone = [[self._score_alone(pair)[0] for pair in pairs] for pairs in probes]
+        alone = [[self._probe_alone(pair) for pair in pairs] for pairs in probes]
         if any(isnan(p) for pairs in alone for logprobs in pairs for p in logprobs):
             raise self._no_numbers()
         if self._sees_what_follows(probes[0], alone[0]):
@@ -283,7 +297,7 @@ class Executor:
 
     @property
     def _near(self) -> float:
-        return _AGREEMENT_NATS[self.model.dtype.itemsize]
+        return AGREEMENT_NATS[self.model.dtype.itemsize]
 
     def _probes(self) -> list[list[Pair]]:
         """Return pairs that begin alike, and one that is longer than a window that there is room for."""

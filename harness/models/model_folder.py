@@ -5,6 +5,7 @@ Invariant: no weights are loaded. Of weights in several forms those that transfo
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     file = path / "config.json"
     try:
-        config = parse_json(file.read_text("utf-8"))
+        config = parse_json(file.read_text("utf-8"), object_hook=_read_float)
     except FileNotFoundError:
         found = Problem(str(path), "no config.json", "a model saved by save_pretrained", "check the path")
         raise UserError(found) from None
@@ -66,6 +67,13 @@ def read_config(path: Path) -> dict[str, Any]:
     if problems := [*config_problems(config, str(path))]:
         raise UserError(problems)
     return dict(config)
+
+
+def _read_float(said: dict[str, Any]) -> Any:
+    """Return a number that transformers writes as an object, as JSON has no word for inf."""
+    with suppress(TypeError, ValueError, KeyError):
+        return float(said["__float__"])
+    return said
 
 
 def refuse_damaged(path: Path) -> None:

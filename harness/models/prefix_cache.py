@@ -104,7 +104,8 @@ class PrefixCache:
     ) -> None:
         self._model, self._kept_bytes, self._soft = model, kept_bytes, soft
         self.windows, self.longest_alike = windows(model.config), longest_alike(model.config)
-        self.is_refused = False  # once the model has taken neither our masks nor our cache
+        # Whether prompts of unequal length have to be answered alone; None until that was tried.
+        self.is_apart: bool | None = None
         # No ids of the vocabulary, and never read: every prefix holds them.
         self.virtual_ids = tuple(range(-int(soft.get_seq_length()), 0)) if soft else ()
         self._read: OrderedDict[tuple[int, ...], Cache] = OrderedDict()

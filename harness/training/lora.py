@@ -10,6 +10,7 @@ from pydantic import Field
 
 from harness.models.memory import lora_parameters
 from harness.models.memory.shape import Shape
+from harness.models.model_folder import read_config
 from harness.plugins import Method
 from harness.progress import quiet_libraries
 from harness.records import TrainingRecord
@@ -19,6 +20,10 @@ from harness.training.sft import SupervisedParams, fine_tune
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+
+
+# Families whose routers are linear layers that return more than their products, on which no adapter can lie.
+_ROUTERS = dict.fromkeys(("llama4", "llama4_text", "phimoe"), r".*\.router")
 
 
 class LoraParams(Spec):
@@ -67,7 +72,10 @@ def low_rank(train: Callable[..., TrainingRecord] = fine_tune) -> Callable[[FitC
     """
 
     def fit(context: FitContext, params: LoraParams) -> Weights:
-        made = train(context, params, lora_config(params), context.folder / "adapter")
+        config = lora_config(params)
+        if config.target_modules == "all-linear" and config.exclude_modules is None:
+            config.exclude_modules = _ROUTERS.get(read_config(context.source.path).get("model_type", ""))
+        made = train(context, params, config, context.folder / "adapter")
         return adapter_weights(context, made)
 
     return fit

@@ -101,15 +101,14 @@ def examine_base(name: str, asked: Asked) -> BaseFit:
     config, tensors = _headers(name)
     counted = parameters_of(tensors, packed_bits(config))
     n_bytes = sum(tensor.end - tensor.begin for tensor in tensors.values())
-    shape = shape_of(config, sum(counted.values()), n_bytes)
+    in_experts = float(expert_parameters(counted))
+    shape = shape_of(config, sum(counted.values()), n_bytes, in_experts or None)
     if shape is None or not counted:
         found = "a configuration without layers, widths or weights" if counted else "no safetensors"
         if complete_config(config).get("is_encoder_decoder"):
             found = "an encoder with a decoder"
         expected = "config.json of a causal language model, and its weights as safetensors"
         raise UserError(Problem(f"--base {name}", found, expected, "a language model of transformers"))
-    if in_experts := expert_parameters(counted):
-        shape = shape._replace(in_experts=float(in_experts))
     if shape.idle >= shape.n_parameters:
         found = f"experts of {shape.in_experts:,.0f} parameters, and weights of {shape.n_parameters:,.0f}"
         step = "the config.json that was published with the weights"

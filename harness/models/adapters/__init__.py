@@ -73,7 +73,8 @@ _OF_QUANTIZATION = re.compile(
     r"(^|[._])(qzeros|scales|g_idx|(weight|input)_scale(_inv|_2)?|weight_(zero_point|shape|global_scale)|"
     r"input_global_scale|(nested_)?(absmax|quant_map)|quant_state\..*)$"
 )
-_EXPERT = re.compile(r"\.experts\.")
+# Granite's and JetMoE's are called after what goes into and out of all experts of a layer.
+_EXPERT = re.compile(r"\.experts\.|\.(block_sparse_moe|mlp)\.(input|output)_linear\.")
 
 
 def parameters_of(tensors: Mapping[str, Tensor], bits: int = 4) -> dict[str, int]:

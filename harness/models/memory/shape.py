@@ -22,8 +22,14 @@ _ASKED: dict[str, tuple[str, ...]] = {
     "num_attention_heads": (),
     "num_key_value_heads": ("num_kv_heads",),
     "intermediate_size": ("ffn_dim", "ffn_hidden_size"),
-    "num_experts": ("num_local_experts", "n_routed_experts"),
-    "num_experts_per_tok": ("experts_per_token",),
+    "num_experts": ("num_local_experts", "n_routed_experts", "moe_num_experts"),
+    "num_experts_per_tok": (
+        "experts_per_token",
+        "num_experts_per_token",
+        "top_k_experts",
+        "moe_topk",
+        "moe_k",
+    ),
     "head_dim": (),
     "vocab_size": (),
     "max_position_embeddings": (),
@@ -36,6 +42,8 @@ _ASKED: dict[str, tuple[str, ...]] = {
     "moe_intermediate_size": (),
     "first_k_dense_replace": (),
     "mlp_only_layers": (),
+    "layer_types": (),
+    "num_kv_shared_layers": (),
     "model_type": (),
     "is_encoder_decoder": (),
 }
@@ -58,6 +66,8 @@ UNPACKED = {
         "triton and kernels, and by every training"
     ),
 }
+# Layers that keep the same of a long text as of a short one; transformers' names.
+_KEEPING_NOTHING = ("linear_attention", "conv", "moe", "mlp")
 # Families whose files hold all experts of a layer in one tensor, on which PEFT puts nothing unasked.
 _EXPERTS_IN_ONE = ("gpt_oss", "llama4_text")
 
@@ -67,8 +77,10 @@ class Shape(NamedTuple):
 
     Of its parameters `in_experts` are in experts, of which a token passes those that are not `idle`. PEFT
     puts adapters on `adapted_experts` of a layer, each `expert_width` wide. A layer of multi-head latent
-    attention keeps `latent` numbers of a token, in place of keys and values. `stored_bytes` is the size of
-    files that are quantised, 0 of others.
+    attention keeps `latent` numbers of a token, in place of keys and values. Where layers differ, heads and
+    their width are the largest, and layers keep on average `keeping` of that: those of linear attention and
+    those that share another one's keys nothing. `stored_bytes` is the size of files that are quantised, 0 of
+    others.
     """
 
     n_parameters: float
@@ -86,6 +98,7 @@ class Shape(NamedTuple):
     expert_width: int = 0
     latent: int = 0
     stored_bytes: float = 0.0
+    keeping: float = 1.0
 
     @property
     def active(self) -> float:
@@ -98,25 +111,31 @@ class Shape(NamedTuple):
         return (1 if self.tied else 2) * self.vocabulary * self.hidden
 
     @property
-    def kept(self) -> int:
+    def kept(self) -> float:
         """Numbers that a layer keeps of a token: its key and value of each head, or what both are made of."""
-        return self.latent or 2 * self.n_kv_heads * self.head_dim
+        return self.keeping * (self.latent or 2 * self.n_kv_heads * self.head_dim)
 
 
-def shape_of(config: Mapping[str, Any], n_parameters: float, stored_bytes: float = 0.0) -> Shape | None:
+def shape_of(
+    config: Mapping[str, Any],
+    n_parameters: float,
+    stored_bytes: float = 0.0,
+    in_experts: float | None = None,
+) -> Shape | None:
     """Read a shape from transformers' configuration; None where it does not say what is needed.
 
     `stored_bytes` is the size of the weights' files, which counts where the configuration says that they
-    are quantised.
+    are quantised. `in_experts` are the parameters in experts by the files' headers; without it they are
+    counted as if all layers but the first dense ones had experts.
     """
     said = complete_config(config)
     if any(said.get(name) is None for name in _NEEDED) or said.get("is_encoder_decoder"):
         return None
     try:
-        heads, hidden = int(said["num_attention_heads"]), int(said["hidden_size"])
+        heads, hidden = _widest(said["num_attention_heads"]), int(said["hidden_size"])
         latent = int(said.get("kv_lora_rank") or 0)
         rotated = int(said.get("qk_rope_head_dim") or 0)
-        width = int(said.get("head_dim") or (hidden // heads if heads else 0))
+        width = _widest(said.get("head_dim")) or (hidden // heads if heads else 0)
         one = bool(said.get("multi_query")) and not said.get("new_decoder_architecture")
         return Shape(
             n_parameters,
@@ -124,30 +143,49 @@ def shape_of(config: Mapping[str, Any], n_parameters: float, stored_bytes: float
             hidden,
             _widest(said.get("intermediate_size")) or 4 * hidden,
             heads,
-            1 if one else int(said.get("num_key_value_heads") or heads),
+            1 if one else _widest(said.get("num_key_value_heads")) or heads,
             rotated + int(said.get("qk_nope_head_dim") or 0) if latent else width,
             int(said["vocab_size"]),
             bool(said.get("tie_word_embeddings")),
-            *_experts(said, hidden),
+            *_experts(said, hidden, in_experts),
             latent + rotated if latent else 0,
             stored_bytes if quantization_method(config) else 0.0,
+            _keeping(said),
         )
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def _experts(said: Mapping[str, Any], hidden: int) -> tuple[float, float, int, int]:
+def _keeping(said: Mapping[str, Any]) -> float:
+    """Return what layers keep of a token on average, as a share of what the widest of them keep."""
+    n_layers = int(said["num_hidden_layers"])
+    heads, widths = (_each(said.get(name), n_layers) for name in ("num_key_value_heads", "head_dim"))
+    sizes = [n * width for n, width in zip(heads, widths, strict=True)]
+    kinds = _each(said.get("layer_types"), n_layers)
+    keys = [size for size, kind in zip(sizes, kinds, strict=True) if kind not in _KEEPING_NOTHING]
+    shared = int(said.get("num_kv_shared_layers") or 0)
+    widest = n_layers * max(heads) * max(widths)
+    return sum(keys[: len(keys) - shared]) / widest if widest else 1.0
+
+
+def _each(said: Any, n_layers: int) -> list[Any]:
+    """Return what is said of each layer, 1 where nothing is."""
+    return said if isinstance(said, list) and len(said) == n_layers else [said or 1] * n_layers
+
+
+def _experts(said: Mapping[str, Any], hidden: int, counted: float | None) -> tuple[float, float, int, int]:
     """Return the parameters in experts, three matrices each, those idle, adapted experts and their width."""
     n_experts = int(said.get("num_experts") or 0)
-    if not n_experts:
-        return 0.0, 0.0, 0, 0
+    if not n_experts or counted == 0:
+        return counted or 0.0, 0.0, 0, 0
     of_a_token = int(said.get("num_experts_per_tok") or n_experts)
     n_layers = int(said["num_hidden_layers"]) - int(said.get("first_k_dense_replace") or 0)
     n_layers -= len(said.get("mlp_only_layers") or ())
     width = _widest(said.get("moe_intermediate_size") or said["intermediate_size"])
     of_each = 3.0 * hidden * width * n_layers
     adapted = 0 if said.get("model_type") in _EXPERTS_IN_ONE else n_experts
-    return n_experts * of_each, max(0, n_experts - of_a_token) * of_each, adapted, width
+    in_all = n_experts * of_each if counted is None else counted
+    return in_all, in_all * max(0, n_experts - of_a_token) / n_experts, adapted, width
 
 
 def _widest(said: int | list[int] | None) -> int:
@@ -162,7 +200,7 @@ def complete_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     try:
         # Files of Mamba-2's families hold Infinity, which canonical JSON has no word for.
-        key = digest([json.dumps(config, sort_keys=True), version("transformers")])
+        key = digest([json.dumps(config, sort_keys=True), version("transformers"), _ASKED])
     except PackageNotFoundError:
         return _rename_keys(config)
     return memo("shapes", key, lambda: _by_transformers(config)) or _rename_keys(config)
@@ -183,12 +221,19 @@ def _by_transformers(config: Mapping[str, Any]) -> dict[str, Any] | None:
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StrictDataclassError):
         return None
     values = {
-        name: next((v for one in (name, *others) if (v := getattr(text, one, None)) is not None), None)
+        name: next((v for one in (name, *others) if (v := _value(text, one)) is not None), None)
         for name, others in _ASKED.items()
     }
-    if not hasattr(text, "num_attention_heads"):
+    if values["num_attention_heads"] is None and not hasattr(text, "num_attention_heads"):
         values["num_attention_heads"] = 0
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _value(config: Any, name: str) -> Any:
+    """Return what a configuration says under a name; a list where that differs by layer, as in Gemma-4."""
+    if name in (getattr(config, "per_layer_attributes", None) or ()):
+        return [getattr(layer, name, None) for layer in config.per_layer_config]
+    return getattr(config, name, None)
 
 
 def _rename_keys(config: Mapping[str, Any]) -> dict[str, Any]:
