@@ -11,7 +11,8 @@ command shows everything that has to be mended.
 """
 
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -50,6 +51,21 @@ class UserError(HarnessError):
     def __reduce__(self) -> tuple[type["UserError"], tuple[Sequence[Problem]]]:
         """Say how another process makes the same error; an exception's own way passes its text on alone."""
         return type(self), (self.problems,)
+
+
+def refuse(problems: Problem | Iterable[Problem] | None) -> None:
+    """Raise all problems at once; nothing where there is none."""
+    if found := (problems,) if isinstance(problems, Problem) else tuple(problems or ()):
+        raise UserError(found)
+
+
+@contextmanager
+def gather(problems: list[Problem]) -> Iterator[None]:
+    """Add the problems of the `UserError` that ends the block to others, and go on behind it."""
+    try:
+        yield
+    except UserError as error:
+        problems += error.problems
 
 
 class IncompatibleRuns(HarnessError):

@@ -28,7 +28,7 @@ from harness.cli.rows import data_check, data, data_augment, distill, pairs, pro
 
 # isort: on
 from harness.cli.app import app, say, write_utf8
-from harness.errors import HarnessError, Problem, UserError
+from harness.errors import HarnessError, Problem, UserError, refuse
 from harness.progress import quiet_environment
 
 __all__ = ["app", "main"]
@@ -77,5 +77,4 @@ def _refuse_renamed(argv: list[str]) -> None:
     if variables or any(argument.startswith("--") for argument in argv[1:]):
         from harness.config.problems import renamed_options
 
-        if problems := renamed_options(argv, variables) if argv else []:
-            raise UserError(problems)
+        refuse(renamed_options(argv, variables) if argv else [])

@@ -15,7 +15,7 @@ from harness.config import checks, files, grids, weight_sources
 from harness.config import overrides as overriding
 from harness.config.command_line import CommandLine, command_line
 from harness.config.problems import Tree, problems_of
-from harness.errors import Problem, UserError, did_you_mean
+from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.spec import PLUGINS, Experiment, GatePolicy, Recipe, Spec, Suite
 
 __all__ = ["CommandLine", "Loaded", "command_line", "gate_policy", "json_schema", "load", "read_suites"]
@@ -109,8 +109,7 @@ def read_suites(folder: Path) -> list[Suite]:
     """
     trees = [files.read_file(path, path.parent, "the keys of a suite") for path in files.suite_files(folder)]
     problems = [problem for tree in trees for problem in problems_of(Suite, tree.data, tree)]
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     return [Suite.model_validate(tree.data) for tree in trees]
 
 

@@ -25,7 +25,7 @@ from harness.config.judge_sources import (
 )
 from harness.config.problems import Keys, Tree, problems_of
 from harness.config.salvage import salvage
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, refuse
 from harness.records import LabelSet, digest
 from harness.spec import JUDGE, Spec, Task, TokenPrices, metric_name, metric_parts, rule
 
@@ -167,8 +167,7 @@ def read_rubric(path: Path, folder: Path | None = None) -> Rubric:
     panel = _panel(tree)
     panel[:] = [resolve_judge(one, path.parent) for one in panel]
     problems = [*problems_of(Rubric, tree.data, tree), *_unusable_judges(tree), *_repeated_judges(tree)]
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     return Rubric.model_validate(tree.data)
 
 

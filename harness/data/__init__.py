@@ -19,7 +19,7 @@ from harness.data.contamination import ContaminatedRow, contaminated_rows, fold_
 from harness.data.examples import Kept, Notes, Sourced
 from harness.data.splits import augmented_rows
 from harness.data.splits.balanced_folds import assign_folds, describe_folds
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, refuse
 from harness.provenance.code_versions import versions_of
 from harness.records import Document, Example, digest, without_defaults
 from harness.spec import DATA_FILES, Task
@@ -130,8 +130,7 @@ def load_task(task: Task, seed: int) -> TaskItems:
     problems: list[Problem] = []
     read = _read(task, problems)
     files = _without_contamination(task, read, problems)
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     files = _split_up(task, files, seed)
     limits = task.data.limits
     n_test = min((n for n in (limits.test, task.limit) if n is not None), default=None)
@@ -161,8 +160,7 @@ def load_rows(task: Task, path: str) -> tuple[Example, ...]:
     """
     problems: list[Problem] = []
     read = _split(task, path, "train", Notes([], []), [], problems)
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     return tuple(sourced.example for sourced in read.examples)
 
 

@@ -16,7 +16,7 @@ from harness.data.formats.multiple_choice import QUESTIONS as CHOICE_QUESTIONS
 from harness.data.formats.multiple_choice import RIGHT
 from harness.data.formats.preference_rows import read_pair
 from harness.data.readers import Row, Rows
-from harness.errors import Problem, UserError, did_you_mean
+from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.spec import Fields, Task
 
 QUESTIONS = ("prompt", "question", "text", "query", "input", "message", "utterance", "sentence", "content")
@@ -83,8 +83,7 @@ def find_roles(content: Rows, prompt: str | None = None, reference: str | None =
         UserError: no row has a named column, no columns clearly ask and answer, or the first line of a CSV
             file is probably a row.
     """
-    if problem := missing_header(content, is_named=bool(prompt or reference)):
-        raise UserError(problem)
+    refuse(missing_header(content, is_named=bool(prompt or reference)))
     names = list(dict.fromkeys(name for row in content.rows for name in row.fields))
     given = {"prompt": columns_of(prompt, names), "reference": columns_of(reference, names)}
     for option, columns in given.items():

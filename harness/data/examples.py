@@ -15,7 +15,7 @@ from harness.data.formats import Layout
 from harness.data.formats.preference_rows import read_pair, read_thumb
 from harness.data.formats.turns import is_plain, join_problems
 from harness.data.readers import Row, Rows, cap_problems
-from harness.errors import Problem, UserError, did_you_mean
+from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.records import Document, Example, Message
 from harness.spec import Fields, Task
 
@@ -72,8 +72,7 @@ def examples(
     Raises:
         UserError: with every row that cannot be used, at most ten of each kind shown.
     """
-    if unusable := list(unusable_templates(task.fields, content)):
-        raise UserError(unusable)
+    refuse(unusable_templates(task.fields, content))
     layout, known = formats.layout_of(task, content), {document.id for document in documents}
     if layout:
         notes.read_as.append(_read_as(content, layout, apart=bool(documents)))

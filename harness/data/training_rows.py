@@ -20,7 +20,7 @@ from harness.data.edit.sample import draw
 from harness.data.examples import Notes, Sourced
 from harness.data.readers import Row, Rows
 from harness.data.splits import augmented_rows
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, gather, refuse
 from harness.formatting import pluralize
 from harness.records import Example
 from harness.spec import Mix, Task
@@ -43,13 +43,10 @@ def load_training_rows(
     notes, problems = Notes([], []), list[Problem]()
     files: list[list[Sourced]] = []
     for path in mix.paths if mix else train:
-        try:
+        with gather(problems):
             read = _read(task, items, path, notes, pairs, problems)
             files.append(_drop_contaminated(task, items, read, path, notes))
-        except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     rows = _distinct_ids(_draw_shares(files, mix, seed) if mix else [row for file in files for row in file])
     limit = None if pairs else task.data.limits.train
     kept = splits.draw(rows, limit, random.Random(f"{seed}/{task.name}/train"))

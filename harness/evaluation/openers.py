@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from harness.errors import UserError
+from harness.errors import refuse
 from harness.evaluation.sensitive_rows import sensitive_problems
 from harness.evaluation.session import Session
 from harness.models import openai_api
@@ -80,8 +80,7 @@ def open_endpoint(session: Session, weights: Weights) -> Iterator[Candidate]:
     source, settings = _source(session, weights), openai_api.settings_of(_folder(weights))
     step = "a candidate that answers here or in your network, or remove sensitive_data"
     told = (settings, "an endpoint", "decide.needs", step)
-    if problems := list(sensitive_problems(session.experiment, *told)):
-        raise UserError(problems)
+    refuse(sensitive_problems(session.experiment, *told))
     with openai_api.open_endpoint(settings, weights.digest, source) as candidate:
         yield candidate
 

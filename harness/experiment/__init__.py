@@ -13,7 +13,7 @@ from pathlib import Path
 from harness import config, gating, metrics, store
 from harness.config import Loaded
 from harness.decision import apply_budgets, best_untrained, strongest
-from harness.errors import CandidateFailed, IncompatibleRuns, UserError
+from harness.errors import CandidateFailed, IncompatibleRuns, UserError, refuse
 from harness.evaluation import judges
 from harness.evaluation.candidate_rows import training_notes
 from harness.evaluation.candidates import ResolvedCandidate
@@ -208,8 +208,7 @@ def _refuse_forbidden(
     forbidden = [problem for task in tasks for problem in metrics.problems(task)]
     short = short_judges(session, loaded.selected) if open_ else []
     forbidden += [one.problem for one in short if one.problem]
-    if problems := [*key_problems(session, places), *judges.key_problems(judged), *forbidden]:
-        raise UserError(problems)
+    refuse([*key_problems(session, places), *judges.key_problems(judged), *forbidden])
 
 
 def _make_all(

@@ -18,7 +18,7 @@ from harness.data.column_types import Column, count_cells, mixed_columns
 from harness.data.columns import columns_of, option_text
 from harness.data.examples import unusable_templates
 from harness.data.overlap import open_encoder
-from harness.errors import Problem, UserError, as_argument, did_you_mean
+from harness.errors import Problem, UserError, as_argument, did_you_mean, gather, refuse
 from harness.experiment.scaffold.recognition import Request, absolute, look
 from harness.models import hub
 from harness.report.findings import short_lines
@@ -116,12 +116,9 @@ def examine_table(asked: Asked, reading: Reading, of_test: Reading | None = None
     problems: list[Problem] = []
     tables: list[Table] = []
     for files, split, of in ((asked.files, "train", reading), (asked.test, "test", of_test or reading)):
-        try:
+        with gather(problems):
             tables += [read_table([absolute(path) for path in files], of, split)] if files else []
-        except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     test = tables[1] if asked.test else None
     tokenizer = tokenizer_of(asked.base) if asked.base else None
     found = check_rows(tables[0], Given(test, tokenizer, detectable, asked.most, encode), asked.only)
@@ -189,16 +186,14 @@ def recognise(asked: Asked, first: readers.Rows) -> Reading:
     cells: dict[str, Column] = {}
     for row in first.rows:
         count_cells(cells, row)
-    if problems := [*filter(None, unknown), *mixed_columns(cells)]:
-        raise UserError(problems)
+    refuse([*filter(None, unknown), *mixed_columns(cells)])
     request = Request(Path(), asked.files[0], prompt=asked.prompt, reference=asked.reference)
     columns = {name for row in first.rows for name in row.fields} - {"id"}
     if len(columns) == 1 and not formats.recognise(first.rows):
         field = f"{{{columns.pop()}}}"
         fields = {"reference": field}
         task = Task.model_validate({**_TASK, "kind": "bits_per_byte", "fields": fields})
-        if unusable := list(unusable_templates(task.fields, first)):
-            raise UserError(unusable)
+        refuse(unusable_templates(task.fields, first))
         return Reading(task)
     seen = look(request, first)
     task = Task.model_validate({**_TASK, "fields": seen.fields})

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, get_args
 
 from harness import comparison, report, store
 from harness.comparison import Estimate
-from harness.errors import Problem, UserError, did_you_mean
+from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.evaluation import lm_eval
 from harness.evaluation.candidates import base_weights, resolve_candidates
 from harness.evaluation.costs import Work
@@ -108,8 +108,7 @@ def check_computing(computing: Mapping[str, str]) -> dict[str, Any]:
         for key, name in computing.items()
         if name not in known[key]
     ]
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     return dict(computing)
 
 

@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.errors import HarnessError, Problem, UserError
+from harness.errors import HarnessError, Problem, UserError, refuse
 from harness.metrics import Metric, mean_metric
 from harness.records import Example, Output
 from harness.spec import Task
@@ -218,8 +218,7 @@ def refuse_forbidden(where: str) -> None:
     Raises:
         UserError: it is so.
     """
-    if found := list(problems(where)):
-        raise UserError(found)
+    refuse(problems(where))
 
 
 @lru_cache(maxsize=4096)

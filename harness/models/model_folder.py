@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cache import memo
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, refuse
 from harness.models.adapters import Tensor, tensors_of
 from harness.models.memory.shape import config_problems
 from harness.records import checksum, digest, parse_json
@@ -64,8 +64,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except ValueError as error:
         found = Problem(str(file), f"no JSON ({error})", "the configuration of a model", _AGAIN)
         raise UserError(found) from None
-    if problems := [*config_problems(config, str(path))]:
-        raise UserError(problems)
+    refuse(config_problems(config, str(path)))
     return dict(config)
 
 
@@ -97,8 +96,7 @@ def refuse_damaged(path: Path) -> None:
             problems.append(Problem(str(index), f"a damaged file ({error})", "an index of weights", _AGAIN))
     expected = "all files of its weights"
     problems += [Problem(str(path), f"no {name}, which {_INDEX} names", expected, _AGAIN) for name in missing]
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
 
 
 def content_digest(files: Iterable[Path]) -> str:

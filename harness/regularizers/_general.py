@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from harness.data import fold_text, load_rows, suite_contamination
 from harness.data.general_prompts import general_prompts
-from harness.errors import CandidateFailed, UserError
+from harness.errors import CandidateFailed, UserError, refuse
 from harness.records import Example, SampleResult
 from harness.spec import Task, TaskData
 
@@ -50,8 +50,7 @@ def general_mixture(name: str, n: int, data: str | None, context: MixContext) ->
     if data is None:
         return Mixture(n, _prompts(name, context)[: round(_SPARE * n) + 1], _LONGEST)
     rows = _rows_of(name, data)
-    if problems := suite_contamination(rows, context.evaluated):
-        raise UserError(problems)
+    refuse(suite_contamination(rows, context.evaluated))
     n = min(n, len(rows))
     return Mixture(n, tuple(random.Random(f"{context.seed}/{name}").sample(rows, n)))
 

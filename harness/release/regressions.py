@@ -13,7 +13,7 @@ from typing import Any
 from harness import config
 from harness.config import Loaded
 from harness.data import load_task
-from harness.errors import Problem, UserError, did_you_mean
+from harness.errors import Problem, did_you_mean, refuse
 from harness.records import Example, Run, parse_json
 from harness.spec import Task, TaskData, is_path, metric_parts
 
@@ -69,8 +69,7 @@ def _find_items(loaded: Loaded, run: Run, items: Iterable[str]) -> dict[str, tup
             problems.append(Problem("ITEM", repr(item), f"an item of {name}", did_you_mean(ident, known)))
         else:
             chosen.setdefault(name, (task, []))[1].append(known[ident])
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     return chosen
 
 

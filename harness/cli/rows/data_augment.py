@@ -32,7 +32,7 @@ from harness.cli.rows.data import (
     roles_of_test,
 )
 from harness.cli.rows.refusals import refuse_grid
-from harness.errors import Problem, UserError, as_argument
+from harness.errors import Problem, UserError, as_argument, refuse
 
 if TYPE_CHECKING:
     from harness.data.columns import Roles
@@ -163,8 +163,7 @@ def _rewriting(asked: Wording) -> "Rewriting":
         problems.append(Problem("--via", via, f"another language than {language}", "--via German"))
     if max_cost is not None and not 0 < max_cost < float("inf"):
         problems.append(Problem("--max-cost", f"{max_cost:g}", "USD above 0", "leave it out for no limit"))
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     there, back = (TRANSLATE.replace("{language}", to) for to in (via, language))
     prompts = (instruction or PARAPHRASE,) if by == "paraphrase" else (there, back)
     return Rewriting(by, prompts, variants, temperature, 1.0, max_new_tokens, seed=seed, max_cost=max_cost)
@@ -236,8 +235,7 @@ def _settings(url: str, endpoint: Endpoint) -> "Settings":
         where = option.get(str(found["loc"][0]), "--prices")
         said = found["msg"].removeprefix("Value error, ")  # never what was given: it may hold a secret
         raise UserError(Problem(where, said, "settings of an endpoint", "correct it")) from None
-    if lacking := list(problems(settings, "--with")):
-        raise UserError(lacking)
+    refuse(problems(settings, "--with"))
     return settings
 
 

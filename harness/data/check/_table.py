@@ -28,7 +28,7 @@ from harness.data.examples import FIELD
 from harness.data.formats import Layout
 from harness.data.formats.dates import FORMS, read_date
 from harness.data.readers import Row, cap_problems
-from harness.errors import Problem, UserError, did_you_mean
+from harness.errors import Problem, UserError, did_you_mean, gather, refuse
 from harness.records import Example
 from harness.spec import Fields, Task
 
@@ -177,13 +177,10 @@ def read_table(paths: Sequence[str], reading: Reading, split: str = "train", hel
     maker = _Maker(reading, held)
     problems: list[Problem] = []
     for path in paths:
-        try:
+        with gather(problems):
             maker.add_file(path, split)
-        except UserError as error:
-            problems += error.problems
     problems += maker.problems()
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     return maker.table()
 
 

@@ -17,7 +17,7 @@ from harness.data.edit.change import NOT_DRAWN, Change, Outcome, drop
 from harness.data.edit.sample import draw
 from harness.data.readers import Row, Rows
 from harness.data.splits.augmented_rows import ORIGIN
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, refuse
 
 STOOD_ALREADY = "an id of its own, since it stood already"
 
@@ -73,8 +73,7 @@ def refuse_other_layouts(files: Sequence[Rows]) -> None:
         for content in others
         if not _are_read_alike(content, first)
     ]
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
 
 
 def _are_read_alike(content: Rows, first: Rows) -> bool:
@@ -153,8 +152,7 @@ def row_numbers(
         for content, n in zip(files, numbers, strict=True)
         if not n and mixture.weights
     ]
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     return numbers
 
 

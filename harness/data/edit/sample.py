@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from harness.data.edit.change import NOT_DRAWN, Outcome, drop
 from harness.data.readers import Rows
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize
 
 
@@ -53,8 +53,7 @@ def _refuse_too_many(shown: str, there: dict[str, int], wanted: dict[str, int], 
         for name, n in wanted.items()
         if n > there[name]
     ]
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
 
 
 def refuse_no_rows(n_rows: int) -> None:

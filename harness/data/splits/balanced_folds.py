@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from harness.data.examples import Sourced
 from harness.data.splits import groups_of, stratum_of
 from harness.data.splits.class_cover import cover
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize
 
 
@@ -84,8 +84,7 @@ def assign_folds(
     dealt = deal(rows, k, random.Random(f"{task}/folds"), with_choices)
     if any(_missing_labels(dealt, where)):
         dealt = with_every_label(rows, dealt, with_choices)
-    if problems := list(_missing_labels(dealt, where)):
-        raise UserError(problems)
+    refuse(_missing_labels(dealt, where))
     return {row.example.id: fold for fold, of in enumerate(dealt, start=1) for row in of}
 
 

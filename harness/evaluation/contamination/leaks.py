@@ -12,7 +12,7 @@ from harness.data.columns import option_text
 from harness.data.examples import Sourced
 from harness.data.overlap import Encode, ReadBy, overlap_notes
 from harness.data.readers import display_path
-from harness.errors import UserError
+from harness.errors import refuse
 from harness.evaluation import lm_eval
 from harness.spec import Fields, Task
 
@@ -39,8 +39,7 @@ def refuse_or_note(
         return _refuse_or_note_in_folds(target, items, catalogue, encode)
     others = {name: found.test for name, found in items.items() if name != target.name}
     others |= {name: listed.texts for name, listed in catalogue.items()}
-    if problems := suite_contamination([*own.sourced("train"), *own.sourced("pairs")], others):
-        raise UserError(problems)
+    refuse(suite_contamination([*own.sourced("train"), *own.sourced("pairs")], others))
     evaluated = [*own.sourced("validation"), *own.sourced("test")]
     for name, found in items.items():
         evaluated += found.sourced("test") if name != target.name else []

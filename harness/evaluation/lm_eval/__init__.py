@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.data import TaskItems
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, gather, refuse
 from harness.evaluation import Job
 from harness.evaluation.lm_eval import metadata, registry, tasks
 from harness.evaluation.lm_eval import metrics as scores
@@ -70,12 +70,9 @@ def load(asked: Iterable[Task], datasets_dir: Path | None, *, gated: bool = True
     problems: list[Problem] = []
     found: dict[str, Found] = {}
     for task in asked:
-        try:
+        with gather(problems):
             found[task.name] = _find(task, datasets_dir, gated)
-        except UserError as error:
-            problems.extend(error.problems)
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     return found
 
 

@@ -14,7 +14,7 @@ import lm_eval.models  # noqa: F401 (lm-eval registers its own models only while
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
-from harness.errors import CandidateFailed, Problem, UserError
+from harness.errors import CandidateFailed, Problem, UserError, refuse
 from harness.evaluation.lm_eval.requests import Unfit, answer, is_sampled
 from harness.models.hardware import probe
 from harness.models.hf import HFCandidate, ModelHost
@@ -111,8 +111,7 @@ def _open_model(name: str, precision: str, device: str) -> HFCandidate:
         for key, (value, known) in given.items()
         if value not in known
     ]
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     return ModelHost(resolve(name), probe(_DEVICES[device], precision)).base
 
 

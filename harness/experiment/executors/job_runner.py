@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from harness import provenance, store
 from harness.config import Loaded
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, refuse
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.control_arm import measure_once
 from harness.evaluation.rows.row_sets import RowSet, is_there, suite_sets, target_sets
@@ -172,8 +172,7 @@ def _refuse_other(expected: Mapping[str, str], found: Mapping[str, str]) -> None
         for name in {**expected, **found}
         if found.get(name) != expected.get(name)
     ]
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
 
 
 def _worker_name() -> str:

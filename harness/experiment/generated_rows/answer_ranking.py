@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness import plugins
-from harness.errors import Problem, UserError, did_you_mean
+from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.judges import Judged, key_problems
 from harness.evaluation.judges.grade_costs import GradeAccount
@@ -59,8 +59,7 @@ def open_ranking(
         return _by_judge(session, session.target.judged[name], left_usd)
     _refuse_unknown(session, written or name)
     task, where = session.target.task, "--rank"
-    if problems := list(reward_problems(written or name, task, session.target.items.train, where)):
-        raise UserError(problems)
+    refuse(reward_problems(written or name, task, session.target.items.train, where))
     unspaced = is_unspaced(text for e in session.target.items.train for text in e.references)
     content = checksum(Path(written)) if is_path(written) else metric_version(written or name, unspaced)
     score = rewards_of(Reward(written=written or name, task=task))
@@ -97,8 +96,7 @@ def _by_reward_model(session: Session, candidate: ResolvedCandidate) -> Ranking:
 
 
 def _by_judge(session: Session, judged: Judged, left_usd: Callable[[], float | None]) -> Ranking:
-    if problems := [*key_problems([judged]), *_price_problems(judged, left_usd())]:
-        raise UserError(problems)
+    refuse([*key_problems([judged]), *_price_problems(judged, left_usd())])
     metric, account = session.target.metrics[judged.metric], GradeAccount(judged)
 
     def read(examples: Sequence[Example], answers: Sequence[str]) -> tuple[GradeReader, list[float | None]]:

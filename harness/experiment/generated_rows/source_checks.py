@@ -11,7 +11,7 @@ from harness.data import PartName, contamination
 from harness.data.contamination import contaminated_rows
 from harness.data.examples import Sourced
 from harness.data.readers import display_path
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, refuse
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.contamination.leaks import refuse_or_note
 from harness.evaluation.session import Session
@@ -29,8 +29,7 @@ def refuse_without_text(session: Session, candidate: ResolvedCandidate) -> None:
     if not candidate.method.makes_language_model:
         found = f"the method {candidate.source.method}, which generates no text"
         raise UserError(Problem(where, found, "a candidate that generates its answers", "name another"))
-    if problems := list(key_problems(session, {candidate.name: where})):
-        raise UserError(problems)
+    refuse(key_problems(session, {candidate.name: where}))
 
 
 def refuse_unpriced(candidate: ResolvedCandidate, price: float | None, max_cost: float | None) -> None:

@@ -12,7 +12,7 @@ from harness import plugins, store
 from harness.config import Loaded
 from harness.data import SPLITS, TaskItems, load_task
 from harness.data.overlap import open_encoder
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, gather, refuse
 from harness.evaluation import costs, lm_eval
 from harness.evaluation.candidate_rows import read_folds, read_training_rows
 from harness.evaluation.candidates import resolve_candidates
@@ -125,14 +125,11 @@ def _resolve_models(experiment: Experiment, progress: Progress, *, unpacks: bool
     out: dict[str, ModelSource] = {}
     problems: list[Problem] = []
     for name, where in named.items():
-        try:
-            with progress.stage(f"getting {name} ready, once", expected_s(name) if unpacks else 0.0):
-                found = resolve(name, unpacks=unpacks, where=where)
-                out[name] = with_switches(found, experiment.chat_template_kwargs)
-        except UserError as error:
-            problems.extend(error.problems)
-    if problems:
-        raise UserError(problems)
+        expected = expected_s(name) if unpacks else 0.0
+        with gather(problems), progress.stage(f"getting {name} ready, once", expected):
+            found = resolve(name, unpacks=unpacks, where=where)
+            out[name] = with_switches(found, experiment.chat_template_kwargs)
+    refuse(problems)
     return out
 
 
@@ -147,12 +144,9 @@ def _load_all(tasks: Iterable[Task], seed: int) -> dict[str, TaskItems]:
     problems: list[Problem] = []
     items: dict[str, TaskItems] = {}
     for task in tasks:
-        try:
+        with gather(problems):
             items[task.name] = load_task(task, seed)
-        except UserError as error:
-            problems.extend(error.problems)
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     return items
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, refuse
 from harness.evaluation import costs
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.session import Session
@@ -96,8 +96,7 @@ def examine_base(name: str, asked: Asked) -> BaseFit:
         UserError: there is no such model, it is gated, or its configuration does not say enough;
             or something asked is no number or no precision.
     """
-    if problems := [*_unusable(asked)]:
-        raise UserError(problems)
+    refuse(_unusable(asked))
     config, tensors = _headers(name)
     counted = parameters_of(tensors, packed_bits(config))
     n_bytes = sum(tensor.end - tensor.begin for tensor in tensors.values())

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness import plugins
 from harness.config import Loaded
-from harness.errors import Problem, UserError
+from harness.errors import Problem, refuse
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.regularization import regularization_problems
@@ -63,8 +63,7 @@ def refuse_weights(session: Session, loaded: Loaded) -> None:
     problems += [*missing_gpus(session), *engine_problems(session, selected, needed)]
     problems += [problem for name in selected for problem in _merging_problems(session, known[name])]
     problems += endpoint_problems(session, {name: loaded.places[name] for name in selected})
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
 
 
 def _with_found_path(candidate: ResolvedCandidate) -> Recipe:

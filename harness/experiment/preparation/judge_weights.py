@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness import config
 from harness.config.judge_sources import JudgingCandidate
-from harness.errors import CandidateFailed, Problem, UserError, did_you_mean
+from harness.errors import CandidateFailed, Problem, UserError, did_you_mean, gather, refuse
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.judges import judged_metrics, judging_candidates
 from harness.evaluation.session import Measured, Session
@@ -30,12 +30,9 @@ def with_judges(session: Session, prepare: Prepare) -> Session:
     judging: dict[str, Weights | str] = {name: base_weights(of) for name, of in session.sources.items()}
     problems: list[Problem] = []
     for one, where in judging_candidates(_metrics(session)).items():
-        try:
+        with gather(problems):
             judging[one.label] = _weights_of(session, one, where, prepare)
-        except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     return _with_judging(replace(session, judging=judging))
 
 

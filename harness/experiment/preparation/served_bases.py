@@ -7,7 +7,7 @@ as it is published, and is spread over what memory there is when it answers.
 from collections.abc import Iterator, Mapping
 
 from harness import plugins
-from harness.errors import Problem, UserError
+from harness.errors import Problem, refuse
 from harness.models.devices.placement import Room, weights_bytes
 from harness.models.hardware import Machine
 from harness.models.hub import ModelSource, quantize
@@ -30,8 +30,7 @@ def choose_quantization(
         wanted = set(_quantizations(experiment, name))
         if gpus and len(wanted) == 1 and weights_bytes(source, machine.precision) > able:
             out[name] = quantize(source, wanted.pop())
-    if problems := [*_sixteen_bit_problems(experiment, out)]:
-        raise UserError(problems)
+    refuse(_sixteen_bit_problems(experiment, out))
     return out
 
 

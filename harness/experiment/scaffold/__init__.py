@@ -14,7 +14,7 @@ from harness import plugins
 from harness.config import json_schema
 from harness.data import TaskItems, load_task, readers
 from harness.decision import USUAL_AMOUNTS
-from harness.errors import Problem, UserError, did_you_mean
+from harness.errors import Problem, UserError, did_you_mean, gather, refuse
 from harness.experiment.scaffold.candidate_proposal import propose_candidates
 from harness.experiment.scaffold.example_rows import existing_file, write_example
 from harness.experiment.scaffold.method_choice import Resources
@@ -84,10 +84,8 @@ def _recognise(request: Request) -> Seen:
     problems += [existing_file(path) for path in _paths(request, _name_of(request.data)) if path.exists()]
     problems += _unknown_model(request.base_model)
     seen: Seen | None = None
-    try:
+    with gather(problems):
         seen = look(request, content) if content else None
-    except UserError as error:
-        problems += error.problems
     if problems or seen is None:
         raise UserError(problems)
     return seen
@@ -136,8 +134,7 @@ def write(proposal: Proposal) -> list[Path]:
     Raises:
         UserError: one of them is there by now.
     """
-    if there := [existing_file(path) for path in proposal.files if path.exists()]:
-        raise UserError(there)
+    refuse([existing_file(path) for path in proposal.files if path.exists()])
     for path, text in proposal.files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from harness.errors import Problem, UserError
+from harness.errors import Problem, refuse
 
 
 def write_example(folder: Path) -> Path:
@@ -13,8 +13,7 @@ def write_example(folder: Path) -> Path:
         UserError: the folder holds an experiment or such rows already.
     """
     path = folder / "example.csv"
-    if there := [existing_file(at) for at in (path, folder / "harness.yaml") if at.exists()]:
-        raise UserError(there)
+    refuse([existing_file(at) for at in (path, folder / "harness.yaml") if at.exists()])
     rows = [
         (form.format(thing), label)
         for label, forms in _EXAMPLE.items()

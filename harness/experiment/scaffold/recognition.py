@@ -12,7 +12,7 @@ from harness.data.columns import GROUPS, filled_columns, guess_columns, missing_
 from harness.data.formats import Layout
 from harness.data.formats.turns import formed_fields
 from harness.data.readers import Row
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize
 from harness.models.embedded_model import NAMES as EMBEDDED
 from harness.records import Example
@@ -58,8 +58,7 @@ def look(request: Request, content: readers.Rows) -> Seen:
         UserError: no columns clearly ask and answer, the rows are not of the kind that was named, or the
             first line of a CSV file is probably a row.
     """
-    if problem := missing_header(content, is_named=bool(request.prompt or request.reference)):
-        raise UserError(problem)
+    refuse(missing_header(content, is_named=bool(request.prompt or request.reference)))
     layout = formats.recognise(content.rows)
     fields = _fields(request, content, layout)
     task = Task.model_validate({"name": "seen", "data": {"invalid_rows": "drop"}, "fields": fields})

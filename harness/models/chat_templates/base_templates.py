@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, refuse
 from harness.models.chat_templates import read_template, template_names, template_problems
 from harness.models.hub import (
     ModelSource,
@@ -59,8 +59,7 @@ def _complete(written: str, lacking: Mapping[str, ModelSource]) -> dict[str, Mod
         raise UserError(Problem("chat_template", found, expected, "remove chat_template"))
     made = {name: with_template(source, text) for name, source in lacking.items()}
     problems = [p for source in made.values() for p in _problems(source, f"chat_template {written}")]
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     return made
 
 

@@ -17,7 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import CandidateFailed, Problem, UserError
+from harness.errors import CandidateFailed, Problem, UserError, refuse
 from harness.models.adapters import WEIGHTS, tensors_of
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource, load_tokenizer
@@ -224,8 +224,7 @@ def _load(source: ModelSource, machine: Machine, adaptable: set[str], policy: Vl
     if installed_version() is None:
         raise UserError(absent())
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # a process of its own would batch by chance
-    if problem := wrong_build(machine.device):
-        raise UserError(problem)
+    refuse(wrong_build(machine.device))
     from vllm import LLM
 
     try:

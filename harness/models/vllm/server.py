@@ -23,7 +23,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import ProxyHandler, Request, build_opener
 
 from harness.cache import memo
-from harness.errors import CandidateFailed, Problem, UserError
+from harness.errors import CandidateFailed, Problem, refuse
 from harness.models import openai_api, supervision
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource
@@ -103,8 +103,7 @@ def identity(policy: VllmPolicy) -> tuple[str, str]:
     Raises:
         UserError: there is no such program, or no client.
     """
-    if found := list(problems(policy)):
-        raise UserError(found)
+    refuse(problems(policy))
     switches = kernel_switches()
     layout = [policy.layout, MAX_RANK, switches.pop(INVARIANT, ""), *([switches] if switches else [])]
     return f"{ENGINE}/{release_of(policy)}", digest(layout)

@@ -27,7 +27,7 @@ from harness.comparison.labelled_answers import (
 from harness.config import Loaded
 from harness.config.rubrics import asked_digest, current_labels, rubric_of
 from harness.decision import CandidateFacts
-from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean
+from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean, refuse
 from harness.experiment.analysis.human_labels import correct_reached
 from harness.experiment.runs.candidate_result import facts_on_target
 from harness.metrics import Metric, load_metrics
@@ -338,8 +338,7 @@ def _read(file: Path, known: Mapping[str, _Known], scale: tuple[float, float]) -
     if not labels and not problems:
         step = "fill in the column label of each row"
         problems.append(Problem(str(file), "no label", "at least one", step))
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     return _Read(metrics.pop(), labels, len(seen), n_blank)
 
 

@@ -16,7 +16,7 @@ from harness import config, decision, store
 from harness.comparison import human
 from harness.comparison.human import Turn
 from harness.config import Loaded
-from harness.errors import IncompatibleRuns, Problem, UserError
+from harness.errors import IncompatibleRuns, Problem, UserError, refuse
 from harness.evaluation.judges.answer_pairs import shown_pairs
 from harness.records import Rating, Run, SampleResult, digest
 from harness.release.rating_files.csv_file import read_rows, refuse_unwritable, unknown_key, write_rows
@@ -252,8 +252,7 @@ def _read(file: Path, at: Store, task: Task, pairs: Mapping[str, _Sides], rater:
     if not ratings and not problems:
         step = f"fill in the column {BETTER} of each row: left, right or tie"
         problems.append(Problem(str(file), "no preference", "at least one", step))
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     return _Read(ratings, n_blank)
 
 
