@@ -11,7 +11,7 @@ from tiny_methods import CPU
 from harness.methods import grpo, rloo
 from harness.training import LoraParams, Reward, lora_config
 from harness.training import reinforcement as rl
-from harness.training.preferences.dpo import save_policy
+from harness.training.lora import load_policy, save_policy
 
 pytestmark = [pytest.mark.weekly, pytest.mark.usefixtures("own_cache")]
 
@@ -46,19 +46,14 @@ def plain(tiny):
 
 def rewarded(algorithm, tiny, folder):
     """Train a policy by the trainer of its method; returns what it computes, and how rewards differed by step."""
-    from transformers import set_seed
-
-    from harness.models.hf import load_base
-
-    set_seed(0)
     (folder / "short.py").write_text(LENGTH)
     context = tiny_methods.context(tiny, folder, reward=Reward(written=str(folder / "short.py")))
-    base, tokenizer = load_base(context.source, CPU)
+    policy = load_policy(context, folder / "adapter")
     quick = {"learning_rate": 0.05, "warmup_steps": 0, "max_steps": 2, "per_device_train_batch_size": 8}
     params = ALGORITHMS[algorithm].Params(r=4, max_completion_length=6, **quick)
-    rows, _ = rl._rows(context, params, tokenizer)
+    rows, _ = rl._rows(context, params, policy.tokenizer)
     config = lora_config(LoraParams(r=4))
-    trainer = rl._trainer(context, params, algorithm, config, base, tokenizer, rows, folder / "scratch")
+    trainer = rl._trainer(context, params, algorithm, config, policy, rows)
     trainer.train()
     save_policy(trainer.model, folder / "adapter")
     spread = [entry["reward_std"] for entry in trainer.state.log_history if "reward_std" in entry]

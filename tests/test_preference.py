@@ -90,8 +90,9 @@ def both_trainers(tiny, folder, init, way):
     from trl import DPOConfig, DPOTrainer
 
     from harness.training import LoraParams, lora_config
+    from harness.training.lora import Policy, policy_options
 
-    context = tiny_methods.context(tiny, folder)
+    context = replace(tiny_methods.context(tiny, folder), init=init)
     made = []
     ours = preferences._cpu_trainer(preferences._caching_trainer({"train": folder.name}), way)
     for kind in (DPOTrainer, ours):
@@ -106,11 +107,9 @@ def both_trainers(tiny, folder, init, way):
             beta=0.3,
         )
         trainer = kind(
-            model=preferences.policy_from(model, init) if init else model,
             args=config,
-            processing_class=tokenizer,
-            peft_config=None if init else lora_config(LoraParams(r=2)),
             train_dataset=Dataset.from_list(rows),
+            **policy_options(context, Policy(model, tokenizer, folder, 0.0), lora_config(LoraParams(r=2))),
         )
         torch.manual_seed(1)
         with torch.no_grad():

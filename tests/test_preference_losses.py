@@ -4,13 +4,11 @@ import math
 
 import pytest
 import tiny_methods
-from tiny_methods import CPU
 
 from harness.methods import dpo
-from harness.models.hf import load_base
-from harness.models.hub import resolve
 from harness.records import Example
 from harness.training import CHECKPOINTS, LoraParams, lora_config
+from harness.training.lora import load_policy
 from harness.training.preferences import dpo as preferences
 from harness.training.preferences import heldout
 from harness.training.preferences.dpo import logprobs_by_row
@@ -52,23 +50,16 @@ DEFINITIONS = {
 @pytest.fixture(scope="module")
 def off_the_reference(tiny, tmp_path_factory, own_cache):
     """Return how to make a trainer of a loss, its adapter moved off the reference, and a batch of pairs."""
-    import torch
 
     def make(loss_type):
         context = tiny_methods.context(tiny, tmp_path_factory.mktemp(loss_type))
         smoothing = {"label_smoothing": EPSILON} if loss_type in preferences._SMOOTHED else {}
         params = dpo.Params(r=2, beta=BETA, loss_type=loss_type, **smoothing)
-        model, tokenizer = load_base(resolve(str(tiny)), CPU)
-        train, apart, _ = pairs_that_fit(context, params, tokenizer, preferences._row)
+        policy = load_policy(context, context.folder / "adapter")
+        train, apart, _ = pairs_that_fit(context, params, policy.tokenizer, preferences._row)
         config = lora_config(LoraParams(r=2))
-        trainer = preferences._trainer(
-            context, params, config, model, tokenizer, (train, apart), context.folder
-        )
-        torch.manual_seed(1)
-        with torch.no_grad():
-            for parameter in trainer.model.parameters():
-                if parameter.requires_grad:
-                    parameter += 0.1 * torch.randn_like(parameter)
+        trainer = preferences._trainer(context, params, config, policy, (train, apart))
+        tiny_methods.move_adapter(trainer.model)
         return trainer, trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
 
     return make
@@ -142,22 +133,16 @@ def test_held_out_pairs_are_measured_after_every_epoch(tiny, tmp_path):
 
 def test_held_out_figures_are_means_over_pairs_whatever_the_batches(tiny, tmp_path):
     """Three held-out pairs in batches of two and one weigh alike."""
-    import torch
 
     made = []
     for size in (2, 3):
         context = tiny_methods.context(tiny, tmp_path / str(size))
         params = dpo.Params(r=2, per_device_train_batch_size=size, heldout=0.25)
-        model, tokenizer = load_base(resolve(str(tiny)), CPU)
-        train, apart, _ = pairs_that_fit(context, params, tokenizer, preferences._row)
-        trainer = preferences._trainer(
-            context, params, lora_config(LoraParams(r=2)), model, tokenizer, (train, apart), context.folder
-        )
-        torch.manual_seed(1)
-        with torch.no_grad():
-            for parameter in trainer.model.parameters():
-                if parameter.requires_grad:
-                    parameter += 0.1 * torch.randn_like(parameter)
+        policy = load_policy(context, context.folder / "adapter")
+        train, apart, _ = pairs_that_fit(context, params, policy.tokenizer, preferences._row)
+        config = lora_config(LoraParams(r=2))
+        trainer = preferences._trainer(context, params, config, policy, (train, apart))
+        tiny_methods.move_adapter(trainer.model)
         made.append(trainer.evaluate())
         assert len(apart) == 3
     for name in ("eval_rewards/margins", "eval_rewards/accuracies", "eval_loss"):

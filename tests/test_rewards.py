@@ -70,18 +70,15 @@ def test_a_reward_model_opened_anew_prefers_the_chosen_answers_it_was_trained_on
 
 def trainer_of(module, tiny, folder, **params):
     """Make the trainer of a method as its training makes it, on rewards by a metric."""
-    from transformers import set_seed
-
-    from harness.models.hf import load_base
     from harness.training import LoraParams, lora_config
+    from harness.training.lora import load_policy
 
-    set_seed(0)
     context = tiny_methods.context(tiny, folder, reward=Reward(written="token_f1", task=TASK))
-    base, tokenizer = load_base(context.source, CPU)
-    rows, _ = rl._rows(context, module.Params(), tokenizer)
+    policy = load_policy(context, folder / "adapter")
+    rows, _ = rl._rows(context, module.Params(), policy.tokenizer)
     algorithm = {rloo: "RLOO", grpo: "GRPO"}[module]
     given = module.Params(r=2, max_completion_length=4, **params)
-    return rl._trainer(context, given, algorithm, lora_config(LoraParams(r=2)), base, tokenizer, rows, folder)
+    return rl._trainer(context, given, algorithm, lora_config(LoraParams(r=2)), policy, rows)
 
 
 LENGTH = '''\

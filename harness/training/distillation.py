@@ -7,7 +7,6 @@ were read, drawn ones with the others.
 Source: Agarwal et al. 2024 (arXiv:2306.13649), by TRL's GKDTrainer.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +17,10 @@ from pydantic import Field
 from harness.errors import CandidateFailed
 from harness.models.hf import load_base
 from harness.models.hub import ModelSource, is_packed, load_tokenizer, resolve, shape
-from harness.progress import quiet_libraries
 from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
-from harness.training.context import CHECKPOINTS, FitContext
-from harness.training.preferences.dpo import policy_from, save_policy
+from harness.training.context import FitContext
+from harness.training.lora import Policy, load_policy, policy_options, train_policy
 from harness.training.tokenized import tokenize
 from harness.training.trainer import LoopParams, Row
 
@@ -92,28 +90,17 @@ def distill(
         CandidateFailed: the teacher has another vocabulary, out of memory, no row fits, or the loss was not a
             number.
     """
-    quiet_libraries()
-    from transformers import set_seed
-
-    set_seed(context.seed)
-    device, scratch = context.machine.device, save_to.parent / CHECKPOINTS
-    start = loop.start_time(scratch)
     teacher = teacher_of(params)
     if problem := teacher_problem(teacher, context.source):
         raise CandidateFailed(f"params.teacher: {teacher.name}, {problem}", "another teacher")
-    attention = loop.attention(context.machine)
-    base, tokenizer = load_base(context.source, context.machine, attention)
-    rows, n_dropped = _rows(context.train, context, params, tokenizer)
-    measured = _rows(context.validation, context, params, tokenizer)[0]
+    policy = load_policy(context, save_to)
+    rows, n_dropped = _rows(context.train, context, params, policy.tokenizer)
+    measured = _rows(context.validation, context, params, policy.tokenizer)[0]
     with loop.enough_memory():
-        taught_by = _of_width(load_base(teacher, context.machine, attention)[0], base)
-        trainer = _trainer(
-            context, params, peft_config, (base, taught_by), tokenizer, (rows, measured), scratch
-        )
-    loop.track(trainer, context, save_to, save_policy)
-    earlier_s = loop.run(trainer, start)
-    save_policy(trainer.model, save_to)
-    made = loop.figures(trainer, n_dropped, time.perf_counter() - start, device, earlier_s)
+        loaded = load_base(teacher, context.machine, loop.attention(context.machine))[0]
+        taught_by = _of_width(loaded, policy.model)
+        trainer = _trainer(context, params, peft_config, policy, taught_by, (rows, measured))
+    made = train_policy(context, policy, trainer, n_dropped, save_to)
     losses = loop.curve(trainer.state.log_history, "eval_loss")
     return replace(made, teacher=teacher.weights_digest, validation_loss=losses)
 
@@ -147,10 +134,9 @@ def _trainer(
     context: FitContext,
     params: DistilledParams,
     peft_config: "PeftConfig",
-    models: "tuple[PreTrainedModel, PreTrainedModel]",
-    tokenizer: "PreTrainedTokenizerBase",
+    policy: Policy,
+    teacher: "PreTrainedModel",
     rows: tuple[list[Row], list[Row]],
-    scratch: Path,
 ) -> "Trainer":
     from datasets import Dataset
     from trl.experimental.gkd import GKDConfig, GKDTrainer
@@ -164,9 +150,8 @@ def _trainer(
             self.state.num_input_tokens_seen += int(inputs["attention_mask"].sum())
             return loss
 
-    base, teacher = models
     config = GKDConfig(
-        output_dir=str(scratch),
+        output_dir=str(policy.scratch),
         eval_strategy="epoch",
         per_device_eval_batch_size=params.per_device_train_batch_size,
         prediction_loss_only=True,
@@ -174,13 +159,11 @@ def _trainer(
         **params.model_dump(include=set(DistilledParams.model_fields) - set(_OWN)),
     )
     loop.use_one_gpu(config)
-    kind = loop.with_regularizers(AnswersTrainer, context, tokenizer, params.max_length)
+    kind = loop.with_regularizers(AnswersTrainer, context, policy.tokenizer, params.max_length)
     trainer: Trainer = kind(
-        model=policy_from(base, context.init) if context.init else base,
         teacher_model=teacher,
         args=config,
-        processing_class=tokenizer,
-        peft_config=None if context.init else peft_config,
+        **policy_options(context, policy, peft_config),
         train_dataset=Dataset.from_list(rows[0]),
         eval_dataset=Dataset.from_list(rows[1]),
         callbacks=[loop.progress_callback(context.advance)],

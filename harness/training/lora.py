@@ -3,11 +3,14 @@
 Invariant: only the adapter is trained; its digest is that of the adapter on the base it was trained on.
 """
 
+import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
+from harness.models.hf import load_base
 from harness.models.memory import lora_parameters
 from harness.models.memory.shape import Shape
 from harness.models.model_folder import read_config
@@ -15,11 +18,13 @@ from harness.plugins import Method
 from harness.progress import quiet_libraries
 from harness.records import TrainingRecord
 from harness.spec import Spec
-from harness.training.context import FitContext, Weights, adapter_weights
+from harness.training import trainer as loop
+from harness.training.context import CHECKPOINTS, FitContext, Weights, adapter_weights
 from harness.training.sft import SupervisedParams, fine_tune
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 
 # Families whose routers are linear layers that return more than their products, on which no adapter can lie.
@@ -48,17 +53,8 @@ def lora_config(params: LoraParams, task_type: str = "CAUSAL_LM") -> "LoraConfig
     quiet_libraries()
     from peft import LoraConfig
 
-    return LoraConfig(
-        r=params.r,
-        lora_alpha=params.lora_alpha or 2 * params.r,
-        lora_dropout=params.lora_dropout,
-        target_modules=params.target_modules,
-        exclude_modules=params.exclude_modules,
-        target_parameters=params.target_parameters,
-        use_dora=params.use_dora,
-        use_rslora=params.use_rslora,
-        task_type=task_type,
-    )
+    given = params.model_dump(include=set(LoraParams.model_fields))
+    return LoraConfig(**given | {"lora_alpha": params.lora_alpha or 2 * params.r}, task_type=task_type)
 
 
 class LowRankParams(SupervisedParams, LoraParams):
@@ -108,6 +104,61 @@ def lower_rank(params: LoraParams, by: int) -> dict[str, Any]:
 def leave_out(params: LoraParams, modules: str) -> dict[str, Any]:
     """Return the parameters that leave modules out; empty where some are left out already."""
     return {"exclude_modules": modules} if params.exclude_modules is None else {}
+
+
+class Policy(NamedTuple):
+    """Base of an adapter that TRL trains beside a reference, with its folder of checkpoints and its start."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    scratch: Path
+    start: float
+
+
+def load_policy(context: FitContext, save_to: Path) -> Policy:
+    """Load the base of an adapter that is saved at `save_to`, and seed its training."""
+    quiet_libraries()
+    from transformers import set_seed
+
+    set_seed(context.seed)
+    scratch = save_to.parent / CHECKPOINTS
+    start = loop.start_time(scratch)
+    loaded = load_base(context.source, context.machine, loop.attention(context.machine))
+    return Policy(*loaded, scratch, start)
+
+
+def policy_options(context: FitContext, policy: Policy, peft_config: "PeftConfig") -> dict[str, Any]:
+    """Return a trainer's model, tokenizer and adapter: a new one, or that of `context.init` to go on with.
+
+    TRL copies the one called `default` as reference.
+    """
+    from peft import PeftModel
+
+    options: dict[str, Any] = {"processing_class": policy.tokenizer}
+    if context.init is None:
+        return options | {"model": policy.model, "peft_config": peft_config}
+    kept = {"adapter_name": "default", "is_trainable": True}
+    return options | {"model": PeftModel.from_pretrained(policy.model, str(context.init), **kept)}
+
+
+def train_policy(
+    context: FitContext, policy: Policy, trainer: "Trainer", n_dropped: int, save_to: Path
+) -> TrainingRecord:
+    """Train and save the adapter of a policy.
+
+    Raises:
+        CandidateFailed: out of memory, or the loss was not a number.
+    """
+    loop.track(trainer, context, save_to, save_policy)
+    earlier_s = loop.run(trainer, policy.start)
+    save_policy(trainer.model, save_to)
+    wall_s = time.perf_counter() - policy.start
+    return loop.figures(trainer, n_dropped, wall_s, context.machine.device, earlier_s)
+
+
+def save_policy(model: Any, folder: Path) -> None:
+    """Write the adapter that is trained, without the copy of it that is the reference."""
+    model.save_pretrained(folder, selected_adapters=["default"])
 
 
 def adapter_parameters(shape: Shape, params: LoraParams) -> int:

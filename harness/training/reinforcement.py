@@ -7,7 +7,6 @@ whatever a metric's direction; an answer that cannot be scored has none and move
 Source: Ahmadian et al. 2024 (arXiv:2402.14740) and Shao et al. 2024 (arXiv:2402.03300), by TRL's trainers.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
@@ -23,20 +22,17 @@ from pydantic import Field, model_validator
 from harness.errors import CandidateFailed, Problem, UserError, in_a_line
 from harness.metrics import Metric, item_scores, load_metrics
 from harness.models.hardware import Machine
-from harness.models.hf import load_base
-from harness.progress import quiet_libraries
 from harness.records import Example, Output, TrainingRecord
 from harness.spec import Task, is_path, metric_name
 from harness.training import trainer as loop
-from harness.training.context import CHECKPOINTS, FitContext, Reward
+from harness.training.context import FitContext, Reward
 from harness.training.heads import open_reward_model
-from harness.training.lora import LoraParams
-from harness.training.preferences.dpo import policy_from, save_policy
+from harness.training.lora import LoraParams, Policy, load_policy, policy_options, train_policy
 from harness.training.trainer import LoopParams, Row
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedTokenizerBase, Trainer
 
 Algorithm = Literal["RLOO", "GRPO"]  # of TRL, by the names of its trainers
 
@@ -86,20 +82,11 @@ def train_on_rewards(
     """
     if context.reward is None:
         raise CandidateFailed("no reward to train on", "reward: a candidate, a metric or a Python file")
-    quiet_libraries()
-    from transformers import set_seed
-
-    set_seed(context.seed)
-    device, scratch = context.machine.device, save_to.parent / CHECKPOINTS
-    start = loop.start_time(scratch)
-    base, tokenizer = load_base(context.source, context.machine, loop.attention(context.machine))
-    rows, n_dropped = _rows(context, params, tokenizer)
+    policy = load_policy(context, save_to)
+    rows, n_dropped = _rows(context, params, policy.tokenizer)
     with loop.enough_memory():
-        trainer = _trainer(context, params, algorithm, peft_config, base, tokenizer, rows, scratch)
-    loop.track(trainer, context, save_to, save_policy)
-    earlier_s = loop.run(trainer, start)
-    save_policy(trainer.model, save_to)
-    made = loop.figures(trainer, n_dropped, time.perf_counter() - start, device, earlier_s)
+        trainer = _trainer(context, params, algorithm, peft_config, policy, rows)
+    made = train_policy(context, policy, trainer, n_dropped, save_to)
     history = trainer.state.log_history
     return replace(
         made,
@@ -143,10 +130,8 @@ def _trainer(
     params: ReinforcedParams,
     algorithm: Algorithm,
     peft_config: "PeftConfig",
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    policy: Policy,
     rows: list[Row],
-    scratch: Path,
 ) -> "Trainer":
     import trl
     from datasets import Dataset
@@ -157,18 +142,16 @@ def _trainer(
     common = loop.settings(context, params) | {
         "include_num_input_tokens_seen": "no"
     }  # TRL counts them itself
-    config = getattr(trl, f"{algorithm}Config")(output_dir=str(scratch), **common, **of_trl)
+    config = getattr(trl, f"{algorithm}Config")(output_dir=str(policy.scratch), **common, **of_trl)
     loop.use_one_gpu(config)
     plain = getattr(trl, f"{algorithm}Trainer")
-    trainer: Trainer = loop.with_regularizers(plain, context, tokenizer, params.max_length)(
-        model=policy_from(model, context.init) if context.init else model,
+    trainer: Trainer = loop.with_regularizers(plain, context, policy.tokenizer, params.max_length)(
         reward_funcs=[reward.func],
         args=config,
         train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
         reward_processing_classes=[reward.tokenizer],
         callbacks=[loop.progress_callback(context.advance)],
-        peft_config=None if context.init else peft_config,
+        **policy_options(context, policy, peft_config),
     )
     return trainer
 

@@ -10,7 +10,6 @@ learning rate is that of Zephyr's adapter (alignment-handbook), the highest that
 """
 
 import random
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +18,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from harness.models.adapters import adapter_digest
-from harness.models.hf import load_base
 from harness.models.loglikelihood import Executor
-from harness.progress import quiet_libraries
 from harness.provenance import environment_digest
 from harness.provenance.code_versions import versions_of
 from harness.records import TrainingRecord, digest
 from harness.training import trainer as loop
-from harness.training.context import CHECKPOINTS, FitContext
+from harness.training.context import FitContext
+from harness.training.lora import Policy, load_policy, policy_options, train_policy
 from harness.training.preferences import heldout
 from harness.training.preferences.heldout import HeldOutParams
 from harness.training.tokenized import cached_dataset
@@ -35,7 +33,6 @@ from harness.training.trainer import Row
 if TYPE_CHECKING:
     import torch
     from peft import PeftConfig
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import DPOTrainer
 
 
@@ -104,25 +101,16 @@ def preference(
     Raises:
         CandidateFailed: out of memory, no pair fits, or the loss was not a number.
     """
-    quiet_libraries()
-    from transformers import set_seed
-
-    set_seed(context.seed)
-    device, scratch = context.machine.device, save_to.parent / CHECKPOINTS
-    start = loop.start_time(scratch)
-    base, tokenizer = load_base(context.source, context.machine, loop.attention(context.machine))
-    rows, apart, n_dropped = heldout.pairs_that_fit(context, params, tokenizer, _row)
+    policy = load_policy(context, save_to)
+    rows, apart, n_dropped = heldout.pairs_that_fit(context, params, policy.tokenizer, _row)
     rows = _draw_pairs(context, params, rows)
     with loop.enough_memory():  # the reference is read while the trainer is made
-        trainer = _trainer(context, params, peft_config, base, tokenizer, (rows, apart), scratch)
+        trainer = _trainer(context, params, peft_config, policy, (rows, apart))
     longest = max(2 * row["length"] for row in rows + apart)  # both answers may lie in one row
-    loop.attend_plainly(base, longest, params.per_device_train_batch_size)
-    loop.track(trainer, context, save_to, save_policy)
-    earlier_s = loop.run(trainer, start)
-    save_policy(trainer.model, save_to)
+    loop.attend_plainly(policy.model, longest, params.per_device_train_batch_size)
+    measured = train_policy(context, policy, trainer, n_dropped, save_to)
     history = trainer.state.log_history
     margins, accuracies = (loop.curve(history, f"rewards/{name}") for name in ("margins", "accuracies"))
-    measured = loop.figures(trainer, n_dropped, time.perf_counter() - start, device, earlier_s)
     measured = replace(measured, n_pairs=len(rows), reward_margin=margins, reward_accuracy=accuracies)
     return heldout.measured(
         measured, trainer, len(apart), accuracy="rewards/accuracies", margin="rewards/margins"
@@ -151,15 +139,13 @@ def _trainer(
     context: FitContext,
     params: PreferenceParams,
     peft_config: "PeftConfig",
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    policy: Policy,
     rows: tuple[list[Row], list[Row]],
-    scratch: Path,
 ) -> "DPOTrainer":
     from trl import DPOConfig
 
     config = DPOConfig(
-        output_dir=str(scratch),
+        output_dir=str(policy.scratch),
         precompute_ref_log_probs=True,
         remove_unused_columns=False,  # `length` is read by the sampler
         **loop.settings(context, params),
@@ -170,30 +156,16 @@ def _trainer(
     train, apart = (_reference_key(context, params, part) for part in rows)
     kind = _caching_trainer({"train": train, "eval": apart})
     if context.machine.device == "cpu" and params.loss_type == "sigmoid":
-        known = Executor(model, 1)
+        known = Executor(policy.model, 1)
         shares = known.engine == "packed" and not any(known.prefixes.windows or ())
         kind = _cpu_trainer(kind, logprobs_sharing_prompts if shares else logprobs_by_row)
     kind = heldout.weighting_rows(kind, lambda inputs: len(inputs["input_ids"]) // 2)
-    trainer: DPOTrainer = loop.with_regularizers(kind, context, tokenizer, params.max_length)(
-        model=policy_from(model, context.init) if context.init else model,
+    trainer: DPOTrainer = loop.with_regularizers(kind, context, policy.tokenizer, params.max_length)(
         args=config,
-        processing_class=tokenizer,
-        peft_config=None if context.init else peft_config,
+        **policy_options(context, policy, peft_config),
         **heldout.data(context, params, rows),
     )
     return trainer
-
-
-def policy_from(model: "PreTrainedModel", init: Path) -> Any:
-    """Put the adapter on the base to be trained further; TRL copies the one called `default` as reference."""
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, str(init), adapter_name="default", is_trainable=True)
-
-
-def save_policy(model: Any, folder: Path) -> None:
-    """Write the adapter that is trained, without the copy of it that is the reference."""
-    model.save_pretrained(folder, selected_adapters=["default"])
 
 
 def _reference_key(context: FitContext, params: PreferenceParams, rows: list[Row]) -> str:

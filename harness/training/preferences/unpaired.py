@@ -8,7 +8,6 @@ learning rate is the highest.
 """
 
 import random
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,19 +15,18 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from harness.models.hf import load_base
 from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
-from harness.training.context import CHECKPOINTS, FitContext
+from harness.training.context import FitContext
+from harness.training.lora import Policy, load_policy, policy_options, train_policy
 from harness.training.preferences import heldout
-from harness.training.preferences.dpo import policy_from, save_policy
 from harness.training.preferences.heldout import HeldOutParams
 from harness.training.tokenized import tokenize
 from harness.training.trainer import Row
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
     from trl import KTOTrainer
 
 _LOWEST, _HIGHEST = 1.0, 4 / 3  # of what thumbs up weigh in all, beside thumbs down
@@ -66,23 +64,15 @@ def preference_without_pairs(
     Raises:
         CandidateFailed: out of memory, no answer fits, or the loss was not a number.
     """
-    from transformers import set_seed
-
-    set_seed(context.seed)
-    device, scratch = context.machine.device, save_to.parent / CHECKPOINTS
-    start = loop.start_time(scratch)
-    base, tokenizer = load_base(context.source, context.machine, loop.attention(context.machine))
+    policy = load_policy(context, save_to)
     train, apart = heldout.split(context.pairs, context.pairs, params)
-    rows, n_dropped = _rows(train, context, params, tokenizer)
+    rows, n_dropped = _rows(train, context, params, policy.tokenizer)
     random.Random(context.seed).shuffle(rows)
-    measured = _rows(apart, context, params, tokenizer)[0]
+    measured = _rows(apart, context, params, policy.tokenizer)[0]
     with loop.enough_memory():
-        trainer = _trainer(context, params, peft_config, base, tokenizer, (rows, measured), scratch)
-    loop.track(trainer, context, save_to, save_policy)
-    earlier_s = loop.run(trainer, start)
-    save_policy(trainer.model, save_to)
+        trainer = _trainer(context, params, peft_config, policy, (rows, measured))
+    made = train_policy(context, policy, trainer, n_dropped, save_to)
     history = trainer.state.log_history
-    made = loop.figures(trainer, n_dropped, time.perf_counter() - start, device, earlier_s)
     return replace(
         made,
         n_pairs=len(train),
@@ -140,26 +130,22 @@ def _trainer(
     context: FitContext,
     params: UnpairedParams,
     peft_config: "PeftConfig",
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    policy: Policy,
     rows: tuple[list[Row], list[Row]],
-    scratch: Path,
 ) -> "KTOTrainer":
     from trl import KTOConfig, KTOTrainer
 
-    kind = loop.with_regularizers(KTOTrainer, context, tokenizer, params.max_length)
+    kind = loop.with_regularizers(KTOTrainer, context, policy.tokenizer, params.max_length)
     config = KTOConfig(
-        output_dir=str(scratch),
+        output_dir=str(policy.scratch),
         **loop.settings(context, params) | {"train_sampling_strategy": "sequential"},
         **heldout.settings(params, bool(rows[1])),
         **params.model_dump(include=set(UnpairedParams.model_fields) - set(heldout.OWN)),
     )
     loop.use_one_gpu(config)
     trainer: KTOTrainer = kind(
-        model=policy_from(model, context.init) if context.init else model,
         args=config,
-        processing_class=tokenizer,
-        peft_config=None if context.init else peft_config,
+        **policy_options(context, policy, peft_config),
         **heldout.data(context, params, rows),
     )
     return trainer
