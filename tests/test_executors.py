@@ -22,8 +22,7 @@ from harness.evaluation.candidates import base_weights
 from harness.evaluation.rows.row_sets import RunRequest, target_sets
 from harness.experiment import Scope, executors, prepare_session
 from harness.experiment.executors import dispatch, job_runner, local, ray_cluster, slurm
-from harness.experiment.executors.job_runner import Known, Outcome
-from harness.experiment.executors.visible_files import wait_for_files
+from harness.experiment.executors.job_runner import Known, Outcome, wait_for_files
 from harness.experiment.executors.work_plan import Job, plan_work
 from harness.progress import Silent
 from harness.spec import ExecutionPolicy

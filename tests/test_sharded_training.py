@@ -16,7 +16,7 @@ from test_shared_training import ignore, made
 from harness import config, training
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
-from harness.experiment.preparation.sharing_problems import missing_gpus, sharing_problems
+from harness.experiment.preparation.candidate_problems import missing_gpus, sharing_problems
 from harness.experiment.weights.weights_folder import folder_of, shards_of
 from harness.models import memory
 from harness.models.hub import resolve, shape

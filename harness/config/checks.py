@@ -11,12 +11,10 @@ from types import ModuleType
 from typing import Any
 
 from harness import plugins
-from harness.config.decoding_checks import check_decoding
 from harness.config.files import missing_file, raw_tasks
 from harness.config.grids import Member
 from harness.config.problems import Keys, Tree, mapping, problems_of
-from harness.config.prompt_search_checks import recipes_by_prompt
-from harness.config.regularizer_checks import check_general_rows
+from harness.config.recipe_checks import check_decoding, check_general_rows, recipes_by_prompt
 from harness.config.rubrics import is_judged, judge_problems, pair_judge_problems, public_judges
 from harness.config.salvage import salvage
 from harness.config.weight_sources import check_weights

@@ -15,8 +15,7 @@ from harness import plugins
 from harness.config.files import missing_file
 from harness.config.grids import Member
 from harness.config.problems import Keys, Tree, mapping, problems_of
-from harness.config.prompt_search_checks import check_prompts
-from harness.config.regularizer_checks import check_regularizers
+from harness.config.recipe_checks import check_prompts, check_regularizers
 from harness.config.salvage import salvage
 from harness.errors import Problem, did_you_mean
 from harness.plugins import OR, Method

@@ -13,7 +13,14 @@ from harness import formatting
 from harness.decision.ablation import Ablation, Factor, Means, Pair, ablations
 from harness.decision.arithmetic import Economics, economics_of, listing
 from harness.decision.changed_answers import ChangedAnswers
-from harness.decision.economics import apply_budgets, forecast_text, hour_usd, reprice
+from harness.decision.economics import (
+    apply_budgets,
+    forecast_text,
+    hour_usd,
+    index_sentences,
+    index_usd_per_1k,
+    reprice,
+)
 from harness.decision.explain import (
     USUAL_AMOUNTS,
     more_items_text,
@@ -24,7 +31,6 @@ from harness.decision.explain import (
     too_dear,
 )
 from harness.decision.family import Family, Member, family_members, family_of, place_in_family
-from harness.decision.index_cost import index_sentences, index_usd_per_1k
 from harness.decision.learning_curve import LearningCurve, Trained, learning_curve
 from harness.decision.next_step import MORE_THAN_FEW, RowsNeeded, fails_gate, too_few
 from harness.decision.results import (

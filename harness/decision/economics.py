@@ -1,8 +1,10 @@
-"""Costs and returns of a fine-tune: points per USD, break-even, budgets of time.
+"""Costs and returns of a fine-tune: points per USD, break-even, budgets of time, an index of documents.
 
 Invariant: pure; None where an input is unknown, inf where the fine-tune never pays back.
 Rates per USD are in points of the target metric (its own unit where it is no rate). A recipe breaks
 a budget by measured figures alone, the median over its finished seeds; one not measured stays in.
+An index's share of a request's cost decides nothing, for its month's price does not grow with the requests:
+the decision counts that over the horizon, and `cost_per_1k_usd` of a candidate is without it.
 """
 
 from bisect import bisect_left
@@ -305,3 +307,32 @@ def _is_unmeasured(f: CandidateFacts, policy: DecidePolicy) -> bool:
     return (policy.max_latency_s is not None and f.latency_p50_s is None) or (
         policy.min_requests_per_s is not None and f.requests_per_s is None
     )
+
+
+def index_usd_per_1k(policy: DecidePolicy) -> float:
+    """Share the month's price of an index among the requests forecast for a month; returns that of 1,000.
+
+    0 where nobody forecast them.
+    """
+    return _share(policy) if is_forecast(policy) else 0.0
+
+
+def index_sentences(facts: Iterable[CandidateFacts], policy: DecidePolicy) -> list[str]:
+    """Say whose requests pay for an index, and how much of their cost that is."""
+    paying = [f for f in facts if f.index_per_1k_usd or "rag" in f.prompting]
+    if not paying or not policy.index_usd_per_month:
+        return []
+    names = ", ".join(dict.fromkeys(f.name for f in paying))
+    month, each = (formatting.usd(of) for of in (policy.index_usd_per_month, _share(policy)))
+    requests = formatting.count(policy.requests_per_month)
+    counted = f"The index of documents costs {month} USD a month, counted over the horizon"
+    if not is_forecast(policy):
+        share = f"{each} USD of 1,000 requests to {names}, were they {requests} a month"
+        return [f"{counted}, and no part of their $/1k until decide.requests_per_month is set: {share}."]
+    is_known = any(f.cost_per_1k_usd is not None for f in paying)
+    share = f"{each} USD of 1,000 requests to {names}, by the {requests} forecast a month"
+    return [f"{counted}: {share}{', and part of their $/1k' if is_known else ''}."]
+
+
+def _share(policy: DecidePolicy) -> float:
+    return 1000 * policy.index_usd_per_month / policy.requests_per_month

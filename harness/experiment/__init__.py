@@ -25,7 +25,7 @@ from harness.experiment import fewer_items as fewer
 from harness.experiment.analysis import report_of
 from harness.experiment.analysis.gate_results import Settled, judge_runs
 from harness.experiment.analysis.human_labels import reached_facts
-from harness.experiment.analysis.run_remarks import list_remarks
+from harness.experiment.analysis.run_remarks import list_remarks, prompting_notes
 from harness.experiment.analysis.target_wins import judge_of_pairs, judge_pairs
 from harness.experiment.analysis.verdict_records import Settings, record_report, report_changes, task_settings
 from harness.experiment.curves.data_scaling import estimate_curve_work, make_curve, refuse_curve, stored_curve
@@ -39,7 +39,6 @@ from harness.experiment.preparation.planned_work import (
     estimate_work,
     measured_bases,
 )
-from harness.experiment.preparation.prompting_notes import prompting_notes
 from harness.experiment.preparation.scope import Scope
 from harness.experiment.run_preview import (
     are_all_done,

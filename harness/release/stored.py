@@ -24,8 +24,7 @@ from harness.experiment.runs.stored_rows import controls_of
 from harness.gating import GateResult, Measurement, Rule
 from harness.models.openai_api import WHO_ANSWERS
 from harness.records import FEWER, Run, SamplingRecord
-from harness.release.champion_target import answers_suites, champion_note
-from harness.release.champions import Champion, read_champion
+from harness.release.champions import Champion, answers_suites, champion_note, read_champion
 from harness.release.graded_rows import refuse_regraded
 from harness.release.sampled import analysis_settings, sampling_note, sampling_of
 from harness.release.stored_arms import baseline_identity, confirm_in_fp32, first_base_identity, measure_arms

@@ -18,9 +18,9 @@ from harness.experiment.analysis.run_remarks import (
     count_noteworthy,
     count_unanswered,
     count_uncited,
+    count_ungraded,
     note_merged,
 )
-from harness.experiment.analysis.ungraded_answers import count_ungraded
 from harness.experiment.runs.stored_rows import Reader, Rows
 from harness.gating import TaskComparison
 from harness.records import Run

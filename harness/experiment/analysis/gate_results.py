@@ -16,7 +16,7 @@ from harness.evaluation.session import Measured, Session
 from harness.experiment.analysis import target_comparisons as against
 from harness.experiment.analysis.changed_scores import add_changes
 from harness.experiment.analysis.human_labels import reached_facts
-from harness.experiment.analysis.more_target_scores import add_more_targets
+from harness.experiment.analysis.target_comparisons import add_more_targets
 from harness.experiment.analysis.target_wins import add_wins
 from harness.experiment.preparation.planned_work import measured_bases
 from harness.experiment.runs.stored_rows import Reader, Rows, controls_of, documents_of

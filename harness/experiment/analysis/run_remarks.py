@@ -1,5 +1,10 @@
-"""Remarks on finished runs: sentences on rows, sweeps, bases and servers, which a report shows as notes."""
+"""Remarks on runs: sentences on rows, prompts, sweeps, bases and servers, which a report shows as notes.
 
+Invariant: no model is loaded. An answer that no judge was asked about counts once, by what became of it,
+under all judged metrics of its task together.
+"""
+
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from harness import comparison, plugins
@@ -7,15 +12,16 @@ from harness.decision import index_usd_per_1k
 from harness.evaluation.costs.timing import timing_notes
 from harness.evaluation.session import Session
 from harness.experiment.preparation.base_fit import base_remarks
+from harness.experiment.runs.k_fold import fold_sessions
 from harness.experiment.runs.stored_rows import Reader
 from harness.formatting import count, pluralize, seconds, size, usd
 from harness.metrics._citations import cites_nothing
 from harness.models.openai_api import Settings
-from harness.prompting import PromptingContext, index_sizes, marked_passages
+from harness.prompting import PromptingContext, index_sizes, marked_passages, prompting_remarks
 from harness.records import Example, Message, Run, SampleResult
 from harness.report.tables.training_tables import tried_text
 from harness.report.training_diagnosis import front_sentence
-from harness.spec import DecidePolicy, Recipe
+from harness.spec import DecidePolicy, Recipe, Task
 
 _MOSTLY = 0.5  # of the prompts of a training on rewards
 
@@ -271,3 +277,57 @@ def _note_named_bases(runs: Iterable[Run]) -> Iterator[str]:
 def _last(name: str) -> str:
     """Return a model's own name, without its owner or folder."""
     return name.rstrip("/").rpartition("/")[2]
+
+
+def prompting_notes(session: Session, names: Iterable[str]) -> list[str]:
+    """Say of candidates, and of the tasks of suites, where prompts hold less than is written."""
+    said: dict[str, list[str]] = {}
+    for name in names:
+        for note in _notes_of(session, name):
+            said.setdefault(note, []).append(name)
+    for suite in session.suites:
+        if suite.task.num_fewshot and not suite.task.lm_eval:
+            shots = {"few_shot": {"shots": suite.task.num_fewshot}}
+            context = PromptingContext(suite.task, suite.items.train, (), 0, dry_run=True)
+            for note in prompting_remarks(shots, context, suite.items.test):
+                said.setdefault(note, []).append(suite.task.name)
+    return [f"{', '.join(dict.fromkeys(of))}: {note}" for note, of in said.items()]
+
+
+def _notes_of(session: Session, name: str) -> Iterator[str]:
+    """Yield what the prompts that a candidate has or tries say of the target's items, in each fold."""
+    for trial in session.candidates[name].trials:
+        for one in fold_sessions(session) or [session]:
+            target, items = one.target, one.target.items
+            context = PromptingContext(target.task, items.train, items.documents, 0, dry_run=True)
+            asked = [*items.validation, *items.test]
+            yield from prompting_remarks(trial.recipe.prompting, context, asked)
+
+
+_CUT, _FAILED = "cut at max_new_tokens:", "failed"
+_STEP = " (raise max_new_tokens, or truncated_scores: true in the task lets judges grade cut ones)"
+
+
+def count_ungraded(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
+    """Say of each run how many answers to a judged task were cut, empty or failed, and so never judged."""
+    judged = [m for m in session.tasks if m.judged]
+    for run in (run for run in runs if run.state == "done"):
+        for measured in (m for m in judged if f"{m.task.name}/test" in run.rows):
+            rows = reader.answers(run, measured)
+            why = Counter(filter(None, (_reason(measured.task, row) for row in rows)))
+            if n := why.total():
+                of = f"{count(n)} of {pluralize(len(rows), 'answer')} to {measured.task.name}"
+                reasons = ", ".join(f"{count(k)} {reason}" for reason, k in why.most_common())
+                worst = "" if set(why) == {_FAILED} else "; what is cut or empty has the lowest grade"
+                asked = f"{run.candidate}: {', '.join(measured.judged)} was not asked about {of}"
+                step = _STEP if any(reason.startswith(_CUT) for reason in why) else ""
+                yield f"{asked}: {reasons}{worst}{step}"
+
+
+def _reason(task: Task, row: SampleResult) -> str:
+    """Say why no judge was asked about an answer; empty where one was."""
+    if row.status == "truncated" and not task.truncated_scores:
+        return f"{_CUT} {task.max_new_tokens}"
+    if row.status == "unparsable":
+        return "none of the labels" if row.text.strip() else "empty"
+    return _FAILED if row.finish_reason == "error" else ""

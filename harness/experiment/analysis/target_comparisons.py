@@ -1,7 +1,8 @@
 """Paired differences between runs: to the best untrained candidate and the prompt, within grids, by steps.
 
 Invariant: reads rows from the store; a recipe's seeds are compared together as well as each for itself,
-and of these only the variances are kept.
+and of these only the variances are kept. What is best on one of more targets was chosen on that target's
+validation rows.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from harness import comparison, gating, plugins
 from harness import decision as decide
 from harness.comparison import Comparison, RecipeDifference
 from harness.comparison.corrected_comparison import correct_comparison
-from harness.decision import CandidateFacts, ItemVariances
+from harness.decision import CandidateFacts, ItemVariances, TargetScore
 from harness.evaluation.candidate_rows import n_drawn_again
 from harness.evaluation.session import Measured, Session
 from harness.experiment.analysis.human_labels import judge_labels
@@ -260,3 +261,41 @@ def _compare(session: Session, m: Measured, old: RowsByTask, new: RowsByTask) ->
     name = m.task.name
     metric = m.primary
     return comparison.compare_rows(metric, old[name], new[name], alpha=session.experiment.gate.alpha)
+
+
+def add_more_targets(
+    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
+) -> list[CandidateFacts]:
+    """Add what the runs reached on more targets; as they are where there are none."""
+    found: dict[str, tuple[TargetScore, ...]] = {}
+    for m in session.more_targets:
+        for run_id, score in _scores(session, reader, runs, facts, m).items():
+            found[run_id] = (*found.get(run_id, ()), score)
+    return [replace(f, more_targets=found.get(f.run_id, ())) for f in facts]
+
+
+def _scores(
+    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts], m: Measured
+) -> dict[str, TargetScore]:
+    """Map runs to their scores on one of them; a run of which no answer could be scored has none."""
+    answered = [
+        (run, _on(reader, run, f, m))
+        for run, f in zip(runs, facts, strict=True)
+        if f"{m.task.name}/test" in run.rows and any(r.status != "error" for r in reader.of(run, m))
+    ]
+    there, own = [run for run, _ in answered], [f for _, f in answered]
+    compared = add_comparisons(replace(session, target=m), reader, there, own)
+    best = decide.best_untrained(compared)
+    return {
+        f.run_id: TargetScore(m.task.name, m.primary.name, f.target, best, f.vs_untrained, f.vs_prompt)
+        for f in compared
+        if f.target is not None
+    }
+
+
+def _on(reader: Reader, run: Run, f: CandidateFacts, m: Measured) -> CandidateFacts:
+    """Return a run's facts with what it reached on another target in place of the one that decides."""
+    has_validation = f"{m.task.name}/validation" in run.rows
+    validation = comparison.estimate(m.primary, reader.of(run, m, "validation")) if has_validation else None
+    test = comparison.estimate(m.primary, reader.of(run, m))
+    return replace(f, target=test, validation=validation.score if validation else None)

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import CandidateFailed, UserError
-from harness.experiment.executors.job_runner import Known, Outcome
-from harness.experiment.executors.visible_files import wait_for_files
+from harness.experiment.executors.job_runner import Known, Outcome, wait_for_files
 from harness.experiment.executors.work_plan import Job
 from harness.progress import Advance
 from harness.training.worker import decode_error, encode_error

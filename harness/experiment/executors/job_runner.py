@@ -1,21 +1,26 @@
 """Runner of one job in a worker, and the assignment that tells every worker of a comparison what it works on.
 
 Invariant: a worker computes only where code, packages, processor, threads, models and data are those of the
-command that asked; it writes rows, weights and measurements under their own names, and never the index.
+command that asked; it writes rows, weights and measurements under their own names, and never the index. What
+it made is waited for before anybody looks for it, for a network file system may remember for a while that a
+file is not there, and so it is never made twice.
+
+Source: nfs(5), *Directory entry caching*: `acdirmax`, 60 s unless the mount says otherwise.
 """
 
 import os
 import pickle
 import socket
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 from harness import provenance, store
 from harness.config import Loaded
-from harness.errors import Problem, UserError, refuse
+from harness.errors import CandidateFailed, Problem, UserError, refuse
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.control_arm import measure_once
 from harness.evaluation.rows.row_sets import RowSet, is_there, suite_sets, target_sets
@@ -28,7 +33,6 @@ from harness.evaluation.runner import (
     rescore_stored,
 )
 from harness.evaluation.session import Session
-from harness.experiment.executors.visible_files import wait_for_files
 from harness.experiment.executors.work_plan import Job
 from harness.experiment.preparation import prepare_session
 from harness.experiment.preparation.scope import Scope
@@ -268,3 +272,31 @@ _MAKE = {
     "fit": _make_weights,
     "answer": _answer,
 }
+
+
+PATIENCE_S = 90.0
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0
+
+
+def wait_for_files(folder: Path, names: Sequence[str], patience_s: float = PATIENCE_S) -> None:
+    """Wait until files below a folder, which are known to be there, are seen by this machine.
+
+    Raises:
+        CandidateFailed: one of them is not seen in time.
+    """
+    end, pause = time.monotonic() + patience_s, _FIRST_WAIT_S
+    while unseen := [name for name in names if not (folder / name).exists()]:
+        if time.monotonic() > end:
+            found = f"{folder / unseen[0]}, which a worker wrote, is not seen here after {patience_s:.0f} s"
+            raise CandidateFailed(found, "a smaller acdirmax where the file system of the runs is mounted")
+        for name in unseen:
+            _ask_again(folder, name)
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_WAIT_S)
+
+
+def _ask_again(folder: Path, name: str) -> None:
+    """List the folders on the way to a file: listing asks the server, where a name may come from memory."""
+    for parent in reversed(Path(name).parents):
+        with suppress(OSError):
+            os.listdir(folder / parent)  # noqa: PTH208

@@ -1,0 +1,190 @@
+"""Validation of parts of a recipe: how answers are drawn, the prompts it tries, and its regularizers.
+
+Invariant: a check looks at what could be read and never stops another check; what is accepted here can
+be drawn, and chosen without a reference, and a regularizer is called by the method's training.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import chain, product
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness import plugins
+from harness.config.files import missing_file
+from harness.config.grids import Member
+from harness.config.problems import Keys, Tree, mapping, problems_of
+from harness.config.rubrics import read_rubric
+from harness.errors import Problem, UserError, did_you_mean
+from harness.plugins import Method
+from harness.spec import (
+    BASE,
+    HUB,
+    JUDGE,
+    MEAN_LOGPROB,
+    PROMPTS,
+    Decoding,
+    Recipe,
+    Task,
+    is_span,
+    metric_name,
+    metric_parts,
+)
+
+_GREEDY = "remove decoding"
+
+
+def check_decoding(
+    recipe: Recipe, members: Mapping[str, Member], target: Task | None, tree: Tree, keys: Keys
+) -> Iterator[Problem]:
+    """Yield what forbids the decoding of a recipe, whose answers to the target it says."""
+    if (decoding := recipe.sampling) is None:
+        return
+    where = tree.where((*keys, "decoding"))
+    if recipe.answer == "rank":
+        found = f"temperature {decoding.temperature:g} and answer: rank, which draws nothing"
+        yield Problem(where, found, "answer: generate", _GREEDY)
+    if target and target.kind != "generate":
+        found = f"temperature {decoding.temperature:g} on a target of kind {target.kind}, which draws nothing"
+        yield Problem(where, found, "a target of kind generate", _GREEDY)
+    yield from _check_method(recipe, decoding, members, where)
+    if decoding.reward_model:
+        yield from _check_reward_model(decoding.reward_model, members, tree.where((*keys, "decoding", "by")))
+    elif target and decoding.by and decoding.by != MEAN_LOGPROB:
+        yield from _check_judge(decoding.by, target, tree.where((*keys, "decoding", "by")))
+
+
+def _check_method(
+    recipe: Recipe, decoding: Decoding, members: Mapping[str, Member], where: str
+) -> Iterator[Problem]:
+    """Refuse what answers with labels alone, and log-probabilities of an endpoint that gives none."""
+    source = members.get(recipe.weights_of or "")
+    made = mapping(source.recipe) if source else recipe.model_dump()
+    name = made.get("method", BASE)
+    if name not in plugins.names("methods"):
+        return
+    if plugins.method(name).makes not in plugins.LANGUAGE_MODELS:
+        found = f"temperature {decoding.temperature:g} of the method {name}, which answers with a label"
+        yield Problem(where, found, "a language model", _GREEDY)
+    chat = mapping(made.get("params")).get("protocol") == "chat"
+    if decoding.by == MEAN_LOGPROB and plugins.method(name).makes == "endpoint" and chat:
+        found = "by: mean_logprob of an endpoint that is asked by chat, which gives none of them"
+        yield Problem(where, found, "protocol: completions", "choose: majority, or by: judge:./FILE.yaml")
+
+
+def _check_reward_model(by: str, members: Mapping[str, Member], where: str) -> Iterator[Problem]:
+    """Refuse what makes no reward model; a metric among it, which a user without a reference has not."""
+    expected = f"{MEAN_LOGPROB}, {JUDGE}./FILE.yaml, or a candidate that makes a reward model"
+    makers = plugins.methods(makes="reward")
+    if by not in members:
+        found = f"the best by {by!r}, which is no candidate"
+        if by in plugins.names("metrics"):
+            found = f"the best by {by!r}, which needs the reference, and no user has it"
+        able = {name for name, one in members.items() if mapping(one.recipe).get("method") in makers}
+        yield Problem(where, found, expected, did_you_mean(by, able))
+    elif (made_by := mapping(members[by].recipe).get("method", BASE)) not in makers:
+        found = f"the best by {by}, whose method {made_by} makes no reward model"
+        yield Problem(where, found, expected, f"a candidate with the method {' or '.join(makers)}")
+
+
+def _check_judge(by: str, target: Task, where: str) -> Iterator[Problem]:
+    """Refuse a judge that is none of the target's, that sees the reference, or that also decides."""
+    name = metric_name(by)
+    written = next((one for one in target.metrics if metric_name(one) == name), None)
+    if written is None:
+        yield Problem(where, f"{by}, which is none of the target's metrics", "one of them", "list it there")
+        return
+    if name == target.primary_metric:
+        found = f"{name}, which chooses the best answer and is the primary metric"
+        expected = "another one to decide: a judge that scores its own choice counts its errors as a gain"
+        yield Problem(where, found, expected, "write primary: with another metric, or by: mean_logprob")
+    try:
+        sees = read_rubric(Path(metric_parts(written)[1])).needs_references
+    except UserError:
+        return  # said where the task's metrics are checked
+    if sees:
+        found = f"{name}, whose rubric shows the judge the reference"
+        yield Problem(where, found, "what a user could choose by, who has none", "reference: false")
+
+
+def check_prompts(recipe: Recipe, method: Method, tree: Tree, keys: Keys, key: str) -> Iterator[Problem]:
+    """Refuse to try what is no part of a prompt, one value or a range, and what only trainings have."""
+    for name, values in (recipe.search or recipe.sweep).items():
+        at = (*keys, key, name)
+        where = tree.where(at)
+        if name not in PROMPTS or not method.makes_language_model:
+            found = f"{name} in a {key} with the method {recipe.method}, which trains no language model"
+            of_prompts = f"{', '.join(PROMPTS[:-1])} or {PROMPTS[-1]}"
+            expected = of_prompts if method.makes_language_model else "a method that trains"
+            yield Problem(where, found, expected, f"remove {name} from {key}")
+        elif is_span(values):
+            yield Problem(where, f"a range of {name}", "a list of what is tried", "write each of them")
+        elif len(values) < 2:
+            yield Problem(where, f"a {key} of {name} with {len(values)} values", "two values at least")
+        elif getattr(recipe, name) != Recipe.model_fields[name].default:
+            found = f"{name} in the recipe and in {key}"
+            yield Problem(where, found, "it in one of the two", f"move {name} of the recipe into {key}")
+        else:
+            yield from chain.from_iterable(problems_of(Recipe, {name: one}, tree, at) for one in values)
+    if recipe.subject_to:
+        found = f"subject_to with the method {recipe.method}, whose weights forget nothing"
+        yield Problem(tree.where((*keys, "subject_to")), found, "a method that trains", "remove subject_to")
+
+
+def recipes_by_prompt(recipe: Recipe) -> Iterator[Recipe]:
+    """Yield the recipe with each single value that it tries for its prompt, as far as that is one."""
+    for name, values in recipe.tried.items():
+        for value in values if name in PROMPTS else ():
+            try:
+                yield recipe.with_prompt({name: value})
+            except ValidationError:
+                continue  # is refused where it stands
+
+
+def check_regularizers(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
+    """Refuse regularisers that a method or its parameters do not take, and missing files of rows."""
+    known = plugins.names("regularizers")
+    for name, params in recipe.regularize.items():
+        where = tree.where((*keys, "regularize", name))
+        settings = _settings(recipe, method)
+        if name in known and not all(plugins.takes(method, name, tried) for tried in settings):
+            able = [m for m in plugins.names("methods") if _takes_somehow(plugins.method(m), name)]
+            found = f"{name} with the method {recipe.method}, {_why_refused(name, method)}"
+            yield Problem(where, found, f"one of the methods {', '.join(able)}", f"remove {name}")
+        elif name in known and (found := plugins.refuses(name, recipe.params)):
+            expected = "an adapter whose matrices are added to the base's"
+            instead = ", or take kl" if plugins.takes(method, "kl", recipe.params) else ""
+            yield Problem(where, f"{name} with {found}", expected, f"remove {name}{instead}")
+        if isinstance(path := params.get("data"), str):
+            yield from check_general_rows(path, where)
+
+
+def _settings(recipe: Recipe, method: Method) -> Iterator[dict[str, Any]]:
+    """Yield a recipe's parameters with each tried value of those that say which hooks a method calls."""
+    tried = {name: recipe.tried[name] for name, _ in method.hooks_where if name in recipe.tried}
+    for values in product(*tried.values()):
+        yield {**recipe.params, **dict(zip(tried, values, strict=True))}
+
+
+def _takes_somehow(method: Method, regularizer: str) -> bool:
+    """Tell whether there are parameters of a method with which its training takes a regulariser."""
+    return plugins.takes(method, regularizer, dict(iter(method.hooks_where)))
+
+
+def _why_refused(regularizer: str, method: Method) -> str:
+    """Say why a method does not take a regulariser."""
+    if not method.trains:
+        return "which makes no gradient steps"
+    if plugins.reads_general_rows(regularizer) and not method.makes_language_model:
+        return "which has no language-model head to read general rows with"
+    if _takes_somehow(method, regularizer):
+        values = ", ".join(f"{name}: {value}" for name, value in method.hooks_where)
+        return f"whose training takes it with {values} alone"
+    return getattr(plugins.load("regularizers", regularizer), "WHY_NOT", "whose training does not take it")
+
+
+def check_general_rows(path: str | None, where: str) -> Iterator[Problem]:
+    """Refuse a file of general rows that is not there."""
+    if path is not None and not path.startswith(HUB) and not Path(path).is_file():
+        yield missing_file(Path(path), where, "general rows, each with a prompt and its answer")
