@@ -11,7 +11,7 @@ from fake_rows import EXACT, LOWER, flips, ratio_metric, rows
 from harness import config, formatting, gating, release, store
 from harness.comparison import Estimate, compare_rows, estimate, orient
 from harness.comparison.failed_answers import Errors
-from harness.experiment.analysis.verdict_records import record_verdict
+from harness.experiment.analysis.verdict_records import Judgement, record_verdict
 from harness.gating import Measurement, TargetFacts, exit_code
 from harness.metrics import extremes, load_metrics, mean_metric
 from harness.records import BLOCK
@@ -334,7 +334,7 @@ def pass_before_errors(copy, run):
     at, policy = Store(copy.parent / "runs"), config.load(copy).experiment.gate
     passed = replace(release.gate(copy, "prompt")[0].verdict, outcome="pass", sentence="PASS")
     shutil.rmtree(at.folder / "verdicts")
-    record_verdict(at, run, passed, policy, "the base", run.base_digest)
+    record_verdict(at, Judgement(run, passed, policy, "the base", run.base_digest))
     fail(at, run.rows["sums/test"], 5)
 
 
@@ -357,7 +357,9 @@ def test_a_stored_verdict_that_was_open_and_is_invalid_now_says_why(copy, run):
     at, policy = Store(copy.parent / "runs"), config.load(copy).experiment.gate
     passed = release.gate(copy, "prompt")[0].verdict
     shutil.rmtree(at.folder / "verdicts")
-    record_verdict(at, run, replace(passed, outcome="inconclusive"), policy, "the base", run.base_digest)
+    record_verdict(
+        at, Judgement(run, replace(passed, outcome="inconclusive"), policy, "the base", run.base_digest)
+    )
     fail(at, run.rows["sums/test"], 5)
     (note,) = [note for note in release.gate(copy, "lora")[0].notes if "was inconclusive" in note]
     assert "would now be INCONCLUSIVE: invalid: 5 of " in note

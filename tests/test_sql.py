@@ -15,7 +15,7 @@ from harness import store as stores
 from harness.cli import app
 from harness.comparison import compare_rows
 from harness.errors import UserError
-from harness.experiment.analysis.verdict_records import record_verdict
+from harness.experiment.analysis.verdict_records import Judgement, record_verdict
 from harness.records import MetricRange
 from harness.spec import GatePolicy
 from harness.store import TABLES, DecisionRecord, Store
@@ -254,7 +254,7 @@ def test_what_was_stored_before_units_were_has_none(store):
 
 def judged(store, run_id, policy=POLICY):
     run = stores.get_run(store, run_id)
-    record_verdict(store, run, verdict("fail"), policy, "the base", run.base_digest)
+    record_verdict(store, Judgement(run, verdict("fail"), policy, "the base", run.base_digest))
 
 
 def stale(store):

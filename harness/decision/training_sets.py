@@ -78,11 +78,19 @@ def training_sets(
         "rows": _groups(facts, recipes, _without_rows, _rows_of),
         "wrong answers": _groups(facts, recipes, _without_errors, _errors_of),
     }
-    return tuple(
-        _compare(kind, names, facts, recipes, policy, drawn_again, by)
-        for kind, of in groups.items()
-        for names in of
-    )
+    over = {s.candidate: s.score for s in summarize_seeds(facts) if s.score}
+
+    def compare(kind: By, names: Sequence[str]) -> TrainingSets:
+        members = {name: [f for f in facts if f.name == name] for name in names}
+        found = compare_members(names[0], members, by)
+        sets = []
+        for f in found.factors:
+            of, again = f.candidate, drawn_again.get(f.candidate, 0)
+            sets.append(_training_set(f, members[of], recipes[of], over.get(of), policy, again))
+        known, method = found.seed_variance_known, recipes[names[0]].method
+        return TrainingSets(method, kind, found.reference, tuple(sets), found.n_tests, known)
+
+    return tuple(compare(kind, names) for kind, of in groups.items() for names in of)
 
 
 def _groups(
@@ -124,27 +132,6 @@ def _without_errors(recipe: Recipe) -> Recipe:
 
 def _errors_of(recipe: Recipe) -> float:
     return recipe.corrupt
-
-
-def _compare(
-    kind: By,
-    names: Sequence[str],
-    facts: Sequence[CandidateFacts],
-    recipes: Mapping[str, Recipe],
-    policy: DecidePolicy,
-    drawn_again: Mapping[str, int],
-    by: Comparer,
-) -> TrainingSets:
-    members = {name: [f for f in facts if f.name == name] for name in names}
-    found = compare_members(names[0], members, by)
-    over = {s.candidate: s.score for s in summarize_seeds(facts) if s.score}
-    sets = tuple(
-        _training_set(f, members[of], recipes[of], over.get(of), policy, drawn_again.get(of, 0))
-        for f in found.factors
-        for of in (f.candidate,)
-    )
-    known, method = found.seed_variance_known, recipes[names[0]].method
-    return TrainingSets(method, kind, found.reference, sets, found.n_tests, known)
 
 
 def _training_set(

@@ -18,7 +18,12 @@ from harness.data import version_of_test
 from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation import lm_eval
 from harness.evaluation.rows.row_sets import rows_version
-from harness.experiment.analysis.verdict_records import record_verdict, task_settings, verdict_change
+from harness.experiment.analysis.verdict_records import (
+    Judgement,
+    record_verdict,
+    task_settings,
+    verdict_change,
+)
 from harness.experiment.preparation import metrics_of, with_lm_eval
 from harness.experiment.runs.stored_rows import controls_of
 from harness.gating import GateResult, Measurement, Rule
@@ -188,9 +193,10 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
         f"the champion {gated_against.candidate} ({gated_against.run_id})" if gated_against else "the base"
     )
     settings = {t.name: task_settings(t, role, known[t.name][t.primary_metric]) for t, role, _ in tasks}
-    if changed := verdict_change(at, run, result.verdict, experiment.gate, against, digest, settings):
+    judgement = Judgement(run, result.verdict, experiment.gate, against, digest, settings)
+    if changed := verdict_change(at, judgement):
         notes.append(changed)
-    record_verdict(at, run, result.verdict, experiment.gate, against, digest, settings)
+    record_verdict(at, judgement)
     n_members = count_members(experiment, run.candidate)
     return replace(result, candidate=run.label, baseline=against, notes=tuple(notes), n_members=n_members)
 

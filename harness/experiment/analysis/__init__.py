@@ -11,7 +11,7 @@ from harness import gating, plugins
 from harness.decision import CandidateFacts, LearningCurve
 from harness.evaluation.session import Session
 from harness.experiment.analysis import target_comparisons as against
-from harness.experiment.analysis.gate_results import judge_runs
+from harness.experiment.analysis.gate_results import Judged, judge_runs
 from harness.experiment.analysis.human_labels import calibrations
 from harness.experiment.analysis.item_changes import describe_diversity, find_flips
 from harness.experiment.analysis.run_remarks import (
@@ -39,9 +39,9 @@ def report_of(
     curve_of: Callable[[Sequence[CandidateFacts]], LearningCurve | None] = lambda facts: None,
 ) -> ExperimentReport:
     """Compare, judge and decide over the runs of one experiment; `curve_of` finds its learning curve."""
-    judged, results, base = judge_runs(session, reader, runs)
-    tasks = {run_id: result.tasks for run_id, result in results.items()}
-    steps = _steps(session, reader, runs, base, tasks)
+    of_runs = judge_runs(session, reader, runs)
+    judged, tasks = of_runs.facts, of_runs.tasks
+    steps = _steps(session, reader, runs, of_runs)
     family = decide.family_of(session.experiment)
     primary, policy = session.target.primary, session.experiment.gate
     curve = curve_of(judged)
@@ -87,13 +87,13 @@ def report_of(
         macro_margin=policy.macro if isinstance(policy.macro, float) else None,
         undecided_fails=policy.on_inconclusive == "fail",
         margins=_margins(tasks.values(), policy),
-        flips=find_flips(session, reader, runs, judged, tasks, base),
+        flips=find_flips(session, reader, runs, of_runs),
         origins={f.label: origin(run) for f, run in zip(judged, runs, strict=True)},
         policy=session.experiment.decide,
         closed_labels=closed_labels,
         has_documents=has_documents,
         majority=majority,
-        diversity=describe_diversity(session, reader, runs, judged, base),
+        diversity=describe_diversity(session, reader, runs, of_runs),
         family=family,
         spans={t.task.name: t.span for run in tasks.values() for t in run if gating.is_in_macro(t)},
         labels=calibrations(session, reader, runs, judged),
@@ -103,16 +103,13 @@ def report_of(
 
 
 def _steps(
-    session: Session,
-    reader: Reader,
-    runs: Sequence[Run],
-    base: Mapping[str, Mapping[str, Rows]],
-    tasks: Mapping[str, Sequence[TaskComparison]],
+    session: Session, reader: Reader, runs: Sequence[Run], judged: Judged
 ) -> dict[str, tuple[Step, ...]]:
     """Split the changes of fine-tunes that went over a quantised base or another run."""
+    tasks = judged.tasks
     asked = (run for run in runs if run.run_id in tasks and run.run_id not in session.settled)
     done = [run for run in asked if f"{session.target.task.name}/test" in run.rows]
-    rows: dict[str, Mapping[str, Rows]] = dict(base)
+    rows: dict[str, Mapping[str, Rows]] = dict(judged.base)
     for run in done:
         measured = (m for m in (session.target, *session.suites) if f"{m.task.name}/test" in run.rows)
         rows[run.run_id] = {m.task.name: reader.of(run, m) for m in measured}

@@ -44,6 +44,11 @@ class Judged(NamedTuple):
     results: dict[str, GateResult]
     base: dict[str, dict[str, Rows]]
 
+    @property
+    def tasks(self) -> dict[str, Sequence[TaskComparison]]:
+        """Comparisons of each run with its base, by task."""
+        return {run_id: result.tasks for run_id, result in self.results.items()}
+
 
 def judge_runs(session: Session, reader: Reader, runs: Sequence[Run]) -> Judged:
     """Judge the finished runs of an experiment, alone and among all its fine-tunes.
@@ -66,7 +71,8 @@ def judge_runs(session: Session, reader: Reader, runs: Sequence[Run]) -> Judged:
         for f in facts
     )
     placed = decide.place_in_family(judged, decide.family_of(session.experiment))
-    return Judged(_judge_family_again(session, reader, runs, placed, base, results), results, base)
+    first = Judged(placed, results, base)
+    return first._replace(facts=_judge_family_again(session, reader, runs, first))
 
 
 def bases_of(session: Session, reader: Reader, runs: Iterable[Run]) -> dict[str, dict[str, Rows]]:
@@ -141,12 +147,7 @@ def _gate_result(
 
 
 def _judge_family_again(
-    session: Session,
-    reader: Reader,
-    runs: Sequence[Run],
-    facts: Sequence[CandidateFacts],
-    base: Mapping[str, Mapping[str, Rows]],
-    results: Mapping[str, GateResult],
+    session: Session, reader: Reader, runs: Sequence[Run], first: Judged
 ) -> tuple[CandidateFacts, ...]:
     """Judge the fine-tunes of a family once more, each at the level that is left to it."""
 
@@ -155,12 +156,12 @@ def _judge_family_again(
             return replace(f, corrected=session.settled[run.run_id].corrected)
         if f.standing is None or f.verdict is None or f.standing.level == f.standing.alpha:
             return f
-        tasks = results[run.run_id].tasks
+        tasks = first.results[run.run_id].tasks
         commonest = against.commonest_answers(session, reader, run, runs)
-        found = _gate_result(session, reader, run, f, base, commonest, tasks, f.standing.level)
+        found = _gate_result(session, reader, run, f, first.base, commonest, tasks, f.standing.level)
         return replace(f, corrected=found.verdict)
 
-    return tuple(judged(f, run) for f, run in zip(facts, runs, strict=True))
+    return tuple(judged(f, run) for f, run in zip(first.facts, runs, strict=True))
 
 
 def _missing(session: Session, run: Run) -> list[str]:

@@ -4,7 +4,7 @@ Invariant: a record holds what the report says and nothing else; smoke runs leav
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness import __version__, formatting, store
 from harness.decision import CandidateFacts
@@ -47,19 +47,23 @@ def task_settings(task: Task, role: Role, primary: Metric) -> dict[str, Any]:
     }
 
 
-def record_verdict(
-    at: Store,
-    run: Run,
-    verdict: Verdict,
-    policy: GatePolicy,
-    baseline: str,
-    baseline_digest: str,
-    tasks: Settings = NO_SETTINGS,
-) -> None:
-    """Write a verdict on a run against a baseline; `policy` is the gate's as it is written.
+class Judgement(NamedTuple):
+    """Verdict on a run against a baseline; `policy` is the gate's as it is written.
 
     `tasks` maps those of the suites to their `task_settings`.
     """
+
+    run: Run
+    verdict: Verdict
+    policy: GatePolicy
+    baseline: str
+    baseline_digest: str
+    tasks: Settings = NO_SETTINGS
+
+
+def record_verdict(at: Store, judgement: Judgement) -> None:
+    """Write a verdict."""
+    run, verdict, policy, baseline, baseline_digest, tasks = judgement
     plain: dict[str, Any] = to_plain(verdict)
     settings: dict[str, Any] = to_plain(policy)
     record = VerdictRecord(
@@ -83,16 +87,9 @@ def record_verdict(
     store.save_verdict(at, record)
 
 
-def verdict_change(
-    at: Store,
-    run: Run,
-    verdict: Verdict,
-    policy: GatePolicy,
-    baseline: str,
-    baseline_digest: str,
-    tasks: Settings = NO_SETTINGS,
-) -> str:
+def verdict_change(at: Store, judgement: Judgement) -> str:
     """Say what a stored verdict on a run would be now, and what changed since; empty where it is the same."""
+    run, verdict, policy, baseline, baseline_digest, tasks = judgement
     before = store.newest_verdict(at, run.run_id, baseline_digest)
     if before is None:
         return ""
@@ -166,9 +163,7 @@ def report_changes(
     at: Store, report: ExperimentReport, runs: Iterable[Run], policy: GatePolicy, tasks: Settings
 ) -> Iterator[str]:
     """Say of every verdict of a report that is another than the one stored what has changed."""
-    for run, verdict in _list_verdicts(report, runs):
-        if said := verdict_change(at, run, verdict, policy, "the base", run.base_digest, tasks):
-            yield said
+    yield from filter(None, (verdict_change(at, of) for of in _judgements(report, runs, policy, tasks)))
 
 
 def record_report(
@@ -177,8 +172,8 @@ def record_report(
     """Write every verdict of a report, and what its decision knew of each run."""
     if report.smoke:
         return
-    for run, verdict in _list_verdicts(report, runs):
-        record_verdict(at, run, verdict, policy, "the base", run.base_digest, tasks)
+    for judgement in _judgements(report, runs, policy, tasks):
+        record_verdict(at, judgement)
     if report.decision is not None:
         store.save_decision(
             at,
@@ -196,11 +191,13 @@ def record_report(
         )
 
 
-def _list_verdicts(report: ExperimentReport, runs: Iterable[Run]) -> Iterator[tuple[Run, Verdict]]:
+def _judgements(
+    report: ExperimentReport, runs: Iterable[Run], policy: GatePolicy, tasks: Settings
+) -> Iterator[Judgement]:
     by_id = {run.run_id: run for run in runs}
     for facts in report.facts:
         if facts.verdict is not None and (run := by_id.get(facts.run_id)):
-            yield run, facts.verdict
+            yield Judgement(run, facts.verdict, policy, "the base", run.base_digest, tasks)
 
 
 def _brief(facts: CandidateFacts) -> dict[str, Any]:

@@ -6,8 +6,6 @@ Invariant: whatever weights start from or are selected among is made first.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +16,7 @@ from harness.experiment.weights import proposals
 from harness.experiment.weights.capability_on_validation import forgetting_on_validation
 from harness.experiment.weights.pruned_trials import Watched, train_until_pruned
 from harness.experiment.weights.regularizer_rows import find_mixed_rows, find_penalty_rows
-from harness.experiment.weights.training_fit import fit
+from harness.experiment.weights.training_fit import Begun, fit
 from harness.experiment.weights.trial_record import record_failed_trial, record_trial
 from harness.experiment.weights.validation_score import asked_digest, mean_score, validation_rows
 from harness.experiment.weights.weights_folder import folder_of
@@ -63,16 +61,7 @@ def _weights(session: Session, candidate: ResolvedCandidate, seed: int, *, make:
     return _single(session, candidate, seed, make=make)
 
 
-class _Begun(NamedTuple):
-    """Weights that others start from, are rewarded by or merge, and the folder that these get."""
-
-    init: Weights | None
-    reward: Weights | None
-    merges: Sequence[Weights]
-    folder: Path
-
-
-def _begin(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> _Begun | None:
+def _begin(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Begun | None:
     init, reward = (
         _weights(session, one, seed, make=make) if one else None for one in (candidate.init, candidate.reward)
     )
@@ -83,7 +72,7 @@ def _begin(session: Session, candidate: ResolvedCandidate, seed: int, *, make: b
     if len(merges) < len(merged):
         return None
     _refuse_other_kind(candidate, init, merges)
-    return _Begun(init, reward, merges, folder_of(session, candidate, seed, init, reward, merges))
+    return Begun(init, reward, merges, folder_of(session, candidate, seed, init, reward, merges))
 
 
 def _single(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:
@@ -92,7 +81,7 @@ def _single(session: Session, candidate: ResolvedCandidate, seed: int, *, make: 
 
 
 def _find_or_fit(
-    session: Session, candidate: ResolvedCandidate, seed: int, begun: _Begun, *, make: bool
+    session: Session, candidate: ResolvedCandidate, seed: int, begun: Begun, *, make: bool
 ) -> Weights | None:
     """Return weights whose folder is known; without `make`, None where they are missing."""
     found = read_weights(candidate, begun.folder)
@@ -147,7 +136,7 @@ def _refuse_other_kind(candidate: ResolvedCandidate, init: Weights | None, merge
 
 
 def _fit_anew(
-    session: Session, candidate: ResolvedCandidate, seed: int, begun: _Begun, pause_at: int = 0
+    session: Session, candidate: ResolvedCandidate, seed: int, begun: Begun, pause_at: int = 0
 ) -> None:
     """Make weights that are not there, on the rows of the target and those of the regularisers.
 
@@ -156,8 +145,7 @@ def _fit_anew(
     general, mixed = find_penalty_rows(session, candidate, seed), find_mixed_rows(session, candidate, seed)
     if session.experiment.engine == "vllm" or session.machine.device == "cuda":
         session.unload()  # training has a base of its own, and a GPU rarely room for two
-    made_of = (begun.init, mixed, begun.reward, general, begun.merges)
-    fit(session, candidate, seed, begun.folder, *made_of, pause_at)
+    fit(session, candidate, seed, begun._replace(mixed=mixed, general=general), pause_at)
 
 
 def stands_on(*weights: Weights) -> dict[str, str]:
@@ -239,7 +227,7 @@ def _try(
 def _train_and_score(
     session: Session,
     trial: ResolvedCandidate,
-    begun: _Begun,
+    begun: Begun,
     proposal: proposals.Proposal,
     bound: SubjectTo | None,
     *,
@@ -285,7 +273,7 @@ def _train_and_score(
 def _watch(
     session: Session,
     trial: ResolvedCandidate,
-    begun: _Begun,
+    begun: Begun,
     should_prune: Callable[[int, float], bool],
     *,
     make: bool,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
+from typing import NamedTuple
 
 from harness import plugins
 from harness.errors import Diverged
@@ -31,32 +32,34 @@ from harness.training.worker import launch
 _ALIKE = 0.6  # of the steps estimated, and one over it: so many make it the training that was estimated
 
 
-def fit(
-    session: Session,
-    candidate: ResolvedCandidate,
-    seed: int,
-    folder: Path,
-    init: Weights | None,
-    mixed: Sequence[Example] = (),
-    reward: Weights | None = None,
-    general: Mapping[str, Sequence[Example]] | None = None,
-    merges: Sequence[Weights] = (),
-    pause_at: int = 0,
-) -> None:
+class Begun(NamedTuple):
+    """Weights that others start from, are rewarded by or merge, and the folder that these get.
+
+    `mixed` rows stand beside the training rows, asked as they are; penalties read `general` ones.
+    """
+
+    init: Weights | None
+    reward: Weights | None
+    merges: Sequence[Weights]
+    folder: Path
+    mixed: Sequence[Example] = ()
+    general: Mapping[str, Sequence[Example]] | None = None
+
+
+def fit(session: Session, candidate: ResolvedCandidate, seed: int, begun: Begun, pause_at: int = 0) -> None:
     """Make weights in a folder of another name, which gets its own when they are complete.
 
     Where `pause_at` points of the training are kept it stops for now, and the folder stays as it is.
-
-    `mixed` rows stand beside the training rows, asked as they are; penalties read `general` ones.
     Whatever ends a training, the next call goes on from its checkpoints; they are deleted when the weights
     are complete.
 
     Raises:
         CandidateFailed: they cannot be made; a training that diverged is remembered.
     """
-    for behind in filter(None, (init, reward, *merges)):
+    for behind in filter(None, (begun.init, begun.reward, *begun.merges)):
         refuse_damaged(behind)
-    source, method, part = candidate.source, candidate.method, folder.with_name(folder.name + ".part")
+    source, method, folder = candidate.source, candidate.method, begun.folder
+    part = folder.with_name(folder.name + ".part")
     processes = processes_of(session, source)
     own_process = method.trains and (processes > 1 or has_own_process(session))
     unset_pruned(folder, part)
@@ -70,7 +73,7 @@ def fit(
                 clear_errors(session.store, str(part), AGAIN),
                 session.progress.stage(what, expected_s) as advance,
             ):
-                _write_job(session, candidate, seed, part, init, mixed, reward, general, merges, pause_at)
+                _write_job(session, candidate, seed, part, begun, pause_at)
                 if processes > 1:
                     write_launch(part, session.experiment.training.accelerate, session.machine.device)
                 (launch if own_process else run_job)(part, advance)
@@ -118,16 +121,7 @@ def _learn_pace(
 
 
 def _write_job(
-    session: Session,
-    candidate: ResolvedCandidate,
-    seed: int,
-    part: Path,
-    init: Weights | None,
-    mixed: Sequence[Example],
-    reward: Weights | None,
-    general: Mapping[str, Sequence[Example]] | None,
-    merges: Sequence[Weights],
-    pause_at: int,
+    session: Session, candidate: ResolvedCandidate, seed: int, part: Path, begun: Begun, pause_at: int
 ) -> None:
     source, step = candidate.source, prompting_step(session, candidate.source, seed)
     items = training_data(session, source).items
@@ -139,11 +133,11 @@ def _write_job(
         seed=seed,
         chat_template=session.target.task.chat_template,
         regularize=source.regularize,
-        n_mixed=len(mixed),
-        init=_init_path(init),
-        merges=tuple(filter(None, map(_init_path, merges))),
+        n_mixed=len(begun.mixed),
+        init=_init_path(begun.init),
+        merges=tuple(filter(None, map(_init_path, begun.merges))),
         path=Path(source.path) if source.path else None,
-        reward=_reward(session, candidate, reward),
+        reward=_reward(session, candidate, begun.reward),
         threads=threads_of(source.method),
         processes=processes_of(session, source),
         shards=shards_of(session, source),
@@ -154,10 +148,10 @@ def _write_job(
     write_job(
         part,
         job,
-        train=(*map(step, items.train), *mixed),
+        train=(*map(step, items.train), *begun.mixed),
         validation=map(step, items.validation),
         pairs=map(step, items.pairs) if candidate.method.draws_from == "pairs" else (),
-        general=general,
+        general=begun.general,
     )
 
 
