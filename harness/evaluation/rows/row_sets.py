@@ -12,7 +12,7 @@ from functools import cache, partial
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
-from harness import metrics, plugins, store
+from harness import metrics, plugins, provenance, store
 from harness.data import SCORING, SPLITS, Split
 from harness.evaluation import Job, costs, wrap_prompt
 from harness.evaluation.candidates import ResolvedCandidate
@@ -25,7 +25,7 @@ from harness.prompting import PromptingContext, Step, compose
 from harness.prompting._widths import has_widths
 from harness.prompting._words import is_unspaced
 from harness.provenance.code_versions import versions_of
-from harness.records import BLOCK, Example, RowsIdentity, Run, digest, turns_as_text
+from harness.records import BLOCK, Example, MetricRange, RowsIdentity, Run, digest, turns_as_text
 from harness.spec import Decoding, Recipe, Role, Task, metric_name
 from harness.training import Weights
 
@@ -357,3 +357,30 @@ def _describe_prompting(name: str, params: Mapping[str, Any]) -> tuple[int | str
     for key in {*getattr(plugin, "MODELS", ())} & plain.keys():
         plain[key] = plugin.source_digest(plain[key]) or plain[key]
     return plugins.version("prompting", name), plain
+
+
+def describe_run(session: Session, candidate: ResolvedCandidate, seed: int, **outcome: Any) -> Run:
+    """Join what a recipe says of its run with what became of it."""
+    recipe, base, served = candidate.recipe, candidate.base, candidate.served_base
+    return Run(
+        experiment=session.experiment.name,
+        candidate=candidate.name,
+        method=candidate.source.method,
+        prompting=" + ".join(
+            f"{name}({', '.join(f'{k}={v}' for k, v in params.items())})" if params else name
+            for name, params in recipe.prompting.items()
+        ),
+        answer=recipe.answer,
+        seed=seed,
+        base_model=base.name,
+        base_digest=base.weights_digest,
+        served_digest=served.weights_digest if served != base else "",
+        created=provenance.timestamp(),
+        recipe=recipe.model_dump(mode="json"),
+        **outcome,
+    )
+
+
+def metric_ranges(sets: Iterable[RowSet]) -> dict[str, dict[str, MetricRange]]:
+    """Say by task and metric which values are better, and between which bounds they lie."""
+    return {s.measured.task.name: {name: m.range for name, m in s.measured.metrics.items()} for s in sets}

@@ -22,15 +22,16 @@ from harness.evaluation.rows.row_sets import (
     RunIdentity,
     RunRequest,
     begun_as,
+    describe_run,
     failed_id,
     failure,
     find_runs,
     is_there,
+    metric_ranges,
     run_id_of,
     run_identity,
     suite_sets,
 )
-from harness.evaluation.rows.run_description import describe_run, metric_ranges
 from harness.evaluation.runner import fill, measure_control, open_weights, shared_tokens
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import measure_points, tracked_weights

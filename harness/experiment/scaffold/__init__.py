@@ -4,6 +4,7 @@ Invariant: nothing is written before everything was read as `compare` will read 
 ever overwritten.
 """
 
+import csv
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,6 @@ from harness.data import TaskItems, load_task, readers
 from harness.decision import USUAL_AMOUNTS
 from harness.errors import Problem, UserError, did_you_mean, gather, refuse
 from harness.experiment.scaffold.candidate_proposal import propose_candidates
-from harness.experiment.scaffold.example_rows import existing_file, write_example
 from harness.experiment.scaffold.method_choice import Resources
 from harness.experiment.scaffold.recognition import NEEDS, Kind, Request, Seen, absolute, look
 from harness.experiment.scaffold.task_proposal import check_task, propose_task
@@ -231,3 +231,52 @@ def _unknown_model(name: str) -> Iterator[Problem]:
         expected = "the embedded model's name, a folder that save_pretrained wrote, or org/name"
         hint = did_you_mean(name, EMBEDDED) if "/" not in name else "check the path"
         yield Problem(f"--base-model {name}", "no such folder or hub id", expected, hint)
+
+
+def write_example(folder: Path) -> Path:
+    """Write rows of a small example, to be edited; returns their path.
+
+    Raises:
+        UserError: the folder holds an experiment or such rows already.
+    """
+    path = folder / "example.csv"
+    refuse([existing_file(at) for at in (path, folder / "harness.yaml") if at.exists()])
+    rows = [
+        (form.format(thing), label)
+        for label, forms in _EXAMPLE.items()
+        for form in forms
+        for thing in _THINGS
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+    return path
+
+
+# The counter of a library for tools: what people write, by what they want.
+_THINGS = ("drill", "ladder", "tent", "sewing machine", "projector")
+_EXAMPLE = {
+    "borrow": (
+        "May I have the {} from Friday on?",
+        "Is the {} free this weekend?",
+        "I would like to take the {}.",
+    ),
+    "return": ("When do you take the {} back?", "I am bringing the {} tonight.", "Where do I leave the {}?"),
+    "extend": (
+        "Can I keep the {} a week longer?",
+        "I need the {} until Monday.",
+        "More time with the {}, please.",
+    ),
+    "broken": (
+        "The {} does not work any more.",
+        "A part of the {} came off.",
+        "Your {} was damaged when I got it.",
+    ),
+}
+
+
+def existing_file(path: Path) -> Problem:
+    """Return the problem of a file that would be overwritten."""
+    return Problem(
+        str(path), "a file that is there already", "a new file", "choose another folder, or move it away"
+    )

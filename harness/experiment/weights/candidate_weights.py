@@ -15,8 +15,7 @@ from harness.evaluation.session import Session
 from harness.experiment.weights import proposals
 from harness.experiment.weights.capability_on_validation import forgetting_on_validation
 from harness.experiment.weights.pruned_trials import Watched, train_until_pruned
-from harness.experiment.weights.regularizer_rows import find_mixed_rows, find_penalty_rows
-from harness.experiment.weights.training_fit import Begun, fit
+from harness.experiment.weights.training_fit import Begun, find_mixed_rows, find_penalty_rows, fit
 from harness.experiment.weights.trial_record import record_failed_trial, record_trial
 from harness.experiment.weights.validation_score import asked_digest, mean_score, validation_rows
 from harness.experiment.weights.weights_folder import folder_of

@@ -1,29 +1,33 @@
-"""One fit: its job is written, run in process or in its own, and its folder renamed when complete.
+"""One fit: its job is written with the rows of its regularisers, run, and its folder renamed when complete.
 
 Invariant: whatever ends a training, the next call goes on from its checkpoints.
 """
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import plugins
+from harness import plugins, store
+from harness.data import TaskItems
 from harness.errors import Diverged
-from harness.evaluation import costs
+from harness.evaluation import costs, runner
 from harness.evaluation.candidate_rows import training_data
-from harness.evaluation.candidates import DIVERGED, ResolvedCandidate, refuse_damaged
-from harness.evaluation.regularization import regularization_work
-from harness.evaluation.rows.row_sets import prompting_step
-from harness.evaluation.session import Session
+from harness.evaluation.candidates import DIVERGED, ResolvedCandidate, base_weights, refuse_damaged
+from harness.evaluation.regularization import mix_context, regularization_work
+from harness.evaluation.rows.row_sets import prompting_step, suite_set
+from harness.evaluation.runner import fill, open_weights
+from harness.evaluation.session import Session, join_items
 from harness.experiment.weights.pruned_trials import unset_pruned
 from harness.experiment.weights.weights_folder import processes_of, shards_of
 from harness.models.hardware import MOST_WAITED, ignores_load
 from harness.models.hub import ModelSource
-from harness.records import Example, parse_json
-from harness.spec import Recipe
+from harness.records import Example, SampleResult, parse_json
+from harness.regularizers import Mixture, general_rows, mixed_rows
+from harness.spec import Recipe, Task, TaskData
 from harness.store.layout import AGAIN, clear_errors, remove_folder, write_whole
 from harness.training import FIT, Job, Reward, Weights, clean_up, code_of, run_job, threads_of, write_job
 from harness.training.parallel.launch import write_launch
@@ -192,3 +196,35 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
     whole = plain + extra + regularization_work(session, source, seed, plain, (n_rows, step_rows))
     n_steps = params.max_steps if params.max_steps > 0 else ceil(n_rows / step_rows) * epochs
     return whole._replace(steps=ceil(n_steps), fits=1)
+
+
+def find_mixed_rows(session: Session, candidate: ResolvedCandidate, seed: int) -> Sequence[Example]:
+    """Return the rows that a candidate's regularisers mix into training."""
+    evaluate = partial(_base_answers, session, candidate.base)
+    return mixed_rows(candidate.source.regularize, mix_context(session, candidate.source, seed), evaluate)
+
+
+def find_penalty_rows(
+    session: Session, candidate: ResolvedCandidate, seed: int
+) -> dict[str, tuple[Example, ...]]:
+    """Return the general rows that the penalties of a candidate's regularisers read."""
+    evaluate = partial(_base_answers, session, candidate.base)
+    return general_rows(candidate.source.regularize, mix_context(session, candidate.source, seed), evaluate)
+
+
+def _base_answers(session: Session, base: ModelSource, name: str, mixture: Mixture) -> Iterable[SampleResult]:
+    """Evaluate the base on the prompts of a regulariser, now or before; its answers are stored rows."""
+    task = Task(
+        name=name,
+        data=TaskData(),
+        metrics=("no_refusal",),
+        max_new_tokens=mixture.max_new_tokens,
+        chat_template=session.target.task.chat_template,
+    )
+    items = TaskItems((), (), mixture.rows, (), (), ())
+    weights = base_weights(base)
+    wanted = suite_set(session, weights, join_items(task, "capability", name, items))
+    if lacking := runner.rescore_stored(session, [wanted]):
+        with open_weights(session, weights) as model:
+            fill(session, model, lacking, "base")
+    return store.read_rows(session.store, wanted.identity.digest, len(wanted.ids))

@@ -8,8 +8,7 @@ from dataclasses import replace
 from harness import provenance, store
 from harness.errors import CandidateFailed, in_a_line
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.rows.row_sets import begun_as, target_sets
-from harness.evaluation.rows.run_description import describe_run, metric_ranges
+from harness.evaluation.rows.row_sets import begun_as, describe_run, metric_ranges, target_sets
 from harness.evaluation.session import Session
 from harness.records import Trial
 from harness.store import TrialRun
