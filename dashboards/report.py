@@ -23,15 +23,20 @@ def page() -> None:
         left, right = st.columns([3, 2], gap="medium")
         with left:
             _why(document.first)
+            _next(document.first)
         with right:
             _picture(document.first, front_file(report, NARROW))
-            _next(document.first)
+        _candidates(document.first)
     _behind(document)
     controls.say_absent(report, project.runs())
 
 
 def _why(first: FirstPage) -> None:
     safe_text.say_all(f"{reason.about}: {reason.sentence}" for reason in first.reasons)
+
+
+def _candidates(first: FirstPage) -> None:
+    """Lay the table out over the whole width: its cells do not wrap."""
     safe_text.table(first.table.columns, first.table.rows)
     for note in first.table.notes:
         safe_text.say(note, "name")

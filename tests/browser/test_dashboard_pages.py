@@ -104,6 +104,14 @@ def test_a_page_loads_while_a_comparison_is_at_work_and_holds_the_index(visit, l
         assert failures(page) == 0
 
 
+def test_the_candidates_of_the_report_are_seen_whole_at_1300_pixels(visit, address):
+    page = visit[0](address, "/")
+    page.set_viewport_size({"width": 1300, "height": 900})
+    table = page.locator("table.cells").first
+    table.get_by_text("verdict").wait_for()
+    assert table.evaluate("table => table.offsetWidth <= table.parentElement.clientWidth")
+
+
 def test_the_leaderboard_shows_the_numbers_of_the_json(visit, address, finished):
     page = visit[0](address, "/leaderboard")
     plain = report.to_json(finished[1])
