@@ -16,6 +16,7 @@ from harness.data import check
 from harness.data.check._table import Reading, read_table
 from harness.errors import UserError
 from harness.experiment.check_rows import Asked, check_briefly, examine_rows
+from harness.report.findings import short_lines
 from harness.report.findings.command_chain import fill_commands
 
 
@@ -159,6 +160,21 @@ def test_init_says_the_worst_before_it_writes(tmp_path, monkeypatch):
     said = [line for line in done.stderr.splitlines() if line.startswith("data: ")]
     assert said[0].startswith("data: warning: exact duplicates of an earlier row, 3.2 % (2 of 62)")
     assert said[-1].endswith("the whole page: harness data check rows.jsonl")
+
+
+def test_a_brief_line_loses_its_first_row_and_its_amount_before_it_is_cut():
+    places = tuple(f"rows.csv:{i}" for i in range(1, 49))
+
+    def brief(title, n=1):
+        finding = check.Finding("markers", "warning", title, "", 48, of=120, rows=places)
+        return list(short_lines([finding] * n))
+
+    assert brief("x" * 40)[0] == f"warning: {'x' * 40}, 40.0 % (48 of 120), first rows.csv:1"
+    assert brief("x" * 60)[0] == f"warning: {'x' * 60}, 40.0 % (48 of 120)"
+    assert brief("x" * 80)[0] == f"warning: {'x' * 80}"
+    assert brief("x" * 200)[0] == f"warning: {'x' * 85}…"
+    assert brief("x", 3)[-1] == "0 errors, 3 warnings"
+    assert brief("x", 4)[3:] == ["0 errors, 4 warnings, the worst 3 of which are these"]
 
 
 def test_the_rows_of_a_task_are_checked_as_the_task_reads_them(tmp_path, monkeypatch):

@@ -248,3 +248,14 @@ def test_the_file_of_rows_that_have_no_lines_is_named_in_the_step(name):
     )
     (note,) = overlap_notes([train], [test], "train.jsonl")
     assert f"--against {shlex.quote(name)} --out train.dedup.jsonl` leaves them out" in note
+
+
+def test_rows_that_are_trained_on_as_rows_and_as_pairs_are_noted_once(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    things, days = ("drill", "ladder", "tent", "kettle"), ("Monday", "Friday", "Sunday")
+    asked = [f"Is the {things[i % 4]} number {i} free on {days[i % 3]}?" for i in range(60)]
+    rows = [{"prompt": ask, "chosen": f"Yes, {i}.", "rejected": "No."} for i, ask in enumerate(asked)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = Task(name="t", data={"all": str(path), "pairs": str(path)})
+    (note,) = refuse_or_note(task, {"t": load_task(task, 0)}, {}).overlap
+    assert "may ask in other words" in note

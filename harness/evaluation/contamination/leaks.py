@@ -52,7 +52,7 @@ def refuse_or_note(
         choice = target.kind == "choice"
         read_by = _read_by(target.fields)
         notes += overlap_notes(own.sourced(part), evaluated, file, choice, encode, drawn_from, read_by)
-    return replace(own, overlap=tuple(notes))
+    return replace(own, overlap=tuple(dict.fromkeys(notes)))  # pairs may be those of the training file
 
 
 def _read_by(fields: Fields) -> ReadBy:

@@ -34,8 +34,9 @@ _CHOSEN: dict[Kind, str] = {
     "labels": "a closed set of {n} labels, so they can be ranked, and a plain classifier can be trained",
     "question": "questions with a context; contexts become documents, to compare retrieval with closed book",
     "preference": "preference pairs; the chosen answer is the reference",
-    "text": "free text; overlap with a reference misses right answers in other words; a judge may not",
+    "text": "free text, scored by its overlap with references; a judge also sees answers in other words",
 }
+_IN_JSON = "answers in JSON, scored by the fields that are right"
 
 
 class Proposal(NamedTuple):
@@ -175,7 +176,8 @@ def _sentences(seen: Seen, task: Task, items: TaskItems, candidates: Mapping[str
     if {"prompt", "reference"} <= seen.fields.keys():
         layout = f"rows that ask {seen.fields['prompt']} and answer {seen.fields['reference']}"
     yield f"{seen.shown}: {len(seen.rows):,} {layout}"
-    yield f"task: {_CHOSEN[seen.kind].format(n=len(task.labels))}"
+    in_json = task.primary_metric == "json_fields"
+    yield f"task: {_IN_JSON if in_json else _CHOSEN[seen.kind].format(n=len(task.labels))}"
     by = f" by {seen.fields['cluster'].strip('{}')}" if "cluster" in seen.fields else ""
     if not by and any(example.cluster != example.id for example in items.train):
         by = " by context" if seen.kind == "question" else " by cluster"
@@ -195,6 +197,8 @@ def _sentences(seen: Seen, task: Task, items: TaskItems, candidates: Mapping[str
     yield f"metrics: {', '.join(task.metrics)}; answers of at most {task.max_new_tokens} tokens"
     yield f"candidates: {', '.join(candidates)}"
     for name, recipe in candidates.items():
+        if start := recipe.get("init_from"):
+            yield f"{name}: starts at the adapter of {start}"
         tried = [
             f"{key} {' and '.join(f'{v:g}' for v in values)}"
             for key, values in recipe.get("sweep", {}).items()

@@ -33,7 +33,7 @@ def propose_task(request: Request, seen: Seen, name: str, base: ModelSource | No
         task |= {"labels": list(labels), "metrics": ["exact_match", "macro_f1"], "system": _choose(labels)}
         return task | {"max_new_tokens": longest(share=1.0)}
     if all(map(_is_json, references)):
-        task |= {"metrics": ["token_f1", "json_valid"], "system": "Reply with JSON and nothing else."}
+        task |= {"metrics": ["json_fields", "json_valid"], "system": "Reply with JSON and nothing else."}
         return task | {"max_new_tokens": longest(share=1.0)}
     short = sorted(len(r.split()) for r in references)[int(0.9 * (len(references) - 1))] <= 8
     task["metrics"] = (

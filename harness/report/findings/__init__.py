@@ -13,10 +13,11 @@ from harness.data.check import Finding
 from harness.errors import Problem, UserError, as_argument
 from harness.formatting import count, percent, pluralize
 from harness.report.document import ResultDocument, Section
-from harness.report.escape import page_environment
+from harness.report.escape import page_environment, shorten
 from harness.report.findings.command_chain import order_commands
 
 _SHOWN = 5  # places of a finding on the page
+_BRIEFLY = 3  # alarms that are said in a line each
 _WIDEST = 95  # characters of a line that stands in another table
 _KEPT, _BY_ROW = 1_000, ("rows", "labels", "beside")  # in JSON
 _GENERATOR = '<meta name="generator" content="harness data check">'
@@ -32,14 +33,19 @@ def data_document(findings: Sequence[Finding], title: str) -> ResultDocument:
 
 
 def short_lines(findings: Sequence[Finding]) -> Iterator[str]:
-    """Yield the three worst alarms in a line each of at most 100 characters, then how many there are."""
+    """Yield the worst alarms in a line each of at most 100 characters, then how many there are.
+
+    What is too long for a line loses its first row, then its amount, and then the end of its title.
+    """
     alarms = [f for f in findings if f.severity != "note"]
-    for f in alarms[:3]:
+    for f in alarms[:_BRIEFLY]:
         amount = f", {share_text(f)}" if f.of else ""
         first = f", first {Path(f.rows[0]).name}" if f.rows else ""
-        line = f"{f.severity}: {f.title}{amount}{first}"
-        yield line if len(line) <= _WIDEST else f"{line[: _WIDEST - 1]}…"
-    yield summary(findings).partition("; next: ")[0]
+        title = f"{f.severity}: {f.title}"
+        fitting = (line for line in (title + amount + first, title + amount) if len(line) <= _WIDEST)
+        yield next(fitting, shorten(title, _WIDEST, 0))
+    worst = f", the worst {_BRIEFLY} of which are these" if len(alarms) > _BRIEFLY else ""
+    yield summary(findings).partition("; next: ")[0] + worst
 
 
 def summary(findings: Sequence[Finding]) -> str:
