@@ -65,6 +65,14 @@ def test_so_do_those_of_a_candidates_own_rows(tmp_path):
     assert_all_lines(problems(lambda: load_training_rows(asked, items, [own], None, 0)))
 
 
+def test_rows_that_cannot_be_read_are_not_said_to_be_evaluated(tmp_path):
+    asked = task(tmp_path, GOOD)
+    own = written(tmp_path / "own.jsonl", [{"chosen": "a", "rejected": "b"}] * 3)
+    items = load_task(asked, 0)
+    found = problems(lambda: load_training_rows(asked, items, [own], None, 0))
+    assert [int(p.where.rpartition(":")[2]) for p in found] == [1, 2, 3]
+
+
 def test_so_do_those_of_changed_rows(tmp_path):
     changed = [
         {"prompt": "", "reference": "card"},

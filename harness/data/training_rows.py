@@ -43,9 +43,11 @@ def load_training_rows(
     notes, problems = Notes([], []), list[Problem]()
     files: list[list[Sourced]] = []
     for path in mix.paths if mix else train:
+        n_problems = len(problems)
         with gather(problems):
             read = _read(task, items, path, notes, pairs, problems)
-            files.append(_drop_contaminated(task, items, read, path, notes))
+            if read or len(problems) == n_problems:  # of rows that cannot be read nothing more is known
+                files.append(_drop_contaminated(task, items, read, path, notes))
     refuse(problems)
     rows = _distinct_ids(_draw_shares(files, mix, seed) if mix else [row for file in files for row in file])
     limit = None if pairs else task.data.limits.train
