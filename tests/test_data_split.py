@@ -118,6 +118,27 @@ def test_a_time_that_cannot_be_read_is_refused_at_its_line(data, day):
     assert f"r.jsonl:10: found {found}; expected" in said
 
 
+@pytest.mark.parametrize(
+    ("column", "option", "found", "step"),
+    [
+        ("who", ("--group", "who"), "7 rows in a group of an earlier part", "name another --group"),
+        ("same", (), "7 rows alike to a question of an earlier part", "add newer rows, or --alike 1"),
+    ],
+)
+def test_a_part_of_which_earlier_ones_know_all_is_refused_with_the_reason(data, column, option, found, step):
+    texts = [f"{letter * 4} {letter * 5} {letter * 6} words" for letter in "abcdefghijklmnopqrst"]
+    same = [*texts[:13], *texts[:7]] if column == "same" else texts
+    rows = [
+        {"text": text, "label": "x", "day": f"2024-01-{i + 1:02d}", "who": f"c{i % 7}"}
+        for i, text in enumerate(same)
+    ]
+    jsonl(Path("r.jsonl"), rows)
+    code, _, said = data("split", "r.jsonl", "--time", "day", "--out", "p", *option)
+    assert code == 2
+    assert f"no row for test ({found})" in said
+    assert f"next: {step}" in said
+
+
 def test_numbers_beside_dates_are_refused(data):
     jsonl(Path("r.jsonl"), [{"text": "a", "label": "x", "day": day} for day in ("2024-05-01", 17)])
     assert "r.jsonl:2: found a number in 'day'" in refused(

@@ -29,6 +29,7 @@ PARTS = ("train", "validation", "test")
 CLUSTER = "cluster"  # the column of a row's family, as a task reads it
 SHARES = (0.64, 0.16, 0.2)  # a fifth for test, and a fifth of the rest for validation, as compare sets aside
 _FAR = 0.05  # of a share
+_IN_EARLIER_GROUP = "in a group of an earlier part"
 _TIMES = f"{FORMS}; --time-format %d.%m.%Y says another form"
 
 
@@ -88,7 +89,7 @@ def split(content: Rows, roles: Roles, way: Way) -> Split:
     questions = [asked(row, roles).whole for row in own.rows]
     found = _by_time(own, questions, way) if way.time else _at_random(own, questions, way)
     found = _place_augmented(found, content, roles, way)
-    if problems := list(_problems(content.shown, found.parts, way)):
+    if problems := list(_problems(content.shown, found, way)):
         raise UserError(cap_problems(problems, content.shown, "classes that are too small"))
     return found
 
@@ -351,11 +352,7 @@ def _drop_known(content: Rows, questions: Sequence[str], parts: dict[str, list[i
         for i in part:
             of = alike.get(i, first.get(groups[i]))
             if of is not None:
-                reason = (
-                    "alike to a question of an earlier part"
-                    if i in alike
-                    else "in a group of an earlier part"
-                )
+                reason = "alike to a question of an earlier part" if i in alike else _IN_EARLIER_GROUP
                 changes[i] = Change(content.rows[i].where, "dropped", (reason,), content.rows[of].where)
         first = {group: i for i, group in groups.items() if group} | first
     kept = {name: [content.rows[i] for i in part if i not in changes] for name, part in parts.items()}
@@ -389,13 +386,19 @@ def _times(content: Rows, way: Way) -> list[float]:
     return times
 
 
-def _problems(shown: str, parts: Mapping[str, Sequence[Row]], way: Way) -> Iterator[Problem]:
+def _problems(shown: str, split_up: Split, way: Way) -> Iterator[Problem]:
     """Phrase a part without rows, and a class that a part by time lacks."""
+    parts, reasons = split_up.parts, Counter(change.reason for change in split_up.changes)
+    left_out = "; ".join(f"{pluralize(n, 'row')} {reason}" for reason, n in reasons.items())
+    step = "add rows, or ask for fewer parts"
+    if way.time and reasons:
+        step = "add newer rows, or --alike 1, which drops equal questions alone"
+    if _IN_EARLIER_GROUP in reasons:
+        step = "name another --group, or leave it out"
     for name, rows in parts.items():
         if not rows:
-            yield Problem(
-                shown, f"no row for {name}", "rows in every part", "add rows, or ask for fewer parts"
-            )
+            found = f"no row for {name}{f' ({left_out})' if left_out else ''}"
+            yield Problem(shown, found, "rows in every part", step)
     if not (way.stratify and way.time):
         return
     counts = {
