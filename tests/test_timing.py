@@ -164,10 +164,13 @@ def test_requests_that_come_at_once_and_a_first_token_are_timed_with_the_single_
     assert again["at_once_s"] > 0
     (note,) = (n for n in timing_notes([replace(run, latency=again)]) if n.startswith("requests that come"))
     assert re.search(
-        r"lora answers 6 within .* \([\d.,]+ a second\), the first token of one alone after .*, of these after ",
+        r"lora answers 6 within .* \([\d.,]+ a second\), the first token of one alone after .*,"
+        r" the first tokens of these after ",
         note,
     )
     assert 0 < again["first_token_at_once_p50_s"] <= again["first_token_at_once_p95_s"]
+    served = {name: of for name, of in again.items() if name != "first_token_s"}
+    assert "a second), the first tokens of these after " in timing_notes([replace(run, latency=served)])[1]
 
 
 def test_as_many_requests_come_at_once_as_is_written(stored, monkeypatch):

@@ -303,7 +303,7 @@ def _load_text(run: Run) -> str:
     first = run.latency.get("first_token_s")
     alone = f", the first token of one alone after {seconds(first)}" if first is not None else ""
     p50 = run.latency.get("first_token_at_once_p50_s")
-    together = f", of these after {seconds(p50)}" if p50 is not None else ""
+    together = f", the first tokens of these after {seconds(p50)}" if p50 is not None else ""
     rate = f"{n / all_s:.1f}" if n / all_s < 10 else count(n / all_s)
     return f"{run.candidate} answers {n:.0f} within {seconds(all_s)} ({rate} a second){alone}{together}"
 
