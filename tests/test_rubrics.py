@@ -97,6 +97,11 @@ def test_what_is_wrong_with_a_rubric_is_said_with_its_line(tmp_path, text, said)
     assert [part for part in said if part not in found] == [], found
 
 
+def test_a_scale_that_is_upside_down_is_one_problem_whatever_else_a_scale_may_be(tmp_path):
+    (said,) = problems(tmp_path, "criteria: x\njudge: some-model\nscale: {min: 5, max: 1}\n")
+    assert said.startswith("helpful.yaml:3: found a scale from 5 to 1;")
+
+
 FIRST = "{base_url: http://host.example/v1, model: m}"
 
 

@@ -186,7 +186,9 @@ def _errors(model: type[BaseModel], value: Any) -> list[Any]:
             said = str(e["ctx"]["error"]) if e["type"] == "value_error" else ""
             one = found.setdefault((loc, said), {**e, "loc": loc, "expected": []})
             one["expected"].append(_describe_expected(e))
-    return list(found.values())
+    # Where rules between the keys of a value speak, it is of that kind, and need not be of another one.
+    ruled = {loc for loc, said in found if said}
+    return [error for (loc, said), error in found.items() if said or loc not in ruled]
 
 
 def _without_kinds(model: Any, loc: Keys) -> Keys:
