@@ -215,6 +215,11 @@ def test_a_model_that_the_server_does_not_have_is_named(server, opened):
     )
 
 
+def test_a_server_without_completions_is_to_be_asked_by_chat(opened):
+    with serving(Rule(lambda messages: "late")) as chats:
+        assert "or protocol: chat where it has no completions" in failure(opened(chats))
+
+
 def test_a_wrong_key_is_said_and_never_shown(answering, opened, monkeypatch):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
     with serving(answering, key="another") as guarded:

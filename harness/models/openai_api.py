@@ -273,7 +273,10 @@ class Server:
         status = error.status_code if isinstance(error, APIStatusError) else None
         said = self.error_text(error)
         found = f"status {status}, {said}" if status else f"what is no answer, {said}"
-        return self.refusal(found, _STEPS.get(status or 400, "ask again later, or look at the server's log"))
+        step = _STEPS.get(status or 400, "ask again later, or look at the server's log")
+        if status == 404 and self.settings.protocol == "completions":
+            step += ", or protocol: chat where it has no completions"
+        return self.refusal(found, step)
 
 
 def message(error: "APIError") -> str:
