@@ -455,6 +455,24 @@ def test_labels_that_could_be_of_two_scales_are_refused_without_one(desk):
         assert {one.label for one in store.list_labels(d.store)[-1].labels} == {meant}
 
 
+def test_labels_by_other_criteria_than_the_rubric_has_now_are_refused_also_from_an_earlier_file(desk):
+    d = desk()
+    d.compare()
+    file = d.folder / "labels.csv"
+    export_answers(d.path, file, candidates=["plain"])
+    file.write_text(
+        "".join(f"{line}5\n" for line in file.read_text().splitlines()).replace("label5", "label")
+    )
+    judge = JUDGE.format(url=d.judge.url, timeout=5)
+    for other in ("criteria: The reply is short.\n", "criteria: The reply helps.\nscale: {min: 1, max: 6}\n"):
+        d.rubric(f"{other}anchors: 0\n{judge}")
+        with pytest.raises(UserError, match="labels for judge:helpful by other criteria or another scale"):
+            import_labels(d.path, file, rater="ann", scale=(1.0, 5.0))
+    assert store.list_labels(d.store) == []
+    d.rubric(RUBRIC + judge)
+    assert import_labels(d.path, file, rater="ann", scale=(1.0, 5.0)).n_labels == N
+
+
 def test_an_export_says_which_answers_without_a_readable_grade_it_leaves_out(desk):
     d = desk(judge=Grader(lambda q, a: "7/10" if number(q) == 3 else "5"))
     d.compare()

@@ -3,7 +3,8 @@
 Invariant: whoever labels learns nothing of whose an answer is: the answers to an item stand in the order of
 their keys, which are digests, and the same answer of two candidates stands there once. Items are drawn, never
 answers, and follow each other as they were drawn, whole; a later export goes on in the same random order, so
-that labels up to any row are a random sample. A file is imported whole or not at all.
+that labels up to any row are a random sample. A file is imported whole or not at all, and a judge's by the
+criteria and the scale alone that it was exported for: its keys name them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,6 +43,8 @@ COLUMNS = ("key", "question", "answer", "reference", "label")
 _UNIT = (0.0, 1.0)
 _KEY = "answer-"  # before the digest, which a spreadsheet might take for a number
 _JOIN = "+"  # between digests of a text that answers more than one prompt
+_ASKED = "-"  # behind the digest of what a judge's metric is labelled by
+_ASKED_DIGITS = 8
 _REFERENCES_SHOWN = 3
 _WORDS = {"no": 0.0, "yes": 1.0}
 
@@ -138,7 +141,8 @@ def export_answers(
     open_ = [item for item in shared if any(item in arm.open_ for arm in drawn)]
     if not open_:
         raise IncompatibleRuns(f"{at.folder}: found {_nothing_to_label(measured.name, drawn)}")
-    rows = list(_file_rows(measured.name, open_[:n_items], arms, labels))
+    begins = _key_begins(task, measured.name)
+    rows = list(_file_rows(measured.name, open_[:n_items], arms, labels, begins))
     write_rows(file, COLUMNS, rows)
     n_drawn = min(n_items, len(open_))
     rubric, n_left = rubric_of(task, measured.name), len(open_) - n_drawn
@@ -173,7 +177,7 @@ def import_labels(
         raise UserError(Problem("--scale", found, "the lowest label, then the highest", "--scale 1,5"))
     runs = [run for run in store.list_runs(at) if run.state == "done" and f"{task.name}/test" in run.rows]
     known = _known_answers(at, task, runs)
-    metric, labels, n_labels, n_blank = _read(file, known, scale or _UNIT)
+    metric, labels, n_labels, n_blank = _read(file, known, scale or _UNIT, task)
     if scale is None:
         _refuse_two_scales(file, task, metric)
     now = datetime.now(UTC).isoformat(timespec="microseconds")  # for a later import takes its place
@@ -279,8 +283,18 @@ def _list_labelled(metric: str, rows: Iterable[SampleResult], labels: Labels) ->
     return [row for row in scored_rows(metric, scored).values() if answer_digest(metric, row) in labels]
 
 
+def _key_begins(task: Task, metric: str) -> str:
+    """Return what the keys of a metric's answers begin with: of a judge's, with what it is labelled by."""
+    asked = asked_digest(task, metric)[:_ASKED_DIGITS]
+    return f"{_KEY}{asked}{_ASKED}" if asked else _KEY
+
+
 def _file_rows(
-    metric: str, items: Iterable[str], arms: Sequence[Mapping[str, SampleResult]], labels: Labels
+    metric: str,
+    items: Iterable[str],
+    arms: Sequence[Mapping[str, SampleResult]],
+    labels: Labels,
+    begins: str = _KEY,
 ) -> Iterator[tuple[str, ...]]:
     """Yield a row an answer without a label, those to an item next to each other in the order of their keys.
 
@@ -295,7 +309,7 @@ def _file_rows(
             of_text.setdefault(open_[answer].text, []).append(answer)
         for text, answers in of_text.items():
             reference = " | ".join(open_[answers[0]].references[:_REFERENCES_SHOWN])
-            yield _KEY + _JOIN.join(answers), question, text, reference, ""
+            yield begins + _JOIN.join(answers), question, text, reference, ""
 
 
 def _known_answers(at: Store, task: Task, runs: Iterable[Run]) -> dict[str, _Known]:
@@ -311,10 +325,10 @@ def _known_answers(at: Store, task: Task, runs: Iterable[Run]) -> dict[str, _Kno
     }
 
 
-def _read(file: Path, known: Mapping[str, _Known], scale: tuple[float, float]) -> _Read:
+def _read(file: Path, known: Mapping[str, _Known], scale: tuple[float, float], task: Task) -> _Read:
     """Read the labels of a file, on a scale from 0 to 1; count the rows left blank."""
     problems, labels, seen, n_blank = list[Problem](), list[AnswerLabel](), dict[str, int](), 0
-    metrics: set[str] = set()
+    metrics, begins = set[str](), set[str]()
     for line, (key, written) in read_rows(file, COLUMNS, ("key", "label")):
         where, keys = f"{file}:{line}", _keys(key)
         if not written:
@@ -331,10 +345,15 @@ def _read(file: Path, known: Mapping[str, _Known], scale: tuple[float, float]) -
         else:
             seen[key] = line
             metrics |= {known[one].metric for one in keys}
+            begins.add(_begin_of(key))
             labels += [AnswerLabel(one.removeprefix(_KEY), known[one].row.example_id, label) for one in keys]
     if len(metrics) > 1:
         found = f"answers exported for {', '.join(sorted(metrics))}"
         problems.append(Problem(str(file), found, "those for one metric", "import them as two files"))
+    elif metrics and begins != {_key_begins(task, *metrics)}:
+        found = f"labels for {', '.join(metrics)} by other criteria or another scale"
+        step = "export again and label by the rubric as it is, or put the rubric back"
+        problems.append(Problem(str(file), found, "those that the rubric has now", step))
     if not labels and not problems:
         step = "fill in the column label of each row"
         problems.append(Problem(str(file), "no label", "at least one", step))
@@ -344,7 +363,14 @@ def _read(file: Path, known: Mapping[str, _Known], scale: tuple[float, float]) -
 
 def _keys(key: str) -> list[str]:
     """List the keys of the answers that a row stands for."""
-    return [_KEY + one for one in key.removeprefix(_KEY).split(_JOIN)] if key.startswith(_KEY) else [key]
+    begin = _begin_of(key)
+    return [_KEY + one for one in key.removeprefix(begin).split(_JOIN)] if begin else [key]
+
+
+def _begin_of(key: str) -> str:
+    """Return what a key of an export begins with before the digests of answers; empty of another one."""
+    above, asked, _ = key.removeprefix(_KEY).rpartition(_ASKED)
+    return f"{_KEY}{above}{asked}" if key.startswith(_KEY) else ""
 
 
 def _number(written: str, scale: tuple[float, float]) -> float | None:
