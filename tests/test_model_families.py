@@ -283,6 +283,49 @@ def test_what_transformers_cannot_load_is_refused_with_a_sentence(tiny, tmp_path
         ModelHost(resolve(str(folder)), CPU)
 
 
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        (
+            {"intermediate_size": 128},
+            r"mlp.\w+.weight is \[\d+, \d+\] in its files, and .* by its config.json",
+        ),
+        ({"num_hidden_layers": 3}, r"lack 9 of \d+ tensors of LlamaForCausalLM, such as model.layers.2"),
+        ({"num_attention_heads": 3}, "cannot be loaded .*not a multiple of the number of attention heads"),
+        ({"is_encoder_decoder": True}, "is an encoder with a decoder"),
+    ],
+)
+def test_a_configuration_that_is_not_that_of_the_weights_is_refused_with_a_sentence(tmp_path, said, found):
+    folder = build(tmp_path, "Llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | said))
+    with pytest.raises(CandidateFailed, match=found):
+        ModelHost(resolve(str(folder)), CPU)
+
+
+def test_a_classifier_is_no_base_as_its_output_layer_would_be_random(tmp_path):
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(build(tmp_path, "Llama"))
+    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(CandidateFailed, match=r"lack 1 of .* such as lm_head\.weight"):
+        ModelHost(resolve(str(tmp_path)), CPU)
+
+
+@pytest.mark.parametrize("token", ["<|mine|>", "<|picture|>"])
+def test_added_tokens_without_embeddings_are_refused_where_chats_are_written_by_them(tmp_path, token):
+    tokenizer = tiny_model.tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": [token]})
+    tokenizer.chat_template = "<|mine|>" + tokenizer.chat_template
+    folder = build(tmp_path, "Llama")
+    tokenizer.save_pretrained(folder)
+    if token == "<|picture|>":
+        assert ModelHost(resolve(str(folder)), CPU).base.engine
+        return
+    with pytest.raises(CandidateFailed, match=r"1 of its tokens have no embeddings.*<\|mine\|>"):
+        ModelHost(resolve(str(folder)), CPU)
+
+
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_what_does_not_read_from_left_to_right_by_what_a_cache_holds_or_at_all_is_refused_with_a_sentence(
     tmp_path, name

@@ -23,7 +23,9 @@ from harness.models.devices.two_layer_copy import copied_engine
 from harness.models.generation import Stopped, answers, pick_at_random, pick_likeliest
 from harness.models.hardware import Machine
 from harness.models.hub import ModelSource, load_tokenizer
-from harness.models.loglikelihood import Executor, layout_digest
+from harness.models.loglikelihood import UNSUPPORTED, Executor, layout_digest
+from harness.models.memory.shape import complete_config
+from harness.models.model_folder import read_config
 from harness.models.soft_prompts import soft_prompt
 from harness.models.token_scores import TokenScores, score_tokens
 from harness.models.tokenization import PromptEncoder, answer, encode_all, end_ids
@@ -313,16 +315,37 @@ def load_base(
     its own. Scoring needs one that honours masks.
 
     Raises:
-        CandidateFailed: the model does not fit the device's memory, or transformers cannot load it.
+        CandidateFailed: the model does not fit the device's memory, transformers cannot load it, its files
+            lack tensors, or its tokenizer has tokens that it has no embeddings for.
     """
     quiet_libraries()
     found = f"{source.name} does not fit the memory of {machine.name}"
     with oom.enough_memory(found, "a smaller base_model or device: cpu"), _refuse_unloadable(source):
+        if complete_config(read_config(source.path)).get("is_encoder_decoder"):
+            raise CandidateFailed(f"{source.name} is an encoder with a decoder", "a causal language model")
         known = supported_attention(source.path, attention)
         placed = placed or placement.Placement({"": machine.device} if machine.device != "cpu" else None)
         model = LOADERS[source.quantization](source, machine, known, placed)
         placement.refuse_headless(model, source.name)
-        return model, load_tokenizer(source)
+        tokenizer = load_tokenizer(source)
+        _refuse_unknown_ids(tokenizer, model.get_input_embeddings().weight.shape[0], source.name)
+        return model, tokenizer
+
+
+def _refuse_unknown_ids(tokenizer: "PreTrainedTokenizerBase", n_ids: int, name: str) -> None:
+    """Refuse a tokenizer with tokens beyond the embeddings; added ones that stand in no chat may stay.
+
+    Raises:
+        CandidateFailed: it has such, as where tokens were added and the model was saved as it was.
+    """
+    if len(tokenizer) <= n_ids:
+        return
+    added, chat = tokenizer.get_added_vocab(), f"{tokenizer.chat_template}"
+    in_use = (tokenizer.bos_token, tokenizer.eos_token)
+    beyond = {token for token, i in tokenizer.get_vocab().items() if i >= n_ids}
+    if read := sorted(one for one in beyond if one not in added or one in in_use or one in chat):
+        found = f"{name}: {len(read)} of its tokens have no embeddings, such as {read[0]!r}"
+        raise CandidateFailed(found, "its own tokenizer, or model.resize_token_embeddings before saving it")
 
 
 @contextmanager
@@ -330,12 +353,18 @@ def _refuse_unloadable(source: ModelSource) -> Iterator[None]:
     """Turn what transformers cannot load into a failure of the candidate that says why.
 
     Raises:
-        CandidateFailed: an unknown architecture, code of its own, or a package that is not there.
+        CandidateFailed: an unknown architecture, a configuration that it refuses, code of its own, or a
+            package that is not there.
     """
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         yield
-    except (ValueError, ImportError, KeyError) as error:
-        reason = f"{source.name} cannot be loaded ({in_a_line(error)})"
+    except (*UNSUPPORTED, ImportError, StrictDataclassError) as error:
+        if oom.ran_out(error):
+            raise
+        cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
+        reason = f"{source.name} cannot be loaded ({in_a_line(cause or error)})"
         raise CandidateFailed(reason, "another base_model, or a newer transformers") from error
 
 

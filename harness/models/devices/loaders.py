@@ -6,12 +6,15 @@ Invariant: weights are in the machine's precision, and lie where they are placed
 import logging
 from typing import TYPE_CHECKING, Any
 
+from harness.errors import CandidateFailed
 from harness.models.devices.placement import Placement
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_TOLD = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # which we refuse by name
 
 
 def _load_plain(
@@ -21,13 +24,34 @@ def _load_plain(
     from transformers import AutoModelForCausalLM
 
     kind: Any = AutoModelForCausalLM
-    model: PreTrainedModel = kind.from_pretrained(
-        source.path,
-        dtype=dtype(machine.precision),
-        attn_implementation=attention,
-        trust_remote_code=False,
-        **placed.arguments,
+    return _refuse_incomplete(
+        source,
+        *kind.from_pretrained(
+            source.path,
+            dtype=dtype(machine.precision),
+            attn_implementation=attention,
+            trust_remote_code=False,
+            **_TOLD,
+            **placed.arguments,
+        ),
     )
+
+
+def _refuse_incomplete(source: ModelSource, model: "PreTrainedModel", info: Any) -> "PreTrainedModel":
+    """Refuse a model whose files lack some of its parameters, which transformers then draws at random.
+
+    Raises:
+        CandidateFailed: they do, such as those of a classifier, which has no output layer; or have them in
+            other sizes than its configuration says.
+    """
+    for name, found, expected in sorted(info["mismatched_keys"]):
+        reason = f"{source.name}: {name} is {[*found]} in its files, and {[*expected]} by its config.json"
+        raise CandidateFailed(reason, "the config.json that was published with the weights")
+    names = {name for name, _ in model.named_parameters()}
+    if lacking := sorted(names.intersection(info["missing_keys"])):
+        n, kind = len(lacking), type(model).__name__
+        found = f"{source.name}: its files lack {n} of {len(names)} tensors of {kind}, such as {lacking[0]}"
+        raise CandidateFailed(found, "a base that was saved as a causal language model")
     return model
 
 
@@ -44,10 +68,11 @@ def _load_nf4(
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     kind: Any = AutoModelForCausalLM
-    model: Any = kind.from_pretrained(
+    loaded = kind.from_pretrained(
         source.path,
         dtype=dtype(machine.precision),
         attn_implementation=attention,
+        **_TOLD,
         **{"device_map": {"": machine.device}, **placed.arguments},
         quantization_config=BitsAndBytesConfig(
             load_in_4bit=True,
@@ -56,11 +81,12 @@ def _load_nf4(
             bnb_4bit_compute_dtype=dtype(machine.precision),
         ),
     )
+    model: Any = _refuse_incomplete(source, *loaded)
     if machine.device != "cuda":
         model = model.dequantize(dtype(machine.precision))
         model.is_loaded_in_4bit = False  # stays set, and would train the adapter in bf16
-    loaded: PreTrainedModel = model
-    return loaded
+    whole: PreTrainedModel = model
+    return whole
 
 
 def _load_int8(
@@ -78,14 +104,17 @@ def _load_int8(
     # It would say of each product that it is made in fp16.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     kind: Any = AutoModelForCausalLM
-    model: PreTrainedModel = kind.from_pretrained(
-        source.path,
-        dtype=dtype(machine.precision),
-        attn_implementation=attention,
-        **{"device_map": {"": machine.device}, **placed.arguments},
-        quantization_config=BitsAndBytesConfig(load_in_8bit=True),
+    return _refuse_incomplete(
+        source,
+        *kind.from_pretrained(
+            source.path,
+            dtype=dtype(machine.precision),
+            attn_implementation=attention,
+            **_TOLD,
+            **{"device_map": {"": machine.device}, **placed.arguments},
+            quantization_config=BitsAndBytesConfig(load_in_8bit=True),
+        ),
     )
-    return model
 
 
 LOADERS = {"": _load_plain, "nf4": _load_nf4, "int8": _load_int8}
