@@ -109,25 +109,34 @@ def open_encoder(model: str, where: str) -> Encode:
     Raises:
         UserError: the package or the model is not there.
     """
+    encoder = load_encoder(model, "SentenceTransformer", where, "leave embeddings out")
+    return lambda texts: np.asarray(
+        encoder.encode(list(texts), normalize_embeddings=True, show_progress_bar=False), dtype=np.float32
+    )
+
+
+def load_encoder(model: str, kind: str, where: str, otherwise: str) -> Any:
+    """Load a model of sentence-transformers, a folder or an id, of the class that `kind` names.
+
+    Raises:
+        UserError: the package or the model is not there.
+    """
     quiet_libraries()
     try:
-        from sentence_transformers import SentenceTransformer
+        import sentence_transformers
     except ImportError:
-        next_step = "pip install 'harness-evals[dense]', or leave embeddings out"
+        next_step = f"pip install 'harness-evals[dense]', or {otherwise}"
         expected = "the package that embeds texts"
         raise UserError(Problem(where, "no package sentence-transformers", expected, next_step)) from None
     folder = Path(model).expanduser()
     is_absent = model.startswith((".", "/", "~")) and not folder.is_dir()
     try:
-        encoder: Any = SentenceTransformer(str(folder) if folder.is_dir() else model)
+        return getattr(sentence_transformers, kind)(str(folder) if folder.is_dir() else model)
     except (OSError, ValueError) as error:
         why = "there is no such folder" if is_absent else str(error).splitlines()[0]
         found = f"model {model} could not be loaded ({why})"
         expected = "a sentence-transformers id that can be fetched or is cached, or a folder"
         raise UserError(Problem(where, found, expected, "check the spelling and the network")) from None
-    return lambda texts: np.asarray(
-        encoder.encode(list(texts), normalize_embeddings=True, show_progress_bar=False), dtype=np.float32
-    )
 
 
 def _close_embeddings(training: Sequence[str], evaluated: Sequence[str], encode: Encode) -> list[Overlap]:

@@ -32,7 +32,7 @@ from harness.models.model_folder import (
     weights_bytes,
     weights_files,
 )
-from harness.records import digest, parse_json
+from harness.records import digest, parse_json, read_object
 from harness.spec import HUB
 
 if TYPE_CHECKING:
@@ -142,9 +142,7 @@ def chat_template(source: ModelSource) -> str:
     path = source.path
     with suppress(OSError):
         return (path / "chat_template.jinja").read_text("utf-8")
-    with suppress(OSError, ValueError):
-        return str(parse_json((path / "tokenizer_config.json").read_text("utf-8")).get("chat_template") or "")
-    return ""
+    return str(read_object(path / "tokenizer_config.json").get("chat_template") or "")
 
 
 def expert_share(source: ModelSource) -> float:

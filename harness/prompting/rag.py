@@ -9,12 +9,12 @@ Nogueira & Cho 2019, arXiv:1901.04085.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
+from harness.data.overlap import load_encoder
 from harness.errors import Problem, UserError
-from harness.progress import quiet_libraries
 from harness.prompting import IndexSize, Mark, PromptingContext, Step, with_context
 from harness.prompting._widths import fold_widths
 from harness.prompting._words import WORD, in_grams, pieces
@@ -153,7 +153,7 @@ def _bm25(texts: list[str]) -> Scores:
 def _dense(texts: list[str], model: str, task: str) -> Scores:
     """Score by the cosine of embeddings."""
     where = f"task {task}: retriever dense"
-    encoder = _load_encoder(model, "SentenceTransformer", where, "use retriever: bm25")
+    encoder = load_encoder(model, "SentenceTransformer", where, "use retriever: bm25")
     vectors = encoder.encode_document(texts, normalize_embeddings=True, show_progress_bar=False)  # (n, d)
 
     def scores(query: str) -> list[float]:
@@ -167,31 +167,13 @@ def _reranking(texts: list[str], params: Params, task: str) -> Reranking | None:
     """Return the function that puts places in the order of a cross-encoder's scores; None without one."""
     if params.rerank is None:
         return None
-    encoder = _load_encoder(params.rerank, "CrossEncoder", f"task {task}: rerank", "leave rerank out")
+    encoder = load_encoder(params.rerank, "CrossEncoder", f"task {task}: rerank", "leave rerank out")
 
     def rerank(query: str, places: list[int]) -> list[int]:
         scores = encoder.predict([(query, texts[i]) for i in places], show_progress_bar=False)  # (n,)
         return _best_first(list(map(float, scores)), places)
 
     return rerank
-
-
-def _load_encoder(model: str, kind: str, where: str, otherwise: str) -> Any:
-    """Load a model of sentence-transformers, of the class that `kind` names."""
-    quiet_libraries()
-    try:
-        import sentence_transformers
-    except ImportError:
-        next_step = f"pip install 'harness-evals[dense]', or {otherwise}"
-        raise UserError(
-            Problem(where, "no package sentence-transformers", "the package that embeds texts", next_step)
-        ) from None
-    try:
-        return getattr(sentence_transformers, kind)(model)
-    except (OSError, ValueError) as error:
-        found = f"model {model} could not be loaded ({str(error).splitlines()[0]})"
-        expected = "a sentence-transformers id that can be fetched or is cached, or a folder"
-        raise UserError(Problem(where, found, expected, "check the spelling and the network")) from None
 
 
 def _no_documents(task: str) -> Problem:

@@ -36,6 +36,7 @@ from harness.records.serialization import (
     load_files,
     many_rows,
     parse_json,
+    read_object,
     without_defaults,
 )
 from harness.records.training_records import (

@@ -89,6 +89,14 @@ def _depth(value: Any) -> int:
     return depth
 
 
+def read_object(file: Path) -> dict[str, Any]:
+    """Read a JSON object that somebody else may have written; empty where a file has none."""
+    with suppress(OSError, ValueError):
+        found = parse_json(file.read_bytes())
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
 def load_files(record: type[_Record], files: Iterable[Path]) -> list[_Record]:
     """Read a record of each file; files that cannot be read are left out."""
     found = []

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import Problem, UserError
-from harness.records import parse_json
+from harness.records import parse_json, read_object
 from harness.release.eval_logs import LoggedItem, TaskLog, is_rate, join_copies, shared_text_cluster
 
 _SAMPLES = re.compile(r"samples_(?P<task>.+?)(?P<date>_\d{4}-\d\d-\d\dT[\d.+\-]+)?\.jsonl$")
@@ -138,12 +138,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _results(path: Path, date: str) -> dict[str, Any]:
     """Read the results file of the same evaluation; empty where it was not kept."""
-    results = path.with_name(f"results{date}.json")
-    try:
-        found = parse_json(results.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_object(path.with_name(f"results{date}.json"))
 
 
 def _metric(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:

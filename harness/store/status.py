@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 from harness.progress import Advance, Progress
+from harness.records import read_object
 from harness.store.layout import Store
 
 _EVERY_S = 1.0
@@ -80,10 +81,7 @@ def current_activity(store: Store) -> dict[str, Any] | None:
     try:
         FileLock(store.folder / "compare.lock").acquire(timeout=0).lock.release()
     except Timeout:
-        with suppress(OSError, ValueError):
-            found: dict[str, Any] = json.loads(store.progress.read_text("utf-8"))
-            return found
-        return {}
+        return read_object(store.progress)
     except OSError:  # a folder that may only be read
         return None
     return None

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.records import digest
+from harness.records import digest, read_object
 from harness.store.layout import Store, is_bare_name, write_record
 
 
@@ -77,7 +77,7 @@ def save_verdict(store: Store, verdict: VerdictRecord) -> None:
 def newest_verdict(store: Store, run_id: str, baseline_digest: str) -> VerdictRecord | None:
     """Return the newest stored verdict on a run against a baseline; None where there is none to be read."""
     paths = (store.folder / "verdicts" / run_id).glob("*.json")
-    found = [(_read_stored(path), path.stat().st_mtime_ns) for path in paths]
+    found = [(read_object(path), path.stat().st_mtime_ns) for path in paths]
     own = [(str(record.get("created")), written, record) for record, written in found]
     for *_, record in sorted(own, key=lambda one: one[:2], reverse=True):
         if record.get("baseline_digest") == baseline_digest:
@@ -88,7 +88,7 @@ def newest_verdict(store: Store, run_id: str, baseline_digest: str) -> VerdictRe
 
 def _is_newest(path: Path) -> bool:
     """Tell whether a verdict is stored and no other of its run is newer, such as one under a trial policy."""
-    created = {file: _read_stored(file).get("created", "") for file in path.parent.glob("*.json")}
+    created = {file: read_object(file).get("created", "") for file in path.parent.glob("*.json")}
     return bool(created.get(path)) and created[path] == max(created.values())
 
 
@@ -97,15 +97,6 @@ def save_decision(store: Store, decision: DecisionRecord) -> None:
     path = store.folder / "decisions" / f"{decision.experiment}.json"
     # Compared as JSON: what stands in a file has lists where a record has tuples.
     new = json.loads(json.dumps(asdict(decision))) | {"created": ""}
-    if is_bare_name(decision.experiment) and _read_stored(path) | {"created": ""} != new:
+    if is_bare_name(decision.experiment) and read_object(path) | {"created": ""} != new:
         with suppress(PermissionError):
             write_record(store, path, decision)
-
-
-def _read_stored(path: Path) -> dict[str, Any]:
-    """Read a record; empty where there is none, or where it is damaged and is to be written again."""
-    try:
-        record = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}

@@ -26,7 +26,7 @@ from harness.models.adapters import CONFIG
 from harness.models.hardware import visible_gpus
 from harness.models.hub import architecture_difference, is_packed
 from harness.models.vllm import server as vllm_server
-from harness.records import parse_json
+from harness.records import read_object
 from harness.report import trackers
 from harness.spec import Recipe, VllmPolicy
 from harness.training import reward_problems, rows_of_each
@@ -292,15 +292,14 @@ def _settings(session: Session, name: str) -> openai_api.Settings:
 
 
 def _adapter(recipe: Recipe) -> dict[str, Any]:
-    """Return what is known of a recipe's adapter: its parameters, or of one made elsewhere its file."""
+    """Return what is known of a recipe's adapter: its parameters, or of one made elsewhere its file.
+
+    Of a file that cannot be read nothing is: the method says what is wrong with it.
+    """
     if not recipe.path:
         params: dict[str, Any] = plugins.method(recipe.method).params(**recipe.params).model_dump()
         return params
-    try:
-        config = parse_json((Path(recipe.path) / CONFIG).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}  # the method says what is wrong with it
-    return config if isinstance(config, dict) else {}
+    return read_object(Path(recipe.path) / CONFIG)
 
 
 _ACCELERATE = "training.accelerate"
