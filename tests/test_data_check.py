@@ -275,7 +275,7 @@ def test_a_page_of_a_check_is_written_anew(duplicated, tmp_path):
 )
 def test_a_command_names_a_file_that_can_be_written(file, out):
     finding = check.Finding(
-        "c", "error", "t", "m", rows=(f"{file}:3",), command="harness data dedup FILE --out OUT"
+        "error", "t", "m", rows=(f"{file}:3",), command="harness data dedup FILE --out OUT"
     )
     assert (
         fill_commands([finding], [file[:-1], file])[0].command

@@ -8,7 +8,7 @@ looks at.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -45,15 +45,16 @@ class Finding:
     An `error` makes results wrong, a `warning` is likely to harm a training, a `note` is a figure and no
     alarm. `count` of `of` rows show it; `rows` are their places, `file:line`, all of them. `labels` are the
     labels that are proposed for `rows`, and `beside` says what each repeats or is like, where there is such.
+    A check leaves out its own name, and the `count` of its `rows`: `check_rows` fills them in.
     `steps` are the parts of `command`, each of which reads what an earlier step writes, of this finding or of
     another: the last line of a report lists those of all alarms in order.
     """
 
-    check: str
+    check: str = field(default="", kw_only=True)
     severity: Severity
     title: str
     meaning: str
-    count: int = 0
+    count: int = field(default=0, kw_only=True)
     of: int = 0
     rows: tuple[str, ...] = ()
     example: str = ""
@@ -100,13 +101,18 @@ def names() -> list[str]:
 def check_rows(table: "Table", given: Given, only: Iterable[str] | None = None) -> list[Finding]:
     """Run the checks, all or those that are named, and return their findings, the worst first."""
     chosen = names() if only is None else list(only)
-    found = [f for name in chosen for f in import_module(f"{__name__}.{name}").check(table, given)]
-    return sorted(map(_mask, found), key=lambda f: (SEVERITIES.index(f.severity), -(f.share or 0), f.check))
+    found = [
+        _complete(finding, name)
+        for name in chosen
+        for finding in import_module(f"{__name__}.{name}").check(table, given)
+    ]
+    return sorted(found, key=lambda f: (SEVERITIES.index(f.severity), -(f.share or 0), f.check))
 
 
-def _mask(finding: Finding) -> Finding:
-    """Mask personal data."""
+def _complete(finding: Finding, name: str) -> Finding:
+    """Add the name of a finding's check and the count of its rows, and mask personal data."""
     from harness.data.check.personal_data import mask_text
 
     title, example = mask_text(finding.title), mask_text(finding.example)
+    finding = replace(finding, check=name, count=finding.count or len(finding.rows))
     return replace(finding, title=title, example=example, beside=tuple(map(mask_text, finding.beside)))

@@ -38,8 +38,8 @@ def _rows(table: Table) -> Finding:
     if table.n < _FEWEST:
         meaning = "a fifth set aside for test holds fewer than 5 items: nothing can be shown on them"
         title = f"{pluralize(table.n, 'row')} in all ({files})"
-        return Finding("amount", "warning", title, meaning, command=_MORE)
-    return Finding("amount", "note", f"{table.n:,} rows ({files}){held}", "how much there is to train on")
+        return Finding("warning", title, meaning, command=_MORE)
+    return Finding("note", f"{table.n:,} rows ({files}){held}", "how much there is to train on")
 
 
 _MORE = "collect more rows"
@@ -50,7 +50,7 @@ def _lengths(lengths: Sequence[int], what: str, table: Table, n: int) -> Finding
     at = {q: ordered[int(q * (n - 1))] for q in (0.5, 0.95, 1.0)}
     drawn = f", of {n:,} drawn rows" if n < len(table.digests) else ""
     title = f"{what}: median {at[0.5]:,}, 95 % up to {at[0.95]:,}, longest {at[1.0]:,}{drawn}"
-    return Finding("amount", "note", title, "how long rows are", example=histogram(ordered))
+    return Finding("note", title, "how long rows are", example=histogram(ordered))
 
 
 def histogram(ordered: Sequence[int]) -> str:
@@ -73,11 +73,9 @@ def _beyond(table: Table, tokenizer: Tokenizer) -> Iterator[Finding]:
     beyond = [entry for entry, n in zip(long, counts, strict=True) if n > tokenizer.context]
     if beyond:
         yield Finding(
-            "amount",
             "error",
             f"longer than the {tokenizer.context:,} tokens of {tokenizer.name}'s context",
             "a training leaves such rows out or cuts them, and the model cannot read them",
-            len(beyond),
             len(table.entries),
             tuple(entry.where for entry in beyond),
             f"{max(counts):,} tokens: {excerpt(beyond[0].question, 60)}",

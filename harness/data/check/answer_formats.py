@@ -46,11 +46,9 @@ def _outer_spaces(table: Table) -> Iterator[Finding]:
         if spaced:
             masked = mask_text(spaced[0][1])
             yield Finding(
-                "answer_formats",
                 "warning",
                 f"answers with white space {where} them",
                 "a trainer that reads the file teaches it, and exact match counts it as wrong",
-                len(spaced),
                 len(table.entries),
                 tuple(entry.where for entry, _ in spaced),
                 repr(masked[-60:] if where == "behind" else masked[:60]),
@@ -65,11 +63,9 @@ def _spellings(answered: Sequence[Entry], table: Table) -> Iterator[Finding]:
     if commonest:
         rare = [entry for entry in answered if entry.answer in commonest]
         yield Finding(
-            "answer_formats",
             "error",
             f"{pluralize(len(several), 'label')} in several spellings",
             "each spelling is a label of its own to a metric and to a classifier",
-            len(rare),
             len(answered),
             tuple(entry.where for entry in rare),
             ", ".join(f"{spelt!r} {n:,}" for spelt, n in several[0].counts),
@@ -101,12 +97,10 @@ def _by_source(answered: Sequence[Entry]) -> Iterator[Finding]:
             common = share > others[0] / max(1, sum(others))
             odd = [e for e in answered if e.source == source and has(e.answer) == common]
             yield Finding(
-                "answer_formats",
                 "warning",
                 f"answers of {source!r} {form} in {100 * share:.0f} %, those of other sources in "
                 f"{100 * others[0] / max(1, sum(others)):.0f} %",
                 "a mixed template: the model learns a source's format, not the one that you want",
-                len(odd),
                 len(answered),
                 tuple(entry.where for entry in odd),
                 excerpt(odd[0].answer, 80),

@@ -61,7 +61,6 @@ def _quantiles(answered: Sequence[Entry], sources: Sequence[str]) -> Finding:
     shown = [f"{name!r} {_spread(of[name])} ({count(len(of[name]))})" for name in sources[:_SHOWN]]
     more = [f"{len(of) - _SHOWN:,} more"] if len(of) > _SHOWN else []
     return Finding(
-        "answer_lengths",
         "note",
         f"characters an answer: {_spread(list(map(_length, answered)))}"
         + (f"; by source {', '.join([*shown, *more])}" if len(of) > 1 else ""),
@@ -89,12 +88,10 @@ def _differing(answered: Sequence[Entry], sources: Sequence[str]) -> Iterator[Fi
         if found.p < ALPHA / len(tested) and _is_large(found):
             rows = [entry for entry in answered if entry.source == source]
             yield Finding(
-                "answer_lengths",
                 "warning",
                 f"answers of {source!r} are {'longer' if found.chance > 0.5 else 'shorter'}: median "
                 f"{found.own:,} characters, of other sources {found.others:,}",
                 "a mixed template: by what a question looks like the model learns how long to answer",
-                len(rows),
                 len(answered),
                 tuple(entry.where for entry in rows),
                 f"{rows[0].where}: {excerpt(rows[0].answer.strip(), 60)!r}",

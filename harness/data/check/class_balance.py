@@ -28,16 +28,14 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
     title = (
         f"{len(counts):,} labels, worth {effective:.1f} of equal size: {most!r} {k:,} rows, {least!r} {j:,}"
     )
-    yield Finding("class_balance", "note", title, f"always answering {most!r} scores {100 * k / n:.1f} %")
+    yield Finding("note", title, f"always answering {most!r} scores {100 * k / n:.1f} %")
     small = {label for label, m in counts.items() if m < _FEWEST}
     if small:
         rows = tuple(entry.where for entry in table.entries if entry.answer in small)
         yield Finding(
-            "class_balance",
             "warning",
             f"{len(small):,} labels with fewer than {_FEWEST} rows",
             "validation or test may hold none of them, so nothing is known of them",
-            len(rows),
             n,
             rows,
             ", ".join(f"{label!r} {counts[label]}" for label in sorted(small)[:5]),
@@ -53,7 +51,7 @@ def _other_mix(train: Counter[str], test: Counter[str], table: Table) -> Finding
         title = f"{len(unknown):,} labels stand in test alone: " + ", ".join(map(repr, unknown[:5]))
         n = sum(test[label] for label in unknown)
         meaning = "no training row shows them, so a fine-tune cannot answer them"
-        return Finding("class_balance", "error", title, meaning, n, test.total(), command="add rows of them")
+        return Finding("error", title, meaning, test.total(), command="add rows of them", count=n)
     p, label = mix_p(train, test)
     if p is None or p >= ALPHA:
         return None
@@ -65,7 +63,7 @@ def _other_mix(train: Counter[str], test: Counter[str], table: Table) -> Finding
     column = table.reading.task.fields.reference.strip("{}")
     keeps = f" --stratify {shlex.quote(column)}" if column in table.columns else ""
     command = f"harness data split FILE{keeps} --out OUT"
-    return Finding("class_balance", "warning", title, meaning, command=command)
+    return Finding("warning", title, meaning, command=command)
 
 
 def mix_p(train: Counter[str], test: Counter[str]) -> tuple[float | None, str]:

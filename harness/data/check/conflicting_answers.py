@@ -32,13 +32,11 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
     shown = " and ".join(f"{entry.where} answers {excerpt(entry.answer, 40)!r}" for entry in there)
     asked = excerpt(" ".join(there[0].question.split()), 60) if there else ""
     yield Finding(
-        "conflicting_answers",
         "error" if table.labels else "note",
         f"{pluralize(len(groups), 'question')} with different answers",
         "one of them is wrong, or the question does not hold what decides"
         if table.labels
         else "several answers may be right; a metric that compares with one reference takes others for wrong",
-        len(rows),
         len(table.digests),
         tuple(table.places(i) for i, _ in pairs),
         f"{asked!r}: {shown}" if there else "",

@@ -33,11 +33,9 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
     if damaged:
         before = next(part for part in _parts(damaged[0]) if mend_encoding(part) != part)
         yield Finding(
-            "encoding_damage",
             "error",
             "damaged encoding",
             "the model learns to write such signs, and the same word in two spellings",
-            len(damaged),
             len(table.entries),
             tuple(entry.where for entry in damaged),
             f"{_around(before)} → {_around(mend_encoding(before))}",
@@ -47,11 +45,9 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
         first = next(part for part in _parts(control[0]) if mend_signs(part) != part)
         sign = next(i for i, (a, b) in enumerate(zip_longest(first, mend_signs(first))) if a != b)
         yield Finding(
-            "encoding_damage",
             "warning",
             "control characters, or line ends other than a line feed",
             "nobody sees them, and a tokenizer makes tokens of them that other rows do not have",
-            len(control),
             len(table.entries),
             tuple(entry.where for entry in control),
             repr(mask_text(first)[max(0, sign - 20) : sign + 20]),
@@ -59,11 +55,9 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
         )
     if lost:
         yield Finding(
-            "encoding_damage",
             "error",
             "signs that are lost (U+FFFD)",
             "nothing brings them back but the file they came from, read in its own encoding",
-            len(lost),
             len(table.entries),
             tuple(entry.where for entry in lost),
             _around(next(part for part in _parts(lost[0]) if _LOST in part)),

@@ -47,11 +47,9 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
         marked = rows[form]
         n = sum(entry.answer == label for entry in marked)
         yield Finding(
-            "label_markers",
             "warning",
             f"{form} gives the label {label!r} in {n:,} of {len(marked):,} rows (p = {p:.1g})",
             "a model may learn the mark in place of the meaning, and fail where it is absent",
-            len(marked),
             len(table.entries),
             tuple(entry.where for entry in marked),
             repr(excerpt(marked[0].question, 80)),

@@ -50,16 +50,14 @@ def _languages(drawn: Sequence[Entry]) -> Iterator[Finding]:
     own = [name for i, (name, n) in enumerate(counts.most_common()) if not i or n >= _OWN * len(sure)]
     shown = ", ".join(f"{name} {100 * n / len(sure):.1f} %" for name, n in counts.most_common(5))
     title = f"languages of {pluralize(len(sure), 'text')} with {_LETTERS} letters and more: {shown}"
-    yield Finding("languages", "note", title, "in which language the model learns to answer")
+    yield Finding("note", title, "in which language the model learns to answer")
     others = [entry for entry, name in sure if name not in own]
     p = float(stats.binomtest(len(others), len(sure), _WRONG, alternative="greater").pvalue)
     if others and p < ALPHA:
         yield Finding(
-            "languages",
             "warning",
             f"texts in another language than {', '.join(map(repr, own))}",
             "a few rows of a language teach little of it, and metrics of words may not fit it",
-            len(others),
             len(sure),
             tuple(entry.where for entry in others),
             f"{others[0].where}: {excerpt(others[0].question, 60)!r}",
@@ -89,14 +87,12 @@ def _scripts(table: Table) -> Iterator[Finding]:
             mixed.append((entry, word))
     if len(scripts) > 1:
         shown = ", ".join(f"{name.lower()} {n:,}" for name, n in scripts.most_common(5))
-        yield Finding("languages", "note", f"rows by script: {shown}", "scripts that the tokenizer must know")
+        yield Finding("note", f"rows by script: {shown}", "scripts that the tokenizer must know")
     if mixed:
         yield Finding(
-            "languages",
             "warning",
             "words that mix Latin and Cyrillic letters",
             "they look like other words and are other tokens: a slip, or made to be overlooked",
-            len(mixed),
             len(table.entries),
             tuple(entry.where for entry, _ in mixed),
             f"{mixed[0][0].where}: {mixed[0][1]!r}",
@@ -114,11 +110,9 @@ def _unread_answers(table: Table) -> Iterator[Finding]:
     blanks = " or ".join(name.lower() for name in sorted(scripts.keys() & _UNSPACED))
     split = f"; bleu takes a text of {blanks} letters, without blanks, for one word" if blanks else ""
     yield Finding(
-        "languages",
         "warning",
         "answers in a script that not all metrics read",
         f"rougeL keeps Latin letters and digits alone, and gives 0 even to the right answer{split}",
-        len(unread),
         len(answers),
         tuple(entry.where for entry in unread),
         f"{unread[0].where}: {excerpt(unread[0].answer, 60)!r}",

@@ -26,15 +26,13 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
             "no right answers, but for methods that learn from thumbs",
         )
         rows = tuple(row.where for row in down)
-        yield Finding("missing_values", "note", title, meaning, len(down), table.n, rows)
+        yield Finding("note", title, meaning, table.n, rows)
     if others := [row for row in table.unusable if row.layout]:
         named = Counter(row.layout for row in others).most_common()
         yield Finding(
-            "missing_values",
             "error",
             "rows of another layout than most: " + ", ".join(f"{name} ({n:,})" for name, n in named),
             "compare refuses them, and no verb can read them beside the others",
-            len(others),
             table.n,
             tuple(row.where for row in others),
             "",
@@ -43,11 +41,9 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
     if unusable := [row for row in table.unusable if row.why != THUMB_DOWN and not row.layout]:
         kinds = Counter(row.why for row in unusable).most_common(3)
         yield Finding(
-            "missing_values",
             "error",
             "rows that cannot be used: " + ", ".join(f"{why} ({n:,})" for why, n in kinds),
             "compare stops at such a row, unless it is told to leave it out",
-            len(unusable),
             table.n,
             tuple(row.where for row in unusable),
             f"{unusable[0].where}: {unusable[0].why}",
@@ -71,11 +67,9 @@ def _repeated_ids(table: Table) -> Iterator[Finding]:
     if again:
         entry, earlier = again[0]
         yield Finding(
-            "missing_values",
             "error",
             "rows whose id stands already",
             "compare stops at them, since it keeps answers by the id of their question",
-            len(again),
             len(table.entries),
             tuple(entry.where for entry, _ in again),
             f"{entry.where} has the id {excerpt(entry.example.id, 40)!r} of {earlier.where}",
@@ -93,31 +87,29 @@ def _empty_cells(table: Table) -> Iterator[Finding]:
     most = sorted(lacking, key=lambda name: -lacking[name])[:_MOST_COLUMNS]
     shown = ", ".join(f"{name!r} {count(lacking[name])}" for name in most)
     title = f"{count(len(lacking))} columns have empty cells; the most {shown}"
-    yield Finding("missing_values", "note", title, "harmless where a column is optional or not read")
+    yield Finding("note", title, "harmless where a column is optional or not read")
 
 
 def _empty(name: str, lacking: int, column: Column, table: Table) -> Finding:
     return Finding(
-        "missing_values",
         "note",
         f"column {name!r} is empty",
         "harmless where the column is optional or not read",
-        lacking,
         table.n,
         tuple(column.places),
+        count=lacking,
     )
 
 
 def _report_mixed(name: str, column: Column, table: Table) -> Finding:
     rarest = min(("text", "number"), key=lambda kind: column.kinds[kind])
     return Finding(
-        "missing_values",
         "warning",
         f"column {name!r} holds texts and numbers",
         "1 and '1' become one text; a number where a text belongs is often a slip of an export",
-        column.kinds[rarest],
         table.n,
         tuple(column.of_kind[rarest]),
         f"the first {rarest}: {column.of_kind[rarest][0]}",
         "write the column as texts alone",
+        count=column.kinds[rarest],
     )

@@ -33,11 +33,9 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
     for kind, where in found.items():
         rows = tuple(dict.fromkeys(place for place, _ in where))
         yield Finding(
-            "personal_data",
             "warning",
             f"{kind}: {len(where):,} found",
             "a model may repeat them to anybody; they may need a legal basis to be trained on",
-            len(rows),
             len(table.entries),
             rows,
             f"{where[0][0]}: {where[0][1]}",

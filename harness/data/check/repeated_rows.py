@@ -29,11 +29,9 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
     if len(again):
         earlier = table.places(int(first[inverse.ravel()[again[0]]]))
         yield Finding(
-            "repeated_rows",
             "warning",
             "exact duplicates of an earlier row",
             "repeated rows count twice in training, and set apart for test they are leaks",
-            len(again),
             len(table.digests),
             tuple(table.places(int(i)) for i in again),
             f"{table.places(int(again[0]))} repeats {earlier}",
@@ -67,11 +65,9 @@ def _near(table: Table, unlike: Sequence[Entry]) -> Iterator[Finding]:
         i, kept, alike = max(pairs, key=lambda pair: pair[2])
         row, earlier = unlike[i], unlike[kept]
         yield Finding(
-            "repeated_rows",
             "warning",
             f"near duplicates of an earlier row (Jaccard index of {THRESHOLD:g} or more)",
             "they add little to learn from, and set apart for test they are leaks",
-            len(pairs),
             len(table.entries),
             tuple(unlike[i].where for i, _, _ in pairs),
             f"{row.where} is {100 * alike:.0f} % {earlier.where}: {_cut(row)} / {_cut(earlier)}",
@@ -90,11 +86,9 @@ def _by_sense(table: Table, encode: Encode, rows: Sequence[Entry], most: int) ->
         i, j, cosine = max(pairs, key=lambda pair: pair[2])
         said = f", of {len(left):,} drawn" if len(left) < len(rows) else ""
         yield Finding(
-            "repeated_rows",
             "warning",
             f"rows that may ask what an earlier row asks, by sense (cosine of {EMBEDDINGS:g} or more{said})",
             "read some: in other words they add little to learn from, and set apart for test they are leaks",
-            len(pairs),
             len(left),
             tuple(left[i].where for i, _, _ in pairs),
             f"{left[i].where} and {left[j].where} ({cosine:.2f}): {_cut(left[i])} / {_cut(left[j])}",

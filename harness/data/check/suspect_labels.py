@@ -71,7 +71,6 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
 
 def _withheld(accuracy: float, common: str, share: float) -> Finding:
     return Finding(
-        "suspect_labels",
         "note",
         f"labels are not judged: a classifier of words gives {100 * accuracy:.1f} % of them, "
         f"always answering {common!r} {100 * share:.1f} %",
@@ -86,7 +85,6 @@ def _report_suspects(
     doubted = 100 * len(suspects) / n
     said = f", of {n:,} judged (drawn by class, of labels with {_FEWEST} rows or more)" if n < n_all else ""
     yield Finding(
-        "suspect_labels",
         "note",
         f"label accuracy: about {100 - doubted:.1f} %{said}"
         if is_alarm
@@ -98,11 +96,9 @@ def _report_suspects(
     if suspects:
         worst = suspects[0]
         yield Finding(
-            "suspect_labels",
             "warning" if is_alarm else "note",
             f"suspect labels{said}" + ("" if is_alarm else ", hardly more than where all are right"),
             "a wrong label teaches a wrong answer, and in test it counts a right answer as wrong",
-            len(suspects),
             n,
             tuple(suspect.entry.where for suspect in suspects),
             f"{worst.entry.where}: {excerpt(worst.entry.question, 70)!r} is {worst.entry.answer!r} "

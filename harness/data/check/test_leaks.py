@@ -27,11 +27,9 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
     if leaks := contaminated_rows(training, evaluated):
         first = leaks[0]
         yield Finding(
-            "test_leaks",
             "error",
             "training rows that a test row repeats",
             "the score on test counts what was learned by heart",
-            len(leaks),
             len(training),
             tuple(leak.training.where for leak in leaks),
             f"{first.training.where} asks what {first.evaluated.where} asks: "
@@ -61,11 +59,9 @@ def _in_other_words(table: Table, test: Table, exact: set[str], encode: Encode |
         near = [f"{item.where} ({o.measure} {o.similarity:.2f})" for _, item, o in pairs]
         if pairs:
             yield Finding(
-                "test_leaks",
                 "warning",
                 f"training rows that may ask what a test row asks, {how}",
                 "read the closest pairs: a leak counts what was learned by heart, a look-alike does not",
-                len(pairs),
                 len(table.entries),
                 tuple(row.where for row, _, _ in pairs),
                 "; ".join(f"{row.where} and {of}" for (row, _, _), of in zip(pairs[:3], near, strict=False)),

@@ -71,7 +71,7 @@ def _diversity(drawn: Sequence[Entry]) -> Finding:
     values = values[values > 1e-12]
     score = float(np.exp(-(values * np.log(values)).sum()))
     title = f"diversity: {x.shape[0]:,} rows are as varied as {score:,.0f} that share no word"
-    return Finding("traits", "note", title, "few: many rows say the same in the same words")
+    return Finding("note", title, "few: many rows say the same in the same words")
 
 
 def _relevance(train: Sequence[Entry], test: Sequence[Entry]) -> Finding:
@@ -81,7 +81,7 @@ def _relevance(train: Sequence[Entry], test: Sequence[Entry]) -> Finding:
     title = (
         f"relevance: a test item is {near / y.shape[0]:.2f} like its nearest training row, {far:.2f} like any"
     )
-    return Finding("traits", "note", title, "cosine of their words: near 0, training does not speak of test")
+    return Finding("note", title, "cosine of their words: near 0, training does not speak of test")
 
 
 def _representativeness(train: Sequence[Entry], test: Sequence[Entry], apart: str | None) -> Finding:
@@ -103,13 +103,11 @@ def _representativeness(train: Sequence[Entry], test: Sequence[Entry], apart: st
     auc, p = float(u.statistic) / (len(scores[0]) * len(scores[1])), float(u.pvalue)
     title = f"representativeness: a classifier tells test from training, AUC {auc:.2f} (p = {p:.1g})"
     if apart:
-        return Finding(
-            "traits", "note", title, f"0.5 is alike; test has other values of {apart!r} than training"
-        )
+        return Finding("note", title, f"0.5 is alike; test has other values of {apart!r} than training")
     if p < ALPHA:
         meaning = "0.5 is alike: test asks otherwise than training, so it shows less of what training brought"
-        return Finding("traits", "warning", title, meaning, command="harness data split FILE --out OUT")
-    return Finding("traits", "note", title, "0.5 is alike: test items look like training rows")
+        return Finding("warning", title, meaning, command="harness data split FILE --out OUT")
+    return Finding("note", title, "0.5 is alike: test items look like training rows")
 
 
 def _freshness(table: Table, test: Table | None) -> Iterator[Finding]:
@@ -119,13 +117,11 @@ def _freshness(table: Table, test: Table | None) -> Iterator[Finding]:
     newest = max([dates[-1], *(entry.date for entry in (test.entries if test else ()) if entry.date)])
     age = median((newest - date).days for date in dates)
     title = f"freshness: half of the rows are {age:,.0f} days or older at {newest:%Y-%m-%d}, the newest"
-    yield Finding(
-        "traits", "note", title, f"from {dates[0]:%Y-%m-%d} on; old rows teach what has changed since"
-    )
+    yield Finding("note", title, f"from {dates[0]:%Y-%m-%d} on; old rows teach what has changed since")
 
 
 def _decidable(n: int, detectable: Callable[[int, float], float]) -> Finding:
     few, many = (100 * detectable(n, d) for d in _DISAGREEMENTS)
     title = f"{n:,} test items show a difference of {few:.1f} to {many:.1f} percentage points"
     meaning = "with 80 % power, where two models answer 10 to 30 % of the items differently"
-    return Finding("traits", "note", title, meaning)
+    return Finding("note", title, meaning)
