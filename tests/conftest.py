@@ -208,11 +208,24 @@ def own_cache(cache_folder):
 
 
 @pytest.fixture(scope="module")
-def rules_cache(tmp_path_factory):
-    """Remember nothing of models that answer by rule where others look: their engine is a rule too."""
+def module_cache(tmp_path_factory):
+    """Point the cache at a folder of the module's own, such as for models that answer by rule."""
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("HARNESS_CACHE", str(tmp_path_factory.mktemp("rules-cache")))
+        environment.setenv("HARNESS_CACHE", str(tmp_path_factory.mktemp("module-cache")))
         yield
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    """Return the cache of a machine on which nothing was ever loaded."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def wide(tiny, tmp_path_factory):
+    """Copy the tiny model with room for a judge's prompt."""
+    return tiny_model.copy(tiny, tmp_path_factory.mktemp("wide") / "judge", max_position_embeddings=4096)
 
 
 @pytest.fixture(scope="session")

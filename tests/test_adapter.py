@@ -25,24 +25,8 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 @pytest.fixture(scope="module")
 def theirs(tiny, tmp_path_factory):
     """Train an adapter with plain PEFT and a loop of one's own; returns its folder."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(tiny)
-    tuned = get_peft_model(
-        model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
-    )
-    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=0.05)
-    ids = torch.tensor([tokenizer("Where is the parcel that I paid for on Monday?")["input_ids"]])
-    for _ in range(5):
-        tuned(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
     folder = tmp_path_factory.mktemp("theirs")
-    tuned.save_pretrained(folder)
+    tiny_model.train_adapter(tiny).save_pretrained(folder)
     return folder
 
 

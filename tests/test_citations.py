@@ -230,12 +230,9 @@ def test_needed_documents_that_were_not_retrieved_cannot_be_cited():
     assert scores("40 euros [1]", asked(documents=("lamp", "price"))) == (1.0, 0.5)
 
 
-HARNESS = """\
-name: desk
-base_model: {model}
-precision: fp32
-device: cpu
-target:
+HARNESS = (
+    tiny_experiment.DESK
+    + """\
   name: replies
   data: {{train: train.jsonl, validation: validation.jsonl, test: test.jsonl, documents: documents.jsonl}}
   metrics: [{metrics}]
@@ -244,6 +241,7 @@ candidates:
   closed: {{method: endpoint, params: {{base_url: {url}, model: tiny, protocol: chat}}}}
   cited: {{weights_of: closed, prompting: {{rag: {{top_k: 2, mark: number}}}}, template: "Context:\\n[a] Read.\\n[b] Cite.\\n\\n{{prompt}}"}}
 """
+)
 
 
 def test_a_candidate_that_retrieves_is_scored_by_what_it_cites_and_again_from_its_stored_answers(

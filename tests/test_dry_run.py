@@ -2,24 +2,15 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import tiny_experiment
 
-from harness.cli import main
 from harness.models import hub
 
 REPOSITORY = Path(__file__).parents[1]
 RETRIEVING = "  dense: {prompting: {rag: {retriever: dense, model: own/nowhere, chunk_words: 30}}}\n"
-
-
-@pytest.fixture
-def new_machine(tmp_path, monkeypatch):
-    """Return the cache of a machine on which nothing was ever loaded."""
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -32,95 +23,80 @@ def unreadable(tiny, tmp_path):
     return folder
 
 
-@pytest.fixture
-def harness(monkeypatch, capsys):
-    """Return the command, which gives its exit code and what it printed."""
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["harness", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code or 0, *capsys.readouterr()
-
-    return command
-
-
-def test_a_dry_run_on_a_new_machine_loads_no_model(harness, new_machine, unreadable, tmp_path):
+def test_a_dry_run_on_a_new_machine_loads_no_model(command, empty_cache, unreadable, tmp_path):
     path = tiny_experiment.write(tmp_path, unreadable)
-    code, planned, said = harness("compare", "-c", path, "--dry-run")
+    code, planned, said = command("compare", "-c", path, "--dry-run")
     assert code == 0, said
     assert planned.splitlines()[1].startswith("capability suite of the base")
     assert "unknown whether any of it is stored" in said
     assert "was never loaded on this machine, and a dry run loads no model" in said
-    assert not (new_machine / "engines").exists()
+    assert not (empty_cache / "engines").exists()
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_plan_with_a_rescue_loads_no_model_either(harness, new_machine, unreadable, tmp_path):
+def test_a_plan_with_a_rescue_loads_no_model_either(command, empty_cache, unreadable, tmp_path):
     path = tiny_experiment.write(tmp_path, unreadable)
-    code, planned, said = harness("compare", "-c", path, "--dry-run", "--rescue", "--json")
+    code, planned, said = command("compare", "-c", path, "--dry-run", "--rescue", "--json")
     assert code == 0, said
     assert json.loads(planned)["rescue, at most"]["trained"] > 0
 
 
 @pytest.mark.parametrize("more", [("--rescue",), ()])
 def test_a_plan_on_a_new_machine_is_that_of_a_machine_that_knows_the_base(
-    harness, finished, new_machine, own_cache, monkeypatch, more
+    command, finished, empty_cache, own_cache, monkeypatch, more
 ):
     path = finished[0] / "harness.yaml"
 
     def planned(cache):
         monkeypatch.setenv("HARNESS_CACHE", str(cache))
-        code, plan, said = harness("compare", "-c", path, "--dry-run", "--json", *more)
+        code, plan, said = command("compare", "-c", path, "--dry-run", "--json", *more)
         assert code == 0, said
         counts = {name: (w["read"], w["generated"], w["trained"]) for name, w in json.loads(plan).items()}
         return counts, said
 
-    unknown, known = planned(new_machine), planned(own_cache)
+    unknown, known = planned(empty_cache), planned(own_cache)
     assert unknown[0] == known[0]
     assert "unknown whether" in unknown[1]
     assert "6 of 6 runs are stored already" in known[1]
 
 
 def test_a_dry_run_counts_retrieved_passages_without_the_model_that_finds_them(
-    harness, new_machine, unreadable, tmp_path
+    command, empty_cache, unreadable, tmp_path
 ):
     path = tiny_experiment.write(tmp_path, unreadable, "  prompt: {method: base}\n" + RETRIEVING)
     letters = tmp_path / "suites" / "letters.yaml"
     letters.write_text(letters.read_text().replace("data: {", "data: {documents: letters/help.jsonl, "))
     pages = [{"id": f"p{n}", "title": "Parcels", "text": "A parcel takes two days. " * 5} for n in range(4)]
     tiny_experiment.rows(tmp_path / "suites" / "letters" / "help.jsonl", pages)
-    code, planned, said = harness("compare", "-c", path, "--dry-run", "--json")
+    code, planned, said = command("compare", "-c", path, "--dry-run", "--json")
     assert code == 0, said
     plan = json.loads(planned)
     assert plan["dense"]["read"] > plan["prompt"]["read"] > 0
 
 
 def test_a_dry_run_names_leaks_in_other_words_of_the_rows_that_a_candidate_names(
-    harness, new_machine, unreadable, tmp_path
+    command, empty_cache, unreadable, tmp_path
 ):
     own = "  prompt: {method: base}\n  lora: {method: lora, train: suites/letters/more.jsonl}\n"
     path = tiny_experiment.write(tmp_path, unreadable, own)
     tested = tiny_experiment.letters(slice(6, 7))
     more = [{**row, "prompt": f"Hi there! {row['prompt']} Thanks!"} for row in tested]
     tiny_experiment.rows(tmp_path / "suites" / "letters" / "more.jsonl", more)
-    code, _, said = harness("compare", "-c", path, "--dry-run")
+    code, _, said = command("compare", "-c", path, "--dry-run")
     assert code == 0, said
-    assert (
-        f"lora: {tmp_path}/suites/letters/more.jsonl: 6 rows may ask in other words what is evaluated" in said
-    )
+    assert "lora: suites/letters/more.jsonl: 6 rows may ask in other words what is evaluated" in said
 
 
-def test_a_dry_run_leaves_the_embedded_model_packed(harness, new_machine, tmp_path):
+def test_a_dry_run_leaves_the_embedded_model_packed(command, empty_cache, tmp_path):
     path = tiny_experiment.write(tmp_path, "smollm2-135m")
-    code, planned, said = harness("compare", "-c", path, "--dry-run", "--json")
+    code, planned, said = command("compare", "-c", path, "--dry-run", "--json")
     assert code == 0, said
     assert json.loads(planned)["prompt"]["memory_gib"] > 0.2
     assert "smollm2-135m was never loaded on this machine" in said
-    assert not (new_machine / "models").exists()
+    assert not (empty_cache / "models").exists()
 
 
-def test_what_is_known_of_the_packed_model_is_what_its_files_will_say(new_machine):
+def test_what_is_known_of_the_packed_model_is_what_its_files_will_say(empty_cache):
     packed = hub.resolve("smollm2-135m", unpacks=False)
     assert packed.n_parameters == 134_515_008
     shape = hub.shape(packed)
@@ -129,34 +105,34 @@ def test_what_is_known_of_the_packed_model_is_what_its_files_will_say(new_machin
     assert shape.in_embeddings + shape.n_layers * per_layer + shape.hidden == packed.n_parameters
 
 
-def test_a_rescue_is_not_planned_where_nobody_knows_what_is_stored(harness, finished, new_machine):
-    code, planned, said = harness("rescue", "lora", "-c", finished[0] / "harness.yaml", "--dry-run")
+def test_a_rescue_is_not_planned_where_nobody_knows_what_is_stored(command, finished, empty_cache):
+    code, planned, said = command("rescue", "lora", "-c", finished[0] / "harness.yaml", "--dry-run")
     assert (code, planned) == (5, "")
     assert "unknown whether lora is stored as written now" in said
     assert "harness report, which loads it once" in said
-    assert not (new_machine / "engines").exists()
+    assert not (empty_cache / "engines").exists()
 
 
-def test_a_dry_run_takes_a_peft_family_on_the_packed_model(harness, new_machine, tmp_path):
+def test_a_dry_run_takes_a_peft_family_on_the_packed_model(command, empty_cache, tmp_path):
     path = tiny_experiment.write(
         tmp_path, "smollm2-135m", "  ia3: {method: peft, params: {peft_type: IA3}}\n"
     )
-    code, planned, said = harness("compare", "-c", path, "--dry-run", "--json")
+    code, planned, said = command("compare", "-c", path, "--dry-run", "--json")
     assert code == 0, said
     assert json.loads(planned)["ia3"]["trained"] > 0
 
 
-def test_the_quickstart_is_planned_without_a_problem(harness, new_machine):
-    code, planned, said = harness("compare", "-c", REPOSITORY / "harness.yaml", "--dry-run", "--json")
+def test_the_quickstart_is_planned_without_a_problem(command, empty_cache):
+    code, planned, said = command("compare", "-c", REPOSITORY / "harness.yaml", "--dry-run", "--json")
     assert code == 0, said
     assert json.loads(planned)["ranked"]["read"] > json.loads(planned)["prompt"]["read"]
 
 
-def test_a_plan_and_a_report_say_how_many_shots_are_missing(harness, tiny, tmp_path, own_cache):
+def test_a_plan_and_a_report_say_how_many_shots_are_missing(command, tiny, tmp_path, own_cache):
     path = tiny_experiment.write(tmp_path, tiny, "  shots: {prompting: {few_shot: {shots: 31}}}\n")
     short = "shots: shows 18 of 18 items fewer than 31 shots, 30 at the least: letters has 30 training rows"
-    code, _, said = harness("compare", "-c", path, "--dry-run")
+    code, _, said = command("compare", "-c", path, "--dry-run")
     assert (code, said.splitlines().count(short)) == (0, 1)
     assert short in tiny_experiment.run(path).notes
     path = tiny_experiment.write(tmp_path, tiny, "  shots: {prompting: {few_shot: {shots: 30}}}\n")
-    assert "fewer than" not in harness("compare", "-c", path, "--dry-run")[2]
+    assert "fewer than" not in command("compare", "-c", path, "--dry-run")[2]

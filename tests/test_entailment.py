@@ -134,12 +134,9 @@ def test_a_model_without_the_label_and_a_folder_without_a_model_are_refused(nli,
     assert built(f"entailment:{copy}").keys() == {"entailment:copy"}
 
 
-HARNESS = """\
-name: desk
-base_model: {model}
-precision: fp32
-device: cpu
-target:
+HARNESS = (
+    tiny_experiment.DESK
+    + """\
   name: replies
   data: {{train: train.jsonl, validation: validation.jsonl, test: test.jsonl, documents: documents.jsonl}}
   metrics: [token_f1, "entailment:{nli}"]
@@ -147,6 +144,7 @@ candidates:
   closed: {{method: endpoint, params: {{base_url: {url}, model: tiny, protocol: chat}}}}
   rag: {{weights_of: closed, prompting: {{rag: {{top_k: 1}}}}}}
 """
+)
 
 
 def test_a_comparison_scores_by_it_and_one_of_a_missing_model_says_where(nli, tmp_path, tiny, own_cache):

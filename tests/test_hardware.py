@@ -29,12 +29,6 @@ from harness.models.hardware import (
 pytestmark = pytest.mark.usefixtures("watched_load")
 
 
-@pytest.fixture
-def empty_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
-    return tmp_path
-
-
 def quiet_probe(*asked, **options):
     """Probe as on a quiet machine, which the one that runs the tests may not be."""
     return probe(

@@ -24,12 +24,6 @@ from harness.records import PromptText
 
 
 @pytest.fixture
-def empty_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
 def copy(tiny, tmp_path, empty_cache):
     return shutil.copytree(tiny, tmp_path / "model")
 

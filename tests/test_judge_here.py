@@ -3,18 +3,15 @@
 import csv
 import json
 import re
-import shutil
 
 import pytest
 import tiny_experiment
+import tiny_model
 from test_cli import harness  # noqa: F401 (the fixture)
 
-HARNESS = """\
-name: desk
-base_model: {model}
-precision: fp32
-device: cpu
-target:
+HARNESS = (
+    tiny_experiment.DESK
+    + """\
   name: replies
   data: {{all: ./replies.jsonl}}
   metrics: [judge:./helpful.yaml, rougeL]
@@ -24,15 +21,14 @@ candidates:
   prompt: {{method: base}}
   kind: {{method: base, system: Be kind.}}
 """
+)
 RUBRIC = "criteria: The reply answers what was asked.\nscale: {{min: 1, max: 5}}\njudge: {judge}\n"
 
 
 @pytest.fixture
 def desk(tmp_path, tiny):
     """Write sixty rows and two files; the judge is the tiny model with room for its prompts."""
-    judge = shutil.copytree(tiny, tmp_path / "judge")
-    written = json.loads((judge / "config.json").read_text())
-    (judge / "config.json").write_text(json.dumps({**written, "max_position_embeddings": 4096}))
+    judge = tiny_model.copy(tiny, tmp_path / "judge", max_position_embeddings=4096)
     rows = [{"prompt": f"Where is parcel {i}{i}?", "reference": f"Parcel {i}{i} is late."} for i in range(60)]
     tiny_experiment.rows(tmp_path / "replies.jsonl", rows)
     (tmp_path / "harness.yaml").write_text(HARNESS.format(model=tiny))

@@ -42,12 +42,9 @@ def test_pairs_show_no_passages():
         Rubric(criteria="x", judge="any", mode="pairwise", passages=True)
 
 
-HARNESS = """\
-name: desk
-base_model: {model}
-precision: fp32
-device: cpu
-target:
+HARNESS = (
+    tiny_experiment.DESK
+    + """\
   name: replies
   data: {{train: train.jsonl, validation: validation.jsonl, test: test.jsonl, documents: documents.jsonl}}
   metrics: [judge:./grounded.yaml]
@@ -55,6 +52,7 @@ candidates:
   closed: {{method: endpoint, params: {{base_url: {url}, model: tiny, protocol: chat}}}}
   rag: {{weights_of: closed, prompting: {{rag: {{top_k: 1, mark: number}}}}}}
 """
+)
 GROUNDED = """\
 criteria: Every sentence rests on the passages; without passages, none does.
 scale: yes/no

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import shutil
 import time
 
 import pytest
@@ -30,12 +29,9 @@ from harness.store import Store
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 N = 30
-HARNESS = """\
-name: desk
-base_model: {model}
-precision: fp32
-device: cpu
-target:
+HARNESS = (
+    tiny_experiment.DESK
+    + """\
   name: replies
   data: {{train: train.jsonl, validation: validation.jsonl, test: test.jsonl}}
   metrics: [judge:./helpful.yaml, token_f1]
@@ -43,6 +39,7 @@ candidates:
   plain: {{method: endpoint, params: {{base_url: {url}, model: tiny, protocol: chat, max_retries: 0}}}}
   other: {{weights_of: plain, system: Be kind.}}
 """
+)
 JUDGE = "judge: {{base_url: {url}, model: tiny, max_retries: 0, num_concurrent: 1, timeout: {timeout}}}\n"
 RUBRIC = "criteria: The reply helps.\nanchors: 0\n"
 
@@ -614,16 +611,6 @@ def test_the_judge_of_that_test_does_obey_what_stands_outside_of_the_marks():
 
 
 # A judge that runs here
-
-
-@pytest.fixture(scope="module")
-def wide(tiny, tmp_path_factory):
-    """Copy the tiny model with room for a judge's prompt."""
-    folder = tmp_path_factory.mktemp("wide") / "judge"
-    shutil.copytree(tiny, folder)
-    written = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**written, "max_position_embeddings": 4096}))
-    return folder
 
 
 def test_a_model_that_runs_here_gives_the_mean_of_all_grades_by_their_probabilities(desk, wide):

@@ -1,9 +1,7 @@
 """Candidates judge: those of one experiment or of another, by the weights that they were trained to."""
 
-import json
 import math
 import re
-import shutil
 
 import pytest
 import tiny_experiment
@@ -39,16 +37,6 @@ candidates:
   prompt: prompt
   lora: {lora}
 {more}"""
-
-
-@pytest.fixture(scope="module")
-def wide(tiny, tmp_path_factory):
-    """Copy the tiny model with room for a judge's prompt."""
-    folder = tmp_path_factory.mktemp("wide") / "judge"
-    shutil.copytree(tiny, folder)
-    written = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**written, "max_position_embeddings": 4096}))
-    return folder
 
 
 def write(folder, model, metrics="'judge:./helpful.yaml'", *, judge="", more=""):

@@ -1,13 +1,12 @@
 """Our engine behind lm-eval's own evaluator, beside lm-eval's own model, item by item in fp32."""
 
-import json
-import shutil
 from pathlib import Path
 
 import lm_eval
 import numpy as np
 import pytest
 import tiny_hub
+import tiny_model
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
@@ -29,10 +28,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 @pytest.fixture(scope="module")
 def folder(tiny, tmp_path_factory):
     """Copy the tiny model with room for 256 generated tokens behind a prompt."""
-    folder = shutil.copytree(tiny, tmp_path_factory.mktemp("model") / "tiny")
-    text = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**text, "max_position_embeddings": 700}))
-    return folder
+    return tiny_model.copy(tiny, tmp_path_factory.mktemp("model") / "tiny", max_position_embeddings=700)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny_experiment
 import tiny_hub
+import tiny_model
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -51,10 +52,7 @@ def hub(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(tiny, tmp_path_factory):
     """Copy the tiny model with room for 256 generated tokens behind a prompt."""
-    folder = shutil.copytree(tiny, tmp_path_factory.mktemp("model") / "tiny")
-    text = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**text, "max_position_embeddings": 700}))
-    return folder
+    return tiny_model.copy(tiny, tmp_path_factory.mktemp("model") / "tiny", max_position_embeddings=700)
 
 
 def prepare(model, names, runs, limit=None, shots=None):

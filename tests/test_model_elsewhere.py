@@ -22,24 +22,13 @@ def candidates(folder, more=""):
 @pytest.fixture(scope="module")
 def merged(tiny, tmp_path_factory):
     """Train an adapter with plain PEFT and merge it; returns the folders of both."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(tiny)
-    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
-    tuned = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
-    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=0.05)
-    ids = torch.tensor([tokenizer("Where is the parcel that I paid for on Monday?")["input_ids"]])
-    for _ in range(5):
-        tuned(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    tuned = tiny_model.train_adapter(tiny)
     adapter, whole = (tmp_path_factory.mktemp(name) for name in ("adapter", "merged"))
     tuned.save_pretrained(adapter)
     tuned.merge_and_unload().save_pretrained(whole)
-    tokenizer.save_pretrained(whole)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(whole)
     return adapter, whole
 
 

@@ -47,7 +47,7 @@ from harness.progress import Silent
 from harness.spec import NightlyPolicy
 from harness.store import Store
 
-pytestmark = pytest.mark.usefixtures("rules_cache")
+pytestmark = pytest.mark.usefixtures("module_cache")
 
 PATIENCE_S = 300  # for a machine that is busy with other things
 STILL = Rates(lost=0, gained=0, general_lost=0)

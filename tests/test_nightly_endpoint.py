@@ -15,7 +15,7 @@ from harness.nightly.state import home, read_nights
 from harness.progress import Silent
 from harness.store import Store
 
-pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("rules_cache")]
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("module_cache")]
 
 STILL = Rates(lost=0, gained=0, general_lost=0)
 WORSE = Rates(lost=0.2, gained=0, general_lost=0.2)
@@ -28,7 +28,7 @@ def rule(rates, day=FIRST):
 
 
 @pytest.fixture(scope="module")
-def finished_world(rules_cache, tmp_path_factory):
+def finished_world(module_cache, tmp_path_factory):
     """Compare a world with what is served over HTTP, once; yields its server and its folder."""
     with serving(rule(STILL)) as server:
         path = worlds.write(

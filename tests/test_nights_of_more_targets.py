@@ -13,13 +13,13 @@ from harness.nightly import watchlist
 from harness.nightly.state import home, read_nights, read_state
 from harness.store import Store
 
-pytestmark = pytest.mark.usefixtures("rules_cache")
+pytestmark = pytest.mark.usefixtures("module_cache")
 
 STILL = Rates(lost=0, gained=0, general_lost=0, counter_lost=0)
 
 
 @pytest.fixture(scope="module")
-def declared_later(rules_cache, tmp_path_factory):
+def declared_later(module_cache, tmp_path_factory):
     """Pin a reference of one target, and declare another then."""
     path = nights.world(tmp_path_factory.mktemp("later"), test=100)
     Calendar(path).night(1, STILL)
@@ -28,7 +28,7 @@ def declared_later(rules_cache, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pinned(rules_cache, declared_later, tmp_path_factory):
+def pinned(module_cache, declared_later, tmp_path_factory):
     """Let all candidates answer the further target, and pin a reference that holds it."""
     folder = tmp_path_factory.mktemp("pinned") / "copy"
     shutil.copytree(declared_later.parent, folder)

@@ -23,13 +23,9 @@ from harness.models.hub import resolve, shape
 from harness.records import Limits
 
 CARD = Machine("cuda", "a card", "bf16", 1.0)
+pytestmark = pytest.mark.usefixtures("empty_cache")
+
 GB = 1e9
-
-
-@pytest.fixture(autouse=True)
-def empty_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
-    return tmp_path
 
 
 def seen(*, one=0.016, token=2e-5, pair=1e-9, keys=0.0, key=1e-8, start=0.01):

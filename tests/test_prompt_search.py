@@ -19,12 +19,9 @@ from harness.records import Trial
 from harness.report import experiment_document, markdown
 from harness.spec import Recipe
 
-HARNESS = """\
-name: desk
-base_model: {model}
-precision: fp32
-device: cpu
-target:
+HARNESS = (
+    tiny_experiment.DESK
+    + """\
   name: desk
   data: {{train: train.jsonl, validation: validation.jsonl, test: test.jsonl}}
   metrics: [exact_match]
@@ -36,6 +33,7 @@ candidates:
     params: {{base_url: {url}, model: tiny, protocol: chat}}
     {tried}
 """
+)
 SWEEP = """sweep:
       system: [null, Shout., Whisper.]
       template: ["{prompt}", "Think step by step. {prompt}"]

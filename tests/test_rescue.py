@@ -16,7 +16,7 @@ from harness.release import gate_stored
 from harness.rescue import exit_code
 from harness.spec import GatePolicy
 
-pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("rules_cache")]
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("module_cache")]
 
 POLICY = GatePolicy()
 FREE = ("scale=0.75", "scale=0.5", "scale=0.25", "intruders")
@@ -36,7 +36,7 @@ def refused(made, name, kind=UserError):
 
 
 @pytest.fixture(scope="module")
-def mended(rules_cache, tmp_path_factory):
+def mended(module_cache, tmp_path_factory):
     """A world in which the half-strength adapter keeps all and gains nearly as much."""
     versions = {"scale=0.75": Version(88, lost=30), "scale=0.5": Version(80)}
     made = world(tmp_path_factory.mktemp("mended"), versions)
@@ -44,7 +44,7 @@ def mended(rules_cache, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def hopeless(rules_cache, tmp_path_factory):
+def hopeless(module_cache, tmp_path_factory):
     """A world in which whatever is tried forgets too much."""
     versions = {
         "scale=0.75": Version(80, lost=40),

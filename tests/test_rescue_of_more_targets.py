@@ -13,7 +13,7 @@ from harness.rescue import exit_code
 from harness.rescue.trials import estimate_trials
 from harness.spec import GatePolicy
 
-pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("rules_cache")]
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("module_cache")]
 
 SMALL = Sizes(general=160)
 SPLITS = {"train": range(300, 340), "validation": range(200, 300), "test": range(200)}
@@ -49,7 +49,7 @@ def world(folder, targets, **scales):
 
 
 @pytest.fixture(scope="module")
-def made(rules_cache, targets, tmp_path_factory):
+def made(module_cache, targets, tmp_path_factory):
     """Make a fine-tune of which the strongest rung keeps the gain on the target alone, and the next one all."""
     scales = {
         "75": Version(88, more=(("counter", 20),)),

@@ -23,7 +23,7 @@ from harness.report.document import markdown
 from harness.report.sections import experiment_document
 from harness.spec import SubjectTo
 
-pytestmark = pytest.mark.usefixtures("rules_cache")
+pytestmark = pytest.mark.usefixtures("module_cache")
 
 SWEPT = """\
   swept: {method: lora, sweep: {learning_rate: [0.0001, 0.001, 0.01]}, subject_to: {forgetting: 0.1, items: 160}}
@@ -61,7 +61,7 @@ def run(folder, versions, *overrides):
 
 
 @pytest.fixture(scope="module")
-def bound(rules_cache, tmp_path_factory):
+def bound(module_cache, tmp_path_factory):
     return run(tmp_path_factory.mktemp("bound"), TRIALS)
 
 

@@ -1,11 +1,9 @@
 """Ten data sets of ten kinds go from `harness init` to a decision on the tiny model, without an edit."""
 
-import json
-import shutil
-
 import pytest
 import ten_kinds
 import tiny_experiment
+import tiny_model
 
 from harness.experiment import scaffold
 from harness.experiment.scaffold import Request, Resources
@@ -20,26 +18,15 @@ LONGER = 4096  # tokens, of which the tiny model's position encoding knows no en
 
 
 @pytest.fixture(scope="module")
-def no_base_rows(tmp_path_factory):
-    """Let the ten experiments share what they ask of their base, as on one machine."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("HARNESS_CACHE", str(tmp_path_factory.mktemp("ten")))
-        yield
-
-
-@pytest.fixture(scope="module")
 def base(tiny, tmp_path_factory):
     """Return the tiny model with a longer context."""
-    folder = shutil.copytree(tiny, tmp_path_factory.mktemp("base") / "tiny")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": LONGER}))
-    return folder
+    return tiny_model.copy(tiny, tmp_path_factory.mktemp("base") / "tiny", max_position_embeddings=LONGER)
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=TIERS.get(name, SLOW)) for name in ten_kinds.KINDS]
 )
-def test_rows_of_every_kind_end_in_a_decision(name, base, no_base_rows, tmp_path):
+def test_rows_of_every_kind_end_in_a_decision(name, base, module_cache, tmp_path):
     kind = ten_kinds.KINDS[name]
     request = Request(tmp_path / "new", str(ten_kinds.write(kind, tmp_path)), str(base), minutes=20.0)
     found = scaffold.propose(request, HERE)

@@ -153,7 +153,7 @@ TRACKED_RECIPE = "  held: {method: lora, track: {points: 2, items: 160}}\n"
 
 
 @pytest.fixture(scope="module")
-def measured(rules_cache, tmp_path_factory):
+def measured(module_cache, tmp_path_factory):
     """A world whose fine-tune was tracked: at step 10 it has forgotten little, at 20 as much as in the end."""
     versions = {"step-10": Version(60, lost=4), "step-20": Version(90, lost=50)}
     return world(tmp_path_factory.mktemp("measured"), versions, sizes=SIZES, extra=TRACKED_RECIPE)

@@ -13,7 +13,7 @@ from harness.experiment import refuse_curve
 from harness.report import experiment_document, markdown
 from harness.spec import GatePolicy
 
-pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("rules_cache")]
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("module_cache")]
 
 
 def answers(zero_shot, few_shot, rag, tuned, of="behaviour"):

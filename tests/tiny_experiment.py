@@ -32,6 +32,14 @@ tasks:
   - {name: prose, kind: bits_per_byte, data: {test: general/prose.jsonl}, metrics: [bits_per_byte]}
 """
 
+DESK = """\
+name: desk
+base_model: {model}
+precision: fp32
+device: cpu
+target:
+"""
+
 CANDIDATES = """\
   prompt: {method: base}
   shots: {prompting: {few_shot: {select: knn, shots: 2}}}

@@ -3,6 +3,8 @@
 Invariant: the same seed gives the same files; fp32, so that packing and batching can be held to 1e-4.
 """
 
+import json
+import shutil
 from pathlib import Path
 
 CHATML = (
@@ -89,6 +91,34 @@ def tokenizer(template: str | None = CHATML, adds_bos: bool = False):
         chat_template=template,
         clean_up_tokenization_spaces=False,
     )
+
+
+def copy(model: Path, folder: Path, **config) -> Path:
+    """Copy a model, with changes of its configuration."""
+    shutil.copytree(model, folder)
+    written = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(written | config))
+    return folder
+
+
+def train_adapter(model: Path):
+    """Train an adapter with plain PEFT and a loop of one's own; returns the model that has it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(0)
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    tuned = get_peft_model(loaded, config)
+    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=0.05)
+    asked = AutoTokenizer.from_pretrained(model)("Where is the parcel that I paid for on Monday?")
+    ids = torch.tensor([asked["input_ids"]])
+    for _ in range(5):
+        tuned(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return tuned
 
 
 def adapter_on(model: Path, folder: Path, *, seed: int = 1, **settings) -> Path:
