@@ -137,8 +137,9 @@ def policy_options(context: FitContext, policy: Policy, peft_config: "PeftConfig
     options: dict[str, Any] = {"processing_class": policy.tokenizer}
     if context.init is None:
         return options | {"model": policy.model, "peft_config": peft_config}
-    kept = {"adapter_name": "default", "is_trainable": True}
-    return options | {"model": PeftModel.from_pretrained(policy.model, str(context.init), **kept)}
+    init = str(context.init)
+    model = PeftModel.from_pretrained(policy.model, init, adapter_name="default", is_trainable=True)
+    return options | {"model": model}
 
 
 def train_policy(

@@ -71,7 +71,7 @@ def judge_runs(session: Session, reader: Reader, runs: Sequence[Run]) -> Judged:
         for f in facts
     )
     placed = decide.place_in_family(judged, decide.family_of(session.experiment))
-    first = Judged(placed, results, base)
+    first = Judged(tuple(placed), results, base)
     return first._replace(facts=_judge_family_again(session, reader, runs, first))
 
 
