@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from harness import stats
-from harness.comparison.biases.length_bias import favour_for_longer
+from harness.comparison.biases.length_bias import estimate_length_favour
 from harness.comparison.biases.pair_bias import JudgedPair, bias_of
 from harness.formatting import RATE
 
@@ -30,7 +30,7 @@ def world(seed, n, longer_share, size):
 
 @pytest.mark.parametrize(("n", "share", "size"), [(100, 0.9, 1), (50, 0.7, 5), (100, 0.5, 5), (300, 0.9, 5)])
 def test_the_interval_holds_the_favour_whatever_the_clusters(n, share, size):
-    found = [favour_for_longer(*world(seed, n, share, size), RATE) for seed in range(200)]
+    found = [estimate_length_favour(*world(seed, n, share, size), RATE) for seed in range(200)]
     told = [f.favour for f in found if f is not None and f.is_length]
     assert len(told) >= 50
     held = np.mean([f.low <= FAVOUR <= f.high for f in told])
@@ -40,9 +40,9 @@ def test_the_interval_holds_the_favour_whatever_the_clusters(n, share, size):
 def test_longer_answers_in_three_clusters_are_not_told_from_the_candidate():
     errors, _, cluster = world(1, 60, 0.5, 5)
     longer = np.where(cluster < 3, 70, 150)  # three clusters of five have the shorter new answer
-    found = favour_for_longer(errors, (np.full(60, 100), longer), cluster, RATE)
+    found = estimate_length_favour(errors, (np.full(60, 100), longer), cluster, RATE)
     assert (found.is_length, found.new_longer) == (False, 0.75)
-    assert favour_for_longer(
+    assert estimate_length_favour(
         errors, (np.full(60, 100), np.where(cluster < 4, 70, 150)), cluster, RATE
     ).is_length
 
@@ -50,7 +50,7 @@ def test_longer_answers_in_three_clusters_are_not_told_from_the_candidate():
 def test_errors_that_are_all_alike_have_an_interval():
     n = 120
     ones, lengths = np.ones(n), (np.full(n, 100), np.full(n, 150))
-    found = favour_for_longer(ones, lengths, np.arange(n), RATE).favour
+    found = estimate_length_favour(ones, lengths, np.arange(n), RATE).favour
     assert (found.score, found.high) == (1.0, 1.0)
     assert found.low == pytest.approx(stats.tango_interval(n, 0, n).low)
     assert 0.9 < found.low < 0.98

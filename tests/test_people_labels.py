@@ -16,7 +16,7 @@ from test_cli import Done, harness  # noqa: F401 (the fixture)
 
 from harness import comparison, config, decision, formatting, report, store
 from harness.comparison import Estimate, human
-from harness.comparison.biases.length_bias import favour_for_longer
+from harness.comparison.biases.length_bias import estimate_length_favour
 from harness.comparison.corrected_comparison import correct_comparison, correct_estimate, labels_missing
 from harness.comparison.labelled_answers import (
     answer_digest,
@@ -147,7 +147,7 @@ def test_the_favour_for_the_longer_answer_is_that_of_both_candidates_and_its_int
         draw = np.random.default_rng(seed)
         base, new = draw.integers(50, 200, 150), draw.integers(80, 300, 150)
         errors = 0.3 * np.sign(new - base) + liking + draw.normal(0, 0.5, 150)
-        found = favour_for_longer(errors, (base, new), np.arange(150), JUDGE.unit)
+        found = estimate_length_favour(errors, (base, new), np.arange(150), JUDGE.unit)
         assert found.is_length
         held += found.favour.low <= 0.3 <= found.favour.high
     assert held >= 200 * 0.95 - 3 * (200 * 0.95 * 0.05) ** 0.5

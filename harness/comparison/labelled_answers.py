@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from harness import stats
-from harness.comparison.biases.length_bias import LengthFavour, favour_for_longer
-from harness.comparison.biases.mean_error import interval_of_errors
+from harness.comparison.biases.length_bias import LengthFavour, estimate_length_favour
+from harness.comparison.biases.mean_error import error_interval
 from harness.comparison.estimators import Estimate
 from harness.comparison.judge_correction import (
     MIN_LABELS,
@@ -339,7 +339,7 @@ def _pair(
         labels_alone=estimate_of(metric, correct_difference(base_given, new_given, power=0.0)),
         favour=_mean(metric, errors, now.clusters[has], most=2.0),
         more_labels=more_labels(old, now, found),
-        longer=favour_for_longer(errors, lengths, now.clusters[has], metric.unit, most=2.0),
+        longer=estimate_length_favour(errors, lengths, now.clusters[has], metric.unit, most=2.0),
     )
 
 
@@ -355,7 +355,7 @@ def _mean(metric: Metric, values: Array, clusters: np.ndarray, most: float = 1.0
     mean = stats.clustered_mean(values, clusters)
     if mean.se is None:
         return None
-    return Estimate(mean.mean, *interval_of_errors(mean, [values], [clusters], most), mean.n, metric.unit)
+    return Estimate(mean.mean, *error_interval(mean, [values], [clusters], most), mean.n, metric.unit)
 
 
 def _rate(metric: Metric, hits: Array, clusters: np.ndarray) -> Estimate:

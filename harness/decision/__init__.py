@@ -23,12 +23,12 @@ from harness.decision.economics import (
 )
 from harness.decision.explain import (
     USUAL_AMOUNTS,
+    cost_text,
     more_items_text,
     not_shown_text,
     reasons,
     seeds_text,
     settling_text,
-    too_dear,
 )
 from harness.decision.family import Family, Member, family_members, family_of, place_in_family
 from harness.decision.learning_curve import LearningCurve, Trained, learning_curve
@@ -311,7 +311,7 @@ def _choose_with_gain(
         why = f"{gains}, but more than {tau:g} {case.unit.name} per USD of training is not shown"
         return _undecided(why, f"measure on more test items{_meanwhile(case, alternative)}")
     if not found.pays:
-        why = f"{score_text(case, alternative)}; {gains}, but {too_dear(case.policy, found)}"
+        why = f"{score_text(case, alternative)}; {gains}, but {cost_text(case.policy, found)}"
         return _ship(case, alternative, why)
     return _ship(
         case,

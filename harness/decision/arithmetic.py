@@ -187,7 +187,7 @@ def _weigh(case: Case, run: CandidateFacts, other: CandidateFacts, known: Econom
     band = economics.break_even_band(at)
     by_token = policy.usd_per_million_tokens is not None
     paid, worth = economics.pay(run, other, policy), economics.worth_of_items(run, policy)
-    rows_needed = next_step.worth_collecting(case, run, over) if over else None
+    rows_needed = next_step.find_rows_needed(case, run, over) if over else None
     in_answers, more = (
         economics.counts_answers(policy, case.unit),
         economics.costs_more_usd(run, other, policy),

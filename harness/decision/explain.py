@@ -55,7 +55,7 @@ USUAL_AMOUNTS = (
 )
 
 
-def too_dear(policy: DecidePolicy, found: Economics) -> str:
+def cost_text(policy: DecidePolicy, found: Economics) -> str:
     """Say that a gain is worth less than what it costs, and the volume from which it would pay."""
     worth, cost = formatting.usd(found.gain_is_worth_usd), formatting.usd(found.costs_more_usd)
     said = f"over the {economics.forecast_text(policy)} that is worth {worth} USD and costs {cost} USD more"

@@ -291,7 +291,7 @@ def too_few(case: Case, run: CandidateFacts) -> str:
     return f"{run.n_train} training examples and {seeds} are too few to rely on that"
 
 
-def worth_collecting(case: Case, run: CandidateFacts, now: Comparison) -> RowsNeeded | None:
+def find_rows_needed(case: Case, run: CandidateFacts, now: Comparison) -> RowsNeeded | None:
     """Find the smallest larger amount of data that would pay for a fine-tune whose gain is not shown yet."""
     curve = None if case.by_wins else case.curve
     point = economics.point_worth_usd(case.policy, case.unit)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import stats
-from harness.comparison.biases.mean_error import interval_of_errors
+from harness.comparison.biases.mean_error import error_interval
 from harness.comparison.estimators import Estimate
 from harness.comparison.judge_correction import MIN_LABELS
 from harness.formatting import Unit
@@ -35,7 +35,7 @@ class LengthFavour(NamedTuple):
     is_length: bool
 
 
-def favour_for_longer(
+def estimate_length_favour(
     errors: Array, lengths: Sequence[Sequence[int]], clusters: NDArray[np.intp], unit: Unit, most: float = 1.0
 ) -> LengthFavour | None:
     """Estimate the favour for the longer answer from errors (n,): how much more the new one is overrated.
@@ -56,7 +56,7 @@ def favour_for_longer(
         return None
     parts = [own[longer], -own[~longer]] if is_length else [np.where(longer, own, -own)]
     codes = [groups[longer], groups[~longer]] if is_length else [groups]
-    found = Estimate(mean.mean, *interval_of_errors(mean, parts, codes, most), mean.n, unit)
+    found = Estimate(mean.mean, *error_interval(mean, parts, codes, most), mean.n, unit)
     ratio = exp(float(np.log(new / base).mean()))
     return LengthFavour(found, ratio, float(longer.mean()), bool(is_length))
 

@@ -14,7 +14,7 @@ from harness.comparison.judge_correction import FEW
 from harness.stats import Array, Interval
 
 
-def interval_of_errors(
+def error_interval(
     mean: stats.Mean, groups: Sequence[Array], clusters: Sequence[NDArray[np.intp]], most: float
 ) -> Interval:
     """Return the t interval of a mean error, or Tango's where errors are few and that is wider.

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import stats
-from harness.comparison.biases.length_bias import LengthFavour, favour_for_longer
-from harness.comparison.biases.mean_error import interval_of_errors
+from harness.comparison.biases.length_bias import LengthFavour, estimate_length_favour
+from harness.comparison.biases.mean_error import error_interval
 from harness.comparison.estimators import Estimate
 from harness.comparison.judge_correction import MIN_LABELS
 from harness.formatting import RATE
@@ -60,7 +60,7 @@ def bias_of(pairs: Mapping[str, JudgedPair]) -> PairBias:
         first=_rate(every, np.array([pair.first for pair in every], float)),
         longer=_rate(unequal, np.array([_longer_won(pair) for pair in unequal], float)),
         favour=_mean(rated, errors),
-        longer_beside_people=favour_for_longer(errors, lengths, _codes(rated), RATE)
+        longer_beside_people=estimate_length_favour(errors, lengths, _codes(rated), RATE)
         if len(rated) >= MIN_LABELS
         else None,
     )
@@ -91,4 +91,4 @@ def _mean(pairs: list[JudgedPair], values: Array) -> Estimate | None:
     mean = stats.clustered_mean(values, codes)
     if mean.se is None:
         return None
-    return Estimate(mean.mean, *interval_of_errors(mean, [values], [codes], 1.0), mean.n)
+    return Estimate(mean.mean, *error_interval(mean, [values], [codes], 1.0), mean.n)
