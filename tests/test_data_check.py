@@ -3,8 +3,10 @@
 import gzip
 import json
 import shlex
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from checked_rows import LABELS, alarms, clean_rows, lines, reading, write
@@ -16,6 +18,7 @@ from harness.data import check
 from harness.data.check._table import Reading, read_table
 from harness.errors import UserError
 from harness.experiment.check_rows import Asked, check_briefly, examine_rows
+from harness.progress import Silent
 from harness.report.findings import short_lines
 from harness.report.findings.command_chain import fill_commands
 
@@ -175,6 +178,20 @@ def test_a_brief_line_loses_its_first_row_and_its_amount_before_it_is_cut():
     assert brief("x" * 200)[0] == f"warning: {'x' * 85}…"
     assert brief("x", 3)[-1] == "0 errors, 3 warnings"
     assert brief("x", 4)[3:] == ["0 errors, 4 warnings, the worst 3 of which are these"]
+
+
+def test_a_check_says_which_part_is_at_work_and_how_far_it_is(tmp_path):
+    class Heard(Silent):
+        said: ClassVar = []
+
+        @contextmanager
+        def stage(self, label, expected_s=0.0):
+            self.said.append(label)
+            yield lambda done, total, note="": self.said.append((done / total, note))
+
+    path = write(tmp_path / "rows.jsonl", clean_rows())
+    examine_rows(Asked([path], only=["amount", "repeated_rows"]), Heard())
+    assert Heard.said == [f"checking {path}", (0.0, "amount"), (0.5, "repeated rows")]
 
 
 def test_the_rows_of_a_task_are_checked_as_the_task_reads_them(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Progress goes to stderr, and the time left is never below nothing."""
 
+import threading
 import time
 
 import pytest
@@ -128,6 +129,32 @@ def test_the_lines_of_a_log_come_while_the_work_says_nothing(capsys):
         while not (said := lines_of_a_log(capsys)) and time.monotonic() < deadline:
             time.sleep(0.01)
     assert said == ["lora: a long block … 1 min 30 s so far"]
+
+
+def test_a_log_says_each_minute_how_long_it_still_takes_also_where_no_stage_is_open(capsys):
+    """Between two stages, and while all that was measured is compared at the end."""
+    now = [0.0]
+    progress = TerminalProgress(lambda: now[0], look_every_s=0.01)
+    with progress.following({"lora": 120.0}):
+        for at in (90.0, 180.0):
+            now[0] = at
+            deadline = time.monotonic() + 20
+            while not (said := lines_of_a_log(capsys)) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            left = " about 2 min 0 s left in all" if at == 90.0 else ""
+            assert said == [f"bookkeeping and statistics …{left}"]
+            progress.finish("lora", "lora is done")
+            lines_of_a_log(capsys)
+            now[0] = 100.0
+
+
+def test_a_plan_and_its_stages_have_one_thread_that_looks(capsys):
+    now = [0.0]
+    progress = TerminalProgress(lambda: now[0], look_every_s=0.01)
+    with progress.following({"lora": 10.0}):
+        before = threading.active_count()
+        with progress.stage("lora: training", 10.0):
+            assert threading.active_count() == before
 
 
 def test_a_finished_candidate_has_no_time_left():

@@ -97,7 +97,8 @@ def compare(
     progress = TerminalProgress()
     _refuse_rescue_of_few(rescue, fewer_items)
     scope = Scope(limit, quick, fewer_items, dry_run)
-    session = experiment.prepare_session(loaded, scope, progress)
+    with progress.stage("reading rows and models"):
+        session = experiment.prepare_session(loaded, scope, progress)
     stored = experiment.look_up(session, loaded.selected)
     computes = dry_run or learning_curve or rescue or not experiment.are_all_done(stored)
     work = _estimate_work(session, loaded.selected, learning_curve, rescue, scope.smoke) if computes else {}

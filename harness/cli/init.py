@@ -12,6 +12,7 @@ from harness.errors import UserError
 
 if TYPE_CHECKING:
     from harness.experiment.scaffold import Request
+    from harness.progress import Progress
 
 
 @verb(
@@ -54,13 +55,16 @@ def init(
 
     Without --data it writes a small example to edit. It never overwrites a file.
     """
+    from harness.cli.progress_bar import TerminalProgress
     from harness.experiment import scaffold
 
     kind = scaffold.parse_kind(task)
     rows = data or str(scaffold.write_example(folder))
     request = scaffold.Request(folder, rows, base_model, pairs, documents, prompt, reference, kind, minutes)
-    proposal = scaffold.propose(request)
-    for line in _check(request) if data else ():
+    progress = TerminalProgress()
+    with progress.stage(f"reading {rows}"):
+        proposal = scaffold.propose(request)
+    for line in _check(request, progress) if data else ():
         say(f"data: {line}")
     written = [*([] if data else [rows]), *map(str, scaffold.write(proposal))]
     for line in proposal.warnings:
@@ -77,13 +81,13 @@ def init(
     print_lines(plain, [*proposal.said, f"wrote {' and '.join(written)}", step], as_json)
 
 
-def _check(request: "Request") -> tuple[str, ...]:
+def _check(request: "Request", progress: "Progress") -> tuple[str, ...]:
     """Check the rows before anything is made of them, or say what keeps them from being read."""
     from harness.experiment.check_rows import Asked, check_briefly
 
     asked = Asked([request.data], prompt=request.prompt, reference=request.reference)
     try:
-        found = check_briefly(asked)
+        found = check_briefly(asked, progress)
         return (*found.lines, f"the whole page: {found.command}")
     except UserError as error:
         return tuple(map(str, error.problems))

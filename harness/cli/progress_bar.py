@@ -19,6 +19,7 @@ from harness.progress import Advance
 
 _WORTH_A_LINE_S = 15.0
 _FIRST_GUESS = 1.0
+_BETWEEN = "bookkeeping and statistics"  # where no stage is open
 _LINE_EVERY_S, _LOOK_EVERY_S = 60.0, 5.0
 
 
@@ -50,6 +51,7 @@ class TerminalProgress:
         self, clock: Callable[[], float] = time.monotonic, look_every_s: float = _LOOK_EVERY_S
     ) -> None:
         self._left: dict[str, float] = {}
+        self._is_watched = False
         self._clock, self._look_every_s = clock, look_every_s
         self._console = console(stderr=True)
         self._stages: list[_Stage] = []
@@ -69,7 +71,7 @@ class TerminalProgress:
     def following(self, plan: Mapping[str, float]) -> Iterator[None]:
         """Draw while a plan (candidates and their expected seconds) is worked off."""
         self._left = dict(plan)
-        with self._bar:
+        with self._bar, self._each_minute():
             yield
 
     @contextmanager
@@ -114,9 +116,14 @@ class TerminalProgress:
 
     def say_where(self) -> None:
         """Say what is being done, unless a line was printed within the last minute."""
-        if not self._stages or self._clock() - self._last_line < _LINE_EVERY_S:
+        if self._clock() - self._last_line < _LINE_EVERY_S:
             return
-        stage = self._stages[-1]
+        stages = [*self._stages]  # the thread that works may close one meanwhile
+        if not stages:
+            left_s = self._left_s()
+            self._print(f"{_BETWEEN} …{f' about {seconds(left_s)} left in all' if left_s else ''}")
+            return
+        stage = stages[-1]
         far = [f"{100 * stage.share:.0f} %"] if stage.share else []
         left_s = self._left_after(stage)
         left = [f"about {seconds(left_s)} left{' in all' if self._left else ''}"] if left_s else []
@@ -132,10 +139,10 @@ class TerminalProgress:
     @contextmanager
     def _each_minute(self) -> Iterator[None]:
         """Look once in a while whether a line is due; in a terminal the bar says the same at any time."""
-        if self._console.is_terminal or len(self._stages) > 1:
+        if self._console.is_terminal or self._is_watched:
             yield
             return
-        over = threading.Event()
+        over, self._is_watched = threading.Event(), True
 
         def look() -> None:
             while not over.wait(self._look_every_s):
@@ -148,6 +155,7 @@ class TerminalProgress:
         finally:
             over.set()
             looking.join()
+            self._is_watched = False
 
     def _print(self, line: str) -> None:
         self._last_line = self._clock()

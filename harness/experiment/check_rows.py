@@ -21,6 +21,7 @@ from harness.data.overlap import open_encoder
 from harness.errors import Problem, UserError, as_argument, did_you_mean, gather, refuse
 from harness.experiment.scaffold.recognition import Request, absolute, look
 from harness.models import hub
+from harness.progress import Advance, Progress, Silent
 from harness.report.findings import short_lines
 from harness.report.findings.command_chain import fill_commands
 from harness.spec import Fields, Task
@@ -67,7 +68,7 @@ class Brief(NamedTuple):
     command: str
 
 
-def examine_rows(asked: Asked) -> Checked:
+def examine_rows(asked: Asked, progress: Progress | None = None) -> Checked:
     """Read the files and run the checks.
 
     Raises:
@@ -75,7 +76,7 @@ def examine_rows(asked: Asked) -> Checked:
     """
     _refuse_twice(asked.files)
     reading = recognise(asked, _first_rows([absolute(path) for path in asked.files]))
-    return examine_table(asked, reading, _reading_of_test(asked, reading))
+    return examine_table(asked, reading, _reading_of_test(asked, reading), progress)
 
 
 def _refuse_twice(files: Sequence[str]) -> None:
@@ -106,12 +107,19 @@ def _reading_of_test(asked: Asked, reading: Reading) -> Reading:
     return own._replace(source=source, date=date)
 
 
-def examine_table(asked: Asked, reading: Reading, of_test: Reading | None = None) -> Checked:
+def examine_table(
+    asked: Asked, reading: Reading, of_test: Reading | None = None, progress: Progress | None = None
+) -> Checked:
     """Run the checks on files whose rows are read in a known way, `of_test` where test rows are in another.
 
     Raises:
         UserError: with the problems of all files at once.
     """
+    with (progress or Silent()).stage(f"checking {', '.join(asked.files)}") as advance:
+        return _examine(asked, reading, of_test, advance)
+
+
+def _examine(asked: Asked, reading: Reading, of_test: Reading | None, advance: Advance) -> Checked:
     encode = open_encoder(asked.embeddings, "--embeddings") if asked.embeddings else None
     problems: list[Problem] = []
     tables: list[Table] = []
@@ -121,32 +129,38 @@ def examine_table(asked: Asked, reading: Reading, of_test: Reading | None = None
     refuse(problems)
     test = tables[1] if asked.test else None
     tokenizer = tokenizer_of(asked.base) if asked.base else None
-    found = check_rows(tables[0], Given(test, tokenizer, detectable, asked.most, encode), asked.only)
+    given = Given(test, tokenizer, detectable, asked.most, encode)
+    found = check_rows(tables[0], given, asked.only, advance)
     columns, named = tables[0].columns, (reading.named, reading.columns)
     pages = {readers.display_path(absolute(path)): option for path, option in asked.pages.items()}
     return Checked(tables[0], tuple(fill_commands(found, tables[0].files, *named, columns, pages)))
 
 
-def check_briefly(asked: Asked) -> Brief:
+def check_briefly(asked: Asked, progress: Progress | None = None) -> Brief:
     """Say the worst findings in a line each, and which command shows all.
 
     Raises:
         UserError: with the problems of all files at once.
     """
-    return _brief(asked, examine_rows(asked._replace(most=_MOST_BRIEFLY)))
+    return _brief(asked, examine_rows(asked._replace(most=_MOST_BRIEFLY), progress))
 
 
-def check_target(task: Task) -> Brief | None:
+def check_target(task: Task, progress: Progress | None = None) -> Brief | None:
     """Say the worst findings of a task's training rows, held against its test rows; None where it names none.
 
     Raises:
         UserError: with the problems of all files at once.
     """
     asked = _of_task(task)
-    return _brief(asked, examine_target(task, _MOST_BRIEFLY)) if asked.files else None
+    return _brief(asked, examine_target(task, _MOST_BRIEFLY, progress=progress)) if asked.files else None
 
 
-def examine_target(task: Task, most: int = MOST_MODELLED, embeddings: str | None = None) -> Checked:
+def examine_target(
+    task: Task,
+    most: int = MOST_MODELLED,
+    embeddings: str | None = None,
+    progress: Progress | None = None,
+) -> Checked:
     """Check a task's training rows as the task reads them, held against its test rows.
 
     Raises:
@@ -157,7 +171,7 @@ def examine_target(task: Task, most: int = MOST_MODELLED, embeddings: str | None
     named = {"prompt": asked.prompt, "reference": asked.reference}
     reading = Reading(task, formats.layout_of(task, first), usual_source=usual_source(first), **named)
     tested = _first_rows([absolute(path) for path in asked.test]) if asked.test else first
-    return examine_table(asked, reading, reading._replace(layout=formats.layout_of(task, tested)))
+    return examine_table(asked, reading, reading._replace(layout=formats.layout_of(task, tested)), progress)
 
 
 def _of_task(task: Task) -> Asked:

@@ -53,6 +53,7 @@ def data_check(
 
     The worst stands first, each with the command that mends it. Nothing is changed.
     """
+    from harness.cli.progress_bar import TerminalProgress
     from harness.experiment.check_rows import Asked, examine_rows
     from harness.report.findings import data_document, data_html, data_json, refuse_page
 
@@ -71,7 +72,7 @@ def data_check(
         date_format=date_format,
         pages=_pages(experiment, config),
     )
-    table, findings = examine_rows(asked)
+    table, findings = examine_rows(asked, TerminalProgress())
     title = f"Data check of {', '.join(table.files)}: {pluralize(table.n, 'row')}"
     if html:
         html.write_text(data_html(findings, title), encoding="utf-8")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from harness.data.check._table import Table
     from harness.data.overlap import Encode
+    from harness.progress import Advance
 
 __all__ = [
     "ALPHA",
@@ -98,14 +99,17 @@ def names() -> list[str]:
     return sorted(file.stem for file in Path(__file__).parent.glob("*.py") if not file.stem.startswith("_"))
 
 
-def check_rows(table: "Table", given: Given, only: Iterable[str] | None = None) -> list[Finding]:
+def check_rows(
+    table: "Table", given: Given, only: Iterable[str] | None = None, advance: "Advance | None" = None
+) -> list[Finding]:
     """Run the checks, all or those that are named, and return their findings, the worst first."""
     chosen = names() if only is None else list(only)
-    found = [
-        _complete(finding, name)
-        for name in chosen
-        for finding in import_module(f"{__name__}.{name}").check(table, given)
-    ]
+    found: list[Finding] = []
+    for done, name in enumerate(chosen):
+        if advance is not None:
+            advance(done, len(chosen), name.replace("_", " "))
+        check = import_module(f"{__name__}.{name}").check
+        found += [_complete(finding, name) for finding in check(table, given)]
     return sorted(found, key=lambda f: (SEVERITIES.index(f.severity), -(f.share or 0), f.check))
 
 

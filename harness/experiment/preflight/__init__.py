@@ -189,7 +189,7 @@ def _experiment(session: Session) -> tuple[str, ...]:
 def _data(session: Session, problems: list[Problem]) -> Brief | None:
     """Check the target's rows; what forbids that goes to the problems."""
     try:
-        return check_target(session.target.task)
+        return check_target(session.target.task, session.progress)
     except UserError as error:
         problems.extend(error.problems)
         return None
