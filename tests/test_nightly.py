@@ -161,7 +161,7 @@ def test_a_suspicion_says_how_many_more_nights_would_settle_it(tmp_path):
     suspected = next(one for one in told if one.verdict == "suspect")
     assert suspected.exit_code == 4
     (sentence,) = (one.sentence for one in suspected.lines if one.verdict == "suspect")
-    assert re.search(r": \d+ nights? more like these would settle it, or harness compare", sentence)
+    assert re.search(r": \d+ nights? more like these would settle it; a comparison", sentence)
 
 
 def test_what_is_lost_is_named_and_the_target_is_judged_apart(path):

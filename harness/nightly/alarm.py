@@ -266,7 +266,7 @@ def _shown(key: str, e: Evidence, one: Watched) -> Iterable[str]:
     if e.verdict == "suspect":
         nights = formatting.pluralize(e.more_nights, "night") if e.more_nights else ""
         settle = f"{nights} more like these would settle it" if nights else "watch it"
-        base += f": {settle}, or a comparison and a gate on all items would"
+        base += f": {settle}; a comparison and a gate on all items say more"
     yield base
 
 

@@ -11,8 +11,10 @@ from harness.nightly.alarm import NightReport
 from harness.nightly.judged_changes import judged_sentence
 from harness.nightly.state import Night, Watched
 
+_HERE = CommandLine()  # typed in the project's folder, as on the dashboard
 
-def add_remarks(report: NightReport, night: Night, typed: CommandLine) -> NightReport:
+
+def add_remarks(report: NightReport, night: Night, typed: CommandLine = _HERE) -> NightReport:
     """Return a night's report with the remarks on each candidate in its sentence; commands as `typed`."""
     more = {one.name: "".join(f"; {said}" for said in _remarks(one, typed)) for one in night.candidates}
     lines = tuple(
