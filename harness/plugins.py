@@ -46,6 +46,7 @@ _ONE = {"methods": "method", "prompting": "prompting", "metrics": "metric", "reg
 class Situation(NamedTuple):
     """An experiment that is begun: what its data hold, and whether its base is a small model.
 
+    `thumbs` are answers with a thumb, up and down, in the place of pairs.
     `adapter` names the candidate that trains one on the rows; empty where there is none, or not yet.
     """
 
@@ -53,6 +54,7 @@ class Situation(NamedTuple):
     pairs: bool
     small_base: bool
     adapter: str = ""
+    thumbs: bool = False
 
 
 class Rung(NamedTuple):

@@ -146,6 +146,30 @@ def test_pairs_of_ones_own_are_named(proposed, tmp_path):
     assert any(line.startswith("pairs: 40") for line in found.said)
 
 
+def thumbs(n, down):
+    asked = [{"prompt": f"Question {i} of {WORDS}?", "completion": f"{WORDS} {i}"} for i in range(n)]
+    return [{**row, "label": not down(i)} for i, row in enumerate(asked)]
+
+
+def test_answers_with_thumbs_are_learned_from_both_ways_and_only_those_up_are_answers(proposed):
+    found = proposed(thumbs(60, lambda i: i % 3 == 0))
+    assert list(found.candidates) == ["prompt", "fixed", "knn", "lora", "kto"]
+    assert found.candidates["kto"]["init_from"] == "lora"
+    data = found.task.data
+    assert (data.pairs, data.invalid_rows) == (data.all, "drop")
+    items = load_task(found.task, 0)
+    assert len(items.train) + len(items.validation) + len(items.test) == 40
+    assert {bool(pair.references) for pair in items.pairs} == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("down", "method"), [(lambda i: i % 2, "kto"), (lambda i: False, None), (lambda i: True, None)]
+)
+def test_thumbs_of_ones_own_bring_what_learns_from_both_ways(proposed, tmp_path, down, method):
+    found = proposed(FREE, pairs=rows(tmp_path, "thumbs.jsonl", thumbs(20, down)))
+    assert found.candidates.keys() & {"dpo", "kto"} == ({method} if method else set())
+
+
 def test_long_answers_are_scored_although_they_are_cut(proposed):
     assert proposed(FREE).task.truncated_scores
     assert not proposed(QUESTIONS).task.truncated_scores

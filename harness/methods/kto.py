@@ -31,4 +31,11 @@ METHOD = low_rank_method(
     hooks=("penalty", "step"),
     loops=("training", "tokens", "heldout", "unpaired"),
     remarks=weigh_thumbs,
+    # As dpo: from the fine-tune on the answers with a thumb up, at the rate that was right for a small base.
+    proposal=lambda situation: (
+        ({"init_from": situation.adapter} if situation.adapter else {})
+        | ({"params": {"learning_rate": 3e-5}} if situation.small_base else {})
+        if situation.thumbs
+        else None
+    ),
 )

@@ -152,9 +152,14 @@ def _slice(row: Row) -> dict[str, Any]:
     return {"slice": known} if isinstance(known, str) else {}
 
 
+def has_thumb_down(row: Row, layout: Layout | None) -> bool:
+    """Tell whether a row of prompt and completion is an answer with a thumb down, false or 0 as for TRL."""
+    return layout is not None and layout.reads is _completion and row.fields.get("label") == 0
+
+
 def _completion(row: Row, context_apart: bool) -> dict[str, Any]:
     """Read TRL's prompt and completion, each a text or a list of turns, where no thumb is down."""
-    if row.fields.get("label") == 0:  # as TRL reads it, false or 0
+    if row.fields.get("label") == 0:
         expected, step = "a right answer", "name the file under pairs: for methods that learn from thumbs"
         raise UserError(Problem(row.where, THUMB_DOWN, expected, step))
     if isinstance(row.fields["prompt"], list):

@@ -24,7 +24,10 @@ def propose_candidates(
     n_shots = _n_shots(items.train)
     fixed, nearest = ({"few_shot": {"select": select, "shots": n_shots}} for select in ("fixed", "knn"))
     is_small = base is not None and base.n_parameters < SMALL_BASE
-    situation = plugins.Situation(kind == "labels", bool(task.data.pairs), is_small)
+    is_whole = all(pair.references and pair.rejected for pair in items.pairs)
+    ways = {bool(pair.references) for pair in items.pairs}
+    pairs, thumbs = bool(task.data.pairs) and is_whole, not is_whole and len(ways) > 1
+    situation = plugins.Situation(kind == "labels", pairs, is_small, thumbs=thumbs)
     proposed = _methods(situation)
     on_rows = {name: recipe for name, recipe in proposed.items() if plugins.method(name).trains_on_rows}
     untrained = {name: recipe for name, recipe in proposed.items() if not plugins.method(name).trains}

@@ -42,13 +42,17 @@ class Request(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Rows, the layout they are in, the templates that read them, and the kind of task."""
+    """Rows, the layout they are in, the templates that read them, and the kind of task.
+
+    `thumbs_down` of the rows are answers with a thumb down: no right ones, but such as `kto` learns from.
+    """
 
     shown: str
     rows: list[Row]
     layout: Layout | None
     fields: dict[str, str]
     kind: Kind
+    thumbs_down: int = 0
 
 
 def look(request: Request, content: readers.Rows) -> Seen:
@@ -67,7 +71,8 @@ def look(request: Request, content: readers.Rows) -> Seen:
     if found := _misfit(kind, layout, content.rows, examples):
         step = "leave --task out, or name another kind"
         raise UserError(Problem(f"{content.shown}, --task {kind}", found, NEEDS[kind], step))
-    return Seen(content.shown, content.rows, layout, fields, kind)
+    thumbs = sum(formats.has_thumb_down(row, layout) for row in content.rows)
+    return Seen(content.shown, content.rows, layout, fields, kind, thumbs)
 
 
 def examples_of(task: Task, content: readers.Rows) -> list[Any]:

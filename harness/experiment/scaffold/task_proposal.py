@@ -49,9 +49,11 @@ def propose_task(request: Request, seen: Seen, name: str, base: ModelSource | No
 
 def _data(request: Request, seen: Seen) -> dict[str, Any]:
     data: dict[str, Any] = {"all": absolute(request.data)}
-    pairs = request.pairs or (request.data if seen.kind == "preference" else None)
+    has_pairs = seen.kind == "preference" or seen.thumbs_down
+    pairs = request.pairs or (request.data if has_pairs else None)
     documents = request.documents or (request.data if seen.kind == "question" else None)
     data |= {key: absolute(path) for key, path in (("pairs", pairs), ("documents", documents)) if path}
+    data |= {"invalid_rows": "drop"} if seen.thumbs_down else {}  # they are no right answers
     most = STEPS[0]
     limits = {split: getattr(most, split) for split in SPLITS}
     return data | ({"limits": limits} if len(seen.rows) > sum(limits.values()) else {})
