@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 import tiny_experiment
 from fake_facts import candidate, tuned
 from tokenizers import Tokenizer
+from typer.testing import CliRunner
 
 from harness import config, plugins
+from harness.cli import app
 from harness.data import load_task
 from harness.decision import decide
 from harness.errors import UserError
@@ -204,6 +207,20 @@ def test_many_unusable_rows_are_refused(tmp_path):
     content = [*FREE, *({**row, "output": ""} for row in FREE[:10])]
     found = refused(Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", content)))
     assert found[0] == "an empty 'output'"
+    assert found[-1] == "10 of 50 rows that cannot be used"
+
+
+@pytest.mark.parametrize("columns", [("text", "label"), ("instruction", "output")])
+def test_the_command_that_leaves_unusable_rows_out_makes_a_file_that_is_taken(tmp_path, monkeypatch, columns):
+    monkeypatch.chdir(tmp_path)
+    asks, answers = columns
+    content = [{asks: row["text"], answers: row["label"] if i % 5 else ""} for i, row in enumerate(LABELLED)]
+    rows(tmp_path, "mine.jsonl", content)
+    with pytest.raises(UserError) as caught:
+        scaffold.propose(Request(tmp_path / "new", "mine.jsonl"), HERE)
+    command, _, new = caught.value.problems[-1].next_step.partition(", then --data ")
+    assert CliRunner().invoke(app, shlex.split(command)[1:]).exit_code == 0
+    assert scaffold.propose(Request(tmp_path / "new", new), HERE).kind == "labels"
 
 
 @pytest.mark.parametrize("columns", [("q", "a"), ("Text", "Intent"), ("Query", "kind")])

@@ -1,17 +1,20 @@
 """Proposal of a task: its fields, metrics and limits, read once as a comparison will read it."""
 
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness.data import SPLITS, TaskItems, load_task, readers
-from harness.errors import Problem, UserError, in_a_line
+from harness.data.columns import option_text
+from harness.data.edit.row_files import new_name
+from harness.errors import Problem, UserError, as_argument, in_a_line
 from harness.experiment.scaffold.recognition import Request, Seen, absolute, examples_of, references_of
 from harness.experiment.scaffold.time_bound import STEPS
 from harness.models.hub import ModelSource
 from harness.records import parse_json
-from harness.spec import Task
+from harness.spec import Fields, Task
 
 _UNUSABLE_SHARE = 0.05
 _MOST_TOKENS = 256  # of an answer
@@ -135,6 +138,22 @@ def check_task(task: dict[str, Any]) -> tuple[Task, TaskItems]:
             raise error from None
         limits = {**task, "data": {**lenient.data.model_dump(), "limits": {}}}
         whole = load_task(Task.model_validate(limits), 0)
-        if len(whole.train) + len(whole.validation) + len(whole.test) < (1 - _UNUSABLE_SHARE) * n_rows:
-            raise
+        n_usable = len(whole.train) + len(whole.validation) + len(whole.test)
+        if n_usable < (1 - _UNUSABLE_SHARE) * n_rows:
+            many = _many_unusable(lenient, n_rows - n_usable, n_rows)
+            raise UserError([*error.problems, many]) from None
         return lenient, items
+
+
+def _many_unusable(task: Task, n: int, n_rows: int) -> Problem:
+    """Phrase rows that cannot be used, more than a few, with the command that leaves them out."""
+    shown = readers.display_path(task.data.source("train") or "")
+    new = as_argument(new_name(shown, "clean"))
+    named = (
+        ("--prompt", option_text(task.fields.prompt, Fields().prompt)),
+        ("--reference", option_text(task.fields.reference, Fields().reference)),
+    )
+    words = shlex.join(word for option, column in named if column for word in (option, column))
+    command = " ".join(filter(None, (f"harness data clean {as_argument(shown)}", words, f"--out {new}")))
+    found = f"{n:,} of {n_rows:,} rows that cannot be used"
+    return Problem(shown, found, "fewer than one in twenty", f"{command}, then --data {new}")
