@@ -128,6 +128,16 @@ def test_dates_of_another_form_are_read_where_it_is_named(tmp_path, data):
     assert (code, "--date-format %d.%m.%Y" in err) == (2, True)
 
 
+def test_test_rows_need_no_column_of_source_and_date(tmp_path):
+    rows = [{**row, "origin": "ab"[i % 2], "day": "2024-05-01"} for i, row in enumerate(clean_rows(80))]
+    train = write(tmp_path / "rows.jsonl", rows)
+    test = write(tmp_path / "test.jsonl", clean_rows(40, seed=1))
+    done = run(train, "--test", test, "--source", "origin", "--date", "day")
+    assert done.exit_code == 0, done.exception
+    found = run(train, "--test", test, "--source", "orgin").exception
+    assert "--source: found the column 'orgin'" in str(found)
+
+
 def test_a_column_of_texts_and_lists_is_refused_by_line(tmp_path):
     rows = clean_rows()
     rows[4]["label"] = ["refund"]

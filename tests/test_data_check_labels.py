@@ -105,6 +105,16 @@ def test_labels_in_several_spellings_are_an_error(find):
     assert found.labels == ("refund",) * 5
 
 
+def test_a_label_in_several_spellings_is_one_label_to_balance_and_suspects(find):
+    rows = clean_rows()
+    for i in range(0, 40, 4):  # "refund", in three spellings
+        rows[i]["label"] = ("Refund", "refund ")[i // 4 % 2] if i else "REFUND"
+    assert {f.check for f in alarms(find(rows))} == {"answer_formats"}
+    balance = next(f for f in find(rows, "class_balance"))
+    assert balance.title.startswith("4 labels, worth 4.0 of equal size: 'refund' 100 rows")
+    assert not [f for f in find(rows, "suspect_labels") if f.rows]
+
+
 def test_the_command_that_is_named_spells_labels_as_most_rows_do(find, tmp_path):
     rows = [{"text": row["text"], "queue": row["label"]} for row in clean_rows(80)]
     for i in (0, 4, 8):

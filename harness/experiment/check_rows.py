@@ -101,8 +101,9 @@ def _reading_of_test(asked: Asked, reading: Reading) -> Reading:
     needed = {c for template in (fields.prompt, fields.reference) for c in columns_of(template, names)}
     is_alike = formats.layout_of(reading.task, first) is reading.layout
     if reading.task.kind == "bits_per_byte" or (is_alike and (reading.layout or needed <= names)):
-        return reading
-    own = recognise(asked._replace(files=asked.test, prompt=None, reference=None), first)
+        own = reading
+    else:
+        own = recognise(asked._replace(files=asked.test, prompt=None, reference=None), first)
     source, date = (column if column in names else None for column in (reading.source, reading.date))
     return own._replace(source=source, date=date)
 

@@ -1,5 +1,7 @@
 """Class balance: how rows spread over the labels, and whether the test rows do so too.
 
+Invariant: a label in several spellings is one label here; the check of answers' formats lists its spellings.
+
 False alarms: a class of fewer than five rows is a count, and no chance is in it. That training and test have
 another mix is said at `ALPHA` of a chi-square test of homogeneity (classes below five expected rows pooled).
 
@@ -13,6 +15,7 @@ from math import exp, log
 
 from harness.data.check import ALPHA, Finding, Given
 from harness.data.check._table import Table
+from harness.data.edit.spellings import in_one_spelling
 
 _FEWEST = 5  # a fifth of fewer rows is less than one row
 
@@ -21,8 +24,8 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
     """Show the balance, list classes too small for a split, and compare with the test rows."""
     if not table.labels:
         return
-    counts = Counter(entry.answer for entry in table.entries)
-    n = len(table.entries)
+    labels = in_one_spelling([entry.answer for entry in table.entries])
+    counts, n = Counter(labels), len(labels)
     effective = exp(-sum(k / n * log(k / n) for k in counts.values()))
     (most, k), (least, j) = counts.most_common(1)[0], counts.most_common()[-1]
     title = (
@@ -31,7 +34,7 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
     yield Finding("note", title, f"always answering {most!r} scores {100 * k / n:.1f} %")
     small = {label for label, m in counts.items() if m < _FEWEST}
     if small:
-        rows = tuple(entry.where for entry in table.entries if entry.answer in small)
+        rows = tuple(e.where for e, label in zip(table.entries, labels, strict=True) if label in small)
         yield Finding(
             "warning",
             f"{len(small):,} labels with fewer than {_FEWEST} rows",
@@ -41,8 +44,10 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
             ", ".join(f"{label!r} {counts[label]}" for label in sorted(small)[:5]),
             "collect more rows of them",
         )
-    if given.test and (mix := _other_mix(counts, Counter(e.answer for e in given.test.entries), table)):
-        yield mix
+    if given.test:
+        train, test = (Counter(entry.answer for entry in of.entries) for of in (table, given.test))
+        if mix := _other_mix(train, test, table):
+            yield mix
 
 
 def _other_mix(train: Counter[str], test: Counter[str], table: Table) -> Finding | None:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from harness.data.check import ALPHA, DECIDE, Finding, Given
 from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt
+from harness.data.edit.spellings import in_one_spelling
 
 _FOLDS = 5
 _FEWEST = 5  # rows of a class, one for each fold
@@ -109,12 +110,14 @@ def _report_suspects(
 
 
 def _draw_judged(table: Table, most: int) -> list[Entry]:
-    """Draw the rows that are judged: of classes with enough rows, if answers are labels."""
+    """Draw the rows that are judged: of labels with enough rows, each label in one spelling."""
     if not table.labels:
         return []
     drawn = table.draw(most)
-    counts = Counter(entry.answer for entry in drawn)
-    return [entry for entry in drawn if counts[entry.answer] >= _FEWEST]
+    labels = in_one_spelling([entry.answer for entry in drawn])
+    counts = Counter(labels)
+    spelt = (entry._replace(answer=label) for entry, label in zip(drawn, labels, strict=True))
+    return [entry for entry in spelt if counts[entry.answer] >= _FEWEST]
 
 
 def judge_labels(entries: Sequence[Entry]) -> Judged:

@@ -50,6 +50,12 @@ def commonest_spellings(labels: Sequence[Spelt]) -> dict[str, str]:
     return {spelt: label.commonest for label in labels for spelt, _ in label.counts[1:]}
 
 
+def in_one_spelling(answers: Sequence[str]) -> list[str]:
+    """Return answers, each label in its commonest spelling."""
+    commonest = commonest_spellings(several_spellings(answers))
+    return [commonest.get(answer, answer) for answer in answers]
+
+
 def _fold_label(label: str) -> str:
     """Fold case, what separates words, and a full stop."""
     return re.sub(r"(?<=[^\W\d_])[\s_-]+(?=[^\W\d_])", "", label.lower().strip().rstrip(".,;:"))
