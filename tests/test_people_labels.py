@@ -550,6 +550,16 @@ def test_a_text_that_answers_two_prompts_is_asked_for_once_with_a_key_of_both():
     assert len(both) == 2
 
 
+def test_an_answer_that_stands_alone_and_in_a_key_of_two_has_one_label(tmp_path):
+    made, file = rows([1.0, 1.0], JUDGE), tmp_path / "labels.csv"
+    one, two = (f"answer-{answer_digest(JUDGE.name, row)}" for row in made)
+    known = {key: label_file._Known(JUDGE.name, row) for key, row in zip((one, two), made, strict=True)}
+    joined = f"{one}+{two.removeprefix('answer-')}"
+    write(file, [{"key": joined, "label": "1"}, {"key": two, "label": "0"}])
+    with pytest.raises(UserError, match=r"labels.csv:3: found a key of line 2 again"):
+        label_file._read(file, known, (0.0, 1.0), Task(name="t", data={}))
+
+
 def test_the_next_export_goes_on_where_labels_end(harness, project):  # noqa: F811
     harness("rate", "export", "one.csv", "-n", 40, *BOTH, cwd=project, check=0)
     harness("rate", "export", "same.csv", "-n", 40, *BOTH, cwd=project, check=0)

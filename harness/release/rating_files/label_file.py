@@ -335,15 +335,15 @@ def _read(file: Path, known: Mapping[str, _Known], scale: tuple[float, float], t
             n_blank += 1
         elif any(one not in known for one in keys):
             problems.append(unknown_key(where, key, "answer"))
-        elif key in seen:
+        elif again := [seen[one] for one in keys if one in seen]:
             expected = "one label for each answer"
-            problems.append(Problem(where, f"a key of line {seen[key]} again", expected, "keep one"))
+            problems.append(Problem(where, f"a key of line {again[0]} again", expected, "keep one"))
         elif (label := _number(written, scale)) is None:
             low, high = (f"{end:g}" for end in scale)
             step = "mend the label, or say which scale it is on, as in --scale 1,5"
             problems.append(Problem(where, f"label {written!r}", f"a number from {low} to {high}", step))
         else:
-            seen[key] = line
+            seen |= dict.fromkeys(keys, line)
             metrics |= {known[one].metric for one in keys}
             begins.add(_begin_of(key))
             labels += [AnswerLabel(one.removeprefix(_KEY), known[one].row.example_id, label) for one in keys]
@@ -358,7 +358,7 @@ def _read(file: Path, known: Mapping[str, _Known], scale: tuple[float, float], t
         step = "fill in the column label of each row"
         problems.append(Problem(str(file), "no label", "at least one", step))
     refuse(problems)
-    return _Read(metrics.pop(), labels, len(seen), n_blank)
+    return _Read(metrics.pop(), labels, len({*seen.values()}), n_blank)
 
 
 def _keys(key: str) -> list[str]:
