@@ -10,14 +10,16 @@ from tiny_experiment import runs_of
 
 from harness import config
 from harness.decision.results import n_settings
-from harness.errors import UserError
+from harness.errors import IncompatibleRuns, UserError
 from harness.experiment import Scope, compare, prepare_session, report_stored, stored_runs
 from harness.experiment.run_preview import in_order
 from harness.experiment.weights.proposals import proposals
 from harness.progress import Silent
 from harness.records import Trial
+from harness.release.stored import candidate_runs
 from harness.report import experiment_document, markdown
 from harness.spec import Recipe
+from harness.store import Store
 
 HARNESS = (
     tiny_experiment.DESK
@@ -126,6 +128,16 @@ def test_what_was_chosen_is_read_from_stored_answers_and_a_changed_sweep_is_not_
     session = prepare_session(more, Scope(), Silent())
     assert session.candidates["best"].searches_prompts
     assert [bool(run) for run in stored_runs(session, in_order(session, more.selected))] == [True, False]
+
+
+def test_a_chosen_prompt_is_found_by_its_candidate_as_long_as_the_sweep_is_as_it_was(swept):
+    path, *_ = swept
+    at = Store(path.parent / "runs")
+    (run,) = candidate_runs(config.load(path), at, "best")
+    assert run.recipe["system"] == "Whisper."
+    more = config.load(path, ["candidates.best.sweep.system=[null, Shout., Whisper., Sing.]"])
+    with pytest.raises(IncompatibleRuns, match="only runs of another recipe"):
+        candidate_runs(more, at, "best")
 
 
 def test_the_run_holds_the_prompt_that_was_chosen(swept):

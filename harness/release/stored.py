@@ -28,7 +28,7 @@ from harness.experiment.preparation import metrics_of, with_lm_eval
 from harness.experiment.runs.stored_rows import controls_of
 from harness.gating import GateResult, Measurement, Rule
 from harness.models.openai_api import WHO_ANSWERS
-from harness.records import FEWER, Run, SamplingRecord
+from harness.records import FEWER, Run, SamplingRecord, canonical_json
 from harness.release.champions import Champion, answers_suites, champion_note, read_champion
 from harness.release.graded_rows import refuse_regraded
 from harness.release.sampled import analysis_settings, sampling_note, sampling_of
@@ -82,6 +82,22 @@ def _strip_unasked(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"params": named})
 
 
+def _is_of(run: Run, recipe: Recipe) -> bool:
+    """Tell whether a run is of a recipe as it is written: of a search of prompts, with the one it chose."""
+    if recipe.tried and not plugins.stored_method(recipe.method).trains and _has_tried(run, recipe):
+        recipe = next((recipe.with_prompt(one.params) for one in run.training.sweep if one.chosen), recipe)
+    return _strip_unasked(Recipe.model_validate(run.recipe)) == _strip_unasked(recipe)
+
+
+def _has_tried(run: Run, recipe: Recipe) -> bool:
+    """Tell whether a run's prompt was chosen among those of a recipe: all of a sweep, some of a search."""
+    params = [one.params for one in run.training.sweep]
+    if recipe.sweep:
+        return set(map(canonical_json, params)) == set(map(canonical_json, recipe.points))
+    known = all(of.get(name) in values for of in params for name, values in recipe.search.items())
+    return known and len(params) <= recipe.trials
+
+
 def _select_seed(runs: list[Run], candidate: str, seed: int | None) -> list[Run]:
     """Keep the runs of one seed; all of them where none is named."""
     kept = [run for run in runs if seed in (None, run.seed)]
@@ -110,11 +126,7 @@ def candidate_runs(loaded: Loaded, at: Store, candidate: str, *, sampled: bool =
         whole = loaded.experiment.name
         of = (f"{whole}{FEWER}", whole) if sampled else (whole,)
         own = [r for name in of for r in stored if (r.candidate, r.experiment) == (candidate, name)]
-        done = [
-            r
-            for r in own
-            if r.state == "done" and _strip_unasked(Recipe.model_validate(r.recipe)) == _strip_unasked(recipe)
-        ]
+        done = [r for r in own if r.state == "done" and _is_of(r, recipe)]
         newest = {r.seed: r for r in done if r.seed in loaded.experiment.seeds}
         if newest:
             _refuse_missing_seeds(loaded, candidate, newest)
