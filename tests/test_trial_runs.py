@@ -198,6 +198,35 @@ def test_while_work_is_unfinished_its_trials_are_not_unused(store):
     assert release.list_unreferenced(store, References()).removable == ()
 
 
+def asked(store, system):
+    """Keep the run of a trial of prompts, which asked the base that others stand on too."""
+    trial = Trial(params={"system": system}, validation=0.5, asked=f"asked {system}")
+    metrics = {"task-0": {"f1": MetricRange(True, 0.0, 1.0)}}
+    run = make_run(f"desk-best-s0-trial-{system}", [], weights_digest="the base", metrics=metrics)
+    stores.save_trial(store, found := TrialRun(run, trial, "f1"))
+    return found
+
+
+def test_a_trial_of_prompts_that_no_run_was_chosen_among_takes_no_weights_with_it(store):
+    tried(store, "aa")
+    lost = asked(store, "brief")
+    stores.remove_run(store, lost.run.run_id)
+    assert kept(store) == weights(store) == {"aa"}
+
+
+def test_a_trial_of_prompts_is_listed_and_kept_with_the_run_that_was_chosen_among_it(store):
+    trials = [asked(store, "brief"), asked(store, "kind")]
+    sweep = {"sweep": [one.stored()["trial"] for one in trials]}
+    stores.save_run(store, make_run("desk-best-s0-1", [], weights_digest="the base", training=sweep))
+    (run,) = stores.list_runs(store)
+    assert stores.trials_by_run(store, [run]) == {"desk-best-s0-1": trials, "": []}
+    assert stores.unneeded_trials(store, [run]) == []
+    with pytest.raises(UserError, match="next: harness runs rm desk-best-s0-1, which removes its trials too"):
+        stores.remove_run(store, trials[0].run.run_id)
+    stores.remove_run(store, "desk-best-s0-1")
+    assert stores.list_trials(store) == []
+
+
 @pytest.mark.e2e
 def test_the_trials_of_a_sweep_are_runs_that_can_be_listed_shown_compared_and_removed(
     own_cache, tiny, tmp_path, monkeypatch, capsys

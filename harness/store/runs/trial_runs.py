@@ -1,7 +1,8 @@
 """Runs of the trials of sweeps and searches, apart from the runs of candidates.
 
-Invariant: a trial's id ends with the key of its weights, so one that several searches try is one run. What a
-run was chosen among, or stands on, is not removed before it.
+Invariant: a trial's id ends with the key of its weights, or of a prompt's answers, so one that several
+searches try is one run. What a run was chosen among, or stands on, is not removed before it. A trial of a
+prompt has no weights of its own.
 
     runs/trials/<run_id>.json
 """
@@ -80,7 +81,7 @@ def _read(file: Path) -> TrialRun | None:
 
 def tried_by(trial: TrialRun, runs: Iterable[Run]) -> list[Run]:
     """List the runs whose weights were chosen among trials of which this is one."""
-    return [run for run in runs if trial.trial.fit_key in _tried_keys(run)]
+    return [run for run in runs if _key(trial.trial) in _tried_keys(run)]
 
 
 def trials_by_run(store: Store, runs: Sequence[Run]) -> dict[str, list[TrialRun]]:
@@ -94,16 +95,16 @@ def trials_by_run(store: Store, runs: Sequence[Run]) -> dict[str, list[TrialRun]
         own = [run for run in owners if run.candidate == trial.run.candidate]
         found[(own or owners)[0].run_id if owners else ""].append(trial)
     for run in runs:
-        keys = dict.fromkeys(trial.fit_key for trial in run.training.sweep)
+        keys = dict.fromkeys(map(_key, run.training.sweep))
         tried = found[run.run_id]
-        found[run.run_id] = [one for key in keys for one in tried if one.trial.fit_key == key]
+        found[run.run_id] = [one for key in keys for one in tried if _key(one.trial) == key]
     return found
 
 
 def unneeded_trials(store: Store, runs: Iterable[Run]) -> list[Leftover]:
     """List the files of trials that none of some runs needs."""
     needed = _needing(runs)
-    files = [_file(store, one.run.run_id) for one in list_trials(store) if one.trial.fit_key not in needed]
+    files = [_file(store, one.run.run_id) for one in list_trials(store) if _key(one.trial) not in needed]
     return [Leftover(file, size(file)) for file in files]
 
 
@@ -114,8 +115,8 @@ def remove_trials(
 
     `keep` names row sets and weights by their digests, and folders of weights by their keys.
     """
-    for run_id, (weights, rows) in _own_parts(store, trials, runs, keep).items():
-        for folder in (*rows, weights):
+    for run_id, folders in _own_parts(store, trials, runs, keep).items():
+        for folder in folders:
             remove_folder(folder)
         _file(store, run_id).unlink(missing_ok=True)
 
@@ -125,7 +126,7 @@ def freed_by_trials(store: Store, runs: Sequence[Run]) -> dict[str, int]:
     alone: dict[str, list[TrialRun]] = {}
     needing = _needing(runs)
     for trial in list_trials(store):
-        owners = needing.get(trial.trial.fit_key) or [trial.run]
+        owners = needing.get(_key(trial.trial)) or [trial.run]
         if len(owners) == 1 and (owners[0] is trial.run or tried_by(trial, owners)):
             alone.setdefault(owners[0].run_id, []).append(trial)
     own = {run.run_id: run for run in runs}
@@ -134,9 +135,7 @@ def freed_by_trials(store: Store, runs: Sequence[Run]) -> dict[str, int]:
         others = [run for run in runs if run.run_id != run_id]
         parts = _own_parts(store, trials, others).values()
         counted = _own_folders(store, own[run_id]) if run_id in own else frozenset()
-        freed[run_id] = sum(
-            map(size, {path for weights, rows in parts for path in (weights, *rows)} - counted)
-        )
+        freed[run_id] = sum(map(size, {path for folders in parts for path in folders} - counted))
     return freed
 
 
@@ -146,7 +145,7 @@ def refuse_needed(trial: TrialRun, runs: Iterable[Run]) -> None:
     Raises:
         UserError: there are such runs.
     """
-    if needing := _needing(runs).get(trial.trial.fit_key):
+    if needing := _needing(runs).get(_key(trial.trial)):
         names = ", ".join(run.run_id for run in needing)
         found = f"{trial.run.run_id}, a trial that {names} is found by way of"
         step = f"harness runs rm {needing[0].run_id}, which removes its trials too"
@@ -166,8 +165,13 @@ def _needing(runs: Iterable[Run]) -> dict[str, list[Run]]:
     return found
 
 
+def _key(trial: Trial) -> str:
+    """Return what tells a trial from others: the key of its weights, of a prompt what it asked."""
+    return trial.fit_key or trial.asked
+
+
 def _tried_keys(run: Run) -> frozenset[str]:
-    return frozenset(trial.fit_key for trial in run.training.sweep if trial.fit_key)
+    return frozenset(filter(None, map(_key, run.training.sweep)))
 
 
 def _own_folders(store: Store, run: Run) -> frozenset[Path]:
@@ -178,18 +182,29 @@ def _own_folders(store: Store, run: Run) -> frozenset[Path]:
 
 def _own_parts(
     store: Store, trials: Iterable[TrialRun], runs: Sequence[Run], keep: Collection[str] = ()
-) -> Mapping[str, tuple[Path, list[Path]]]:
+) -> Mapping[str, list[Path]]:
     """Map each trial that no run needs to the folders of its weights and of the rows that no run wants."""
+    trials = list(trials)
     wanted = wanted_rows(store, run_references(runs)).union(keep)
     known, needing = identities(store), _needing(runs)
+    names = {one.run.run_id for one in trials}
+    shared = {
+        row for one in list_trials(store) if one.run.run_id not in names for row in one.run.rows.values()
+    }
     found = {}
     for one in trials:
         key = one.trial.fit_key
+        if _key(one.trial) in needing:
+            continue
+        if not key:  # a prompt is asked of weights that are others' too
+            own = [digest for digest in one.run.rows.values() if digest not in wanted | shared]
+            found[one.run.run_id] = list(map(store.rows, own))
+            continue
         answering = {one.run.weights_digest, *points_of(store, [key])} - {""}
-        if key in needing or {key, *answering} & set(keep):
+        if {key, *answering} & set(keep):
             continue
         own = [row.digest for row in known if row.weights_digest in answering and row.digest not in wanted]
-        found[one.run.run_id] = (store.weights(key), list(map(store.rows, own)))
+        found[one.run.run_id] = [*map(store.rows, own), store.weights(key)]
     return found
 
 
