@@ -45,12 +45,12 @@ def _refuse_incomplete(source: ModelSource, model: "PreTrainedModel", info: Any)
             other sizes than its configuration says.
     """
     for name, found, expected in sorted(info["mismatched_keys"]):
-        reason = f"{source.name}: {name} is {[*found]} in its files, and {[*expected]} by its config.json"
+        reason = f"{source.path}: {name} is {[*found]} in its files, and {[*expected]} by its config.json"
         raise CandidateFailed(reason, "the config.json that was published with the weights")
     names = {name for name, _ in model.named_parameters()}
     if lacking := sorted(names.intersection(info["missing_keys"])):
         n, kind = len(lacking), type(model).__name__
-        found = f"{source.name}: its files lack {n} of {len(names)} tensors of {kind}, such as {lacking[0]}"
+        found = f"{source.path}: its files lack {n} of {len(names)} tensors of {kind}, such as {lacking[0]}"
         raise CandidateFailed(found, "a base that was saved as a causal language model")
     return model
 
