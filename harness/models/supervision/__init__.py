@@ -81,7 +81,7 @@ def _waits(supervisor: "subprocess.Popen[bytes]") -> bool:
 def last_lines(log: Path, n: int) -> list[str]:
     """Return the last lines of a log that say something, at most `n`, without the secrets in them.
 
-    They are repeated in reports; a secret is what an environment variable called after one holds, or looks so.
+    Reports repeat them. A secret is what an environment variable called after one holds, or looks so.
     """
     if not log.exists():
         return []
