@@ -8,6 +8,7 @@ the worker, outcomes from it.
 import os
 import pickle
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -107,7 +108,9 @@ class LocalPool:
     def _describe_loss(self, job: Job, place: int, code: int) -> CandidateFailed:
         last = (self._log(place).read_text("utf-8", "replace").strip().splitlines() or [""])[-1]
         found = f"its worker ended {TRIES} times with exit code {code} at the job {job.kind} {job.name}"
-        return CandidateFailed(f"{found}{': ' if last else ''}{last}", f"{MEMORY_KNOBS}, or fewer workers")
+        killed = code == -signal.SIGKILL  # as where memory is short
+        knob = f"{MEMORY_KNOBS}, or fewer workers" if killed else f"mending it by its log, {self._log(place)}"
+        return CandidateFailed(f"{found}{': ' if last else ''}{last}", knob)
 
 
 def _n_workers(asked: int | None, n_gpus: int, device: str) -> int:
