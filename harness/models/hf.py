@@ -22,10 +22,8 @@ from harness.models.devices.pass_costs import costs_of
 from harness.models.devices.two_layer_copy import copied_engine
 from harness.models.generation import Stopped, answers, pick_at_random, pick_likeliest
 from harness.models.hardware import Machine
-from harness.models.hub import ModelSource, load_tokenizer
+from harness.models.hub import ModelSource, is_encoder_decoder, load_tokenizer
 from harness.models.loglikelihood import UNSUPPORTED, Executor, layout_digest
-from harness.models.memory.shape import complete_config
-from harness.models.model_folder import read_config
 from harness.models.soft_prompts import soft_prompt
 from harness.models.token_scores import TokenScores, score_tokens
 from harness.models.tokenization import PromptEncoder, answer, encode_all, end_ids
@@ -321,14 +319,15 @@ def load_base(
     quiet_libraries()
     found = f"{source.name} does not fit the memory of {machine.name}"
     with oom.enough_memory(found, "a smaller base_model or device: cpu"), _refuse_unloadable(source):
-        if complete_config(read_config(source.path)).get("is_encoder_decoder"):
+        if is_encoder_decoder(source):
             raise CandidateFailed(f"{source.name} is an encoder with a decoder", "a causal language model")
         known = supported_attention(source.path, attention)
         placed = placed or placement.Placement({"": machine.device} if machine.device != "cpu" else None)
         model = LOADERS[source.quantization](source, machine, known, placed)
         placement.refuse_headless(model, source.name)
         tokenizer = load_tokenizer(source)
-        _refuse_unknown_ids(tokenizer, model.get_input_embeddings().weight.shape[0], source.name)
+        embeddings: Any = model.get_input_embeddings()
+        _refuse_unknown_ids(tokenizer, len(embeddings.weight), source.name)
         return model, tokenizer
 
 
