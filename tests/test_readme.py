@@ -38,7 +38,6 @@ from harness.prompting import PromptingContext
 from harness.records import Example, Output
 from harness.report import ExperimentReport
 from harness.report.experiment_report import headers, last_line
-from harness.spec.task import Changes
 from harness.training import FitContext
 
 ROOT = Path(__file__).parents[1]
@@ -208,7 +207,8 @@ def test_every_key_of_the_experiment_stands_in_the_reference_with_its_meaning():
     sections = dict(
         re.findall(r"^## `[^`]+` \{ #(\w+) \}(.*?)(?=^## |\Z)", reference("keys"), re.MULTILINE | re.DOTALL)
     )
-    models = {name.lower(): getattr(spec, name) for name in public(spec) - {"Spec"}} | {"changes": Changes}
+    of_spec = (model for model in spec.Spec.__subclasses__() if model.__module__.startswith(spec.__name__))
+    models = {model.__name__.lower(): model for model in of_spec}
     assert sections.keys() == models.keys()
     for name, model in models.items():
         rows = re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", sections[name], re.MULTILINE)

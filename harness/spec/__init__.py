@@ -34,7 +34,6 @@ from harness.spec.values import (
     EVALUATE,
     HUB,
     JUDGE,
-    Disagreements,
     Engine,
     Kind,
     Margin,
