@@ -198,11 +198,11 @@ def test_while_work_is_unfinished_its_trials_are_not_unused(store):
     assert release.list_unreferenced(store, References()).removable == ()
 
 
-def asked(store, system):
+def asked(store, system, rows=()):
     """Keep the run of a trial of prompts, which asked the base that others stand on too."""
     trial = Trial(params={"system": system}, validation=0.5, asked=f"asked {system}")
     metrics = {"task-0": {"f1": MetricRange(True, 0.0, 1.0)}}
-    run = make_run(f"desk-best-s0-trial-{system}", [], weights_digest="the base", metrics=metrics)
+    run = make_run(f"desk-best-s0-trial-{system}", rows, weights_digest="the base", metrics=metrics)
     stores.save_trial(store, found := TrialRun(run, trial, "f1"))
     return found
 
@@ -225,6 +225,16 @@ def test_a_trial_of_prompts_is_listed_and_kept_with_the_run_that_was_chosen_amon
         stores.remove_run(store, trials[0].run.run_id)
     stores.remove_run(store, "desk-best-s0-1")
     assert stores.list_trials(store) == []
+
+
+def test_the_answers_to_a_prompt_that_a_run_was_chosen_among_are_not_unused(store):
+    complete(store, IDENTITY, make_rows(40))
+    complete(store, OTHER, make_rows(40))
+    chosen = asked(store, "brief", [IDENTITY.digest])
+    sweep = {"sweep": [chosen.stored()["trial"]]}
+    stores.save_run(store, make_run("desk-best-s0-1", [], weights_digest="the base", training=sweep))
+    found = release.list_unreferenced(store, References())
+    assert [one.path.name for one in found.removable] == [OTHER.digest]
 
 
 @pytest.mark.e2e

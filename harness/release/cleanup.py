@@ -51,7 +51,8 @@ def list_unreferenced(at: Store, nights: References, *, unfinished: bool = False
         HarnessError: the file of a run or a champion cannot be read.
     """
     runs = store.all_runs(at)
-    wanted = store.join_references([store.run_references(runs), _champion_references(at), nights])
+    behind = store.trial_references(at, runs)
+    wanted = store.join_references([store.run_references(runs), behind, _champion_references(at), nights])
     complete = [*store.list_unreferenced(at, wanted), *store.unneeded_trials(at, runs)]
     begun = store.list_unfinished(at)
     wanted_by = (*store.list_begun(at), *(run.run_id for run in runs if _lacks_weight_references(run)))
@@ -78,8 +79,8 @@ def remove_unreferenced(at: Store, nights: References, *, unfinished: bool = Fal
 
 def _lacks_weight_references(run: Run) -> bool:
     """Tell whether a run was made before runs named the weights that they are found by way of."""
-    behind = run.training.init_wall_s is not None or run.training.sweep
-    return bool(behind) and not run.training.stands_on
+    trained = any(trial.fit_key for trial in run.training.sweep)
+    return (run.training.init_wall_s is not None or trained) and not run.training.stands_on
 
 
 def _champion_references(at: Store) -> References:

@@ -120,6 +120,7 @@ from harness.store.runs.trial_runs import (
     freed_by_trials,
     list_trials,
     save_trial,
+    trial_references,
     trials_by_run,
     unneeded_trials,
 )

@@ -16,7 +16,15 @@ from typing import Any, Literal
 from harness.errors import Problem, UserError
 from harness.records import Run, Trial, run_record
 from harness.records.serialization import reader
-from harness.store.garbage import Leftover, points_of, run_references, size, wanted_rows, weights_behind
+from harness.store.garbage import (
+    Leftover,
+    References,
+    points_of,
+    run_references,
+    size,
+    wanted_rows,
+    weights_behind,
+)
 from harness.store.layout import Store, remove_folder, write_record
 from harness.store.rows import identities
 
@@ -106,6 +114,13 @@ def unneeded_trials(store: Store, runs: Iterable[Run]) -> list[Leftover]:
     needed = _needing(runs)
     files = [_file(store, one.run.run_id) for one in list_trials(store) if _key(one.trial) not in needed]
     return [Leftover(file, size(file)) for file in files]
+
+
+def trial_references(store: Store, runs: Iterable[Run]) -> References:
+    """Return the rows of the trials that some runs were chosen among: what a chosen prompt is found by."""
+    needed = _needing(runs)
+    trials = (one for one in list_trials(store) if _key(one.trial) in needed)
+    return References(rows=frozenset(digest for one in trials for digest in one.run.rows.values()))
 
 
 def remove_trials(
