@@ -179,7 +179,7 @@ def test_a_brief_line_loses_its_first_row_and_its_amount_before_it_is_cut():
     places = tuple(f"rows.csv:{i}" for i in range(1, 49))
 
     def brief(title, n=1):
-        finding = check.Finding("markers", "warning", title, "", 48, of=120, rows=places)
+        finding = check.Finding("warning", title, "", check="markers", count=48, of=120, rows=places)
         return list(short_lines([finding] * n))
 
     assert brief("x" * 40)[0] == f"warning: {'x' * 40}, 40.0 % (48 of 120), first rows.csv:1"
@@ -269,7 +269,7 @@ def test_an_experiment_that_is_not_there_is_refused(tmp_path):
 
 def test_rows_of_the_hub_are_written_to_a_file_before_they_are_decided_on():
     hub = "hub:owner/mails"
-    mail = check.Finding("personal_data", "warning", "", "", 1, 9, (f"{hub}:1",), command=check.DECIDE)
+    mail = check.Finding("warning", "", "", count=1, of=9, rows=(f"{hub}:1",), command=check.DECIDE)
     (filled,) = fill_commands([mail], [hub])
     made = (
         "harness data clean hub:owner/mails --out mails.clean.jsonl && harness init mails --data mails.clean."
