@@ -16,7 +16,7 @@ from harness.errors import CandidateFailed, Diverged, UserError
 from harness.evaluation.runner import open_weights
 from harness.experiment import Scope, prepare_session
 from harness.experiment.weights.candidate_weights import ensure_weights
-from harness.experiment.weights.training_fit import fit
+from harness.experiment.weights.training_fit import Begun, fit
 from harness.methods import dpo, full, lora
 from harness.progress import Silent
 from harness.training import CHECKPOINTS, checkpoints
@@ -309,4 +309,4 @@ def test_damaged_weights_answer_nothing_and_start_nothing(session, method, param
     with pytest.raises(CandidateFailed, match=told), open_weights(session, made):
         pass
     with pytest.raises(CandidateFailed, match=told):
-        fit(session, candidate, 0, made.folder.with_name("next"), made)
+        fit(session, candidate, 0, Begun(made, None, (), made.folder.with_name("next")))

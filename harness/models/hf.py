@@ -4,6 +4,7 @@ Invariant: token ids go in, and nothing but `encode_all` makes them of a text.
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
+_OF_A_DEVICE = re.compile("CUDA|NVIDIA")  # no GPU, or one that failed: no fault of the base
 _NOT_MERGED = (
     "serve_merged, and an adapter that is more than low-rank updates of unquantised linear layers, "
     "or no memory for copies of these"
@@ -360,7 +362,7 @@ def _refuse_unloadable(source: ModelSource) -> Iterator[None]:
     try:
         yield
     except (*UNSUPPORTED, ImportError, StrictDataclassError) as error:
-        if oom.ran_out(error):
+        if oom.ran_out(error) or _OF_A_DEVICE.search(str(error)):
             raise
         cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
         reason = f"{source.name} cannot be loaded ({in_a_line(cause or error)})"
