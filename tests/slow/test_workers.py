@@ -120,6 +120,7 @@ def finished(path):
         file: file.stat().st_mtime_ns
         for p in ("rows/*/rows.parquet", "weights/*/fit.json")
         for file in runs.glob(p)
+        if file.parent.suffix != ".part"  # of a training that has not ended
     }
 
 
