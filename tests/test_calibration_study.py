@@ -25,9 +25,28 @@ def test_kept_figures_are_used_again_until_more_draws_are_wanted_or_the_code_is_
     first = study.study(20, CONTROL, path)
     assert study.study(20, CONTROL, path) == first
     (name,) = first
-    study.write({name: first[name]._replace(code="another")}, path)
+    study.write({name: first[name]._replace(code="another", first={})}, path)
     assert study.study(20, CONTROL, path)[name].code == study.code_digests()[name]
     assert study.study(30, CONTROL, path)[name].n_draws == 30
+
+
+def test_figures_of_changed_code_stay_where_the_first_draws_come_out_as_they_did(tmp_path):
+    path = tmp_path / "kept.json"
+    ((name, one),) = study.study(20, CONTROL, path).items()
+    study.write({name: one._replace(code="another", seconds=1e6)}, path)
+    again = study.study(20, CONTROL, path)
+    assert again[name] == one._replace(code="another", seconds=1e6, repeated=study.code_digests()[name])
+    assert "Of 1 cells, code that they run has changed since; drawn again" in page(CONTROL, again)
+    assert "†" not in page(CONTROL, again)
+
+
+def test_figures_of_changed_code_are_simulated_anew_where_a_first_draw_comes_out_in_another_way(tmp_path):
+    path = tmp_path / "kept.json"
+    ((name, one),) = study.study(20, CONTROL, path).items()
+    other = {claim: f"0.5{values[1:]}" for claim, values in one.first.items()}
+    study.write({name: one._replace(code="another", first=other)}, path)
+    again = study.study(20, CONTROL, path)[name]
+    assert (again.code, again.repeated, again.first) == (study.code_digests()[name], "", one.first)
 
 
 def test_a_claim_that_fails_is_named_on_the_page_with_its_figure():

@@ -1,5 +1,6 @@
 """`python -m tests.calibration [DRAWS]`: simulate every cell and write `reports/calibration.md`.
 
+Where code of a cell has changed, its first draws are drawn again; the whole only where they come out in another way.
 `--only TEXT` simulates the cells whose names hold a text, and 0 draws none: the page is then written from what is
 kept, and says of which cells the code has changed since.
 """
@@ -30,7 +31,7 @@ def _left(found: Mapping[str, Found]) -> Iterator[str]:
         if one is None:
             yield f"{name}: not simulated"
         elif is_stale(name, one):
-            yield f"{name}: simulated before code that it runs changed"
+            yield f"{name}: code that it runs has changed, and its first draws were not drawn again"
         elif one.n_draws < DRAWS:
             yield f"{name}: {one.n_draws:,} draws of {DRAWS:,}"
 

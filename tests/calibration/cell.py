@@ -72,13 +72,18 @@ def printed(says: str, within: float = 0.05) -> Claim:
 
 
 def run(cell: Cell, n_draws: int = DRAWS, seed: int = 0) -> dict[str, Figure]:
-    """Simulate a cell; an outcome that a draw leaves out does not count for that claim."""
+    """Simulate a cell."""
+    return {name: figure(values) for name, values in outcomes(cell, n_draws, seed).items()}
+
+
+def outcomes(cell: Cell, n_draws: int, seed: int = 0) -> dict[str, list[float]]:
+    """Draw outcomes of each claim; one that a draw leaves out does not count. More draws begin with the same."""
     rng = np.random.default_rng([seed, *cell.name.encode()])
     seen: dict[str, list[float]] = {name: [] for name in cell.claims}
-    for _, outcomes in zip(range(n_draws), cell.simulate(rng), strict=False):
-        for name, value in outcomes.items():
+    for _, of_draw in zip(range(n_draws), cell.simulate(rng), strict=False):
+        for name, value in of_draw.items():
             seen[name].append(float(value))
-    return {name: figure(values) for name, values in seen.items()}
+    return seen
 
 
 def figure(values: list[float]) -> Figure:

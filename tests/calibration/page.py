@@ -5,7 +5,7 @@ from itertools import groupby
 
 from harness.formatting import count
 from tests.calibration.cell import DRAWS, ERRORS, Cell, Claim, Figure, holds
-from tests.calibration.study import Found, is_stale
+from tests.calibration.study import FIRST, Found, is_repeated, is_stale
 
 _ABOUT = """\
 Answers of a base and a candidate are made up, so that the truth is known, and given to the functions that print the
@@ -31,6 +31,10 @@ loss, would have evidence of 31 in the median, where 50 is needed; on night 8, w
 
 _STALE = """\
 Of {} cells, marked †, code that they run has changed since they were simulated, in whatever way."""
+
+_REPEATED = """\
+Of {} cells, code that they run has changed since; drawn again by the code as it is now, their first {} draws had the
+outcomes that they had."""
 
 _NOMINAL = """\
 A claim is the nominal level, and where that is only reached with many items, what is claimed of few: of
@@ -88,9 +92,11 @@ def _summary(cells: Sequence[Cell], known: Sequence[Cell], found: Mapping[str, F
     )
     said = f"{said}; {fewest}, {minutes:.0f} minutes of one core."
     n_stale = sum(is_stale(c.name, found[c.name]) for c in known)
-    if not n_stale:
+    n_repeated = sum(is_repeated(c.name, found[c.name]) for c in known)
+    if not n_stale + n_repeated:
         return f"{said} No code that a cell runs has changed since it was simulated."
-    return f"{said} {_STALE.format(count(n_stale))}"
+    stale = f" {_STALE.format(count(n_stale))}" if n_stale else ""
+    return said + (f" {_REPEATED.format(count(n_repeated), FIRST)}" if n_repeated else "") + stale
 
 
 def _table(cells: Iterable[Cell], found: Mapping[str, Found]) -> list[str]:
