@@ -95,7 +95,10 @@ def finish(tree: Tree) -> None:
         _resolve(task, tree.folder)
     for around in (tree.data, *mapping(tree.data.get("candidates")).values()):
         _resolve_recipe(mapping(around), tree.folder)
-        _resolve_command(mapping(around), tree.folder)
+        params = mapping(mapping(around).get("params"))
+        if "run" in params:
+            params.setdefault("folder", ".")
+            _resolve_file(params, "folder", tree.folder)
     _resolve_file(mapping(tree.data.get("rescue")), "replay", tree.folder)
     if str(tree.data.get("chat_template", "")).endswith(".jinja"):
         _resolve_file(tree.data, "chat_template", tree.folder)
@@ -253,14 +256,6 @@ def _resolve_row_files(written: Any, folder: Path) -> Any:
     if isinstance(written, dict):
         return {_resolve_row_files(file, folder): share for file, share in written.items()}
     return written
-
-
-def _resolve_command(recipe: dict[str, Any], folder: Path) -> None:
-    """Let a command run in the folder of harness.yaml, or where it says relative to that."""
-    params = mapping(recipe.get("params"))
-    if "run" in params:
-        params.setdefault("folder", ".")
-        _resolve_file(params, "folder", folder)
 
 
 def _resolve_file(around: dict[str, Any], key: str, folder: Path) -> None:

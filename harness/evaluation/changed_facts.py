@@ -37,7 +37,8 @@ def read_changes(task: Task, items: TaskItems, training: Iterable[TaskItems] = (
     """
     if task.data.changes is None:
         return None
-    documents = _documents(task, items)
+    path = task.data.changes.documents
+    documents = tuple(items_of.documents(readers.read(path, "train"))) if path else items.documents
     content = readers.read(task.data.changes.test, "test")
     unusable: list[Problem] = []
     kept = items_of.examples(task, content, Notes([], []), documents, unusable).examples
@@ -65,11 +66,6 @@ def read_changes(task: Task, items: TaskItems, training: Iterable[TaskItems] = (
     return Changed(
         drawn, documents, _earlier_answers(content, kept, [*items.train, *items.validation, *items.test])
     )
-
-
-def _documents(task: Task, items: TaskItems) -> tuple[Document, ...]:
-    path = task.data.changes.documents if task.data.changes else None
-    return tuple(items_of.documents(readers.read(path, "train"))) if path else items.documents
 
 
 def _find_answered(kept: Sequence[Sourced], known: Sequence[Sourced]) -> Iterator[tuple[Sourced, str]]:

@@ -197,7 +197,11 @@ def _rescore(
                 n_ungraded = len(grades.ungraded)
                 same_choice = other.choice == wanted.choice
                 rewards = stored_rewards(rows.chooser, block) if same_choice else _ask(session, rows, block)
-                scored = _rescore_block(job, index, block, grades, rewards)
+                examples = job.examples[index * BLOCK : index * BLOCK + len(block)]
+                scored = [
+                    _row(job, example, row, grades, rewards)
+                    for example, row in zip(examples, block, strict=True)
+                ]
                 if len(grades.ungraded) > n_ungraded:
                     continue
                 if index in came_from:
@@ -216,13 +220,6 @@ def _ask(session: Session, rows: RowSet, block: Sequence[SampleResult]) -> Rewar
     """Ask the reward model that chooses, if one does, about a block's answers."""
     m = rows.measured
     return ask_rewards(session, rows.chooser, block, m.examples(rows.split), chat=m.task.chat_template)
-
-
-def _rescore_block(
-    job: Job, index: int, block: Sequence[SampleResult], grades: GradeReader, rewards: Rewards
-) -> list[SampleResult]:
-    examples = job.examples[index * BLOCK : index * BLOCK + len(block)]
-    return [_row(job, example, row, grades, rewards) for example, row in zip(examples, block, strict=True)]
 
 
 def _row(

@@ -52,7 +52,7 @@ def read_samples(folder: Path) -> dict[str, TaskLog]:
         UserError: a file is damaged.
     """
     return {
-        task: _parse_task(task, path, _results(path, date))
+        task: _parse_task(task, path, read_object(path.with_name(f"results{date}.json")))
         for task, (date, path) in sorted(sample_files(folder).items())
     }
 
@@ -134,11 +134,6 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         yield row
     if empty:
         raise UserError(Problem(str(path), "no samples", "one line an item", "evaluate again"))
-
-
-def _results(path: Path, date: str) -> dict[str, Any]:
-    """Read the results file of the same evaluation; empty where it was not kept."""
-    return read_object(path.with_name(f"results{date}.json"))
 
 
 def _metric(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -380,20 +380,15 @@ def _row(f: CandidateFacts, reference: str | None, tight: bool) -> Row:
     return Row(
         f.label,
         target_text(f, tight=tight),
-        _vs_untrained(f, reference, tight),
+        "(this one)" if f.name == reference else change_text(gain(f.vs_untrained), whole=tight),
         _format_forgetting(f, tight),
-        _lost_gained(f),
+        formatting.UNKNOWN
+        if not is_fine_tuned(f) or f.verdict is None
+        else flips_text(f.verdict.lost, f.verdict.gained),
         measured_text(f, "cost_per_1k_usd", tight=tight),
         measured_text(f, "latency_p50_s", tight=tight),
         verdict_word(f),
     )
-
-
-def _vs_untrained(f: CandidateFacts, reference: str | None, tight: bool) -> str:
-    """Show the gain as the sentences say it: above 0 is better, whatever the metric's direction."""
-    if f.name == reference:
-        return "(this one)"
-    return change_text(gain(f.vs_untrained), whole=tight)
 
 
 def _format_forgetting(f: CandidateFacts, tight: bool) -> str:
@@ -407,12 +402,6 @@ def _format_forgetting(f: CandidateFacts, tight: bool) -> str:
         return "0 (base weights)"
     macro = f.verdict.macro if f.verdict else None
     return formatting.points(*macro[:3]) if macro else formatting.UNKNOWN
-
-
-def _lost_gained(f: CandidateFacts) -> str:
-    if not is_fine_tuned(f) or f.verdict is None:
-        return formatting.UNKNOWN
-    return flips_text(f.verdict.lost, f.verdict.gained)
 
 
 LOST_SHOWN, GAINED_SHOWN = 5, 3  # of each task

@@ -65,15 +65,10 @@ def experiment_document(report: ExperimentReport) -> ResultDocument:
     shown = [replace(s, detail=s.kind not in _BRIEF) for s in _body(report, done)]
     shown += [replace(s, detail=True, appendix=True) for s in _appendix(report, done)]
     said = [s for s in shown if s.rows or s.notes]
-    lead = " · ".join(map(clean, _header_facts(report)))
+    header = (f"{figure_title(name)} {figure_text(name, value)}" for name, value in report.header.items())
+    lead = " · ".join(map(clean, [f"Base model {report.base_model}", *header, _ESTIMAND]))
     mark = SMOKE if report.smoke else ""
     return ResultDocument(report.experiment, said, last_line(report), lead, mark, first_page(report))
-
-
-def _header_facts(report: ExperimentReport) -> list[str]:
-    """List the base model, what was measured of the whole run, and what its intervals are of."""
-    header = (f"{figure_title(name)} {figure_text(name, value)}" for name, value in report.header.items())
-    return [f"Base model {report.base_model}", *header, _ESTIMAND]
 
 
 def arithmetic_lines(decision: Decision, unit: formatting.Unit) -> list[str]:

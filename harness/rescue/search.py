@@ -82,7 +82,9 @@ def search(session: Session, case: RescueCase, found: TrialSchedule) -> Rescue:
     session = replace(session, progress=noted)
     with store.working(session.store), noted:
         context = _prepare_context(session, case)
-        original = _judge_original(context, case)
+        recipe = context.session.experiment.candidates[case.facts.name].model_dump(mode="json")
+        seen = _judge_search(context, case.run, case.facts)
+        original = Tried(case.facts.name, "", "as it is", {case.facts.name: recipe}, case.facts, seen)
         tried: list[tuple[Tried, Run]] = []
         for trial in found.trials:
             one, run = _run_trial(context, trial, case.run.seed)
@@ -133,12 +135,6 @@ def _notes(context: _Context, run: Run) -> Iterator[str]:
     yield from target_notes(context.others)
 
 
-def _judge_original(context: _Context, case: RescueCase) -> Tried:
-    recipe = context.session.experiment.candidates[case.facts.name].model_dump(mode="json")
-    seen = _judge_search(context, case.run, case.facts)
-    return Tried(case.facts.name, "", "as it is", {case.facts.name: recipe}, case.facts, seen)
-
-
 def _run_trial(context: _Context, trial: Trial, seed: int) -> tuple[Tried, Run]:
     """Make one trial and judge it on the search half; one that fails is recorded, and the next one starts."""
     session, recipes = context.session, {n: r.model_dump(mode="json") for n, r in trial.recipes.items()}
@@ -147,16 +143,12 @@ def _run_trial(context: _Context, trial: Trial, seed: int) -> tuple[Tried, Run]:
     if run.state == "failed":
         return Tried(trial.name, trial.step, trial.says, recipes, facts), run
     more = scores_of(context.reader, run, context.others)
-    facts = replace(facts, vs_untrained=_vs_reference(context, run), more_targets=more)
+    target = context.session.target
+    old, new = context.reader.of(context.reference, target), context.reader.of(run, target)
+    facts = replace(facts, vs_untrained=comparison.compare_rows(target.primary, old, new), more_targets=more)
     seen = _judge_search(context, run, facts)
     session.progress.finish(trial.name, f"{trial.name}: {seen.sentence}")
     return Tried(trial.name, trial.step, trial.says, recipes, facts, seen), run
-
-
-def _vs_reference(context: _Context, run: Run) -> Comparison:
-    target = context.session.target
-    old, new = context.reader.of(context.reference, target), context.reader.of(run, target)
-    return comparison.compare_rows(target.primary, old, new)
 
 
 def _judge_search(context: _Context, run: Run, facts: CandidateFacts) -> HalfVerdict:
@@ -273,16 +265,11 @@ def _brackets(path: Sequence[Scaled], target: float) -> Iterator[_Bracket]:
 def _compare_interpolated(m: Measurement, bracket: _Bracket, alpha: float) -> Comparison:
     name, metric = m.task.name, m.metrics[m.task.primary_metric]
     low, high, _ = comparison.fill_errors(metric, bracket.low.rows[name], bracket.high.rows[name])
-    mixed = _interpolate_rows(low, high, bracket.weight)
-    return comparison.rescale(comparison.compare_rows(metric, mixed, m.new, alpha=alpha), metric.range.span)
-
-
-def _interpolate_rows(
-    low: Sequence[SampleResult], high: Sequence[SampleResult], weight: float
-) -> list[SampleResult]:
-    """Take each item's parts between those of two arms, which hold the same items."""
     other = {row.example_id: row for row in high}
-    return [replace(row, parts=_interpolate_parts(row, other[row.example_id], weight)) for row in low]
+    mixed = [
+        replace(row, parts=_interpolate_parts(row, other[row.example_id], bracket.weight)) for row in low
+    ]
+    return comparison.rescale(comparison.compare_rows(metric, mixed, m.new, alpha=alpha), metric.range.span)
 
 
 def _interpolate_parts(

@@ -25,7 +25,6 @@ from harness.experiment.runs.run_candidate import stored_runs
 from harness.experiment.weights.candidate_weights import stored_weights
 from harness.experiment.weights.training_fit import fit_work
 from harness.models import hub
-from harness.models.hub import ModelSource
 from harness.plugins import Method, RescueSituation, Rung
 from harness.records import Run, TrackedPoint
 from harness.report import ResultDocument, Section
@@ -230,7 +229,8 @@ def _situation(session: Session, candidate: ResolvedCandidate, source: Recipe) -
     macro = session.experiment.gate.macro
     margin = macro if isinstance(macro, float) else _USUAL_MARGIN
     sign = session.target.primary.unit.sign
-    layers, policy = _n_layers(candidate.base), session.experiment.rescue
+    shape = hub.shape(candidate.base)
+    layers, policy = (shape.n_layers if shape else None), session.experiment.rescue
     return RescueSituation(policy, source.params, layers, margin=margin, sign=sign, makes=candidate.makes)
 
 
@@ -314,8 +314,3 @@ def _work(session: Session, trial: Trial, seed: int) -> Work:
     sets = [*suite_sets(session, weights), *target_sets(*asked), *more_target_sets(*asked)]
     making = fit_work(session, trial.source, seed) + tracking_work(session, trial.source)
     return total_work(sets) + making + Work(opened=1, runs=1)
-
-
-def _n_layers(base: ModelSource) -> int | None:
-    shape = hub.shape(base)
-    return shape.n_layers if shape else None

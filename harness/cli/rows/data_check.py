@@ -60,6 +60,7 @@ def data_check(
     if html:
         refuse_page(html)
     experiment = _experiment(config)
+    train = experiment.target.data.source("train") if experiment else None
     asked = Asked(
         files,
         tuple(test or ()),
@@ -70,7 +71,7 @@ def data_check(
         date,
         embeddings=embeddings,
         date_format=date_format,
-        pages=_pages(experiment, config),
+        pages={train: config_option(config)} if train else {},
     )
     table, findings = examine_rows(asked, TerminalProgress())
     title = f"Data check of {', '.join(table.files)}: {pluralize(table.n, 'row')}"
@@ -89,9 +90,3 @@ def _experiment(config: Path) -> "Experiment | None":
     from harness import config as configuration
 
     return configuration.load(config).experiment
-
-
-def _pages(experiment: "Experiment | None", config: Path) -> dict[str, str]:
-    """Map the file of the target's training rows, which the Data page shows, to the experiment's option."""
-    train = experiment.target.data.source("train") if experiment else None
-    return {train: config_option(config)} if train else {}

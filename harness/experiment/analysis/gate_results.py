@@ -131,6 +131,8 @@ def _gate_result(
     compared: Sequence[TaskComparison] | None,
     level: float | None = None,
 ) -> GateResult:
+    policy = session.experiment.gate
+    judged = (m for m in session.suites if gating.may_decide(m.task, m.role, m.suite, policy))
     return gating.judge(
         measured_of(session, reader, run, base[run.base_digest]),
         gating.applicable_policy(session.experiment.gate, trained=f.trained),
@@ -141,7 +143,7 @@ def _gate_result(
         controls=controls_of(session.store, run, reader.controls),
         compared=compared,
         seed=session.experiment.seeds[0],
-        missing=_missing(session, run),
+        missing=[m.task.name for m in judged if f"{m.task.name}/test" not in run.rows],
         level=level,
     )
 
@@ -162,13 +164,6 @@ def _judge_family_again(
         return replace(f, corrected=found.verdict)
 
     return tuple(judged(f, run) for f, run in zip(first.facts, runs, strict=True))
-
-
-def _missing(session: Session, run: Run) -> list[str]:
-    """Name the tasks that the gate would judge and the run did not answer."""
-    policy = session.experiment.gate
-    judged = (m for m in session.suites if gating.may_decide(m.task, m.role, m.suite, policy))
-    return [m.task.name for m in judged if f"{m.task.name}/test" not in run.rows]
 
 
 def measured_of(session: Session, reader: Reader, run: Run, base: Mapping[str, Rows]) -> list[Measurement]:

@@ -106,7 +106,10 @@ def written_assignment(session: Session, loaded: Loaded, scope: Scope, threads: 
 def run_job(file: Path, job: Job, known: Known) -> Outcome:
     """Make what a job asks for, as far as it is not there."""
     try:
-        session = _open_session(file)
+        if file not in _opened:
+            _opened.clear()
+            _opened[file] = _prepare(_read_assignment(file))
+        session = _opened[file]
         session.controls.update(known.controls)
         wait_for_files(session.store.folder, known.files)
         return _MAKE[job.kind](session, job)
@@ -115,13 +118,6 @@ def run_job(file: Path, job: Job, known: Known) -> Outcome:
 
 
 _opened: dict[Path, Session] = {}  # one: a worker works for one comparison at a time
-
-
-def _open_session(file: Path) -> Session:
-    if file not in _opened:
-        _opened.clear()
-        _opened[file] = _prepare(_read_assignment(file))
-    return _opened[file]
 
 
 def _read_assignment(file: Path) -> Assignment:
@@ -229,7 +225,9 @@ def _answer(session: Session, job: Job) -> Outcome:
     own = sets[job.part :: job.parts]
     lacking = _find_unanswered(session, own)
     if lacking:
-        _ask(session, candidate.base, weights, lacking)
+        beside = measure_control(session, candidate.base, weights)
+        with open_weights(session, weights) as model:
+            fill(session, model, lacking, "", control=beside)
     return _rows_outcome(session, own)
 
 
@@ -247,12 +245,6 @@ def _there(session: Session, files: Iterable[Path]) -> tuple[str, ...]:
     """Name the files that are in the store."""
     own = session.store.folder
     return tuple(str(file.relative_to(own)) for file in files if file.is_relative_to(own) and file.exists())
-
-
-def _ask(session: Session, base: ModelSource, weights: Weights, lacking: Sequence[RowSet]) -> None:
-    beside = measure_control(session, base, weights)
-    with open_weights(session, weights) as model:
-        fill(session, model, lacking, "", control=beside)
 
 
 def _find_unanswered(session: Session, sets: Sequence[RowSet]) -> list[RowSet]:

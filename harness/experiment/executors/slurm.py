@@ -61,7 +61,9 @@ class SlurmPool:
                 found: Outcome = submitted.result()
                 return found
             except Exception as error:  # noqa: BLE001 (submitit's own, or whatever ended the job)
-                lost = _describe_loss(job, submitted.job_id, error)
+                last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+                reason = f"job {submitted.job_id} ({job.kind} {job.name}) ended without a result: {last}"
+                lost = CandidateFailed(reason, f"{MEMORY_KNOBS}, or more of slurm:")
                 if self._stopped or isinstance(error, FailedJobError):  # would fail again
                     break
             finally:
@@ -73,12 +75,6 @@ class SlurmPool:
         self._stopped = True
         for submitted in list(self._jobs):
             submitted.cancel()
-
-
-def _describe_loss(job: Job, number: str, error: Exception) -> CandidateFailed:
-    last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-    reason = f"job {number} ({job.kind} {job.name}) ended without a result: {last}"
-    return CandidateFailed(reason, f"{MEMORY_KNOBS}, or more of slurm:")
 
 
 def _executor(folder: Path, policy: ExecutionPolicy, threads: int, n_gpus: int) -> Any:

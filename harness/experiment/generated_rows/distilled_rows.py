@@ -246,17 +246,12 @@ def _outcome(
         return drop(row, "an answer that is no label of the task")
     if asked.min_score is not None and score is not None and score < asked.min_score:
         return drop(row, "an answer that scores below --min-score")
-    column = _column(task)
+    found = FIELD.fullmatch(task.fields.reference)
+    column = found[1] if found else "reference"
     kept = {name: value for name, value in row.fields.items() if name != "references" or name == column}
     fields = {**kept, column: labels.get(normalize(text), text)}
     said = "rewritten by the teacher" if asked.rewrite else "labelled by the teacher"
     return Outcome(Row(row.where, fields), Change(row.where, "changed", (said,)))
-
-
-def _column(task: Task) -> str:
-    """Name the column that holds the answer."""
-    found = FIELD.fullmatch(task.fields.reference)
-    return found[1] if found else "reference"
 
 
 def _output_rows(session: Session, rows: Sequence[Sourced], asked: Distillation) -> Iterator[Row]:

@@ -158,15 +158,10 @@ def ways(shape: Shape, asked: Asked, quantized: str = "") -> tuple[Way, ...]:
     found += [
         _estimate_training(name, of, asked, checkpointing, quantization, stage)
         for name, of, quantization in _trainings(shape, asked, quantized)
-        for stage in _stages(asked, quantization)
+        for stage in ((0, 2, 3) if _cards(asked, quantization) > 1 else (0,))
         for checkpointing in (True, False)
     ]
     return tuple(found)
-
-
-def _stages(asked: Asked, quantization: str) -> tuple[int, ...]:
-    """Return the stages of ZeRO by which cards may share a training; 0 is one with all weights on each."""
-    return (0, 2, 3) if _cards(asked, quantization) > 1 else (0,)
 
 
 def _cards(asked: Asked, quantization: str) -> int:

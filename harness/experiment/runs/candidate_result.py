@@ -75,6 +75,8 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
     hour = session.experiment.decide.device_hour_usd
     cost = _cost_per_1k_usd(session, run, test, facts.tokens)
     recalls = [r.recall for r in test if r.recall is not None]
+    named = session.candidates[run.candidate].recipe.prompting
+    retrieves = any(hasattr(plugins.load("prompting", name), "index_size") for name in named)
     return replace(
         facts,
         baseline=session.candidates[run.candidate].is_baseline,
@@ -85,7 +87,7 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
             for s in sorted({r.slice for r in test if r.slice})
         },
         cost_per_1k_usd=cost,
-        index_per_1k_usd=_index_per_1k_usd(session, run),
+        index_per_1k_usd=index_usd_per_1k(session.experiment.decide) if retrieves else 0.0,
         disturbed=facts.disturbed | (_disturbed_cost(session, run) if cost is None else {}),
         measured_on="its server, over HTTP"
         if plugins.method(run.method).makes == "endpoint"
@@ -215,13 +217,6 @@ def _counts_each_answer(session: Session, run: Run) -> bool:
 def _leaves_machine(candidate: ResolvedCandidate) -> bool:
     """Tell whether requests to a candidate go to a server that is not of a private network."""
     return candidate.is_remote and not is_private(candidate.source.params["base_url"])
-
-
-def _index_per_1k_usd(session: Session, run: Run) -> float:
-    """Return what 1,000 requests to a run pay for the index of documents; 0 where it retrieves nothing."""
-    named = session.candidates[run.candidate].recipe.prompting
-    retrieves = any(hasattr(plugins.load("prompting", name), "index_size") for name in named)
-    return index_usd_per_1k(session.experiment.decide) if retrieves else 0.0
 
 
 def _disturbed_cost(session: Session, run: Run) -> dict[str, float]:

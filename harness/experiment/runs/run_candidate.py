@@ -93,6 +93,7 @@ def _train_and_evaluate(session: Session, candidate: ResolvedCandidate, seed: in
         latency = _measure_times(session, model, sets, timing.FEW_REQUESTS)
     latency |= index_figures(session, candidate.recipe, seed)
     score_answered(session, lacking)
+    said = describe_rows(session, candidate.source)
     run = describe_run(
         session,
         candidate,
@@ -105,17 +106,11 @@ def _train_and_evaluate(session: Session, candidate: ResolvedCandidate, seed: in
         latency=latency,
         provenance=provenance.collect(session.machine.name)
         | {"precision": session.machine.precision}
-        | _rows_origin(session, candidate),
+        | ({"training_rows": said} if said else {}),
         metrics=metric_ranges(sets),
     )
     store.save_run(session.store, run)
     return run
-
-
-def _rows_origin(session: Session, candidate: ResolvedCandidate) -> dict[str, str]:
-    """Say what a candidate was trained on where it was not the target's rows."""
-    said = describe_rows(session, candidate.source)
-    return {"training_rows": said} if said else {}
 
 
 def _points(

@@ -95,7 +95,8 @@ def _axis(scale: Scale, bottom: float) -> list[str]:
 
 def _row(one: Line, name: str, scale: Scale, top: float) -> str:
     y, shown = top + _ROW / 2, formatting.points(one.delta, one.low, one.high)
-    class_ = _class(one)
+    judged = "" if one.counts else " hollow"
+    class_ = ("loss" if one.high < 0 else "gain" if one.low > 0 else "even") + judged
     body = [
         text(0, y + 4, name, "strong" if one.is_mean else "" if one.counts else "quiet"),
         *_beyond(one.margin, scale, top),
@@ -111,11 +112,6 @@ def _judgement(one: Line) -> str:
     if not one.counts:
         return ", reported only"
     return f", margin {formatting.percent(one.margin)} points" if one.margin is not None else ""
-
-
-def _class(one: Line) -> str:
-    judged = "" if one.counts else " hollow"
-    return ("loss" if one.high < 0 else "gain" if one.low > 0 else "even") + judged
 
 
 def _beyond(margin: float | None, scale: Scale, top: float) -> Sequence[str]:
