@@ -18,7 +18,7 @@ from harness.errors import Problem, UserError
 from harness.prompting import IndexSize, Mark, PromptingContext, Step, with_context
 from harness.prompting._widths import fold_widths
 from harness.prompting._words import WORD, in_grams, pieces
-from harness.provenance.model_files import source_digest as source_digest
+from harness.provenance import source_digest as source_digest
 from harness.records import Document, Example
 from harness.spec import Spec
 

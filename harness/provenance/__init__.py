@@ -1,6 +1,7 @@
-"""Provenance of a number beside its recipe: the code, the packages and the machine.
+"""Provenance of a number beside its recipe: the code, the packages, the machine and further models' files.
 
-Invariant: what cannot be found out is None; nothing here imports a heavy package or fails.
+Invariant: what cannot be found out is None or empty; nothing here imports a heavy package or fails. Two
+folders of equal files have one digest, wherever they lie.
 """
 
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import __version__
-from harness.records import digest
+from harness.records import checksum, digest
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "tokenizers", "numpy")
 _GIT_TIMEOUT_S = 5
@@ -129,3 +130,17 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
         return None
     return result.stdout.strip() if result.returncode == 0 else None
+
+
+def source_digest(model: str) -> str:
+    """Digest the files of a model, a folder or a hub id; "" where they are not on this machine."""
+    files = sorted(path for path in Path(model).rglob("*") if path.is_file())
+    return digest([[file.name, checksum(file)] for file in files]) if files else _revision(model)
+
+
+def _revision(model: str) -> str:
+    """Return the cached commit of a hub id, whose folder is named by it; "" where none is cached."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model, "config.json") if "/" in model else None
+    return Path(found).parent.name if isinstance(found, str) else ""

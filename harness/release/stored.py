@@ -30,10 +30,9 @@ from harness.gating import GateResult, Measurement, Rule
 from harness.models.openai_api import WHO_ANSWERS
 from harness.records import FEWER, Run, SamplingRecord, canonical_json
 from harness.release.champions import Champion, answers_suites, champion_note, read_champion
-from harness.release.graded_rows import refuse_regraded
 from harness.release.sampled import analysis_settings, sampling_note, sampling_of
 from harness.release.stored_arms import baseline_identity, confirm_in_fp32, first_base_identity, measure_arms
-from harness.release.stored_target import refuse_lost_folds, target_facts
+from harness.release.stored_target import refuse_lost_folds, refuse_regraded, target_facts
 from harness.spec import Experiment, Recipe, Role, Task
 from harness.store import Store
 

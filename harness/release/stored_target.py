@@ -1,7 +1,7 @@
 """Stored facts on the target: what a run reached, with its gain and win rate over the best untrained one.
 
 Invariant: read from the store, without the model or the data; the best untrained candidate is the one that
-the decision takes, by validation.
+the decision takes, by validation. Rows that other judges or rubrics graded are refused and never judged by.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,6 +16,8 @@ from harness.config import CommandLine, Loaded
 from harness.config.rubrics import current_labels
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns
+from harness.evaluation.judges import stored_digests
+from harness.evaluation.rows.row_sets import scoring_digest
 from harness.experiment.analysis.human_labels import correct_reached
 from harness.experiment.analysis.target_comparisons import base_on_target
 from harness.experiment.analysis.target_wins import wins_of
@@ -23,9 +25,8 @@ from harness.experiment.runs.candidate_result import facts_on_target
 from harness.gating import TargetFacts
 from harness.metrics import Metric, load_metrics
 from harness.records import Run, SampleResult
-from harness.release.graded_rows import refuse_other_grades
-from harness.spec import Experiment, GatePolicy, Task
-from harness.store import Store
+from harness.spec import JUDGE, Experiment, GatePolicy, Role, Task
+from harness.store import Store, read_identity
 
 
 def target_facts(loaded: Loaded, at: Store, run: Run, policy: GatePolicy, task: Task) -> TargetFacts | None:
@@ -151,3 +152,36 @@ def _facts_on_target(
                 correct_reached(metric, facts_on_target(run, metric, test, validation), test, labels)
             )
     return facts
+
+
+def refuse_regraded(loaded: Loaded, at: Store, run: Run) -> None:
+    """Compare what graded the rows of a run, on the target and in the suites, with what the files name now.
+
+    Raises:
+        UserError: a rubric cannot be used.
+        IncompatibleRuns: another judge or rubric graded one of the tasks.
+    """
+    refuse_other_grades(loaded.experiment.target, "target", at, run, loaded.typed)
+    for suite in loaded.experiment.suites:
+        for task in suite.tasks:
+            refuse_other_grades(task, suite.role, at, run, loaded.typed)
+
+
+def refuse_other_grades(task: Task, role: Role, at: Store, run: Run, typed: CommandLine) -> None:
+    """Refuse rows of one task that were graded by another judge, by another rubric, or in another way.
+
+    Raises:
+        UserError: a rubric cannot be used.
+        IncompatibleRuns: they were.
+    """
+    key = f"{task.name}/test"
+    if key not in run.rows or not any(written.startswith(JUDGE) for written in task.metrics):
+        return
+    then = read_identity(at, run.rows[key]).scoring_digest
+    graded = stored_digests(task, at)
+    if then not in {scoring_digest(task, role, judged, of) for judged in graded for of in (False, True)}:
+        raise IncompatibleRuns(
+            f"{run.run_id}: found grades of {key} by another judge or rubric, or another scoring of it; "
+            "expected those of the files as they are now; next: "
+            f"{typed.command('compare')}, which grades the same answers anew"
+        )

@@ -10,23 +10,22 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from harness.spec.decoding import MEAN_LOGPROB, Decoding
-from harness.spec.execution import ExecutionPolicy
-from harness.spec.mixture import Mix
 from harness.spec.policies import (
     PEOPLE,
     TRAINING_STEPS,
     AcceleratePolicy,
     DecidePolicy,
+    ExecutionPolicy,
     GatePolicy,
     NightlyPolicy,
     RescuePolicy,
     TargetPolicy,
     TokenPrices,
     TrainingPolicy,
+    VllmPolicy,
 )
-from harness.spec.recipe import PLUGINS, PROMPTS, Recipe, Tracking, spell_out
+from harness.spec.recipe import PLUGINS, PROMPTS, Mix, Recipe, Tracking, spell_out
 from harness.spec.search_space import SubjectTo, is_span, span_of
-from harness.spec.serving import VllmPolicy
 from harness.spec.task import CHANGED_FILES, DATA_FILES, Fields, ItemLimits, Suite, Task, TaskData
 from harness.spec.values import (
     BASE,

@@ -1,14 +1,83 @@
-"""Schema of policies: gate, decision, nightly evaluation, training process and rescue.
+"""Schema of policies: gate, decision, nightly evaluation, training process, rescue, workers and vLLM.
 
-Invariant: no policy enters the identity of a run; what is stored is judged by the policy of today.
+Invariant: of all policies only vLLM's settings enter the identity of rows, where numbers may depend on them;
+what is stored is judged by the policy of today. Rows are equal at equal thread counts, wherever made.
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from harness.spec.values import JUDGE, Fraction, Margin, Need, Spec, rule
+
+_ENGINE_ARGS = ("max_model_len", "gpu_memory_utilization", "tensor_parallel_size")
+# Arguments by which a server of our own starting is found and asked.
+_OURS = ("host", "port", "uds", "served-model-name", "api-key", "ssl-keyfile", "ssl-certfile", "root-path")
+
+
+class VllmPolicy(Spec):
+    """Settings of `engine: vllm`, by vLLM's own names.
+
+    `command` is the program `vllm` of an environment of its own, as `/opt/vllm/bin/vllm`: it is started as a
+    server for each base, on this machine, and ended before anything trains. Without it the installed package
+    answers in the command's own process. `max_model_len` is the longest prompt with its answer, in tokens,
+    `gpu_memory_utilization` the share of each GPU's memory that vLLM takes, `tensor_parallel_size` the number
+    of GPUs that a base is spread over. `enable_lora: false` is faster where no candidate has an adapter. Of a
+    server alone: `args` are passed to `vllm serve` as they are, `num_concurrent` requests are under way at
+    once, and it is waited for `start_timeout` seconds.
+    """
+
+    command: str = ""
+    max_model_len: int | None = Field(None, ge=2)
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    tensor_parallel_size: int = Field(1, ge=1)
+    enable_lora: bool = True
+    args: tuple[str, ...] = ()
+    num_concurrent: int = Field(64, ge=1)
+    start_timeout: float = Field(900, gt=0)
+
+    @field_validator("args")
+    @classmethod
+    def _refuse_own_args(cls, args: tuple[str, ...]) -> tuple[str, ...]:
+        names = (word.partition("=")[0].replace("_", "-") for word in args)
+        if ours := [name for name in names if name.startswith("--") and name[2:] in _OURS]:
+            raise ValueError(
+                f"args with {', '.join(ours)}, by which the server is asked; leave it out, it is set for you"
+            )
+        return args
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """Settings that decide which tokens are computed together, without those at their defaults."""
+        own = {*_ENGINE_ARGS, "enable_lora", "args", "num_concurrent"}
+        return self.model_dump(mode="json", exclude_defaults=True, include=own)
+
+    @property
+    def engine_args(self) -> dict[str, Any]:
+        """Settings that vLLM takes in this process and as a server alike, where they are not its default."""
+        return self.model_dump(include={*_ENGINE_ARGS}, exclude_defaults=True)
+
+
+Executor = Literal["in_process", "local", "ray", "slurm"]
+
+
+class ExecutionPolicy(Spec):
+    """Workers that train and answer for `harness compare`; what is stored does not depend on them.
+
+    `executor` is `in_process`, `local` (processes on this machine, each with a GPU of its own where there are
+    GPUs), `ray` or `slurm`. `workers` are at most so many at once: by default one for each GPU, or all that a
+    Ray cluster has room for. Each computes with `threads` threads, by default those of the command, which
+    local workers share. `address` is that of Ray, or one of submitit's clusters: `slurm`, which `auto` means,
+    `local` or `debug`. `slurm` holds parameters of submitit's, as `slurm_partition` or `timeout_min`.
+    """
+
+    executor: Executor = "in_process"
+    workers: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1)
+    address: str = Field("auto", min_length=1)
+    slurm: dict[str, str | int | float | bool] = {}
+
 
 PEOPLE = "people"  # who rate pairs of answers on the Rate page
 
