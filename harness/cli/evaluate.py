@@ -21,8 +21,6 @@ from harness.cli.options import (
 from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from harness.experiment.standalone import Prepared
     from harness.spec import Task
 
@@ -87,23 +85,20 @@ def _evaluate_candidate(candidate: str, at: ExperimentFile, as_json: bool) -> No
     try:
         session, loaded = at.open_session(candidate)
     except UserError as error:
-        raise UserError(_name_tasks(error.problems, at.config)) from error
+        hint = "(or add -t piqa,arc_easy, which scores any model)"
+        raise UserError(
+            [
+                replace(p, next_step=f"{p.next_step} {hint}")
+                if p.where == "candidates" or not at.config.is_file()
+                else p
+                for p in error.problems
+            ]
+        ) from error
     out = {}
     for name in loaded.selected:
         run = make_run(session, session.candidates[name], session.experiment.seeds[0])
         out[name] = Reader(session).scores(run)
     print_scores(out, as_json)
-
-
-def _name_tasks(problems: "Sequence[Problem]", config: Path) -> "list[Problem]":
-    """Say where the name is no candidate's, or where there is no experiment, how any model is scored."""
-    hint = "(or add -t piqa,arc_easy, which scores any model)"
-    return [
-        replace(p, next_step=f"{p.next_step} {hint}")
-        if p.where == "candidates" or not config.is_file()
-        else p
-        for p in problems
-    ]
 
 
 def _prepare_standalone(

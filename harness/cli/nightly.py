@@ -114,7 +114,12 @@ def nightly_install(
     """
     from harness.nightly import scheduler as install
 
-    scheduler = _scheduler(cron=cron, systemd=systemd, github=github)
+    wanted: dict[Scheduler, bool] = {"cron": cron, "systemd": systemd, "github": github}
+    chosen = [name for name, on in wanted.items() if on]
+    if len(chosen) != 1:
+        found = " and ".join(chosen) or "no scheduler"
+        raise UserError(Problem("nightly install", found, "one of --cron, --systemd, --github", "choose one"))
+    scheduler = chosen[0]
     files = install.units(scheduler, config, at)
     if write:
         for path in install.write(files):
@@ -124,15 +129,6 @@ def nightly_install(
             print(f"# {path}\n{text}" if len(files) > 1 else text, end="")
     asked = [*(["--at", at] if at != _AT else []), *(["-c", str(config)] if config != CONFIG else [])]
     say(f"next: {install.next_step(scheduler, files, asked, written=write)}")
-
-
-def _scheduler(*, cron: bool, systemd: bool, github: bool) -> "Scheduler":
-    wanted: dict[Scheduler, bool] = {"cron": cron, "systemd": systemd, "github": github}
-    chosen = [name for name, on in wanted.items() if on]
-    if len(chosen) != 1:
-        found = " and ".join(chosen) or "no scheduler"
-        raise UserError(Problem("nightly install", found, "one of --cron, --systemd, --github", "choose one"))
-    return chosen[0]
 
 
 def _today() -> date:

@@ -34,7 +34,12 @@ def list_purposes(what: str, suites: Path = Path("suites")) -> dict[str, str]:
 
         return dict(_keys(Experiment))
     if what in ("suites", "tasks"):
-        return _suites(suites, what)
+        from harness.config import read_suites
+
+        found = read_suites(suites)
+        if what == "suites":
+            return {s.name: f"{s.role}: {', '.join(t.name for t in s.tasks)}" for s in found}
+        return {t.name: f"{s.name}: {t.description or 'lm-eval'}" for s in found for t in s.tasks}
     if what == "lm-eval":
         from harness.evaluation import lm_eval
 
@@ -79,12 +84,3 @@ def _default(field: "FieldInfo") -> str:
         return f"{said}nothing if not written"
     shown = ", ".join(map(str, value)) if isinstance(value, tuple | dict) else str(value)
     return f"{said}{shown} if not written"
-
-
-def _suites(folder: Path, what: str) -> dict[str, str]:
-    from harness.config import read_suites
-
-    found = read_suites(folder)
-    if what == "suites":
-        return {s.name: f"{s.role}: {', '.join(t.name for t in s.tasks)}" for s in found}
-    return {t.name: f"{s.name}: {t.description or 'lm-eval'}" for s in found for t in s.tasks}

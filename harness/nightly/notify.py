@@ -28,12 +28,17 @@ def night_document(found: NightReport) -> ResultDocument:
     """Lay a night out: a row a candidate, then its evidence, lost items and alarms."""
     rows = [[line.name, line.verdict, _anchors(line)] for line in found.lines]
     lost = [_lost_text(line) for line in found.lines if line.lost and line.verdict != "ok"]
+    new = [f"NEW ALARM: {a.about}: {a.verdict}" for a in found.new]
+    known = [
+        f"known alarm since {a.night}: {a.about}: {a.verdict}; harness nightly ack closes it"
+        for a in found.open
+    ]
     sections = [
         Section(
             "candidates", columns=("candidate", "verdict", "fixed items, pp"), rows=rows, notes=_facts(found)
         ),
         Section("lost", notes=lost, detail=True),
-        Section("alarms", notes=_alarms(found)),
+        Section("alarms", notes=[*new, *known]),
     ]
     title = f"{found.experiment}: night of {found.night}: {found.verdict}"
     return ResultDocument(title, sections, found.sentence)
@@ -126,15 +131,6 @@ def _about(found: NightReport) -> list[str]:
         *missed,
         *found.no_evidence,
     ]
-
-
-def _alarms(found: NightReport) -> list[str]:
-    new = [f"NEW ALARM: {a.about}: {a.verdict}" for a in found.new]
-    known = [
-        f"known alarm since {a.night}: {a.about}: {a.verdict}; harness nightly ack closes it"
-        for a in found.open
-    ]
-    return [*new, *known]
 
 
 def _anchors(line: CandidateVerdict) -> str:

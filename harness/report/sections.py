@@ -82,7 +82,12 @@ def _body(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Iterator[
     yield Section("evidence", "Evidence", notes=sentences(report))
     yield wins_section(done, report.declared)
     yield from label_sections(report.labels)
-    yield _heat(report)
+    found = heat(report)
+    rows = [
+        [task, *(f"{cell.change} {cell.interval}" if cell else UNKNOWN for cell in cells)]
+        for task, cells in found.rows
+    ]
+    yield Section("heat", HEAT_TITLE, ("change in points", *found.labels), rows)
     yield from (ablation_section(a, report.unit) for a in report.ablations)
     yield from (sets_section(of, report.unit, i) for i, of in enumerate(report.training_sets))
     yield seed_section(report.seeds, report.unit)
@@ -103,16 +108,6 @@ def _appendix(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Itera
         rows, missing = arithmetic_rows(report.decision, report.unit), _list_missing(report.decision)
         yield Section("arithmetic", "Arithmetic of the decision", ("input", "value"), rows, notes=missing)
     yield from (Section("provenance", *table) for table in provenance_tables(report.origins))
-
-
-def _heat(report: ExperimentReport) -> Section:
-    """Show what each fine-tune changed on every task of the suites that is a rate."""
-    found = heat(report)
-    rows = [
-        [task, *(f"{cell.change} {cell.interval}" if cell else UNKNOWN for cell in cells)]
-        for task, cells in found.rows
-    ]
-    return Section("heat", HEAT_TITLE, ("change in points", *found.labels), rows)
 
 
 def _slices(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Section:

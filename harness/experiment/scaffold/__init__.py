@@ -69,7 +69,12 @@ def propose(request: Request, here: Resources | None = None) -> Proposal:
         late.append(_too_long(bounded.time_s, request.minutes))
     elif request.minutes is not None:
         remarks.append("time: not bounded, the base is not here yet; harness compare --dry-run estimates it")
-    files = _files(request, name, task, candidates, remarks)
+    experiment, suite = _paths(request, name)
+    files = {
+        experiment: experiment_text(request, name, candidates, remarks),
+        suite: suite_text(request, task, suite.parent),
+        request.folder / SCHEMA: json.dumps(json_schema(), indent=1) + "\n",
+    }
     said = *_sentences(seen, task, items, candidates), *remarks
     warnings = *_warnings(items), *filter(None, late)
     return Proposal(name, seen.kind, task, candidates, files, said, warnings)
@@ -95,17 +100,6 @@ def _recognise(request: Request) -> Seen:
 def _paths(request: Request, name: str) -> tuple[Path, Path]:
     """Return where the experiment and its target are written."""
     return request.folder / "harness.yaml", request.folder / "suites" / f"{name}.yaml"
-
-
-def _files(
-    request: Request, name: str, task: Task, candidates: Mapping[str, Any], remarks: Sequence[str]
-) -> dict[Path, str]:
-    experiment, suite = _paths(request, name)
-    return {
-        experiment: experiment_text(request, name, candidates, remarks),
-        suite: suite_text(request, task, suite.parent),
-        request.folder / SCHEMA: json.dumps(json_schema(), indent=1) + "\n",
-    }
 
 
 def _this_machine() -> Resources:

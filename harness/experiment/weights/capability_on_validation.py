@@ -57,7 +57,12 @@ def forgetting_on_validation(
         if not make:
             return None
         for of, sets in zip((base_weights(trial.base), weights), arms, strict=True):
-            _answer(session, trial, of, sets)
+            if lacking := score_answered(session, sets):
+                is_base = of.digest == trial.base.weights_digest
+                beside = "" if is_base else measure_control(session, trial.base, of)
+                with open_weights(session, of) as model:
+                    fill(session, model, lacking, "general items for validation", control=beside)
+                score_answered(session, lacking)
         known[key] = _forgetting(session, asked, arms)
         write_whole(session.store, kept, json.dumps(known))
     return known[key]
@@ -89,15 +94,6 @@ def _forgetting(session: Session, asked: Sequence[Measured], arms: Sequence[Sequ
 
 def _rows(session: Session, of: RowSet) -> list[SampleResult]:
     return store.read_rows(session.store, of.identity.digest, len(of.ids))
-
-
-def _answer(session: Session, trial: ResolvedCandidate, weights: Weights, sets: Sequence[RowSet]) -> None:
-    if lacking := score_answered(session, sets):
-        is_base = weights.digest == trial.base.weights_digest
-        beside = "" if is_base else measure_control(session, trial.base, weights)
-        with open_weights(session, weights) as model:
-            fill(session, model, lacking, "general items for validation", control=beside)
-        score_answered(session, lacking)
 
 
 def capability_change(
