@@ -308,10 +308,10 @@ def find(tmp_path):
     """Return a function that checks rows with the named checks, by severity and place."""
     from checked_rows import write
 
-    from harness.experiment.check_rows import Asked, examine_rows
+    from harness.experiment.check_rows import RowCheck, examine_rows
 
     def run(rows, *only, **asked):
-        given = Asked([write(tmp_path / "rows.jsonl", rows)], only=only or None, **asked)
+        given = RowCheck([write(tmp_path / "rows.jsonl", rows)], only=only or None, **asked)
         return examine_rows(given).findings
 
     return run

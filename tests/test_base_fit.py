@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from harness.cli.app import app
 from harness.cli.doctor import gigabytes
 from harness.errors import UserError
-from harness.experiment.preparation.base_fit import Asked, examine_base, ways
+from harness.experiment.preparation.base_fit import FitQuery, examine_base, ways
 from harness.models import memory
 from harness.models.memory.shape import shape_of
 
@@ -35,7 +35,7 @@ def test_a_7b_model_in_fp16_with_and_without_checkpointing(llama):
     Korthikanti et al. 2022: 34 s b h a layer with attention in blocks, 36.5 GB; 2 s b h a layer and one whole layer
     where they are computed again, 2.1 + 1.1 GB. Rajbhandari et al. 2020: 16 bytes a parameter, and 2 of a copy.
     """
-    found = examine_base(str(llama), Asked(24.0, 2048, 4, "fp16"))
+    found = examine_base(str(llama), FitQuery(24.0, 2048, 4, "fp16"))
     assert found.n_parameters == 6_738_415_616
     full = {way.checkpointing: way for way in found.ways if way.name == "full fine-tuning"}
     assert full[False].peak.activations == pytest.approx(36.5, abs=0.05)
@@ -50,12 +50,12 @@ def test_a_7b_model_in_fp16_with_and_without_checkpointing(llama):
 
 def test_the_keys_of_a_prompt_are_those_of_all_its_tokens(llama):
     """524,288 bytes a token of Llama-2-7B: 2 × 32 layers × 4,096 × 2 bytes."""
-    (prompting,) = (way for way in examine_base(str(llama), Asked(24.0)).ways if way.name == "prompting")
+    (prompting,) = (way for way in examine_base(str(llama), FitQuery(24.0)).ways if way.name == "prompting")
     assert prompting.peak.keys == pytest.approx(2048 * 4 * 524_288 / 1e9)
 
 
 def test_time_and_price_follow_the_tokens_the_speed_and_the_hour(llama):
-    asked = Asked(24.0, tokens=1e6, tflops=100, hour_usd=3.0)
+    asked = FitQuery(24.0, tokens=1e6, tflops=100, hour_usd=3.0)
     once, twice = (
         {(w.name, w.checkpointing): w for w in examine_base(str(llama), a).ways}
         for a in (asked, asked._replace(tokens=2e6))
@@ -65,12 +65,12 @@ def test_time_and_price_follow_the_tokens_the_speed_and_the_hour(llama):
     assert twice["LoRA", True].time_s - start_s == pytest.approx(2 * (lora.time_s - start_s))
     assert lora.cost_usd == pytest.approx(lora.time_s * 3 / 3600)
     assert once["LoRA", False].time_s < lora.time_s < once["full fine-tuning", True].time_s
-    assert {way.time_s for way in examine_base(str(llama), Asked(24.0)).ways} == {None}
+    assert {way.time_s for way in examine_base(str(llama), FitQuery(24.0)).ways} == {None}
 
 
 def test_four_cards_share_a_training_whose_states_no_card_holds_alone(llama):
     """Rajbhandari et al. 2020, figure 1: stage 2 leaves the weights whole, stage 3 nothing."""
-    asked = Asked(80.0, 2048, 4, "bf16", tokens=1e6, tflops=100, hour_usd=3.0, gpus=4)
+    asked = FitQuery(80.0, 2048, 4, "bf16", tokens=1e6, tflops=100, hour_usd=3.0, gpus=4)
     found = {(way.name, way.checkpointing): way for way in examine_base(str(llama), asked).ways}
     n, full = 6.738, "full fine-tuning"
     layers = 2 * 6 * n / 32  # held whole, in fp32 and in 16 bits
@@ -148,7 +148,7 @@ def test_experts_stay_in_16_bits_so_qlora_is_no_way():
     rest = {"num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936}
     shape = shape_of({**config, **rest}, total * 1e9)
     assert memory.weights_gb(shape, "bf16", quantization="nf4") == pytest.approx(60, abs=1)
-    qlora = [way for way in ways(shape, Asked(1000.0)) if way.name == "QLoRA"]
+    qlora = [way for way in ways(shape, FitQuery(1000.0)) if way.name == "QLoRA"]
     assert [way.fits for way in qlora] == [False, False]
     assert "95% of the parameters are in experts" in qlora[0].why_not
 
@@ -197,7 +197,7 @@ def test_sizes_that_are_no_sizes_or_not_those_of_the_weights_are_refused(llama, 
     (tmp_path / "model.safetensors").symlink_to(llama / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({**LLAMA_2_7B, **said}))
     with pytest.raises(UserError, match=found):
-        examine_base(str(tmp_path), Asked(24.0))
+        examine_base(str(tmp_path), FitQuery(24.0))
 
 
 @pytest.mark.parametrize(
@@ -211,12 +211,12 @@ def test_sizes_that_are_no_sizes_or_not_those_of_the_weights_are_refused(llama, 
 def test_what_a_shape_does_not_hang_on_refuses_no_base(llama, tmp_path, said):
     (tmp_path / "model.safetensors").symlink_to(llama / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({**LLAMA_2_7B, **said}))
-    assert examine_base(str(tmp_path), Asked(24.0)).n_parameters == 6_738_415_616
+    assert examine_base(str(tmp_path), FitQuery(24.0)).n_parameters == 6_738_415_616
 
 
 def test_more_cards_than_rows_are_refused_with_the_batch_that_they_share(llama):
     with pytest.raises(UserError, match=r"8 cards, and 4 rows of a batch.*--batch 8"):
-        examine_base(str(llama), Asked(24.0, batch=4, gpus=8))
+        examine_base(str(llama), FitQuery(24.0, batch=4, gpus=8))
 
 
 @pytest.mark.parametrize("content", ["null", "[]", "5", '"x"'])
@@ -224,7 +224,7 @@ def test_a_configuration_that_is_no_object_is_refused(llama, tmp_path, content):
     (tmp_path / "model.safetensors").symlink_to(llama / "model.safetensors")
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match="expected an object of names and values"):
-        examine_base(str(tmp_path), Asked(24.0))
+        examine_base(str(tmp_path), FitQuery(24.0))
 
 
 def doctor(*arguments):
@@ -268,14 +268,14 @@ def test_what_the_command_cannot_use_is_refused(llama, arguments, said):
 def test_a_folder_without_shape_or_weights_is_refused(tmp_path, llama):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_2_7B))
     with pytest.raises(UserError, match="no safetensors"):
-        examine_base(str(tmp_path), Asked(24.0))
+        examine_base(str(tmp_path), FitQuery(24.0))
     (tmp_path / "model.safetensors").symlink_to(llama / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="without layers"):
-        examine_base(str(tmp_path), Asked(24.0))
+        examine_base(str(tmp_path), FitQuery(24.0))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="no JSON"):
-        examine_base(str(tmp_path), Asked(24.0))
+        examine_base(str(tmp_path), FitQuery(24.0))
 
 
 def hub_of(folder, served):
@@ -314,8 +314,8 @@ def test_of_a_model_on_the_hub_the_headers_are_fetched_and_no_weights(llama, tmp
     served = []
     server = hub_of(llama, served)
     code = (
-        "from harness.experiment.preparation.base_fit import Asked, examine_base\n"
-        "print(examine_base('meta-llama/Llama-2-7b', Asked(24.0)).n_parameters)"
+        "from harness.experiment.preparation.base_fit import FitQuery, examine_base\n"
+        "print(examine_base('meta-llama/Llama-2-7b', FitQuery(24.0)).n_parameters)"
     )
     endpoint = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
     environment = os.environ | endpoint | {"HF_HOME": str(tmp_path)}

@@ -17,7 +17,7 @@ from harness.cli import app
 from harness.data import check
 from harness.data.check._table import Reading, read_table
 from harness.errors import UserError
-from harness.experiment.check_rows import Asked, check_briefly, examine_rows
+from harness.experiment.check_rows import RowCheck, check_briefly, examine_rows
 from harness.progress import Silent
 from harness.report.findings import short_lines
 from harness.report.findings.command_chain import fill_commands
@@ -88,7 +88,7 @@ def test_the_exit_code_follows_what_is_asked_to_fail_on(duplicated, level, code)
 
 def refused(*arguments, **asked):
     with pytest.raises(UserError) as error:
-        examine_rows(Asked(list(map(str, arguments)), **asked))
+        examine_rows(RowCheck(list(map(str, arguments)), **asked))
     return error.value.problems
 
 
@@ -159,7 +159,7 @@ def test_texts_alone_are_checked_too(find):
 
 def test_a_reading_needs_no_layout(tmp_path):
     path = write(tmp_path / "rows.jsonl", clean_rows())
-    asked = Asked([path])
+    asked = RowCheck([path])
     assert isinstance(reading(asked), Reading)
     assert len(read_table([path], reading(asked)).entries) == 400
 
@@ -200,7 +200,7 @@ def test_a_check_says_which_part_is_at_work_and_how_far_it_is(tmp_path):
             yield lambda done, total, note="": self.said.append((done / total, note))
 
     path = write(tmp_path / "rows.jsonl", clean_rows())
-    examine_rows(Asked([path], only=["amount", "repeated_rows"]), Heard())
+    examine_rows(RowCheck([path], only=["amount", "repeated_rows"]), Heard())
     assert Heard.said == [f"checking {path}", (0.0, "amount"), (0.5, "repeated rows")]
 
 
@@ -316,7 +316,7 @@ def test_a_row_of_several_lines_of_a_csv_file_stands_at_its_first(tmp_path):
     file.write_text(
         "\n".join(["text,label", '"one\ntwo\n\nthree",refund', *rows, '"one\ntwo\n\nthree",refund'])
     )
-    (found,) = alarms(examine_rows(Asked([str(file)], only=["repeated_rows"])).findings)
+    (found,) = alarms(examine_rows(RowCheck([str(file)], only=["repeated_rows"])).findings)
     assert lines(found) == [46]
     assert found.example.endswith("rows.csv:46 repeats " + found.rows[0].replace(":46", ":2"))
 
@@ -337,7 +337,7 @@ def test_a_file_whose_name_begins_with_a_dash_is_no_option_of_the_command_that_i
 ):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "-rows.jsonl", [*clean_rows(40), *clean_rows(1)])
-    found = examine_rows(Asked([str(tmp_path / "-rows.jsonl")], only=["repeated_rows"])).findings
+    found = examine_rows(RowCheck([str(tmp_path / "-rows.jsonl")], only=["repeated_rows"])).findings
     done = CliRunner().invoke(app, shlex.split(alarms(found)[0].command)[1:])
     assert done.exit_code == 0, done.stderr
     assert (tmp_path / "-rows.dedup.jsonl").exists()
@@ -347,7 +347,7 @@ def test_so_is_it_in_the_line_that_init_and_doctor_print(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for part, rows in {"-rows": clean_rows(40), "-test": clean_rows(40, 1)}.items():
         write(tmp_path / f"{part}.jsonl", rows)
-    brief = check_briefly(Asked([str(tmp_path / "-rows.jsonl")], [str(tmp_path / "-test.jsonl")]))
+    brief = check_briefly(RowCheck([str(tmp_path / "-rows.jsonl")], [str(tmp_path / "-test.jsonl")]))
     assert brief.command == "harness data check ./-rows.jsonl --test ./-test.jsonl"
     done = CliRunner().invoke(app, shlex.split(brief.command)[1:])
     assert (done.exit_code, "Data check of -rows.jsonl: 40 rows" in done.stdout) == (0, True), done.stderr
@@ -360,7 +360,7 @@ def test_rows_whose_id_stands_already_are_found_and_numbered_by_the_command(find
     done = CliRunner().invoke(app, shlex.split(found.command)[1:])
     assert done.exit_code == 0, done.stderr
     mended = tmp_path / "rows.clean.jsonl"
-    assert alarms(examine_rows(Asked([str(mended)], only=["missing_values"])).findings) == []
+    assert alarms(examine_rows(RowCheck([str(mended)], only=["missing_values"])).findings) == []
     written = [json.loads(line) for line in mended.read_text().splitlines()]
     assert [{**row, "id": i // 2} for i, row in enumerate(written)] == rows
 

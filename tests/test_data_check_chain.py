@@ -10,7 +10,7 @@ from checked_rows import alarms, clean_rows
 from typer.testing import CliRunner
 
 from harness.cli import app
-from harness.experiment.check_rows import Asked, examine_rows
+from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.report.findings.command_chain import order_commands
 
 
@@ -54,7 +54,7 @@ def test_the_printed_commands_run_as_a_chain_and_what_they_leave_raises_no_alarm
             csv.writer(file).writerows([list(row.values()) for row in messy(200, 0)[40:50]])
     files = [name if name[0] != "-" else f"./{name}" for name in names]
     found = examine_rows(
-        Asked(files, only=["missing_values", "encoding_damage", "answer_formats", "repeated_rows"])
+        RowCheck(files, only=["missing_values", "encoding_damage", "answer_formats", "repeated_rows"])
     )
     chain = order_commands(found.findings)
     verbs = [shlex.split(step)[2] for step in chain]
@@ -62,7 +62,7 @@ def test_the_printed_commands_run_as_a_chain_and_what_they_leave_raises_no_alarm
     for step in chain:
         run(step)
     left = examine_rows(
-        Asked([written(chain[-1])], only=["missing_values", "encoding_damage", "repeated_rows"])
+        RowCheck([written(chain[-1])], only=["missing_values", "encoding_damage", "repeated_rows"])
     )
     assert alarms(left.findings) == []
     for finding in alarms(found.findings):
@@ -85,7 +85,7 @@ def test_files_that_are_to_be_split_are_joined_first(tmp_path, monkeypatch):
     for name, of in (("a.csv", rows[:150]), ("b.csv", rows[150:300])):
         write(name, of)
     write("t.csv", [row for row in rows[300:] if row["label"] in ("refund", "invoice")] + rows[300:310])
-    found = examine_rows(Asked(["a.csv", "b.csv"], test=["t.csv"], only=["class_balance"]))
+    found = examine_rows(RowCheck(["a.csv", "b.csv"], test=["t.csv"], only=["class_balance"]))
     chain = order_commands(found.findings)
     assert [shlex.split(step)[2] for step in chain] == ["mix", "split"]
     for step in chain:

@@ -16,7 +16,7 @@ from harness.data.check import ALPHA
 from harness.data.check.class_balance import mix_p
 from harness.data.edit.decisions import Decision, keep_decision
 from harness.errors import UserError
-from harness.experiment.check_rows import Asked, examine_rows
+from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.records import checksum
 
 
@@ -130,7 +130,7 @@ def test_the_command_that_is_named_spells_labels_as_most_rows_do(find, tmp_path)
     assert (
         alarms(
             examine_rows(
-                Asked([str(tmp_path / "rows.clean.jsonl")], only=["answer_formats"], **named)
+                RowCheck([str(tmp_path / "rows.clean.jsonl")], only=["answer_formats"], **named)
             ).findings
         )
         == []
@@ -154,7 +154,9 @@ def test_conflicts_name_a_command_that_needs_no_page(find, tmp_path):
     assert done.exit_code == 0, done.stderr
     assert (
         alarms(
-            examine_rows(Asked([str(tmp_path / "rows.dedup.jsonl")], only=["conflicting_answers"])).findings
+            examine_rows(
+                RowCheck([str(tmp_path / "rows.dedup.jsonl")], only=["conflicting_answers"])
+            ).findings
         )
         == []
     )
@@ -311,7 +313,7 @@ def test_suspect_labels_of_two_columns_are_corrected_in_both(tmp_path, monkeypat
     right = [{"text": row["text"], **of[row["label"]]} for row in clean_rows(400)]
     wrong = [row | of[LABELS[(row["rank"] + 1) % 4]] if i % 20 == 0 else row for i, row in enumerate(right)]
     write(tmp_path / "r.jsonl", wrong)
-    asked = Asked(["r.jsonl"], only=["suspect_labels"], prompt="text", reference="{team}-{rank}")
+    asked = RowCheck(["r.jsonl"], only=["suspect_labels"], prompt="text", reference="{team}-{rank}")
     checked = examine_rows(asked)
     (found,) = (f for f in checked.findings if f.labels)
     line, label = lines(found)[0], found.labels[0]

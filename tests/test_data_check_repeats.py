@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.data import check
 from harness.data.check._table import read_table
-from harness.experiment.check_rows import Asked, detectable, examine_rows
+from harness.experiment.check_rows import RowCheck, detectable, examine_rows
 
 
 def test_exact_duplicates_are_found_by_line_whatever_their_case(find):
@@ -79,7 +79,7 @@ def test_a_question_with_two_texts_is_a_note(find):
 
 def test_of_more_rows_than_memory_holds_a_draw_is_kept_and_duplicates_are_counted_among_all(tmp_path):
     rows = clean_rows(2_000)
-    asked = Asked([write(tmp_path / "rows.jsonl", [*rows, rows[0]])])
+    asked = RowCheck([write(tmp_path / "rows.jsonl", [*rows, rows[0]])])
     table = read_table(asked.files, reading(asked), held=800_000)
     assert 100 < len(table.entries) < 700
     assert table.n == 2_001
@@ -120,7 +120,7 @@ def test_training_rows_that_test_repeats_are_errors(find, tmp_path):
     assert found[0].command.startswith("harness data dedup ")
     done = CliRunner().invoke(app, shlex.split(found[0].command)[1:])
     assert done.exit_code == 0, done.stderr
-    left = Asked(
+    left = RowCheck(
         [str(tmp_path / "rows.dedup.jsonl")], test=[str(tmp_path / "test.jsonl")], only=["test_leaks"]
     )
     assert examine_rows(left).findings == ()
@@ -138,7 +138,7 @@ def test_a_leak_in_other_words_is_a_warning_with_the_closest_pair(find, tmp_path
 
 def test_embeddings_find_a_leak_that_shares_no_word(tmp_path):
     rows = [{"text": "Wo ist meine Karte", "label": "a"}, {"text": "Close my account", "label": "b"}]
-    files = Asked([write(tmp_path / "all.jsonl", rows)], prompt="text", reference="label")
+    files = RowCheck([write(tmp_path / "all.jsonl", rows)], prompt="text", reference="label")
     train, test = (
         read_table([write(tmp_path / name, of)], reading(files))
         for name, of in (("train.jsonl", rows), ("test.jsonl", [{"text": "Where is my card", "label": "a"}]))
@@ -210,7 +210,7 @@ def test_rows_found_by_embeddings_alone_are_decided_by_hand(tmp_path):
     ask = "How do I open an account for my business in Germany"
     rows = [{"text": f"{ask}?", "label": "a"}, {"text": "Wo ist meine Karte", "label": "b"}]
     items = [{"text": f"{ask}, please?", "label": "a"}, {"text": "Where is my card", "label": "b"}]
-    reads = reading(Asked([write(tmp_path / "train.jsonl", rows)], prompt="text", reference="label"))
+    reads = reading(RowCheck([write(tmp_path / "train.jsonl", rows)], prompt="text", reference="label"))
     train, test = (
         read_table([write(tmp_path / f"{n}.jsonl", of)], reads)
         for n, of in (("train", rows), ("test", items))
@@ -240,7 +240,7 @@ def test_rows_of_one_sense_and_label_are_found_by_embeddings(tmp_path):
         "Where is my card?",
     ]
     rows = [{"text": ask, "label": "ab"[i in (1, 2, 3, 4, 7)]} for i, ask in enumerate([*asks, "Bye"])]
-    asked = Asked([write(tmp_path / "rows.jsonl", rows)], prompt="text", reference="label")
+    asked = RowCheck([write(tmp_path / "rows.jsonl", rows)], prompt="text", reference="label")
     table = read_table(list(asked.files), reading(asked))
 
     def encode(texts):
@@ -269,7 +269,7 @@ def test_a_split_by_groups_is_told_apart_by_its_groups_without_an_alarm(tmp_path
     other = [{"text": f"{row['text'][::-1]}", "label": row["label"]} for row in clean_rows(200, seed=4)]
     train, test = (write(tmp_path / f"{n}.jsonl", of) for n, of in (("train", clean_rows()), ("test", other)))
     assert grouped_by(train) == "article"
-    found = examine_rows(Asked([train], test=[test], only=["traits"])).findings
+    found = examine_rows(RowCheck([train], test=[test], only=["traits"])).findings
     assert alarms(found) == []
     assert any("other values of 'article'" in f.meaning for f in found)
 
@@ -297,21 +297,21 @@ def test_what_repeats_between_two_files_is_mended_by_joining_them(tmp_path, colu
     others = [{**row, columns[1]: LABELS[0]} if repeated == "answer" else row for row in rows[1:40:4]]
     files = [write(tmp_path / "a.jsonl", rows[:40]), write(tmp_path / "b.jsonl", [*rows[40:], *others])]
     only = ["repeated_rows", "conflicting_answers"]
-    (found,) = alarms(examine_rows(Asked(files, only=only)).findings)
+    (found,) = alarms(examine_rows(RowCheck(files, only=only)).findings)
     run_command(found.command)
     mended = tmp_path / "a.mixed.dedup.jsonl"
     named = {"prompt": columns[0], "reference": columns[1]}
-    assert alarms(examine_rows(Asked([str(mended)], only=only, **named)).findings) == []
+    assert alarms(examine_rows(RowCheck([str(mended)], only=only, **named)).findings) == []
     assert len(mended.read_text().splitlines()) == (70 if repeated == "answer" else 80)
 
 
 def test_what_is_wrong_in_each_of_two_files_is_mended_in_both(tmp_path):
     rows = [{**row, "text": f"{row['text']} caf\u00c3\u00a9"} for row in clean_rows(80)]
     files = [write(tmp_path / f"{name}.jsonl", of) for name, of in (("a", rows[:40]), ("b", rows[40:]))]
-    (found,) = alarms(examine_rows(Asked(files, only=["encoding_damage"])).findings)
+    (found,) = alarms(examine_rows(RowCheck(files, only=["encoding_damage"])).findings)
     run_command(found.command)
     mended = [str(tmp_path / f"{name}.clean.jsonl") for name in "ab"]
-    assert alarms(examine_rows(Asked(mended, only=["encoding_damage"])).findings) == []
+    assert alarms(examine_rows(RowCheck(mended, only=["encoding_damage"])).findings) == []
 
 
 def test_a_test_file_may_be_named_as_a_part_of_a_command(find, tmp_path):

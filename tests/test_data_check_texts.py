@@ -18,7 +18,7 @@ from harness.data.check._table import read_table
 from harness.data.check.amount import histogram
 from harness.data.check.personal_data import personal_data
 from harness.data.edit.clean import clean_text
-from harness.experiment.check_rows import Asked, examine_rows
+from harness.experiment.check_rows import RowCheck, examine_rows
 
 
 def test_damaged_encoding_is_found_and_mended_in_the_example(find):
@@ -42,7 +42,7 @@ def test_control_characters_are_found_as_clean_mends_them(find, tmp_path):
     assert "\\x00" in found.example
     done = CliRunner().invoke(app, shlex.split(found.command)[1:])
     assert "2 changed" in done.stdout
-    mended = examine_rows(Asked([str(tmp_path / "rows.clean.jsonl")], only=["encoding_damage"])).findings
+    mended = examine_rows(RowCheck([str(tmp_path / "rows.clean.jsonl")], only=["encoding_damage"])).findings
     assert alarms(mended) == []
 
 
@@ -106,7 +106,7 @@ def test_an_example_of_personal_data_is_masked(find):
 def test_rows_beyond_the_context_are_all_found(tmp_path):
     rows = clean_rows()
     rows[6]["text"] = "word " * 500
-    asked = Asked([write(tmp_path / "rows.jsonl", rows)])
+    asked = RowCheck([write(tmp_path / "rows.jsonl", rows)])
     table = read_table(asked.files, reading(asked))
     words = Tokenizer("words", 100, lambda texts: [len(text.split()) for text in texts])
     found = check.check_rows(table, check.Given(tokenizer=words), ["amount"])
@@ -159,7 +159,7 @@ def test_answers_with_white_space_around_them_are_found_and_cut_in_every_layout(
     done = CliRunner().invoke(app, in_front)
     assert done.exit_code == 0, done.stderr
     assert ", 2 changed" in done.stdout
-    mended = Asked([str(tmp_path / "rows.clean.jsonl")], only=["answer_formats"])
+    mended = RowCheck([str(tmp_path / "rows.clean.jsonl")], only=["answer_formats"])
     assert alarms(examine_rows(mended).findings) == []
 
 
@@ -240,7 +240,7 @@ def test_white_space_behind_answers_is_mended_by_the_command_that_is_named(find,
     done = CliRunner().invoke(app, shlex.split(found.command)[1:])
     assert done.exit_code == 0, done.stderr
     (mended,) = (word for word in shlex.split(found.command) if word.endswith(".clean.jsonl"))
-    assert alarms(examine_rows(Asked([mended], only=["answer_formats"])).findings) == []
+    assert alarms(examine_rows(RowCheck([mended], only=["answer_formats"])).findings) == []
 
 
 ENGLISH = (
@@ -387,7 +387,7 @@ def test_white_space_behind_one_of_several_answers_is_found_and_mended(find, tmp
     assert (found.title, found.count) == ("answers with white space behind them", 29)
     done = CliRunner().invoke(app, shlex.split(found.command)[1:])
     assert done.exit_code == 0, done.stderr
-    mended = Asked([str(tmp_path / "rows.clean.jsonl")], only=["answer_formats"])
+    mended = RowCheck([str(tmp_path / "rows.clean.jsonl")], only=["answer_formats"])
     assert alarms(examine_rows(mended).findings) == []
 
 

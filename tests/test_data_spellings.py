@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.data.edit.decisions import Decision, keep_decision
 from harness.errors import UserError
-from harness.experiment.check_rows import Asked, examine_rows
+from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.records import checksum
 
 SPELT = {
@@ -100,7 +100,7 @@ def test_labels_made_of_two_columns_are_spelt_alike_in_both(find, tmp_path):
     assert done.exit_code == 0, done.stderr
     mended = [json.loads(line) for line in (tmp_path / "rows.clean.jsonl").read_text().splitlines()]
     assert ({row["team"] for row in mended}, {row["rank"] for row in mended}) == (set(LABELS), {"A", "B"})
-    again = examine_rows(Asked([str(tmp_path / "rows.clean.jsonl")], only=["answer_formats"], **named))
+    again = examine_rows(RowCheck([str(tmp_path / "rows.clean.jsonl")], only=["answer_formats"], **named))
     assert alarms(again.findings) == []
 
 

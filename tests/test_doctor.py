@@ -14,7 +14,7 @@ from harness.evaluation.rows.row_sets import suite_sets
 from harness.experiment import Scope, prepare_session
 from harness.experiment.preflight import _disk_problems, compiler_problems, examine
 from harness.experiment.preflight.candidate_costs import (
-    Asked,
+    EvalTokens,
     _evaluation_work,
     _peak_gb,
     checkpoints_gb,
@@ -81,7 +81,7 @@ def test_whole_texts_that_are_scored_take_the_logits_of_a_pass(copy):
     opened, _ = session(copy)
     prompt = opened.candidates["prompt"]
     shape = hub.shape(prompt.base)
-    few, whole = (_peak_gb(opened, prompt, shape, Asked(Work(), 100, scored)) for scored in (0, 64))
+    few, whole = (_peak_gb(opened, prompt, shape, EvalTokens(Work(), 100, scored)) for scored in (0, 64))
     assert whole - few == pytest.approx(4 * 64 * shape.vocabulary / 1e9)
     assert _evaluation_work(opened, suite_sets(opened, base_weights(opened.source))).scored > 0
 

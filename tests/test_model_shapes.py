@@ -6,7 +6,7 @@ import pytest
 from model_headers import decoder, write_headers
 
 from harness.errors import UserError
-from harness.experiment.preparation.base_fit import Asked, examine_base
+from harness.experiment.preparation.base_fit import FitQuery, examine_base
 from harness.models import hub, memory
 from harness.models.devices.placement import weights_bytes
 from harness.models.memory.shape import shape_of
@@ -125,7 +125,7 @@ def test_embeddings_that_are_tied_by_default_count_once(tmp_path, config, sizes,
     folder = write_headers(
         tmp_path / "base", config, decoder(**dict(zip(names, sizes, strict=True)), tied=True)
     )
-    found = examine_base(str(folder), Asked(24.0))
+    found = examine_base(str(folder), FitQuery(24.0))
     assert found.shape.in_embeddings / 1e6 == pytest.approx(millions[0], abs=4)
     assert (found.n_parameters - found.shape.in_embeddings) / 1e6 == pytest.approx(millions[1], abs=1)
 
@@ -179,7 +179,7 @@ def quantised_llama(folder, name):
 @pytest.mark.parametrize("name", QUANTISED)
 def test_files_that_are_quantised_take_the_memory_of_their_headers(tmp_path, name):
     folder = quantised_llama(tmp_path / "base", name)
-    found = examine_base(str(folder), Asked(12.0))
+    found = examine_base(str(folder), FitQuery(12.0))
     assert found.n_parameters == 8_030_261_248
     stored = (IN_LAYERS * QUANTISED[name][2] / 8 + BESIDE) / 1e9
     ways = {way.name: way for way in found.ways}
@@ -189,12 +189,12 @@ def test_files_that_are_quantised_take_the_memory_of_their_headers(tmp_path, nam
 
 
 def test_a_7b_in_4_bits_trains_adapters_on_a_card_that_its_16_bits_would_not_fit(tmp_path):
-    found = examine_base(str(quantised_llama(tmp_path / "base", "gptq")), Asked(16.0))
+    found = examine_base(str(quantised_llama(tmp_path / "base", "gptq")), FitQuery(16.0))
     assert {way.name for way in found.ways if way.fits} == {"prompting", "LoRA"}
 
 
 def test_what_a_card_may_unpack_is_said_in_both_sizes(tmp_path):
-    found = examine_base(str(quantised_llama(tmp_path / "base", "fp8")), Asked(16.0))
+    found = examine_base(str(quantised_llama(tmp_path / "base", "fp8")), FitQuery(16.0))
     weights = {way.name: way.peak.weights for way in found.ways if way.name.startswith("prompting")}
     assert weights == pytest.approx({"prompting": 9.08, "prompting (unpacked)": 16.06}, abs=0.01)
     assert {way.name for way in found.ways if way.fits} == {"prompting"}
@@ -216,7 +216,7 @@ def test_gpt_oss_20b_is_read_as_its_card_has_it_packed_and_unpacked(tmp_path):
         for name, d_out in (("gate_up_proj", 5760), ("down_proj", 2880)):
             tensors[f"{at}.mlp.experts.{name}_blocks"] = ("U8", (32, d_out, 90, 16))
             tensors[f"{at}.mlp.experts.{name}_scales"] = ("U8", (32, d_out, 90))
-    found = examine_base(str(write_headers(tmp_path / "base", config, tensors)), Asked(24.0))
+    found = examine_base(str(write_headers(tmp_path / "base", config, tensors)), FitQuery(24.0))
     assert found.n_parameters / 1e9 == pytest.approx(20.9, abs=0.05)
     prompting, unpacked, lora, _ = found.ways
     assert prompting.peak.weights / (2**30 / 1e9) == pytest.approx(12.8, abs=0.05)
@@ -246,7 +246,7 @@ def test_a_base_in_4_bits_is_placed_by_the_bytes_of_its_files(tmp_path):
 def test_a_configuration_that_no_model_has_is_refused_with_what_is_wrong_in_it(tmp_path, config, said):
     write_headers(tmp_path, config, {"w": ("BF16", (4,))})
     with pytest.raises(UserError, match=said.replace("[", r"\[")):
-        examine_base(str(tmp_path), Asked(24.0))
+        examine_base(str(tmp_path), FitQuery(24.0))
     if "encoder" not in said:
         with pytest.raises(UserError, match=said.replace("[", r"\[")):
             hub.resolve(str(tmp_path))
@@ -263,7 +263,10 @@ def test_a_shard_that_the_index_names_and_that_is_missing_is_said(tmp_path):
     (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
     shards = {"w": "model-00001-of-00002.safetensors", "v": "model-00002-of-00002.safetensors"}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-    for refuse in (lambda: examine_base(str(tmp_path), Asked(24.0)), lambda: hub.resolve(str(tmp_path))):
+    for refuse in (
+        lambda: examine_base(str(tmp_path), FitQuery(24.0)),
+        lambda: hub.resolve(str(tmp_path)),
+    ):
         with pytest.raises(UserError, match=r"no model-00002-of-00002\.safetensors, which"):
             refuse()
     (tmp_path / "model.safetensors.index.json").write_text("{")
@@ -284,7 +287,7 @@ def test_a_family_with_experts_in_some_layers_is_read_by_the_headers_of_its_file
         experts = [f"experts.{n}." for n in range(16)] if i % 2 else [""]
         for at in (f"model.layers.{i}.feed_forward.{one}" for one in experts):
             tensors |= {f"{at}{name}_proj.weight": ("BF16", (14336, 4096)) for name in ("gate", "up", "down")}
-    found = examine_base(str(write_headers(tmp_path / "base", config, tensors)), Asked(24.0))
+    found = examine_base(str(write_headers(tmp_path / "base", config, tensors)), FitQuery(24.0))
     in_experts = 16 * 16 * 3 * 14336 * 4096
     assert found.shape.in_experts == in_experts
     assert found.active == found.n_parameters - in_experts * 14 / 16
@@ -299,4 +302,4 @@ def test_a_configuration_that_transformers_wrote_with_a_number_beyond_json_is_re
         folder
     )
     assert "__float__" in (folder / "config.json").read_text()
-    assert examine_base(str(folder), Asked(24.0)).shape.kept == 0
+    assert examine_base(str(folder), FitQuery(24.0)).shape.kept == 0

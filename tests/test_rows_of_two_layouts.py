@@ -10,7 +10,7 @@ from harness.cli import app
 from harness.data.columns import find_roles
 from harness.data.readers import read
 from harness.errors import UserError
-from harness.experiment.check_rows import Asked, check_target, examine_rows
+from harness.experiment.check_rows import RowCheck, check_target, examine_rows
 from harness.spec import Task, TaskData
 
 LAYOUTS = {
@@ -37,7 +37,7 @@ def files(folder, train, test):
 @pytest.mark.parametrize(("train", "test"), list(permutations(LAYOUTS, 2)))
 def test_a_leak_is_found_where_training_and_test_rows_have_different_layouts(tmp_path, train, test):
     train_file, test_file = files(tmp_path, train, test)
-    found = examine_rows(Asked([train_file], [test_file], only=["test_leaks"])).findings
+    found = examine_rows(RowCheck([train_file], [test_file], only=["test_leaks"])).findings
     assert next(f for f in found if f.severity == "error").count == 5
 
 
@@ -109,7 +109,9 @@ def test_rows_of_another_layout_are_dealt_one_by_one(lumped):
 
 def test_the_check_and_clean_say_that_rows_have_another_layout(lumped):
     (found,) = (
-        f for f in examine_rows(Asked(["r.jsonl"], only=["missing_values"])).findings if f.severity == "error"
+        f
+        for f in examine_rows(RowCheck(["r.jsonl"], only=["missing_values"])).findings
+        if f.severity == "error"
     )
     assert (found.title, found.count) == ("rows of another layout than most: chat (20)", 20)
     assert found.command.startswith("no command: write them to a file of their own")

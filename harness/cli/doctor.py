@@ -112,12 +112,12 @@ def gigabytes(written: str) -> float:
 
 
 def _say_what_fits(base: str, asked: tuple[Any, ...], as_json: bool) -> None:
-    from harness.experiment.preparation.base_fit import Asked, examine_base
+    from harness.experiment.preparation.base_fit import FitQuery, examine_base
     from harness.report import to_plain
 
     if not base:
         raise UserError(Problem("--base", "nothing", "a folder or a hub id", "--base Qwen/Qwen3-8B"))
-    found = examine_base(base, Asked(*asked))
+    found = examine_base(base, FitQuery(*asked))
     print_result(to_plain(found), base_document(found), as_json)
 
 

@@ -83,9 +83,9 @@ def init(
 
 def _check(request: "Request", progress: "Progress") -> tuple[str, ...]:
     """Check the rows before anything is made of them, or say what keeps them from being read."""
-    from harness.experiment.check_rows import Asked, check_briefly
+    from harness.experiment.check_rows import RowCheck, check_briefly
 
-    asked = Asked([request.data], prompt=request.prompt, reference=request.reference)
+    asked = RowCheck([request.data], prompt=request.prompt, reference=request.reference)
     try:
         found = check_briefly(asked, progress)
         return (*found.lines, f"the whole page: {found.command}")

@@ -34,7 +34,7 @@ _FIRST = 2_000  # rows by which columns and layout are recognised
 _SOURCE, _ROWS_A_SOURCE = "source", 5
 
 
-class Asked(NamedTuple):
+class RowCheck(NamedTuple):
     """Files to check, test rows to hold them against, and what the user named of columns and model.
 
     `pages` maps a file that the dashboard's Data page shows to the option that names its experiment.
@@ -68,7 +68,7 @@ class Brief(NamedTuple):
     command: str
 
 
-def examine_rows(asked: Asked, progress: Progress | None = None) -> Checked:
+def examine_rows(asked: RowCheck, progress: Progress | None = None) -> Checked:
     """Read the files and run the checks.
 
     Raises:
@@ -91,7 +91,7 @@ def _refuse_twice(files: Sequence[str]) -> None:
         raise UserError(Problem(", ".join(twice), "a file that is named twice", "every file once"))
 
 
-def _reading_of_test(asked: Asked, reading: Reading) -> Reading:
+def _reading_of_test(asked: RowCheck, reading: Reading) -> Reading:
     """Read test rows as the others, but by their own layout or columns where these are others."""
     if not asked.test:
         return reading
@@ -109,7 +109,7 @@ def _reading_of_test(asked: Asked, reading: Reading) -> Reading:
 
 
 def examine_table(
-    asked: Asked, reading: Reading, of_test: Reading | None = None, progress: Progress | None = None
+    asked: RowCheck, reading: Reading, of_test: Reading | None = None, progress: Progress | None = None
 ) -> Checked:
     """Run the checks on files whose rows are read in a known way, `of_test` where test rows are in another.
 
@@ -120,7 +120,7 @@ def examine_table(
         return _examine(asked, reading, of_test, advance)
 
 
-def _examine(asked: Asked, reading: Reading, of_test: Reading | None, advance: Advance) -> Checked:
+def _examine(asked: RowCheck, reading: Reading, of_test: Reading | None, advance: Advance) -> Checked:
     encode = open_encoder(asked.embeddings, "--embeddings") if asked.embeddings else None
     problems: list[Problem] = []
     tables: list[Table] = []
@@ -137,7 +137,7 @@ def _examine(asked: Asked, reading: Reading, of_test: Reading | None, advance: A
     return Checked(tables[0], tuple(fill_commands(found, tables[0].files, *named, columns, pages)))
 
 
-def check_briefly(asked: Asked, progress: Progress | None = None) -> Brief:
+def check_briefly(asked: RowCheck, progress: Progress | None = None) -> Brief:
     """Say the worst findings in a line each, and which command shows all.
 
     Raises:
@@ -175,22 +175,22 @@ def examine_target(
     return examine_table(asked, reading, reading._replace(layout=formats.layout_of(task, tested)), progress)
 
 
-def _of_task(task: Task) -> Asked:
+def _of_task(task: Task) -> RowCheck:
     train, tested = task.data.source("train"), [task.data.test] if task.data.test else []
     prompt = option_text(task.fields.prompt, Fields().prompt)
     reference = option_text(task.fields.reference, Fields().reference)
     files = [train] if train else []
-    return Asked(files, tested, prompt=prompt, reference=reference, pages=dict.fromkeys(files, ""))
+    return RowCheck(files, tested, prompt=prompt, reference=reference, pages=dict.fromkeys(files, ""))
 
 
-def _brief(asked: Asked, checked: Checked) -> Brief:
+def _brief(asked: RowCheck, checked: Checked) -> Brief:
     words = list(map(as_argument, checked.table.files))
     words += ["--test", as_argument(readers.display_path(asked.test[0]))] if asked.test else []
     words += map(shlex.quote, checked.table.reading.named)
     return Brief(tuple(short_lines(checked.findings)), f"harness data check {' '.join(words)}")
 
 
-def recognise(asked: Asked, first: readers.Rows) -> Reading:
+def recognise(asked: RowCheck, first: readers.Rows) -> Reading:
     """Recognise layout and columns by the first rows; rows of one text alone are texts to read.
 
     Raises:

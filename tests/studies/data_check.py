@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 from harness.data import fold_text
 from harness.data.check import Finding, names
 from harness.data.overlap import EMBEDDINGS, Encode, open_encoder, overlaps
-from harness.experiment.check_rows import Asked, examine_rows
+from harness.experiment.check_rows import RowCheck, examine_rows
 from tests.studies.data_check_page import page
 
 ROOT = Path(__file__).parents[2]
@@ -255,7 +255,7 @@ def checked(folder: Path, rows: Sequence[Row]) -> list[Finding]:
 
 def examined(file: Path, only: Sequence[str], encoder: str | None = None) -> Sequence[Finding]:
     """Run the named checks on a file, as the command does."""
-    asked = Asked([str(file)], prompt="prompt", reference="reference", only=only, embeddings=encoder)
+    asked = RowCheck([str(file)], prompt="prompt", reference="reference", only=only, embeddings=encoder)
     return examine_rows(asked).findings
 
 

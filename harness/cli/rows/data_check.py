@@ -54,14 +54,14 @@ def data_check(
     The worst stands first, each with the command that mends it. Nothing is changed.
     """
     from harness.cli.progress_bar import TerminalProgress
-    from harness.experiment.check_rows import Asked, examine_rows
+    from harness.experiment.check_rows import RowCheck, examine_rows
     from harness.report.findings import data_document, data_html, data_json, refuse_page
 
     if html:
         refuse_page(html)
     experiment = _experiment(config)
     train = experiment.target.data.source("train") if experiment else None
-    asked = Asked(
+    asked = RowCheck(
         files,
         tuple(test or ()),
         base or (experiment.base_model if experiment else None),

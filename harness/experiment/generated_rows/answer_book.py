@@ -16,7 +16,7 @@ from harness.records import Limits, Message, Output, canonical_json, digest, par
 from harness.store.layout import Store, append_lines, read_lines
 
 
-class Asked(NamedTuple):
+class PromptRequest(NamedTuple):
     """A prompt with what its answer depends on: how it is decoded, and the seed of a drawn answer."""
 
     messages: tuple[Message, ...]

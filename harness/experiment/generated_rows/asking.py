@@ -14,7 +14,7 @@ from typing import NamedTuple
 from harness.errors import CandidateFailed
 from harness.evaluation import costs
 from harness.evaluation.costs.budget import Budget, Spend
-from harness.experiment.generated_rows.answer_book import AnswerBook, Asked
+from harness.experiment.generated_rows.answer_book import AnswerBook, PromptRequest
 from harness.experiment.generated_rows.writers import Writer
 from harness.formatting import count, pluralize, usd
 from harness.models.hf import Candidate
@@ -55,7 +55,7 @@ class Plan(NamedTuple):
         return f"{said}, at most {count(self.generated)} written, {priced}"
 
 
-def plan_asking(writer: Writer, asked: Sequence[Asked]) -> Plan:
+def plan_asking(writer: Writer, asked: Sequence[PromptRequest]) -> Plan:
     """Count what asking takes, before anything is asked."""
     book = AnswerBook(writer.folder, writer.identity)
     each = {one.key: one for one in asked}
@@ -64,7 +64,7 @@ def plan_asking(writer: Writer, asked: Sequence[Asked]) -> Plan:
     return Plan(len(each), len(each) - len(new), read, generated, writer.planned(read, generated))
 
 
-def n_read(asked: Asked) -> int:
+def n_read(asked: PromptRequest) -> int:
     """Estimate the tokens of a prompt."""
     return sum(costs.tokens(message["content"]) + CHAT_TOKENS for message in asked.messages)
 
@@ -95,7 +95,7 @@ class Asking:
         """Tokens and money that the answers so far took, those of the book with them."""
         return spent_on(self._writer, list(self._paid.values()))
 
-    def answers(self, asked: Sequence[Asked], label: str) -> list[Output]:
+    def answers(self, asked: Sequence[PromptRequest], label: str) -> list[Output]:
         """Return the answer to each prompt, those that failed among them.
 
         Raises:
@@ -107,13 +107,13 @@ class Asking:
             self._ask(lacking, made, label)
         return [made[one.key] for one in asked]
 
-    def _ask(self, lacking: Sequence[Asked], made: dict[str, Output], label: str) -> None:
+    def _ask(self, lacking: Sequence[PromptRequest], made: dict[str, Output], label: str) -> None:
         n, failures, budget = self._writer.num_concurrent, list[CandidateFailed](), self._budget()
         n_known, size = len(made), self._together if n is None else 1
         parts = [lacking[at : at + size] for at in range(0, len(lacking), size)]
         with self._writer.opened() as model, self._progress.stage(label) as advance:
 
-            def ask(part: Sequence[Asked]) -> None:
+            def ask(part: Sequence[PromptRequest]) -> None:
                 try:
                     if failures:
                         return
@@ -148,7 +148,7 @@ class Asking:
             written = sum(one.n_output_tokens for one in paid.values())
             spend(self._writer.price(list(paid.values())), read, written)
 
-    def _generate(self, model: Candidate, part: Sequence[Asked]) -> list[Output]:
+    def _generate(self, model: Candidate, part: Sequence[PromptRequest]) -> list[Output]:
         """Answer prompts together; one that is too long has failed."""
         limits = part[0].limits
         texts = [PromptText(one.messages, chat_template=self._writer.chat) for one in part]
@@ -161,7 +161,7 @@ class Asking:
 
 
 @contextmanager
-def _reserve(budget: Budget | None, part: Sequence[Asked]) -> Iterator[Spend | None]:
+def _reserve(budget: Budget | None, part: Sequence[PromptRequest]) -> Iterator[Spend | None]:
     """Set aside what some prompts may cost; nothing without a budget."""
     written = sum(one.limits.max_new_tokens for one in part)
     with budget.reserve(sum(map(n_read, part)), written) if budget else nullcontext() as spend:

@@ -22,7 +22,7 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.rows.row_sets import prompting_digest, prompting_step
 from harness.evaluation.rows.sampled_answers import seed_of
 from harness.evaluation.session import Session
-from harness.experiment.generated_rows.answer_book import AnswerBook, Asked
+from harness.experiment.generated_rows.answer_book import AnswerBook, PromptRequest
 from harness.experiment.generated_rows.asking import Asking, Plan, Spent, plan_asking, spent_on
 from harness.experiment.generated_rows.source_checks import (
     check_leaks,
@@ -192,12 +192,12 @@ def _limits(session: Session, asked: Distillation) -> Limits:
 
 def _prompts(
     session: Session, candidate: ResolvedCandidate, rows: Sequence[Sourced], asked: Distillation
-) -> list[Asked]:
+) -> list[PromptRequest]:
     """Write what the teacher is asked of each row."""
     step = prompting_step(session, candidate.recipe, session.experiment.seeds[0])
     drawn, limits = asked.temperature > 0, _limits(session, asked)
     return [
-        Asked(
+        PromptRequest(
             _rewriting(row.example, asked.rewrite, step).messages,
             limits,
             seed_of(asked.seed, row.example.id, 0) if drawn else None,
@@ -206,7 +206,7 @@ def _prompts(
     ]
 
 
-def _once(prompts: Sequence[Asked], answers: Sequence[Output]) -> list[Output]:
+def _once(prompts: Sequence[PromptRequest], answers: Sequence[Output]) -> list[Output]:
     """Return the answers, those of equal prompts once."""
     return list({prompt.key: one for prompt, one in zip(prompts, answers, strict=True)}.values())
 

@@ -23,7 +23,7 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.rows.row_sets import prompting_digest, prompting_step
 from harness.evaluation.rows.sampled_answers import seed_of
 from harness.evaluation.session import Session
-from harness.experiment.generated_rows.answer_book import Asked
+from harness.experiment.generated_rows.answer_book import PromptRequest
 from harness.experiment.generated_rows.answer_ranking import Ranking, open_ranking
 from harness.experiment.generated_rows.asking import TOO_LONG, Asking, Spent
 from harness.experiment.generated_rows.source_checks import (
@@ -141,7 +141,7 @@ def _draw(
     task, step = session.target.task, prompting_step(session, candidate.recipe, session.experiment.seeds[0])
     limits = Limits(by.max_new_tokens or task.max_new_tokens, task.stop, by.temperature, by.top_p)
     asked = [
-        Asked(step(example).messages, limits, seed_of(by.seed, example.id, place))
+        PromptRequest(step(example).messages, limits, seed_of(by.seed, example.id, place))
         for example in examples
         for place in range(by.samples)
     ]

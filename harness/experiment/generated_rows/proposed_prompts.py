@@ -17,7 +17,7 @@ from harness.data.readers import display_path
 from harness.errors import Problem, UserError
 from harness.evaluation.rows.sampled_answers import seed_of
 from harness.evaluation.session import Session
-from harness.experiment.generated_rows.answer_book import Asked
+from harness.experiment.generated_rows.answer_book import PromptRequest
 from harness.experiment.generated_rows.asking import Asking, Plan, Spent, plan_asking, spent_on
 from harness.experiment.generated_rows.source_checks import refuse_unpriced
 from harness.experiment.generated_rows.writers import Writer, candidate_writer
@@ -66,7 +66,7 @@ class _Questions(NamedTuple):
 
     writer: Writer
     shown: list[Example]
-    asked: list[Asked]
+    asked: list[PromptRequest]
 
 
 def plan_proposals(session: Session, name: str, asked: Proposal) -> Plan:
@@ -138,7 +138,7 @@ def recipe_text(made: ProposedPrompts) -> str:
     return "\n".join([*said, "candidates:", "  proposed:", "    system:", "      - null", *texts, ""])
 
 
-def _prompt(session: Session, shown: Sequence[Example], asked: Proposal, k: int) -> Asked:
+def _prompt(session: Session, shown: Sequence[Example], asked: Proposal, k: int) -> PromptRequest:
     """Ask for one text; each begins in another way, and is drawn by a seed of its own."""
     task = session.target.task
     about = [task.description, f"Its labels: {', '.join(task.labels)}." if task.labels else ""]
@@ -153,4 +153,4 @@ def _prompt(session: Session, shown: Sequence[Example], asked: Proposal, k: int)
     )
     seed = seed_of(asked.seed, "proposal", k) if asked.temperature else None
     limits = Limits(asked.max_new_tokens, (), asked.temperature)
-    return Asked(({"role": "user", "content": content},), limits, seed)
+    return PromptRequest(({"role": "user", "content": content},), limits, seed)

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from harness.data.edit.augment import Rewording
 from harness.evaluation import costs
 from harness.evaluation.rows.sampled_answers import seed_of
-from harness.experiment.generated_rows.answer_book import AnswerBook, Asked
+from harness.experiment.generated_rows.answer_book import AnswerBook, PromptRequest
 from harness.experiment.generated_rows.asking import CHAT_TOKENS, Asking, Plan, Spent
 from harness.experiment.generated_rows.writers import Writer
 from harness.progress import Progress
@@ -83,11 +83,11 @@ def reword(
     return [tuple(latest[k : k + how.variants]) for k in range(0, len(latest), how.variants)], asking.spent
 
 
-def _rewording_prompt(how: Rewriting, text: str, variant: int, prompt: str, last: str) -> Asked:
+def _rewording_prompt(how: Rewriting, text: str, variant: int, prompt: str, last: str) -> PromptRequest:
     message: Message = {"role": "user", "content": prompt.replace(TEXT, last)}
     drawn = how.temperature > 0
     limits = Limits(how.max_new_tokens, (), how.temperature, how.top_p if drawn else 1.0)
-    return Asked((message,), limits, seed_of(how.seed, text, variant) if drawn else None)
+    return PromptRequest((message,), limits, seed_of(how.seed, text, variant) if drawn else None)
 
 
 def _read(output: Output) -> Rewording:

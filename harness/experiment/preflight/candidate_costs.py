@@ -53,16 +53,16 @@ class Cost:
 _GIB = 2**30 / 1e9  # GB
 
 
-class Asked(NamedTuple):
+class EvalTokens(NamedTuple):
     """Tokens of an evaluation: in all, and the most whose keys, or whose logits, lie in memory together."""
 
     work: Work
     cached: int
     scored: int = 0
 
-    def __or__(self, other: "Asked") -> "Asked":
+    def __or__(self, other: "EvalTokens") -> "EvalTokens":
         """Return the larger of both peaks, beside the work of the first."""
-        return Asked(self.work, max(self.cached, other.cached), max(self.scored, other.scored))
+        return EvalTokens(self.work, max(self.cached, other.cached), max(self.scored, other.scored))
 
 
 def estimate_costs(session: Session, selected: Iterable[str], room: Memory) -> tuple[Cost, ...]:
@@ -72,7 +72,7 @@ def estimate_costs(session: Session, selected: Iterable[str], room: Memory) -> t
     return tuple(_cost(session, name, suites, runs, room) for name in selected)
 
 
-def _cost(session: Session, name: str, suites: Asked, runs: Sequence[Run], room: Memory) -> Cost:
+def _cost(session: Session, name: str, suites: EvalTokens, runs: Sequence[Run], room: Memory) -> Cost:
     candidate = session.candidates[name]
     recipe, makes = candidate.recipe, candidate.method.makes
     if makes == "endpoint":
@@ -109,7 +109,7 @@ def _cost(session: Session, name: str, suites: Asked, runs: Sequence[Run], room:
     )
 
 
-def _evaluation_work(session: Session, sets: Iterable[RowSet]) -> Asked:
+def _evaluation_work(session: Session, sets: Iterable[RowSet]) -> EvalTokens:
     """Estimate what answering sets of rows takes; at most a block of the longest item lies in memory.
 
     Of whole texts that are scored the logits of a pass lie there, of answers those of few tokens.
@@ -118,7 +118,7 @@ def _evaluation_work(session: Session, sets: Iterable[RowSet]) -> Asked:
     longest = max((_longest_item(job) or most for job in jobs), default=1)
     whole = max((_longest_item(job) for job in jobs if job.task.kind == "bits_per_byte"), default=0)
     scored = min(READING[session.machine.device].tokens, BLOCK * whole)
-    return Asked(sum(map(work_of, jobs), Work()), min(most, BLOCK * longest), scored)
+    return EvalTokens(sum(map(work_of, jobs), Work()), min(most, BLOCK * longest), scored)
 
 
 def _longest_item(job: Job) -> int:
@@ -157,7 +157,7 @@ def _peak_gb(
     session: Session,
     candidate: ResolvedCandidate,
     shape: Shape,
-    asked: Asked,
+    asked: EvalTokens,
     batch: int | None = None,
     quantization: str = "",
 ) -> float:
@@ -233,7 +233,9 @@ def _flops(
     return once + memory.training_flops(n, training.trained, n_adapter, checkpointing=on_gpu)
 
 
-def _knob(session: Session, candidate: ResolvedCandidate, shape: Shape, asked: Asked, room: Memory) -> str:
+def _knob(
+    session: Session, candidate: ResolvedCandidate, shape: Shape, asked: EvalTokens, room: Memory
+) -> str:
     """Find the first change that lets a candidate fit: a smaller batch, NF4, else a smaller model."""
 
     def fits(batch: int | None, quantization: str = "") -> bool:

@@ -44,7 +44,7 @@ _SHARED = {0: "", 2: " by ZeRO 2", 3: " by FSDP or ZeRO 3"}  # by the stage of Z
 RANK = 16  # of the adapters that are estimated, as `lora` trains them unless it is told otherwise
 
 
-class Asked(NamedTuple):
+class FitQuery(NamedTuple):
     """Question of a fit: memory of the card in GB, tokens of a row, rows of a batch, and precision.
 
     `tokens` are those of all training rows, in all epochs, at `tflops` of large products; `hour_usd` is the
@@ -84,12 +84,12 @@ class BaseFit(NamedTuple):
     n_parameters: int
     active: float
     shape: Shape
-    asked: Asked
+    asked: FitQuery
     ways: tuple[Way, ...]
     notes: tuple[str, ...] = ()
 
 
-def examine_base(name: str, asked: Asked) -> BaseFit:
+def examine_base(name: str, asked: FitQuery) -> BaseFit:
     """Say which ways of using a base fit.
 
     Raises:
@@ -119,7 +119,7 @@ def examine_base(name: str, asked: Asked) -> BaseFit:
     )
 
 
-def _unusable(asked: Asked) -> Iterator[Problem]:
+def _unusable(asked: FitQuery) -> Iterator[Problem]:
     """Yield what of a question is no precision or no finite number, or more cards than rows."""
     if asked.precision not in memory.BYTES:
         yield Problem("--precision", asked.precision, f"one of {', '.join(memory.BYTES)}", "leave it out")
@@ -142,7 +142,7 @@ def _notes(quantized: str) -> Iterator[str]:
         yield UNPACKED[quantized]
 
 
-def ways(shape: Shape, asked: Asked, quantized: str = "") -> tuple[Way, ...]:
+def ways(shape: Shape, asked: FitQuery, quantized: str = "") -> tuple[Way, ...]:
     """Estimate prompting, and every training with and without gradient checkpointing.
 
     Of files that are quantised, by the method of this name, as they are and unpacked to 16 bits.
@@ -164,7 +164,7 @@ def ways(shape: Shape, asked: Asked, quantized: str = "") -> tuple[Way, ...]:
     return tuple(found)
 
 
-def _cards(asked: Asked, quantization: str) -> int:
+def _cards(asked: FitQuery, quantization: str) -> int:
     """Return how many cards share a training: one where its base is quantised by us."""
     return 1 if quantization else asked.gpus
 
@@ -178,7 +178,7 @@ def _forms(name: str, shape: Shape, quantized: str) -> Iterator[tuple[str, Shape
         yield f"{name} (unpacked)", shape._replace(stored_bytes=0.0)
 
 
-def _trainings(shape: Shape, asked: Asked, quantized: str) -> Iterator[tuple[str, Shape, str]]:
+def _trainings(shape: Shape, asked: FitQuery, quantized: str) -> Iterator[tuple[str, Shape, str]]:
     """Yield the trainings of a base by name, with its shape and what the weights are quantised to."""
     for name, of in _forms("LoRA", shape, quantized):
         yield name, of, ""
@@ -190,7 +190,7 @@ def _trainings(shape: Shape, asked: Asked, quantized: str) -> Iterator[tuple[str
 
 
 def _estimate_training(
-    name: str, shape: Shape, asked: Asked, checkpointing: bool, quantization: str, stage: int
+    name: str, shape: Shape, asked: FitQuery, checkpointing: bool, quantization: str, stage: int
 ) -> Way:
     """Estimate a training's memory, with shards as of this stage of ZeRO."""
     cards = _cards(asked, quantization)
@@ -210,7 +210,13 @@ def _estimate_training(
 
 
 def _describe_training(
-    name: str, peak: Peak, shape: Shape, asked: Asked, checkpointing: bool, quantization: str, stage: int
+    name: str,
+    peak: Peak,
+    shape: Shape,
+    asked: FitQuery,
+    checkpointing: bool,
+    quantization: str,
+    stage: int,
 ) -> Way:
     """Put a training's memory beside its time and price, and say what forbids it."""
     why_not = ""
@@ -224,7 +230,7 @@ def _describe_training(
     return Way(name + _SHARED[stage], peak, fits, checkpointing, time_s, cost, why_not)
 
 
-def _training_s(name: str, shape: Shape, asked: Asked, checkpointing: bool, cards: int) -> float:
+def _training_s(name: str, shape: Shape, asked: FitQuery, checkpointing: bool, cards: int) -> float:
     """Estimate the time of a training: its start, and its operations at the share that trainings reach."""
     n_adapter = 0 if name.startswith(_WHOLE) else memory.lora_parameters(shape, RANK)
     flops = memory.training_flops(shape.active, asked.tokens, n_adapter, checkpointing=checkpointing)
