@@ -37,15 +37,15 @@ class _Held(Exception):
     """Another process or connection holds the file."""
 
 
-def update(store: Store, wait_s: float = _BRIEF_S) -> bool:
+def update(store: Store) -> bool:
     """Bring the index to what the folders hold; False where somebody holds it, so that it stays behind.
 
     Raises:
         HarnessError: the file is damaged or of a newer harness, or the disk is full.
     """
     try:
-        with clear_errors(store, str(store.index), REINDEX), writer_lock(store, wait_s):
-            if not store.index.exists() or not _sync_current(store, wait_s):
+        with clear_errors(store, str(store.index), REINDEX), writer_lock(store, _BRIEF_S):
+            if not store.index.exists() or not _sync_current(store, _BRIEF_S):
                 _rebuild(store)
     except _Held:
         return False

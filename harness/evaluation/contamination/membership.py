@@ -154,7 +154,7 @@ def _gap(scores: Array, clusters: Sequence[str]) -> Gap:
     return Gap(mean.mean, *(t_interval(mean) if mean.se is not None else (None, None)))
 
 
-def min_k(scores: Sequence[float], share: float = _SHARE) -> float:
+def min_k(scores: Sequence[float]) -> float:
     """Return the mean of the lowest scores of a text's tokens, a share of them, at least one.
 
     Of log-probabilities that is min-k %, of standardised ones min-k %++.
@@ -164,7 +164,7 @@ def min_k(scores: Sequence[float], share: float = _SHARE) -> float:
     """
     if not scores:
         raise ValueError("no token; expected at least one")
-    least = sorted(scores)[: max(1, round(share * len(scores)))]
+    least = sorted(scores)[: max(1, round(_SHARE * len(scores)))]
     return sum(least) / len(least)
 
 
