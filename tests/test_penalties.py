@@ -254,14 +254,23 @@ def logprobs(model):
     ]
 
 
-@pytest.mark.parametrize("kind", ["full", "LORA", "PROMPT_TUNING", "PREFIX_TUNING", "IA3"])
+HEADS = {
+    "adapted head": {"target_modules": ["q_proj", "lm_head"], "lora_dropout": 0.5},
+    "adapted tied head": {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+    "trained tokens": {"trainable_token_indices": [5, 40]},
+    "copied head": {"modules_to_save": ["lm_head"]},
+}
+
+
+@pytest.mark.parametrize("kind", ["full", "LORA", "PROMPT_TUNING", "PREFIX_TUNING", "IA3", *HEADS])
 def test_kl_is_that_of_whole_distributions_and_so_is_its_gradient(whole, kind):
     import torch
 
     soft = {"num_virtual_tokens": 3} if kind.endswith("TUNING") else {}
     with torch.no_grad():
         base = logprobs(whole)
-    model = whole if kind == "full" else adapted(whole, kind, **soft)
+    family = "LORA" if kind in HEADS else kind
+    model = whole if kind == "full" else adapted(whole, family, **soft, **HEADS.get(kind, {})).eval()
     with torch.no_grad():
         first = logprobs(model) if soft else base  # a soft prompt's start is not the base
     penalty = kl.penalty(Start(model, 0, ROWS), kl.Params(strength=3.0, rows_per_step=2))
@@ -294,12 +303,16 @@ def test_chunks_give_the_kl_of_all_tokens(whole):
     known, states = (torch.randn(150, 8, generator=generator) for _ in range(2))
     matrices = tuple(torch.randn(20, 8, generator=generator) for _ in range(2))
     p, q = ((s @ m.T).log_softmax(-1) for s, m in zip((known, states), matrices, strict=True))
-    found = kl.mean_kl((known, matrices[0]), (states, matrices[1]))
+    heads = [partial(torch.nn.functional.linear, weight=matrix) for matrix in matrices]
+    found = kl.mean_kl((known, heads[0]), (states, heads[1]))
     assert found.item() == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-4)
 
 
 def test_a_model_whose_logits_are_no_product_is_refused_by_kl(whole):
-    whole.lm_head.register_forward_hook(lambda module, seen, logits: logits.tanh())
+    def cap(module, seen, output):
+        output.logits = output.logits.tanh()
+
+    whole.register_forward_hook(cap)
     with pytest.raises(CandidateFailed, match="more than a product"):
         kl.penalty(Start(whole, 0, ROWS), kl.Params())
 

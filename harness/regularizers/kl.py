@@ -7,7 +7,9 @@ Source: Li and Hoiem 2017, learning without forgetting (arXiv:1606.09282), on th
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 _CHUNK = 64  # tokens whose logits are held at a time
+Head = Callable[["torch.Tensor"], "torch.Tensor"]  # hidden states (t, d) to logits (t, v) in fp32
 
 
 class Params(Spec):
@@ -71,34 +74,31 @@ def penalty(start: Start, params: Params) -> Penalty:
 
     if not start.rows:
         raise CandidateFailed("no general rows to measure the KL on", "another data of kl")
-    model, matrix = start.model, start.model.get_output_embeddings().weight
+    model, head = start.model, start.model.get_output_embeddings()
+    tuned: Head = partial(_logits, head)
     with torch.no_grad():
         known = [_answer_states(model, row) for row in start.rows]
-        first = matrix.clone() if matrix.requires_grad else matrix
-        _check(model, start.rows[0], known[0], first)
+        is_trained = any(parameter.requires_grad for parameter in head.parameters())
+        first = _as_it_is(tuned, known[0][:1], head.weight.dtype) if is_trained else tuned
+        _check(model, start.rows[0], first(known[0][-1:]))
     n = min(params.rows_per_step, len(known))
 
     def terms(step: int) -> "Iterator[torch.Tensor]":
         for i in random.Random(f"{start.seed}/kl/{step}").sample(range(len(known)), n):
             states = _answer_states(model, start.rows[i])
-            yield params.strength / n * mean_kl((known[i], first), (states, matrix))
+            yield params.strength / n * mean_kl((known[i], first), (states, tuned))
 
     return terms
 
 
-def mean_kl(
-    start: "tuple[torch.Tensor, torch.Tensor]", tuned: "tuple[torch.Tensor, torch.Tensor]"
-) -> "torch.Tensor":
-    """Return the mean KL in nats of hidden states (t, d) with their vocabulary matrix (v, d) to others."""
+def mean_kl(start: "tuple[torch.Tensor, Head]", tuned: "tuple[torch.Tensor, Head]") -> "torch.Tensor":
+    """Return the mean KL in nats of hidden states (t, d), with the head that reads them, to others."""
     import torch
-    from torch.nn.functional import kl_div, linear
+    from torch.nn.functional import kl_div
     from torch.utils.checkpoint import checkpoint
 
     def summed(known: Any, states: Any) -> Any:
-        p, q = (
-            linear(hidden.to(matrix.dtype), matrix).float().log_softmax(-1)
-            for hidden, matrix in ((known, start[1]), (states, tuned[1]))
-        )
+        p, q = start[1](known).log_softmax(-1), tuned[1](states).log_softmax(-1)
         return kl_div(q, p, reduction="sum", log_target=True)
 
     parts = zip(start[0].split(_CHUNK), tuned[0].split(_CHUNK), strict=True)
@@ -106,33 +106,53 @@ def mean_kl(
     return torch.stack(sums).sum() / len(start[0])
 
 
+def _logits(head: Any, states: "torch.Tensor") -> "torch.Tensor":
+    """Return the logits of hidden states by a layer with what an adapter adds to it."""
+    with _evaluating(head):
+        made: torch.Tensor = head(states.to(head.weight.dtype)).float()
+    return made
+
+
+def _as_it_is(head: "Head", like: "torch.Tensor", dtype: "torch.dtype") -> "Head":
+    """Return what a head computes of states as those of `like` now, whatever is trained later."""
+    import torch
+
+    bias = head(torch.zeros_like(like))  # (1, v)
+    matrix = (head(torch.eye(like.shape[-1], device=like.device)) - bias).to(dtype)  # (d, v)
+    return lambda states: (states.to(dtype) @ matrix).float() + bias
+
+
+@contextmanager
+def _evaluating(module: Any) -> Iterator[None]:
+    """Let a module drop nothing, and add no noise."""
+    training = module.training
+    module.eval()
+    yield
+    module.train(training)
+
+
 def _answer_states(model: Any, row: GeneralRow) -> "torch.Tensor":
     """Return the last hidden states (t, d) that predict a row's answer, without dropout or noise."""
     import torch
 
-    training = model.training
-    model.eval()
     ids = torch.tensor([row.ids], device=model.device)
-    read = model(input_ids=ids, output_hidden_states=True, logits_to_keep=1, use_cache=False)
-    model.train(training)
+    with _evaluating(model):
+        read = model(input_ids=ids, output_hidden_states=True, logits_to_keep=1, use_cache=False)
     states: torch.Tensor = read.hidden_states[-1][0, row.start - len(row.ids) - 1 : -1]
     return states
 
 
-def _check(model: Any, row: GeneralRow, states: Any, matrix: Any) -> None:
-    """Hold the model's own logits against those of the last hidden states.
+def _check(model: Any, row: GeneralRow, made: "torch.Tensor") -> None:
+    """Hold the model's own logits of a row's last token against those made of its last hidden state.
 
     Raises:
         CandidateFailed: they differ.
     """
     import torch
 
-    training = model.training
-    model.eval()
     ids = torch.tensor([row.ids], device=model.device)
-    own = model(input_ids=ids, logits_to_keep=2, use_cache=False).logits[0, 0].float()
-    model.train(training)
-    made = torch.nn.functional.linear(states[-1].to(matrix.dtype), matrix).float()
-    if not torch.allclose(own, made, rtol=0.05, atol=0.05):
+    with _evaluating(model):
+        own = model(input_ids=ids, logits_to_keep=2, use_cache=False).logits[0, 0].float()
+    if not torch.allclose(own, made[0], rtol=0.05, atol=0.05):
         found = "this model's logits are more than a product with its last hidden states"
         raise CandidateFailed(found, "regularize: ewc or l2_sp in place of kl")
