@@ -118,6 +118,12 @@ def test_adapters_of_unlike_rank_are_refused_where_the_way_needs_one(tiny, tmp_p
         ({"a": {"r": 2}, "b": {"r": 4}}, "svd", None),
         ({"a": {"r": 2}, "b": {"r": 2}}, "linear", None),
         ({"a": {"r": 2}, "b": {"peft_type": "IA3"}}, "svd", "b, an adapter of the family IA3"),
+        (
+            {"a": {"r": 2, "rank_pattern": {"q_proj": 3}}, "b": {"r": 3}},
+            "linear",
+            "linear of a of rank 2 and 3, b of rank 3",
+        ),
+        ({"a": {"r": 2, "rank_pattern": {"q_proj": 3}}, "b": {"r": 3}}, "cat", None),
         ({"a": {"use_dora": True}, "b": {}}, "cat", "a, an adapter with use_dora"),
         ({"a": {"use_rslora": True}, "b": {}}, "cat", "a, an adapter with use_rslora"),
         ({"a": {"lora_bias": True}, "b": {}}, "cat", "a, an adapter with lora_bias"),

@@ -87,9 +87,13 @@ def unlike(adapters: Mapping[str, Mapping[str, Any]], combination: str) -> tuple
                 return f"{name}, an adapter with {variant}", "plain LoRA adapters", "leave it out of merges"
         if more := beside_low_rank(config):  # PEFT would leave it out
             return f"{name}, an adapter with {more}", "plain LoRA adapters", "leave it out of merges"
-    ranks = {name: config["r"] for name, config in adapters.items() if "r" in config}
-    if combination in _OF_ONE_RANK and len(set(ranks.values())) > 1:
-        named = ", ".join(f"{name} of rank {r}" for name, r in ranks.items())
+    ranks = {
+        name: sorted({config["r"], *(config.get("rank_pattern") or {}).values()})
+        for name, config in adapters.items()
+        if "r" in config
+    }
+    if combination in _OF_ONE_RANK and len({r for own in ranks.values() for r in own}) > 1:
+        named = ", ".join(f"{name} of rank {' and '.join(map(str, own))}" for name, own in ranks.items())
         step = "combination_type: svd or cat, which take several ranks"
         return f"{combination} of {named}", "adapters of one rank", step
     return None
