@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import tiny_experiment
@@ -14,6 +15,8 @@ from harness.errors import CandidateFailed, UserError
 from harness.methods import peft
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
+from harness.training import CHECKPOINTS
+from harness.training.tokenized import tokenize
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -21,6 +24,12 @@ FAMILIES = {
     "PREFIX_TUNING": {"num_virtual_tokens": 4},
     "PROMPT_TUNING": {"num_virtual_tokens": 4},
     "P_TUNING": {"num_virtual_tokens": 4, "encoder_hidden_size": 8},
+    "prefix projection": {
+        "peft_type": "PREFIX_TUNING",
+        "num_virtual_tokens": 4,
+        "prefix_projection": True,
+        "encoder_hidden_size": 8,
+    },
     "IA3": {},
     "ADALORA": {"init_r": 6, "target_r": 2},
     "VERA": {"r": 4},
@@ -117,12 +126,40 @@ def test_a_soft_prompt_scores_and_answers_in_packed_rows_as_by_peft_alone(tiny, 
     assert answered[0].n_prompt_tokens == len(ids) + 4
 
 
+@pytest.mark.parametrize("name", SOFT)
+def test_a_soft_prompt_that_is_opened_again_has_the_validation_loss_that_was_measured(tiny, tmp_path, name):
+    made, _ = train(tiny, tmp_path, name, num_train_epochs=3, per_device_train_batch_size=4)
+    host, known = host_of(tiny), tiny_methods.context(tiny, tmp_path).validation
+    answers = [e.references[:1] for e in known]
+    read = tokenize(known, answers, True, host.tokenizer, host.source)
+    rows = [(tuple(ids[:n]), tuple(ids[n:])) for n, (ids,) in read]
+    with host.use_adapter(made.folder / "adapter", made.digest) as opened:
+        total = -sum(one.logprob for one in opened.loglikelihood(rows))
+    losses = [loss for _, loss in made.training.validation_loss]
+    kept = losses[-1] if name in ("P_TUNING", "prefix projection") else min(losses)
+    assert total / sum(len(answer) for _, answer in rows) == pytest.approx(kept, rel=1e-4)
+
+
 def test_the_ranks_of_adalora_fall_to_the_target(tiny, tmp_path):
     made, _ = train(tiny, tmp_path, "ADALORA", num_train_epochs=10)
     kept = json.loads((made.folder / "adapter" / "adapter_config.json").read_text())["rank_pattern"]
     ranks = [sum(flags) for flags in kept.values()]
     assert sum(ranks) / len(ranks) == pytest.approx(2, abs=0.01)
     assert max(ranks) > min(ranks)
+
+
+def test_an_adalora_training_that_was_stopped_gives_the_weights_of_one_that_was_not(tiny, tmp_path):
+    def stop(done, total, note=""):
+        if done == 7:
+            raise KeyboardInterrupt
+
+    params = peft.Params(peft_type="ADALORA", **FAMILIES["ADALORA"], **{**QUICK, "max_steps": 9})
+    whole = peft.fit(tiny_methods.context(tiny, tmp_path / "whole"), params)
+    context = tiny_methods.context(tiny, tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt):
+        peft.fit(replace(context, advance=stop), params)
+    assert any((tmp_path / "cut" / CHECKPOINTS).glob("checkpoint-*"))
+    assert peft.fit(context, params).digest == whole.digest
 
 
 def test_the_penalty_of_adalora_is_the_distance_of_p_and_q_from_orthogonal():
@@ -182,7 +219,22 @@ def test_too_few_steps_for_adalora_fail_with_what_to_turn(tiny, tmp_path):
         ("peft_type: LORA, init_lora_weights: loftq", "this machine has none"),
         ("peft_type: LORA, init_lora_weights: pizza", "init_lora_weights: .*pizza"),
         ("peft_type: LORA, init_lora_weights: corda", "statistics that no training here collects"),
-        ("peft_type: LORA, init_lora_weights: olora, use_dora: true", "loses the magnitudes"),
+        (
+            "peft_type: LORA, init_lora_weights: olora, use_dora: true",
+            "with use_dora, which PEFT's conversion does not save",
+        ),
+        (
+            "peft_type: LORA, init_lora_weights: pissa, modules_to_save: [norm]",
+            "with modules_to_save, which PEFT's conversion does not save",
+        ),
+        (
+            "peft_type: LORA, init_lora_weights: pissa, use_rslora: true, rank_pattern: {q_proj: 3}",
+            "with use_rslora and rank_pattern, which",
+        ),
+        (
+            "peft_type: LORA, init_lora_weights: pissa}, quantization: int8, sweep: {r: [2, 4]",
+            "moves the weights of a base, and quantization: int8",
+        ),
         ("peft_type: LORA, alora_invocation_tokens: [5]", "an adapter for a part of a row"),
         ("peft_type: LORA, arrow_config: {}", "parameters that PEFT's LoraConfig takes"),
         ("peft_type: LILY", "peft_type 'LILY'"),
@@ -280,3 +332,34 @@ def test_pissa_takes_its_number_of_iterations(tiny, tmp_path):
     fast = {"peft_type": "LORA", "r": 2, "init_lora_weights": "pissa_niter_4", **QUICK, "max_steps": 2}
     made = peft.fit(tiny_methods.context(tiny, tmp_path), peft.Params(**fast))
     assert made.training.n_trainable
+
+
+def with_lora(tiny, folder, **given):
+    """Put a variant of LoRA on the base; returns the model and its family's additions to a training."""
+    from peft import get_peft_model
+
+    from harness.training import peft_families
+
+    model = get_peft_model(host_of(tiny).model, peft_families.peft_config("LORA", {"r": 2, **given}))
+    return model, peft_families.family_of(model.peft_config["default"], folder)
+
+
+def test_kasa_is_penalised_for_its_singular_values_and_for_factors_that_are_not_orthogonal(tiny, tmp_path):
+    import torch
+
+    weights = {"beta": 0.5, "gamma": 0.25}
+    model, family = with_lora(tiny, tmp_path, target_modules=["q_proj"], kasa_config=weights)
+    expected = 0.0
+    for layer in (one.self_attn.q_proj for one in model.get_base_model().model.layers):
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        far = sum(torch.linalg.matrix_norm(gram - torch.eye(2)) for gram in (a @ a.T, b.T @ b))
+        expected += 0.5 * layer.lora_diag["default"].square().sum() + 0.25 * far
+    assert family.penalty(model).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_divergence_of_monteclora_is_part_of_the_loss(tiny, tmp_path):
+    import torch
+
+    model, family = with_lora(tiny, tmp_path, monteclora_config={})
+    model.train()(torch.tensor([[5, 6, 7]]))
+    assert family.penalty(model).requires_grad

@@ -39,7 +39,8 @@ def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for point in product(*recipe.tried.values()):
         params = Params(**{**recipe.params, **dict(zip(recipe.tried, point, strict=True))})
-        if found := family_problems(params.peft_type, params.of_peft, base.path, device, where):
+        given = params.peft_type, params.of_peft, base.path, device, where, recipe.quantization or ""
+        if found := family_problems(*given):
             yield from found
             return
 

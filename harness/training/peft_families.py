@@ -5,7 +5,8 @@ that move the base's own weights (PiSSA, OLoRA, CorDA) are saved as a LoRA of tw
 from what was trained by how the moved weights were rounded to their precision.
 
 Source: the parameter names and defaults are PEFT's. AdaLoRA's orthogonality penalty: Zhang et al. 2023
-(arXiv:2303.10512), equation 4, as PEFT weights it; the conversion: Meng et al. 2024 (arXiv:2404.02948).
+(arXiv:2303.10512), equation 4, as PEFT weights it; KaSA's and MonteCLoRA's penalties are PEFT's; the
+conversion: Meng et al. 2024 (arXiv:2404.02948).
 """
 
 import re
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 from pydantic import ValidationError, create_model
 
 from harness.errors import CandidateFailed, Problem, did_you_mean
-from harness.models.adapters import CONVERTED
+from harness.models.adapters import CONVERTED, beside_low_rank
 from harness.progress import quiet_libraries
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class Family(NamedTuple):
     `begin(trainer)` runs before the first step; `save(model, folder)` writes the finished adapter, of a
     sharded model from its whole `state_dict`.
     `keeps_last` says that the last checkpoint is saved and not the best one, `keeps_part` that checkpoints
-    hold of the model only what is trained.
+    hold of the model only what is trained, `begins_anew` that they do not hold all that a training goes on
+    from.
     """
 
     penalty: "Callable[[Any], torch.Tensor | float]" = lambda model: 0.0
@@ -50,6 +52,7 @@ class Family(NamedTuple):
     save: Callable[..., None] = lambda model, folder, **given: model.save_pretrained(folder, **given)
     keeps_last: bool = False
     keeps_part: bool = False
+    begins_anew: bool = False
 
 
 PLAIN = Family()
@@ -65,9 +68,9 @@ def families() -> dict[str, Any]:
 
 
 def family_problems(
-    peft_type: str, params: Mapping[str, Any], base: Path, device: str, where: str
+    peft_type: str, params: Mapping[str, Any], base: Path, device: str, where: str, quantization: str = ""
 ) -> list[Problem]:
-    """List what forbids an adapter of a family on the model in the folder `base`.
+    """List what forbids an adapter of a family on the model in the folder `base`, quantised or not.
 
     Parameters that PEFT does not know or take, modules that the model does not have, missing packages.
     """
@@ -84,7 +87,7 @@ def family_problems(
     if unknown:
         expected = f"a parameter of PEFT's {known[peft_type].__name__} or of TRL's trainer"
         return [Problem(where, f"unknown parameter {n!r}", expected, did_you_mean(n, names)) for n in unknown]
-    if refused := _find_unsupported(params, device):
+    if refused := _find_unsupported(params, device, quantization):
         return [Problem(where, *refused)]
     expected = f"parameters that PEFT's {known[peft_type].__name__} takes on this base"
     try:
@@ -108,7 +111,9 @@ def _unset(config: Any, params: Mapping[str, Any]) -> list[str]:
     return [f.name for f in own if f.default is None and f.name not in {*params, "target_modules"}]
 
 
-def _find_unsupported(params: Mapping[str, Any], device: str) -> tuple[str, str, str] | None:
+def _find_unsupported(
+    params: Mapping[str, Any], device: str, quantization: str
+) -> tuple[str, str, str] | None:
     """Say which parameters of a LoRA nothing here can train or serve: found, expected and next step."""
     start, other = _start(params), ("pissa, eva, olora or true", "another init_lora_weights")
     if start == "loftq" and device != "cuda":
@@ -116,15 +121,28 @@ def _find_unsupported(params: Mapping[str, Any], device: str) -> tuple[str, str,
         return found, *other
     if start == "corda":
         return "init_lora_weights: corda, which begins with statistics that no training here collects", *other
-    if start.startswith(CONVERTED) and params.get("use_dora"):
-        found = f"init_lora_weights: {start} with use_dora, of which PEFT's conversion loses the magnitudes"
+    if start.startswith(CONVERTED) and (lost := _lost_when_converted(params)):
+        found = f"init_lora_weights: {start} with {lost}, which PEFT's conversion does not save"
         return found, "one of the two", "leave one of them out"
+    if start.startswith(CONVERTED) and quantization:
+        found = (
+            f"init_lora_weights: {start}, which moves the weights of a base, and quantization: {quantization}"
+        )
+        return found, "a base in 16 or 32 bits, or another start", "remove quantization, or init_lora_weights"
     if params.get("alora_invocation_tokens"):
         found = (
             "alora_invocation_tokens: an adapter for a part of a row, and rows are read packed and in pieces"
         )
         return found, "an adapter for whole rows", "leave it out"
     return None
+
+
+def _lost_when_converted(params: Mapping[str, Any]) -> str:
+    """Name what PEFT's conversion leaves out of an adapter or refuses; empty for nothing."""
+    patterns = [name for name in ("rank_pattern", "alpha_pattern") if params.get(name)]
+    if params.get("use_rslora") and patterns:
+        return f"use_rslora and {patterns[0]}"
+    return "use_dora" if params.get("use_dora") else beside_low_rank(params)
 
 
 def _try(config: "PeftConfig", base: Path) -> None:
@@ -187,7 +205,13 @@ def family_of(config: "PeftConfig", scratch: Path) -> Family:
     """Return the additions of a configuration's family; `scratch` is a folder for its own files."""
     start = _start(vars(config))
     if config.peft_type == "ADALORA":
-        return Family(_orthogonality, (_allocation(),), _schedule, keeps_last=True)
+        # The importance of ranks is in no checkpoint, and PEFT saves the ranks that are left.
+        return Family(_orthogonality, (_allocation(),), _schedule, keeps_last=True, begins_anew=True)
+    if config.peft_type == "P_TUNING" or vars(config).get("prefix_projection"):
+        # PEFT saves the prompt that the encoder makes, from which the encoder itself cannot be loaded.
+        return Family(keeps_last=True, begins_anew=True)
+    if vars(config).get("kasa_config") or vars(config).get("monteclora_config"):
+        return Family(_of_variant)
     if start == "eva":
         return Family(begin=_begin_eva)
     if start.startswith(CONVERTED):
@@ -255,6 +279,13 @@ def _allocation() -> "TrainerCallback":
             model.base_model.update_and_allocate(state.global_step)
 
     return RankAllocation()
+
+
+def _of_variant(model: Any) -> "torch.Tensor | float":
+    """Return the penalties of KaSA and MonteCLoRA, which PEFT leaves to the training."""
+    lora = model.base_model
+    penalty: torch.Tensor | float = lora._get_kasa_loss() + lora._get_monteclora_loss()  # noqa: SLF001
+    return penalty
 
 
 def _orthogonality(model: Any) -> "torch.Tensor":

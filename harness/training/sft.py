@@ -25,7 +25,7 @@ from harness.progress import quiet_libraries
 from harness.records import Example, TrainingRecord, parse_json
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, TRACKED, FitContext
-from harness.training.parallel.processes import process_count, rows_of_each, wait_for_all
+from harness.training.parallel.processes import is_first, process_count, rows_of_each, wait_for_all
 from harness.training.parallel.shards import placement, save_trained, sharded_by
 from harness.training.peft_families import PLAIN, Family, family_of, virtual_tokens
 from harness.training.tokenized import tokenize
@@ -116,11 +116,16 @@ def fine_tune(
         if not (params.auto_find_batch_size and alone and smaller) or error.reason != loop.NO_MEMORY:
             raise
     oom.release()
-    for begun in (scratch, scratch.with_name(TRACKED)):
-        shutil.rmtree(begun, ignore_errors=True)
+    _remove_begun(scratch)
     scratch.mkdir()
     (scratch / _BATCH_SIZE).write_text(str(smaller))  # also for the next call, if this one is stopped
     return fine_tune(context, params, peft_config, save_to, save)
+
+
+def _remove_begun(scratch: Path) -> None:
+    """Remove what a training left so far: its checkpoints, and the weights that were kept of some."""
+    for begun in (scratch, scratch.with_name(TRACKED)):
+        shutil.rmtree(begun, ignore_errors=True)
 
 
 def smaller_batch_size(size: int, n_rows: int) -> int:
@@ -153,6 +158,11 @@ def _fine_tune(
 
     set_seed(context.seed)
     machine, scratch = context.machine, save_to.parent / CHECKPOINTS
+    family = family_of(peft_config, save_to.parent) if peft_config else PLAIN
+    if family.begins_anew:
+        if is_first():
+            _remove_begun(scratch)
+        wait_for_all()
     start = loop.start_time(scratch)
     whole = peft_config is None and save is None
     loaded_in = machine._replace(precision=params.trained_in) if whole else machine
@@ -168,8 +178,8 @@ def _fine_tune(
     )
     params = params.model_copy(update={"packing": params.packing and not against})
     params = rows_of_each(params, process_count())
-    part = PLAIN._replace(save=save, keeps_part=True) if save else PLAIN
-    family = family_of(peft_config, save_to.parent) if peft_config else part
+    if save:
+        family = PLAIN._replace(save=save, keeps_part=True)
     if whole:
         family = PLAIN._replace(save=partial(save_model, tokenizer, dtype(machine.precision)))
     with loop.set_up():
