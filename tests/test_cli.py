@@ -346,6 +346,26 @@ def test_what_cannot_be_used_ends_with_2(harness, copy, arguments):
     assert done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("compare", "--limit", "0"), "--limit: found 0; expected 1 or more; next: such as --limit 1"),
+        (
+            ("dashboard", "--port", "70000"),
+            "--port: found 70000; expected 1 to 65535; next: such as --port 65535",
+        ),
+        (
+            ("pairs", "make", "x", "--gap", "nan"),
+            "--gap: found nan; expected 0 or more; next: such as --gap 0",
+        ),
+    ],
+)
+def test_a_number_out_of_range_is_refused_with_the_range_and_the_nearest_that_is_taken(
+    harness, arguments, said
+):
+    assert harness(*arguments, check=2).stderr == f"error: {said}\n"
+
+
 def test_results_are_utf8_in_a_locale_that_has_no_such_signs(copy, own_cache, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     said, errors = alone(copy, "runs", "list").communicate()

@@ -262,6 +262,28 @@ def test_without_an_experiment_the_command_makes_one_of_rows_that_init_takes(tmp
     assert then == f"harness data clean {file} --out {new} --decisions {file}.decisions.json"
 
 
+def test_decisions_on_rows_of_several_files_are_named_file_by_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.jsonl", with_mail())
+    write(tmp_path / "b.jsonl", [{**row, "text": f"So: {row['text']}"} for row in with_mail()])
+    own = [
+        f"harness init {name} --data {name}.jsonl && harness dashboard -c {name}/harness.yaml{comment} its Data "
+        f"page, then: harness data clean {name}.jsonl --out {name}.clean.jsonl --decisions "
+        f"{name}.jsonl.decisions.json"
+        for name, comment in (("a", "  #"), ("b", ","))
+    ]
+    assert decide_command("a.jsonl", "b.jsonl") == f"{own[0]}; b.jsonl: {own[1]}"
+
+
+def test_a_broken_experiment_is_left_aside_where_nothing_of_it_is_needed(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "rows.jsonl", clean_rows(40))
+    (tmp_path / "harness.yaml").write_text("nmae: x\n")
+    assert "warning: harness.yaml has" in run("rows.jsonl", "--base", tiny).stderr
+    for words in ([], ["--base", tiny, "-c", str(tmp_path / "harness.yaml")]):
+        assert isinstance(run("rows.jsonl", *words).exception, UserError)
+
+
 def test_an_experiment_that_is_not_there_is_refused(tmp_path):
     found = run(write(tmp_path / "rows.jsonl", clean_rows(40)), "-c", tmp_path / "none.yaml").exception
     assert "none.yaml: found no file" in str(found)

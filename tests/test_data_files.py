@@ -57,6 +57,16 @@ def test_a_data_set_whose_card_is_malformed_is_refused(data, monkeypatch):
     )
 
 
+def test_of_a_folder_in_the_place_of_rows_the_files_in_it_are_named(data):
+    Path("mine/old").mkdir(parents=True)
+    assert "next: name a file of rows; this folder holds none" in refused(data, "check", "mine")
+    jsonl(Path("mine/test.jsonl"), [{"prompt": "a", "reference": "x"}])
+    Path("mine/old/my rows.csv").write_text("text,label\na,x\n")
+    said = refused(data, "check", "mine")
+    assert said.startswith("error: mine: found no train rows to be had (")
+    assert said.endswith("next: name a file: 'mine/old/my rows.csv', mine/test.jsonl")
+
+
 def test_licence_and_notes_are_carried_along(data):
     jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}])
     done(data, "clean", "r.jsonl", "--out", "a.jsonl", "--license", "CC0")

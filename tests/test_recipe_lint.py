@@ -68,6 +68,12 @@ def test_of_the_defaults_of_adapters_the_rate_alone_is_named_for_larger_models(m
     assert said(method, size, learning_rate=2e-4) == []
 
 
+@pytest.mark.parametrize("size", [SMALL, MIDDLE])
+def test_what_is_proposed_on_thumbs_lies_within_published_ranges(size):
+    situation = plugins.Situation(closed_labels=False, pairs=False, small_base=size == SMALL, thumbs=True)
+    assert said("kto", size, **plugins.method("kto").proposal(situation)["params"]) == []
+
+
 def test_rows_of_a_step_are_a_default_where_neither_factor_is_written():
     params = {"per_device_train_batch_size": 512, "gradient_accumulation_steps": 1}
     whole = plugins.method("lora").params(**params).model_dump()

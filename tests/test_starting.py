@@ -165,6 +165,25 @@ def test_answers_with_thumbs_are_learned_from_both_ways_and_only_those_up_are_an
     assert {bool(pair.references) for pair in items.pairs} == {True, False}
 
 
+def test_many_unusable_rows_are_refused_among_answers_with_thumbs_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = thumbs(60, lambda i: i % 3 == 0)
+    rows(
+        tmp_path, "few.jsonl", [{**row, "completion": ""} if i < 3 else row for i, row in enumerate(content)]
+    )
+    assert scaffold.propose(Request(tmp_path / "new", "few.jsonl"), HERE).task.data.invalid_rows == "drop"
+    rows(
+        tmp_path, "mine.jsonl", [{**row, "completion": ""} if i < 9 else row for i, row in enumerate(content)]
+    )
+    with pytest.raises(UserError) as caught:
+        scaffold.propose(Request(tmp_path / "new", "mine.jsonl"), HERE)
+    (found,) = caught.value.problems
+    assert found.found == "9 of 60 rows that cannot be used"
+    command, _, new = found.next_step.partition(", then --data ")
+    assert CliRunner().invoke(app, shlex.split(command)[1:]).exit_code == 0
+    assert "kto" in scaffold.propose(Request(tmp_path / "new", new), HERE).candidates
+
+
 @pytest.mark.parametrize(
     ("down", "method"), [(lambda i: i % 2, "kto"), (lambda i: False, None), (lambda i: True, None)]
 )

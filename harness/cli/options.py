@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, wraps
 from inspect import Parameter, Signature, signature
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
@@ -47,13 +48,35 @@ class Option(NamedTuple):
         names = (name, self.short) if self.short else (name,)
         return typer.Option(
             *names,
-            help=self.help,
+            help=f"{self.help} [{self.range}]" if self.range else self.help,
             envvar=f"HARNESS_{variable}" if self.env else None,
-            min=self.min,
-            max=self.max,
+            callback=self._refuse_outside(name) if self.range else None,
             metavar=self.metavar,
             formats=list(self.formats) or None,
         )
+
+    @property
+    def range(self) -> str:
+        """The numbers that it takes, in words; empty where it takes all, or is no number."""
+        if self.min is None:
+            return ""
+        return f"{self.min:g} or more" if self.max is None else f"{self.min:g} to {self.max:g}"
+
+    def _refuse_outside(self, name: str) -> Callable[[Any], Any]:
+        least, most = self.min or 0.0, inf if self.max is None else self.max
+
+        def refuse_outside(value: Any) -> Any:
+            """Refuse a number outside of the range.
+
+            Raises:
+                UserError: it is.
+            """
+            if value is not None and not least <= value <= most:
+                nearest = most if value > most else least
+                raise UserError(Problem(name, str(value), self.range, f"such as {name} {nearest:g}"))
+            return value
+
+        return refuse_outside
 
 
 class Argument(NamedTuple):

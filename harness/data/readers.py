@@ -152,15 +152,19 @@ def cap_problems(problems: list[Problem], where: str, what: str) -> list[Problem
 
 
 def _reader(file: Path, shown: str) -> Callable[[Path, str], Iterable[Row]]:
-    name = file.name.lower().removesuffix(".gz")
-    for ending, reader in _READERS.items():
-        if name.endswith(ending):
-            return reader
+    if kind := _kind(file):
+        return _READERS[kind]
     expected = "a file named *.jsonl, *.json, *.csv, *.tsv (each also .gz) or *.parquet"
     step = "convert it to JSON Lines"
     if file.suffix.lower() in (".xlsx", ".xls", ".ods"):
         step = f"soffice --headless --convert-to csv {as_argument(shown)}, or save it as CSV"
     raise UserError(Problem(shown, f"a file of the kind {file.suffix!r}", expected, step))
+
+
+def _kind(file: Path) -> str:
+    """Return what the name of a file of rows ends with, without `.gz`; empty of another."""
+    name = file.name.lower().removesuffix(".gz")
+    return next((ending for ending in _READERS if name.endswith(ending)), "")
 
 
 @contextmanager
@@ -475,10 +479,22 @@ def _unread(error: Exception, reference: str, split: str, n: int, *, is_copy: bo
     """Say why rows of a data set cannot be had, `n` of which were read."""
     why = " ".join(str(error.__cause__ or error).split())[:_LONGEST_REASON]
     found = f"{n:,} rows of {split} and then one that cannot be read" if n else f"no {split} rows to be had"
+    expected, is_hub = "a data set on the hub or a copy", reference.startswith(HUB)
     if n:
         next_step = "mend its files, or fetch them again"
+    elif not is_hub:
+        expected, next_step = "a file of rows, or a folder in the hub's layout", _name_a_file(Path(reference))
     elif is_copy:
         next_step = "name the part that there is, as in hub:owner/name:config:split, or mend its files"
     else:
         next_step = "without a network point HARNESS_DATASETS_DIR at local copies, or name a file"
-    return Problem(reference, f"{found} ({why})", "a data set on the hub or a copy", next_step)
+    return Problem(display_path(reference), f"{found} ({why})", expected, next_step)
+
+
+def _name_a_file(folder: Path) -> str:
+    """Say which files of rows lie in a folder, or in folders of it, to be named one by one."""
+    names = sorted(str(file) for at in ("*", "*/*") for file in folder.glob(at) if _kind(file))
+    if not names:
+        return "name a file of rows; this folder holds none"
+    more = f" or {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return f"name a file: {', '.join(map(as_argument, map(display_path, names[:SHOWN])))}{more}"

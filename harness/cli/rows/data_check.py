@@ -11,6 +11,7 @@ import typer
 
 from harness.cli.app import data_app, print_result, say
 from harness.cli.options import CONFIG, Argument, Config, Json, Option, config_option, verb
+from harness.errors import UserError
 from harness.formatting import pluralize
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def data_check(
 
     if html:
         refuse_page(html)
-    experiment = _experiment(config)
+    experiment = _experiment(config, is_needed=base is None)
     train = experiment.target.data.source("train") if experiment else None
     asked = RowCheck(
         files,
@@ -83,10 +84,21 @@ def data_check(
     raise typer.Exit(1 if any(f.severity in alarming for f in findings) else 0)
 
 
-def _experiment(config: Path) -> "Experiment | None":
-    """Read the experiment, where there is one or one is named."""
+def _experiment(config: Path, *, is_needed: bool) -> "Experiment | None":
+    """Read the experiment, where there is one or one is named; one of neither that is broken is said.
+
+    Raises:
+        UserError: it cannot be read, and was named or its base `is_needed`.
+    """
     if config == CONFIG and not config.is_file():
         return None
     from harness import config as configuration
 
-    return configuration.load(config).experiment
+    try:
+        return configuration.load(config).experiment
+    except UserError as error:
+        if is_needed or config != CONFIG:
+            raise
+        problems = pluralize(len(error.problems), "problem")
+        say(f"warning: {config} has {problems} and is left aside; harness doctor says more")
+        return None

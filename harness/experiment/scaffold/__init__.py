@@ -59,7 +59,7 @@ def propose(request: Request, here: Resources | None = None) -> Proposal:
     """
     seen, name = _recognise(request), _name_of(request.data)
     here, base = here or _this_machine(), _base(request.base_model)
-    task, items = check_task(propose_task(request, seen, name, base))
+    task, items = check_task(propose_task(request, seen, name, base), has_thumbs=bool(seen.thumbs_down))
     choice, candidates = propose_candidates(seen.kind, items, task, base, here)
     remarks, late = [f"{choice.name}: {choice.why}"], [choice.warning]
     if request.minutes is not None and base is not None:

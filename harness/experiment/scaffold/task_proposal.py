@@ -9,6 +9,7 @@ from typing import Any
 from harness.data import SPLITS, TaskItems, load_task, readers
 from harness.data.columns import option_text
 from harness.data.edit.row_files import new_name
+from harness.data.examples import Notes, pairs
 from harness.errors import Problem, UserError, as_argument, in_a_line
 from harness.experiment.scaffold.recognition import Request, Seen, absolute, examples_of, references_of
 from harness.experiment.scaffold.time_bound import STEPS
@@ -120,29 +121,33 @@ def _guess_tokens(text: str) -> int:
     return -(-plain // 3) + len(text.encode()) - plain
 
 
-def check_task(task: dict[str, Any]) -> tuple[Task, TaskItems]:
+def check_task(task: dict[str, Any], *, has_thumbs: bool) -> tuple[Task, TaskItems]:
     """Read the data as `compare` will; a few rows that cannot be used are left out, and said.
+
+    With `has_thumbs` a row can be used that is an answer with a thumb, up or down.
 
     Raises:
         UserError: more than a few rows cannot be used, or something else is wrong.
     """
-    strict = Task.model_validate(task)
+    read_as = Task.model_validate(task)
+    problems: Sequence[Problem] = ()
     try:
-        return strict, load_task(strict, 0)
+        items = load_task(read_as, 0)
     except UserError as error:
-        lenient = Task.model_validate({**task, "data": {**task["data"], "invalid_rows": "drop"}})
-        n_rows = len(readers.read(task["data"]["all"], "train").rows)
+        problems = error.problems
+        read_as = Task.model_validate({**task, "data": {**task["data"], "invalid_rows": "drop"}})
         try:
-            items = load_task(lenient, 0)
+            items = load_task(read_as, 0)
         except UserError:
             raise error from None
-        limits = {**task, "data": {**lenient.data.model_dump(), "limits": {}}}
-        whole = load_task(Task.model_validate(limits), 0)
-        n_usable = len(whole.train) + len(whole.validation) + len(whole.test)
-        if n_usable < (1 - _UNUSABLE_SHARE) * n_rows:
-            many = _many_unusable(lenient, n_rows - n_usable, n_rows)
-            raise UserError([*error.problems, many]) from None
-        return lenient, items
+    if problems or has_thumbs:
+        content = readers.read(task["data"]["all"], "train")
+        usable = {one.where for one in examples_of(read_as, content)}
+        usable |= {one.where for one in pairs(read_as, content, Notes([], []))} if has_thumbs else set()
+        n_rows, n_unusable = len(content.rows), len(content.rows) - len(usable)
+        if n_unusable > _UNUSABLE_SHARE * n_rows:
+            raise UserError([*problems, _many_unusable(read_as, n_unusable, n_rows)])
+    return read_as, items
 
 
 def _many_unusable(task: Task, n: int, n_rows: int) -> Problem:

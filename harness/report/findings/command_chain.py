@@ -77,7 +77,11 @@ def _fill(
 ) -> Finding:
     of = _files(finding, files)
     if _DECISIONS in finding.command:
-        return replace(finding, command=_decide(finding.command, of[0], steps, named.by_user, pages))
+        first, *others = (_decide(finding.command, file, steps, named.by_user, pages) for file in of)
+        beside = (
+            f"; {file}: {command.replace('  #', ',')}" for file, command in zip(of[1:], others, strict=True)
+        )
+        return replace(finding, command="".join((first, *beside)))
     step = _step(finding)
     if step is None:
         return finding
