@@ -111,6 +111,27 @@ def test_rows_that_are_all_evaluated_are_said_to_be_so(augmented):
     assert "next: name rows to train on, or another file --against" in error
 
 
+TURNS = {"role": "user", "content": "Where is it?"}
+TREE = {"message_id": "1", "text": TURNS["content"], "role": "prompter", "replies": []}
+
+
+@pytest.mark.parametrize(
+    ("row", "layout"),
+    [
+        ({"message_tree_id": "1", "prompt": TREE}, "OASST tree"),
+        (
+            {"input": {"messages": [TURNS]}, "preferred_output": [], "non_preferred_output": []},
+            "OpenAI preference",
+        ),
+    ],
+)
+def test_a_layout_whose_question_lies_deeper_is_refused_by_its_name(augmented, row, layout):
+    jsonl(Path("t.jsonl"), [row])
+    said = refused(augmented, "t.jsonl", "--out", "new.jsonl")
+    assert f"found 1 row of the layout {layout} (" in said
+    assert said.endswith("next: write what asks as a text in prompt, or as turns in messages")
+
+
 def test_a_second_call_asks_nothing_and_writes_the_same_bytes(augmented, server):
     jsonl(Path("t.jsonl"), rows(6))
     words = ("--variants", "2", "--prices", "1000,1000")

@@ -65,6 +65,9 @@ def choose_rows(
     if not chosen:
         n = pluralize(len(content.rows), "row")
         found_text, step = f"{n}, none with a text of its own that asks", "name the column: --prompt COLUMN"
+        if layout := formats.recognise(content.rows):
+            found_text = f"{n} of the layout {layout.name} ({layout.form})"
+            step = "write what asks as a text in prompt, or as turns in messages"
         if left:
             found_text = f"{n}, {count(len(left))} of them evaluated, and none of the others asks in a text"
             step = "name rows to train on, or another file --against"
