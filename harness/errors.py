@@ -6,6 +6,7 @@ command shows everything that has to be mended.
     HarnessError            exit 1   something failed while working
     ├── UserError           exit 2   what was written or given cannot be used
     ├── IncompatibleRuns    exit 5   a baseline is missing, or two runs must not be compared
+    ├── Unscored            exit 1   a metric cannot score one answer; it counts as failed
     └── CandidateFailed     exit 1   one candidate died; the others go on
         └── Diverged        exit 1   its loss was no number, and would be again
 """
@@ -72,6 +73,10 @@ class IncompatibleRuns(HarnessError):
     """A baseline is missing, or two runs differ in something that forbids comparing them."""
 
     exit_code = 5
+
+
+class Unscored(HarnessError):
+    """A metric could not score an answer that was given."""
 
 
 class CandidateFailed(HarnessError):

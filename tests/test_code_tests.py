@@ -139,6 +139,38 @@ def test_a_program_that_ends_early_has_not_passed(program):
     assert not passes(program, TESTS, SOON)
 
 
+ANY = "class Any:\n    def __eq__(self, other): return True\n    def __ne__(self, other): return False\n"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        f"{ANY}def add(a, b): return Any()",
+        "def add(a, b):\n    class Any(int):\n        __eq__ = lambda self, other: 1\n    return Any()",
+        f"from unittest.mock import patch\n{ANY}add = lambda a, b: [Any()][0]",
+    ],
+)
+def test_an_object_that_equals_everything_is_no_right_answer(program):
+    assert not passes(program, TESTS, SOON)
+
+
+def test_builtins_that_an_answer_replaces_do_not_decide_its_tests():
+    program = "import builtins\nbuiltins.all = builtins.isinstance = lambda *found: True\n" + ADD
+    assert passes(program, "assert all([add(1, 2) == 3])", SOON)
+    assert not passes(program, "assert all([add(1, 2) == 4])", SOON)
+    assert not passes(program, "assert isinstance(add(1, 2), str)", SOON)
+
+
+def test_a_class_with_an_equality_of_its_own_may_be_what_is_asked_for():
+    program = (
+        "from dataclasses import dataclass\n@dataclass\nclass Point:\n    x: int\n"
+        "class Money:\n    def __init__(self, n): self.n = n\n"
+        "    def __eq__(self, other): return self.n == getattr(other, 'n', other)\n"
+        "class Bag:\n    def __eq__(self, other): return vars(self) == getattr(other, '__dict__', {})\n"
+    )
+    assert passes(program, "assert Point(1) == Point(1)\nassert Money(3) == 3\nassert Bag() == Bag()", SOON)
+
+
 # What it must not do
 
 

@@ -1,5 +1,6 @@
 """Rows say what was asked, what came back and what it scores; a failed sample is a row too."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from harness import store
 from harness.errors import UserError
 from harness.evaluation import Job, evaluate_block, in_order, wrap_prompt
 from harness.evaluation.runner import shared_tokens
-from harness.metrics import load_metrics, mean_metric
+from harness.metrics import follows, load_metrics, mean_metric
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost, TextCandidate, TextTable, scripted_candidate
 from harness.models.hub import resolve
@@ -295,6 +296,20 @@ def test_a_score_out_of_its_metrics_bounds_is_refused_with_metric_item_and_bound
         UserError, match=rf"metric own: found a score of {score} \(item item-7\); expected 0 to 1"
     ):
         own_metric_row(score)
+
+
+def test_an_answer_on_which_a_pattern_does_not_decide_failed_and_the_row_says_so(monkeypatch):
+    monkeypatch.setattr(follows, "_MOST_S", 0.2)
+    schema = {"type": "string", "pattern": "^(a+)+$"}
+    one = replace(example(7), constraints=({"kind": "json_schema", "schema": schema},))
+    slow, quick = (
+        row(scripted_candidate(lambda _, text=text: json.dumps(text)), one, metrics=("follows",))
+        for text in ("a" * 60 + "!", "aaa")
+    )
+    assert (slow.status, slow.parts) == ("error", {"follows": None})
+    assert slow.error.startswith("metric follows: item item-7: json_schema: found a schema that does not")
+    assert "at most 0.2 s" in slow.error
+    assert (quick.status, quick.parts) == ("ok", {"follows": (1.0,)})
 
 
 def test_a_score_at_a_bound_may_be_off_by_rounding():

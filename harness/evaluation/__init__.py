@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.config.rubrics import is_judged
-from harness.errors import Problem, UserError
+from harness.errors import Problem, Unscored, UserError
 from harness.evaluation.rows.sampled_answers import Asked, draw_answers, settle
 from harness.metrics import Metric, Parts, extremes, normalize
 from harness.metrics._refusals import is_refusal
@@ -306,17 +306,29 @@ def _sample(index: int, output: Output, scored: "Scored") -> Sample:
 def score_output(job: Job, example: Example, output: Output) -> Scored:
     """Say what became of an answer, and score it; a score that is no finite number is none.
 
+    An answer that the primary metric cannot score has failed.
+
     Raises:
         UserError: a score lies outside the bounds of its metric.
     """
     status = _status(job, example, output)
-    found = {name: _parts(job, name, status, output, example) for name in job.metrics}
+    found: dict[str, Parts | None] = {}
+    unscored: dict[str, str] = {}
+    for name in job.metrics:
+        try:
+            found[name] = _parts(job, name, status, output, example)
+        except Unscored as error:
+            found[name], unscored[name] = None, f"metric {name}: item {example.id}: {error}"
     not_finite = [n for n, parts in found.items() if parts is not None and not np.isfinite(parts).all()]
     parts = {n: None if n in not_finite else parts for n, parts in found.items()}
     for name, known in parts.items():
         if known is not None:
             _refuse_out_of_bounds(job, name, known, example)
-    return Scored(status, parts, output.error if status == "error" else _not_finite_text(not_finite, example))
+    if status == "error":
+        return Scored(status, parts, output.error)
+    said = [*unscored.values(), *filter(None, [_not_finite_text(not_finite, example)])]
+    failed = bool(unscored) and job.task.primary_metric in unscored
+    return Scored("error" if failed else status, parts, "; ".join(said))
 
 
 def _not_finite_text(names: Sequence[str], example: Example) -> str:

@@ -2,8 +2,9 @@
 
 Invariant: nothing of an answer runs outside of namespaces of its own, under limits of time, memory, processes
 and files, and nothing runs unless `HARNESS_ALLOW_CODE_EXECUTION=1` says so. Tests pass where they are seen to
-have ended: what ends a program before them does not, unless it is written against this very file.
-Where the isolation fails nothing is scored.
+have ended: what ends a program before them does not, unless it is written against this very file. They find
+the builtins as they were, and no object of the answer's that equals everything. Where the isolation fails
+nothing is scored.
 Source: functional correctness by Chen et al. 2021, arXiv:2107.03374; of Linux's manual namespaces(7),
 pivot_root(2) and seccomp(2).
 """
@@ -94,7 +95,7 @@ os.execvp(sys.argv[1], sys.argv[1:])
 """
 # The nonce is read only once the tests have ended; code that looks for the pipe in `__main__` can read it.
 _DRIVER = """
-import fcntl, json, os, random, sys, types
+import builtins, fcntl, json, os, random, sys, types
 def read(n):
     found = b""
     while len(found) < n:
@@ -122,16 +123,31 @@ def test(name, found):
         for each in dir(found):
             if each.startswith("test_"):
                 call(getattr(found(), each))
+build, classes = builtins.__build_class__, []
+def build_class(function, *arguments, **named):
+    made = build(function, *arguments, **named)
+    if function.__code__.co_filename == "answer.py":
+        classes.append(made)
+    return made
+def equals_everything(made):
+    try:
+        return bool(made.__new__(made) == types.SimpleNamespace(other=1))
+    except Exception:
+        return False
+builtins.__build_class__ = build_class
 def run(read=os.read, write=os.write, leave=os._exit):
     module = sys.modules["answer"] = types.ModuleType("answer")
-    scope = vars(module)
+    scope, own = vars(module), dict(vars(builtins))
     try:
         exec(compile(program["code"], "answer.py", "exec"), scope)
+        vars(builtins).update(own)
         known = dict(scope)
         exec(compile(program["tests"], "tests.py", "exec"), scope)
         for name, found in list(scope.items()):
             if known.get(name) is not found:
                 test(name, found)
+        if any(map(equals_everything, classes)):
+            leave(1)
     except BaseException:
         leave(1)
     write(out, read(pipe, 100))

@@ -9,10 +9,14 @@ three letters counts as a word.
 
 import json
 import re
-from collections.abc import Callable, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
-from harness.errors import Problem, UserError, did_you_mean
+from harness.errors import Problem, Unscored, UserError, did_you_mean
 from harness.metrics import Metric, mean_metric
 from harness.prompting._words import is_unspaced, pieces
 from harness.records import Example, Output
@@ -23,6 +27,7 @@ Constraint = Mapping[str, Any]
 _LIST_MARK = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
 _FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```$", re.DOTALL)
 _NO_JSON = object()
+_MOST_S = 5  # of a processor, to check an answer by a schema
 _EDGES = " \t\n\"'\u201c\u201d\u2018\u2019.!?:;,*"
 
 
@@ -138,11 +143,37 @@ def _json_schema(text: str, constraint: Constraint) -> bool:
 
 
 def _is_valid(validator: Any, value: Any) -> bool:
-    """Tell whether a value keeps a schema; one too deep or too large to be checked does not."""
+    """Tell whether a value keeps a schema; one too deep or too large to be checked does not.
+
+    Raises:
+        Unscored: it takes too long.
+    """
     try:
-        return bool(validator.is_valid(value))
+        with _limited():
+            return bool(validator.is_valid(value))
     except (RecursionError, OverflowError):
         return False
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """End what takes too long, as a pattern may; Python delivers signals to its main thread alone."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        step = "mend schema: no repetition within a repetition in its patterns"
+        found = "a schema that does not decide on this answer"
+        raise Unscored(str(Problem("json_schema", found, f"one that takes at most {_MOST_S} s", step)))
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGVTALRM, end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, _MOST_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def _json(text: str) -> Any:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field, model_validator
 
-from harness.errors import CandidateFailed, Problem, UserError, in_a_line
+from harness.errors import CandidateFailed, Problem, Unscored, UserError, in_a_line
 from harness.metrics import Metric, item_scores, load_metrics
 from harness.models.hardware import Machine
 from harness.records import Example, Output, TrainingRecord
@@ -232,7 +232,10 @@ def _of_metric(metric: Metric) -> Rewards:
 
 
 def _item_score(metric: Metric, output: Output, example: Example) -> float | None:
-    parts = metric.score(output, example)
+    try:
+        parts = metric.score(output, example)
+    except Unscored:
+        return None
     return None if parts is None else metric.unit.sign * float(item_scores(metric, np.array([parts]))[0])
 
 

@@ -17,7 +17,7 @@ from harness.data.edit import Edit, Outcome
 from harness.data.edit.change import Change, drop
 from harness.data.examples import FIELD, Notes, Sourced
 from harness.data.readers import Row
-from harness.errors import Problem, UserError
+from harness.errors import Problem, Unscored, UserError
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.rows.row_sets import prompting_digest, prompting_step
 from harness.evaluation.rows.sampled_answers import seed_of
@@ -222,7 +222,10 @@ def _rewriting(example: Example, instruction: str, step: Step) -> Example:
 
 def _score(metric: Metric, example: Example, text: str) -> float | None:
     """Score an answer against the row's own, higher being better; None where there is none."""
-    parts = metric.score(Output(text.strip()), example) if example.references else None
+    try:
+        parts = metric.score(Output(text.strip()), example) if example.references else None
+    except Unscored:
+        return None
     return None if parts is None else float(metric.aggregate(np.array([parts]), np.ones(1)))
 
 
