@@ -704,6 +704,15 @@ def test_eval_sends_sensitive_rows_to_nobody_elses_server(tiny, tmp_path, monkey
     )
 
 
+def test_a_dry_run_refuses_what_would_send_sensitive_rows_away(tiny, tmp_path, own_cache, command):
+    candidates = CANDIDATES.format(url="http://8.8.8.8:1/v1")
+    path = tiny_experiment.write(tmp_path, tiny, candidates, extra="decide: {needs: [sensitive_data]}\n")
+    code, planned, said = command("compare", "-c", path, "--dry-run", "--candidates", "served")
+    assert (code, planned) == (2, "")
+    assert "found served on somebody else's server, tiny at http://8.8.8.8:1/v1" in said
+    assert "next: --candidates without it, or remove it or sensitive_data" in said
+
+
 def test_chat_is_refused_where_choices_are_to_be_ranked(written, monkeypatch):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
     (where, found), *_ = refused(written, "candidates.ranked.weights_of=chatty", candidates=["ranked"])

@@ -100,6 +100,8 @@ def compare(
     with progress.stage("reading rows and models"):
         session = experiment.prepare_session(loaded, scope, progress)
     stored = experiment.look_up(session, loaded.selected)
+    if dry_run:
+        experiment.refuse_sensitive(session, loaded, stored)
     computes = dry_run or learning_curve or rescue or not experiment.are_all_done(stored)
     work = _estimate_work(session, loaded.selected, learning_curve, rescue, scope.smoke) if computes else {}
     plan = experiment.estimate_seconds(session, work)

@@ -31,7 +31,7 @@ from harness.experiment.analysis.verdict_records import Settings, record_report,
 from harness.experiment.curves.data_scaling import estimate_curve_work, make_curve, refuse_curve, stored_curve
 from harness.experiment.executors import make_on_workers
 from harness.experiment.preparation import prepare_session, served_bases
-from harness.experiment.preparation.candidate_problems import key_problems
+from harness.experiment.preparation.candidate_problems import key_problems, sensitive_endpoints
 from harness.experiment.preparation.judge_weights import train_judges
 from harness.experiment.preparation.planned_work import (
     arm_label,
@@ -198,16 +198,33 @@ def _refuse_forbidden(
     session: Session, loaded: Loaded, ordered: Sequence[RunRequest], found: Sequence[Run | None]
 ) -> None:
     """Refuse to begin where the key or the client of an endpoint is missing, or answers may not be scored."""
-    pairs = zip(ordered, found, strict=True)
-    open_ = {one.candidate.name for one, run in pairs if run is None or run.state != "done"}
-    places = {name: loaded.places[name] for name in loaded.selected if name in open_}
+    open_ = _open_places(loaded, ordered, found)
     judged = [one for m in session.tasks for one in m.judged.values()] if open_ else []
     judged += filter(None, [judge_of_pairs(session)])
     tasks = [m.task for m in session.tasks] if open_ else []
     forbidden = [problem for task in tasks for problem in metrics.problems(task)]
     short = short_judges(session, loaded.selected) if open_ else []
     forbidden += [one.problem for one in short if one.problem]
-    refuse([*key_problems(session, places), *judges.key_problems(judged), *forbidden])
+    refuse([*key_problems(session, open_), *judges.key_problems(judged), *forbidden])
+
+
+def refuse_sensitive(session: Session, loaded: Loaded, found: Sequence[Run | None]) -> None:
+    """Refuse to plan what would send sensitive rows to somebody else's server.
+
+    Raises:
+        UserError: a selected candidate would.
+    """
+    ordered = in_order(session, loaded.selected)
+    refuse(sensitive_endpoints(session, _open_places(loaded, ordered, found)))
+
+
+def _open_places(
+    loaded: Loaded, ordered: Sequence[RunRequest], found: Sequence[Run | None]
+) -> dict[str, str]:
+    """Map the selected candidates of which a run is not done to where each is written."""
+    pairs = zip(ordered, found, strict=True)
+    open_ = {one.candidate.name for one, run in pairs if run is None or run.state != "done"}
+    return {name: loaded.places[name] for name in loaded.selected if name in open_}
 
 
 def _make_all(

@@ -266,10 +266,16 @@ def key_problems(session: Session, places: Mapping[str, str]) -> Iterator[Proble
     for name, where in places.items():
         if not session.candidates[name].is_remote:
             continue
-        settings = _settings(session, name)
-        yield from openai_api.problems(settings, where)
-        step = "--candidates without it, or remove it or sensitive_data"
-        yield from sensitive_problems(session.experiment, settings, name, where, step)
+        yield from openai_api.problems(_settings(session, name), where)
+    yield from sensitive_endpoints(session, places)
+
+
+def sensitive_endpoints(session: Session, places: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield the candidates that would send sensitive rows to somebody else's server."""
+    step = "--candidates without it, or remove it or sensitive_data"
+    for name, where in places.items():
+        if session.candidates[name].is_remote:
+            yield from sensitive_problems(session.experiment, _settings(session, name), name, where, step)
 
 
 def endpoint_problems(session: Session, places: Mapping[str, str]) -> Iterator[Problem]:
