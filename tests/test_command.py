@@ -206,7 +206,10 @@ class TestWhatIsFound:
         deep = shutil.copytree(tiny, tmp_path / "deep")
         settings = json.loads((deep / "config.json").read_text())
         (deep / "config.json").write_text(json.dumps(settings | {"num_hidden_layers": 7}))
-        assert "num_hidden_layers 7, which the base has as 2" in failure(tiny, tmp_path / "fit", leaves(deep))
+        said = failure(tiny, tmp_path / "fit", leaves(deep))
+        assert "num_hidden_layers 7, which the base has as 2" in said
+        assert "running it by hand" in said
+        assert str(tmp_path / "fit") not in said, "that folder is deleted"
 
 
 class TestRows:

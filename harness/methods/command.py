@@ -38,6 +38,7 @@ from harness.training import CHECKPOINTS, FitContext, Weights, adapter_weights, 
 
 LOG = "command.log"
 _OF_A_MODEL = {".json", ".safetensors", ".jinja", ".model", ".txt"}
+_BY_HAND = "running it by hand, and the folder that it fills as base_model of an experiment of its own"
 _SAID = 3  # last lines of the log that an error repeats
 
 
@@ -239,10 +240,10 @@ def _take_over(context: FitContext, out: Path, made: TrainingRecord) -> Weights:
         CandidateFailed: none do, they are pickled, or they fit another base.
     """
     if (out / CONFIG).exists() and (out / WEIGHTS).exists():
-        _refuse(adapter_problems(out, context.source, "out"))
+        _refuse(adapter_problems(out, context.source, "out"), out)
         folder, files = context.folder / "adapter", [out / CONFIG, out / WEIGHTS]
     elif (out / "config.json").exists() and any(out.glob("*.safetensors")):
-        _refuse(model_problems(out, context.source, "out"))
+        _refuse(model_problems(out, context.source, "out"), out)
         folder = context.folder / "model"
         files = [path for path in out.iterdir() if path.is_file() and path.suffix in _OF_A_MODEL]
     else:
@@ -259,11 +260,12 @@ def _take_over(context: FitContext, out: Path, made: TrainingRecord) -> Weights:
     return Weights("model", model_digest(folder, context.source.weights_digest), context.folder, made)
 
 
-def _refuse(found: Iterable[Problem]) -> None:
+def _refuse(found: Iterable[Problem], out: Path) -> None:
     if wrong := next(iter(found), None):
         at = "" if wrong.where == "out" else f" ({Path(wrong.where).name})"
         reason = f"the command left {wrong.found}{at}; expected {wrong.expected}"
-        raise CandidateFailed(reason, wrong.next_step)
+        # What it left is deleted, so that no step may name where it lies now.
+        raise CandidateFailed(reason, _BY_HAND if str(out) in wrong.next_step else wrong.next_step)
 
 
 def _describe_no_weights(out: Path) -> CandidateFailed:
