@@ -171,6 +171,37 @@ def stored(*named):
             128,
             id="NF4",
         ),
+        pytest.param(
+            [
+                ("w.weight", "U8", (8, 8)),
+                ("w.weight_scale", "F8_E4M3", (8, 1)),
+                ("w.weight_scale_2", "F32", ()),
+                ("w.input_scale", "F32", ()),
+            ],
+            128,
+            id="NVFP4 of ModelOpt",
+        ),
+        pytest.param(
+            [
+                ("w.weight_packed", "U8", (8, 8)),
+                ("w.weight_scale", "F8_E4M3", (8, 1)),
+                ("w.weight_global_scale", "F32", (1,)),
+            ],
+            128,
+            id="NVFP4 of compressed-tensors",
+        ),
+        pytest.param(
+            [
+                ("w.W_q", "U8", (64, 1)),
+                ("w.scale", "F16", (2, 1)),
+                ("w.zero", "F16", (2, 1)),
+                ("w.shape", "I64", (2,)),
+                ("w.packing", "U8", (7,)),
+                ("w.bias", "F16", (8,)),
+            ],
+            128 + 8,
+            id="HQQ",
+        ),
         pytest.param([("a.weight", "F32", (8, 16)), ("a.bias", "F32", (1, 1, 64, 64))], 128, id="a mask"),
     ],
 )

@@ -16,7 +16,7 @@ from tiny_methods import CPU
 from harness import config
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
-from harness.experiment.preparation.base_fit import base_remarks, leaves_experts
+from harness.experiment.preparation.base_fit import Asked, base_remarks, examine_base, leaves_experts
 from harness.methods import lora
 from harness.models import memory
 from harness.models.hf import ModelHost, supported_attention
@@ -40,6 +40,7 @@ _SMALL = {
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 _LAYERS = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
 _GEMMA_4 = {"vocab_size_per_layer_input": 400, "per_layer_config": {"1": {"head_dim": 16}}}
+_GIT_SEES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
 _LLAMA_4 = {
     "num_local_experts": 4,
     "intermediate_size_mlp": 64,
@@ -74,6 +75,13 @@ UNREADABLE = {
         "XmodForCausalLM cannot be computed by transformers .*Input language unknown",
     ),
 }
+# Read by others' ways through our code, and counted in their own.
+COUNTED = {
+    "Qwen2-MoE": Kind(
+        "Qwen2MoeConfig", {"num_experts": 4, "shared_expert_intermediate_size": 48, **_EXPERTS}
+    ),
+    "Doge": Kind("DogeConfig", {}, engine="padded"),
+}
 FAMILIES = {
     "Llama": Kind("LlamaConfig", {}),
     "Qwen2": Kind("Qwen2Config", {}),
@@ -89,13 +97,25 @@ FAMILIES = {
     "GPT-2": Kind("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}),
     "Bloom": Kind("BloomConfig", {"n_layer": 2, "n_head": 4}, engine="padded"),
     "MPT": Kind("MptConfig", {"d_model": 32, "n_layers": 2, "n_heads": 4}, engine="padded"),
+    "GIT": Kind("GitConfig", {"vision_config": _GIT_SEES}, engine="padded"),
     "Gemma-4": Kind("Gemma4TextConfig", {"hidden_size_per_layer_input": 8, **_LAYERS, **_GEMMA_4}),
     "Granite-MoE": Kind("GraniteMoeConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "Llama-4": Kind("Llama4TextConfig", {**_LLAMA_4, "num_experts_per_tok": 1}, engine="padded"),
     "Mamba": Kind("MambaConfig", {"state_size": 4}, engine="padded", refused="'out_proj' is incompatible"),
 }
 # The others take the same ways through our code as one of these.
-FAST = ("Llama", "Mistral with a window", "Gemma-3", "Gemma-4", "gpt-oss", "GPT-2", "Bloom", "MPT", "Mamba")
+FAST = (
+    "Llama",
+    "Mistral with a window",
+    "Gemma-3",
+    "Gemma-4",
+    "gpt-oss",
+    "GPT-2",
+    "Bloom",
+    "MPT",
+    "GIT",
+    "Mamba",
+)
 EACH = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in FAMILIES]
 
 
@@ -242,6 +262,38 @@ def test_an_adapter_of_experts_is_counted_and_one_that_leaves_them_alone_is_name
         assert not leaves_experts(source, made.folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "off"), [("Qwen3-MoE", 0.0), ("Granite-MoE", 0.0), ("Qwen2-MoE", 0.1), ("Doge", 0.1)]
+)
+def test_an_adapter_on_all_linear_layers_is_estimated_as_peft_makes_it(tmp_path, name, off):
+    """Qwen2's experts are left alone, and those that all tokens pass are not; Doge has none unless it says so."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    source = resolve(str(save(tmp_path, (FAMILIES | COUNTED)[name])))
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(source.path), LoraConfig(r=2, target_modules="all-linear")
+    )
+    n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert memory.lora_parameters(shape(source), 2) == pytest.approx(n_trained, rel=off)
+
+
+def test_families_whose_experts_peft_adapts_unasked_are_those_of_its_table():
+    from peft.utils import transformers_weight_conversion as table
+    from transformers import CONFIG_MAPPING
+
+    fused = table._MOE_TARGET_MODULE_MAPPING
+    found = [of for of, kind in table._MODEL_TO_CONVERSION_PATTERN.items() if kind in fused]
+    assert sorted(memory.shape.EXPERTS_ADAPTED) == sorted(of for of in found if of in CONFIG_MAPPING)
+
+
+def test_doctor_reads_a_family_that_names_experts_and_has_none_as_it_is_loaded(tmp_path):
+    source = resolve(str(save(tmp_path, COUNTED["Doge"])))
+    assert ModelHost(source, CPU).base.engine == "transformers/padded"
+    found = examine_base(str(source.path), Asked(24.0))
+    assert (found.active, found.shape.in_experts) == (source.n_parameters, 0)
+
+
 @pytest.mark.parametrize("name", ["Qwen3-MoE", "Granite-MoE"])
 def test_a_base_of_experts_is_not_quantised(tmp_path, name):
     base = build(tmp_path / "base", name)
@@ -291,6 +343,10 @@ def test_what_transformers_cannot_load_is_refused_with_a_sentence(tiny, tmp_path
             r"mlp.\w+.weight is \[\d+, \d+\] in its files, and .* by its config.json",
         ),
         ({"num_hidden_layers": 3}, r"lack 9 of \d+ tensors of LlamaForCausalLM, such as model.layers.2"),
+        (
+            {"num_hidden_layers": 1},
+            r"num_hidden_layers: 1 by its config.json, and model\.layers\.1\..* in its files",
+        ),
         ({"num_attention_heads": 3}, "cannot be loaded .*not a multiple of the number of attention heads"),
         ({"is_encoder_decoder": True}, "is an encoder with a decoder"),
     ],

@@ -23,7 +23,8 @@ def windows(config: "PretrainedConfig") -> tuple[int, ...] | None:
     """Return the sliding window in tokens of each layer of a model, 0 of one that sees all that was read.
 
     None where a layer keeps something else than keys, as recurrent ones do, where windows differ, or where
-    what is seen hangs on the row (GPT-Neo, Doge): no mask of ours would say what such a model may see.
+    what is seen hangs on the row (GPT-Neo, Doge) or on images before it (GIT): no mask of ours would say what
+    such a model may see.
     """
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -32,8 +33,9 @@ def windows(config: "PretrainedConfig") -> tuple[int, ...] | None:
     layers: Sequence[Any] = DynamicCache(config=config).layers
     chunked = getattr(text, "attention_chunk_size", None)
     by_row = hasattr(text, "keep_window_size") or "local" in (getattr(text, "attention_layers", None) or ())
+    by_image = hasattr(text, "num_image_with_embedding")
     plain = set(map(type, layers)) <= {DynamicLayer, DynamicSlidingWindowLayer}
-    if not layers or chunked or by_row or not plain:
+    if not layers or chunked or by_row or by_image or not plain:
         return None
     found = tuple(int(layer.sliding_window) if layer.is_sliding else 0 for layer in layers)
     return found if len({*found} - {0}) <= 1 else None

@@ -80,20 +80,32 @@ _EXPERT = re.compile(r"\.experts\.|\.(block_sparse_moe|mlp)\.(input|output)_line
 def parameters_of(tensors: Mapping[str, Tensor], bits: int = 4) -> dict[str, int]:
     """Count the parameters of a model's tensors, by name; several of a quantised one lie in a number.
 
-    `bits` is the width of a weight that AWQ and GPTQ pack into 32. Masks that old files keep are none.
+    `bits` is the width of a weight that AWQ and GPTQ pack into 32, and HQQ into 8. Masks that old files keep
+    are none.
     """
     return {
         name: int(prod(tensor.shape) * _packed_in(name, tensor, tensors, bits))
         for name, tensor in tensors.items()
-        if not _OF_QUANTIZATION.search(name) and not (len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1))
+        if not _OF_QUANTIZATION.search(name)
+        and not _is_beside_hqq(name, tensors)
+        and not (len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1))
     }
+
+
+def _is_beside_hqq(name: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Tell whether a tensor says how HQQ's weights of the same layer are quantised."""
+    layer, _, last = name.rpartition(".")
+    return f"{layer}.W_q" in tensors and last not in ("W_q", "bias")
 
 
 def _packed_in(name: str, tensor: Tensor, tensors: Mapping[str, Tensor], bits: int) -> float:
     """Return how many weights a number of a tensor holds."""
     if name.endswith(("qweight", "weight_packed")) and tensor.dtype != "U8":
         return 32 / bits
-    is_half_bytes = name.endswith(("_blocks", "weight_packed")) or f"{name}.absmax" in tensors
+    if name.endswith("W_q"):
+        return 8 / bits if tensor.dtype == "U8" else 32 // bits
+    scaled = (f"{name}.absmax", f"{name}_scale_2")  # bitsandbytes' and ModelOpt's
+    is_half_bytes = name.endswith(("_blocks", "weight_packed")) or any(one in tensors for one in scaled)
     return 2 if tensor.dtype == "U8" and is_half_bytes else 1
 
 

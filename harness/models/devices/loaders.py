@@ -4,6 +4,8 @@ Invariant: weights are in the machine's precision, and lie where they are placed
 """
 
 import logging
+import re
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import CandidateFailed
@@ -14,6 +16,7 @@ from harness.models.hub import ModelSource
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_LAYER = re.compile(r"\.(\d+)\.")
 _TOLD = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # which we refuse by name
 
 
@@ -42,7 +45,7 @@ def _refuse_incomplete(source: ModelSource, model: "PreTrainedModel", info: Any)
 
     Raises:
         CandidateFailed: they do, such as those of a classifier, which has no output layer; or have them in
-            other sizes than its configuration says.
+            other sizes, or in more layers, than its configuration says.
     """
     for name, found, expected in sorted(info["mismatched_keys"]):
         reason = f"{source.path}: {name} is {[*found]} in its files, and {[*expected]} by its config.json"
@@ -52,7 +55,19 @@ def _refuse_incomplete(source: ModelSource, model: "PreTrainedModel", info: Any)
         n, kind = len(lacking), type(model).__name__
         found = f"{source.path}: its files lack {n} of {len(names)} tensors of {kind}, such as {lacking[0]}"
         raise CandidateFailed(found, "a base that was saved as a causal language model")
+    text: Any = model.config.get_text_config(decoder=True)
+    n_layers = getattr(text, "num_hidden_layers", inf)
+    n_read = n_layers + (getattr(text, "num_nextn_predict_layers", 0) or 0)
+    if left := sorted(name for name in info["unexpected_keys"] if _is_of_layer_beyond(name, n_read, names)):
+        found = f"{source.path}: num_hidden_layers: {n_layers} by its config.json, and {left[0]} in its files"
+        raise CandidateFailed(found, "the config.json that was published with the weights")
     return model
+
+
+def _is_of_layer_beyond(name: str, n_layers: float, names: set[str]) -> bool:
+    """Tell whether a tensor is one that the first layer has too, of a layer beyond so many."""
+    at = _LAYER.search(name)
+    return at is not None and int(at[1]) >= n_layers and f"{name[: at.start()]}.0.{name[at.end() :]}" in names
 
 
 def _load_nf4(

@@ -34,15 +34,19 @@ def lora_parameters(shape: Shape, r: int, modules: str | tuple[str, ...] = "all-
     """Count the parameters of low-rank adapters: the sum of r (d_in + d_out) over the named modules.
 
     On `all-linear` PEFT gives each expert r for its last matrix and 2 r for the first two together, which it
-    keeps as one, and r to what routes among them.
+    keeps as one, and r to what routes among them; of families whose experts it leaves alone, r to the
+    matrices of those that all tokens pass.
     """
     queries, keys = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
+    width = shape.intermediate
+    if shape.in_experts:
+        width = 0 if shape.adapted_experts else shape.shared_width
     sums = (
         shape.hidden + queries,
         shape.hidden + keys,
         shape.hidden + keys,
         queries + shape.hidden,
-        *[0 if shape.in_experts else shape.hidden + shape.intermediate] * 3,
+        *[shape.hidden + width if width else 0] * 3,
     )
     wanted = _LINEAR if isinstance(modules, str) else modules
     of_experts = 0

@@ -40,6 +40,9 @@ _ASKED: dict[str, tuple[str, ...]] = {
     "qk_rope_head_dim": (),
     "qk_nope_head_dim": (),
     "moe_intermediate_size": (),
+    "shared_expert_intermediate_size": ("shared_intermediate_size",),
+    "num_shared_experts": ("n_shared_experts", "moe_num_shared_experts"),
+    "is_moe": (),
     "first_k_dense_replace": (),
     "mlp_only_layers": (),
     "layer_types": (),
@@ -68,15 +71,22 @@ UNPACKED = {
 }
 # Layers that keep the same of a long text as of a short one; transformers' names.
 _KEEPING_NOTHING = ("linear_attention", "conv", "moe", "mlp")
-# Families whose files hold all experts of a layer in one tensor, on which PEFT puts nothing unasked.
-_EXPERTS_IN_ONE = ("gpt_oss", "llama4_text")
+# Families on whose experts PEFT puts adapters unasked, by its table of fused experts, and none on
+# their shared experts; of other families it is the other way round.
+EXPERTS_ADAPTED = (
+    "afmoe", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe",
+    "exaone_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa", "hunyuan_v1_moe",
+    "longcat_flash", "mellum", "minimax", "minimax_m2", "mixtral", "olmoe", "qwen3_moe", "qwen3_next",
+    "qwen3_omni_moe", "qwen3_omni_moe_text", "qwen3_omni_moe_thinker", "solar_open",
+)  # fmt: skip
 
 
 class Shape(NamedTuple):
     """Shape of a decoder, on which its memory and its operations depend.
 
     Of its parameters `in_experts` are in experts, of which a token passes those that are not `idle`. PEFT
-    puts adapters on `adapted_experts` of a layer, each `expert_width` wide. A layer of multi-head latent
+    puts adapters on `adapted_experts` of a layer, each `expert_width` wide, or else on what all tokens pass
+    beside them, `shared_width` wide. A layer of multi-head latent
     attention keeps `latent` numbers of a token, in place of keys and values. Where layers differ, heads and
     their width are the largest, and layers keep on average `keeping` of that: those of linear attention and
     those that share another one's keys nothing. `stored_bytes` is the size of files that are quantised, 0 of
@@ -96,6 +106,7 @@ class Shape(NamedTuple):
     idle: float = 0.0
     adapted_experts: int = 0
     expert_width: int = 0
+    shared_width: int = 0
     latent: int = 0
     stored_bytes: float = 0.0
     keeping: float = 1.0
@@ -173,19 +184,26 @@ def _each(said: Any, n_layers: int) -> list[Any]:
     return said if isinstance(said, list) and len(said) == n_layers else [said or 1] * n_layers
 
 
-def _experts(said: Mapping[str, Any], hidden: int, counted: float | None) -> tuple[float, float, int, int]:
-    """Return the parameters in experts, three matrices each, those idle, adapted experts and their width."""
-    n_experts = int(said.get("num_experts") or 0)
+def _experts(
+    said: Mapping[str, Any], hidden: int, counted: float | None
+) -> tuple[float, float, int, int, int]:
+    """Return the parameters in experts, three matrices each, those idle, adapted experts, and both widths.
+
+    Doge names experts also where it has none.
+    """
+    n_experts = int(said.get("num_experts") or 0) if said.get("is_moe") is not False else 0
     if not n_experts or counted == 0:
-        return counted or 0.0, 0.0, 0, 0
+        return counted or 0.0, 0.0, 0, 0, 0
     of_a_token = int(said.get("num_experts_per_tok") or n_experts)
     n_layers = int(said["num_hidden_layers"]) - int(said.get("first_k_dense_replace") or 0)
     n_layers -= len(said.get("mlp_only_layers") or ())
     width = _widest(said.get("moe_intermediate_size") or said["intermediate_size"])
     of_each = 3.0 * hidden * width * n_layers
-    adapted = 0 if said.get("model_type") in _EXPERTS_IN_ONE else n_experts
+    adapted = n_experts if said.get("model_type") in EXPERTS_ADAPTED else 0
+    shared = int(said.get("num_shared_experts") or 0) * width
+    shared = int(said.get("shared_expert_intermediate_size") or 0) or shared
     in_all = n_experts * of_each if counted is None else counted
-    return in_all, in_all * max(0, n_experts - of_a_token) / n_experts, adapted, width
+    return in_all, in_all * max(0, n_experts - of_a_token) / n_experts, adapted, width, shared
 
 
 def _widest(said: int | list[int] | None) -> int:
@@ -251,10 +269,13 @@ def quantization_method(config: Mapping[str, Any]) -> str:
 
 
 def packed_bits(config: Mapping[str, Any]) -> int:
-    """Return the bits of a packed weight, which AWQ and compressed-tensors call otherwise than GPTQ does."""
+    """Return the bits of a packed weight, which AWQ, compressed-tensors and HQQ call otherwise than GPTQ."""
     said = _quantization(config)
     weights = (_section(group, "weights") for group in _section(said, "config_groups").values())
+    of_hqq = _section(said, "quant_config")  # of all layers, or of each kind of them
+    layers = (_section(one, "weight_quant_params") for one in (of_hqq, *of_hqq.values()))
     found = [said.get("bits"), said.get("w_bit"), *(of.get("num_bits") for of in weights)]
+    found += [of.get("nbits") for of in layers]
     bits = next((one for one in found if one is not None), None)
     return int(bits) if isinstance(bits, int) and bits in _PACKED_BITS else 4
 
