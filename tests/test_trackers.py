@@ -111,7 +111,9 @@ def test_mlflow_holds_each_run_once_though_the_report_is_sent_twice(tmp_path, mo
 
 def test_wandb_keeps_the_runs_offline_in_a_folder_to_be_synchronised(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
+    note_of("wandb", tmp_path, replace(REPORT, facts=FACTS[1:2]))
     assert note_of("wandb", tmp_path).startswith("wandb: wandb sync")
+    assert len(list((tmp_path / "trackers" / "wandb" / "wandb").glob("offline-run-*"))) == 3, "each run once"
     kept = {}
     for path in (tmp_path / "trackers" / "wandb" / "wandb").glob("offline-run-*/*.wandb"):
         kept[path.stem.removeprefix("run-")] = list(wandb_records(path))

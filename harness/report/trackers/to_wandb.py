@@ -3,7 +3,9 @@
 Source: `wandb.init` with an id, under which a run is written again.
 """
 
+import glob
 import os
+import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +14,17 @@ from harness.report.trackers.tracked_run import TrackedRun
 
 
 def send(experiment: str, runs: Sequence[TrackedRun], folder: Path) -> str:
-    """Send the runs under their ids; return the project's address, or the command that sends the folder."""
+    """Send the runs under their ids; return the project's address, or the command that sends the folder.
+
+    There each run lies once, as it was sent last.
+    """
     import wandb
 
     folder.mkdir(parents=True, exist_ok=True)
     url = None
     for run in runs:
+        for earlier in folder.glob(f"wandb/offline-run-????????_??????-{glob.escape(run.run_id)}"):
+            shutil.rmtree(earlier)
         project = os.environ.get("WANDB_PROJECT", experiment)
         settings = wandb.Settings(console="off", silent=True)
         with wandb.init(
