@@ -47,6 +47,16 @@ _LINES = (
         "the same process on a CPU, where it is asked for, and which device has it unasked (`tests/test_job.py`)",
     ),
     (
+        "the next block's prompts, tokenised in a thread while a GPU computes a block",
+        "the default there; never run beside one",
+        "the same blocks and ids with that thread and without (`tests/test_tokenization.py`)",
+    ),
+    (
+        "gradient checkpointing where free memory would not be enough",
+        "the default on a GPU; never run on one",
+        "when it is chosen, and that it changes no loss (`tests/test_training.py`, `tests/test_knobs.py`)",
+    ),
+    (
         "the scoring engine, which a two-layer copy of the configuration tells",
         "offered; where a card's costs are not known yet the base is loaded all the same, to measure them",
         (
@@ -58,6 +68,11 @@ _LINES = (
         "adapters merged into weights of 16 bits (`serve_merged: true`)",
         "offered; never run on a GPU",
         "the merged weights against PEFT's, in bf16 on a CPU, and by how much answers then differ (`tests/test_serve_merged.py`)",
+    ),
+    (
+        "the keys of what prompts begin with, read by all rows of a pass without copies (FlashAttention merged by its log-sum-exp, FlexAttention)",
+        "not offered: they are computed once, and each row of a pass has a copy of them while it runs, which its batches leave room for",
+        "that what is shared is read once and alike, and batches bounded by their keys (`tests/test_prefix_cache.py`, `tests/test_pass_costs.py`)",
     ),
     (
         "continuous batching (transformers' `generate_batch`), CUDA graphs, `torch.compile`",
@@ -120,7 +135,7 @@ _LINES = (
         "that a CPU refuses it (`tests/test_peft.py`)",
     ),
     (
-        "bases published in AWQ, GPTQ or MXFP4",
+        "bases published in AWQ, GPTQ, MXFP4 or HQQ",
         "loaded by transformers, whose kernels for them need a GPU; never run",
         (
             "their parameters, bits and bytes, read from the headers of the files, packed and unpacked "
