@@ -23,7 +23,7 @@ class Trial:
     step, and `pruned_at` is the step at which it ended the training. `forgetting` is the mean loss of
     capability on items for validation, of which a chosen one may have `most_forgetting`. `fit_key` names the
     folder of the weights. `asked` digests what was asked of which weights, and how; empty of a trial
-    that diverged or was pruned.
+    that diverged or was pruned. `alike` are the parameters of others that asked the same, and are no trials.
     """
 
     params: dict[str, Any]
@@ -39,6 +39,7 @@ class Trial:
     most_forgetting: float | None = None
     fit_key: str = ""
     asked: str = ""
+    alike: tuple[dict[str, Any], ...] = ()
 
     @property
     def is_pruned(self) -> bool:

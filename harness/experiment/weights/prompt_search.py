@@ -71,8 +71,11 @@ def _trials(session: Session, candidate: ResolvedCandidate, *, make: bool) -> li
         found = Trial(params=proposal.params, validation=score, asked=asked)
         if make:
             record_trial(session, trial, found, weights)
-        if not any(_is_same_prompt(found, one) for one in tried):
+        same = next((at for at, one in enumerate(tried) if _is_same_prompt(found, one)), None)
+        if same is None:
             tried.append(found)
+        elif found.params not in ((known := tried[same]).params, *known.alike):
+            tried[same] = replace(known, alike=(*known.alike, found.params))
         try:
             proposal = points.send(found)
         except StopIteration:

@@ -4,7 +4,7 @@ Invariant: every score has its interval, every change is paired on the same test
 what they bought.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness import formatting
@@ -119,13 +119,20 @@ def _trials_text(trials: Sequence[Trial], searched_by: str) -> str:
         said.append(f"With pruned ones they take as much training as {plain(spent)} whole trials.")
     if most := max((t.most_forgetting for t in trials if t.most_forgetting is not None), default=None):
         said.append(_constraint_text(trials, most))
+    for trial in trials:
+        if trial.alike:
+            same = "; ".join(map(_params_text, (trial.params, *trial.alike)))
+            said.append(f"Sent alike, and one trial: {same}.")
     return " ".join(said)
 
 
 def trial_line(one: TrialRun) -> str:
     """Say on one line what a trial tried, and what became of it."""
-    tried = ", ".join(f"{name} {tried_text(value)}" for name, value in one.trial.params.items())
-    return f"{tried}: {_result_text(one)}"
+    return f"{_params_text(one.trial.params)}: {_result_text(one)}"
+
+
+def _params_text(params: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {tried_text(value)}" for name, value in params.items())
 
 
 def tried_text(value: object) -> str:
