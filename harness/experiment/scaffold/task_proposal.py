@@ -83,10 +83,10 @@ def _is_latin(texts: Sequence[str]) -> bool:
     return 2 * sum(sign < "ɐ" for sign in letters) >= len(letters)
 
 
-def _longest(references: Sequence[str], base: ModelSource | None) -> int:
+def _longest(references: Sequence[str], base: ModelSource | None, share: float = 0.95) -> int:
     """Return the tokens of the longer answers with some to spare, at most `_MOST_TOKENS`."""
     lengths = sorted(_count_tokens(references, base))
-    return min(_MOST_TOKENS, -(-(lengths[int(0.95 * (len(lengths) - 1))] + 4) // 8) * 8)
+    return min(_MOST_TOKENS, -(-(lengths[int(share * (len(lengths) - 1))] + 4) // 8) * 8)
 
 
 def _count_tokens(texts: Sequence[str], base: ModelSource | None) -> list[int]:
