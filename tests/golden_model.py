@@ -61,16 +61,28 @@ def fit(method: str, model: Path, folder: Path) -> dict[str, object]:
     return {"loss": made.training.loss, "norms": norms}
 
 
-def measure(model: Path, folder: Path) -> dict[str, object]:
+def kept_as(method: str) -> str:
+    """Name the golden fit of a method on this processor.
+
+    The tiny model's rows are shorter than a block of 64 weights, and of those bitsandbytes' AVX512 kernel takes the
+    scale of another block (`dequantizeBlockwise4bitCpu` of 0.50 counts blocks by rows); other kernels do not.
+    """
+    import torch
+
+    has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return method if method != "qlora" or has_avx512 else "qlora without AVX512"
+
+
+def measure(model: Path, folder: Path) -> dict[str, dict[str, object]]:
     """Run the tiny experiment and each fit, as `golden_model.json` holds them."""
     path = tiny_experiment.write(folder, model, CANDIDATES)
     tiny_experiment.run(path)
     done = answers(tiny_experiment.runs_of(path), store.Store(folder / "runs"))
-    return {"answers": done, "fits": {name: fit(name, model, folder / name) for name in FITS}}
+    return {"answers": done, "fits": {kept_as(name): fit(name, model, folder / name) for name in FITS}}
 
 
 def main() -> None:
-    """Write the golden values of this code."""
+    """Write the golden values of this code; a fit of other processors stays as it is."""
     import torch
 
     torch.set_num_threads(1)
@@ -78,6 +90,7 @@ def main() -> None:
         os.environ["HARNESS_CACHE"] = f"{scratch}/cache"
         model = tiny_model.build(Path(scratch) / "model")
         found = measure(model, Path(scratch) / "work")
+        found["fits"] = json.loads(FILE.read_text("utf-8"))["fits"] | found["fits"]
         lines = [
             f'"{kind}": {{\n' + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in values.items())
             for kind, values in found.items()

@@ -16,7 +16,7 @@ from tiny_methods import CPU
 from harness import config
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
-from harness.experiment.preparation.base_fit import Asked, base_remarks, examine_base, leaves_experts
+from harness.experiment.preparation.base_fit import FitQuery, base_remarks, examine_base, leaves_experts
 from harness.methods import lora
 from harness.models import memory
 from harness.models.hf import ModelHost, supported_attention
@@ -290,7 +290,7 @@ def test_families_whose_experts_peft_adapts_unasked_are_those_of_its_table():
 def test_doctor_reads_a_family_that_names_experts_and_has_none_as_it_is_loaded(tmp_path):
     source = resolve(str(save(tmp_path, COUNTED["Doge"])))
     assert ModelHost(source, CPU).base.engine == "transformers/padded"
-    found = examine_base(str(source.path), Asked(24.0))
+    found = examine_base(str(source.path), FitQuery(24.0))
     assert (found.active, found.shape.in_experts) == (source.n_parameters, 0)
 
 

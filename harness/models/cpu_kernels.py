@@ -24,11 +24,15 @@ _OPERATORS = ("_reorder_linear_weight", "_linear_pointwise")
 
 
 def prepack(model: "torch.nn.Module") -> None:
-    """Lay out all linear layers on a CPU, in bf16 or fp32; any other layer and device is left as it is."""
+    """Lay out all linear layers on a CPU, in bf16 or fp32; any other layer and device is left as it is.
+
+    oneDNN multiplies bf16 on processors with AVX512 or newer alone; on others PyTorch's own product stays.
+    """
     import torch
 
     _transpose_weights(model)
-    if not all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS):
+    has_all = all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
+    if not (has_all and torch.ops.mkldnn._is_mkldnn_bf16_supported()):  # noqa: SLF001  (PyTorch has no other)
         return
     lay_out, multiply = (getattr(torch.ops.mkldnn, name) for name in _OPERATORS)
     for module in model.modules():
