@@ -80,7 +80,8 @@ def decided(kind: Kind, folder: Path, base_model: str) -> dict[str, Any]:
         rows = ten_kinds.write(kind, folder)
         proposal = scaffold.propose(scaffold.Request(experiment, str(rows), base_model, minutes=20.0))
         scaffold.write(proposal)
-        log.write_text(json.dumps([*proposal.said, *proposal.warnings], ensure_ascii=False))
+        said = [line.replace(f"{folder}/", "") for line in (*proposal.said, *proposal.warnings)]
+        log.write_text(json.dumps(said, ensure_ascii=False))
     report = harness.compare(experiment / "harness.yaml", progress=TerminalProgress())
     decision = report.decision
     return {
