@@ -12,6 +12,7 @@ from tiny_model import QUESTIONS, adapter_on
 
 from harness.errors import CandidateFailed, UserError
 from harness.models.batching import CPU_COSTS, Size, grow, plan, shared_length
+from harness.models.cpu_kernels import multiplies_bf16
 from harness.models.hardware import Machine
 from harness.models.hf import ANSWERING, HFCandidate, ModelHost, classifier, scripted_candidate
 from harness.models.hub import resolve
@@ -394,7 +395,7 @@ def test_layers_are_laid_out_in_bf16_below_an_adapter_too(tiny, own_cache, adapt
     with host.use_adapter(adapters[0], "one") as candidate:
         below = {id(m.base_layer) for m in candidate.model.modules() if hasattr(m, "base_layer")}
     assert below
-    assert below <= packed
+    assert below <= packed or not multiplies_bf16()
 
 
 def test_the_base_is_itself_after_an_adapter_that_failed_in_use(tiny, own_cache, adapters):

@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 _OPERATORS = ("_reorder_linear_weight", "_linear_pointwise")
 
 
+def multiplies_bf16() -> bool:
+    """Tell whether oneDNN multiplies bf16 on this processor, layers laid out for it."""
+    import torch
+
+    known = torch.ops.mkldnn
+    return all(hasattr(known, name) for name in _OPERATORS) and bool(known._is_mkldnn_bf16_supported())  # noqa: SLF001
+
+
 def prepack(model: "torch.nn.Module") -> None:
     """Lay out all linear layers on a CPU, in bf16 or fp32; any other layer and device is left as it is.
 
@@ -31,8 +39,7 @@ def prepack(model: "torch.nn.Module") -> None:
     import torch
 
     _transpose_weights(model)
-    has_all = all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
-    if not (has_all and torch.ops.mkldnn._is_mkldnn_bf16_supported()):  # noqa: SLF001  (PyTorch has no other)
+    if not multiplies_bf16():
         return
     lay_out, multiply = (getattr(torch.ops.mkldnn, name) for name in _OPERATORS)
     for module in model.modules():
