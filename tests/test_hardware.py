@@ -20,6 +20,7 @@ from harness.models.hardware import (
     dtype,
     gpus_of_driver,
     load,
+    may_be_large,
     probe,
     probe_notes,
     slow_bf16,
@@ -138,6 +139,12 @@ def test_rounds_beside_other_work_do_not_count(loads, contended):
     assert disturbed is contended
     assert next(read, None) is None, "and no round more than is needed"
     assert speeds["bf16"] == (800.0 if 0.0 in loads else 400.0)
+
+
+@pytest.mark.parametrize(("gflops", "large"), [(850.0, True), (150.0, True), (30.0, True), (1.8, False)])
+def test_a_product_that_would_take_long_is_measured_at_a_quarter_of_its_rows(gflops, large):
+    """bf16 runs at some 2 GFLOP/s where a processor has no units for it: a large product takes a second."""
+    assert may_be_large(2 * 256**3 / (gflops * 1e9)) is large
 
 
 def test_rounds_that_disagree_were_disturbed_by_what_the_system_does_not_count():

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 # A GPU is done with a smaller product before the next one is launched.
 _MATRIX = {"cpu": 1024, "cuda": 8192}
 _ROUNDS, _MOST_ROUNDS, _ROUND_S = 5, 15, 0.08
+# bf16 without units for it is some hundred times slower; the speed of a smaller product is the same.
+_MOST_PRODUCT_S = 4 * _ROUND_S
 # A measurement is contended when its threads waited for a processor for more than this share of its time.
 # Where the system does not count that, when they ran for less than the other share of the time they should.
 MOST_WAITED, _LEAST_RUN = 0.1, 0.85
@@ -356,14 +358,25 @@ def cpu_speeds(
 def _gflops(device: str, precision: str) -> float:
     import torch
 
-    n = _MATRIX[device]
-    a = torch.randn(n, n, device=device).to(dtype(precision))
-    (a @ a)[0, 0].item()
-    start, products = time.perf_counter(), 0
-    while (passed := time.perf_counter() - start) < _ROUND_S:
+    def time_product(a: torch.Tensor) -> float:
+        start = time.perf_counter()
         (a @ a)[0, 0].item()
-        products += 1
-    return 2 * n**3 * products / passed / 1e9
+        return time.perf_counter() - start
+
+    a = torch.randn(_MATRIX[device], _MATRIX[device], device=device).to(dtype(precision))
+    small = a[: len(a) // 4, : len(a) // 4].contiguous()
+    time_product(small)
+    a = a if may_be_large(time_product(small)) else small
+    time_product(a)
+    times = [time_product(a)]
+    while sum(times) < _ROUND_S:
+        times.append(time_product(a))
+    return 2 * len(a) ** 3 * len(times) / sum(times) / 1e9
+
+
+def may_be_large(quarter_s: float) -> bool:
+    """Tell whether a product is quick enough to be measured, where one of a quarter of its rows took `quarter_s`."""
+    return 4**3 * quarter_s <= _MOST_PRODUCT_S
 
 
 def dtype(precision: str) -> "torch.dtype":
