@@ -375,7 +375,7 @@ def _gflops(device: str, precision: str) -> float:
 
 
 def may_be_large(quarter_s: float) -> bool:
-    """Tell whether a product is quick enough to be measured, where one of a quarter of its rows took `quarter_s`."""
+    """Tell whether a product is quick enough to measure, by the seconds of one of a quarter of its rows."""
     return 4**3 * quarter_s <= _MOST_PRODUCT_S
 
 
