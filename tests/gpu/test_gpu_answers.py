@@ -143,7 +143,9 @@ def test_each_device_attends_and_multiplies_in_its_own_way(machine, source):
     host.base.generate(prompts(host.base), Limits(2, ()))
     hook.remove()
     laid_out = any("forward" in vars(module) for module in host.model.modules())
-    assert (ways, laid_out) == {"cpu": ({"parts"}, multiplies_bf16()), "cuda": ({"sdpa"}, False)}[machine.device]
+    assert (ways, laid_out) == {"cpu": ({"parts"}, multiplies_bf16()), "cuda": ({"sdpa"}, False)}[
+        machine.device
+    ]
 
 
 # Memory
