@@ -76,6 +76,7 @@ def test_a_judge_that_can_read_no_item_is_refused_before_anything_is_answered(ha
             r" expected at most 256, the context of judge; next: shorter criteria",
             refused.stderr,
         )
+    assert "the context of judge holds" not in harness("compare", cwd=desk, check=2).stderr
     assert not list((desk / "runs").glob("rows/*"))
 
 

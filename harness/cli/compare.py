@@ -116,7 +116,8 @@ def compare(
     unusual = [*experiment.recipe_warnings(session, loaded.selected), *experiment.idle_workers(session)]
     notes = [*session.target.items.notes, *experiment.training_notes(session)]
     notes += [*experiment.prompting_notes(session, loaded.selected), *unusual]
-    notes += [one.text for one in experiment.short_judges(session, loaded.selected)] if computes else []
+    short = experiment.short_judges(session, loaded.selected) if computes else []
+    notes += [one.text for one in short if dry_run or not one.problem]  # with a problem it is refused
     if dry_run:
         _print_plan(session, loaded.selected, work, plan, as_json)
         for line in notes:
