@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from harness.errors import Problem, refuse
+from harness.errors import refuse
+from harness.evaluation.sensitive_rows import sensitive_problems
 from harness.evaluation.session import Session
 from harness.models import openai_api
 from harness.models.deltas import apply_delta
 from harness.models.hf import Candidate, HFCandidate, ModelHost, classifier
 from harness.models.hub import ModelSource
-from harness.spec import Experiment
 from harness.training import EMBEDDING, HEAD, Weights, open_embedding, open_head
 
 Opener = Callable[[Session, Weights], AbstractContextManager[Candidate]]
@@ -104,13 +104,3 @@ def _source(session: Session, weights: Weights) -> ModelSource:
 def _folder(weights: Weights) -> Path:
     assert weights.folder is not None, f"weights of the kind {weights.kind} lie in a folder"
     return weights.folder
-
-
-def sensitive_problems(
-    experiment: Experiment, settings: openai_api.Settings, name: str, where: str, step: str
-) -> Iterator[Problem]:
-    """Yield what forbids to send rows to an endpoint: sensitive data, and somebody else's server."""
-    if "sensitive_data" in experiment.decide.needs and settings.leaves_machine:
-        found = f"{name} on somebody else's server, {settings.name}"
-        expected = "sensitive data to stay here, as decide.needs: [sensitive_data] says"
-        yield Problem(where, found, expected, step)

@@ -185,7 +185,7 @@ def _writer(session: "Session | None", by_whom: str, endpoint: Endpoint, how: "R
     Raises:
         UserError: an option is missing, or belongs to an address; or an address cannot or may not be asked.
     """
-    from harness.evaluation.openers import sensitive_problems
+    from harness.evaluation.sensitive_rows import sensitive_problems
     from harness.experiment.generated_rows.writers import candidate_writer, endpoint_writer
 
     of_address = {f"--{name.replace('_', '-')}": value for name, value in endpoint._asdict().items()}

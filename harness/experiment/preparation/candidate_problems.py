@@ -13,8 +13,8 @@ from harness.config import Loaded
 from harness.errors import Problem, refuse
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.openers import sensitive_problems
 from harness.evaluation.regularization import regularization_problems
+from harness.evaluation.sensitive_rows import sensitive_problems
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import tracking_problems
 from harness.experiment.preparation.base_fit import marker_problems, quantization_problems
