@@ -51,6 +51,8 @@ settings.register_profile(
 )
 settings.load_profile("same")
 
+pytest_plugins = ["time_limit"]
+
 _ROOT = Path(__file__).parents[1]
 
 

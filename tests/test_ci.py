@@ -13,12 +13,12 @@ MAKEFILE = """\
 test: ; @echo '7 passed in 1.20s'
 e2e: ; @echo '4 passed in 3.00s'
 docs: ; @echo built
-slow: ; @cat slow.txt
-compare: ; @{compare}
+slow: ; @echo 'slow tests $(ARGS)'; cat slow.txt
+compare: ; @echo 'compare $(ARGS)'; {compare}
 """
 PYTHON = """\
 #!/bin/sh
-case "$1" in -c) echo 'CPU, 2 threads, bf16, 890 GFLOP/s';; *) echo '2 passed in 0.10s';; esac
+case "$1" in -c) echo '{gflops} CPU, 2 threads, bf16, {gflops} GFLOP/s';; *) echo '2 passed in 0.10s';; esac
 """
 
 
@@ -31,12 +31,13 @@ def executable(path, text):
 @pytest.fixture
 def project(tmp_path):
     """Return a function that lays out a project whose steps print so, and runs the script in it."""
-    executable(tmp_path / ".venv/bin/python", PYTHON)
     executable(tmp_path / "bin/chromium", "#!/bin/sh\n")
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
 
-    def run(*words, slow="3 passed in 5.00s", compare="echo ship", minutes=""):
+    def run(*words, slow="3 passed in 5.00s", compare="echo ship", minutes="", gflops=890):
+        executable(tmp_path / ".venv/bin/python", PYTHON.format(gflops=gflops))
+        executable(tmp_path / "tests/slow/test_a.py", "pytestmark = pytest.mark.slow")
         (tmp_path / "Makefile").write_text(MAKEFILE.format(compare=compare))
         (tmp_path / "slow.txt").write_text(slow + "\n")
         environment = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "CI_MINUTES": minutes}
@@ -46,13 +47,16 @@ def project(tmp_path):
     return run
 
 
-def limits(said):
-    return {name: int(limit) for name, limit in re.findall(r"^(\S+) +(\d+) +min$", said, re.MULTILINE)}
+def limits(said, column=0):
+    """Read the limits in minutes by the names of the steps: on a usual machine, or (1) on a slow one."""
+    budget = re.findall(r"^(\S+) +(\d+) +(\d+)$", said.split("== ")[0], re.MULTILINE)
+    return {name: int(columns[column]) for name, *columns in budget}
 
 
-def test_the_limits_of_all_steps_are_printed_and_fit_into_less_than_88_minutes(project):
+@pytest.mark.parametrize("column", [0, 1])
+def test_the_limits_of_all_steps_are_printed_and_fit_into_less_than_88_minutes(project, column):
     done = project("--budget")
-    found = limits(done.stdout)
+    found = limits(done.stdout, column)
     assert done.returncode == 0
     assert {"tests-fast", "docs", "tests-slow", "quickstart", "tests-quickstart"} < found.keys()
     assert found.pop("all") == sum(found.values()) < 88
@@ -102,3 +106,27 @@ def test_the_names_of_the_tests_that_failed_come_last_cut_to_a_line_each(project
     lines = done.stdout.splitlines()
     assert [lines[-3][: len(one)], *lines[-2:]] == [one, two, "15 passed, 2 failed, 0 skipped"]
     assert len(lines[-3]) == 200
+
+
+def test_a_slow_machine_runs_a_part_of_the_slow_tier_and_a_smoke_run_and_says_so(project):
+    done = project(slow="3 passed, 80 not run in 5.00s", gflops=68)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "slow tests --minutes=8 tests/slow/test_a.py" in done.stdout
+    assert "compare --quick" in done.stdout
+    assert "== tests-quickstart" not in done.stdout
+    assert "a slow machine: 80 slow tests not run" in done.stdout
+    assert done.stdout.splitlines()[-1] == "14 passed, 0 failed, 0 skipped"
+
+
+def test_a_usual_machine_runs_the_whole_slow_tier_and_the_quickstart(project):
+    done = project(gflops=276)
+    assert "slow tests \n" in done.stdout
+    assert "compare \n" in done.stdout
+    assert "slow machine" not in done.stdout
+
+
+def test_what_a_step_leaves_running_is_ended_before_the_next_step(project, tmp_path):
+    done = project(compare=f"setsid sh -c 'echo $$$$ > {tmp_path}/pid; exec sleep 60' >/dev/null 2>&1 & sleep 1")
+    left = int((tmp_path / "pid").read_text())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not Path(f"/proc/{left}/cmdline").exists() or not Path(f"/proc/{left}/cmdline").read_text()
