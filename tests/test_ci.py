@@ -126,7 +126,9 @@ def test_a_usual_machine_runs_the_whole_slow_tier_and_the_quickstart(project):
 
 
 def test_what_a_step_leaves_running_is_ended_before_the_next_step(project, tmp_path):
-    done = project(compare=f"setsid sh -c 'echo $$$$ > {tmp_path}/pid; exec sleep 60' >/dev/null 2>&1 & sleep 1")
+    done = project(
+        compare=f"setsid sh -c 'echo $$$$ > {tmp_path}/pid; exec sleep 60' >/dev/null 2>&1 & sleep 1"
+    )
     left = int((tmp_path / "pid").read_text())
     assert done.returncode == 0, done.stdout + done.stderr
     assert not Path(f"/proc/{left}/cmdline").exists() or not Path(f"/proc/{left}/cmdline").read_text()
