@@ -37,17 +37,26 @@ from harness.training import Weights
 
 
 def fill(
-    session: Session, candidate: Candidate, sets: Sequence[RowSet], name: str, *, control: str = ""
+    session: Session,
+    candidate: Candidate,
+    sets: Sequence[RowSet],
+    name: str,
+    *,
+    control: str = "",
+    shared: bool = False,
 ) -> None:
     """Compute the blocks that are not there yet, beside a measurement of the control arm.
 
     What a judge scores is only answered here (see `judges.judging_stage`). `name` is who answers, for the
-    progress.
+    progress. What is `shared` is left to other experiments on this machine, set by set.
     """
-    for rows in (one.answers for one in sets):
+    for one in sets:
+        rows = one.answers
         with session.claim(rows.identity.digest):
             if not is_there(session, rows):
                 _fill(session, candidate, rows, name, control)
+        if shared:
+            _keep_base_rows(session, one)
 
 
 def _fill(session: Session, candidate: Candidate, rows: RowSet, name: str, control: str) -> None:
@@ -86,7 +95,7 @@ def find_base_rows(session: Session, sets: Iterable[RowSet]) -> list[RowSet]:
     return [rows for rows in sets if not found(rows)]
 
 
-def keep_base_rows(session: Session, rows: RowSet) -> None:
+def _keep_base_rows(session: Session, rows: RowSet) -> None:
     """Leave a base's rows of a suite to other experiments on this machine."""
     if _is_shared(session, rows):
         environment = provenance.measuring_environment(session.machine.name)
@@ -124,11 +133,6 @@ def _is_of_target(session: Session, m: Measured) -> bool:
     return same_id or bool(suite_contamination(held, {m.task.name: asked}))
 
 
-def measure_control(session: Session, base: ModelSource, weights: Weights) -> str:
-    """Measure the control arm of what answers; a classifier has no base that could have moved."""
-    return measure_once(session, base) if weights.is_language_model else ""
-
-
 @contextmanager
 def open_weights(session: Session, weights: Weights) -> Iterator[Candidate]:
     """Open weights as something that generates and scores.
@@ -144,6 +148,28 @@ def open_weights(session: Session, weights: Weights) -> Iterator[Candidate]:
             alone = not (session.is_worker or passed.is_contended())
             session.learn_pace("opened", Work(opened=1), passed.wall_s, source, teaches=alone)
         yield candidate
+
+
+@contextmanager
+def open_and_fill(
+    session: Session, weights: Weights, sets: Sequence[RowSet], name: str, base: ModelSource | None = None
+) -> Iterator[Candidate]:
+    """Open weights and let them answer sets, beside a measurement of the control arm of `base`.
+
+    A classifier has no base that could have moved.
+    """
+    control = measure_once(session, base) if base and sets and weights.is_language_model else ""
+    with open_weights(session, weights) as candidate:
+        fill(session, candidate, sets, name, control=control)
+        yield candidate
+
+
+def answer(
+    session: Session, weights: Weights, sets: Sequence[RowSet], name: str, base: ModelSource | None = None
+) -> None:
+    """Let weights answer sets (see `open_and_fill`)."""
+    with open_and_fill(session, weights, sets, name, base):
+        pass
 
 
 def rescore_stored(

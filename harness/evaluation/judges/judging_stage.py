@@ -13,11 +13,22 @@ from harness.evaluation.judges.grade_costs import cost_usd, paid_grades
 from harness.evaluation.judges.grade_reading import Ungraded
 from harness.evaluation.judges.grading import grade_answers
 from harness.evaluation.rows.row_sets import RowSet
-from harness.evaluation.runner import rescore_stored, score_by_grades
+from harness.evaluation.runner import answer, rescore_stored, score_by_grades
 from harness.evaluation.session import Measured, Session
 from harness.formatting import count, percent, usd
+from harness.models.hub import ModelSource
 from harness.records import Grade, Run, SampleResult
 from harness.store import list_grades, read_anchors, read_checks
+from harness.training import Weights
+
+
+def answer_and_score(
+    session: Session, weights: Weights, sets: Sequence[RowSet], name: str, base: ModelSource | None = None
+) -> None:
+    """Let weights answer what lacks of sets, beside the control arm of `base`, and score it."""
+    if lacking := score_answered(session, sets):
+        answer(session, weights, lacking, name, base)
+        score_answered(session, lacking)
 
 
 def score_answered(session: Session, sets: Sequence[RowSet]) -> list[RowSet]:

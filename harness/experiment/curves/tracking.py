@@ -12,9 +12,8 @@ from harness import comparison, gating, store
 from harness.errors import Problem
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, read_weights
 from harness.evaluation.costs import Work, times
-from harness.evaluation.judges.judging_stage import score_answered
+from harness.evaluation.judges.judging_stage import answer_and_score
 from harness.evaluation.rows.row_sets import RowSet, suite_set, target_sets, work_of
-from harness.evaluation.runner import fill, measure_control, open_weights
 from harness.evaluation.session import Measured, Session
 from harness.experiment.weights.capability_on_validation import capability_change
 from harness.experiment.weights.validation_score import mean_score
@@ -135,11 +134,8 @@ def _measure(
 ) -> TrackedPoint:
     validation = target_sets(session, candidate.source, made, seed)[0]
     general = [suite_set(session, made, one.measured) for one in sampled]
-    if lacking := score_answered(session, [validation, *general]):
-        beside = measure_control(session, candidate.base, made)
-        with open_weights(session, made) as model:
-            fill(session, model, lacking, f"{candidate.source_name} at step {step}", control=beside)
-        score_answered(session, lacking)
+    name = f"{candidate.source_name} at step {step}"
+    answer_and_score(session, made, [validation, *general], name, candidate.base)
     target = mean_score(session.target.primary, _rows(session, validation))
     if not sampled:
         return TrackedPoint(step=step, target=target)

@@ -24,14 +24,7 @@ from harness.errors import CandidateFailed, Problem, UserError, refuse
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.control_arm import measure_once
 from harness.evaluation.rows.row_sets import RowSet, is_there, suite_sets, target_sets
-from harness.evaluation.runner import (
-    fill,
-    find_base_rows,
-    keep_base_rows,
-    measure_control,
-    open_weights,
-    rescore_stored,
-)
+from harness.evaluation.runner import answer, fill, find_base_rows, open_weights, rescore_stored
 from harness.evaluation.session import Session
 from harness.experiment.executors.work_plan import Job
 from harness.experiment.preparation import prepare_session
@@ -205,12 +198,9 @@ def _measure_control(session: Session, job: Job) -> Outcome:
 def _answer_as_base(session: Session, job: Job) -> Outcome:
     weights = base_weights(_base(session, job.name))
     sets = suite_sets(session, weights)[job.part :: job.parts]
-    lacking = find_base_rows(session, _find_unanswered(session, sets))
-    if lacking:
+    if lacking := find_base_rows(session, _find_unanswered(session, sets)):
         with open_weights(session, weights) as model:
-            for rows in lacking:
-                fill(session, model, [rows], "base")
-                keep_base_rows(session, rows)
+            fill(session, model, lacking, "base", shared=True)
     return _rows_outcome(session, sets)
 
 
@@ -223,11 +213,8 @@ def _answer(session: Session, job: Job) -> Outcome:
         else target_sets(session, candidate.recipe, weights, job.seed)
     )
     own = sets[job.part :: job.parts]
-    lacking = _find_unanswered(session, own)
-    if lacking:
-        beside = measure_control(session, candidate.base, weights)
-        with open_weights(session, weights) as model:
-            fill(session, model, lacking, "", control=beside)
+    if lacking := _find_unanswered(session, own):
+        answer(session, weights, lacking, "", candidate.base)
     return _rows_outcome(session, own)
 
 

@@ -12,7 +12,7 @@ from harness.errors import UserError
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.judges.judging_stage import score_answered
 from harness.evaluation.rows.row_sets import RunRequest
-from harness.evaluation.runner import fill, open_weights
+from harness.evaluation.runner import answer
 from harness.evaluation.session import Session
 from harness.experiment.runs.k_fold import is_cross_validated, sets_of_target
 from harness.experiment.runs.run_candidate import begin
@@ -58,8 +58,7 @@ def _show(session: Session, request: RunRequest, *, smoke: bool) -> None:
     if not lacking or is_measured(session, candidate.base):
         return
     begin(session, candidate.name, seed)
-    with open_weights(session, weights) as model:
-        fill(session, model, lacking, candidate.name)
+    answer(session, weights, lacking, candidate.name)
     found = read_rows(session.store, rows.identity.digest, len(rows.ids))
     if all(row.status == "error" for row in found):
         return

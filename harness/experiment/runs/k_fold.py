@@ -12,9 +12,9 @@ from typing import NamedTuple
 from harness import plugins, store
 from harness.errors import Problem, UserError
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.judges.judging_stage import score_answered
+from harness.evaluation.judges.judging_stage import answer_and_score
 from harness.evaluation.rows.row_sets import RowSet, is_there, target_sets
-from harness.evaluation.runner import fill, measure_control, open_weights, rescore_stored
+from harness.evaluation.runner import rescore_stored
 from harness.evaluation.session import Session
 from harness.experiment.weights.candidate_weights import ensure_weights, stands_on, stored_weights
 from harness.records import BLOCK, Origin, digest
@@ -69,11 +69,8 @@ def answer_folds(session: Session, candidate: ResolvedCandidate, weights: Weight
     parts = []
     for number, fold in enumerate(fold_sessions(session), start=1):
         part = _part(fold, candidate, ensure_weights(fold, candidate, seed), seed)
-        if lacking := score_answered(fold, [part.rows]):
-            beside = measure_control(fold, candidate.base, part.weights)
-            with open_weights(fold, part.weights) as model:
-                fill(fold, model, lacking, f"{candidate.name}, fold {number}", control=beside)
-            score_answered(fold, lacking)
+        name = f"{candidate.name}, fold {number}"
+        answer_and_score(fold, part.weights, [part.rows], name, candidate.base)
         parts.append(part)
     _join(session, _joined_set(target_sets(session, candidate.recipe, weights, seed)[1], parts), parts)
     behind = weights.training.stands_on | stands_on(*(part.weights for part in parts))

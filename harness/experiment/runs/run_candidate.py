@@ -32,7 +32,7 @@ from harness.evaluation.rows.row_sets import (
     run_identity,
     suite_sets,
 )
-from harness.evaluation.runner import fill, measure_control, open_weights, shared_tokens
+from harness.evaluation.runner import open_and_fill, open_weights, shared_tokens
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import measure_points, tracked_weights
 from harness.experiment.runs.k_fold import answer_folds, has_folds, rescore_folds, sets_of_target
@@ -87,9 +87,7 @@ def _train_and_evaluate(session: Session, candidate: ResolvedCandidate, seed: in
         return _with_points(
             session, candidate, seed, weights, _save_again(session, candidate, run_id, sets, before)
         )
-    beside = measure_control(session, candidate.base, weights) if lacking else ""
-    with open_weights(session, weights) as model:
-        fill(session, model, lacking, name, control=beside)
+    with open_and_fill(session, weights, lacking, name, candidate.base) as model:
         latency = _measure_times(session, model, sets, timing.FEW_REQUESTS)
     latency |= index_figures(session, candidate.recipe, seed)
     score_answered(session, lacking)

@@ -28,10 +28,7 @@ def suite_arm(session: Session, weights: Weights, name: str, *, shared: bool = F
     sets = suite_sets(session, weights)
     if lacking := _lacking(session, sets, shared=shared):
         with open_weights(session, weights) as candidate:
-            for rows in lacking:
-                fill(session, candidate, [rows], name)
-                if shared:
-                    runner.keep_base_rows(session, rows)
+            fill(session, candidate, lacking, name, shared=shared)
         score_answered(session, lacking)
     return {s.measured.task.name: s.identity.digest for s in sets}
 

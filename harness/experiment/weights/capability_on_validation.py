@@ -15,9 +15,8 @@ from harness.data import load_task, task_version
 from harness.data.contamination import key as question_of
 from harness.errors import CandidateFailed, Problem
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
-from harness.evaluation.judges.judging_stage import score_answered
+from harness.evaluation.judges.judging_stage import answer_and_score
 from harness.evaluation.rows.row_sets import RowSet, suite_set
-from harness.evaluation.runner import fill, measure_control, open_weights
 from harness.evaluation.session import Measured, Session
 from harness.gating import Measurement
 from harness.metrics import Metric
@@ -57,12 +56,8 @@ def forgetting_on_validation(
         if not make:
             return None
         for of, sets in zip((base_weights(trial.base), weights), arms, strict=True):
-            if lacking := score_answered(session, sets):
-                is_base = of.digest == trial.base.weights_digest
-                beside = "" if is_base else measure_control(session, trial.base, of)
-                with open_weights(session, of) as model:
-                    fill(session, model, lacking, "general items for validation", control=beside)
-                score_answered(session, lacking)
+            base = None if of.digest == trial.base.weights_digest else trial.base
+            answer_and_score(session, of, sets, "general items for validation", base)
         known[key] = _forgetting(session, asked, arms)
         write_whole(session.store, kept, json.dumps(known))
     return known[key]

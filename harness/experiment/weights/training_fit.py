@@ -19,7 +19,7 @@ from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import DIVERGED, ResolvedCandidate, base_weights, refuse_damaged
 from harness.evaluation.regularization import mix_context, regularization_work
 from harness.evaluation.rows.row_sets import prompting_step, suite_set
-from harness.evaluation.runner import fill, open_weights
+from harness.evaluation.runner import answer
 from harness.evaluation.session import Session, join_items
 from harness.experiment.weights.pruned_trials import unset_pruned
 from harness.experiment.weights.weights_folder import processes_of, shards_of
@@ -225,6 +225,5 @@ def _base_answers(session: Session, base: ModelSource, name: str, mixture: Mixtu
     weights = base_weights(base)
     wanted = suite_set(session, weights, join_items(task, "capability", name, items))
     if lacking := runner.rescore_stored(session, [wanted]):
-        with open_weights(session, weights) as model:
-            fill(session, model, lacking, "base")
+        answer(session, weights, lacking, "base")
     return store.read_rows(session.store, wanted.identity.digest, len(wanted.ids))

@@ -6,9 +6,8 @@ import numpy as np
 
 from harness import store
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.judges.judging_stage import score_answered
+from harness.evaluation.judges.judging_stage import answer_and_score
 from harness.evaluation.rows.row_sets import is_there, target_sets
-from harness.evaluation.runner import fill, measure_control, open_weights
 from harness.evaluation.session import Session
 from harness.metrics import Metric, extremes
 from harness.records import SampleResult, digest
@@ -32,11 +31,7 @@ def validation_rows(
     if not is_there(session, rows):
         if not make:
             return None
-        if lacking := score_answered(session, [rows]):
-            beside = measure_control(session, trial.base, weights)
-            with open_weights(session, weights) as candidate:
-                fill(session, candidate, lacking, "sweep", control=beside)
-            score_answered(session, lacking)
+        answer_and_score(session, weights, [rows], "sweep", trial.base)
     return store.read_rows(session.store, rows.identity.digest, len(rows.ids))
 
 
