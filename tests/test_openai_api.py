@@ -19,6 +19,7 @@ from tiny_model import CHOICES, QUESTIONS
 from harness import config, gate, release, report
 from harness.cli import main
 from harness.comparison import check_comparable
+from harness.config.command_line import CommandLine
 from harness.errors import CandidateFailed, IncompatibleRuns, UserError
 from harness.experiment import Scope, compare, estimate_seconds, estimate_work, prepare_session
 from harness.experiment.preflight import examine
@@ -564,12 +565,10 @@ def test_the_gate_takes_the_noise_of_the_base(compared, tmp_path):
     (suite,) = config.load(path).experiment.suites
     facts = next(task for task in suite.tasks if task.name == "facts")
     run, known = tiny_experiment.runs_of(path)["served"], {"facts": load_metrics(facts)}
-    baseline = partial(
-        stored_arms.baseline_identity, store, run=run, champion=None, typed=config.CommandLine()
-    )
+    baseline = partial(stored_arms.baseline_identity, store, run=run, champion=None, typed=CommandLine())
     tasks = [(facts, suite.role, suite.name)]
     (measured,) = stored_arms.measure_arms(
-        store, run, baseline, tasks=tasks, known=known, sampling=None, typed=config.CommandLine(), notes=[]
+        store, run, baseline, tasks=tasks, known=known, sampling=None, typed=CommandLine(), notes=[]
     )
     assert measured.flip_rate == 0.5
 

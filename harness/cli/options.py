@@ -18,7 +18,8 @@ import typer
 from harness.errors import HarnessError, Problem, UserError
 
 if TYPE_CHECKING:
-    from harness.config import CommandLine, Loaded
+    from harness.config import Loaded
+    from harness.config.command_line import CommandLine
     from harness.evaluation.session import Session
 
 _Verb = TypeVar("_Verb", bound=Callable[..., None])
@@ -218,9 +219,9 @@ class ExperimentFile(NamedTuple):
 
     def command_line(self, candidates: Sequence[str] = ()) -> "CommandLine":
         """Keep what was typed that the next commands need as well."""
-        from harness import config
+        from harness.config.command_line import CommandLine
 
-        return config.command_line(self.config, self.settings, candidates)
+        return CommandLine.from_options(self.config, self.settings, candidates)
 
     def load(self, candidates: Sequence[str] = ()) -> "Loaded":
         """Read the file.

@@ -2,53 +2,21 @@
 
 Invariant: either every problem of the files is raised at once, each with its file and line,
 or the experiment that comes back is complete, with absolute paths and no grid left in it. The schema
-describes what may be written, short forms included. Commands that follow can be pasted into a shell.
+describes what may be written, short forms included.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from shlex import join
 from typing import Any, NamedTuple
 
 from harness import plugins
 from harness.config import checks, files, grids, weight_sources
 from harness.config import overrides as overriding
+from harness.config.command_line import CommandLine
 from harness.config.problems import Tree, problems_of
 from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.spec import PLUGINS, Experiment, GatePolicy, Recipe, Spec, Suite
-
-_DEFAULT = Path("harness.yaml")
-_NEXT = re.compile(r"(next|try): .*")
-
-
-class CommandLine(NamedTuple):
-    """Options of a command that the next one repeats; `config` is empty for ./harness.yaml."""
-
-    config: str = ""
-    overrides: tuple[str, ...] = ()
-    candidates: tuple[str, ...] = ()
-
-    def command(self, *words: str) -> str:
-        """Write a command as a shell reads it; how candidates are executed is for `compare` alone."""
-        config = ("-c", self.config) if self.config else ()
-        kept = [one for one in self.overrides if words[0] == "compare" or not one.startswith("execution.")]
-        return join(["harness", *words, *config, *kept])
-
-    def complete(self, text: str) -> str:
-        """Repeat the options in each `harness compare` of what a text says to do next, where it has none."""
-        whole = self.command("compare")
-        options = whole.removeprefix("harness compare")
-        bare = re.compile(rf"harness compare(?![^;\n]*{re.escape(options)})")
-        return _NEXT.sub(lambda said: bare.sub(lambda _: whole, said[0]), text) if options else text
-
-
-def command_line(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = ()) -> CommandLine:
-    """Keep what was typed that the next commands need as well."""
-    return CommandLine("" if path == _DEFAULT else str(path), tuple(overrides), tuple(candidates))
-
-
-__all__ = ["CommandLine", "Loaded", "command_line", "gate_policy", "json_schema", "load", "read_suites"]
 
 _COMMA = re.compile(r",(?![^\[]*\])")  # a comma that is not inside the brackets of a grid's name
 
@@ -93,7 +61,7 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
     expanded = {name: _with_role(member.recipe, members) for name, member in members.items()}
     experiment = Experiment.model_validate({**tree.data, "candidates": expanded})
     places = {name: tree.where(("candidates", member.source)) for name, member in members.items()}
-    return Loaded(experiment, tree.folder, selected, places, command_line(path, overrides))
+    return Loaded(experiment, tree.folder, selected, places, CommandLine.from_options(path, overrides))
 
 
 def _with_role(recipe: Any, members: Mapping[str, grids.Member]) -> Any:

@@ -6,7 +6,7 @@ Invariant: no verdict changes; sentences alone do, those of alarms with them.
 from collections.abc import Iterator
 from dataclasses import replace
 
-from harness.config import CommandLine
+from harness.config.command_line import CommandLine
 from harness.nightly.alarm import NightReport
 from harness.nightly.judged_changes import judged_sentence
 from harness.nightly.state import Night, Watched

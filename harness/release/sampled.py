@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from harness import store
-from harness.config import CommandLine, Loaded
+from harness.config import Loaded
+from harness.config.command_line import CommandLine
 from harness.errors import IncompatibleRuns
 from harness.formatting import count
 from harness.records import FEWER, RowsIdentity, Run, SampleResult, SamplingRecord

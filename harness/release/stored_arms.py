@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from harness import comparison, store
-from harness.config import CommandLine
+from harness.config.command_line import CommandLine
 from harness.errors import IncompatibleRuns
 from harness.experiment.runs.stored_rows import documents_of
 from harness.gating import Measurement

@@ -12,7 +12,8 @@ from harness.comparison import Comparison, Estimate, each_answer
 from harness.comparison.corrected_comparison import correct_comparison, correct_estimate, labels_missing
 from harness.comparison.estimators import is_judge
 from harness.comparison.labelled_answers import Labels, latest_labels
-from harness.config import CommandLine, Loaded
+from harness.config import Loaded
+from harness.config.command_line import CommandLine
 from harness.config.rubrics import current_labels
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from harness import formatting, gating, plugins
 from harness.comparison import AnswerDiversity, Comparison, Estimate, MetricCalibration
-from harness.config import CommandLine
+from harness.config.command_line import CommandLine
 from harness.decision import (
     Ablation,
     CandidateFacts,

@@ -1,0 +1,41 @@
+"""Options of a command that the commands it proposes repeat.
+
+Invariant: what it writes can be pasted into a shell.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from shlex import join
+from typing import NamedTuple
+
+_DEFAULT = Path("harness.yaml")
+_NEXT = re.compile(r"(next|try): .*")
+
+
+class CommandLine(NamedTuple):
+    """Options of a command that the next one repeats; `config` is empty for ./harness.yaml."""
+
+    config: str = ""
+    overrides: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
+
+    @classmethod
+    def from_options(
+        cls, config: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = ()
+    ) -> "CommandLine":
+        """Keep what was typed that the next commands need as well."""
+        return cls("" if config == _DEFAULT else str(config), tuple(overrides), tuple(candidates))
+
+    def command(self, *words: str) -> str:
+        """Write a command as a shell reads it; how candidates are executed is for `compare` alone."""
+        config = ("-c", self.config) if self.config else ()
+        kept = [one for one in self.overrides if words[0] == "compare" or not one.startswith("execution.")]
+        return join(["harness", *words, *config, *kept])
+
+    def complete(self, text: str) -> str:
+        """Repeat the options in each `harness compare` of what a text says to do next, where it has none."""
+        whole = self.command("compare")
+        options = whole.removeprefix("harness compare")
+        bare = re.compile(rf"harness compare(?![^;\n]*{re.escape(options)})")
+        return _NEXT.sub(lambda said: bare.sub(lambda _: whole, said[0]), text) if options else text
