@@ -13,9 +13,9 @@ from streamlit.delta_generator import DeltaGenerator
 
 from harness.data.check import Finding
 from harness.data.check._table import Entry
-from harness.data.edit.decisions import Decision, decisions_file, keep_decision, kept_decisions
+from harness.data.edit.decisions import RowDecision, decisions_file, keep_decision, kept_decisions
 from harness.errors import HarnessError, as_argument
-from harness.experiment.check_rows import Checked, examine_target
+from harness.experiment.check_rows import CheckReport, examine_target
 from harness.formatting import count
 from harness.records import checksum
 from harness.report.findings import places, share_text, summary
@@ -71,7 +71,7 @@ def _encoder() -> str:
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)
-def _check_rows(task: str, files: tuple[tuple[str, int], ...], encoder: str) -> Checked:
+def _check_rows(task: str, files: tuple[tuple[str, int], ...], encoder: str) -> CheckReport:
     """Check the rows, again only when a file or the model of sentences has changed."""
     return examine_target(Task.model_validate_json(task), embeddings=encoder or None)
 
@@ -91,7 +91,7 @@ def _alarm(finding: Finding) -> None:
         safe_text.command(finding.command, "")
 
 
-def _decisions(checked: Checked) -> None:
+def _decisions(checked: CheckReport) -> None:
     """Show rows that nobody has decided on, each under the first finding that names it, with buttons."""
     found = [f for f in checked.findings if f.labels]
     found += [f for f in checked.findings if f not in found and _is_decided_by_hand(f)]
@@ -152,19 +152,19 @@ def _ask(rows: _Rows, entry: Entry, label: str, near: str) -> None:
     accept, drop, keep = st.columns([2, 1, 1])
     line = _line(entry.where)
     if label and rows.column:
-        _button(accept, f"Relabel: {label}", rows, line, Decision("relabel", label))
-    _button(drop, "Drop the row", rows, line, Decision("drop"))
-    _button(keep, f"Keep: {entry.answer}" if label else "Keep the row", rows, line, Decision("keep"))
+        _button(accept, f"Relabel: {label}", rows, line, RowDecision("relabel", label))
+    _button(drop, "Drop the row", rows, line, RowDecision("drop"))
+    _button(keep, f"Keep: {entry.answer}" if label else "Keep the row", rows, line, RowDecision("keep"))
 
 
-def _button(place: DeltaGenerator, text: str, rows: _Rows, line: int, of: Decision) -> None:
+def _button(place: DeltaGenerator, text: str, rows: _Rows, line: int, of: RowDecision) -> None:
     shown = safe_text.label(text)
     key = f"{of.decision}_{line}"
     given = (rows.path, rows.digest, rows.column, line, of)
     place.button(shown, key=key, on_click=_decide, args=given, width="stretch")
 
 
-def _decide(path: str, digest: str, column: str | None, line: int, of: Decision) -> None:
+def _decide(path: str, digest: str, column: str | None, line: int, of: RowDecision) -> None:
     """Keep a decision on the content that was shown, or say why not."""
     try:
         keep_decision(path, line, of, digest, column)

@@ -32,7 +32,7 @@ class Progress(Protocol):
         """Show the line of a candidate that is done or has failed."""
 
 
-class Prefixed:
+class PrefixedProgress:
     """Passes progress on, each label and line with the same words in front."""
 
     def __init__(self, inner: Progress, prefix: str) -> None:
@@ -51,7 +51,7 @@ class Prefixed:
         self._inner.finish(candidate, f"{self._prefix}{line}")
 
 
-class Silent:
+class SilentProgress:
     """Reports nothing: for use from Python and in tests."""
 
     @contextmanager

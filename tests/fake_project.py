@@ -210,8 +210,10 @@ def _nights(n: int, name: str) -> Path:
         moved = {f"chat/{i}-{k}": draw.random() < 0.02 for k in range(60)}
         lost = 0.05 + 0.2 * (i > 11)
         watched = (
-            files.Watched("champion knn", "knn-0", "t1", ("the harness",), {"target": series(i, 0.05)}),
-            files.Watched("lora", "lora-0", "t2", ("the harness",), {"target": series(i, lost)}),
+            files.NightCandidate(
+                "champion knn", "knn-0", "t1", ("the harness",), {"target": series(i, 0.05)}
+            ),
+            files.NightCandidate("lora", "lora-0", "t2", ("the harness",), {"target": series(i, lost)}),
         )
         night = files.Night(
             night=day,

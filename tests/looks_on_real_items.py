@@ -99,7 +99,7 @@ def sampled(halves: Sequence[Half], n: int, alphas: Sequence[float], rng: np.ran
     )
 
 
-def plan_of(disagreement: float, passed: Sequence[float]) -> sampling.Plan:
+def plan_of(disagreement: float, passed: Sequence[float]) -> sampling.SamplingPlan:
     """Plan samples of the whole benchmarks, of which the base passed such shares."""
     pools = {}
     for (name, n), share in zip(WHOLE.items(), passed, strict=True):
@@ -109,7 +109,9 @@ def plan_of(disagreement: float, passed: Sequence[float]) -> sampling.Plan:
     return sampling.plan(pools, [], MARGIN, ALPHA)
 
 
-def sampled_by_answers(halves: Sequence[Half], plan: sampling.Plan, rng: np.random.Generator) -> Outcome:
+def sampled_by_answers(
+    halves: Sequence[Half], plan: sampling.SamplingPlan, rng: np.random.Generator
+) -> Outcome:
     """Make whole benchmarks, draw from them by what the base answered, and judge at each look."""
     made = [_whole(h, n, rng) for h, n in zip(halves, WHOLE.values(), strict=True)]
     counts = np.zeros((len(made), 2), int)  # gained and lost among the items drawn so far
@@ -172,7 +174,7 @@ def line(
     of: Sequence[Sequence[Half]],
     n: int,
     alphas: Sequence[float],
-    plan: sampling.Plan,
+    plan: sampling.SamplingPlan,
     n_draws: int,
     rng: np.random.Generator,
 ) -> Line:

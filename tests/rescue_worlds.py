@@ -25,7 +25,7 @@ from harness.experiment.weights.candidate_weights import stored_weights
 from harness.experiment.weights.weights_folder import folder_of
 from harness.gating.halves import split
 from harness.models.hub import ModelSource
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import Output, SampleResult
 from harness.training import TRACKED
 
@@ -160,7 +160,7 @@ def _finished(as_it_is: Version, sizes: Sizes, extra: str, overrides: tuple[str,
 def opened(path: Path, versions: dict[str, Version], overrides=()) -> World:
     """Open a written world, run what of its experiment is not done, and return it."""
     loaded = config.load(path, overrides)
-    session = prepare_session(loaded, Scope(), Silent())
+    session = prepare_session(loaded, Scope(), SilentProgress())
     half_of = split({m.task.name: items_as_rows(m) for m in session.suites}, 0).half_of
     session.slot.host = host = KnownHost({AS_IT_IS: COLLAPSED, **versions}, session.source, half_of)
     for name in loaded.selected:

@@ -18,7 +18,7 @@ from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.experiment.weights.weights_folder import folder_of
 from harness.models.hub import ModelSource
 from harness.models.tokenization import PromptEncoder
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import Encoded, Likelihood, Limits, Output, PromptText, digest
 from harness.report import ExperimentReport
 
@@ -36,7 +36,7 @@ def write(folder: Path) -> ExperimentReport:
     path = folder / "harness.yaml"
     path.write_text((ROOT / "harness.yaml").read_text())
     loaded = config.load(path)
-    session = prepare_session(loaded, Scope(), Silent())
+    session = prepare_session(loaded, Scope(), SilentProgress())
     for source in session.sources.values():
         session.engine(source)
     session.unload()

@@ -10,13 +10,15 @@ from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
 from harness.methods import lora
 from harness.models.hub import resolve
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.training.adapter_names import unknown_names
 
 
 def prepared(folder, model, params):
     candidates = f"  prompt: {{method: base}}\n  mine: {params}\n"
-    return prepare_session(config.load(tiny_experiment.write(folder, model, candidates)), Scope(), Silent())
+    return prepare_session(
+        config.load(tiny_experiment.write(folder, model, candidates)), Scope(), SilentProgress()
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from harness.config import load
 from harness.errors import UserError
 from harness.experiment import Scope, estimate_seconds, prepare_session
 from harness.experiment.preparation.planned_work import estimate_work
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.report import experiment_document, markdown, read, to_json
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -142,7 +142,7 @@ def test_the_report_and_its_json_hold_the_table_and_the_decision_says_what_was_m
 
 
 def session_of(path, **scope):
-    return prepare_session(load(path, ["suites=[]"]), Scope(**scope), Silent())
+    return prepare_session(load(path, ["suites=[]"]), Scope(**scope), SilentProgress())
 
 
 def test_what_changed_items_take_is_planned(tiny, tmp_path):

@@ -12,7 +12,7 @@ from harness.experiment import Scope, prepare_session
 from harness.models.chat_templates import template_names
 from harness.models.hub import load_tokenizer
 from harness.models.tokenization import encode_all
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import PromptText
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -42,7 +42,7 @@ def base(tmp_path_factory):
 
 def session_of(folder, base, *overrides, candidates=LORA):
     path = tiny_experiment.write(folder, base, candidates)
-    return prepare_session(load(path, overrides), Scope(), Silent())
+    return prepare_session(load(path, overrides), Scope(), SilentProgress())
 
 
 def refusal(folder, base, *overrides):
@@ -136,7 +136,7 @@ def test_a_whole_experiment_trains_and_answers_by_the_template_and_leaves_it_wit
     from transformers import AutoTokenizer
 
     saved = AutoTokenizer.from_pretrained(adapter)
-    ours = load_tokenizer(prepare_session(load(path), Scope(), Silent()).source)
+    ours = load_tokenizer(prepare_session(load(path), Scope(), SilentProgress()).source)
     written = [
         one.apply_chat_template(list(ASKED), tokenize=False, add_generation_prompt=True)
         for one in (saved, ours)

@@ -16,7 +16,7 @@ from harness.experiment.runs.stored_rows import Reader, controls_of
 from harness.gating import ControlFacts, has_drifted
 from harness.gating.drift import control_rule
 from harness.models.hf import ModelHost
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import Noise, Origin, TaskNoise
 from harness.spec import GatePolicy
 from harness.store import References, Store
@@ -45,7 +45,7 @@ def path(begun, tmp_path):
 def further(path, change=lambda host: None, overrides=(), candidates=()):
     """Ask what is left of the candidates, with a model in memory that `change` may alter."""
     loaded = config.load(path, overrides, candidates)
-    session = prepare_session(loaded, Scope(), Silent())
+    session = prepare_session(loaded, Scope(), SilentProgress())
     session.slot.host = ModelHost(session.source, session.machine)
     change(session.slot.host)
     return experiment.run_all(session, loaded, smoke=False)
@@ -104,7 +104,7 @@ def test_where_everything_is_reused_nothing_is_measured(path):
 
 
 def test_a_control_arm_that_comes_later_is_seen_by_who_looked_before(path):
-    reader = Reader(prepare_session(config.load(path), Scope(), Silent()))
+    reader = Reader(prepare_session(config.load(path), Scope(), SilentProgress()))
     before = set(reader.controls())
     further(path)
     (come,) = set(reader.controls()) - before
@@ -119,7 +119,7 @@ def test_the_control_arm_can_be_turned_off(path):
 
 
 def test_each_measurement_asks_generated_answers_and_the_next_other_block(path):
-    session = prepare_session(config.load(path), Scope(), Silent())
+    session = prepare_session(config.load(path), Scope(), SilentProgress())
     for _ in range(2):
         control_arm.measure(session, session.source, 2)
     asked = [{b.task for b in one.blocks} for one in store.controls(at(path))]
@@ -129,7 +129,7 @@ def test_each_measurement_asks_generated_answers_and_the_next_other_block(path):
 
 def test_a_block_that_a_limit_cuts_is_not_compared_with_the_whole_one(path):
     loaded = config.load(path)
-    session = prepare_session(loaded, Scope(limit=3), Silent())
+    session = prepare_session(loaded, Scope(limit=3), SilentProgress())
     assert control_arm.measure(session, session.source, 3) == ""
 
 
@@ -260,7 +260,7 @@ def test_flips_of_measurements_without_drift_make_the_rate_of_later_ones(path):
     (run,) = [run for run in store.list_runs(at(path)) if run.candidate == "shots"]
     (first,) = controls_of(at(path), run)
     assert (first.aa_flips, first.aa_n) == (0.5, 120.0)
-    session = prepare_session(config.load(path), Scope(), Silent())
+    session = prepare_session(config.load(path), Scope(), SilentProgress())
     later = control_arm.measure(session, session.source, 2)
     for digest in run.rows.values():
         store.keep_origin(at(path), digest, 0, Origin("", later))

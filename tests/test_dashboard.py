@@ -32,7 +32,7 @@ from harness.report.experiment_report import table_rows
 from harness.report.plots.heat_map import Cell, Heat
 from harness.report.plots.loss_curves import PREFERENCES
 from harness.report.plots.pareto_front import Point
-from harness.rescue import HalfVerdict, Rescue, Tried
+from harness.rescue import HalfVerdict, Rescue, TrialResult
 from harness.spec import DecidePolicy, NightlyPolicy
 from harness.store import Store
 
@@ -837,12 +837,12 @@ def rescued_scales(made) -> Rescue:
     """Rescue the fine-tune of a fake project: three scales that keep more, and one with another rank."""
     (f,) = (f for f in made.facts if f.name == "lora")
 
-    def tried(name, step, params, score, kept) -> Tried:
+    def tried(name, step, params, score, kept) -> TrialResult:
         facts = replace(f, name=name, target=Estimate(score, score - 0.1, score + 0.1, 60))
         seen = HalfVerdict(
             "search", 30, 60, verdict("fail", macro=Estimate(kept, kept, kept, 30)), gains=True
         )
-        return Tried(name, step, "", {name: {"params": params}}, facts, seen)
+        return TrialResult(name, step, "", {name: {"params": params}}, facts, seen)
 
     original = tried("lora", "", {}, 0.8, -0.6)
     scales = [("lora+scale=0.75", 0.75, 0.7, -0.4), ("lora+scale=0.5", 0.5, 0.6, -0.2)]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from harness.data import load_task, readers, suite_contamination, task_version, version_of_test
 from harness.data.contamination import contaminated_rows, key
-from harness.data.examples import Sourced
+from harness.data.examples import SourcedExample
 from harness.data.splits import draw, set_aside
 from harness.errors import UserError
 from harness.records import Document, Example
@@ -613,7 +613,7 @@ families = st.lists(
 
 def sourced(rows):
     return [
-        Sourced(
+        SourcedExample(
             Example(f"e{i}", ({"role": "user", "content": f"Q{q}"},), (label,), tuple("xyz"), f"c{c}"),
             f"f:{i}",
         )

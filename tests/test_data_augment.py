@@ -17,7 +17,7 @@ from harness.data.edit.split import Way, split
 from harness.data.readers import Rows
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import parse_json
 from harness.spec import Task
 
@@ -490,7 +490,7 @@ def test_other_training_rows_of_a_candidate_leave_out_what_was_made_from_rows_se
     tiny_experiment.rows(
         tmp_path / "more.jsonl", [row for pair in zip(own, made, strict=True) for row in pair]
     )
-    session = prepare_session(load(path, ["suites=[]"]), Scope(), Silent())
+    session = prepare_session(load(path, ["suites=[]"]), Scope(), SilentProgress())
     aside = {e.prompt for e in session.target.items.validation}
     (measured,) = session.training.values()
     trained = [e.prompt for e in measured.items.train]

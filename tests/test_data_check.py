@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from harness import config as configuration
 from harness.cli import app
 from harness.data import check
-from harness.data.check._table import Reading, read_table
+from harness.data.check._table import ReadingOptions, read_table
 from harness.errors import UserError
 from harness.experiment.check_rows import RowCheck, check_briefly, examine_rows
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.report.findings import short_lines
 from harness.report.findings.command_chain import fill_commands
 
@@ -160,7 +160,7 @@ def test_texts_alone_are_checked_too(find):
 def test_a_reading_needs_no_layout(tmp_path):
     path = write(tmp_path / "rows.jsonl", clean_rows())
     asked = RowCheck([path])
-    assert isinstance(reading(asked), Reading)
+    assert isinstance(reading(asked), ReadingOptions)
     assert len(read_table([path], reading(asked)).entries) == 400
 
 
@@ -191,7 +191,7 @@ def test_a_brief_line_loses_its_first_row_and_its_amount_before_it_is_cut():
 
 
 def test_a_check_says_which_part_is_at_work_and_how_far_it_is(tmp_path):
-    class Heard(Silent):
+    class Heard(SilentProgress):
         said: ClassVar = []
 
         @contextmanager

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.data.check import ALPHA
 from harness.data.check.class_balance import mix_p
-from harness.data.edit.decisions import Decision, keep_decision
+from harness.data.edit.decisions import RowDecision, keep_decision
 from harness.errors import UserError
 from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.records import checksum
@@ -318,7 +318,7 @@ def test_suspect_labels_of_two_columns_are_corrected_in_both(tmp_path, monkeypat
     (found,) = (f for f in checked.findings if f.labels)
     line, label = lines(found)[0], found.labels[0]
     assert label == "{team}-{rank}".format(**right[line - 1]) != "{team}-{rank}".format(**wrong[line - 1])
-    decision = Decision("relabel", label)
+    decision = RowDecision("relabel", label)
     keep_decision("r.jsonl", line, decision, checksum(Path("r.jsonl")), checked.table.answer_column)
     words = "data clean r.jsonl --prompt text --decisions r.jsonl.decisions.json --out n.jsonl"
     done = CliRunner().invoke(app, words.split())

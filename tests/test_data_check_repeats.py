@@ -83,7 +83,7 @@ def test_of_more_rows_than_memory_holds_a_draw_is_kept_and_duplicates_are_counte
     table = read_table(asked.files, reading(asked), held=800_000)
     assert 100 < len(table.entries) < 700
     assert table.n == 2_001
-    found = check.check_rows(table, check.Given(), ["repeated_rows", "amount"])
+    found = check.check_rows(table, check.CheckContext(), ["repeated_rows", "amount"])
     assert next(lines(f) for f in found if f.title.startswith("exact")) == [2_001]
     assert any("drawn rows are looked at" in f.title for f in found)
 
@@ -144,11 +144,11 @@ def test_embeddings_find_a_leak_that_shares_no_word(tmp_path):
         for name, of in (("train.jsonl", rows), ("test.jsonl", [{"text": "Where is my card", "label": "a"}]))
     )
     near = {"Wo ist meine Karte": (1.0, 0.0), "Where is my card": (1.0, 0.0), "Close my account": (0.0, 1.0)}
-    given = check.Given(test, encode=lambda texts: np.array([near[t] for t in texts], np.float32))
+    given = check.CheckContext(test, encode=lambda texts: np.array([near[t] for t in texts], np.float32))
     (found,) = check.check_rows(train, given, ["test_leaks"])
     assert lines(found) == [1]
     assert "(embeddings 1.00)" in found.example
-    assert check.check_rows(train, check.Given(test), ["test_leaks"]) == []
+    assert check.check_rows(train, check.CheckContext(test), ["test_leaks"]) == []
 
 
 def test_each_trait_is_a_figure_with_its_meaning(find, tmp_path):
@@ -215,7 +215,7 @@ def test_rows_found_by_embeddings_alone_are_decided_by_hand(tmp_path):
         read_table([write(tmp_path / f"{n}.jsonl", of)], reads)
         for n, of in (("train", rows), ("test", items))
     )
-    given = check.Given(
+    given = check.CheckContext(
         test, encode=lambda texts: np.array([("card" in t or "Karte" in t,) for t in texts], float)
     )
     words, sense = check.check_rows(train, given, ["test_leaks"])
@@ -246,11 +246,11 @@ def test_rows_of_one_sense_and_label_are_found_by_embeddings(tmp_path):
     def encode(texts):
         return np.eye(20)[[0 if re.search("card|Karte", text) else 1 + len(text) % 19 for text in texts]]
 
-    sense, near = check.check_rows(table, check.Given(encode=encode), ["repeated_rows"])
+    sense, near = check.check_rows(table, check.CheckContext(encode=encode), ["repeated_rows"])
     assert (lines(near), lines(sense)) == ([9], [7])
     assert sense.beside[0].endswith("rows.jsonl:1 (embeddings 1.00): 'Where is my card'")
     assert "--decisions" in sense.command
-    assert check.check_rows(table, check.Given(), ["repeated_rows"]) == [near]
+    assert check.check_rows(table, check.CheckContext(), ["repeated_rows"]) == [near]
 
 
 def test_test_rows_with_columns_of_their_own_are_read_by_them(find, tmp_path):

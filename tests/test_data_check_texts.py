@@ -109,7 +109,7 @@ def test_rows_beyond_the_context_are_all_found(tmp_path):
     asked = RowCheck([write(tmp_path / "rows.jsonl", rows)])
     table = read_table(asked.files, reading(asked))
     words = Tokenizer("words", 100, lambda texts: [len(text.split()) for text in texts])
-    found = check.check_rows(table, check.Given(tokenizer=words), ["amount"])
+    found = check.check_rows(table, check.CheckContext(tokenizer=words), ["amount"])
     assert lines(found[0]) == [7]
     assert "longest 501" in next(f.title for f in found if "tokens a row" in f.title)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from harness.data.columns import find_roles
 from harness.data.edit.clean import clean, clean_text
-from harness.data.edit.decisions import Decision, keep_decision, kept_decisions
+from harness.data.edit.decisions import RowDecision, keep_decision, kept_decisions
 from harness.data.readers import Rows
 from harness.errors import UserError
 from harness.records import checksum
@@ -162,7 +162,7 @@ def two_columns(answers="category"):
     """Write three rows with two columns that might answer, and a decision on one of them."""
     rows = [{"text": t, "label": "open", "category": "x"} for t in "abc"]
     digest = checksum(jsonl(Path("r.jsonl"), rows))
-    keep_decision("r.jsonl", 2, Decision("relabel", "y"), digest, answers)
+    keep_decision("r.jsonl", 2, RowDecision("relabel", "y"), digest, answers)
     return digest
 
 
@@ -184,7 +184,7 @@ def by_two_columns(label):
     """Write rows whose label a template makes of two columns, and a decision that relabels one of them."""
     rows = [{"text": f"q{i}", "team": team, "rank": rank} for i, (team, rank) in enumerate(TEAMS)]
     digest = checksum(jsonl(Path("r.jsonl"), rows))
-    keep_decision("r.jsonl", 2, Decision("relabel", label), digest, "{team}-{rank}")
+    keep_decision("r.jsonl", 2, RowDecision("relabel", label), digest, "{team}-{rank}")
     return rows
 
 
@@ -217,7 +217,7 @@ def test_labels_of_two_columns_are_not_kept_in_one_file(data):
     with pytest.raises(
         UserError, match="decisions on the column 'category'; expected those on the column 'label'"
     ):
-        keep_decision("r.jsonl", 1, Decision("keep"), digest, "label")
+        keep_decision("r.jsonl", 1, RowDecision("keep"), digest, "label")
 
 
 def test_a_template_names_the_columns_that_ask(data):
@@ -267,15 +267,15 @@ def test_decisions_on_changed_rows_are_kept_beside_the_new_ones(data):
     file = jsonl(Path("r.jsonl"), [{"text": t, "label": "x"} for t in "abc"])
     before = checksum(file)
     for line in (1, 2):
-        keep_decision("r.jsonl", line, Decision("drop"), before)
+        keep_decision("r.jsonl", line, RowDecision("drop"), before)
     rows = file.read_text()
     file.write_text(rows + '{"text": "d", "label": "x"}\n')
     with pytest.raises(UserError, match="changed since it was looked at"):
-        keep_decision("r.jsonl", 3, Decision("keep"), before)
-    keep_decision("r.jsonl", 3, Decision("keep"), checksum(file))
-    assert kept_decisions("r.jsonl") == {3: Decision("keep")}
+        keep_decision("r.jsonl", 3, RowDecision("keep"), before)
+    keep_decision("r.jsonl", 3, RowDecision("keep"), checksum(file))
+    assert kept_decisions("r.jsonl") == {3: RowDecision("keep")}
     file.write_text(rows)
-    assert kept_decisions("r.jsonl") == dict.fromkeys((1, 2), Decision("drop"))
+    assert kept_decisions("r.jsonl") == dict.fromkeys((1, 2), RowDecision("drop"))
 
 
 def test_a_file_of_another_making_is_not_overwritten_by_decisions(data):
@@ -283,7 +283,7 @@ def test_a_file_of_another_making_is_not_overwritten_by_decisions(data):
     for own in ("my notes", '{"digest": "0", "rows": 3}'):
         Path("r.jsonl.decisions.json").write_text(own)
         with pytest.raises(UserError, match="a file of another making"):
-            keep_decision("r.jsonl", 1, Decision("keep"), checksum(file))
+            keep_decision("r.jsonl", 1, RowDecision("keep"), checksum(file))
         assert Path("r.jsonl.decisions.json").read_text() == own
 
 
@@ -318,6 +318,6 @@ def test_rows_that_their_layout_cannot_read_are_dropped_with_the_reason(data):
 def test_a_decision_relabels_the_one_answer_of_a_list_or_a_conversation(data, column, before, after):
     asks = {} if column == "messages" else {"prompt": "a"}
     digest = checksum(jsonl(Path("r.jsonl"), [{**asks, column: before}]))
-    keep_decision("r.jsonl", 1, Decision("relabel", "y"), digest, column)
+    keep_decision("r.jsonl", 1, RowDecision("relabel", "y"), digest, column)
     done(data, "clean", "r.jsonl", "--decisions", "r.jsonl.decisions.json", "--out", "n.jsonl")
     assert read("n.jsonl") == [{**asks, column: after}]

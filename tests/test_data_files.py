@@ -21,7 +21,7 @@ from edited_rows import (
 )
 
 from harness.data import readers
-from harness.data.edit import Edit, Outcome, save
+from harness.data.edit import Edit, EditedRow, save
 from harness.data.edit.clean import clean
 from harness.errors import UserError
 
@@ -395,7 +395,7 @@ def test_a_pipe_is_refused_as_what_it_is(data):
 @pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGHUP])
 def test_an_edit_that_is_ended_by_a_signal_leaves_nothing(data, ended_by):
     def outcomes():
-        yield Outcome(asked_rows(1)[0])
+        yield EditedRow(asked_rows(1)[0])
         signal.raise_signal(ended_by)
 
     with pytest.raises(SystemExit) as ended:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import harness.experiment as experiment
 from harness.cli import app
-from harness.data.edit.decisions import Decision, keep_decision
+from harness.data.edit.decisions import RowDecision, keep_decision
 from harness.records import checksum
 
 N, N_TEST, N_AGAIN = 400, 300, 20
@@ -58,7 +58,7 @@ def mended(tmp_path, monkeypatch):
     digest = checksum(Path("messy.jsonl"))
     for place, label in zip(suspects["rows"], suspects["labels"], strict=True):
         line = int(place.rpartition(":")[2])
-        keep_decision("messy.jsonl", line, Decision("relabel", label), digest, "label")
+        keep_decision("messy.jsonl", line, RowDecision("relabel", label), digest, "label")
     decided = ("--decisions", "messy.jsonl.decisions.json")
     harness("clean", "messy.jsonl", "--out", "relabelled.jsonl", *decided)
     harness("dedup", "relabelled.jsonl", "--out", "unique.jsonl")

@@ -9,7 +9,7 @@ from checked_rows import LABELS, alarms, clean_rows, write
 from typer.testing import CliRunner
 
 from harness.cli import app
-from harness.data.edit.decisions import Decision, keep_decision
+from harness.data.edit.decisions import RowDecision, keep_decision
 from harness.errors import UserError
 from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.records import checksum
@@ -107,7 +107,7 @@ def test_labels_made_of_two_columns_are_spelt_alike_in_both(find, tmp_path):
 def test_a_decision_relabels_no_rated_answers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     digest = checksum(Path(write(tmp_path / "r.jsonl", [SPELT["rated"]("a", "Refund")])))
-    keep_decision("r.jsonl", 1, Decision("relabel", "refund"), digest, "completions")
+    keep_decision("r.jsonl", 1, RowDecision("relabel", "refund"), digest, "completions")
     words = "data clean r.jsonl --decisions r.jsonl.decisions.json --out n.jsonl"
     with pytest.raises(
         UserError, match="relabel, where a row has several rated answers; expected drop or keep"
@@ -120,7 +120,7 @@ def test_a_decision_relabels_the_first_of_several_accepted_answers(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     rows = [{"prompt" if column == "references" else "question": "a", column: ["", "Refund", "money back"]}]
     digest = checksum(Path(write(tmp_path / "r.jsonl", rows)))
-    keep_decision("r.jsonl", 1, Decision("relabel", "refund"), digest, column)
+    keep_decision("r.jsonl", 1, RowDecision("relabel", "refund"), digest, column)
     words = "data clean r.jsonl --decisions r.jsonl.decisions.json --out n.jsonl"
     done = CliRunner().invoke(app, words.split())
     assert done.exit_code == 0, done.stderr

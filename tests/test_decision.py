@@ -19,7 +19,7 @@ from harness.decision import (
     decide,
     majority_baseline,
 )
-from harness.decision.learning_curve import Ahead, CurvePoint
+from harness.decision.learning_curve import CurvePoint, ExpectedGain
 from harness.decision.results import n_settings
 from harness.evaluation.costs import Tokens
 from harness.metrics import load_metrics
@@ -791,7 +791,7 @@ def learned(more: float, candidate: str = "lora") -> LearningCurve:
     """Make the curve of 360 rows by which 720 would add so much, and 1,440 half as much again."""
     points = [CurvePoint(n, Estimate(0.5, 0.4, 0.6, 200), 0.1) for n in (45, 90, 180, 360)]
     ahead = [
-        Ahead(360 * times, Estimate(gain, gain - 0.02, gain + 0.02, 200))
+        ExpectedGain(360 * times, Estimate(gain, gain - 0.02, gain + 0.02, 200))
         for times, gain in ((2, more), (4, 1.5 * more))
     ]
     return LearningCurve(candidate, tuple(points), tuple(ahead), 0.5)

@@ -12,7 +12,7 @@ from harness.data.edit.payments import total_usd
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.generated_rows.distilled_rows import Distillation, distill_rows, plan_distillation
-from harness.progress import Silent
+from harness.progress import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -44,7 +44,7 @@ def write(folder, tiny, url, *, prices=PRICES, candidates=""):
 
 
 def session_of(path, *overrides):
-    return prepare_session(load(path, overrides), Scope(), Silent())
+    return prepare_session(load(path, overrides), Scope(), SilentProgress())
 
 
 @pytest.fixture

@@ -22,14 +22,14 @@ from harness.experiment.preflight.candidate_costs import (
 )
 from harness.models import hub, vllm
 from harness.models.hardware import Machine, Memory, memory, probe
-from harness.progress import Silent
+from harness.progress import SilentProgress
 
 
 def session(path, *overrides):
     from harness import config
 
     loaded = config.load(path, overrides)
-    return prepare_session(loaded, Scope(), Silent()), loaded.selected
+    return prepare_session(loaded, Scope(), SilentProgress()), loaded.selected
 
 
 def by_name(path, room, *overrides):
@@ -40,7 +40,7 @@ ROOMY, TIGHT = Memory(1e6, 1e6, "GPU"), Memory(0.5, 80.0, "GPU")
 
 
 def test_every_candidate_has_an_estimate_and_beside_it_what_was_measured(copy):
-    found = examine(copy, [], Silent())
+    found = examine(copy, [], SilentProgress())
     assert [cost.candidate for cost in found.costs] == ["prompt", "shots", "ranked", "bag", "lora", "hybrid"]
     lora, bag = (next(c for c in found.costs if c.candidate == name) for name in ("lora", "bag"))
     assert lora.memory_gib > 0
@@ -126,7 +126,7 @@ def keep_probe(copy, tmp_path, monkeypatch):
 def test_the_check_measures_the_machine_anew(copy, keep_probe):
     keep_probe(reached_gflops=1e9)
     assert session(copy, "precision=fp32")[0].machine.name == "kept"
-    assert examine(copy, ["precision=fp32"], Silent()).machine.name != "kept"
+    assert examine(copy, ["precision=fp32"], SilentProgress()).machine.name != "kept"
 
 
 def test_a_speed_that_stored_trainings_contradict_is_measured_anew(copy, keep_probe):
@@ -136,7 +136,7 @@ def test_a_speed_that_stored_trainings_contradict_is_measured_anew(copy, keep_pr
 
 def test_what_is_wrong_with_the_files_is_listed_and_the_machine_is_still_described(copy):
     (copy.parent / "suites" / "general" / "sums.jsonl").unlink()
-    found = examine(copy, ["gate.macr=1"], Silent())
+    found = examine(copy, ["gate.macr=1"], SilentProgress())
     assert len(found.problems) == 2
     assert found.costs == ()
     assert found.machine.device == "cpu"
@@ -175,8 +175,8 @@ FOR_GPUS = "class current_platform:\n    device_type = 'cuda'\n"
 
 def test_a_vllm_for_another_device_is_named_and_stands_in_the_way_of_who_wants_it(copy, packages):
     (packages / "platforms.py").write_text(FOR_GPUS)
-    assert examine(copy, [], Silent()).problems == ()
-    found = examine(copy, ["engine=vllm"], Silent())
+    assert examine(copy, [], SilentProgress()).problems == ()
+    found = examine(copy, ["engine=vllm"], SilentProgress())
     assert [problem.found for problem in found.problems] == ["vLLM for cuda, and device cpu"]
     done = CliRunner().invoke(app, ["doctor", "-c", str(copy)])
     assert "vLLM      9.9.9, built for cuda" in done.stdout
@@ -184,14 +184,14 @@ def test_a_vllm_for_another_device_is_named_and_stands_in_the_way_of_who_wants_i
 
 def test_a_vllm_that_cannot_be_imported_is_a_problem_for_who_wants_it(copy, packages):
     (packages / "platforms.py").write_text("import no_such_package\n")
-    assert examine(copy, [], Silent()).problems == ()
-    (problem,) = examine(copy, ["engine=vllm"], Silent()).problems
+    assert examine(copy, [], SilentProgress()).problems == ()
+    (problem,) = examine(copy, ["engine=vllm"], SilentProgress()).problems
     assert problem.found == "vLLM, and No module named 'no_such_package'"
 
 
 @pytest.mark.skipif(vllm.installed_version() is not None, reason="vLLM is installed")
 def test_without_vllm_the_extra_that_brings_it_is_named(copy):
-    found = examine(copy, [], Silent())
+    found = examine(copy, [], SilentProgress())
     assert (found.vllm, found.absent["vllm"]) == ("", "pip install 'harness-evals[vllm]'")
 
 

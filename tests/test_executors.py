@@ -22,9 +22,9 @@ from harness.evaluation.candidates import base_weights
 from harness.evaluation.rows.row_sets import RunRequest, target_sets
 from harness.experiment import Scope, executors, prepare_session
 from harness.experiment.executors import dispatch, job_runner, local, ray_cluster, slurm
-from harness.experiment.executors.job_runner import Known, Outcome, wait_for_files
+from harness.experiment.executors.job_runner import JobInputs, JobResult, wait_for_files
 from harness.experiment.executors.work_plan import Job, plan_work
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.spec import ExecutionPolicy
 from harness.store import Store
 from harness.training.worker import decode_error, encode_error
@@ -46,7 +46,7 @@ CANDIDATES = f"""\
 @pytest.fixture(scope="module")
 def session(tiny, own_cache, tmp_path_factory):
     path = tiny_experiment.write(tmp_path_factory.mktemp("planned"), tiny, CANDIDATES)
-    return prepare_session(config.load(path), Scope(), Silent())
+    return prepare_session(config.load(path), Scope(), SilentProgress())
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def opened(copy, monkeypatch):
     monkeypatch.chdir(copy.parent)
     job_runner._opened.clear()
     loaded = config.load(copy)
-    return prepare_session(loaded, Scope(), Silent()), loaded
+    return prepare_session(loaded, Scope(), SilentProgress()), loaded
 
 
 def planned(session, n_workers, names=(), **options):
@@ -76,7 +76,7 @@ def kinds(plan):
 class Scripted:
     """Workers that answer by a function, and note what was asked of them and how many were at work."""
 
-    def __init__(self, size, answer=lambda job: Outcome()):
+    def __init__(self, size, answer=lambda job: JobResult()):
         self.size, self._answer = size, answer
         self.asked, self.most, self.controls, self.files, self.stopped = [], 0, {}, {}, False
         self._running, self._lock = 0, threading.Lock()
@@ -178,7 +178,7 @@ def test_a_job_that_fails_ends_those_alone_that_wait_for_it(session):
     plan, error = planned(session, 2), CandidateFailed("no memory", "a smaller batch")
 
     def answer(job):
-        return Outcome(error=encode_error(error)) if job == Job("fit", "lora") else Outcome()
+        return JobResult(error=encode_error(error)) if job == Job("fit", "lora") else JobResult()
 
     failed = dispatch.run_jobs(plan.needs, Scripted(2, answer), {}, ignore, NOWHERE)
     assert {job.name for job in failed} == {"lora", "hybrid", "next"}
@@ -188,7 +188,9 @@ def test_a_job_that_fails_ends_those_alone_that_wait_for_it(session):
 def test_a_base_that_no_worker_can_answer_with_fails_what_is_made_of_it(opened, monkeypatch):
     session, loaded = opened
     error = CandidateFailed("no memory", "a smaller base_model")
-    pool = Scripted(2, lambda job: Outcome(error=encode_error(error)) if job.kind == "base" else Outcome())
+    pool = Scripted(
+        2, lambda job: JobResult(error=encode_error(error)) if job.kind == "base" else JobResult()
+    )
     monkeypatch.setattr(executors, "open_pool", lambda session, file, threads: nullcontext(pool))
     requests = [RunRequest(session.candidates[name], 0) for name in ("prompt", "bag", "lora")]
     executors.make_on_workers(on_workers(session), loaded, Scope(), requests, [None] * 3)
@@ -200,7 +202,7 @@ def test_a_base_that_no_worker_can_answer_with_fails_what_is_made_of_it(opened, 
 
 def test_bad_input_at_a_worker_ends_everything(session):
     error = encode_error(job_runner.UserError(job_runner.Problem("worker", "other code", "this", "mend it")))
-    pool = Scripted(2, lambda job: Outcome(error=error))
+    pool = Scripted(2, lambda job: JobResult(error=error))
     with pytest.raises(UserError, match="worker: found other code"):
         dispatch.run_jobs(planned(session, 2).needs, pool, {}, ignore, NOWHERE)
     assert pool.stopped
@@ -208,7 +210,7 @@ def test_bad_input_at_a_worker_ends_everything(session):
 
 def test_the_control_arm_that_was_measured_is_known_to_the_answers_after_it(session):
     plan, controls = planned(session, 2, ("prompt",)), {}
-    pool = Scripted(2, lambda job: Outcome("arm-1" if job.kind == "control" else ""))
+    pool = Scripted(2, lambda job: JobResult("arm-1" if job.kind == "control" else ""))
     dispatch.run_jobs(plan.needs, pool, controls, ignore, NOWHERE)
     digest = session.source.weights_digest
     assert controls == {digest: "arm-1"}
@@ -222,7 +224,7 @@ def test_a_job_whose_work_is_done_computes_nothing_and_leaves_the_index_alone(op
     with job_runner.written_assignment(session, loaded, Scope(), 1) as file:
         before = {path: path.stat().st_mtime_ns for path in session.store.folder.glob("[rw]*/*/*")}
         outcomes = {
-            job: job_runner.run_job(file, job, Known({session.source.weights_digest: ""}))
+            job: job_runner.run_job(file, job, JobInputs({session.source.weights_digest: ""}))
             for job in plan.needs
         }
     assert {outcome[:2] for outcome in outcomes.values()} == {("", None)}
@@ -237,7 +239,7 @@ def test_blocks_that_a_killed_worker_left_beside_the_complete_set_go_with_the_ne
     written = store.read_rows(session.store, test.digest)
     store.append_block(session.store, test, 0, written)
     with job_runner.written_assignment(session, loaded, Scope(), 1) as file:
-        known = Known({session.source.weights_digest: ""})
+        known = JobInputs({session.source.weights_digest: ""})
         assert job_runner.run_job(file, Job("answer", "prompt"), known).error is None
     assert not (session.store.rows(test.digest) / "blocks").exists()
     assert store.read_rows(session.store, test.digest) == written
@@ -264,12 +266,12 @@ def test_a_worker_with_other_code_is_refused_before_it_reads_what_this_code_wrot
     with job_runner.written_assignment(session, loaded, Scope(), 1) as file:
         content = file.read_bytes()
         file.write_bytes(content.replace(job_runner._code_digest().encode(), b"0" * 16)[:60])
-        outcome = job_runner.run_job(file, Job("fit", "lora"), Known({}))
+        outcome = job_runner.run_job(file, Job("fit", "lora"), JobInputs({}))
     assert "code of harness" in str(decode_error(*outcome.error))
 
 
 def test_a_worker_that_does_not_see_the_runs_folder_says_so(tmp_path):
-    outcome = job_runner.run_job(tmp_path / "runs" / "x.pickle", Job("fit", "lora"), Known({}))
+    outcome = job_runner.run_job(tmp_path / "runs" / "x.pickle", Job("fit", "lora"), JobInputs({}))
     error = decode_error(*outcome.error)
     assert isinstance(error, UserError)
     assert "a file system that all workers see" in str(error)
@@ -295,7 +297,7 @@ def test_a_worker_that_cannot_start_fails_its_job_with_what_it_said_last(tmp_pat
     (tmp_path / "x.pickle").write_text("no pickle")
     command = (sys.executable, "-c", "import sys; sys.exit('no such worker')")
     with local.LocalPool(tmp_path / "x.pickle", 1, 1, "cpu", command) as pool:
-        outcome = pool.run(Job("fit", "lora"), Known({}))
+        outcome = pool.run(Job("fit", "lora"), JobInputs({}))
     assert "its worker ended 3 times with exit code" in str(decode_error(*outcome.error))
     assert "no such worker" in str(decode_error(*outcome.error))
 
@@ -306,7 +308,7 @@ def test_each_worker_has_a_gpu_of_its_own_and_as_many_threads_as_the_plan_says(t
     with local.LocalPool(tmp_path / "x.pickle", None, 7, "cuda", (sys.executable, "-c", told)) as pool:
         assert pool.size == 2
         for _ in range(pool.size):
-            pool.run(Job("fit", "lora"), Known({}))
+            pool.run(Job("fit", "lora"), JobInputs({}))
     assert {log.read_text().strip() for log in tmp_path.glob("*.log")} == {"3 7", "5 7"}
     with pytest.raises(UserError, match="3 workers on 2 GPUs"):
         local.LocalPool(tmp_path / "x.pickle", 3, 1, "cuda")
@@ -367,7 +369,7 @@ def test_a_job_that_slurm_loses_is_submitted_again_but_not_for_ever(tmp_path, mo
     file, policy = tmp_path / "losses", ExecutionPolicy(executor="slurm", address="local", workers=1)
     file.write_text(str(losses))
     with slurm.SlurmPool(file, policy, 1, "cpu", work=lost_jobs.run) as pool:
-        outcome = pool.run(Job("fit", "lora"), Known({}))
+        outcome = pool.run(Job("fit", "lora"), JobInputs({}))
     if found:
         assert outcome == found
     else:
@@ -441,9 +443,9 @@ def test_what_a_job_needs_is_waited_for_where_it_runs(opened):
     runs = session.store.folder
     before = written_at(runs)
     with job_runner.written_assignment(session, loaded, Scope(), 1) as file:
-        left = job_runner.run_job(file, Job("fit", "lora"), Known({})).files
+        left = job_runner.run_job(file, Job("fit", "lora"), JobInputs({})).files
         hide(runs / left[0], 0.2)
-        known = Known({session.source.weights_digest: ""}, left)
+        known = JobInputs({session.source.weights_digest: ""}, left)
         assert job_runner.run_job(file, Job("answer", "lora"), known).error is None
     assert left[0].startswith("weights/")
     assert written_at(runs) == before
@@ -451,7 +453,7 @@ def test_what_a_job_needs_is_waited_for_where_it_runs(opened):
 
 def test_a_job_is_told_of_all_files_that_those_before_it_left(session):
     plan = planned(session, 1, ("next",))
-    pool = Scripted(1, lambda job: Outcome(files=(f"{job.kind}-{job.name}",)))
+    pool = Scripted(1, lambda job: JobResult(files=(f"{job.kind}-{job.name}",)))
     (answer,) = (job for job in plan.needs if (job.kind, job.name) == ("answer", "next"))
     made = {f"{job.kind}-{job.name}" for job in before(plan, answer)}
     with tempfile.TemporaryDirectory() as folder:

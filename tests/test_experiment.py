@@ -16,7 +16,7 @@ from harness.comparison import IncompatibleRuns
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session, report_stored
 from harness.experiment.analysis.run_remarks import count_noteworthy
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -302,7 +302,7 @@ def test_a_candidate_that_failed_once_succeeds_the_next_time(tiny, tmp_path):
 
 def reported(path, *overrides, candidates=()):
     loaded = config.load(path, overrides, candidates)
-    return report_stored(prepare_session(loaded, Scope(), Silent()), loaded.selected)
+    return report_stored(prepare_session(loaded, Scope(), SilentProgress()), loaded.selected)
 
 
 def test_the_stored_report_is_that_of_compare(finished, copy):

@@ -10,13 +10,13 @@ from typer.testing import CliRunner
 
 from harness import config, release, rescue, store
 from harness.cli import app
-from harness.decision.results import Standing
+from harness.decision.results import FamilyRank
 from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation.rows import sampling
 from harness.experiment import Scope, fewer_items, prepare_session
 from harness.experiment.runs.suite_arms import base_arm
 from harness.gating import Rule, Verdict
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.report import ExperimentReport
 
 pytestmark = pytest.mark.e2e
@@ -230,7 +230,7 @@ def test_a_rescue_of_a_sampled_run_begins_on_whole_tasks(settled_early, own_cach
     path = copied(settled_early[0], tmp_path)
     loaded = config.load(path)
     at, runs = runs_of(path.parent)
-    session = prepare_session(loaded, Scope(), Silent())
+    session = prepare_session(loaded, Scope(), SilentProgress())
     with pytest.raises(UserError, match=r"rescue tiny-broken-s0-\w+|rescue broken"):  # it gains nothing
         rescue.prepare(session, loaded.selected, runs["broken"].run_id)
     whole = {run.candidate: run for run in store.list_runs(at, "tiny")}
@@ -242,7 +242,7 @@ def test_a_rescue_of_a_sampled_run_begins_on_whole_tasks(settled_early, own_cach
 def test_a_dry_run_of_a_rescue_answers_nothing(settled_early, own_cache, tmp_path):
     path = copied(settled_early[0], tmp_path)
     loaded = config.load(path)
-    session = prepare_session(loaded, Scope(dry_run=True), Silent())
+    session = prepare_session(loaded, Scope(dry_run=True), SilentProgress())
     with pytest.raises(UserError, match="have not answered whole tasks yet"):
         rescue.prepare(session, loaded.selected, "broken")
 
@@ -268,7 +268,7 @@ def test_without_a_large_task_all_is_asked_and_that_is_said(tiny, own_cache, tmp
 def looks_with(asked, override):
     """Plan the interim analyses of the finished experiment with another gate."""
     loaded = config.load(asked[0] / "harness.yaml", [override])
-    session = prepare_session(loaded, Scope(fewer=True), Silent())
+    session = prepare_session(loaded, Scope(fewer=True), SilentProgress())
     return fewer_items.plan_interim_analyses(session, base_arm(session, session.source))
 
 
@@ -328,7 +328,7 @@ def test_looking_goes_on_while_a_pass_is_not_shown_among_all_fine_tunes(among_al
         Verdict(outcome, (Rule("macro", outcome, "", {}),), None, 0, 0, (), None, "")
         for outcome in ("pass", among_all)
     )
-    standing = Standing(8, 0.05, 0.02, 0.16, 0.05 / 8, "lora")
+    standing = FamilyRank(8, 0.05, 0.02, 0.16, 0.05 / 8, "lora")
     facts = (tuned("lora", 0.8, 0.1, verdict=alone, corrected=corrected, standing=standing),)
     assert fewer_items.is_settled(ExperimentReport("x", "m", "exact_match", facts)) is settled
 

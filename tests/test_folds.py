@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from harness import comparison, stats
 from harness.comparison import IncompatibleRuns
 from harness.data import load_task
-from harness.data.examples import Sourced
+from harness.data.examples import SourcedExample
 from harness.data.splits.balanced_folds import deal
 from harness.errors import UserError
 from harness.metrics import mean_metric
@@ -226,7 +226,7 @@ def test_a_rare_label_that_shares_clusters_with_another_is_in_every_fold(tmp_pat
 def test_folds_differ_by_the_rows_of_the_largest_cluster_at_most(clusters, k, seed):
     each = [(f"c{i}", label) for i, labels in enumerate(clusters) for label in labels]
     rows = [
-        Sourced(
+        SourcedExample(
             Example(str(i), ({"role": "user", "content": f"q{i}"},), (of,), tuple("abc"), cluster), f"f:{i}"
         )
         for i, (cluster, of) in enumerate(each)
@@ -240,7 +240,7 @@ def test_folds_differ_by_the_rows_of_the_largest_cluster_at_most(clusters, k, se
 def test_folds_of_single_rows_differ_by_a_row_also_of_each_label(seed):
     labels = [label for label, n in zip("abcdefg", (31, 17, 17, 13, 9, 8, 7), strict=True) for _ in range(n)]
     rows = [
-        Sourced(
+        SourcedExample(
             Example(str(i), ({"role": "user", "content": f"q{i}"},), (of,), tuple("abcdefg"), f"c{i}"), ""
         )
         for i, of in enumerate(labels)

@@ -14,7 +14,7 @@ from harness import store as stores
 from harness.errors import HarnessError
 from harness.experiment.runs import run_candidate
 from harness.nightly import state
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.store import References, Store
 from harness.store.garbage import size
 
@@ -95,7 +95,7 @@ def test_what_nights_refer_to_is_wanted(store):
     )
     state.write_state(store, folder, state.State({"lora": reference}))
     for day, fit_key in (("2025-01-01", "before"), ("2025-01-02", "tonight")):
-        watched = state.Watched("lora", "r", "t", (), fit_keys=(fit_key,))
+        watched = state.NightCandidate("lora", "r", "t", (), fit_keys=(fit_key,))
         night = state.Night(day, "", "", "", "fp32", "e", {}, (watched,), {}, {})
         state.write_night(store, folder, night)
     assert unused(store) == {"weights/before"}
@@ -176,7 +176,7 @@ def test_the_disk_use_counts_every_file(asked):
 
 
 @pytest.mark.usefixtures("own_cache")
-class EndedAt(Silent):
+class EndedAt(SilentProgress):
     """Progress that ends the command, as Ctrl-C does, where a stage opens whose label begins so."""
 
     def __init__(self, label):

@@ -19,7 +19,7 @@ from harness.models.hardware import Memory
 from harness.models.hub import resolve
 from harness.models.memory import taught_gb
 from harness.models.memory.shape import Shape
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.training import teacher_problem
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -148,7 +148,7 @@ def test_the_teacher_counts_in_the_memory_and_the_time_before_anything_runs(tiny
         f"  taught: {{method: gkd, params: {{teacher: {teacher}, lmbda: 0.5, {params}}}}}\n"
     )
     path = tiny_experiment.write(tmp_path, tiny, candidates)
-    session = prepare_session(load(path, ["suites=[]"]), Scope(dry_run=True), Silent())
+    session = prepare_session(load(path, ["suites=[]"]), Scope(dry_run=True), SilentProgress())
     alone, taught = (fit_work(session, session.candidates[name].source, 0) for name in ("alone", "taught"))
     n_rows = len(session.target.items.train)
     assert taught.trained == alone.trained

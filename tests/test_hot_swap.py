@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 import tiny_experiment
 
-from harness.progress import Advance, Silent
+from harness.progress import Advance, SilentProgress
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -21,7 +21,7 @@ CANDIDATES = f"""\
 """
 
 
-class Stages(Silent):
+class Stages(SilentProgress):
     """Progress that keeps the names of its stages."""
 
     def __init__(self) -> None:

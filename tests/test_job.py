@@ -18,7 +18,7 @@ from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.experiment.weights.training_fit import has_own_process
 from harness.models.hardware import reset_peak
 from harness.models.hub import resolve
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.spec import TrainingPolicy
 from harness.training import job as jobs
 from harness.training import worker
@@ -228,7 +228,7 @@ def test_an_error_of_a_library_comes_back_with_its_kind_words_and_traceback():
     assert '{}["rank"]' in again.__notes__[0]
 
 
-class Stopping(Silent):
+class Stopping(SilentProgress):
     """A progress on which Ctrl-C comes at a step."""
 
     def __init__(self, step):
@@ -250,7 +250,7 @@ def test_the_key_trains_in_a_process_of_its_own_into_the_same_folder(tiny, tmp_p
     found = {}
     for process in ("same", "own"):
         path = tiny_experiment.write(tmp_path / process, tiny, extra=f"training: {{process: {process}}}\n")
-        session = prepare_session(config.load(path), Scope(), Silent())
+        session = prepare_session(config.load(path), Scope(), SilentProgress())
         candidate = session.candidates["lora"]
         if process == "own" and cut:
             session.progress = Stopping(2)
@@ -271,7 +271,7 @@ def with_machine(session, device, process):
 
 @pytest.mark.e2e
 def test_where_a_gpu_is_a_training_has_a_process_of_its_own_unless_told_otherwise(tiny, tmp_path):
-    session = prepare_session(config.load(tiny_experiment.write(tmp_path, tiny)), Scope(), Silent())
+    session = prepare_session(config.load(tiny_experiment.write(tmp_path, tiny)), Scope(), SilentProgress())
     asked = [(device, process) for device in ("cpu", "cuda") for process in ("auto", "same", "own")]
     own = [has_own_process(with_machine(session, *one)) for one in asked]
     assert own == [False, False, True, True, False, True]

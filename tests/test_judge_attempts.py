@@ -8,7 +8,7 @@ from test_judges import JUDGE, RUBRIC, Grader, N, desk, number  # noqa: F401 (th
 from harness import config, release
 from harness.errors import IncompatibleRuns
 from harness.experiment import Scope, prepare_session
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.release.stored_target import refuse_regraded
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -87,7 +87,7 @@ def test_a_run_whose_unreadable_grades_are_to_be_asked_again_is_refused_by_the_g
         refuse_regraded(loaded, d.store, run)
     d.compare()
     refuse_regraded(loaded, d.store, tiny_experiment.runs_of(d.path)["plain"])
-    session = prepare_session(loaded, Scope(), Silent())
+    session = prepare_session(loaded, Scope(), SilentProgress())
     assert release.rescore_run(session, tiny_experiment.runs_of(d.path)["plain"]).scores["replies"]
 
 

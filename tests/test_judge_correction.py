@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import stats
-from harness.comparison.judge_correction import Graded, correct_difference, correct_score, more_labels
+from harness.comparison.judge_correction import GradedArm, correct_difference, correct_score, more_labels
 from tests.golden import golden
 from tests.studies import judge_correction as study
 
@@ -95,7 +95,7 @@ def test_swapping_the_arms_turns_the_sign_of_a_corrected_difference_and_nothing_
     def arm(people):
         of = np.asarray(people, float)
         of[n // 2 :] = np.nan
-        return Graded(draw.integers(0, 2, n).astype(float), of, np.arange(n))
+        return GradedArm(draw.integers(0, 2, n).astype(float), of, np.arange(n))
 
     base, new = arm(labels), arm(labels[::-1])
     there, back = correct_difference(base, new), correct_difference(new, base)
@@ -107,8 +107,8 @@ def test_clusters_of_copies_make_no_interval_narrower():
     labels = (draw.random(60) < 0.4).astype(float)
     grades = np.where(draw.random(60) < 0.3, 1 - labels, labels)
     labels[30:] = np.nan
-    once = correct_score(Graded(grades, labels, np.arange(60)))
-    thrice = correct_score(Graded(np.repeat(grades, 3), np.repeat(labels, 3), np.repeat(np.arange(60), 3)))
+    once = correct_score(GradedArm(grades, labels, np.arange(60)))
+    thrice = correct_score(GradedArm(np.repeat(grades, 3), np.repeat(labels, 3), np.repeat(np.arange(60), 3)))
     assert thrice.score == pytest.approx(once.score)
     assert thrice.high - thrice.low >= once.high - once.low
 
@@ -121,7 +121,7 @@ def test_corrected_intervals_hold_the_truth_where_items_share_clusters(n_cluster
     def arm(rate, has):
         people = (draw.random(n) < draw.beta(rate, 1 - rate, n_clusters)[clusters]).astype(float)
         passes = draw.random(n) < draw.beta(0.15, 0.85, n_clusters)[clusters]  # whatever people say
-        return Graded(np.where(passes, 1.0, people), np.where(has, people, np.nan), clusters)
+        return GradedArm(np.where(passes, 1.0, people), np.where(has, people, np.nan), clusters)
 
     hits = np.zeros(2)
     for _ in range(draws):
@@ -136,7 +136,7 @@ def test_a_judge_without_a_seen_error_keeps_an_interval_that_allows_for_some():
     people = np.tile([1.0, 0.0], 500)
     labels = people.copy()
     labels[50:] = np.nan
-    found = correct_score(Graded(people, labels, np.arange(1000)))
+    found = correct_score(GradedArm(people, labels, np.arange(1000)))
     plain = stats.wilson(500, 1000)
     assert found.high - found.low > 2 * (plain.high - plain.low)
 
@@ -145,7 +145,7 @@ def test_a_judge_that_guesses_gives_no_more_than_the_labels_alone():
     draw = np.random.default_rng(9)
     people = (draw.random(1000) < 0.6).astype(float)
     labels = np.where(np.arange(1000) < 100, people, np.nan)
-    arm = Graded((draw.random(1000) < 0.6).astype(float), labels, np.arange(1000))
+    arm = GradedArm((draw.random(1000) < 0.6).astype(float), labels, np.arange(1000))
     corrected, alone = correct_score(arm), correct_score(arm, power=0.0)
     assert corrected.power < 0.15
     assert corrected.high - corrected.low > 0.97 * (alone.high - alone.low)
@@ -161,7 +161,7 @@ def test_so_many_more_labels_settle_a_difference_four_times_in_five():
         judged = [np.where(draw.random(2000) < 0.15, 1 - y, y) for y in (base, new)]
         has = np.arange(2000) < n_labels
         return [
-            Graded(f, np.where(has, y, np.nan), np.arange(2000))
+            GradedArm(f, np.where(has, y, np.nan), np.arange(2000))
             for f, y in zip(judged, (base, new), strict=True)
         ]
 
@@ -178,7 +178,7 @@ def test_so_many_more_labels_settle_a_difference_four_times_in_five():
 def test_no_number_of_labels_settles_a_difference_that_the_items_cannot_show():
     draw = np.random.default_rng(11)
     old, now = (
-        Graded(y := (draw.random(200) < 0.5).astype(float), y.copy(), np.arange(200)) for _ in range(2)
+        GradedArm(y := (draw.random(200) < 0.5).astype(float), y.copy(), np.arange(200)) for _ in range(2)
     )
     found = correct_difference(old, now)
     assert more_labels(old, now, found._replace(score=0.001, low=-0.1, high=0.1)) is None

@@ -11,7 +11,7 @@ from harness.config.rubrics import Rubric
 from harness.evaluation.judges.judge_prompts import answer_key, judge_messages
 from harness.evaluation.judges.planned_grades import plan_grades
 from harness.experiment import Scope, compare, prepare_session
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import Example
 from harness.store import Store
 
@@ -93,7 +93,7 @@ def test_an_answer_is_grounded_by_the_passages_of_the_candidate_that_gave_it(tmp
     with serving(Rule(answer)) as answering, serving(Reader()) as judging:
         path.write_text(HARNESS.format(model=tiny, url=answering.url))
         (tmp_path / "grounded.yaml").write_text(GROUNDED.format(url=judging.url))
-        session = prepare_session(config.load(path), Scope(dry_run=True), Silent())
+        session = prepare_session(config.load(path), Scope(dry_run=True), SilentProgress())
         (planned,) = plan_grades(session, ("closed", "rag"))
         compare(path)
     runs = tiny_experiment.runs_of(path)

@@ -21,7 +21,7 @@ from harness.evaluation.judges.planned_grades import plan_grades
 from harness.experiment import Scope, compare, prepare_session
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import Example
 from harness.release.rating_files.label_file import export_answers, import_labels
 from harness.store import Store
@@ -235,7 +235,7 @@ def test_scoring_again_by_another_metric_asks_no_model(desk):
     n_asked = len(d.candidates.asked), len(d.judge.asked)
     overrides = ["target.metrics=[contains, judge:./helpful.yaml]"]
     loaded = config.load(d.path, overrides)
-    session = prepare_session(loaded, Scope(), Silent())
+    session = prepare_session(loaded, Scope(), SilentProgress())
     found = release.rescore_run(session, run)
     assert found.scores["replies"].keys() == {"contains", "judge:helpful"}
     assert (len(d.candidates.asked), len(d.judge.asked)) == n_asked
@@ -351,7 +351,9 @@ def test_a_plan_names_the_grades_that_are_then_asked_and_no_less_than_they_cost(
     suite = {"name": "more", "data": {"test": "test.jsonl"}, "metrics": ["judge:./helpful.yaml"]}
     text = {"name": "chat", "role": "capability", "tasks": [suite]}
     (d.folder / "chat.yaml").write_text(json.dumps(text))
-    session = prepare_session(config.load(d.path, ["suites=[chat.yaml]"]), Scope(dry_run=True), Silent())
+    session = prepare_session(
+        config.load(d.path, ["suites=[chat.yaml]"]), Scope(dry_run=True), SilentProgress()
+    )
     target, more = plan_grades(session, ("plain", "other"))
     assert (target.grades, more.grades) == (2 * (N + 2), 3 * N)
     assert d.judge.asked == []
@@ -369,7 +371,7 @@ def test_a_plan_names_the_grades_that_are_then_asked_and_no_less_than_they_cost(
 def test_a_plan_counts_drawn_answers_and_anchors(desk):
     drawn = "  drawn: {weights_of: plain, decoding: {temperature: 1.0, samples: 4}}\n"
     d = desk(rubric="criteria: The reply helps.\n", extra=drawn)
-    session = prepare_session(config.load(d.path), Scope(dry_run=True), Silent())
+    session = prepare_session(config.load(d.path), Scope(dry_run=True), SilentProgress())
     (target,) = plan_grades(session, ("plain", "other", "drawn"))
     assert target.grades == 6 * (N + 2) + 3 * 20
     d.compare()
@@ -555,7 +557,9 @@ def test_grading_ends_where_it_has_cost_what_the_rubric_allows(desk):
     said = failed.facts[0].error
     assert "judge:helpful: 5 grades have cost 5.00 USD, the next may cost 16.00, and max_cost is 20" in said
     (kept,) = d.grades()
-    rubric = prepare_session(config.load(d.path), Scope(), Silent()).target.judged["judge:helpful"].rubric
+    rubric = (
+        prepare_session(config.load(d.path), Scope(), SilentProgress()).target.judged["judge:helpful"].rubric
+    )
     assert cost_usd(list(kept.values()), rubric.usd_per_million_tokens) == pytest.approx(5)
 
 

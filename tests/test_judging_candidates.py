@@ -15,7 +15,7 @@ from harness.experiment import Scope, compare, prepare_session
 from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import Example
 from harness.store import Store
 
@@ -61,7 +61,7 @@ def grader(wide, tmp_path_factory):
     path = write(tmp_path_factory.mktemp("grader") / "grader", wide, "exact_match", judge=wide)
 
     def train():
-        session = prepare_session(config.load(path), Scope(), Silent())
+        session = prepare_session(config.load(path), Scope(), SilentProgress())
         return ensure_weights(session, session.candidates["lora"], 0)
 
     return path, train
@@ -115,11 +115,11 @@ def test_a_judge_is_pinned_by_the_beginning_of_its_weights_digest(grader, wide, 
     path = write(
         tmp_path / "desk", wide, judge=f"{{candidate: lora, experiment: {file}, weights: {digest[:6]}}}"
     )
-    prepare_session(config.load(path), Scope(), Silent())
+    prepare_session(config.load(path), Scope(), SilentProgress())
     text = (path.parent / "helpful.yaml").read_text()
     (path.parent / "helpful.yaml").write_text(re.sub(r"weights: \w+", "weights: zz", text))
     with pytest.raises(UserError, match=rf"with the weights {digest[:8]}.*weights: zz, as the rubric pins"):
-        prepare_session(config.load(path), Scope(), Silent())
+        prepare_session(config.load(path), Scope(), SilentProgress())
 
 
 MORE = """\
@@ -143,7 +143,7 @@ MORE = """\
 def test_a_candidate_that_cannot_judge_is_refused_with_the_next_step(wide, tmp_path, judge, said):
     path = write(tmp_path / "desk", wide, judge=judge, more=MORE)
     with pytest.raises(UserError, match=said):
-        prepare_session(config.load(path), Scope(), Silent())
+        prepare_session(config.load(path), Scope(), SilentProgress())
     assert not (path.parent / "runs").exists()
 
 

@@ -9,7 +9,7 @@ from tiny_experiment import letters, rows, runs_of
 from harness import config, report, store
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session, training_notes
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -124,7 +124,7 @@ def test_of_weights_made_elsewhere_it_is_said_that_they_may_have_seen_what_is_te
     adapter = next((path.parent / "runs").rglob("adapter_config.json")).parent
     given = path.with_name("given.yaml")
     given.write_text(f"{path.read_text()}\n  given: {{method: adapter, path: {adapter}}}\n")
-    session = prepare_session(config.load(given), Scope(), Silent())
+    session = prepare_session(config.load(given), Scope(), SilentProgress())
     (note,) = training_notes(session)
     assert note.startswith("given: made elsewhere")
 

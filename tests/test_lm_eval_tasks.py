@@ -28,7 +28,7 @@ from harness.experiment import standalone
 from harness.models.hardware import Machine
 from harness.models.hf import TextCandidate, TextTable, load_base
 from harness.models.hub import resolve
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import Likelihood, RowsIdentity
 from harness.release import gate_folders
 from harness.spec import GatePolicy, Task
@@ -57,7 +57,7 @@ def model(tiny, tmp_path_factory):
 
 def prepare(model, names, runs, limit=None, shots=None):
     asked = standalone.tasks_of(names, limit, shots)
-    return standalone.prepare_model(str(model), asked, runs, Silent(), precision="fp32")
+    return standalone.prepare_model(str(model), asked, runs, SilentProgress(), precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -266,9 +266,9 @@ import sys
 sys.modules["lm_eval.tasks"] = sys.modules["datasets"] = None
 from pathlib import Path
 from harness.experiment import standalone
-from harness.progress import Silent
+from harness.progress import SilentProgress
 asked = standalone.tasks_of(["arc_easy", "gsm8k"], None, 1)
-prepared = standalone.prepare_model(sys.argv[1], asked, Path(sys.argv[2]), Silent(), precision="fp32")
+prepared = standalone.prepare_model(sys.argv[1], asked, Path(sys.argv[2]), SilentProgress(), precision="fp32")
 print(*(s.estimate.score for s in standalone.evaluate(prepared).scores))
 print("torch" in sys.modules or "lm_eval" in sys.modules)
 """

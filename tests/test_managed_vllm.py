@@ -21,7 +21,7 @@ from harness.models import vllm
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
 from harness.models.vllm import server
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import Limits, digest
 from harness.spec import VllmPolicy
 
@@ -345,20 +345,20 @@ def test_a_program_that_is_not_vllm_is_refused_before_anything_runs(tiny, tmp_pa
     extra = f"engine: vllm\nvllm: {{command: {command}}}\n"
     path = tiny_experiment.write(tmp_path, tiny, CANDIDATES, extra=extra)
     with pytest.raises(UserError, match=rf"vllm.command: found {command}, {found}.*vllm"):
-        prepare_session(config.load(path), Scope(), Silent())
+        prepare_session(config.load(path), Scope(), SilentProgress())
 
 
 def test_an_adapter_is_refused_where_vllm_is_to_take_none(tiny, program, tmp_path):
     extra = f"engine: vllm\nvllm: {{command: {program}, enable_lora: false}}\n"
     path = tiny_experiment.write(tmp_path, tiny, CANDIDATES, extra=extra)
     with pytest.raises(UserError, match=r"candidate lora: found an adapter, and vllm.enable_lora: false"):
-        prepare_session(config.load(path), Scope(), Silent())
+        prepare_session(config.load(path), Scope(), SilentProgress())
 
 
 def test_doctor_names_the_server_and_asks_for_no_package(tiny, program, tmp_path):
     extra = f"engine: vllm\nvllm: {{command: {program}}}\n"
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n", extra=extra)
-    found = examine(path, [], Silent())
+    found = examine(path, [], SilentProgress())
     assert found.vllm == f"9.9.9, as a server by {program}"
     assert "vllm" not in found.absent
     assert not [problem for problem in found.problems if "vllm" in str(problem)]
@@ -367,7 +367,7 @@ def test_doctor_names_the_server_and_asks_for_no_package(tiny, program, tmp_path
 def test_the_server_gives_its_memory_back_before_anything_trains(tiny, program, tmp_path, quick):
     extra = f"engine: vllm\nvllm: {{command: {program}}}\n"
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n", extra=extra)
-    session = prepare_session(config.load(path), Scope(), Silent())
+    session = prepare_session(config.load(path), Scope(), SilentProgress())
     host = session.host(session.source)
     numbers = children_of(host._running.supervisor.pid)
     assert numbers

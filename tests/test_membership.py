@@ -18,7 +18,7 @@ from harness.experiment import Scope, prepare_session
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
 from harness.models.token_scores import TokenScores, standardize
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import Example
 
 WORDS = "red brown green fox hen gate noon account address change question answer seven eight nine ten walk".split()
@@ -33,7 +33,7 @@ def items(given: list[str]) -> list[Example]:
     return [Example(str(i), ({"role": "user", "content": text},)) for i, text in enumerate(given)]
 
 
-class Reports(Silent):
+class Reports(SilentProgress):
     """Keeps the shares that are reported of each stage."""
 
     def __init__(self):

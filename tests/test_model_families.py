@@ -22,7 +22,7 @@ from harness.models import memory
 from harness.models.hf import ModelHost, supported_attention
 from harness.models.hub import expert_share, resolve, shape
 from harness.models.tokenization import end_ids
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import Limits
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -300,7 +300,7 @@ def test_a_base_of_experts_is_not_quantised(tmp_path, name):
     assert 0.2 < expert_share(resolve(str(base))) < 0.7
     path = tiny_experiment.write(tmp_path, base, "  qlora: {method: qlora}\n")
     with pytest.raises(UserError, match="are experts that stay in 16 bits"):
-        prepare_session(config.load(path), Scope(), Silent())
+        prepare_session(config.load(path), Scope(), SilentProgress())
 
 
 def test_a_base_whose_thinking_nobody_decided_is_named_and_a_decision_is_another_template(tmp_path):
@@ -308,7 +308,7 @@ def test_a_base_whose_thinking_nobody_decided_is_named_and_a_decision_is_another
     base = tiny_model.build(tmp_path / "base", template=template)
     sessions = {
         said: prepare_session(
-            config.load(tiny_experiment.write(tmp_path, base, extra=said)), Scope(), Silent()
+            config.load(tiny_experiment.write(tmp_path, base, extra=said)), Scope(), SilentProgress()
         )
         for said in ("", "chat_template_kwargs: {enable_thinking: false}\n")
     }

@@ -10,7 +10,7 @@ from harness.errors import UserError
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.more_targets import more_target_sets
 from harness.experiment import Scope, prepare_session
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.report import experiment_document, markdown, read, to_json
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -125,7 +125,7 @@ def test_who_lacks_what_a_target_has_not_is_left_out_of_it(compared):
 
 
 def test_shots_and_the_system_message_of_a_target_are_its_own(compared):
-    session = prepare_session(load(compared[0], ["suites=[]"]), Scope(), Silent())
+    session = prepare_session(load(compared[0], ["suites=[]"]), Scope(), SilentProgress())
     candidate = session.candidates["shots"]
     _, test = more_target_sets(session, candidate.recipe, base_weights(candidate.base), 0)
     system, *shots, _ = test.ask()[0].messages

@@ -10,7 +10,7 @@ import pytest
 
 from harness.data import near_duplicates as found
 from harness.data.general_prompts import general_prompts
-from harness.data.near_duplicates import Alike, Group, are_alike, near_duplicates, nearest, similarity
+from harness.data.near_duplicates import Group, TextMatch, are_alike, near_duplicates, nearest, similarity
 
 WORDS = (
     "card transfer lost cash fee money top up pin wrong refund bank rate late order app abroad note".split()
@@ -34,12 +34,12 @@ def jaccard(a: str, b: str) -> float:
 
 
 def brute_groups(texts: list[str], threshold: float) -> list[Group]:
-    groups: dict[int, list[Alike]] = {}
+    groups: dict[int, list[TextMatch]] = {}
     for i, text in enumerate(texts):
-        alike = [Alike(j, jaccard(text, texts[j])) for j in groups]
-        best = max(alike, key=lambda a: (a.similarity, -a.row), default=Alike(0, 0.0))
+        alike = [TextMatch(j, jaccard(text, texts[j])) for j in groups]
+        best = max(alike, key=lambda a: (a.similarity, -a.row), default=TextMatch(0, 0.0))
         if best.similarity >= threshold:
-            groups[best.row].append(Alike(i, best.similarity))
+            groups[best.row].append(TextMatch(i, best.similarity))
         else:
             groups[i] = []
     return [Group(kept, tuple(others)) for kept, others in groups.items() if others]
@@ -78,7 +78,10 @@ def test_groups_are_those_of_comparing_all_with_all(texts, threshold):
 def test_the_nearest_is_that_of_comparing_all_with_all(texts, threshold):
     asked, reference = texts[:100], texts[100:]
     best = [
-        max((Alike(j, jaccard(a, b)) for j, b in enumerate(reference)), key=lambda x: (x.similarity, -x.row))
+        max(
+            (TextMatch(j, jaccard(a, b)) for j, b in enumerate(reference)),
+            key=lambda x: (x.similarity, -x.row),
+        )
         for a in asked
     ]
     expected = [found if found.similarity >= threshold else None for found in best]
@@ -88,8 +91,8 @@ def test_the_nearest_is_that_of_comparing_all_with_all(texts, threshold):
 
 def test_case_punctuation_space_and_width_do_not_count():
     texts = ["Where is my card?", "where  is my CARD", "ｗｈｅｒｅ is my card!"]
-    assert near_duplicates(texts) == [Group(0, (Alike(1, 1.0), Alike(2, 1.0)))]
-    assert nearest(texts[1:], texts[:1]) == [Alike(0, 1.0), Alike(0, 1.0)]
+    assert near_duplicates(texts) == [Group(0, (TextMatch(1, 1.0), TextMatch(2, 1.0)))]
+    assert nearest(texts[1:], texts[:1]) == [TextMatch(0, 1.0), TextMatch(0, 1.0)]
 
 
 def test_texts_without_a_word_are_like_nothing():
@@ -203,7 +206,7 @@ def test_numbers_in_front_of_many_texts_tell_nothing():
     assert [(group.kept, [other.row for other in group.others]) for group in near_duplicates(tickets)] == [
         (i, [i + 20]) for i in range(20)
     ]
-    assert nearest(tickets[20:], tickets[:20]) == [Alike(i, 1.0) for i in range(20)]
+    assert nearest(tickets[20:], tickets[:20]) == [TextMatch(i, 1.0) for i in range(20)]
 
 
 def test_numbers_that_are_asked_for_tell_texts_apart():

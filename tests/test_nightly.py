@@ -43,7 +43,7 @@ from harness.nightly.state import (
     references,
     write_state,
 )
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.spec import NightlyPolicy
 from harness.store import Store
 
@@ -317,7 +317,7 @@ def test_a_doubled_bos_is_harness_drift_and_no_regression(tmp_path):
     )
     tiny_experiment.run(path)
     loaded = config.load(path)
-    session = prepare_session(loaded, Scope(), Silent())
+    session = prepare_session(loaded, Scope(), SilentProgress())
 
     def night(day, template=tiny_model.STARTED):
         session.slot.host = ModelHost(session.source, session.machine)

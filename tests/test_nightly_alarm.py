@@ -9,7 +9,7 @@ from years import Year, drawn, first_alarm, median_night
 from harness.nightly.alarm import DRIFT_E, build_report, drift_e, worst_verdict
 from harness.nightly.evidence import NightChanges, Seeds, judge, pass_alpha
 from harness.nightly.rotation import build_pool, ids_by_task, next_items
-from harness.nightly.state import Night, SeriesNight, State, Watched
+from harness.nightly.state import Night, NightCandidate, SeriesNight, State
 from harness.records import Example
 from harness.spec import NightlyPolicy
 
@@ -156,7 +156,7 @@ def test_the_interval_holds_the_mean_of_a_skewed_change_on_all_nights():
 
 
 def stored(series, day=1, version=2, **watched):
-    one = Watched("lora", "run", f"t{day}", (), {"target": series}, **watched)
+    one = NightCandidate("lora", "run", f"t{day}", (), {"target": series}, **watched)
     return Night(f"2026-03-{day:02d}", "", "", "", "bf16", "e", {}, (one,), {}, {}, version)
 
 

@@ -12,7 +12,7 @@ from openai_server import Fault, Rule, serving
 from harness import config, experiment, nightly, report
 from harness.experiment import Scope, prepare_session
 from harness.nightly.state import home, read_nights
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.store import Store
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("module_cache")]
@@ -56,7 +56,7 @@ def night(path, n):
     """Run night n, in which nothing that is made here changes."""
     day = FIRST.replace(day=n)
     loaded = config.load(path)
-    session = prepare_session(loaded, Scope(), Silent())
+    session = prepare_session(loaded, Scope(), SilentProgress())
     session.slot.host = NightlyHost(nights.TRUTH, session.source, (0, day), STILL, lambda prompt: None)
     return nightly.run_prepared(session, loaded, day)
 

@@ -16,7 +16,7 @@ from harness.experiment.analysis import Reader
 from harness.experiment.analysis.gate_results import measured_of
 from harness.experiment.preflight.rounding_noise import measure_noise, task_noise
 from harness.gating import admit
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import Noise, RowsIdentity, TaskNoise
 from harness.spec import Task
 from harness.store import Store
@@ -74,7 +74,7 @@ def test_a_task_whose_score_is_within_its_noise_is_not_admitted(rate, admitted):
 
 
 def test_a_comparison_judges_with_the_noise_of_its_base(copy):
-    session = prepare_session(config.load(copy), Scope(), Silent())
+    session = prepare_session(config.load(copy), Scope(), SilentProgress())
     run = tiny_experiment.runs_of(copy)["lora"]
     of_facts = (TaskNoise("facts", 6, {"layout": 3}, None),)
     measured = replace(measurement(0, 1, precision="fp32"), base_digest=run.base_digest, tasks=of_facts)
@@ -86,7 +86,7 @@ def test_a_comparison_judges_with_the_noise_of_its_base(copy):
 
 
 def test_nothing_flips_in_fp32_and_the_measurement_is_kept(copy):
-    session = prepare_session(config.load(copy), Scope(), Silent())
+    session = prepare_session(config.load(copy), Scope(), SilentProgress())
     found = measure_noise(session)
     assert [(t.task, t.n) for t in found.tasks] == [("sums", 6), ("facts", 6), ("prose", 4)]
     assert (found.flips, found.n) == (0, 32)
@@ -101,7 +101,7 @@ def test_one_of_the_ways_reads_few_tokens_at_a_time(copy):
         for n in range(9)
     ]
     tiny_experiment.rows(copy.parent / "suites" / "general" / "sums.jsonl", sums)
-    session, read = prepare_session(config.load(copy), Scope(), Silent()), []
+    session, read = prepare_session(config.load(copy), Scope(), SilentProgress()), []
     embeddings = session.host(session.source).model.get_input_embeddings()
     embeddings.register_forward_hook(lambda _, args, __: read.append(args[0].numel()))
     measure_noise(session)

@@ -29,7 +29,7 @@ from harness.models import openai_api
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
 from harness.models.openai_api import Settings
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.provenance import timestamp
 from harness.records import Limits, Noise, TaskNoise
 from harness.release import stored_arms
@@ -592,7 +592,7 @@ def test_an_endpoint_can_be_promoted_and_local_runs_are_gated_against_it(compare
 def test_an_endpoint_is_not_rescued(compared, monkeypatch):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
     loaded = config.load(compared[0], ["seeds=[0,1]"])
-    session = prepare_session(loaded, Scope(), Silent())
+    session = prepare_session(loaded, Scope(), SilentProgress())
     with pytest.raises(UserError, match="an endpoint, whose weights are elsewhere"):
         find_case(session, loaded.selected, "served")
 
@@ -600,7 +600,7 @@ def test_an_endpoint_is_not_rescued(compared, monkeypatch):
 def test_an_endpoint_takes_no_time_or_memory_of_this_machine(compared, monkeypatch):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
     loaded = config.load(compared[0])
-    session = prepare_session(loaded, Scope(), Silent())
+    session = prepare_session(loaded, Scope(), SilentProgress())
     work = estimate_work(session, loaded.selected)
     assert work["served"].read > 0
     assert "served" not in estimate_seconds(session, work)
@@ -675,7 +675,7 @@ def test_what_asks_no_endpoint_needs_no_key(compared, monkeypatch):
 
 def test_doctor_names_a_missing_key_with_its_line(written, monkeypatch):
     monkeypatch.delenv("SUPPORT_KEY", raising=False)
-    found = [(p.where, p.found) for p in examine(written, [], Silent()).problems]
+    found = [(p.where, p.found) for p in examine(written, [], SilentProgress()).problems]
     assert ("harness.yaml:9", "no variable SUPPORT_KEY in the environment") in found
 
 

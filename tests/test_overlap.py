@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from harness.data import load_task
-from harness.data.examples import Sourced
+from harness.data.examples import SourcedExample
 from harness.data.near_duplicates import similarity
 from harness.data.overlap import EMBEDDINGS, WORDS_IN_COMMON, Overlap, open_encoder, overlap_notes, overlaps
 from harness.errors import UserError
@@ -227,7 +227,7 @@ def test_the_threshold_of_embeddings_is_what_one_half_of_the_pairs_chooses(minil
 def test_rows_alike_in_a_file_that_test_items_are_drawn_from_are_kept_together_by_a_split():
     ask = "How do I open an account for my business in Germany"
     train, test = (
-        Sourced(Example(str(i), ({"role": "user", "content": text},)), f"rows.jsonl:{i}")
+        SourcedExample(Example(str(i), ({"role": "user", "content": text},)), f"rows.jsonl:{i}")
         for i, text in enumerate((f"{ask}?", f"{ask} please?"), start=1)
     )
     (note,) = overlap_notes([train], [test], "rows.jsonl")
@@ -243,7 +243,7 @@ def test_rows_alike_in_a_file_that_test_items_are_drawn_from_are_kept_together_b
 def test_the_file_of_rows_that_have_no_lines_is_named_in_the_step(name):
     ask = "How do I open an account for my business in Germany"
     train, test = (
-        Sourced(Example(str(i), ({"role": "user", "content": text},)), where)
+        SourcedExample(Example(str(i), ({"role": "user", "content": text},)), where)
         for i, (text, where) in enumerate(((f"{ask}?", "train.jsonl:3"), (f"{ask} please?", f"{name} row 7")))
     )
     (note,) = overlap_notes([train], [test], "train.jsonl")

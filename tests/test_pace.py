@@ -12,7 +12,7 @@ from harness.evaluation.costs.pace import Pace, read_pace, record_pace
 from harness.experiment import Scope, prepare_session, run_all
 from harness.experiment.weights.training_fit import fit_work
 from harness.models.hardware import Machine
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.spec import Recipe
 
 CPU = Machine("cpu", "CPU, 2 threads", "bf16", 800.0, 800.0, 200.0)
@@ -26,7 +26,9 @@ def empty_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tiny_session(tiny, tmp_path):
-    return prepare_session(config.load(tiny_experiment.write(tmp_path / "own", tiny)), Scope(), Silent())
+    return prepare_session(
+        config.load(tiny_experiment.write(tmp_path / "own", tiny)), Scope(), SilentProgress()
+    )
 
 
 def test_a_machine_on_which_nothing_ran_keeps_to_the_estimate():
@@ -127,7 +129,7 @@ def test_what_is_disturbed_teaches_nothing_and_is_known_to_have_passed(tiny_sess
 def test_all_that_a_comparison_took_is_learnt_as_one_kind_of_work_or_another(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("HARNESS_IGNORE_LOAD", "1")
     loaded = config.load(tiny_experiment.write(tmp_path / "own", tiny))
-    session = prepare_session(loaded, Scope(), Silent())
+    session = prepare_session(loaded, Scope(), SilentProgress())
     found = run_all(session, loaded, smoke=False)
     (file,) = (cache_dir() / "pace").iterdir()
     assert set(session.timed) == set(json.loads(file.read_text())) == set(Pace._fields)
@@ -136,7 +138,7 @@ def test_all_that_a_comparison_took_is_learnt_as_one_kind_of_work_or_another(tin
 
 def test_a_comparison_of_what_is_stored_teaches_nothing(finished, tmp_path):
     loaded = config.load(finished[0] / "harness.yaml")
-    session = prepare_session(loaded, Scope(), Silent())
+    session = prepare_session(loaded, Scope(), SilentProgress())
     run_all(session, loaded, smoke=False)
     assert session.timed == {}
     assert not (cache_dir() / "pace").exists()

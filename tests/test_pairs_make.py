@@ -15,7 +15,7 @@ from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.generated_rows.answer_ranking import open_ranking
 from harness.experiment.generated_rows.preference_pairs import Drawing, make_pairs
-from harness.progress import Silent
+from harness.progress import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -37,7 +37,7 @@ def session_of(folder, tiny, *overrides, candidates=CANDIDATES):
     tiny_experiment.rows(folder / "suites" / "pairs.jsonl", tiny_methods.pair_rows(slice(0, 4)))
     tiny_experiment.rows(folder / "made.jsonl", tiny_methods.pair_rows(slice(0, 1)))
     (folder / "by_length.py").write_text(BY_LENGTH)
-    return prepare_session(load(path, overrides), Scope(), Silent())
+    return prepare_session(load(path, overrides), Scope(), SilentProgress())
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_the_pairs_are_read_as_the_rows_of_a_pair_method(session, made, tiny, tm
     out = folder / "written.jsonl"
     save(made.edit, made.outcomes, out)
     path = tiny_experiment.write(folder, tiny, "  dpo: {method: dpo, train: written.jsonl}\n")
-    (found,) = prepare_session(load(path), Scope(), Silent()).training.values()
+    (found,) = prepare_session(load(path), Scope(), SilentProgress()).training.values()
     assert [pair.references[0] for pair in found.items.pairs] == [row["chosen"] for row in rows_of(made)]
     assert len(read_rows(str(out), "train").rows) == len(rows_of(made))
 
@@ -208,7 +208,7 @@ def test_a_budget_without_prices_is_refused_before_anything_is_asked(priced, tmp
     (tmp_path / "helpful.yaml").write_text(text)
     path = session.store.folder.parent / "harness.yaml"
     metrics = f"target.metrics=[exact_match, 'judge:{tmp_path / 'helpful.yaml'}']"
-    unpriced = prepare_session(load(path, [metrics]), Scope(), Silent())
+    unpriced = prepare_session(load(path, [metrics]), Scope(), SilentProgress())
     with pytest.raises(UserError, match=r"--max-cost: found judge:helpful by .*, an endpoint without prices"):
         make_pairs(unpriced, "far", by_judge(max_cost=5), "made.jsonl")
     assert server.asked == []

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from edited_rows import asked_rows, done, jsonl, refused
 
-from harness.data.edit import Edit, Outcome, save
+from harness.data.edit import Edit, EditedRow, save
 from harness.data.edit.manifests import is_taught, payments_for
 from harness.data.edit.payments import total_usd
 
@@ -17,7 +17,7 @@ PAID = 6.0
 def taught(data):
     """Twelve rows that a teacher was paid for, and twelve of one's own."""
     jsonl(Path("own.jsonl"), [row.fields for row in asked_rows(12)])
-    rows = [Outcome(row) for row in asked_rows(12)]
+    rows = [EditedRow(row) for row in asked_rows(12)]
     save(Edit("distill", {}, ("own.jsonl",), cost_usd=PAID, taught=True), rows, Path("taught.jsonl"))
     return data
 
@@ -27,7 +27,7 @@ def cost(*files):
 
 
 def test_rows_that_were_dropped_were_paid_for_too(taught):
-    rows = [Outcome(row) for row in (*asked_rows(11), asked_rows(1)[0])]
+    rows = [EditedRow(row) for row in (*asked_rows(11), asked_rows(1)[0])]
     save(Edit("distill", {}, ("own.jsonl",), cost_usd=PAID), rows, Path("repeated.jsonl"))
     done(taught, "dedup", "repeated.jsonl", "--out", "unique.jsonl")
     done(taught, "clean", "unique.jsonl", "--out", "clean.jsonl")
@@ -62,7 +62,7 @@ def test_a_sample_and_a_mixture_cost_what_they_drew(taught):
 
 
 def test_two_teachers_are_both_paid(taught):
-    rows = [Outcome(row) for row in asked_rows(12)][:6]
+    rows = [EditedRow(row) for row in asked_rows(12)][:6]
     save(Edit("distill", {}, ("taught.jsonl",), cost_usd=1.0), rows, Path("rewritten.jsonl"))
     assert cost("rewritten.jsonl") == PAID + 1.0
     assert cost("rewritten.jsonl", "taught.jsonl") == PAID + 1.0
@@ -78,7 +78,7 @@ def test_a_manifest_whose_payments_cannot_be_read_is_refused(taught):
 
 @pytest.mark.parametrize("name", ["taught.parquet", "taught.json"])
 def test_so_do_those_of_a_file_whose_rows_are_no_lines(taught, name):
-    rows = [Outcome(row) for row in asked_rows(12)]
+    rows = [EditedRow(row) for row in asked_rows(12)]
     save(Edit("distill", {}, ("own.jsonl",), cost_usd=PAID), rows, Path(name))
     done(taught, "sample", name, "--rows", "3", "--out", "few.jsonl")
     assert cost("few.jsonl") == pytest.approx(PAID / 4)

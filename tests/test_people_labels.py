@@ -553,7 +553,7 @@ def test_a_text_that_answers_two_prompts_is_asked_for_once_with_a_key_of_both():
 def test_an_answer_that_stands_alone_and_in_a_key_of_two_has_one_label(tmp_path):
     made, file = rows([1.0, 1.0], JUDGE), tmp_path / "labels.csv"
     one, two = (f"answer-{answer_digest(JUDGE.name, row)}" for row in made)
-    known = {key: label_file._Known(JUDGE.name, row) for key, row in zip((one, two), made, strict=True)}
+    known = {key: label_file._KeyedAnswer(JUDGE.name, row) for key, row in zip((one, two), made, strict=True)}
     joined = f"{one}+{two.removeprefix('answer-')}"
     write(file, [{"key": joined, "label": "1"}, {"key": two, "label": "0"}])
     with pytest.raises(UserError, match=r"labels.csv:3: found a key of line 2 again"):

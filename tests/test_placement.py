@@ -14,7 +14,7 @@ from harness.models import hub, memory
 from harness.models.devices.placement import LEAST_TOKENS, Placement, is_spread, place
 from harness.models.hf import ModelHost
 from harness.models.hub import quantize, resolve
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import Limits
 
 CPU = tiny_methods.CPU
@@ -142,7 +142,7 @@ TWO = """\
 def prepared(folder, model, room, candidates=TWO):
     path = tiny_experiment.write(folder, model, candidates)
     path.write_text(path.read_text().replace("device: cpu", "device: cuda").replace("fp32", "bf16"))
-    return prepare_session(config.load(path), Scope(dry_run=True), Silent(), GPU, room)
+    return prepare_session(config.load(path), Scope(dry_run=True), SilentProgress(), GPU, room)
 
 
 def bytes_of(model, share):

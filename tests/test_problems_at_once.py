@@ -8,7 +8,7 @@ import pytest
 from harness import config
 from harness.config.rubrics import read_rubric
 from harness.data import load_task, suite_contamination
-from harness.data.examples import Sourced
+from harness.data.examples import SourcedExample
 from harness.data.training_rows import load_training_rows
 from harness.errors import UserError
 from harness.evaluation.changed_facts import read_changes
@@ -110,7 +110,7 @@ def test_rows_made_from_test_items_alone_are_refused_by_what_they_are(tmp_path):
 
 def test_a_row_that_a_suite_asks_too_is_named_by_its_line():
     row = Example("a-0", ({"role": "user", "content": "Who?"},), ("Me",))
-    found = suite_contamination([Sourced(row, "own.jsonl:7")], {"arc_easy": [row]})
+    found = suite_contamination([SourcedExample(row, "own.jsonl:7")], {"arc_easy": [row]})
     assert [(p.where, "arc_easy item a-0" in p.found) for p in found] == [("own.jsonl:7", True)]
 
 

@@ -14,7 +14,7 @@ from harness.errors import IncompatibleRuns, UserError
 from harness.experiment import Scope, compare, prepare_session, report_stored, stored_runs
 from harness.experiment.run_preview import in_order
 from harness.experiment.weights.proposals import proposals
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import Trial
 from harness.release.stored import candidate_runs
 from harness.report import experiment_document, markdown
@@ -112,7 +112,7 @@ def test_a_second_compare_asks_nobody_and_says_the_same(swept):
 
 def test_the_report_shows_every_try(swept):
     path, *_ = swept
-    session = prepare_session(loaded := config.load(path), Scope(), Silent())
+    session = prepare_session(loaded := config.load(path), Scope(), SilentProgress())
     page = markdown(experiment_document(report_stored(session, loaded.selected)))
     assert "Sweep: best" in page
     assert page.count("| Whisper. |") == 4
@@ -121,11 +121,11 @@ def test_the_report_shows_every_try(swept):
 
 def test_what_was_chosen_is_read_from_stored_answers_and_a_changed_sweep_is_not_done(swept):
     path, *_ = swept
-    session = prepare_session(loaded := config.load(path), Scope(), Silent())
+    session = prepare_session(loaded := config.load(path), Scope(), SilentProgress())
     assert session.candidates["best"].recipe.system == "Whisper."
     assert all(stored_runs(session, in_order(session, loaded.selected)))
     more = config.load(path, ["candidates.best.sweep.system=[null, Shout., Whisper., Sing.]"])
-    session = prepare_session(more, Scope(), Silent())
+    session = prepare_session(more, Scope(), SilentProgress())
     assert session.candidates["best"].searches_prompts
     assert [bool(run) for run in stored_runs(session, in_order(session, more.selected))] == [True, False]
 
@@ -276,13 +276,13 @@ def test_labels_are_ranked_where_items_have_labels_alone(tiny, tmp_path, recipe)
     without = path.read_text().partition("candidates:")[0].replace('  labels: ["yes", "no"]\n', "")
     path.write_text(f"{without}candidates:\n  one: {{method: base, {recipe}}}\n")
     with pytest.raises(UserError) as refusal:
-        prepare_session(config.load(path), Scope(dry_run=True), Silent())
+        prepare_session(config.load(path), Scope(dry_run=True), SilentProgress())
     (problem,) = refusal.value.problems
     assert problem.where == "candidate one"
     assert problem.found == "answer: rank, and 16 items of desk, none with labels"
     assert problem.next_step == "labels: [..] in desk, or answer: generate"
     path.write_text(path.read_text().replace("metrics:", 'labels: ["yes", "no"]\n  metrics:'))
-    assert prepare_session(config.load(path), Scope(dry_run=True), Silent()).candidates
+    assert prepare_session(config.load(path), Scope(dry_run=True), SilentProgress()).candidates
 
 
 def test_labels_are_ranked_where_some_items_have_them(tiny, tmp_path):
@@ -291,7 +291,7 @@ def test_labels_are_ranked_where_some_items_have_them(tiny, tmp_path):
     path.write_text(f"{text}candidates:\n  one: {{method: base, answer: rank}}\n")
     first, *others = map(json.loads, (tmp_path / "test.jsonl").read_text().splitlines())
     tiny_experiment.rows(tmp_path / "test.jsonl", [{**first, "choices": ["yes", "no"]}, *others])
-    assert prepare_session(config.load(path), Scope(dry_run=True), Silent()).candidates
+    assert prepare_session(config.load(path), Scope(dry_run=True), SilentProgress()).candidates
 
 
 def test_a_classifier_has_no_prompt_to_search(tiny, tmp_path):

@@ -14,7 +14,7 @@ from harness.experiment import Scope, prepare_session, report_stored
 from harness.experiment.weights.candidate_weights import stored_weights
 from harness.experiment.weights.proposals import proposals, searcher
 from harness.models.hub import resolve
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import Trial
 from harness.report.document import markdown
 from harness.report.sections import experiment_document
@@ -188,7 +188,7 @@ class TestAPrunedSearch:
         assert the(again).training.sweep == the(pruned[1]).training.sweep
 
     def test_is_found_after_what_nothing_refers_to_was_deleted(self, pruned):
-        session = prepare_session(config.load(pruned[0]), Scope(), Silent())
+        session = prepare_session(config.load(pruned[0]), Scope(), SilentProgress())
         runs = store.list_runs(session.store)
         store.remove(list_unreferenced(session.store, run_references(runs)))
         assert (
@@ -198,7 +198,7 @@ class TestAPrunedSearch:
     def test_a_trial_is_what_a_candidate_of_its_parameters_is(self, pruned, tmp_path):
         """Nothing is trained for a candidate that is written as a trial was tried."""
         trial = next(t for t in the(pruned[1]).training.sweep if not t.is_pruned and not t.chosen)
-        session = prepare_session(config.load(pruned[0]), Scope(), Silent())
+        session = prepare_session(config.load(pruned[0]), Scope(), SilentProgress())
         own = session.candidates["found"].source
         recipe = Recipe(method="lora", params={**own.params, **trial.params}, track=Tracking(points=4))
         made = session.with_candidates({"own": recipe})
@@ -224,7 +224,7 @@ class TestAPrunedSearch:
     def test_that_was_ended_comes_by_the_same_trials(self, pruned, tiny, tmp_path):
         other = written(tmp_path, tiny, PRUNED)
 
-        class EndsAt(Silent):
+        class EndsAt(SilentProgress):
             stages = 0
 
             def stage(self, label, expected_s=0.0):
@@ -310,6 +310,6 @@ class TestAPrunedSearch:
 def test_what_cannot_be_pruned_is_refused(tiny, tmp_path, changed, said):
     path = written(tmp_path, tiny, PRUNED.replace(*changed))
     with pytest.raises(UserError) as caught:
-        prepare_session(config.load(path), Scope(), Silent())
+        prepare_session(config.load(path), Scope(), SilentProgress())
     assert said in str(caught.value)
     assert not (tmp_path / "runs" / "weights").exists()

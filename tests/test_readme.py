@@ -33,7 +33,7 @@ from harness.experiment.catalog import list_purposes
 from harness.models import hub
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.prompting import PromptingContext
 from harness.records import Example, Output
 from harness.report import ExperimentReport
@@ -444,7 +444,7 @@ def test_the_method_of_readme_trains_weights_that_can_be_opened(tmp_path, tiny, 
     module = plugin("harness/methods/ia3.py", tmp_path)
     source, machine = hub.resolve(str(tiny)), Machine("cpu", "CPU", "fp32", 100.0)
     rows = (ASKED,) * 4
-    with Silent().stage("training") as advance:
+    with SilentProgress().stage("training") as advance:
         context = FitContext(source, machine, tmp_path / "fit", rows, rows[:1], True, 0, advance)
         made = module.fit(context, module.Params(max_steps=2, learning_rate=0.1))
     host = ModelHost(source, machine)

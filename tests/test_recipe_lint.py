@@ -8,7 +8,7 @@ import tiny_experiment
 from harness import config, experiment, plugins
 from harness.config.recipe_lint import BATCH, Range, lint, ranges
 from harness.experiment import Scope, prepare_session
-from harness.progress import Silent
+from harness.progress import SilentProgress
 
 SMALL, MIDDLE = 135e6, 7e9
 
@@ -133,7 +133,7 @@ SWEPT = """\
 def test_every_point_of_a_sweep_is_judged_and_what_is_alike_is_said_once(tiny, tmp_path, own_cache):
     path = tiny_experiment.write(tmp_path, tiny, SWEPT)
     loaded = config.load(path)
-    session = prepare_session(loaded, Scope(), Silent())
+    session = prepare_session(loaded, Scope(), SilentProgress())
     sized = {name: c.base._replace(n_parameters=int(SMALL)) for name, c in session.candidates.items()}
     from dataclasses import replace
 

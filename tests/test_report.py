@@ -20,7 +20,7 @@ from harness.cli.options import ExperimentFile
 from harness.comparison import Estimate
 from harness.config.command_line import CommandLine
 from harness.decision import decide, summarize_seeds
-from harness.decision.results import Standing
+from harness.decision.results import FamilyRank
 from harness.formatting import Unit
 from harness.gating import MissRate, Rule
 from harness.records import TrainingRecord
@@ -335,7 +335,7 @@ def test_items_that_would_settle_a_verdict_among_several_fine_tunes_are_said_to_
     qlora = tuned("qlora", 0.80, 0.06, "inconclusive")
     among = replace(
         qlora,
-        standing=Standing(6, 0.05, None, 1.0, 0.025, "qlora"),
+        standing=FamilyRank(6, 0.05, None, 1.0, 0.025, "qlora"),
         corrected=replace(qlora.verdict, items_needed=836),
     )
     lines = printed(report([*alternatives(), LORA, among]))

@@ -17,7 +17,7 @@ from harness.evaluation.rows.row_sets import suite_sets, target_sets
 from harness.evaluation.runner import fill
 from harness.experiment import Scope, prepare_session
 from harness.models.hf import scripted_candidate
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import BLOCK
 
 PROMPT = "  prompt: {method: base}\n"
@@ -39,7 +39,7 @@ def path(tiny, tmp_path):
 
 
 def session(path, *overrides):
-    return prepare_session(config.load(path, overrides), Scope(), Silent())
+    return prepare_session(config.load(path, overrides), Scope(), SilentProgress())
 
 
 def base_sets(made):
@@ -142,7 +142,7 @@ def test_compare_after_a_change_of_metric_loads_no_model(tiny, tmp_path):
     (tmp_path / "starts.py").write_text(STARTS.replace("float(", "1.0 - float("))
 
     loaded = config.load(path, ("target.primary=starts.py", *settings))
-    made = prepare_session(loaded, Scope(), Silent())
+    made = prepare_session(loaded, Scope(), SilentProgress())
     after = experiment.run_all(made, loaded, smoke=False)
     assert made.slot.host is None
     assert after.facts[0].latency_p50_s == before.facts[0].latency_p50_s

@@ -11,7 +11,7 @@ from worlds import Sizes
 
 from harness import cli, rescue, store
 from harness.errors import IncompatibleRuns, UserError
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.release import gate_stored
 from harness.rescue import exit_code
 from harness.spec import GatePolicy
@@ -81,7 +81,7 @@ def test_the_first_scale_that_passes_on_both_halves_is_the_rescued_one(mended):
 
 
 def test_a_rescue_is_shown_as_a_rescue_to_whoever_looks_on(mended):
-    class LooksOn(Silent):
+    class LooksOn(SilentProgress):
         def finish(self, candidate, line):
             seen.append(store.current_activity(made.session.store))
 

@@ -16,9 +16,9 @@ from harness.errors import CandidateFailed, Diverged, UserError
 from harness.evaluation.runner import open_weights
 from harness.experiment import Scope, prepare_session
 from harness.experiment.weights.candidate_weights import ensure_weights
-from harness.experiment.weights.training_fit import Begun, fit
+from harness.experiment.weights.training_fit import FitInputs, fit
 from harness.methods import dpo, full, lora
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.training import CHECKPOINTS, checkpoints
 
 SHORT = {"num_train_epochs": 3, "learning_rate": 0.01, "per_device_train_batch_size": 4}
@@ -189,10 +189,10 @@ def test_the_time_before_a_stop_counts(tiny, tmp_path, stopped):
 @pytest.fixture
 def session(tiny, tmp_path, own_cache):
     path = tiny_experiment.write(tmp_path, tiny)
-    return prepare_session(config.load(path), Scope(), Silent())
+    return prepare_session(config.load(path), Scope(), SilentProgress())
 
 
-class Failing(Silent):
+class Failing(SilentProgress):
     """A progress under which a training ends with an error when it comes to a step."""
 
     def __init__(self, step, error):
@@ -270,7 +270,7 @@ def test_a_kill_leaves_nothing_but_checkpoints_that_the_next_call_uses(session):
     part, candidate = ended(session, 14, Stopped(), Stopped)
     (part / "adapter").mkdir(exist_ok=True)
     (part / "adapter" / "left").write_text("half a file")
-    session.progress = Silent()
+    session.progress = SilentProgress()
     made = ensure_weights(session, candidate, 0)
     assert not (made.folder / "adapter" / "left").exists()
 
@@ -309,4 +309,4 @@ def test_damaged_weights_answer_nothing_and_start_nothing(session, method, param
     with pytest.raises(CandidateFailed, match=told), open_weights(session, made):
         pass
     with pytest.raises(CandidateFailed, match=told):
-        fit(session, candidate, 0, Begun(made, None, (), made.folder.with_name("next")))
+        fit(session, candidate, 0, FitInputs(made, None, (), made.folder.with_name("next")))

@@ -11,7 +11,7 @@ from harness.evaluation.runner import rescore_stored
 from harness.experiment import Scope, prepare_session
 from harness.experiment.weights.candidate_weights import stored_weights
 from harness.nightly.watchlist import targets
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.store import Store
 from harness.training import score_answers
 
@@ -41,7 +41,7 @@ def drawn_of(path, name):
 def test_the_reward_model_is_made_first_and_its_choice_counts(compared):
     path, report = compared
     assert {facts.name for facts in report.facts} == {"first", "best"}
-    session = prepare_session(load(path, OVERRIDES), Scope(), Silent())
+    session = prepare_session(load(path, OVERRIDES), Scope(), SilentProgress())
     made = stored_weights(session, session.candidates["judge"], 0)
     rows, drawn = drawn_of(path, "best")
     items = {example.id: example for example in session.target.items.test}
@@ -71,7 +71,9 @@ def test_what_is_chosen_is_drawn_as_without_a_choice_and_rests_on_the_reward_mod
 
 def test_stored_rewards_are_read_when_a_metric_changes(compared):
     path, _ = compared
-    session = prepare_session(load(path, (*OVERRIDES, "target.metrics=[contains]")), Scope(), Silent())
+    session = prepare_session(
+        load(path, (*OVERRIDES, "target.metrics=[contains]")), Scope(), SilentProgress()
+    )
     candidate = session.candidates["best"]
     weights = stored_weights(session, candidate, 0)
     sets = target_sets(session, candidate.recipe, weights, 0)
@@ -86,7 +88,7 @@ def test_stored_rewards_are_read_when_a_metric_changes(compared):
 def test_a_night_refuses_a_choice_that_it_does_not_make(compared):
     path, _ = compared
     loaded = config.load(path, (*OVERRIDES, "nightly={candidates: [best, first]}"))
-    session = prepare_session(loaded, Scope(), Silent())
+    session = prepare_session(loaded, Scope(), SilentProgress())
     found = dict(targets(loaded, session, {}))
     assert "in nights no judge and no reward model chooses" in str(found["best"])
     assert found["first"].name == "first"

@@ -12,7 +12,7 @@ from harness.config import load
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.weights.weights_folder import folder_of
-from harness.progress import Silent
+from harness.progress import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -130,7 +130,7 @@ def test_the_weights_of_a_metric_of_a_file_are_those_of_its_task_too(tiny, tmp_p
     def folder(n_tokens):
         path, suite = written(tmp_path, tiny, candidates), tmp_path / "suites" / "letters.yaml"
         suite.write_text(suite.read_text().replace("max_new_tokens: 4", f"max_new_tokens: {n_tokens}"))
-        session = prepare_session(load(path), Scope(), Silent())
+        session = prepare_session(load(path), Scope(), SilentProgress())
         return folder_of(session, session.candidates["grpo"], 0, None, None, ())
 
     assert folder(4) == folder(4)

@@ -20,7 +20,7 @@ from harness.experiment import Scope, prepare_session
 from harness.experiment.runs import run_candidate
 from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.models.hf import scripted_candidate
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import BLOCK, Document
 from harness.store import Store
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def session(path, *overrides, scope=Scope(), progress=None):  # noqa: B008
-    return prepare_session(config.load(path, overrides), scope, progress or Silent())
+    return prepare_session(config.load(path, overrides), scope, progress or SilentProgress())
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_damaged_block_is_computed_again(many):
 def test_progress_is_reported_block_by_block(path, many):
     said = []
 
-    class Heard(Silent):
+    class Heard(SilentProgress):
         def stage(self, label, expected_s=0.0):
             said.append(label)
             return super().stage(label, expected_s)
@@ -307,20 +307,20 @@ def test_a_failed_run_keeps_the_first_line_of_its_reason(path):
 def test_a_copy_of_a_session_asks_the_base_that_the_original_has_in_memory(path):
     made = session(path)
     host = made.host(made.source)
-    assert replace(made, progress=Silent()).host(made.source) is host
+    assert replace(made, progress=SilentProgress()).host(made.source) is host
 
 
 def test_unloading_a_copy_of_a_session_frees_the_base_that_the_original_loaded(path):
     made = session(path)
     loaded = weakref.ref(made.host(made.source).model)
-    copied = replace(made, progress=Silent())
+    copied = replace(made, progress=SilentProgress())
     copied.unload()
     assert loaded() is None
 
 
 def test_unloading_a_session_frees_the_base_that_its_copy_loaded(path):
     made = session(path)
-    copied = replace(made, progress=Silent())
+    copied = replace(made, progress=SilentProgress())
     loaded = weakref.ref(copied.host(copied.source).model)
     made.unload()
     assert loaded() is None

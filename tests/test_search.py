@@ -13,7 +13,7 @@ from harness.evaluation.candidates import resolve_candidates
 from harness.experiment import Scope, prepare_session, report_stored
 from harness.experiment.weights.proposals import _value, proposals
 from harness.models.hub import resolve
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import Trial
 from harness.report.document import markdown
 from harness.report.sections import experiment_document
@@ -169,7 +169,7 @@ class TestASearch:
         tried = next(f for f in less.facts if f.name == "found").training.sweep
         assert len(tried) == 3
         assert next(t for t in tried if t.chosen).validation == max(t.validation for t in tried)
-        session = prepare_session(config.load(path, ["candidates.found.trials=3"]), Scope(), Silent())
+        session = prepare_session(config.load(path, ["candidates.found.trials=3"]), Scope(), SilentProgress())
         shown = report_stored(session, ["prompt", "found"])
         assert len(next(f for f in shown.facts if f.name == "found").training.sweep) == 3
 
@@ -177,7 +177,7 @@ class TestASearch:
         _, found = searched
         other = tiny_experiment.write(tmp_path, tiny, SEARCHED.replace("TRIALS", "3"))
 
-        class EndsAfterTwo(Silent):
+        class EndsAfterTwo(SilentProgress):
             def stage(self, label, expected_s=0.0):
                 if len(list((tmp_path / "runs").glob("weights/*/fit.json"))) == 2:
                     raise KeyboardInterrupt

@@ -11,7 +11,7 @@ from harness.methods import lora
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
-from harness.progress import Silent
+from harness.progress import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -112,4 +112,4 @@ def test_what_cannot_be_merged_is_refused_before_anything_runs(tiny, tmp_path, o
     others = "  quantised: {method: qlora}\n  whole: {method: full}\n"
     path = tiny_experiment.write(tmp_path, tiny, f"{others}  own: {own}\n")
     with pytest.raises(UserError, match=said):
-        prepare_session(config.load(path), Scope(), Silent())
+        prepare_session(config.load(path), Scope(), SilentProgress())

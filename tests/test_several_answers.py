@@ -18,7 +18,7 @@ from harness.evaluation.runner import fill, rescore_stored
 from harness.experiment import Scope, prepare_session
 from harness.metrics import load_metrics, normalize
 from harness.models.hf import TextCandidate, scripted_candidate
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import Example, Output, RowsIdentity, Sample
 from harness.spec import Decoding, Task
 
@@ -330,10 +330,10 @@ def sets_of(session):
 
 def test_another_choice_among_stored_answers_asks_no_model(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, f"  one: {{decoding: {{{DRAWN}}}}}\n")
-    first = prepare_session(config.load(path), Scope(), Silent())
+    first = prepare_session(config.load(path), Scope(), SilentProgress())
     fill(first, Drawing(), sets_of(first), "one")
     changed = prepare_session(
-        config.load(path, ["candidates.one.decoding.choose=majority"]), Scope(), Silent()
+        config.load(path, ["candidates.one.decoding.choose=majority"]), Scope(), SilentProgress()
     )
     assert rescore_stored(changed, sets_of(changed)) == []
     for old, new in zip(sets_of(first), sets_of(changed), strict=True):
@@ -348,5 +348,7 @@ def test_another_choice_among_stored_answers_asks_no_model(tiny, tmp_path):
             max(of, key=lambda w, of=of: [normalize(x) for x in of].count(normalize(w))) if of else all_[0]
             for of, all_ in zip(votes, words, strict=True)
         ]
-    other = prepare_session(config.load(path, ["candidates.one.decoding.samples=5"]), Scope(), Silent())
+    other = prepare_session(
+        config.load(path, ["candidates.one.decoding.samples=5"]), Scope(), SilentProgress()
+    )
     assert len(rescore_stored(other, sets_of(other))) == 2, "more answers have to be drawn"

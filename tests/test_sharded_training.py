@@ -20,7 +20,7 @@ from harness.experiment.preparation.candidate_problems import missing_gpus, shar
 from harness.experiment.weights.weights_folder import folder_of, shards_of
 from harness.models import memory
 from harness.models.hub import resolve, shape
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.spec import AcceleratePolicy, TrainingPolicy
 from harness.training import worker
 from harness.training.job import LAUNCH
@@ -180,7 +180,7 @@ CANDIDATES = """\
 def session_of(tiny, folder, policy):
     """Return a session of a policy that says that its machine has GPUs."""
     path = tiny_experiment.write(folder, tiny, CANDIDATES)
-    session = prepare_session(config.load(path), Scope(), Silent())
+    session = prepare_session(config.load(path), Scope(), SilentProgress())
     experiment = session.experiment.model_copy(update={"training": TrainingPolicy(accelerate=policy)})
     return replace(session, experiment=experiment, machine=session.machine._replace(device="cuda"))
 
@@ -189,7 +189,7 @@ def test_shards_are_refused_without_gpus_and_without_deepspeed(tiny, tmp_path):
     extra = "training: {accelerate: {num_processes: 2, distributed_type: DEEPSPEED}}\n"
     path = tiny_experiment.write(tmp_path, tiny, extra=extra)
     with pytest.raises(UserError) as refused:
-        prepare_session(config.load(path), Scope(), Silent())
+        prepare_session(config.load(path), Scope(), SilentProgress())
     said = str(refused.value)
     assert "found distributed_type: DEEPSPEED, and no GPU here; expected a GPU for each process" in said
     assert "found distributed_type: DEEPSPEED, and no package deepspeed; expected the package" in said

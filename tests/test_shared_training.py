@@ -17,7 +17,7 @@ from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.weights.weights_folder import folder_of, processes_of
 from harness.models.hub import resolve
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.spec import AcceleratePolicy
 from harness.training import worker
 from harness.training.context import CHECKPOINTS
@@ -188,7 +188,7 @@ def test_the_first_of_several_errors_is_the_cause(tmp_path):
 
 def session_of(tiny, folder, extra, candidates=tiny_experiment.CANDIDATES):
     path = tiny_experiment.write(folder, tiny, candidates, extra=extra)
-    return prepare_session(config.load(path), Scope(), Silent())
+    return prepare_session(config.load(path), Scope(), SilentProgress())
 
 
 def test_the_number_of_processes_is_part_of_the_weights_key_where_they_share_it(tiny, tmp_path):

@@ -5,7 +5,7 @@ import tiny_experiment
 from filelock import FileLock
 
 from harness import store
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.store import Store, StoredProgress
 
 
@@ -16,7 +16,7 @@ def test_nobody_is_at_work_in_an_empty_store(tmp_path):
 def test_the_note_of_a_process_that_was_killed_is_nobodys(tmp_path):
     at = Store(tmp_path / "runs")
     with store.working(at):
-        StoredProgress(Silent(), at, "A comparison", ["prompt"]).finish("prompt", "prompt: done")
+        StoredProgress(SilentProgress(), at, "A comparison", ["prompt"]).finish("prompt", "prompt: done")
     with store.working(at):
         assert store.current_activity(at) == {}
 
@@ -25,7 +25,7 @@ def test_a_stage_is_noted_while_the_store_is_held(tmp_path):
     at = Store(tmp_path / "runs")
     with store.working(at):
         assert store.current_activity(at) == {}
-        progress = StoredProgress(Silent(), at, "A comparison", ["prompt", "shots", "lora"])
+        progress = StoredProgress(SilentProgress(), at, "A comparison", ["prompt", "shots", "lora"])
         progress.finish("capability suite of the base", "measured")
         progress.finish("prompt", "prompt: done")
         with progress.stage("lora: chat", 5.0) as advance:
@@ -50,13 +50,13 @@ def test_looking_on_takes_the_store_from_nobody(tmp_path):
 
 
 def test_a_note_that_cannot_be_written_stops_nobody(tmp_path):
-    progress = StoredProgress(Silent(), Store(tmp_path / "absent"), "A comparison", ["prompt"])
+    progress = StoredProgress(SilentProgress(), Store(tmp_path / "absent"), "A comparison", ["prompt"])
     progress.finish("prompt", "prompt: done")
     with progress.stage("x") as advance:
         advance(1, 1)
 
 
-class Lines(Silent):
+class Lines(SilentProgress):
     """Progress that remembers what was shown of candidates that are not done, and of those that are."""
 
     def __init__(self):

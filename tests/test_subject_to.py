@@ -17,7 +17,7 @@ from harness.experiment import Scope, prepare_session
 from harness.experiment.weights.capability_on_validation import general_items
 from harness.experiment.weights.proposals import proposals
 from harness.models.hub import resolve
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import Trial
 from harness.report.document import markdown
 from harness.report.sections import experiment_document
@@ -46,7 +46,7 @@ def opened(folder, versions, *overrides):
             suite.read_text().replace("max_new_tokens: 4}", f"max_new_tokens: 4, limit: {LIMIT}}}")
         )
     loaded = config.load(folder / "harness.yaml", overrides, ["prompt", "swept"])
-    session = prepare_session(loaded, Scope(), Silent())
+    session = prepare_session(loaded, Scope(), SilentProgress())
     session.slot.host = KnownHost(versions, session.source, defaultdict(str))
     candidate = session.candidates["swept"]
     for point in candidate.points:
@@ -123,7 +123,7 @@ def test_an_item_of_the_cluster_of_a_tested_one_is_left_out(bound, tmp_path):
 def test_a_second_call_asks_nothing(bound):
     first, _, tried = bound
     loaded = config.load(first.store.folder.parent / "harness.yaml", (), ["prompt", "swept"])
-    again = prepare_session(loaded, Scope(), Silent())
+    again = prepare_session(loaded, Scope(), SilentProgress())
     again.slot.host = host = KnownHost({}, again.source, defaultdict(str))
     found = experiment.run_all(again, loaded, smoke=False)
     assert next(f for f in found.facts if f.name == "swept").training.sweep == tried
@@ -176,5 +176,7 @@ def test_a_constraint_moves_the_search_to_what_keeps_it(tiny, tmp_path):
 def test_a_bound_that_nothing_could_keep_or_measure_is_refused(tiny, tmp_path, recipe, said):
     with pytest.raises(UserError, match=said):
         prepare_session(
-            config.load(tiny_experiment.write(tmp_path, tiny, f"  found: {recipe}\n")), Scope(), Silent()
+            config.load(tiny_experiment.write(tmp_path, tiny, f"  found: {recipe}\n")),
+            Scope(),
+            SilentProgress(),
         )

@@ -6,7 +6,7 @@ from tiny_experiment import rows
 from harness import config
 from harness.errors import UserError
 from harness.experiment import Scope, compare, prepare_session
-from harness.progress import Silent
+from harness.progress import SilentProgress
 
 HARNESS = """\
 name: texts
@@ -46,7 +46,7 @@ def test_a_fine_tune_on_texts_is_held_to_its_base_in_bits_per_byte(tiny, tmp_pat
 def test_what_changes_a_prompt_is_refused_on_texts(tiny, tmp_path, recipe, found):
     path = experiment(tmp_path, tiny, f"  one: {recipe}\n")
     with pytest.raises(UserError) as refusal:
-        prepare_session(config.load(path), Scope(dry_run=True), Silent())
+        prepare_session(config.load(path), Scope(dry_run=True), SilentProgress())
     (problem,) = refusal.value.problems
     assert problem.where == "candidate one"
     assert problem.found == f"{found}, and kind: bits_per_byte of prose, whose texts are read alone"
@@ -62,6 +62,6 @@ def test_a_target_without_training_rows_is_measured_where_nobody_trains(tiny, tm
 def test_a_target_of_test_rows_alone_is_refused_since_candidates_are_chosen_on_others(tiny, tmp_path):
     path = experiment(tmp_path, tiny, "  prompt: {method: base}\n", "{test: test.jsonl}")
     with pytest.raises(UserError) as refusal:
-        prepare_session(config.load(path), Scope(dry_run=True), Silent())
+        prepare_session(config.load(path), Scope(dry_run=True), SilentProgress())
     (problem,) = refusal.value.problems
     assert problem.found == "no data.validation and no data.train"

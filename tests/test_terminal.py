@@ -7,7 +7,7 @@ import pytest
 from rich.text import Text
 
 from harness.cli.progress_bar import TerminalProgress, console
-from harness.progress import Silent, quiet_libraries
+from harness.progress import SilentProgress, quiet_libraries
 
 
 def notes(progress, *steps):
@@ -183,9 +183,9 @@ def test_a_stage_longer_than_a_quarter_of_a_minute_gets_a_line_where_there_is_no
 
 
 def test_the_silent_progress_says_nothing(capsys):
-    with Silent().stage("stage", 100.0) as advance:
+    with SilentProgress().stage("stage", 100.0) as advance:
         advance(1, 2, "loss 1.0")
-    Silent().finish("a", "a is done")
+    SilentProgress().finish("a", "a is done")
     assert capsys.readouterr() == ("", "")
 
 

@@ -15,7 +15,7 @@ from harness.experiment import Scope, prepare_session
 from harness.methods import kto
 from harness.models.hf import load_base
 from harness.models.hub import resolve
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import Example
 from harness.spec import Task, TaskData
 from harness.training import LoraParams, lora_config
@@ -175,5 +175,5 @@ def test_unlike_numbers_of_thumbs_stand_among_the_remarks_before_a_run(tiny, tmp
     rows = [{"prompt": f"Letter {i}?", "completion": "late", "label": i > 0} for i in range(9)]
     tiny_experiment.rows(tmp_path / "suites" / "letters" / "pairs.jsonl", rows)
     loaded = config.load(path)
-    lines = experiment.recipe_warnings(prepare_session(loaded, Scope(), Silent()), loaded.selected)
+    lines = experiment.recipe_warnings(prepare_session(loaded, Scope(), SilentProgress()), loaded.selected)
     assert any(line.startswith("recipe of kto: 8 thumbs up and 1 down") for line in lines)

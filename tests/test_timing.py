@@ -19,7 +19,7 @@ from harness.methods import lora
 from harness.models.hardware import Load, Machine
 from harness.models.hf import HFCandidate, ModelHost, load_base, merge_adapter
 from harness.models.hub import resolve
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.report import experiment_document
 from harness.store import Store
 
@@ -96,7 +96,7 @@ def test_a_network_that_jitters_is_no_work_on_this_machine():
 def stored(copy):
     """Open a copy of the finished experiment; returns the session and its LoRA's run."""
     loaded = config.load(copy)
-    session = prepare_session(loaded, Scope(), Silent())
+    session = prepare_session(loaded, Scope(), SilentProgress())
     (run,) = (r for r in store.list_runs(session.store) if r.candidate == "lora")
     return session, run
 

@@ -21,7 +21,7 @@ from harness.experiment.weights.candidate_weights import stored_weights
 from harness.experiment.weights.weights_folder import folder_of
 from harness.gating.halves import cluster_name, split
 from harness.methods import checkpoint, full, lora
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import TrainingRecord, training_record
 from harness.spec import Recipe, Task, TaskData, Tracking
 from harness.training import CHECKPOINTS, TRACKED, Reward, tracked_folders
@@ -237,7 +237,7 @@ def test_a_method_that_keeps_no_weights_along_its_training_is_refused(measured, 
     path = measured.path.with_name(f"{method}.yaml")
     path.write_text(measured.path.read_text() + f"  other: {{method: {method}, track: {{points: 2}}}}\n")
     with pytest.raises(UserError, match=f"track with the method {method}.*expected one of the methods.*lora"):
-        prepare_session(config.load(path), Scope(), Silent())
+        prepare_session(config.load(path), Scope(), SilentProgress())
 
 
 @pytest.mark.parametrize("wrong", ["{points: 0}", "{points: 2, items: 0}", "{}", "4"])

@@ -16,7 +16,7 @@ from harness.data import load_task
 from harness.data.training_rows import corrupt_rows, load_training_rows
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import Example, parse_json
 from harness.report import experiment_document, markdown, read, terminal, to_json
 from harness.report.html import html
@@ -52,7 +52,7 @@ def compared(tiny, tmp_path_factory):
 
 
 def session_of(path, **scope):
-    return prepare_session(load(path), Scope(**scope), Silent())
+    return prepare_session(load(path), Scope(**scope), SilentProgress())
 
 
 def problems(path):

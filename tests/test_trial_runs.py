@@ -277,11 +277,11 @@ def test_the_trials_of_a_sweep_are_runs_that_can_be_listed_shown_compared_and_re
 
 @pytest.mark.e2e
 def test_a_search_that_was_ended_lists_the_trials_it_has_made(own_cache, tiny, tmp_path):
-    from harness.progress import Silent
+    from harness.progress import SilentProgress
 
     path = tiny_experiment.write(tmp_path, tiny, SWEPT.replace(", weight_decay: [0.0, 1.0e+30]", ""))
 
-    class EndsAtTheSecond(Silent):
+    class EndsAtTheSecond(SilentProgress):
         n = 0
 
         def stage(self, label, expected_s=0.0):

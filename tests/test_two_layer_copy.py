@@ -15,7 +15,7 @@ from harness.models.devices.two_layer_copy import copied_engine, two_layer_copy
 from harness.models.hf import ModelHost, load_base
 from harness.models.hub import resolve
 from harness.models.loglikelihood import Executor
-from harness.progress import Silent
+from harness.progress import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -121,7 +121,7 @@ def test_a_copy_draws_no_random_number_of_the_process(tmp_path):
 
 def test_a_session_knows_an_engine_without_a_base_in_memory(tmp_path):
     base = tiny_model.build(tmp_path / "base")
-    session = prepare_session(config.load(tiny_experiment.write(tmp_path, base)), Scope(), Silent())
+    session = prepare_session(config.load(tiny_experiment.write(tmp_path, base)), Scope(), SilentProgress())
     known = session.engine(session.source)
     assert session.slot.host is None
     loaded = session.host(session.source).base

@@ -24,7 +24,7 @@ from harness.report.experiment_report import best_first, headers, live_line, tab
 from harness.report.plots.pareto_front import front, points_of
 from harness.rescue import Rescue
 from harness.rescue.report import rows as rescue_rows
-from harness.rescue.result import HalfVerdict, Tried
+from harness.rescue.result import HalfVerdict, TrialResult
 from harness.rescue.select import select_case
 from harness.spec import DecidePolicy
 from tests.fake_rows import EXACT, rows
@@ -91,7 +91,7 @@ def test_the_fine_tune_with_the_lowest_score_is_the_one_to_rescue():
 def test_a_rescue_lists_the_lowest_first_and_has_it_on_the_front():
     def tried(name, wer):
         half = HalfVerdict("search", 50, 100, verdict("fail"), gains=True)
-        return Tried(name, "", name, {}, tuned(name, wer, 0.1, unit=WER), half)
+        return TrialResult(name, "", name, {}, tuned(name, wer, 0.1, unit=WER), half)
 
     of = Rescue("e", "m", "lora", 0, "wer", "knn", tried("lora", 0.3), (tried("low", 0.1),), (), 0.02)
     assert [row.trial for row in rescue_rows(of)] == ["low", "lora"]

@@ -16,7 +16,7 @@ from harness.experiment.preflight.rounding_noise import measure_noise
 from harness.experiment.preparation.candidate_problems import engine_problems
 from harness.experiment.weights.weights_folder import folder_of
 from harness.models import vllm
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import Likelihood
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -68,7 +68,7 @@ def installed(tmp_path, monkeypatch):
 
 
 def opened(path, *overrides, candidates=("prompt",)):
-    return prepare_session(config.load(path, overrides, candidates), Scope(), Silent())
+    return prepare_session(config.load(path, overrides, candidates), Scope(), SilentProgress())
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from harness.experiment.runs.stored_rows import Reader
 from harness.gating import TargetFacts
 from harness.gating.rules.target import target_rule
 from harness.gating.significance import target_p
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import Rating
 from harness.spec import GatePolicy, TargetPolicy
 from harness.stats import wilson, win_rate
@@ -277,7 +277,7 @@ def test_the_trial_of_a_rescue_is_judged_on_the_spot_beside_its_reference(desk):
     path, judge = desk
     tiny_experiment.run(path, "gate={}")
     assert judge.asked == []
-    session = prepare_session(config.load(path), Scope(), Silent())
+    session = prepare_session(config.load(path), Scope(), SilentProgress())
     runs = tiny_experiment.runs_of(path)
     found = wins_over(session, Reader(session), runs["mine"], runs["base"])
     assert len(judge.asked) >= 2 * len(wins_items(path))
@@ -288,7 +288,7 @@ def test_the_trial_of_a_rescue_is_judged_on_the_spot_beside_its_reference(desk):
 def test_an_ablation_has_a_win_rate_as_what_it_is_compared_with_has(desk):
     path, _ = desk
     found = tiny_experiment.run(path, "gate.target.by=people")
-    session = prepare_session(config.load(path, ["gate.target.by=people"]), Scope(), Silent())
+    session = prepare_session(config.load(path, ["gate.target.by=people"]), Scope(), SilentProgress())
     runs = [tiny_experiment.runs_of(path)[f.name] for f in found.facts]
     ablated = [replace(f, wins=None, ablation=f.name == "mine") for f in found.facts]
     wins = {f.name: f.wins for f in add_wins(session, Reader(session), runs, ablated)}

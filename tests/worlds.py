@@ -20,7 +20,7 @@ from harness.experiment.curves.data_scaling import SHARES
 from harness.experiment.weights.weights_folder import folder_of
 from harness.models.hub import ModelSource
 from harness.models.tokenization import PromptEncoder
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import Encoded, Limits, Output, PromptText, digest
 from harness.report import ExperimentReport
 
@@ -186,7 +186,7 @@ def trained(session, candidate, seed: int = 0, wall_s: float = 600.0) -> None:
 def opened(path: Path, truth: Truth, overrides: Sequence[str] = (), candidates: Sequence[str] = ()):
     """Open a written world: the session with its rule in place of a model, and the loaded file."""
     loaded = config.load(path, overrides, candidates)
-    session = prepare_session(loaded, Scope(), Silent())
+    session = prepare_session(loaded, Scope(), SilentProgress())
     session.slot.host = OracleHost(truth, session.source)
     return session, loaded
 

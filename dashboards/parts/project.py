@@ -14,7 +14,7 @@ from typing import Any
 import streamlit as st
 
 from harness import config, report, rescue, store
-from harness.config import Loaded
+from harness.config import LoadedExperiment
 from harness.errors import HarnessError
 from harness.metrics import Metric, load_metrics, mean_metric, metric_of_rows
 from harness.records import Run, SampleResult
@@ -110,10 +110,10 @@ def _rescue(path: str, modified_ns: int) -> Rescue | None:
     return rescue.read(Path(path))
 
 
-def experiment() -> Loaded | None:
+def experiment() -> LoadedExperiment | None:
     """Read the experiment as it is written now; None where there is none that can be used."""
     found = _written()
-    return found if isinstance(found, Loaded) else None
+    return found if isinstance(found, LoadedExperiment) else None
 
 
 def what_is_wrong() -> list[str]:
@@ -122,13 +122,13 @@ def what_is_wrong() -> list[str]:
     return str(found).splitlines() if isinstance(found, HarnessError) else []
 
 
-def _written() -> Loaded | HarnessError | None:
+def _written() -> LoadedExperiment | HarnessError | None:
     file = project().file
     return _experiment(str(file), file.stat().st_mtime_ns) if file.is_file() else None
 
 
 @st.cache_resource(show_spinner=False, max_entries=8, ttl=60)
-def _experiment(path: str, modified_ns: int) -> Loaded | HarnessError:
+def _experiment(path: str, modified_ns: int) -> LoadedExperiment | HarnessError:
     try:
         return config.load(Path(path))
     except HarnessError as error:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import streamlit as st
 
 from harness.comparison import human
-from harness.comparison.human import Outcome
+from harness.comparison.human import PreferenceResult
 from harness.formatting import count, interval, p_value, plain, points
 from harness.records import Rating
 from harness.report.escape import clean
@@ -62,7 +62,7 @@ def elo(s: Strength) -> str:
 
 
 @st.cache_data(show_spinner=False, max_entries=32)
-def _outcome(stamp: tuple[str, ...], rows_a: str, rows_b: str, _done: list[Rating]) -> Outcome:
+def _outcome(stamp: tuple[str, ...], rows_a: str, rows_b: str, _done: list[Rating]) -> PreferenceResult:
     return human.outcome(_done, rows_a, rows_b)
 
 

@@ -21,7 +21,7 @@ from harness.cli.options import (
 from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from harness.experiment.standalone import Prepared
+    from harness.experiment.standalone import PreparedEvaluation
     from harness.spec import Task
 
 
@@ -103,7 +103,7 @@ def _evaluate_candidate(candidate: str, at: ExperimentFile, as_json: bool) -> No
 
 def _prepare_standalone(
     name: str, tasks: "list[Task]", at: ExperimentFile, runs: Path, computing: dict[str, str]
-) -> "Prepared":
+) -> "PreparedEvaluation":
     """Get a candidate of the experiment ready where the name is one of its, else the model of that name."""
     from harness.cli.progress_bar import TerminalProgress
     from harness.experiment import Scope, prepare_session, standalone
@@ -122,7 +122,9 @@ def _prepare_standalone(
     return standalone.prepare_model(name, tasks, runs, progress, **standalone.check_computing(computing))
 
 
-def _evaluate_standalone(prepared: "Prepared", folder: Path | None, log_samples: bool, as_json: bool) -> None:
+def _evaluate_standalone(
+    prepared: "PreparedEvaluation", folder: Path | None, log_samples: bool, as_json: bool
+) -> None:
     from harness.cli.progress_bar import console
     from harness.experiment import standalone
     from harness.report import score_table

@@ -18,7 +18,7 @@ import typer
 from harness.errors import HarnessError, Problem, UserError
 
 if TYPE_CHECKING:
-    from harness.config import Loaded
+    from harness.config import LoadedExperiment
     from harness.config.command_line import CommandLine
     from harness.evaluation.session import Session
 
@@ -223,7 +223,7 @@ class ExperimentFile(NamedTuple):
 
         return CommandLine.from_options(self.config, self.settings, candidates)
 
-    def load(self, candidates: Sequence[str] = ()) -> "Loaded":
+    def load(self, candidates: Sequence[str] = ()) -> "LoadedExperiment":
         """Read the file.
 
         Raises:
@@ -235,7 +235,7 @@ class ExperimentFile(NamedTuple):
 
     def open_session(
         self, candidate: str | None = None, *, dry_run: bool = False
-    ) -> "tuple[Session, Loaded]":
+    ) -> "tuple[Session, LoadedExperiment]":
         """Open the experiment with its data and model; return it and the file as it was read."""
         from harness.cli.progress_bar import TerminalProgress
         from harness.experiment import Scope, prepare_session

@@ -14,7 +14,7 @@ from harness.cli.options import RUNS, Argument, Json, Option, RunsFolder, verb
 from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from harness.store import Answer
+    from harness.store import QueryResult
 
 _WIDEST = 60  # characters of a cell
 
@@ -55,12 +55,12 @@ def sql(
         say(f"{len(answer.rows):,} rows")
 
 
-def _list_columns() -> "Answer":
+def _list_columns() -> "QueryResult":
     """List every column of every table as rows of one more table."""
-    from harness.store import TABLES, Answer
+    from harness.store import TABLES, QueryResult
 
     rows: list[tuple[Any, ...]] = [(table.name, *column[:4]) for table in TABLES for column in table.columns]
-    return Answer(("table", "column", "type", "unit", "meaning"), rows)
+    return QueryResult(("table", "column", "type", "unit", "meaning"), rows)
 
 
 def _cell(value: object) -> str:

@@ -33,7 +33,7 @@ from harness.comparison.estimators import (
     rescale,
     valid_estimate,
 )
-from harness.comparison.failed_answers import BaseErrors, Filled, base_extremes, fill_errors
+from harness.comparison.failed_answers import BaseErrors, FilledArms, base_extremes, fill_errors
 from harness.comparison.labelled_answers import ArmCalibration, MetricCalibration, PairCalibration
 from harness.comparison.mode_collapse import (
     COMMONEST,
@@ -191,7 +191,7 @@ def compare_rows(
 
 
 def _extreme_differences(
-    metric: Metric, filled: Filled, only_slice: str, seed: int
+    metric: Metric, filled: FilledArms, only_slice: str, seed: int
 ) -> tuple[Difference, Difference]:
     """Estimate the difference with the base's failed answers as passed by it, and as failed."""
     lost, kept = (

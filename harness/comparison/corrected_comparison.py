@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from harness.comparison.estimators import Comparison, Estimate, is_judge, quantile, refuse
 from harness.comparison.failed_answers import fill_errors
-from harness.comparison.judge_correction import Graded, correct_difference, correct_score
+from harness.comparison.judge_correction import GradedArm, correct_difference, correct_score
 from harness.comparison.labelled_answers import (
     Labels,
     count_labels,
@@ -83,7 +83,7 @@ def _is_corrected(metric: Metric) -> bool:
     return is_judge(metric.name) and is_correctable(metric)
 
 
-def _arms(metric: Metric, base: Rows, new: Rows, labels: Labels) -> tuple[Graded, Graded]:
+def _arms(metric: Metric, base: Rows, new: Rows, labels: Labels) -> tuple[GradedArm, GradedArm]:
     """Put grades and labels side by side on the items that both arms scored, or failed to answer."""
     filled = fill_errors(metric, base, new)
     old, now = (

@@ -51,7 +51,7 @@ class Errors:
 NO_ERRORS = Errors()
 
 
-class Filled(NamedTuple):
+class FilledArms(NamedTuple):
     """Both arms' rows with parts in the place of failed answers, as far as there are any, and their count."""
 
     base: Sequence[SampleResult]
@@ -59,7 +59,7 @@ class Filled(NamedTuple):
     errors: Errors
 
 
-class _Failed(NamedTuple):
+class _FailedItems(NamedTuple):
     """Ids of the items that the base alone, the new run alone or neither answered."""
 
     base: list[str]
@@ -73,7 +73,7 @@ def fill_errors(
     new: Sequence[SampleResult],
     only_slice: str = "",
     base_errors: BaseErrors = "worst",
-) -> Filled:
+) -> FilledArms:
     """Let failed answers score the metric's worst value; with `bounds` those of the new run alone.
 
     What neither arm answered then stays without parts, as do the errors of the base, whose bounds
@@ -83,19 +83,19 @@ def fill_errors(
     failed, incomplete = _failed(metric, old, now), _incomplete(metric, old, now)
     ids = [i for group in (*failed, *incomplete) for i in group]
     if not ids:
-        return Filled(base, new, Errors(len(old)))
+        return FilledArms(base, new, Errors(len(old)))
     known = {i: extremes(metric, old[i].references or now[i].references) for i in ids}
     cause = next((row.error for i in ids for row in (old[i], now[i]) if row.error), "no score")
-    counts = {f: len(getattr(failed, f)) + len(getattr(incomplete, f)) for f in _Failed._fields}
+    counts = {f: len(getattr(failed, f)) + len(getattr(incomplete, f)) for f in _FailedItems._fields}
     sided = [i for i in ids if base_errors == "worst" or i not in failed.both]
     is_scored = all(known[i] is not None for i in sided)
     may_be_lost = tuple(i for i in failed.base if not _is_best(metric, now[i], known[i]))
     errors = Errors(len(old), **counts, cause=cause, is_scored=is_scored, open=may_be_lost)
     if not is_scored:
-        return Filled(base, new, errors)
+        return FilledArms(base, new, errors)
     shared = [] if base_errors == "bounds" else failed.both
     of_base = [] if base_errors == "bounds" else failed.base + shared
-    return Filled(
+    return FilledArms(
         _with_parts(metric, base, of_base, known, lambda found: found.worst),
         _with_parts(metric, new, failed.new + shared, known, lambda found: found.worst),
         errors,
@@ -119,19 +119,21 @@ def _by_id(rows: Sequence[SampleResult], only_slice: str) -> dict[str, SampleRes
     return {row.example_id: row for row in rows if only_slice in ("", row.slice)}
 
 
-def _failed(metric: Metric, old: Mapping[str, SampleResult], now: Mapping[str, SampleResult]) -> _Failed:
+def _failed(metric: Metric, old: Mapping[str, SampleResult], now: Mapping[str, SampleResult]) -> _FailedItems:
     """Find the failed answers; what neither arm could score without an error is no part of the metric."""
     name, shared = metric.name, old.keys() & now.keys()
     without = [{i for i in shared if arm[i].parts[name] is None} for arm in (old, now)]
     both = {i for i in without[0] & without[1] if "error" in (old[i].status, now[i].status)}
-    return _Failed(sorted(without[0] - without[1]), sorted(without[1] - without[0]), sorted(both))
+    return _FailedItems(sorted(without[0] - without[1]), sorted(without[1] - without[0]), sorted(both))
 
 
-def _incomplete(metric: Metric, old: Mapping[str, SampleResult], now: Mapping[str, SampleResult]) -> _Failed:
+def _incomplete(
+    metric: Metric, old: Mapping[str, SampleResult], now: Mapping[str, SampleResult]
+) -> _FailedItems:
     """Find the items that both arms scored, of which some answers failed."""
     scored = {i for i in old.keys() & now.keys() if old[i].parts[metric.name] and now[i].parts[metric.name]}
     base, new = ({i for i in scored if arm[i].status == "incomplete"} for arm in (old, now))
-    return _Failed(sorted(base - new), sorted(new - base), sorted(base & new))
+    return _FailedItems(sorted(base - new), sorted(new - base), sorted(base & new))
 
 
 def _is_best(metric: Metric, row: SampleResult, found: Extremes | None) -> bool:

@@ -28,7 +28,7 @@ class Turn(NamedTuple):
     left: Side
 
 
-class Outcome(NamedTuple):
+class PreferenceResult(NamedTuple):
     """Result of one pair's ratings; `rate` is the share of items on which side b is preferred.
 
     One vote an item: that of most of its raters. `strength` is side b's over side a in Elo points,
@@ -60,7 +60,7 @@ def next_turn(
     return next((turn for turn in turns(ids, rater, rows_a, rows_b) if turn.example_id not in seen), None)
 
 
-def outcome(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> Outcome:
+def outcome(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> PreferenceResult:
     """Count what was preferred of two row sets, whichever of the two was called a."""
     latest = _latest(ratings, rows_a, rows_b)
     votes = [r for r in latest if r.choice != "skip"]
@@ -69,7 +69,7 @@ def outcome(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> Outcome:
         by_item.setdefault(r.example_id, {})[r.rater] = r.choice
     shares = [*preferred_shares(latest, rows_a, rows_b).values()]
     wins, losses = sum(share > 0.5 for share in shares), sum(share < 0.5 for share in shares)
-    return Outcome(
+    return PreferenceResult(
         n_items=len(by_item),
         n_ratings=len(votes),
         n_skipped=len(latest) - len(votes),

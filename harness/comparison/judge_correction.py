@@ -21,7 +21,7 @@ MIN_LABELS = 10  # below which nothing is corrected
 SETTLED = 0.8  # chance with which the labels that are asked for would settle a difference
 
 
-class Graded(NamedTuple):
+class GradedArm(NamedTuple):
     """Answers of one arm: grades of the judge, labels of people (NaN where there is none), clusters; (n,)."""
 
     grades: Array
@@ -34,7 +34,7 @@ class Graded(NamedTuple):
         return ~np.isnan(self.labels)
 
 
-class Corrected(NamedTuple):
+class CorrectedEstimate(NamedTuple):
     """A corrected score or difference with its 95 % interval; `power` is the weight of the judge in it."""
 
     score: float
@@ -46,7 +46,9 @@ class Corrected(NamedTuple):
     power: float
 
 
-def correct_score(arm: Graded, alpha: float = 0.05, power: float | None = None) -> Corrected | None:
+def correct_score(
+    arm: GradedArm, alpha: float = 0.05, power: float | None = None
+) -> CorrectedEstimate | None:
     """Correct the mean grade of an arm by its labels; `power=0` gives the mean of the labels alone.
 
     PPI++ on t; where fewer than ten labels differ from their grades, never narrower than Tango's interval of
@@ -74,8 +76,8 @@ def correct_score(arm: Graded, alpha: float = 0.05, power: float | None = None) 
 
 
 def correct_difference(
-    base: Graded, new: Graded, alpha: float = 0.05, power: float | None = None
-) -> Corrected | None:
+    base: GradedArm, new: GradedArm, alpha: float = 0.05, power: float | None = None
+) -> CorrectedEstimate | None:
     """Correct the mean paired difference new − base, of items that people labelled in both arms.
 
     As `correct_score`; the errors of both arms are joined where few of them differ.
@@ -97,7 +99,7 @@ def correct_difference(
     return _with_interval(found, guard, alpha, Interval(-1.0, 1.0))
 
 
-def more_labels(base: Graded, new: Graded, found: Corrected) -> int | None:
+def more_labels(base: GradedArm, new: GradedArm, found: CorrectedEstimate) -> int | None:
     """Count the labels of an item's two answers that would probably settle which arm is better.
 
     0 where that is settled; None where labels of all items would not do. Planned at a chance of 80 %.
@@ -113,7 +115,7 @@ def more_labels(base: Graded, new: Graded, found: Corrected) -> int | None:
 
 def _powered(
     labels: Array, grades: Array, clusters: NDArray[np.intp], has: NDArray[np.bool_], power: float | None
-) -> stats.Powered | None:
+) -> stats.PoweredMean | None:
     if has.sum() < MIN_LABELS:
         return None
     found = stats.prediction_powered_mean(
@@ -127,7 +129,7 @@ def _powered(
     return None if found.mean.se is None else found
 
 
-def _error_distances(arm: Graded, has: NDArray[np.bool_], alpha: float) -> tuple[float, float]:
+def _error_distances(arm: GradedArm, has: NDArray[np.bool_], alpha: float) -> tuple[float, float]:
     """Return how far the mean error of the items without a label may lie below and above what is shown."""
     low, high = _tango_distances((arm.labels - arm.grades)[has], arm.clusters[has], alpha)
     unlabelled = sqrt(1 - float(has.mean()))
@@ -151,12 +153,12 @@ def _join(distances: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _with_interval(
-    found: stats.Powered, guard: tuple[float, float], alpha: float, bounds: Interval
-) -> Corrected:
+    found: stats.PoweredMean, guard: tuple[float, float], alpha: float, bounds: Interval
+) -> CorrectedEstimate:
     mean = found.mean
     assert mean.se is not None
     plain = stats.t_interval(mean, alpha)
     low, high = min(plain.low, mean.mean - guard[0]), max(plain.high, mean.mean + guard[1])
     score = min(max(mean.mean, bounds.low), bounds.high)
     ends = (min(max(low, bounds.low), score), max(min(high, bounds.high), score))
-    return Corrected(score, *ends, mean.se, mean.df, mean.n, found.power)
+    return CorrectedEstimate(score, *ends, mean.se, mean.df, mean.n, found.power)

@@ -22,8 +22,8 @@ from harness.comparison.biases.mean_error import error_interval
 from harness.comparison.estimators import Estimate
 from harness.comparison.judge_correction import (
     MIN_LABELS,
-    Corrected,
-    Graded,
+    CorrectedEstimate,
+    GradedArm,
     correct_difference,
     correct_score,
     more_labels,
@@ -224,7 +224,7 @@ def calibrate(
     )
 
 
-def grade_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> Graded:
+def grade_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> GradedArm:
     """Put grades and labels of rows side by side; clusters are numbered as the rows name them.
 
     Of several answers to an item one has a label; to it is added by how much the metric grades them all
@@ -238,13 +238,13 @@ def grade_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> G
     return arm
 
 
-def _labelled_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> Graded:
+def _labelled_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> GradedArm:
     """Put grades of items beside the labels as people gave them."""
     clusters = np.unique([row.cluster or row.example_id for row in rows], return_inverse=True)[1]
     grades = np.array(_grades(metric, rows), float)
     counted = drawn_labels(metric.name, rows, labels)
     found = [counted.get(row.example_id, np.nan) for row in rows]
-    return Graded(grades, np.array(found, float), clusters)
+    return GradedArm(grades, np.array(found, float), clusters)
 
 
 def _own_grades(metric: Metric, rows: Iterable[SampleResult]) -> Array:
@@ -263,7 +263,7 @@ def _worst(metric: str, row: SampleResult) -> float | None:
     return parts[0] if parts else None
 
 
-def estimate_of(metric: Metric, found: Corrected | None, n: int | None = None) -> Estimate | None:
+def estimate_of(metric: Metric, found: CorrectedEstimate | None, n: int | None = None) -> Estimate | None:
     """Write a corrected value as an estimate, of n items or of the labels."""
     if found is None:
         return None
@@ -343,7 +343,7 @@ def _pair(
     )
 
 
-def _score(metric: Metric, arm: Graded) -> Estimate:
+def _score(metric: Metric, arm: GradedArm) -> Estimate:
     """Estimate the uncorrected score: as people would, had they given the grades themselves."""
     own = correct_score(arm._replace(labels=arm.grades))
     found = estimate_of(metric, own, len(arm.grades))
@@ -423,7 +423,7 @@ def _share_right(
     return _rate(metric, (grades[own] == label).astype(float), clusters[own]) if own.any() else None
 
 
-def _rogan_gladen(metric: Metric, arm: Graded, table: Confusion) -> Estimate | None:
+def _rogan_gladen(metric: Metric, arm: GradedArm, table: Confusion) -> Estimate | None:
     """Correct a rate by sensitivity and specificity, for items that are each their own cluster."""
     positive, negative = table.both + table.people_alone, table.judge_alone + table.neither
     n = len(arm.grades)

@@ -28,7 +28,7 @@ _WORD = re.compile(WORD)
 _SHORT = 3  # letters: shorter words hold no statement, but for pieces of a script without blanks
 
 
-class Retrieved(NamedTuple):
+class RetrievalScores(NamedTuple):
     """Means over the items that name their documents: recall, precision and reciprocal rank in [0, 1]."""
 
     n: int
@@ -58,7 +58,7 @@ class RetrievalUse(NamedTuple):
     errors: int
     unclear: int
     grounded: float | None
-    retrieved: Retrieved | None
+    retrieved: RetrievalScores | None
     by_answer: bool = False
 
     @property
@@ -176,13 +176,13 @@ def _words(text: str) -> str:
     return f" {' '.join(_WORD.findall(in_letters(fold_widths(text).casefold())))} " if text.strip() else ""
 
 
-def _retrieved(rows: Sequence[SampleResult], examples: Mapping[str, Example]) -> Retrieved | None:
+def _retrieved(rows: Sequence[SampleResult], examples: Mapping[str, Example]) -> RetrievalScores | None:
     named = [(row.passages, set(examples[row.example_id].documents)) for row in rows]
     judged = [(passages, needed) for passages, needed in named if needed]
     if not judged:
         return None
     hits = [[passage in needed for passage in passages] for passages, needed in judged]
-    return Retrieved(
+    return RetrievalScores(
         n=len(judged),
         recall=fmean(sum(of) / len(needed) for of, (_, needed) in zip(hits, judged, strict=True)),
         precision=fmean(sum(of) / len(of) for of in hits),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from harness import stats
 from harness.comparison.biases.pair_bias import PairBias
 from harness.comparison.estimators import Comparison, Estimate
-from harness.comparison.judge_correction import MIN_LABELS, Graded, correct_score
+from harness.comparison.judge_correction import MIN_LABELS, GradedArm, correct_score
 from harness.comparison.labelled_answers import enough_labels
 from harness.formatting import Unit
 from harness.spec import PEOPLE
@@ -96,7 +96,7 @@ def wins_by_judge(
         return Wins(over, judge, _over_all(pairs, _TIE, 0.0, 1.0), 0, _TIE)
     grades = np.array([won[item] for item in items], float)
     labels = grades if missing else _labels(items, votes)
-    found = correct_score(Graded(grades, labels, _codes(pairs.clusters, items)))
+    found = correct_score(GradedArm(grades, labels, _codes(pairs.clusters, items)))
     ends = (found.score, found.low, found.high) if found else (float(np.nanmean(labels)), 0.0, 1.0)
     own = _over_all(pairs, float(grades.mean()), 0.0, 1.0).score
     return Wins(over, judge, _over_all(pairs, *ends), n_rated, own, missing, not missing)
@@ -140,7 +140,7 @@ def _people_rate(labels: Array, clusters: NDArray[np.intp]) -> tuple[float, floa
     if len(np.unique(clusters)) == len(clusters):
         found = stats.win_rate(int((known == 1).sum()), int((known == 0).sum()), int((known == _TIE).sum()))
         return found.rate, found.low, found.high
-    corrected = correct_score(Graded(np.zeros_like(labels), labels, clusters), power=0.0)
+    corrected = correct_score(GradedArm(np.zeros_like(labels), labels, clusters), power=0.0)
     if corrected is None:
         return float(known.mean()), 0.0, 1.0
     return corrected.score, corrected.low, corrected.high

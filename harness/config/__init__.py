@@ -21,7 +21,7 @@ from harness.spec import PLUGINS, Experiment, GatePolicy, Recipe, Spec, Suite
 _COMMA = re.compile(r",(?![^\[]*\])")  # a comma that is not inside the brackets of a grid's name
 
 
-class Loaded(NamedTuple):
+class LoadedExperiment(NamedTuple):
     """An experiment and the folder of its file.
 
     `selected` names the candidates to show, in the order of the file; the others stay in the experiment,
@@ -36,7 +36,7 @@ class Loaded(NamedTuple):
     typed: CommandLine = CommandLine()
 
 
-def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = ()) -> Loaded:
+def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = ()) -> LoadedExperiment:
     """Read an experiment; `candidates` selects by name, or by a grid's name all its members.
 
     Raises:
@@ -61,7 +61,9 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
     expanded = {name: _with_role(member.recipe, members) for name, member in members.items()}
     experiment = Experiment.model_validate({**tree.data, "candidates": expanded})
     places = {name: tree.where(("candidates", member.source)) for name, member in members.items()}
-    return Loaded(experiment, tree.folder, selected, places, CommandLine.from_options(path, overrides))
+    return LoadedExperiment(
+        experiment, tree.folder, selected, places, CommandLine.from_options(path, overrides)
+    )
 
 
 def _with_role(recipe: Any, members: Mapping[str, grids.Member]) -> Any:

@@ -130,7 +130,7 @@ _GONE = {
 }
 
 
-class Renamed(NamedTuple):
+class RenamedKey(NamedTuple):
     """The present name of a key or flag, and the present names of its values by the earlier ones."""
 
     name: str
@@ -141,15 +141,15 @@ _ERROR_OR_DROP = {"refuse": "error", "remove": "drop"}
 
 # Names of before 0.1, kept for one version; a flag stands with its verb.
 RENAMED = {
-    "leaks": Renamed("contamination", _ERROR_OR_DROP),
-    "other_labels": Renamed("unknown_labels", _ERROR_OR_DROP),
-    "unusable": Renamed("invalid_rows", _ERROR_OR_DROP),
-    "stands_for": Renamed("description"),
-    "compare --fewer-items": Renamed("--sequential"),
-    "compare --exact": Renamed("--all-items"),
-    "promote --despite": Renamed("--force --reason"),
-    "compare HARNESS_FEWER_ITEMS": Renamed("HARNESS_SEQUENTIAL"),
-    "promote HARNESS_DESPITE": Renamed("--force --reason"),
+    "leaks": RenamedKey("contamination", _ERROR_OR_DROP),
+    "other_labels": RenamedKey("unknown_labels", _ERROR_OR_DROP),
+    "unusable": RenamedKey("invalid_rows", _ERROR_OR_DROP),
+    "stands_for": RenamedKey("description"),
+    "compare --fewer-items": RenamedKey("--sequential"),
+    "compare --exact": RenamedKey("--all-items"),
+    "promote --despite": RenamedKey("--force --reason"),
+    "compare HARNESS_FEWER_ITEMS": RenamedKey("HARNESS_SEQUENTIAL"),
+    "promote HARNESS_DESPITE": RenamedKey("--force --reason"),
 }
 
 _CANDIDATES = (

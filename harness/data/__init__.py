@@ -16,7 +16,7 @@ from harness.cache import memo
 from harness.data import contamination, formats, readers, splits
 from harness.data import examples as items
 from harness.data.contamination import ContaminatedRow, contaminated_rows, fold_text, suite_contamination
-from harness.data.examples import Kept, Notes, Sourced
+from harness.data.examples import Notes, SourcedExample, SplitExamples
 from harness.data.splits import augmented_rows
 from harness.data.splits.balanced_folds import assign_folds, describe_folds
 from harness.errors import Problem, UserError, refuse
@@ -69,7 +69,7 @@ class TaskItems:
     read_as: tuple[str, ...] = ()
     overlap: tuple[str, ...] = ()
     places: Mapping[str, str] = field(default_factory=dict, repr=False)
-    evaluated: Mapping[Split, Sequence[Sourced]] = field(default_factory=dict, repr=False)
+    evaluated: Mapping[Split, Sequence[SourcedExample]] = field(default_factory=dict, repr=False)
     folds: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     @property
@@ -100,10 +100,10 @@ class TaskItems:
             evaluated={**self.evaluated, "test": tested},
         )
 
-    def sourced(self, part: PartName) -> list[Sourced]:
+    def sourced(self, part: PartName) -> list[SourcedExample]:
         """List the examples of a split, or the pairs, with their places."""
         examples: tuple[Example, ...] = getattr(self, part)
-        return [Sourced(e, self.places.get(f"{part}/{e.id}", f"{part} row {e.id}")) for e in examples]
+        return [SourcedExample(e, self.places.get(f"{part}/{e.id}", f"{part} row {e.id}")) for e in examples]
 
 
 class _Files(NamedTuple):
@@ -112,10 +112,10 @@ class _Files(NamedTuple):
     `folds` are as in `TaskItems`.
     """
 
-    train: list[Sourced]
-    validation: list[Sourced]
-    test: list[Sourced]
-    pairs: list[Sourced]
+    train: list[SourcedExample]
+    validation: list[SourcedExample]
+    test: list[SourcedExample]
+    pairs: list[SourcedExample]
     documents: list[Document]
     notes: Notes
     folds: Mapping[str, int] = {}
@@ -168,7 +168,7 @@ def part_of(items: TaskItems, share: float, seed: int) -> TaskItems:
     """Return the items with a share of the training rows and pairs; a smaller share lies in a larger one."""
 
     def draw(examples: Sequence[Example], what: str) -> tuple[Example, ...]:
-        sourced = [Sourced(example, "") for example in examples]
+        sourced = [SourcedExample(example, "") for example in examples]
         return splits.draw(sourced, round(share * len(sourced)), random.Random(f"{seed}/part of {what}"))
 
     return replace(items, train=draw(items.train, "train"), pairs=draw(items.pairs, "pairs"))
@@ -202,7 +202,7 @@ def _read(task: Task, problems: list[Problem]) -> _Files:
     documents = _try(problems, [], _documents, task)
     paths = (task.data.source("train"), task.data.validation, task.data.test)
     train, validation, test = (
-        _try(problems, Kept([], []), _split, task, path, split, notes, documents, problems)
+        _try(problems, SplitExamples([], []), _split, task, path, split, notes, documents, problems)
         for split, path in zip(SPLITS, paths, strict=True)
     )
     pairs = _try(problems, [], _pairs, task, notes)
@@ -233,10 +233,10 @@ def _split(
     notes: Notes,
     documents: Sequence[Document],
     problems: list[Problem],
-) -> Kept:
+) -> SplitExamples:
     """Read a split; what is wrong with its rows is added to `problems`."""
     if not path:
-        return Kept([], [])
+        return SplitExamples([], [])
     content = readers.read(path, split)
     made = augmented_rows.origins(content.rows)
     if made and split != "train":
@@ -254,7 +254,7 @@ def _augmented_problems(content: readers.Rows, made: Collection[str], split: Spl
     return readers.cap_problems(problems, content.shown, "augmented rows")
 
 
-def _pairs(task: Task, notes: Notes) -> list[Sourced]:
+def _pairs(task: Task, notes: Notes) -> list[SourcedExample]:
     return items.pairs(task, readers.read(task.data.pairs, "train"), notes) if task.data.pairs else []
 
 
@@ -330,7 +330,7 @@ def _in_folds(task: Task, files: _Files, k: int) -> _Files:
     return files._replace(train=train, validation=validation, test=train, pairs=pairs, folds=folds)
 
 
-def _not_set_aside(task: Task, files: _Files, evaluated: list[Sourced]) -> list[Sourced]:
+def _not_set_aside(task: Task, files: _Files, evaluated: list[SourcedExample]) -> list[SourcedExample]:
     """Leave out pairs that ask, or are of a cluster of, what was set aside; say how many."""
     asking = {row.training.where for row in contaminated_rows(files.pairs, evaluated)}
     clusters = {row.example.cluster for row in evaluated if row.example.cluster != row.example.id}
@@ -343,7 +343,7 @@ def _not_set_aside(task: Task, files: _Files, evaluated: list[Sourced]) -> list[
     return kept
 
 
-def _keep(training: list[Sourced], contaminated: list[ContaminatedRow]) -> list[Sourced]:
+def _keep(training: list[SourcedExample], contaminated: list[ContaminatedRow]) -> list[SourcedExample]:
     gone = {row.training.where for row in contaminated}
     return [sourced for sourced in training if sourced.where not in gone]
 

@@ -33,7 +33,7 @@ class Roles(NamedTuple):
     answers: tuple[str, ...]
 
 
-class Asked(NamedTuple):
+class QuestionAndAnswers(NamedTuple):
     """The question of a row, its answers and what the question stands on, each as one text.
 
     `system` is the system prompt, `choices` are sorted, and `thumb` is that of a rated answer.
@@ -159,7 +159,7 @@ def require_column(shown: str, names: Iterable[str], column: str, option: str) -
         )
 
 
-def asked(row: Row, roles: Roles) -> Asked:
+def asked(row: Row, roles: Roles) -> QuestionAndAnswers:
     """Return what a row asks and answers; a missing value is an empty text."""
     fields = row.fields
     of = _read_asked(row, roles)
@@ -174,7 +174,7 @@ def asked(row: Row, roles: Roles) -> Asked:
     return of
 
 
-def _read_asked(row: Row, roles: Roles) -> Asked:
+def _read_asked(row: Row, roles: Roles) -> QuestionAndAnswers:
     fields = row.fields
     if roles == PAIRS:
         fields = _pair(row)
@@ -182,12 +182,12 @@ def _read_asked(row: Row, roles: Roles) -> Asked:
     if set(roles.questions) & set(roles.answers):
         turns = fields.get(roles.questions[0])
         if isinstance(turns, dict):  # a message with its replies
-            return Asked(plain_text(turns), (_tree_text(turns.get("replies")),))
+            return QuestionAndAnswers(plain_text(turns), (_tree_text(turns.get("replies")),))
         turns = turns if isinstance(turns, list) else [turns]
         system, said = ([turn for turn in turns if _is_system(turn) == of] for of in (True, False))
-        return Asked(plain_text(said[:-1]), (plain_text(said[-1:]),), system=plain_text(system))
+        return QuestionAndAnswers(plain_text(said[:-1]), (plain_text(said[-1:]),), system=plain_text(system))
     parts = (plain_text(fields.get(name)) for name in roles.questions if name != CONTEXT)
-    return Asked(
+    return QuestionAndAnswers(
         "\n".join(part for part in parts if part.strip()),
         tuple(_join_accepted(fields.get(name)) for name in roles.answers),
         plain_text(fields.get(CONTEXT)) if CONTEXT in roles.questions else "",

@@ -7,7 +7,7 @@ white space aside; the check sees nothing else, so paraphrases pass.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from harness.data.examples import Sourced
+from harness.data.examples import SourcedExample
 from harness.data.readers import cap_problems
 from harness.errors import Problem
 from harness.formatting import pluralize
@@ -17,8 +17,8 @@ from harness.records import Example
 class ContaminatedRow(NamedTuple):
     """A training row and the evaluated row that asks the same."""
 
-    training: Sourced
-    evaluated: Sourced
+    training: SourcedExample
+    evaluated: SourcedExample
 
 
 def fold_text(text: str) -> str:
@@ -36,11 +36,11 @@ def key(example: Example, with_choices: bool = False) -> str:
 
 
 def contaminated_rows(
-    training: Iterable[Sourced], evaluated: Iterable[Sourced], with_choices: bool = False
+    training: Iterable[SourcedExample], evaluated: Iterable[SourcedExample], with_choices: bool = False
 ) -> list[ContaminatedRow]:
     """List the training rows that an evaluated row repeats, each with the first that does."""
     training = list(training)
-    first: dict[str, Sourced] = {}
+    first: dict[str, SourcedExample] = {}
     for row in evaluated if training else ():
         first.setdefault(key(row.example, with_choices), row)
     keyed = ((row, key(row.example, with_choices)) for row in training)
@@ -48,14 +48,19 @@ def contaminated_rows(
 
 
 def suite_contamination(
-    train: Sequence[Example | Sourced], others: Mapping[str, Sequence[Example]]
+    train: Sequence[Example | SourcedExample], others: Mapping[str, Sequence[Example]]
 ) -> list[Problem]:
     """List the training rows that an item of another task repeats; `others` maps tasks to items.
 
     A row whose place is known is named by it, another one by its id.
     """
-    training = [row if isinstance(row, Sourced) else Sourced(row, f"training row {row.id}") for row in train]
-    items = [Sourced(example, f"{task} item {example.id}") for task, e in others.items() for example in e]
+    training = [
+        row if isinstance(row, SourcedExample) else SourcedExample(row, f"training row {row.id}")
+        for row in train
+    ]
+    items = [
+        SourcedExample(example, f"{task} item {example.id}") for task, e in others.items() for example in e
+    ]
     return problems(contaminated_rows(training, items), "training", "remove it from the training rows")
 
 

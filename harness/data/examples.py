@@ -27,25 +27,25 @@ _ROLES = ("system", "user", "assistant")
 _Made = TypeVar("_Made")
 
 
-class Origin(NamedTuple):
+class SourceText(NamedTuple):
     """The text that an augmented row says in other words, and where rows of its file hold that text."""
 
     text: str
     places: tuple[str, ...]
 
 
-class Sourced(NamedTuple):
+class SourcedExample(NamedTuple):
     """An example, where it was written, and of an augmented row what it was made from."""
 
     example: Example
     where: str
-    origin: Origin | None = None
+    origin: SourceText | None = None
 
 
-class Kept(NamedTuple):
+class SplitExamples(NamedTuple):
     """The examples of a split, and the labels of the rows that were left out for their label."""
 
-    examples: list[Sourced]
+    examples: list[SourcedExample]
     outside: list[str]
 
 
@@ -62,7 +62,7 @@ def examples(
     notes: Notes,
     documents: Sequence[Document] = (),
     problems: list[Problem] | None = None,
-) -> Kept:
+) -> SplitExamples:
     """Make the examples of a split, without those of other labels where the task says so.
 
     Where there are `documents` to retrieve from, a context that stands beside a question is left
@@ -77,9 +77,9 @@ def examples(
     if layout:
         notes.read_as.append(_read_as(content, layout, apart=bool(documents)))
 
-    def sourced(row: Row, name: str) -> Sourced:
+    def sourced(row: Row, name: str) -> SourcedExample:
         example = _example(task, formats.read(row, layout, bool(documents)), name)
-        return Sourced(_with_context(example, row, known), row.where)
+        return SourcedExample(_with_context(example, row, known), row.where)
 
     of_rows: list[Problem] = []
     made = _each(content, sourced, task.data.invalid_rows, notes.removed, of_rows)
@@ -99,7 +99,7 @@ def examples(
         problems += found
     if outside:
         notes.removed.append(_removed_labels(task, content, len(outside)))
-    return Kept(kept, [sourced.example.references[0] for sourced in outside])
+    return SplitExamples(kept, [sourced.example.references[0] for sourced in outside])
 
 
 def read_example(task: Task, layout: Layout | None, row: Row) -> Example:
@@ -131,7 +131,7 @@ def unusable_templates(fields: Fields, content: Rows) -> Iterator[Problem]:
             yield Problem(where, found, expected, f'write "{{{template}}}"')
 
 
-def pairs(task: Task, content: Rows, notes: Notes) -> list[Sourced]:
+def pairs(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
     """Make examples of preference pairs: `references` the chosen answer, `rejected` the other.
 
     Of an answer with a thumb one of the two is there, the chosen one where the thumb is up.
@@ -141,7 +141,7 @@ def pairs(task: Task, content: Rows, notes: Notes) -> list[Sourced]:
     """
     made = _each(
         content,
-        lambda row, name: Sourced(_pair(task, row, name), row.where),
+        lambda row, name: SourcedExample(_pair(task, row, name), row.where),
         task.data.invalid_rows,
         notes.removed,
     )
@@ -151,17 +151,17 @@ def pairs(task: Task, content: Rows, notes: Notes) -> list[Sourced]:
     return made
 
 
-def prompts(task: Task, content: Rows, notes: Notes) -> list[Sourced]:
+def prompts(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
     """Make examples of rows that ask, whether they hold an answer or not; none is read.
 
     Raises:
         UserError: with every row that cannot be used, at most ten of them shown.
     """
 
-    def asked(row: Row, name: str) -> Sourced:
+    def asked(row: Row, name: str) -> SourcedExample:
         ident = _own(row, task.fields.id, "id") or name
         messages = _messages(row, task.fields.prompt)
-        return Sourced(Example(ident, messages, choices=task.labels, cluster=ident), row.where)
+        return SourcedExample(Example(ident, messages, choices=task.labels, cluster=ident), row.where)
 
     made = _each(content, asked, task.data.invalid_rows, notes.removed)
     if problems := _twice([(sourced.example.id, sourced.where) for sourced in made]):
@@ -184,7 +184,7 @@ def documents(content: Rows) -> list[Document]:
     return made
 
 
-def unused_labels(task: Task, splits: Sequence[Kept]) -> Iterator[Problem]:
+def unused_labels(task: Task, splits: Sequence[SplitExamples]) -> Iterator[Problem]:
     """Refuse a label that no row has where rows with a similar one were left out: a slip of the pen."""
     used = {label for split in splits for sourced in split.examples for label in sourced.example.references}
     removed = {label for split in splits for label in split.outside}
@@ -196,7 +196,7 @@ def unused_labels(task: Task, splits: Sequence[Kept]) -> Iterator[Problem]:
             )
 
 
-def unknown_documents(splits: Sequence[Kept], known: Sequence[Document]) -> list[Problem]:
+def unknown_documents(splits: Sequence[SplitExamples], known: Sequence[Document]) -> list[Problem]:
     """Refuse examples that name a document which is not there."""
     ids = {document.id for document in known}
     problems = [
@@ -430,7 +430,7 @@ def _is_closed(example: Example) -> bool:
     return not example.choices or set(example.references) <= set(example.choices)
 
 
-def _outside(sourced: Sourced) -> Problem:
+def _outside(sourced: SourcedExample) -> Problem:
     example = sourced.example
     wrong = next(text for text in example.references if text not in example.choices)
     hint = did_you_mean(wrong, example.choices)

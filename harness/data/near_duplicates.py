@@ -68,7 +68,7 @@ _Unit = Literal["words", "letters"]
 _WORD = re.compile(r"\w+")
 
 
-class Alike(NamedTuple):
+class TextMatch(NamedTuple):
     """The place of a text and the Jaccard index of its shingles with another's, in [0, 1]."""
 
     row: int
@@ -79,10 +79,10 @@ class Group(NamedTuple):
     """The first of several texts that are alike, and the later ones with their similarity to the first."""
 
     kept: int
-    others: tuple[Alike, ...]
+    others: tuple[TextMatch, ...]
 
 
-class _Folded(NamedTuple):
+class _NormalizedText(NamedTuple):
     """The words of a text in small letters, and its numbers and signs in their order, negations last."""
 
     words: str
@@ -98,7 +98,7 @@ class _Index(NamedTuple):
     that of two whole ones.
     """
 
-    texts: list[_Folded]
+    texts: list[_NormalizedText]
     signs: NDArray[np.intp]
     telling: dict[str, str]
     buckets: NDArray[np.int64]
@@ -123,8 +123,8 @@ def near_duplicates(
     """
     folded = [_fold(text) for text in without_ids(texts)]
     index = _index(folded, threshold)
-    first: dict[int, list[Alike]] = defaultdict(list)
-    joined: dict[_Folded, Alike] = {}
+    first: dict[int, list[TextMatch]] = defaultdict(list)
+    joined: dict[_NormalizedText, TextMatch] = {}
     members: dict[int, list[int]] = defaultdict(list)
     search = _Search(index, threshold, same)
     for i, text in enumerate(folded):
@@ -133,9 +133,9 @@ def near_duplicates(
         found = joined.get(text)
         if not found or (same and not same(i, found.row)):
             found = search.best(i, _candidates(index, members, i))
-        joined.setdefault(text, found or Alike(i, 1.0))
+        joined.setdefault(text, found or TextMatch(i, 1.0))
         if found:
-            first[found.row].append(Alike(i, found.similarity))
+            first[found.row].append(TextMatch(i, found.similarity))
         else:
             for bucket in _own_buckets(index, i):
                 members[bucket].append(i)
@@ -148,13 +148,13 @@ def nearest(
     *,
     threshold: float = THRESHOLD,
     among: Sequence[str] = (),
-) -> list[Alike | None]:
+) -> list[TextMatch | None]:
     """Give for each text the most alike of `reference` (the first of several), or None below `threshold`.
 
     What is boilerplate is told by all texts, and by those `among` which they stand.
     """
     folded = list(map(_fold, without_ids([*reference, *texts, *among])))
-    known: dict[_Folded, int] = {}
+    known: dict[_NormalizedText, int] = {}
     for i, text in enumerate(folded[: len(reference)]):
         known.setdefault(text, i)
     asked, others = folded[len(reference) :][: len(texts)], folded[len(reference) + len(texts) :]
@@ -165,10 +165,12 @@ def nearest(
         for bucket in _own_buckets(index, j):
             members[bucket].append(j)
     search, places = _Search(index, threshold), list(known.values())
-    found: dict[_Folded, Alike | None] = {text: Alike(i, 1.0) for text, i in known.items() if text.words}
+    found: dict[_NormalizedText, TextMatch | None] = {
+        text: TextMatch(i, 1.0) for text, i in known.items() if text.words
+    }
     for i, text in enumerate(distinct, start=len(known)):
         best = search.best(i, _candidates(index, members, i))
-        found[text] = Alike(places[best.row], best.similarity) if best else None
+        found[text] = TextMatch(places[best.row], best.similarity) if best else None
     return [found.get(text) for text in asked]
 
 
@@ -199,12 +201,12 @@ def fold_words(text: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _fold(text: str) -> _Folded:
+def _fold(text: str) -> _NormalizedText:
     plain = unicodedata.normalize("NFKC", text).casefold()
     found = (_NUMBER_OR_SIGN if _DIGIT.search(plain) else _SIGN).findall(plain)
     marks = [mark for mark in found if _is_number_or_sign(mark)]
     marks += ["not"] * len(_NEGATION.findall(plain))
-    return _Folded(" ".join(_WORD.findall(plain)), tuple(marks))
+    return _NormalizedText(" ".join(_WORD.findall(plain)), tuple(marks))
 
 
 def _is_number_or_sign(mark: str) -> bool:
@@ -222,14 +224,14 @@ class _Search:
         self._shingles = lru_cache(maxsize=1024)(_shingles)
         self._most = max(_LEAST_VERIFIED, _VERIFIED // len(index.texts)) if index.texts else 0
 
-    def best(self, i: int, candidates: Sequence[int]) -> Alike | None:
+    def best(self, i: int, candidates: Sequence[int]) -> TextMatch | None:
         """Return the first of the most alike candidates, or None where none reaches the threshold."""
         best = None
         for j in self._likely(i, candidates):
             alike = self._similarity(i, j)
             enough = alike >= self._threshold and (best is None or (alike, -j) > (best.similarity, -best.row))
             if enough and self._say_the_same(i, j) and (self._same is None or self._same(i, j)):
-                best = Alike(j, alike)
+                best = TextMatch(j, alike)
         return best
 
     def _similarity(self, i: int, j: int) -> float:
@@ -327,7 +329,7 @@ def _jaccard(left: frozenset[tuple[str, ...]], right: frozenset[tuple[str, ...]]
     return shared / (len(left) + len(right) - shared) if shared else 0.0
 
 
-def _index(texts: list[_Folded], threshold: float, among: Sequence[_Folded] = ()) -> _Index:
+def _index(texts: list[_NormalizedText], threshold: float, among: Sequence[_NormalizedText] = ()) -> _Index:
     """Sign all texts by words, short ones by letters too, and sort them into the buckets of every band.
 
     Texts behind boilerplate are signed by their own words: all of them would be candidates else.

@@ -27,7 +27,7 @@ from harness.data.boilerplate import N
 from harness.data.columns import columns_of, find_roles
 from harness.data.contamination import key
 from harness.data.edit.row_files import new_name
-from harness.data.examples import Sourced
+from harness.data.examples import SourcedExample
 from harness.data.near_duplicates import are_alike, fold_words, nearest, similarity
 from harness.data.readers import Rows, file_of, stream
 from harness.data.shared_grams import Share, largest_shares
@@ -206,8 +206,8 @@ _RECOGNISED = ReadBy()
 
 
 def overlap_notes(
-    training: Sequence[Sourced],
-    evaluated: Sequence[Sourced],
+    training: Sequence[SourcedExample],
+    evaluated: Sequence[SourcedExample],
     where: str,
     with_choices: bool = False,
     encode: Encode | None = None,

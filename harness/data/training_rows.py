@@ -17,7 +17,7 @@ from harness.data import examples as items_of
 from harness.data.contamination import contaminated_rows, fold_text
 from harness.data.edit.mix import Mixture, row_numbers
 from harness.data.edit.sample import draw
-from harness.data.examples import Notes, Sourced
+from harness.data.examples import Notes, SourcedExample
 from harness.data.readers import Row, Rows
 from harness.data.splits import augmented_rows
 from harness.errors import Problem, UserError, gather, refuse
@@ -41,7 +41,7 @@ def load_training_rows(
         UserError: a file cannot be used, has contaminated rows, or is too small for its share.
     """
     notes, problems = Notes([], []), list[Problem]()
-    files: list[list[Sourced]] = []
+    files: list[list[SourcedExample]] = []
     for path in mix.paths if mix else train:
         n_problems = len(problems)
         with gather(problems):
@@ -66,7 +66,7 @@ def load_training_rows(
 
 def _read(
     task: Task, items: TaskItems, path: str, notes: Notes, pairs: bool, problems: list[Problem]
-) -> list[Sourced]:
+) -> list[SourcedExample]:
     """Read what can be used of a file; what is wrong with the other rows is added to `problems`."""
     content = readers.read(path, "train")
     if pairs:
@@ -79,8 +79,8 @@ def _read(
 
 
 def _drop_contaminated(
-    task: Task, items: TaskItems, rows: list[Sourced], path: str, notes: Notes
-) -> list[Sourced]:
+    task: Task, items: TaskItems, rows: list[SourcedExample], path: str, notes: Notes
+) -> list[SourcedExample]:
     """Refuse rows that the task's evaluated files ask too, or leave them out; so those that were set aside.
 
     Raises:
@@ -113,7 +113,7 @@ def _drop_contaminated(
     return kept
 
 
-def _draw_shares(files: Sequence[list[Sourced]], mix: Mix, seed: int) -> list[Sourced]:
+def _draw_shares(files: Sequence[list[SourcedExample]], mix: Mix, seed: int) -> list[SourcedExample]:
     """Draw from every file its share, file by file in the order of each.
 
     Raises:
@@ -132,16 +132,16 @@ def _draw_shares(files: Sequence[list[Sourced]], mix: Mix, seed: int) -> list[So
     ]
 
 
-def _distinct_ids(rows: Sequence[Sourced]) -> list[Sourced]:
+def _distinct_ids(rows: Sequence[SourcedExample]) -> list[SourcedExample]:
     """Number the rows of one id: files may share ids, and a row may be drawn twice; one row is one item."""
-    taken, times, out = {row.example.id for row in rows}, Counter[str](), list[Sourced]()
+    taken, times, out = {row.example.id for row in rows}, Counter[str](), list[SourcedExample]()
     for row in rows:
         ident = row.example.id
         times[ident] += 1
         if times[ident] > 1:
             name = next(name for k in count(times[ident]) if (name := f"{ident}-{k}") not in taken)
             taken.add(name)
-            row = Sourced(replace(row.example, id=name), row.where)
+            row = SourcedExample(replace(row.example, id=name), row.where)
         out.append(row)
     return out
 

@@ -31,7 +31,7 @@ from harness.decision.explain import (
     settling_text,
 )
 from harness.decision.family import Family, Member, family_members, family_of, place_in_family
-from harness.decision.learning_curve import LearningCurve, Trained, learning_curve
+from harness.decision.learning_curve import LearningCurve, TrainingSize, learning_curve
 from harness.decision.next_step import MORE_THAN_FEW, RowsNeeded, fails_gate, too_few
 from harness.decision.results import (
     Action,

@@ -38,15 +38,15 @@ class Number(NamedTuple):
     ends: bool = False
 
 
-class Unlisted(NamedTuple):
+class OptionalNumbers(NamedTuple):
     """Numbers that are left out where their field is None."""
 
     numbers: tuple[Number, ...]
 
 
-def _tokens(who: str, words: str) -> Unlisted:
+def _tokens(who: str, words: str) -> OptionalNumbers:
     parts = (("prompt", "prompt"), ("cached", "cached part"), ("output", "answer"))
-    return Unlisted(
+    return OptionalNumbers(
         tuple(
             Number(f"{said} of a request to {words}, tokens", _COUNT, part, f"{part}_tokens_{who}")
             for part, said in parts
@@ -66,7 +66,7 @@ def _option(kind: str, part: str) -> tuple[Number, ...]:
     )
 
 
-_SPEND = Unlisted(
+_SPEND = OptionalNumbers(
     (
         Number("next best spend", part="text", name="next_best_spend"),
         *_option("test items", "items"),
@@ -96,7 +96,7 @@ class Economics:
     training_cost_usd: Annotated[float | None, Number("training, USD", _USD)] = None
     label_cost_usd: Annotated[float | None, Number("labels of the training examples, USD", _USD)] = None
     rows_cost_usd: Annotated[
-        float | None, Unlisted((Number("training rows that a teacher wrote, USD", _USD),))
+        float | None, OptionalNumbers((Number("training rows that a teacher wrote, USD", _USD),))
     ] = None
     points_per_usd_over_untrained: Annotated[
         PerUsd | None, Number(f"gain over {_UNTRAINED}, {{unit}} per USD of training", ends=True)
@@ -134,14 +134,14 @@ class Economics:
         float | None, Number(f"forecast from which {_TUNED} pays, requests", _NEEDED)
     ] = None
     right_answer_usd: Annotated[
-        float | None, Unlisted((Number("worth of one more right answer, USD", _USD),))
+        float | None, OptionalNumbers((Number("worth of one more right answer, USD", _USD),))
     ] = None
     pays_from_right_answer_usd: Annotated[
         float | None,
-        Unlisted((Number(f"worth of a right answer from which {_TUNED} pays, USD", _USD),)),
+        OptionalNumbers((Number(f"worth of a right answer from which {_TUNED} pays, USD", _USD),)),
     ] = None
     pays_from_point_usd: Annotated[
-        float | None, Unlisted((Number(f"worth of a point from which {_TUNED} pays, USD", _USD),))
+        float | None, OptionalNumbers((Number(f"worth of a point from which {_TUNED} pays, USD", _USD),))
     ] = None
     perfect_information_points: Annotated[
         float | None, Number("worth of knowing the gain exactly, {unit}")
@@ -160,7 +160,7 @@ class Economics:
 def _numbers(f: Field[Any]) -> tuple[Number, ...]:
     """Return what a field lists, each under its name."""
     declared = getattr(f.type, "__metadata__", ())
-    of = [n for one in declared for n in (one.numbers if isinstance(one, Unlisted) else (one,))]
+    of = [n for one in declared for n in (one.numbers if isinstance(one, OptionalNumbers) else (one,))]
     return tuple(n._replace(name=n.name or f.name) for n in of)
 
 
@@ -232,7 +232,7 @@ def listing(of: Economics) -> dict[str, Value]:
     complete = of.alternative is not None and of.fine_tune is not None
     for f in fields(of)[: None if complete else _ALWAYS]:
         value = getattr(of, f.name)
-        optional = any(isinstance(one, Unlisted) for one in getattr(f.type, "__metadata__", ()))
+        optional = any(isinstance(one, OptionalNumbers) for one in getattr(f.type, "__metadata__", ()))
         if value is not None or not optional:
             for number in _numbers(f):
                 out |= _values(number, value)

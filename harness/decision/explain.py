@@ -19,7 +19,7 @@ from harness.decision.results import (
     Action,
     CandidateFacts,
     Case,
-    Standing,
+    FamilyRank,
     failed_seeds,
     gain,
     gain_text,
@@ -310,7 +310,7 @@ def seeds_text(seeds: Sequence[int]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
-def not_shown_text(standing: Standing) -> str:
+def not_shown_text(standing: FamilyRank) -> str:
     """Say that a gate passes alone and not among the candidates that were judged beside it."""
     if standing.p is None:
         return f"of its grid {standing.chosen} is best on validation, and only that one is judged for it"

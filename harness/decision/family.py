@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from harness import plugins, stats
-from harness.decision.results import CandidateFacts, Standing, best, is_fine_tuned, within_budgets
+from harness.decision.results import CandidateFacts, FamilyRank, best, is_fine_tuned, within_budgets
 from harness.spec import Experiment
 
 
@@ -104,9 +104,9 @@ def place_in_family(facts: Sequence[CandidateFacts], family: Family) -> list[Can
     return out
 
 
-def _standing(f: CandidateFacts, m: Member, family: Family) -> Standing:
+def _standing(f: CandidateFacts, m: Member, family: Family) -> FamilyRank:
     stands_for = f.name == m.candidate
-    return Standing(
+    return FamilyRank(
         n=family.size,
         alpha=family.alpha,
         p=m.p if stands_for else None,

@@ -23,7 +23,7 @@ _DRAWS = 1000
 _TIMES = (2, 4)
 
 
-class Trained(NamedTuple):
+class TrainingSize(NamedTuple):
     """One size of the training data, with what training cost and the test rows answered after it."""
 
     n_train: int
@@ -41,7 +41,7 @@ class CurvePoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Ahead:
+class ExpectedGain:
     """Gain that a larger amount of data is expected to bring over all there is now; above 0 is better."""
 
     n_train: int
@@ -57,12 +57,12 @@ class LearningCurve:
 
     candidate: str
     points: tuple[CurvePoint, ...]
-    ahead: tuple[Ahead, ...]
+    ahead: tuple[ExpectedGain, ...]
     exponent: float
 
 
 def learning_curve(
-    candidate: str, trained: Sequence[Trained], metric: Metric, seed: int = 0
+    candidate: str, trained: Sequence[TrainingSize], metric: Metric, seed: int = 0
 ) -> LearningCurve | None:
     """Fit the error over sizes, and say what 2 and 4 times the data would bring.
 
@@ -85,7 +85,7 @@ def learning_curve(
         gains = [_gain(metric, fit, sizes[-1], times) for fit in fits]
         low, high = np.quantile(gains[1], (0.025, 0.975))
         estimate = Estimate(float(gains[0][0]), float(low), float(high), n_items, better)
-        ahead.append(Ahead(times * sizes[-1], estimate))
+        ahead.append(ExpectedGain(times * sizes[-1], estimate))
     points = tuple(CurvePoint(t.n_train, comparison.estimate(metric, t.rows), t.cost_usd) for t in ordered)
     return LearningCurve(candidate, points, tuple(ahead), float(fits[0].exponent[0]))
 

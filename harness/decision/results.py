@@ -43,7 +43,7 @@ _ALTERNATIVES = {
 }
 
 
-class Standing(NamedTuple):
+class FamilyRank(NamedTuple):
     """Place of a fine-tune in the family of `n` members that were judged on the same items.
 
     `p` is that of its rules alone, None where one is not shown, `p_adjusted` by Holm over the family, `level`
@@ -157,7 +157,7 @@ class CandidateFacts:
     several: SeveralAnswers | None = None
     over_items: ItemVariances | None = None
     training: TrainingRecord = field(default_factory=TrainingRecord)
-    standing: Standing | None = None
+    standing: FamilyRank | None = None
     corrected: Verdict | None = None
     labels_missing: int = 0
     wins: Wins | None = None
@@ -354,7 +354,7 @@ def action_of(run: CandidateFacts) -> Action:
     return "few-shot" if "few_shot" in run.prompting else "prompt"
 
 
-class Missing(NamedTuple):
+class MissingAlternative(NamedTuple):
     """A fair alternative that was not measured; `failed` names the candidates that would have been it."""
 
     what: str
@@ -368,7 +368,7 @@ class Missing(NamedTuple):
 
 def missing_alternatives(
     facts: Iterable[CandidateFacts], closed_labels: bool, has_documents: bool
-) -> tuple[Missing, ...]:
+) -> tuple[MissingAlternative, ...]:
     """Name the fair alternatives that the target allows and nobody measured on the base itself."""
     needed = ["prompt", "fixed", "knn"]
     needed += ["rank", "classifier"] if closed_labels else []
@@ -382,10 +382,13 @@ def missing_alternatives(
             for kind in _kinds(run):
                 failed.setdefault(kind, []).append(run.name)
     lacking = (kind for kind in needed if kind not in there)
-    return tuple(Missing(_ALTERNATIVES[kind], tuple(dict.fromkeys(failed.get(kind, ())))) for kind in lacking)
+    return tuple(
+        MissingAlternative(_ALTERNATIVES[kind], tuple(dict.fromkeys(failed.get(kind, ()))))
+        for kind in lacking
+    )
 
 
-def missing_step(missing: Iterable[Missing], failed: Iterable[str] = ()) -> str:
+def missing_step(missing: Iterable[MissingAlternative], failed: Iterable[str] = ()) -> str:
     """Say what to do about alternatives that were not measured: mend those that failed, add the others.
 
     `failed` names what is to be mended besides them.
@@ -428,7 +431,7 @@ class Case(NamedTuple):
     alternative: CandidateFacts | None
     winner: CandidateFacts | None
     strongest: CandidateFacts | None
-    missing: tuple[Missing, ...]
+    missing: tuple[MissingAlternative, ...]
     curve: LearningCurve | None = None
     win_rate: float | None = None
     by_metric: Mapping[str, Comparison | None] | None = None

@@ -13,7 +13,7 @@ import numpy as np
 
 from harness.config.rubrics import is_judged
 from harness.errors import Problem, Unscored, UserError
-from harness.evaluation.rows.sampled_answers import Asked, draw_answers, settle
+from harness.evaluation.rows.sampled_answers import ItemPrompt, draw_answers, settle
 from harness.metrics import Metric, Parts, extremes, normalize
 from harness.metrics._refusals import is_refusal
 from harness.models.hf import Candidate
@@ -194,7 +194,7 @@ def _whole_texts(block: _Block, left: Sequence[int]) -> _Outputs:
 def _generate(block: _Block, left: Sequence[int]) -> _Outputs:
     candidate, job, examples, items = block
     if job.decoding is not None:
-        asked = [Asked(examples[i], items[i].context) for i in left]
+        asked = [ItemPrompt(examples[i], items[i].context) for i in left]
         return dict(zip(left, draw_answers(candidate, job.task, job.decoding, asked), strict=True))
     limits = Limits(job.task.max_new_tokens, job.task.stop)
     answers = candidate.generate([items[i].context.context for i in left], limits) if left else []
@@ -254,7 +254,7 @@ def _asked(example: Example) -> str:
     return f"{example.earlier}\nuser: {example.prompt}" if example.earlier else example.prompt
 
 
-class Scored(NamedTuple):
+class AnswerScore(NamedTuple):
     """Scores of an answer: its status, its parts by metric, and why it or a score is not there."""
 
     status: Status
@@ -263,7 +263,7 @@ class Scored(NamedTuple):
 
 
 def answer_fields(
-    job: Job, references: Sequence[str], output: Output, score: "Callable[[Output], Scored]"
+    job: Job, references: Sequence[str], output: Output, score: "Callable[[Output], AnswerScore]"
 ) -> dict[str, Any]:
     """Return the fields of a row that follow from what was answered and how that is scored.
 
@@ -288,7 +288,7 @@ def answer_fields(
     }
 
 
-def _sample(index: int, output: Output, scored: "Scored") -> Sample:
+def _sample(index: int, output: Output, scored: "AnswerScore") -> Sample:
     return Sample(
         index,
         output.text,
@@ -303,7 +303,7 @@ def _sample(index: int, output: Output, scored: "Scored") -> Sample:
     )
 
 
-def score_output(job: Job, example: Example, output: Output) -> Scored:
+def score_output(job: Job, example: Example, output: Output) -> AnswerScore:
     """Say what became of an answer, and score it; a score that is no finite number is none.
 
     An answer that the primary metric cannot score has failed.
@@ -325,10 +325,10 @@ def score_output(job: Job, example: Example, output: Output) -> Scored:
         if known is not None:
             _refuse_out_of_bounds(job, name, known, example)
     if status == "error":
-        return Scored(status, parts, output.error)
+        return AnswerScore(status, parts, output.error)
     said = [*unscored.values(), *filter(None, [_not_finite_text(not_finite, example)])]
     failed = bool(unscored) and job.task.primary_metric in unscored
-    return Scored("error" if failed else status, parts, "; ".join(said))
+    return AnswerScore("error" if failed else status, parts, "; ".join(said))
 
 
 def _not_finite_text(names: Sequence[str], example: Example) -> str:

@@ -19,7 +19,7 @@ from harness.errors import CandidateFailed, Problem, UserError
 from harness.evaluation import lm_eval
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.contamination.leaks import refuse_or_note
-from harness.evaluation.session import Fold, Measured, Session, join_items
+from harness.evaluation.session import Fold, MeasuredTask, Session, join_items
 from harness.formatting import count, percent
 from harness.records import digest
 from harness.spec import Experiment, Recipe
@@ -33,7 +33,7 @@ def training_key(recipe: Recipe) -> str:
     return digest([plugins.method(recipe.method).draws_from, recipe.train, mix, recipe.corrupt])
 
 
-def training_data(session: Session, recipe: Recipe) -> Measured:
+def training_data(session: Session, recipe: Recipe) -> MeasuredTask:
     """Return the target with the rows that a recipe trains on.
 
     Raises:
@@ -48,10 +48,10 @@ def training_data(session: Session, recipe: Recipe) -> Measured:
 def read_training_rows(
     experiment: Experiment,
     items: Mapping[str, TaskItems],
-    catalogue: Mapping[str, lm_eval.Found],
+    catalogue: Mapping[str, lm_eval.LmEvalTask],
     n_pairs: int | None = None,
     encode: Encode | None = None,
-) -> dict[str, Measured]:
+) -> dict[str, MeasuredTask]:
     """Read the rows of every candidate that does not train on the target's own, by their keys.
 
     At most `n_pairs` preference pairs of each file are kept. With `encode` leaks are looked for by embeddings
@@ -60,7 +60,7 @@ def read_training_rows(
     Raises:
         UserError: with the problems of all candidates at once.
     """
-    out: dict[str, Measured] = {}
+    out: dict[str, MeasuredTask] = {}
     problems: list[Problem] = []
     for name, recipe in experiment.candidates.items():
         key = training_key(recipe)
@@ -80,7 +80,7 @@ def read_training_rows(
 def read_folds(
     experiment: Experiment,
     items: Mapping[str, TaskItems],
-    catalogue: Mapping[str, lm_eval.Found],
+    catalogue: Mapping[str, lm_eval.LmEvalTask],
     n_pairs: int | None = None,
 ) -> tuple[Fold, ...]:
     """Return the folds of the target with the rows of every candidate in each; none where it has none.
@@ -102,7 +102,7 @@ def _read(
     name: str,
     recipe: Recipe,
     items: Mapping[str, TaskItems],
-    catalogue: Mapping[str, lm_eval.Found],
+    catalogue: Mapping[str, lm_eval.LmEvalTask],
     n_pairs: int | None,
     encode: Encode | None,
 ) -> TaskItems:

@@ -15,11 +15,11 @@ from harness import plugins
 from harness.data import Split, TaskItems, readers, splits, task_version
 from harness.data import examples as items_of
 from harness.data.contamination import fold_text, key
-from harness.data.examples import Notes, Sourced
+from harness.data.examples import Notes, SourcedExample
 from harness.data.readers import Rows
 from harness.errors import Problem, UserError
 from harness.evaluation.rows.row_sets import RowSet, prompting_step, target_sets
-from harness.evaluation.session import Changed, Measured, Session
+from harness.evaluation.session import ChangedFacts, MeasuredTask, Session
 from harness.records import Document, Example
 from harness.spec import Recipe, Task
 from harness.training import Weights
@@ -27,7 +27,7 @@ from harness.training import Weights
 OUTDATED = "outdated"  # the field of what was right before
 
 
-def read_changes(task: Task, items: TaskItems, training: Iterable[TaskItems] = ()) -> Changed | None:
+def read_changes(task: Task, items: TaskItems, training: Iterable[TaskItems] = ()) -> ChangedFacts | None:
     """Read the items and documents of a task that changed; None where it names none.
 
     `training` holds what candidates train on in place of the target's rows.
@@ -57,18 +57,20 @@ def read_changes(task: Task, items: TaskItems, training: Iterable[TaskItems] = (
         Problem(row.where, said, "an item that no candidate trains on", "remove it from the training rows")
         for row, said in _find_answered(kept, [row for of in training for row in of.sourced("train")])
     ]
-    problems += items_of.unknown_documents([items_of.Kept(kept, [])], documents) if documents else []
+    problems += items_of.unknown_documents([items_of.SplitExamples(kept, [])], documents) if documents else []
     capped = readers.cap_problems(problems, content.shown, "items that cannot be used")
     if unusable or capped:
         raise UserError([*unusable, *capped])
     n = min((n for n in (task.data.limits.test, task.limit) if n is not None), default=None)
     drawn = splits.draw(kept, n, random.Random(f"{task.name}/changes"))
-    return Changed(
+    return ChangedFacts(
         drawn, documents, _earlier_answers(content, kept, [*items.train, *items.validation, *items.test])
     )
 
 
-def _find_answered(kept: Sequence[Sourced], known: Sequence[Sourced]) -> Iterator[tuple[Sourced, str]]:
+def _find_answered(
+    kept: Sequence[SourcedExample], known: Sequence[SourcedExample]
+) -> Iterator[tuple[SourcedExample, str]]:
     """Yield the items whose question has the same answer in other rows, and which row that is."""
     answers = {
         (key(row.example), fold_text(answer)): row for row in known for answer in row.example.references
@@ -80,7 +82,7 @@ def _find_answered(kept: Sequence[Sourced], known: Sequence[Sourced]) -> Iterato
 
 
 def _earlier_answers(
-    content: Rows, kept: Sequence[Sourced], known: Sequence[Example]
+    content: Rows, kept: Sequence[SourcedExample], known: Sequence[Example]
 ) -> dict[str, tuple[str, ...]]:
     """Map changed items to what was right before: as their rows say, else as the target's own rows do."""
     fields = {row.where: row.fields.get(OUTDATED) for row in content.rows}
@@ -101,18 +103,18 @@ def retrieves(recipe: Recipe) -> bool:
     )
 
 
-def before_refresh(session: Session) -> Measured:
+def before_refresh(session: Session) -> MeasuredTask:
     """Return the changed items as candidates answer them with the documents that there were."""
     return _changed_part(session, "changed", session.target.items.documents)
 
 
-def after_refresh(session: Session) -> Measured:
+def after_refresh(session: Session) -> MeasuredTask:
     """Return the changed items as candidates that retrieve answer them with the new documents."""
     changed = session.changed
     return _changed_part(session, "refreshed", changed.documents if changed else ())
 
 
-def _changed_part(session: Session, name: str, documents: tuple[Document, ...]) -> Measured:
+def _changed_part(session: Session, name: str, documents: tuple[Document, ...]) -> MeasuredTask:
     target, changed = session.target, session.changed
     task = target.task.model_copy(update={"name": f"{target.task.name}-{name}"})
     items = replace(target.items, test=changed.items if changed else (), documents=documents)

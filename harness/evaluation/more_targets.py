@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from harness import plugins
 from harness.evaluation.rows.row_sets import RowSet, target_sets
-from harness.evaluation.session import Measured, Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.models import openai_api
 from harness.spec import MEAN_LOGPROB, Recipe
 from harness.training import Weights
@@ -27,7 +27,7 @@ def more_test_sets(session: Session, recipe: Recipe, weights: Weights, seed: int
     return sorted(tests, key=lambda rows: rows.name)
 
 
-def can_answer(recipe: Recipe, weights: Weights, measured: Measured) -> bool:
+def can_answer(recipe: Recipe, weights: Weights, measured: MeasuredTask) -> bool:
     """Tell whether a task has what a recipe's prompts, answers and draws need; of a classifier it has not.
 
     Labels that are ranked are the task's own, and an answer that a judge chooses is chosen by one of the

@@ -17,15 +17,15 @@ from typing import Any, TypeVar
 from harness import provenance, store
 from harness.config.files import is_shipped
 from harness.data import suite_contamination
-from harness.evaluation import Job, Scored, answer_fields, score_output
+from harness.evaluation import AnswerScore, Job, answer_fields, score_output
 from harness.evaluation.candidates import refuse_damaged
 from harness.evaluation.control_arm import measure_once, origin
 from harness.evaluation.costs import Work
-from harness.evaluation.judges.grade_reading import GradeReader, Ungraded
+from harness.evaluation.judges.grade_reading import GradeReader, UngradedAnswer
 from harness.evaluation.openers import OPENERS
 from harness.evaluation.rows.answer_rewards import Rewards, ask_rewards, stored_rewards
 from harness.evaluation.rows.row_sets import RowSet, is_there, work_of
-from harness.evaluation.session import Measured, Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.models import openai_api
 from harness.models.batching import common_length
 from harness.models.hardware import cpu_kernels, load
@@ -120,7 +120,7 @@ def _is_public(task: Task) -> bool:
     return bool(task.lm_eval) or shipped
 
 
-def _is_of_target(session: Session, m: Measured) -> bool:
+def _is_of_target(session: Session, m: MeasuredTask) -> bool:
     """Tell whether an item of a task is one of the target's: by its id, or by what it asks."""
     held = [
         example
@@ -173,7 +173,7 @@ def answer(
 
 
 def rescore_stored(
-    session: Session, sets: Iterable[RowSet], ungraded: list[Ungraded] | None = None
+    session: Session, sets: Iterable[RowSet], ungraded: list[UngradedAnswer] | None = None
 ) -> list[RowSet]:
     """Score again what was answered before under other metrics; returns the sets that need a model.
 
@@ -187,7 +187,7 @@ def rescore_stored(
 
 
 def score_by_grades(
-    rows: RowSet, answered: Sequence[SampleResult], ungraded: list[Ungraded]
+    rows: RowSet, answered: Sequence[SampleResult], ungraded: list[UngradedAnswer]
 ) -> list[SampleResult]:
     """Score answers to some of a set's items by the grades there are; what no judge scores stays as it is.
 
@@ -207,7 +207,7 @@ def score_by_grades(
 
 
 def _rescore(
-    session: Session, rows: RowSet, known: Iterable[RowsIdentity], ungraded: list[Ungraded] | None
+    session: Session, rows: RowSet, known: Iterable[RowsIdentity], ungraded: list[UngradedAnswer] | None
 ) -> bool:
     """Score again every stored block of the same answers; says whether the set is then complete."""
     wanted = rows.identity
@@ -255,7 +255,7 @@ def _row(
     samples = tuple(replace(_output(one), mean_logprob=one.mean_logprob) for one in row.samples)
     output = replace(_output(row), gold_logprob=row.gold_logprob, gold_bytes=row.gold_bytes, samples=samples)
 
-    def score(one: Output) -> Scored:
+    def score(one: Output) -> AnswerScore:
         scored = score_output(job, example, one)
         scored = scored._replace(parts={**scored.parts, **rewards.get((example.id, one.text), {})})
         if unreadable := grades.unreadable.pop(example.id, {}):

@@ -20,7 +20,7 @@ from harness.errors import CandidateFailed
 from harness.evaluation import Job, costs, encode_block, evaluate_block, in_order
 from harness.evaluation.candidates import ResolvedCandidate, resolve, resolve_candidates
 from harness.evaluation.costs.pace import Kind, Pace, read_pace, record_pace
-from harness.evaluation.judges import Judged
+from harness.evaluation.judges import JudgedMetric
 from harness.metrics import Metric, load_metrics
 from harness.models import hub, oom, vllm
 from harness.models.devices.two_layer_copy import copied_engine
@@ -40,7 +40,7 @@ from harness.training import Weights
 UNKNOWN = ("unknown", "unknown")  # engine and layout of a base that nobody has loaded here
 
 
-class Measured(NamedTuple):
+class MeasuredTask(NamedTuple):
     """A task of a suite with its items, each split's version, its metrics, and how a block of it is asked.
 
     `encode` makes its token ids of a candidate, a job and the block's number, and `evaluate` takes them.
@@ -58,7 +58,7 @@ class Measured(NamedTuple):
     encode: Callable[[Candidate, Job, int], Any] = encode_block
     evaluate: Callable[..., list[SampleResult]] = evaluate_block
     weights: Mapping[str, float] | None = None
-    judged: Mapping[str, Judged] = {}
+    judged: Mapping[str, JudgedMetric] = {}
 
     def size(self, split: Split) -> int:
         """Count the items of a split that are asked."""
@@ -75,7 +75,7 @@ class Measured(NamedTuple):
             return self.items.test if split == "test" else ()
         return in_order(getattr(self.items, split), self.versions[split])
 
-    def without_judges(self) -> "Measured":
+    def without_judges(self) -> "MeasuredTask":
         """Return the task as it is answered, before a judge has graded anything."""
         kept = tuple(name for name in self.task.metrics if not is_judged(name))
         task = self.task.model_copy(update={"metrics": kept, "primary": ""})
@@ -83,7 +83,7 @@ class Measured(NamedTuple):
         return self._replace(task=task, metrics=metrics, judged={})
 
 
-class Changed(NamedTuple):
+class ChangedFacts(NamedTuple):
     """Items of the target whose right answer changed, the documents as they are now, and former answers.
 
     `outdated` maps ids of items to their former answers, as far as these are known.
@@ -97,8 +97,8 @@ class Changed(NamedTuple):
 class Fold(NamedTuple):
     """A fold of the target: the items it trains on and tests, and candidates' own training rows there."""
 
-    target: Measured
-    training: Mapping[str, Measured]
+    target: MeasuredTask
+    training: Mapping[str, MeasuredTask]
 
 
 class Host(Protocol):
@@ -168,8 +168,8 @@ class Session:
     store: Store
     source: ModelSource
     machine: Machine
-    target: Measured
-    suites: tuple[Measured, ...]
+    target: MeasuredTask
+    suites: tuple[MeasuredTask, ...]
     progress: Progress
     sources: Mapping[str, ModelSource] = field(default_factory=dict)
     candidates: Mapping[str, ResolvedCandidate] = field(default_factory=dict)
@@ -180,17 +180,17 @@ class Session:
     slot: EngineSlot = field(default_factory=EngineSlot)
     paces: dict[int, Pace] = field(default_factory=dict)
     timed: dict[str, float] = field(default_factory=dict)
-    training: Mapping[str, Measured] = field(default_factory=dict)
+    training: Mapping[str, MeasuredTask] = field(default_factory=dict)
     folds: Sequence[Fold] = ()
     dry_run: bool = False
     failures: dict[tuple[str, int], Exception] = field(default_factory=dict)
     is_worker: bool = False
-    changed: Changed | None = None
-    more_targets: tuple[Measured, ...] = ()
+    changed: ChangedFacts | None = None
+    more_targets: tuple[MeasuredTask, ...] = ()
     judging: Mapping[str, Weights | str] = field(default_factory=dict)
 
     @property
-    def tasks(self) -> tuple[Measured, ...]:
+    def tasks(self) -> tuple[MeasuredTask, ...]:
         """The target, more targets, then the tasks of the suites."""
         return (self.target, *self.more_targets, *self.suites)
 
@@ -300,7 +300,7 @@ class Session:
         return [name for name, source in bases.items() if self.engine(source) == UNKNOWN]
 
 
-def join_items(task: Task, role: Role, suite: str, items: TaskItems) -> Measured:
+def join_items(task: Task, role: Role, suite: str, items: TaskItems) -> MeasuredTask:
     """Join a task with its items, their versions and its metrics."""
     versions = {split: task_version(task, items, split) for split in SPLITS}
-    return Measured(task, role, suite, items, versions, load_metrics(task))
+    return MeasuredTask(task, role, suite, items, versions, load_metrics(task))

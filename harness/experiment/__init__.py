@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from harness import config, gating, metrics, store
-from harness.config import Loaded
+from harness.config import LoadedExperiment
 from harness.decision import apply_budgets, best_untrained, strongest
 from harness.errors import CandidateFailed, IncompatibleRuns, UserError, refuse
 from harness.evaluation import judges
@@ -23,7 +23,7 @@ from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
 from harness.experiment.analysis import report_of
-from harness.experiment.analysis.gate_results import Settled, judge_runs
+from harness.experiment.analysis.gate_results import InterimVerdict, judge_runs
 from harness.experiment.analysis.human_labels import reached_facts
 from harness.experiment.analysis.run_remarks import list_remarks, prompting_notes
 from harness.experiment.analysis.target_wins import judge_of_pairs, judge_pairs
@@ -63,7 +63,7 @@ from harness.experiment.weights.prompt_search import choose_prompts
 from harness.formatting import count, pluralize
 from harness.models.hardware import Load, load
 from harness.models.hub import ModelSource
-from harness.progress import Progress, Silent
+from harness.progress import Progress, SilentProgress
 from harness.records import Run
 from harness.report import ExperimentReport, live_line
 
@@ -94,7 +94,7 @@ def compare(
     loaded = config.load(Path(path), overrides, candidates)
     refuse_many(loaded, yes=yes)
     scope = Scope(limit, quick, fewer_items)
-    session = prepare_session(loaded, scope, progress or Silent())
+    session = prepare_session(loaded, scope, progress or SilentProgress())
     return run_all(
         session,
         loaded,
@@ -107,7 +107,7 @@ def compare(
 
 def run_all(
     session: Session,
-    loaded: Loaded,
+    loaded: LoadedExperiment,
     *,
     smoke: bool,
     learning_curve: bool = False,
@@ -195,7 +195,7 @@ def _settings(session: Session) -> Settings:
 
 
 def _refuse_forbidden(
-    session: Session, loaded: Loaded, ordered: Sequence[RunRequest], found: Sequence[Run | None]
+    session: Session, loaded: LoadedExperiment, ordered: Sequence[RunRequest], found: Sequence[Run | None]
 ) -> None:
     """Refuse to begin where the key or the client of an endpoint is missing, or answers may not be scored."""
     open_ = _open_places(loaded, ordered, found)
@@ -208,7 +208,7 @@ def _refuse_forbidden(
     refuse([*key_problems(session, open_), *judges.key_problems(judged), *forbidden])
 
 
-def refuse_sensitive(session: Session, loaded: Loaded, found: Sequence[Run | None]) -> None:
+def refuse_sensitive(session: Session, loaded: LoadedExperiment, found: Sequence[Run | None]) -> None:
     """Refuse to plan what would send sensitive rows to somebody else's server.
 
     Raises:
@@ -219,7 +219,7 @@ def refuse_sensitive(session: Session, loaded: Loaded, found: Sequence[Run | Non
 
 
 def _open_places(
-    loaded: Loaded, ordered: Sequence[RunRequest], found: Sequence[Run | None]
+    loaded: LoadedExperiment, ordered: Sequence[RunRequest], found: Sequence[Run | None]
 ) -> dict[str, str]:
     """Map the selected candidates of which a run is not done to where each is written."""
     pairs = zip(ordered, found, strict=True)
@@ -302,7 +302,7 @@ def _keep_settled(session: Session, runs: Sequence[Run]) -> None:
     for f in judged.facts:
         open_ = f.trained and f.verdict and f.run_id not in session.settled
         if open_ and fewer.is_settled(ExperimentReport(*named, (f,))):
-            session.settled[f.run_id] = Settled(judged.results[f.run_id], f.corrected, alpha, n)
+            session.settled[f.run_id] = InterimVerdict(judged.results[f.run_id], f.corrected, alpha, n)
 
 
 def _settled_early(session: Session, runs: Sequence[Run]) -> list[str]:

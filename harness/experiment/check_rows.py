@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from harness import stats
 from harness.data import formats, readers
-from harness.data.check import MOST_MODELLED, Finding, Given, Tokenizer, check_rows
-from harness.data.check._table import Reading, Table, read_table
+from harness.data.check import MOST_MODELLED, CheckContext, Finding, Tokenizer, check_rows
+from harness.data.check._table import ReadingOptions, Table, read_table
 from harness.data.column_types import Column, count_cells, mixed_columns
 from harness.data.columns import columns_of, option_text
 from harness.data.examples import unusable_templates
@@ -21,7 +21,7 @@ from harness.data.overlap import open_encoder
 from harness.errors import Problem, UserError, as_argument, did_you_mean, gather, refuse
 from harness.experiment.scaffold.recognition import Request, absolute, look
 from harness.models import hub
-from harness.progress import Advance, Progress, Silent
+from harness.progress import Advance, Progress, SilentProgress
 from harness.report.findings import short_lines
 from harness.report.findings.command_chain import fill_commands
 from harness.spec import Fields, Task
@@ -54,7 +54,7 @@ class RowCheck(NamedTuple):
     pages: Mapping[str, str] = MappingProxyType({})
 
 
-class Checked(NamedTuple):
+class CheckReport(NamedTuple):
     """The rows and what was found of them, the worst first."""
 
     table: Table
@@ -68,7 +68,7 @@ class Brief(NamedTuple):
     command: str
 
 
-def examine_rows(asked: RowCheck, progress: Progress | None = None) -> Checked:
+def examine_rows(asked: RowCheck, progress: Progress | None = None) -> CheckReport:
     """Read the files and run the checks.
 
     Raises:
@@ -91,7 +91,7 @@ def _refuse_twice(files: Sequence[str]) -> None:
         raise UserError(Problem(", ".join(twice), "a file that is named twice", "every file once"))
 
 
-def _reading_of_test(asked: RowCheck, reading: Reading) -> Reading:
+def _reading_of_test(asked: RowCheck, reading: ReadingOptions) -> ReadingOptions:
     """Read test rows as the others, but by their own layout or columns where these are others."""
     if not asked.test:
         return reading
@@ -109,18 +109,23 @@ def _reading_of_test(asked: RowCheck, reading: Reading) -> Reading:
 
 
 def examine_table(
-    asked: RowCheck, reading: Reading, of_test: Reading | None = None, progress: Progress | None = None
-) -> Checked:
+    asked: RowCheck,
+    reading: ReadingOptions,
+    of_test: ReadingOptions | None = None,
+    progress: Progress | None = None,
+) -> CheckReport:
     """Run the checks on files whose rows are read in a known way, `of_test` where test rows are in another.
 
     Raises:
         UserError: with the problems of all files at once.
     """
-    with (progress or Silent()).stage(f"checking {', '.join(asked.files)}") as advance:
+    with (progress or SilentProgress()).stage(f"checking {', '.join(asked.files)}") as advance:
         return _examine(asked, reading, of_test, advance)
 
 
-def _examine(asked: RowCheck, reading: Reading, of_test: Reading | None, advance: Advance) -> Checked:
+def _examine(
+    asked: RowCheck, reading: ReadingOptions, of_test: ReadingOptions | None, advance: Advance
+) -> CheckReport:
     encode = open_encoder(asked.embeddings, "--embeddings") if asked.embeddings else None
     problems: list[Problem] = []
     tables: list[Table] = []
@@ -130,11 +135,11 @@ def _examine(asked: RowCheck, reading: Reading, of_test: Reading | None, advance
     refuse(problems)
     test = tables[1] if asked.test else None
     tokenizer = tokenizer_of(asked.base) if asked.base else None
-    given = Given(test, tokenizer, detectable, asked.most, encode)
+    given = CheckContext(test, tokenizer, detectable, asked.most, encode)
     found = check_rows(tables[0], given, asked.only, advance)
     columns, named = tables[0].columns, (reading.named, reading.columns)
     pages = {readers.display_path(absolute(path)): option for path, option in asked.pages.items()}
-    return Checked(tables[0], tuple(fill_commands(found, tables[0].files, *named, columns, pages)))
+    return CheckReport(tables[0], tuple(fill_commands(found, tables[0].files, *named, columns, pages)))
 
 
 def check_briefly(asked: RowCheck, progress: Progress | None = None) -> Brief:
@@ -161,7 +166,7 @@ def examine_target(
     most: int = MOST_MODELLED,
     embeddings: str | None = None,
     progress: Progress | None = None,
-) -> Checked:
+) -> CheckReport:
     """Check a task's training rows as the task reads them, held against its test rows.
 
     Raises:
@@ -170,7 +175,7 @@ def examine_target(
     asked = _of_task(task)._replace(most=most, embeddings=embeddings)
     first = _first_rows([absolute(path) for path in asked.files])
     named = {"prompt": asked.prompt, "reference": asked.reference}
-    reading = Reading(task, formats.layout_of(task, first), usual_source=usual_source(first), **named)
+    reading = ReadingOptions(task, formats.layout_of(task, first), usual_source=usual_source(first), **named)
     tested = _first_rows([absolute(path) for path in asked.test]) if asked.test else first
     return examine_table(asked, reading, reading._replace(layout=formats.layout_of(task, tested)), progress)
 
@@ -183,14 +188,14 @@ def _of_task(task: Task) -> RowCheck:
     return RowCheck(files, tested, prompt=prompt, reference=reference, pages=dict.fromkeys(files, ""))
 
 
-def _brief(asked: RowCheck, checked: Checked) -> Brief:
+def _brief(asked: RowCheck, checked: CheckReport) -> Brief:
     words = list(map(as_argument, checked.table.files))
     words += ["--test", as_argument(readers.display_path(asked.test[0]))] if asked.test else []
     words += map(shlex.quote, checked.table.reading.named)
     return Brief(tuple(short_lines(checked.findings)), f"harness data check {' '.join(words)}")
 
 
-def recognise(asked: RowCheck, first: readers.Rows) -> Reading:
+def recognise(asked: RowCheck, first: readers.Rows) -> ReadingOptions:
     """Recognise layout and columns by the first rows; rows of one text alone are texts to read.
 
     Raises:
@@ -209,7 +214,7 @@ def recognise(asked: RowCheck, first: readers.Rows) -> Reading:
         fields = {"reference": field}
         task = Task.model_validate({**_TASK, "kind": "bits_per_byte", "fields": fields})
         refuse(unusable_templates(task.fields, first))
-        return Reading(task)
+        return ReadingOptions(task)
     seen = look(request, first)
     task = Task.model_validate({**_TASK, "fields": seen.fields})
     layout = formats.layout_of(task, first)
@@ -217,7 +222,7 @@ def recognise(asked: RowCheck, first: readers.Rows) -> Reading:
     usual = usual_source(first) if len(asked.files) == 1 else None
     usual = None if usual in read_by else usual
     named_columns = (asked.source, asked.date, asked.prompt, asked.reference)
-    return Reading(task, layout, *named_columns, usual, asked.date_format)
+    return ReadingOptions(task, layout, *named_columns, usual, asked.date_format)
 
 
 def usual_source(first: readers.Rows) -> str | None:

@@ -15,8 +15,8 @@ from harness.decision import passes_alone
 from harness.errors import IncompatibleRuns
 from harness.evaluation.rows import sampling
 from harness.evaluation.rows.row_sets import rows_version
-from harness.evaluation.rows.sampling import Plan, Pool
-from harness.evaluation.session import Measured, Session
+from harness.evaluation.rows.sampling import Pool, SamplingPlan
+from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.analysis import report_of
 from harness.experiment.preparation.planned_work import measured_bases
 from harness.experiment.runs.run_candidate import make_run
@@ -26,7 +26,7 @@ from harness.experiment.weights.candidate_weights import stored_weights
 from harness.formatting import count
 from harness.gating import Verdict
 from harness.gating.verdict import is_relative, margin_share
-from harness.progress import Prefixed
+from harness.progress import PrefixedProgress
 from harness.records import BLOCK, Run, SampleResult, SamplingRecord, digest
 from harness.report import ExperimentReport
 from harness.spec import Experiment, Recipe
@@ -38,7 +38,7 @@ _SETTLED_BY_ITEMS = ("macro", "each", "critical", "validity", "mode collapse")
 class InterimAnalysis(NamedTuple):
     """One interim analysis: the suites with their sampled items, its description, and its record."""
 
-    suites: tuple[Measured, ...]
+    suites: tuple[MeasuredTask, ...]
     said: str
     sampling: SamplingRecord
 
@@ -68,7 +68,7 @@ def run_interim_analyses(
     progress = session.progress
     for analysis in analyses:
         narrow(session, analysis)
-        session.progress = Prefixed(progress, f"{analysis.name}: ")
+        session.progress = PrefixedProgress(progress, f"{analysis.name}: ")
         settled = set(session.settled)
         runs = make_all()
         for run in runs:
@@ -142,13 +142,13 @@ def _is_settled(verdict: Verdict) -> bool:
     return "fail" in outcomes or "inconclusive" not in outcomes
 
 
-def _counts(m: Measured) -> bool:
+def _counts(m: MeasuredTask) -> bool:
     """Tell whether a task may count in the macro."""
     reported = m.task.kind == "bits_per_byte" or not m.primary.higher_is_better
     return m.role == "capability" and not reported and isfinite(m.primary.range.span)
 
 
-def _pool(session: Session, m: Measured, rows: Sequence[SampleResult]) -> Pool | None:
+def _pool(session: Session, m: MeasuredTask, rows: Sequence[SampleResult]) -> Pool | None:
     critical = {m.task.name, m.suite} & set(session.experiment.gate.critical)
     if critical or not _counts(m):
         return None
@@ -164,18 +164,22 @@ def _margin(session: Session, rows: Mapping[str, Sequence[SampleResult]], pools:
     return margin_share(margin) * max(sum(skills) / len(skills), _LEAST_SKILL)
 
 
-def _skill(m: Measured, rows: Sequence[SampleResult]) -> float:
+def _skill(m: MeasuredTask, rows: Sequence[SampleResult]) -> float:
     scores = [parts[0] for row in rows if (parts := row.parts[m.primary.name]) is not None]
     return sum(scores) / len(scores) - m.task.chance
 
 
-def _order(session: Session, name: str, pool: Pool, plan: Plan) -> tuple[str, ...]:
+def _order(session: Session, name: str, pool: Pool, plan: SamplingPlan) -> tuple[str, ...]:
     seed = int(digest([name, session.source.weights_digest, session.experiment.seeds[0]]), 16)
     return sampling.in_order(pool, plan.drawn[name], seed)
 
 
 def _interim_analysis(
-    session: Session, plan: Plan, pools: Mapping[str, Pool], orders: Mapping[str, tuple[str, ...]], k: int
+    session: Session,
+    plan: SamplingPlan,
+    pools: Mapping[str, Pool],
+    orders: Mapping[str, tuple[str, ...]],
+    k: int,
 ) -> InterimAnalysis:
     suites = tuple(
         _sample_task(m, pools[m.task.name], plan.drawn[m.task.name][k], orders[m.task.name])
@@ -196,7 +200,9 @@ def _interim_analysis(
     return InterimAnalysis(suites, said, record)
 
 
-def _sample_task(m: Measured, pool: Pool, drawn: Mapping[str, int], order: tuple[str, ...]) -> Measured:
+def _sample_task(
+    m: MeasuredTask, pool: Pool, drawn: Mapping[str, int], order: tuple[str, ...]
+) -> MeasuredTask:
     """Cut a task to the items of an analysis; its version names the whole order, so all share their rows.
 
     Where an analysis ends within a block it has rows of its own: a block that grew would be another batch.

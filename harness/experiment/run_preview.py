@@ -6,7 +6,7 @@ Invariant: nothing is computed, and no model is loaded.
 from collections.abc import Iterable, Sequence
 
 from harness import gating
-from harness.config import Loaded
+from harness.config import LoadedExperiment
 from harness.config.recipe_lint import lint
 from harness.decision import family_of
 from harness.errors import Problem, UserError
@@ -26,7 +26,7 @@ from harness.records import Run
 MANY = 64  # candidates
 
 
-def refuse_many(loaded: Loaded, *, yes: bool) -> None:
+def refuse_many(loaded: LoadedExperiment, *, yes: bool) -> None:
     """Ask before a grid grows into more candidates than anybody meant.
 
     Raises:

@@ -15,7 +15,7 @@ from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.evaluation import lm_eval
 from harness.evaluation.candidates import base_weights, resolve_candidates
 from harness.evaluation.costs import Work
-from harness.evaluation.lm_eval import Found
+from harness.evaluation.lm_eval import LmEvalTask
 from harness.evaluation.rows.row_sets import suite_sets, work_of
 from harness.evaluation.session import Session
 from harness.experiment.preparation import of_lm_eval
@@ -30,7 +30,7 @@ from harness.models.hardware import probe
 from harness.models.hub import resolve
 from harness.progress import Progress
 from harness.records import SampleResult
-from harness.report.terminal import Scored
+from harness.report.terminal import ScoreRow
 from harness.spec import Engine, Experiment, Precision, Recipe, Suite, Task
 from harness.store import Store
 from harness.training import Weights
@@ -45,19 +45,19 @@ class Evaluation(NamedTuple):
     device: str
     precision: str
     engine: str
-    scores: tuple[Scored, ...]
+    scores: tuple[ScoreRow, ...]
     rows: dict[str, list[SampleResult]]
-    found: dict[str, Found]
+    found: dict[str, LmEvalTask]
     notes: tuple[str, ...]
 
 
-class Prepared(NamedTuple):
+class PreparedEvaluation(NamedTuple):
     """Evaluation that is ready for its first item."""
 
     session: Session
     name: str
     weights: Weights
-    found: dict[str, Found]
+    found: dict[str, LmEvalTask]
 
     @property
     def first_line(self) -> str:
@@ -124,7 +124,7 @@ def prepare_model(
     *,
     precision: Precision = "auto",
     engine: Engine = "transformers",
-) -> Prepared:
+) -> PreparedEvaluation:
     """Get a model and tasks ready, without an experiment.
 
     Raises:
@@ -151,10 +151,10 @@ def prepare_model(
     session = Session(
         experiment, Store(runs), source, machine, measured[0], measured, progress, bases, candidates
     )
-    return Prepared(session, model, base_weights(source), found)
+    return PreparedEvaluation(session, model, base_weights(source), found)
 
 
-def prepare_candidate(session: Session, name: str, tasks: Sequence[Task]) -> Prepared:
+def prepare_candidate(session: Session, name: str, tasks: Sequence[Task]) -> PreparedEvaluation:
     """Get the weights of one candidate ready, trained now or before, for other tasks than its suites.
 
     Raises:
@@ -167,10 +167,10 @@ def prepare_candidate(session: Session, name: str, tasks: Sequence[Task]) -> Pre
         problem = f"{name}, {'asked by chat' if weights.is_language_model else 'a classifier'}"
         raise UserError(Problem("harness eval", problem, "a language model, which tasks of lm-eval need"))
     measured = tuple(of_lm_eval(f, "capability", _SUITE) for f in found.values())
-    return Prepared(replace(session, suites=measured), name, weights, found)
+    return PreparedEvaluation(replace(session, suites=measured), name, weights, found)
 
 
-def evaluate(prepared: Prepared) -> Evaluation:
+def evaluate(prepared: PreparedEvaluation) -> Evaluation:
     """Ask what has not been asked yet, and estimate every score."""
     session = prepared.session
     store.begin(session.store, at_work := f"eval-{Path(prepared.name).name}")
@@ -227,17 +227,17 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _load_tasks(tasks: Sequence[Task], written: str | None) -> dict[str, Found]:
+def _load_tasks(tasks: Sequence[Task], written: str | None) -> dict[str, LmEvalTask]:
     return lm_eval.load(tasks, lm_eval.datasets_folder(written), gated=False)
 
 
-def _scores(name: str, found: Found, rows: Sequence[SampleResult]) -> Iterator[Scored]:
+def _scores(name: str, found: LmEvalTask, rows: Sequence[SampleResult]) -> Iterator[ScoreRow]:
     """Score a task; a group also by its tasks, each of which is a slice."""
     parts = sorted({row.slice for row in rows if row.slice})
     for part in ("", *parts):
         chosen = [row for row in rows if row.slice == part] if part else rows
         for metric in found.metrics.values():
-            yield Scored(name, part, found.num_fewshot, metric.name, _estimate(metric, chosen))
+            yield ScoreRow(name, part, found.num_fewshot, metric.name, _estimate(metric, chosen))
 
 
 def _estimate(metric: Metric, rows: Sequence[SampleResult]) -> Estimate | None:
@@ -245,7 +245,7 @@ def _estimate(metric: Metric, rows: Sequence[SampleResult]) -> Estimate | None:
     return comparison.estimate(metric, rows) if scored else None
 
 
-def _notes(name: str, found: Found, rows: Sequence[SampleResult]) -> Iterator[str]:
+def _notes(name: str, found: LmEvalTask, rows: Sequence[SampleResult]) -> Iterator[str]:
     yield from (f"{name}: {said}" for said in found.left_out)
     errors = [row for row in rows if row.status == "error"]
     if errors:

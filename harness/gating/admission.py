@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from harness import comparison, formatting, stats
 from harness.comparison import BaseErrors, Comparison
-from harness.gating.halves import HALVES, Half, Split, cluster_name, other_half, split
+from harness.gating.halves import HALVES, Half, HalfSplit, cluster_name, other_half, split
 from harness.gating.verdict import (
     AdmittedHalf,
     TaskComparison,
@@ -60,13 +60,13 @@ def may_be_judged(m: Measurement, policy: GatePolicy) -> bool:
     return m.role != "capability" or not reported or is_named_critical(m.task, m.suite, policy)
 
 
-def cut_tasks(measured: Sequence[Measurement], seed: int) -> Split:
+def cut_tasks(measured: Sequence[Measurement], seed: int) -> HalfSplit:
     """Cut every task into its two halves."""
     documents = {m.task.name: m.documents for m in measured}
     return split({m.task.name: m.base for m in measured}, seed, documents)
 
 
-def measured_half(measured: Sequence[Measurement], cut: Split, half: Half) -> list[Measurement]:
+def measured_half(measured: Sequence[Measurement], cut: HalfSplit, half: Half) -> list[Measurement]:
     """Cut both arms of every task to one half, admitted by the base on the other; pinned items are in both.
 
     A task with fewer than two clusters there is left out: one cluster has no interval.
@@ -75,7 +75,7 @@ def measured_half(measured: Sequence[Measurement], cut: Split, half: Half) -> li
     return [m for m in parts if m.role == "regression" or len({cluster_name(row) for row in m.base}) > 1]
 
 
-def _part(m: Measurement, cut: Split, half: Half) -> Measurement:
+def _part(m: Measurement, cut: HalfSplit, half: Half) -> Measurement:
     base, new, rest = cut.rows(m.base, half), cut.rows(m.new, half), cut.rows(m.base, other_half(half))
     return m._replace(base=base, new=new, admitting=rest)
 
@@ -117,7 +117,7 @@ def applicable_policy(policy: GatePolicy, *, trained: bool) -> GatePolicy:
 
 
 def compare_measurements(
-    measured: Sequence[Measurement], cut: Split, alpha: float, *, identical: bool
+    measured: Sequence[Measurement], cut: HalfSplit, alpha: float, *, identical: bool
 ) -> list[TaskComparison]:
     """Compare both arms on every metric of every task, each task's primary metric first.
 
@@ -135,7 +135,7 @@ def admitted_tasks(measured: Sequence[Measurement], seed: int = 0) -> set[str]:
     return {m.task.name for m in measured if m.role == "capability" and _admission(m, cut).halves}
 
 
-def _task(m: Measurement, cut: Split, alpha: float, identical: bool) -> list[TaskComparison]:
+def _task(m: Measurement, cut: HalfSplit, alpha: float, identical: bool) -> list[TaskComparison]:
     primary, out = m.task.primary_metric, []
     for name in sorted(m.metrics, key=lambda n: n != primary):
         if comparison.is_comparable(m.metrics[name], m.base, m.new):
@@ -165,7 +165,7 @@ def _room(rows: Sequence[SampleResult]) -> float:
     return left if left > 0 else inf
 
 
-def _admission(m: Measurement, cut: Split) -> Admission:
+def _admission(m: Measurement, cut: HalfSplit) -> Admission:
     """Admit each half of a task by the base on the other; rows of one half as a whole."""
     name, metric = m.task.name, m.metrics[m.task.primary_metric]
     if reported := _why_reported(m.task, metric):
@@ -197,7 +197,7 @@ def _is_scored(metric: Metric, rows: Sequence[SampleResult]) -> bool:
 
 
 def _admitted_half(
-    m: Measurement, cut: Split, half: Half, why: str, alpha: float, identical: bool
+    m: Measurement, cut: HalfSplit, half: Half, why: str, alpha: float, identical: bool
 ) -> AdmittedHalf | None:
     """Compare the only half that counts; None where every answer to it failed and none has a worst value."""
     difference = compare_half(m, cut, half, alpha, identical=identical, base_errors="bounds")
@@ -209,7 +209,7 @@ def _admitted_half(
 
 def compare_half(
     m: Measurement,
-    cut: Split,
+    cut: HalfSplit,
     half: Half,
     alpha: float,
     *,

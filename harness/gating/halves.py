@@ -16,7 +16,7 @@ Half = Literal["search", "confirm"]
 HALVES: tuple[Half, Half] = ("search", "confirm")
 
 
-class Split(NamedTuple):
+class HalfSplit(NamedTuple):
     """Assignment of clusters to halves."""
 
     half_of: Mapping[str, Half]
@@ -41,7 +41,7 @@ def split(
     tasks: Mapping[str, Sequence[SampleResult]],
     seed: int,
     documents: Mapping[str, Mapping[str, str]] = {},
-) -> Split:
+) -> HalfSplit:
     """Split the clusters of all tasks, large ones first, so that each task is halved evenly.
 
     `documents` maps tasks and items to the digests of documents where the rows do not name them.
@@ -65,7 +65,7 @@ def split(
         half_of[cluster] = half = first if loads[0] <= loads[1] else second
         for task, n in of:
             filled[half][task] += n
-    return Split(half_of | {name: half_of[of] for name, of in joined.items()}, seed)
+    return HalfSplit(half_of | {name: half_of[of] for name, of in joined.items()}, seed)
 
 
 def _hash(cluster: str, seed: int) -> int:

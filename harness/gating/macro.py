@@ -12,7 +12,7 @@ import numpy as np
 from harness import comparison, stats
 from harness.comparison import Comparison, Estimate
 from harness.gating.admission import Measurement, compare_half, cut_tasks
-from harness.gating.halves import Split
+from harness.gating.halves import HalfSplit
 from harness.gating.items_needed import Part, lower_se, planning_se
 from harness.gating.shared_items import NOTHING_SHARED, SharedItems, find_shared_items
 from harness.gating.verdict import TaskComparison, macro_scales
@@ -67,14 +67,14 @@ def average_macro(
     return Macro(delta, lower, upper, se, scales, weights, correlations)
 
 
-class Planned(NamedTuple):
+class MacroParts(NamedTuple):
     """Parts of the macro's standard error, one a task, and the correlations of what they add."""
 
     parts: list[Part]
     correlations: Array | None
 
 
-def planned_parts(admitted: Sequence[TaskComparison], macro: Macro, shared: SharedItems) -> Planned:
+def planned_parts(admitted: Sequence[TaskComparison], macro: Macro, shared: SharedItems) -> MacroParts:
     """Describe what each task adds to the macro's standard error, and how many items it could still ask.
 
     Of a task of which one half counts, every second item that is added counts. Copies of one task are one
@@ -94,8 +94,8 @@ def planned_parts(admitted: Sequence[TaskComparison], macro: Macro, shared: Shar
         for names, places in groups
     ]
     if len(groups) == len(admitted) or not np.isfinite(widths).all():
-        return Planned(parts, macro.correlations if len(groups) == len(admitted) else None)
-    return Planned(parts, _join_correlations(rho, np.array(widths), [places for _, places in groups]))
+        return MacroParts(parts, macro.correlations if len(groups) == len(admitted) else None)
+    return MacroParts(parts, _join_correlations(rho, np.array(widths), [places for _, places in groups]))
 
 
 def _copies_by_place(
@@ -145,7 +145,7 @@ def macro_between(
     return comparison.mean_change(deltas, weights, shared.matrix(found), shared.repeated.items)
 
 
-def _between(t: TaskComparison, m: Measurement, whole: Comparison, cut: Split) -> TaskComparison | None:
+def _between(t: TaskComparison, m: Measurement, whole: Comparison, cut: HalfSplit) -> TaskComparison | None:
     """Put the comparison of two other arms in place of a task's, on the half that counts where it is one."""
     if t.half is None:
         return t._replace(comparison=whole)

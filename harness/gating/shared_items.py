@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from harness import formatting, stats
 from harness.comparison.alignment import align
 from harness.gating.admission import Measurement
-from harness.gating.halves import Split
+from harness.gating.halves import HalfSplit
 from harness.gating.shared_documents import documents_of
 from harness.gating.verdict import TaskComparison
 from harness.metrics import flips
@@ -26,14 +26,14 @@ from harness.stats import Array
 _COPY = 0.9  # of the items of the larger of two tasks: so many in common make them copies
 
 
-class Repeated(NamedTuple):
+class RepeatedItems(NamedTuple):
     """Items and clusters of several tasks that an earlier one of them holds."""
 
     items: int = 0
     clusters: int = 0
 
 
-NOTHING_REPEATED = Repeated()
+NOTHING_REPEATED = RepeatedItems()
 
 
 class SharedItems(NamedTuple):
@@ -46,7 +46,7 @@ class SharedItems(NamedTuple):
     copies: Mapping[str, tuple[str, ...]]
     correlations: Mapping[frozenset[str], float]
     said: tuple[str, ...]
-    repeated: Repeated = NOTHING_REPEATED
+    repeated: RepeatedItems = NOTHING_REPEATED
 
     def copies_of(self, t: TaskComparison) -> tuple[str, ...]:
         """Name the tasks that hold a task's items: itself, where no other does."""
@@ -97,7 +97,7 @@ class _Moves(NamedTuple):
 
 
 def find_shared_items(
-    measured: Sequence[Measurement], admitted: Sequence[TaskComparison], cut: Split
+    measured: Sequence[Measurement], admitted: Sequence[TaskComparison], cut: HalfSplit
 ) -> SharedItems:
     """Find which of the admitted tasks hold the same documents, and correlate their deltas.
 
@@ -131,7 +131,7 @@ def _with_shared_clusters(of: Mapping[str, Measurement]) -> Iterator[tuple[str, 
     return (pair for pair in combinations(named, 2) if named[pair[0]] & named[pair[1]])
 
 
-def _repeated(moves: Iterable[_Moves]) -> Repeated:
+def _repeated(moves: Iterable[_Moves]) -> RepeatedItems:
     """Count items, and clusters of nothing else, that stand in a task before."""
     seen: set[str] = set()
     items = clusters = 0
@@ -140,7 +140,7 @@ def _repeated(moves: Iterable[_Moves]) -> Repeated:
         new = {cluster for document, cluster in m.cluster_of.items() if document not in old}
         items, clusters = items + len(old), clusters + len({m.cluster_of[document] for document in old} - new)
         seen |= m.cluster_of.keys()
-    return Repeated(items, clusters)
+    return RepeatedItems(items, clusters)
 
 
 def _copies(n_shared: Mapping[tuple[str, str], int], sizes: Mapping[str, int]) -> list[list[str]]:
@@ -168,7 +168,7 @@ def _said(
     return said + [f"{a} and {b} share {formatting.pluralize(n, 'item')}" for (a, b), n in partly]
 
 
-def _moves(m: Measurement, t: TaskComparison, documents: Mapping[str, str], cut: Split) -> _Moves:
+def _moves(m: Measurement, t: TaskComparison, documents: Mapping[str, str], cut: HalfSplit) -> _Moves:
     base, new = (cut.rows(rows, t.half.name) if t.half else rows for rows in (m.base, m.new))
     metric = m.metrics[m.task.primary_metric]
     arms = align(metric, base, new, "")

@@ -19,7 +19,7 @@ import numpy as np
 
 from harness.cache import memo
 from harness.provenance.code_versions import versions_of
-from harness.records import Scanned, digest
+from harness.records import MatrixScan, digest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,14 +90,14 @@ def top_share(ratios: Mapping[str, float], share: float) -> list[str]:
     return sorted(chosen)
 
 
-def sum_up_scan(ratios: Mapping[str, float], chosen: Sequence[str]) -> tuple[Scanned, ...]:
+def sum_up_scan(ratios: Mapping[str, float], chosen: Sequence[str]) -> tuple[MatrixScan, ...]:
     """Sum up a scan by type: how many matrices there are and are trained, and the ratios at the cut."""
     out = []
     for kind, names in _by_type(ratios).items():
         trained = [ratios[name] for name in names if name in chosen]
         left = [ratios[name] for name in names if name not in chosen]
         out.append(
-            Scanned(
+            MatrixScan(
                 type=kind,
                 n=len(names),
                 n_trained=len(trained),

@@ -29,7 +29,7 @@ from harness.methods._placeholders import (
 )
 from harness.models.adapters import CONFIG, WEIGHTS, parameters_of, tensors_of
 from harness.models.hub import ModelSource, has_tokenizer, load_tokenizer
-from harness.models.supervision import Ended, first_line, last_lines, run
+from harness.models.supervision import CommandResult, first_line, last_lines, run
 from harness.models.tokenization import as_plain_text
 from harness.plugins import Method
 from harness.records import Curve, Example, TrainingRecord
@@ -188,7 +188,7 @@ def _write_rows(path: Path, rows: Iterable[Example], layout: str, *, chat: bool)
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _refuse_failure(ended: Ended, params: Params, log: Path) -> None:
+def _refuse_failure(ended: CommandResult, params: Params, log: Path) -> None:
     """Raise what a command that did not end well is to be told from."""
     if ended.code == 0 and not ended.timed_out:
         return

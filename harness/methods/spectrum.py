@@ -20,7 +20,7 @@ from harness.models.deltas import matrices, save_delta
 from harness.models.hardware import dtype
 from harness.models.memory.shape import Shape
 from harness.plugins import Method
-from harness.records import Scanned
+from harness.records import MatrixScan
 from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, delta_digest, fine_tune
 
 SCAN = "signal_to_noise.json"
@@ -42,7 +42,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     """
     folder = context.folder / "delta"
     chosen: list[str] = []
-    found: list[Scanned] = []
+    found: list[MatrixScan] = []
 
     def prepare(model: Any) -> None:
         context.prepare(model)

@@ -182,7 +182,7 @@ def version(written: str, unspaced: bool = False) -> int | str:
     Where references are `unspaced`, of a script without blanks, it holds how a metric of words cuts these.
     """
     if written.startswith(JUDGE):
-        return ""  # rows hold the rubric, the judges and our prompt's version beside this (`judges.Judged`)
+        return ""  # rows hold rubric, judges and our prompt's version beside this (`judges.JudgedMetric`)
     if written.startswith(ENTAILMENT):
         model = metric_parts(written)[1]
         return digest([source_digest(model) or model, versions_of("entailment")])

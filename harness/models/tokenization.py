@@ -21,7 +21,7 @@ class _Text(NamedTuple):
     special: bool = False
 
 
-class _Rendered(NamedTuple):
+class _PromptTexts(NamedTuple):
     """Texts of a prompt: its context, what would follow, and both together."""
 
     context: _Text
@@ -123,7 +123,7 @@ def as_plain_text(messages: Sequence[Message]) -> str:
     return text
 
 
-def _render(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[PromptText]) -> list[_Rendered]:
+def _render(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[PromptText]) -> list[_PromptTexts]:
     """Write prompts as texts; those that share their messages, once."""
     contexts: dict[tuple[int, bool], _Text] = {}
     rendered = []
@@ -134,18 +134,18 @@ def _render(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[PromptText])
             contexts[key] = _Text(text, not chat)
         context = contexts[key]
         behind = _Text(context.text + continuation, context.special and bool(context.text))
-        rendered.append(_Rendered(context, _Text(continuation), behind if continuation else context))
+        rendered.append(_PromptTexts(context, _Text(continuation), behind if continuation else context))
     return rendered
 
 
-def _is_merged(one: _Rendered, ids: Mapping[_Text, tuple[int, ...]]) -> bool:
+def _is_merged(one: _PromptTexts, ids: Mapping[_Text, tuple[int, ...]]) -> bool:
     """Tell whether a token spans the end of the context."""
     context = ids[one.context]
     return bool(one.context.text) and ids[one.whole][: len(context)] != context
 
 
 def _join(
-    tokenizer: "PreTrainedTokenizerBase", one: _Rendered, ids: Mapping[_Text, tuple[int, ...]]
+    tokenizer: "PreTrainedTokenizerBase", one: _PromptTexts, ids: Mapping[_Text, tuple[int, ...]]
 ) -> Encoded:
     context = ids[one.context]
     if not one.continuation.text:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness import config
-from harness.config import Loaded
+from harness.config import LoadedExperiment
 from harness.errors import Problem, UserError
 from harness.nightly import scheduler
 from harness.nightly.alarm import NightReport, build_report, missed_nights
@@ -103,7 +103,7 @@ def send(path: Path, webhook: str, night: str) -> str:
     return error
 
 
-def _no_alarm_error(loaded: Loaded, about: str | None, known: list[Alarm]) -> UserError:
+def _no_alarm_error(loaded: LoadedExperiment, about: str | None, known: list[Alarm]) -> UserError:
     found = f"no open alarm about {about}" if about else "no open alarm"
     step = f"one of: {', '.join(a.about for a in known)}" if known else "nothing is to be done"
     return UserError(Problem(f"nightly ack, {loaded.experiment.name}", found, "an alarm to close", step))

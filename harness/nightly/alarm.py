@@ -19,9 +19,9 @@ from harness.nightly.state import (
     Alarm,
     BaseNight,
     Night,
+    NightCandidate,
     SeriesNight,
     State,
-    Watched,
     nights_since_ack,
     open_alarms,
 )
@@ -185,7 +185,7 @@ def _describe_drift(base: BaseNight, e_value: float, rate: float) -> str:
 
 
 def _judge_candidate(
-    policy: NightlyPolicy, one: Watched, sound: Sequence[Night], state: State, harness: str
+    policy: NightlyPolicy, one: NightCandidate, sound: Sequence[Night], state: State, harness: str
 ) -> CandidateVerdict:
     if one.error:
         return CandidateVerdict(one.name, "error", f"{one.name}: failed: {one.error}", one.tests)
@@ -203,7 +203,7 @@ def _judge_candidate(
     return CandidateVerdict(one.name, verdict, said, one.tests, series, anchors, lost)
 
 
-def _evidence(policy: NightlyPolicy, one: Watched, key: str, nights: Iterable[Night]) -> Evidence:
+def _evidence(policy: NightlyPolicy, one: NightCandidate, key: str, nights: Iterable[Night]) -> Evidence:
     changes = []
     for night in nights:
         found = next((w for w in night.candidates if w.name == one.name and not w.error), None)
@@ -226,7 +226,7 @@ def _earlier_nights(nights: Sequence[Night]) -> Iterable[str]:
         )
 
 
-def _series_sentence(key: str, e: Evidence, one: Watched) -> str:
+def _series_sentence(key: str, e: Evidence, one: NightCandidate) -> str:
     series = one.series[key]
     said = [*_failures(key, series), *_unbounded(key, series, e), *_shown(key, e, one)]
     return "; ".join(said) or f"{key}: no new items were evaluated"
@@ -254,7 +254,7 @@ def _unbounded(key: str, series: SeriesNight, e: Evidence) -> Iterable[str]:
         )
 
 
-def _shown(key: str, e: Evidence, one: Watched) -> Iterable[str]:
+def _shown(key: str, e: Evidence, one: NightCandidate) -> Iterable[str]:
     if not e.n:
         return
     change = formatting.points(e.delta, e.low, e.high)
@@ -270,7 +270,7 @@ def _shown(key: str, e: Evidence, one: Watched) -> Iterable[str]:
     yield base
 
 
-def _reference(one: Watched) -> str:
+def _reference(one: NightCandidate) -> str:
     """Name what a candidate is compared with: one training of a recipe says little of the next."""
     if not one.making:
         return "the reference"

@@ -108,7 +108,7 @@ def score(row: SampleResult, metric: Metric) -> float | None:
     return metric.unit.sign * value if np.isfinite(value) else None
 
 
-class _Found(NamedTuple):
+class _ClusterChanges(NamedTuple):
     """Changes by the first item of a cluster, items that got worse, and how many could not be compared.
 
     Changes are shares of the metric's range; those of metrics without one stand by task in `unbounded`.
@@ -120,8 +120,10 @@ class _Found(NamedTuple):
     left_out: int
 
 
-def _cluster_changes(arms: NightArms, clusters: Iterable[Cluster], metrics: Mapping[str, Metric]) -> _Found:
-    found = _Found({}, {}, [], 0)
+def _cluster_changes(
+    arms: NightArms, clusters: Iterable[Cluster], metrics: Mapping[str, Metric]
+) -> _ClusterChanges:
+    found = _ClusterChanges({}, {}, [], 0)
     for cluster in clusters:
         all_of = {item: _change(arms, item, metrics[item[0]]) for item in cluster}
         known = {item: d for item, d in all_of.items() if d is not None}

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness import comparison, config, provenance, store
-from harness.config import Loaded
+from harness.config import LoadedExperiment
 from harness.config.rubrics import is_judged
 from harness.errors import HarnessError, Problem, UserError, in_a_line
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.judges.grading import check_judge
 from harness.evaluation.judges.judging_stage import grade_rows
 from harness.evaluation.rows.row_sets import RowSet
-from harness.evaluation.session import Measured, Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment import Scope, prepare_session
 from harness.experiment.analysis.human_labels import judge_labels
 from harness.experiment.runs.k_fold import refuse_folds
@@ -35,9 +35,9 @@ from harness.nightly.rotation import NightItems, build_pool, next_items
 from harness.nightly.state import (
     BaseNight,
     Night,
+    NightCandidate,
     Reference,
     State,
-    Watched,
     home,
     nights_since_ack,
     read_nights,
@@ -46,7 +46,7 @@ from harness.nightly.state import (
     write_state,
 )
 from harness.nightly.watchlist import Target
-from harness.progress import Progress, Silent
+from harness.progress import Progress, SilentProgress
 from harness.records import SampleResult, digest
 
 Publish = Callable[[NightReport], object]
@@ -70,11 +70,13 @@ def run_night(
         HarnessError: another night or compare is at work in the same runs folder.
     """
     loaded = config.load(Path(path), overrides)
-    session = prepare_session(loaded, Scope(), progress or Silent())
+    session = prepare_session(loaded, Scope(), progress or SilentProgress())
     return run_prepared(session, loaded, night or datetime.now().astimezone().date(), publish)
 
 
-def run_prepared(session: Session, loaded: Loaded, day: date, publish: Publish | None = None) -> NightReport:
+def run_prepared(
+    session: Session, loaded: LoadedExperiment, day: date, publish: Publish | None = None
+) -> NightReport:
     """Run one night on a prepared session, and publish it as `run_night` does.
 
     Raises:
@@ -141,7 +143,13 @@ class _NightRun:
     """One night while it runs: what is evaluated, and the rows of each base once."""
 
     def __init__(
-        self, session: Session, loaded: Loaded, folder: Path, day: date, state: State, nights: Sequence[Night]
+        self,
+        session: Session,
+        loaded: LoadedExperiment,
+        folder: Path,
+        day: date,
+        state: State,
+        nights: Sequence[Night],
     ) -> None:
         self.session, self.loaded, self.day, self.nights = session, loaded, day.isoformat(), nights
         self.folder, self.home, self.state = folder / self.day, folder, state
@@ -179,18 +187,18 @@ class _NightRun:
         )
         return night, self.references
 
-    def _evaluate_safely(self, label: str, target: Target | HarnessError) -> Watched:
+    def _evaluate_safely(self, label: str, target: Target | HarnessError) -> NightCandidate:
         """Evaluate one candidate; whatever goes wrong with it is recorded."""
         try:
             if isinstance(target, HarnessError):
                 raise target
             found = self._evaluate(target)
         except Exception as error:  # noqa: BLE001 (one candidate must not end the night)
-            found = Watched(label, "", "", (), error=in_a_line(error))
+            found = NightCandidate(label, "", "", (), error=in_a_line(error))
         self.session.progress.finish(label, f"{label}: {found.error or 'evaluated'}")
         return found
 
-    def _changed_judges(self) -> Iterator[Watched]:
+    def _changed_judges(self) -> Iterator[NightCandidate]:
         """Yield the judges behind endpoints that grade their anchors otherwise than before, as failures."""
         judged = [one for m in self.session.tasks for one in m.judged.values()]
         books = {judge.book: (one, judge) for one in judged for judge in one.judges}
@@ -202,9 +210,9 @@ class _NightRun:
                     raise refused
                 check_judge(one, judge)
             except Exception as error:  # noqa: BLE001 (one judge must not end the night)
-                yield Watched(f"{one.metric} by {judge.name}", "", "", (), error=in_a_line(error))
+                yield NightCandidate(f"{one.metric} by {judge.name}", "", "", (), error=in_a_line(error))
 
-    def _evaluate(self, target: Target) -> Watched:
+    def _evaluate(self, target: Target) -> NightCandidate:
         session = self.session
         reference = watchlist.pin_reference(session, target, self.references.get(target.name))
         weights = ensure_weights(session, target.candidate, target.seed)
@@ -223,7 +231,7 @@ class _NightRun:
             since = self._changed_since(target.name, reference.id, batches, now, then[0])
             served = watchlist.describe_endpoint(target.candidate, since, self.day)
         there = {s.measured.task.name for s in sets}
-        return Watched(
+        return NightCandidate(
             name=target.name,
             reference=reference.id,
             tested=digest([weights.digest, prompting, self.environment, *filter(None, [since, more])]),
@@ -334,7 +342,7 @@ def _arms(now: Rows, then: Sequence[Rows], control: _Control | None, tasks: set[
     return NightArms(now, then, control.now, control.then)
 
 
-def _tasks(session: Session) -> dict[str, list[Measured]]:
+def _tasks(session: Session) -> dict[str, list[MeasuredTask]]:
     """List the tasks of each series, each target one: bits per byte and safety are for compare."""
     general = [m for m in session.suites if m.role == "capability" and m.task.kind != "bits_per_byte"]
     more = {f"target {m.task.name}": [m] for m in session.more_targets}
@@ -342,7 +350,7 @@ def _tasks(session: Session) -> dict[str, list[Measured]]:
 
 
 def _plan(
-    session: Session, tasks: Mapping[str, Sequence[Measured]], last: Night | None
+    session: Session, tasks: Mapping[str, Sequence[MeasuredTask]], last: Night | None
 ) -> dict[str, NightItems]:
     policy, out = session.experiment.nightly, {}
     for key, of in tasks.items():

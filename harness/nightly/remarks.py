@@ -9,7 +9,7 @@ from dataclasses import replace
 from harness.config.command_line import CommandLine
 from harness.nightly.alarm import NightReport
 from harness.nightly.judged_changes import judged_sentence
-from harness.nightly.state import Night, Watched
+from harness.nightly.state import Night, NightCandidate
 
 _HERE = CommandLine()  # typed in the project's folder, as on the dashboard
 
@@ -26,7 +26,7 @@ def add_remarks(report: NightReport, night: Night, typed: CommandLine = _HERE) -
     return replace(report, lines=lines, new=new)
 
 
-def _remarks(one: Watched, typed: CommandLine) -> Iterator[str]:
+def _remarks(one: NightCandidate, typed: CommandLine) -> Iterator[str]:
     """Yield what people's labels say of a night, and which targets were not watched."""
     if one.judged and (said := judged_sentence(one.judged)):
         yield said
@@ -35,7 +35,7 @@ def _remarks(one: Watched, typed: CommandLine) -> Iterator[str]:
         yield f"not watched: {lacking}; next: {typed.command('compare')}, then {_pin_again(one, typed)}"
 
 
-def _pin_again(one: Watched, typed: CommandLine) -> str:
+def _pin_again(one: NightCandidate, typed: CommandLine) -> str:
     if one.name.startswith("champion "):
         return typed.command("promote")
     return typed._replace(overrides=()).command("nightly", "ack", one.name, "--new-reference")

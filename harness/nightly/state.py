@@ -43,7 +43,7 @@ class SeriesNight:
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class NightCandidate:
     """One candidate in one night.
 
     `reference` names what it is compared with, `tested` digests what answered (weights, prompting,
@@ -96,7 +96,7 @@ class Night:
     precision: str
     environment: str
     bases: dict[str, BaseNight]
-    candidates: tuple[Watched, ...]
+    candidates: tuple[NightCandidate, ...]
     taken: dict[str, int]
     left: dict[str, int]
     evidence: int = EVIDENCE
@@ -242,13 +242,13 @@ def _parse_night(path: Path) -> Night:
         raise _unreadable(path, error, f"remove {path.parent}; the night then counts as missed") from error
 
 
-def _parse_watched(raw: dict[str, Any]) -> Watched:
+def _parse_watched(raw: dict[str, Any]) -> NightCandidate:
     series = {name: _parse_tuples(SeriesNight, one, "lost") for name, one in raw.pop("series").items()}
     lists = {"tests": tuple(raw["tests"])}
     lists |= {name: tuple(raw.get(name, ())) for name in ("fit_keys", "unwatched")}
     judged = raw.pop("judged", None)
     change = _parse_tuples(JudgedChange, judged, "corrected", "corrected_score") if judged else None
-    return Watched(**{**raw, **lists}, series=series, judged=change)
+    return NightCandidate(**{**raw, **lists}, series=series, judged=change)
 
 
 def _parse_tuples(kind: Any, raw: dict[str, Any], *names: str) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from harness import provenance, store
-from harness.config import Loaded
+from harness.config import LoadedExperiment
 from harness.errors import CandidateFailed, HarnessError, IncompatibleRuns, Problem, UserError
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.more_targets import more_test_sets
@@ -42,7 +42,7 @@ class Target(NamedTuple):
 
 
 def targets(
-    loaded: Loaded, session: Session, references: Mapping[str, Reference]
+    loaded: LoadedExperiment, session: Session, references: Mapping[str, Reference]
 ) -> list[tuple[str, Target | HarnessError]]:
     """List who is watched, the champion first; what has nothing to be compared with is its error.
 
@@ -81,7 +81,7 @@ def _refuse_choice(found: Target | HarnessError) -> Target | HarnessError:
 
 
 def _find_target(
-    loaded: Loaded, session: Session, name: str, known: Reference | None
+    loaded: LoadedExperiment, session: Session, name: str, known: Reference | None
 ) -> Target | HarnessError:
     candidate = session.candidates[name]
     if known is not None:
@@ -95,7 +95,7 @@ def _find_target(
     return Target(name, candidate, found.seed, found.rows, found.run_id, found.weights_digest, others)
 
 
-def _champion_runs(loaded: Loaded, session: Session, champion: Champion) -> list[Run]:
+def _champion_runs(loaded: LoadedExperiment, session: Session, champion: Champion) -> list[Run]:
     """Find the stored runs of a champion's recipe; none where the recipe is another one by now."""
     recipe = loaded.experiment.candidates.get(champion.candidate)
     if recipe is None or recipe != Recipe.model_validate(champion.recipe):

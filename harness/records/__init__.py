@@ -41,7 +41,7 @@ from harness.records.serialization import (
 )
 from harness.records.training_records import (
     Curve,
-    Scanned,
+    MatrixScan,
     TrackedPoint,
     TrainingRecord,
     Trial,

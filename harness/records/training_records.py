@@ -48,7 +48,7 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scanned:
+class MatrixScan:
     """Matrices of one type by their ratio of signal to noise: how many there are, and are trained.
 
     `least_trained` and `most_frozen` are the ratios on both sides of the cut; the second is None where all
@@ -157,7 +157,7 @@ class TrainingRecord:
     fit_key: str = ""
     init_wall_s: float | None = None
     stands_on: dict[str, str] = field(default_factory=dict)
-    scan: tuple[Scanned, ...] = ()
+    scan: tuple[MatrixScan, ...] = ()
     sweep: tuple[Trial, ...] = ()
     searched_by: str = ""
     tracked: tuple[TrackedPoint, ...] = ()

@@ -11,13 +11,13 @@ from typing import cast
 
 from harness import config
 from harness.comparison.run_diff import Differences, differences
-from harness.config import Loaded
+from harness.config import LoadedExperiment
 from harness.errors import HarnessError, Problem, UserError, in_a_line
 from harness.experiment.fewer_items import answer_all_items
 from harness.experiment.preparation import prepare_session
 from harness.experiment.preparation.scope import Scope
 from harness.gating import GateResult, Verdict, combined_exit_code, cumulative_of, worst_result
-from harness.progress import Progress, Silent
+from harness.progress import Progress, SilentProgress
 from harness.records import Run
 from harness.release.champions import Champion, best_run, promote, read_champion
 from harness.release.cleanup import list_unreferenced, remove_run, remove_unreferenced
@@ -82,7 +82,7 @@ def gate_candidate(
     return worst_result(gate(Path(path), candidate, overrides, baseline=baseline, seed=seed)).verdict
 
 
-def _refuse_ablation(loaded: Loaded, run: Run) -> None:
+def _refuse_ablation(loaded: LoadedExperiment, run: Run) -> None:
     """Refuse weights that stand on rows made wrong on purpose, also by another candidate."""
     recipes = loaded.experiment.candidates
     own = recipes.get(run.candidate)
@@ -124,7 +124,7 @@ def promote_named(
     _refuse_ablation(loaded, run)
     if is_sampled(loaded.experiment, run):
         _judge_or_explain(loaded, at, run, None, despite)
-        run = answer_all_items(prepare_session(loaded, Scope(), progress or Silent()), run)
+        run = answer_all_items(prepare_session(loaded, Scope(), progress or SilentProgress()), run)
     before = read_champion(loaded.folder, loaded.experiment.target.name)
     first_base = (before.first_base or before.base_digest) if before else run.base_digest
     judged = _judge_or_explain(loaded, at, run, before, despite)
@@ -173,7 +173,7 @@ def _ask_about_creep(run: Run, judged: GateResult, despite: str) -> None:
 
 
 def _judge_or_explain(
-    loaded: Loaded, at: Store, run: Run, champion: Champion | None, despite: str
+    loaded: LoadedExperiment, at: Store, run: Run, champion: Champion | None, despite: str
 ) -> GateResult | str:
     """Return what the gate says of a run, or why it cannot judge it; anything but a pass needs a reason."""
     try:

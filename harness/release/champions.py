@@ -15,7 +15,7 @@ from harness import comparison, formatting, plugins, store
 from harness.comparison import Estimate
 from harness.comparison.corrected_comparison import labels_missing
 from harness.comparison.labelled_answers import latest_labels
-from harness.config import Loaded
+from harness.config import LoadedExperiment
 from harness.config.rubrics import current_labels
 from harness.errors import Problem, UserError
 from harness.experiment.preparation import metrics_of, with_lm_eval
@@ -89,13 +89,13 @@ def champions(folder: Path) -> list[Champion]:
     return [found for target in targets if (found := read_champion(folder, target)) is not None]
 
 
-def best_run(loaded: Loaded, at: Store, runs: list[Run]) -> Run:
+def best_run(loaded: LoadedExperiment, at: Store, runs: list[Run]) -> Run:
     """Return the run that is best on validation."""
     return max(runs, key=lambda r: validation_score(loaded, at, r)) if len(runs) > 1 else runs[0]
 
 
 def promote(
-    loaded: Loaded,
+    loaded: LoadedExperiment,
     at: Store,
     run: Run,
     *,
@@ -137,14 +137,14 @@ def promote(
     return path, champion
 
 
-def validation_score(loaded: Loaded, at: Store, run: Run) -> float:
+def validation_score(loaded: LoadedExperiment, at: Store, run: Run) -> float:
     """Score a run on the target's validation rows, so that the larger value is the better one."""
     task = loaded.experiment.target
     metric = load_metrics(task)[task.primary_metric]
     return comparison.estimate(metric, target_rows(at, run, task, "validation")).score * metric.unit.sign
 
 
-def _scores(loaded: Loaded, at: Store, run: Run) -> dict[str, Estimate]:
+def _scores(loaded: LoadedExperiment, at: Store, run: Run) -> dict[str, Estimate]:
     experiment, catalogue = with_lm_eval(loaded.experiment)
     out: dict[str, Estimate] = {}
     for task in experiment.tasks:
@@ -161,7 +161,7 @@ def answers_suites(recipe: Mapping[str, Any]) -> bool:
     return method.makes_language_model and not (method.tunes and recipe.get("role") == "baseline")
 
 
-def champion_note(loaded: Loaded, at: Store, run: Run, champion: Champion) -> str:
+def champion_note(loaded: LoadedExperiment, at: Store, run: Run, champion: Champion) -> str:
     """Say that only the target is compared with a champion, and what the run reaches there over it."""
     task = loaded.experiment.target
     who = f"the champion {champion.candidate} ({champion.run_id})"
@@ -169,7 +169,7 @@ def champion_note(loaded: Loaded, at: Store, run: Run, champion: Champion) -> st
     return f"{only}, and {task.name} beside the champion: {_gain_text(loaded, at, run, champion)}"
 
 
-def _gain_text(loaded: Loaded, at: Store, run: Run, champion: Champion) -> str:
+def _gain_text(loaded: LoadedExperiment, at: Store, run: Run, champion: Champion) -> str:
     """Say what a run gains over the champion on the target, or why that is not known."""
     task, key = loaded.experiment.target, f"{loaded.experiment.target.name}/test"
     other = next((one for one in store.list_runs(at) if one.run_id == champion.run_id), None)

@@ -13,7 +13,7 @@ from harness.release.champions import champions
 from harness.store import Leftover, References, Store
 
 
-class Unreferenced(NamedTuple):
+class UnreferencedFiles(NamedTuple):
     """Files that may be removed, those kept for work that is not finished, and the names of that work."""
 
     removable: tuple[Leftover, ...]
@@ -41,7 +41,7 @@ def remove_run(at: Store, run_id: str, nights: References) -> None:
         store.remove_run(at, run_id, keep=frozenset().union(*kept))
 
 
-def list_unreferenced(at: Store, nights: References, *, unfinished: bool = False) -> Unreferenced:
+def list_unreferenced(at: Store, nights: References, *, unfinished: bool = False) -> UnreferencedFiles:
     """List what no run, champion or night refers to; `nights` is what nights do.
 
     While work has begun and is not finished, what it has so far cannot be told from what is left over:
@@ -57,13 +57,13 @@ def list_unreferenced(at: Store, nights: References, *, unfinished: bool = False
     begun = store.list_unfinished(at)
     wanted_by = (*store.list_begun(at), *(run.run_id for run in runs if _lacks_weight_references(run)))
     if unfinished:
-        return Unreferenced((*complete, *begun), (), ())
+        return UnreferencedFiles((*complete, *begun), (), ())
     if wanted_by:
-        return Unreferenced((), (*complete, *begun), wanted_by)
-    return Unreferenced(tuple(complete), tuple(begun), ())
+        return UnreferencedFiles((), (*complete, *begun), wanted_by)
+    return UnreferencedFiles(tuple(complete), tuple(begun), ())
 
 
-def remove_unreferenced(at: Store, nights: References, *, unfinished: bool = False) -> Unreferenced:
+def remove_unreferenced(at: Store, nights: References, *, unfinished: bool = False) -> UnreferencedFiles:
     """Delete what `list_unreferenced` lists as removable; returns what it was.
 
     Raises:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import config
-from harness.config import Loaded
+from harness.config import LoadedExperiment
 from harness.data import load_task
 from harness.errors import Problem, did_you_mean, refuse
 from harness.records import Example, Run, parse_json
@@ -22,7 +22,7 @@ _SUFFIX = "-pinned"
 _KEPT_BACK = {"name", "data", "fields", "limit", "margin"}  # of the task the item came from
 
 
-def add_regressions(loaded: Loaded, run: Run, items: Sequence[str]) -> tuple[Path, int]:
+def add_regressions(loaded: LoadedExperiment, run: Run, items: Sequence[str]) -> tuple[Path, int]:
     """Pin items of a run's suites, each written `task/item`; returns the suite's file and how many are new.
 
     Raises:
@@ -47,7 +47,9 @@ def add_regressions(loaded: Loaded, run: Run, items: Sequence[str]) -> tuple[Pat
     return path, added
 
 
-def _find_items(loaded: Loaded, run: Run, items: Iterable[str]) -> dict[str, tuple[Task, list[Example]]]:
+def _find_items(
+    loaded: LoadedExperiment, run: Run, items: Iterable[str]
+) -> dict[str, tuple[Task, list[Example]]]:
     """Find each item in the data of its task, and refuse at once all that cannot be pinned."""
     tasks = {
         t.name: t for suite in loaded.experiment.suites if suite.role != "regression" for t in suite.tasks

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from harness import store
-from harness.config import Loaded
+from harness.config import LoadedExperiment
 from harness.config.command_line import CommandLine
 from harness.errors import IncompatibleRuns
 from harness.formatting import count
@@ -25,7 +25,7 @@ def is_sampled(experiment: Experiment, run: Run) -> bool:
     return run.experiment == f"{experiment.name}{FEWER}"
 
 
-def sampling_of(loaded: Loaded, at: Store, run: Run) -> SamplingRecord | None:
+def sampling_of(loaded: LoadedExperiment, at: Store, run: Run) -> SamplingRecord | None:
     """Read which items a run was judged on; None of one that answered whole tasks.
 
     Raises:
@@ -44,7 +44,7 @@ def sampling_of(loaded: Loaded, at: Store, run: Run) -> SamplingRecord | None:
     return found
 
 
-def analysis_settings(loaded: Loaded, run: Run, sampling: SamplingRecord) -> Loaded:
+def analysis_settings(loaded: LoadedExperiment, run: Run, sampling: SamplingRecord) -> LoadedExperiment:
     """Return the experiment as an interim analysis judged it: under its own name, at the analysis's alpha.
 
     Raises:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness import config, decision, gating, plugins, store
-from harness.config import Loaded
+from harness.config import LoadedExperiment
 from harness.data import version_of_test
 from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation import lm_eval
@@ -109,7 +109,9 @@ def _select_seed(runs: list[Run], candidate: str, seed: int | None) -> list[Run]
     return kept
 
 
-def candidate_runs(loaded: Loaded, at: Store, candidate: str, *, sampled: bool = False) -> list[Run]:
+def candidate_runs(
+    loaded: LoadedExperiment, at: Store, candidate: str, *, sampled: bool = False
+) -> list[Run]:
     """Find the finished runs of a candidate as written now, the newest of each seed, or one run.
 
     One run is named by its id, or with its seed as reports write it: `lora (seed 1)`. Where `sampled`, runs
@@ -144,7 +146,7 @@ def candidate_runs(loaded: Loaded, at: Store, candidate: str, *, sampled: bool =
     raise UserError(Problem("candidate", f"{candidate!r}", "a candidate of the file, or a run's id", hint))
 
 
-def _refuse_missing_seeds(loaded: Loaded, candidate: str, runs: Mapping[int, Run]) -> None:
+def _refuse_missing_seeds(loaded: LoadedExperiment, candidate: str, runs: Mapping[int, Run]) -> None:
     """Refuse a recipe of which some seeds were not trained: it passes only with all of them."""
     trained = any(plugins.stored_method(r.method).seeded for r in runs.values())
     missing = sorted(set(loaded.experiment.seeds) - set(runs)) if trained else []
@@ -157,7 +159,7 @@ def _refuse_missing_seeds(loaded: Loaded, candidate: str, runs: Mapping[int, Run
         )
 
 
-def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) -> GateResult:
+def judge_run(loaded: LoadedExperiment, at: Store, run: Run, champion: Champion | None) -> GateResult:
     """Judge one run against a champion, or against its own base.
 
     Raises:
@@ -212,7 +214,7 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
     return replace(result, candidate=run.label, baseline=against, notes=tuple(notes), n_members=n_members)
 
 
-def _say_unanswered(loaded: Loaded, run: Run, tasks: Sequence[str]) -> HarnessError:
+def _say_unanswered(loaded: LoadedExperiment, run: Run, tasks: Sequence[str]) -> HarnessError:
     """Say why nothing tells what a run forgot: it never answers the suites, or has not answered them yet."""
     if not answers_suites(run.recipe):
         found = f"the method {run.method}, which answers no task of the suites"
@@ -231,7 +233,7 @@ def count_members(experiment: Experiment, candidate: str) -> int:
 
 
 def _cumulative(
-    loaded: Loaded, at: Store, run: Run, first: str, arms: Callable[..., list[Measurement]]
+    loaded: LoadedExperiment, at: Store, run: Run, first: str, arms: Callable[..., list[Measurement]]
 ) -> Rule:
     """Judge a run against the first base by that base's own rows.
 
@@ -249,8 +251,8 @@ def _cumulative(
 
 
 def _refuse_changed(
-    loaded: Loaded,
-    catalogue: Mapping[str, lm_eval.Found],
+    loaded: LoadedExperiment,
+    catalogue: Mapping[str, lm_eval.LmEvalTask],
     at: Store,
     run: Run,
     sampling: SamplingRecord | None,
@@ -282,7 +284,7 @@ def _refuse_changed(
         )
 
 
-def _version(task: Task, catalogue: Mapping[str, lm_eval.Found], seed: int) -> str:
+def _version(task: Task, catalogue: Mapping[str, lm_eval.LmEvalTask], seed: int) -> str:
     if task.lm_eval:
         return rows_version(catalogue[task.name].task, catalogue[task.name].version)
     return rows_version(task, version_of_test(task, seed))

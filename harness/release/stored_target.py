@@ -12,7 +12,7 @@ from harness.comparison import Comparison, Estimate, each_answer
 from harness.comparison.corrected_comparison import correct_comparison, correct_estimate, labels_missing
 from harness.comparison.estimators import is_judge
 from harness.comparison.labelled_answers import Labels, latest_labels
-from harness.config import Loaded
+from harness.config import LoadedExperiment
 from harness.config.command_line import CommandLine
 from harness.config.rubrics import current_labels
 from harness.decision import CandidateFacts
@@ -30,7 +30,9 @@ from harness.spec import JUDGE, Experiment, GatePolicy, Role, Task
 from harness.store import Store, read_identity
 
 
-def target_facts(loaded: Loaded, at: Store, run: Run, policy: GatePolicy, task: Task) -> TargetFacts | None:
+def target_facts(
+    loaded: LoadedExperiment, at: Store, run: Run, policy: GatePolicy, task: Task
+) -> TargetFacts | None:
     """Read what was reached on the target; what is over the best untrained candidate if the policy asks."""
     goal = policy.target
     wanted = (goal.min, goal.gain, goal.win_rate, policy.mode_collapse)
@@ -96,7 +98,7 @@ def _commonest_answers(experiment: Experiment, at: Store, run: Run) -> tuple[Com
     return comparison.compare_commonest_answers(old, answers(run), alpha=experiment.gate.alpha)
 
 
-def _find_best_untrained(loaded: Loaded, at: Store, metric: Metric) -> Run | None:
+def _find_best_untrained(loaded: LoadedExperiment, at: Store, metric: Metric) -> Run | None:
     """Find the stored run of the candidate that the decision takes as the best untrained one."""
     task, experiment = loaded.experiment.target, loaded.experiment
     runs = _keep_untrained(store.list_runs(at, experiment.name), experiment)
@@ -140,7 +142,7 @@ def refuse_lost_folds(at: Store, run: Run, task: str, typed: CommandLine) -> Non
 
 
 def _facts_on_target(
-    loaded: Loaded, at: Store, metric: Metric, runs: Iterable[Run], labels: Labels
+    loaded: LoadedExperiment, at: Store, metric: Metric, runs: Iterable[Run], labels: Labels
 ) -> list[CandidateFacts]:
     """Say what runs reached on the target, of those that could answer any test item."""
     task, facts = loaded.experiment.target, []
@@ -155,7 +157,7 @@ def _facts_on_target(
     return facts
 
 
-def refuse_regraded(loaded: Loaded, at: Store, run: Run) -> None:
+def refuse_regraded(loaded: LoadedExperiment, at: Store, run: Run) -> None:
     """Compare what graded the rows of a run, on the target and in the suites, with what the files name now.
 
     Raises:

@@ -242,7 +242,7 @@ def _sum_widths(rows: Sequence[Row]) -> int:
 _SCORE_COLUMNS = ("task", "n-shot", "metric", "score [95 % interval]", "n")
 
 
-class Scored(NamedTuple):
+class ScoreRow(NamedTuple):
     """One score of a task, or of one task of a group (`part`); None where nothing was scored."""
 
     task: str
@@ -252,7 +252,7 @@ class Scored(NamedTuple):
     estimate: Estimate | None
 
 
-def score_table(scores: Iterable[Scored]) -> Table:
+def score_table(scores: Iterable[ScoreRow]) -> Table:
     """Lay scores out, rates in percent, others in their own unit; a group's tasks are indented."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for header in _SCORE_COLUMNS:

@@ -13,7 +13,7 @@ from harness.evaluation.session import Session
 from harness.experiment.runs.k_fold import refuse_folds
 from harness.report import ExperimentReport
 from harness.rescue.report import front_file, read, report_files, rescue_document, to_json, write
-from harness.rescue.result import HalfVerdict, Rescue, Tried, exit_code
+from harness.rescue.result import HalfVerdict, Rescue, TrialResult, exit_code
 from harness.rescue.search import add_trials, search
 from harness.rescue.select import RescueCase, answer_whole_tasks, find_case, select_case
 from harness.rescue.trials import (

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from harness import comparison
 from harness.comparison import Comparison
 from harness.decision import TargetScore, gain
-from harness.evaluation.session import Measured, Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.analysis.target_comparisons import is_prompt
 from harness.experiment.runs.stored_rows import Reader
 from harness.records import Run
@@ -25,7 +25,7 @@ class OtherTarget(NamedTuple):
     `prompt` is what a gain is measured against.
     """
 
-    measured: Measured
+    measured: MeasuredTask
     untrained: Run | None
     prompt: Run | None
     gains: bool
@@ -119,14 +119,14 @@ def _is_answered(reader: Reader, run: Run, one: OtherTarget) -> bool:
     return there and any(row.status != "error" for row in reader.of(run, one.measured))
 
 
-def _against(reader: Reader, run: Run, other: Run | None, m: Measured) -> Comparison | None:
+def _against(reader: Reader, run: Run, other: Run | None, m: MeasuredTask) -> Comparison | None:
     if other is None:
         return None
     arms = reader.of(other, m), reader.of(run, m)
     return comparison.compare_rows(m.primary, *arms) if comparison.is_comparable(m.primary, *arms) else None
 
 
-def _is_better_on_validation(reader: Reader, run: Run, other: Run, m: Measured) -> bool:
+def _is_better_on_validation(reader: Reader, run: Run, other: Run, m: MeasuredTask) -> bool:
     rows = [
         reader.of(one, m, "validation") for one in (other, run) if f"{m.task.name}/validation" in one.rows
     ]

@@ -20,7 +20,7 @@ from harness.report.experiment_report import target_text, verdict_word
 from harness.report.labels import WORDS
 from harness.report.reading import restore, with_units
 from harness.report.tables.target_tables import targets_section
-from harness.rescue.result import HalfVerdict, Rescue, Tried
+from harness.rescue.result import HalfVerdict, Rescue, TrialResult
 from harness.spec import Recipe
 
 
@@ -48,7 +48,7 @@ def rows(rescue: Rescue) -> list[TrialRow]:
     """List the run and its trials best first: the rescued one, then the Pareto front, by target score."""
     front = rescue.front
 
-    def key(t: Tried) -> tuple[bool, bool, bool, float]:
+    def key(t: TrialResult) -> tuple[bool, bool, bool, float]:
         score = t.facts.target.unit.sign * t.facts.target.score if t.facts.target else 0.0
         return t.name != rescue.rescued_trial, t.search is None, t.name not in front, -score
 
@@ -129,7 +129,7 @@ def write(rescue: Rescue, folder: Path) -> list[Path]:
     return report.write_forms(folder, stem, forms)
 
 
-def _row(t: Tried, front: Sequence[str]) -> TrialRow:
+def _row(t: TrialResult, front: Sequence[str]) -> TrialRow:
     v = t.search.verdict if t.search else None
     kept = t.capability_change
     return TrialRow(

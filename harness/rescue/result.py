@@ -53,7 +53,7 @@ class HalfVerdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class TrialResult:
     """One trial; `equal` is its macro change less that of the scaled adapter at the same target score."""
 
     name: str
@@ -90,8 +90,8 @@ class Rescue:
     seed: int
     metric: str
     reference: str
-    original: Tried
-    tried: tuple[Tried, ...]
+    original: TrialResult
+    tried: tuple[TrialResult, ...]
     left_out: tuple[str, ...]
     macro_margin: float | None
     notes: tuple[str, ...] = ()
@@ -102,7 +102,7 @@ class Rescue:
         return next((t.name for t in self.tried if t.confirm and t.confirm.passes), None)
 
     @property
-    def confirmed_trial(self) -> Tried | None:
+    def confirmed_trial(self) -> TrialResult | None:
         """The trial that was evaluated on the other half, whatever came of it."""
         return next((t for t in self.tried if t.confirm), None)
 
@@ -119,7 +119,7 @@ class Rescue:
         return tuple(known[i][0].name for i in best)
 
     @property
-    def path(self) -> list[tuple[float, Tried]]:
+    def path(self) -> list[tuple[float, TrialResult]]:
         """The scales that were tried, in order, with the run itself as 1."""
         tried = [(t.scale, t) for t in self.tried if t.scale is not None]
         return sorted([*tried, (1.0, self.original)], key=lambda one: one[0])

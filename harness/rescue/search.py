@@ -21,7 +21,7 @@ from harness.experiment.analysis.target_wins import wins_over
 from harness.experiment.runs.candidate_result import attempt, facts_of
 from harness.experiment.runs.stored_rows import Reader, controls_of
 from harness.gating import Measurement, TargetFacts, measured_half
-from harness.gating.halves import HALVES, Half, Split, split
+from harness.gating.halves import HALVES, Half, HalfSplit, split
 from harness.records import Run, SampleResult
 from harness.report import live_line
 from harness.rescue.kept_gains import (
@@ -32,7 +32,7 @@ from harness.rescue.kept_gains import (
     scores_of,
     target_notes,
 )
-from harness.rescue.result import HalfVerdict, Rescue, Tried
+from harness.rescue.result import HalfVerdict, Rescue, TrialResult
 from harness.rescue.select import RescueCase
 from harness.rescue.trials import Trial, TrialSchedule
 from harness.spec import TargetPolicy
@@ -41,7 +41,7 @@ Rows = list[SampleResult]
 _PROMPTED_BY = ("prompting", "answer", "system", "template")  # what decides the prompts of the target
 
 
-class Scaled(NamedTuple):
+class ScaledAdapter(NamedTuple):
     """One scale of the adapter: 0 is the base, 1 the fine-tune; its score on the target, its rows by task."""
 
     scale: float
@@ -50,8 +50,8 @@ class Scaled(NamedTuple):
 
 
 class _Bracket(NamedTuple):
-    low: Scaled
-    high: Scaled
+    low: ScaledAdapter
+    high: ScaledAdapter
     weight: float  # of the high one, so that the mixed target score is the wanted one
 
 
@@ -61,7 +61,7 @@ class _Context(NamedTuple):
     session: Session
     reader: Reader
     base: Mapping[str, Rows]
-    split: Split
+    split: HalfSplit
     reference: Run
     reference_validation: float
     others: tuple[OtherTarget, ...]
@@ -84,8 +84,8 @@ def search(session: Session, case: RescueCase, found: TrialSchedule) -> Rescue:
         context = _prepare_context(session, case)
         recipe = context.session.experiment.candidates[case.facts.name].model_dump(mode="json")
         seen = _judge_search(context, case.run, case.facts)
-        original = Tried(case.facts.name, "", "as it is", {case.facts.name: recipe}, case.facts, seen)
-        tried: list[tuple[Tried, Run]] = []
+        original = TrialResult(case.facts.name, "", "as it is", {case.facts.name: recipe}, case.facts, seen)
+        tried: list[tuple[TrialResult, Run]] = []
         for trial in found.trials:
             one, run = _run_trial(context, trial, case.run.seed)
             passes = one.search is not None and one.search.passes
@@ -135,20 +135,20 @@ def _notes(context: _Context, run: Run) -> Iterator[str]:
     yield from target_notes(context.others)
 
 
-def _run_trial(context: _Context, trial: Trial, seed: int) -> tuple[Tried, Run]:
+def _run_trial(context: _Context, trial: Trial, seed: int) -> tuple[TrialResult, Run]:
     """Make one trial and judge it on the search half; one that fails is recorded, and the next one starts."""
     session, recipes = context.session, {n: r.model_dump(mode="json") for n, r in trial.recipes.items()}
     run, facts = attempt(session, context.reader, session.candidates[trial.name], seed)
     session.progress.finish(trial.name, live_line(facts, session.target.task.primary_metric))
     if run.state == "failed":
-        return Tried(trial.name, trial.step, trial.says, recipes, facts), run
+        return TrialResult(trial.name, trial.step, trial.says, recipes, facts), run
     more = scores_of(context.reader, run, context.others)
     target = context.session.target
     old, new = context.reader.of(context.reference, target), context.reader.of(run, target)
     facts = replace(facts, vs_untrained=comparison.compare_rows(target.primary, old, new), more_targets=more)
     seen = _judge_search(context, run, facts)
     session.progress.finish(trial.name, f"{trial.name}: {seen.sentence}")
-    return Tried(trial.name, trial.step, trial.says, recipes, facts, seen), run
+    return TrialResult(trial.name, trial.step, trial.says, recipes, facts, seen), run
 
 
 def _judge_search(context: _Context, run: Run, facts: CandidateFacts) -> HalfVerdict:
@@ -159,7 +159,7 @@ def _judge_search(context: _Context, run: Run, facts: CandidateFacts) -> HalfVer
     return replace(seen, lost_on=lost_on_validation(context.reader, run, context.others))
 
 
-def _confirm(context: _Context, tried: Tried, run: Run) -> Tried:
+def _confirm(context: _Context, tried: TrialResult, run: Run) -> TrialResult:
     """Judge the one that passed by every rule on the other half, and its gains on test."""
     facts, g = tried.facts, gain(tried.facts.vs_untrained)
     assert facts.target is not None
@@ -189,8 +189,8 @@ def _judge_half(
 
 
 def _compare_matched(
-    context: _Context, case: RescueCase, original: Tried, tried: Sequence[tuple[Tried, Run]]
-) -> tuple[Tried, ...]:
+    context: _Context, case: RescueCase, original: TrialResult, tried: Sequence[tuple[TrialResult, Run]]
+) -> tuple[TrialResult, ...]:
     """Compare what was trained again with the scaled adapter at the same target score."""
     path = _scale_path(context, case, original, tried)
     alpha = context.session.experiment.gate.alpha
@@ -207,18 +207,18 @@ def _compare_matched(
 
 
 def _scale_path(
-    context: _Context, case: RescueCase, original: Tried, tried: Sequence[tuple[Tried, Run]]
-) -> list[Scaled]:
+    context: _Context, case: RescueCase, original: TrialResult, tried: Sequence[tuple[TrialResult, Run]]
+) -> list[ScaledAdapter]:
     """List the scales that were measured: the base where it was, and the fine-tune itself as 1."""
     scaled = [(one.scale, one.facts.target, run) for one, run in tried if one.scale is not None]
     if not scaled:
         return []
     points = [*scaled, (1.0, original.facts.target, case.run)]
-    path = [Scaled(scale, t.score, _search_rows(context, run)) for scale, t, run in points if t]
+    path = [ScaledAdapter(scale, t.score, _search_rows(context, run)) for scale, t, run in points if t]
     return [*_base_point(context, case.run), *path]
 
 
-def _base_point(context: _Context, run: Run) -> list[Scaled]:
+def _base_point(context: _Context, run: Run) -> list[ScaledAdapter]:
     """Find the base, evaluated on the target as the fine-tune is; none where no such candidate was run."""
     session = context.session
     asked = [getattr(session.experiment.candidates[run.candidate], name) for name in _PROMPTED_BY]
@@ -229,7 +229,7 @@ def _base_point(context: _Context, run: Run) -> list[Scaled]:
             target = facts_of(session, context.reader, other).target
             part = measured_half(context.measurements(run), context.split, "search")
             rows = {m.task.name: m.base for m in part}
-            return [Scaled(0.0, target.score, rows)] if target else []
+            return [ScaledAdapter(0.0, target.score, rows)] if target else []
     return []
 
 
@@ -238,7 +238,11 @@ def _search_rows(context: _Context, run: Run) -> dict[str, Sequence[SampleResult
 
 
 def matched_target_change(
-    path: Sequence[Scaled], trial: Sequence[Measurement], target: float, counting: set[str], alpha: float
+    path: Sequence[ScaledAdapter],
+    trial: Sequence[Measurement],
+    target: float,
+    counting: set[str],
+    alpha: float,
 ) -> Estimate | None:
     """Estimate by how much a trial keeps more than the scaled adapter that scores as much on the target.
 
@@ -255,7 +259,7 @@ def matched_target_change(
     return min(found, key=lambda e: e.score, default=None)
 
 
-def _brackets(path: Sequence[Scaled], target: float) -> Iterator[_Bracket]:
+def _brackets(path: Sequence[ScaledAdapter], target: float) -> Iterator[_Bracket]:
     for low, high in pairwise(path):
         if min(low.target, high.target) <= target <= max(low.target, high.target):
             span = high.target - low.target

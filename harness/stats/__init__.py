@@ -57,7 +57,7 @@ from harness.stats.power import (
     paired_se,
     regression_power,
 )
-from harness.stats.prediction_powered import Powered, labels_needed, prediction_powered_mean
+from harness.stats.prediction_powered import PoweredMean, labels_needed, prediction_powered_mean
 from harness.stats.preference import (
     Strength,
     WinRate,

@@ -65,7 +65,7 @@ def log_mean_wealth(log_wealth: ArrayLike) -> Array:
     return np.asarray(np.logaddexp.reduce(wealth, axis=-1) - np.log(wealth.shape[-1]))
 
 
-class _Making(NamedTuple):
+class _TrainingChanges(NamedTuple):
     """Changes seen so far of what one training made."""
 
     name: str = ""
@@ -92,7 +92,7 @@ def seed_effects(
     out = SharedEffects(np.zeros(len(groups)), np.zeros(len(groups)))
     if sd <= 0:
         return out
-    precision, weighted, making = n_references / sd**2, 0.0, _Making()  # of the reference's effect
+    precision, weighted, making = n_references / sd**2, 0.0, _TrainingChanges()  # of the reference's effect
     square, n_seen = _PRIOR_SQUARE * _PRIOR_N, _PRIOR_N
     sizes = [len(group) for group in groups]
     sums = [float(group.sum()) - mean * n for group, n in zip(groups, sizes, strict=True)]
@@ -102,21 +102,21 @@ def seed_effects(
         if name and name != making.name:
             seen = _precision(making, noise, sd)
             precision, weighted = precision + seen, weighted + seen * making.total / max(making.n, 1)
-            making = _Making(name)
+            making = _TrainingChanges(name)
         if name:
             out.mean[at], out.variance[at] = _predicted_shift(precision, weighted, making, noise, sd)
-            making = _Making(name, making.total + sums[at], making.n + sizes[at])
+            making = _TrainingChanges(name, making.total + sums[at], making.n + sizes[at])
         square, n_seen = square + squares[at], n_seen + sizes[at]
     return out
 
 
-def _precision(making: _Making, noise: float, sd: float) -> float:
+def _precision(making: _TrainingChanges, noise: float, sd: float) -> float:
     """Return what a making's mean tells of the reference's effect: the inverse of its variance."""
     return 1 / (sd**2 + noise / making.n) if making.n else 0.0
 
 
 def _predicted_shift(
-    precision: float, weighted: float, making: _Making, noise: float, sd: float
+    precision: float, weighted: float, making: _TrainingChanges, noise: float, sd: float
 ) -> tuple[float, float]:
     """Return mean and variance of the reference's effect and a making's own together."""
     observed, seen = making.total / max(making.n, 1), _precision(making, noise, sd)

@@ -18,7 +18,7 @@ from harness.stats.means import Mean, cluster_df, has_few_clusters
 _FEWEST = 2  # labels, below which nothing is known of their spread
 
 
-class Powered(NamedTuple):
+class PoweredMean(NamedTuple):
     """A mean of labels and grades; `power` in [0, 1] is the weight of the judge, 0 the labels alone."""
 
     mean: Mean
@@ -33,7 +33,7 @@ def prediction_powered_mean(
     clusters: ArrayLike | None = None,
     rest_clusters: ArrayLike | None = None,
     power: float | None = None,
-) -> Powered:
+) -> PoweredMean:
     """Estimate the mean label of a population of which (n,) items have a label and (m,) others only a grade.
 
     θ = λ·mean(rest) + mean(labels − λ·grades), SE² = Var(labels − λ·grades)/n + λ²·Var(rest)/m with variances
@@ -62,11 +62,11 @@ def prediction_powered_mean(
     codes, n_labelled = _codes(len(y), len(other), clusters, rest_clusters)
     labelled = codes[: len(y)]
     if has_few_clusters(labelled):
-        return Powered(Mean(mean, None, 0, len(y), n_labelled), weight)
+        return PoweredMean(Mean(mean, None, 0, len(y), n_labelled), weight)
     sums = np.bincount(codes, terms)
     shared = n_labelled < len(y)
     variance = float(sums @ sums) * (n_labelled / (n_labelled - 1) if shared else 1.0)
-    return Powered(Mean(mean, sqrt(variance), cluster_df(labelled), len(y), n_labelled), weight)
+    return PoweredMean(Mean(mean, sqrt(variance), cluster_df(labelled), len(y), n_labelled), weight)
 
 
 def labels_needed(labels: ArrayLike, grades: ArrayLike, n_items: int, se: float) -> int | None:

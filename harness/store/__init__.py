@@ -86,7 +86,7 @@ from harness.store.queries import (
     read_samples,
     read_scores,
 )
-from harness.store.read_only import Answer, query
+from harness.store.read_only import QueryResult, query
 from harness.store.rows import (
     append_block,
     complete_rows,

@@ -33,7 +33,7 @@ class Counts(NamedTuple):
     skipped: tuple[str, ...]
 
 
-class _Held(Exception):
+class _IndexLocked(Exception):
     """Another process or connection holds the file."""
 
 
@@ -47,7 +47,7 @@ def update(store: Store) -> bool:
         with clear_errors(store, str(store.index), REINDEX), writer_lock(store, _BRIEF_S):
             if not store.index.exists() or not _sync_current(store, _BRIEF_S):
                 _rebuild(store)
-    except _Held:
+    except _IndexLocked:
         return False
     return True
 
@@ -61,7 +61,7 @@ def reindex(store: Store) -> Counts:
     try:
         with clear_errors(store, str(store.index), REINDEX), writer_lock(store, store.wait_s):
             return _rebuild(store)
-    except _Held:
+    except _IndexLocked:
         found = f"another process that has been writing it for {store.wait_s:g} s"
         raise failure(str(store.index), found, "one writer at a time", f"wait, then: {REINDEX}") from None
 
@@ -93,7 +93,7 @@ def writer_lock(store: Store, wait_s: float) -> Iterator[None]:
     try:
         lock.acquire(timeout=wait_s)
     except Timeout as error:
-        raise _Held from error
+        raise _IndexLocked from error
     try:
         yield
     finally:
@@ -124,7 +124,7 @@ def _open_current(store: Store, *, despite_skipped: bool = False) -> "DuckDBPyCo
         for pause_s in (*_PAUSES_S, None):
             try:
                 return _try_open(store, despite_skipped=despite_skipped)
-            except _Held:
+            except _IndexLocked:
                 return None
             except duckdb.Error:
                 if pause_s is None:
@@ -193,5 +193,5 @@ def _connect(store: Store, wait_s: float, *, read_only: bool) -> "DuckDBPyConnec
             if isinstance(error, duckdb.IOException) and "set lock" not in str(error):
                 raise
             if time.monotonic() > deadline:
-                raise _Held from error
+                raise _IndexLocked from error
         time.sleep(_PAUSE_S)

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 _LISTED = "harness sql --tables lists tables and columns"
 
 
-class Answer(NamedTuple):
+class QueryResult(NamedTuple):
     """The columns of a query's result, and its rows."""
 
     columns: tuple[str, ...]
     rows: list[tuple[Any, ...]]
 
 
-def query(store: Store, sql: str) -> Answer:
+def query(store: Store, sql: str) -> QueryResult:
     """Ask the index, which first catches up with the folders.
 
     Raises:
@@ -39,7 +39,7 @@ def query(store: Store, sql: str) -> Answer:
     with reading(store) as db:
         try:
             cursor = _select(db, sql)
-            return Answer(tuple(name for name, *_ in cursor.description or ()), cursor.fetchall())
+            return QueryResult(tuple(name for name, *_ in cursor.description or ()), cursor.fetchall())
         except duckdb.Error as error:
             raise UserError(_problem(error)) from error
 

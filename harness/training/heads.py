@@ -94,7 +94,7 @@ def encoder_of(encoder: str | None, base: ModelSource) -> ModelSource:
     return resolve(encoder, where="params.encoder") if encoder else base
 
 
-class Labelled(NamedTuple):
+class LabelledTexts(NamedTuple):
     """Texts with the index of each one's label, and the labels."""
 
     texts: list[str]
@@ -102,7 +102,7 @@ class Labelled(NamedTuple):
     labels: list[str]
 
 
-def labelled_texts(examples: Sequence[Example], labels: Sequence[str] = ()) -> Labelled:
+def labelled_texts(examples: Sequence[Example], labels: Sequence[str] = ()) -> LabelledTexts:
     """Return the texts of examples that have a closed set of choices, with their labels.
 
     Raises:
@@ -112,7 +112,7 @@ def labelled_texts(examples: Sequence[Example], labels: Sequence[str] = ()) -> L
     known = list(labels) or sorted({e.references[0] for e in closed})
     if len(known) < 2:
         raise _too_few(known)
-    return Labelled([e.prompt for e in closed], [known.index(e.references[0]) for e in closed], known)
+    return LabelledTexts([e.prompt for e in closed], [known.index(e.references[0]) for e in closed], known)
 
 
 def _too_few(known: Sequence[str]) -> CandidateFailed:
@@ -233,7 +233,9 @@ def _load_trained(model: Any, params: HeadParams, folder: Path) -> Any:
     return model
 
 
-def _rows(known: Labelled, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> tuple[list[Row], int]:
+def _rows(
+    known: LabelledTexts, tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> tuple[list[Row], int]:
     ids = [tokenizer(text)["input_ids"] for text in known.texts]
     rows = [{"input_ids": row, "labels": i} for row, i in zip(ids, known.indices, strict=True)]
     return loop.rows_that_fit(rows, list(map(len, ids)), max_length)

@@ -21,7 +21,7 @@ from harness.experiment import standalone
 from harness.models.hardware import Machine, probe
 from harness.models.hf import HFCandidate
 from harness.models.memory.shape import shape_of
-from harness.progress import Silent
+from harness.progress import SilentProgress
 
 SCALE = float(os.environ.get("HARNESS_BENCH_SCALE", "1"))
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -190,7 +190,7 @@ def measure(section: Section, folder, monkeypatch) -> Measured:
     # Cached rows are found by file names: a task cut shorter would get those of the section before.
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "datasets")
     asked = standalone.tasks_of(list(section.tasks), None, section.shots)
-    prepared = standalone.prepare_model("smollm2-135m", asked, folder / "runs", Silent())
+    prepared = standalone.prepare_model("smollm2-135m", asked, folder / "runs", SilentProgress())
     machine, source = prepared.session.machine, prepared.session.source
     ours = ask_ours(prepared)
     shares = peak_rows(section, ours.counted, prepared)

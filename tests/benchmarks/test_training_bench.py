@@ -16,7 +16,7 @@ from harness import config
 from harness.evaluation.rows.row_sets import prompting_step
 from harness.experiment import Scope, prepare_session
 from harness.models.hardware import probe
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.training import FitContext, LowRankParams
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ GOAL = 1.3
 
 def the_context(folder: Path) -> FitContext:
     """Take the quickstart's training rows, asked as its LoRA candidate asks them."""
-    session = prepare_session(config.load(ROOT / "harness.yaml"), Scope(), Silent())
+    session = prepare_session(config.load(ROOT / "harness.yaml"), Scope(), SilentProgress())
     step = prompting_step(session, session.experiment.candidates["lora"], 0)
     train, validation = (
         tuple(map(step, rows))

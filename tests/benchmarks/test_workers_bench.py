@@ -23,10 +23,10 @@ from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
 from harness.experiment.executors.dispatch import run_jobs
-from harness.experiment.executors.job_runner import Outcome
+from harness.experiment.executors.job_runner import JobResult
 from harness.experiment.executors.work_plan import plan_work
 from harness.models.hardware import probe
-from harness.progress import Silent
+from harness.progress import SilentProgress
 
 SCALE = float(os.environ.get("HARNESS_BENCH_SCALE", "1"))
 N_CANDIDATES, N_TASKS, N_WORKERS = round(10_000 * SCALE), 100, 64
@@ -51,8 +51,8 @@ class AtOnce:
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def run(self, job: object, known: object) -> Outcome:
-        return Outcome()
+    def run(self, job: object, known: object) -> JobResult:
+        return JobResult()
 
     def stop(self) -> None:
         pass
@@ -143,7 +143,7 @@ def test_what_directing_workers_takes_is_measured_and_written(tiny, tmp_path, mo
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "planned").mkdir()
     path = tiny_experiment.write(tmp_path / "planned", tiny)
-    rows = simulated_rows(prepare_session(config.load(path), Scope(), Silent()))
+    rows = simulated_rows(prepare_session(config.load(path), Scope(), SilentProgress()))
     tables = (beside_one_process(tmp_path, tiny),)
     bench_page.write(
         "Workers", rows, probe(), bench_page.stem("workers"), tables, "make bench ARGS='-k workers'"

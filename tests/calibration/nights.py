@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.nightly.alarm import build_report
-from harness.nightly.state import Night, SeriesNight, State, Watched
+from harness.nightly.state import Night, NightCandidate, SeriesNight, State
 from harness.spec import NightlyPolicy
 from tests.calibration.cell import Cell, at_least, at_most
 from tests.calibration.draws import Scores
@@ -105,7 +105,7 @@ def nights(
         }
         fields: dict[str, Any] = {"making": f"w{made}" if made else "", "n_references": making.n_references}
         tested = f"w{made}" if made else f"pass {k * ITEMS // size}"
-        one = Watched("lora", "reference", tested, (), series, **fields)
+        one = NightCandidate("lora", "reference", tested, (), series, **fields)
         day = (FIRST + timedelta(days=k)).isoformat()
         out.append(Night(day, "", "", "", "bf16", "", {}, (one,), {}, {}))
     return out

@@ -17,7 +17,7 @@ from harness.evaluation.rows.row_sets import RunRequest
 from harness.experiment import Scope, prepare_session
 from harness.experiment.executors import job_runner
 from harness.experiment.executors.work_plan import plan_work
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.store import Store
 
 CANDIDATES = """\
@@ -57,9 +57,9 @@ def command(forked, folder):
 def worker(forked, folder):
     """Return a worker that does all jobs of a comparison but the control arm, whose time it would measure."""
     loaded = config.load(folder / "harness.yaml")
-    session = prepare_session(loaded, Scope(), Silent())
+    session = prepare_session(loaded, Scope(), SilentProgress())
     plan = plan_work(session, [RunRequest(session.candidates[name], 0) for name in loaded.selected], 1)
-    known = job_runner.Known({session.source.weights_digest: ""})
+    known = job_runner.JobInputs({session.source.weights_digest: ""})
     jobs = [(job, known) for job in TopologicalSorter(plan.needs).static_order() if job.kind != "control"]
     (folder / "jobs").write_bytes(pickle.dumps(jobs))
 

@@ -13,7 +13,7 @@ import pytest
 from lm_eval_mirror import cut_mirror
 
 from harness.experiment import standalone
-from harness.progress import Silent
+from harness.progress import SilentProgress
 
 pytestmark = pytest.mark.weekly
 
@@ -91,7 +91,9 @@ def ask_both(folder, tasks, n, monkeypatch, *, shots=None, precision=PRECISION):
     mirror = cut_mirror(folder / "hub", tasks, n)
     monkeypatch.setenv("HARNESS_DATASETS_DIR", str(mirror))
     asked = standalone.tasks_of(list(tasks), None, shots)
-    prepared = standalone.prepare_model("smollm2-135m", asked, folder / "runs", Silent(), precision=precision)
+    prepared = standalone.prepare_model(
+        "smollm2-135m", asked, folder / "runs", SilentProgress(), precision=precision
+    )
     rows = standalone.evaluate(prepared).rows
     ours = {task: {int(r.example_id.partition("-")[0]): r for r in found} for task, found in rows.items()}
     monkeypatch.chdir(mirror)  # lm-eval finds a folder where it would look for a name on the hub

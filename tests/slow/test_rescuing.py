@@ -10,7 +10,7 @@ from harness.experiment import Scope, prepare_session
 from harness.experiment.analysis.gate_results import bases_of, measured_of
 from harness.experiment.runs.stored_rows import Reader
 from harness.gating.halves import cluster_name, split
-from harness.progress import Silent
+from harness.progress import SilentProgress
 
 pytestmark = pytest.mark.weekly
 
@@ -31,7 +31,7 @@ def collapsed(tmp_path_factory):
 
 def opened(collapsed):
     loaded = config.load(collapsed, [*collapsing.HALF, *CHANCE])
-    return prepare_session(loaded, Scope(), Silent()), loaded
+    return prepare_session(loaded, Scope(), SilentProgress()), loaded
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from harness import formatting, stats
-from harness.comparison.judge_correction import Graded, correct_difference, correct_score
+from harness.comparison.judge_correction import GradedArm, correct_difference, correct_score
 from harness.stats import Array
 
 ROOT = Path(__file__).parents[2]
@@ -112,7 +112,7 @@ def pairs(answers: Answers) -> list[tuple[str, str]]:
 
 def worlds(
     answers: Answers, judge: str, n_labels: int, draws: int, seed: int = 0
-) -> Iterator[dict[str, Graded]]:
+) -> Iterator[dict[str, GradedArm]]:
     """Draw test sets with replacement, of which the first `n_labels` items are labelled in all arms."""
     rng, n = np.random.default_rng([seed, n_labels]), len(next(iter(answers.people.values())))
     for _ in range(draws):
@@ -121,7 +121,7 @@ def worlds(
         for model, people in answers.people.items():
             labels = people[pick]
             labels[n_labels:] = np.nan
-            arms[model] = Graded(answers.judges[judge][model][pick], labels, np.arange(n))
+            arms[model] = GradedArm(answers.judges[judge][model][pick], labels, np.arange(n))
         yield arms
 
 

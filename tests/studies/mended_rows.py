@@ -25,7 +25,7 @@ import harness.experiment as experiment
 from harness import formatting
 from harness.cli import app
 from harness.data import fold_text
-from harness.data.edit.decisions import Decision, keep_decision
+from harness.data.edit.decisions import RowDecision, keep_decision
 from harness.records import checksum
 from tests.studies.data_check import FAULTS, LABELLED, ROOT, SETS, Row, plant
 
@@ -52,11 +52,11 @@ class Suspect(NamedTuple):
 
 
 # What becomes of a suspect row, whose label is the second argument.
-DECISIONS: dict[str, Callable[[Suspect, str], Decision]] = {
-    "relabelled": lambda suspect, label: Decision("relabel", suspect.proposed),
-    "dropped": lambda suspect, label: Decision("drop"),
+DECISIONS: dict[str, Callable[[Suspect, str], RowDecision]] = {
+    "relabelled": lambda suspect, label: RowDecision("relabel", suspect.proposed),
+    "dropped": lambda suspect, label: RowDecision("drop"),
     "decided": lambda suspect, label: (
-        Decision("keep") if label == suspect.right else Decision("relabel", suspect.right)
+        RowDecision("keep") if label == suspect.right else RowDecision("relabel", suspect.right)
     ),
 }
 

@@ -15,7 +15,7 @@ from harness.formatting import count, pluralize
 
 if TYPE_CHECKING:
     from harness.data.columns import Roles
-    from harness.data.edit import Edit, Outcome, Saved
+    from harness.data.edit import Edit, EditedRow, SavedEdit
     from harness.data.readers import Rows
 
 _SEEN = 1_000  # rows by which the columns of a file are recognised
@@ -77,7 +77,7 @@ def data_clean(
     Unicode forms are made equal. A row without a question or an answer is dropped.
     """
     from harness.data import formats, readers
-    from harness.data.edit.clean import Mending, clean, spellings_in
+    from harness.data.edit.clean import CleaningOptions, clean, spellings_in
     from harness.data.edit.decisions import decisions_by_line, open_decisions
     from harness.data.edit.mix import RowIds
 
@@ -95,7 +95,9 @@ def data_clean(
     parameters = {**roles._asdict(), "drop_lost": drop_lost, **of_these, **of_spellings, **used}
     edit = remarks.edit("clean", parameters, [file])
     rows = readers.stream(file, "train")
-    mending = Mending(leading_spaces, spelt, RowIds(readers.stream(file, "train")) if new_ids else None)
+    mending = CleaningOptions(
+        leading_spaces, spelt, RowIds(readers.stream(file, "train")) if new_ids else None
+    )
     outcomes = clean(rows, roles, found, layout=layout, drop_lost=drop_lost, mending=mending)
     _save(edit, outcomes, out, dry_run=dry_run, as_json=as_json)
 
@@ -367,7 +369,7 @@ def refuse_out(out: Path | None, inputs: list[str], *, dry_run: bool = False, fo
 
 def _save(
     edit: "Edit",
-    outcomes: "Iterable[Outcome]",
+    outcomes: "Iterable[EditedRow]",
     out: Path | None,
     *,
     dry_run: bool = False,
@@ -385,7 +387,7 @@ def _save(
         say("nothing is written in a dry run")
 
 
-def print_saved(saved: "Saved", as_json: bool) -> None:
+def print_saved(saved: "SavedEdit", as_json: bool) -> None:
     """Print the manifest as JSON, or what became of the rows and why."""
     if as_json:
         print_json(saved.manifest)

@@ -37,7 +37,7 @@ from harness.errors import Problem, UserError, as_argument, refuse
 if TYPE_CHECKING:
     from harness.data.columns import Roles
     from harness.evaluation.session import Session
-    from harness.experiment.generated_rows.augmentation import Evaluated
+    from harness.experiment.generated_rows.augmentation import EvaluatedQuestions
     from harness.experiment.generated_rows.rewording import Rewriting
     from harness.experiment.generated_rows.writers import Writer
     from harness.models.openai_api import Settings
@@ -241,7 +241,7 @@ def _settings(url: str, endpoint: Endpoint) -> "Settings":
 
 def _gather_evaluated(
     session: "Session | None", roles: "Roles", tests: list[str], named: Columns
-) -> "list[Evaluated]":
+) -> "list[EvaluatedQuestions]":
     """Gather what rewordings may not ask: what the experiment evaluates, and the files that are named."""
     from harness.experiment.generated_rows.augmentation import evaluated_by, evaluated_in
 

@@ -23,8 +23,8 @@ __all__ = [
     "DECIDE",
     "DECIDE_BY_SENSE",
     "MOST_MODELLED",
+    "CheckContext",
     "Finding",
-    "Given",
     "Severity",
     "Tokenizer",
     "check_rows",
@@ -79,7 +79,7 @@ class Tokenizer(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class CheckContext:
     """Beside the rows: those that are tested on, a tokenizer, and the least difference that n items show.
 
     `most` rows are judged by classifiers and language guesses, drawn by class.
@@ -100,7 +100,7 @@ def names() -> list[str]:
 
 
 def check_rows(
-    table: "Table", given: Given, only: Iterable[str] | None = None, advance: "Advance | None" = None
+    table: "Table", given: CheckContext, only: Iterable[str] | None = None, advance: "Advance | None" = None
 ) -> list[Finding]:
     """Run the checks, all or those that are named, and return their findings, the worst first."""
     chosen = names() if only is None else list(only)

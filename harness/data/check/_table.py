@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from harness.data import columns, examples, formats, readers
 from harness.data.column_types import Column, count_cells, mixed_columns
-from harness.data.columns import PAIRS, Asked, Roles, asked, reading_roles
+from harness.data.columns import PAIRS, QuestionAndAnswers, Roles, asked, reading_roles
 from harness.data.edit.repeats import fold_row
 from harness.data.edit.spellings import LONGEST_LABEL, label_set
-from harness.data.edit.written_answers import Written, written_answers
+from harness.data.edit.written_answers import WrittenAnswer, written_answers
 from harness.data.examples import FIELD
 from harness.data.formats import Layout
 from harness.data.formats.dates import FORMS, read_date
@@ -37,7 +37,7 @@ _A_ROW = 1_500  # bytes of a row beside its characters
 _NO_SOURCE = "(empty)"
 
 
-class Reading(NamedTuple):
+class ReadingOptions(NamedTuple):
     """Way of reading rows: as a task reads them, by a layout if there is one; columns of source and date.
 
     `prompt` and `reference` are columns or templates as the user named them, None where they were guessed;
@@ -84,7 +84,7 @@ class Entry(NamedTuple):
     example: Example
     question: str
     answer: str
-    asked: Asked
+    asked: QuestionAndAnswers
     source: str
     date: datetime | None
     draw: float
@@ -116,7 +116,7 @@ class Table:
     columns: Mapping[str, Column]
     digests: NDArray[np.uint64]
     places: "_Places"
-    reading: Reading
+    reading: ReadingOptions
     labels_in_rows: bool
 
     @property
@@ -167,7 +167,9 @@ class _Places:
         return f"{head}{self._lines[index]}"
 
 
-def read_table(paths: Sequence[str], reading: Reading, split: str = "train", held: int = HELD) -> Table:
+def read_table(
+    paths: Sequence[str], reading: ReadingOptions, split: str = "train", held: int = HELD
+) -> Table:
     """Read files, in one pass.
 
     Raises:
@@ -187,7 +189,7 @@ def read_table(paths: Sequence[str], reading: Reading, split: str = "train", hel
 class _Maker:
     """A table in the making."""
 
-    def __init__(self, reading: Reading, held: int) -> None:
+    def __init__(self, reading: ReadingOptions, held: int) -> None:
         self.reading, self.held = reading, held
         self.entries: list[Entry] = []
         self.unusable: list[Unusable] = []
@@ -291,13 +293,13 @@ class _Maker:
         return Table(*found, self.places, self.reading, self.in_rows)
 
 
-def _read_asked(row: Row, roles: Roles, question: str) -> Asked:
+def _read_asked(row: Row, roles: Roles, question: str) -> QuestionAndAnswers:
     """Read what a row asks and answers as `data dedup` does; an equal text is kept once."""
     found = asked(row, roles)
     return found._replace(question=question) if found.question == question else found
 
 
-def _is_written(answer: str, written: Sequence[Written], roles: Roles) -> bool:
+def _is_written(answer: str, written: Sequence[WrittenAnswer], roles: Roles) -> bool:
     """Tell whether an answer stands in its row by itself, or is made of columns that stand there so."""
     return any(of.text.strip() == answer.strip() for of in written) or (
         len(roles.answers) > 1 and roles != PAIRS and bool(written)

@@ -8,7 +8,7 @@ False alarms: none; every figure is a count.
 
 from collections.abc import Iterator, Sequence
 
-from harness.data.check import Finding, Given, Tokenizer
+from harness.data.check import CheckContext, Finding, Tokenizer
 from harness.data.check._table import HELD, Entry, Table
 from harness.data.check.personal_data import excerpt
 from harness.formatting import pluralize
@@ -18,7 +18,7 @@ _BINS = 16
 _FEWEST = 25  # below it a fifth set aside twice leaves fewer than five rows, too few for any sign test
 
 
-def check(table: Table, given: Given) -> Iterator[Finding]:
+def check(table: Table, given: CheckContext) -> Iterator[Finding]:
     """Count rows, show how long they are, and list those beyond the model's context."""
     yield _rows(table)
     drawn = table.draw(given.most)

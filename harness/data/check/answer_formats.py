@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from harness.data.check import ALPHA, DECIDE, Finding, Given
+from harness.data.check import ALPHA, DECIDE, CheckContext, Finding
 from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt, mask_text
 from harness.data.edit.spellings import commonest_spellings, several_spellings
@@ -28,7 +28,7 @@ _FORMS: dict[str, Callable[[str], bool]] = {
 _MOST_SOURCES = 50
 
 
-def check(table: Table, given: Given) -> Iterator[Finding]:
+def check(table: Table, given: CheckContext) -> Iterator[Finding]:
     """List answers with outer white space, labels in several spellings, and formats that go with a source."""
     answered = [entry for entry in table.entries if entry.answer]
     yield from _outer_spaces(table)

@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from harness.data.check import ALPHA, Finding, Given
+from harness.data.check import ALPHA, CheckContext, Finding
 from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt
 from harness.formatting import count
@@ -29,7 +29,7 @@ _MOST_SOURCES, _SHOWN = 50, 8
 _QUANTILES = (0.05, 0.5, 0.95)
 
 
-class _Differs(NamedTuple):
+class _LengthDifference(NamedTuple):
     """Difference of a source from the others: p, the chance of a longer answer, and both medians."""
 
     p: float
@@ -38,7 +38,7 @@ class _Differs(NamedTuple):
     others: int
 
 
-def check(table: Table, given: Given) -> Iterator[Finding]:
+def check(table: Table, given: CheckContext) -> Iterator[Finding]:
     """Give the quantiles of the answers' lengths, and list the sources that differ much from the others."""
     answered = [entry for entry in table.entries if entry.answer.strip()]
     if not answered or table.labels or not any(entry.question for entry in answered):
@@ -79,7 +79,7 @@ def _differing(answered: Sequence[Entry], sources: Sequence[str]) -> Iterator[Fi
 
     Of two sources only the one of fewer rows is tested: the other one differs as much.
     """
-    tested: dict[str, _Differs] = {}
+    tested: dict[str, _LengthDifference] = {}
     for source in sources[1:] if len(sources) == 2 else sources:
         own, others = ([_length(e) for e in answered if (e.source == source) == of] for of in (True, False))
         if min(len(own), len(others)) >= _FEWEST:
@@ -99,16 +99,16 @@ def _differing(answered: Sequence[Entry], sources: Sequence[str]) -> Iterator[Fi
             )
 
 
-def _difference(own: Sequence[int], others: Sequence[int]) -> _Differs:
+def _difference(own: Sequence[int], others: Sequence[int]) -> _LengthDifference:
     import numpy as np
     from scipy import stats
 
     u = stats.mannwhitneyu(own, others)
     chance = float(u.statistic) / (len(own) * len(others))
-    return _Differs(float(u.pvalue), chance, round(np.median(own)), round(np.median(others)))
+    return _LengthDifference(float(u.pvalue), chance, round(np.median(own)), round(np.median(others)))
 
 
-def _is_large(found: _Differs) -> bool:
+def _is_large(found: _LengthDifference) -> bool:
     chance, less, more = found.chance, found.others, found.own
     if chance < 0.5:
         chance, less, more = 1 - chance, more, less

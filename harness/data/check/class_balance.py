@@ -13,14 +13,14 @@ from collections import Counter
 from collections.abc import Iterator
 from math import exp, log
 
-from harness.data.check import ALPHA, Finding, Given
+from harness.data.check import ALPHA, CheckContext, Finding
 from harness.data.check._table import Table
 from harness.data.edit.spellings import in_one_spelling
 
 _FEWEST = 5  # a fifth of fewer rows is less than one row
 
 
-def check(table: Table, given: Given) -> Iterator[Finding]:
+def check(table: Table, given: CheckContext) -> Iterator[Finding]:
     """Show the balance, list classes too small for a split, and compare with the test rows."""
     if not table.labels:
         return

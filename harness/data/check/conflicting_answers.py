@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from harness.data.check import Finding, Given
+from harness.data.check import CheckContext, Finding
 from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt
 from harness.formatting import pluralize
 
 
-def check(table: Table, given: Given) -> Iterator[Finding]:
+def check(table: Table, given: CheckContext) -> Iterator[Finding]:
     """List the rows whose question has another answer elsewhere."""
     questions, answers = table.digests[:, 0], table.digests[:, 1]
     _, first, inverse = np.unique(questions, return_index=True, return_inverse=True)

@@ -11,7 +11,7 @@ Source: Speer 2019, ftfy, https://doi.org/10.5281/zenodo.2591652
 from collections.abc import Iterator
 from itertools import zip_longest
 
-from harness.data.check import Finding, Given
+from harness.data.check import CheckContext, Finding
 from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import mask_text
 from harness.data.edit.clean import mend_encoding, mend_signs
@@ -19,7 +19,7 @@ from harness.data.edit.clean import mend_encoding, mend_signs
 _LOST = "\ufffd"
 
 
-def check(table: Table, given: Given) -> Iterator[Finding]:
+def check(table: Table, given: CheckContext) -> Iterator[Finding]:
     """List the rows whose text is damaged, with how it would be mended, and those that cannot be."""
     damaged, lost, control = list[Entry](), list[Entry](), list[Entry]()
     for entry in table.entries:

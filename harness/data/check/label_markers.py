@@ -17,7 +17,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from harness.data.check import ALPHA, Finding, Given
+from harness.data.check import ALPHA, CheckContext, Finding
 from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt
 
@@ -28,7 +28,7 @@ _SIGN = re.compile(r"[^\w\s]")
 _NAMED = re.compile(r"(?:first|last) (?:word|sign) ['\"](.*)['\"]")
 
 
-def check(table: Table, given: Given) -> Iterator[Finding]:
+def check(table: Table, given: CheckContext) -> Iterator[Finding]:
     """List the forms from which a label follows, the commonest first."""
     if not table.labels:
         return

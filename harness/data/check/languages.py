@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
-from harness.data.check import ALPHA, DECIDE, Finding, Given
+from harness.data.check import ALPHA, DECIDE, CheckContext, Finding
 from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt
 from harness.formatting import pluralize
@@ -31,7 +31,7 @@ _UNSPACED = frozenset({"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "M
 _MIXED = frozenset({"LATIN", "CYRILLIC"})
 
 
-def check(table: Table, given: Given) -> Iterator[Finding]:
+def check(table: Table, given: CheckContext) -> Iterator[Finding]:
     """Count languages and scripts, and list what differs from most rows."""
     yield from _languages(table.draw(given.most))
     yield from _scripts(table)

@@ -6,7 +6,7 @@ False alarms: none; every figure is a count.
 from collections import Counter
 from collections.abc import Iterator
 
-from harness.data.check import Finding, Given
+from harness.data.check import CheckContext, Finding
 from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt
 from harness.data.column_types import Column
@@ -17,7 +17,7 @@ from harness.formatting import count
 _MOST_COLUMNS = 8  # that are named one by one
 
 
-def check(table: Table, given: Given) -> Iterator[Finding]:
+def check(table: Table, given: CheckContext) -> Iterator[Finding]:
     """List rows that no comparison can use, for an id too, empty cells, and columns of texts and numbers."""
     down = [row for row in table.unusable if row.why == THUMB_DOWN]
     if down:

@@ -12,7 +12,7 @@ Source: ISO 7064 and ISO/IEC 7812 by python-stdnum, libphonenumber by phonenumbe
 import re
 from collections.abc import Iterator
 
-from harness.data.check import DECIDE, Finding, Given
+from harness.data.check import DECIDE, CheckContext, Finding
 from harness.data.check._table import Table
 
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}")
@@ -23,7 +23,7 @@ _REGION = "US"  # of numbers without a country code
 _LONGEST = 300  # characters of a piece
 
 
-def check(table: Table, given: Given) -> Iterator[Finding]:
+def check(table: Table, given: CheckContext) -> Iterator[Finding]:
     """Count the rows that hold personal data, by kind."""
     found: dict[str, list[tuple[str, str]]] = {}
     for entry in table.entries:

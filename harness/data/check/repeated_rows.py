@@ -14,15 +14,15 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from harness.data.check import DECIDE_BY_SENSE, Finding, Given
+from harness.data.check import DECIDE_BY_SENSE, CheckContext, Finding
 from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt
-from harness.data.edit.repeats import Folded, fold_row, near_repeats, stand_on_same
+from harness.data.edit.repeats import NormalizedRow, fold_row, near_repeats, stand_on_same
 from harness.data.near_duplicates import THRESHOLD
 from harness.data.overlap import EMBEDDINGS, Encode, repeats_by_sense
 
 
-def check(table: Table, given: Given) -> Iterator[Finding]:
+def check(table: Table, given: CheckContext) -> Iterator[Finding]:
     """List rows that repeat an earlier one, exactly and nearly."""
     _, first, inverse = np.unique(table.digests, axis=0, return_index=True, return_inverse=True)
     again = np.flatnonzero(first[inverse.ravel()] != np.arange(len(table.digests)))
@@ -48,7 +48,7 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
 
 def _unlike(table: Table) -> list[Entry]:
     """Return the rows without exact duplicates."""
-    once: dict[Folded, Entry] = {}
+    once: dict[NormalizedRow, Entry] = {}
     for entry in table.entries:
         once.setdefault(fold_row(entry.asked), entry)
     return list(once.values())

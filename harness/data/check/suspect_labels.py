@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from harness.data.check import ALPHA, DECIDE, Finding, Given
+from harness.data.check import ALPHA, DECIDE, CheckContext, Finding
 from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt
 from harness.data.edit.spellings import in_one_spelling
@@ -42,7 +42,7 @@ class Suspect(NamedTuple):
     p_label: float
 
 
-class Judged(NamedTuple):
+class SuspectLabels(NamedTuple):
     """Suspects, the most suspect first, and the share of the labels that the classifier gives, in [0, 1].
 
     `n_sure` labels surely differ from what it gives.
@@ -53,7 +53,7 @@ class Judged(NamedTuple):
     n_sure: int
 
 
-def check(table: Table, given: Given) -> Iterator[Finding]:
+def check(table: Table, given: CheckContext) -> Iterator[Finding]:
     """List the suspect rows, the most suspect first, with the label that is proposed."""
     from scipy import stats
 
@@ -120,7 +120,7 @@ def _draw_judged(table: Table, most: int) -> list[Entry]:
     return [entry for entry in spelt if counts[entry.answer] >= _FEWEST]
 
 
-def judge_labels(entries: Sequence[Entry]) -> Judged:
+def judge_labels(entries: Sequence[Entry]) -> SuspectLabels:
     """Judge each row by a classifier trained on others.
 
     Each label has at least five rows, and there are two.
@@ -151,4 +151,4 @@ def judge_labels(entries: Sequence[Entry]) -> Judged:
         if best[i] != own[i]
     ]
     sure = (best != own) & (p[np.arange(len(own)), own] < _OWN) & (p.max(axis=1) > _OTHER)
-    return Judged(suspects, float((best == own).mean()), int(sure.sum()))
+    return SuspectLabels(suspects, float((best == own).mean()), int(sure.sum()))

@@ -8,21 +8,21 @@ words reach thresholds that 5 % of look-alikes of another sense reach too (repor
 
 from collections.abc import Iterator
 
-from harness.data.check import DECIDE_BY_SENSE, Finding, Given
+from harness.data.check import DECIDE_BY_SENSE, CheckContext, Finding
 from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt
 from harness.data.contamination import contaminated_rows
-from harness.data.examples import Sourced
+from harness.data.examples import SourcedExample
 from harness.data.overlap import Encode, overlaps
 from harness.errors import as_argument
 
 
-def check(table: Table, given: Given) -> Iterator[Finding]:
+def check(table: Table, given: CheckContext) -> Iterator[Finding]:
     """List the training rows that a test row repeats, and those that may ask the same in other words."""
     if given.test is None:
         return
     training, evaluated = (
-        [Sourced(entry.example, entry.where) for entry in of.entries] for of in (table, given.test)
+        [SourcedExample(entry.example, entry.where) for entry in of.entries] for of in (table, given.test)
     )
     if leaks := contaminated_rows(training, evaluated):
         first = leaks[0]

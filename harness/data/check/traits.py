@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
-from harness.data.check import ALPHA, Finding, Given
+from harness.data.check import ALPHA, CheckContext, Finding
 from harness.data.check._table import Entry, Table
 from harness.data.edit.manifests import grouped_by
 
@@ -26,7 +26,7 @@ _FEWEST = 20  # rows of each side
 _DISAGREEMENTS = (0.1, 0.3)
 
 
-def check(table: Table, given: Given) -> Iterator[Finding]:
+def check(table: Table, given: CheckContext) -> Iterator[Finding]:
     """Give each trait that the rows allow."""
     drawn = table.draw(_MOST)
     if len(drawn) >= _FEWEST:

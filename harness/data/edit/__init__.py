@@ -5,7 +5,7 @@ reason, and one that a model adds says so and names the row that it was made fro
 and seed give the same bytes.
 """
 
-from harness.data.edit.change import Change, Outcome
-from harness.data.edit.save import Edit, Saved, refuse_output, save, save_split
+from harness.data.edit.change import Change, EditedRow
+from harness.data.edit.save import Edit, SavedEdit, refuse_output, save, save_split
 
-__all__ = ["Change", "Edit", "Outcome", "Saved", "refuse_output", "save", "save_split"]
+__all__ = ["Change", "Edit", "EditedRow", "SavedEdit", "refuse_output", "save", "save_split"]

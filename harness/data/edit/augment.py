@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from harness.data.columns import CONTEXT, Roles, asked
 from harness.data.contamination import fold_text
-from harness.data.edit.change import Change, Outcome
+from harness.data.edit.change import Change, EditedRow
 from harness.data.edit.dedup import dedup
 from harness.data.near_duplicates import THRESHOLD, are_alike
 from harness.data.readers import Row
@@ -23,7 +23,7 @@ _USER = ("user", "human", "prompter")
 _SAID = ("content", "value", "text")
 
 
-class Asking(NamedTuple):
+class QuestionText(NamedTuple):
     """The text of a row that asks, and where it stands: a column, and in turns the place and its key."""
 
     text: str
@@ -47,7 +47,7 @@ class Rewording(NamedTuple):
     failure: str = ""
 
 
-def asking(row: Row, roles: Roles) -> Asking | None:
+def asking(row: Row, roles: Roles) -> QuestionText | None:
     """Find the text of a row that asks: the first column that does, or the last turn of the user.
 
     None of an augmented row, and where a row has no such text.
@@ -57,18 +57,18 @@ def asking(row: Row, roles: Roles) -> Asking | None:
     for column in roles.questions:
         value = row.fields.get(column)
         if isinstance(value, str) and value.strip() and column != CONTEXT:
-            return Asking(value, column)
+            return QuestionText(value, column)
         if isinstance(value, list):
             return _last_turn(value, column)
     return None
 
 
-def _last_turn(turns: Sequence[Any], column: str) -> Asking | None:
+def _last_turn(turns: Sequence[Any], column: str) -> QuestionText | None:
     for place in reversed(range(len(turns))):
         turn = turns[place]
         if isinstance(turn, dict) and {turn.get("role"), turn.get("from")} & {*_USER}:
             key = next((name for name in _SAID if isinstance(turn.get(name), str)), "")
-            return Asking(turn[key], column, place, key) if key and turn[key].strip() else None
+            return QuestionText(turn[key], column, place, key) if key and turn[key].strip() else None
     return None
 
 
@@ -79,7 +79,7 @@ def augment(
     *,
     by: str,
     in_columns: bool = False,
-) -> list[Outcome]:
+) -> list[EditedRow]:
     """Return every row as it was, followed by the rows made from it; `rewordings` are by the row's index.
 
     `by` names how they were made. With `in_columns` every row has the new fields, empty in the others.
@@ -88,7 +88,7 @@ def augment(
     fit = [one for one in made if not one.why_not]
     repeats = _repeats(rows, [one.row for one in fit], roles)
     changes = {(one.of, one.number): found for one, found in zip(fit, repeats, strict=True)}
-    by_row: dict[int, list[Outcome]] = defaultdict(list)
+    by_row: dict[int, list[EditedRow]] = defaultdict(list)
     for one in made:
         change = Change(one.row.where, "dropped", (f"a rewording that {one.why_not}",))
         found = changes.get((one.of, one.number))
@@ -96,10 +96,10 @@ def augment(
             change = found
         elif not one.why_not:
             change = Change(one.row.where, "added", (f"a row by {by}",))
-        by_row[one.of].append(Outcome(one.row if change.kind == "added" else None, change))
+        by_row[one.of].append(EditedRow(one.row if change.kind == "added" else None, change))
     new = (*_marks(rows), ORIGIN) if in_columns else ()
     return [
-        outcome for i, row in enumerate(rows) for outcome in (Outcome(_with_columns(row, new)), *by_row[i])
+        outcome for i, row in enumerate(rows) for outcome in (EditedRow(_with_columns(row, new)), *by_row[i])
     ]
 
 
@@ -108,7 +108,7 @@ def _with_columns(row: Row, names: Sequence[str]) -> Row:
     return row._replace(fields=row.fields | {name: None for name in names if name not in row.fields})
 
 
-class _Made(NamedTuple):
+class _AugmentedRow(NamedTuple):
     """A row made from the row `of`, the `number`-th; `why_not` says what forbids to write it."""
 
     row: Row
@@ -119,7 +119,7 @@ class _Made(NamedTuple):
 
 def _make_rows(
     rows: Sequence[Row], roles: Roles, rewordings: Mapping[int, Sequence[Rewording]]
-) -> Iterator[_Made]:
+) -> Iterator[_AugmentedRow]:
     known, marks = {row.fields.get("id") for row in rows}, _marks(rows)
     answers = [set(filter(None, map(fold_text, asked(row, roles).answers))) for row in rows]
     times = Counter(answer for of in answers for answer in of)
@@ -134,7 +134,7 @@ def _make_rows(
             if row.fields.get("id") is not None:
                 fields["id"] = _fresh_id(row.fields["id"], known)
             why_not = rewording.failure or _unfit(rewording.text, original.text, answers[i] - labels)
-            yield _Made(Row(row.where, fields), i, number, why_not)
+            yield _AugmentedRow(Row(row.where, fields), i, number, why_not)
 
 
 def _marks(rows: Sequence[Row]) -> dict[str, str]:

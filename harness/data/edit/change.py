@@ -41,13 +41,13 @@ class Change(NamedTuple):
         return f"{self.where}: {self.kind}, {self.reason}{f' of {self.of}' if self.of else ''}{alike}"
 
 
-class Outcome(NamedTuple):
+class EditedRow(NamedTuple):
     """One row as it is to be written, or None where it is dropped, and the change if there is one."""
 
     row: Row | None
     change: Change | None = None
 
 
-def drop(row: Row, reason: str, of: str = "", similarity: float | None = None) -> Outcome:
+def drop(row: Row, reason: str, of: str = "", similarity: float | None = None) -> EditedRow:
     """Drop a row for a reason."""
-    return Outcome(None, Change(row.where, "dropped", (reason,), of, similarity))
+    return EditedRow(None, Change(row.where, "dropped", (reason,), of, similarity))

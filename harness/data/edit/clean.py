@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.data import formats
 from harness.data.columns import PAIRS, Roles, asked, plain_text
-from harness.data.edit.change import Change, Outcome, drop
-from harness.data.edit.decisions import Decision, line_of
+from harness.data.edit.change import Change, EditedRow, drop
+from harness.data.edit.decisions import RowDecision, line_of
 from harness.data.edit.mix import STOOD_ALREADY, RowIds
 from harness.data.edit.spellings import commonest_spellings, label_set, no_labels, several_spellings
 from harness.data.edit.written_answers import (
@@ -44,7 +44,7 @@ _LONE_A_TILDE = re.compile(r"(?<!\w)Ã(?=[ ]|$)")
 _PRINTED = str.maketrans("", "", "\n\t")  # beside what str.isprintable takes for printed
 
 
-class Mending(NamedTuple):
+class CleaningOptions(NamedTuple):
     """Mending of answers, labels and ids beside that of all texts.
 
     With `leading_spaces` answers lose white space in front of them, `spellings` maps labels to the spelling
@@ -56,18 +56,18 @@ class Mending(NamedTuple):
     ids: RowIds | None = None
 
 
-_NOTHING_MORE = Mending()
+_NOTHING_MORE = CleaningOptions()
 
 
 def clean(
     rows: Iterable[Row],
     roles: Roles,
-    decisions: Mapping[int, Decision] | None = None,
+    decisions: Mapping[int, RowDecision] | None = None,
     *,
     layout: Layout | None = None,
     drop_lost: bool = False,
-    mending: Mending = _NOTHING_MORE,
-) -> Iterator[Outcome]:
+    mending: CleaningOptions = _NOTHING_MORE,
+) -> Iterator[EditedRow]:
     """Clean row by row; `decisions` on lines go first: a row is dropped, or gets another answer.
 
     Rows go that the `layout` of the file cannot read. With `drop_lost` rows with U+FFFD go too: the sign that
@@ -97,11 +97,11 @@ def clean(
         if mending.ids:
             cleaned = _with_own_id(cleaned, mending.ids, reasons)
         changed = Change(row.where, "changed", tuple(reasons))
-        yield Outcome(cleaned, changed) if reasons else Outcome(row)
+        yield EditedRow(cleaned, changed) if reasons else EditedRow(row)
 
 
 def _mend_answers(
-    row: Row, fields: dict[str, Any], roles: Roles, mending: Mending, reasons: dict[str, None]
+    row: Row, fields: dict[str, Any], roles: Roles, mending: CleaningOptions, reasons: dict[str, None]
 ) -> dict[str, Any]:
     """Cut white space in front of answers, and spell labels, as far as either is asked."""
     for text, keys in written_answers(fields, roles) if mending.leading_spaces else ():

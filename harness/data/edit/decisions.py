@@ -25,7 +25,7 @@ from harness.records import checksum, parse_json
 Verdict = Literal["drop", "keep", "relabel"]
 
 
-class Decision(NamedTuple):
+class RowDecision(NamedTuple):
     """Decision on one row; `label` is the new answer where it is `relabel`.
 
     Where several columns answer, `values` are those that they get.
@@ -36,14 +36,14 @@ class Decision(NamedTuple):
     values: Mapping[str, Any] = MappingProxyType({})
 
 
-class Kept(NamedTuple):
+class RowDecisions(NamedTuple):
     """Decisions by line, the digest of the content they are on, and the column that holds its answers.
 
     Where several columns answer, `column` is the template over them.
     """
 
     digest: str
-    rows: dict[int, Decision]
+    rows: dict[int, RowDecision]
     column: str | None = None
 
 
@@ -57,7 +57,7 @@ def set_aside_file(path: str, digest: str) -> Path:
     return Path(f"{path}.decisions.{digest[:8]}.json")
 
 
-def kept_decisions(path: str) -> dict[int, Decision]:
+def kept_decisions(path: str) -> dict[int, RowDecision]:
     """Read the decisions kept beside a file of rows on its content as it is, by line.
 
     Raises:
@@ -67,7 +67,9 @@ def kept_decisions(path: str) -> dict[int, Decision]:
     return kept.rows if kept else {}
 
 
-def keep_decision(path: str, line: int, decision: Decision, digest: str, column: str | None = None) -> None:
+def keep_decision(
+    path: str, line: int, decision: RowDecision, digest: str, column: str | None = None
+) -> None:
     """Write a decision on the content of a digest beside the rows, with those that were kept on it before.
 
     `column` is the one that holds the answers, or the template over several; None where there is none.
@@ -79,7 +81,7 @@ def keep_decision(path: str, line: int, decision: Decision, digest: str, column:
     shown = readers.display_path(path)
     if checksum(Path(path)) != digest:
         raise UserError(Problem(shown, "changed since it was looked at", "the same rows", "decide it anew"))
-    before = _kept_on(path, digest) or Kept(digest, {}, column)
+    before = _kept_on(path, digest) or RowDecisions(digest, {}, column)
     if any(of.decision == "relabel" for of in before.rows.values()) and before.column != column:
         found, step = (
             f"decisions on {_column_text(before.column)}",
@@ -100,7 +102,7 @@ def keep_decision(path: str, line: int, decision: Decision, digest: str, column:
     fresh.replace(target)
 
 
-def _kept_on(path: str, digest: str) -> Kept | None:
+def _kept_on(path: str, digest: str) -> RowDecisions | None:
     """Read the decisions on a content; None where there are none."""
     files = decisions_file(path), set_aside_file(path, digest)
     return next((kept for kept in map(_read, files) if kept and digest.startswith(kept.digest)), None)
@@ -110,16 +112,16 @@ def _column_text(column: str | None) -> str:
     return f"the column {column!r}" if column else "no column"
 
 
-def _read(file: Path) -> Kept | None:
+def _read(file: Path) -> RowDecisions | None:
     """Read decisions; None where there is no file."""
     try:
         kept = parse_json(file.read_bytes())
         rows = {
-            int(line): Decision(of["decision"], of.get("label") or "") for line, of in kept["rows"].items()
+            int(line): RowDecision(of["decision"], of.get("label") or "") for line, of in kept["rows"].items()
         }
         if not re.fullmatch("[0-9a-f]{16,64}", kept["digest"]):
             raise ValueError(kept["digest"])
-        return Kept(kept["digest"], rows, kept.get("column"))
+        return RowDecisions(kept["digest"], rows, kept.get("column"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -166,7 +168,7 @@ def open_decisions(file: Path, path: str) -> Decisions:
 _FORM = '{"file": …, "digest": …, "column": "label", "rows": {"17": {"decision": "drop"}}}'
 
 
-def decisions_by_line(kept: Decisions, path: str, roles: Roles) -> dict[int, Decision]:
+def decisions_by_line(kept: Decisions, path: str, roles: Roles) -> dict[int, RowDecision]:
     """Return decisions by line, held against the rows and the columns that hold their answers.
 
     Raises:
@@ -182,7 +184,7 @@ def decisions_by_line(kept: Decisions, path: str, roles: Roles) -> dict[int, Dec
     problems = list(_problems(kept, lines, roles)) or list(_label_problems(kept, template, values))
     if problems:
         raise UserError(readers.cap_problems(problems, kept.shown, "malformed decisions"))
-    out = {int(line): Decision(of["decision"], of.get("label") or "") for line, of in kept.rows.items()}
+    out = {int(line): RowDecision(of["decision"], of.get("label") or "") for line, of in kept.rows.items()}
     if not template:
         return out
     commonest = {label: json.loads(held.most_common(1)[0][0]) for label, held in values.items()}

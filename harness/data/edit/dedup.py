@@ -9,10 +9,10 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from harness.data.columns import Asked, Roles, asked
+from harness.data.columns import QuestionAndAnswers, Roles, asked
 from harness.data.contamination import fold_text
-from harness.data.edit.change import Change, Outcome, drop
-from harness.data.edit.repeats import Folded, fold_row, near_repeats
+from harness.data.edit.change import Change, EditedRow, drop
+from harness.data.edit.repeats import NormalizedRow, fold_row, near_repeats
 from harness.data.near_duplicates import THRESHOLD
 from harness.data.overlap import overlaps
 from harness.data.readers import Row
@@ -23,11 +23,11 @@ class Entry(NamedTuple):
     """A row, what it asks and answers, and the same without letter case and spaces."""
 
     row: Row
-    asked: Asked
-    folded: Folded
+    asked: QuestionAndAnswers
+    folded: NormalizedRow
 
 
-_Changes = dict[int, Outcome]
+_Changes = dict[int, EditedRow]
 _SAYS_NOTHING = "nothing in the columns that ask and answer"
 
 
@@ -38,7 +38,7 @@ def dedup(
     alike: float = THRESHOLD,
     conflicts: Literal["keep", "drop"] = "keep",
     against: Sequence[tuple[Row, Roles]] = (),
-) -> list[Outcome]:
+) -> list[EditedRow]:
     """Drop duplicates, and rows that ask what a row of `against` asks, as the leak check finds them.
 
     Two rows are nearly equal where their questions are `alike` (Jaccard index of shingles, in (0, 1]), and so
@@ -57,7 +57,7 @@ def dedup(
         changes |= step(left)
     _follow(changes, entries)
     changes |= _without_originals(rows, changes)
-    return [changes.get(i, Outcome(row)) for i, row in enumerate(rows)]
+    return [changes.get(i, EditedRow(row)) for i, row in enumerate(rows)]
 
 
 def _follow(changes: _Changes, entries: Sequence[Entry]) -> None:
@@ -104,12 +104,12 @@ def _drop_evaluated(left: Mapping[int, Entry], tests: Sequence[Entry]) -> _Chang
 
 def _equal(left: Mapping[int, Entry]) -> _Changes:
     """Drop rows that ask and answer what an earlier one does, letter case and spaces aside."""
-    first: dict[Folded, Entry] = {}
+    first: dict[NormalizedRow, Entry] = {}
     changes: _Changes = {}
     for i, entry in left.items():
         if not entry.folded.question and not any(entry.folded.answers):
             # It may be of another layout than most rows: nothing says that it repeats one.
-            changes[i] = Outcome(entry.row, Change(entry.row.where, "reported", (_SAYS_NOTHING,)))
+            changes[i] = EditedRow(entry.row, Change(entry.row.where, "reported", (_SAYS_NOTHING,)))
             continue
         kept = first.setdefault(entry.folded, entry)
         if kept is not entry:
@@ -131,7 +131,7 @@ def _conflicting(left: Mapping[int, Entry], *, drop_them: bool) -> _Changes:
             other = left[next(j for j in members if j != i)].row.where
             reported = Change(row.where, "reported", ("another answer to the question",), other)
             changes[i] = (
-                drop(row, "another answer to the question", other) if drop_them else Outcome(row, reported)
+                drop(row, "another answer to the question", other) if drop_them else EditedRow(row, reported)
             )
     return changes
 

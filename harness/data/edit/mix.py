@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from harness.data import formats
 from harness.data.columns import find_roles
-from harness.data.edit.change import NOT_DRAWN, Change, Outcome, drop
+from harness.data.edit.change import NOT_DRAWN, Change, EditedRow, drop
 from harness.data.edit.sample import draw
 from harness.data.readers import Row, Rows
 from harness.data.splits.augmented_rows import ORIGIN
@@ -40,7 +40,7 @@ class Mixture(NamedTuple):
     seed: int = 0
 
 
-def mix(files: Sequence[Rows], mixture: Mixture) -> Iterator[Outcome]:
+def mix(files: Sequence[Rows], mixture: Mixture) -> Iterator[EditedRow]:
     """Draw from every file its share; a row that is drawn again gets an id of its own, where rows have ids.
 
     Raises:
@@ -210,11 +210,11 @@ class RowIds:
                 return fresh
 
 
-def _name_source(row: Row, column: str, source: str, ids: RowIds) -> Outcome:
+def _name_source(row: Row, column: str, source: str, ids: RowIds) -> EditedRow:
     """Name the file a row comes from; an id that stands already becomes another of its type."""
     fields = {**row.fields, column: source}
     ident = row.fields.get("id")
     if not isinstance(ident, str | int) or (given := ids.give(ident)) == ident:
-        return Outcome(Row(row.where, fields))
+        return EditedRow(Row(row.where, fields))
     changed = Change(row.where, "changed", (STOOD_ALREADY,))
-    return Outcome(Row(row.where, fields | {"id": given}), changed)
+    return EditedRow(Row(row.where, fields | {"id": given}), changed)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from harness.data.columns import Asked
+from harness.data.columns import QuestionAndAnswers
 from harness.data.contamination import fold_text
 from harness.data.near_duplicates import THRESHOLD, Group, are_alike, near_duplicates
 
@@ -18,7 +18,7 @@ _INDENTED = re.compile(r"(?<=\n)[ \t]*(?=\S)")
 _OPTION = re.compile(r"(?<!\S)--?[A-Za-z][\w-]*")
 
 
-class Folded(NamedTuple):
+class NormalizedRow(NamedTuple):
     """Question and answers of a row, letter case and spaces aside; those of equal rows are equal.
 
     Indentation and options of commands count: `ls -L` and `ls -l` differ, and so do two blocks of Python.
@@ -30,10 +30,10 @@ class Folded(NamedTuple):
     setting: tuple[str, str]
 
 
-def fold_row(of: Asked) -> Folded:
+def fold_row(of: QuestionAndAnswers) -> NormalizedRow:
     """Fold what a row asks and answers."""
     answers = tuple(map(_fold, (*of.answers, of.thumb)))
-    return Folded(_fold(of.whole), answers, _setting(of))
+    return NormalizedRow(_fold(of.whole), answers, _setting(of))
 
 
 def _fold(text: str) -> str:
@@ -48,7 +48,7 @@ def _marks(text: str) -> tuple[str, ...]:
     return (*indented, *(_OPTION.findall(text) if "-" in text else ()))
 
 
-def near_repeats(rows: Sequence[Asked], alike: float = THRESHOLD) -> list[Group]:
+def near_repeats(rows: Sequence[QuestionAndAnswers], alike: float = THRESHOLD) -> list[Group]:
     """Group rows whose questions are alike (Jaccard index of shingles, in (0, 1]) and whose answers are.
 
     Of each group the first row is the one that the others repeat.
@@ -59,7 +59,7 @@ def near_repeats(rows: Sequence[Asked], alike: float = THRESHOLD) -> list[Group]
     )
 
 
-def _answer_alike(row: Asked, earlier: Asked, alike: float) -> bool:
+def _answer_alike(row: QuestionAndAnswers, earlier: QuestionAndAnswers, alike: float) -> bool:
     """Return whether the answers of two rows are alike, and all that their questions stand on is equal."""
     if _marks(row.question) != _marks(earlier.question) or not stand_on_same(row, earlier):
         return False
@@ -70,11 +70,11 @@ def _answer_alike(row: Asked, earlier: Asked, alike: float) -> bool:
     )
 
 
-def stand_on_same(row: Asked, earlier: Asked) -> bool:
+def stand_on_same(row: QuestionAndAnswers, earlier: QuestionAndAnswers) -> bool:
     """Return whether two questions have one setting, one thumb and, where both have some, one context."""
     contexts = {fold_text(row.context), fold_text(earlier.context)} - {""}
     return len(contexts) < 2 and _setting(row) == _setting(earlier) and row.thumb == earlier.thumb
 
 
-def _setting(of: Asked) -> tuple[str, str]:
+def _setting(of: QuestionAndAnswers) -> tuple[str, str]:
     return fold_text(of.system), fold_text(of.choices)

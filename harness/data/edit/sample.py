@@ -6,13 +6,13 @@ Invariant: what is drawn keeps the order of the file; a smaller sample of one se
 import random
 from collections.abc import Sequence
 
-from harness.data.edit.change import NOT_DRAWN, Outcome, drop
+from harness.data.edit.change import NOT_DRAWN, EditedRow, drop
 from harness.data.readers import Rows
 from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize
 
 
-def sample(content: Rows, n_rows: int, balance: str | None, seed: int) -> list[Outcome]:
+def sample(content: Rows, n_rows: int, balance: str | None, seed: int) -> list[EditedRow]:
     """Draw rows; balanced, equally many of every value of a column, one more of the first where they differ.
 
     Raises:
@@ -27,7 +27,7 @@ def sample(content: Rows, n_rows: int, balance: str | None, seed: int) -> list[O
     wanted = _equal_parts(n_rows, sorted(classes))
     _refuse_too_many(content.shown, {name: len(of) for name, of in classes.items()}, wanted, balance)
     drawn = {i for name, n in wanted.items() for i in draw(classes[name], n, f"{seed}/{name}")}
-    return [Outcome(row) if i in drawn else drop(row, NOT_DRAWN) for i, row in enumerate(content.rows)]
+    return [EditedRow(row) if i in drawn else drop(row, NOT_DRAWN) for i, row in enumerate(content.rows)]
 
 
 def draw(indices: Sequence[int], n: int, seed: str, *, replacement: bool = False) -> list[int]:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from harness import __version__
 from harness.data import readers
 from harness.data.columns import plain_text
-from harness.data.edit.change import NOT_DRAWN, Change, Outcome
+from harness.data.edit.change import NOT_DRAWN, Change, EditedRow
 from harness.data.edit.manifests import (
     MANIFEST,
     SPLIT_MANIFEST,
@@ -36,7 +36,7 @@ from harness.data.edit.manifests import (
 )
 from harness.data.edit.payments import Payment, join_payments, of_share, total_usd
 from harness.data.edit.row_files import KINDS, row_suffix, write_rows
-from harness.data.edit.split import Split
+from harness.data.edit.split import SplitRows
 from harness.data.readers import Row
 from harness.errors import Problem, UserError, as_argument
 from harness.provenance.code_versions import versions_of
@@ -64,7 +64,7 @@ class Edit(NamedTuple):
     taught: bool = False
 
 
-class Saved(NamedTuple):
+class SavedEdit(NamedTuple):
     """Manifest of an edit and the changes in it; written to disk but for a dry run."""
 
     manifest: dict[str, Any]
@@ -135,7 +135,7 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 @_ended_by_signals()
-def save(edit: Edit, outcomes: Iterable[Outcome], out: Path, *, dry_run: bool = False) -> Saved:
+def save(edit: Edit, outcomes: Iterable[EditedRow], out: Path, *, dry_run: bool = False) -> SavedEdit:
     """Write what is left of the rows, and the manifest; a dry run only counts.
 
     Raises:
@@ -164,7 +164,7 @@ def save(edit: Edit, outcomes: Iterable[Outcome], out: Path, *, dry_run: bool = 
     finally:
         data.unlink(missing_ok=True)
         told.unlink(missing_ok=True)
-    return Saved(made, changes)
+    return SavedEdit(made, changes)
 
 
 def _appear(*files: tuple[Path, Path]) -> None:
@@ -204,7 +204,7 @@ def _link(scratch: Path, name: Path) -> None:
 
 
 @_ended_by_signals()
-def save_split(edit: Edit, found: Split, out: Path, suffix: str) -> Saved:
+def save_split(edit: Edit, found: SplitRows, out: Path, suffix: str) -> SavedEdit:
     """Write the parts of a split and one manifest into a new folder, which appears whole or not at all.
 
     Raises:
@@ -228,7 +228,7 @@ def save_split(edit: Edit, found: Split, out: Path, suffix: str) -> Saved:
         sync(out.absolute().parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return Saved(made, found.changes)
+    return SavedEdit(made, found.changes)
 
 
 def no_rows_error(edit: Edit, n_dropped: int) -> UserError:
@@ -311,7 +311,7 @@ def _output(name: str, written: Path, n_rows: int) -> dict[str, Any]:
     return {"file": name, "rows": n_rows, "sha256": checksum(written)}
 
 
-def _tally(outcomes: Iterable[Outcome], changes: list[Change], counts: Counter[str]) -> Iterator[Row]:
+def _tally(outcomes: Iterable[EditedRow], changes: list[Change], counts: Counter[str]) -> Iterator[Row]:
     before = ""
     for row, change in outcomes:
         where = row.where if row else change.where if change else ""

@@ -14,7 +14,7 @@ from harness.formatting import pluralize
 MOST_LABELS, ROWS_A_LABEL, LONGEST_LABEL = 200, 5, 60
 
 
-class Spelt(NamedTuple):
+class LabelSpellings(NamedTuple):
     """A label as it is spelt most often, and its other spellings; each with its number of rows."""
 
     commonest: str
@@ -36,16 +36,16 @@ def no_labels(answers: Sequence[str]) -> tuple[str, str]:
     return found, f"{most}, each of {ROWS_A_LABEL} rows in the mean"
 
 
-def several_spellings(answers: Iterable[str]) -> list[Spelt]:
+def several_spellings(answers: Iterable[str]) -> list[LabelSpellings]:
     """List the labels that are spelt in several ways."""
     counts: dict[str, Counter[str]] = {}
     for answer in answers:
         counts.setdefault(_fold_label(answer), Counter())[answer] += 1
     ordered = (tuple(of.most_common()) for folded, of in counts.items() if folded and len(of) > 1)
-    return [Spelt(of[0][0], of) for of in ordered]
+    return [LabelSpellings(of[0][0], of) for of in ordered]
 
 
-def commonest_spellings(labels: Sequence[Spelt]) -> dict[str, str]:
+def commonest_spellings(labels: Sequence[LabelSpellings]) -> dict[str, str]:
     """Map each rarer spelling to the commonest one of its label."""
     return {spelt: label.commonest for label in labels for spelt, _ in label.counts[1:]}
 

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from harness.data.columns import Roles, asked
 from harness.data.contamination import fold_text
 from harness.data.edit.change import Change
-from harness.data.examples import Origin, Sourced
+from harness.data.examples import SourcedExample, SourceText
 from harness.data.formats.dates import FORMS, are_days, read_moment
-from harness.data.near_duplicates import THRESHOLD, Alike, near_duplicates, nearest
+from harness.data.near_duplicates import THRESHOLD, TextMatch, near_duplicates, nearest
 from harness.data.readers import Row, Rows, cap_problems
 from harness.data.splits import groups_of, set_aside
 from harness.data.splits.augmented_rows import is_augmented, origins
@@ -63,14 +63,14 @@ class Way(NamedTuple):
         return {name: value for name, value in self._asdict().items() if name != left_out}
 
 
-class Split(NamedTuple):
+class SplitRows(NamedTuple):
     """The rows of every part that has a share, in the order of the file, and those that are in none."""
 
     parts: dict[str, list[Row]]
     changes: list[Change]
 
 
-def split(content: Rows, roles: Roles, way: Way) -> Split:
+def split(content: Rows, roles: Roles, way: Way) -> SplitRows:
     """Split rows.
 
     Raises:
@@ -100,7 +100,7 @@ def keep_clusters(way: Way, content: Rows) -> Way:
     return way._replace(group=CLUSTER) if way.group is None and has_some else way
 
 
-def _place_augmented(found: Split, content: Rows, roles: Roles, way: Way) -> Split:
+def _place_augmented(found: SplitRows, content: Rows, roles: Roles, way: Way) -> SplitRows:
     """Put augmented rows where their original is trained on, unless they ask what another part does."""
     if not (made := origins(content.rows)):
         return found
@@ -110,10 +110,10 @@ def _place_augmented(found: Split, content: Rows, roles: Roles, way: Way) -> Spl
     trained = {row.where for row in found.parts["train"]} | made.keys() - changes.keys()
     rows = [row for row in content.rows if row.where in trained]
     ordered = [changes[row.where] for row in content.rows if row.where in changes]
-    return Split({**found.parts, "train": rows}, ordered)
+    return SplitRows({**found.parts, "train": rows}, ordered)
 
 
-def _not_trained_on(found: Split, made: Mapping[str, Origin]) -> Iterator[tuple[str, Change]]:
+def _not_trained_on(found: SplitRows, made: Mapping[str, SourceText]) -> Iterator[tuple[str, Change]]:
     """Yield the augmented rows that were made from a row of another part, or from one that is not there."""
     trained = {row.where for row in found.parts["train"]}
     for where, origin in made.items():
@@ -124,7 +124,7 @@ def _not_trained_on(found: Split, made: Mapping[str, Origin]) -> Iterator[tuple[
             yield where, Change(where, "dropped", (reason,), of)
 
 
-def _asked_elsewhere(found: Split, content: Rows, roles: Roles, way: Way) -> Iterator[tuple[str, Change]]:
+def _asked_elsewhere(found: SplitRows, content: Rows, roles: Roles, way: Way) -> Iterator[tuple[str, Change]]:
     """Yield the augmented rows whose question is alike to one of validation or test."""
     made = [row for row in content.rows if is_augmented(row)]
     others = [row for name, rows in found.parts.items() if name != "train" for row in rows]
@@ -169,7 +169,7 @@ def check_shares(shares: Sequence[float]) -> None:
         raise UserError(Problem("--shares", found, expected, "only validation and test may be 0"))
 
 
-def odd_shares(found: Split, way: Way) -> Iterator[str]:
+def odd_shares(found: SplitRows, way: Way) -> Iterator[str]:
     """Say which parts are far from their shares, since rows that belong together cannot be parted."""
     own = {name: sum(not is_augmented(row) for row in rows) for name, rows in found.parts.items()}
     n = sum(own.values())
@@ -182,14 +182,16 @@ def odd_shares(found: Split, way: Way) -> Iterator[str]:
             )
 
 
-def _at_random(content: Rows, questions: list[str], way: Way) -> Split:
+def _at_random(content: Rows, questions: list[str], way: Way) -> SplitRows:
     """Draw test and validation by whole groups; questions that are alike by a chain of others are joined."""
     kinds = _kinds(questions, way.alike)
     while True:
         parts = _draw_parts(content, kinds, way)
         joined = list(_alike_across(parts, questions, way.alike))
         if not joined:
-            return Split({name: [content.rows[i] for i in part] for name, part in parts.items()}, changes=[])
+            return SplitRows(
+                {name: [content.rows[i] for i in part] for name, part in parts.items()}, changes=[]
+            )
         kinds = _joined_kinds(kinds, joined)
 
 
@@ -235,11 +237,11 @@ def _draw_parts(content: Rows, kinds: Sequence[int], way: Way) -> dict[str, list
     return {name: [int(row.example.id) for row in part] for name, part in zip(named, dealt, strict=True)}
 
 
-def _deal_parts(rows: list[Sourced], way: Way) -> list[list[Sourced]]:
+def _deal_parts(rows: list[SourcedExample], way: Way) -> list[list[SourcedExample]]:
     """Deal rows into folds, or set them aside by shares, the last part first."""
     if way.folds:
         return deal(rows, way.folds, random.Random(f"{way.seed}/folds"))
-    dealt, left = list[list[Sourced]](), 1.0
+    dealt, left = list[list[SourcedExample]](), 1.0
     for n_before, name in reversed(list(enumerate(way.parts))[1:]):
         rng, share = random.Random(f"{way.seed}/{name}"), way.parts[name] / left
         rows, part = set_aside(rows, rng, share=share, leave=n_before)
@@ -249,7 +251,7 @@ def _deal_parts(rows: list[Sourced], way: Way) -> list[list[Sourced]]:
 
 
 def _class_problems(
-    shown: str, rows: Sequence[Sourced], parts: Sequence[Sequence[Sourced]], way: Way
+    shown: str, rows: Sequence[SourcedExample], parts: Sequence[Sequence[SourcedExample]], way: Way
 ) -> Iterator[Problem]:
     """Phrase each class that a part lacks, and why no way of parting the groups gives it to all parts."""
     counts = [Counter(row.example.slice for row in part) for part in parts]
@@ -284,13 +286,13 @@ def _class_problems(
         yield Problem(where, found, expected, step.replace("of it", "of one"))
 
 
-def _make_source(index: int, row: Row, kind: int, way: Way) -> Sourced:
+def _make_source(index: int, row: Row, kind: int, way: Way) -> SourcedExample:
     """Make what is set aside: a question that stands for its kind, its group, and its class as the slice."""
     group = _group(row, way)
     cluster = f"group {group}" if group else f"row {index}"
     stratum = str(row.fields.get(way.stratify)) if way.stratify else ""
     question = ({"role": "user", "content": str(kind)},)
-    return Sourced(Example(str(index), question, cluster=cluster, slice=stratum), row.where)
+    return SourcedExample(Example(str(index), question, cluster=cluster, slice=stratum), row.where)
 
 
 def _group(row: Row, way: Way) -> str:
@@ -313,21 +315,21 @@ def _alike_across(
 
 def _nearest(
     questions: Sequence[str], known: Sequence[str], alike: float, among: Sequence[str]
-) -> list[Alike | None]:
+) -> list[TextMatch | None]:
     """Give for each question the one most alike of those known, or with 1 an equal one."""
     if alike == 1:
         return _equal(questions, known)
     return nearest(questions, known, threshold=alike, among=among)
 
 
-def _equal(questions: Sequence[str], known: Sequence[str]) -> list[Alike | None]:
+def _equal(questions: Sequence[str], known: Sequence[str]) -> list[TextMatch | None]:
     """Give for each question the first equal one of those known, letter case and spaces aside."""
     first = {of: i for i, question in reversed(list(enumerate(known))) if (of := fold_text(question))}
     places = (first.get(fold_text(question)) for question in questions)
-    return [None if place is None else Alike(place, 1.0) for place in places]
+    return [None if place is None else TextMatch(place, 1.0) for place in places]
 
 
-def _by_time(content: Rows, questions: list[str], way: Way) -> Split:
+def _by_time(content: Rows, questions: list[str], way: Way) -> SplitRows:
     """Cut at two times, ties in the earlier part; what an earlier part knows already is dropped."""
     times = _times(content, way)
     order = sorted(range(len(times)), key=times.__getitem__)
@@ -342,7 +344,7 @@ def _by_time(content: Rows, questions: list[str], way: Way) -> Split:
     return _drop_known(content, questions, parts, way)
 
 
-def _drop_known(content: Rows, questions: Sequence[str], parts: dict[str, list[int]], way: Way) -> Split:
+def _drop_known(content: Rows, questions: Sequence[str], parts: dict[str, list[int]], way: Way) -> SplitRows:
     """Drop from each part the rows of a group, and those with a question, that an earlier part has."""
     changes: dict[int, Change] = {}
     alike = dict(_alike_across(parts, questions, way.alike))
@@ -356,7 +358,7 @@ def _drop_known(content: Rows, questions: Sequence[str], parts: dict[str, list[i
                 changes[i] = Change(content.rows[i].where, "dropped", (reason,), content.rows[of].where)
         first = {group: i for i, group in groups.items() if group} | first
     kept = {name: [content.rows[i] for i in part if i not in changes] for name, part in parts.items()}
-    return Split(kept, [changes[i] for i in sorted(changes)])
+    return SplitRows(kept, [changes[i] for i in sorted(changes)])
 
 
 def _times(content: Rows, way: Way) -> list[float]:
@@ -386,7 +388,7 @@ def _times(content: Rows, way: Way) -> list[float]:
     return times
 
 
-def _problems(shown: str, split_up: Split, way: Way) -> Iterator[Problem]:
+def _problems(shown: str, split_up: SplitRows, way: Way) -> Iterator[Problem]:
     """Phrase a part without rows, and a class that a part by time lacks."""
     parts, reasons = split_up.parts, Counter(change.reason for change in split_up.changes)
     left_out = "; ".join(f"{pluralize(n, 'row')} {reason}" for reason, n in reasons.items())

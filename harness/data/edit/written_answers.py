@@ -18,16 +18,16 @@ _PAIR = ("chosen", "rejected")
 Keys = tuple[str | int, ...]
 
 
-class Written(NamedTuple):
+class WrittenAnswer(NamedTuple):
     """A text or a whole number that answers, and the keys that lead to it from the row's fields on."""
 
     text: str
     keys: Keys
 
 
-def written_answers(fields: Mapping[str, Any], roles: Roles) -> list[Written]:
+def written_answers(fields: Mapping[str, Any], roles: Roles) -> list[WrittenAnswer]:
     """List the answers of a row in their order, behind them its choices; of turns all the assistant's."""
-    found: list[Written] = []
+    found: list[WrittenAnswer] = []
     for column in _answer_columns(fields, roles):
         value: Any = fields.get(column)
         keys: Keys = (column,)
@@ -43,7 +43,7 @@ def written_answers(fields: Mapping[str, Any], roles: Roles) -> list[Written]:
     return found + list(_texts(fields.get(CHOICES), (CHOICES,)))
 
 
-def label_places(fields: Mapping[str, Any], roles: Roles) -> list[Written]:
+def label_places(fields: Mapping[str, Any], roles: Roles) -> list[WrittenAnswer]:
     """List the answers that are the row's label, or spell it: of turns the last one alone."""
     return [of for of in written_answers(fields, roles) if not _is_earlier_turn(fields, of.keys)]
 
@@ -82,7 +82,7 @@ def _is_earlier_turn(fields: Mapping[str, Any], keys: Keys) -> bool:
     return _are_turns(value) and keys[1] != len(value) - 1
 
 
-def _replies(message: Mapping[str, Any], keys: Keys) -> Iterator[Written]:
+def _replies(message: Mapping[str, Any], keys: Keys) -> Iterator[WrittenAnswer]:
     """Yield the assistant's messages below a message, but those that were deleted."""
     replies = message.get("replies")
     for i, reply in enumerate(replies if isinstance(replies, list) else ()):
@@ -93,11 +93,11 @@ def _replies(message: Mapping[str, Any], keys: Keys) -> Iterator[Written]:
             yield from _replies(reply, at)
 
 
-def _texts(value: Any, keys: Keys) -> Iterator[Written]:
+def _texts(value: Any, keys: Keys) -> Iterator[WrittenAnswer]:
     if isinstance(value, str) or type(value) is int:
         text = str(value)
         # A transcript begins with what was asked.
-        yield Written(text.lstrip() if is_transcript(text) else text, keys)
+        yield WrittenAnswer(text.lstrip() if is_transcript(text) else text, keys)
     elif isinstance(value, list):
         for i, inner in enumerate(value):
             yield from _texts(inner, (*keys, i))

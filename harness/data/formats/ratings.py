@@ -20,18 +20,18 @@ PREFERRED = {"input", "preferred_output", "non_preferred_output"}
 _SCORES = ("fine-grained_score", "overall_score", "rating", "score")
 
 
-class Answer(NamedTuple):
+class RatedAnswer(NamedTuple):
     """A text and how good it is, as a number of which more is better; None where it was not judged."""
 
     text: str
     score: float | None
 
 
-class Judged(NamedTuple):
+class RatedConversation(NamedTuple):
     """Turns that end with a question, and the answers to it, the best first."""
 
     asked: list[Message]
-    answers: list[Answer]
+    answers: list[RatedAnswer]
 
 
 def best_answer(row: Row) -> dict[str, Any]:
@@ -69,16 +69,16 @@ def judged_pair(row: Row) -> Row:
     raise UserError(Problem(row.where, "no two answers of different ratings", expected, MEND_ROW))
 
 
-def _read_rated(row: Row) -> Judged:
+def _read_rated(row: Row) -> RatedConversation:
     """Read UltraFeedback's instruction and rated completions."""
     completions = row.fields["completions"]
     if not isinstance(completions, list) or not all(isinstance(of, dict) for of in completions):
         raise _misfit(row, "'completions' of another form", "a list of {response, overall_score}")
-    answers = [Answer(str(of.get("response") or ""), _score(row, of)) for of in completions]
+    answers = [RatedAnswer(str(of.get("response") or ""), _score(row, of)) for of in completions]
     question = str(row.fields["instruction"])
     if not question.strip():
         raise _misfit(row, "an empty question", "a text")
-    return Judged([{"role": "user", "content": question}], _best_first(row, answers))
+    return RatedConversation([{"role": "user", "content": question}], _best_first(row, answers))
 
 
 def _score(row: Row, completion: Mapping[str, Any]) -> float | None:
@@ -92,9 +92,9 @@ def _score(row: Row, completion: Mapping[str, Any]) -> float | None:
     return score
 
 
-def _tree(row: Row) -> list[Judged]:
+def _tree(row: Row) -> list[RatedConversation]:
     """Follow the best reply from the root of an OASST tree; give every question answered on that path."""
-    message, turns, found = row.fields["prompt"], list[Message](), list[Judged]()
+    message, turns, found = row.fields["prompt"], list[Message](), list[RatedConversation]()
     while message is not None:
         if not isinstance(message, dict) or not isinstance(message.get("text"), str):
             raise _misfit(row, "a message of another form", "{text, role, replies}, as OASST writes trees")
@@ -104,8 +104,8 @@ def _tree(row: Row) -> list[Judged]:
         turns = [*turns, {"role": "assistant" if is_answer else "user", "content": message["text"]}]
         replies = sorted(_replies(row, message), key=_rank)
         if replies and not is_answer:
-            ranked = [Answer(str(of.get("text") or ""), _rank_score(of)) for of in replies]
-            found.append(Judged(turns, _best_first(row, ranked)))
+            ranked = [RatedAnswer(str(of.get("text") or ""), _rank_score(of)) for of in replies]
+            found.append(RatedConversation(turns, _best_first(row, ranked)))
         message = replies[0] if replies else None
     if not found:
         raise _misfit(row, "a tree without an answer", "a reply of the assistant")
@@ -130,7 +130,7 @@ def _rank_score(message: Mapping[str, Any]) -> float | None:
     return -float(rank) if isinstance(rank, int | float) else None
 
 
-def _best_first(row: Row, answers: Sequence[Answer]) -> list[Answer]:
+def _best_first(row: Row, answers: Sequence[RatedAnswer]) -> list[RatedAnswer]:
     written = [answer for answer in answers if answer.text.strip()]
     if not written:
         raise _misfit(row, "no answer", "at least one with a text")

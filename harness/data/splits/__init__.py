@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from harness.data.contamination import key
-from harness.data.examples import Sourced
+from harness.data.examples import SourcedExample
 from harness.errors import Problem, UserError
 from harness.records import Example
 
@@ -18,13 +18,13 @@ SHARE = 0.2
 
 
 def set_aside(
-    rows: Sequence[Sourced],
+    rows: Sequence[SourcedExample],
     rng: random.Random,
     with_choices: bool = False,
     share: float = SHARE,
     *,
     leave: int = 1,
-) -> tuple[list[Sourced], list[Sourced]]:
+) -> tuple[list[SourcedExample], list[SourcedExample]]:
     """Split rows into training and another split (a share of them, at least one) by whole groups.
 
     At least `leave` groups stay for training, of which further splits may be set aside.
@@ -50,7 +50,7 @@ def set_aside(
 
 
 def draw(
-    rows: Sequence[Sourced],
+    rows: Sequence[SourcedExample],
     limit: int | None,
     rng: random.Random,
     folds: Mapping[str, int] = MappingProxyType({}),

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from harness.data.contamination import fold_text, key
-from harness.data.examples import Kept, Origin, Sourced
+from harness.data.examples import SourcedExample, SourceText, SplitExamples
 from harness.data.readers import Row
 from harness.formatting import pluralize
 
@@ -22,7 +22,7 @@ def is_augmented(row: Row) -> bool:
     return bool(row.fields.get(ORIGIN))
 
 
-def origins(rows: Sequence[Row]) -> dict[str, Origin]:
+def origins(rows: Sequence[Row]) -> dict[str, SourceText]:
     """Map the places of augmented rows to what they were made from: rows that hold their original text."""
     made = [row for row in rows if is_augmented(row)]
     if not made:
@@ -33,10 +33,10 @@ def origins(rows: Sequence[Row]) -> dict[str, Origin]:
             places[text].append(row.where)
     known = {row.where: str(row.fields.get(ORIGIN) or "") for row in made}
     places.pop("", None)
-    return {where: Origin(text, tuple(places.get(fold_text(text), ()))) for where, text in known.items()}
+    return {where: SourceText(text, tuple(places.get(fold_text(text), ()))) for where, text in known.items()}
 
 
-def with_origins(kept: Kept, made: Mapping[str, Origin]) -> Kept:
+def with_origins(kept: SplitExamples, made: Mapping[str, SourceText]) -> SplitExamples:
     """Return the examples of a split, the augmented ones with what they were made from."""
     if not made:
         return kept
@@ -44,12 +44,12 @@ def with_origins(kept: Kept, made: Mapping[str, Origin]) -> Kept:
 
 
 def beside_origins(
-    rows: Sequence[Sourced],
-    kept: Collection[Sourced],
-    evaluated: Sequence[Sourced],
+    rows: Sequence[SourcedExample],
+    kept: Collection[SourcedExample],
+    evaluated: Sequence[SourcedExample],
     *,
     without_original: bool = True,
-) -> list[Sourced]:
+) -> list[SourcedExample]:
     """Return the rows that are kept, and the augmented ones whose original is kept, in the order of the file.
 
     One whose original is not among the rows stays where `without_original` says so, unless that is evaluated;
@@ -60,7 +60,7 @@ def beside_origins(
     places = {row.where for row in kept}
     asked = {key(row.example) for row in evaluated}
 
-    def stays(row: Sourced) -> bool:
+    def stays(row: SourcedExample) -> bool:
         if row.origin is None:
             return row.where in places
         texts = {fold_text(row.origin.text), key(row.example)}
@@ -70,7 +70,9 @@ def beside_origins(
     return [row for row in rows if stays(row)]
 
 
-def augmented_left_out(before: Sequence[Sourced], after: Sequence[Sourced], where: str) -> list[str]:
+def augmented_left_out(
+    before: Sequence[SourcedExample], after: Sequence[SourcedExample], where: str
+) -> list[str]:
     """Say how many augmented rows were left out, and why; empty of none."""
     left = {row.where for row in after}
     gone = [row.origin for row in before if row.origin is not None and row.where not in left]

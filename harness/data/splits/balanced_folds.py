@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from harness.data.examples import Sourced
+from harness.data.examples import SourcedExample
 from harness.data.splits import groups_of, stratum_of
 from harness.data.splits.class_cover import cover
 from harness.errors import Problem, UserError, refuse
@@ -16,8 +16,8 @@ from harness.formatting import pluralize
 
 
 def deal(
-    rows: Sequence[Sourced], k: int, rng: random.Random, with_choices: bool = False
-) -> list[list[Sourced]]:
+    rows: Sequence[SourcedExample], k: int, rng: random.Random, with_choices: bool = False
+) -> list[list[SourcedExample]]:
     """Deal rows into k folds by whole groups, every label (or slice) by its share, in the order of the file.
 
     Two folds differ by the rows of the largest group at most. The largest groups come first, and of one size
@@ -53,8 +53,8 @@ def deal(
 
 
 def with_every_label(
-    rows: Sequence[Sourced], parts: Sequence[Sequence[Sourced]], with_choices: bool = False
-) -> list[list[Sourced]]:
+    rows: Sequence[SourcedExample], parts: Sequence[Sequence[SourcedExample]], with_choices: bool = False
+) -> list[list[SourcedExample]]:
     """Move the fewest rows from part to part, by whole groups, so that every part has every label (or slice).
 
     The parts come back as they are where no way gives them every label.
@@ -68,13 +68,13 @@ def with_every_label(
     return [[row for row in rows if part_of[row.example.id] == number] for number in range(len(parts))]
 
 
-def labels_of(rows: Sequence[Sourced], groups: Sequence[Sequence[int]]) -> list[set[str]]:
+def labels_of(rows: Sequence[SourcedExample], groups: Sequence[Sequence[int]]) -> list[set[str]]:
     """List the labels (or slices) of each group of rows."""
     return [{stratum_of([rows[i].example]) for i in group} for group in groups]
 
 
 def assign_folds(
-    task: str, rows: Sequence[Sourced], k: int, where: str, with_choices: bool = False
+    task: str, rows: Sequence[SourcedExample], k: int, where: str, with_choices: bool = False
 ) -> dict[str, int]:
     """Return the fold of every row by its id, from 1; the same for every seed.
 
@@ -88,7 +88,7 @@ def assign_folds(
     return {row.example.id: fold for fold, of in enumerate(dealt, start=1) for row in of}
 
 
-def _missing_labels(dealt: Sequence[Sequence[Sourced]], where: str) -> Iterator[Problem]:
+def _missing_labels(dealt: Sequence[Sequence[SourcedExample]], where: str) -> Iterator[Problem]:
     """Yield each label of a closed set that a fold lacks: the score there would be that of other classes.
 
     Choices that differ from row to row are no labels.

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from harness.data import PartName, TaskItems, suite_contamination
 from harness.data.columns import option_text
-from harness.data.examples import Sourced
+from harness.data.examples import SourcedExample
 from harness.data.overlap import Encode, ReadBy, overlap_notes
 from harness.data.readers import display_path
 from harness.errors import refuse
@@ -22,7 +22,7 @@ _PARTS: tuple[PartName, ...] = ("train", "pairs")
 def refuse_or_note(
     target: Task,
     items: Mapping[str, TaskItems],
-    catalogue: Mapping[str, lm_eval.Found],
+    catalogue: Mapping[str, lm_eval.LmEvalTask],
     files: Mapping[PartName, str] | None = None,
     encode: Encode | None = None,
 ) -> TaskItems:
@@ -44,7 +44,7 @@ def refuse_or_note(
     for name, found in items.items():
         evaluated += found.sourced("test") if name != target.name else []
     for name, listed in catalogue.items():
-        evaluated += [Sourced(example, f"{name} document {example.id}") for example in listed.texts]
+        evaluated += [SourcedExample(example, f"{name} document {example.id}") for example in listed.texts]
     notes: list[str] = []
     named = files or {part: display_path(target.data.source(part) or "") for part in _PARTS}
     for part, file in named.items():
@@ -67,7 +67,7 @@ def _read_by(fields: Fields) -> ReadBy:
 def _refuse_or_note_in_folds(
     target: Task,
     items: Mapping[str, TaskItems],
-    catalogue: Mapping[str, lm_eval.Found],
+    catalogue: Mapping[str, lm_eval.LmEvalTask],
     encode: Encode | None,
 ) -> TaskItems:
     """Look at all rows beside what no fold tests, and in each fold at what it trains on beside its own."""

@@ -62,7 +62,7 @@ class Membership(NamedTuple):
     min_k_plus_plus: Gap | None
 
 
-class _Drawn(NamedTuple):
+class _SampledItems(NamedTuple):
     """Items of a task that are asked, each as its text and its copies; `of` items are long enough."""
 
     task: str
@@ -91,11 +91,11 @@ def measure_membership(session: Session, most: int | None = ITEMS) -> tuple[Memb
     n_items = sum(len(of.items) for of in drawn)
     label = f"asking the base for what it knows of {n_items:,} of {sum(of.of for of in drawn):,} items"
     with session.progress.stage(label, session.seconds(Work(read=n_tokens))) as advance:
-        score = _Reporting(base.score_tokens, sum(map(len, texts)), advance)
+        score = _TextScorer(base.score_tokens, sum(map(len, texts)), advance)
         return tuple(_membership(of, partial(score, of.task)) for of in drawn)
 
 
-class _Reporting:
+class _TextScorer:
     """Scores texts some at a time, and reports how many of all characters are read."""
 
     def __init__(self, score: ScoreTokens, n_all: int, advance: Advance) -> None:
@@ -123,20 +123,20 @@ def membership_gap(
     return _membership(_draw(task, items, most), score)
 
 
-def _draw(task: str, items: Sequence[Example], most: int | None) -> _Drawn:
+def _draw(task: str, items: Sequence[Example], most: int | None) -> _SampledItems:
     """Draw items that are long enough, and make their copies; no texts where they are too few."""
     known = [item for item in items if len(_text(item).split()) >= _FEWEST_WORDS]
     if len(known) < _FEWEST_ITEMS:
-        return _Drawn(task, known, [], len(known))
+        return _SampledItems(task, known, [], len(known))
     rng = random.Random(f"membership/{task}")
     drawn = rng.sample(known, len(known) if most is None else min(most, len(known)))
     texts = [
         t for item in drawn for t in (_text(item), *(disorder(_text(item), rng) for _ in range(_COPIES)))
     ]
-    return _Drawn(task, drawn, texts, len(known))
+    return _SampledItems(task, drawn, texts, len(known))
 
 
-def _membership(drawn: _Drawn, score: ScoreTokens) -> Membership:
+def _membership(drawn: _SampledItems, score: ScoreTokens) -> Membership:
     n = len(drawn.items)
     if not drawn.texts:
         return Membership(drawn.task, n, drawn.of, None, None)

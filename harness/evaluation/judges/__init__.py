@@ -63,7 +63,7 @@ class GradingLimit(NamedTuple):
         return self.usd - (spent - self.before_usd)
 
 
-class Judged(NamedTuple):
+class JudgedMetric(NamedTuple):
     """A judged metric of a task: its name, its rubric, its judges, and the store that holds their grades.
 
     `limit` is that of the command which grades, None where it sets none.
@@ -87,7 +87,7 @@ class Judged(NamedTuple):
 
 def judged_metrics(
     task: Task, items: TaskItems, store: Store, judging: Mapping[str, Weights | str], machine: Machine
-) -> dict[str, Judged]:
+) -> dict[str, JudgedMetric]:
     """Read the rubrics of a task's judged metrics.
 
     `judging` maps the label of each judge that runs here to its weights, or to the reason why it has none.
@@ -109,7 +109,9 @@ def judged_metrics(
     return judged
 
 
-def open_judged(written: str, store: Store, judging: Mapping[str, Weights | str], machine: Machine) -> Judged:
+def open_judged(
+    written: str, store: Store, judging: Mapping[str, Weights | str], machine: Machine
+) -> JudgedMetric:
     """Read the rubric of a judged metric as it is written, with its judges.
 
     Raises:
@@ -117,7 +119,7 @@ def open_judged(written: str, store: Store, judging: Mapping[str, Weights | str]
     """
     rubric = read_rubric(_path(written))
     judges = tuple(_judge(rubric, one, judging, machine) for one in rubric.judges)
-    return Judged(metric_name(written), rubric, judges, store)
+    return JudgedMetric(metric_name(written), rubric, judges, store)
 
 
 def judging_models(metrics: Iterable[str]) -> dict[str, str]:
@@ -194,7 +196,7 @@ def _name(judge: Mapping[str, Any]) -> tuple[Any, ...]:
     return judge.get("model"), judge.get("candidate")
 
 
-def key_problems(judged: Sequence[Judged]) -> Iterator[Problem]:
+def key_problems(judged: Sequence[JudgedMetric]) -> Iterator[Problem]:
     """Yield what is missing to ask the endpoints among judges now: a key, the client."""
     known = {judge.settings: one.metric for one in judged for judge in one.judges if judge.settings}
     for settings, metric in known.items():

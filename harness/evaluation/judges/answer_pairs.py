@@ -10,8 +10,8 @@ from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
-from harness.evaluation.judges import Judged
-from harness.evaluation.judges.grade_reading import Ungraded
+from harness.evaluation.judges import JudgedMetric
+from harness.evaluation.judges.grade_reading import UngradedAnswer
 from harness.evaluation.judges.judge_prompts import Order
 from harness.records import Example, Grade, SampleResult, digest
 
@@ -20,12 +20,14 @@ _TIE = 0.5
 Rows = Sequence[SampleResult]
 
 
-def ungraded_pairs(judged: Judged, examples: Sequence[Example], base: Rows, new: Rows) -> list[Ungraded]:
+def ungraded_pairs(
+    judged: JudgedMetric, examples: Sequence[Example], base: Rows, new: Rows
+) -> list[UngradedAnswer]:
     """List the pairs that a judge has not compared, each in both orders."""
     known = list(zip(judged.judges, judged.grades(), strict=True))
     items = {example.id: example for example in examples}
     return [
-        Ungraded(
+        UngradedAnswer(
             judged,
             judge,
             now.task,

@@ -9,19 +9,19 @@ from functools import partial
 
 from harness.evaluation.costs import price_usd
 from harness.evaluation.costs.budget import Budget, Words
-from harness.evaluation.judges import GradingLimit, Judge, Judged
+from harness.evaluation.judges import GradingLimit, Judge, JudgedMetric
 from harness.records import Grade
 from harness.spec import TokenPrices
 from harness.store import list_grades, read_asked_again
 
 
-def paid_grades(judged: Judged, judge: Judge) -> list[Grade]:
+def paid_grades(judged: JudgedMetric, judge: Judge) -> list[Grade]:
     """List all grades that a judge was asked for, those of its anchors with them."""
     again = read_asked_again(judged.store, judge.book)
     return [*list_grades(judged.store, judge.book), *again]
 
 
-def paid_usd(judged: Judged) -> float | None:
+def paid_usd(judged: JudgedMetric) -> float | None:
     """Add up what all endpoints of a rubric cost so far; None where nobody knows."""
     remote = [one for one in judged.judges if one.settings]
     return _total(cost_usd(paid_grades(judged, one), one.prices) for one in remote)
@@ -40,7 +40,7 @@ def tokens_usd(prices: TokenPrices, read: float, written: float) -> float:
     return (read * prices.input + written * prices.output) / 1e6
 
 
-def open_budget(judged: Judged, judge: Judge) -> Budget | None:
+def open_budget(judged: JudgedMetric, judge: Judge) -> Budget | None:
     """Return what is left of `max_cost` after all grades by the rubric, or of what a command may cost.
 
     Of both the one of which less is left; None where neither is set, or the judge has no price.
@@ -64,7 +64,7 @@ class GradeAccount:
     The anchors that a judge is asked about while the account is open count too.
     """
 
-    def __init__(self, judged: Judged) -> None:
+    def __init__(self, judged: JudgedMetric) -> None:
         self._judged, self._keys = judged, dict[str, set[str]]()
         self._n_again = {one.book: len(read_asked_again(judged.store, one.book)) for one in judged.judges}
 

@@ -11,20 +11,20 @@ from itertools import product
 from statistics import fmean
 from typing import NamedTuple
 
-from harness.evaluation.judges import Judge, Judged
+from harness.evaluation.judges import Judge, JudgedMetric
 from harness.evaluation.judges.judge_prompts import Order, answer_key, orders
 from harness.metrics import Metric, Parts
 from harness.prompting import context_of
 from harness.records import Example, Grade, Output
 
 
-class Ungraded(NamedTuple):
+class UngradedAnswer(NamedTuple):
     """An answer that a judge has not graded; `example` is the item as the task has it.
 
     `passages` are what was retrieved for whoever answered, where the rubric shows them.
     """
 
-    judged: Judged
+    judged: JudgedMetric
     judge: Judge
     task: str
     example: Example
@@ -41,8 +41,8 @@ class GradeReader:
     `keys` by book those of all answers that it was asked about.
     """
 
-    def __init__(self, task: str, judged: Mapping[str, Judged], examples: Sequence[Example]) -> None:
-        self.ungraded: list[Ungraded] = []
+    def __init__(self, task: str, judged: Mapping[str, JudgedMetric], examples: Sequence[Example]) -> None:
+        self.ungraded: list[UngradedAnswer] = []
         self.unreadable: dict[str, dict[str, str]] = {}
         self.keys: dict[str, set[str]] = {}
         self._task, self._judged = task, judged
@@ -74,7 +74,7 @@ class GradeReader:
                 found.append((judge, known[key]))
             else:
                 asked = (judged, judge, self._task, plain, output.text, key, order, passages)
-                self.ungraded.append(Ungraded(*asked))
+                self.ungraded.append(UngradedAnswer(*asked))
         if said := [_reason(judge, grade) for judge, grade in found if grade.value is None]:
             self.unreadable.setdefault(example.id, {})[name] = f"{name}: {'; '.join(said)}"
         elif len(self.ungraded) == n_ungraded:

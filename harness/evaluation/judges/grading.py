@@ -25,9 +25,9 @@ from harness.config.rubrics import Rubric
 from harness.errors import CandidateFailed
 from harness.evaluation import costs
 from harness.evaluation.costs.budget import Budget
-from harness.evaluation.judges import Judge, Judged
+from harness.evaluation.judges import Judge, JudgedMetric
 from harness.evaluation.judges.grade_costs import cost_usd, open_budget
-from harness.evaluation.judges.grade_reading import Ungraded
+from harness.evaluation.judges.grade_reading import UngradedAnswer
 from harness.evaluation.judges.judge_drift import anchors_of, check_anchors
 from harness.evaluation.judges.judge_prompts import LIMITS, Order, grade_value, judge_messages, read_grade
 from harness.evaluation.runner import open_weights
@@ -44,10 +44,10 @@ from harness.training import Weights
 _TOGETHER = 32  # answers that a model here scores, and that are kept, together
 
 Keep = Callable[[Sequence[Grade]], None]
-Say = Callable[[Ungraded], Grade]
+Say = Callable[[UngradedAnswer], Grade]
 
 
-def grade_answers(session: Session, answers: Sequence[Ungraded]) -> None:
+def grade_answers(session: Session, answers: Sequence[UngradedAnswer]) -> None:
     """Grade answers that one judge has not graded, by one rubric; grades are kept as they come.
 
     Raises:
@@ -75,7 +75,7 @@ def grade_answers(session: Session, answers: Sequence[Ungraded]) -> None:
             raise CandidateFailed(f"{judged.metric}: {error.reason}", error.knob) from None
 
 
-def check_judge(judged: Judged, judge: Judge) -> None:
+def check_judge(judged: JudgedMetric, judge: Judge) -> None:
     """Ask a judge behind an endpoint about its anchors again; nothing of one that runs here.
 
     Raises:
@@ -87,7 +87,7 @@ def check_judge(judged: Judged, judge: Judge) -> None:
             check_anchors(judged, judge, partial(_say, candidate, budget))
 
 
-def _ask_endpoint(session: Session, judge: Judge, answers: Sequence[Ungraded], keep: Keep) -> None:
+def _ask_endpoint(session: Session, judge: Judge, answers: Sequence[UngradedAnswer], keep: Keep) -> None:
     """Ask an endpoint for grades once it graded its anchors as before.
 
     Anchors that a book lacks are graded, and asked about again, before any other answer: whatever ends the
@@ -114,7 +114,7 @@ def _ask_endpoint(session: Session, judge: Judge, answers: Sequence[Ungraded], k
 
 
 @contextmanager
-def _open_server(settings: Settings, judged: Judged) -> Iterator[tuple[Server, ChatCandidate]]:
+def _open_server(settings: Settings, judged: JudgedMetric) -> Iterator[tuple[Server, ChatCandidate]]:
     server = Server(settings)
     try:
         yield server, ChatCandidate(server, digest(settings.name), logprobs=judged.rubric.logprobs)
@@ -122,7 +122,7 @@ def _open_server(settings: Settings, judged: Judged) -> Iterator[tuple[Server, C
         server.api.close()
 
 
-def _ask_each(server: Server, say: Say, answers: Sequence[Ungraded], keep: Keep) -> None:
+def _ask_each(server: Server, say: Say, answers: Sequence[UngradedAnswer], keep: Keep) -> None:
     """Ask several at once; after one that fails nothing begins, and what is under way is still kept."""
     if not answers:
         return
@@ -130,7 +130,7 @@ def _ask_each(server: Server, say: Say, answers: Sequence[Ungraded], keep: Keep)
     failures: list[CandidateFailed] = []
     asked = Counter(grade.key for grade in store.list_grades(judged.store, judge.book))
 
-    def ask(answer: Ungraded) -> None:
+    def ask(answer: UngradedAnswer) -> None:
         try:
             for _ in range(asked[answer.key], judge.attempts):
                 if failures:
@@ -148,7 +148,7 @@ def _ask_each(server: Server, say: Say, answers: Sequence[Ungraded], keep: Keep)
         raise failures[0]
 
 
-def _say(candidate: ChatCandidate, budget: Budget | None, answer: Ungraded) -> Grade:
+def _say(candidate: ChatCandidate, budget: Budget | None, answer: UngradedAnswer) -> Grade:
     """Ask for one grade within what may be spent.
 
     Raises:
@@ -164,7 +164,7 @@ def _say(candidate: ChatCandidate, budget: Budget | None, answer: Ungraded) -> G
     return grade
 
 
-def _grade_in_words(candidate: ChatCandidate, answer: Ungraded) -> Grade:
+def _grade_in_words(candidate: ChatCandidate, answer: UngradedAnswer) -> Grade:
     """Ask for one grade in words, at temperature 0; with log-probabilities the mean of all grades counts."""
     rubric = answer.judged.rubric
     prompt = candidate.encode(_messages(answer)).context
@@ -180,14 +180,14 @@ def _grade_in_words(candidate: ChatCandidate, answer: Ungraded) -> Grade:
     return _grade(answer, output, output.text, value)
 
 
-def _messages(answer: Ungraded, words: Collection[str] = ()) -> list[Message]:
+def _messages(answer: UngradedAnswer, words: Collection[str] = ()) -> list[Message]:
     """Write what a judge is asked; words that its own tokenizer reads as control tokens are broken up."""
     text, passages = (break_words(one, words) for one in (answer.answer, answer.passages))
     example = break_in_example(answer.example, words)
     return judge_messages(answer.judged.rubric, example, text, answer.order, passages)
 
 
-def _score_grades(session: Session, weights: Weights, answers: Sequence[Ungraded], keep: Keep) -> None:
+def _score_grades(session: Session, weights: Weights, answers: Sequence[UngradedAnswer], keep: Keep) -> None:
     """Score every grade of the scale after each prompt, by a model that runs here."""
     assert weights.source is not None, "weights that judge name their base"
     chat, words = has_chat_template(weights.source), control_words(weights.source)
@@ -197,7 +197,7 @@ def _score_grades(session: Session, weights: Weights, answers: Sequence[Ungraded
 
 
 def _grade_by_likelihood(
-    candidate: Candidate, answers: Sequence[Ungraded], words: Collection[str], *, chat: bool
+    candidate: Candidate, answers: Sequence[UngradedAnswer], words: Collection[str], *, chat: bool
 ) -> Iterator[Grade]:
     """Yield the mean of all grades of each answer, weighted by their probabilities given the prompt."""
     start = time.perf_counter()
@@ -219,7 +219,7 @@ def _grade_by_likelihood(
 
 
 def _encode_grades(
-    candidate: Candidate, answer: Ungraded, words: Collection[str], *, chat: bool
+    candidate: Candidate, answer: UngradedAnswer, words: Collection[str], *, chat: bool
 ) -> list[Encoded]:
     """Encode the prompt with each grade behind it, the worst first."""
     messages, gap = _messages(answer, words), "" if chat else " "
@@ -227,7 +227,7 @@ def _encode_grades(
     return candidate.encode_all([PromptText(messages, gap + grade, chat) for grade in grades])
 
 
-def _grade(answer: Ungraded, output: Output, said: str, value: float | None) -> Grade:
+def _grade(answer: UngradedAnswer, output: Output, said: str, value: float | None) -> Grade:
     failed = output.finish_reason == "error"
     return Grade(
         key=answer.key,

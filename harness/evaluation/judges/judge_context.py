@@ -11,10 +11,10 @@ from typing import NamedTuple
 from harness.data import TaskItems
 from harness.errors import Problem
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.judges import Judge, Judged
+from harness.evaluation.judges import Judge, JudgedMetric
 from harness.evaluation.judges.judge_prompts import judge_messages, orders
 from harness.evaluation.judges.planned_grades import passage_tokens
-from harness.evaluation.session import Measured, Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.formatting import count
 from harness.models.hub import (
     ModelSource,
@@ -69,7 +69,9 @@ class ShortContext(NamedTuple):
         )
 
 
-def short_contexts(session: Session, names: Sequence[str], pairs: Judged | None = None) -> list[ShortContext]:
+def short_contexts(
+    session: Session, names: Sequence[str], pairs: JudgedMetric | None = None
+) -> list[ShortContext]:
     """List the judges whose context does not hold all prompts about the answers of some candidates.
 
     `pairs` is the judge that compares two answers for a win rate, where there is one.
@@ -88,8 +90,8 @@ def short_contexts(session: Session, names: Sequence[str], pairs: Judged | None 
 def _short_context(
     session: Session,
     candidates: Sequence[ResolvedCandidate],
-    measured: Measured,
-    judged: Judged,
+    measured: MeasuredTask,
+    judged: JudgedMetric,
     judge: Judge,
     *,
     is_pair: bool,
@@ -127,7 +129,7 @@ def _examples(items: TaskItems, *, is_pair: bool) -> list[Example]:
     return [*items.validation, *items.test]
 
 
-def _prompts(judged: Judged, examples: Sequence[Example], *, chat: bool) -> Iterator[PromptText]:
+def _prompts(judged: JudgedMetric, examples: Sequence[Example], *, chat: bool) -> Iterator[PromptText]:
     """Write what is asked of each item about an empty answer, with the longest grade behind it."""
     (order, *_), gap = orders(judged.rubric), "" if chat else " "
     grade = max(judged.rubric.grades, key=len)

@@ -17,15 +17,15 @@ from statistics import fmean
 from harness import formatting, store
 from harness.config.rubrics import Rubric
 from harness.errors import CandidateFailed
-from harness.evaluation.judges import Judge, Judged
-from harness.evaluation.judges.grade_reading import Ungraded
+from harness.evaluation.judges import Judge, JudgedMetric
+from harness.evaluation.judges.grade_reading import UngradedAnswer
 from harness.records import Anchor, AnchorCheck, Grade
 
 ALPHA = 0.01  # chance of an alarm about a judge that did not change, at each check
 _NEXT = "the judge as it was, or another version: in the rubric, by which all answers are graded anew"
 
 
-def anchors_of(judged: Judged, judge: Judge, answers: Sequence[Ungraded]) -> list[Anchor]:
+def anchors_of(judged: JudgedMetric, judge: Judge, answers: Sequence[UngradedAnswer]) -> list[Anchor]:
     """Return a book's anchors; where it lacks some, they come from these answers, which are graded first.
 
     They are chosen by digest, so as if at random.
@@ -43,7 +43,11 @@ def anchors_of(judged: Judged, judge: Judge, answers: Sequence[Ungraded]) -> lis
 
 
 def check_anchors(
-    judged: Judged, judge: Judge, ask: Callable[[Ungraded], Grade], *, graded_now: Collection[str] = ()
+    judged: JudgedMetric,
+    judge: Judge,
+    ask: Callable[[UngradedAnswer], Grade],
+    *,
+    graded_now: Collection[str] = (),
 ) -> None:
     """Ask a judge about its anchors again, and keep what it says; nothing where none of them has a grade.
 
@@ -88,11 +92,11 @@ def n_repeats(check: AnchorCheck, earlier: Sequence[AnchorCheck], most: int) -> 
 
 
 def _ask_all(
-    judged: Judged, judge: Judge, anchors: Sequence[Anchor], ask: Callable[[Ungraded], Grade]
+    judged: JudgedMetric, judge: Judge, anchors: Sequence[Anchor], ask: Callable[[UngradedAnswer], Grade]
 ) -> list[Grade]:
     grades = []
     for a in anchors:
-        grade = ask(Ungraded(judged, judge, a.task, a.example, a.answer, a.key, a.order, a.passages))
+        grade = ask(UngradedAnswer(judged, judge, a.task, a.example, a.answer, a.key, a.order, a.passages))
         store.keep_asked_again(judged.store, judge.book, grade)
         if grade.status == "error":
             said = f"{judge.name} could not be asked again: {grade.error}"

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from statistics import fmean
 
-from harness.evaluation.judges import Judge, Judged
+from harness.evaluation.judges import Judge, JudgedMetric
 from harness.evaluation.judges.grade_costs import cost_usd, paid_grades
-from harness.evaluation.judges.grade_reading import Ungraded
+from harness.evaluation.judges.grade_reading import UngradedAnswer
 from harness.evaluation.judges.grading import grade_answers
 from harness.evaluation.rows.row_sets import RowSet
 from harness.evaluation.runner import answer, rescore_stored, score_by_grades
-from harness.evaluation.session import Measured, Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.formatting import count, percent, usd
 from harness.models.hub import ModelSource
 from harness.records import Grade, Run, SampleResult
@@ -37,7 +37,7 @@ def score_answered(session: Session, sets: Sequence[RowSet]) -> list[RowSet]:
     Raises:
         CandidateFailed: a judge cannot be asked.
     """
-    ungraded: list[Ungraded] = []
+    ungraded: list[UngradedAnswer] = []
     lacking = rescore_stored(session, sets, ungraded)
     if not ungraded:
         return lacking
@@ -45,7 +45,7 @@ def score_answered(session: Session, sets: Sequence[RowSet]) -> list[RowSet]:
     return rescore_stored(session, lacking)
 
 
-def grade_all(session: Session, ungraded: Iterable[Ungraded]) -> None:
+def grade_all(session: Session, ungraded: Iterable[UngradedAnswer]) -> None:
     """Grade answers, those of one book after the other.
 
     Raises:
@@ -63,7 +63,7 @@ def grade_rows(
     Raises:
         CandidateFailed: a judge cannot be asked, or grades otherwise than before.
     """
-    ungraded: list[Ungraded] = []
+    ungraded: list[UngradedAnswer] = []
     scored = [score_by_grades(rows, answered, ungraded) for rows, answered in parts]
     if not ungraded:
         return scored
@@ -71,17 +71,17 @@ def grade_rows(
     return [score_by_grades(rows, answered, []) for rows, answered in parts]
 
 
-def _by_book(ungraded: Iterable[Ungraded]) -> Iterator[list[Ungraded]]:
-    books: dict[str, list[Ungraded]] = {}
+def _by_book(ungraded: Iterable[UngradedAnswer]) -> Iterator[list[UngradedAnswer]]:
+    books: dict[str, list[UngradedAnswer]] = {}
     for one in ungraded:
         books.setdefault(one.judge.book, []).append(one)
     yield from books.values()
 
 
-def judge_remarks(tasks: Iterable[Measured]) -> Iterator[str]:
+def judge_remarks(tasks: Iterable[MeasuredTask]) -> Iterator[str]:
     """Say of each judge how much it has graded, at which price, and how many grades could not be read."""
     decides: dict[tuple[str, ...], bool] = {}
-    named: dict[tuple[str, ...], Judged] = {}
+    named: dict[tuple[str, ...], JudgedMetric] = {}
     for task in tasks:
         for one in task.judged.values():
             books = (one.metric, *(judge.book for judge in one.judges))
@@ -91,7 +91,7 @@ def judge_remarks(tasks: Iterable[Measured]) -> Iterator[str]:
         yield from _remarks_of(one, decides=decides[books])
 
 
-def pair_remarks(one: Judged, most: float) -> Iterator[str]:
+def pair_remarks(one: JudgedMetric, most: float) -> Iterator[str]:
     """Say of each judge of a win rate what it compared, and how many preferences could not be read.
 
     Items beyond the share `most` that have one leave the win rate open.
@@ -103,7 +103,7 @@ def pair_remarks(one: Judged, most: float) -> Iterator[str]:
             yield _remark_of(one, judge, known, ("comparisons made", "preferences"), become)
 
 
-def self_preference_remarks(judged: Iterable[Judged], runs: Iterable[Run]) -> Iterator[str]:
+def self_preference_remarks(judged: Iterable[JudgedMetric], runs: Iterable[Run]) -> Iterator[str]:
     """Say of each judge whose own answers it grades: models prefer what they would say themselves.
 
     Source: Panickssery et al. 2024, arXiv 2404.13076.
@@ -120,14 +120,14 @@ def self_preference_remarks(judged: Iterable[Judged], runs: Iterable[Run]) -> It
             yield f"{said}, and models prefer what they would say themselves; {step}"
 
 
-def _remarks_of(one: Judged, *, decides: bool) -> Iterator[str]:
+def _remarks_of(one: JudgedMetric, *, decides: bool) -> Iterator[str]:
     become = "count as failed answers" if decides else "leave these answers without that score"
     for judge, known in zip(one.judges, one.grades(), strict=True):
         yield _remark_of(one, judge, known, ("answers graded", "grades"), become)
 
 
 def _remark_of(
-    one: Judged, judge: Judge, known: Mapping[str, Grade], words: tuple[str, str], become: str
+    one: JudgedMetric, judge: Judge, known: Mapping[str, Grade], words: tuple[str, str], become: str
 ) -> str:
     """Say how much a judge did, at which price, and what those `become` that could not be read."""
     done, name = words
@@ -145,7 +145,7 @@ def _remark_of(
     return f"{one.metric}: {did}{said}{_unchecked_remark(one, judge)}"
 
 
-def _anchor_remark(judged: Judged, judge: Judge) -> str:
+def _anchor_remark(judged: JudgedMetric, judge: Judge) -> str:
     """Say how many anchors came back as they were when the judge was last checked."""
     checks = read_checks(judged.store, judge.book)
     if not checks:
@@ -154,7 +154,7 @@ def _anchor_remark(judged: Judged, judge: Judge) -> str:
     return f"; of {count(n)} answers graded again {count(last.n_moved)} got another grade"
 
 
-def _unchecked_remark(judged: Judged, judge: Judge) -> str:
+def _unchecked_remark(judged: JudgedMetric, judge: Judge) -> str:
     """Say how many grades are older than a book's anchors, so that nobody checked who gave them."""
     anchors = {anchor.key for anchor in read_anchors(judged.store, judge.book)}
     older = list(takewhile(lambda grade: grade.key not in anchors, list_grades(judged.store, judge.book)))
@@ -164,7 +164,7 @@ def _unchecked_remark(judged: Judged, judge: Judge) -> str:
     return f"{said} (version: in the rubric grades them anew)"
 
 
-def _price(judged: Judged, judge: Judge) -> str:
+def _price(judged: JudgedMetric, judge: Judge) -> str:
     """Say what grades cost by the judge's prices; empty without prices."""
     if judge.prices is None:
         return ""

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from harness.evaluation import costs
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.judges import Judged
+from harness.evaluation.judges import JudgedMetric
 from harness.evaluation.judges.grade_costs import tokens_usd
 from harness.evaluation.judges.judge_prompts import LIMITS, judge_messages, orders
 from harness.evaluation.rows.row_sets import prompting_step
-from harness.evaluation.session import Measured, Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.prompting import context_of
 from harness.records import Example
 
@@ -53,7 +53,7 @@ def plan_grades(session: Session, candidates: Sequence[str]) -> Iterator[Planned
         yield from _plan_items(suite, suite.items.test, 1 + n_own, n_checks=1 + len(named))
 
 
-def plan_pairs(session: Session, judged: Judged, candidates: Sequence[str]) -> Iterator[PlannedGrades]:
+def plan_pairs(session: Session, judged: JudgedMetric, candidates: Sequence[str]) -> Iterator[PlannedGrades]:
     """Yield what a judge would be asked about fine-tunes beside the best untrained candidate."""
     target = session.target
     named = [session.candidates[name] for name in candidates]
@@ -75,7 +75,7 @@ def passage_tokens(session: Session, candidate: ResolvedCandidate, examples: Seq
 
 
 def _plan_items(
-    measured: Measured,
+    measured: MeasuredTask,
     examples: Sequence[Example],
     n_answers: int,
     n_passages: int = 0,
@@ -96,7 +96,7 @@ def _plan_items(
             yield PlannedGrades(measured.task.name, judged.metric, judge.name, grades, read, written, cost)
 
 
-def _n_read(measured: Measured, judged: Judged, example: Example) -> int:
+def _n_read(measured: MeasuredTask, judged: JudgedMetric, example: Example) -> int:
     """Estimate the tokens of one prompt: its texts, and an answer as long as the task allows."""
     (order, *_) = orders(judged.rubric)
     messages = judge_messages(judged.rubric, example, "", order)

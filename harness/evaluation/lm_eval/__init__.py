@@ -23,7 +23,7 @@ from harness.evaluation.lm_eval import metrics as scores
 from harness.evaluation.lm_eval.metadata import Description
 from harness.evaluation.lm_eval.metrics import Score, metric_of, parts_of
 from harness.evaluation.lm_eval.registry import datasets_folder, names
-from harness.evaluation.lm_eval.requests import Answer, Unfit, answer, encode_requests
+from harness.evaluation.lm_eval.requests import RequestResponse, UnfitRequest, answer, encode_requests
 from harness.evaluation.lm_eval.samples import sample_records
 from harness.metrics import Metric
 from harness.metrics._refusals import is_refusal
@@ -31,7 +31,7 @@ from harness.models.hf import Candidate
 from harness.records import BLOCK, Encoded, Example, SampleResult, Status, digest
 from harness.spec import Role, Task
 
-__all__ = ["Found", "datasets_folder", "load", "names"]
+__all__ = ["LmEvalTask", "datasets_folder", "load", "names"]
 
 EncodedDocuments = Mapping[tuple[int, int], Sequence[Encoded]]  # requests, by task and document
 Encode = Callable[[Candidate, Job, int], EncodedDocuments]
@@ -40,7 +40,7 @@ Samples = Callable[[Sequence[SampleResult]], Iterator[dict[str, Any]]]
 _INVALID = "[invalid]"  # what lm-eval's regex filters give where nothing matches
 
 
-class Found(NamedTuple):
+class LmEvalTask(NamedTuple):
     """A task of lm-eval as the rest of the harness knows tasks.
 
     `task` has its metrics, kind and primary score filled in. `items` holds the chosen documents in
@@ -61,14 +61,14 @@ class Found(NamedTuple):
     samples: Samples
 
 
-def load(asked: Iterable[Task], datasets_dir: Path | None, *, gated: bool = True) -> dict[str, Found]:
+def load(asked: Iterable[Task], datasets_dir: Path | None, *, gated: bool = True) -> dict[str, LmEvalTask]:
     """Find tasks of lm-eval, by our name; `gated` asks for one primary score of each.
 
     Raises:
         UserError: with the problems of all tasks at once.
     """
     problems: list[Problem] = []
-    found: dict[str, Found] = {}
+    found: dict[str, LmEvalTask] = {}
     for task in asked:
         with gather(problems):
             found[task.name] = _find(task, datasets_dir, gated)
@@ -76,7 +76,7 @@ def load(asked: Iterable[Task], datasets_dir: Path | None, *, gated: bool = True
     return found
 
 
-def _find(task: Task, datasets_dir: Path | None, gated: bool) -> Found:
+def _find(task: Task, datasets_dir: Path | None, gated: bool) -> LmEvalTask:
     where = f"task {task.name}"
     members = registry.members(task.lm_eval, where)
     asker = _Asker(task, members, datasets_dir, where)
@@ -98,7 +98,7 @@ def _find(task: Task, datasets_dir: Path | None, gated: bool) -> Found:
         "max_new_tokens": described.max_new_tokens,
         "num_fewshot": described.num_fewshot,
     }
-    return Found(
+    return LmEvalTask(
         task.model_copy(update=filled),
         TaskItems((), (), items, (), (), ()),
         described.version,
@@ -171,7 +171,7 @@ class _Asker:
         examples, places = job.examples[index * BLOCK : (index + 1) * BLOCK], self._places(job, index)
         ids = encoded or self.encode(candidate, job, index)
         start = time.perf_counter()
-        by_place: dict[tuple[int, int], list[Answer | Unfit]] = {}
+        by_place: dict[tuple[int, int], list[RequestResponse | UnfitRequest]] = {}
         for part in self._group_by_task(places):
             asked = [i for place in part for i in self._requests[place]]
             given = iter(answer(candidate, asked, [one for place in part for one in ids[place]]))
@@ -213,10 +213,10 @@ class _Asker:
             self._requests.update({(member, document): built[document] for document in documents})
 
     def _values(
-        self, answered: Mapping[tuple[int, int], Sequence[Answer | Unfit]]
+        self, answered: Mapping[tuple[int, int], Sequence[RequestResponse | UnfitRequest]]
     ) -> dict[Any, dict[str, Any]]:
         """Let lm-eval filter and score the answers: each document's values by filter and metric."""
-        kept = {p: [x for x in a if isinstance(x, Answer)] for p, a in answered.items()}
+        kept = {p: [x for x in a if isinstance(x, RequestResponse)] for p, a in answered.items()}
         whole = {p: a for p, a in kept.items() if len(a) == len(answered[p])}
         out: dict[Any, dict[str, Any]] = {}
         for member in dict.fromkeys(member for member, _ in whole):
@@ -245,7 +245,7 @@ class _Asker:
         job: Job,
         position: int,
         example: Example,
-        answers: Sequence[Answer | Unfit],
+        answers: Sequence[RequestResponse | UnfitRequest],
         scored: Mapping[str, Any] | None,
         share: float,
     ) -> SampleResult:
@@ -264,11 +264,11 @@ class _Asker:
             slice=example.slice,
             compute_s=share,
         )
-        unfit = next((a for a in answers if isinstance(a, Unfit)), None)
+        unfit = next((a for a in answers if isinstance(a, UnfitRequest)), None)
         if unfit or scored is None:
             n, reason = (unfit.n_tokens, unfit.reason) if unfit else (0, "no answer")
             return replace(row, n_prompt_tokens=n, finish_reason="error", error=reason)
-        given = [a for a in answers if isinstance(a, Answer)]
+        given = [a for a in answers if isinstance(a, RequestResponse)]
         parts = {s.name: parts_of(s, scored["values"][s.name]) for s in self._scores}
         target = scored["target"]
         row = replace(
@@ -284,7 +284,9 @@ class _Asker:
         return _fill_likelihoods(row, given, scored)
 
 
-def _fill_answer(row: SampleResult, given: Answer, scored: Mapping[str, Any], role: Role) -> SampleResult:
+def _fill_answer(
+    row: SampleResult, given: RequestResponse, scored: Mapping[str, Any], role: Role
+) -> SampleResult:
     """Fill in a generated answer; the scores are lm-eval's whatever the status."""
     output = given.output
     assert output is not None
@@ -305,7 +307,9 @@ def _fill_answer(row: SampleResult, given: Answer, scored: Mapping[str, Any], ro
     )
 
 
-def _fill_likelihoods(row: SampleResult, given: Sequence[Answer], scored: Mapping[str, Any]) -> SampleResult:
+def _fill_likelihoods(
+    row: SampleResult, given: Sequence[RequestResponse], scored: Mapping[str, Any]
+) -> SampleResult:
     """Fill in likelihoods: the answer is the likeliest choice, or whether the target was greedy."""
     gold = scored["gold"]
     row = replace(

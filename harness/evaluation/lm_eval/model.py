@@ -15,7 +15,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from harness.errors import CandidateFailed, Problem, UserError, refuse
-from harness.evaluation.lm_eval.requests import Unfit, answer, is_sampled
+from harness.evaluation.lm_eval.requests import UnfitRequest, answer, is_sampled
 from harness.models.hardware import probe
 from harness.models.hf import HFCandidate, ModelHost
 from harness.models.hub import resolve
@@ -98,7 +98,7 @@ class HarnessLM(LM):  # type: ignore[misc]
         out = []
         for task, of_one in groupby(requests, lambda request: request.task_name):
             for found in answer(self.candidate, list(of_one), cut=True):
-                if isinstance(found, Unfit):
+                if isinstance(found, UnfitRequest):
                     raise CandidateFailed(f"task {task}: {found.reason}", "leave the task out")
                 out.append(found.response)
         return out

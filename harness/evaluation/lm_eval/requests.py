@@ -19,7 +19,7 @@ _MAX_NEW_TOKENS = 256
 _TOKEN_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
-class Answer(NamedTuple):
+class RequestResponse(NamedTuple):
     """Response to one request for an instance's `resps`, its token ids, and its output where generated."""
 
     response: Any
@@ -27,14 +27,14 @@ class Answer(NamedTuple):
     output: Output | None = None
 
 
-class Unfit(NamedTuple):
+class UnfitRequest(NamedTuple):
     """Reason for which an instance could not be asked."""
 
     reason: str
     n_tokens: int
 
 
-class Asked(NamedTuple):
+class EncodedRequest(NamedTuple):
     """A request with its token ids, and lm-eval's settings of how it is generated."""
 
     encoded: Encoded
@@ -47,16 +47,16 @@ def answer(
     encoded: Sequence[Encoded] = (),
     *,
     cut: bool = False,
-) -> list[Answer | Unfit]:
+) -> list[RequestResponse | UnfitRequest]:
     """Answer requests of any of lm-eval's types, in order, which may be `encoded` already.
 
     With `cut` what does not fit loses its beginning.
     """
     ids = encoded or encode_requests(candidate, instances)
-    found: dict[int, Answer | Unfit] = {}
+    found: dict[int, RequestResponse | UnfitRequest] = {}
     for kind, route in _ROUTES.items():
         chosen = {
-            i: Asked(one, x.args[1] if kind == _GENERATE else {})
+            i: EncodedRequest(one, x.args[1] if kind == _GENERATE else {})
             for i, (x, one) in enumerate(zip(instances, ids, strict=True))
             if x.request_type == kind
         }
@@ -123,25 +123,31 @@ def windows(ids: Sequence[int], prefix: int, length: int) -> Iterator[Encoded]:
             yield Encoded(tuple(ids[max(end - length - 1, 0) : start]), tuple(ids[start:end]))
 
 
-def _unfit(n_tokens: int, room: int) -> Unfit:
-    return Unfit(f"prompt of {n_tokens} tokens, the context holds {room}", n_tokens)
+def _unfit(n_tokens: int, room: int) -> UnfitRequest:
+    return UnfitRequest(f"prompt of {n_tokens} tokens, the context holds {room}", n_tokens)
 
 
 def _score_requests(candidate: Candidate, pairs: Sequence[Encoded]) -> list[Likelihood]:
     return candidate.loglikelihood([(p.context, p.continuation) for p in pairs])
 
 
-def _likelihoods(candidate: Candidate, asked: Mapping[int, Asked], cut: bool) -> dict[int, Answer | Unfit]:
+def _likelihoods(
+    candidate: Candidate, asked: Mapping[int, EncodedRequest], cut: bool
+) -> dict[int, RequestResponse | UnfitRequest]:
     room = candidate.max_context
     pairs = {i: _without_beginning(x.encoded, room) if cut else x.encoded for i, x in asked.items()}
     sizes = {i: _n_read(p) for i, p in pairs.items()}
-    out: dict[int, Answer | Unfit] = {i: _unfit(n, room) for i, n in sizes.items() if n > room}
+    out: dict[int, RequestResponse | UnfitRequest] = {
+        i: _unfit(n, room) for i, n in sizes.items() if n > room
+    }
     out |= {
-        i: Unfit("a continuation without a token of its own", sizes[i]) for i, p in pairs.items() if not p[1]
+        i: UnfitRequest("a continuation without a token of its own", sizes[i])
+        for i, p in pairs.items()
+        if not p[1]
     }
     fit = {i: p for i, p in pairs.items() if i not in out}
     scores = _score_requests(candidate, list(fit.values()))
-    return out | {i: Answer(tuple(s), p) for (i, p), s in zip(fit.items(), scores, strict=True)}
+    return out | {i: RequestResponse(tuple(s), p) for (i, p), s in zip(fit.items(), scores, strict=True)}
 
 
 def _n_read(pair: Encoded) -> int:
@@ -155,26 +161,30 @@ def _without_beginning(pair: Encoded, room: int) -> Encoded:
     return pair._replace(context=pair.context[excess:])
 
 
-def _rolling(candidate: Candidate, asked: Mapping[int, Asked], _cut: bool) -> dict[int, Answer | Unfit]:
+def _rolling(
+    candidate: Candidate, asked: Mapping[int, EncodedRequest], _cut: bool
+) -> dict[int, RequestResponse | UnfitRequest]:
     """Score whole texts, the windows of all of them at once."""
     cut = {
         i: list(windows(x.encoded.continuation, x.encoded.context[0], candidate.max_context))
         for i, x in asked.items()
     }
     scores = iter(_score_requests(candidate, [w for all_of_one in cut.values() for w in all_of_one]))
-    out: dict[int, Answer | Unfit] = {}
+    out: dict[int, RequestResponse | UnfitRequest] = {}
     for i, all_of_one in cut.items():
         total = sum(next(scores).logprob for _ in all_of_one)
         ids = tuple(token for w in all_of_one for token in w.continuation)
-        out[i] = Answer(total, Encoded(asked[i].encoded.context, ids))
+        out[i] = RequestResponse(total, Encoded(asked[i].encoded.context, ids))
     return out
 
 
-def _generate(candidate: Candidate, asked: Mapping[int, Asked], cut: bool) -> dict[int, Answer | Unfit]:
+def _generate(
+    candidate: Candidate, asked: Mapping[int, EncodedRequest], cut: bool
+) -> dict[int, RequestResponse | UnfitRequest]:
     """Generate, those with the same limits together."""
     prompts = {i: x.encoded.context for i, x in asked.items()}
     limits = {i: limits_of(x.settings) for i, x in asked.items()}
-    out: dict[int, Answer | Unfit] = {}
+    out: dict[int, RequestResponse | UnfitRequest] = {}
     for i, prompt in prompts.items():
         room = candidate.max_context - limits[i].max_new_tokens
         if cut and room > 0:
@@ -184,7 +194,9 @@ def _generate(candidate: Candidate, asked: Mapping[int, Asked], cut: bool) -> di
     for wanted in dict.fromkeys(limits.values()):
         fit = [i for i, limit in limits.items() if limit == wanted and i not in out]
         made = candidate.generate([prompts[i] for i in fit], wanted) if fit else []
-        out.update({i: Answer(o.text, Encoded(prompts[i]), o) for i, o in zip(fit, made, strict=True)})
+        out.update(
+            {i: RequestResponse(o.text, Encoded(prompts[i]), o) for i, o in zip(fit, made, strict=True)}
+        )
     return out
 
 

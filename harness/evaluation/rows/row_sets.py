@@ -19,7 +19,7 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.judges.grade_reading import GradeReader
 from harness.evaluation.rows.answer_rewards import Chooser
 from harness.evaluation.rows.sampled_answers import answers_digest, choice_name, reward_name
-from harness.evaluation.session import Measured, Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.models import openai_api
 from harness.prompting import PromptingContext, Step, compose
 from harness.prompting._widths import has_widths
@@ -38,7 +38,7 @@ class RowSet(NamedTuple):
     where answers are greedy, `chooser` the reward model by which the best of several counts.
     """
 
-    measured: Measured
+    measured: MeasuredTask
     split: Split
     answer: Literal["generate", "rank"]
     identity: RowsIdentity
@@ -133,13 +133,13 @@ def suite_sets(session: Session, weights: Weights) -> list[RowSet]:
     return [suite_set(session, weights, m) for m in able]
 
 
-def suite_set(session: Session, weights: Weights, m: Measured) -> RowSet:
+def suite_set(session: Session, weights: Weights, m: MeasuredTask) -> RowSet:
     """Return the test items of one task that is asked as it is written, whoever answers."""
     named = identity(session, weights, m, "test", "task", "generate")
     return RowSet(m, "test", "generate", named, partial(_suite_prompts, m))
 
 
-def _suite_prompts(m: Measured) -> tuple[Example, ...]:
+def _suite_prompts(m: MeasuredTask) -> tuple[Example, ...]:
     """Put the task's own shots and system message around its items; lm-eval does that itself."""
     if m.task.lm_eval:
         return m.examples("test")
@@ -173,7 +173,7 @@ def _work_of_lm_eval(job: Job) -> costs.Work:
 
 
 def identity(
-    session: Session, weights: Weights, m: Measured, split: Split, prompting: str, answer: str
+    session: Session, weights: Weights, m: MeasuredTask, split: Split, prompting: str, answer: str
 ) -> RowsIdentity:
     """Name everything that the rows of a task's split depend on, for weights that are asked so."""
     how = _describe_computation(session, weights)
@@ -193,7 +193,7 @@ def identity(
     )
 
 
-class _Computed(NamedTuple):
+class _Computation(NamedTuple):
     """Computation of answers, apart from the weights; each field as in `RowsIdentity`."""
 
     template_digest: str
@@ -203,15 +203,15 @@ class _Computed(NamedTuple):
     device_class: str
 
 
-def _describe_computation(session: Session, weights: Weights) -> _Computed:
+def _describe_computation(session: Session, weights: Weights) -> _Computation:
     """Say how weights are asked here; of an endpoint no more is known than who writes its prompts."""
     base, machine = weights.source or session.source, session.machine
     if weights.kind in openai_api.PROTOCOLS:
         template = base.template_digest if weights.kind == "completions" else ""
         engine, layout = openai_api.identity(weights.kind)
-        return _Computed(template, openai_api.UNKNOWN, engine, layout, openai_api.UNKNOWN)
+        return _Computation(template, openai_api.UNKNOWN, engine, layout, openai_api.UNKNOWN)
     engine, layout = session.engine(base) if weights.is_language_model else ("text", digest("text"))
-    return _Computed(base.template_digest, machine.precision, engine, layout, machine.device)
+    return _Computation(base.template_digest, machine.precision, engine, layout, machine.device)
 
 
 def rows_version(task: Task, version: str) -> str:
@@ -230,7 +230,7 @@ def _evaluation_versions(task: Task) -> dict[str, int | str]:
 _GRADED = "refusals too"  # which answers judges grade, beside those that are valid
 
 
-def _scoring_digest(m: Measured) -> str:
+def _scoring_digest(m: MeasuredTask) -> str:
     answered = chain(m.items.validation, m.items.test)
     unspaced = not m.task.lm_eval and is_unspaced(text for e in answered for text in e.references)
     return scoring_digest(m.task, m.role, {name: one.digest for name, one in m.judged.items()}, unspaced)

@@ -22,7 +22,7 @@ from harness.spec import MEAN_LOGPROB, Decoding, Task, metric_name
 _SEEDS = 2**31  # as many as every server takes
 
 
-class Asked(NamedTuple):
+class ItemPrompt(NamedTuple):
     """One item as a candidate is asked it."""
 
     example: Example
@@ -54,7 +54,7 @@ def seed_of(*drawn: str | int) -> int:
 
 
 def draw_answers(
-    candidate: Candidate, task: Task, decoding: Decoding, asked: Sequence[Asked]
+    candidate: Candidate, task: Task, decoding: Decoding, asked: Sequence[ItemPrompt]
 ) -> list[Output]:
     """Draw the answers to each item; the first of each holds all of them, and what they took together."""
     limits = Limits(task.max_new_tokens, task.stop, decoding.temperature, decoding.top_p)
@@ -79,7 +79,7 @@ def join_samples(samples: Sequence[Output]) -> Output:
 
 
 def _with_logprobs(
-    candidate: Candidate, task: Task, asked: Sequence[Asked], made: Sequence[Output]
+    candidate: Candidate, task: Task, asked: Sequence[ItemPrompt], made: Sequence[Output]
 ) -> list[Output]:
     """Score the tokens of each answer that has any, in nats a token, as the model itself would give them."""
     read = candidate.encode_all(

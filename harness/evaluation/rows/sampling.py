@@ -62,7 +62,7 @@ class Pool(NamedTuple):
         return differ * (1 - differ) if self.by_score else differ
 
 
-class Plan(NamedTuple):
+class SamplingPlan(NamedTuple):
     """Sampling plan: items of each stratum by each interim analysis, and the one-sided alpha at each."""
 
     drawn: dict[str, tuple[dict[str, int], ...]]
@@ -119,7 +119,7 @@ def planned_variance(pool: Pool, drawn: Mapping[str, int]) -> float:
     )
 
 
-def plan(pools: Mapping[str, Pool], full: Sequence[int], margin: float, alpha: float) -> Plan:
+def plan(pools: Mapping[str, Pool], full: Sequence[int], margin: float, alpha: float) -> SamplingPlan:
     """Choose the looks: the last one large enough that an equal model passes the macro in 90 % of cases.
 
     Every task is asked as many items as any other, or all of its own: they have one weight in the macro.
@@ -149,7 +149,7 @@ def plan(pools: Mapping[str, Pool], full: Sequence[int], margin: float, alpha: f
     information = [se({t: of[k] for t, of in drawn.items()}) ** -2 for k in range(len(kept))]
     bounds = stats.interim_bounds([i / information[-1] for i in information], alpha)
     # No look has more than alpha; the way there and back over z may round above it.
-    return Plan(drawn, tuple(min(float(special.ndtr(-z)), alpha) for z in bounds))
+    return SamplingPlan(drawn, tuple(min(float(special.ndtr(-z)), alpha) for z in bounds))
 
 
 def in_order(pool: Pool, drawn: Sequence[Mapping[str, int]], seed: int) -> tuple[str, ...]:

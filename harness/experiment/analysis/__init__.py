@@ -12,7 +12,7 @@ from harness.comparison import AnswerDiversity
 from harness.decision import CandidateFacts, LearningCurve
 from harness.evaluation.session import Session
 from harness.experiment.analysis import target_comparisons as against
-from harness.experiment.analysis.gate_results import Judged, judge_runs, measured_of
+from harness.experiment.analysis.gate_results import RunVerdicts, judge_runs, measured_of
 from harness.experiment.analysis.human_labels import calibrations
 from harness.experiment.analysis.run_remarks import (
     count_noteworthy,
@@ -103,7 +103,7 @@ def report_of(
 
 
 def _steps(
-    session: Session, reader: Reader, runs: Sequence[Run], judged: Judged
+    session: Session, reader: Reader, runs: Sequence[Run], judged: RunVerdicts
 ) -> dict[str, tuple[Step, ...]]:
     """Split the changes of fine-tunes that went over a quantised base or another run."""
     tasks = judged.tasks
@@ -145,7 +145,7 @@ def _margins(runs: Iterable[Sequence[TaskComparison]], policy: GatePolicy) -> di
 
 
 def find_flips(
-    session: Session, reader: Reader, runs: Sequence[Run], judged: Judged
+    session: Session, reader: Reader, runs: Sequence[Run], judged: RunVerdicts
 ) -> dict[str, tuple[Flip, ...]]:
     """Show items that fine-tunes lost and gained: on the suites only once for the same weights."""
     best, tasks = decide.best_untrained(judged.facts) or "", judged.tasks
@@ -170,7 +170,7 @@ def find_flips(
 
 
 def describe_diversity(
-    session: Session, reader: Reader, runs: Sequence[Run], judged: Judged
+    session: Session, reader: Reader, runs: Sequence[Run], judged: RunVerdicts
 ) -> dict[str, tuple[AnswerDiversity, ...]]:
     """Describe the generated answers of fine-tunes beside the base's: the target's, then the suites'."""
     out: dict[str, tuple[AnswerDiversity, ...]] = {}

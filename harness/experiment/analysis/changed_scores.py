@@ -15,7 +15,7 @@ from harness.comparison.retrieval_use import RIGHT
 from harness.decision import CandidateFacts, ChangedAnswers
 from harness.evaluation import costs
 from harness.evaluation.changed_facts import after_refresh, before_refresh
-from harness.evaluation.session import Measured, Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.runs.stored_rows import Reader, Rows
 from harness.metrics import Metric, item_scores
 from harness.records import Output, Run
@@ -43,7 +43,7 @@ def add_changes(
     ]
 
 
-def _rows(reader: Reader, run: Run, measured: Measured) -> Rows:
+def _rows(reader: Reader, run: Run, measured: MeasuredTask) -> Rows:
     """Return a run's rows of changed items; none of a run that did not answer them."""
     return reader.of(run, measured) if f"{measured.task.name}/test" in run.rows else []
 

@@ -12,7 +12,7 @@ from harness import gating, store
 from harness.comparison import Comparison
 from harness.decision import CandidateFacts
 from harness.errors import IncompatibleRuns
-from harness.evaluation.session import Measured, Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.analysis import target_comparisons as against
 from harness.experiment.analysis.changed_scores import add_changes
 from harness.experiment.analysis.human_labels import reached_facts
@@ -25,7 +25,7 @@ from harness.gating import GateResult, Measurement, TargetFacts, TaskComparison,
 from harness.records import Run
 
 
-class Settled(NamedTuple):
+class InterimVerdict(NamedTuple):
     """Verdict on a run at the interim analysis that settled it; `corrected` is that among all fine-tunes.
 
     `alpha` is the one-sided level of that analysis, `n` the items of the suites that it asked.
@@ -37,7 +37,7 @@ class Settled(NamedTuple):
     n: int
 
 
-class Judged(NamedTuple):
+class RunVerdicts(NamedTuple):
     """Facts of runs with their verdicts, the results behind these by run, and the bases' rows."""
 
     facts: tuple[CandidateFacts, ...]
@@ -50,7 +50,7 @@ class Judged(NamedTuple):
         return {run_id: result.tasks for run_id, result in self.results.items()}
 
 
-def judge_runs(session: Session, reader: Reader, runs: Sequence[Run]) -> Judged:
+def judge_runs(session: Session, reader: Reader, runs: Sequence[Run]) -> RunVerdicts:
     """Judge the finished runs of an experiment, alone and among all its fine-tunes.
 
     A run whose verdict an earlier interim analysis settled keeps that.
@@ -71,7 +71,7 @@ def judge_runs(session: Session, reader: Reader, runs: Sequence[Run]) -> Judged:
         for f in facts
     )
     placed = decide.place_in_family(judged, decide.family_of(session.experiment))
-    first = Judged(tuple(placed), results, base)
+    first = RunVerdicts(tuple(placed), results, base)
     return first._replace(facts=_judge_family_again(session, reader, runs, first))
 
 
@@ -149,7 +149,7 @@ def _gate_result(
 
 
 def _judge_family_again(
-    session: Session, reader: Reader, runs: Sequence[Run], first: Judged
+    session: Session, reader: Reader, runs: Sequence[Run], first: RunVerdicts
 ) -> tuple[CandidateFacts, ...]:
     """Judge the fine-tunes of a family once more, each at the level that is left to it."""
 
@@ -188,7 +188,7 @@ def measured_of(session: Session, reader: Reader, run: Run, base: Mapping[str, R
 
 
 def _arms(
-    session: Session, reader: Reader, run: Run, m: Measured, base: Mapping[str, Rows]
+    session: Session, reader: Reader, run: Run, m: MeasuredTask, base: Mapping[str, Rows]
 ) -> tuple[Rows, Rows]:
     """Read both arms' rows of a task: all, or those of the items that a settled run was asked."""
     old, new = base[m.task.name], reader.of(run, m)

@@ -16,7 +16,7 @@ from harness.comparison import Comparison, RecipeDifference
 from harness.comparison.corrected_comparison import correct_comparison
 from harness.decision import CandidateFacts, ItemVariances, TargetScore
 from harness.evaluation.candidate_rows import n_drawn_again
-from harness.evaluation.session import Measured, Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.analysis.human_labels import judge_labels
 from harness.experiment.runs.stored_rows import Reader, Rows, documents_of
 from harness.gating import Measurement, TaskComparison
@@ -170,7 +170,7 @@ def steps_of(
     `rows` maps the digests of bases, and the ids of runs, to rows by task; `tasks` are the run's
     comparisons with the base, which say what counts.
     """
-    judged = _Judged(
+    judged = _VerdictTasks(
         [t for t in tasks if is_in_macro(t)],
         {
             m.task.name: documents_of(session.store, m.task, m.role, run.rows[f"{m.task.name}/test"])
@@ -193,7 +193,7 @@ def steps_of(
     return tuple(out)
 
 
-class _Judged(NamedTuple):
+class _VerdictTasks(NamedTuple):
     """Tasks that count in a run's verdict, and the digests of all tasks' documents by item."""
 
     counting: Sequence[TaskComparison]
@@ -224,7 +224,7 @@ def _step(
     base: str,
     own: RowsByTask,
     old: RowsByTask,
-    judged: _Judged,
+    judged: _VerdictTasks,
 ) -> Step:
     answered = [m for m in session.suites if _both(m, old, own)]
     measured = [
@@ -251,13 +251,13 @@ def _step(
     )
 
 
-def _both(m: Measured, old: RowsByTask, new: RowsByTask) -> bool:
+def _both(m: MeasuredTask, old: RowsByTask, new: RowsByTask) -> bool:
     """Tell whether two arms answered a task, at least one item of it both."""
     name = m.task.name
     return name in old and name in new and comparison.is_comparable(m.primary, old[name], new[name])
 
 
-def _compare(session: Session, m: Measured, old: RowsByTask, new: RowsByTask) -> Comparison:
+def _compare(session: Session, m: MeasuredTask, old: RowsByTask, new: RowsByTask) -> Comparison:
     name = m.task.name
     metric = m.primary
     return comparison.compare_rows(metric, old[name], new[name], alpha=session.experiment.gate.alpha)
@@ -275,7 +275,7 @@ def add_more_targets(
 
 
 def _scores(
-    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts], m: Measured
+    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts], m: MeasuredTask
 ) -> dict[str, TargetScore]:
     """Map runs to their scores on one of them; a run of which no answer could be scored has none."""
     answered = [
@@ -293,7 +293,7 @@ def _scores(
     }
 
 
-def _on(reader: Reader, run: Run, f: CandidateFacts, m: Measured) -> CandidateFacts:
+def _on(reader: Reader, run: Run, f: CandidateFacts, m: MeasuredTask) -> CandidateFacts:
     """Return a run's facts with what it reached on another target in place of the one that decides."""
     has_validation = f"{m.task.name}/validation" in run.rows
     validation = comparison.estimate(m.primary, reader.of(run, m, "validation")) if has_validation else None

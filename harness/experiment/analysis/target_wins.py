@@ -14,7 +14,7 @@ from harness.comparison.biases.pair_bias import JudgedPair, PairBias, bias_of
 from harness.comparison.win_rates import Pairs, Wins, wins_by_judge, wins_by_people
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed
-from harness.evaluation.judges import Judged, open_judged, stored_grades
+from harness.evaluation.judges import JudgedMetric, open_judged, stored_grades
 from harness.evaluation.judges.answer_pairs import (
     Preferences,
     Rows,
@@ -32,7 +32,7 @@ from harness.spec import PEOPLE, GatePolicy, metric_name
 from harness.store import Store
 
 
-def judge_of_pairs(session: Session) -> Judged | None:
+def judge_of_pairs(session: Session) -> JudgedMetric | None:
     """Return the judge by whom the gate asks for a win rate; None where it asks for none, or by people."""
     goal = session.experiment.gate.target
     if goal.win_rate is None or goal.by == PEOPLE:

@@ -16,7 +16,7 @@ from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work, times
 from harness.evaluation.rows.row_sets import RunRequest, target_sets, total_work
-from harness.evaluation.session import Measured, Session, join_items
+from harness.evaluation.session import MeasuredTask, Session, join_items
 from harness.experiment.runs.candidate_result import facts_of
 from harness.experiment.runs.k_fold import refuse_folds
 from harness.experiment.runs.run_candidate import make_run, stored_runs
@@ -94,9 +94,9 @@ def stored_curve(
     return decision.learning_curve(name, points, session.target.primary)
 
 
-def _curve_point(session: Session, reader: Reader, run: Run) -> decision.Trained:
+def _curve_point(session: Session, reader: Reader, run: Run) -> decision.TrainingSize:
     cost = facts_of(session, reader, run).training_cost_usd
-    return decision.Trained(_n_rows(session, run.candidate), cost, reader.of(run, session.target))
+    return decision.TrainingSize(_n_rows(session, run.candidate), cost, reader.of(run, session.target))
 
 
 def _n_rows(session: Session, name: str) -> int:
@@ -123,7 +123,7 @@ def _parts(session: Session, runs: Sequence[Run], facts: Sequence[CandidateFacts
         yield Part(last, RunRequest(last.candidates[part], session.experiment.seeds[0]))
 
 
-def _share_of(session: Session, of: Measured, share: float) -> Measured:
+def _share_of(session: Session, of: MeasuredTask, share: float) -> MeasuredTask:
     """Return the target with a share of its training rows."""
     return join_items(of.task, of.role, of.suite, part_of(of.items, share, session.experiment.seeds[0]))
 

@@ -14,7 +14,7 @@ from harness.evaluation.candidates import ResolvedCandidate, base_weights, read_
 from harness.evaluation.costs import Work, times
 from harness.evaluation.judges.judging_stage import answer_and_score
 from harness.evaluation.rows.row_sets import RowSet, suite_set, target_sets, work_of
-from harness.evaluation.session import Measured, Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.weights.capability_on_validation import capability_change
 from harness.experiment.weights.validation_score import mean_score
 from harness.gating import Measurement, measured_half
@@ -25,10 +25,10 @@ from harness.spec import Recipe
 from harness.training import TRACKED, Weights, tracked_folders
 
 
-class _Sampled(NamedTuple):
+class _SampledTask(NamedTuple):
     """A capability task cut to its sampled items, and the base's rows of them."""
 
-    measured: Measured
+    measured: MeasuredTask
     base: list[SampleResult]
 
 
@@ -86,7 +86,7 @@ def tracking_work(session: Session, source: Recipe) -> Work:
     return times(once + general + Work(opened=1), source.track.points)
 
 
-def _sample(session: Session, base_rows: Mapping[str, str], n_items: int) -> list[_Sampled]:
+def _sample(session: Session, base_rows: Mapping[str, str], n_items: int) -> list[_SampledTask]:
     """Sample items of the search half evenly from the tasks that count there, by the digests of clusters."""
     rows = {
         m.task.name: store.read_rows(session.store, base_rows[m.task.name], m.size("test"))
@@ -115,13 +115,13 @@ def _sample(session: Session, base_rows: Mapping[str, str], n_items: int) -> lis
     ]
 
 
-def _cut(m: Measured, base: Sequence[SampleResult]) -> _Sampled:
+def _cut(m: MeasuredTask, base: Sequence[SampleResult]) -> _SampledTask:
     """Cut a task to the items of these rows; its version names them."""
     ids = sorted(row.example_id for row in base)
     known = set(ids)
     items = replace(m.items, test=tuple(e for e in m.items.test if e.id in known))
     versions = {**m.versions, "test": digest([m.versions["test"], ids])}
-    return _Sampled(m._replace(items=items, versions=versions, weights=None), list(base))
+    return _SampledTask(m._replace(items=items, versions=versions, weights=None), list(base))
 
 
 def _measure(
@@ -130,7 +130,7 @@ def _measure(
     step: int,
     made: Weights,
     seed: int,
-    sampled: Sequence[_Sampled],
+    sampled: Sequence[_SampledTask],
 ) -> TrackedPoint:
     validation = target_sets(session, candidate.source, made, seed)[0]
     general = [suite_set(session, made, one.measured) for one in sampled]

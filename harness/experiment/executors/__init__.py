@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from harness.config import Loaded
+from harness.config import LoadedExperiment
 from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment.executors.dispatch import run_jobs
-from harness.experiment.executors.job_runner import Known, Outcome, written_assignment
+from harness.experiment.executors.job_runner import JobInputs, JobResult, written_assignment
 from harness.experiment.executors.work_plan import Job, WorkPlan, plan_work
 from harness.experiment.preparation.scope import Scope
 from harness.formatting import pluralize
@@ -29,7 +29,7 @@ class Pool(Protocol):
     def size(self) -> int:
         """How many jobs run at once."""
 
-    def run(self, job: Job, known: Known) -> Outcome:
+    def run(self, job: Job, known: JobInputs) -> JobResult:
         """Run a job and wait for it; one whose worker is lost is run again, twice at most."""
 
     def stop(self) -> None:
@@ -54,7 +54,7 @@ def plan_of(
 
 def make_on_workers(
     session: Session,
-    loaded: Loaded,
+    loaded: LoadedExperiment,
     scope: Scope,
     requests: Sequence[RunRequest],
     found: Sequence[Run | None],

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import CandidateFailed, UserError
-from harness.experiment.executors.job_runner import Known, Outcome, wait_for_files
+from harness.experiment.executors.job_runner import JobInputs, JobResult, wait_for_files
 from harness.experiment.executors.work_plan import Job
 from harness.progress import Advance
 from harness.training.worker import decode_error, encode_error
@@ -37,7 +37,7 @@ def run_jobs(
         UserError: a worker met one, which no other job would escape.
     """
     order, failed, ready = TopologicalSorter(needs), dict[Job, Exception](), deque[Job]()
-    running: dict[Future[Outcome], Job] = {}
+    running: dict[Future[JobResult], Job] = {}
     files: dict[Job, tuple[str, ...]] = {}  # of a job and of all that it waited for
     order.prepare()
     threads = ThreadPoolExecutor(pool.size, thread_name_prefix="job")
@@ -52,7 +52,7 @@ def run_jobs(
                     order.done(job)
                 else:
                     files[job] = tuple(dict.fromkeys(name for one in needs[job] for name in files[one]))
-                    known = Known(dict(controls), files[job])
+                    known = JobInputs(dict(controls), files[job])
                     running[threads.submit(_run, pool, job, known, runs)] = job
             for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
                 job = running.pop(future)
@@ -68,18 +68,18 @@ def run_jobs(
     return failed
 
 
-def _run(pool: "Pool", job: Job, known: Known, runs: Path) -> Outcome:
+def _run(pool: "Pool", job: Job, known: JobInputs, runs: Path) -> JobResult:
     """Run a job, and wait until what it made is seen here too."""
     outcome = pool.run(job, known)
     try:
         wait_for_files(runs, outcome.files)
     except CandidateFailed as error:
-        return Outcome(error=encode_error(error))
+        return JobResult(error=encode_error(error))
     return outcome
 
 
 def _keep(
-    job: Job, outcome: Outcome, controls: MutableMapping[str, str], failed: MutableMapping[Job, Exception]
+    job: Job, outcome: JobResult, controls: MutableMapping[str, str], failed: MutableMapping[Job, Exception]
 ) -> None:
     if outcome.error is None:
         if job.kind == "control":

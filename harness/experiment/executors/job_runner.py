@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from harness import provenance, store
-from harness.config import Loaded
+from harness.config import LoadedExperiment
 from harness.errors import CandidateFailed, Problem, UserError, refuse
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.control_arm import measure_once
@@ -34,7 +34,7 @@ from harness.experiment.weights.candidate_weights import ensure_weights, make_tr
 from harness.models.devices.pass_costs import known_costs, learn_costs
 from harness.models.hardware import Machine, cpu_kernels, cpu_name, current_device, torch_threads, use_threads
 from harness.models.hub import ModelSource
-from harness.progress import Silent, quiet_libraries
+from harness.progress import SilentProgress, quiet_libraries
 from harness.records import digest
 from harness.store.layout import remove_folder
 from harness.training import FIT, Weights
@@ -50,7 +50,7 @@ class Assignment(NamedTuple):
     `costs` of a pass lay out the batches of its card as the command's.
     """
 
-    loaded: Loaded
+    loaded: LoadedExperiment
     scope: Scope
     machine: Machine
     threads: int
@@ -59,14 +59,14 @@ class Assignment(NamedTuple):
     costs: dict[str, Any]
 
 
-class Known(NamedTuple):
+class JobInputs(NamedTuple):
     """Results of earlier jobs that one needs: control arms by base, and files of the store."""
 
     controls: Mapping[str, str]
     files: tuple[str, ...] = ()
 
 
-class Outcome(NamedTuple):
+class JobResult(NamedTuple):
     """Result of a job: the id of a control arm, or an error as `training.worker.decode_error` reads it.
 
     `files` are those of the store that others need and that are complete now, relative to its folder.
@@ -78,7 +78,9 @@ class Outcome(NamedTuple):
 
 
 @contextmanager
-def written_assignment(session: Session, loaded: Loaded, scope: Scope, threads: int) -> Iterator[Path]:
+def written_assignment(
+    session: Session, loaded: LoadedExperiment, scope: Scope, threads: int
+) -> Iterator[Path]:
     """Write an assignment into the store, for as long as workers need it; gives its file."""
     machine = session.machine
     if machine.device == "cpu":
@@ -96,7 +98,7 @@ def written_assignment(session: Session, loaded: Loaded, scope: Scope, threads: 
         file.unlink(missing_ok=True)
 
 
-def run_job(file: Path, job: Job, known: Known) -> Outcome:
+def run_job(file: Path, job: Job, known: JobInputs) -> JobResult:
     """Make what a job asks for, as far as it is not there."""
     try:
         if file not in _opened:
@@ -107,7 +109,7 @@ def run_job(file: Path, job: Job, known: Known) -> Outcome:
         wait_for_files(session.store.folder, known.files)
         return _MAKE[job.kind](session, job)
     except Exception as error:  # noqa: BLE001 (the command hears of it, and decides)
-        return Outcome(error=encode_error(error))
+        return JobResult(error=encode_error(error))
 
 
 _opened: dict[Path, Session] = {}  # one: a worker works for one comparison at a time
@@ -131,7 +133,7 @@ def _prepare(asked: Assignment) -> Session:
     quiet_libraries()
     use_threads(asked.threads)
     learn_costs(asked.costs)
-    session = prepare_session(asked.loaded, asked.scope, Silent(), asked.machine)
+    session = prepare_session(asked.loaded, asked.scope, SilentProgress(), asked.machine)
     session.is_worker = True
     _refuse_other(asked.state, _state(session, current_device(asked.machine.device), torch_threads()))
     return session
@@ -178,24 +180,24 @@ def _code_digest() -> str:
     return digest([(str(file.relative_to(PACKAGE)), file.read_text("utf-8")) for file in files])
 
 
-def _make_weights(session: Session, job: Job) -> Outcome:
+def _make_weights(session: Session, job: Job) -> JobResult:
     return _weights_outcome(session, ensure_weights(session, session.candidates[job.name], job.seed))
 
 
-def _make_trial(session: Session, job: Job) -> Outcome:
+def _make_trial(session: Session, job: Job) -> JobResult:
     return _weights_outcome(session, make_trial(session, session.candidates[job.name], job.part))
 
 
-def _weights_outcome(session: Session, weights: Weights | None) -> Outcome:
-    return Outcome(files=_there(session, [weights.folder / FIT] if weights and weights.folder else []))
+def _weights_outcome(session: Session, weights: Weights | None) -> JobResult:
+    return JobResult(files=_there(session, [weights.folder / FIT] if weights and weights.folder else []))
 
 
-def _measure_control(session: Session, job: Job) -> Outcome:
+def _measure_control(session: Session, job: Job) -> JobResult:
     measured = measure_once(session, _base(session, job.name))
-    return Outcome(measured, files=_there(session, [store.control_file(session.store, measured)]))
+    return JobResult(measured, files=_there(session, [store.control_file(session.store, measured)]))
 
 
-def _answer_as_base(session: Session, job: Job) -> Outcome:
+def _answer_as_base(session: Session, job: Job) -> JobResult:
     weights = base_weights(_base(session, job.name))
     sets = suite_sets(session, weights)[job.part :: job.parts]
     if lacking := find_base_rows(session, _find_unanswered(session, sets)):
@@ -204,7 +206,7 @@ def _answer_as_base(session: Session, job: Job) -> Outcome:
     return _rows_outcome(session, sets)
 
 
-def _answer(session: Session, job: Job) -> Outcome:
+def _answer(session: Session, job: Job) -> JobResult:
     candidate = session.candidates[job.name]
     weights = ensure_weights(session, candidate, job.seed)
     sets = (
@@ -218,14 +220,14 @@ def _answer(session: Session, job: Job) -> Outcome:
     return _rows_outcome(session, own)
 
 
-def _rows_outcome(session: Session, sets: Sequence[RowSet]) -> Outcome:
+def _rows_outcome(session: Session, sets: Sequence[RowSet]) -> JobResult:
     """Name the files of complete sets; what a worker that was killed at their completion left goes."""
     digests = [rows.answers.identity.digest for rows in sets]
     for one in digests:
         if (session.store.rows(one) / "blocks").exists():
             with session.claim(one):
                 store.remove_merged_blocks(session.store, one)
-    return Outcome(files=_there(session, map(session.store.parquet, digests)))
+    return JobResult(files=_there(session, map(session.store.parquet, digests)))
 
 
 def _there(session: Session, files: Iterable[Path]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from harness.errors import CandidateFailed, Problem, UserError
-from harness.experiment.executors.job_runner import PACKAGE, Known, Outcome, run_job
+from harness.experiment.executors.job_runner import PACKAGE, JobInputs, JobResult, run_job
 from harness.experiment.executors.work_plan import Job
 from harness.models.hardware import visible_gpus
 from harness.progress import quiet_environment
@@ -55,7 +55,7 @@ class LocalPool:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def run(self, job: Job, known: Known) -> Outcome:
+    def run(self, job: Job, known: JobInputs) -> JobResult:
         """Run a job on a free worker; on another one where the first is killed."""
         place, ended = self._free.get(), 0
         try:
@@ -66,12 +66,12 @@ class LocalPool:
                 try:
                     pickle.dump((job, known), _stream(worker.stdin))
                     _stream(worker.stdin).flush()
-                    found: Outcome = pickle.load(_stream(worker.stdout))
+                    found: JobResult = pickle.load(_stream(worker.stdout))
                     return found
                 except (EOFError, OSError, pickle.UnpicklingError):
                     self._workers.pop(place, None)
                     ended = _end(worker)
-            return Outcome(error=encode_error(self._describe_loss(job, place, ended)))
+            return JobResult(error=encode_error(self._describe_loss(job, place, ended)))
         finally:
             self._free.put(place)
 
@@ -146,7 +146,7 @@ def _end(worker: subprocess.Popen[bytes]) -> int:
 def main() -> None:
     """Run the jobs that standard input names, until it ends: whoever asks for them is gone then."""
     quiet_environment()
-    jobs: queue.SimpleQueue[tuple[Job, Known]] = queue.SimpleQueue()
+    jobs: queue.SimpleQueue[tuple[Job, JobInputs]] = queue.SimpleQueue()
 
     def listen() -> None:
         try:

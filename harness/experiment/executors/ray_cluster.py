@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from harness.errors import CandidateFailed, Problem, UserError
-from harness.experiment.executors.job_runner import PACKAGE, Known, Outcome, run_job
+from harness.experiment.executors.job_runner import PACKAGE, JobInputs, JobResult, run_job
 from harness.experiment.executors.work_plan import Job
 from harness.training.trainer import MEMORY_KNOBS
 from harness.training.worker import encode_error
@@ -52,7 +52,7 @@ class RayPool:
     def __exit__(self, *_: object) -> None:
         self._ray.shutdown()
 
-    def run(self, job: Job, known: Known) -> Outcome:
+    def run(self, job: Job, known: JobInputs) -> JobResult:
         """Run a job where Ray has room for it.
 
         Raises:
@@ -61,7 +61,7 @@ class RayPool:
         task = self._task.remote(self._file, job, known)
         self._tasks.add(task)
         try:
-            found: Outcome = self._ray.get(task)
+            found: JobResult = self._ray.get(task)
             return found
         except self._ray.exceptions.RayTaskError as error:
             step = "install the same harness-evals on every node"
@@ -69,7 +69,7 @@ class RayPool:
             raise UserError(Problem("worker of Ray", last, "a node that runs harness", step)) from None
         except self._ray.exceptions.RayError as error:
             reason = f"Ray lost the job {job.kind} {job.name}: {str(error).strip().splitlines()[0]}"
-            return Outcome(error=encode_error(CandidateFailed(reason, f"{MEMORY_KNOBS}, or fewer workers")))
+            return JobResult(error=encode_error(CandidateFailed(reason, f"{MEMORY_KNOBS}, or fewer workers")))
         finally:
             self._tasks.discard(task)
 

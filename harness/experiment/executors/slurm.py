@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from harness.errors import CandidateFailed, Problem, UserError
-from harness.experiment.executors.job_runner import Known, Outcome, run_job
+from harness.experiment.executors.job_runner import JobInputs, JobResult, run_job
 from harness.experiment.executors.local import TRIES
 from harness.experiment.executors.work_plan import Job
 from harness.spec import ExecutionPolicy
@@ -49,7 +49,7 @@ class SlurmPool:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def run(self, job: Job, known: Known) -> Outcome:
+    def run(self, job: Job, known: JobInputs) -> JobResult:
         """Submit a job and wait for it; one that is lost is submitted again."""
         from submitit.core.utils import FailedJobError
 
@@ -58,7 +58,7 @@ class SlurmPool:
                 submitted = self._executor.submit(self._work, self._file, job, known)
                 self._jobs.add(submitted)
             try:
-                found: Outcome = submitted.result()
+                found: JobResult = submitted.result()
                 return found
             except Exception as error:  # noqa: BLE001 (submitit's own, or whatever ended the job)
                 last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
@@ -68,7 +68,7 @@ class SlurmPool:
                     break
             finally:
                 self._jobs.discard(submitted)
-        return Outcome(error=encode_error(lost))
+        return JobResult(error=encode_error(lost))
 
     def stop(self) -> None:
         """Cancel what is submitted and not finished."""

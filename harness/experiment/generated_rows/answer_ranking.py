@@ -13,7 +13,7 @@ import numpy as np
 from harness import plugins
 from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.judges import Judged, key_problems
+from harness.evaluation.judges import JudgedMetric, key_problems
 from harness.evaluation.judges.grade_costs import GradeAccount
 from harness.evaluation.judges.grade_reading import GradeReader
 from harness.evaluation.judges.judging_stage import grade_all
@@ -95,7 +95,7 @@ def _by_reward_model(session: Session, candidate: ResolvedCandidate) -> Ranking:
     return Ranking({"reward": candidate.name, "weights": weights.digest}, score)
 
 
-def _by_judge(session: Session, judged: Judged, left_usd: Callable[[], float | None]) -> Ranking:
+def _by_judge(session: Session, judged: JudgedMetric, left_usd: Callable[[], float | None]) -> Ranking:
     refuse([*key_problems([judged]), *_price_problems(judged, left_usd())])
     metric, account = session.target.metrics[judged.metric], GradeAccount(judged)
 
@@ -122,7 +122,7 @@ def _by_judge(session: Session, judged: Judged, left_usd: Callable[[], float | N
     return Ranking(by, score, lambda: account.cost_usd(session.machine.device, hour))
 
 
-def _price_problems(judged: Judged, left_usd: float | None) -> Iterator[Problem]:
+def _price_problems(judged: JudgedMetric, left_usd: float | None) -> Iterator[Problem]:
     """Yield the judges without prices, where what they are paid is limited."""
     for judge in judged.judges if left_usd is not None else ():
         if judge.settings and judge.prices is None:

@@ -26,7 +26,7 @@ CHAT_TOKENS = 12  # of a template, as in `costs`
 TOO_LONG = "a prompt longer than the context"  # why an answer failed
 
 
-class Spent(NamedTuple):
+class WriterUsage(NamedTuple):
     """Tokens and time that answers took, and what they cost in USD; None where nobody knows."""
 
     n_prompt_tokens: int
@@ -35,7 +35,7 @@ class Spent(NamedTuple):
     cost_usd: float | None
 
 
-class Plan(NamedTuple):
+class WriterPlan(NamedTuple):
     """Requests at most, those answered before, and of the others the tokens to read and at most to write.
 
     `cost_usd` is None where nobody knows a price.
@@ -55,13 +55,13 @@ class Plan(NamedTuple):
         return f"{said}, at most {count(self.generated)} written, {priced}"
 
 
-def plan_asking(writer: Writer, asked: Sequence[PromptRequest]) -> Plan:
+def plan_asking(writer: Writer, asked: Sequence[PromptRequest]) -> WriterPlan:
     """Count what asking takes, before anything is asked."""
     book = AnswerBook(writer.folder, writer.identity)
     each = {one.key: one for one in asked}
     new = [one for key, one in each.items() if book.find(key) is None]
     read, generated = sum(map(n_read, new)), sum(one.limits.max_new_tokens for one in new)
-    return Plan(len(each), len(each) - len(new), read, generated, writer.planned(read, generated))
+    return WriterPlan(len(each), len(each) - len(new), read, generated, writer.planned(read, generated))
 
 
 def n_read(asked: PromptRequest) -> int:
@@ -69,13 +69,13 @@ def n_read(asked: PromptRequest) -> int:
     return sum(costs.tokens(message["content"]) + CHAT_TOKENS for message in asked.messages)
 
 
-def spent_on(writer: Writer, outputs: Sequence[Output]) -> Spent:
+def spent_on(writer: Writer, outputs: Sequence[Output]) -> WriterUsage:
     """Add up what answers took."""
     read, written = sum(one.n_prompt_tokens for one in outputs), sum(one.n_output_tokens for one in outputs)
-    return Spent(read, written, sum(one.compute_s for one in outputs), writer.price(outputs))
+    return WriterUsage(read, written, sum(one.compute_s for one in outputs), writer.price(outputs))
 
 
-class Asking:
+class BudgetedWriter:
     """Asks a writer, step after step, for at most `max_cost` USD in all, those of the book counted.
 
     A model that runs here is asked so many prompts `together`.
@@ -91,7 +91,7 @@ class Asking:
         self._lock = Lock()
 
     @property
-    def spent(self) -> Spent:
+    def spent(self) -> WriterUsage:
         """Tokens and money that the answers so far took, those of the book with them."""
         return spent_on(self._writer, list(self._paid.values()))
 

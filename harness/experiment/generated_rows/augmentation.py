@@ -10,22 +10,22 @@ from typing import NamedTuple
 from harness.data import contamination, formats
 from harness.data.columns import Roles, asked
 from harness.data.contamination import fold_text
-from harness.data.edit.augment import Asking, Rewording, asking, augment
-from harness.data.edit.change import Change, Outcome
+from harness.data.edit.augment import QuestionText, Rewording, asking, augment
+from harness.data.edit.change import Change, EditedRow
 from harness.data.edit.sample import draw
 from harness.data.examples import read_example
 from harness.data.overlap import overlaps
 from harness.data.readers import Row, Rows
 from harness.errors import Problem, UserError
 from harness.evaluation.session import Session
-from harness.experiment.generated_rows.asking import Plan, Spent
+from harness.experiment.generated_rows.asking import WriterPlan, WriterUsage
 from harness.experiment.generated_rows.rewording import Rewriting, plan_rewordings, reword
 from harness.experiment.generated_rows.writers import Writer
 from harness.formatting import count, pluralize
 from harness.progress import Progress
 
 
-class Evaluated(NamedTuple):
+class EvaluatedQuestions(NamedTuple):
     """Questions that are evaluated with the place of each, and how a row of training is read to compare.
 
     Letter case and spaces aside, as both are given here.
@@ -40,13 +40,13 @@ class Augmentation(NamedTuple):
 
     content: Rows
     roles: Roles
-    texts: Mapping[int, Asking]
+    texts: Mapping[int, QuestionText]
     left: tuple[Change, ...]
-    evaluated: tuple[Evaluated, ...]
+    evaluated: tuple[EvaluatedQuestions, ...]
 
 
 def choose_rows(
-    content: Rows, roles: Roles, evaluated: Sequence[Evaluated], n_rows: int | None, seed: int
+    content: Rows, roles: Roles, evaluated: Sequence[EvaluatedQuestions], n_rows: int | None, seed: int
 ) -> Augmentation:
     """Choose the rows to reword: all that ask in a text and are not evaluated, or a draw of so many.
 
@@ -75,14 +75,14 @@ def choose_rows(
     return Augmentation(content, roles, {i: found[i] for i in chosen}, tuple(left), tuple(evaluated))
 
 
-def plan(of: Augmentation, writer: Writer, how: Rewriting) -> Plan:
+def plan(of: Augmentation, writer: Writer, how: Rewriting) -> WriterPlan:
     """Count what the rewordings take, before anything is asked."""
     return plan_rewordings(writer, [one.text for one in of.texts.values()], how)
 
 
 def make_rows(
     of: Augmentation, writer: Writer, how: Rewriting, progress: Progress, *, in_columns: bool
-) -> tuple[list[Outcome], Spent]:
+) -> tuple[list[EditedRow], WriterUsage]:
     """Reword the chosen rows; return every row, beside it those made from it, and what they took.
 
     Raises:
@@ -108,7 +108,7 @@ def make_rows(
     return told, spent
 
 
-def evaluated_by(session: Session) -> Evaluated:
+def evaluated_by(session: Session) -> EvaluatedQuestions:
     """Return what an experiment evaluates: validation and test of its target, and the items of its suites."""
     task = session.target.task
     own = [row for rows in session.target.items.evaluated.values() for row in rows]
@@ -119,18 +119,18 @@ def evaluated_by(session: Session) -> Evaluated:
         layout = formats.layout_of(task, Rows(row.where, "", [row]))
         return contamination.key(read_example(task, layout, row), choice)
 
-    return Evaluated(
+    return EvaluatedQuestions(
         {contamination.key(row.example, choice): row.where for row in reversed(own)}, question_of
     )
 
 
-def evaluated_in(content: Rows, roles_of_test: Roles, roles: Roles) -> Evaluated:
+def evaluated_in(content: Rows, roles_of_test: Roles, roles: Roles) -> EvaluatedQuestions:
     """Return what a file evaluates, compared with rows as they are written."""
     questions = {fold_text(asked(row, roles_of_test).whole): row.where for row in reversed(content.rows)}
-    return Evaluated(questions, lambda row: fold_text(asked(row, roles).whole))
+    return EvaluatedQuestions(questions, lambda row: fold_text(asked(row, roles).whole))
 
 
-def _asked_by(row: Row, evaluated: Sequence[Evaluated]) -> str:
+def _asked_by(row: Row, evaluated: Sequence[EvaluatedQuestions]) -> str:
     """Name where a row's question is evaluated; empty where it is not."""
     return next((at for of in evaluated if (at := of.questions.get(of.question_of(row)))), "")
 
@@ -152,7 +152,7 @@ def _without_leaks(of: Augmentation, made: Sequence[Sequence[Rewording]]) -> dic
     return {i: tuple(found) for i, found in by_row.items()}
 
 
-def _leaks(evaluated: Evaluated, asks: Sequence[str]) -> Iterator[tuple[int, str]]:
+def _leaks(evaluated: EvaluatedQuestions, asks: Sequence[str]) -> Iterator[tuple[int, str]]:
     """Yield the place of each question that is evaluated, and where."""
     places = list(evaluated.questions.values())
     for found in overlaps(asks, list(evaluated.questions)):

@@ -13,9 +13,9 @@ import numpy as np
 
 from harness.data import examples as items_of
 from harness.data import readers, splits
-from harness.data.edit import Edit, Outcome
+from harness.data.edit import Edit, EditedRow
 from harness.data.edit.change import Change, drop
-from harness.data.examples import FIELD, Notes, Sourced
+from harness.data.examples import FIELD, Notes, SourcedExample
 from harness.data.readers import Row
 from harness.errors import Problem, Unscored, UserError
 from harness.evaluation.candidates import ResolvedCandidate
@@ -23,7 +23,13 @@ from harness.evaluation.rows.row_sets import prompting_digest, prompting_step
 from harness.evaluation.rows.sampled_answers import seed_of
 from harness.evaluation.session import Session
 from harness.experiment.generated_rows.answer_book import AnswerBook, PromptRequest
-from harness.experiment.generated_rows.asking import Asking, Plan, Spent, plan_asking, spent_on
+from harness.experiment.generated_rows.asking import (
+    BudgetedWriter,
+    WriterPlan,
+    WriterUsage,
+    plan_asking,
+    spent_on,
+)
 from harness.experiment.generated_rows.source_checks import (
     check_leaks,
     leak_record,
@@ -75,13 +81,13 @@ class DistilledRows(NamedTuple):
     """
 
     edit: Edit
-    outcomes: list[Outcome]
-    spent: Spent
+    outcomes: list[EditedRow]
+    spent: WriterUsage
     agreement: float | None
     notes: tuple[str, ...]
 
 
-def plan_distillation(session: Session, name: str, asked: Distillation) -> Plan:
+def plan_distillation(session: Session, name: str, asked: Distillation) -> WriterPlan:
     """Count what a teacher would be asked, without asking it.
 
     Raises:
@@ -110,7 +116,7 @@ def distill_rows(session: Session, name: str, asked: Distillation, out: str) -> 
     writer = candidate_writer(session, name)
     refuse_unpriced(candidate, writer.planned(1, 1), asked.max_cost)
     prompts = _prompts(session, candidate, rows, asked)
-    asking = Asking(writer, asked.max_cost, session.progress)
+    asking = BudgetedWriter(writer, asked.max_cost, session.progress)
     answers = asking.answers(prompts, f"{pluralize(len(prompts), 'answer')} of {name}")
     spent = spent_on(writer, [one for one in _once(prompts, answers) if one.finish_reason != "error"])
     metric = None if session.target.judged else session.target.primary
@@ -166,7 +172,7 @@ def _refuse_unusable(session: Session, candidate: ResolvedCandidate, asked: Dist
         raise UserError(Problem(f"task {session.target.task.name}", found, "a single column", step))
 
 
-def _rows(session: Session, asked: Distillation) -> list[Sourced]:
+def _rows(session: Session, asked: Distillation) -> list[SourcedExample]:
     """Return the rows to answer: those of a file, or the target's training rows, as many as are wanted.
 
     Raises:
@@ -191,7 +197,7 @@ def _limits(session: Session, asked: Distillation) -> Limits:
 
 
 def _prompts(
-    session: Session, candidate: ResolvedCandidate, rows: Sequence[Sourced], asked: Distillation
+    session: Session, candidate: ResolvedCandidate, rows: Sequence[SourcedExample], asked: Distillation
 ) -> list[PromptRequest]:
     """Write what the teacher is asked of each row."""
     step = prompting_step(session, candidate.recipe, session.experiment.seeds[0])
@@ -235,7 +241,7 @@ def _outcome(
     answer: Output,
     score: float | None,
     asked: Distillation,
-) -> Outcome:
+) -> EditedRow:
     """Return the row with the teacher's answer, or why it has none."""
     if answer.finish_reason == "error":
         return drop(row, f"the teacher failed ({answer.error})" if answer.error else "the teacher failed")
@@ -254,10 +260,10 @@ def _outcome(
     kept = {name: value for name, value in row.fields.items() if name != "references" or name == column}
     fields = {**kept, column: labels.get(normalize(text), text)}
     said = "rewritten by the teacher" if asked.rewrite else "labelled by the teacher"
-    return Outcome(Row(row.where, fields), Change(row.where, "changed", (said,)))
+    return EditedRow(Row(row.where, fields), Change(row.where, "changed", (said,)))
 
 
-def _output_rows(session: Session, rows: Sequence[Sourced], asked: Distillation) -> Iterator[Row]:
+def _output_rows(session: Session, rows: Sequence[SourcedExample], asked: Distillation) -> Iterator[Row]:
     """Yield the rows as they are to be written: in their own columns where the task names some."""
     task = session.target.task
     if task.fields == Fields():
@@ -278,7 +284,7 @@ def _fields(example: Example) -> dict[str, Any]:
     return {"id": example.id, **asked, **own, **documents}
 
 
-def _refuse_none(outcomes: Sequence[Outcome]) -> None:
+def _refuse_none(outcomes: Sequence[EditedRow]) -> None:
     if not any(outcome.row for outcome in outcomes):
         reasons = ", ".join(dict.fromkeys(o.change.reason for o in outcomes if o.change))
         found = f"{len(outcomes):,} prompts, none of which gives a row: {reasons}"

@@ -13,9 +13,9 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from harness.data import splits
-from harness.data.edit import Edit, Outcome
+from harness.data.edit import Edit, EditedRow
 from harness.data.edit.change import Change
-from harness.data.examples import Sourced
+from harness.data.examples import SourcedExample
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
 from harness.evaluation.candidate_rows import row_files, training_data
@@ -25,7 +25,7 @@ from harness.evaluation.rows.sampled_answers import seed_of
 from harness.evaluation.session import Session
 from harness.experiment.generated_rows.answer_book import PromptRequest
 from harness.experiment.generated_rows.answer_ranking import Ranking, open_ranking
-from harness.experiment.generated_rows.asking import TOO_LONG, Asking, Spent
+from harness.experiment.generated_rows.asking import TOO_LONG, BudgetedWriter, WriterUsage
 from harness.experiment.generated_rows.source_checks import (
     check_leaks,
     leak_record,
@@ -67,8 +67,8 @@ class MadePairs(NamedTuple):
     """
 
     edit: Edit
-    outcomes: list[Outcome]
-    spent: Spent
+    outcomes: list[EditedRow]
+    spent: WriterUsage
     ranking_usd: float | None
     notes: tuple[str, ...]
 
@@ -97,7 +97,7 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
     rows = _prompts(session, candidate, drawing)
     writer = candidate_writer(session, name)
     refuse_unpriced(candidate, writer.planned(1, 1), drawing.max_cost)
-    asking = Asking(writer, drawing.max_cost, session.progress, together=_TOGETHER * drawing.samples)
+    asking = BudgetedWriter(writer, drawing.max_cost, session.progress, together=_TOGETHER * drawing.samples)
     ranking = open_ranking(session, drawing.rank, lambda: _left_usd(drawing, asking))
     answers = _draw(session, candidate, asking, [row.example for row in rows], drawing)
     outcomes = list(_pair_up(rows, answers, ranking, drawing.gap))
@@ -113,7 +113,7 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
     return MadePairs(edit, outcomes, spent, ranking_usd, notes)
 
 
-def _left_usd(drawing: Drawing, asking: Asking) -> float | None:
+def _left_usd(drawing: Drawing, asking: BudgetedWriter) -> float | None:
     """Return what the answers so far leave of the budget; None where there is none."""
     return None if drawing.max_cost is None else drawing.max_cost - (asking.spent.cost_usd or 0.0)
 
@@ -124,7 +124,7 @@ def _row_files(session: Session, candidate: ResolvedCandidate) -> Sequence[str]:
     return own if candidate.method.draws_from == "pairs" else row_files(session, candidate.source) or own
 
 
-def _prompts(session: Session, candidate: ResolvedCandidate, drawing: Drawing) -> list[Sourced]:
+def _prompts(session: Session, candidate: ResolvedCandidate, drawing: Drawing) -> list[SourcedExample]:
     """Return the training rows of a candidate, or of pairs the target's, as many as are to be asked."""
     draws_pairs = candidate.method.draws_from == "pairs"
     items = (session.target if draws_pairs else training_data(session, candidate.source)).items
@@ -135,7 +135,11 @@ def _prompts(session: Session, candidate: ResolvedCandidate, drawing: Drawing) -
 
 
 def _draw(
-    session: Session, candidate: ResolvedCandidate, asking: Asking, examples: Sequence[Example], by: Drawing
+    session: Session,
+    candidate: ResolvedCandidate,
+    asking: BudgetedWriter,
+    examples: Sequence[Example],
+    by: Drawing,
 ) -> list[_Answers]:
     """Draw the answers to each example."""
     task, step = session.target.task, prompting_step(session, candidate.recipe, session.experiment.seeds[0])
@@ -169,8 +173,8 @@ def _usable(drawn: Sequence[Output], *, truncated: bool) -> _Answers:
 
 
 def _pair_up(
-    rows: Sequence[Sourced], answers: Sequence[_Answers], ranking: Ranking, gap: float
-) -> Iterator[Outcome]:
+    rows: Sequence[SourcedExample], answers: Sequence[_Answers], ranking: Ranking, gap: float
+) -> Iterator[EditedRow]:
     """Score all answers together, and yield the pair of each prompt, or why it has none."""
     flat = [(row.example, text) for row, of in zip(rows, answers, strict=True) for text in of.texts]
     known = iter(ranking.score([example for example, _ in flat], [text for _, text in flat]) if flat else ())
@@ -179,18 +183,18 @@ def _pair_up(
         yield _none(row, of.left_out) if len(of.texts) < 2 else _pair(row, scored, gap)
 
 
-def _pair(row: Sourced, scored: Sequence[tuple[float, str]], gap: float) -> Outcome:
+def _pair(row: SourcedExample, scored: Sequence[tuple[float, str]], gap: float) -> EditedRow:
     """Pair the best of the scored answers with the worst; of equal ones those drawn first."""
     if len(scored) < 2:
         return _none(row, "answers that could not be scored")
     best, worst = max(scored, key=itemgetter(0)), min(scored, key=itemgetter(0))
     if best[0] - worst[0] <= gap:
         return _none(row, "a tie")
-    return Outcome(Row(row.where, _fields(row.example, best, worst)))
+    return EditedRow(Row(row.where, _fields(row.example, best, worst)))
 
 
-def _none(row: Sourced, reason: str) -> Outcome:
-    return Outcome(None, Change(row.where, "dropped", (f"no pair: {reason}",)))
+def _none(row: SourcedExample, reason: str) -> EditedRow:
+    return EditedRow(None, Change(row.where, "dropped", (f"no pair: {reason}",)))
 
 
 def _fields(example: Example, best: tuple[float, str], worst: tuple[float, str]) -> dict[str, Any]:
@@ -203,7 +207,7 @@ def _fields(example: Example, best: tuple[float, str], worst: tuple[float, str])
     return {"id": example.id, **asked, "chosen": best[1], "rejected": worst[1], **scores, **own}
 
 
-def _refuse_no_pair(outcomes: Sequence[Outcome]) -> None:
+def _refuse_no_pair(outcomes: Sequence[EditedRow]) -> None:
     if not any(outcome.row for outcome in outcomes):
         reasons = Counter(o.change.reason.removeprefix("no pair: ") for o in outcomes if o.change)
         said = ", ".join(f"{reason} ({count(n)})" for reason, n in reasons.most_common())

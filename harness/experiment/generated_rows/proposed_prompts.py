@@ -18,7 +18,13 @@ from harness.errors import Problem, UserError
 from harness.evaluation.rows.sampled_answers import seed_of
 from harness.evaluation.session import Session
 from harness.experiment.generated_rows.answer_book import PromptRequest
-from harness.experiment.generated_rows.asking import Asking, Plan, Spent, plan_asking, spent_on
+from harness.experiment.generated_rows.asking import (
+    BudgetedWriter,
+    WriterPlan,
+    WriterUsage,
+    plan_asking,
+    spent_on,
+)
 from harness.experiment.generated_rows.source_checks import refuse_unpriced
 from harness.experiment.generated_rows.writers import Writer, candidate_writer
 from harness.experiment.runs.k_fold import refuse_folds
@@ -58,7 +64,7 @@ class ProposedPrompts(NamedTuple):
 
     texts: tuple[str, ...]
     provenance: dict[str, Any]
-    spent: Spent
+    spent: WriterUsage
 
 
 class _Questions(NamedTuple):
@@ -69,7 +75,7 @@ class _Questions(NamedTuple):
     asked: list[PromptRequest]
 
 
-def plan_proposals(session: Session, name: str, asked: Proposal) -> Plan:
+def plan_proposals(session: Session, name: str, asked: Proposal) -> WriterPlan:
     """Count what a proposer would be asked, without asking it.
 
     Raises:
@@ -104,7 +110,7 @@ def propose_prompts(session: Session, name: str, asked: Proposal) -> ProposedPro
         CandidateFailed: it cannot be asked, or has cost what is allowed.
     """
     writer, shown, questions = _questions(session, name, asked)
-    task, asking = session.target.task, Asking(writer, asked.max_cost, session.progress)
+    task, asking = session.target.task, BudgetedWriter(writer, asked.max_cost, session.progress)
     outputs = asking.answers(questions, f"{asked.n} system texts by {name}")
     answers = [one for one in outputs if one.finish_reason != "error"]
     whole = [a.text.strip() for a in answers if a.finish_reason != "length" and a.text.strip()]

@@ -13,7 +13,7 @@ from harness.data.edit.augment import Rewording
 from harness.evaluation import costs
 from harness.evaluation.rows.sampled_answers import seed_of
 from harness.experiment.generated_rows.answer_book import AnswerBook, PromptRequest
-from harness.experiment.generated_rows.asking import CHAT_TOKENS, Asking, Plan, Spent
+from harness.experiment.generated_rows.asking import CHAT_TOKENS, BudgetedWriter, WriterPlan, WriterUsage
 from harness.experiment.generated_rows.writers import Writer
 from harness.progress import Progress
 from harness.records import Limits, Message, Output
@@ -45,7 +45,7 @@ class Rewriting(NamedTuple):
     max_cost: float | None = None
 
 
-def plan_rewordings(writer: Writer, texts: Sequence[str], how: Rewriting) -> Plan:
+def plan_rewordings(writer: Writer, texts: Sequence[str], how: Rewriting) -> WriterPlan:
     """Count what rewording texts takes, before anything is asked."""
     book = AnswerBook(writer.folder, writer.identity)
     first = [
@@ -57,12 +57,12 @@ def plan_rewordings(writer: Writer, texts: Sequence[str], how: Rewriting) -> Pla
     later = sum(costs.tokens(prompt) + CHAT_TOKENS + how.max_new_tokens for prompt in how.prompts[1:])
     read = how.variants * (own + later * len(texts))
     generated = n * how.max_new_tokens
-    return Plan(n, known, read, generated, writer.planned(read, generated))
+    return WriterPlan(n, known, read, generated, writer.planned(read, generated))
 
 
 def reword(
     writer: Writer, texts: Sequence[str], how: Rewriting, progress: Progress
-) -> tuple[list[tuple[Rewording, ...]], Spent]:
+) -> tuple[list[tuple[Rewording, ...]], WriterUsage]:
     """Reword each text so many times, in their order; the model is opened only where it has to be asked.
 
     Returns what was spent beside it.
@@ -70,7 +70,7 @@ def reword(
     Raises:
         CandidateFailed: it cannot be asked, or has cost what it may; the answers so far are kept.
     """
-    asking = Asking(writer, how.max_cost, progress)
+    asking = BudgetedWriter(writer, how.max_cost, progress)
     wanted = [(text, i) for text in texts for i in range(how.variants)]
     latest: list[Rewording] = [Rewording(text) for text, _ in wanted]
     for step, prompt in enumerate(how.prompts, start=1):

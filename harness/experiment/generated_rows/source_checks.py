@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.data import PartName, contamination
 from harness.data.contamination import contaminated_rows
-from harness.data.examples import Sourced
+from harness.data.examples import SourcedExample
 from harness.data.readers import display_path
 from harness.errors import Problem, UserError, refuse
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
@@ -44,7 +44,9 @@ def refuse_unpriced(candidate: ResolvedCandidate, price: float | None, max_cost:
         raise UserError(Problem("--max-cost", found, "prices to hold it against", step))
 
 
-def check_leaks(session: Session, rows: Sequence[Sourced], part: PartName, file: str) -> tuple[str, ...]:
+def check_leaks(
+    session: Session, rows: Sequence[SourcedExample], part: PartName, file: str
+) -> tuple[str, ...]:
     """Hold what rows ask against all that is evaluated; return notes of those alike in other words.
 
     `file` is where the rows stand, or will.

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 from harness import plugins, store
-from harness.config import Loaded
+from harness.config import LoadedExperiment
 from harness.data import SPLITS, TaskItems, load_task
 from harness.data.overlap import open_encoder
 from harness.errors import Problem, UserError, gather, refuse
@@ -19,7 +19,7 @@ from harness.evaluation.candidates import resolve_candidates
 from harness.evaluation.changed_facts import read_changes
 from harness.evaluation.contamination.leaks import refuse_or_note
 from harness.evaluation.judges import judging_models
-from harness.evaluation.session import Measured, Session, join_items
+from harness.evaluation.session import MeasuredTask, Session, join_items
 from harness.experiment.preparation.candidate_problems import refuse_weights
 from harness.experiment.preparation.judge_weights import with_judges
 from harness.experiment.preparation.scope import SMOKE_PAIRS, Scope, narrow, refuse_two_ways
@@ -37,7 +37,7 @@ from harness.store import Store
 
 
 def prepare_session(
-    loaded: Loaded,
+    loaded: LoadedExperiment,
     scope: Scope,
     progress: Progress,
     machine: Machine | None = None,
@@ -57,7 +57,7 @@ def prepare_session(
 
 
 def _without_judges(
-    loaded: Loaded, scope: Scope, progress: Progress, machine: Machine | None, room: Room | None
+    loaded: LoadedExperiment, scope: Scope, progress: Progress, machine: Machine | None, room: Room | None
 ) -> Session:
     """Read all data, and find machine and bases; what judges score has no judges yet."""
     refuse_two_ways(scope)
@@ -150,7 +150,7 @@ def _load_all(tasks: Iterable[Task], seed: int) -> dict[str, TaskItems]:
     return items
 
 
-def with_lm_eval(experiment: Experiment) -> tuple[Experiment, dict[str, lm_eval.Found]]:
+def with_lm_eval(experiment: Experiment) -> tuple[Experiment, dict[str, lm_eval.LmEvalTask]]:
     """Find the suites' tasks of lm-eval, and fill in what lm-eval says of them."""
     asked = [task for suite in experiment.suites for task in suite.tasks if task.lm_eval]
     if not asked:
@@ -163,15 +163,15 @@ def with_lm_eval(experiment: Experiment) -> tuple[Experiment, dict[str, lm_eval.
     return experiment.model_copy(update={"suites": suites}), found
 
 
-def metrics_of(task: Task, catalogue: Mapping[str, lm_eval.Found]) -> dict[str, Metric]:
+def metrics_of(task: Task, catalogue: Mapping[str, lm_eval.LmEvalTask]) -> dict[str, Metric]:
     """Return the metrics of a task, ours or one that was found in lm-eval's catalogue."""
     return catalogue[task.name].metrics if task.lm_eval else load_metrics(task)
 
 
-def of_lm_eval(found: lm_eval.Found, role: Role, suite: str) -> Measured:
+def of_lm_eval(found: lm_eval.LmEvalTask, role: Role, suite: str) -> MeasuredTask:
     """Join a task of lm-eval with its documents and how they are asked."""
     versions = dict.fromkeys(SPLITS, found.version)
-    return Measured(
+    return MeasuredTask(
         found.task, role, suite, found.items, versions, found.metrics, found.encode, found.evaluate
     )
 

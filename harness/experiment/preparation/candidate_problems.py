@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import plugins
-from harness.config import Loaded
+from harness.config import LoadedExperiment
 from harness.errors import Problem, refuse
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate
@@ -34,7 +34,7 @@ from harness.training.adapter_names import unknown_names
 from harness.training.trainer import of_bitsandbytes
 
 
-def refuse_weights(session: Session, loaded: Loaded) -> None:
+def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
     """Refuse candidates whose weights cannot be made or opened here."""
     problems = [*trackers.problems(loaded.experiment.report_to)]
     known, selected = session.candidates, loaded.selected

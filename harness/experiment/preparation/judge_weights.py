@@ -13,11 +13,11 @@ from harness.config.judge_sources import JudgingCandidate
 from harness.errors import CandidateFailed, Problem, UserError, did_you_mean, gather, refuse
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.judges import judged_metrics, judging_candidates
-from harness.evaluation.session import Measured, Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.weights.candidate_weights import ensure_weights, stored_weights
 from harness.training import Weights
 
-Prepare = Callable[[config.Loaded], Session]
+Prepare = Callable[[config.LoadedExperiment], Session]
 
 
 def with_judges(session: Session, prepare: Prepare) -> Session:
@@ -59,7 +59,7 @@ def _metrics(session: Session) -> list[str]:
 
 
 def _with_judging(session: Session) -> Session:
-    def judged(m: Measured) -> Measured:
+    def judged(m: MeasuredTask) -> MeasuredTask:
         found = judged_metrics(m.task, m.items, session.store, session.judging, session.machine)
         return m._replace(judged=found)
 

@@ -258,14 +258,14 @@ def outdated_inputs(session: Session, request: RunRequest) -> list[str]:
     return [name for name in names if any(then[key][name] != now[key][name] for key in then)]
 
 
-class _Found(NamedTuple):
+class _StoredWeights(NamedTuple):
     """Weights that are there, and the identity of the run of them."""
 
     identity: RunIdentity | None
     weights: Weights
 
 
-def _stored_identity(session: Session, request: RunRequest) -> _Found | None:
+def _stored_identity(session: Session, request: RunRequest) -> _StoredWeights | None:
     candidate, seed = request
     if candidate.searches_prompts or (weights := stored_weights(session, candidate, seed)) is None:
         return None
@@ -275,7 +275,7 @@ def _stored_identity(session: Session, request: RunRequest) -> _Found | None:
         return None
     if not has_folds(session, candidate, sets[1]):
         return None
-    return _Found(run_identity(session, candidate.name, seed, weights, sets), weights)
+    return _StoredWeights(run_identity(session, candidate.name, seed, weights, sets), weights)
 
 
 def _has_trials(run: Run, weights: Weights) -> bool:

@@ -12,7 +12,7 @@ from functools import cache
 from harness import comparison, gating, provenance, store
 from harness.comparison import Estimate
 from harness.data import Split
-from harness.evaluation.session import Measured, Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.gating import ControlFacts
 from harness.records import Control, Run, Sample, SampleResult
 from harness.spec import Role, Task
@@ -42,20 +42,22 @@ class Reader:
         weights = self._weights.get(rows[0].task) if rows else None
         return [replace(row, weight=weights[row.example_id]) for row in rows] if weights else rows
 
-    def of(self, run: Run, measured: Measured, split: Split = "test") -> Rows:
+    def of(self, run: Run, measured: MeasuredTask, split: Split = "test") -> Rows:
         """Return a run's rows of one task and split."""
         return self.rows(run.rows[f"{measured.task.name}/{split}"], measured.size(split))
 
-    def drawn(self, run: Run, measured: Measured, split: Split = "test") -> Mapping[str, Sequence[Sample]]:
+    def drawn(
+        self, run: Run, measured: MeasuredTask, split: Split = "test"
+    ) -> Mapping[str, Sequence[Sample]]:
         """Return the answers that were drawn to the items of one task and split; none of greedy ones."""
         rows_digest = run.rows[f"{measured.task.name}/{split}"]
         return store.read_drawn(self._session.store, rows_digest) if run.decoding else {}
 
-    def with_drawn(self, run: Run, measured: Measured) -> Rows:
+    def with_drawn(self, run: Run, measured: MeasuredTask) -> Rows:
         """Return a run's test rows of a task with all answers that were drawn to each item."""
         return comparison.with_samples(self.of(run, measured), self.drawn(run, measured))
 
-    def answers(self, run: Run, measured: Measured) -> Rows:
+    def answers(self, run: Run, measured: MeasuredTask) -> Rows:
         """Return a row for each answer of a run to a task: of several that were drawn to an item for each."""
         rows = self.of(run, measured)
         return comparison.each_answer(rows, self.drawn(run, measured)) or rows

@@ -18,7 +18,7 @@ from harness.decision import USUAL_AMOUNTS
 from harness.errors import Problem, UserError, did_you_mean, gather, refuse
 from harness.experiment.scaffold.candidate_proposal import propose_candidates
 from harness.experiment.scaffold.method_choice import Resources
-from harness.experiment.scaffold.recognition import NEEDS, Kind, Request, Seen, absolute, look
+from harness.experiment.scaffold.recognition import NEEDS, Kind, RecognizedRows, Request, absolute, look
 from harness.experiment.scaffold.task_proposal import check_task, propose_task
 from harness.experiment.scaffold.time_bound import bound_time, time_sentence
 from harness.experiment.scaffold.yaml_text import SCHEMA, experiment_text, suite_text
@@ -80,7 +80,7 @@ def propose(request: Request, here: Resources | None = None) -> Proposal:
     return Proposal(name, seen.kind, task, candidates, files, said, warnings)
 
 
-def _recognise(request: Request) -> Seen:
+def _recognise(request: Request) -> RecognizedRows:
     """Recognise the rows, unless something forbids to go on.
 
     Raises:
@@ -89,7 +89,7 @@ def _recognise(request: Request) -> Seen:
     content, problems = _read_all(request)
     problems += [existing_file(path) for path in _paths(request, _name_of(request.data)) if path.exists()]
     problems += _unknown_model(request.base_model)
-    seen: Seen | None = None
+    seen: RecognizedRows | None = None
     with gather(problems):
         seen = look(request, content) if content else None
     if problems or seen is None:
@@ -163,7 +163,9 @@ def _read_all(request: Request) -> tuple[readers.Rows | None, list[Problem]]:
     return content, problems
 
 
-def _sentences(seen: Seen, task: Task, items: TaskItems, candidates: Mapping[str, Any]) -> Iterator[str]:
+def _sentences(
+    seen: RecognizedRows, task: Task, items: TaskItems, candidates: Mapping[str, Any]
+) -> Iterator[str]:
     layout = (
         f"{seen.layout.name} rows ({seen.layout.form})" if seen.layout else "rows of prompt and reference"
     )

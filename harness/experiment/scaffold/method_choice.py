@@ -39,7 +39,7 @@ class Choice(NamedTuple):
     warning: str = ""
 
 
-class _Need(NamedTuple):
+class _TrainingMemory(NamedTuple):
     """Memory that a training takes in GB, and the parameters that it trains."""
 
     gb: float
@@ -77,7 +77,9 @@ def _in_order(names: Iterable[str], *, is_small: bool) -> list[str]:
     return sorted(names, key=rank)
 
 
-def _need(name: str, recipe: Mapping[str, Any], shape: Shape, here: Resources, longest: int) -> _Need:
+def _need(
+    name: str, recipe: Mapping[str, Any], shape: Shape, here: Resources, longest: int
+) -> _TrainingMemory:
     """Estimate what a training takes; a CPU keeps quantised weights unpacked, and has no checkpointing."""
     method, on_gpu = plugins.method(name), here.machine.device == "cuda"
     params = method.params(**recipe.get("params", {}))
@@ -91,10 +93,12 @@ def _need(name: str, recipe: Mapping[str, Any], shape: Shape, here: Resources, l
         checkpointing=on_gpu,
         in_tiles=on_gpu,
     ).total
-    return _Need(gb, n_trained)
+    return _TrainingMemory(gb, n_trained)
 
 
-def _why(name: str, needs: Mapping[str, _Need], ordered: list[str], shape: Shape, room: Memory) -> str:
+def _why(
+    name: str, needs: Mapping[str, _TrainingMemory], ordered: list[str], shape: Shape, room: Memory
+) -> str:
     method, need = plugins.method(name), needs[name]
     fits = f"about {_size(need)}, and {_free(room)}"
     if method.makes == "model":
@@ -111,7 +115,7 @@ def _why(name: str, needs: Mapping[str, _Need], ordered: list[str], shape: Shape
     return f"trains {trained} in {fits}; merged, it answers as fast as the base{otherwise}"
 
 
-def _size(need: _Need) -> str:
+def _size(need: _TrainingMemory) -> str:
     return size(need.gb * 1e9)
 
 

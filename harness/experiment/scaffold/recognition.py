@@ -41,7 +41,7 @@ class Request(NamedTuple):
     minutes: float | None = None
 
 
-class Seen(NamedTuple):
+class RecognizedRows(NamedTuple):
     """Rows, the layout they are in, the templates that read them, and the kind of task.
 
     `thumbs_down` of the rows are answers with a thumb down: no right ones, but such as `kto` learns from.
@@ -55,7 +55,7 @@ class Seen(NamedTuple):
     thumbs_down: int = 0
 
 
-def look(request: Request, content: readers.Rows) -> Seen:
+def look(request: Request, content: readers.Rows) -> RecognizedRows:
     """Recognise rows.
 
     Raises:
@@ -72,7 +72,7 @@ def look(request: Request, content: readers.Rows) -> Seen:
         step = "leave --task out, or name another kind"
         raise UserError(Problem(f"{content.shown}, --task {kind}", found, NEEDS[kind], step))
     thumbs = sum(formats.has_thumb_down(row, layout) for row in content.rows)
-    return Seen(content.shown, content.rows, layout, fields, kind, thumbs)
+    return RecognizedRows(content.shown, content.rows, layout, fields, kind, thumbs)
 
 
 def examples_of(task: Task, content: readers.Rows) -> list[Any]:

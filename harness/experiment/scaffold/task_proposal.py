@@ -11,7 +11,13 @@ from harness.data.columns import option_text
 from harness.data.edit.row_files import new_name
 from harness.data.examples import Notes, pairs
 from harness.errors import Problem, UserError, as_argument, in_a_line
-from harness.experiment.scaffold.recognition import Request, Seen, absolute, examples_of, references_of
+from harness.experiment.scaffold.recognition import (
+    RecognizedRows,
+    Request,
+    absolute,
+    examples_of,
+    references_of,
+)
 from harness.experiment.scaffold.time_bound import STEPS
 from harness.models.hub import ModelSource
 from harness.records import parse_json
@@ -21,7 +27,9 @@ _UNUSABLE_SHARE = 0.05
 _MOST_TOKENS = 256  # of an answer
 
 
-def propose_task(request: Request, seen: Seen, name: str, base: ModelSource | None) -> dict[str, Any]:
+def propose_task(
+    request: Request, seen: RecognizedRows, name: str, base: ModelSource | None
+) -> dict[str, Any]:
     """Write the task as a mapping, paths absolute; answers may be as long as the base's tokenizer says."""
     task: dict[str, Any] = {"name": name, "description": f"the rows of {Path(request.data).name}"}
     task["data"] = _data(request, seen)
@@ -51,7 +59,7 @@ def propose_task(request: Request, seen: Seen, name: str, base: ModelSource | No
     return task | {"max_new_tokens": longest(), "truncated_scores": True}
 
 
-def _data(request: Request, seen: Seen) -> dict[str, Any]:
+def _data(request: Request, seen: RecognizedRows) -> dict[str, Any]:
     data: dict[str, Any] = {"all": absolute(request.data)}
     has_pairs = seen.kind == "preference" or seen.thumbs_down
     pairs = request.pairs or (request.data if has_pairs else None)

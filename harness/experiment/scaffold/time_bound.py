@@ -20,13 +20,13 @@ from harness.experiment.scaffold.recognition import Request
 from harness.experiment.scaffold.yaml_text import experiment_text, suite_text
 from harness.formatting import seconds
 from harness.models.hardware import Machine
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.spec import ItemLimits, Recipe, Task
 
 Candidates = Mapping[str, Mapping[str, Any]]
 
 
-class Step(NamedTuple):
+class BoundStep(NamedTuple):
     """Rows of each split at most, and whether a sweep keeps all its values."""
 
     train: int
@@ -36,17 +36,17 @@ class Step(NamedTuple):
 
 
 STEPS = (
-    Step(2000, 200, 400, sweeps=True),
-    Step(1000, 200, 400, sweeps=True),
-    Step(500, 200, 400, sweeps=True),
-    Step(500, 100, 400, sweeps=False),
-    Step(250, 100, 400, sweeps=False),
-    Step(250, 50, 200, sweeps=False),
-    Step(120, 40, 100, sweeps=False),
+    BoundStep(2000, 200, 400, sweeps=True),
+    BoundStep(1000, 200, 400, sweeps=True),
+    BoundStep(500, 200, 400, sweeps=True),
+    BoundStep(500, 100, 400, sweeps=False),
+    BoundStep(250, 100, 400, sweeps=False),
+    BoundStep(250, 50, 200, sweeps=False),
+    BoundStep(120, 40, 100, sweeps=False),
 )
 
 
-class Bounded(NamedTuple):
+class BoundedSetup(NamedTuple):
     """A task and its candidates within a bound, their estimated time, and what was left out.
 
     `cuts` says each part with how much of how much it is; empty where all is kept.
@@ -60,7 +60,7 @@ class Bounded(NamedTuple):
 
 def bound_time(
     request: Request, task: Task, candidates: Candidates, machine: Machine, minutes: float
-) -> Bounded:
+) -> BoundedSetup:
     """Take the first step whose estimate is within the bound, or the last one.
 
     Raises:
@@ -83,10 +83,12 @@ def _open_session(request: Request, task: Task, candidates: Candidates) -> Sessi
         (folder / "suites").mkdir()
         (folder / "suites" / f"{task.name}.yaml").write_text(suite_text(at, task, folder / "suites"), "utf-8")
         (folder / "harness.yaml").write_text(experiment_text(at, task.name, candidates), "utf-8")
-        return prepare_session(config.load(folder / "harness.yaml"), Scope(dry_run=True), Silent())
+        return prepare_session(config.load(folder / "harness.yaml"), Scope(dry_run=True), SilentProgress())
 
 
-def _bound(session: Session, task: Task, candidates: Candidates, whole: TaskItems, step: Step) -> Bounded:
+def _bound(
+    session: Session, task: Task, candidates: Candidates, whole: TaskItems, step: BoundStep
+) -> BoundedSetup:
     limits: dict[str, int] = {
         split: getattr(step, split) for split in SPLITS if getattr(step, split) < _n(whole, split)
     }
@@ -96,7 +98,9 @@ def _bound(session: Session, task: Task, candidates: Candidates, whole: TaskItem
     }
     rows = [f"{n:,} of {_n(whole, split):,} {_ROWS[split]}" for split, n in limits.items()]
     tried = [] if step.sweeps else _left_out(candidates)
-    return Bounded(narrow, kept, _estimate_s(session, narrow, kept, _spread(whole, limits)), (*rows, *tried))
+    return BoundedSetup(
+        narrow, kept, _estimate_s(session, narrow, kept, _spread(whole, limits)), (*rows, *tried)
+    )
 
 
 _ROWS = {"train": "rows to train on", "validation": "for validation", "test": "for test"}
@@ -147,7 +151,7 @@ def _join(values: Sequence[float]) -> str:
     return " and ".join(f"{value:g}" for value in values)
 
 
-def time_sentence(bounded: Bounded, minutes: float) -> str:
+def time_sentence(bounded: BoundedSetup, minutes: float) -> str:
     """Say how long a comparison takes here, and what was left out for it."""
     if not bounded.cuts:
         return f"about {seconds(bounded.time_s)} on this machine"

@@ -14,8 +14,8 @@ from harness.evaluation.candidates import ResolvedCandidate, base_weights, merge
 from harness.evaluation.session import Session
 from harness.experiment.weights import proposals
 from harness.experiment.weights.capability_on_validation import forgetting_on_validation
-from harness.experiment.weights.pruned_trials import Watched, train_until_pruned
-from harness.experiment.weights.training_fit import Begun, find_mixed_rows, find_penalty_rows, fit
+from harness.experiment.weights.pruned_trials import TrialScores, train_until_pruned
+from harness.experiment.weights.training_fit import FitInputs, find_mixed_rows, find_penalty_rows, fit
 from harness.experiment.weights.trial_record import record_failed_trial, record_trial
 from harness.experiment.weights.validation_score import asked_digest, mean_score, validation_rows
 from harness.experiment.weights.weights_folder import folder_of
@@ -60,7 +60,7 @@ def _weights(session: Session, candidate: ResolvedCandidate, seed: int, *, make:
     return _single(session, candidate, seed, make=make)
 
 
-def _begin(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Begun | None:
+def _begin(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> FitInputs | None:
     init, reward = (
         _weights(session, one, seed, make=make) if one else None for one in (candidate.init, candidate.reward)
     )
@@ -71,7 +71,7 @@ def _begin(session: Session, candidate: ResolvedCandidate, seed: int, *, make: b
     if len(merges) < len(merged):
         return None
     _refuse_other_kind(candidate, init, merges)
-    return Begun(init, reward, merges, folder_of(session, candidate, seed, init, reward, merges))
+    return FitInputs(init, reward, merges, folder_of(session, candidate, seed, init, reward, merges))
 
 
 def _single(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:
@@ -80,7 +80,7 @@ def _single(session: Session, candidate: ResolvedCandidate, seed: int, *, make: 
 
 
 def _find_or_fit(
-    session: Session, candidate: ResolvedCandidate, seed: int, begun: Begun, *, make: bool
+    session: Session, candidate: ResolvedCandidate, seed: int, begun: FitInputs, *, make: bool
 ) -> Weights | None:
     """Return weights whose folder is known; without `make`, None where they are missing."""
     found = read_weights(candidate, begun.folder)
@@ -135,7 +135,7 @@ def _refuse_other_kind(candidate: ResolvedCandidate, init: Weights | None, merge
 
 
 def _fit_anew(
-    session: Session, candidate: ResolvedCandidate, seed: int, begun: Begun, pause_at: int = 0
+    session: Session, candidate: ResolvedCandidate, seed: int, begun: FitInputs, pause_at: int = 0
 ) -> None:
     """Make weights that are not there, on the rows of the target and those of the regularisers.
 
@@ -226,13 +226,13 @@ def _try(
 def _train_and_score(
     session: Session,
     trial: ResolvedCandidate,
-    begun: Begun,
+    begun: FitInputs,
     proposal: proposals.Proposal,
     bound: SubjectTo | None,
     *,
     make: bool,
 ) -> tuple[Trial | None, Weights | None]:
-    watched: Watched | None = Watched()
+    watched: TrialScores | None = TrialScores()
     if proposal.should_prune:
         watched = _watch(session, trial, begun, proposal.should_prune, make=make)
     if watched is None:
@@ -272,11 +272,11 @@ def _train_and_score(
 def _watch(
     session: Session,
     trial: ResolvedCandidate,
-    begun: Begun,
+    begun: FitInputs,
     should_prune: Callable[[int, float], bool],
     *,
     make: bool,
-) -> Watched | None:
+) -> TrialScores | None:
     """Train a trial from one tracked point to the next, as long as it is not pruned."""
     seed = session.experiment.seeds[0]
 

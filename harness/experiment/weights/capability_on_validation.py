@@ -17,7 +17,7 @@ from harness.errors import CandidateFailed, Problem
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.judges.judging_stage import answer_and_score
 from harness.evaluation.rows.row_sets import RowSet, suite_set
-from harness.evaluation.session import Measured, Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.gating import Measurement
 from harness.metrics import Metric
 from harness.records import Example, SampleResult, digest
@@ -63,7 +63,7 @@ def forgetting_on_validation(
     return known[key]
 
 
-def _forgetting(session: Session, asked: Sequence[Measured], arms: Sequence[Sequence[RowSet]]) -> float:
+def _forgetting(session: Session, asked: Sequence[MeasuredTask], arms: Sequence[Sequence[RowSet]]) -> float:
     """Return the mean loss over the tasks that count, by what the base scores on these items.
 
     Raises:
@@ -99,7 +99,7 @@ def capability_change(
     return comparison.rescale(found, metric.range.span)
 
 
-def general_items(session: Session, n_items: int) -> list[Measured]:
+def general_items(session: Session, n_items: int) -> list[MeasuredTask]:
     """Return the capability tasks with as many items for validation, evenly over those that have some.
 
     A task of fewer than ten counts only where all have fewer: in the mean over tasks it would weigh as much.
@@ -128,7 +128,7 @@ def general_items(session: Session, n_items: int) -> list[Measured]:
     return [_of_items(m, spare[m.task.name], each, seed) for m in having]
 
 
-def _of_items(m: Measured, spare: Sequence[Example], n: int, seed: int) -> Measured:
+def _of_items(m: MeasuredTask, spare: Sequence[Example], n: int, seed: int) -> MeasuredTask:
     """Return a task that asks some of the items for validation alone; its version names them."""
     own = [e for e in spare if e.id in {row.example.id for row in m.items.evaluated.get("validation", ())}]
     drawn = sorted(own or spare, key=lambda e: (digest([seed, e.cluster]), e.id))[:n]

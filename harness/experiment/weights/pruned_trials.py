@@ -22,7 +22,7 @@ from harness.training import CHECKPOINTS, TRACKED, Weights, logged_until, remove
 PRUNED = "pruned.json"
 
 
-class Watched(NamedTuple):
+class TrialScores(NamedTuple):
     """Scores of a trial at its points, by step; its last weights with their record where it was pruned."""
 
     scores: Curve = ()
@@ -37,7 +37,7 @@ def train_until_pruned(
     should_prune: Callable[[int, float], bool],
     *,
     make: bool,
-) -> Watched | None:
+) -> TrialScores | None:
     """Train a trial as far as its pruner lets it, and score it at each point on validation.
 
     `train(n)` trains until `n` points are kept, with 0 to the end; `should_prune` is told the number of a
@@ -61,8 +61,8 @@ def train_until_pruned(
             return None
         scores.append((step, score))
         if should_prune(place, score) and place < n_points:
-            return Watched(tuple(scores), _set_pruned(session, trial, folder, step, weights))
-    return Watched(tuple(scores))
+            return TrialScores(tuple(scores), _set_pruned(session, trial, folder, step, weights))
+    return TrialScores(tuple(scores))
 
 
 def kept_points(trial: ResolvedCandidate, folder: Path) -> dict[int, Weights]:

@@ -36,7 +36,7 @@ from harness.training.worker import launch
 _ALIKE = 0.6  # of the steps estimated, and one over it: so many make it the training that was estimated
 
 
-class Begun(NamedTuple):
+class FitInputs(NamedTuple):
     """Weights that others start from, are rewarded by or merge, and the folder that these get.
 
     `mixed` rows stand beside the training rows, asked as they are; penalties read `general` ones.
@@ -50,7 +50,9 @@ class Begun(NamedTuple):
     general: Mapping[str, Sequence[Example]] | None = None
 
 
-def fit(session: Session, candidate: ResolvedCandidate, seed: int, begun: Begun, pause_at: int = 0) -> None:
+def fit(
+    session: Session, candidate: ResolvedCandidate, seed: int, begun: FitInputs, pause_at: int = 0
+) -> None:
     """Make weights in a folder of another name, which gets its own when they are complete.
 
     Where `pause_at` points of the training are kept it stops for now, and the folder stays as it is.
@@ -125,7 +127,7 @@ def _learn_pace(
 
 
 def _write_job(
-    session: Session, candidate: ResolvedCandidate, seed: int, part: Path, begun: Begun, pause_at: int
+    session: Session, candidate: ResolvedCandidate, seed: int, part: Path, begun: FitInputs, pause_at: int
 ) -> None:
     source, step = candidate.source, prompting_step(session, candidate.source, seed)
     items = training_data(session, source).items

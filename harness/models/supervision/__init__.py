@@ -26,7 +26,7 @@ _SECRETS = re.compile(r"\b(hf_|sk-|gh[pos]_|AKIA|xox[bp]-)[\w-]{8,}")  # as serv
 _SHORTEST_SECRET = 8
 
 
-class Ended(NamedTuple):
+class CommandResult(NamedTuple):
     """End of a command: exit code (negative of a signal), peak memory, seconds, and whether time ran out."""
 
     code: int
@@ -48,7 +48,9 @@ def start(
     )
 
 
-def run(command: Sequence[str], folder: Path, log: Path, timeout_s: float | None, advance: Advance) -> Ended:
+def run(
+    command: Sequence[str], folder: Path, log: Path, timeout_s: float | None, advance: Advance
+) -> CommandResult:
     """Run a command in a folder until it ends, or for so many seconds."""
     begun, said, timed_out = time.perf_counter(), "", False
     with start(command, folder, log) as supervisor:
@@ -67,7 +69,7 @@ def run(command: Sequence[str], folder: Path, log: Path, timeout_s: float | None
         written = supervisor.stdout.read()
     wall_s = time.perf_counter() - begun
     code, peak = json.loads(written) if written else (supervisor.returncode, 0)
-    return Ended(code, peak, wall_s, timed_out)
+    return CommandResult(code, peak, wall_s, timed_out)
 
 
 def _waits(supervisor: "subprocess.Popen[bytes]") -> bool:

@@ -109,7 +109,7 @@ def identity(policy: VllmPolicy) -> tuple[str, str]:
     return f"{ENGINE}/{release_of(policy)}", digest(layout)
 
 
-class _Running(NamedTuple):
+class _ServerProcess(NamedTuple):
     """A server that was started: its supervisor, its address and its log."""
 
     supervisor: "subprocess.Popen[bytes]"
@@ -156,7 +156,7 @@ def stop(supervisor: "subprocess.Popen[bytes]", said: list[str]) -> None:
 class ServedCandidate(openai_api.CompletionsCandidate):
     """A causal language model that a server of our own starting serves, with or without an adapter."""
 
-    def __init__(self, host: "VllmServer", running: _Running, model: str) -> None:
+    def __init__(self, host: "VllmServer", running: _ServerProcess, model: str) -> None:
         asked = openai_api.Settings(
             base_url=f"{running.address}/v1",
             model=model,
@@ -235,14 +235,14 @@ class VllmServer:
         """End the server, which gives its memory back."""
         self._end()
 
-    def _ready(self) -> _Running:
+    def _ready(self) -> _ServerProcess:
         """Return the server, started anew where it has ended."""
         if not self._running.is_well():
             self.close()
             self._running = self._start(lambda *_, note="": None)
         return self._running
 
-    def _start(self, advance: Advance) -> _Running:
+    def _start(self, advance: Advance) -> _ServerProcess:
         """Start the server and wait until it is ready.
 
         Raises:
@@ -253,7 +253,7 @@ class VllmServer:
             self._log.unlink(missing_ok=True)
             port = _free_port()
             supervisor = supervision.start(self._command(port), self._log.parent, self._log, _environment())
-            running = _Running(supervisor, f"http://127.0.0.1:{port}", self._log, [])
+            running = _ServerProcess(supervisor, f"http://127.0.0.1:{port}", self._log, [])
             self._end = weakref.finalize(
                 self, stop, supervisor, running.said
             )  # also at the end of this process
@@ -267,7 +267,7 @@ class VllmServer:
                 break
         raise CandidateFailed(running.describe_end(), _knob(self._log))
 
-    def _is_started(self, running: _Running, advance: Advance) -> bool:
+    def _is_started(self, running: _ServerProcess, advance: Advance) -> bool:
         """Wait until the server answers, its last line as progress; False where it ended."""
         begun = time.monotonic()
         while running.supervisor.poll() is None:
@@ -316,7 +316,7 @@ def _free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def _post(running: _Running, verb: str, body: dict[str, Any]) -> None:
+def _post(running: _ServerProcess, verb: str, body: dict[str, Any]) -> None:
     """Load or unload an adapter.
 
     Raises:

@@ -25,7 +25,7 @@ from harness.comparison.labelled_answers import (
     latest_labels,
     scored_rows,
 )
-from harness.config import Loaded
+from harness.config import LoadedExperiment
 from harness.config.rubrics import asked_digest, current_labels, rubric_of
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean, refuse
@@ -49,7 +49,7 @@ _REFERENCES_SHOWN = 3
 _WORDS = {"no": 0.0, "yes": 1.0}
 
 
-class Exported(NamedTuple):
+class LabelExport(NamedTuple):
     """Result of an export: how many items and answers were written, for which metric, of which runs.
 
     `criteria` and `scale` are those of a judge's rubric, empty of any other metric. Runs that are `waiting`
@@ -66,7 +66,7 @@ class Exported(NamedTuple):
     waiting: tuple[str, ...] = ()
 
 
-class Imported(NamedTuple):
+class LabelImport(NamedTuple):
     """Result of an import: labels read and left blank, and how many labels each run's answers now have."""
 
     metric: str
@@ -84,14 +84,14 @@ class _Arm(NamedTuple):
     n_failed: int
 
 
-class _Known(NamedTuple):
+class _KeyedAnswer(NamedTuple):
     """One stored answer, with the metric that its key stands for."""
 
     metric: str
     row: SampleResult
 
 
-class _Read(NamedTuple):
+class _LabelFile(NamedTuple):
     """Content of a file: labels by answer, how many rows have one, and how many were left blank."""
 
     metric: str
@@ -108,7 +108,7 @@ def export_answers(
     n_items: int = 100,
     metric: str = "",
     candidates: Sequence[str] = (),
-) -> Exported:
+) -> LabelExport:
     """Write the answers of candidates to randomly drawn test items of the target, to be labelled.
 
     Without `candidates` those of the best fine-tune and the best untrained candidate on validation, where
@@ -152,7 +152,7 @@ def export_answers(
         [arm for arms_of in seeds for arm in arms_of if arm.open_],
     )
     waiting = tuple(arm.label for arm in lacking if arm.label not in names)
-    return Exported(measured.name, names, n_drawn, len(rows), n_left, *asked, waiting)
+    return LabelExport(measured.name, names, n_drawn, len(rows), n_left, *asked, waiting)
 
 
 def import_labels(
@@ -162,7 +162,7 @@ def import_labels(
     *,
     rater: str = "",
     scale: tuple[float, float] | None = None,
-) -> Imported:
+) -> LabelImport:
     """Read the labels of a rating file and store them beside the ratings; `scale` is that of its labels.
 
     Without one they are from 0 to 1, or yes and no.
@@ -185,7 +185,7 @@ def import_labels(
     store.save_labels(at, replace(given, id=digest(asdict(given))))
     latest = latest_labels(current_labels(store.list_labels(at, task.name), task), metric)
     by_run = {run.label: len(_list_labelled(metric, target_rows(at, run, task), latest)) for run in runs}
-    return Imported(metric, n_labels, n_blank, {run: n for run, n in by_run.items() if n})
+    return LabelImport(metric, n_labels, n_blank, {run: n for run, n in by_run.items() if n})
 
 
 def _refuse_two_scales(file: Path, task: Task, metric: str) -> None:
@@ -218,7 +218,7 @@ def _metric(task: Task, name: str) -> Metric:
     return chosen
 
 
-def _chosen_runs(loaded: Loaded, at: Store, candidates: Sequence[str]) -> list[list[Run]]:
+def _chosen_runs(loaded: LoadedExperiment, at: Store, candidates: Sequence[str]) -> list[list[Run]]:
     """Find the runs whose answers are rated, all seeds of each candidate; the best fine-tune's come first."""
     if candidates:
         return [candidate_runs(loaded, at, name) for name in candidates]
@@ -235,7 +235,7 @@ def _arm(metric: str, run: Run, rows: Sequence[SampleResult], labels: Labels) ->
     return _Arm(run.label, scored, open_, len(rows) - len(scored))
 
 
-def measured_runs(loaded: Loaded, at: Store) -> list[tuple[Run, CandidateFacts]]:
+def measured_runs(loaded: LoadedExperiment, at: Store) -> list[tuple[Run, CandidateFacts]]:
     """List the selected candidates' runs as written now, with what they reach on the target.
 
     Raises:
@@ -312,20 +312,22 @@ def _file_rows(
             yield begins + _JOIN.join(answers), question, text, reference, ""
 
 
-def _known_answers(at: Store, task: Task, runs: Iterable[Run]) -> dict[str, _Known]:
+def _known_answers(at: Store, task: Task, runs: Iterable[Run]) -> dict[str, _KeyedAnswer]:
     """Map the keys of all stored answers to the target to their rows, for each of its metrics."""
     digests = dict.fromkeys(run.rows[f"{task.name}/test"] for run in runs)
     rows = [row for one in digests for row in store.read_rows(at, one)]
     metrics = load_metrics(task)
     return {
-        _KEY + answer_digest(metric, row): _Known(metric, row)
+        _KEY + answer_digest(metric, row): _KeyedAnswer(metric, row)
         for row in rows
         for metric in metrics
         if metric in row.parts
     }
 
 
-def _read(file: Path, known: Mapping[str, _Known], scale: tuple[float, float], task: Task) -> _Read:
+def _read(
+    file: Path, known: Mapping[str, _KeyedAnswer], scale: tuple[float, float], task: Task
+) -> _LabelFile:
     """Read the labels of a file, on a scale from 0 to 1; count the rows left blank."""
     problems, labels, seen, n_blank = list[Problem](), list[AnswerLabel](), dict[str, int](), 0
     metrics, begins = set[str](), set[str]()
@@ -358,7 +360,7 @@ def _read(file: Path, known: Mapping[str, _Known], scale: tuple[float, float], t
         step = "fill in the column label of each row"
         problems.append(Problem(str(file), "no label", "at least one", step))
     refuse(problems)
-    return _Read(metrics.pop(), labels, len({*seen.values()}), n_blank)
+    return _LabelFile(metrics.pop(), labels, len({*seen.values()}), n_blank)
 
 
 def _keys(key: str) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from harness import config, decision, store
 from harness.comparison import human
 from harness.comparison.human import Turn
-from harness.config import Loaded
+from harness.config import LoadedExperiment
 from harness.errors import IncompatibleRuns, Problem, UserError, refuse
 from harness.evaluation.judges.answer_pairs import shown_pairs
 from harness.records import Rating, Run, SampleResult, digest
@@ -35,7 +35,7 @@ _WORDS = ("left", "right", "tie")
 Choice = Literal["a", "b", "tie"]
 
 
-class ExportedPairs(NamedTuple):
+class PairExport(NamedTuple):
     """Result of an export: how many pairs were written of which two runs, and how many are left unrated.
 
     `waiting` names the other runs, of more seeds or fine-tunes, that have pairs without ratings.
@@ -47,7 +47,7 @@ class ExportedPairs(NamedTuple):
     waiting: tuple[str, ...]
 
 
-class ImportedPairs(NamedTuple):
+class PairImport(NamedTuple):
     """Result of an import: ratings read and left blank, and by pair of runs how many items people rated.
 
     `counted` says how many of these are a random sample of those that differ: up to where 95 % of the
@@ -67,7 +67,7 @@ class _Sides(NamedTuple):
     rows: tuple[str, str]
 
 
-class _Drawn(NamedTuple):
+class _PairSample(NamedTuple):
     """Pairs of two runs: whose they are as named, the rows that differ, those without ratings as drawn."""
 
     names: tuple[str, str]
@@ -81,7 +81,7 @@ class _Drawn(NamedTuple):
         return len(self.shown) - len(self.open_)
 
 
-class _Known(NamedTuple):
+class _PairRow(NamedTuple):
     """Row of a pair file: an item of two runs, its sides, and the two texts as they were exported."""
 
     sides: _Sides
@@ -89,7 +89,7 @@ class _Known(NamedTuple):
     texts: tuple[str, str]
 
 
-class _Read(NamedTuple):
+class _PairFile(NamedTuple):
     """Content of a file: ratings to store, and how many rows were left blank."""
 
     ratings: list[Rating]
@@ -103,7 +103,7 @@ def export_pairs(
     *,
     n_items: int = 100,
     candidates: Sequence[str] = (),
-) -> ExportedPairs:
+) -> PairExport:
     """Write the answers of two candidates to randomly drawn test items of the target, to be compared.
 
     Without `candidates` those of a fine-tune and the best untrained candidate on validation. Of several
@@ -125,10 +125,10 @@ def export_pairs(
     names, sides, shown, open_ = lacking[0]
     rows = [_file_row(sides, turn, shown[turn.example_id]) for turn in open_[:n_items]]
     write_rows(file, COLUMNS, rows)
-    return ExportedPairs(names, len(rows), len(open_) - len(rows), tuple(one.names[0] for one in lacking[1:]))
+    return PairExport(names, len(rows), len(open_) - len(rows), tuple(one.names[0] for one in lacking[1:]))
 
 
-def _pairs_of_runs(loaded: Loaded, at: Store, candidates: Sequence[str]) -> list[tuple[Run, Run]]:
+def _pairs_of_runs(loaded: LoadedExperiment, at: Store, candidates: Sequence[str]) -> list[tuple[Run, Run]]:
     """List the two runs whose answers may be compared, for each seed of the fine-tunes, the best first."""
     if candidates:
         named = [candidate_runs(loaded, at, name) for name in candidates]
@@ -151,18 +151,18 @@ def _not_two(labels: Iterable[str]) -> UserError:
     return UserError(Problem("--pairs", found, "two candidates", "name them: --candidates tuned,prompt"))
 
 
-def _draw(at: Store, task: Task, ratings: Sequence[Rating], one: Run, other: Run) -> _Drawn:
+def _draw(at: Store, task: Task, ratings: Sequence[Rating], one: Run, other: Run) -> _PairSample:
     """Draw the pairs of two runs, those without a rating in the order in which they are rated."""
     sides = _sides(task, one, other)
     shown = _differing(at, task, sides)
     rated = human.preferred_shares(ratings, *sides.rows)
     turns = human.turns([*shown], "", *sides.rows)
-    return _Drawn(
+    return _PairSample(
         (one.label, other.label), sides, shown, [turn for turn in turns if turn.example_id not in rated]
     )
 
 
-def _say_none_left(loaded: Loaded, at: Store, drawn: Sequence[_Drawn]) -> str:
+def _say_none_left(loaded: LoadedExperiment, at: Store, drawn: Sequence[_PairSample]) -> str:
     """Say that no pair lacks a rating: each has one, or no two answers differ."""
     found = "; ".join(f"{' and '.join(one.names)}, {one.n_rated} that differ, all rated" for one in drawn)
     return (
@@ -171,7 +171,7 @@ def _say_none_left(loaded: Loaded, at: Store, drawn: Sequence[_Drawn]) -> str:
     )
 
 
-def import_pairs(path: Path, file: Path, overrides: Sequence[str] = (), *, rater: str = "") -> ImportedPairs:
+def import_pairs(path: Path, file: Path, overrides: Sequence[str] = (), *, rater: str = "") -> PairImport:
     """Read which answers people prefer, and store them as the Rate page does.
 
     Raises:
@@ -192,7 +192,7 @@ def import_pairs(path: Path, file: Path, overrides: Sequence[str] = (), *, rater
         both = " and ".join(run.label for run in sides.runs)
         by_pair[both] = len(human.preferred_shares(every, *sides.rows))
         counted[both] = len(human.drawn_shares(every, _differing(at, task, sides), *sides.rows))
-    return ImportedPairs(len(found.ratings), found.n_blank, by_pair, counted)
+    return PairImport(len(found.ratings), found.n_blank, by_pair, counted)
 
 
 def _sides_of(rating: Rating, runs: Sequence[Run]) -> _Sides:
@@ -226,7 +226,7 @@ def _key(sides: _Sides, turn: Turn) -> str:
     return f"{_pair_key(sides)}-{digest([*sides.rows, *turn])}"
 
 
-def _read(file: Path, at: Store, task: Task, pairs: Mapping[str, _Sides], rater: str) -> _Read:
+def _read(file: Path, at: Store, task: Task, pairs: Mapping[str, _Sides], rater: str) -> _PairFile:
     problems, ratings, seen, n_blank = list[Problem](), list[Rating](), dict[str, int](), 0
     now = datetime.now(UTC).isoformat(timespec="microseconds")  # for a later import takes its place
     lines = list(read_rows(file, COLUMNS, ("key", "left", "right", BETTER)))
@@ -253,12 +253,12 @@ def _read(file: Path, at: Store, task: Task, pairs: Mapping[str, _Sides], rater:
         step = f"fill in the column {BETTER} of each row: left, right or tie"
         problems.append(Problem(str(file), "no preference", "at least one", step))
     refuse(problems)
-    return _Read(ratings, n_blank)
+    return _PairFile(ratings, n_blank)
 
 
 def _known_turns(
     at: Store, task: Task, pairs: Mapping[str, _Sides], wanted: Iterable[str]
-) -> Iterator[tuple[str, _Known]]:
+) -> Iterator[tuple[str, _PairRow]]:
     """Yield the keys that the pairs of a file may have, each with what it stands for."""
     for name in sorted({*wanted} & pairs.keys()):
         sides = pairs[name]
@@ -267,7 +267,7 @@ def _known_turns(
                 (Turn(item, "a"), (one.text, other.text)),
                 (Turn(item, "b"), (other.text, one.text)),
             ):
-                yield _key(sides, turn), _Known(sides, turn, texts)
+                yield _key(sides, turn), _PairRow(sides, turn, texts)
 
 
 def _are_exchanged(exported: tuple[str, str], found: tuple[str, str]) -> bool:
@@ -276,7 +276,7 @@ def _are_exchanged(exported: tuple[str, str], found: tuple[str, str]) -> bool:
     return old != now and old == now[::-1]
 
 
-def _rating(task: Task, known: _Known, better: str, rater: str, now: str) -> Rating:
+def _rating(task: Task, known: _PairRow, better: str, rater: str, now: str) -> Rating:
     sides, turn, _ = known
     other: Choice = "b" if turn.left == "a" else "a"
     choice: Choice = {"left": turn.left, "right": other}.get(better, "tie")

@@ -24,7 +24,7 @@ _DASHBOARD, _DECISIONS = "harness dashboard", " --decisions DECISIONS"
 _SOURCES = ("source", "file", "from_file", "mixed_from")  # columns that may say which file a row is from
 
 
-class _Named(NamedTuple):
+class _ColumnOptions(NamedTuple):
     """Options that name columns: as the user wrote them, and all of them for rows that were mixed."""
 
     by_user: Sequence[str] = ()
@@ -60,7 +60,7 @@ def fill_commands(
     `named` are the options that the user gave, `named_of_all` those that read rows beside another column.
     `pages` maps a file whose rows the dashboard's Data page shows to the option that names the experiment.
     """
-    options = _Named(named, named_of_all or named)
+    options = _ColumnOptions(named, named_of_all or named)
     alarms = [f for f in findings if f.severity != "note"]
     steps = _chain(alarms, files, options, columns)
     return [_fill(f, files, steps, options, pages) for f in findings]
@@ -73,7 +73,7 @@ def order_commands(findings: Iterable[Finding]) -> list[str]:
 
 
 def _fill(
-    finding: Finding, files: Sequence[str], steps: _Steps, named: _Named, pages: Mapping[str, str]
+    finding: Finding, files: Sequence[str], steps: _Steps, named: _ColumnOptions, pages: Mapping[str, str]
 ) -> Finding:
     of = _files(finding, files)
     if _DECISIONS in finding.command:
@@ -112,7 +112,9 @@ def _decide(command: str, file: str, steps: _Steps, named: Sequence[str], pages:
     return lead + _command(_Step("clean", (), options), file, named)
 
 
-def _chain(alarms: Sequence[Finding], files: Sequence[str], named: _Named, columns: Container[str]) -> _Steps:
+def _chain(
+    alarms: Sequence[Finding], files: Sequence[str], named: _ColumnOptions, columns: Container[str]
+) -> _Steps:
     """Write the commands of all alarms, each verb once a file."""
     wanted: dict[tuple[str, str], list[_Step]] = {}
     for finding in alarms:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import Field, model_validator
 
-from harness.data.examples import Sourced
+from harness.data.examples import SourcedExample
 from harness.data.splits import groups_of, set_aside
 from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
@@ -59,7 +59,7 @@ def split(
     if not share or len(groups_of(examples)) < 2:
         return list(rows), []
     rng = random.Random("held-out pairs")
-    numbered = [Sourced(example, str(i)) for i, example in enumerate(examples)]
+    numbered = [SourcedExample(example, str(i)) for i, example in enumerate(examples)]
     kept, apart = set_aside(numbered, rng, share=share)
     if 0 < (seen := n_seen(params)) < len(kept):
         apart = rng.sample(apart, max(1, round(len(apart) * seen / len(kept))))

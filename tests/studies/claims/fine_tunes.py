@@ -13,10 +13,10 @@ import harness
 from harness import comparison, config, formatting, store
 from harness.cli.progress_bar import TerminalProgress
 from harness.comparison import Estimate, compare_rows, mean_change, rescale
-from harness.evaluation.session import Measured as Task
+from harness.evaluation.session import MeasuredTask as Task
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.records import Run
 from tests.studies.claims.claim import Measured, Verdict, judge
 from tests.studies.recipe_search import ROOT, SUITES, dump, read
@@ -62,7 +62,7 @@ def _measure(pair: Pair) -> Measured:
     path = prepare(FOLDER, suites=pair.outcome == "capability")
     harness.compare(path, candidates=[pair.base, pair.new], progress=TerminalProgress())
     loaded = config.load(path, (), [pair.base, pair.new])
-    session = prepare_session(loaded, Scope(), Silent())
+    session = prepare_session(loaded, Scope(), SilentProgress())
     runs = {run.candidate: run for run in store.list_runs(session.store, session.experiment.name)}
     new, base = runs[pair.new], runs[pair.base]
     target = _change(session, session.target, new, base)

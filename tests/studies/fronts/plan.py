@@ -10,7 +10,7 @@ from harness.cli.progress_bar import TerminalProgress
 from harness.experiment import Scope, prepare_session
 from harness.experiment.run_preview import in_order
 from harness.experiment.runs.run_candidate import stored_runs
-from harness.progress import Silent
+from harness.progress import SilentProgress
 from harness.report import ExperimentReport
 
 
@@ -29,7 +29,7 @@ class Step(NamedTuple):
 def plan(file: Path) -> list[Step]:
     """List the steps of an experiment in the order in which they can be made; runs nothing."""
     loaded = config.load(file)
-    session = prepare_session(loaded, Scope(dry_run=True), Silent())
+    session = prepare_session(loaded, Scope(dry_run=True), SilentProgress())
     requests = in_order(session, loaded.selected)
     found = stored_runs(session, requests)
     open_ = {one.candidate.name for one, run in zip(requests, found, strict=True) if run is None}
@@ -45,12 +45,12 @@ def make(step: Step) -> None:
 
 def machine_of(file: Path) -> str:
     """Name what a row's answers depend on beside the weights: kind of machine, threads and precision."""
-    machine = prepare_session(config.load(file), Scope(dry_run=True), Silent()).machine
+    machine = prepare_session(config.load(file), Scope(dry_run=True), SilentProgress()).machine
     return f"{machine.name}, {machine.precision}"
 
 
 def report_done(file: Path, steps: Sequence[Step]) -> ExperimentReport | None:
     """Report the candidates of an experiment that are done or have failed; None of none. Computes nothing."""
     done = [step.candidate for step in steps if step.is_done and step.file == file]
-    session = prepare_session(config.load(file), Scope(), Silent())
+    session = prepare_session(config.load(file), Scope(), SilentProgress())
     return experiment.report_stored(session, done) if done else None
