@@ -12,7 +12,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from harness.data.check import Finding
-from harness.data.check._table import Entry
+from harness.data.check._table import TableEntry
 from harness.data.edit.decisions import RowDecision, decisions_file, keep_decision, kept_decisions
 from harness.errors import HarnessError, as_argument
 from harness.experiment.check_rows import CheckReport, examine_target
@@ -130,14 +130,14 @@ class _Rows(NamedTuple):
     path: str
     digest: str
     column: str | None
-    entries: dict[str, Entry]
+    entries: dict[str, TableEntry]
 
 
 def _is_decided_by_hand(finding: Finding) -> bool:
     return finding.severity != "note" and bool(finding.beside or "--decisions" in finding.command)
 
 
-def _entries_of(finding: Finding, rows: _Rows) -> list[tuple[Entry, str, str]]:
+def _entries_of(finding: Finding, rows: _Rows) -> list[tuple[TableEntry, str, str]]:
     """List the rows of a finding that are held, each with the label proposed and what it stands beside."""
     nothing = ("",) * len(finding.rows)
     columns = finding.rows, finding.labels or nothing, finding.beside or nothing
@@ -145,7 +145,7 @@ def _entries_of(finding: Finding, rows: _Rows) -> list[tuple[Entry, str, str]]:
     return [(rows.entries[where], label, near) for where, label, near in each if where in rows.entries]
 
 
-def _ask(rows: _Rows, entry: Entry, label: str, near: str) -> None:
+def _ask(rows: _Rows, entry: TableEntry, label: str, near: str) -> None:
     """Show a row with what it stands beside, and a button for each decision on it."""
     other = f", or {label}?" if label else f", beside {near}" if near else ""
     safe_text.block(f"{entry.where}: {entry.answer}{other}", entry.question)

@@ -105,7 +105,7 @@ def plan_of(disagreement: float, passed: Sequence[float]) -> sampling.SamplingPl
     for (name, n), share in zip(WHOLE.items(), passed, strict=True):
         items = tuple(map(str, range(n)))
         ids = {"passed": items[: round(share * n)], "failed": items[round(share * n) :]}
-        pools[name] = sampling.Pool(ids, dict.fromkeys(ids, disagreement), by_score=True)
+        pools[name] = sampling.ItemStrata(ids, dict.fromkeys(ids, disagreement), by_score=True)
     return sampling.plan(pools, [], MARGIN, ALPHA)
 
 
@@ -128,7 +128,7 @@ def sampled_by_answers(
             change = counts[t] * [1, -1] / np.maximum(drawn, 1)  # of an item the base failed, and passed
             own.append(float(sizes @ change / sizes.sum()))
             moved_in = np.diag(counts[t]).tolist()  # gains where the base failed, losses where it passed
-            strata = [stats.Flips(*moved_in[k], int(drawn[k]), int(sizes[k])) for k in there]
+            strata = [stats.StratumFlips(*moved_in[k], int(drawn[k]), int(sizes[k])) for k in there]
             ends.append(stats.stratified_flips_interval(strata, 2 * alpha))
         if (verdict := said(*stats.mover_mean(own, ends))) != "inconclusive":
             break

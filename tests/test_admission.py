@@ -15,7 +15,7 @@ from harness import release, stats
 from harness.comparison import compare_rows
 from harness.gating import TaskComparison, admit, cut_tasks, judge, measured_half
 from harness.gating.halves import cluster_name
-from harness.gating.items_needed import Part, allocate_items, more_items
+from harness.gating.items_needed import DeltaPart, allocate_items, more_items
 from harness.gating.macro import average_macro
 from harness.gating.rules import apply_rules
 from harness.spec import GatePolicy, Task
@@ -432,7 +432,7 @@ def test_items_are_asked_of_the_small_tasks_where_these_make_the_width():
     by_task = dict(said.rsplit(" ", 1) for said in macro.numbers["items_needed_by_task"])
     assert "t0" not in by_task
     assert found.items_needed == sum(map(int, by_task.values())) < 1_500
-    alike = [Part("all", macro_se(found), 14_400)]
+    alike = [DeltaPart("all", macro_se(found), 14_400)]
     assert more_items(0.0, alike, 0.02, 0.05, 0.0).items > 20_000
     assert "(t1 " in macro.sentence
 
@@ -443,14 +443,14 @@ def macro_se(found):
 
 
 def test_tasks_that_grow_alike_need_what_one_task_of_them_all_would():
-    even = [Part(f"t{i}", 0.03 / 4, 100) for i in range(4)]
-    one = [Part("all", 0.015, 400)]
+    even = [DeltaPart(f"t{i}", 0.03 / 4, 100) for i in range(4)]
+    one = [DeltaPart("all", 0.015, 400)]
     few, many = (more_items(0.0, parts, 0.02, 0.05, 0.015).items for parts in (one, even))
     assert few == pytest.approx(many, abs=4)
 
 
 def test_no_task_is_asked_for_more_items_than_it_holds():
-    parts = [Part("small", 0.03, 50, room=20), Part("other", 0.02, 50)]
+    parts = [DeltaPart("small", 0.03, 50, room=20), DeltaPart("other", 0.02, 50)]
     more = dict(zip(("small", "other"), allocate_items(parts, 0.03), strict=True))
     assert more["small"] == 20
     grown = [0.03 * (50 / 70) ** 0.5, 0.02 * (50 / (50 + more["other"])) ** 0.5]
@@ -458,7 +458,9 @@ def test_no_task_is_asked_for_more_items_than_it_holds():
 
 
 def test_where_all_that_the_tasks_hold_would_not_do_that_is_said():
-    found = more_items(0.0, [Part("a", 0.03, 50, room=20), Part("b", 0.0, 50, room=10)], 0.02, 0.05, 0.03)
+    found = more_items(
+        0.0, [DeltaPart("a", 0.03, 50, room=20), DeltaPart("b", 0.0, 50, room=10)], 0.02, 0.05, 0.03
+    )
     assert found.items is None
     assert found.sentence == "the 30 items that the tasks still hold would not settle it"
 
@@ -468,7 +470,7 @@ def test_where_all_that_the_tasks_hold_would_not_do_that_is_said():
     st.floats(0.05, 0.95),
 )
 def test_the_allocation_reaches_what_is_wanted_with_no_more_than_growing_alike(given_parts, share):
-    parts = [Part(f"t{i}", se, n) for i, (se, n) in enumerate(given_parts)]
+    parts = [DeltaPart(f"t{i}", se, n) for i, (se, n) in enumerate(given_parts)]
     now = stats.quadrature([part.se for part in parts])
     more = allocate_items(parts, share * now)
     grown = [part.se * (part.n / (part.n + m)) ** 0.5 for part, m in zip(parts, more, strict=True)]

@@ -9,13 +9,13 @@ import tiny_experiment
 
 from harness.errors import UserError
 from harness.metrics import code_tests, load_metrics
-from harness.metrics.code_tests import ALLOWED, Limits, extract_code, passes
+from harness.metrics.code_tests import ALLOWED, ProgramLimits, extract_code, passes
 from harness.records import Example, Output
 from harness.spec import Task
 
 ADD = "def add(a, b):\n    return a + b\n"
 TESTS = "assert add(1, 2) == 3\n\ndef test_zero():\n    assert add(0, 0) == 0\n"
-SOON = Limits(cpu_s=1, wall_s=5.0, memory_mib=128, processes=8)
+SOON = ProgramLimits(cpu_s=1, wall_s=5.0, memory_mib=128, processes=8)
 
 
 @pytest.fixture(autouse=True)

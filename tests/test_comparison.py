@@ -329,7 +329,7 @@ def test_items_drawn_with_unequal_chances_get_the_interval_of_strata():
     assert c.estimator == "stratified"
     assert c.delta == pytest.approx(np.average(new - base, weights=weights))
     strata = [
-        stats.Flips((x > 0).sum(), (x < 0).sum(), len(x), n)
+        stats.StratumFlips((x > 0).sum(), (x < 0).sum(), len(x), n)
         for x, n in (((new - base)[:150], 300), ((new - base)[150:], 500))
     ]
     assert interval(c) == pytest.approx(stats.stratified_flips_interval(strata))

@@ -22,7 +22,7 @@ from filelock import FileLock
 from harness import comparison, decision, formatting, report, rescue, store
 from harness.comparison import Estimate, human
 from harness.comparison.labelled_answers import draw_items
-from harness.evaluation.costs import Tokens
+from harness.evaluation.costs import TokenCounts
 from harness.metrics import mean_metric
 from harness.nightly import alarm as night_alarm
 from harness.nightly import state as files
@@ -200,7 +200,9 @@ def test_every_measured_column_of_the_leaderboard_holds_numbers_so_that_it_sorts
 
 def test_the_leaderboard_shows_speed_and_tokens_and_marks_what_other_work_disturbed(opened, tmp_path):
     made = fake_project.write(tmp_path)
-    quiet = replace(made.facts[0], latency_p95_s=0.4, requests_per_s=12.5, tokens=Tokens(62.0, 0.0, 15.0))
+    quiet = replace(
+        made.facts[0], latency_p95_s=0.4, requests_per_s=12.5, tokens=TokenCounts(62.0, 0.0, 15.0)
+    )
     busy = replace(made.facts[1], latency_p50_s=None, disturbed={"latency_p50_s": 0.9, "latency_p95_s": 2.0})
     report.write(replace(made, facts=(quiet, busy, *made.facts[2:])), tmp_path / "reports")
     cells = printed_cells(opened("leaderboard").dataframe[0])

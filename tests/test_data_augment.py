@@ -13,7 +13,7 @@ from harness.config import load
 from harness.data import load_task
 from harness.data.edit.augment import Rewording, augment
 from harness.data.edit.dedup import dedup
-from harness.data.edit.split import Way, split
+from harness.data.edit.split import SplitOptions, split
 from harness.data.readers import Rows
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
@@ -361,7 +361,9 @@ def is_made(row):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_split_leaves_augmented_rows_in_training_alone_beside_their_originals(seed):
-    found = split(Rows("r.jsonl", "r", rows_of(*augmented_rows())), ASKED, Way((0.6, 0.2, 0.2), seed=seed))
+    found = split(
+        Rows("r.jsonl", "r", rows_of(*augmented_rows())), ASKED, SplitOptions((0.6, 0.2, 0.2), seed=seed)
+    )
     parts = {name: [row.fields for row in part] for name, part in found.parts.items()}
     assert not any(is_made(row) for name in ("validation", "test") for row in parts[name])
     own = {row["n"] for row in parts["train"] if not is_made(row)}
@@ -373,7 +375,7 @@ def test_a_split_leaves_augmented_rows_in_training_alone_beside_their_originals(
 
 def test_a_split_by_time_leaves_augmented_rows_with_the_past_alone():
     dated = [{**row, "day": f"2024-05-{1 + row['n']:02}"} for row in augmented_rows()]
-    found = split(Rows("r", "r", rows_of(*dated)), ASKED, Way((0.5, 0.25, 0.25), time="day"))
+    found = split(Rows("r", "r", rows_of(*dated)), ASKED, SplitOptions((0.5, 0.25, 0.25), time="day"))
     assert [is_made(row.fields) for name in ("validation", "test") for row in found.parts[name]] == [
         False
     ] * 10
@@ -394,7 +396,7 @@ def test_an_augmented_row_that_asks_what_another_part_asks_is_dropped():
                 ),
             ),
             ASKED,
-            Way((0.6, 0.0, 0.4)),
+            SplitOptions((0.6, 0.0, 0.4)),
         )
         evaluated = {row.fields["n"] for row in found.parts["test"]}
         kept = any(is_made(row.fields) for row in found.parts["train"])
@@ -421,7 +423,7 @@ def test_dedup_drops_what_was_made_from_a_row_that_it_drops():
 
 def test_where_rows_are_set_aside_an_augmented_row_without_its_original_is_left_out(tmp_path):
     alone = [row for row in twins_of_which_the_second_is_reworded() if not row["text"].startswith("Hello")]
-    found = split(Rows("r.jsonl", "r", rows_of(*alone)), ASKED, Way())
+    found = split(Rows("r.jsonl", "r", rows_of(*alone)), ASKED, SplitOptions())
     assert not any(is_made(row.fields) for part in found.parts.values() for row in part)
     assert {change.reason for change in found.changes} == {"augmented from a row that is not in the file"}
     jsonl(tmp_path / "all.jsonl", alone)

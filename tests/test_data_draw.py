@@ -7,7 +7,7 @@ from edited_rows import asked_rows, done, jsonl, manifest, read, refused, writte
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data.edit.mix import Mixture, mix, shares
+from harness.data.edit.mix import RowMixture, mix, shares
 from harness.data.edit.sample import sample
 from harness.data.readers import Row, Rows
 from harness.errors import UserError
@@ -24,10 +24,10 @@ def files_of(*sizes):
 @pytest.mark.parametrize(
     ("mixture", "expected"),
     [
-        (Mixture(), [0.1, 0.9]),
-        (Mixture(temperature=2), [0.25, 0.75]),  # √100 : √900 = 1 : 3
-        (Mixture(temperature=1e6), [0.5, 0.5]),
-        (Mixture(weights=(0.3, 0.7)), [0.3, 0.7]),
+        (RowMixture(), [0.1, 0.9]),
+        (RowMixture(temperature=2), [0.25, 0.75]),  # √100 : √900 = 1 : 3
+        (RowMixture(temperature=1e6), [0.5, 0.5]),
+        (RowMixture(weights=(0.3, 0.7)), [0.3, 0.7]),
     ],
 )
 def test_shares_are_the_weights_or_sizes_at_a_temperature(mixture, expected):
@@ -38,23 +38,23 @@ def test_shares_are_the_weights_or_sizes_at_a_temperature(mixture, expected):
 @given(st.integers(1, 60), st.integers(1, 60), st.floats(0.1, 100), st.integers(0, 3))
 def test_a_mixture_invents_no_row_and_drops_what_it_does_not_draw(a, b, temperature, seed):
     files = files_of(a, b)
-    outcomes = list(mix(files, Mixture(temperature=temperature, seed=seed)))
+    outcomes = list(mix(files, RowMixture(temperature=temperature, seed=seed)))
     assert [(o.row or o.change).where for o in outcomes] == [row.where for f in files for row in f.rows]
-    assert outcomes == list(mix(files, Mixture(temperature=temperature, seed=seed)))
+    assert outcomes == list(mix(files, RowMixture(temperature=temperature, seed=seed)))
 
 
 def test_a_mixture_has_its_number_of_rows_and_names_their_files():
-    drawn = written(mix(files_of(50, 100), Mixture(weights=(0.25, 0.75), n_rows=81)))
+    drawn = written(mix(files_of(50, 100), RowMixture(weights=(0.25, 0.75), n_rows=81)))
     assert [row.fields["source"] for row in drawn] == ["a.jsonl"] * 20 + ["b.jsonl"] * 61
     assert all(row.where.startswith(row.fields["source"]) for row in drawn)
 
 
 def test_without_a_number_no_file_is_too_small():
-    assert len(written(mix(files_of(30, 100), Mixture(weights=(0.5, 0.5))))) == 60
+    assert len(written(mix(files_of(30, 100), RowMixture(weights=(0.5, 0.5))))) == 60
 
 
 def test_with_replacement_rows_come_again_under_ids_of_their_own():
-    drawn = written(mix(files_of(3, 3), Mixture(n_rows=40, replacement=True)))
+    drawn = written(mix(files_of(3, 3), RowMixture(n_rows=40, replacement=True)))
     assert len(drawn) == 40
     assert len({row.fields["id"] for row in drawn}) == 40
 
@@ -66,7 +66,7 @@ def with_ids(name, *idents):
 @pytest.mark.parametrize(("first", "second"), [((0, 1, 2), (0, 1, 2)), (("a", "b"), ("a", "a-2"))])
 def test_equal_ids_of_two_files_become_ids_of_their_type_that_no_row_has(first, second):
     files = [with_ids("a.jsonl", *first), with_ids("b.jsonl", *second)]
-    outcomes = list(mix(files, Mixture(weights=(0.5, 0.5))))
+    outcomes = list(mix(files, RowMixture(weights=(0.5, 0.5))))
     idents = [row.fields["id"] for row in written(outcomes)]
     assert len(set(idents)) == len(idents) == len(first) + len(second)
     assert {type(ident) for ident in idents} == {type(first[0])}
@@ -75,14 +75,14 @@ def test_equal_ids_of_two_files_become_ids_of_their_type_that_no_row_has(first, 
 
 def test_a_number_and_its_text_are_one_id(data):
     files = [with_ids("a.jsonl", 1, 2, 3), with_ids("b.csv", "1", "2", "4")]
-    idents = [row.fields["id"] for row in written(mix(files, Mixture(weights=(0.5, 0.5))))]
+    idents = [row.fields["id"] for row in written(mix(files, RowMixture(weights=(0.5, 0.5))))]
     assert idents == [1, 2, 3, "1-2", "2-2", "4"]
-    assert [row.fields["id"] for row in written(mix(files[::-1], Mixture()))] == ["1", "2", "4", 5, 6, 3]
+    assert [row.fields["id"] for row in written(mix(files[::-1], RowMixture()))] == ["1", "2", "4", 5, 6, 3]
 
 
 def test_rows_are_drawn_whatever_the_spelling_of_the_path():
     short, long = ([with_ids(f"{at}{n}", *range(20)) for n in "ab"] for at in ("", "/data/"))
-    drawn = [[row.fields["id"] for row in written(mix(of, Mixture(n_rows=10)))] for of in (short, long)]
+    drawn = [[row.fields["id"] for row in written(mix(of, RowMixture(n_rows=10)))] for of in (short, long)]
     assert drawn[0] == drawn[1]
 
 

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data.contamination import fold_text
-from harness.data.edit.split import SHARES, Way, split
+from harness.data.edit.split import SHARES, SplitOptions, split
 from harness.data.formats import every_turn
 from harness.data.readers import Rows
 from harness.errors import UserError
 
 
 def parts_of(rows, **way):
-    found = split(Rows("r.jsonl", "r", rows), ASKED, Way(**way))
+    found = split(Rows("r.jsonl", "r", rows), ASKED, SplitOptions(**way))
     return {name: [row.fields["n"] for row in part] for name, part in found.parts.items()}
 
 
@@ -26,7 +26,7 @@ def parts_of(rows, **way):
 @given(some_rows("text", "label"), st.integers(0, 3))
 def test_a_split_keeps_every_row_once_and_what_asks_alike_in_one_part(rows, seed):
     try:
-        found = split(Rows("r.jsonl", "r", rows), ASKED, Way((0.5, 0.0, 0.5), seed=seed))
+        found = split(Rows("r.jsonl", "r", rows), ASKED, SplitOptions((0.5, 0.0, 0.5), seed=seed))
     except UserError:
         return
     assert sorted(row.where for part in found.parts.values() for row in part) == sorted(r.where for r in rows)
@@ -43,7 +43,7 @@ def test_a_split_has_its_shares_and_keeps_the_order_of_the_file():
 
 def test_a_stratified_split_has_every_class_by_its_share_in_every_part():
     rows = asked_rows(100, lambda i: "rare" if i % 10 == 0 else "often")
-    found = split(Rows("r.jsonl", "r", rows), ASKED, Way((0.6, 0.2, 0.2), stratify="label"))
+    found = split(Rows("r.jsonl", "r", rows), ASKED, SplitOptions((0.6, 0.2, 0.2), stratify="label"))
     counts = {name: sum(r.fields["label"] == "rare" for r in part) for name, part in found.parts.items()}
     assert counts == {"train": 6, "validation": 2, "test": 2}
 
@@ -98,7 +98,7 @@ def test_a_split_by_time_trains_on_the_past_and_drops_what_it_knows():
         for i, row in enumerate(rows)
     ]
     dated[0].fields["text"] = dated[19].fields["text"]
-    found = split(Rows("r", "r", dated), ASKED, Way((0.5, 0.25, 0.25), time="day", group="who"))
+    found = split(Rows("r", "r", dated), ASKED, SplitOptions((0.5, 0.25, 0.25), time="day", group="who"))
     assert {name: [r.fields["n"] for r in part] for name, part in found.parts.items()} == {
         "train": list(range(10, 20)),
         "validation": list(range(5, 10)),
@@ -190,7 +190,7 @@ def test_only_equal_questions_stay_together_where_they_are_to_be_equal():
     rows = rows_of(*({"text": text, "label": "x", "n": 0} for text in (*texts, texts[0].upper())))
     with pytest.raises(UserError, match="1 group"):
         parts_of(rows, shares=(0.5, 0.0, 0.5), alike=0.2)
-    found = split(Rows("r", "r", rows), ASKED, Way((0.5, 0.0, 0.5), alike=1))
+    found = split(Rows("r", "r", rows), ASKED, SplitOptions((0.5, 0.0, 0.5), alike=1))
     assert all(len({row.where in ("r.jsonl:1", "r.jsonl:6") for row in p}) for p in found.parts.values())
     train, test = ({fold_text(row.fields["text"]) for row in found.parts[n]} for n in ("train", "test"))
     assert not train & test
@@ -279,7 +279,9 @@ def test_classes_that_share_groups_have_their_share_in_every_fold(seed):
     rows = rows_of(
         *({"text": f"q{i} {i * 7}", "label": of, "who": f"c{i // 8}"} for i, of in enumerate(labels))
     )
-    found = split(Rows("r.jsonl", "r", rows), ASKED, Way(stratify="label", group="who", folds=5, seed=seed))
+    found = split(
+        Rows("r.jsonl", "r", rows), ASKED, SplitOptions(stratify="label", group="who", folds=5, seed=seed)
+    )
     counts = [Counter(row.fields["label"] for row in fold) for fold in found.parts.values()]
     assert [count["rare"] for count in counts] == [2] * 5
     assert sum(count.total() for count in counts) == 320
@@ -292,7 +294,7 @@ def test_classes_of_fewer_rows_than_folds_in_mixed_groups_are_named():
         *({"text": f"q{i} {i * 7}", "label": "abc"[i % 3], "who": f"c{i // 2}"} for i in range(10))
     )
     with pytest.raises(UserError, match="rows of the class 'a', none of them in fold-"):
-        split(Rows("r.jsonl", "r", rows), ASKED, Way(stratify="label", group="who", folds=5))
+        split(Rows("r.jsonl", "r", rows), ASKED, SplitOptions(stratify="label", group="who", folds=5))
 
 
 def grouped_rows(groups):
@@ -324,7 +326,7 @@ def can_be_parted(groups, k, *, by_class):
 )
 def test_groups_are_split_wherever_some_way_of_parting_them_is(groups, how, by_class, seed):
     shares, folds = (how, None) if isinstance(how, tuple) else (SHARES, how)
-    way = Way(shares, stratify="label" if by_class else None, group="who", seed=seed, folds=folds)
+    way = SplitOptions(shares, stratify="label" if by_class else None, group="who", seed=seed, folds=folds)
     content = Rows("r.jsonl", "r", grouped_rows(groups))
     if not can_be_parted(groups, len(way.parts), by_class=by_class):
         with pytest.raises(UserError):
@@ -342,7 +344,7 @@ def test_groups_are_split_wherever_some_way_of_parting_them_is(groups, how, by_c
 def test_classes_that_no_parting_of_the_groups_gives_to_all_parts_are_named_together():
     """Each two of three groups share a class, so in two parts one of the classes is in one part alone."""
     content = Rows("r.jsonl", "r", grouped_rows(["ab", "bc", "ca", "dd", "dd"]))
-    way = Way((0.5, 0.0, 0.5), stratify="label", group="who")
+    way = SplitOptions((0.5, 0.0, 0.5), stratify="label", group="who")
     with pytest.raises(UserError, match=r"5 groups .* no parting gives each part rows of 'a', 'b', 'c'; "):
         split(content, ASKED, way)
 
@@ -351,7 +353,7 @@ def test_a_class_that_lacks_after_the_draw_moves_the_fewest_rows():
     """The only small group with the rare class was drawn for training, and goes to test alone."""
     groups = [["often"] * 3 for _ in range(40)] + [["rare"] * 20, ["rare"]]
     for seed in range(5):
-        way = Way((0.9, 0.0, 0.1), stratify="label", group="who", seed=seed)
+        way = SplitOptions((0.9, 0.0, 0.1), stratify="label", group="who", seed=seed)
         parts = split(Rows("r.jsonl", "r", grouped_rows(groups)), ASKED, way).parts
         labels = {name: Counter(row.fields["label"] for row in part) for name, part in parts.items()}
         assert (labels["train"]["rare"], labels["test"]["rare"]) == (20, 1)

@@ -21,7 +21,7 @@ from harness.decision import (
 )
 from harness.decision.learning_curve import CurvePoint, ExpectedGain
 from harness.decision.results import n_settings
-from harness.evaluation.costs import Tokens
+from harness.evaluation.costs import TokenCounts
 from harness.metrics import load_metrics
 from harness.records import Example, TrainingRecord
 from harness.records.training_records import Trial
@@ -254,7 +254,7 @@ def test_the_first_listed_wins_a_tie():
 
 def test_of_a_tie_the_fewest_tokens_are_chosen_and_unknown_ones_last():
     shots, ranked = (
-        candidate(name, 0.5, tokens=Tokens(*of))
+        candidate(name, 0.5, tokens=TokenCounts(*of))
         for name, of in (("shots", (420, 0, 6)), ("ranked", (420, 390, 6)))
     )
     server = candidate("server", 0.5)
@@ -266,7 +266,7 @@ def test_of_a_tie_the_fewest_tokens_are_chosen_and_unknown_ones_last():
 def test_of_recipes_with_equal_means_over_their_seeds_the_fewest_tokens_are_chosen():
     long, short = (
         [
-            tuned(name, 0.8 + change, 0.1, seed=seed, tokens=Tokens(n, 0, 6))
+            tuned(name, 0.8 + change, 0.1, seed=seed, tokens=TokenCounts(n, 0, 6))
             for seed, change in enumerate((-0.1, 0.1))
         ]
         for name, n in (("long", 400), ("short", 60))
@@ -506,9 +506,9 @@ def test_break_even_counts_training_and_labels_against_the_saving_per_request():
 
 def test_at_token_prices_the_break_even_says_what_is_cached_of_each_prompt():
     prices = {"input": 0.15, "cached": 0.08, "output": 0.6}
-    shots = replace(alternatives()[2], tokens=Tokens(420, 395, 6))
+    shots = replace(alternatives()[2], tokens=TokenCounts(420, 395, 6))
     others = [f for f in alternatives() if f.name != shots.name]
-    lora = tuned("lora", 0.81, 0.07, tokens=Tokens(60, 35, 6))
+    lora = tuned("lora", 0.81, 0.07, tokens=TokenCounts(60, 35, 6))
     by_tokens = decided([*others, shots, lora], usd_per_million_tokens=prices)
     assert said(by_tokens, "Break-even").endswith(
         f"with {shots.name} at the token prices set (cached of each prompt: 35 of 60 tokens against 395 of 420)."

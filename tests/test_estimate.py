@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from harness.evaluation.costs import (
     DEVICE_HOUR_USD,
-    Tokens,
+    TokenCounts,
     Work,
     price_usd,
     reading,
@@ -105,7 +105,7 @@ def test_device_time_is_priced_by_the_hour():
 
 def test_a_request_is_priced_by_what_is_read_cached_and_written():
     """(1,000 − 800) × 3 + 800 × 0.3 + 20 × 15 = 1,140 millionths of a USD."""
-    asked = Tokens(1000, 800, 20)
+    asked = TokenCounts(1000, 800, 20)
     assert request_usd(asked, TokenPrices(input=3, cached=0.3, output=15)) == pytest.approx(0.00114)
     assert request_usd(asked, TokenPrices(input=3, output=15)) == pytest.approx(0.0033)
     assert request_usd(asked, TokenPrices(input=0, output=0)) == 0

@@ -9,7 +9,7 @@ import tiny_model
 
 from harness import store
 from harness.errors import UserError
-from harness.evaluation import Job, evaluate_block, in_order, wrap_prompt
+from harness.evaluation import EvaluationJob, evaluate_block, in_order, wrap_prompt
 from harness.evaluation.runner import shared_tokens
 from harness.metrics import follows, load_metrics, mean_metric
 from harness.models.hardware import Machine
@@ -29,7 +29,7 @@ def example(number=0, prompt="", reference="yes", **fields):
 
 def job_of(*examples, role="target", answer="generate", **fields):
     task = Task(name="task", data={}, **fields)
-    return Job(task, role, "test", examples, load_metrics(task), answer, IDENTITY)
+    return EvaluationJob(task, role, "test", examples, load_metrics(task), answer, IDENTITY)
 
 
 def rows(candidate, *examples, **fields):

@@ -23,7 +23,7 @@ from harness.evaluation.rows.row_sets import RunRequest, target_sets
 from harness.experiment import Scope, executors, prepare_session
 from harness.experiment.executors import dispatch, job_runner, local, ray_cluster, slurm
 from harness.experiment.executors.job_runner import JobInputs, JobResult, wait_for_files
-from harness.experiment.executors.work_plan import Job, plan_work
+from harness.experiment.executors.work_plan import WorkerJob, plan_work
 from harness.progress import SilentProgress
 from harness.spec import ExecutionPolicy
 from harness.store import Store
@@ -107,20 +107,20 @@ def ignore(done, total, note=""):
 def test_answers_wait_for_their_weights_and_these_for_what_they_start_from(session):
     plan = planned(session, 1)
     (answer,) = (job for job in plan.needs if (job.kind, job.name) == ("answer", "next"))
-    assert {Job("fit", "next"), Job("fit", "lora")} < before(plan, answer)
+    assert {WorkerJob("fit", "next"), WorkerJob("fit", "lora")} < before(plan, answer)
 
 
 def test_answers_wait_for_the_base_and_its_control_arm_but_trainings_do_not(session):
     plan = planned(session, 2)
     (answer,) = (job for job in plan.needs if (job.kind, job.name) == ("answer", "prompt"))
     assert {job.kind for job in before(plan, answer)} == {"base", "control"}
-    assert plan.needs[Job("fit", "lora")] == ()
+    assert plan.needs[WorkerJob("fit", "lora")] == ()
 
 
 def test_the_trials_of_a_sweep_are_jobs_of_their_own_before_one_is_chosen(session):
     plan = planned(session, 1)
     trials = {job for job in plan.needs if job.kind == "trial"}
-    assert trials == {Job("trial", "swept", 0, part, 2) for part in range(2)}
+    assert trials == {WorkerJob("trial", "swept", 0, part, 2) for part in range(2)}
     assert trials < before(
         plan, next(job for job in plan.needs if (job.kind, job.name) == ("answer", "swept"))
     )
@@ -132,7 +132,7 @@ def test_weights_that_two_candidates_share_answer_the_suites_once(session):
         "lora": True,
         "hybrid": False,
     }
-    assert Job("answer", "lora", suites=True) in plan.rests_on["hybrid", 0]
+    assert WorkerJob("answer", "lora", suites=True) in plan.rests_on["hybrid", 0]
 
 
 def test_what_few_runs_answer_is_dealt_out_among_many_workers(session):
@@ -178,7 +178,7 @@ def test_a_job_that_fails_ends_those_alone_that_wait_for_it(session):
     plan, error = planned(session, 2), CandidateFailed("no memory", "a smaller batch")
 
     def answer(job):
-        return JobResult(error=encode_error(error)) if job == Job("fit", "lora") else JobResult()
+        return JobResult(error=encode_error(error)) if job == WorkerJob("fit", "lora") else JobResult()
 
     failed = dispatch.run_jobs(plan.needs, Scripted(2, answer), {}, ignore, NOWHERE)
     assert {job.name for job in failed} == {"lora", "hybrid", "next"}
@@ -240,7 +240,7 @@ def test_blocks_that_a_killed_worker_left_beside_the_complete_set_go_with_the_ne
     store.append_block(session.store, test, 0, written)
     with job_runner.written_assignment(session, loaded, Scope(), 1) as file:
         known = JobInputs({session.source.weights_digest: ""})
-        assert job_runner.run_job(file, Job("answer", "prompt"), known).error is None
+        assert job_runner.run_job(file, WorkerJob("answer", "prompt"), known).error is None
     assert not (session.store.rows(test.digest) / "blocks").exists()
     assert store.read_rows(session.store, test.digest) == written
 
@@ -266,12 +266,12 @@ def test_a_worker_with_other_code_is_refused_before_it_reads_what_this_code_wrot
     with job_runner.written_assignment(session, loaded, Scope(), 1) as file:
         content = file.read_bytes()
         file.write_bytes(content.replace(job_runner._code_digest().encode(), b"0" * 16)[:60])
-        outcome = job_runner.run_job(file, Job("fit", "lora"), JobInputs({}))
+        outcome = job_runner.run_job(file, WorkerJob("fit", "lora"), JobInputs({}))
     assert "code of harness" in str(decode_error(*outcome.error))
 
 
 def test_a_worker_that_does_not_see_the_runs_folder_says_so(tmp_path):
-    outcome = job_runner.run_job(tmp_path / "runs" / "x.pickle", Job("fit", "lora"), JobInputs({}))
+    outcome = job_runner.run_job(tmp_path / "runs" / "x.pickle", WorkerJob("fit", "lora"), JobInputs({}))
     error = decode_error(*outcome.error)
     assert isinstance(error, UserError)
     assert "a file system that all workers see" in str(error)
@@ -297,7 +297,7 @@ def test_a_worker_that_cannot_start_fails_its_job_with_what_it_said_last(tmp_pat
     (tmp_path / "x.pickle").write_text("no pickle")
     command = (sys.executable, "-c", "import sys; sys.exit('no such worker')")
     with local.LocalPool(tmp_path / "x.pickle", 1, 1, "cpu", command) as pool:
-        outcome = pool.run(Job("fit", "lora"), JobInputs({}))
+        outcome = pool.run(WorkerJob("fit", "lora"), JobInputs({}))
     assert "its worker ended 3 times with exit code" in str(decode_error(*outcome.error))
     assert "no such worker" in str(decode_error(*outcome.error))
 
@@ -308,7 +308,7 @@ def test_each_worker_has_a_gpu_of_its_own_and_as_many_threads_as_the_plan_says(t
     with local.LocalPool(tmp_path / "x.pickle", None, 7, "cuda", (sys.executable, "-c", told)) as pool:
         assert pool.size == 2
         for _ in range(pool.size):
-            pool.run(Job("fit", "lora"), JobInputs({}))
+            pool.run(WorkerJob("fit", "lora"), JobInputs({}))
     assert {log.read_text().strip() for log in tmp_path.glob("*.log")} == {"3 7", "5 7"}
     with pytest.raises(UserError, match="3 workers on 2 GPUs"):
         local.LocalPool(tmp_path / "x.pickle", 3, 1, "cuda")
@@ -369,7 +369,7 @@ def test_a_job_that_slurm_loses_is_submitted_again_but_not_for_ever(tmp_path, mo
     file, policy = tmp_path / "losses", ExecutionPolicy(executor="slurm", address="local", workers=1)
     file.write_text(str(losses))
     with slurm.SlurmPool(file, policy, 1, "cpu", work=lost_jobs.run) as pool:
-        outcome = pool.run(Job("fit", "lora"), JobInputs({}))
+        outcome = pool.run(WorkerJob("fit", "lora"), JobInputs({}))
     if found:
         assert outcome == found
     else:
@@ -443,10 +443,10 @@ def test_what_a_job_needs_is_waited_for_where_it_runs(opened):
     runs = session.store.folder
     before = written_at(runs)
     with job_runner.written_assignment(session, loaded, Scope(), 1) as file:
-        left = job_runner.run_job(file, Job("fit", "lora"), JobInputs({})).files
+        left = job_runner.run_job(file, WorkerJob("fit", "lora"), JobInputs({})).files
         hide(runs / left[0], 0.2)
         known = JobInputs({session.source.weights_digest: ""}, left)
-        assert job_runner.run_job(file, Job("answer", "lora"), known).error is None
+        assert job_runner.run_job(file, WorkerJob("answer", "lora"), known).error is None
     assert left[0].startswith("weights/")
     assert written_at(runs) == before
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from harness import stats
-from harness.stats import Flips
+from harness.stats import StratumFlips
 
 THIRDS, FIFTHS = (1 / 3, 2 / 3, 1.0), (0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -58,7 +58,7 @@ def test_all_of_alpha_is_spent_at_the_end():
         lambda: stats.interim_bounds([0.5]),
         lambda: stats.interim_bounds([1.0], 0.7),
         lambda: stats.alpha_spent(0.0),
-        lambda: stats.stratified_flips_interval([Flips(1, 0, 5, 4)]),
+        lambda: stats.stratified_flips_interval([StratumFlips(1, 0, 5, 4)]),
     ],
 )
 def test_what_makes_no_sense_is_refused(wrong):
@@ -67,17 +67,17 @@ def test_what_makes_no_sense_is_refused(wrong):
 
 
 def test_a_pool_that_was_asked_in_full_has_tangos_interval():
-    strata = [Flips(3, 8, 100, 100), Flips(1, 1, 200, 200)]
+    strata = [StratumFlips(3, 8, 100, 100), StratumFlips(1, 1, 200, 200)]
     assert stats.stratified_flips_interval(strata) == pytest.approx(stats.tango_interval(4, 9, 300))
 
 
 def test_one_stratum_has_about_the_interval_of_its_sample():
-    found = stats.stratified_flips_interval([Flips(20, 30, 400, 4000)])
+    found = stats.stratified_flips_interval([StratumFlips(20, 30, 400, 4000)])
     assert found == pytest.approx(stats.tango_interval(20, 30, 400), abs=6e-4)
 
 
 def test_nothing_differing_still_has_a_width():
-    low, high = stats.stratified_flips_interval([Flips(0, 0, 50, 500), Flips(0, 0, 50, 1000)])
+    low, high = stats.stratified_flips_interval([StratumFlips(0, 0, 50, 500), StratumFlips(0, 0, 50, 1000)])
     assert low < -0.03
     assert high > 0.03
 
@@ -87,8 +87,8 @@ counts = st.tuples(st.integers(0, 10), st.integers(0, 10), st.integers(20, 60), 
 
 @given(st.lists(counts, min_size=1, max_size=4))
 def test_swapping_the_arms_flips_the_sign(drawn):
-    low, high = stats.stratified_flips_interval([Flips(*one) for one in drawn])
-    swapped = stats.stratified_flips_interval([Flips(b, a, n, pool) for a, b, n, pool in drawn])
+    low, high = stats.stratified_flips_interval([StratumFlips(*one) for one in drawn])
+    swapped = stats.stratified_flips_interval([StratumFlips(b, a, n, pool) for a, b, n, pool in drawn])
     assert swapped == pytest.approx((-high, -low), abs=1e-9)
 
 
@@ -111,7 +111,9 @@ def test_three_looks_at_strata_show_a_true_loss_of_the_margin_to_be_small_at_mos
         items = [rng.choice([1, -1, 0], 500, p=(g, b, 1 - g - b)) for g, b in chances]
         for sizes, own in zip(looks, alphas, strict=True):
             seen = [x[:n] for x, n in zip(items, sizes, strict=True)]
-            strata = [Flips((x > 0).sum(), (x < 0).sum(), len(x), p) for x, p in zip(seen, pool, strict=True)]
+            strata = [
+                StratumFlips((x > 0).sum(), (x < 0).sum(), len(x), p) for x, p in zip(seen, pool, strict=True)
+            ]
             if stats.stratified_flips_interval(strata, 2 * own).low > -margin:
                 passed += 1
                 break

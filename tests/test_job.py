@@ -38,7 +38,7 @@ def ignore(done, total, note=""):
 
 def written(tiny, folder, method="lora", params=LORA):
     """Write a job on the tiny model; returns its folder."""
-    job = training.Job(
+    job = training.TrainingJob(
         method=method,
         params=params,
         source=resolve(str(tiny)),

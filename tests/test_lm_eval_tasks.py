@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from harness import cli, config
 from harness.errors import HarnessError, IncompatibleRuns, UserError
-from harness.evaluation import Job
+from harness.evaluation import EvaluationJob
 from harness.evaluation import lm_eval as capability
 from harness.evaluation.lm_eval import metrics as scores
 from harness.evaluation.lm_eval import registry, requests, tasks
@@ -310,7 +310,7 @@ def asked_together(shots):
     (one,) = found("ai2_arc", num_fewshot=shots, primary="acc").values()
     identity = RowsIdentity(**dict.fromkeys((f.name for f in fields(RowsIdentity)), ""))
     candidate = Recording()
-    job = Job(one.task, "capability", "test", one.items.test, one.metrics, "generate", identity)
+    job = EvaluationJob(one.task, "capability", "test", one.items.test, one.metrics, "generate", identity)
     answered = one.evaluate(candidate, job, 0)
     assert [row.example_id for row in answered] == [e.id for e in one.items.test]
     return [len(contexts) for contexts in candidate.asked]

@@ -9,7 +9,7 @@ from fake_facts import alternatives, tuned
 from rich.console import Console
 
 from harness import report, store
-from harness.comparison import AnswerDiversity, Answers, Estimate, SeveralAnswers, answer_diversity
+from harness.comparison import AnswerCounts, AnswerDiversity, Estimate, SeveralAnswers, answer_diversity
 from harness.comparison.several_answers import PassAtK
 from harness.records import SampleResult
 from harness.report import ExperimentReport
@@ -48,8 +48,8 @@ def collapsed(new, base, references=None, **changes):
 
 def test_the_commonest_answer_and_the_distinct_ones_are_counted_beside_the_bases():
     found = answer_diversity(rows(["yes", " yes", "no", "yes\n"]), rows(["a", "b", "b", "c"]))
-    assert found.new == Answers("yes", 0.75, 2, 0.5)
-    assert found.base == Answers("b", 0.5, 3, 0.75)
+    assert found.new == AnswerCounts("yes", 0.75, 2, 0.5)
+    assert found.base == AnswerCounts("b", 0.5, 3, 0.75)
     assert (found.task, found.n, found.reference_share) == ("chat", 4, None)
 
 
@@ -118,8 +118,8 @@ def test_half_a_pair_of_surrogates_never_reaches_a_report():
 COLLAPSED = AnswerDiversity(
     "chat",
     100,
-    Answers("I | do not\nknow.", 0.83, 18, 0.18),
-    Answers("yes", 0.04, 96, 0.96),
+    AnswerCounts("I | do not\nknow.", 0.83, 18, 0.18),
+    AnswerCounts("yes", 0.04, 96, 0.96),
     0.7,
     0.86,
     0.02,

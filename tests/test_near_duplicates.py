@@ -10,7 +10,14 @@ import pytest
 
 from harness.data import near_duplicates as found
 from harness.data.general_prompts import general_prompts
-from harness.data.near_duplicates import Group, TextMatch, are_alike, near_duplicates, nearest, similarity
+from harness.data.near_duplicates import (
+    DuplicateGroup,
+    TextMatch,
+    are_alike,
+    near_duplicates,
+    nearest,
+    similarity,
+)
 
 WORDS = (
     "card transfer lost cash fee money top up pin wrong refund bank rate late order app abroad note".split()
@@ -33,7 +40,7 @@ def jaccard(a: str, b: str) -> float:
     return len(one & other) / len(one | other) if one & other else 0.0
 
 
-def brute_groups(texts: list[str], threshold: float) -> list[Group]:
+def brute_groups(texts: list[str], threshold: float) -> list[DuplicateGroup]:
     groups: dict[int, list[TextMatch]] = {}
     for i, text in enumerate(texts):
         alike = [TextMatch(j, jaccard(text, texts[j])) for j in groups]
@@ -42,7 +49,7 @@ def brute_groups(texts: list[str], threshold: float) -> list[Group]:
             groups[best.row].append(TextMatch(i, best.similarity))
         else:
             groups[i] = []
-    return [Group(kept, tuple(others)) for kept, others in groups.items() if others]
+    return [DuplicateGroup(kept, tuple(others)) for kept, others in groups.items() if others]
 
 
 def edited(text: str, rng: random.Random) -> str:
@@ -91,7 +98,7 @@ def test_the_nearest_is_that_of_comparing_all_with_all(texts, threshold):
 
 def test_case_punctuation_space_and_width_do_not_count():
     texts = ["Where is my card?", "where  is my CARD", "ｗｈｅｒｅ is my card!"]
-    assert near_duplicates(texts) == [Group(0, (TextMatch(1, 1.0), TextMatch(2, 1.0)))]
+    assert near_duplicates(texts) == [DuplicateGroup(0, (TextMatch(1, 1.0), TextMatch(2, 1.0)))]
     assert nearest(texts[1:], texts[:1]) == [TextMatch(0, 1.0), TextMatch(0, 1.0)]
 
 

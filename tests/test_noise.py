@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from harness import config, store
 from harness.cli import app
-from harness.evaluation import Job
+from harness.evaluation import EvaluationJob
 from harness.experiment import Scope, prepare_session
 from harness.experiment.analysis import Reader
 from harness.experiment.analysis.gate_results import measured_of
@@ -22,7 +22,7 @@ from harness.spec import Task
 from harness.store import Store
 
 TASK = Task(name="task", data={})
-JOB = Job(
+JOB = EvaluationJob(
     TASK,
     "capability",
     "test",

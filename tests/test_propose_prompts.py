@@ -8,7 +8,7 @@ from harness import config
 from harness.config import load
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
-from harness.experiment.generated_rows.proposed_prompts import Proposal, propose_prompts
+from harness.experiment.generated_rows.proposed_prompts import PromptProposal, propose_prompts
 from harness.progress import SilentProgress
 from harness.records import parse_json
 
@@ -34,7 +34,7 @@ def write(folder, tiny, url):
 def test_texts_are_proposed_once_each_from_training_rows_alone(tiny, tmp_path):
     with serving(Proposer(None)) as server:
         session = prepare_session(load(write(tmp_path, tiny, server.url)), Scope(), SilentProgress())
-        made = propose_prompts(session, "large", Proposal(n=4, n_examples=3))
+        made = propose_prompts(session, "large", PromptProposal(n=4, n_examples=3))
         assert len(server.asked) == 4
         assert made.texts == (
             'You are a clerk, "quoted"\nwho sorts.',
@@ -49,7 +49,7 @@ def test_texts_are_proposed_once_each_from_training_rows_alone(tiny, tmp_path):
         assert not any(e.prompt in said for e in evaluated)
         assert "late, money" in said
         assert made.spent.cost_usd == pytest.approx(4 * 0.07)
-        propose_prompts(session, "large", Proposal(n=4, n_examples=3))
+        propose_prompts(session, "large", PromptProposal(n=4, n_examples=3))
         assert len(server.asked) == 4  # kept
 
 
@@ -62,7 +62,7 @@ def test_of_a_conversation_all_turns_are_shown(tiny, tmp_path):
         rows.append({"id": "bill", "prompt": "My bill is wrong.", "reference": "money"})
         tiny_experiment.rows(tmp_path / "suites" / "letters" / "train.jsonl", rows)
         session = prepare_session(load(path), Scope(), SilentProgress())
-        propose_prompts(session, "large", Proposal(n=1, n_examples=5))
+        propose_prompts(session, "large", PromptProposal(n=1, n_examples=5))
         said = server.asked[0][1]["messages"][-1]["content"]
         assert "user: A train was\nassistant: Noted.\nuser: late" in said
 
@@ -96,7 +96,7 @@ def test_the_file_is_a_grid_that_an_experiment_takes(tiny, tmp_path, command, mo
 def test_a_budget_ends_the_asking_before_it_is_passed_and_the_next_call_goes_on(tiny, tmp_path):
     with serving(Proposer(None)) as server:
         session = prepare_session(load(write(tmp_path, tiny, server.url)), Scope(), SilentProgress())
-        asked = Proposal(n=4, max_new_tokens=20, max_cost=0.2)
+        asked = PromptProposal(n=4, max_new_tokens=20, max_cost=0.2)
         with pytest.raises(CandidateFailed, match=r"answers have cost 0\.\d+ USD, the next may cost"):
             propose_prompts(session, "large", asked)
         n = len(server.asked)
@@ -109,4 +109,4 @@ def test_a_proposer_that_says_nothing_is_refused_and_leaves_no_file(tiny, tmp_pa
     with serving(Rule(lambda messages: " ")) as server:
         session = prepare_session(load(write(tmp_path, tiny, server.url)), Scope(), SilentProgress())
         with pytest.raises(UserError, match="a text to try"):
-            propose_prompts(session, "large", Proposal(n=2))
+            propose_prompts(session, "large", PromptProposal(n=2))

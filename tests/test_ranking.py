@@ -6,12 +6,12 @@ from fake_rows import EXACT, LOWER, ratio_metric, rows
 
 from harness import comparison
 from harness.comparison import shared_ranks
-from harness.store import Columns
+from harness.store import MetricColumns
 
 
 def columns(scores, metric=EXACT, **options):
     of = rows(scores, metric, **options)
-    return Columns(
+    return MetricColumns(
         tuple(r.example_id for r in of),
         tuple(r.cluster for r in of),
         tuple(r.parts[metric.name] for r in of),

@@ -202,7 +202,7 @@ def test_a_base_that_answers_no_general_prompt_leaves_a_penalty_without_rows():
 
 
 def test_a_job_keeps_the_rows_of_each_penalty(tiny, tmp_path):
-    job = training.Job(
+    job = training.TrainingJob(
         method="lora",
         params={},
         source=resolve(str(tiny)),

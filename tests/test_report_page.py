@@ -19,7 +19,7 @@ from rich.console import Console
 from harness import formatting
 from harness.comparison import Estimate
 from harness.decision import decide
-from harness.evaluation.costs import Tokens
+from harness.evaluation.costs import TokenCounts
 from harness.gating import MissRate, Rule
 from harness.records import SampleResult, TrainingRecord
 from harness.report import (
@@ -41,7 +41,7 @@ from harness.report.plots import chances, curves, forest, front
 from harness.report.plots.heat_map import heat
 from harness.report.plots.loss_curves import PREFERENCES, gap, smooth
 from harness.report.plots.pareto_front import NARROW
-from harness.report.plots.svg import Scale, marks, width_of
+from harness.report.plots.svg import AxisScale, marks, width_of
 from harness.report.tables.origin_tables import provenance_tables
 from harness.spec import DecidePolicy
 
@@ -420,7 +420,7 @@ def words_of(of):
 
 
 def test_every_number_of_a_decision_is_named_in_words_with_its_unit():
-    tokens = {"tokens": Tokens(500.0, 100.0, 9.0)}
+    tokens = {"tokens": TokenCounts(500.0, 100.0, 9.0)}
     policy = DecidePolicy(usd_per_million_tokens={"input": 0.1, "output": 0.4})
     facts = [replace(f, **tokens) for f in (*alternatives(), lora(verdict=verdict("pass")))]
     decision = decide(facts, policy, closed_labels=True, has_documents=False, metric_name="exact_match")
@@ -564,7 +564,7 @@ def test_marks_are_round_and_inside_the_axis(low, span):
 
 @given(st.floats(-100, 100))
 def test_a_value_outside_the_axis_lands_on_its_end(value):
-    assert 10 <= Scale(-1, 1, 10, 20)(value) <= 20
+    assert 10 <= AxisScale(-1, 1, 10, 20)(value) <= 20
 
 
 @pytest.mark.parametrize(

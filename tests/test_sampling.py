@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from harness import stats
 from harness.evaluation.rows import sampling
-from harness.evaluation.rows.sampling import FEWEST_CLUSTERS, FEWEST_ITEMS, Pool
+from harness.evaluation.rows.sampling import FEWEST_CLUSTERS, FEWEST_ITEMS, ItemStrata
 from harness.records import BLOCK
 
 sizes = st.integers(4 * BLOCK, 12 * BLOCK)
@@ -56,7 +56,7 @@ def test_a_task_near_chance_has_no_strata_of_the_score_by_which_its_halves_are_a
 def test_the_score_of_the_base_takes_its_part_of_the_variance():
     right = (np.arange(4_000) % 2).astype(float)
     by_score = sampling.pool_of(rows(right), EXACT)
-    alone = Pool({"all": tuple(map(str, range(4_000)))}, {"all": 0.15})
+    alone = ItemStrata({"all": tuple(map(str, range(4_000)))}, {"all": 0.15})
     some = sampling.planned_variance(by_score, {"all, 0": 80, "all, 1": 80})
     drawing = sampling.planned_variance(alone, {"all": 160}) - sampling.planned_variance(
         alone, {"all": 4_000}
@@ -183,7 +183,7 @@ def test_a_large_task_is_asked_a_small_part_of():
 
 
 def test_all_items_of_a_task_have_the_variance_of_the_items_alone():
-    one = Pool({"all": tuple(map(str, range(1000)))}, {"all": 0.2})
+    one = ItemStrata({"all": tuple(map(str, range(1000)))}, {"all": 0.2})
     assert sampling.planned_variance(one, {"all": 1000}) == pytest.approx(0.2 / 1000)
     assert sampling.planned_variance(one, {"all": 100}) == pytest.approx(0.2 / 100)
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from harness import comparison, config, store
 from harness.errors import UserError
-from harness.evaluation import Job, evaluate_block
+from harness.evaluation import EvaluationJob, evaluate_block
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.rows.row_sets import target_sets
 from harness.evaluation.rows.sampled_answers import seed_of, settle
@@ -50,7 +50,7 @@ def job_of(n=3, metrics=("exact_match",), **decoding):
         for k in range(n)
     )
     drawn = Decoding(temperature=0.7, **decoding)
-    return Job(task, "target", "test", examples, load_metrics(task), "generate", IDENTITY, drawn)
+    return EvaluationJob(task, "target", "test", examples, load_metrics(task), "generate", IDENTITY, drawn)
 
 
 def words_of(item, n):

@@ -37,7 +37,7 @@ ZERO_2, ZERO_3 = (
 def written(tiny, folder, policy, method="lora", **params):
     """Write a job on twelve rows for the processes of a policy; returns its folder."""
     rank = {"r": 2} if method == "lora" else {}
-    job = training.Job(
+    job = training.TrainingJob(
         method=method,
         params={"max_length": 200, **rank, **params},
         source=resolve(str(tiny)),

@@ -37,7 +37,7 @@ def ignore(done, total, note=""):
 
 def written(tiny, folder, processes, **params):
     """Write a job on twelve rows for so many processes, each of one thread; returns its folder."""
-    job = training.Job(
+    job = training.TrainingJob(
         method="lora",
         params=LORA | params,
         source=resolve(str(tiny)),

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import stats
-from harness.stats import Flips, Interval
+from harness.stats import Interval, StratumFlips
 
 changes = st.lists(st.floats(-1, 1), min_size=6, max_size=30)
 shifts = st.floats(-3, 3)
@@ -101,7 +101,7 @@ def test_copies_inside_a_cluster_make_nothing_surer(x, times):
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(1, 20)), min_size=1, max_size=4))
 def test_the_order_of_strata_changes_nothing(drawn):
-    strata = [Flips(g, k, g + k + rest, 2 * (g + k + rest)) for g, k, rest in drawn]
+    strata = [StratumFlips(g, k, g + k + rest, 2 * (g + k + rest)) for g, k, rest in drawn]
     assert stats.stratified_flips_interval(strata) == pytest.approx(
         stats.stratified_flips_interval(strata[::-1]), abs=1e-9
     )

@@ -9,7 +9,7 @@ import tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.evaluation import Job, encode_block, evaluate_block
+from harness.evaluation import EvaluationJob, encode_block, evaluate_block
 from harness.evaluation.runner import encode_blocks
 from harness.metrics import load_metrics
 from harness.models.hardware import Machine
@@ -94,7 +94,7 @@ def choice_job(n_items=3, **fields):
         Example(f"item-{i}", ({"role": "user", "content": f"Where is my par{i}?"},), CHOICES[:1], CHOICES)
         for i in range(n_items)
     )
-    return Job(task, "target", "test", examples, load_metrics(task), "rank", IDENTITY)
+    return EvaluationJob(task, "target", "test", examples, load_metrics(task), "rank", IDENTITY)
 
 
 @pytest.mark.parametrize("chat", [True, False])

@@ -11,7 +11,7 @@ from openai_server import Fault, Rule, serving
 
 from harness import config, release, store
 from harness.comparison import Estimate
-from harness.comparison.win_rates import Pairs, wins_by_judge, wins_by_people
+from harness.comparison.win_rates import AnswerPairs, wins_by_judge, wins_by_people
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.analysis.target_wins import add_wins, open_where_failed, wins_over
@@ -27,7 +27,7 @@ from harness.stats import wilson, win_rate
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 ITEMS = [f"item-{i:03}" for i in range(200)]
-PAIRS = Pairs({item: item for item in ITEMS}, {})
+PAIRS = AnswerPairs({item: item for item in ITEMS}, {})
 GOAL = GatePolicy(target=TargetPolicy(win_rate=0.55, by="judge:./better.yaml"))
 
 
@@ -42,7 +42,7 @@ def test_people_alone_give_wilsons_interval_and_equal_answers_are_ties():
     assert found.rate[:4] == pytest.approx((own.rate, own.low, own.high, 200), abs=5e-4)
     assert found.rate.low < own.low  # some of other items may be equal
     half_equal = wins_by_people(
-        "prompt", Pairs(PAIRS.clusters, {f"same-{i}": f"same-{i}" for i in range(200)}), votes
+        "prompt", AnswerPairs(PAIRS.clusters, {f"same-{i}": f"same-{i}" for i in range(200)}), votes
     )
     assert half_equal.rate.score == pytest.approx(0.5 + (own.rate - 0.5) / 2)
     assert half_equal.rate.low < 0.5 + (own.low - 0.5) / 2  # which answers are equal is chance too
@@ -52,7 +52,7 @@ def test_people_alone_give_wilsons_interval_and_equal_answers_are_ties():
 def drawn_pairs(rng, n, n_clusters, differ, win):
     """Draw pairs and votes; the items of a cluster differ, and are won, together."""
     n_of = n // n_clusters
-    pairs, votes = Pairs({}, {}), {}
+    pairs, votes = AnswerPairs({}, {}), {}
     for c in range(n_clusters):
         differs, won = rng.random() < differ, float(rng.random() < win)
         for i in range(n_of):
@@ -64,8 +64,8 @@ def drawn_pairs(rng, n, n_clusters, differ, win):
 @pytest.mark.parametrize("alike", [1, 200])
 def test_where_no_answers_differ_some_of_other_items_may(alike):
     same = {f"item-{i}": f"{i // alike}" for i in range(200)}
-    by_people = wins_by_people("prompt", Pairs({}, same), {}).rate
-    assert by_people == wins_by_judge("prompt", "judge:better", Pairs({}, same), {}, {}).rate
+    by_people = wins_by_people("prompt", AnswerPairs({}, same), {}).rate
+    assert by_people == wins_by_judge("prompt", "judge:better", AnswerPairs({}, same), {}, {}).rate
     most = wilson(0, 200 / alike).high
     assert by_people[:3] == pytest.approx((0.5, 0.5 - most / 2, 0.5 + most / 2))
 

@@ -10,7 +10,7 @@ import streamlit as st
 
 from harness import comparison, store
 from harness.comparison import Estimate
-from harness.store import Columns
+from harness.store import MetricColumns
 from parts import project
 
 AT_ONCE = 20  # row sets that are read as a page opens: as many as its picture shows, and soon read
@@ -61,7 +61,7 @@ def _keys(digests: Sequence[str], task: str, metric: str) -> list[_Key]:
     return [_Key(digest, at, task, metric) for digest, at in zip(distinct, times, strict=True)]
 
 
-def _columns(keys: Sequence[_Key]) -> dict[_Key, Columns]:
+def _columns(keys: Sequence[_Key]) -> dict[_Key, MetricColumns]:
     """Read row sets of one metric; the last ones stay at hand, because what is scored is then ranked."""
     held = _held(str(project.project().store.folder))
     found = {key: columns for key in keys if (columns := held.get(key)) is not None}
@@ -81,6 +81,6 @@ def _kept(folder: str) -> dict[_Key, Estimate | None]:
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)
-def _held(folder: str) -> dict[_Key, Columns]:
+def _held(folder: str) -> dict[_Key, MetricColumns]:
     """Hold the row sets that were read last; each may have 10,000 items."""
     return {}

@@ -37,8 +37,8 @@ from harness.comparison.failed_answers import BaseErrors, FilledArms, base_extre
 from harness.comparison.labelled_answers import ArmCalibration, MetricCalibration, PairCalibration
 from harness.comparison.mode_collapse import (
     COMMONEST,
+    AnswerCounts,
     AnswerDiversity,
-    Answers,
     answer_diversity,
     commonest_answer_arms,
 )

@@ -315,7 +315,9 @@ def _stratified_difference(found: Difference, metric: Metric, arms: Arms) -> Dif
     changes = (arms.new - arms.base)[:, 0]
     parts = [(weight, changes[arms.weights == weight]) for weight in np.unique(arms.weights)]
     strata = [
-        stats.Flips(float((x > 0).sum()), float((x < 0).sum()), len(x), max(len(x), round(weight * len(x))))
+        stats.StratumFlips(
+            float((x > 0).sum()), float((x < 0).sum()), len(x), max(len(x), round(weight * len(x)))
+        )
         for weight, x in parts
     ]
 

@@ -24,7 +24,7 @@ _GENERATED = ("stop", "length")
 _LONGEST = 200  # characters of a text that is kept
 
 
-class Answers(NamedTuple):
+class AnswerCounts(NamedTuple):
     """The answers of one arm: the text given most often (cut) and its share, the distinct ones and theirs."""
 
     commonest: str
@@ -44,8 +44,8 @@ class AnswerDiversity:
 
     task: str
     n: int
-    new: Answers
-    base: Answers | None = None
+    new: AnswerCounts
+    base: AnswerCounts | None = None
     low: float | None = None
     high: float | None = None
     reference_share: float | None = None
@@ -110,12 +110,12 @@ def _with_commonest(rows: Sequence[SampleResult]) -> list[SampleResult]:
     ]
 
 
-def _answers(texts: Sequence[str]) -> Answers:
+def _answers(texts: Sequence[str]) -> AnswerCounts:
     found, distinct_share = stats.commonest(texts), stats.unique_share(texts)
     assert found is not None
     assert distinct_share is not None
     legible = found[0][:_LONGEST].encode("utf-8", "replace").decode("utf-8")
-    return Answers(legible, found[1], len(set(texts)), distinct_share)
+    return AnswerCounts(legible, found[1], len(set(texts)), distinct_share)
 
 
 def _references(rows: Sequence[SampleResult]) -> list[str]:

@@ -15,12 +15,12 @@ from harness.comparison.estimators import Estimate, estimate_difference, identic
 from harness.metrics import Metric, extremes
 
 if TYPE_CHECKING:
-    from harness.store import Columns
+    from harness.store import MetricColumns
 
 _ALPHA = 0.05
 
 
-def estimate_columns(metric: Metric, columns: "Columns", seed: int = 0) -> Estimate | None:
+def estimate_columns(metric: Metric, columns: "MetricColumns", seed: int = 0) -> Estimate | None:
     """Estimate a score with its 95 % interval, as `estimate` does of rows; None where nothing was scored."""
     arms = _arms(metric, columns, columns)
     if not arms.ids:
@@ -28,7 +28,7 @@ def estimate_columns(metric: Metric, columns: "Columns", seed: int = 0) -> Estim
     return identical_difference(metric, arms, seed).base._replace(n_errors=sum(columns.failed))
 
 
-def shared_ranks(metric: Metric, columns: Mapping[str, "Columns"], seed: int = 0) -> dict[str, int]:
+def shared_ranks(metric: Metric, columns: Mapping[str, "MetricColumns"], seed: int = 0) -> dict[str, int]:
     """Rank candidates by their scores on the same items, 1 the best; those that cannot be told apart share.
 
     A candidate that answered other items than most, or none that could be scored, gets no rank.
@@ -46,15 +46,15 @@ def shared_ranks(metric: Metric, columns: Mapping[str, "Columns"], seed: int = 0
     return ranks
 
 
-def _largest_group(columns: Mapping[str, "Columns"]) -> dict[str, "Columns"]:
+def _largest_group(columns: Mapping[str, "MetricColumns"]) -> dict[str, "MetricColumns"]:
     """Keep the candidates that answered the items that most of them answered."""
-    groups: dict[tuple[str, ...], dict[str, Columns]] = {}
+    groups: dict[tuple[str, ...], dict[str, MetricColumns]] = {}
     for name, own in columns.items():
         groups.setdefault(own.ids, {})[name] = own
     return max(groups.values(), key=len, default={})
 
 
-def _differ(metric: Metric, one: "Columns", other: "Columns", seed: int) -> bool:
+def _differ(metric: Metric, one: "MetricColumns", other: "MetricColumns", seed: int) -> bool:
     arms = _arms(metric, one, other)
     if not arms.ids:
         return False
@@ -62,7 +62,7 @@ def _differ(metric: Metric, one: "Columns", other: "Columns", seed: int) -> bool
     return low > 0 or high < 0
 
 
-def _arms(metric: Metric, base: "Columns", new: "Columns") -> Arms:
+def _arms(metric: Metric, base: "MetricColumns", new: "MetricColumns") -> Arms:
     """Put two candidates' parts on the same items beside each other, without the items one lacks."""
     old, now = _parts(metric, base), _parts(metric, new)
     both = np.array([a is not None and b is not None for a, b in zip(old, now, strict=True)], bool)
@@ -80,7 +80,7 @@ def _arms(metric: Metric, base: "Columns", new: "Columns") -> Arms:
     )
 
 
-def _parts(metric: Metric, columns: "Columns") -> list[Sequence[float] | None]:
+def _parts(metric: Metric, columns: "MetricColumns") -> list[Sequence[float] | None]:
     """Return every item's parts, the worst there are for an answer that failed."""
     out = list(columns.parts)
     for at, failed in enumerate(columns.failed):

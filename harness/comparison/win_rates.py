@@ -58,14 +58,14 @@ class Wins(NamedTuple):
         return self.rate is not None and not self.lacking and not self.is_open
 
 
-class Pairs(NamedTuple):
+class AnswerPairs(NamedTuple):
     """Pairs of answers to the same items, as item → cluster: those that differ, and those that are equal."""
 
     clusters: Mapping[str, str]
     equal: Mapping[str, str]
 
 
-def wins_by_people(over: str, pairs: Pairs, votes: Mapping[str, float]) -> Wins:
+def wins_by_people(over: str, pairs: AnswerPairs, votes: Mapping[str, float]) -> Wins:
     """Estimate the win rate from people's votes, by item the share who prefer the new answer.
 
     An item goes to the side that most of them prefer. The items rated are a random part of those that
@@ -81,7 +81,7 @@ def wins_by_people(over: str, pairs: Pairs, votes: Mapping[str, float]) -> Wins:
 
 
 def wins_by_judge(
-    over: str, judge: str, pairs: Pairs, won: Mapping[str, float], votes: Mapping[str, float]
+    over: str, judge: str, pairs: AnswerPairs, won: Mapping[str, float], votes: Mapping[str, float]
 ) -> Wins:
     """Estimate the win rate from a judge's preferences in [0, 1], corrected by people's votes on some pairs.
 
@@ -146,7 +146,7 @@ def _people_rate(labels: Array, clusters: NDArray[np.intp]) -> tuple[float, floa
     return corrected.score, corrected.low, corrected.high
 
 
-def _over_all(pairs: Pairs, rate: float, low: float, high: float) -> Estimate:
+def _over_all(pairs: AnswerPairs, rate: float, low: float, high: float) -> Estimate:
     """Return an estimate over the pairs that differ as one over all of them, the equal ones being ties.
 
     The two chances, which pairs differ and who wins those, are joined in quadrature. Where none differs, as

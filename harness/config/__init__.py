@@ -66,7 +66,7 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
     )
 
 
-def _with_role(recipe: Any, members: Mapping[str, grids.Member]) -> Any:
+def _with_role(recipe: Any, members: Mapping[str, grids.GridMember]) -> Any:
     """Return a recipe with the role of the candidate whose weights it takes, as far as it has none."""
     source = members.get(recipe.get("weights_of") or "") if isinstance(recipe, dict) else None
     role = source.recipe.get("role") if source and isinstance(source.recipe, dict) else None

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness import plugins
 from harness.config.files import missing_file, raw_tasks
-from harness.config.grids import Member
+from harness.config.grids import GridMember
 from harness.config.problems import Keys, Tree, mapping, problems_of
 from harness.config.recipe_checks import check_decoding, check_general_rows, recipes_by_prompt
 from harness.config.rubrics import is_judged, judge_problems, pair_judge_problems, public_judges
@@ -39,7 +39,7 @@ from harness.spec import (
 _NAME_SIGNS = frozenset("_.-")
 
 
-def check(tree: Tree, members: Mapping[str, Member]) -> None:
+def check(tree: Tree, members: Mapping[str, GridMember]) -> None:
     """Add to the tree's problems whatever does not fit together."""
     tasks = [(keys, salvage(Task, task)) for keys, task in raw_tasks(tree)]
     known = [(keys, task) for keys, task in tasks if task is not None]
@@ -183,7 +183,7 @@ def _rescue(tree: Tree) -> Iterator[Problem]:
                 )
 
 
-def _check_nightly(members: Mapping[str, Member], tree: Tree) -> Iterator[Problem]:
+def _check_nightly(members: Mapping[str, GridMember], tree: Tree) -> Iterator[Problem]:
     """Refuse to watch at night what is no candidate."""
     policy = salvage(NightlyPolicy, tree.data.get("nightly", {}))
     for index, name in enumerate(policy.candidates if policy and members else ()):

@@ -21,20 +21,20 @@ _WORD = re.compile(r"[a-z0-9]+")
 _WORDS = 3  # of a text, in the name of its candidate
 
 
-class Member(NamedTuple):
+class GridMember(NamedTuple):
     """One candidate of a grid: the name it was written under, and its recipe as written."""
 
     source: str
     recipe: Any
 
 
-def expand(tree: Tree) -> dict[str, Member]:
+def expand(tree: Tree) -> dict[str, GridMember]:
     """Return every candidate by name, grids multiplied out."""
     written = mapping(tree.data.get("candidates")).items()
     return {name: member for source, recipe in written for name, member in _members(source, recipe, tree)}
 
 
-def _members(source: str, recipe: Any, tree: Tree) -> Iterator[tuple[str, Member]]:
+def _members(source: str, recipe: Any, tree: Tree) -> Iterator[tuple[str, GridMember]]:
     grids = dict(_grids(recipe))
     for keys in [keys for keys, values in grids.items() if not values]:
         where = tree.where(("candidates", source, *keys))
@@ -42,7 +42,7 @@ def _members(source: str, recipe: Any, tree: Tree) -> Iterator[tuple[str, Member
     for values in product(*grids.values()):
         point = dict(zip(grids, values, strict=True))
         named = ",".join(f"{keys[-1]}={_label(keys, grids[keys], value)}" for keys, value in point.items())
-        yield f"{source}[{named}]" if named else source, Member(source, _at(recipe, point))
+        yield f"{source}[{named}]" if named else source, GridMember(source, _at(recipe, point))
 
 
 def _grids(recipe: Any) -> Iterator[tuple[Keys, list[Any]]]:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from harness import plugins
 from harness.config.files import missing_file
-from harness.config.grids import Member
+from harness.config.grids import GridMember
 from harness.config.problems import Keys, Tree, mapping, problems_of
 from harness.config.rubrics import read_rubric
 from harness.errors import Problem, UserError, did_you_mean
@@ -36,7 +36,7 @@ _GREEDY = "remove decoding"
 
 
 def check_decoding(
-    recipe: Recipe, members: Mapping[str, Member], target: Task | None, tree: Tree, keys: Keys
+    recipe: Recipe, members: Mapping[str, GridMember], target: Task | None, tree: Tree, keys: Keys
 ) -> Iterator[Problem]:
     """Yield what forbids the decoding of a recipe, whose answers to the target it says."""
     if (decoding := recipe.sampling) is None:
@@ -56,7 +56,7 @@ def check_decoding(
 
 
 def _check_method(
-    recipe: Recipe, decoding: Decoding, members: Mapping[str, Member], where: str
+    recipe: Recipe, decoding: Decoding, members: Mapping[str, GridMember], where: str
 ) -> Iterator[Problem]:
     """Refuse what answers with labels alone, and log-probabilities of an endpoint that gives none."""
     source = members.get(recipe.weights_of or "")
@@ -73,7 +73,7 @@ def _check_method(
         yield Problem(where, found, "protocol: completions", "choose: majority, or by: judge:./FILE.yaml")
 
 
-def _check_reward_model(by: str, members: Mapping[str, Member], where: str) -> Iterator[Problem]:
+def _check_reward_model(by: str, members: Mapping[str, GridMember], where: str) -> Iterator[Problem]:
     """Refuse what makes no reward model; a metric among it, which a user without a reference has not."""
     expected = f"{MEAN_LOGPROB}, {JUDGE}./FILE.yaml, or a candidate that makes a reward model"
     makers = plugins.methods(makes="reward")

@@ -13,7 +13,7 @@ from typing import Any
 
 from harness import plugins
 from harness.config.files import missing_file
-from harness.config.grids import Member
+from harness.config.grids import GridMember
 from harness.config.problems import Keys, Tree, mapping, problems_of
 from harness.config.recipe_checks import check_prompts, check_regularizers
 from harness.config.salvage import salvage
@@ -24,7 +24,9 @@ from harness.spec import BASE, HUB, Recipe, is_path, is_span, span_of
 _MOST_TRIALS = 64  # of a sweep, each a training of its own
 
 
-def check_weights(name: str, recipe: Recipe, members: Mapping[str, Member], tree: Tree) -> Iterator[Problem]:
+def check_weights(
+    name: str, recipe: Recipe, members: Mapping[str, GridMember], tree: Tree
+) -> Iterator[Problem]:
     """Yield what does not fit in how a recipe comes by its weights."""
     keys: Keys = ("candidates", members[name].source)
     yield from _check_weights_of(name, recipe, members, tree, keys)
@@ -43,7 +45,9 @@ def check_weights(name: str, recipe: Recipe, members: Mapping[str, Member], tree
     yield from _check_training_rows(recipe, method, tree, keys)
 
 
-def _check_role(recipe: Recipe, members: Mapping[str, Member], tree: Tree, keys: Keys) -> Iterator[Problem]:
+def _check_role(
+    recipe: Recipe, members: Mapping[str, GridMember], tree: Tree, keys: Keys
+) -> Iterator[Problem]:
     """Refuse as a baseline what is made here: its forgetting would never be judged."""
     source = members.get(recipe.weights_of or "")
     made_by = mapping(source.recipe).get("method", BASE) if source else recipe.method
@@ -59,7 +63,7 @@ def _check_role(recipe: Recipe, members: Mapping[str, Member], tree: Tree, keys:
 
 
 def _check_weights_of(
-    name: str, recipe: Recipe, members: Mapping[str, Member], tree: Tree, keys: Keys
+    name: str, recipe: Recipe, members: Mapping[str, GridMember], tree: Tree, keys: Keys
 ) -> Iterator[Problem]:
     source = recipe.weights_of
     if source is None:
@@ -76,7 +80,7 @@ def _check_weights_of(
 
 
 def _check_init_from(
-    name: str, recipe: Recipe, method: Method, members: Mapping[str, Member], tree: Tree, keys: Keys
+    name: str, recipe: Recipe, method: Method, members: Mapping[str, GridMember], tree: Tree, keys: Keys
 ) -> Iterator[Problem]:
     source, where = recipe.init_from, tree.where((*keys, "init_from"))
     if source is None:
@@ -109,7 +113,7 @@ def answers(recipe: Any) -> bool:
 
 
 def _check_reward(
-    recipe: Recipe, method: Method, members: Mapping[str, Member], tree: Tree, keys: Keys
+    recipe: Recipe, method: Method, members: Mapping[str, GridMember], tree: Tree, keys: Keys
 ) -> Iterator[Problem]:
     """Refuse a method without the reward that it trains on, and a reward that is none."""
     reward = recipe.reward
@@ -139,7 +143,7 @@ def _check_reward(
         yield Problem(where, f"unknown reward {reward!r}", expected, did_you_mean(reward, {*known, *makers}))
 
 
-def _ancestors(name: str, members: Mapping[str, Member]) -> list[str]:
+def _ancestors(name: str, members: Mapping[str, GridMember]) -> list[str]:
     """List what a candidate starts from or merges, nearest first; a circle ends where it closes."""
     found: list[str] = []
     ahead = _parents(name, members)
@@ -151,14 +155,14 @@ def _ancestors(name: str, members: Mapping[str, Member]) -> list[str]:
     return found
 
 
-def _parents(name: str, members: Mapping[str, Member]) -> list[str]:
+def _parents(name: str, members: Mapping[str, GridMember]) -> list[str]:
     recipe = salvage(Recipe, members[name].recipe)
     named = (recipe.init_from, *recipe.merges) if recipe else ()
     return [one for one in named if one is not None and one in members]
 
 
 def _check_merges(
-    name: str, recipe: Recipe, method: Method, members: Mapping[str, Member], tree: Tree, keys: Keys
+    name: str, recipe: Recipe, method: Method, members: Mapping[str, GridMember], tree: Tree, keys: Keys
 ) -> Iterator[Problem]:
     """Refuse to merge fewer than two adapters, what is none, and with a method that merges nothing."""
     where = tree.where((*keys, "merges"))
@@ -190,7 +194,7 @@ def _check_quantization(recipe: Recipe, method: Method, tree: Tree, keys: Keys) 
         yield Problem(where, found, "a method that trains an adapter on the base", "remove quantization")
 
 
-def _makes(name: str, members: Mapping[str, Member]) -> str:
+def _makes(name: str, members: Mapping[str, GridMember]) -> str:
     recipe = mapping(members[name].recipe)
     method = recipe.get("method", BASE)
     if recipe.get("weights_of") or method not in plugins.names("methods"):
@@ -231,7 +235,7 @@ def _path_problems(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> It
 
 
 def _check_serve_on(
-    name: str, recipe: Recipe, members: Mapping[str, Member], tree: Tree, keys: Keys
+    name: str, recipe: Recipe, members: Mapping[str, GridMember], tree: Tree, keys: Keys
 ) -> Iterator[Problem]:
     if recipe.serve_on is None:
         return
@@ -322,12 +326,12 @@ def _check_training_rows(recipe: Recipe, method: Method, tree: Tree, keys: Keys)
                 yield missing_file(Path(path), tree.where((*keys, key)), "rows to train on")
 
 
-def _candidate(source: str, name: str, members: Mapping[str, Member]) -> tuple[str, str]:
+def _candidate(source: str, name: str, members: Mapping[str, GridMember]) -> tuple[str, str]:
     grid = [member for member, m in members.items() if m.source == source]
     if grid:
         return "one candidate of that grid", f"one of: {', '.join(grid)}"
     return "the name of another candidate", did_you_mean(source, members.keys() - {name})
 
 
-def _others(name: str, members: Mapping[str, Member]) -> str:
+def _others(name: str, members: Mapping[str, GridMember]) -> str:
     return f"one of: {', '.join(sorted(members.keys() - {name}))}" if len(members) > 1 else "give it a method"

@@ -16,7 +16,7 @@ _FIRST = 1_000  # places of a column's empty cells, and of each type's cells, th
 
 
 @dataclass(slots=True)
-class Column:
+class ColumnCells:
     """Cells of a column: how many rows have it, the kinds of its values, and the first places of each.
 
     `places` are those of empty cells.
@@ -29,10 +29,10 @@ class Column:
     of_kind: dict[str, list[str]] = field(default_factory=dict)
 
 
-def count_cells(cells: dict[str, Column], row: Row) -> None:
+def count_cells(cells: dict[str, ColumnCells], row: Row) -> None:
     """Add the cells of a row to what is known of its columns."""
     for name, value in row.fields.items():
-        column = cells.setdefault(name, Column())
+        column = cells.setdefault(name, ColumnCells())
         column.n += 1
         if value is None or (isinstance(value, str | list | dict) and not value):
             column.empty += 1
@@ -46,7 +46,7 @@ def count_cells(cells: dict[str, Column], row: Row) -> None:
                 places.append(row.where)
 
 
-def mixed_columns(cells: Mapping[str, Column]) -> list[Problem]:
+def mixed_columns(cells: Mapping[str, ColumnCells]) -> list[Problem]:
     """List columns that hold lists or objects in some rows and texts or numbers in others, by each type."""
     found = []
     for name, column in cells.items():

@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from harness.data import formats
-from harness.data.column_types import Column, count_cells, mixed_columns
+from harness.data.column_types import ColumnCells, count_cells, mixed_columns
 from harness.data.csv_header import is_csv, probable_row
 from harness.data.examples import FIELD
 from harness.data.formats import Layout
@@ -283,7 +283,7 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
 
 def _list_mixed(content: Rows) -> list[Problem]:
     """List columns that ask or answer by their name and hold lists in some rows and texts in others."""
-    cells: dict[str, Column] = {}
+    cells: dict[str, ColumnCells] = {}
     for row in content.rows:
         count_cells(cells, row)
     return mixed_columns({name: of for name, of in cells.items() if _by_name({name}, (*QUESTIONS, *ANSWERS))})

@@ -75,7 +75,7 @@ class TextMatch(NamedTuple):
     similarity: float
 
 
-class Group(NamedTuple):
+class DuplicateGroup(NamedTuple):
     """The first of several texts that are alike, and the later ones with their similarity to the first."""
 
     kept: int
@@ -113,7 +113,7 @@ def near_duplicates(
     *,
     threshold: float = THRESHOLD,
     same: Callable[[int, int], bool] | None = None,
-) -> list[Group]:
+) -> list[DuplicateGroup]:
     """Group texts around the first of their kind: the others are at least `threshold` alike to it.
 
     A text joins the group whose first text is most alike, so what is kept of each group stands for
@@ -139,7 +139,7 @@ def near_duplicates(
         else:
             for bucket in _own_buckets(index, i):
                 members[bucket].append(i)
-    return [Group(kept, tuple(others)) for kept, others in sorted(first.items())]
+    return [DuplicateGroup(kept, tuple(others)) for kept, others in sorted(first.items())]
 
 
 def nearest(

@@ -15,7 +15,7 @@ from itertools import chain, count
 from harness.data import TaskItems, contamination, formats, readers, splits
 from harness.data import examples as items_of
 from harness.data.contamination import contaminated_rows, fold_text
-from harness.data.edit.mix import Mixture, row_numbers
+from harness.data.edit.mix import RowMixture, row_numbers
 from harness.data.edit.sample import draw
 from harness.data.examples import Notes, SourcedExample
 from harness.data.readers import Row, Rows
@@ -123,7 +123,7 @@ def _draw_shares(files: Sequence[list[SourcedExample]], mix: Mix, seed: int) -> 
     contents = [
         Rows(name, "", [Row(row.where, {}) for row in file]) for name, file in zip(shown, files, strict=True)
     ]
-    mixture = Mixture(mix.weights, mix.temperature or 1.0, mix.rows, mix.replacement, seed=seed)
+    mixture = RowMixture(mix.weights, mix.temperature or 1.0, mix.rows, mix.replacement, seed=seed)
     numbers = row_numbers(contents, mixture, "rows: {} in mix:, or replacement: true")
     return [
         file[i]

@@ -30,7 +30,7 @@ from harness.decision.explain import (
     seeds_text,
     settling_text,
 )
-from harness.decision.family import Family, Member, family_members, family_of, place_in_family
+from harness.decision.family import Family, FamilyMember, family_members, family_of, place_in_family
 from harness.decision.learning_curve import LearningCurve, TrainingSize, learning_curve
 from harness.decision.next_step import MORE_THAN_FEW, RowsNeeded, fails_gate, too_few
 from harness.decision.results import (
@@ -95,14 +95,14 @@ class Decision:
     reasons: tuple[str, ...]
     arithmetic: dict[str, float | str | None]
     missing: tuple[str, ...]
-    family: tuple[Member, ...] = ()
+    family: tuple[FamilyMember, ...] = ()
     unit: Unit | None = None
 
 
 NO_FAMILY = Family()
 
 
-class _Choice(NamedTuple):
+class _Recommendation(NamedTuple):
     action: Action
     candidate: str | None
     sentence: str
@@ -168,7 +168,7 @@ def _is_paired(facts: Sequence[CandidateFacts]) -> bool:
     return any(f.vs_untrained and f.vs_untrained.estimator != "identical" for f in facts)
 
 
-def _choose(case: Case, found: Economics) -> _Choice:
+def _choose(case: Case, found: Economics) -> _Recommendation:
     if drifted := [f.label for f in case.facts if f.verdict and f.verdict.outcome == "harness-drift"]:
         return _undecided(
             f"the harness drifted while {', '.join(drifted)} answered, as the control arm shows",
@@ -194,7 +194,7 @@ def _is_stopped(case: Case) -> bool:
     return case.judged is not None and fails_gate(stopping_seed(case.facts, case.judged))
 
 
-def _ship(case: Case, run: CandidateFacts, why: str) -> _Choice:
+def _ship(case: Case, run: CandidateFacts, why: str) -> _Recommendation:
     if run.verdict and run.verdict.outcome == "fail":
         # Weights of the base can only fail what was declared of the target.
         return _undecided(
@@ -205,7 +205,7 @@ def _ship(case: Case, run: CandidateFacts, why: str) -> _Choice:
             f"{run.name} would be it, but {score_text(case, run)} is less than {case.majority.text}",
             "check that the labels follow from what is asked",
         )
-    return _Choice(action_of(run), run.name, f"Ship {run.name}: {why}{_beside_majority(case, run)}.")
+    return _Recommendation(action_of(run), run.name, f"Ship {run.name}: {why}{_beside_majority(case, run)}.")
 
 
 def _beside_majority(case: Case, run: CandidateFacts) -> str:
@@ -223,17 +223,17 @@ def _meanwhile(case: Case, run: CandidateFacts) -> str:
     return f"; ship {run.name} until then"
 
 
-def _undecided(why: str, then: str) -> _Choice:
-    return _Choice("undecided", None, f"Undecided: {why}; {then}.")
+def _undecided(why: str, then: str) -> _Recommendation:
+    return _Recommendation("undecided", None, f"Undecided: {why}; {then}.")
 
 
-def _lack_alternative(case: Case) -> _Choice:
+def _lack_alternative(case: Case) -> _Recommendation:
     why = "nothing untrained was measured, so there is nothing to compare with"
     failed = (f.name for f in untrained_runs(case.facts) if f.state == "failed")
     return _undecided(why, missing_step(case.missing, failed))
 
 
-def _await_labels(case: Case, missing: int) -> _Choice:
+def _await_labels(case: Case, missing: int) -> _Recommendation:
     """Refuse to rest on the grades of a judge that nobody has held to people's labels."""
     labels = formatting.pluralize(missing, "more label")
     return _undecided(
@@ -244,7 +244,7 @@ def _await_labels(case: Case, missing: int) -> _Choice:
     )
 
 
-def _choose_untrained(case: Case, alternative: CandidateFacts) -> _Choice:
+def _choose_untrained(case: Case, alternative: CandidateFacts) -> _Recommendation:
     failed = [f.label for f in case.facts if is_fine_tuned(f) and not f.over_budget]
     if failed:
         return _undecided(
@@ -268,7 +268,7 @@ def _choose_untrained(case: Case, alternative: CandidateFacts) -> _Choice:
 
 def _choose_within_budget(
     case: Case, found: Economics, judged: CandidateFacts, slow: CandidateFacts
-) -> _Choice:
+) -> _Recommendation:
     """Recommend a fine-tune beside which nothing untrained keeps the budget, where it beats the prompt."""
     run = case.winner or judged
     g, over, ratio = gain(run.vs_prompt), "the prompt", found.points_per_usd_over_prompt
@@ -291,7 +291,7 @@ def _choose_within_budget(
 
 def _choose_with_gain(
     case: Case, found: Economics, winner: CandidateFacts, alternative: CandidateFacts
-) -> _Choice:
+) -> _Recommendation:
     """Recommend a fine-tune whose gain is shown, unless a comparison is missing or tau forbids it."""
     better = f"{gain_text(case, gain(winner.vs_untrained))} over {alternative.name}"
     gains = f"{winner.name} gains {better}"
@@ -322,7 +322,7 @@ def _choose_with_gain(
 
 def _choose_without_gain(
     case: Case, found: Economics, compared: CandidateFacts, alternative: CandidateFacts
-) -> _Choice:
+) -> _Recommendation:
     """Keep the untrained candidate, or wait for a gate that could still pass a fine-tune that gains."""
     passing = {f.name for f in passing_runs(case.facts)}
     tuned = [f for f in within_budgets(case.facts) if is_fine_tuned(f) and f.state == "done"]
@@ -349,7 +349,9 @@ def _choose_without_gain(
     )
 
 
-def _collect(case: Case, run: CandidateFacts, alternative: CandidateFacts, wanted: RowsNeeded) -> _Choice:
+def _collect(
+    case: Case, run: CandidateFacts, alternative: CandidateFacts, wanted: RowsNeeded
+) -> _Recommendation:
     over = f"{gain_text(case, gain(run.vs_untrained))} over {alternative.name}"
     rows, then = formatting.count(wanted.n_train), formatting.change(case.unit, *wanted.gain[:3])
     sentence = (
@@ -357,10 +359,10 @@ def _collect(case: Case, run: CandidateFacts, alternative: CandidateFacts, wante
         f" {then}, worth {formatting.usd(wanted.worth)} USD for {formatting.usd(wanted.cost)} USD"
         f"{_meanwhile(case, alternative)}."
     )
-    return _Choice("collect more data", None, sentence)
+    return _Recommendation("collect more data", None, sentence)
 
 
-def _await_gate(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _Choice:
+def _await_gate(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _Recommendation:
     gains = f"{run.name} gains {gain_text(case, gain(run.vs_untrained))} over {alternative.name}"
     why, settle = _open_gate(case, run)
     return _undecided(f"{gains}, but {why}", f"{settle}{_meanwhile(case, alternative)}")
@@ -384,7 +386,7 @@ def _open_gate(case: Case, run: CandidateFacts) -> tuple[str, str]:
     )
 
 
-def _keep_untrained(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _Choice:
+def _keep_untrained(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _Recommendation:
     gains = f"{run.name} gains {gain_text(case, gain(run.vs_untrained))} over it"
     failing = failing_seeds(case.facts, run)
     fails = (

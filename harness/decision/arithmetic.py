@@ -16,7 +16,7 @@ from harness.decision.economics import PerUsd
 from harness.decision.next_step import RowsNeeded, Spend
 from harness.decision.results import CandidateFacts, Case, gain
 from harness.decision.seeds import gain_label
-from harness.evaluation.costs import Tokens
+from harness.evaluation.costs import TokenCounts
 
 _FIGURE, _COUNT, _NEEDED, _USD = formatting.figure, formatting.count, formatting.round_up, formatting.usd
 _UNTRAINED, _TUNED = "the best untrained", "the fine-tune"
@@ -110,8 +110,8 @@ class Economics:
     tau_flips_at: Annotated[
         float | None, Number("τ from which that is no longer shown, {unit} per USD of training")
     ] = None
-    tokens_of_alternative: Annotated[Tokens | None, _tokens("alternative", _UNTRAINED)] = None
-    tokens_of_fine_tune: Annotated[Tokens | None, _tokens("fine_tune", _TUNED)] = None
+    tokens_of_alternative: Annotated[TokenCounts | None, _tokens("alternative", _UNTRAINED)] = None
+    tokens_of_fine_tune: Annotated[TokenCounts | None, _tokens("fine_tune", _TUNED)] = None
     cost_per_1k_alternative_usd: Annotated[
         float | None, Number(f"1,000 requests to {_UNTRAINED}, USD", _USD)
     ] = None

@@ -12,7 +12,7 @@ from harness.decision.advice.failures import failure_sentences, measured_slices
 from harness.decision.advice.guidance import need_sentences
 from harness.decision.advice.scenarios import scenario_sentence
 from harness.decision.arithmetic import Economics
-from harness.decision.family import Member
+from harness.decision.family import FamilyMember
 from harness.decision.results import (
     FEW,
     UNCHECKED,
@@ -65,7 +65,7 @@ def cost_text(policy: DecidePolicy, found: Economics) -> str:
 
 
 def reasons(
-    case: Case, found: Economics, action: Action, shipped: str | None, family: Sequence[Member] = ()
+    case: Case, found: Economics, action: Action, shipped: str | None, family: Sequence[FamilyMember] = ()
 ) -> tuple[str, ...]:
     """List the sentences behind a decision, the strongest evidence first."""
     sentences: list[str] = []
@@ -336,7 +336,7 @@ def more_items_text(open_verdicts: Sequence[Verdict]) -> str:
     return f"{formatting.count(max(known)) + ' ' if known else ''}more items would settle it"
 
 
-def _family(case: Case, members: Sequence[Member]) -> list[str]:
+def _family(case: Case, members: Sequence[FamilyMember]) -> list[str]:
     """Say how the verdicts were corrected for the number of fine-tunes."""
     if not members:
         return []
@@ -351,7 +351,7 @@ def _family(case: Case, members: Sequence[Member]) -> list[str]:
     return [said]
 
 
-def _member_text(m: Member, alpha: float) -> str:
+def _member_text(m: FamilyMember, alpha: float) -> str:
     shown = "shown" if m.p_adjusted < alpha else "not shown"
     ps = f"p {formatting.p_value(m.p)}, corrected {formatting.p_value(m.p_adjusted)}"
     return f"{m.candidate} {shown} ({ps})"

@@ -31,7 +31,7 @@ class Family:
         return len(set(self.members.values()))
 
 
-class Member(NamedTuple):
+class FamilyMember(NamedTuple):
     """One member on the test items: the recipe that stands for it, its p, and p by Holm over the family.
 
     `p` is the largest over the recipe's seeds and over the rules that have to be shown; None where one of
@@ -58,14 +58,14 @@ def family_of(experiment: Experiment) -> Family:
     return Family({name: name.partition("[")[0] for name in tuned}, experiment.gate.alpha)
 
 
-def family_members(facts: Sequence[CandidateFacts], family: Family) -> tuple[Member, ...]:
+def family_members(facts: Sequence[CandidateFacts], family: Family) -> tuple[FamilyMember, ...]:
     """Correct the p of every member by Holm; one that was not measured, or failed, is not shown."""
     chosen = {name: _representative(facts, family, name) for name in dict.fromkeys(family.members.values())}
     ps = [_largest_p(facts, run) for run in chosen.values()]
     known = [1.0 if p is None else p for p in ps]
     adjusted, levels = stats.holm(known), _levels(known, family.alpha)
     return tuple(
-        Member(name, run.name if run else "", p, corrected, level)
+        FamilyMember(name, run.name if run else "", p, corrected, level)
         for (name, run), p, corrected, level in zip(chosen.items(), ps, adjusted, levels, strict=True)
     )
 
@@ -104,7 +104,7 @@ def place_in_family(facts: Sequence[CandidateFacts], family: Family) -> list[Can
     return out
 
 
-def _standing(f: CandidateFacts, m: Member, family: Family) -> FamilyRank:
+def _standing(f: CandidateFacts, m: FamilyMember, family: Family) -> FamilyRank:
     stands_for = f.name == m.candidate
     return FamilyRank(
         n=family.size,

@@ -31,7 +31,7 @@ _WORTH_SAYING = 0.01  # points: what is less than this decides nothing
 Kind = Literal["test items", "training rows"]
 
 
-class Option(NamedTuple):
+class SpendingOption(NamedTuple):
     """So many more of something: the points it brings on average, their worth and its cost in USD.
 
     `worth` is None where nothing says what a point is worth, `cost` where something has no price.
@@ -58,14 +58,14 @@ class Spend(NamedTuple):
     either: the decision is open until people have given them.
     """
 
-    items: Option | None
-    rows: Option | None
+    items: SpendingOption | None
+    rows: SpendingOption | None
     perfect: float | None
     labels: int = 0
     ratings: int = 0
 
     @property
-    def best(self) -> Option | None:
+    def best(self) -> SpendingOption | None:
         """The option that is worth most, where one is worth more than it costs."""
         known = [(o, o.net) for o in (self.items, self.rows) if o and o.points >= _WORTH_SAYING]
         worthy = [(o, net) for o, net in known if net is not None and net > 0]
@@ -137,7 +137,7 @@ def _has_drifted(run: CandidateFacts) -> bool:
     return run.verdict is not None and run.verdict.outcome == "harness-drift"
 
 
-def _items(case: Case, run: CandidateFacts, other: CandidateFacts, worth: Worth) -> Option | None:
+def _items(case: Case, run: CandidateFacts, other: CandidateFacts, worth: Worth) -> SpendingOption | None:
     """Value as many test items again: each costs a label, and is asked of both candidates."""
     g = gain(run.vs_untrained)
     if g is None:
@@ -145,10 +145,10 @@ def _items(case: Case, run: CandidateFacts, other: CandidateFacts, worth: Worth)
     prices = [f.cost_per_1k_usd for f in (run, other)]
     asking = sum(price or 0.0 for price in prices) / 1000
     cost = None if None in prices else g.n * (case.policy.label_cost_usd + asking)
-    return Option("test items", g.n, worth.sample, _usd(case, worth.sample), cost)
+    return SpendingOption("test items", g.n, worth.sample, _usd(case, worth.sample), cost)
 
 
-def _rows(case: Case, run: CandidateFacts, wanted: RowsNeeded | None) -> Option | None:
+def _rows(case: Case, run: CandidateFacts, wanted: RowsNeeded | None) -> SpendingOption | None:
     """Value more training rows by the learning curve: what the better choice gains then, less now.
 
     The curve was measured on the test items at hand, so asking these again would tell nothing new of it.
@@ -165,7 +165,7 @@ def _rows(case: Case, run: CandidateFacts, wanted: RowsNeeded | None) -> Option 
         points = max(0.0, scale * (g.delta + ahead.gain.score) - tau * training) - now
         n = ahead.n_train - n_now
         cost = case.policy.label_cost_usd * n + training
-        options.append(Option("training rows", n, points, _usd(case, points), cost))
+        options.append(SpendingOption("training rows", n, points, _usd(case, points), cost))
     if wanted:
         return next(o for o in options if o.n == wanted.n_train - n_now)
     return next((o for o in options if o.net and o.net > 0), options[0])
@@ -243,7 +243,7 @@ def _rows_text(case: Case, run: CandidateFacts, spend: Spend) -> str:
     return f"{would} {unit} to {run.label}, {formatting.plain(o.points)} to the choice{_price_text(o)}."
 
 
-def _price_text(option: Option) -> str:
+def _price_text(option: SpendingOption) -> str:
     if option.worth is None:
         return ""
     price = "an unknown price" if option.cost is None else f"{formatting.usd(option.cost)} USD"

@@ -16,7 +16,7 @@ from harness.comparison.win_rates import PREFERENCE, UNCHECKED_PREFERENCE, Wins
 from harness.decision.changed_answers import ChangedAnswers
 from harness.decision.learning_curve import LearningCurve
 from harness.decision.target_scores import MajorityBaseline, TargetScore
-from harness.evaluation.costs import Tokens
+from harness.evaluation.costs import TokenCounts
 from harness.formatting import RATE, Unit
 from harness.gating import Verdict
 from harness.records import TrainingRecord
@@ -137,7 +137,7 @@ class CandidateFacts:
     verdict: Verdict | None = None
     cost_per_1k_usd: float | None = None
     index_per_1k_usd: float = 0.0
-    tokens: Tokens | None = None
+    tokens: TokenCounts | None = None
     latency_p50_s: float | None = None
     latency_p95_s: float | None = None
     requests_per_s: float | None = None

@@ -39,7 +39,7 @@ _ROUNDING = 1e-9  # of a score, by which it may lie beyond its metric's bounds
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class EvaluationJob:
     """One task's items as one candidate is asked them; `examples` are prompted and in order.
 
     `decoding` says how answers are drawn, None where they are greedy.
@@ -86,7 +86,7 @@ class EncodedItem(NamedTuple):
     scored: tuple[Encoded, ...] = ()
 
 
-def encode_block(candidate: Candidate, job: Job, index: int) -> list[EncodedItem]:
+def encode_block(candidate: Candidate, job: EvaluationJob, index: int) -> list[EncodedItem]:
     """Turn all that the candidate is asked in one block of items into token ids."""
     examples = job.examples[index * BLOCK : (index + 1) * BLOCK]
     prompts = [_prompts(job, example) for example in examples]
@@ -94,7 +94,7 @@ def encode_block(candidate: Candidate, job: Job, index: int) -> list[EncodedItem
     return [EncodedItem(next(ids), tuple(next(ids) for _ in of_item[1:])) for of_item in prompts]
 
 
-def _prompts(job: Job, example: Example) -> list[PromptText]:
+def _prompts(job: EvaluationJob, example: Example) -> list[PromptText]:
     """List an item's context, then what is scored after it."""
     messages, chat = example.messages, job.task.chat_template
     is_text = job.task.kind == "bits_per_byte"  # a whole text answers nobody
@@ -107,27 +107,27 @@ def _prompts(job: Job, example: Example) -> list[PromptText]:
     return [PromptText(messages, "", chat and not is_text), *scored]
 
 
-def _is_ranked(job: Job, example: Example) -> bool:
+def _is_ranked(job: EvaluationJob, example: Example) -> bool:
     return bool(example.choices) and (job.task.kind == "choice" or job.answer == "rank")
 
 
 def evaluate_block(
-    candidate: Candidate, job: Job, index: int, encoded: Sequence[EncodedItem] = ()
+    candidate: Candidate, job: EvaluationJob, index: int, encoded: Sequence[EncodedItem] = ()
 ) -> list[SampleResult]:
     """Ask the candidate one block of items, which may be `encoded` already, and score what it answers."""
     examples = job.examples[index * BLOCK : (index + 1) * BLOCK]
-    block = _Block(candidate, job, examples, encoded or encode_block(candidate, job, index))
+    block = _ItemBlock(candidate, job, examples, encoded or encode_block(candidate, job, index))
     outputs: _Outputs = {}
     for route in (_too_long, _rank, _whole_texts, _generate):
         outputs |= route(block, [i for i in range(len(examples)) if i not in outputs])
     return [_row(block, i, index * BLOCK + i, outputs[i]) for i in range(len(examples))]
 
 
-class _Block(NamedTuple):
+class _ItemBlock(NamedTuple):
     """Items that a candidate is asked together."""
 
     candidate: Candidate
-    job: Job
+    job: EvaluationJob
     examples: Sequence[Example]
     items: Sequence[EncodedItem]
 
@@ -135,7 +135,7 @@ class _Block(NamedTuple):
 _Outputs = dict[int, Output]
 
 
-def _too_long(block: _Block, left: Sequence[int]) -> _Outputs:
+def _too_long(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
     """Answer prompts that do not fit by an error row: counted, never cut."""
     task = block.job.task
     room = block.candidate.max_context - (task.max_new_tokens if task.kind == "generate" else 0)
@@ -151,7 +151,7 @@ def _size(encoded: Encoded) -> int:
     return len(encoded.context) + len(encoded.continuation)
 
 
-def _rank(block: _Block, left: Sequence[int]) -> _Outputs:
+def _rank(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
     """Rank an item's choices by log-likelihood: choice tasks, and closed sets under `answer: rank`."""
     candidate, job, examples, items = block
     encoded = {i: items[i].scored for i in left if _is_ranked(job, examples[i])}
@@ -167,7 +167,7 @@ def _rank(block: _Block, left: Sequence[int]) -> _Outputs:
     return unfit | {i: _choice(job, examples[i], encoded[i], likelihoods[i], share) for i in wanted}
 
 
-def _whole_texts(block: _Block, left: Sequence[int]) -> _Outputs:
+def _whole_texts(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
     """Score whole texts for bits per byte."""
     if block.job.task.kind != "bits_per_byte":
         return {}
@@ -191,7 +191,7 @@ def _whole_texts(block: _Block, left: Sequence[int]) -> _Outputs:
     }
 
 
-def _generate(block: _Block, left: Sequence[int]) -> _Outputs:
+def _generate(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
     candidate, job, examples, items = block
     if job.decoding is not None:
         asked = [ItemPrompt(examples[i], items[i].context) for i in left]
@@ -202,7 +202,11 @@ def _generate(block: _Block, left: Sequence[int]) -> _Outputs:
 
 
 def _choice(
-    job: Job, example: Example, encoded: Sequence[Encoded], likelihoods: Sequence[Likelihood], share: float
+    job: EvaluationJob,
+    example: Example,
+    encoded: Sequence[Encoded],
+    likelihoods: Sequence[Likelihood],
+    share: float,
 ) -> Output:
     """Turn the choices' likelihoods into an answer: the likeliest, by byte where the task says so."""
     sizes = [len(c.encode()) for c in example.choices]
@@ -223,7 +227,7 @@ def _choice(
     )
 
 
-def _row(block: _Block, i: int, position: int, output: Output) -> SampleResult:
+def _row(block: _ItemBlock, i: int, position: int, output: Output) -> SampleResult:
     job, example, item = block.job, block.examples[i], block.items[i]
     is_ranked = output.finish_reason == "ranked" and _is_ranked(job, example)
     return SampleResult(
@@ -263,7 +267,7 @@ class AnswerScore(NamedTuple):
 
 
 def answer_fields(
-    job: Job, references: Sequence[str], output: Output, score: "Callable[[Output], AnswerScore]"
+    job: EvaluationJob, references: Sequence[str], output: Output, score: "Callable[[Output], AnswerScore]"
 ) -> dict[str, Any]:
     """Return the fields of a row that follow from what was answered and how that is scored.
 
@@ -303,7 +307,7 @@ def _sample(index: int, output: Output, scored: "AnswerScore") -> Sample:
     )
 
 
-def score_output(job: Job, example: Example, output: Output) -> AnswerScore:
+def score_output(job: EvaluationJob, example: Example, output: Output) -> AnswerScore:
     """Say what became of an answer, and score it; a score that is no finite number is none.
 
     An answer that the primary metric cannot score has failed.
@@ -336,7 +340,7 @@ def _not_finite_text(names: Sequence[str], example: Example) -> str:
     return said if names else ""
 
 
-def _refuse_out_of_bounds(job: Job, name: str, parts: Parts, example: Example) -> None:
+def _refuse_out_of_bounds(job: EvaluationJob, name: str, parts: Parts, example: Example) -> None:
     """Refuse a score beyond its metric's bounds, which every test and interval of it rests on."""
     metric = job.metrics[name]
     low, high = metric.bounds
@@ -349,7 +353,7 @@ def _refuse_out_of_bounds(job: Job, name: str, parts: Parts, example: Example) -
         )
 
 
-def _status(job: Job, example: Example, output: Output) -> Status:
+def _status(job: EvaluationJob, example: Example, output: Output) -> Status:
     if output.finish_reason == "error":
         return "error"
     if output.finish_reason == "ranked":
@@ -368,7 +372,7 @@ def _counts(task: Task, metric: str, status: Status) -> bool:
     return status == "ok" or is_read or (status == "truncated" and task.truncated_scores)
 
 
-def _parts(job: Job, metric: str, status: Status, output: Output, example: Example) -> Parts | None:
+def _parts(job: EvaluationJob, metric: str, status: Status, output: Output, example: Example) -> Parts | None:
     """Score an answer; one that does not count gets the metric's worst parts, an error none."""
     if status == "error":
         return None

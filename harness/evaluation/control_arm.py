@@ -29,7 +29,7 @@ _ROUNDING = 1e-4  # relative: sums in another order, not another answer
 Rows = Sequence[SampleResult]
 
 
-class _Block(NamedTuple):
+class _StoredBlock(NamedTuple):
     """One block that can be asked again: its set, its place, and what is stored of it."""
 
     rows: RowSet
@@ -91,7 +91,7 @@ def reevaluate(
             advance(at, len(blocks))
 
 
-def _next_blocks(session: Session, source: ModelSource, n: int, earlier: int) -> Iterator[_Block]:
+def _next_blocks(session: Session, source: ModelSource, n: int, earlier: int) -> Iterator[_StoredBlock]:
     """Take the next blocks: generated answers and other tasks in turn, each kind in a seeded order."""
     sets = suite_sets(session, base_weights(source))
     there = [s for s in sets if n and store.has_rows(session.store, s.identity, s.ids)]
@@ -113,15 +113,15 @@ def _from(turns: list[tuple[RowSet, int]], start: int) -> list[tuple[RowSet, int
     return [*turns[at:], *turns[:at]]
 
 
-def _read_blocks(session: Session, turns: Sequence[tuple[RowSet, int]]) -> Iterator[_Block]:
+def _read_blocks(session: Session, turns: Sequence[tuple[RowSet, int]]) -> Iterator[_StoredBlock]:
     """Read blocks; one that a limit cuts now and did not then was laid out otherwise and is left out."""
     for rows, index in turns:
         held = store.read_rows(session.store, rows.identity.digest)[index * BLOCK : (index + 1) * BLOCK]
         if len(held) == len(rows.ids[index * BLOCK : (index + 1) * BLOCK]):
-            yield _Block(rows, index, held)
+            yield _StoredBlock(rows, index, held)
 
 
-def _compare_block(session: Session, block: _Block, anew: Rows) -> ControlBlock:
+def _compare_block(session: Session, block: _StoredBlock, anew: Rows) -> ControlBlock:
     came_from = store.origins(session.store, block.rows.identity.digest).get(block.place, Origin())
     pairs = list(zip(block.stored, anew, strict=True))
     return ControlBlock(

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from harness import provenance, store
 from harness.config.files import is_shipped
 from harness.data import suite_contamination
-from harness.evaluation import AnswerScore, Job, answer_fields, score_output
+from harness.evaluation import AnswerScore, EvaluationJob, answer_fields, score_output
 from harness.evaluation.candidates import refuse_damaged
 from harness.evaluation.control_arm import measure_once, origin
 from harness.evaluation.costs import Work
@@ -249,7 +249,7 @@ def _ask(session: Session, rows: RowSet, block: Sequence[SampleResult]) -> Rewar
 
 
 def _row(
-    job: Job, example: Example, row: SampleResult, grades: GradeReader, rewards: Rewards
+    job: EvaluationJob, example: Example, row: SampleResult, grades: GradeReader, rewards: Rewards
 ) -> SampleResult:
     """Score what is stored of an item; an unreadable grade says why, and is an error where it decides."""
     samples = tuple(replace(_output(one), mean_logprob=one.mean_logprob) for one in row.samples)
@@ -273,7 +273,7 @@ def _output(stored: SampleResult | Sample) -> Output:
     return Output(stored.text, ended, *tokens, stored.compute_s, error=stored.error)
 
 
-def shared_tokens(candidate: Candidate, job: Job) -> int:
+def shared_tokens(candidate: Candidate, job: EvaluationJob) -> int:
     """Count the tokens that all prompts of a job begin with: what a provider's cache would hold.
 
     0 of an endpoint that is sent messages: what it makes of them is not seen here.

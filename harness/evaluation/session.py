@@ -17,7 +17,7 @@ from harness.cache import memo
 from harness.config.rubrics import is_judged
 from harness.data import SPLITS, Split, TaskItems, task_version
 from harness.errors import CandidateFailed
-from harness.evaluation import Job, costs, encode_block, evaluate_block, in_order
+from harness.evaluation import EvaluationJob, costs, encode_block, evaluate_block, in_order
 from harness.evaluation.candidates import ResolvedCandidate, resolve, resolve_candidates
 from harness.evaluation.costs.pace import Kind, Pace, read_pace, record_pace
 from harness.evaluation.judges import JudgedMetric
@@ -55,7 +55,7 @@ class MeasuredTask(NamedTuple):
     items: TaskItems
     versions: Mapping[Split, str]
     metrics: dict[str, Metric]
-    encode: Callable[[Candidate, Job, int], Any] = encode_block
+    encode: Callable[[Candidate, EvaluationJob, int], Any] = encode_block
     evaluate: Callable[..., list[SampleResult]] = evaluate_block
     weights: Mapping[str, float] | None = None
     judged: Mapping[str, JudgedMetric] = {}

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from harness import stats
 from harness.data import formats, readers
 from harness.data.check import MOST_MODELLED, CheckContext, Finding, Tokenizer, check_rows
-from harness.data.check._table import ReadingOptions, Table, read_table
-from harness.data.column_types import Column, count_cells, mixed_columns
+from harness.data.check._table import ReadingOptions, RowTable, read_table
+from harness.data.column_types import ColumnCells, count_cells, mixed_columns
 from harness.data.columns import columns_of, option_text
 from harness.data.examples import unusable_templates
 from harness.data.overlap import open_encoder
@@ -57,7 +57,7 @@ class RowCheck(NamedTuple):
 class CheckReport(NamedTuple):
     """The rows and what was found of them, the worst first."""
 
-    table: Table
+    table: RowTable
     findings: tuple[Finding, ...]
 
 
@@ -128,7 +128,7 @@ def _examine(
 ) -> CheckReport:
     encode = open_encoder(asked.embeddings, "--embeddings") if asked.embeddings else None
     problems: list[Problem] = []
-    tables: list[Table] = []
+    tables: list[RowTable] = []
     for files, split, of in ((asked.files, "train", reading), (asked.test, "test", of_test or reading)):
         with gather(problems):
             tables += [read_table([absolute(path) for path in files], of, split)] if files else []
@@ -203,7 +203,7 @@ def recognise(asked: RowCheck, first: readers.Rows) -> ReadingOptions:
     """
     named = {"prompt": asked.prompt, "reference": asked.reference}
     unknown = [_unknown(key, column, first) for key, column in named.items() if column]
-    cells: dict[str, Column] = {}
+    cells: dict[str, ColumnCells] = {}
     for row in first.rows:
         count_cells(cells, row)
     refuse([*filter(None, unknown), *mixed_columns(cells)])

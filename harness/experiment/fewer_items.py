@@ -15,7 +15,7 @@ from harness.decision import passes_alone
 from harness.errors import IncompatibleRuns
 from harness.evaluation.rows import sampling
 from harness.evaluation.rows.row_sets import rows_version
-from harness.evaluation.rows.sampling import Pool, SamplingPlan
+from harness.evaluation.rows.sampling import ItemStrata, SamplingPlan
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.analysis import report_of
 from harness.experiment.preparation.planned_work import measured_bases
@@ -148,14 +148,16 @@ def _counts(m: MeasuredTask) -> bool:
     return m.role == "capability" and not reported and isfinite(m.primary.range.span)
 
 
-def _pool(session: Session, m: MeasuredTask, rows: Sequence[SampleResult]) -> Pool | None:
+def _pool(session: Session, m: MeasuredTask, rows: Sequence[SampleResult]) -> ItemStrata | None:
     critical = {m.task.name, m.suite} & set(session.experiment.gate.critical)
     if critical or not _counts(m):
         return None
     return sampling.pool_of(rows, m.primary, m.task.chance)
 
 
-def _margin(session: Session, rows: Mapping[str, Sequence[SampleResult]], pools: Mapping[str, Pool]) -> float:
+def _margin(
+    session: Session, rows: Mapping[str, Sequence[SampleResult]], pools: Mapping[str, ItemStrata]
+) -> float:
     """Return the macro's margin in points; a relative one as a share of the drawn tasks' mean skill."""
     margin = session.experiment.gate.macro
     if not is_relative(margin):
@@ -169,7 +171,7 @@ def _skill(m: MeasuredTask, rows: Sequence[SampleResult]) -> float:
     return sum(scores) / len(scores) - m.task.chance
 
 
-def _order(session: Session, name: str, pool: Pool, plan: SamplingPlan) -> tuple[str, ...]:
+def _order(session: Session, name: str, pool: ItemStrata, plan: SamplingPlan) -> tuple[str, ...]:
     seed = int(digest([name, session.source.weights_digest, session.experiment.seeds[0]]), 16)
     return sampling.in_order(pool, plan.drawn[name], seed)
 
@@ -177,7 +179,7 @@ def _order(session: Session, name: str, pool: Pool, plan: SamplingPlan) -> tuple
 def _interim_analysis(
     session: Session,
     plan: SamplingPlan,
-    pools: Mapping[str, Pool],
+    pools: Mapping[str, ItemStrata],
     orders: Mapping[str, tuple[str, ...]],
     k: int,
 ) -> InterimAnalysis:
@@ -201,7 +203,7 @@ def _interim_analysis(
 
 
 def _sample_task(
-    m: MeasuredTask, pool: Pool, drawn: Mapping[str, int], order: tuple[str, ...]
+    m: MeasuredTask, pool: ItemStrata, drawn: Mapping[str, int], order: tuple[str, ...]
 ) -> MeasuredTask:
     """Cut a task to the items of an analysis; its version names the whole order, so all share their rows.
 

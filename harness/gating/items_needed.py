@@ -20,7 +20,7 @@ _ROUNDING = 1e-9
 _BISECTIONS = 60
 
 
-class Part(NamedTuple):
+class DeltaPart(NamedTuple):
     """One task's part in a delta: the standard error that it adds, its n items, and how many more it holds.
 
     `room` is infinite where items are written, not drawn.
@@ -32,7 +32,7 @@ class Part(NamedTuple):
     room: float = inf
 
 
-class Advice(NamedTuple):
+class MoreItems(NamedTuple):
     """Number of more items that would settle a margin, by task, and the sentence; None where none would."""
 
     items: int | None
@@ -76,12 +76,12 @@ def facing_se(delta: float, ends: Interval, margin: float, alpha: float) -> floa
 
 def more_items(
     delta: float,
-    parts: Sequence[Part],
+    parts: Sequence[DeltaPart],
     margin: float,
     alpha: float,
     found_se: float,
     correlations: Array | None = None,
-) -> Advice:
+) -> MoreItems:
     """Say how many more items would settle the margin with 80 % power, and under which true delta.
 
     `parts` hold the standard errors to plan with (`planning_se`), `found_se` is that of the bound which
@@ -93,7 +93,7 @@ def more_items(
     """
     se = stats.quadrature([part.se for part in parts], correlations)
     if not isfinite(se):
-        return Advice(None, "too few clusters show no spread, so items of other clusters would have to")
+        return MoreItems(None, "too few clusters show no spread, so items of other clusters would have to")
     truth = min(delta, 0.0)
     wanted = abs(truth + margin) / _reach(alpha)
     if 0 < se <= wanted:
@@ -103,32 +103,32 @@ def more_items(
         assumed = "the true delta is the one found" if truth < 0 else "nothing is lost"
         return _advise(parts, wanted, correlations, "", f"would settle it with 80 % power if {assumed}")
     if truth == 0:
-        return Advice(None, "no number of items would settle a margin so small")
+        return MoreItems(None, "no number of items would settle a margin so small")
     at_margin = "the loss found lies at the margin, which no reasonable number of items would settle"
     wanted = margin / _reach(alpha)
     if se <= wanted:
-        return Advice(None, at_margin)
+        return MoreItems(None, at_margin)
     before = f"{at_margin}; if nothing is lost, "
     return _advise(parts, wanted, correlations, before, "would, with 80 % power")
 
 
 def _advise(
-    parts: Sequence[Part], wanted: float, correlations: Array | None, before: str, after: str
-) -> Advice:
+    parts: Sequence[DeltaPart], wanted: float, correlations: Array | None, before: str, after: str
+) -> MoreItems:
     more = allocate_items(parts, wanted, correlations)
     if more is None:
         room = formatting.count(ceil(sum(part.room for part in parts)))
-        return Advice(None, f"the {room} items that the tasks still hold would not settle it")
+        return MoreItems(None, f"the {room} items that the tasks still hold would not settle it")
     n = max(1, sum(more))
     asked = sorted((-m, part.name) for m, part in zip(more, parts, strict=True) if m)
     by_task = tuple(f"{name} {formatting.count(-m)}" for m, name in asked)
     rest = f" and {formatting.pluralize(len(by_task) - _NAMED, 'task')} more" if len(by_task) > _NAMED else ""
     named = f" ({', '.join(by_task[:_NAMED])}{rest})" if len(parts) > 1 and by_task else ""
-    return Advice(n, f"{before}some {formatting.count(n)} more items {after}{named}", by_task)
+    return MoreItems(n, f"{before}some {formatting.count(n)} more items {after}{named}", by_task)
 
 
 def allocate_items(
-    parts: Sequence[Part], wanted: float, correlations: Array | None = None
+    parts: Sequence[DeltaPart], wanted: float, correlations: Array | None = None
 ) -> tuple[int, ...] | None:
     """Give each part the fewest more items with which the standard error of all falls to the one wanted.
 

@@ -13,7 +13,7 @@ from harness import comparison, stats
 from harness.comparison import Comparison, Estimate
 from harness.gating.admission import Measurement, compare_half, cut_tasks
 from harness.gating.halves import HalfSplit
-from harness.gating.items_needed import Part, lower_se, planning_se
+from harness.gating.items_needed import DeltaPart, lower_se, planning_se
 from harness.gating.shared_items import NOTHING_SHARED, SharedItems, find_shared_items
 from harness.gating.verdict import TaskComparison, macro_scales
 from harness.spec import GatePolicy
@@ -70,7 +70,7 @@ def average_macro(
 class MacroParts(NamedTuple):
     """Parts of the macro's standard error, one a task, and the correlations of what they add."""
 
-    parts: list[Part]
+    parts: list[DeltaPart]
     correlations: Array | None
 
 
@@ -85,7 +85,7 @@ def planned_parts(admitted: Sequence[TaskComparison], macro: Macro, shared: Shar
     groups = list(_copies_by_place(admitted, shared).items())
     rho = macro.correlations if macro.correlations is not None else np.eye(len(admitted))
     parts = [
-        Part(
+        DeltaPart(
             name=" and ".join(names),
             se=stats.quadrature([widths[i] for i in places], rho[np.ix_(places, places)]),
             n=max(admitted[i].comparison.n for i in places),

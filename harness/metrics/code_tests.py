@@ -156,7 +156,7 @@ run()
 """
 
 
-class Limits(NamedTuple):
+class ProgramLimits(NamedTuple):
     """Limits of one program: seconds of a processor and by the clock, MiB of memory a process, processes."""
 
     cpu_s: int = 10
@@ -238,7 +238,7 @@ def refuse_forbidden(where: str) -> None:
 
 
 @lru_cache(maxsize=4096)
-def passes(code: str, tests: str, limits: Limits = Limits()) -> bool:  # noqa: B008 (a constant)
+def passes(code: str, tests: str, limits: ProgramLimits = ProgramLimits()) -> bool:  # noqa: B008 (a constant)
     """Tell whether code passes tests, isolated: no network, no files, no processes but its own.
 
     The tests run after the code among its names; the functions `test_…` and the classes of
@@ -266,7 +266,7 @@ def _why_not_isolated() -> str:
         return str(error).splitlines()[0]
 
 
-def _run(code: str, tests: str, nonce: bytes, limits: Limits) -> tuple[bytes, str]:
+def _run(code: str, tests: str, nonce: bytes, limits: ProgramLimits) -> tuple[bytes, str]:
     """Run a program to its end or its limits; return what it told us, and what its start said of errors."""
     program = json.dumps({"code": code, "tests": tests}).encode()
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as errors:
@@ -309,7 +309,7 @@ def _command() -> list[str]:
     return ["env", f"ENTER={_ENTER}", "unshare", "--mount", "sh", "-c", _BUILD + drop, "sh", *places]
 
 
-def _limits(limits: Limits) -> str:
+def _limits(limits: ProgramLimits) -> str:
     n_bytes = limits.memory_mib * 2**20
     return (
         f"--cpu={limits.cpu_s} --as={n_bytes} --nproc={limits.processes} --fsize={16 * 2**20} "

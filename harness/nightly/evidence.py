@@ -72,7 +72,7 @@ class Evidence(NamedTuple):
     n_pass: int = 1
 
 
-class _Group(NamedTuple):
+class _MakingGroup(NamedTuple):
     """Changes that one night adds to a pass, by one making, and the largest there could be."""
 
     changes: Array
@@ -84,7 +84,7 @@ class _Pass(NamedTuple):
     """One pass through the items: the log-wealth (t, b) after each of its nights, and what an alarm needs."""
 
     number: int
-    groups: list[_Group]
+    groups: list[_MakingGroup]
     log_wealth: Array
     needed: float
 
@@ -122,10 +122,10 @@ def pass_alpha(number: int, alpha: float) -> float:
     return (1 - _FIRST_PASS) * alpha * 6 / (pi * (number - 1)) ** 2
 
 
-def _by_pass(nights: Iterable[NightChanges]) -> dict[int, list[_Group]]:
+def _by_pass(nights: Iterable[NightChanges]) -> dict[int, list[_MakingGroup]]:
     """Sort changes by how often their cluster was counted before; the same answers again tell nothing new."""
     seen: dict[str, set[str]] = {}
-    passes: dict[int, list[_Group]] = {}
+    passes: dict[int, list[_MakingGroup]] = {}
     for night in nights:
         new: dict[int, list[float]] = {}
         for cluster, change in night.changes.items():
@@ -136,12 +136,12 @@ def _by_pass(nights: Iterable[NightChanges]) -> dict[int, list[_Group]]:
                 known.add(night.tested)
                 new.setdefault(len(known), []).append(change)
         for number, changes in new.items():
-            group = _Group(np.array(changes), night.making, night.largest)
+            group = _MakingGroup(np.array(changes), night.making, night.largest)
             passes.setdefault(number, []).append(group)
     return dict(sorted(passes.items()))
 
 
-def _log_wealth(groups: Sequence[_Group], seeds: Seeds, mean: float = 0.0, sign: int = 1) -> Array:
+def _log_wealth(groups: Sequence[_MakingGroup], seeds: Seeds, mean: float = 0.0, sign: int = 1) -> Array:
     """Return the log-wealth (t, b) of bets that the mean change is lower; with sign −1 that it is higher."""
     changes = [sign * g.changes for g in groups]
     shared = stats.seed_effects(changes, [g.making for g in groups], seeds.sd, seeds.n_references, mean)

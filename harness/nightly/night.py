@@ -131,7 +131,7 @@ def night_lock(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-class _Control(NamedTuple):
+class _BaseRows(NamedTuple):
     """Rows of a base tonight and in the reference."""
 
     now: Rows
@@ -161,7 +161,7 @@ class _NightRun:
         self.metrics = {
             m.task.name: m.metrics[m.task.primary_metric] for of in self.tasks.values() for m in of
         }
-        self.controls: dict[str, _Control] = {}
+        self.controls: dict[str, _BaseRows] = {}
         self.references = dict(state.references)
 
     def run(self) -> tuple[Night, dict[str, Reference]]:
@@ -293,7 +293,7 @@ class _NightRun:
         tonight_s = {item: row for item, row in now.items() if item in anchors}
         return self.day if has_moved(tonight_s, then, self.metrics) else since
 
-    def _control(self, target: Target, reference: Reference) -> _Control:
+    def _control(self, target: Target, reference: Reference) -> _BaseRows:
         """Evaluate the base of a candidate, once a night."""
         source = target.candidate.base
         if source.name not in self.controls:
@@ -303,7 +303,7 @@ class _NightRun:
             then = self._reference_rows(sets, reference.base)
             fresh = [cluster for one in self.plan.values() for cluster in one.fresh]
             found = compare_base(now, then, fresh, self._first_anchors(who, batches), self.metrics)
-            self.controls[source.name] = _Control(now, then, found)
+            self.controls[source.name] = _BaseRows(now, then, found)
         return self.controls[source.name]
 
     def _first_anchors(self, who: str, batches: Sequence[ItemBatch]) -> Rows | None:
@@ -334,7 +334,7 @@ def _with_drawn(at: store.Store, rows_digest: str) -> list[SampleResult]:
     return comparison.with_samples(store.read_rows(at, rows_digest), store.read_drawn(at, rows_digest))
 
 
-def _arms(now: Rows, then: Sequence[Rows], control: _Control | None, tasks: set[str]) -> NightArms:
+def _arms(now: Rows, then: Sequence[Rows], control: _BaseRows | None, tasks: set[str]) -> NightArms:
     """Put the base beside a candidate where it answered the same tasks."""
     stands = control is not None and any(item[0] in tasks for item in control.then)
     if control is None or not stands:

@@ -17,9 +17,9 @@ from harness.report.csv import to_csv
 from harness.report.document import ResultDocument, Section, markdown, print_document, terminal_lines
 from harness.report.experiment_report import (
     SMOKE,
+    AttributionStep,
     ExperimentReport,
     Flip,
-    Step,
     first_result_line,
     flips_of,
     live_line,

@@ -43,7 +43,7 @@ _SHORT = {
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class AttributionStep:
     """One step: `new` − `base`.
 
     `what` says what was done. `macro` is the mean change over the admitted capability tasks,
@@ -115,7 +115,7 @@ class ExperimentReport:
     notes: tuple[str, ...] = ()
     not_admitted: dict[str, str] = field(default_factory=dict)
     one_half: dict[str, str] = field(default_factory=dict)
-    steps: dict[str, tuple[Step, ...]] = field(default_factory=dict)
+    steps: dict[str, tuple[AttributionStep, ...]] = field(default_factory=dict)
     seeds: tuple[SeedSummary, ...] = ()
     ablations: tuple[Ablation, ...] = ()
     training_sets: tuple[TrainingSets, ...] = ()
@@ -163,7 +163,7 @@ class ExperimentReport:
         return terminal_html(self)
 
 
-class Row(NamedTuple):
+class ReportRow(NamedTuple):
     """One candidate's cells of the result table."""
 
     candidate: str
@@ -176,10 +176,10 @@ class Row(NamedTuple):
     verdict: str
 
 
-def headers(report: ExperimentReport) -> Row:
+def headers(report: ExperimentReport) -> ReportRow:
     """Name the columns of the result table."""
     better = report.unit.higher_is_better
-    return Row(
+    return ReportRow(
         "candidate",
         f"target {_SHORT.get(report.metric, report.metric)}{'' if better else ' ↓'}",
         "vs best untrained" if better else "gain vs best untrained",
@@ -191,7 +191,7 @@ def headers(report: ExperimentReport) -> Row:
     )
 
 
-def table_rows(report: ExperimentReport, *, tight: bool = False) -> list[Row]:
+def table_rows(report: ExperimentReport, *, tight: bool = False) -> list[ReportRow]:
     """List the candidates best first, failed ones last; `tight` spares digits and words."""
     reference = best_untrained(report.facts)
     return [_row(f, reference, tight) for f in best_first(report)]
@@ -376,8 +376,8 @@ def failure_line(f: CandidateFacts) -> str:
     return f"{f.label} failed: {f.error or 'no reason was given'}"
 
 
-def _row(f: CandidateFacts, reference: str | None, tight: bool) -> Row:
-    return Row(
+def _row(f: CandidateFacts, reference: str | None, tight: bool) -> ReportRow:
+    return ReportRow(
         f.label,
         target_text(f, tight=tight),
         "(this one)" if f.name == reference else change_text(gain(f.vs_untrained), whole=tight),

@@ -28,7 +28,7 @@ from harness.report.escape import clean
 from harness.report.experiment_report import (
     SMOKE,
     ExperimentReport,
-    Row,
+    ReportRow,
     best_first,
     headers,
     last_line,
@@ -223,18 +223,18 @@ def _add_columns(table: Table, headers: Sequence[str], name_width: int) -> None:
         table.add_column(Text(header), no_wrap=True, overflow="ellipsis")
 
 
-def _layout(report: ExperimentReport) -> tuple[list[Row], int, int]:
+def _layout(report: ExperimentReport) -> tuple[list[ReportRow], int, int]:
     """Find the roomiest layout that fits: a narrower gap first, then terser cells, then shorter names."""
     for tight, gap in ((False, 2), (False, 1), (True, 1)):
         rows = [headers(report), *table_rows(report, tight=tight)]
         rows = [row._replace(candidate=clean(row.candidate)) for row in rows]
-        free = WIDTH - _sum_widths(rows) - gap * (len(Row._fields) - 1)
+        free = WIDTH - _sum_widths(rows) - gap * (len(ReportRow._fields) - 1)
         if free >= max(cell_len(row.candidate) for row in rows):
             break
     return rows, gap, max(free, cell_len(rows[0].candidate))
 
 
-def _sum_widths(rows: Sequence[Row]) -> int:
+def _sum_widths(rows: Sequence[ReportRow]) -> int:
     """Add up the widths of all columns but the first."""
     return sum(max(map(cell_len, column)) for column in list(zip(*rows, strict=True))[1:])
 

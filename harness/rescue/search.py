@@ -34,7 +34,7 @@ from harness.rescue.kept_gains import (
 )
 from harness.rescue.result import HalfVerdict, Rescue, TrialResult
 from harness.rescue.select import RescueCase
-from harness.rescue.trials import Trial, TrialSchedule
+from harness.rescue.trials import RescueTrial, TrialSchedule
 from harness.spec import TargetPolicy
 
 Rows = list[SampleResult]
@@ -110,7 +110,7 @@ def search(session: Session, case: RescueCase, found: TrialSchedule) -> Rescue:
     )
 
 
-def add_trials(session: Session, trials: Sequence[Trial]) -> Session:
+def add_trials(session: Session, trials: Sequence[RescueTrial]) -> Session:
     """Return the session with the recipes of trials among its candidates."""
     return session.with_candidates({n: recipe for trial in trials for n, recipe in trial.recipes.items()})
 
@@ -135,7 +135,7 @@ def _notes(context: _Context, run: Run) -> Iterator[str]:
     yield from target_notes(context.others)
 
 
-def _run_trial(context: _Context, trial: Trial, seed: int) -> tuple[TrialResult, Run]:
+def _run_trial(context: _Context, trial: RescueTrial, seed: int) -> tuple[TrialResult, Run]:
     """Make one trial and judge it on the search half; one that fails is recorded, and the next one starts."""
     session, recipes = context.session, {n: r.model_dump(mode="json") for n, r in trial.recipes.items()}
     run, facts = attempt(session, context.reader, session.candidates[trial.name], seed)

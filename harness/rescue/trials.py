@@ -35,7 +35,7 @@ _USUAL_MARGIN = 0.02  # of the gate's macro
 _ANY_POINT = TrackedPoint(step=1, target=0.0, capability=0.0)  # of a training that is not made yet
 
 
-class Trial(NamedTuple):
+class RescueTrial(NamedTuple):
     """One rung: a recipe to try, the weights it borrows where the candidate borrows, what it changes."""
 
     step: str
@@ -59,11 +59,11 @@ class Trial(NamedTuple):
 class TrialSchedule(NamedTuple):
     """The trials in order, and what is left out, each with its reason."""
 
-    trials: tuple[Trial, ...]
+    trials: tuple[RescueTrial, ...]
     left_out: tuple[str, ...]
 
 
-class _Change(NamedTuple):
+class _TrialChange(NamedTuple):
     step: str
     mark: str
     source: Recipe
@@ -77,7 +77,7 @@ def schedule_trials(name: str, recipe: Recipe, source: Recipe, case: RescueSitua
     `source` is the recipe of its weights with what a sweep chose; it is `recipe` itself unless that
     borrows. The parameters of the `case` are those of the source.
     """
-    changes: list[_Change] = []
+    changes: list[_TrialChange] = []
     left_out: list[str] = []
     policy = case.policy
     for step in policy.steps:
@@ -96,16 +96,16 @@ def schedule_trials(name: str, recipe: Recipe, source: Recipe, case: RescueSitua
     return TrialSchedule(tuple(kept), tuple(left_out))
 
 
-def _trial(name: str, recipe: Recipe, change: _Change) -> Trial:
+def _trial(name: str, recipe: Recipe, change: _TrialChange) -> RescueTrial:
     own = f"{name}+{change.mark}"
     if recipe.weights_of is None:
-        return Trial(change.step, own, change.source, {}, change.trained, change.says)
+        return RescueTrial(change.step, own, change.source, {}, change.trained, change.says)
     weights = f"{recipe.weights_of}+{change.mark}"
     borrowing = recipe.model_copy(update={"weights_of": weights})
-    return Trial(change.step, own, borrowing, {weights: change.source}, change.trained, change.says)
+    return RescueTrial(change.step, own, borrowing, {weights: change.source}, change.trained, change.says)
 
 
-def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Sequence[_Change] | str:
+def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Sequence[_TrialChange] | str:
     """List the trials of a step, or say why there are none."""
     method = plugins.method(source.method)
     if mending := plugins.mending_methods(step):
@@ -120,7 +120,7 @@ def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Seq
     return found
 
 
-def _mend(by: str, name: str, source: Recipe, case: RescueSituation) -> Sequence[_Change] | str:
+def _mend(by: str, name: str, source: Recipe, case: RescueSituation) -> Sequence[_TrialChange] | str:
     """List the recipes that a method makes of the weights of a candidate, without training."""
     declared = plugins.method(by).rescue
     assert declared is not None
@@ -132,13 +132,13 @@ def _mend(by: str, name: str, source: Recipe, case: RescueSituation) -> Sequence
     for rung in rungs:
         start = {"merges": (name, *rung.merges)} if rung.merges else {"init_from": name}
         recipe = Recipe(method=by, params=rung.params, **start, **asked)
-        made.append(_Change(declared.name, rung.mark, recipe, False, rung.says))
+        made.append(_TrialChange(declared.name, rung.mark, recipe, False, rung.says))
     return made
 
 
 def _add_regularizer(
     step: str, source: Recipe, method: Method, case: RescueSituation
-) -> Sequence[_Change] | str:
+) -> Sequence[_TrialChange] | str:
     """List the settings of the regulariser that declares a step, beside those of the recipe."""
     why = f"the training of {source.method} does not take it"
     for name, declared in plugins.mending_regularizers(step).items():
@@ -153,12 +153,14 @@ def _add_regularizer(
     return why
 
 
-def _with_setting(step: str, source: Recipe, name: str, rung: Rung) -> _Change:
+def _with_setting(step: str, source: Recipe, name: str, rung: Rung) -> _TrialChange:
     made = source.model_copy(update={"regularize": {**source.regularize, name: rung.params}})
-    return _Change(step, rung.mark, made, True, rung.says)
+    return _TrialChange(step, rung.mark, made, True, rung.says)
 
 
-def _change_own(step: str, source: Recipe, method: Method, n_layers: int | None) -> Sequence[_Change] | str:
+def _change_own(
+    step: str, source: Recipe, method: Method, n_layers: int | None
+) -> Sequence[_TrialChange] | str:
     """List the changes of a training's own parameters."""
     params = method.params(**source.params)
     if step == "learning_rate":
@@ -171,19 +173,19 @@ def _change_own(step: str, source: Recipe, method: Method, n_layers: int | None)
     return _leave_out_half(source, method, n_layers)
 
 
-def _change_params(step: str, source: Recipe, mark: str, says: str, params: dict[str, Any]) -> _Change:
+def _change_params(step: str, source: Recipe, mark: str, says: str, params: dict[str, Any]) -> _TrialChange:
     made = source.model_copy(update={"params": {**source.params, **params}})
-    return _Change(step, mark, made, True, says)
+    return _TrialChange(step, mark, made, True, says)
 
 
-def _lower_rank(source: Recipe, params: dict[str, Any]) -> Sequence[_Change] | str:
+def _lower_rank(source: Recipe, params: dict[str, Any]) -> Sequence[_TrialChange] | str:
     if not params:
         return "no new adapter of rank 2 or more is trained, so there is no rank to lower"
     name, rank = next(iter(params.items()))
     return [_change_params("rank", source, f"{name}={rank}", f"rank {rank}", params)]
 
 
-def _leave_out_half(source: Recipe, method: Method, n_layers: int | None) -> Sequence[_Change] | str:
+def _leave_out_half(source: Recipe, method: Method, n_layers: int | None) -> Sequence[_TrialChange] | str:
     if not n_layers or n_layers < 2:
         return "the number of layers is not known"
     half = n_layers // 2
@@ -280,7 +282,7 @@ def largest_work(session: Session, selected: Sequence[str]) -> Work:
     return max(works, key=session.seconds, default=Work())
 
 
-def _trials_before_sweep(session: Session, name: str) -> tuple[Trial, ...]:
+def _trials_before_sweep(session: Session, name: str) -> tuple[RescueTrial, ...]:
     """List the trials of a candidate before its sweep has chosen anything; none where nothing is tuned."""
     candidate = session.candidates[name]
     if not candidate.method.tunes or candidate.is_remote:
@@ -292,7 +294,7 @@ def _trials_before_sweep(session: Session, name: str) -> tuple[Trial, ...]:
     return schedule_trials(name, candidate.recipe, first, case).trials
 
 
-def _estimate_trial(session: Session, trial: Trial, seed: int) -> TrialCost:
+def _estimate_trial(session: Session, trial: RescueTrial, seed: int) -> TrialCost:
     work, candidate = _work(session, trial, seed), session.candidates[trial.name]
     time_s = session.seconds(work, candidate.base)
     hour = session.experiment.decide.device_hour_usd
@@ -308,7 +310,7 @@ def _estimate_trial(session: Session, trial: Trial, seed: int) -> TrialCost:
     )
 
 
-def _work(session: Session, trial: Trial, seed: int) -> Work:
+def _work(session: Session, trial: RescueTrial, seed: int) -> Work:
     weights = base_weights(session.source)
     asked = session, trial.recipe, weights, 0
     sets = [*suite_sets(session, weights), *target_sets(*asked), *more_target_sets(*asked)]

@@ -75,7 +75,7 @@ from harness.stats.random_effects import (
 )
 from harness.stats.scaling_law import MIN_SIZES, PowerLaw, fit_power_law
 from harness.stats.survey import (
-    Flips,
+    StratumFlips,
     inclusion_weights,
     neyman_allocation,
     stratified_flips_interval,

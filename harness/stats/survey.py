@@ -12,7 +12,7 @@ from harness.stats.intervals import Interval
 from harness.stats.paired import tango_interval
 
 
-class Flips(NamedTuple):
+class StratumFlips(NamedTuple):
     """Gains and losses among the n items drawn from a stratum of `pool` items; n = pool where all were."""
 
     gains: float
@@ -21,7 +21,7 @@ class Flips(NamedTuple):
     pool: int
 
 
-def stratified_flips_interval(strata: Sequence[Flips], alpha: float = 0.05) -> Interval:
+def stratified_flips_interval(strata: Sequence[StratumFlips], alpha: float = 0.05) -> Interval:
     """Return the score interval of a delta of 0/1 scores from items drawn at random within strata.
 
     For the population that the pool stands for: the squared distances of Tango's ends at the counts
@@ -48,7 +48,7 @@ def stratified_flips_interval(strata: Sequence[Flips], alpha: float = 0.05) -> I
     return Interval(delta - sqrt(below), delta + sqrt(above))
 
 
-def _flips(strata: Sequence[Flips]) -> tuple[list[float], list[float]]:
+def _flips(strata: Sequence[StratumFlips]) -> tuple[list[float], list[float]]:
     for s in strata:
         _remaining(s.n, s.pool)
     return [s.gains for s in strata], [s.losses for s in strata]

@@ -76,7 +76,7 @@ from harness.store.measurements import (
     save_ratings,
 )
 from harness.store.queries import (
-    Columns,
+    MetricColumns,
     count_statuses,
     differing_items,
     document_digests,

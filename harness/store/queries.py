@@ -17,7 +17,7 @@ from harness.store.rows.memory_database import memory, pattern
 from harness.store.rows.row_columns import DIGEST, FAILED, OF_ERRORS, READ_NAMED, READ_PARQUET, rows_from
 
 
-class Columns(NamedTuple):
+class MetricColumns(NamedTuple):
     """One metric's parts of a row set, with the items' ids, clusters and weights, in the order of ids.
 
     `parts` is None where an item could not be scored; `failed` says that its answer, or one of several, was
@@ -134,7 +134,7 @@ def count_statuses(store: Store, rows_digests: Collection[str]) -> dict[str, dic
     return counted
 
 
-def read_columns(store: Store, rows_digests: Collection[str], metric: str) -> dict[str, Columns]:
+def read_columns(store: Store, rows_digests: Collection[str], metric: str) -> dict[str, MetricColumns]:
     """Read what a ranking needs of many row sets at once.
 
     A set that is not there, or that was not scored by the metric, is left out.
@@ -145,10 +145,12 @@ def read_columns(store: Store, rows_digests: Collection[str], metric: str) -> di
         f"FROM {READ_NAMED} SELECT {DIGEST} AS digest, {lists} WHERE map_contains(parts, ?) GROUP BY digest"
     )
     found = _ask(store, query, rows_digests, metric, metric)
-    return {digest: _with_folds(store, digest, Columns(*map(tuple, columns))) for digest, *columns in found}
+    return {
+        digest: _with_folds(store, digest, MetricColumns(*map(tuple, columns))) for digest, *columns in found
+    }
 
 
-def _with_folds(store: Store, rows_digest: str, columns: Columns) -> Columns:
+def _with_folds(store: Store, rows_digest: str, columns: MetricColumns) -> MetricColumns:
     folds = read_folds(store, rows_digest)
     return columns._replace(folds=tuple(folds[item] for item in columns.ids)) if folds else columns
 

@@ -36,7 +36,16 @@ from harness.training.heads import (
     open_head,
     train_head,
 )
-from harness.training.job import FIT, Job, clean_up, code_of, remove_all_but, run_job, threads_of, write_job
+from harness.training.job import (
+    FIT,
+    TrainingJob,
+    clean_up,
+    code_of,
+    remove_all_but,
+    run_job,
+    threads_of,
+    write_job,
+)
 from harness.training.lora import (
     LoraParams,
     LowRankParams,

@@ -89,7 +89,7 @@ def checkpoint_callback(start: float, resumed: Checkpoint | None) -> "TrainerCal
     from transformers import TrainerCallback
     from transformers.trainer_utils import rotate_checkpoints
 
-    class Keeping(TrainerCallback):
+    class CheckpointCallback(TrainerCallback):
         order, found = "", resumed
 
         def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -120,7 +120,7 @@ def checkpoint_callback(start: float, resumed: Checkpoint | None) -> "TrainerCal
             _write(folder, time.perf_counter() - start, order)
             rotate_checkpoints(args.output_dir, 1, state.best_model_checkpoint)
 
-    return Keeping()
+    return CheckpointCallback()
 
 
 def _folder(args: Any, state: Any) -> Path:
@@ -145,7 +145,7 @@ def tracking_callback(
     import torch
     from transformers import TrainerCallback
 
-    class Tracking(TrainerCallback):
+    class TrackingCallback(TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             if not is_first():
                 return
@@ -155,7 +155,7 @@ def tracking_callback(
                 with torch.random.fork_rng():  # saving may draw, and training goes on as if it had not
                     _keep(folder / f"{_STEP}{step}", kind, trained_on, lambda to: save(model, to))
 
-    return Tracking()
+    return TrackingCallback()
 
 
 def pausing_callback(folder: Path, points: int) -> "TrainerCallback":
@@ -165,12 +165,12 @@ def pausing_callback(folder: Path, points: int) -> "TrainerCallback":
     """
     from transformers import TrainerCallback
 
-    class Pausing(TrainerCallback):
+    class PauseCallback(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if len(tracked_folders(folder)) >= points:
                 raise TrainingPaused
 
-    return Pausing()
+    return PauseCallback()
 
 
 def _keep(point: Path, kind: str, trained_on: str, save: Callable[[Path], None]) -> None:

@@ -141,7 +141,7 @@ def _trainer(
     from datasets import Dataset
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    class AnswersTrainer(GKDTrainer):
+    class DistillationTrainer(GKDTrainer):
         """TRL's trainer, whose loss is a mean over the tokens of the answers that were read."""
 
         def training_step(self, model: Any, inputs: Row, num_items_in_batch: Any = None) -> Any:
@@ -159,7 +159,7 @@ def _trainer(
         **params.model_dump(include=set(DistilledParams.model_fields) - set(_OWN)),
     )
     loop.use_one_gpu(config)
-    kind = loop.with_regularizers(AnswersTrainer, context, policy.tokenizer, params.max_length)
+    kind = loop.with_regularizers(DistillationTrainer, context, policy.tokenizer, params.max_length)
     trainer: Trainer = kind(
         teacher_model=teacher,
         args=config,

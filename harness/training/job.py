@@ -39,7 +39,7 @@ _WAIT_S = 60  # for a worker whose parent was killed: it ends at its next step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class TrainingJob:
     """A fit without its rows; the fields are those of `FitContext`, and `method` with its `params`.
 
     The last `n_mixed` training rows are those that the regularisers of `regularize` mixed in. `threads` are
@@ -86,7 +86,7 @@ def threads_of(method: str) -> int:
 
 def write_job(
     folder: Path,
-    job: Job,
+    job: TrainingJob,
     *,
     train: Iterable[Example],
     validation: Iterable[Example],
@@ -105,7 +105,7 @@ def write_job(
     _write_whole(folder / JOB, json.dumps(plain, indent=2, default=str) + "\n")
 
 
-def read_job(folder: Path) -> tuple[Job, dict[str, tuple[Example, ...]]]:
+def read_job(folder: Path) -> tuple[TrainingJob, dict[str, tuple[Example, ...]]]:
     """Read a job and its rows by split; those of a penalty are `general:` with its name.
 
     Raises:
@@ -113,7 +113,7 @@ def read_job(folder: Path) -> tuple[Job, dict[str, tuple[Example, ...]]]:
     """
     expected = "a job folder of this version of harness"
     try:
-        job = load(Job, (folder / JOB).read_bytes())
+        job = load(TrainingJob, (folder / JOB).read_bytes())
         lines = (folder / ROWS).read_text("utf-8").split("\n")[:-1]
         rows = [(split, load(Example, json.dumps(row))) for split, row in map(json.loads, lines)]
     except (OSError, ValueError) as error:
@@ -152,7 +152,7 @@ def run_job(folder: Path, advance: Advance) -> None:
         raise HarnessError(str(Problem(str(folder), found, "to be alone", step))) from None
 
 
-def _refuse_other_launch(folder: Path, job: Job) -> None:
+def _refuse_other_launch(folder: Path, job: TrainingJob) -> None:
     """Refuse to make weights by other processes than their key says: of another number, or other shards."""
     at_work, wanted = (process_count(), sharded_by()), (job.processes, job.shards.partition("/")[0])
     if at_work != wanted:
@@ -162,7 +162,7 @@ def _refuse_other_launch(folder: Path, job: Job) -> None:
         raise UserError(Problem(str(folder), f"{found} at work", f"{expected}, as its {JOB} says", step))
 
 
-def _make(folder: Path, job: Job, rows: Mapping[str, tuple[Example, ...]], advance: Advance) -> None:
+def _make(folder: Path, job: TrainingJob, rows: Mapping[str, tuple[Example, ...]], advance: Advance) -> None:
     if is_first():
         remove_all_but(folder, _INPUT)
     wait_for_all()
@@ -198,7 +198,7 @@ def _make(folder: Path, job: Job, rows: Mapping[str, tuple[Example, ...]], advan
             _save_made(folder, job, made, start, is_own_peak=is_own_peak)
 
 
-def _save_made(folder: Path, job: Job, made: Weights, start: Load, *, is_own_peak: bool) -> None:
+def _save_made(folder: Path, job: TrainingJob, made: Weights, start: Load, *, is_own_peak: bool) -> None:
     """Write the record of weights, by which they are complete."""
     method = plugins.method(job.method)
     _save_template(job.source, folder / made.kind)

@@ -21,7 +21,7 @@ def scale_callback() -> "TrainerCallback":
     """Return a callback that logs the scale with which a training begins, and that which each step leaves."""
     from transformers import TrainerCallback
 
-    class Scaling(TrainerCallback):
+    class LossScaleCallback(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
             if state.global_step == 0 and (scale := _scale(optimizer)):
                 state.log_history.append({SCALE: scale, "step": 0})
@@ -30,7 +30,7 @@ def scale_callback() -> "TrainerCallback":
             if "loss" in state.log_history[-1] and (scale := _scale(optimizer)):
                 state.log_history[-1][SCALE] = scale
 
-    return Scaling()
+    return LossScaleCallback()
 
 
 def _scale(optimizer: Any) -> float:

@@ -36,7 +36,7 @@ _SET_HERE = ("peft_type", "task_type", "inference_mode", "auto_mapping", "peft_v
 _ITERATED = re.compile(r"pissa_niter_\d+")
 
 
-class Family(NamedTuple):
+class PeftFamily(NamedTuple):
     """Additions of a family to a training: a penalty on the loss, callbacks, its begin and its saving.
 
     `begin(trainer)` runs before the first step; `save(model, folder)` writes the finished adapter, of a
@@ -55,7 +55,7 @@ class Family(NamedTuple):
     begins_anew: bool = False
 
 
-PLAIN = Family()
+PLAIN = PeftFamily()
 
 
 def families() -> dict[str, Any]:
@@ -201,19 +201,19 @@ def peft_config(peft_type: str, params: Mapping[str, Any]) -> "PeftConfig":
     return config
 
 
-def family_of(config: "PeftConfig", scratch: Path) -> Family:
+def family_of(config: "PeftConfig", scratch: Path) -> PeftFamily:
     """Return the additions of a configuration's family; `scratch` is a folder for its own files."""
     start = _start(vars(config))
     if config.peft_type == "ADALORA":
         # The importance of ranks is in no checkpoint, and PEFT saves the ranks that are left.
-        return Family(_orthogonality, (_allocation(),), _schedule, keeps_last=True, begins_anew=True)
+        return PeftFamily(_orthogonality, (_allocation(),), _schedule, keeps_last=True, begins_anew=True)
     if config.peft_type == "P_TUNING" or vars(config).get("prefix_projection"):
         # PEFT saves the prompt that the encoder makes, from which the encoder itself cannot be loaded.
-        return Family(keeps_last=True, begins_anew=True)
+        return PeftFamily(keeps_last=True, begins_anew=True)
     if vars(config).get("kasa_config") or vars(config).get("monteclora_config"):
-        return Family(_of_variant)
+        return PeftFamily(_of_variant)
     if start == "eva":
-        return Family(begin=_begin_eva)
+        return PeftFamily(begin=_begin_eva)
     if start.startswith(CONVERTED):
         initial = scratch / "initial"
 
@@ -223,7 +223,7 @@ def family_of(config: "PeftConfig", scratch: Path) -> Family:
         def save(model: Any, folder: Path) -> None:
             model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(initial))
 
-        return Family(begin=begin, save=save)
+        return PeftFamily(begin=begin, save=save)
     return PLAIN
 
 

@@ -27,7 +27,7 @@ from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, TRACKED, FitContext
 from harness.training.parallel.processes import is_first, process_count, rows_of_each, wait_for_all
 from harness.training.parallel.shards import placement, save_trained, sharded_by
-from harness.training.peft_families import PLAIN, Family, family_of, virtual_tokens
+from harness.training.peft_families import PLAIN, PeftFamily, family_of, virtual_tokens
 from harness.training.tokenized import tokenize
 from harness.training.trainer import LoopParams, Row
 
@@ -268,7 +268,7 @@ def _row(start: int, wholes: list[list[int]]) -> Row:
 def _trainer(
     context: FitContext,
     params: SupervisedParams,
-    adapter: "tuple[PeftConfig | None, Family]",
+    adapter: "tuple[PeftConfig | None, PeftFamily]",
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     rows: tuple[list[Row], list[Row]],
@@ -323,7 +323,7 @@ def _evaluations(params: SupervisedParams) -> dict[str, Any]:
     return {"eval_strategy": "steps", "eval_steps": steps, "save_strategy": "steps", "save_steps": steps}
 
 
-def _with_penalty(kind: "type[SFTTrainer]", family: Family) -> "type[SFTTrainer]":
+def _with_penalty(kind: "type[SFTTrainer]", family: PeftFamily) -> "type[SFTTrainer]":
     """Return a trainer that adds the penalty of a family of adapters to the loss it trains on."""
     if family.penalty is PLAIN.penalty:
         return kind

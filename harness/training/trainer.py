@@ -427,7 +427,7 @@ def progress_callback(advance: Advance) -> "TrainerCallback":
     """Return a callback that says where training is, and ends it when the loss is no number."""
     from transformers import TrainerCallback
 
-    class Reporting(TrainerCallback):
+    class LossReportCallback(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Row | None = None, **_: Any) -> None:
             losses = {
                 name: float(value) for name, value in (logs or {}).items() if name in ("loss", "eval_loss")
@@ -437,7 +437,7 @@ def progress_callback(advance: Advance) -> "TrainerCallback":
             if "loss" in losses:
                 advance(state.global_step, state.max_steps, f"loss {losses['loss']:.2f}")
 
-    return Reporting()
+    return LossReportCallback()
 
 
 def curve(history: Sequence[Row], name: str) -> Curve:

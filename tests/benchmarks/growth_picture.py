@@ -6,7 +6,7 @@ Invariant: both axes begin at 0, every point is drawn, and a line is named at it
 from collections.abc import Mapping, Sequence
 
 from harness import formatting
-from harness.report.plots.svg import Scale, group, line, mark, marks, path, picture, standalone, tag, text
+from harness.report.plots.svg import AxisScale, group, line, mark, marks, path, picture, standalone, tag, text
 
 _WIDTH, _HEIGHT = 480.0, 260.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 396.0, 34.0, 214.0
@@ -23,8 +23,8 @@ Points = Sequence[tuple[float, float]]
 def growth_picture(what: str, series: Mapping[str, Points]) -> str:
     """Draw at most two series of (number of things, seconds), each named, as an SVG file of its own."""
     values = [point for points in series.values() for point in points]
-    x = Scale(0, max(n for n, _ in values), _LEFT, _RIGHT)
-    y = Scale(0, 1.05 * max(s for _, s in values), _BOTTOM, _TOP)
+    x = AxisScale(0, max(n for n, _ in values), _LEFT, _RIGHT)
+    y = AxisScale(0, 1.05 * max(s for _, s in values), _BOTTOM, _TOP)
     body = [tag("style", _RULES), *_axes(what, x, y)]
     ends = _places([y(points[-1][1]) for points in series.values()])
     for (name, points), (class_, shape), end in zip(series.items(), _SERIES, ends, strict=False):
@@ -46,7 +46,7 @@ def _said(name: str, what: str, n: float, seconds: float) -> str:
     return f"{name}, {what} {formatting.count(n)}: {formatting.seconds(seconds)}"
 
 
-def _axes(what: str, x: Scale, y: Scale) -> list[str]:
+def _axes(what: str, x: AxisScale, y: AxisScale) -> list[str]:
     out = [text(0, 14, "seconds", "head"), text((_LEFT + _RIGHT) / 2, _HEIGHT - 6, what, "head", "middle")]
     values, step = marks(y.low, y.high, 4)
     for value in values:

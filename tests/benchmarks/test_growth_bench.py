@@ -22,7 +22,7 @@ from bench_page import Picture, Row, Table
 from growth_picture import growth_picture
 from peaks import forget, peak_gb
 
-from harness.evaluation import Job, evaluate_block
+from harness.evaluation import EvaluationJob, evaluate_block
 from harness.metrics import load_metrics
 from harness.models.adapters import adapter_digest
 from harness.models.hardware import Machine, probe
@@ -68,7 +68,7 @@ class Asked(NamedTuple):
 def ask_ours(candidate, examples: Sequence[Example]) -> Asked:
     """Score the choices as an experiment does, block by block, without storing anything."""
     identity = RowsIdentity("w", "t", TASK.name, "v", "test", "p", "rank", "p", "e", "l", "d", "s")
-    job = Job(TASK, "capability", "test", tuple(examples), load_metrics(TASK), "generate", identity)
+    job = EvaluationJob(TASK, "capability", "test", tuple(examples), load_metrics(TASK), "generate", identity)
     start = time.perf_counter()
     rows = [row for i in range(job.n_blocks) for row in evaluate_block(candidate, job, i)]
     seconds = time.perf_counter() - start

@@ -15,7 +15,7 @@ import pytest
 from bench_page import Row, Table
 from test_growth_bench import ROWS, TASK
 
-from harness.evaluation import EncodedItem, Job, encode_block, evaluate_block
+from harness.evaluation import EncodedItem, EvaluationJob, encode_block, evaluate_block
 from harness.evaluation.runner import encode_blocks
 from harness.metrics import load_metrics
 from harness.models.hardware import probe
@@ -27,7 +27,7 @@ SCALE = float(os.environ.get("HARNESS_BENCH_SCALE", "1"))
 N_ITEMS, N_CHOICES, ROUNDS = max(8, round(1000 * SCALE)), 4, 2
 
 
-def text_by_text(candidate, job: Job, index: int) -> list[EncodedItem]:
+def text_by_text(candidate, job: EvaluationJob, index: int) -> list[EncodedItem]:
     """Tokenise a block as it was before: each choice's prompt again, each text in a call of its own."""
     tokenizer, out = candidate.tokenizer, []
 
@@ -53,7 +53,7 @@ class Timed(NamedTuple):
     waited_s: float
 
 
-def evaluate(candidate, job: Job, encode: Callable, *, ahead: bool) -> Timed:
+def evaluate(candidate, job: EvaluationJob, encode: Callable, *, ahead: bool) -> Timed:
     """Evaluate all blocks, and time how long each is waited for."""
     start, waited_s = time.perf_counter(), 0.0
     begun = start
@@ -66,7 +66,7 @@ def evaluate(candidate, job: Job, encode: Callable, *, ahead: bool) -> Timed:
     return Timed(time.perf_counter() - start, waited_s)
 
 
-def tokenise(candidate, job: Job, encode: Callable) -> tuple[float, list[EncodedItem]]:
+def tokenise(candidate, job: EvaluationJob, encode: Callable) -> tuple[float, list[EncodedItem]]:
     """Tokenise all blocks; returns the seconds and what came of it."""
     start = time.perf_counter()
     found = [item for i in range(job.n_blocks) for item in encode(candidate, job, i)]
@@ -77,7 +77,7 @@ def best(rounds: Sequence[Timed]) -> Timed:
     return min(rounds, key=lambda one: one.whole_s)
 
 
-def job_of(n_shots: int) -> Job:
+def job_of(n_shots: int) -> EvaluationJob:
     """Lay out the items of the general suite's rows, over and over, each behind as many solved ones."""
     rows = [json.loads(line) for line in ROWS.read_text("utf-8").splitlines()]
     answers = sorted({row["reference"] for row in rows})
@@ -90,10 +90,12 @@ def job_of(n_shots: int) -> Job:
         choices = (row["reference"], *others)
         examples.append(Example(str(i), ({"role": "user", "content": content},), choices[:1], choices))
     identity = RowsIdentity("w", "t", TASK.name, "v", "test", "p", "rank", "p", "e", "l", "d", "s")
-    return Job(TASK, "capability", "test", tuple(examples), load_metrics(TASK), "generate", identity)
+    return EvaluationJob(
+        TASK, "capability", "test", tuple(examples), load_metrics(TASK), "generate", identity
+    )
 
 
-def measure(candidate, job: Job, name: str) -> tuple[list[Row], list[tuple]]:
+def measure(candidate, job: EvaluationJob, name: str) -> tuple[list[Row], list[tuple]]:
     """Time every way in turn; returns rows, and lines of the table."""
     alone: dict[str, list[float]] = {"text by text": [], "a block in one call": []}
     ways = {"text by text": (text_by_text, False), "a block in one call": (encode_block, False)}

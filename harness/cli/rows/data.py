@@ -27,7 +27,7 @@ Out = Annotated[
 ]
 
 
-class Columns(NamedTuple):
+class RowColumns(NamedTuple):
     """Columns that ask and answer, or templates over several, where they are not recognised."""
 
     prompt: Annotated[
@@ -67,7 +67,7 @@ def data_clean(
     leading_spaces: Annotated[bool, Option("Cut white space in front of answers as well.")] = False,
     spellings: Annotated[bool, Option("Write each label in its commonest spelling.")] = False,
     new_ids: Annotated[bool, Option("Give rows whose id stands already another one.")] = False,
-    named: Columns,
+    named: RowColumns,
     remarks: Remarks,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -121,7 +121,7 @@ def data_dedup(
     against: Annotated[
         list[str] | None, Option("A test file; rows that ask its questions are dropped.")
     ] = None,
-    named: Columns,
+    named: RowColumns,
     remarks: Remarks,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -168,7 +168,7 @@ def data_split(
         float, Option("Jaccard index from which questions stay together; 1: equal ones only.")
     ] = 0.7,
     seed: Seed = 0,
-    named: Columns,
+    named: RowColumns,
     remarks: Remarks,
     as_json: Json = False,
 ) -> None:
@@ -178,10 +178,12 @@ def data_split(
     """
     from harness.data.edit import save_split
     from harness.data.edit.row_files import row_suffix
-    from harness.data.edit.split import Way, check_way, keep_clusters, odd_shares, split
+    from harness.data.edit.split import SplitOptions, check_way, keep_clusters, odd_shares, split
 
     refuse_out(out, [file], folder=True)
-    way = Way(_numbers("--shares", shares), stratify, group, time, time_format, _alike(alike), seed, folds)
+    way = SplitOptions(
+        _numbers("--shares", shares), stratify, group, time, time_format, _alike(alike), seed, folds
+    )
     check_way(way)
     content = read_all(file, stratify=stratify, group=group, time=time)
     way = keep_clusters(way, content)
@@ -214,7 +216,7 @@ def data_mix(
     as_json: Json = False,
 ) -> None:
     """Mix the rows of several files by weights or sizes."""
-    from harness.data.edit.mix import Mixture, mix, refuse_other_layouts
+    from harness.data.edit.mix import RowMixture, mix, refuse_other_layouts
     from harness.data.edit.sample import refuse_no_rows
     from harness.spec import HUB
 
@@ -228,7 +230,7 @@ def data_mix(
     if n_rows is not None:
         refuse_no_rows(n_rows)
     shares = None if weights is None else _numbers("--weights", weights)
-    mixture = Mixture(shares, temperature, n_rows, replacement, column, seed)
+    mixture = RowMixture(shares, temperature, n_rows, replacement, column, seed)
     edit = remarks.edit("mix", mixture._asdict(), files)
     contents = list(map(read_all, files))
     _doubt_headers(contents)
@@ -318,7 +320,7 @@ def _alike(alike: float) -> float:
     raise UserError(Problem("--alike", f"{alike:g}", "a Jaccard index above 0, at most 1", "such as 0.7"))
 
 
-def roles_of(content: "Rows", named: Columns) -> "Roles":
+def roles_of(content: "Rows", named: RowColumns) -> "Roles":
     """Find the columns that ask and answer, and say which they are."""
     from harness.data.columns import find_roles
 
@@ -330,13 +332,13 @@ def roles_of(content: "Rows", named: Columns) -> "Roles":
     return roles
 
 
-def roles_of_test(content: "Rows", named: Columns) -> "Roles":
+def roles_of_test(content: "Rows", named: RowColumns) -> "Roles":
     """Find the columns of a test file: those that were named, also in a template, where it has them."""
     from harness.data.columns import columns_of
 
     names = {name for row in content.rows for name in row.fields}
     own = (one if one and set(columns_of(one, names)) <= names else None for one in named)
-    return roles_of(content, Columns(*own))
+    return roles_of(content, RowColumns(*own))
 
 
 def _digests(files: dict[str, list[str]]) -> dict[str, list[dict[str, str]]]:

@@ -21,10 +21,10 @@ from harness.cli.options import (
     verb,
 )
 from harness.cli.rows.data import (
-    Columns,
     File,
     Out,
     Remarks,
+    RowColumns,
     print_saved,
     read_all,
     refuse_out,
@@ -99,7 +99,7 @@ def data_augment(
         list[str] | None, Option("A further test file; rows that ask its questions are left out.")
     ] = None,
     config: Config = CONFIG,
-    named: Columns,
+    named: RowColumns,
     remarks: Remarks,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -240,7 +240,7 @@ def _settings(url: str, endpoint: Endpoint) -> "Settings":
 
 
 def _gather_evaluated(
-    session: "Session | None", roles: "Roles", tests: list[str], named: Columns
+    session: "Session | None", roles: "Roles", tests: list[str], named: RowColumns
 ) -> "list[EvaluatedQuestions]":
     """Gather what rewordings may not ask: what the experiment evaluates, and the files that are named."""
     from harness.experiment.generated_rows.augmentation import evaluated_by, evaluated_in

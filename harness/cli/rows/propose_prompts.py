@@ -48,7 +48,7 @@ def data_propose_prompts(
     """
     from harness.data.edit.save import refuse_existing
     from harness.experiment.generated_rows.proposed_prompts import (
-        Proposal,
+        PromptProposal,
         plan_proposals,
         propose_prompts,
         recipe_text,
@@ -59,7 +59,7 @@ def data_propose_prompts(
         refuse_existing(require_out(out, _COMMAND, "proposed.yaml"))
     session, _ = at.open_session(proposer, dry_run=dry_run)
     refuse_grid(proposer, session.candidates, _COMMAND)
-    asked = Proposal(n, examples, max_new_tokens, temperature, max_cost, seed)
+    asked = PromptProposal(n, examples, max_new_tokens, temperature, max_cost, seed)
     plan = plan_proposals(session, proposer, asked)
     if dry_run or out is None:
         print_lines(plan._asdict(), [str(plan)], as_json)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from harness.data.check._table import Table
+    from harness.data.check._table import RowTable
     from harness.data.overlap import Encode
     from harness.progress import Advance
 
@@ -87,7 +87,7 @@ class CheckContext:
     `encode` gives texts' embeddings, by which duplicates and leaks are looked for as well.
     """
 
-    test: "Table | None" = None
+    test: "RowTable | None" = None
     tokenizer: Tokenizer | None = None
     detectable: Callable[[int, float], float] | None = None
     most: int = MOST_MODELLED
@@ -100,7 +100,10 @@ def names() -> list[str]:
 
 
 def check_rows(
-    table: "Table", given: CheckContext, only: Iterable[str] | None = None, advance: "Advance | None" = None
+    table: "RowTable",
+    given: CheckContext,
+    only: Iterable[str] | None = None,
+    advance: "Advance | None" = None,
 ) -> list[Finding]:
     """Run the checks, all or those that are named, and return their findings, the worst first."""
     chosen = names() if only is None else list(only)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data import columns, examples, formats, readers
-from harness.data.column_types import Column, count_cells, mixed_columns
+from harness.data.column_types import ColumnCells, count_cells, mixed_columns
 from harness.data.columns import PAIRS, QuestionAndAnswers, Roles, asked, reading_roles
 from harness.data.edit.repeats import fold_row
 from harness.data.edit.spellings import LONGEST_LABEL, label_set
@@ -73,7 +73,7 @@ class ReadingOptions(NamedTuple):
         return self.named or [word for pair in whole for word in pair]
 
 
-class Entry(NamedTuple):
+class TableEntry(NamedTuple):
     """A row that can be used: its place, question and answer, what it is about, and its draw in [0, 1).
 
     `asked` is the row as `data dedup` sees it: the question without what it stands on, and all answers.
@@ -100,7 +100,7 @@ class Unusable(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Table:
+class RowTable:
     """Rows of one or several files.
 
     `entries` are the usable rows whose texts are held, `digests` (n, 2) of question (with its setting) and
@@ -111,9 +111,9 @@ class Table:
     files: tuple[str, ...]
     n: int
     per_file: Mapping[str, int]
-    entries: Sequence[Entry]
+    entries: Sequence[TableEntry]
     unusable: Sequence[Unusable]
-    columns: Mapping[str, Column]
+    columns: Mapping[str, ColumnCells]
     digests: NDArray[np.uint64]
     places: "_Places"
     reading: ReadingOptions
@@ -135,7 +135,7 @@ class Table:
         asked = any(entry.question for entry in self.entries)
         return label_set(entry.answer for entry in self.entries) if asked else ()
 
-    def draw(self, most: int) -> list[Entry]:
+    def draw(self, most: int) -> list[TableEntry]:
         """Draw at most so many entries, every class (or source) by its share, in the order of the files."""
         if len(self.entries) <= most:
             return list(self.entries)
@@ -169,7 +169,7 @@ class _Places:
 
 def read_table(
     paths: Sequence[str], reading: ReadingOptions, split: str = "train", held: int = HELD
-) -> Table:
+) -> RowTable:
     """Read files, in one pass.
 
     Raises:
@@ -191,9 +191,9 @@ class _Maker:
 
     def __init__(self, reading: ReadingOptions, held: int) -> None:
         self.reading, self.held = reading, held
-        self.entries: list[Entry] = []
+        self.entries: list[TableEntry] = []
         self.unusable: list[Unusable] = []
-        self.columns: dict[str, Column] = {}
+        self.columns: dict[str, ColumnCells] = {}
         self.per_file: Counter[str] = Counter()
         self.digests, self.places = array("Q"), _Places()
         self.no_dates: list[Problem] = []
@@ -236,7 +236,7 @@ class _Maker:
         self.in_rows &= len(answer) > LONGEST_LABEL or _is_written(answer, written, roles)
         spaced = tuple(of.text for of in written if of.text.strip() not in ("", of.text))
         self.entries.append(
-            Entry(row.where, example, question, answer, said, str(source), when, draw, spaced)
+            TableEntry(row.where, example, question, answer, said, str(source), when, draw, spaced)
         )
         self.size += _size(self.entries[-1])
         while self.size > self.held:
@@ -282,7 +282,7 @@ class _Maker:
             *cap_problems(self.no_dates, shown, "dates that cannot be read"),
         ]
 
-    def table(self) -> Table:
+    def table(self) -> RowTable:
         n = sum(self.per_file.values())
         if not self.entries:
             step = "name the columns: --prompt COLUMN --reference COLUMN"
@@ -290,7 +290,7 @@ class _Maker:
             raise UserError(cap_problems(shown, ", ".join(self.per_file), "rows that cannot be used"))
         digests = np.frombuffer(self.digests, np.uint64).reshape(-1, 2)
         found = tuple(self.per_file), n, self.per_file, self.entries, self.unusable, self.columns, digests
-        return Table(*found, self.places, self.reading, self.in_rows)
+        return RowTable(*found, self.places, self.reading, self.in_rows)
 
 
 def _read_asked(row: Row, roles: Roles, question: str) -> QuestionAndAnswers:
@@ -306,7 +306,7 @@ def _is_written(answer: str, written: Sequence[WrittenAnswer], roles: Roles) -> 
     )
 
 
-def _size(entry: Entry) -> int:
+def _size(entry: TableEntry) -> int:
     texts = entry.question, entry.answer, entry.asked.question, *entry.asked.answers, *entry.spaced
     return 2 * sum({id(text): len(text) for text in texts}.values()) + _A_ROW
 

@@ -9,7 +9,7 @@ False alarms: none; every figure is a count.
 from collections.abc import Iterator, Sequence
 
 from harness.data.check import CheckContext, Finding, Tokenizer
-from harness.data.check._table import HELD, Entry, Table
+from harness.data.check._table import HELD, RowTable, TableEntry
 from harness.data.check.personal_data import excerpt
 from harness.formatting import pluralize
 
@@ -18,7 +18,7 @@ _BINS = 16
 _FEWEST = 25  # below it a fifth set aside twice leaves fewer than five rows, too few for any sign test
 
 
-def check(table: Table, given: CheckContext) -> Iterator[Finding]:
+def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """Count rows, show how long they are, and list those beyond the model's context."""
     yield _rows(table)
     drawn = table.draw(given.most)
@@ -31,7 +31,7 @@ def check(table: Table, given: CheckContext) -> Iterator[Finding]:
         yield _lengths(words, "words a row (no model named: --base counts tokens)", table, len(drawn))
 
 
-def _rows(table: Table) -> Finding:
+def _rows(table: RowTable) -> Finding:
     files = ", ".join(f"{name} {n:,}" for name, n in table.per_file.items())
     memory = f"as many as {HELD / 1e9:g} GB of memory holds"
     held = f"; texts of {len(table.entries):,} drawn rows are looked at, {memory}" if table.is_drawn else ""
@@ -45,7 +45,7 @@ def _rows(table: Table) -> Finding:
 _MORE = "collect more rows"
 
 
-def _lengths(lengths: Sequence[int], what: str, table: Table, n: int) -> Finding:
+def _lengths(lengths: Sequence[int], what: str, table: RowTable, n: int) -> Finding:
     ordered = sorted(lengths)
     at = {q: ordered[int(q * (n - 1))] for q in (0.5, 0.95, 1.0)}
     drawn = f", of {n:,} drawn rows" if n < len(table.digests) else ""
@@ -65,7 +65,7 @@ def histogram(ordered: Sequence[int]) -> str:
     return f"{low:,} {bars} {high:,}"
 
 
-def _beyond(table: Table, tokenizer: Tokenizer) -> Iterator[Finding]:
+def _beyond(table: RowTable, tokenizer: Tokenizer) -> Iterator[Finding]:
     if tokenizer.context is None:
         return
     long = [entry for entry in table.entries if _n_bytes(entry) > tokenizer.context]
@@ -83,5 +83,5 @@ def _beyond(table: Table, tokenizer: Tokenizer) -> Iterator[Finding]:
         )
 
 
-def _n_bytes(entry: Entry) -> int:
+def _n_bytes(entry: TableEntry) -> int:
     return len(entry.question.encode()) + len(entry.answer.encode()) + 1

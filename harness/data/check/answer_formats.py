@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from harness.data.check import ALPHA, DECIDE, CheckContext, Finding
-from harness.data.check._table import Entry, Table
+from harness.data.check._table import RowTable, TableEntry
 from harness.data.check.personal_data import excerpt, mask_text
 from harness.data.edit.spellings import commonest_spellings, several_spellings
 from harness.formatting import pluralize
@@ -28,14 +28,14 @@ _FORMS: dict[str, Callable[[str], bool]] = {
 _MOST_SOURCES = 50
 
 
-def check(table: Table, given: CheckContext) -> Iterator[Finding]:
+def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """List answers with outer white space, labels in several spellings, and formats that go with a source."""
     answered = [entry for entry in table.entries if entry.answer]
     yield from _outer_spaces(table)
     yield from _spellings(answered, table) if table.labels else _by_source(answered)
 
 
-def _outer_spaces(table: Table) -> Iterator[Finding]:
+def _outer_spaces(table: RowTable) -> Iterator[Finding]:
     """List answers with white space at an end, as the file has them: known layouts are read without it."""
     clean = "harness data clean FILE --out OUT"
     cut = f"{clean} --leading-spaces  # unless it is the indentation of code"
@@ -56,7 +56,7 @@ def _outer_spaces(table: Table) -> Iterator[Finding]:
             )
 
 
-def _spellings(answered: Sequence[Entry], table: Table) -> Iterator[Finding]:
+def _spellings(answered: Sequence[TableEntry], table: RowTable) -> Iterator[Finding]:
     """List the rarer spellings of labels, with the commonest one of each."""
     several = several_spellings(entry.answer for entry in answered)
     commonest = commonest_spellings(several)
@@ -76,7 +76,7 @@ def _spellings(answered: Sequence[Entry], table: Table) -> Iterator[Finding]:
         )
 
 
-def _by_source(answered: Sequence[Entry]) -> Iterator[Finding]:
+def _by_source(answered: Sequence[TableEntry]) -> Iterator[Finding]:
     """Test for each source and form whether it goes with the source, and list its rows that differ."""
     from scipy import stats
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from harness.data.check import ALPHA, CheckContext, Finding
-from harness.data.check._table import Entry, Table
+from harness.data.check._table import RowTable, TableEntry
 from harness.data.check.personal_data import excerpt
 from harness.formatting import count
 
@@ -38,7 +38,7 @@ class _LengthDifference(NamedTuple):
     others: int
 
 
-def check(table: Table, given: CheckContext) -> Iterator[Finding]:
+def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """Give the quantiles of the answers' lengths, and list the sources that differ much from the others."""
     answered = [entry for entry in table.entries if entry.answer.strip()]
     if not answered or table.labels or not any(entry.question for entry in answered):
@@ -49,11 +49,11 @@ def check(table: Table, given: CheckContext) -> Iterator[Finding]:
         yield from _differing(answered, sources)
 
 
-def _length(entry: Entry) -> int:
+def _length(entry: TableEntry) -> int:
     return len(entry.answer.strip())
 
 
-def _quantiles(answered: Sequence[Entry], sources: Sequence[str]) -> Finding:
+def _quantiles(answered: Sequence[TableEntry], sources: Sequence[str]) -> Finding:
     """Give the quantiles over all answers, and those of each source where there are several."""
     of: dict[str, list[int]] = defaultdict(list)
     for entry in answered:
@@ -74,7 +74,7 @@ def _spread(lengths: Sequence[int]) -> str:
     return f"median {median:,}, {low:,} to {high:,}"
 
 
-def _differing(answered: Sequence[Entry], sources: Sequence[str]) -> Iterator[Finding]:
+def _differing(answered: Sequence[TableEntry], sources: Sequence[str]) -> Iterator[Finding]:
     """List each source whose answers are surely and much longer, or shorter, than those of the others.
 
     Of two sources only the one of fewer rows is tested: the other one differs as much.

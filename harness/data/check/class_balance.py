@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from math import exp, log
 
 from harness.data.check import ALPHA, CheckContext, Finding
-from harness.data.check._table import Table
+from harness.data.check._table import RowTable
 from harness.data.edit.spellings import in_one_spelling
 
 _FEWEST = 5  # a fifth of fewer rows is less than one row
 
 
-def check(table: Table, given: CheckContext) -> Iterator[Finding]:
+def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """Show the balance, list classes too small for a split, and compare with the test rows."""
     if not table.labels:
         return
@@ -50,7 +50,7 @@ def check(table: Table, given: CheckContext) -> Iterator[Finding]:
             yield mix
 
 
-def _other_mix(train: Counter[str], test: Counter[str], table: Table) -> Finding | None:
+def _other_mix(train: Counter[str], test: Counter[str], table: RowTable) -> Finding | None:
     unknown = [label for label in test if label not in train]
     if unknown:
         title = f"{len(unknown):,} labels stand in test alone: " + ", ".join(map(repr, unknown[:5]))

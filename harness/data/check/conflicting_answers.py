@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from harness.data.check import CheckContext, Finding
-from harness.data.check._table import Entry, Table
+from harness.data.check._table import RowTable, TableEntry
 from harness.data.check.personal_data import excerpt
 from harness.formatting import pluralize
 
 
-def check(table: Table, given: CheckContext) -> Iterator[Finding]:
+def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """List the rows whose question has another answer elsewhere."""
     questions, answers = table.digests[:, 0], table.digests[:, 1]
     _, first, inverse = np.unique(questions, return_index=True, return_inverse=True)
@@ -47,6 +47,6 @@ def check(table: Table, given: CheckContext) -> Iterator[Finding]:
     )
 
 
-def _answer_at(where: str, held: Mapping[str, Entry]) -> str:
+def _answer_at(where: str, held: Mapping[str, TableEntry]) -> str:
     """Say what a row answers; its place alone where its text is not held."""
     return f"{where}, which answers {excerpt(held[where].answer, 40)!r}" if where in held else where

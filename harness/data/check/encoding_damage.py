@@ -12,16 +12,16 @@ from collections.abc import Iterator
 from itertools import zip_longest
 
 from harness.data.check import CheckContext, Finding
-from harness.data.check._table import Entry, Table
+from harness.data.check._table import RowTable, TableEntry
 from harness.data.check.personal_data import mask_text
 from harness.data.edit.clean import mend_encoding, mend_signs
 
 _LOST = "\ufffd"
 
 
-def check(table: Table, given: CheckContext) -> Iterator[Finding]:
+def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """List the rows whose text is damaged, with how it would be mended, and those that cannot be."""
-    damaged, lost, control = list[Entry](), list[Entry](), list[Entry]()
+    damaged, lost, control = list[TableEntry](), list[TableEntry](), list[TableEntry]()
     for entry in table.entries:
         # Only what was encoded wrongly: quotes and widths are left as they are.
         if any(mend_encoding(part) != part for part in _parts(entry)):
@@ -65,7 +65,7 @@ def check(table: Table, given: CheckContext) -> Iterator[Finding]:
         )
 
 
-def _parts(entry: Entry) -> tuple[str, ...]:
+def _parts(entry: TableEntry) -> tuple[str, ...]:
     """Return the texts of a row as its file has them: what it asks, stands on and answers."""
     of = entry.asked
     return of.question, of.context, of.system, *of.answers

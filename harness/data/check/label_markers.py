@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from harness.data.check import ALPHA, CheckContext, Finding
-from harness.data.check._table import Entry, Table
+from harness.data.check._table import RowTable, TableEntry
 from harness.data.check.personal_data import excerpt
 
 _GIVES, _AT_ONE_END = 0.9, 0.9
@@ -28,11 +28,11 @@ _SIGN = re.compile(r"[^\w\s]")
 _NAMED = re.compile(r"(?:first|last) (?:word|sign) ['\"](.*)['\"]")
 
 
-def check(table: Table, given: CheckContext) -> Iterator[Finding]:
+def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """List the forms from which a label follows, the commonest first."""
     if not table.labels:
         return
-    rows: dict[str, list[Entry]] = defaultdict(list)
+    rows: dict[str, list[TableEntry]] = defaultdict(list)
     words: Counter[str] = Counter()
     for entry in table.entries:
         words.update(set(map(_bare, entry.question.split())) | set(_SIGN.findall(entry.question)))
@@ -80,7 +80,7 @@ def _bare(token: str) -> str:
 
 
 def _markers(
-    table: Table, rows: dict[str, list[Entry]], words: Counter[str]
+    table: RowTable, rows: dict[str, list[TableEntry]], words: Counter[str]
 ) -> Iterator[tuple[str, str, float]]:
     """Yield form, label and p of what passes the test, and gives the label where it stands."""
     from scipy import stats

@@ -18,7 +18,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 from harness.data.check import ALPHA, DECIDE, CheckContext, Finding
-from harness.data.check._table import Entry, Table
+from harness.data.check._table import RowTable, TableEntry
 from harness.data.check.personal_data import excerpt
 from harness.formatting import pluralize
 
@@ -31,14 +31,14 @@ _UNSPACED = frozenset({"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "M
 _MIXED = frozenset({"LATIN", "CYRILLIC"})
 
 
-def check(table: Table, given: CheckContext) -> Iterator[Finding]:
+def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """Count languages and scripts, and list what differs from most rows."""
     yield from _languages(table.draw(given.most))
     yield from _scripts(table)
     yield from _unread_answers(table)
 
 
-def _languages(drawn: Sequence[Entry]) -> Iterator[Finding]:
+def _languages(drawn: Sequence[TableEntry]) -> Iterator[Finding]:
     from scipy import stats
 
     guess = _identifier().classify
@@ -73,9 +73,9 @@ def _identifier() -> Any:
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
-def _scripts(table: Table) -> Iterator[Finding]:
+def _scripts(table: RowTable) -> Iterator[Finding]:
     scripts: Counter[str] = Counter()
-    mixed: list[tuple[Entry, str]] = []
+    mixed: list[tuple[TableEntry, str]] = []
     for entry in table.entries:
         if entry.question.isascii():
             scripts["LATIN"] += 1
@@ -100,7 +100,7 @@ def _scripts(table: Table) -> Iterator[Finding]:
         )
 
 
-def _unread_answers(table: Table) -> Iterator[Finding]:
+def _unread_answers(table: RowTable) -> Iterator[Finding]:
     """List free answers without a Latin letter, where they are many: metrics of words do not read them."""
     answers = [entry for entry in table.entries if any(map(str.isalpha, entry.answer))]
     unread = [entry for entry in answers if "LATIN" not in _of(entry.answer)]

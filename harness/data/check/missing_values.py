@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 from harness.data.check import CheckContext, Finding
-from harness.data.check._table import Entry, Table
+from harness.data.check._table import RowTable, TableEntry
 from harness.data.check.personal_data import excerpt
-from harness.data.column_types import Column
+from harness.data.column_types import ColumnCells
 from harness.data.formats import THUMB_DOWN
 from harness.data.readers import file_of
 from harness.formatting import count
@@ -17,7 +17,7 @@ from harness.formatting import count
 _MOST_COLUMNS = 8  # that are named one by one
 
 
-def check(table: Table, given: CheckContext) -> Iterator[Finding]:
+def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """List rows that no comparison can use, for an id too, empty cells, and columns of texts and numbers."""
     down = [row for row in table.unusable if row.why == THUMB_DOWN]
     if down:
@@ -56,10 +56,10 @@ def check(table: Table, given: CheckContext) -> Iterator[Finding]:
             yield _report_mixed(name, column, table)
 
 
-def _repeated_ids(table: Table) -> Iterator[Finding]:
+def _repeated_ids(table: RowTable) -> Iterator[Finding]:
     """List the rows whose id stands earlier in their file."""
-    first: dict[tuple[str, str], Entry] = {}
-    again: list[tuple[Entry, Entry]] = []
+    first: dict[tuple[str, str], TableEntry] = {}
+    again: list[tuple[TableEntry, TableEntry]] = []
     for entry in table.entries:
         earlier = first.setdefault((file_of(entry.where), entry.example.id), entry)
         if earlier is not entry:
@@ -77,7 +77,7 @@ def _repeated_ids(table: Table) -> Iterator[Finding]:
         )
 
 
-def _empty_cells(table: Table) -> Iterator[Finding]:
+def _empty_cells(table: RowTable) -> Iterator[Finding]:
     """List columns with empty cells: a note, since an optional one is empty in many rows on purpose."""
     lacking = {name: n for name, of in table.columns.items() if (n := table.n - of.n + of.empty)}
     if len(lacking) <= _MOST_COLUMNS:
@@ -90,7 +90,7 @@ def _empty_cells(table: Table) -> Iterator[Finding]:
     yield Finding("note", title, "harmless where a column is optional or not read")
 
 
-def _empty(name: str, lacking: int, column: Column, table: Table) -> Finding:
+def _empty(name: str, lacking: int, column: ColumnCells, table: RowTable) -> Finding:
     return Finding(
         "note",
         f"column {name!r} is empty",
@@ -101,7 +101,7 @@ def _empty(name: str, lacking: int, column: Column, table: Table) -> Finding:
     )
 
 
-def _report_mixed(name: str, column: Column, table: Table) -> Finding:
+def _report_mixed(name: str, column: ColumnCells, table: RowTable) -> Finding:
     rarest = min(("text", "number"), key=lambda kind: column.kinds[kind])
     return Finding(
         "warning",

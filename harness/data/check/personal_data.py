@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 
 from harness.data.check import DECIDE, CheckContext, Finding
-from harness.data.check._table import Table
+from harness.data.check._table import RowTable
 
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}")
 _DIGITS = re.compile(r"(?:\+|\b00|\(0)[\d ()/.-]{7,20}\d|\b\d{3}[ .-]\d{3,4}[ .-]\d{4}\b")
@@ -23,7 +23,7 @@ _REGION = "US"  # of numbers without a country code
 _LONGEST = 300  # characters of a piece
 
 
-def check(table: Table, given: CheckContext) -> Iterator[Finding]:
+def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """Count the rows that hold personal data, by kind."""
     found: dict[str, list[tuple[str, str]]] = {}
     for entry in table.entries:

@@ -15,14 +15,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from harness.data.check import DECIDE_BY_SENSE, CheckContext, Finding
-from harness.data.check._table import Entry, Table
+from harness.data.check._table import RowTable, TableEntry
 from harness.data.check.personal_data import excerpt
 from harness.data.edit.repeats import NormalizedRow, fold_row, near_repeats, stand_on_same
 from harness.data.near_duplicates import THRESHOLD
 from harness.data.overlap import EMBEDDINGS, Encode, repeats_by_sense
 
 
-def check(table: Table, given: CheckContext) -> Iterator[Finding]:
+def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """List rows that repeat an earlier one, exactly and nearly."""
     _, first, inverse = np.unique(table.digests, axis=0, return_index=True, return_inverse=True)
     again = np.flatnonzero(first[inverse.ravel()] != np.arange(len(table.digests)))
@@ -46,15 +46,15 @@ def check(table: Table, given: CheckContext) -> Iterator[Finding]:
         yield from _by_sense(table, given.encode, [e for e in unlike if e.where not in named], given.most)
 
 
-def _unlike(table: Table) -> list[Entry]:
+def _unlike(table: RowTable) -> list[TableEntry]:
     """Return the rows without exact duplicates."""
-    once: dict[NormalizedRow, Entry] = {}
+    once: dict[NormalizedRow, TableEntry] = {}
     for entry in table.entries:
         once.setdefault(fold_row(entry.asked), entry)
     return list(once.values())
 
 
-def _near(table: Table, unlike: Sequence[Entry]) -> Iterator[Finding]:
+def _near(table: RowTable, unlike: Sequence[TableEntry]) -> Iterator[Finding]:
     """List rows that repeat an earlier one in almost the same words, as `data dedup` drops them."""
     pairs = sorted(
         (i, group.kept, alike)
@@ -76,7 +76,7 @@ def _near(table: Table, unlike: Sequence[Entry]) -> Iterator[Finding]:
         )
 
 
-def _by_sense(table: Table, encode: Encode, rows: Sequence[Entry], most: int) -> Iterator[Finding]:
+def _by_sense(table: RowTable, encode: Encode, rows: Sequence[TableEntry], most: int) -> Iterator[Finding]:
     """List rows that repeat an earlier question in other words, among at most so many drawn rows."""
     drawn = sorted(random.Random("sense").sample(range(len(rows)), min(most, len(rows))))
     left = [rows[i] for i in drawn]
@@ -97,11 +97,11 @@ def _by_sense(table: Table, encode: Encode, rows: Sequence[Entry], most: int) ->
         )
 
 
-def _same(row: Entry, earlier: Entry, table: Table) -> bool:
+def _same(row: TableEntry, earlier: TableEntry, table: RowTable) -> bool:
     same_label = not table.labels or row.answer == earlier.answer
     return same_label and stand_on_same(row.asked, earlier.asked)
 
 
-def _cut(entry: Entry) -> str:
+def _cut(entry: TableEntry) -> str:
     one = excerpt(" ".join(entry.asked.question.split()), 61)
     return repr(one if len(one) <= 60 else f"{one[:59]}…")

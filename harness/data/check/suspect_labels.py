@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from harness.data.check import ALPHA, DECIDE, CheckContext, Finding
-from harness.data.check._table import Entry, Table
+from harness.data.check._table import RowTable, TableEntry
 from harness.data.check.personal_data import excerpt
 from harness.data.edit.spellings import in_one_spelling
 
@@ -36,7 +36,7 @@ _TOKEN = rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]"
 class Suspect(NamedTuple):
     """A row, the label that is proposed for it, and the probabilities of its own and of that one."""
 
-    entry: Entry
+    entry: TableEntry
     label: str
     p_own: float
     p_label: float
@@ -53,7 +53,7 @@ class SuspectLabels(NamedTuple):
     n_sure: int
 
 
-def check(table: Table, given: CheckContext) -> Iterator[Finding]:
+def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """List the suspect rows, the most suspect first, with the label that is proposed."""
     from scipy import stats
 
@@ -109,7 +109,7 @@ def _report_suspects(
         )
 
 
-def _draw_judged(table: Table, most: int) -> list[Entry]:
+def _draw_judged(table: RowTable, most: int) -> list[TableEntry]:
     """Draw the rows that are judged: of labels with enough rows, each label in one spelling."""
     if not table.labels:
         return []
@@ -120,7 +120,7 @@ def _draw_judged(table: Table, most: int) -> list[Entry]:
     return [entry for entry in spelt if counts[entry.answer] >= _FEWEST]
 
 
-def judge_labels(entries: Sequence[Entry]) -> SuspectLabels:
+def judge_labels(entries: Sequence[TableEntry]) -> SuspectLabels:
     """Judge each row by a classifier trained on others.
 
     Each label has at least five rows, and there are two.

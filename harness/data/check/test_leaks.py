@@ -9,7 +9,7 @@ words reach thresholds that 5 % of look-alikes of another sense reach too (repor
 from collections.abc import Iterator
 
 from harness.data.check import DECIDE_BY_SENSE, CheckContext, Finding
-from harness.data.check._table import Entry, Table
+from harness.data.check._table import RowTable, TableEntry
 from harness.data.check.personal_data import excerpt
 from harness.data.contamination import contaminated_rows
 from harness.data.examples import SourcedExample
@@ -17,7 +17,7 @@ from harness.data.overlap import Encode, overlaps
 from harness.errors import as_argument
 
 
-def check(table: Table, given: CheckContext) -> Iterator[Finding]:
+def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """List the training rows that a test row repeats, and those that may ask the same in other words."""
     if given.test is None:
         return
@@ -40,7 +40,9 @@ def check(table: Table, given: CheckContext) -> Iterator[Finding]:
     yield from _in_other_words(table, given.test, {leak.training.where for leak in leaks}, given.encode)
 
 
-def _in_other_words(table: Table, test: Table, exact: set[str], encode: Encode | None) -> Iterator[Finding]:
+def _in_other_words(
+    table: RowTable, test: RowTable, exact: set[str], encode: Encode | None
+) -> Iterator[Finding]:
     """List what shares most of its words with a test row, and what only lies close to it; closest first."""
     left = [entry for entry in table.entries if entry.where not in exact]
     found = overlaps(
@@ -70,23 +72,23 @@ def _in_other_words(table: Table, test: Table, exact: set[str], encode: Encode |
             )
 
 
-def _without(test: Table) -> str:
+def _without(test: RowTable) -> str:
     """Name the command that leaves out what the test rows ask."""
     against = " ".join(f"--against {as_argument(file)}" for file in test.files)
     return f"harness data dedup FILE {against} --out OUT"
 
 
-def _decide_beside(test: Table) -> str:
+def _decide_beside(test: RowTable) -> str:
     """Name the page on which leaks are decided: that of an experiment which tests on the test rows."""
     files = ", ".join(test.files)
     return DECIDE_BY_SENSE.replace("page,", f"page, where the target's `test:` is {files},")
 
 
-def _cut(entry: Entry) -> str:
+def _cut(entry: TableEntry) -> str:
     return repr(excerpt(" ".join(_bare_question(entry).split()), 80))
 
 
-def _bare_question(entry: Entry) -> str:
+def _bare_question(entry: TableEntry) -> str:
     """Return the question without the context in front of it, which rows may share."""
     alone = entry.asked.question
     return alone if entry.asked.context and entry.question.endswith(alone) else entry.question

@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 from harness.data.check import ALPHA, CheckContext, Finding
-from harness.data.check._table import Entry, Table
+from harness.data.check._table import RowTable, TableEntry
 from harness.data.edit.manifests import grouped_by
 
 _MOST, _MOST_VARIED = 4_000, 1_000
@@ -26,7 +26,7 @@ _FEWEST = 20  # rows of each side
 _DISAGREEMENTS = (0.1, 0.3)
 
 
-def check(table: Table, given: CheckContext) -> Iterator[Finding]:
+def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """Give each trait that the rows allow."""
     drawn = table.draw(_MOST)
     if len(drawn) >= _FEWEST:
@@ -42,7 +42,9 @@ def check(table: Table, given: CheckContext) -> Iterator[Finding]:
         yield _representativeness(drawn, test, _apart(table, given.test, drawn, test))
 
 
-def _apart(table: Table, tested: Table, drawn: Sequence[Entry], test: Sequence[Entry]) -> str | None:
+def _apart(
+    table: RowTable, tested: RowTable, drawn: Sequence[TableEntry], test: Sequence[TableEntry]
+) -> str | None:
     """Return the column of which training and test have no value in common; None where none is known.
 
     It is the one that `--source` names, or by which `harness data split --group` parted the files.
@@ -53,7 +55,7 @@ def _apart(table: Table, tested: Table, drawn: Sequence[Entry], test: Sequence[E
     return groups.pop() if len(groups) == 1 else None
 
 
-def _vectors(*groups: Sequence[Entry]) -> list[Any]:
+def _vectors(*groups: Sequence[TableEntry]) -> list[Any]:
     """Return the TF-IDF of the words of groups of rows, each (n, words) with rows of length 1."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -62,7 +64,7 @@ def _vectors(*groups: Sequence[Entry]) -> list[Any]:
     return [words.transform([entry.question for entry in group]) for group in groups]
 
 
-def _diversity(drawn: Sequence[Entry]) -> Finding:
+def _diversity(drawn: Sequence[TableEntry]) -> Finding:
     """Give the Vendi score: the exponential of the entropy of the eigenvalues of the similarities over n."""
     import numpy as np
 
@@ -74,7 +76,7 @@ def _diversity(drawn: Sequence[Entry]) -> Finding:
     return Finding("note", title, "few: many rows say the same in the same words")
 
 
-def _relevance(train: Sequence[Entry], test: Sequence[Entry]) -> Finding:
+def _relevance(train: Sequence[TableEntry], test: Sequence[TableEntry]) -> Finding:
     x, y = _vectors(train, test)
     near = sum(float((y[i : i + 500] @ x.T).max(axis=1).sum()) for i in range(0, y.shape[0], 500))
     far = float((y @ x.mean(axis=0).T).mean())
@@ -84,7 +86,9 @@ def _relevance(train: Sequence[Entry], test: Sequence[Entry]) -> Finding:
     return Finding("note", title, "cosine of their words: near 0, training does not speak of test")
 
 
-def _representativeness(train: Sequence[Entry], test: Sequence[Entry], apart: str | None) -> Finding:
+def _representativeness(
+    train: Sequence[TableEntry], test: Sequence[TableEntry], apart: str | None
+) -> Finding:
     """Train a classifier on half of both, and test on the other half whether it tells them apart.
 
     Where the two are of other groups, values of the column `apart`, their rows are no independent draws.
@@ -110,7 +114,7 @@ def _representativeness(train: Sequence[Entry], test: Sequence[Entry], apart: st
     return Finding("note", title, "0.5 is alike: test items look like training rows")
 
 
-def _freshness(table: Table, test: Table | None) -> Iterator[Finding]:
+def _freshness(table: RowTable, test: RowTable | None) -> Iterator[Finding]:
     dates = sorted(entry.date for entry in table.entries if entry.date)
     if not dates:
         return

@@ -19,7 +19,7 @@ from harness.data.readers import Row
 from harness.data.splits.augmented_rows import origins
 
 
-class Entry(NamedTuple):
+class DedupEntry(NamedTuple):
     """A row, what it asks and answers, and the same without letter case and spaces."""
 
     row: Row
@@ -46,7 +46,7 @@ def dedup(
     """
     entries = [_entry(row, roles) for row in rows]
     changes: _Changes = {}
-    steps: tuple[Callable[[Mapping[int, Entry]], _Changes], ...] = (
+    steps: tuple[Callable[[Mapping[int, DedupEntry]], _Changes], ...] = (
         lambda left: _drop_evaluated(left, [_entry(*of) for of in against]),
         _equal,
         lambda left: _conflicting(left, drop_them=conflicts == "drop"),
@@ -60,7 +60,7 @@ def dedup(
     return [changes.get(i, EditedRow(row)) for i, row in enumerate(rows)]
 
 
-def _follow(changes: _Changes, entries: Sequence[Entry]) -> None:
+def _follow(changes: _Changes, entries: Sequence[DedupEntry]) -> None:
     """Give a duplicate of a row that is dropped itself the reason of that one, and the row it names."""
     dropped = {entries[i].row.where: found.change for i, found in changes.items() if found.row is None}
     for i, (row, change) in list(changes.items()):
@@ -81,12 +81,12 @@ def _without_originals(rows: Sequence[Row], changes: _Changes) -> _Changes:
     }
 
 
-def _entry(row: Row, roles: Roles) -> Entry:
+def _entry(row: Row, roles: Roles) -> DedupEntry:
     of = asked(row, roles)
-    return Entry(row, of, fold_row(of))
+    return DedupEntry(row, of, fold_row(of))
 
 
-def _drop_evaluated(left: Mapping[int, Entry], tests: Sequence[Entry]) -> _Changes:
+def _drop_evaluated(left: Mapping[int, DedupEntry], tests: Sequence[DedupEntry]) -> _Changes:
     """Drop rows that ask what a test file asks, exactly or by the measures of the leak check."""
     if not tests:
         return {}
@@ -102,9 +102,9 @@ def _drop_evaluated(left: Mapping[int, Entry], tests: Sequence[Entry]) -> _Chang
     return changes | {i: drop(e.row, "asked in the test file", first[asks]) for i, e, asks in equal}
 
 
-def _equal(left: Mapping[int, Entry]) -> _Changes:
+def _equal(left: Mapping[int, DedupEntry]) -> _Changes:
     """Drop rows that ask and answer what an earlier one does, letter case and spaces aside."""
-    first: dict[NormalizedRow, Entry] = {}
+    first: dict[NormalizedRow, DedupEntry] = {}
     changes: _Changes = {}
     for i, entry in left.items():
         if not entry.folded.question and not any(entry.folded.answers):
@@ -117,7 +117,7 @@ def _equal(left: Mapping[int, Entry]) -> _Changes:
     return changes
 
 
-def _conflicting(left: Mapping[int, Entry], *, drop_them: bool) -> _Changes:
+def _conflicting(left: Mapping[int, DedupEntry], *, drop_them: bool) -> _Changes:
     """Report, or drop, all rows of a question that has different answers."""
     by_question: dict[tuple[Any, str], list[int]] = defaultdict(list)
     for i, entry in left.items():
@@ -136,7 +136,7 @@ def _conflicting(left: Mapping[int, Entry], *, drop_them: bool) -> _Changes:
     return changes
 
 
-def _nearly_equal(left: Mapping[int, Entry], alike: float) -> _Changes:
+def _nearly_equal(left: Mapping[int, DedupEntry], alike: float) -> _Changes:
     """Drop rows whose question and answer are alike to those of an earlier row."""
     if alike == 1:
         return {}

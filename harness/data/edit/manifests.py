@@ -17,7 +17,7 @@ SPLIT_MANIFEST = f"split{MANIFEST}"
 TAUGHT = "a teacher's"
 
 
-class _Part(NamedTuple):
+class _SplitPart(NamedTuple):
     """File that an edit wrote, with its number of rows and the digest of its content."""
 
     file: str
@@ -126,7 +126,7 @@ def grouped_by(path: str) -> str | None:
     )
 
 
-def _part_of(file: Path, found: dict[str, Any]) -> _Part | None:
+def _part_of(file: Path, found: dict[str, Any]) -> _SplitPart | None:
     """Return what a manifest says of a file that it names, or whose content it names."""
     parts = _parts(found)
     named = next((part for part in parts if part.file == file.name), None)
@@ -136,8 +136,8 @@ def _part_of(file: Path, found: dict[str, Any]) -> _Part | None:
     return named
 
 
-def _parts(found: dict[str, Any]) -> tuple[_Part, ...]:
-    return tuple(_Part(**one) for one in found["outputs"])
+def _parts(found: dict[str, Any]) -> tuple[_SplitPart, ...]:
+    return tuple(_SplitPart(**one) for one in found["outputs"])
 
 
 def _payments(found: dict[str, Any]) -> tuple[Payment, ...]:

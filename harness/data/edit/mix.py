@@ -26,7 +26,7 @@ OWN = {"prompt", "messages", "reference", "references", "constraints"}  # column
 _READ = {"id", ORIGIN, *OWN}  # columns that say something of a row to whoever reads it
 
 
-class Mixture(NamedTuple):
+class RowMixture(NamedTuple):
     """Weights of the files, or None for shares by their sizes at a temperature; and how rows are drawn.
 
     Without a number of rows it is the largest that no file is too small for.
@@ -40,7 +40,7 @@ class Mixture(NamedTuple):
     seed: int = 0
 
 
-def mix(files: Sequence[Rows], mixture: Mixture) -> Iterator[EditedRow]:
+def mix(files: Sequence[Rows], mixture: RowMixture) -> Iterator[EditedRow]:
     """Draw from every file its share; a row that is drawn again gets an id of its own, where rows have ids.
 
     Raises:
@@ -96,7 +96,7 @@ def _describe_rows(content: Rows) -> str:
     return f"{layout.name} rows" if layout else f"rows of {', '.join(list(names)[:8])}"
 
 
-def shares(sizes: Sequence[int], mixture: Mixture) -> list[float]:
+def shares(sizes: Sequence[int], mixture: RowMixture) -> list[float]:
     """Return the share of each file, in [0, 1]; together they are 1.
 
     Raises:
@@ -121,7 +121,7 @@ def shares(sizes: Sequence[int], mixture: Mixture) -> list[float]:
 
 
 def row_numbers(
-    files: Sequence[Rows], mixture: Mixture, step: str = "--rows {}, or --replacement"
+    files: Sequence[Rows], mixture: RowMixture, step: str = "--rows {}, or --replacement"
 ) -> list[int]:
     """Return how many rows are drawn of each file: the largest remainders are rounded up.
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from harness.data.columns import QuestionAndAnswers
 from harness.data.contamination import fold_text
-from harness.data.near_duplicates import THRESHOLD, Group, are_alike, near_duplicates
+from harness.data.near_duplicates import THRESHOLD, DuplicateGroup, are_alike, near_duplicates
 
 _SHORT = 60
 _INDENTED = re.compile(r"(?<=\n)[ \t]*(?=\S)")
@@ -48,7 +48,7 @@ def _marks(text: str) -> tuple[str, ...]:
     return (*indented, *(_OPTION.findall(text) if "-" in text else ()))
 
 
-def near_repeats(rows: Sequence[QuestionAndAnswers], alike: float = THRESHOLD) -> list[Group]:
+def near_repeats(rows: Sequence[QuestionAndAnswers], alike: float = THRESHOLD) -> list[DuplicateGroup]:
     """Group rows whose questions are alike (Jaccard index of shingles, in (0, 1]) and whose answers are.
 
     Of each group the first row is the one that the others repeat.

@@ -33,7 +33,7 @@ _IN_EARLIER_GROUP = "in a group of an earlier part"
 _TIMES = f"{FORMS}; --time-format %d.%m.%Y says another form"
 
 
-class Way(NamedTuple):
+class SplitOptions(NamedTuple):
     """Way of splitting: shares of the parts, and the columns to stratify, group and order by.
 
     `alike` is the Jaccard index from which two questions may not be in two parts, in (0, 1]. With `folds` the
@@ -70,7 +70,7 @@ class SplitRows(NamedTuple):
     changes: list[Change]
 
 
-def split(content: Rows, roles: Roles, way: Way) -> SplitRows:
+def split(content: Rows, roles: Roles, way: SplitOptions) -> SplitRows:
     """Split rows.
 
     Raises:
@@ -94,13 +94,13 @@ def split(content: Rows, roles: Roles, way: Way) -> SplitRows:
     return found
 
 
-def keep_clusters(way: Way, content: Rows) -> Way:
+def keep_clusters(way: SplitOptions, content: Rows) -> SplitOptions:
     """Group by the rows' own `cluster` where no other column is named, as a comparison does."""
     has_some = any(row.fields.get(CLUSTER) not in (None, "") for row in content.rows)
     return way._replace(group=CLUSTER) if way.group is None and has_some else way
 
 
-def _place_augmented(found: SplitRows, content: Rows, roles: Roles, way: Way) -> SplitRows:
+def _place_augmented(found: SplitRows, content: Rows, roles: Roles, way: SplitOptions) -> SplitRows:
     """Put augmented rows where their original is trained on, unless they ask what another part does."""
     if not (made := origins(content.rows)):
         return found
@@ -124,7 +124,9 @@ def _not_trained_on(found: SplitRows, made: Mapping[str, SourceText]) -> Iterato
             yield where, Change(where, "dropped", (reason,), of)
 
 
-def _asked_elsewhere(found: SplitRows, content: Rows, roles: Roles, way: Way) -> Iterator[tuple[str, Change]]:
+def _asked_elsewhere(
+    found: SplitRows, content: Rows, roles: Roles, way: SplitOptions
+) -> Iterator[tuple[str, Change]]:
     """Yield the augmented rows whose question is alike to one of validation or test."""
     made = [row for row in content.rows if is_augmented(row)]
     others = [row for name, rows in found.parts.items() if name != "train" for row in rows]
@@ -135,7 +137,7 @@ def _asked_elsewhere(found: SplitRows, content: Rows, roles: Roles, way: Way) ->
             yield row.where, Change(row.where, "dropped", (reason,), others[near.row].where)
 
 
-def check_way(way: Way) -> None:
+def check_way(way: SplitOptions) -> None:
     """Refuse shares that do not add up, and folds that there cannot be.
 
     Raises:
@@ -169,7 +171,7 @@ def check_shares(shares: Sequence[float]) -> None:
         raise UserError(Problem("--shares", found, expected, "only validation and test may be 0"))
 
 
-def odd_shares(found: SplitRows, way: Way) -> Iterator[str]:
+def odd_shares(found: SplitRows, way: SplitOptions) -> Iterator[str]:
     """Say which parts are far from their shares, since rows that belong together cannot be parted."""
     own = {name: sum(not is_augmented(row) for row in rows) for name, rows in found.parts.items()}
     n = sum(own.values())
@@ -182,7 +184,7 @@ def odd_shares(found: SplitRows, way: Way) -> Iterator[str]:
             )
 
 
-def _at_random(content: Rows, questions: list[str], way: Way) -> SplitRows:
+def _at_random(content: Rows, questions: list[str], way: SplitOptions) -> SplitRows:
     """Draw test and validation by whole groups; questions that are alike by a chain of others are joined."""
     kinds = _kinds(questions, way.alike)
     while True:
@@ -221,7 +223,7 @@ def _joined_kinds(kinds: Sequence[int], pairs: Sequence[tuple[int, int]]) -> lis
     return [root(kind) for kind in kinds]
 
 
-def _draw_parts(content: Rows, kinds: Sequence[int], way: Way) -> dict[str, list[int]]:
+def _draw_parts(content: Rows, kinds: Sequence[int], way: SplitOptions) -> dict[str, list[int]]:
     """Return the indices of every part; rows of one kind or of one group stay together."""
     rows = [_make_source(i, row, kinds[i], way) for i, row in enumerate(content.rows)]
     n_groups, named = len(groups_of([row.example for row in rows])), list(way.parts)
@@ -237,7 +239,7 @@ def _draw_parts(content: Rows, kinds: Sequence[int], way: Way) -> dict[str, list
     return {name: [int(row.example.id) for row in part] for name, part in zip(named, dealt, strict=True)}
 
 
-def _deal_parts(rows: list[SourcedExample], way: Way) -> list[list[SourcedExample]]:
+def _deal_parts(rows: list[SourcedExample], way: SplitOptions) -> list[list[SourcedExample]]:
     """Deal rows into folds, or set them aside by shares, the last part first."""
     if way.folds:
         return deal(rows, way.folds, random.Random(f"{way.seed}/folds"))
@@ -251,7 +253,7 @@ def _deal_parts(rows: list[SourcedExample], way: Way) -> list[list[SourcedExampl
 
 
 def _class_problems(
-    shown: str, rows: Sequence[SourcedExample], parts: Sequence[Sequence[SourcedExample]], way: Way
+    shown: str, rows: Sequence[SourcedExample], parts: Sequence[Sequence[SourcedExample]], way: SplitOptions
 ) -> Iterator[Problem]:
     """Phrase each class that a part lacks, and why no way of parting the groups gives it to all parts."""
     counts = [Counter(row.example.slice for row in part) for part in parts]
@@ -286,7 +288,7 @@ def _class_problems(
         yield Problem(where, found, expected, step.replace("of it", "of one"))
 
 
-def _make_source(index: int, row: Row, kind: int, way: Way) -> SourcedExample:
+def _make_source(index: int, row: Row, kind: int, way: SplitOptions) -> SourcedExample:
     """Make what is set aside: a question that stands for its kind, its group, and its class as the slice."""
     group = _group(row, way)
     cluster = f"group {group}" if group else f"row {index}"
@@ -295,7 +297,7 @@ def _make_source(index: int, row: Row, kind: int, way: Way) -> SourcedExample:
     return SourcedExample(Example(str(index), question, cluster=cluster, slice=stratum), row.where)
 
 
-def _group(row: Row, way: Way) -> str:
+def _group(row: Row, way: SplitOptions) -> str:
     """Name the group of a row; empty where it has none."""
     group = row.fields.get(way.group) if way.group else None
     return "" if group is None else str(group)
@@ -329,7 +331,7 @@ def _equal(questions: Sequence[str], known: Sequence[str]) -> list[TextMatch | N
     return [None if place is None else TextMatch(place, 1.0) for place in places]
 
 
-def _by_time(content: Rows, questions: list[str], way: Way) -> SplitRows:
+def _by_time(content: Rows, questions: list[str], way: SplitOptions) -> SplitRows:
     """Cut at two times, ties in the earlier part; what an earlier part knows already is dropped."""
     times = _times(content, way)
     order = sorted(range(len(times)), key=times.__getitem__)
@@ -344,7 +346,9 @@ def _by_time(content: Rows, questions: list[str], way: Way) -> SplitRows:
     return _drop_known(content, questions, parts, way)
 
 
-def _drop_known(content: Rows, questions: Sequence[str], parts: dict[str, list[int]], way: Way) -> SplitRows:
+def _drop_known(
+    content: Rows, questions: Sequence[str], parts: dict[str, list[int]], way: SplitOptions
+) -> SplitRows:
     """Drop from each part the rows of a group, and those with a question, that an earlier part has."""
     changes: dict[int, Change] = {}
     alike = dict(_alike_across(parts, questions, way.alike))
@@ -361,7 +365,7 @@ def _drop_known(content: Rows, questions: Sequence[str], parts: dict[str, list[i
     return SplitRows(kept, [changes[i] for i in sorted(changes)])
 
 
-def _times(content: Rows, way: Way) -> list[float]:
+def _times(content: Rows, way: SplitOptions) -> list[float]:
     """Read the time of every row, in seconds or as the number that it is; no time zone is UTC.
 
     Raises:
@@ -388,7 +392,7 @@ def _times(content: Rows, way: Way) -> list[float]:
     return times
 
 
-def _problems(shown: str, split_up: SplitRows, way: Way) -> Iterator[Problem]:
+def _problems(shown: str, split_up: SplitRows, way: SplitOptions) -> Iterator[Problem]:
     """Phrase a part without rows, and a class that a part by time lacks."""
     parts, reasons = split_up.parts, Counter(change.reason for change in split_up.changes)
     left_out = "; ".join(f"{pluralize(n, 'row')} {reason}" for reason, n in reasons.items())

@@ -42,7 +42,7 @@ DEVICE_HOUR_USD = {"cpu": 0.10, "cuda": 2.50}
 RIGHT_ANSWER_USD = 1.0
 
 
-class Tokens(NamedTuple):
+class TokenCounts(NamedTuple):
     """Mean tokens of one request: of its prompt, of the beginning that all prompts share, of its answer."""
 
     prompt: float
@@ -148,7 +148,7 @@ def preference(pairs: Sequence[Example], epochs: float) -> Work:
     return Work(read=once, trained=round(once * epochs))
 
 
-def request_usd(tokens: Tokens, prices: TokenPrices) -> float:
+def request_usd(tokens: TokenCounts, prices: TokenPrices) -> float:
     """Price one request by its tokens; those of the shared beginning at the price of cached ones."""
     cached_usd = prices.input if prices.cached is None else prices.cached
     read_usd = (tokens.prompt - tokens.cached) * prices.input + tokens.cached * cached_usd

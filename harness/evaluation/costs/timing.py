@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 from harness import store
-from harness.evaluation import Job, evaluate_block
+from harness.evaluation import EvaluationJob, evaluate_block
 from harness.evaluation.costs import Work
 from harness.evaluation.rows.row_sets import RowSet
 from harness.evaluation.session import Session
@@ -158,7 +158,7 @@ def load_time(
         )
         return LoadTime(len(items), max(whole), None, Latency(first, contended=False), contended=False)
 
-    def ask_all(of: Job, _: int) -> None:
+    def ask_all(of: EvaluationJob, _: int) -> None:
         evaluate_block(candidate, replace(of, examples=tuple(map(step, items))), 0)
 
     def ask_one_token(i: int) -> None:
@@ -173,7 +173,7 @@ def load_time(
     return LoadTime(len(items), together.p50_s, alone and alone.p50_s, tokens, contended)
 
 
-def _times_of_threads(candidate: Candidate, job: Job) -> tuple[float, ...]:
+def _times_of_threads(candidate: Candidate, job: EvaluationJob) -> tuple[float, ...]:
     """Return the seconds of each request of a job, all of which begin together."""
     start = perf_counter()
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from harness.data import TaskItems
 from harness.errors import Problem, UserError, gather, refuse
-from harness.evaluation import Job
+from harness.evaluation import EvaluationJob
 from harness.evaluation.lm_eval import metadata, registry, tasks
 from harness.evaluation.lm_eval import metrics as scores
 from harness.evaluation.lm_eval.metadata import Description
@@ -34,7 +34,7 @@ from harness.spec import Role, Task
 __all__ = ["LmEvalTask", "datasets_folder", "load", "names"]
 
 EncodedDocuments = Mapping[tuple[int, int], Sequence[Encoded]]  # requests, by task and document
-Encode = Callable[[Candidate, Job, int], EncodedDocuments]
+Encode = Callable[[Candidate, EvaluationJob, int], EncodedDocuments]
 Evaluate = Callable[..., list[SampleResult]]  # (candidate, job, block's number, its documents encoded)
 Samples = Callable[[Sequence[SampleResult]], Iterator[dict[str, Any]]]
 _INVALID = "[invalid]"  # what lm-eval's regex filters give where nothing matches
@@ -131,7 +131,7 @@ class _Asker:
     """Asks one task's documents; lm-eval's objects are loaded when a block needs them, and once."""
 
     def __init__(
-        self, task: Task, members: Sequence[registry.Member], datasets_dir: Path | None, where: str
+        self, task: Task, members: Sequence[registry.RegisteredTask], datasets_dir: Path | None, where: str
     ) -> None:
         self._spec, self._members, self._datasets_dir, self._where = task, members, datasets_dir, where
         self.num_fewshot = task.num_fewshot if "num_fewshot" in task.model_fields_set else None
@@ -157,7 +157,7 @@ class _Asker:
         self._described, self._scores = described, known
         self._primary = next(s for s in known if s.name == primary)
 
-    def encode(self, candidate: Candidate, job: Job, index: int) -> EncodedDocuments:
+    def encode(self, candidate: Candidate, job: EvaluationJob, index: int) -> EncodedDocuments:
         """Turn the requests of one block of documents into token ids."""
         places = self._places(job, index)
         self._build(self._described.place(e.id) for e in job.examples)  # all of them, at the first block
@@ -165,7 +165,7 @@ class _Asker:
         return {place: [next(ids) for _ in self._requests[place]] for place in places}
 
     def block(
-        self, candidate: Candidate, job: Job, index: int, encoded: EncodedDocuments | None = None
+        self, candidate: Candidate, job: EvaluationJob, index: int, encoded: EncodedDocuments | None = None
     ) -> list[SampleResult]:
         """Ask one block of documents, and score the answers as lm-eval does."""
         examples, places = job.examples[index * BLOCK : (index + 1) * BLOCK], self._places(job, index)
@@ -183,7 +183,7 @@ class _Asker:
             for i, (e, p) in enumerate(zip(examples, places, strict=True))
         ]
 
-    def _places(self, job: Job, index: int) -> list[tuple[int, int]]:
+    def _places(self, job: EvaluationJob, index: int) -> list[tuple[int, int]]:
         return [self._described.place(e.id) for e in job.examples[index * BLOCK : (index + 1) * BLOCK]]
 
     def _group_by_task(self, places: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
@@ -242,7 +242,7 @@ class _Asker:
 
     def _row(
         self,
-        job: Job,
+        job: EvaluationJob,
         position: int,
         example: Example,
         answers: Sequence[RequestResponse | UnfitRequest],

@@ -53,7 +53,7 @@ class Description:
 
 
 def description(
-    members: Sequence[registry.Member],
+    members: Sequence[registry.RegisteredTask],
     num_fewshot: int | None,
     datasets_dir: Path | None,
     limit: int | None,
@@ -75,7 +75,9 @@ def description(
     return made
 
 
-def _key(members: Sequence[registry.Member], num_fewshot: int | None, datasets_dir: Path | None) -> str:
+def _key(
+    members: Sequence[registry.RegisteredTask], num_fewshot: int | None, datasets_dir: Path | None
+) -> str:
     copies = {folder for m in members if (folder := registry.local_copy(m, datasets_dir))}
     return digest(
         [

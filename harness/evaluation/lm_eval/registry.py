@@ -21,7 +21,7 @@ _INSTALL = "pip install 'harness-evals[lm-eval]'"
 _GROUP_KEYS = {"group", "group_alias", "task", "aggregate_metric_list", "tag", "metadata", "include"}
 
 
-class Member(NamedTuple):
+class RegisteredTask(NamedTuple):
     """One task of lm-eval: its name, the file that defines it, its data, and what a group changes."""
 
     name: str
@@ -49,7 +49,7 @@ def names() -> dict[str, str]:
     return {name: entry["kind"] for name, entry in _entries().items()}
 
 
-def members(name: str, where: str) -> list[Member]:
+def members(name: str, where: str) -> list[RegisteredTask]:
     """List the tasks that a name stands for: itself, or all tasks of a group or tag.
 
     Raises:
@@ -62,7 +62,7 @@ def members(name: str, where: str) -> list[Member]:
     return list({member.name: member for member in _walk(name, {}, where)}.values())
 
 
-def local_copy(member: Member, datasets_dir: Path | None) -> Path | None:
+def local_copy(member: RegisteredTask, datasets_dir: Path | None) -> Path | None:
     """Return the folder <datasets_dir>/<org>/<name> of a task's data, where there is one."""
     folder = datasets_dir / member.dataset_path if datasets_dir and member.dataset_path else None
     return folder.resolve() if folder and folder.is_dir() else None
@@ -80,11 +80,11 @@ def _nearest(name: str) -> str:
     return hint if hint.startswith("did you mean") else "check the spelling"
 
 
-def _walk(name: str, overrides: Mapping[str, Any], where: str) -> Iterator[Member]:
+def _walk(name: str, overrides: Mapping[str, Any], where: str) -> Iterator[RegisteredTask]:
     entry = _entries()[name]
     if entry["kind"] == "task":
         data = {**entry, **overrides}
-        yield Member(name, entry["path"], data["dataset_path"], data["dataset_name"], dict(overrides))
+        yield RegisteredTask(name, entry["path"], data["dataset_path"], data["dataset_name"], dict(overrides))
         return
     for child in entry["members"]:
         own = {} if isinstance(child, str) else {k: v for k, v in child.items() if k not in ("task", "group")}

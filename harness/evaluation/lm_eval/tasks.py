@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from harness.errors import HarnessError, Problem, UserError
-from harness.evaluation.lm_eval.registry import Member, local_copy
+from harness.evaluation.lm_eval.registry import RegisteredTask, local_copy
 from harness.evaluation.lm_eval.requests import is_sampled
 from harness.progress import quiet_libraries
 from harness.records import canonical_json
@@ -29,7 +29,7 @@ from harness.records import canonical_json
 _PYTHON_SEED, _NUMPY_SEED, _SHOTS_SEED = 0, 1234, 1234
 
 
-def refuse_lacking(members: Sequence[Member], datasets_dir: Path | None, where: str) -> None:
+def refuse_lacking(members: Sequence[RegisteredTask], datasets_dir: Path | None, where: str) -> None:
     """Refuse a group of which local copies lack some tasks, all of them named at once.
 
     Raises:
@@ -54,7 +54,7 @@ def refuse_lacking(members: Sequence[Member], datasets_dir: Path | None, where: 
 
 
 def load(
-    member: Member, num_fewshot: int | None, datasets_dir: Path | None, *, trusted: bool, where: str
+    member: RegisteredTask, num_fewshot: int | None, datasets_dir: Path | None, *, trusted: bool, where: str
 ) -> Any:
     """Load one task with its data, prepared as lm-eval prepares it before a run.
 
@@ -203,7 +203,7 @@ def _config_names(folder: Path) -> list[str]:
     return list(datasets.get_dataset_config_names(str(folder)))
 
 
-def _refuse_remote_code(member: Member, path: Path, trusted: bool, where: str) -> None:
+def _refuse_remote_code(member: RegisteredTask, path: Path, trusted: bool, where: str) -> None:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     try:
@@ -216,7 +216,7 @@ def _refuse_remote_code(member: Member, path: Path, trusted: bool, where: str) -
         raise UserError(Problem(where, found, expected, "write trust_remote_code: true at this task"))
 
 
-def _refuse_kind(task: Any, member: Member, where: str) -> None:
+def _refuse_kind(task: Any, member: RegisteredTask, where: str) -> None:
     if getattr(task, "MULTIMODAL", False):
         raise UserError(Problem(where, f"{member.name}, which shows images or sound", "a task of text alone"))
     if getattr(task, "UNSAFE_CODE", False):
@@ -234,7 +234,7 @@ def _settings(settings: dict[str, Any]) -> str:
     return ", ".join(f"{k}: {v}" for k, v in settings.items() if k in ("do_sample", "temperature"))
 
 
-def _refuse_without_nltk_data(member: Member, where: str) -> None:
+def _refuse_without_nltk_data(member: RegisteredTask, where: str) -> None:
     """Refuse IFEval offline without the data that nltk would fetch: it would crash when it scores."""
     if "ifeval" not in Path(member.path).parent.name.lower():
         return
@@ -257,7 +257,7 @@ def _is_offline() -> bool:
 
 
 def _describe_load_error(
-    member: Member, folder: Path | None, datasets_dir: Path | None, error: Exception, where: str
+    member: RegisteredTask, folder: Path | None, datasets_dir: Path | None, error: Exception, where: str
 ) -> Problem:
     """Say why a task could not be loaded, from what the libraries raised."""
     said = " ".join(str(error).split())
@@ -286,7 +286,7 @@ def _describe_load_error(
     )
 
 
-def _no_data(member: Member, datasets_dir: Path | None, error: Exception, where: str) -> Problem:
+def _no_data(member: RegisteredTask, datasets_dir: Path | None, error: Exception, where: str) -> Problem:
     looked = f"no copy in {datasets_dir}, and " if datasets_dir else ""
     found = f"{member.name}: {looked}the hub did not give {member.dataset_path} ({type(error).__name__})"
     expected = "a data set that can be fetched or is cached, or a local copy"

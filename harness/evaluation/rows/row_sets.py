@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from harness import metrics, plugins, provenance, store
 from harness.data import SCORING, SPLITS, Split
-from harness.evaluation import Job, costs, wrap_prompt
+from harness.evaluation import EvaluationJob, costs, wrap_prompt
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.judges.grade_reading import GradeReader
 from harness.evaluation.rows.answer_rewards import Chooser
@@ -77,11 +77,13 @@ class RowSet(NamedTuple):
         m = self.measured
         return GradeReader(m.task.name, m.judged, m.examples(self.split) if m.judged else ())
 
-    def job(self, grades: GradeReader | None = None) -> Job:
+    def job(self, grades: GradeReader | None = None) -> EvaluationJob:
         """Return the items as the candidate is asked them; what judges score, by the grades there are."""
         m, reader = self.measured, grades or self.grades()
         scored = reader.bind(m.metrics)
-        return Job(m.task, m.role, self.split, self.ask(), scored, self.answer, self.identity, self.decoding)
+        return EvaluationJob(
+            m.task, m.role, self.split, self.ask(), scored, self.answer, self.identity, self.decoding
+        )
 
 
 def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
@@ -155,7 +157,7 @@ def total_work(sets: Iterable[RowSet]) -> costs.Work:
     return sum((work_of(rows.job()) for rows in sets), costs.Work())
 
 
-def work_of(job: Job) -> costs.Work:
+def work_of(job: EvaluationJob) -> costs.Work:
     """Estimate the tokens that answering a job takes."""
     ranked = job.answer == "rank" or job.task.kind == "choice"
     if job.task.lm_eval:
@@ -165,7 +167,7 @@ def work_of(job: Job) -> costs.Work:
     return costs.Work(n_samples * once.read, n_samples * once.generated, blocks=job.n_blocks)
 
 
-def _work_of_lm_eval(job: Job) -> costs.Work:
+def _work_of_lm_eval(job: EvaluationJob) -> costs.Work:
     """Estimate from the documents' texts, the shots counted as documents of the same length."""
     once = costs.reading(job.examples, ranked=False, max_new_tokens=job.task.max_new_tokens)
     generated = once.generated if job.task.kind == "generate" else 0

@@ -34,7 +34,7 @@ _LEAST_ASKED = 48  # items of a task at the first look
 _CLEAR = 4.3
 
 
-class Pool(NamedTuple):
+class ItemStrata(NamedTuple):
     """A task's items by stratum, and the share of each stratum that is expected to differ.
 
     Where `by_score` the base scored alike within a stratum, so that a change there has one direction.
@@ -73,7 +73,7 @@ class SamplingPlan(NamedTuple):
         return sum(self.drawn[task][look].values())
 
 
-def pool_of(rows: Sequence[SampleResult], metric: Metric, chance: float = 0.0) -> Pool | None:
+def pool_of(rows: Sequence[SampleResult], metric: Metric, chance: float = 0.0) -> ItemStrata | None:
     """Stratify a task by what the base answered; None where it has to be asked in full.
 
     That is a task of few items or clusters, or one that the base did not answer in full. Single items scored
@@ -88,13 +88,13 @@ def pool_of(rows: Sequence[SampleResult], metric: Metric, chance: float = 0.0) -
     single = n_clusters == len(rows)
     if not single or any(score not in ((0.0,), (1.0,)) for score in scores):
         ids = tuple(sorted(clusters))
-        return Pool({"all": ids}, {"all": _EXPECTED_UNKNOWN}, clusters={} if single else clusters)
+        return ItemStrata({"all": ids}, {"all": _EXPECTED_UNKNOWN}, clusters={} if single else clusters)
     right = fmean(row.parts[metric.name] == (1.0,) for row in rows)
     by_score = right - chance > _CLEAR * sqrt(0.25 / (_first(len(rows)) / 2))
     return _strata(rows, metric.name if by_score else "")
 
 
-def _strata(rows: Sequence[SampleResult], score: str) -> Pool:
+def _strata(rows: Sequence[SampleResult], score: str) -> ItemStrata:
     """Stratify single items by quarters of the margin, where there are many, and by a score where named."""
     by_margin = len(rows) >= 4 * BLOCK and all(row.margin is not None for row in rows)
     closest = sorted(rows, key=lambda row: (abs(row.margin or 0.0) if by_margin else 0.0, row.example_id))
@@ -107,10 +107,10 @@ def _strata(rows: Sequence[SampleResult], score: str) -> Pool:
             own = [closest[i] for i in part if scored is None or closest[i].parts[score] == (scored,)]
             if own:
                 ids[name], shares[name] = tuple(row.example_id for row in own), expected[k]
-    return Pool(ids, shares, bool(score))
+    return ItemStrata(ids, shares, bool(score))
 
 
-def planned_variance(pool: Pool, drawn: Mapping[str, int]) -> float:
+def planned_variance(pool: ItemStrata, drawn: Mapping[str, int]) -> float:
     """Return the variance to be expected of a task's delta: of its items, and of drawing some of them."""
     whole = sum(size * pool.expected[name] for name, size in pool.sizes.items()) / pool.n**2
     return whole + sum(
@@ -119,7 +119,7 @@ def planned_variance(pool: Pool, drawn: Mapping[str, int]) -> float:
     )
 
 
-def plan(pools: Mapping[str, Pool], full: Sequence[int], margin: float, alpha: float) -> SamplingPlan:
+def plan(pools: Mapping[str, ItemStrata], full: Sequence[int], margin: float, alpha: float) -> SamplingPlan:
     """Choose the looks: the last one large enough that an equal model passes the macro in 90 % of cases.
 
     Every task is asked as many items as any other, or all of its own: they have one weight in the macro.
@@ -152,7 +152,7 @@ def plan(pools: Mapping[str, Pool], full: Sequence[int], margin: float, alpha: f
     return SamplingPlan(drawn, tuple(min(float(special.ndtr(-z)), alpha) for z in bounds))
 
 
-def in_order(pool: Pool, drawn: Sequence[Mapping[str, int]], seed: int) -> tuple[str, ...]:
+def in_order(pool: ItemStrata, drawn: Sequence[Mapping[str, int]], seed: int) -> tuple[str, ...]:
     """Return a task's items in the order they are asked in: each look's share, shuffled; then the rest."""
     rng = np.random.default_rng(seed)
     shuffled = {name: _shuffle(ids, pool.clusters, rng) for name, ids in pool.ids.items()}
@@ -175,7 +175,7 @@ def _shuffle(ids: Sequence[str], clusters: Mapping[str, str], rng: np.random.Gen
     return sorted(mixed, key=lambda i: place[clusters[i]])
 
 
-def weights(pool: Pool, drawn: Mapping[str, int], order: Sequence[str]) -> dict[str, float]:
+def weights(pool: ItemStrata, drawn: Mapping[str, int], order: Sequence[str]) -> dict[str, float]:
     """Return the weight N_h/n_h of each item that is asked by a look."""
     of = {i: name for name, ids in pool.ids.items() for i in ids}
     asked = order[: sum(drawn.values())]
@@ -192,7 +192,7 @@ def _first(n: int) -> int:
     return BLOCK if n > BLOCK else max(n // N_LOOKS, _LEAST_ASKED)
 
 
-def _allocate(pool: Pool, n: int, before: Mapping[str, int]) -> dict[str, int]:
+def _allocate(pool: ItemStrata, n: int, before: Mapping[str, int]) -> dict[str, int]:
     """Share n items out over the strata as Neyman does, none of which may lose an item that it had before."""
     had = {name: before.get(name, 0) for name in pool.ids}
     spread = {name: sqrt(d) for name, d in pool.expected.items()}

@@ -24,7 +24,7 @@ from harness.experiment.analysis.run_remarks import (
 from harness.experiment.runs.stored_rows import Reader, Rows
 from harness.gating import Measurement, TaskComparison
 from harness.records import Run
-from harness.report import ExperimentReport, Flip, Step, flips_of, origin
+from harness.report import AttributionStep, ExperimentReport, Flip, flips_of, origin
 from harness.spec import GatePolicy
 
 
@@ -104,7 +104,7 @@ def report_of(
 
 def _steps(
     session: Session, reader: Reader, runs: Sequence[Run], judged: RunVerdicts
-) -> dict[str, tuple[Step, ...]]:
+) -> dict[str, tuple[AttributionStep, ...]]:
     """Split the changes of fine-tunes that went over a quantised base or another run."""
     tasks = judged.tasks
     asked = (run for run in runs if run.run_id in tasks and run.run_id not in session.settled)

@@ -22,7 +22,7 @@ from harness.experiment.runs.stored_rows import Reader, Rows, documents_of
 from harness.gating import Measurement, TaskComparison
 from harness.gating.verdict import is_in_macro
 from harness.records import Run, SampleResult
-from harness.report import Step
+from harness.report import AttributionStep
 
 RowsByTask = Mapping[str, Sequence[SampleResult]]
 
@@ -164,7 +164,7 @@ def steps_of(
     runs: Iterable[Run],
     rows: Mapping[str, RowsByTask],
     tasks: Sequence[TaskComparison],
-) -> tuple[Step, ...]:
+) -> tuple[AttributionStep, ...]:
     """List the steps from the base to a run: over its quantised base, and from the run it starts from.
 
     `rows` maps the digests of bases, and the ids of runs, to rows by task; `tasks` are the run's
@@ -225,7 +225,7 @@ def _step(
     own: RowsByTask,
     old: RowsByTask,
     judged: _VerdictTasks,
-) -> Step:
+) -> AttributionStep:
     answered = [m for m in session.suites if _both(m, old, own)]
     measured = [
         Measurement(
@@ -241,7 +241,7 @@ def _step(
     ]
     compared = {m.task.name: _compare(session, m, old, own) for m in answered}
     target = session.target
-    return Step(
+    return AttributionStep(
         what,
         new,
         base,

@@ -11,7 +11,7 @@ from harness import decision as decide
 from harness import store
 from harness.comparison import human
 from harness.comparison.biases.pair_bias import JudgedPair, PairBias, bias_of
-from harness.comparison.win_rates import Pairs, Wins, wins_by_judge, wins_by_people
+from harness.comparison.win_rates import AnswerPairs, Wins, wins_by_judge, wins_by_people
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed
 from harness.evaluation.judges import JudgedMetric, open_judged, stored_grades
@@ -143,12 +143,12 @@ def open_where_failed(wins: Wins, base: Rows, most: float, unread: Collection[st
     return wins._replace(rate=wins.rate._replace(low=0.0, high=1.0), is_open=True)
 
 
-def _answer_pairs(base: Rows, new: Rows) -> Pairs:
+def _answer_pairs(base: Rows, new: Rows) -> AnswerPairs:
     """Part the items by whether their two answers differ; one that failed in both arms is a tie."""
     both = list(both_rows(base, new))
     clusters = {now.example_id: now.cluster or now.example_id for _, now in both}
     differing = {now.example_id for old, now in both if answers_differ(old, now)}
-    return Pairs(
+    return AnswerPairs(
         {item: cluster for item, cluster in clusters.items() if item in differing},
         {item: cluster for item, cluster in clusters.items() if item not in differing},
     )

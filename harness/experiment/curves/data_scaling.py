@@ -29,7 +29,7 @@ SHARES = (0.125, 0.25, 0.5)
 _LEAST = 8  # rows in the smallest part
 
 
-class Part(NamedTuple):
+class DataShare(NamedTuple):
     """A share of the training data: a session that holds it alone, and what its run is called there."""
 
     session: Session
@@ -104,7 +104,7 @@ def _n_rows(session: Session, name: str) -> int:
     return len(training_data(session, session.candidates[name].source).items.train)
 
 
-def _parts(session: Session, runs: Sequence[Run], facts: Sequence[CandidateFacts]) -> Iterator[Part]:
+def _parts(session: Session, runs: Sequence[Run], facts: Sequence[CandidateFacts]) -> Iterator[DataShare]:
     """Yield the parts one after the other, so that each goes on with the base that is in memory."""
     name = _curve_candidate(session, facts)
     if name is None or _n_rows(session, name) * SHARES[0] < _LEAST:
@@ -120,7 +120,7 @@ def _parts(session: Session, runs: Sequence[Run], facts: Sequence[CandidateFacts
         here = replace(last, target=target, training=training, suites=(), more_targets=())
         part = f"{name}@{_n_rows(here, name)}"
         last = here.with_candidates({**candidates, part: candidates[name]})
-        yield Part(last, RunRequest(last.candidates[part], session.experiment.seeds[0]))
+        yield DataShare(last, RunRequest(last.candidates[part], session.experiment.seeds[0]))
 
 
 def _share_of(session: Session, of: MeasuredTask, share: float) -> MeasuredTask:

@@ -14,7 +14,7 @@ from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment.executors.dispatch import run_jobs
 from harness.experiment.executors.job_runner import JobInputs, JobResult, written_assignment
-from harness.experiment.executors.work_plan import Job, WorkPlan, plan_work
+from harness.experiment.executors.work_plan import WorkerJob, WorkPlan, plan_work
 from harness.experiment.preparation.scope import Scope
 from harness.formatting import pluralize
 from harness.models.hardware import torch_threads
@@ -22,14 +22,14 @@ from harness.records import Run
 from harness.store.layout import CLAIMS, remove_folder
 
 
-class Pool(Protocol):
+class WorkerPool(Protocol):
     """Workers that run jobs: at most `size` at once, each asked from a thread of its own."""
 
     @property
     def size(self) -> int:
         """How many jobs run at once."""
 
-    def run(self, job: Job, known: JobInputs) -> JobResult:
+    def run(self, job: WorkerJob, known: JobInputs) -> JobResult:
         """Run a job and wait for it; one whose worker is lost is run again, twice at most."""
 
     def stop(self) -> None:
@@ -88,7 +88,7 @@ def make_on_workers(
         remove_folder(session.store.folder / CLAIMS)
 
 
-def _keep_failures(session: Session, plan: WorkPlan, failed: Mapping[Job, Exception]) -> None:
+def _keep_failures(session: Session, plan: WorkPlan, failed: Mapping[WorkerJob, Exception]) -> None:
     for run, jobs in plan.rests_on.items():
         if errors := [failed[job] for job in jobs if job in failed]:
             session.failures[run] = errors[0]
@@ -103,7 +103,7 @@ def worker_threads(session: Session) -> int:
     return max(1, torch_threads() // n_sharing)
 
 
-def open_pool(session: Session, file: Path, threads: int) -> AbstractContextManager[Pool]:
+def open_pool(session: Session, file: Path, threads: int) -> AbstractContextManager[WorkerPool]:
     """Open the workers of an experiment's executor for an assignment.
 
     Raises:

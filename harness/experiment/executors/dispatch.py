@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING
 
 from harness.errors import CandidateFailed, UserError
 from harness.experiment.executors.job_runner import JobInputs, JobResult, wait_for_files
-from harness.experiment.executors.work_plan import Job
+from harness.experiment.executors.work_plan import WorkerJob
 from harness.progress import Advance
 from harness.training.worker import decode_error, encode_error
 
 if TYPE_CHECKING:
-    from harness.experiment.executors import Pool
+    from harness.experiment.executors import WorkerPool
 
 
 def run_jobs(
-    needs: Mapping[Job, Sequence[Job]],
-    pool: "Pool",
+    needs: Mapping[WorkerJob, Sequence[WorkerJob]],
+    pool: "WorkerPool",
     controls: MutableMapping[str, str],
     advance: Advance,
     runs: Path,
-) -> dict[Job, Exception]:
+) -> dict[WorkerJob, Exception]:
     """Run jobs in the order of their needs; returns the errors of those that failed, and of what needs them.
 
     The control arms that are measured are added to `controls`, and known to whatever begins after. `runs` is
@@ -36,9 +36,9 @@ def run_jobs(
     Raises:
         UserError: a worker met one, which no other job would escape.
     """
-    order, failed, ready = TopologicalSorter(needs), dict[Job, Exception](), deque[Job]()
-    running: dict[Future[JobResult], Job] = {}
-    files: dict[Job, tuple[str, ...]] = {}  # of a job and of all that it waited for
+    order, failed, ready = TopologicalSorter(needs), dict[WorkerJob, Exception](), deque[WorkerJob]()
+    running: dict[Future[JobResult], WorkerJob] = {}
+    files: dict[WorkerJob, tuple[str, ...]] = {}  # of a job and of all that it waited for
     order.prepare()
     threads = ThreadPoolExecutor(pool.size, thread_name_prefix="job")
     try:
@@ -68,7 +68,7 @@ def run_jobs(
     return failed
 
 
-def _run(pool: "Pool", job: Job, known: JobInputs, runs: Path) -> JobResult:
+def _run(pool: "WorkerPool", job: WorkerJob, known: JobInputs, runs: Path) -> JobResult:
     """Run a job, and wait until what it made is seen here too."""
     outcome = pool.run(job, known)
     try:
@@ -79,7 +79,10 @@ def _run(pool: "Pool", job: Job, known: JobInputs, runs: Path) -> JobResult:
 
 
 def _keep(
-    job: Job, outcome: JobResult, controls: MutableMapping[str, str], failed: MutableMapping[Job, Exception]
+    job: WorkerJob,
+    outcome: JobResult,
+    controls: MutableMapping[str, str],
+    failed: MutableMapping[WorkerJob, Exception],
 ) -> None:
     if outcome.error is None:
         if job.kind == "control":

@@ -26,7 +26,7 @@ from harness.evaluation.control_arm import measure_once
 from harness.evaluation.rows.row_sets import RowSet, is_there, suite_sets, target_sets
 from harness.evaluation.runner import answer, fill, find_base_rows, open_weights, rescore_stored
 from harness.evaluation.session import Session
-from harness.experiment.executors.work_plan import Job
+from harness.experiment.executors.work_plan import WorkerJob
 from harness.experiment.preparation import prepare_session
 from harness.experiment.preparation.scope import Scope
 from harness.experiment.runs.run_candidate import row_sets
@@ -98,7 +98,7 @@ def written_assignment(
         file.unlink(missing_ok=True)
 
 
-def run_job(file: Path, job: Job, known: JobInputs) -> JobResult:
+def run_job(file: Path, job: WorkerJob, known: JobInputs) -> JobResult:
     """Make what a job asks for, as far as it is not there."""
     try:
         if file not in _opened:
@@ -180,11 +180,11 @@ def _code_digest() -> str:
     return digest([(str(file.relative_to(PACKAGE)), file.read_text("utf-8")) for file in files])
 
 
-def _make_weights(session: Session, job: Job) -> JobResult:
+def _make_weights(session: Session, job: WorkerJob) -> JobResult:
     return _weights_outcome(session, ensure_weights(session, session.candidates[job.name], job.seed))
 
 
-def _make_trial(session: Session, job: Job) -> JobResult:
+def _make_trial(session: Session, job: WorkerJob) -> JobResult:
     return _weights_outcome(session, make_trial(session, session.candidates[job.name], job.part))
 
 
@@ -192,12 +192,12 @@ def _weights_outcome(session: Session, weights: Weights | None) -> JobResult:
     return JobResult(files=_there(session, [weights.folder / FIT] if weights and weights.folder else []))
 
 
-def _measure_control(session: Session, job: Job) -> JobResult:
+def _measure_control(session: Session, job: WorkerJob) -> JobResult:
     measured = measure_once(session, _base(session, job.name))
     return JobResult(measured, files=_there(session, [store.control_file(session.store, measured)]))
 
 
-def _answer_as_base(session: Session, job: Job) -> JobResult:
+def _answer_as_base(session: Session, job: WorkerJob) -> JobResult:
     weights = base_weights(_base(session, job.name))
     sets = suite_sets(session, weights)[job.part :: job.parts]
     if lacking := find_base_rows(session, _find_unanswered(session, sets)):
@@ -206,7 +206,7 @@ def _answer_as_base(session: Session, job: Job) -> JobResult:
     return _rows_outcome(session, sets)
 
 
-def _answer(session: Session, job: Job) -> JobResult:
+def _answer(session: Session, job: WorkerJob) -> JobResult:
     candidate = session.candidates[job.name]
     weights = ensure_weights(session, candidate, job.seed)
     sets = (

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from harness.errors import CandidateFailed, Problem, UserError
 from harness.experiment.executors.job_runner import PACKAGE, JobInputs, JobResult, run_job
-from harness.experiment.executors.work_plan import Job
+from harness.experiment.executors.work_plan import WorkerJob
 from harness.models.hardware import visible_gpus
 from harness.progress import quiet_environment
 from harness.training.trainer import MEMORY_KNOBS
@@ -55,7 +55,7 @@ class LocalPool:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def run(self, job: Job, known: JobInputs) -> JobResult:
+    def run(self, job: WorkerJob, known: JobInputs) -> JobResult:
         """Run a job on a free worker; on another one where the first is killed."""
         place, ended = self._free.get(), 0
         try:
@@ -105,7 +105,7 @@ class LocalPool:
     def _log(self, place: int) -> Path:
         return self._file.with_name(f"{place}.log")
 
-    def _describe_loss(self, job: Job, place: int, code: int) -> CandidateFailed:
+    def _describe_loss(self, job: WorkerJob, place: int, code: int) -> CandidateFailed:
         last = (self._log(place).read_text("utf-8", "replace").strip().splitlines() or [""])[-1]
         found = f"its worker ended {TRIES} times with exit code {code} at the job {job.kind} {job.name}"
         killed = code == -signal.SIGKILL  # as where memory is short
@@ -146,7 +146,7 @@ def _end(worker: subprocess.Popen[bytes]) -> int:
 def main() -> None:
     """Run the jobs that standard input names, until it ends: whoever asks for them is gone then."""
     quiet_environment()
-    jobs: queue.SimpleQueue[tuple[Job, JobInputs]] = queue.SimpleQueue()
+    jobs: queue.SimpleQueue[tuple[WorkerJob, JobInputs]] = queue.SimpleQueue()
 
     def listen() -> None:
         try:

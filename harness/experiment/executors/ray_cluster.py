@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from harness.errors import CandidateFailed, Problem, UserError
 from harness.experiment.executors.job_runner import PACKAGE, JobInputs, JobResult, run_job
-from harness.experiment.executors.work_plan import Job
+from harness.experiment.executors.work_plan import WorkerJob
 from harness.training.trainer import MEMORY_KNOBS
 from harness.training.worker import encode_error
 
@@ -52,7 +52,7 @@ class RayPool:
     def __exit__(self, *_: object) -> None:
         self._ray.shutdown()
 
-    def run(self, job: Job, known: JobInputs) -> JobResult:
+    def run(self, job: WorkerJob, known: JobInputs) -> JobResult:
         """Run a job where Ray has room for it.
 
         Raises:

@@ -15,7 +15,7 @@ from typing import Any, Self
 from harness.errors import CandidateFailed, Problem, UserError
 from harness.experiment.executors.job_runner import JobInputs, JobResult, run_job
 from harness.experiment.executors.local import TRIES
-from harness.experiment.executors.work_plan import Job
+from harness.experiment.executors.work_plan import WorkerJob
 from harness.spec import ExecutionPolicy
 from harness.training.trainer import MEMORY_KNOBS
 from harness.training.worker import encode_error
@@ -49,7 +49,7 @@ class SlurmPool:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def run(self, job: Job, known: JobInputs) -> JobResult:
+    def run(self, job: WorkerJob, known: JobInputs) -> JobResult:
         """Submit a job and wait for it; one that is lost is submitted again."""
         from submitit.core.utils import FailedJobError
 

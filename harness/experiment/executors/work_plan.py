@@ -17,7 +17,7 @@ from harness.formatting import count
 from harness.models.hub import ModelSource
 
 
-class Job(NamedTuple):
+class WorkerJob(NamedTuple):
     """Work for one worker: a base's answers, its control arm, a trial or fit of weights, or a run's answers.
 
     `name` is a candidate's, or the weights digest of a base. Of answers it is every `parts`-th row set from
@@ -35,8 +35,8 @@ class Job(NamedTuple):
 class WorkPlan(NamedTuple):
     """Jobs with those that each waits for, and by candidate and seed the jobs that its run rests on."""
 
-    needs: dict[Job, tuple[Job, ...]]
-    rests_on: dict[tuple[str, int], tuple[Job, ...]]
+    needs: dict[WorkerJob, tuple[WorkerJob, ...]]
+    rests_on: dict[tuple[str, int], tuple[WorkerJob, ...]]
 
     def __str__(self) -> str:
         """Say how many jobs there are of each kind."""
@@ -78,19 +78,23 @@ def _has_base(candidate: ResolvedCandidate) -> bool:
     return candidate.method.makes_language_model
 
 
-def _base_jobs(session: Session, plan: WorkPlan, source: ModelSource, n_workers: int) -> tuple[Job, ...]:
+def _base_jobs(
+    session: Session, plan: WorkPlan, source: ModelSource, n_workers: int
+) -> tuple[WorkerJob, ...]:
     """Add the answers of a base to the suites."""
     parts = min(n_workers, len(session.suites))
-    jobs = tuple(Job("base", source.weights_digest, part=part, parts=parts) for part in range(parts))
+    jobs = tuple(WorkerJob("base", source.weights_digest, part=part, parts=parts) for part in range(parts))
     plan.needs.update(dict.fromkeys(jobs, ()))
     return jobs
 
 
-def _control_jobs(session: Session, plan: WorkPlan, source: ModelSource, n_workers: int) -> tuple[Job, ...]:
+def _control_jobs(
+    session: Session, plan: WorkPlan, source: ModelSource, n_workers: int
+) -> tuple[WorkerJob, ...]:
     """Add the control arm of a base, which asks some of its stored answers again; none without suites."""
     if not session.suites:
         return ()
-    job = Job("control", source.weights_digest)
+    job = WorkerJob("control", source.weights_digest)
     if job not in plan.needs:
         plan.needs[job] = _base_jobs(session, plan, source, n_workers)
     return (job,)
@@ -98,11 +102,11 @@ def _control_jobs(session: Session, plan: WorkPlan, source: ModelSource, n_worke
 
 def _weights_job(
     session: Session, plan: WorkPlan, candidate: ResolvedCandidate, seed: int, n_workers: int
-) -> Job | None:
+) -> WorkerJob | None:
     """Add what makes a candidate's weights, after all that they start from; None where they are given."""
     if candidate.given:
         return None
-    job = Job("fit", candidate.source_name, seed)
+    job = WorkerJob("fit", candidate.source_name, seed)
     if job in plan.needs:
         return job
     needs = _jobs_before(session, plan, candidate, seed, n_workers)
@@ -114,7 +118,7 @@ def _weights_job(
 
 def _jobs_of_trials(
     session: Session, plan: WorkPlan, candidate: ResolvedCandidate, n_workers: int
-) -> tuple[Job, ...]:
+) -> tuple[WorkerJob, ...]:
     """Add what a choice waits for: the trials of a sweep; those of a search are one job, in turn."""
     first = session.experiment.seeds[0]
     before = _jobs_before(session, plan, candidate, first, n_workers)
@@ -122,14 +126,14 @@ def _jobs_of_trials(
     if candidate.source.search:
         return before
     n = len(candidate.points)
-    trials = tuple(Job("trial", candidate.source_name, first, part, n) for part in range(n))
+    trials = tuple(WorkerJob("trial", candidate.source_name, first, part, n) for part in range(n))
     plan.needs.update(dict.fromkeys(trials, before))
     return trials
 
 
 def _jobs_before(
     session: Session, plan: WorkPlan, candidate: ResolvedCandidate, seed: int, n_workers: int
-) -> tuple[Job, ...]:
+) -> tuple[WorkerJob, ...]:
     """Add the jobs of the candidates that weights start from, are rewarded by, or merge."""
     behind = filter(None, (candidate.init, candidate.reward, *candidate.merges))
     made = (_weights_job(session, plan, one, seed, n_workers) for one in behind)
@@ -139,7 +143,7 @@ def _jobs_before(
 def _answer_jobs(session: Session, plan: WorkPlan, shared: Sequence[RunRequest], n_workers: int) -> None:
     """Add the answers of runs, in as many parts that no worker is idle; the suites once for each weights."""
     parts = -(-n_workers // max(1, len(shared)))
-    answered: dict[tuple[str, int, str], tuple[Job, ...]] = {}
+    answered: dict[tuple[str, int, str], tuple[WorkerJob, ...]] = {}
     for candidate, seed in shared:
         run, weights = (
             (candidate.name, seed),
@@ -148,7 +152,7 @@ def _answer_jobs(session: Session, plan: WorkPlan, shared: Sequence[RunRequest],
         gated = _has_base(candidate) and not candidate.is_target_only
         suites = gated and candidate.given != candidate.base and weights not in answered
         n = min(parts, 2 + suites * len(session.suites))
-        jobs = tuple(Job("answer", *run, part, n, suites) for part in range(n))
+        jobs = tuple(WorkerJob("answer", *run, part, n, suites) for part in range(n))
         controls = _control_jobs(session, plan, candidate.base, n_workers) if _has_base(candidate) else ()
         plan.needs.update(dict.fromkeys(jobs, (*plan.rests_on[run], *controls)))
         plan.rests_on[run] += (*jobs, *(answered.get(weights, ()) if gated else ()))

@@ -73,7 +73,7 @@ class MadePairs(NamedTuple):
     notes: tuple[str, ...]
 
 
-class _Answers(NamedTuple):
+class _PromptAnswers(NamedTuple):
     """Different answers to a prompt that may be in a pair, as they were drawn; why there are no more."""
 
     texts: list[str]
@@ -140,7 +140,7 @@ def _draw(
     asking: BudgetedWriter,
     examples: Sequence[Example],
     by: Drawing,
-) -> list[_Answers]:
+) -> list[_PromptAnswers]:
     """Draw the answers to each example."""
     task, step = session.target.task, prompting_step(session, candidate.recipe, session.experiment.seeds[0])
     limits = Limits(by.max_new_tokens or task.max_new_tokens, task.stop, by.temperature, by.top_p)
@@ -155,7 +155,7 @@ def _draw(
     ]
 
 
-def _usable(drawn: Sequence[Output], *, truncated: bool) -> _Answers:
+def _usable(drawn: Sequence[Output], *, truncated: bool) -> _PromptAnswers:
     """Keep the different answers that are whole; a cut one is no example of how to answer."""
     kept = [o for o in drawn if o.finish_reason != "error" and o.text.strip()]
     whole = [o for o in kept if truncated or o.finish_reason != "length"]
@@ -169,11 +169,11 @@ def _usable(drawn: Sequence[Output], *, truncated: bool) -> _Answers:
         if not whole
         else "one answer only, drawn every time"
     )
-    return _Answers(texts, reason)
+    return _PromptAnswers(texts, reason)
 
 
 def _pair_up(
-    rows: Sequence[SourcedExample], answers: Sequence[_Answers], ranking: Ranking, gap: float
+    rows: Sequence[SourcedExample], answers: Sequence[_PromptAnswers], ranking: Ranking, gap: float
 ) -> Iterator[EditedRow]:
     """Score all answers together, and yield the pair of each prompt, or why it has none."""
     flat = [(row.example, text) for row, of in zip(rows, answers, strict=True) for text in of.texts]

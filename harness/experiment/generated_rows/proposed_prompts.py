@@ -48,7 +48,7 @@ _STARTS = (
 )
 
 
-class Proposal(NamedTuple):
+class PromptProposal(NamedTuple):
     """Question to a proposer: how many texts, from how many training rows, how long, and what it may cost."""
 
     n: int = 6
@@ -75,7 +75,7 @@ class _Questions(NamedTuple):
     asked: list[PromptRequest]
 
 
-def plan_proposals(session: Session, name: str, asked: Proposal) -> WriterPlan:
+def plan_proposals(session: Session, name: str, asked: PromptProposal) -> WriterPlan:
     """Count what a proposer would be asked, without asking it.
 
     Raises:
@@ -85,7 +85,7 @@ def plan_proposals(session: Session, name: str, asked: Proposal) -> WriterPlan:
     return plan_asking(questions.writer, questions.asked)
 
 
-def _questions(session: Session, name: str, asked: Proposal) -> _Questions:
+def _questions(session: Session, name: str, asked: PromptProposal) -> _Questions:
     """Write what the proposer is asked.
 
     Raises:
@@ -102,7 +102,7 @@ def _questions(session: Session, name: str, asked: Proposal) -> _Questions:
     return _Questions(writer, shown, [_prompt(session, shown, asked, k) for k in range(asked.n)])
 
 
-def propose_prompts(session: Session, name: str, asked: Proposal) -> ProposedPrompts:
+def propose_prompts(session: Session, name: str, asked: PromptProposal) -> ProposedPrompts:
     """Let a candidate propose system texts for the target.
 
     Raises:
@@ -144,7 +144,7 @@ def recipe_text(made: ProposedPrompts) -> str:
     return "\n".join([*said, "candidates:", "  proposed:", "    system:", "      - null", *texts, ""])
 
 
-def _prompt(session: Session, shown: Sequence[Example], asked: Proposal, k: int) -> PromptRequest:
+def _prompt(session: Session, shown: Sequence[Example], asked: PromptProposal, k: int) -> PromptRequest:
     """Ask for one text; each begins in another way, and is drawn by a seed of its own."""
     task = session.target.task
     about = [task.description, f"Its labels: {', '.join(task.labels)}." if task.labels else ""]

@@ -140,4 +140,4 @@ def endpoint_writer(settings: Settings, name: str = "", folder: Path | None = No
 
 
 def _usd(read: float, written: float, prices: TokenPrices) -> float:
-    return costs.request_usd(costs.Tokens(read, 0, written), prices)
+    return costs.request_usd(costs.TokenCounts(read, 0, written), prices)

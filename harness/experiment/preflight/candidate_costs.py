@@ -10,7 +10,7 @@ from math import ceil
 from typing import Any, NamedTuple
 
 from harness import plugins, store
-from harness.evaluation import Job, costs
+from harness.evaluation import EvaluationJob, costs
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work
@@ -121,7 +121,7 @@ def _evaluation_work(session: Session, sets: Iterable[RowSet]) -> EvalTokens:
     return EvalTokens(sum(map(work_of, jobs), Work()), min(most, BLOCK * longest), scored)
 
 
-def _longest_item(job: Job) -> int:
+def _longest_item(job: EvaluationJob) -> int:
     """Return the tokens of a job's longest prompt with its answer; 0 where lm-eval writes the prompts."""
     if job.task.lm_eval:
         return 0

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from harness import store
 from harness.errors import Problem, UserError
-from harness.evaluation import Job
+from harness.evaluation import EvaluationJob
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.control_arm import reevaluate
 from harness.evaluation.rows.row_sets import suite_sets
@@ -81,7 +81,9 @@ def _arms(host: ModelHost) -> dict[str, Candidate]:
     return arms
 
 
-def task_noise(job: Job, usual: Sequence[SampleResult], answered: dict[str, list[SampleResult]]) -> TaskNoise:
+def task_noise(
+    job: EvaluationJob, usual: Sequence[SampleResult], answered: dict[str, list[SampleResult]]
+) -> TaskNoise:
     """Count the items whose primary score moved, and find the largest difference in log-likelihood."""
     metric = job.metrics[job.task.primary_metric]
     pairs = [pair for rows in answered.values() for pair in zip(usual, rows, strict=True)]

@@ -62,7 +62,7 @@ class FitQuery(NamedTuple):
     gpus: int = 1
 
 
-class Way(NamedTuple):
+class BaseUse(NamedTuple):
     """A way to use a base: its peak memory, whether that fits, and of a training time and price.
 
     `why_not` says what forbids it whatever the memory.
@@ -85,7 +85,7 @@ class BaseFit(NamedTuple):
     active: float
     shape: Shape
     asked: FitQuery
-    ways: tuple[Way, ...]
+    ways: tuple[BaseUse, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -142,7 +142,7 @@ def _notes(quantized: str) -> Iterator[str]:
         yield UNPACKED[quantized]
 
 
-def ways(shape: Shape, asked: FitQuery, quantized: str = "") -> tuple[Way, ...]:
+def ways(shape: Shape, asked: FitQuery, quantized: str = "") -> tuple[BaseUse, ...]:
     """Estimate prompting, and every training with and without gradient checkpointing.
 
     Of files that are quantised, by the method of this name, as they are and unpacked to 16 bits.
@@ -154,7 +154,7 @@ def ways(shape: Shape, asked: FitQuery, quantized: str = "") -> tuple[Way, ...]:
         if asked.gpus > 1:  # each holds some of the layers, with their keys
             weights, keys = prompting.weights / asked.gpus, prompting.keys / asked.gpus
             prompting = prompting._replace(weights=weights, keys=keys)
-        found.append(Way(name, prompting, prompting.total <= asked.gpu_gb))
+        found.append(BaseUse(name, prompting, prompting.total <= asked.gpu_gb))
     found += [
         _estimate_training(name, of, asked, checkpointing, quantization, stage)
         for name, of, quantization in _trainings(shape, asked, quantized)
@@ -191,7 +191,7 @@ def _trainings(shape: Shape, asked: FitQuery, quantized: str) -> Iterator[tuple[
 
 def _estimate_training(
     name: str, shape: Shape, asked: FitQuery, checkpointing: bool, quantization: str, stage: int
-) -> Way:
+) -> BaseUse:
     """Estimate a training's memory, with shards as of this stage of ZeRO."""
     cards = _cards(asked, quantization)
     peak = memory.training_peak(
@@ -217,7 +217,7 @@ def _describe_training(
     checkpointing: bool,
     quantization: str,
     stage: int,
-) -> Way:
+) -> BaseUse:
     """Put a training's memory beside its time and price, and say what forbids it."""
     why_not = ""
     if quantization and (share := shape.in_experts / shape.n_parameters) > memory.MOST_IN_EXPERTS:
@@ -227,7 +227,7 @@ def _describe_training(
     time_s = _training_s(name, shape, asked, checkpointing, cards) if known else None
     cost = None if time_s is None or hour is None else costs.price_usd(cards * time_s, "cuda", hour)
     fits = not why_not and peak.total <= asked.gpu_gb
-    return Way(name + _SHARED[stage], peak, fits, checkpointing, time_s, cost, why_not)
+    return BaseUse(name + _SHARED[stage], peak, fits, checkpointing, time_s, cost, why_not)
 
 
 def _training_s(name: str, shape: Shape, asked: FitQuery, checkpointing: bool, cards: int) -> float:

@@ -253,7 +253,7 @@ def _facts_of_record(run: Run) -> CandidateFacts:
     )
 
 
-def _tokens(run: Run, test: Rows) -> costs.Tokens | None:
+def _tokens(run: Run, test: Rows) -> costs.TokenCounts | None:
     """Average the tokens of a request; a run that was stored before shared beginnings were counted has none.
 
     None of a classifier, which no provider sells by the token, and of a server that counts none.
@@ -262,10 +262,12 @@ def _tokens(run: Run, test: Rows) -> costs.Tokens | None:
     if not plugins.method(run.method).makes_language_model or not prompt:
         return None
     shared = min(prompt, run.latency.get("shared_prompt_tokens", 0.0))
-    return costs.Tokens(prompt, shared, fmean(r.n_output_tokens for r in test))
+    return costs.TokenCounts(prompt, shared, fmean(r.n_output_tokens for r in test))
 
 
-def _cost_per_1k_usd(session: Session, run: Run, test: Rows, tokens: costs.Tokens | None) -> float | None:
+def _cost_per_1k_usd(
+    session: Session, run: Run, test: Rows, tokens: costs.TokenCounts | None
+) -> float | None:
     """Price 1,000 requests by their tokens where its provider or the policy sets prices, else by device time.
 
     What chooses shots or passages takes device time in either case: whoever sells tokens does not retrieve.

@@ -21,7 +21,7 @@ from harness.records import BLOCK, Origin, digest
 from harness.training import Weights
 
 
-class _Part(NamedTuple):
+class _FoldPart(NamedTuple):
     """Test rows of one fold with the weights that answer them, and the session in which these were made."""
 
     session: Session
@@ -113,23 +113,23 @@ def rescore_folds(
     return []
 
 
-def _part(fold: Session, candidate: ResolvedCandidate, weights: Weights, seed: int) -> _Part:
-    return _Part(fold, weights, target_sets(fold, candidate.recipe, weights, seed)[1])
+def _part(fold: Session, candidate: ResolvedCandidate, weights: Weights, seed: int) -> _FoldPart:
+    return _FoldPart(fold, weights, target_sets(fold, candidate.recipe, weights, seed)[1])
 
 
-def _stored_parts(session: Session, candidate: ResolvedCandidate, seed: int) -> list[_Part]:
+def _stored_parts(session: Session, candidate: ResolvedCandidate, seed: int) -> list[_FoldPart]:
     """Find the folds whose weights were made before."""
     made = ((fold, stored_weights(fold, candidate, seed)) for fold in fold_sessions(session))
     return [_part(fold, candidate, weights, seed) for fold, weights in made if weights]
 
 
-def _joined_set(test: RowSet, parts: Sequence[_Part]) -> RowSet:
+def _joined_set(test: RowSet, parts: Sequence[_FoldPart]) -> RowSet:
     """Name the rows that the folds' models answer together, as if they were one that answers all of test."""
     who = digest(["folds", *(part.rows.identity.answers.digest for part in parts)])
     return test._replace(identity=replace(test.identity, weights_digest=who))
 
 
-def _join(session: Session, joined: RowSet, parts: Sequence[_Part]) -> None:
+def _join(session: Session, joined: RowSet, parts: Sequence[_FoldPart]) -> None:
     """Write the folds' rows as one set, in the order of test, unless that is done."""
     at, identity = session.store, joined.identity
     if is_there(session, joined) and store.read_folds(at, identity.digest):

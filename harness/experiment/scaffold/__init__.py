@@ -39,7 +39,7 @@ _CHOSEN: dict[Kind, str] = {
 _IN_JSON = "answers in JSON, scored by the fields that are right"
 
 
-class Proposal(NamedTuple):
+class SetupProposal(NamedTuple):
     """A task and its candidates, the texts of the files to write, what to say of them and warn of."""
 
     name: str
@@ -51,7 +51,7 @@ class Proposal(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def propose(request: Request, here: Resources | None = None) -> Proposal:
+def propose(request: Request, here: Resources | None = None) -> SetupProposal:
     """Look at the rows and propose a task, metrics and candidates for a machine, this one; writes nothing.
 
     Raises:
@@ -77,7 +77,7 @@ def propose(request: Request, here: Resources | None = None) -> Proposal:
     }
     said = *_sentences(seen, task, items, candidates), *remarks
     warnings = *_warnings(items), *filter(None, late)
-    return Proposal(name, seen.kind, task, candidates, files, said, warnings)
+    return SetupProposal(name, seen.kind, task, candidates, files, said, warnings)
 
 
 def _recognise(request: Request) -> RecognizedRows:
@@ -123,7 +123,7 @@ def _too_long(time_s: float, minutes: float) -> str:
     )
 
 
-def write(proposal: Proposal) -> list[Path]:
+def write(proposal: SetupProposal) -> list[Path]:
     """Write the files of a proposal; returns their paths.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import Any
 from harness import plugins
 from harness.data import TaskItems
 from harness.evaluation import costs
-from harness.experiment.scaffold.method_choice import Choice, Resources, choose_method
+from harness.experiment.scaffold.method_choice import MethodChoice, Resources, choose_method
 from harness.experiment.scaffold.recognition import Kind
 from harness.models.hub import ModelSource
 from harness.records import Example
@@ -19,7 +19,7 @@ LONGEST_ROW = 4096  # tokens of a row to train on; a longer one is left out
 
 def propose_candidates(
     kind: Kind, items: TaskItems, task: Task, base: ModelSource | None, here: Resources
-) -> tuple[Choice, dict[str, dict[str, Any]]]:
+) -> tuple[MethodChoice, dict[str, dict[str, Any]]]:
     """List every alternative that a decision asks for on such a task, the cheap ones first."""
     n_shots = _n_shots(items.train)
     fixed, nearest = ({"few_shot": {"select": select, "shots": n_shots}} for select in ("fixed", "knn"))

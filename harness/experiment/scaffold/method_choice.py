@@ -31,7 +31,7 @@ class Resources(NamedTuple):
     room: Memory
 
 
-class Choice(NamedTuple):
+class MethodChoice(NamedTuple):
     """Name of the method that was chosen, why in a line, and what to warn of where none fits."""
 
     name: str
@@ -48,7 +48,7 @@ class _TrainingMemory(NamedTuple):
 
 def choose_method(
     recipes: Mapping[str, Mapping[str, Any]], base: ModelSource | None, here: Resources, longest: int
-) -> Choice:
+) -> MethodChoice:
     """Choose among recipes by the names of their methods; `longest` are the tokens of the longest row.
 
     Where no more is known of the base, an adapter on it as it is.
@@ -56,15 +56,15 @@ def choose_method(
     shape = None if base is None else hub.shape(base)
     if base is None or shape is None:
         why = "an adapter takes the least memory of those on the base as it is, whose size is not known here"
-        return Choice(_in_order(recipes, is_small=False)[0], why)
+        return MethodChoice(_in_order(recipes, is_small=False)[0], why)
     needs = {name: _need(name, recipe, shape, here, longest) for name, recipe in recipes.items()}
     ordered = _in_order(recipes, is_small=shape.n_parameters <= AS_SMALL_AS_AN_ADAPTER)
     fitting = [name for name in ordered if needs[name].gb <= here.room.free_gib * _GIB]
     if fitting:
-        return Choice(fitting[0], _why(fitting[0], needs, ordered, shape, here.room))
+        return MethodChoice(fitting[0], _why(fitting[0], needs, ordered, shape, here.room))
     name = min(ordered, key=lambda one: needs[one].gb)
     said = f"training {name} takes about {_size(needs[name])}, and {_free(here.room)}"
-    return Choice(name, said, f"{said}; next: a smaller --base-model, or more memory")
+    return MethodChoice(name, said, f"{said}; next: a smaller --base-model, or more memory")
 
 
 def _in_order(names: Iterable[str], *, is_small: bool) -> list[str]:

@@ -202,7 +202,7 @@ def _choose_trial(session: Session, candidate: ResolvedCandidate, seed: int, *, 
 
 
 def _try(
-    session: Session, candidate: ResolvedCandidate, proposal: proposals.Proposal, *, make: bool
+    session: Session, candidate: ResolvedCandidate, proposal: proposals.TrialProposal, *, make: bool
 ) -> tuple[Trial | None, Weights | None]:
     """Train at one point and score on validation; no trial where something of it is missing."""
     trial, bound = candidate.at(proposal.params), candidate.source.subject_to
@@ -227,7 +227,7 @@ def _train_and_score(
     session: Session,
     trial: ResolvedCandidate,
     begun: FitInputs,
-    proposal: proposals.Proposal,
+    proposal: proposals.TrialProposal,
     bound: SubjectTo | None,
     *,
     make: bool,
@@ -290,7 +290,7 @@ def _watch(
 
 def make_trial(session: Session, candidate: ResolvedCandidate, place: int) -> Weights | None:
     """Make and validate the trial at one point of its sweep; None where it diverged, as is noted."""
-    return _try(session, candidate, proposals.Proposal(candidate.points[place]), make=True)[1]
+    return _try(session, candidate, proposals.TrialProposal(candidate.points[place]), make=True)[1]
 
 
 def rank_trial(trial: Trial, sign: int) -> tuple[bool, bool, float, float]:

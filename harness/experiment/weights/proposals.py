@@ -30,14 +30,14 @@ _MOST_REPEATS = 100  # proposals in a row of what was tried; then nothing else i
 _DIGITS = 3  # of a proposed number, so that it can be read and written again
 
 
-class Proposal(NamedTuple):
+class TrialProposal(NamedTuple):
     """A point to try; `should_prune` is told its score at the n-th tracked point."""
 
     params: dict[str, Any]
     should_prune: Callable[[int, float], bool] | None = None
 
 
-Proposals = Generator[Proposal, Trial, None]
+Proposals = Generator[TrialProposal, Trial, None]
 
 
 def proposals(candidate: ResolvedCandidate, seed: int, sign: int) -> Proposals:
@@ -46,7 +46,7 @@ def proposals(candidate: ResolvedCandidate, seed: int, sign: int) -> Proposals:
         yield from _search(candidate.source, seed, sign, again=not candidate.searches_prompts)
         return
     for point in candidate.points:
-        _ = yield Proposal(point)  # what was found of it changes nothing
+        _ = yield TrialProposal(point)  # what was found of it changes nothing
 
 
 def searcher(source: Recipe) -> str:
@@ -91,7 +91,7 @@ def _search(source: Recipe, seed: int, sign: int, *, again: bool) -> Proposals:
             _tell(study, asked, before, sign)
             n_repeats += 1
             continue
-        found = yield Proposal(point, partial(_should_prune, asked, sign) if source.prune else None)
+        found = yield TrialProposal(point, partial(_should_prune, asked, sign) if source.prune else None)
         if not again and found.asked and any(one.asked == found.asked for one in tried):
             n_repeats += 1  # the same prompt, written in another way
         else:

@@ -29,7 +29,17 @@ from harness.records import Example, SampleResult, parse_json
 from harness.regularizers import Mixture, general_rows, mixed_rows
 from harness.spec import Recipe, Task, TaskData
 from harness.store.layout import AGAIN, clear_errors, remove_folder, write_whole
-from harness.training import FIT, Job, Reward, Weights, clean_up, code_of, run_job, threads_of, write_job
+from harness.training import (
+    FIT,
+    Reward,
+    TrainingJob,
+    Weights,
+    clean_up,
+    code_of,
+    run_job,
+    threads_of,
+    write_job,
+)
 from harness.training.parallel.launch import write_launch
 from harness.training.worker import launch
 
@@ -131,7 +141,7 @@ def _write_job(
 ) -> None:
     source, step = candidate.source, prompting_step(session, candidate.source, seed)
     items = training_data(session, source).items
-    job = Job(
+    job = TrainingJob(
         method=source.method,
         params=source.params,
         source=candidate.trained_base,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from harness import formatting
 from harness.comparison import Comparison
-from harness.gating.items_needed import Advice, facing_se
+from harness.gating.items_needed import MoreItems, facing_se
 from harness.gating.verdict import Number, Outcome, TaskComparison, margin_of
 from harness.spec import GatePolicy
 from harness.stats import Interval
@@ -21,7 +21,7 @@ def margin_outcome(lower: float, upper: float, margin: float) -> Outcome:
 
 
 def margin_verdict(
-    outcome: Outcome, margin: str, advice: Advice, broken: str = "a loss beyond it is shown"
+    outcome: Outcome, margin: str, advice: MoreItems, broken: str = "a loss beyond it is shown"
 ) -> str:
     """Say how a margin was judged; an open one with what would settle it."""
     words = {"pass": "non-inferiority shown", "fail": broken, "inconclusive": f"not shown; {advice.sentence}"}

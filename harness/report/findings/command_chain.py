@@ -31,7 +31,7 @@ class _ColumnOptions(NamedTuple):
     by_all: Sequence[str] = ()
 
 
-class _Step(NamedTuple):
+class _CommandStep(NamedTuple):
     """A verb that a finding asks for, and its options before and behind the output."""
 
     verb: str
@@ -101,7 +101,7 @@ def _decide(command: str, file: str, steps: _Steps, named: Sequence[str], pages:
     dashboard, asked = f"{_DASHBOARD}{pages.get(file, '')}", steps.cleaned.get(file, ())
     if file not in pages:
         written, asked = steps.written.get(file, file), ()
-        made = [_command(_Step("clean", (), ()), file, named)] if written.startswith(HUB) else []
+        made = [_command(_CommandStep("clean", (), ()), file, named)] if written.startswith(HUB) else []
         written = new_name(file, "clean") if made else written
         folder = as_argument(free_folder(file))
         words = ("harness init", folder, "--data", as_argument(written), shlex.join(named))
@@ -109,14 +109,14 @@ def _decide(command: str, file: str, steps: _Steps, named: Sequence[str], pages:
         dashboard, file = " && ".join((*made, " ".join(filter(None, words)), dashboard)), written
     options = (*asked, "--decisions", as_argument(f"{file}.decisions.json"))
     lead = command.partition("harness data clean")[0].replace(_DASHBOARD, dashboard)
-    return lead + _command(_Step("clean", (), options), file, named)
+    return lead + _command(_CommandStep("clean", (), options), file, named)
 
 
 def _chain(
     alarms: Sequence[Finding], files: Sequence[str], named: _ColumnOptions, columns: Container[str]
 ) -> _Steps:
     """Write the commands of all alarms, each verb once a file."""
-    wanted: dict[tuple[str, str], list[_Step]] = {}
+    wanted: dict[tuple[str, str], list[_CommandStep]] = {}
     for finding in alarms:
         if step := _step(finding):
             for file in _files(finding, files):
@@ -141,7 +141,7 @@ def _chain(
 
 
 def _joined(
-    wanted: dict[tuple[str, str], list[_Step]],
+    wanted: dict[tuple[str, str], list[_CommandStep]],
     files: Sequence[str],
     mixed: str,
     joining: str,
@@ -164,10 +164,10 @@ def _mix(files: Sequence[str], columns: Container[str]) -> tuple[str, str]:
     return f"harness data mix {named} --column {column} --out {as_argument(mixed)}", mixed
 
 
-def _step(finding: Finding) -> _Step | None:
+def _step(finding: Finding) -> _CommandStep | None:
     """Read the verb that a finding asks for; None of another command, or of words."""
     found = _STEP.fullmatch(finding.command.partition("  # ")[0])
-    return _Step(found["verb"], _options(found["before"]), _options(found["after"])) if found else None
+    return _CommandStep(found["verb"], _options(found["before"]), _options(found["after"])) if found else None
 
 
 def _options(text: str) -> tuple[str, ...]:
@@ -181,17 +181,17 @@ def _options(text: str) -> tuple[str, ...]:
     return tuple(out)
 
 
-def _join(verb: str, steps: Iterable[_Step]) -> _Step:
+def _join(verb: str, steps: Iterable[_CommandStep]) -> _CommandStep:
     """Make one step of several, with the options of all."""
     before: dict[str, None] = {}
     after: dict[str, None] = {}
     for step in steps:
         before |= dict.fromkeys(step.before)
         after |= dict.fromkeys(step.after)
-    return _Step(verb, tuple(before), tuple(after))
+    return _CommandStep(verb, tuple(before), tuple(after))
 
 
-def _command(step: _Step, file: str, named: Sequence[str]) -> str:
+def _command(step: _CommandStep, file: str, named: Sequence[str]) -> str:
     out = as_argument(new_name(file, step.verb))
     words = (as_argument(file), shlex.join(named), *step.before, "--out", out, *step.after)
     return " ".join(filter(None, ("harness data", step.verb, *words)))

@@ -13,7 +13,7 @@ from harness.decision import CandidateFacts
 from harness.gating import Verdict
 from harness.report.experiment_report import ExperimentReport, flips_text
 from harness.report.labels import for_picture
-from harness.report.plots.svg import Scale, group, line, mark, marks, padded_range, picture, rect, text
+from harness.report.plots.svg import AxisScale, group, line, mark, marks, padded_range, picture, rect, text
 
 _WIDTH, _ROW, _TOP = 860.0, 25.0, 44.0
 _LEFT, _RIGHT = 210.0, 590.0  # where the axis begins and ends
@@ -40,7 +40,7 @@ def forest(report: ExperimentReport, f: CandidateFacts) -> str:
         return ""
     ends = [0.0, *(x for one in lines for x in (one.low, one.high)), *(-(one.margin or 0) for one in lines)]
     low, high = padded_range(100 * x for x in ends)
-    scale = Scale(low, high, _LEFT, _RIGHT)
+    scale = AxisScale(low, high, _LEFT, _RIGHT)
     bottom = _TOP + _ROW * len(lines)
     shown = for_picture([one.name for one in lines], _LONGEST)
     body = [
@@ -77,7 +77,7 @@ def _of_task(report: ExperimentReport, c: Comparison) -> Line:
     return Line(c.task, c.delta, c.low, c.high, flips, margin is not None, margin)
 
 
-def _axis(scale: Scale, bottom: float) -> list[str]:
+def _axis(scale: AxisScale, bottom: float) -> list[str]:
     values, step = marks(scale.low, scale.high)
     out = [
         text(0, 18, "task", "head"),
@@ -93,7 +93,7 @@ def _axis(scale: Scale, bottom: float) -> list[str]:
     return out
 
 
-def _row(one: Line, name: str, scale: Scale, top: float) -> str:
+def _row(one: Line, name: str, scale: AxisScale, top: float) -> str:
     y, shown = top + _ROW / 2, formatting.points(one.delta, one.low, one.high)
     judged = "" if one.counts else " hollow"
     class_ = ("loss" if one.high < 0 else "gain" if one.low > 0 else "even") + judged
@@ -114,7 +114,7 @@ def _judgement(one: Line) -> str:
     return f", margin {formatting.percent(one.margin)} points" if one.margin is not None else ""
 
 
-def _beyond(margin: float | None, scale: Scale, top: float) -> Sequence[str]:
+def _beyond(margin: float | None, scale: AxisScale, top: float) -> Sequence[str]:
     if margin is None:
         return ()
     at = scale(-100 * margin)

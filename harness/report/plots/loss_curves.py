@@ -12,7 +12,7 @@ from statistics import fmean
 
 from harness import formatting
 from harness.records import Curve, TrainingRecord, Trial
-from harness.report.plots.svg import Scale, axes, group, line, mark, path, picture, text
+from harness.report.plots.svg import AxisScale, axes, group, line, mark, path, picture, text
 
 LIKELIHOOD = (
     "Loss is the mean negative log-likelihood of the answers. Training loss is averaged over a round, in "
@@ -91,8 +91,8 @@ def curves(label: str, training: TrainingRecord, title: str) -> str:
     if len(train) < 2:
         return ""
     both = [*train, *validation]
-    x = Scale(0, max(step for step, _ in both), _LEFT, _RIGHT)
-    y = Scale(0, 1.05 * max(loss for _, loss in both) or 1.0, _BOTTOM, _TOP)
+    x = AxisScale(0, max(step for step, _ in both), _LEFT, _RIGHT)
+    y = AxisScale(0, 1.05 * max(loss for _, loss in both) or 1.0, _BOTTOM, _TOP)
     body = [text(0, 14, title, "strong"), *_legend(bool(validation)), *axes(x, y, "step", _of(training))]
     body.append(path(((x(step), y(loss)) for step, loss in train), "batch"))
     body.append(path(((x(step), y(loss)) for step, loss in smooth(training)), "train"))
@@ -105,7 +105,7 @@ def _of(training: TrainingRecord) -> str:
     return "preference loss" if of_preferences(training) else "loss"
 
 
-def _validation_mark(step: float, loss: float, x: Scale, y: Scale) -> str:
+def _validation_mark(step: float, loss: float, x: AxisScale, y: AxisScale) -> str:
     said = f"step {formatting.count(step)}: validation loss {formatting.plain(loss)}"
     beside = text(x(step) - 9, y(loss) - 9, formatting.plain(loss), "over small", "end")
     return group(said, mark("diamond", x(step), y(loss), "validated"), beside)

@@ -16,7 +16,7 @@ from harness.report.escape import shorten
 from harness.report.experiment_report import ExperimentReport, best_first, verdict_word
 from harness.report.labels import CLASSES, WORDS, for_picture
 from harness.report.plots import svg
-from harness.report.plots.svg import Scale, group, line, mark, marks, path, picture, standalone, text
+from harness.report.plots.svg import AxisScale, group, line, mark, marks, path, picture, standalone, text
 
 _SHAPES = {"passes": "dot", "fails": "cross", "undecided": "diamond"}
 
@@ -65,8 +65,8 @@ def front(report: ExperimentReport, frame: Frame = WIDE) -> str:
     rate = report.unit.scale
     ends = (frame.left, frame.right)
     left_right = ends if report.unit.higher_is_better else ends[::-1]  # right is better
-    x = Scale(*_x_ends(points, rate), *left_right)
-    y = Scale(*_y_ends(report, points), frame.bottom, frame.top)
+    x = AxisScale(*_x_ends(points, rate), *left_right)
+    y = AxisScale(*_y_ends(report, points), frame.bottom, frame.top)
     at = [(x(rate * p.target.score), y(100 * p.kept.score)) for p in points]
     body = [
         *_axes(report, frame, x, y),
@@ -118,7 +118,7 @@ def _y_ends(report: ExperimentReport, points: Sequence[Point]) -> tuple[float, f
     )
 
 
-def _axes(report: ExperimentReport, frame: Frame, x: Scale, y: Scale) -> list[str]:
+def _axes(report: ExperimentReport, frame: Frame, x: AxisScale, y: AxisScale) -> list[str]:
     out = [
         text(0, 18, "capability suite: change of the mean of the tasks that count, points ↑", "head"),
         text(
@@ -142,7 +142,7 @@ def _axes(report: ExperimentReport, frame: Frame, x: Scale, y: Scale) -> list[st
     return out
 
 
-def _margin(report: ExperimentReport, frame: Frame, y: Scale) -> list[str]:
+def _margin(report: ExperimentReport, frame: Frame, y: AxisScale) -> list[str]:
     margin = report.macro_margin
     if margin is None:
         return []
@@ -164,7 +164,7 @@ def _front_line(points: Sequence[Point], at: Sequence[tuple[float, float]]) -> l
     return [path(steps, "front")] if len(corners) > 1 else []
 
 
-def _whiskers(p: Point, x: Scale, y: Scale, rate: float) -> str:
+def _whiskers(p: Point, x: AxisScale, y: AxisScale, rate: float) -> str:
     at_x, at_y, class_ = x(rate * p.target.score), y(100 * p.kept.score), f"whisker {_class(p)}"
     across = line(x(rate * p.target.low), at_y, x(rate * p.target.high), at_y, class_)
     return across + line(at_x, y(100 * p.kept.low), at_x, y(100 * p.kept.high), class_)

@@ -20,7 +20,7 @@ from harness.report.escape import clean
 _NARROW = 6.4  # pixels: the mean width of a letter at the pictures' size of text
 
 
-class Scale(NamedTuple):
+class AxisScale(NamedTuple):
     """A straight line from values to pixels."""
 
     low: float
@@ -51,7 +51,7 @@ def padded_range(values: Iterable[float]) -> tuple[float, float]:
     return low - room, high + room
 
 
-def axes(x: Scale, y: Scale, of_x: str, of_y: str) -> list[str]:
+def axes(x: AxisScale, y: AxisScale, of_x: str, of_y: str) -> list[str]:
     """Draw round marks of both axes under the names of what they show; a line at 0 is the ground."""
     out = [text((x.start + x.end) / 2, y.start + 36, of_x, "head", "middle"), text(0, 34, of_y, "head")]
     values, step = marks(y.low, y.high, 4)

@@ -6,7 +6,7 @@ items in one row of retrieval add up to its items.
 
 from collections.abc import Iterable, Sequence
 
-from harness.comparison import AnswerDiversity, Answers, Estimate
+from harness.comparison import AnswerCounts, AnswerDiversity, Estimate
 from harness.decision import CandidateFacts
 from harness.formatting import UNKNOWN, count, percent, points, quote
 from harness.report.document import Section
@@ -75,11 +75,11 @@ def diversity_text(label: str, found: Sequence[AnswerDiversity]) -> str:
     return f"{label}: answers to {d.task}: {_variety_text(d.new)}{beside}"
 
 
-def _variety_text(answers: Answers) -> str:
+def _variety_text(answers: AnswerCounts) -> str:
     return f"{_distinct(answers)} are distinct, the commonest is {percent(answers.share)} %"
 
 
-def _distinct(answers: Answers) -> str:
+def _distinct(answers: AnswerCounts) -> str:
     return f"{count(answers.n_distinct)} ({percent(answers.distinct_share)} %)"
 
 

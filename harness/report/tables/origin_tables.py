@@ -8,7 +8,7 @@ from harness.formatting import UNKNOWN
 from harness.records import Run
 from harness.report.document import Section
 from harness.report.escape import clean
-from harness.report.experiment_report import Step, change_text
+from harness.report.experiment_report import AttributionStep, change_text
 
 Origins = Mapping[str, Mapping[str, str]]
 _OWN_ORIGINS = ("run", "made", "weights", "base", "recipe")
@@ -60,7 +60,7 @@ def _nested_text(value: Any) -> str:
     return f"({_origin_text(value)})" if isinstance(value, Mapping) else _origin_text(value)
 
 
-def attribution_sentence(label: str, steps: Sequence[Step]) -> str:
+def attribution_sentence(label: str, steps: Sequence[AttributionStep]) -> str:
     """Say where a candidate's change comes from; empty where there is nothing to split."""
     parts = [f"{formatting.points(*s.macro[:3])} by {s.what}" for s in steps if s.macro and s.target is None]
     said = [f"capability suite {' and '.join(parts)}, in points"] if len(parts) > 1 else []
@@ -72,7 +72,7 @@ def attribution_sentence(label: str, steps: Sequence[Step]) -> str:
     return f"{label}: {'; '.join(said)}" if said else ""
 
 
-def steps_section(label: str, steps: Sequence[Step]) -> Section:
+def steps_section(label: str, steps: Sequence[AttributionStep]) -> Section:
     """Lay out the change of each task from one step to the next: a row a task, a column a step."""
     columns = ["task", *(clean(f"{s.what}: {s.new} − {s.base}") for s in steps)]
     changes = [{c.task: c for c in reversed(s.tasks)} for s in steps]

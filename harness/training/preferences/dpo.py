@@ -234,7 +234,7 @@ def _cpu_trainer(kind: Any, answer_logprobs: "AnswerLogprobs") -> "type[DPOTrain
     from torch.nn.functional import logsigmoid
     from trl.trainer.utils import use_adapter
 
-    class AnswersTrainer(kind):  # type: ignore[misc]
+    class AnswerPairTrainer(kind):  # type: ignore[misc]
         def compute_ref_log_probs(self, model: Any, inputs: Row) -> Any:
             policy = self.accelerator.unwrap_model(self.model)
             copied = "ref" if "ref" in policy.peft_config else None  # none: the base without an adapter
@@ -254,7 +254,7 @@ def _cpu_trainer(kind: Any, answer_logprobs: "AnswerLogprobs") -> "type[DPOTrain
             loss = -logsigmoid(margins).mean()
             return (loss, {}) if return_outputs else loss
 
-    return AnswersTrainer
+    return AnswerPairTrainer
 
 
 Inputs = dict[str, Any]
