@@ -15,6 +15,7 @@ from harness.errors import CandidateFailed, UserError
 from harness.methods import peft
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
+from harness.records import Limits
 from harness.training import CHECKPOINTS
 from harness.training.tokenized import tokenize
 
@@ -42,6 +43,12 @@ FAMILIES = {
     "rsLoRA": {"peft_type": "LORA", "r": 2, "use_rslora": True},
     "PiSSA": {"peft_type": "LORA", "r": 2, "init_lora_weights": "pissa"},
     "OLoRA": {"peft_type": "LORA", "r": 2, "init_lora_weights": "olora"},
+    "PiSSA of embeddings": {
+        "peft_type": "LORA",
+        "r": 2,
+        "init_lora_weights": "pissa",
+        "target_modules": ["embed_tokens", "q_proj"],
+    },
     "EVA": {"peft_type": "LORA", "r": 2, "init_lora_weights": "eva"},
     "biases": {"peft_type": "LORA", "r": 2, "lora_bias": True},
     "whole modules": {"peft_type": "LORA", "r": 2, "modules_to_save": ["lm_head", "norm"]},
@@ -60,7 +67,7 @@ QUICK = {"learning_rate": 0.02, "num_train_epochs": 2, "per_device_train_batch_s
 def train(tiny, folder, name, **given):
     """Train a family for some steps; returns its weights, and the model in memory that it was trained in."""
     kept = []
-    params = {"peft_type": name, **FAMILIES[name], **QUICK, **given}
+    params = {"peft_type": name, **FAMILIES.get(name, {}), **QUICK, **given}
     context = tiny_methods.context(tiny, folder, prepare=kept.append)
     return peft.fit(context, peft.Params(**params)), kept[0]
 
@@ -98,8 +105,6 @@ def test_an_adapter_that_is_opened_again_gives_the_logits_that_it_had_in_memory(
 def test_a_soft_prompt_scores_and_answers_in_packed_rows_as_by_peft_alone(tiny, tmp_path, name):
     import torch
     from peft import PeftModel
-
-    from harness.records import Limits
 
     made, _ = train(tiny, tmp_path, name)
     host, theirs = host_of(tiny), host_of(tiny)
@@ -241,6 +246,8 @@ def test_too_few_steps_for_adalora_fail_with_what_to_turn(tiny, tmp_path):
         ("peft_type: VERA, r: four", "r: 'four'"),
         ("peft_type: ADALORA, init_r: 4, tinit: -3, total_step: 0", "total_step"),
         ("peft_type: ADALORA, init_r: 4, target_r: 8", "init_r 4, from which ranks fall, below target_r 8"),
+        ("peft_type: TRAINABLE_TOKENS, token_indices: [5]", "an adapter of lm_head"),
+        ("peft_type: LORA, target_modules: [q_proj, lm_head]", "an adapter of lm_head"),
         ("r: 4", "peft_type"),
         ("peft_type: LORA, r: 0", "r` should be a positive integer"),
         ("peft_type: LORA, target_modules: [nope]", "nope"),
@@ -315,6 +322,25 @@ def test_an_adapter_from_elsewhere_that_moved_the_base_is_served_so_and_the_base
             assert found.allclose(own, atol=1e-4)
     assert logits(host.model, ids).equal(plain)
     assert all(before[key].equal(tensor) for key, tensor in host.model.state_dict().items())
+
+
+def test_an_adapter_of_sparse_updates_is_read_by_several_threads(tiny, tmp_path):
+    import torch
+
+    made, trained = train(tiny, tmp_path, "SHIRA", r=2)
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        host = host_of(tiny)
+        ids = host.base.encode(ASKED).context
+        with host.use_adapter(made.folder / "adapter", made.digest) as opened:
+            scored = opened.loglikelihood([(ids[:3], ids[3:7])])[0].logprob
+            answered = opened.generate([ids], Limits(4, ()))
+    finally:
+        torch.set_num_threads(n_threads)
+    expected = logits(trained, ids[:7]).log_softmax(-1)[range(2, 6), ids[3:7]].sum().item()
+    assert scored == pytest.approx(expected, abs=1e-4)
+    assert answered[0].n_output_tokens
 
 
 def test_an_adapter_that_cannot_be_put_on_leaves_the_base_as_it_was(tiny, tmp_path):

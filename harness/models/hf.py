@@ -15,6 +15,7 @@ from harness.errors import CandidateFailed, in_a_line
 from harness.models import oom
 from harness.models.adapters import CONFIG, WEIGHTS, changes_modules, moves_base
 from harness.models.adapters.merged_layers import merge_layers
+from harness.models.adapters.sparse_updates import compute_in_normal_mode
 from harness.models.batching import CPU_COSTS, Pair, PassCosts, Size, plan
 from harness.models.cpu_kernels import prepack
 from harness.models.devices import placement
@@ -239,6 +240,7 @@ class ModelHost:
                 self.model, str(folder), autocast_adapter_dtype=merged, torch_device=self.machine.device
             )
             model.eval()
+            compute_in_normal_mode(model)
             engine = self.base.engine.partition("/")[2]
             if model.active_peft_config.is_prompt_learning and not merged:
                 soft = soft_prompt(model, engine)

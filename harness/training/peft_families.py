@@ -5,8 +5,7 @@ that move the base's own weights (PiSSA, OLoRA, CorDA) are saved as a LoRA of tw
 from what was trained by how the moved weights were rounded to their precision.
 
 Source: the parameter names and defaults are PEFT's. AdaLoRA's orthogonality penalty: Zhang et al. 2023
-(arXiv:2303.10512), equation 4, as PEFT weights it; KaSA's and MonteCLoRA's penalties are PEFT's; the
-conversion: Meng et al. 2024 (arXiv:2404.02948).
+(arXiv:2303.10512), equation 4, as PEFT weights it; KaSA's and MonteCLoRA's penalties are PEFT's.
 """
 
 import re
@@ -18,8 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 from pydantic import ValidationError, create_model
 
 from harness.errors import CandidateFailed, Problem, did_you_mean
-from harness.models.adapters import CONVERTED, beside_low_rank
+from harness.models.adapters import CONVERTED
 from harness.progress import quiet_libraries
+from harness.training.families.converted import lost_when_converted, save_converted, save_initial
 
 if TYPE_CHECKING:
     import torch
@@ -121,7 +121,7 @@ def _find_unsupported(
         return found, *other
     if start == "corda":
         return "init_lora_weights: corda, which begins with statistics that no training here collects", *other
-    if start.startswith(CONVERTED) and (lost := _lost_when_converted(params)):
+    if start.startswith(CONVERTED) and (lost := lost_when_converted(params)):
         found = f"init_lora_weights: {start} with {lost}, which PEFT's conversion does not save"
         return found, "one of the two", "leave one of them out"
     if start.startswith(CONVERTED) and quantization:
@@ -137,14 +137,6 @@ def _find_unsupported(
     return None
 
 
-def _lost_when_converted(params: Mapping[str, Any]) -> str:
-    """Name what PEFT's conversion leaves out of an adapter or refuses; empty for nothing."""
-    patterns = [name for name in ("rank_pattern", "alpha_pattern") if params.get(name)]
-    if params.get("use_rslora") and patterns:
-        return f"use_rslora and {patterns[0]}"
-    return "use_dora" if params.get("use_dora") else beside_low_rank(params)
-
-
 def _try(config: "PeftConfig", base: Path) -> None:
     """Put an adapter on the modules of a base whose weights are not read.
 
@@ -153,6 +145,7 @@ def _try(config: "PeftConfig", base: Path) -> None:
     """
     import torch
     from peft import get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if config.is_prompt_learning and not (vars(config).get("num_virtual_tokens") or 0) > 0:
@@ -168,9 +161,13 @@ def _try(config: "PeftConfig", base: Path) -> None:
         return  # still packed: PEFT tries it where the run has unpacked it
     try:
         with torch.device("meta"):
-            get_peft_model(kind.from_config(AutoConfig.from_pretrained(base)), tried)
+            made: Any = get_peft_model(kind.from_config(AutoConfig.from_pretrained(base)), tried)
     except (NotImplementedError, RuntimeError):
         return  # some families compute with the weights already when they are put on
+    if isinstance(made.get_output_embeddings(), BaseTunerLayer):
+        raise ValueError(
+            "an adapter of lm_head, or of embeddings that it is tied to, which TRL does not train"
+        )
 
 
 def peft_config(peft_type: str, params: Mapping[str, Any]) -> "PeftConfig":
@@ -218,10 +215,10 @@ def family_of(config: "PeftConfig", scratch: Path) -> PeftFamily:
         initial = scratch / "initial"
 
         def begin(trainer: Any) -> None:
-            _save_initial(trainer.model, initial)
+            save_initial(trainer.model, initial)
 
         def save(model: Any, folder: Path) -> None:
-            model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(initial))
+            save_converted(model, folder, initial)
 
         return PeftFamily(begin=begin, save=save)
     return PLAIN
@@ -237,14 +234,6 @@ def virtual_tokens(model: Any) -> int:
 
 def _start(params: Mapping[str, Any]) -> str:
     return str(params.get("init_lora_weights", "")).lower()
-
-
-def _save_initial(model: Any, folder: Path) -> None:
-    """Save an adapter as it began, under a configuration that does not begin so again when it is loaded."""
-    config = model.peft_config["default"]
-    start, config.init_lora_weights = config.init_lora_weights, True
-    model.save_pretrained(folder)
-    config.init_lora_weights = start
 
 
 def _begin_eva(trainer: Any) -> None:

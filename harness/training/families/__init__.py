@@ -1,0 +1,1 @@
+"""Families of adapters: what some of them cannot do, and how some are saved."""
