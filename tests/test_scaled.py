@@ -8,12 +8,14 @@ import tiny_experiment
 import tiny_methods
 from tiny_methods import CPU
 
-from harness import config, store
+from harness import config, plugins, store
 from harness.errors import CandidateFailed, UserError
 from harness.methods import lora, scaled
 from harness.models.adapters import CONFIG, WEIGHTS
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
+from harness.plugins import RescueSituation
+from harness.spec import RescuePolicy
 from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -104,6 +106,7 @@ def test_what_has_no_such_scale_is_refused(tiny, tuned, tmp_path):
     ("own", "said"),
     [
         ({"modules_to_save": ["norm"]}, "with modules_to_save, which has no scale"),
+        ({"use_dora": True}, "with use_dora, whose magnitudes do not follow its scale"),
         ({"init_lora_weights": "pissa"}, "pissa, which changed its base"),
     ],
 )
@@ -113,6 +116,13 @@ def test_an_adapter_that_is_more_than_its_scale_is_refused(tiny, tuned, tmp_path
     (folder / CONFIG).write_text(json.dumps({**written, **own}))
     with pytest.raises(CandidateFailed, match=said):
         scaled.fit(tiny_methods.context(tiny, tmp_path / "to", init=folder), scaled.Params())
+
+
+def test_a_rescue_leaves_the_scales_of_dora_out_and_says_why():
+    situation = RescueSituation(RescuePolicy(), {"r": 2, "use_dora": True})
+    (scaling,) = [m for m in plugins.mending_methods("scale") if plugins.method(m).makes == "adapter"]
+    found = plugins.method(scaling).rescue.rungs(situation)
+    assert found == "it is an adapter with use_dora, whose magnitudes do not follow its scale"
 
 
 LORA = "{method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}"

@@ -4,13 +4,13 @@ Invariant: the tensors are copied as they are and only `lora_alpha`, from which 
 scale, is multiplied; a share of 0 would be the base and 1 the adapter itself.
 
 Source: Wortsman et al. 2022 (arXiv:2109.01903), who interpolate weights; for low-rank adapters the
-same as `peft.helpers.rescale_adapter_scale`. Adapters with DoRA keep their trained magnitudes.
+same as `peft.helpers.rescale_adapter_scale`. What DoRA changes is no multiple of its scale.
 """
 
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -19,7 +19,7 @@ from harness.errors import CandidateFailed, Problem
 from harness.methods._scales import RESCUE
 from harness.models.adapters import CONFIG, WEIGHTS, beside_low_rank, refuse_moved_base
 from harness.models.hub import ModelSource
-from harness.plugins import Method
+from harness.plugins import Method, RescueSituation, Rung
 from harness.records import TrainingRecord, parse_json
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, adapter_weights
@@ -57,16 +57,30 @@ def fit(context: FitContext, params: Params) -> Weights:
 
 
 def _scale_config(config: dict[str, Any], scale: float) -> dict[str, Any]:
-    if config.get("peft_type") != "LORA" or not config.get("lora_alpha"):
-        found = f"an adapter of the kind {config.get('peft_type')}, which has no lora_alpha"
-        raise CandidateFailed(found, "a candidate whose adapter is a LoRA")
-    if more := beside_low_rank({**config, "lora_bias": False}):  # whose bias is scaled with B
-        found = f"an adapter with {more}, which has no scale"
-        raise CandidateFailed(found, "a candidate whose adapter is low-rank matrices alone")
+    found = _beside_scale({"peft_type": None, **config})
+    if found := found or ("" if config.get("lora_alpha") else "without lora_alpha"):
+        raise CandidateFailed(f"an adapter {found}", "a candidate whose adapter is low-rank matrices alone")
     refuse_moved_base(config)
     pattern = {name: _times(scale, alpha) for name, alpha in (config.get("alpha_pattern") or {}).items()}
     scaled = {**config, "lora_alpha": _times(scale, config["lora_alpha"])}
     return {**scaled, "alpha_pattern": pattern} if pattern else scaled
+
+
+def _beside_scale(config: Mapping[str, Any]) -> str:
+    """Say what of an adapter of this configuration does not follow its scale; empty for nothing."""
+    if (kind := config.get("peft_type", "LORA")) != "LORA":
+        return f"of the kind {kind}, which has no lora_alpha"
+    if config.get("use_dora"):
+        return "with use_dora, whose magnitudes do not follow its scale"
+    more = beside_low_rank({**config, "lora_bias": False})  # whose bias is scaled with B
+    return more and f"with {more}, which has no scale"
+
+
+def _rungs(at: RescueSituation) -> Sequence[Rung] | str:
+    """List the scales that a rescue tries."""
+    if found := _beside_scale(at.params):
+        return f"it is an adapter {found}"
+    return RESCUE.rungs(at)
 
 
 def _times(scale: float, alpha: float) -> float:
@@ -83,5 +97,5 @@ METHOD = Method(
     init_from="adapter",
     interpolates=True,
     problems=problems,
-    rescue=RESCUE,
+    rescue=RESCUE._replace(rungs=_rungs),
 )
