@@ -17,6 +17,7 @@ from harness.training import (
     distill,
     low_rank,
     low_rank_method,
+    low_rank_problems,
     teacher_digest,
     teacher_of,
     teacher_problem,
@@ -28,7 +29,8 @@ class Params(DistilledParams, LoraParams):
 
 
 def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
-    """Yield what forbids learning from the teacher that is named."""
+    """Yield what forbids the adapter, or learning from the teacher that is named."""
+    yield from low_rank_problems(recipe, source, where)
     at = f"{where}: params.teacher"
     try:
         teacher = teacher_of(Params(**recipe.params), at)

@@ -17,6 +17,7 @@ from harness.models.memory.shape import Shape
 from harness.plugins import Method
 from harness.spec import Recipe
 from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, adapter_weights, fine_tune
+from harness.training.families.unquantized import quantization_problems
 from harness.training.peft_families import family_problems, peft_config
 
 
@@ -39,8 +40,9 @@ def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for point in product(*recipe.tried.values()):
         params = Params(**{**recipe.params, **dict(zip(recipe.tried, point, strict=True))})
+        of_peft = {"peft_type": params.peft_type, **params.of_peft}
         given = params.peft_type, params.of_peft, base.path, device, where, recipe.quantization or ""
-        if found := family_problems(*given):
+        if found := family_problems(*given) or [*quantization_problems(recipe, of_peft, device, where)]:
             yield from found
             return
 

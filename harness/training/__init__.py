@@ -53,6 +53,7 @@ from harness.training.lora import (
     lora_config,
     low_rank,
     low_rank_method,
+    low_rank_problems,
     lower_rank,
 )
 from harness.training.parallel.processes import can_share, rows_of_each

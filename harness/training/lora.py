@@ -4,12 +4,13 @@ Invariant: only the adapter is trained; its digest is that of the adapter on the
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
+from harness.errors import Problem
 from harness.models.hf import load_base
 from harness.models.memory import lora_parameters
 from harness.models.memory.shape import Shape
@@ -17,9 +18,10 @@ from harness.models.model_folder import read_config
 from harness.plugins import Method
 from harness.progress import quiet_libraries
 from harness.records import TrainingRecord
-from harness.spec import Spec
+from harness.spec import Recipe, Spec
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext, Weights, adapter_weights
+from harness.training.families.unquantized import quantization_problems
 from harness.training.sft import SupervisedParams, fine_tune
 
 if TYPE_CHECKING:
@@ -83,15 +85,26 @@ def low_rank_method(params: type[LoraParams], fit: Callable[..., Weights], **own
     Where it can start from another candidate's adapter, that one settles the shape.
     """
     shaped = {"shape_params": tuple(LoraParams.model_fields)} if own.get("init_from") else {}
-    traits = {"makes": "adapter", "trains": True, "seeded": True, **shaped, **own}
+    given = {"makes": "adapter", "trains": True, "seeded": True, "problems": low_rank_problems}
     return Method(
         params=params,
         fit=fit,
         adapter_parameters=adapter_parameters,
         lower_rank=lower_rank,
         leave_out=leave_out,
-        **traits,
+        **given | shaped | own,
     )
+
+
+def low_rank_problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
+    """Yield what forbids a low-rank adapter on the base of a recipe."""
+    if "use_dora" not in {*recipe.params, *recipe.tried}:
+        return
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    use_dora = any([recipe.params.get("use_dora"), *recipe.tried.get("use_dora", ())])
+    yield from quantization_problems(recipe, {"use_dora": use_dora}, device, where)
 
 
 def lower_rank(params: LoraParams, by: int) -> dict[str, Any]:
