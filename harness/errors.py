@@ -8,7 +8,8 @@ command shows everything that has to be mended.
     ├── IncompatibleRuns    exit 5   a baseline is missing, or two runs must not be compared
     ├── Unscored            exit 1   a metric cannot score one answer; it counts as failed
     └── CandidateFailed     exit 1   one candidate died; the others go on
-        └── Diverged        exit 1   its loss was no number, and would be again
+        ├── Diverged        exit 1   its loss was no number, and would be again
+        └── SharedFailure   exit 1   by what the other trials of its search share, such as a judge
 """
 
 import shlex
@@ -93,6 +94,10 @@ class CandidateFailed(HarnessError):
 
 class Diverged(CandidateFailed):
     """Training came to a loss that is no number; the same training would come to it again."""
+
+
+class SharedFailure(CandidateFailed):
+    """A candidate failed by what is not its own, such as a judge, and so would others."""
 
 
 def in_a_line(error: BaseException) -> str:

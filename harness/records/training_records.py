@@ -18,12 +18,13 @@ Curve = tuple[tuple[float, float | None], ...]  # (step, value); None where it w
 class Trial:
     """One trial of a sweep: its parameters, its score on validation, and what was logged of its training.
 
-    `validation` is None where training diverged, and of a pruned trial what it scored last; `chosen` marks
-    the trial that is best on validation. `points` are the scores at the tracked points that a pruner saw, by
-    step, and `pruned_at` is the step at which it ended the training. `forgetting` is the mean loss of
-    capability on items for validation, of which a chosen one may have `most_forgetting`. `fit_key` names the
-    folder of the weights. `asked` digests what was asked of which weights, and how; empty of a trial
-    that diverged or was pruned. `alike` are the parameters of others that asked the same, and are no trials.
+    `validation` is None where training diverged or, as `error` says, failed otherwise, and of a pruned trial
+    what it scored last; `chosen` marks the trial that is best on validation. `points` are the scores at the
+    tracked points that a pruner saw, by step, and `pruned_at` is the step at which it ended the training.
+    `forgetting` is the mean loss of capability on items for validation, of which a chosen one may have
+    `most_forgetting`. `fit_key` names the folder of the weights. `asked` digests what was asked of which
+    weights, and how; empty of a trial that failed or was pruned. `alike` are the parameters of others that
+    asked the same, and are no trials.
     """
 
     params: dict[str, Any]
@@ -40,6 +41,7 @@ class Trial:
     fit_key: str = ""
     asked: str = ""
     alike: tuple[dict[str, Any], ...] = ()
+    error: str = ""
 
     @property
     def is_pruned(self) -> bool:

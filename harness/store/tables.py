@@ -318,13 +318,14 @@ _TRIALS = _view(
         _RUN_ID,
         Column("trial", "BIGINT", "", "its place in the order in which they were tried, from 1"),
         Column("params", "JSON", "", "the parameters that were tried"),
-        Column("validation", "DOUBLE", "the metric's", "its score on validation; NULL: it diverged"),
+        Column("validation", "DOUBLE", "the metric's", "its score on validation; NULL: it failed"),
         Column("forgetting", "DOUBLE", "share", "mean loss of capability on general items for validation"),
         Column("pruned_at", "BIGINT", "", "the step at which a pruner ended it; NULL: it was trained whole"),
         Column("chosen", "BOOLEAN", "", "whether the run's weights are its own"),
         Column("wall_s", "DOUBLE", "s", "time of its training"),
         Column("fit_key", "VARCHAR", "", "the folder of its weights, runs/weights/<fit_key>"),
         Column("points", "JSON", "", "its scores at the tracked points, as pairs of step and score"),
+        Column("error", "VARCHAR", "", "why it failed; NULL: it did not, or diverged"),
     ),
     """(
         SELECT record->>'run_id' AS run_id, unnest(from_json(record->'$.training.sweep', '["JSON"]')) AS one,
@@ -332,7 +333,12 @@ _TRIALS = _view(
         FROM stored.files WHERE kind = 'run' AND (record->'$.training.sweep') IS NOT NULL)
     """,
     record="one",
-    own={"run_id": "run_id", "trial": "trial", "fit_key": "nullif(one->>'fit_key', '')"},
+    own={
+        "run_id": "run_id",
+        "trial": "trial",
+        "fit_key": "nullif(one->>'fit_key', '')",
+        "error": "nullif(one->>'error', '')",
+    },
 )
 _DECISION_INPUTS = _view(
     "decision_inputs",

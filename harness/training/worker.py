@@ -17,7 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, UserError, in_a_line
+from harness.errors import (
+    CandidateFailed,
+    Diverged,
+    HarnessError,
+    Problem,
+    SharedFailure,
+    UserError,
+    in_a_line,
+)
 from harness.progress import Advance, quiet_environment
 from harness.training.job import LAUNCH, LOG, run_job
 from harness.training.parallel.processes import is_first
@@ -167,7 +175,7 @@ def decode_error(kind: str, content: Sequence[Any]) -> Exception:
         error = RuntimeError(content[0])
         error.add_note(content[1])
         return error
-    kinds: tuple[type[Exception], ...] = (CandidateFailed, Diverged, HarnessError, OSError)
+    kinds: tuple[type[Exception], ...] = (CandidateFailed, Diverged, SharedFailure, HarnessError, OSError)
     return next(one for one in kinds if one.__name__ == kind)(*content)
 
 

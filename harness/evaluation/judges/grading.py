@@ -22,7 +22,7 @@ import numpy as np
 
 from harness import store
 from harness.config.rubrics import Rubric
-from harness.errors import CandidateFailed
+from harness.errors import CandidateFailed, SharedFailure
 from harness.evaluation import costs
 from harness.evaluation.costs.budget import Budget
 from harness.evaluation.judges import Judge, JudgedMetric
@@ -51,7 +51,7 @@ def grade_answers(session: Session, answers: Sequence[UngradedAnswer]) -> None:
     """Grade answers that one judge has not graded, by one rubric; grades are kept as they come.
 
     Raises:
-        CandidateFailed: the judge cannot be asked, or has cost what the rubric allows.
+        SharedFailure: the judge cannot be asked, or has cost what the rubric allows.
     """
     once = list({one.key: one for one in answers}.values())
     judged, judge = once[0].judged, once[0].judge
@@ -72,7 +72,7 @@ def grade_answers(session: Session, answers: Sequence[UngradedAnswer]) -> None:
             else:
                 raise CandidateFailed(judge.absent, "a judge that is trained")
         except CandidateFailed as error:
-            raise CandidateFailed(f"{judged.metric}: {error.reason}", error.knob) from None
+            raise SharedFailure(f"{judged.metric}: {error.reason}", error.knob) from None
 
 
 def check_judge(judged: JudgedMetric, judge: Judge) -> None:

@@ -6,17 +6,24 @@ Invariant: whatever weights start from or are selected among is made first.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
-from harness.errors import CandidateFailed, Diverged
+from harness.errors import CandidateFailed, Diverged, in_a_line
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, merge_weights, read_weights
 from harness.evaluation.session import Session
 from harness.experiment.weights import proposals
 from harness.experiment.weights.capability_on_validation import forgetting_on_validation
 from harness.experiment.weights.pruned_trials import TrialScores, train_until_pruned
 from harness.experiment.weights.training_fit import FitInputs, find_mixed_rows, find_penalty_rows, fit
-from harness.experiment.weights.trial_record import record_failed_trial, record_trial
+from harness.experiment.weights.trial_record import (
+    fails_alone,
+    find_failed_trial,
+    no_trial_error,
+    record_failed_trial,
+    record_trial,
+)
 from harness.experiment.weights.validation_score import asked_digest, mean_score, validation_rows
 from harness.experiment.weights.weights_folder import folder_of
 from harness.plugins import OR
@@ -160,67 +167,97 @@ def _last(curve: Curve) -> float | None:
     return curve[-1][1] if curve else None
 
 
+class Tried(NamedTuple):
+    """A trial with its weights, or the error that it failed by; none of both of one that failed before."""
+
+    trial: Trial
+    weights: Weights | None = None
+    error: Exception | None = None
+
+
 def _choose_trial(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:
     """Return the weights of the trial of a sweep or search that is best on validation with the first seed.
 
-    Every trial has the same budget, unless it is pruned; those that lose stay in the store.
+    Every trial has the same budget, unless it is pruned; those that lose stay in the store. One that failed
+    is a trial as well, and is made again only by a search that has not chosen yet.
 
     Raises:
-        Diverged: every trial did.
+        CandidateFailed: every trial did.
     """
-    tried: list[Trial] = []
-    kept: list[Weights] = []
     first, sign = session.experiment.seeds[0], session.target.primary.unit.sign
-    points = proposals.proposals(candidate, first, sign)
-    proposal = next(points, None)
-    while proposal is not None:
-        trial, found = _try(session, candidate, proposal, make=make)
-        if trial is None:
+    tried = _try_all(session, candidate, make=False)
+    if make and not any(_is_whole(one.trial) for one in tried):
+        tried = _try_all(session, candidate, make=True)
+    if not tried:
+        return None
+    best = max((one.trial for one in tried), key=partial(rank_trial, sign=sign))
+    if not _is_whole(best):
+        if not make:
             return None
-        is_again = any(trial.params == before.params for before in tried)  # its training is counted once
-        tried.append(replace(trial, wall_s=0.0) if is_again else trial)
-        kept += [found] if found else []
-        try:
-            proposal = points.send(trial)
-        except StopIteration:
-            proposal = None
-    best = max(tried, key=partial(rank_trial, sign=sign))
-    if best.validation is None or best.is_pruned:
-        raise Diverged("the training loss is not a number in any trial", "lower learning rates to try")
+        raise no_trial_error([(one.trial.params, one.error) for one in tried if one.error])
     found = _single(session, candidate.at(best.params), seed, make=make)
     if found is None:
         return None
     again = 0.0 if seed == first else found.training.wall_s or 0.0
     training = replace(
         found.training,
-        wall_s=round(sum(t.wall_s for t in tried) + again, 3),
-        sweep=tuple(replace(t, chosen=t is best) for t in tried),
+        wall_s=round(sum(one.trial.wall_s for one in tried) + again, 3),
+        sweep=tuple(replace(one.trial, chosen=one.trial is best) for one in tried),
         searched_by=proposals.searcher(candidate.source) if candidate.source.search else "",
-        stands_on=stands_on(*kept),
+        stands_on=stands_on(*(one.weights for one in tried if one.weights)),
     )
     return found._replace(training=training)
 
 
+def _try_all(session: Session, candidate: ResolvedCandidate, *, make: bool) -> list[Tried]:
+    """Try what is proposed, one after the other; without `make`, nothing where a trial is missing."""
+    tried: list[Tried] = []
+    sign = session.target.primary.unit.sign
+    points = proposals.proposals(candidate, session.experiment.seeds[0], sign)
+    proposal = next(points, None)
+    while proposal is not None:
+        one = _try(session, candidate, proposal, make=make)
+        if one is None:
+            return []
+        is_again = any(one.trial.params == before.trial.params for before in tried)
+        counted = replace(one.trial, wall_s=0.0) if is_again else one.trial  # its training is counted once
+        tried.append(one._replace(trial=counted))
+        try:
+            proposal = points.send(one.trial)
+        except StopIteration:
+            proposal = None
+    return tried
+
+
 def _try(
     session: Session, candidate: ResolvedCandidate, proposal: proposals.TrialProposal, *, make: bool
-) -> tuple[Trial | None, Weights | None]:
-    """Train at one point and score on validation; no trial where something of it is missing."""
+) -> Tried | None:
+    """Train at one point and score on validation; None where something of it is missing.
+
+    Raises:
+        HarnessError, OSError: what every other trial would meet too.
+    """
     trial, bound = candidate.at(proposal.params), candidate.source.subject_to
     begun = _begin(session, trial, session.experiment.seeds[0], make=make)
     if begun is None:
-        return None, None
+        return None
+    key = begun.folder.name
     try:
-        made, found = _train_and_score(session, trial, begun, proposal, bound, make=make)
-    except CandidateFailed as error:
-        failed = Trial(params=proposal.params, validation=None, fit_key=begun.folder.name)
+        found = _train_and_score(session, trial, begun, proposal, bound, make=make)
+    except Exception as error:
+        if not fails_alone(error):
+            raise
+        reason = "" if isinstance(error, Diverged) else in_a_line(error)
+        failed = Trial(params=proposal.params, validation=None, fit_key=key, error=reason)
         if make:
             record_failed_trial(session, trial, failed, error)
-        if not isinstance(error, Diverged):
-            raise
-        return failed, None
-    if make and made and found:
-        record_trial(session, trial, made, found)
-    return made, found
+        return Tried(failed, error=error)
+    if found is None:
+        known = find_failed_trial(session, trial, key)
+        return known and Tried(replace(known, params=proposal.params))
+    if make and found.weights:
+        record_trial(session, trial, found.trial, found.weights)
+    return found
 
 
 def _train_and_score(
@@ -231,26 +268,28 @@ def _train_and_score(
     bound: SubjectTo | None,
     *,
     make: bool,
-) -> tuple[Trial | None, Weights | None]:
+) -> Tried | None:
     watched: TrialScores | None = TrialScores()
     if proposal.should_prune:
         watched = _watch(session, trial, begun, proposal.should_prune, make=make)
     if watched is None:
-        return None, None
+        return None
     found = watched.pruned or _find_or_fit(session, trial, session.experiment.seeds[0], begun, make=make)
     if found is None:
-        return None, None
+        return None
     forgetting, asked = None, ""
     if watched.pruned:
         score = watched.scores[-1][1]
     else:
         rows = validation_rows(session, trial, found, make=make)
         score = None if rows is None else mean_score(session.target.primary, rows)
+        if rows is not None and score is None and make:
+            raise CandidateFailed("no answer to the validation rows could be scored", "other values to try")
         asked = "" if rows is None else asked_digest(found.digest, trial.source, rows)
         if bound and score is not None:
             forgetting = forgetting_on_validation(session, trial, found, bound, make=make)
         if score is None or (bound and forgetting is None):
-            return None, None
+            return None
     of = found.training
     made = Trial(
         params=proposal.params,
@@ -266,7 +305,7 @@ def _train_and_score(
         fit_key=of.fit_key,
         asked=asked,
     )
-    return made, found
+    return Tried(made, found)
 
 
 def _watch(
@@ -289,8 +328,9 @@ def _watch(
 
 
 def make_trial(session: Session, candidate: ResolvedCandidate, place: int) -> Weights | None:
-    """Make and validate the trial at one point of its sweep; None where it diverged, as is noted."""
-    return _try(session, candidate, proposals.TrialProposal(candidate.points[place]), make=True)[1]
+    """Make and validate the trial at one point of its sweep; None where it failed, as is noted."""
+    one = _try(session, candidate, proposals.TrialProposal(candidate.points[place]), make=True)
+    return one and one.weights
 
 
 def rank_trial(trial: Trial, sign: int) -> tuple[bool, bool, float, float]:
@@ -305,5 +345,8 @@ def rank_trial(trial: Trial, sign: int) -> tuple[bool, bool, float, float]:
     value = -np.inf if score is None else sign * score
     if not keeps and forgetting is not None:
         value = -forgetting
-    is_whole = score is not None and not trial.is_pruned
-    return is_whole, keeps, value, -np.inf if loss is None else -loss
+    return _is_whole(trial), keeps, value, -np.inf if loss is None else -loss
+
+
+def _is_whole(trial: Trial) -> bool:
+    return trial.validation is not None and not trial.is_pruned

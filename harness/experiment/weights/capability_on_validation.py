@@ -13,7 +13,7 @@ from dataclasses import replace
 from harness import comparison, gating, store
 from harness.data import load_task, task_version
 from harness.data.contamination import key as question_of
-from harness.errors import CandidateFailed, Problem
+from harness.errors import Problem, SharedFailure
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.judges.judging_stage import answer_and_score
 from harness.evaluation.rows.row_sets import RowSet, suite_set
@@ -45,7 +45,7 @@ def forgetting_on_validation(
     """Return by how much weights are worse than their base; None where answers are missing.
 
     Raises:
-        CandidateFailed: no task counts on these items.
+        SharedFailure: no task counts on these items.
     """
     assert weights.folder
     asked, kept = general_items(session, bound.items), weights.folder / _KEPT
@@ -67,7 +67,7 @@ def _forgetting(session: Session, asked: Sequence[MeasuredTask], arms: Sequence[
     """Return the mean loss over the tasks that count, by what the base scores on these items.
 
     Raises:
-        CandidateFailed: none counts.
+        SharedFailure: none counts.
     """
     pairs = [[_rows(session, rows) for rows in pair] for pair in zip(*arms, strict=True)]
     alike = [
@@ -83,7 +83,7 @@ def _forgetting(session: Session, asked: Sequence[MeasuredTask], arms: Sequence[
     if not changes:
         n = sum(m.size("test") for m in asked)
         found = f"subject_to: of {n} general items for validation no task shows what the base can lose"
-        raise CandidateFailed(found, "more items for validation, or tasks that the base is better at")
+        raise SharedFailure(found, "more items for validation, or tasks that the base is better at")
     return -comparison.mean_change(changes).score
 
 

@@ -1,12 +1,15 @@
-"""Record of a trial as a run of its own, written as soon as it is known what became of it.
+"""Record of a trial as a run of its own, written as soon as it is known what became of it; failed trials.
 
 Invariant: its name is the key of the trial's weights, so whoever makes it, however often, writes the same.
+A trial fails alone by what another point may not meet; what every trial would meet ends them all.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from harness import provenance, store
-from harness.errors import CandidateFailed, in_a_line
+from harness.errors import CandidateFailed, Diverged, HarnessError, SharedFailure, in_a_line
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.rows.row_sets import begun_as, describe_run, metric_ranges, target_sets
 from harness.evaluation.session import Session
@@ -41,9 +44,9 @@ def record_trial(session: Session, candidate: ResolvedCandidate, made: Trial, we
 
 
 def record_failed_trial(
-    session: Session, candidate: ResolvedCandidate, made: Trial, error: CandidateFailed
+    session: Session, candidate: ResolvedCandidate, made: Trial, error: Exception
 ) -> None:
-    """Keep a trial that could not be trained, with its reason.
+    """Keep a trial that could not be trained or evaluated, with its reason.
 
     Raises:
         HarnessError: the disk is full.
@@ -59,6 +62,34 @@ def record_failed_trial(
         error=in_a_line(error),
     )
     _save(session, TrialRun(run, made, session.target.primary.name))
+
+
+def find_failed_trial(session: Session, candidate: ResolvedCandidate, fit_key: str) -> Trial | None:
+    """Find a trial that failed otherwise than by divergence, which its folder of weights remembers."""
+    known = store.find_trial(session.store, _run_id(session, candidate, fit_key))
+    return known.trial if known and known.trial.error and known.trial.fit_key == fit_key else None
+
+
+def fails_alone(error: Exception) -> bool:
+    """Tell whether an error fails one trial, as other points may not meet it."""
+    if isinstance(error, HarnessError):
+        return isinstance(error, CandidateFailed) and not isinstance(error, SharedFailure)
+    return not isinstance(error, OSError)
+
+
+def no_trial_error(failed: Sequence[tuple[Mapping[str, Any], Exception]]) -> CandidateFailed:
+    """Return what a candidate fails by where none of its trials was made whole: each reason, once."""
+    if all(isinstance(error, Diverged) for _, error in failed):
+        return Diverged("the training loss is not a number in any trial", "lower learning rates to try")
+    points: dict[str, list[str]] = {}
+    for params, error in failed:
+        reason = error.reason if isinstance(error, CandidateFailed) else in_a_line(error)
+        points.setdefault(reason, []).append(", ".join(f"{name} {value}" for name, value in params.items()))
+    knobs = dict.fromkeys(error.knob for _, error in failed if isinstance(error, CandidateFailed))
+    if len(points) == 1:
+        return CandidateFailed(f"every trial failed: {next(iter(points))}", ", or ".join(filter(None, knobs)))
+    said = "; ".join(f"{of[0]}: {reason}" for reason, of in points.items())
+    return CandidateFailed(f"every trial failed: {said}", ", or ".join(filter(None, knobs)))
 
 
 def _save(session: Session, found: TrialRun) -> None:

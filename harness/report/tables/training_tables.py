@@ -99,7 +99,8 @@ def trials_section(trials: Sequence[Trial], searched_by: str, metric: str, unit:
     columns += [*["forgetting on validation, %"] * is_bound, "time", "weights", ""]
     rows = []
     for one in trials:
-        found = "diverged" if one.validation is None else score(unit, one.validation)
+        lost = "failed" if one.error else "diverged"
+        found = lost if one.validation is None else score(unit, one.validation)
         forgot = UNKNOWN if one.forgetting is None else percent(one.forgetting)
         taken = seconds(one.wall_s) if one.wall_s else UNKNOWN
         weights = UNKNOWN if one.validation is None else one.fit_key or UNKNOWN
@@ -169,7 +170,7 @@ def _steps(trial: Trial) -> str:
 def _outcome(trial: Trial) -> str:
     if trial.is_pruned:
         return f"pruned at step {count(trial.pruned_at)}"
-    return "chosen" if trial.chosen else ""
+    return trial.error or ("chosen" if trial.chosen else "")
 
 
 _QUANTITY = (

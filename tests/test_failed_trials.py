@@ -1,0 +1,93 @@
+"""A trial that fails is a failed trial: the sweep or search goes on, and chooses among the others."""
+
+import pytest
+import tiny_experiment
+
+from harness import store
+from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, SharedFailure, UserError
+from harness.experiment.weights.trial_record import fails_alone, no_trial_error
+from harness.report.document import markdown
+from harness.report.sections import experiment_document
+from harness.store import Store
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+TRIED = """\
+  prompt: {method: base}
+  found:
+    method: lora
+    params: {r: 2, num_train_epochs: 1}
+"""
+
+
+def written(folder, tiny, tried):
+    return tiny_experiment.write(folder, tiny, f"{TRIED}    {tried}\n")
+
+
+def fact(report):
+    return next(f for f in report.facts if f.name == "found")
+
+
+def folders(path):
+    return {f.name: (f / "fit.json").stat().st_mtime_ns for f in (path.parent / "runs").glob("weights/*")}
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    "tried", ["sweep: {max_length: [2, 200, 190]}", "search: {max_length: [2, 200, 190]}\n    trials: 6"]
+)
+def test_what_cannot_be_trained_is_a_failed_trial_and_the_others_are_chosen_among(tiny, tmp_path, tried):
+    path = written(tmp_path, tiny, tried)
+    report = tiny_experiment.run(path)
+    found = fact(report)
+    assert found.state == "done"
+    trials = found.training.sweep
+    assert len(trials) == (3 if "sweep" in tried else 6)
+    failed = [one for one in trials if one.params["max_length"] == 2]
+    assert failed
+    assert all(one.validation is None and "2 tokens" in one.error for one in failed)
+    assert all(one.validation is not None and not one.error for one in trials if one not in failed)
+    assert failed[0].error in markdown(experiment_document(report))
+    before = folders(path)
+    again = tiny_experiment.run(path)
+    assert folders(path) == before
+    assert [t.error for t in fact(again).training.sweep] == [t.error for t in trials]
+    listed = store.list_trials(Store(tmp_path / "runs"))
+    assert {one.run.error for one in listed if one.state == "failed"} == {failed[0].error}
+
+
+@pytest.mark.e2e
+def test_a_candidate_of_failed_trials_alone_fails_with_their_reasons_and_is_tried_again(tiny, tmp_path):
+    path = written(tmp_path, tiny, "sweep: {max_length: [2, 3]}")
+    failed = fact(tiny_experiment.run(path))
+    assert failed.state == "failed"
+    assert "every trial failed: max_length 2: " in failed.error
+    assert "; max_length 3: " in failed.error
+    other = written(tmp_path, tiny, "sweep: {max_length: [2, 200]}")
+    assert fact(tiny_experiment.run(other)).state == "done"
+
+
+@pytest.mark.parametrize(
+    ("error", "alone"),
+    [
+        (CandidateFailed("out of memory", "a smaller batch"), True),
+        (Diverged("no number", "a lower rate"), True),
+        (RuntimeError("size mismatch"), True),
+        (SharedFailure("the judge is not there", "another judge"), False),
+        (UserError(Problem("rows", "none", "some")), False),
+        (HarnessError("the disk is full"), False),
+        (FileNotFoundError("rows.jsonl"), False),
+    ],
+)
+def test_a_trial_fails_alone_but_by_what_the_others_would_meet(error, alone):
+    assert fails_alone(error) is alone
+
+
+def test_one_reason_of_all_trials_is_said_once():
+    failed = [({"r": r}, CandidateFailed("out of memory", "a smaller batch")) for r in (2, 4)]
+    assert str(no_trial_error(failed)) == "every trial failed: out of memory; try: a smaller batch"
+
+
+def test_trials_that_all_diverged_are_a_divergence():
+    failed = [({"r": r}, Diverged("no number", "a lower rate")) for r in (2, 4)]
+    assert isinstance(no_trial_error(failed), Diverged)
