@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import tiny_experiment
@@ -9,11 +10,15 @@ from openai_server import Rule, serving
 from test_data_augment import WORDS
 
 from harness.config import load
-from harness.errors import UserError
+from harness.errors import Unscored, UserError
 from harness.experiment import Scope, estimate_seconds, prepare_session
+from harness.experiment.analysis.changed_scores import calls_right
 from harness.experiment.preparation.planned_work import estimate_work
+from harness.metrics import load_metrics
 from harness.progress import SilentProgress
+from harness.records import Example
 from harness.report import experiment_document, markdown, read, to_json
+from harness.spec import Task
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -103,6 +108,18 @@ def test_every_candidate_is_compared_with_the_best_untrained_on_the_changed_item
     best = next(name for name, of in found.items() if of.vs_untrained is None)
     assert best == "prompt"
     assert found["reader"].vs_untrained.delta == 1.0
+
+
+def test_an_answer_that_the_metric_cannot_score_is_not_outdated():
+    def score(output, example):
+        if output.text == "slow":
+            raise Unscored("it takes too long")
+        return (1.0,)
+
+    task = Task(name="t", data={"test": "t.jsonl"}, metrics=["exact_match"])
+    metric = replace(load_metrics(task)["exact_match"], score=score)
+    item = Example("t/1", (), ("old",))
+    assert [calls_right(metric, answer, item) for answer in ("slow", "old")] == [False, True]
 
 
 def test_retraining_takes_what_the_stored_training_took(compared):

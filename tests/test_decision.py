@@ -21,6 +21,7 @@ from harness.decision import (
 )
 from harness.decision.learning_curve import CurvePoint, ExpectedGain
 from harness.decision.results import n_settings
+from harness.errors import Unscored
 from harness.evaluation.costs import TokenCounts
 from harness.metrics import load_metrics
 from harness.records import Example, TrainingRecord
@@ -293,6 +294,15 @@ def test_labels_that_accuracy_tells_apart_by_their_case_are_not_joined():
     task = Task(name="t", data={"test": "t.jsonl"}, metrics=["accuracy"])
     rows = [Example(f"t/{i}", (), (ref,), choices=("A", "a", "b")) for i, ref in enumerate("AAaabbb")]
     assert majority_baseline(load_metrics(task)["accuracy"], rows) == ("A", pytest.approx(2 / 7))
+
+
+def test_a_label_that_a_metric_cannot_score_is_right_on_no_item():
+    def score(output, example):
+        raise Unscored("it takes too long")
+
+    task = Task(name="t", data={"test": "t.jsonl"}, metrics=["exact_match"])
+    metric = replace(load_metrics(task)["exact_match"], score=score)
+    assert majority_baseline(metric, [Example("t/1", (), ("no",))]) == ("no", 0.0)
 
 
 def test_where_labels_are_not_counted_as_right_or_wrong_there_is_no_majority_baseline():

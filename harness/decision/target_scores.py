@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from harness import formatting
 from harness.comparison import Comparison, Estimate
-from harness.metrics import Metric
+from harness.errors import Unscored
+from harness.metrics import Metric, Parts
 from harness.records import Example, Output
 
 _OF_LABELS = ("exact_match", "accuracy", "final_answer")  # metrics that are the share of right labels
@@ -70,5 +71,12 @@ def majority_baseline(metric: Metric, items: Sequence[Example]) -> MajorityBasel
 
 
 def _share(metric: Metric, label: str, items: Sequence[Example]) -> float:
-    """Return what always the same answer scores."""
-    return fmean((metric.score(Output(label), e) or (0.0,))[0] for e in items)
+    """Return what always the same answer scores, 0 where it cannot be scored."""
+    return fmean((_parts(metric, label, e) or (0.0,))[0] for e in items)
+
+
+def _parts(metric: Metric, label: str, item: Example) -> Parts | None:
+    try:
+        return metric.score(Output(label), item)
+    except Unscored:
+        return None

@@ -13,12 +13,13 @@ from harness import comparison
 from harness import decision as decide
 from harness.comparison.retrieval_use import RIGHT
 from harness.decision import CandidateFacts, ChangedAnswers
+from harness.errors import Unscored
 from harness.evaluation import costs
 from harness.evaluation.changed_facts import after_refresh, before_refresh
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.runs.stored_rows import Reader, Rows
 from harness.metrics import Metric, item_scores
-from harness.records import Output, Run
+from harness.records import Example, Output, Run
 
 
 def add_changes(
@@ -73,9 +74,19 @@ def _count_outdated(
         return None
     examples = {e.id: e for e in session.changed.items}
     asked = [row for row in rows if row.example_id in known and row.status != "error"]
-    parts = [
-        metric.score(Output(row.text), replace(examples[row.example_id], references=known[row.example_id]))
+    return sum(
+        calls_right(metric, row.text, replace(examples[row.example_id], references=known[row.example_id]))
         for row in asked
-    ]
-    scores = [float(item_scores(metric, np.array([p]))[0]) for p in parts if p is not None]
-    return sum(score >= RIGHT if metric.higher_is_better else score <= RIGHT for score in scores)
+    )
+
+
+def calls_right(metric: Metric, answer: str, example: Example) -> bool:
+    """Tell whether a rate calls an answer right; one that it cannot score is not."""
+    try:
+        parts = metric.score(Output(answer), example)
+    except Unscored:
+        return False
+    if parts is None:
+        return False
+    score = float(item_scores(metric, np.array([parts]))[0])
+    return score >= RIGHT if metric.higher_is_better else score <= RIGHT
