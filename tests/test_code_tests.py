@@ -139,6 +139,19 @@ def test_a_program_that_ends_early_has_not_passed(program):
     assert not passes(program, TESTS, SOON)
 
 
+MOCKED = """
+def add(a, b):
+    from unittest.mock import MagicMock
+    made = MagicMock()
+    made.__eq__.return_value = True
+    return made
+"""
+OF_A_METACLASS = """
+class Kind(type):
+    def __eq__(self, other): return True
+class Any(metaclass=Kind): pass
+add = lambda a, b: Any
+"""
 ANY = "class Any:\n    def __eq__(self, other): return True\n    def __ne__(self, other): return False\n"
 
 
@@ -148,10 +161,78 @@ ANY = "class Any:\n    def __eq__(self, other): return True\n    def __ne__(self
         f"{ANY}def add(a, b): return Any()",
         "def add(a, b):\n    class Any(int):\n        __eq__ = lambda self, other: 1\n    return Any()",
         f"from unittest.mock import patch\n{ANY}add = lambda a, b: [Any()][0]",
+        "from unittest.mock import ANY\nadd = lambda a, b: ANY",
+        MOCKED,
+        "add = lambda a, b: type('Any', (), {'__eq__': lambda self, other: True})()",
+        OF_A_METACLASS,
+        "class Any(int):\n    def __eq__(self, other): return isinstance(other, int)\nadd = lambda a, b: Any()",
     ],
 )
 def test_an_object_that_equals_everything_is_no_right_answer(program):
     assert not passes(program, TESTS, SOON)
+
+
+HOLDS_ANY = """
+class Made:
+    value = 1
+def make():
+    made = Made()
+    made.value = ANY
+    return made
+"""
+SORTS = """
+class Sorts:
+    def __lt__(self, other): return True
+    __gt__ = __lt__
+make = Sorts
+"""
+UNITTEST = """
+import unittest
+class Made(unittest.TestCase):
+    def test_made(self):
+        for made in make(): self.assertEqual(made, 1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "tests"),
+    [
+        ("make = lambda: [ANY, ANY]", "assert make() == [1, 2]"),
+        ("make = lambda: {'a': (ANY,)}", "assert make()['a'][0] == 1"),
+        (HOLDS_ANY, "assert make().value == 1"),
+        ("def make(): yield ANY", UNITTEST),
+        (SORTS, "assert 1 < make() < 3"),
+    ],
+)
+def test_what_equals_everything_is_found_wherever_tests_read_it(code, tests):
+    assert not passes(f"from unittest.mock import ANY\n{code}", tests, SOON)
+
+
+CALLED = """
+from unittest.mock import MagicMock, call
+made = MagicMock(return_value=3)
+assert make(made) == 3
+assert made.mock_calls == [call(1)]
+"""
+EVEN = """
+class Even:
+    def __init__(self, n): self.n = n
+    def __eq__(self, other): return (self.n - getattr(other, "n", other)) % 2 == 0
+"""
+NUMBERS = "from decimal import Decimal\nmake = lambda: (Decimal(1), float('nan'))"
+
+
+@pytest.mark.parametrize(
+    ("code", "tests"),
+    [
+        ("make = lambda: {'id': 7}", "from unittest.mock import ANY\nassert make() == {'id': ANY}"),
+        ("make = lambda call: call(1)", CALLED),
+        (EVEN, "assert Even(1) == 3\nassert Even(1) == Even(5)\nassert not Even(1) == 2"),
+        (NUMBERS, "import math\nassert make()[0] == 1 and make()[0] < 2\nassert math.isnan(make()[1])"),
+    ],
+)
+def test_values_that_tell_others_apart_and_what_tests_expect_are_right(code, tests):
+    assert passes(code, tests, SOON)
 
 
 def test_builtins_that_an_answer_replaces_do_not_decide_its_tests():

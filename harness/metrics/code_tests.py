@@ -3,8 +3,12 @@
 Invariant: nothing of an answer runs outside of namespaces of its own, under limits of time, memory, processes
 and files, and nothing runs unless `HARNESS_ALLOW_CODE_EXECUTION=1` says so. Tests pass where they are seen to
 have ended: what ends a program before them does not, unless it is written against this very file. They find
-the builtins as they were, and no object of the answer's that equals everything. Where the isolation fails
-nothing is scored.
+the builtins as they were. What they compare or hand to a call, and what that holds, must tell objects apart,
+and of a number, text or list others of its type: a value that equals all of them is wrong, as is
+`unittest.mock.ANY` in tests that do not name it. What remains possible: a value of another type that equals
+what it is written to equal, as an answer may know its tests; one inside a library's object or an iterator;
+mocks where tests use some, as these record a comparison as a call; comparisons in a text that tests `exec`.
+Where the isolation fails nothing is scored.
 Source: functional correctness by Chen et al. 2021, arXiv:2107.03374; of Linux's manual namespaces(7),
 pivot_root(2) and seccomp(2).
 """
@@ -94,8 +98,10 @@ if known:
 os.execvp(sys.argv[1], sys.argv[1:])
 """
 # The nonce is read only once the tests have ended; code that looks for the pipe in `__main__` can read it.
+# Of numbers one, the next and the double are not all equal by any modulus.
 _DRIVER = """
-import builtins, fcntl, json, os, random, sys, types
+import ast, builtins, fcntl, json, os, random, sys, types
+from operator import eq, gt, lt
 def read(n):
     found = b""
     while len(found) < n:
@@ -123,30 +129,91 @@ def test(name, found):
         for each in dir(found):
             if each.startswith("test_"):
                 call(getattr(found(), each))
-build, classes = builtins.__build_class__, []
+build, classes = builtins.__build_class__, {"answer.py": [], "tests.py": []}
 def build_class(function, *arguments, **named):
     made = build(function, *arguments, **named)
-    if function.__code__.co_filename == "answer.py":
-        classes.append(made)
+    classes.get(function.__code__.co_filename, []).append(made)
     return made
-def equals_everything(made):
+builtins.__build_class__ = build_class
+n = random.SystemRandom().randrange(10**6, 10**9)
+kinds = {int: (n, n + 1, 2 * n), str: (str(n), str(n + 1), ""), list: ([n], [n + 1], [])}
+kinds |= {float: kinds[int], object: (object(), types.SimpleNamespace(n=n))}
+def holds(compare, *values):
     try:
-        return bool(made.__new__(made) == types.SimpleNamespace(other=1))
+        return bool(compare(*values))
     except Exception:
         return False
-builtins.__build_class__ = build_class
+def equal(one, other):
+    return holds(eq, one, other) or holds(eq, other, one) or holds(is_no_other, one, other)
+def is_no_other(one, other):
+    return not one != other
+def compares_alike(value):
+    sorts_alike = holds(lt, value, n) and holds(gt, value, n)
+    of_its_kind = [others for kind, others in kinds.items() if isinstance(value, kind)]
+    return sorts_alike or any(all(equal(value, other) for other in others) for others in of_its_kind)
+def made_alike(made):
+    return compares_alike(made.__new__(made))
+plain = {bool, bytes, complex, float, int, str, type(None)}
+def parts_of(value):
+    if type(value) is dict:
+        return [*value, *value.values()]
+    if type(value) in (frozenset, list, set, tuple):
+        return value
+    return list(getattr(value, "__dict__", {}).values()) if type(value).__module__ == "answer" else ()
+mocks = set()
+def is_of_tests(value):
+    mock = sys.modules.get("unittest.mock")
+    if mock and "ANY" in mocks and value is mock.ANY:
+        return True
+    is_mock = mock and "unittest.mock" in mocks and isinstance(value, mock.NonCallableMock)
+    return is_mock or type(value) in classes["tests.py"]
+def refuse_alike(value, leave=os._exit):
+    if type(value) in plain:
+        return value
+    known, left = set(), [value]
+    while left:
+        one = left.pop()
+        if type(one) in plain or id(one) in known:
+            continue
+        known.add(id(one))
+        parts = parts_of(one)
+        left += [part for part in parts if type(part) not in plain]
+        if not (parts is one or is_of_tests(one)) and compares_alike(one):
+            leave(1)
+    return value
+class Checks(ast.NodeTransformer):
+    def checked(self, node):
+        if isinstance(node, (ast.Constant, ast.Starred)):
+            return node
+        return ast.Call(ast.Name("__checked__", ast.Load()), [node], [])
+    def visit_Compare(self, node):
+        self.generic_visit(node)
+        node.left, *node.comparators = map(self.checked, (node.left, *node.comparators))
+        return node
+    def visit_Call(self, node):
+        self.generic_visit(node)
+        node.args = list(map(self.checked, node.args))
+        for given in node.keywords:
+            given.value = self.checked(given.value)
+        return node
+def parse_tests(text):
+    global mocks
+    mocks = {word for word in ("ANY", "unittest.mock") if word in text}
+    return ast.fix_missing_locations(Checks().visit(ast.parse(text, "tests.py")))
 def run(read=os.read, write=os.write, leave=os._exit):
     module = sys.modules["answer"] = types.ModuleType("answer")
     scope, own = vars(module), dict(vars(builtins))
     try:
         exec(compile(program["code"], "answer.py", "exec"), scope)
         vars(builtins).update(own)
+        tests = compile(parse_tests(program["tests"]), "tests.py", "exec")
+        scope["__checked__"] = refuse_alike
         known = dict(scope)
-        exec(compile(program["tests"], "tests.py", "exec"), scope)
+        exec(tests, scope)
         for name, found in list(scope.items()):
             if known.get(name) is not found:
                 test(name, found)
-        if any(map(equals_everything, classes)):
+        if any(holds(made_alike, made) for made in classes["answer.py"]):
             leave(1)
     except BaseException:
         leave(1)

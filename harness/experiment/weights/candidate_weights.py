@@ -254,7 +254,7 @@ def _try(
         return Tried(failed, error=error)
     if found is None:
         known = find_failed_trial(session, trial, key)
-        return known and Tried(replace(known, params=proposal.params))
+        return Tried(replace(known, params=proposal.params)) if known else None
     if make and found.weights:
         record_trial(session, trial, found.trial, found.weights)
     return found
