@@ -275,6 +275,22 @@ def test_decisions_on_rows_of_several_files_are_named_file_by_file(tmp_path, mon
     assert decide_command("a.jsonl", "b.jsonl") == f"{own[0]}; b.jsonl: {own[1]}"
 
 
+def test_files_of_one_name_in_two_folders_get_experiments_in_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write(
+            tmp_path / folder / "rows.jsonl", [{**row, "text": folder + row["text"]} for row in with_mail()]
+        )
+    command = decide_command("a/rows.jsonl", "b/rows.jsonl")
+    assert command.startswith(
+        "harness init rows --data a/rows.jsonl && harness dashboard -c rows/harness.yaml"
+    )
+    assert (
+        "; b/rows.jsonl: harness init rows-2 --data b/rows.jsonl && harness dashboard -c rows-2/" in command
+    )
+
+
 def test_a_broken_experiment_is_left_aside_where_nothing_of_it_is_needed(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "rows.jsonl", clean_rows(40))

@@ -10,7 +10,7 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import date, datetime, time
 from pathlib import Path
@@ -44,9 +44,12 @@ def new_name(file: str, verb: str) -> str:
     return _free(f"{_stem(file)}.{verb}", "" if verb == "split" else row_suffix(file) or ".jsonl")
 
 
-def free_folder(file: str) -> str:
-    """Name a folder for an experiment on a file of rows, in the working directory."""
-    return _free(Path(_stem(file)).name)
+def free_folders(files: Iterable[str]) -> dict[str, str]:
+    """Name a folder for an experiment on each file of rows, in the working directory, no two alike."""
+    named: dict[str, str] = {}
+    for file in files:
+        named[file] = _free(Path(_stem(file)).name, taken=named.values())
+    return named
 
 
 def _stem(file: str) -> str:
@@ -55,9 +58,9 @@ def _stem(file: str) -> str:
     return file[: len(file) - len(row_suffix(file))].rstrip("/")
 
 
-def _free(start: str, ending: str = "") -> str:
+def _free(start: str, ending: str = "", taken: Collection[str] = ()) -> str:
     names = (f"{start}{f'-{i}' if i > 1 else ''}{ending}" for i in itertools.count(1))
-    return next(name for name in names if not os.path.lexists(name))
+    return next(name for name in names if name not in taken and not os.path.lexists(name))
 
 
 def write_rows(file: Path, suffix: str, rows: Iterable[Row], sources: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from harness.data.check import Finding
-from harness.data.edit.row_files import free_folder, new_name
+from harness.data.edit.row_files import free_folders, new_name
 from harness.data.readers import file_of
 from harness.errors import as_argument
 from harness.spec import HUB
@@ -45,6 +45,7 @@ class _Steps(NamedTuple):
     of: dict[tuple[str, str], tuple[str, ...]]
     cleaned: dict[str, tuple[str, ...]]  # options of the file's cleaning
     written: dict[str, str]  # what the file's cleaning writes
+    folders: dict[str, str]  # of an experiment on the file
 
 
 def fill_commands(
@@ -103,7 +104,7 @@ def _decide(command: str, file: str, steps: _Steps, named: Sequence[str], pages:
         written, asked = steps.written.get(file, file), ()
         made = [_command(_CommandStep("clean", (), ()), file, named)] if written.startswith(HUB) else []
         written = new_name(file, "clean") if made else written
-        folder = as_argument(free_folder(file))
+        folder = as_argument(steps.folders[file])
         words = ("harness init", folder, "--data", as_argument(written), shlex.join(named))
         dashboard = f"{_DASHBOARD} -c {folder}/harness.yaml"
         dashboard, file = " && ".join((*made, " ".join(filter(None, words)), dashboard)), written
@@ -132,12 +133,13 @@ def _chain(
     is_split = any(verb == "split" for verb, _ in wanted)
     if len(files) > 1 and (is_split or any(map(_lies_in_two_files, alarms))):
         joining, mixed = _mix([now[file] for file in files], columns)
-        return _Steps(out | dict(_joined(wanted, files, mixed, joining, named.by_all)), cleaned, written)
+        out |= dict(_joined(wanted, files, mixed, joining, named.by_all))
+        return _Steps(out, cleaned, written, free_folders(files))
     for verb, file in ((verb, file) for verb in ("dedup", "split") for file in files):
         if asked := wanted.get((verb, file)):
             out[verb, file] = (_command(_join(verb, asked), now[file], named.by_user),)
             now[file] = new_name(now[file], verb)
-    return _Steps(out, cleaned, written)
+    return _Steps(out, cleaned, written, free_folders(files))
 
 
 def _joined(
