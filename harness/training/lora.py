@@ -85,7 +85,12 @@ def low_rank_method(params: type[LoraParams], fit: Callable[..., Weights], **own
     Where it can start from another candidate's adapter, that one settles the shape.
     """
     shaped = {"shape_params": tuple(LoraParams.model_fields)} if own.get("init_from") else {}
-    given = {"makes": "adapter", "trains": True, "seeded": True, "problems": low_rank_problems}
+    given: dict[str, Any] = {
+        "makes": "adapter",
+        "trains": True,
+        "seeded": True,
+        "problems": low_rank_problems,
+    }
     return Method(
         params=params,
         fit=fit,
