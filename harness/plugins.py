@@ -192,9 +192,24 @@ class Method:
         return self.makes != "reward"
 
     @property
+    def is_remote(self) -> bool:
+        """Whether its weights answer at an endpoint."""
+        return self.makes == "endpoint"
+
+    @property
+    def keeps_base(self) -> bool:
+        """Whether its weights are the base's own."""
+        return self.makes == "base"
+
+    @property
+    def makes_whole_model(self) -> bool:
+        """Whether its weights are a whole model, and never an adapter."""
+        return self.makes == "model"
+
+    @property
     def tunes(self) -> bool:
         """Whether the weights are a language model's, and may be other than the base's."""
-        return self.makes_language_model and self.makes != "base"
+        return self.makes_language_model and not self.keeps_base
 
     @property
     def tracks(self) -> bool:

@@ -68,7 +68,7 @@ def _check_method(
         found = f"temperature {decoding.temperature:g} of the method {name}, which answers with a label"
         yield Problem(where, found, "a language model", _GREEDY)
     chat = mapping(made.get("params")).get("protocol") == "chat"
-    if decoding.by == MEAN_LOGPROB and plugins.method(name).makes == "endpoint" and chat:
+    if decoding.by == MEAN_LOGPROB and plugins.method(name).is_remote and chat:
         found = "by: mean_logprob of an endpoint that is asked by chat, which gives none of them"
         yield Problem(where, found, "protocol: completions", "choose: majority, or by: judge:./FILE.yaml")
 

@@ -54,7 +54,7 @@ def _check_role(
     if recipe.role == "candidate" or made_by not in plugins.names("methods"):
         return
     method = plugins.method(made_by)
-    if method.makes in ("base", "endpoint") or method.made_elsewhere:
+    if method.keeps_base or method.is_remote or method.made_elsewhere:
         return
     where = tree.where((*keys, "role"))
     expected = "a model made elsewhere (method: base, endpoint, model or adapter)"
@@ -227,7 +227,7 @@ def _path_problems(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> It
             found = f"path with the method {recipe.method}, which makes its own weights"
             able = " or ".join(plugins.methods(made_elsewhere=True))
             yield Problem(where, found, f"path with the method {able}", f"add method: {able}")
-        elif recipe.path.startswith(HUB) and method.makes != "model":
+        elif recipe.path.startswith(HUB) and not method.makes_whole_model:
             step = "download it, or merge it and name method: model"
             yield Problem(where, f"{recipe.method} of the hub", "the folder of the weights", step)
         elif not recipe.path.startswith(HUB) and not Path(recipe.path).is_dir():
@@ -259,7 +259,7 @@ def _check_sweep(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iter
         return
     for name, values in (recipe.search or recipe.sweep).items():
         where = tree.where((*keys, key, name))
-        if method.makes == "reward":
+        if not method.answers:
             found = (
                 f"a {key} with the method {recipe.method}, which answers nothing that validation could score"
             )

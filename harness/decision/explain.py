@@ -381,7 +381,7 @@ def _few_for_full(case: Case) -> list[str]:
 
 def _trains_all_weights(run: CandidateFacts) -> bool:
     method = plugins.stored_method(run.method)
-    return method.trains and method.makes == "model"
+    return method.trains and method.makes_whole_model
 
 
 def _labels_missing(case: Case, n: int) -> str:

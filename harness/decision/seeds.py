@@ -115,7 +115,7 @@ def _recipes(facts: Iterable[CandidateFacts]) -> list[list[CandidateFacts]]:
     """List the finished runs of every recipe that trains a language model; an endpoint has no seeds."""
     by_name: dict[str, list[CandidateFacts]] = {}
     for f in facts:
-        if has_tuned_weights(f) and f.state == "done" and plugins.stored_method(f.method).makes != "endpoint":
+        if has_tuned_weights(f) and f.state == "done" and not plugins.stored_method(f.method).is_remote:
             by_name.setdefault(f.name, []).append(f)
     return [sorted(of, key=lambda f: f.seed) for of in by_name.values()]
 

@@ -60,7 +60,7 @@ class ResolvedCandidate:
     @property
     def is_remote(self) -> bool:
         """Whether its weights lie elsewhere and are evaluated over HTTP."""
-        return self.method.makes == "endpoint"
+        return self.method.is_remote
 
     @property
     def makes(self) -> str:
@@ -178,9 +178,9 @@ def _model_source(
     source: Recipe, method: Method, base: ModelSource, bases: Mapping[str, ModelSource]
 ) -> ModelSource | None:
     """Return the base, or the model made elsewhere in its place, its tokenizer part of the weights."""
-    if method.makes == "base":
+    if method.keeps_base:
         return base
-    if not (source.path and method.made_elsewhere and method.makes == "model"):
+    if not (source.path and method.made_elsewhere and method.makes_whole_model):
         return None
     own = bases[source.path]
     return base._replace(path=own.path, weights_digest=digest([own.weights_digest, own.template_digest]))

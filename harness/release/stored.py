@@ -75,7 +75,7 @@ def gate_stored(
 
 def _strip_unasked(recipe: Recipe) -> Recipe:
     """Return a recipe without what changes no answer of an endpoint: prices, patience, the key's variable."""
-    if plugins.stored_method(recipe.method).makes != "endpoint":
+    if not plugins.stored_method(recipe.method).is_remote:
         return recipe
     named = {name: recipe.params[name] for name in WHO_ANSWERS if name in recipe.params}
     return recipe.model_copy(update={"params": named})

@@ -301,7 +301,7 @@ def _open_question(report: ExperimentReport) -> str:
 
 def _can_be_rescued(run: CandidateFacts) -> bool:
     """Tell whether a fine-tune gains and is stopped by what it forgot."""
-    if plugins.stored_method(run.method).makes == "endpoint":
+    if plugins.stored_method(run.method).is_remote:
         return False  # its weights are elsewhere
     stopped = [r.name for r in run.verdict.rules if r.outcome == "fail"] if run.verdict else []
     return is_gain_shown(run) and bool({"macro", "each", "critical"} & set(stopped))

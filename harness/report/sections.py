@@ -101,7 +101,7 @@ def _appendix(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Itera
     for make in (_show_forgetting, _diversity, _steps, _gate, _sweep, _scan):
         yield from (make(report, f) for f in tuned)
     yield from (_sweep(report, f) for f in done if f.training.sweep and f not in tuned)
-    made = (f for f in done if plugins.stored_method(f.method).makes != "endpoint")
+    made = (f for f in done if not plugins.stored_method(f.method).is_remote)
     yield from (speed_section(done), load_section(done))
     yield show_trainings([f for f in made if f.training.stored() or f.training_cost_usd])
     if report.decision:

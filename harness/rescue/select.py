@@ -148,7 +148,7 @@ def _reasons(f: CandidateFacts) -> list[tuple[str, str, str]]:
     if not decision.is_fine_tuned(f):
         found = "a candidate that fine-tunes nothing, so it has forgotten nothing"
         return [(found, "a fine-tune", "choose one with weights of its own")]
-    if plugins.stored_method(f.method).makes == "endpoint":
+    if plugins.stored_method(f.method).is_remote:
         found = "an endpoint, whose weights are elsewhere"
         return [(found, "weights that can be scaled or trained", "rescue them where they lie")]
     if f.verdict is None:

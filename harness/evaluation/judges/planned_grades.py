@@ -45,7 +45,7 @@ def plan_grades(session: Session, candidates: Sequence[str]) -> Iterator[Planned
     shown = any(one.rubric.passages for one in target.judged.values())
     n_passages = max((passage_tokens(session, one, examples) for one in named), default=0) if shown else 0
     yield from _plan_items(target, examples, n_answers, n_passages, n_checks=len(named))
-    n_own = sum(len(one.seeds) for one in named if one.method.makes != "base")
+    n_own = sum(len(one.seeds) for one in named if not one.method.keeps_base)
     for other in session.more_targets:
         asked = [*other.items.validation, *other.items.test]
         yield from _plan_items(other, asked, n_answers, n_checks=len(named))

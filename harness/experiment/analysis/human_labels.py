@@ -110,5 +110,5 @@ def _own(session: Session, metric: str, runs: Mapping[str, Run]) -> tuple[str, .
     judged = session.target.judged.get(metric)
     sources = [judge.weights.source for judge in judged.judges if judge.weights] if judged else []
     bases = {source.weights_digest for source in sources if source}
-    here = (label for label, run in runs.items() if stored_method(run.method).makes != "endpoint")
+    here = (label for label, run in runs.items() if not stored_method(run.method).is_remote)
     return tuple(label for label in here if runs[label].base_digest in bases)

@@ -251,7 +251,7 @@ def _note_other_bases(session: Session, runs: Iterable[Run]) -> Iterator[str]:
 def _note_endpoints(session: Session, runs: Sequence[Run]) -> Iterator[str]:
     """Say of each endpoint what was measured of it and what was not."""
     priced = session.experiment.decide.usd_per_million_tokens is not None
-    for run in (run for run in runs if plugins.method(run.method).makes == "endpoint"):
+    for run in (run for run in runs if plugins.method(run.method).is_remote):
         settings = Settings(**session.candidates[run.candidate].source.params)
         priced_here = priced or settings.usd_per_million_tokens is not None
         cost = "" if priced_here else "; its requests have no price here without usd_per_million_tokens"
@@ -262,7 +262,7 @@ def _note_endpoints(session: Session, runs: Sequence[Run]) -> Iterator[str]:
         elif left := [m.task.name for m in session.suites if f"{m.task.name}/test" not in run.rows]:
             said = "which need token ids or their log-probabilities, and chat has neither"
             yield f"{run.candidate}: not asked {', '.join(left)}, {said}"
-    if priced and len({plugins.method(run.method).makes == "endpoint" for run in runs}) > 1:
+    if priced and len({plugins.method(run.method).is_remote for run in runs}) > 1:
         yield "decide.usd_per_million_tokens prices the requests of local candidates as well"
 
 

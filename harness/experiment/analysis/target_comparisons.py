@@ -155,7 +155,7 @@ def _comparers(session: Session, reader: Reader, runs: Sequence[Run]) -> tuple[d
 def is_prompt(run: Run) -> bool:
     """Tell whether a run is the plain prompt on weights of the base."""
     plain = run.prompting == "zero_shot" and run.answer == "generate"
-    return plain and plugins.method(run.method).makes == "base"
+    return plain and plugins.method(run.method).keeps_base
 
 
 def steps_of(

@@ -68,14 +68,14 @@ def open_ranking(
 
 def _refuse_unknown(session: Session, written: str) -> None:
     known = {*plugins.names("metrics"), *session.target.judged}
-    known |= {name for name, one in session.candidates.items() if one.method.makes == "reward"}
+    known |= {name for name, one in session.candidates.items() if not one.method.answers}
     if not is_path(written) and written not in known:
         expected = "a metric, a Python file, a judge of the target, or a candidate that makes a reward model"
         raise UserError(Problem("--rank", f"unknown {written!r}", expected, did_you_mean(written, known)))
 
 
 def _by_reward_model(session: Session, candidate: ResolvedCandidate) -> Ranking:
-    if candidate.method.makes != "reward":
+    if candidate.method.answers:
         able = " or ".join(plugins.methods(makes="reward"))
         found = f"{candidate.name}, whose method {candidate.source.method} makes no reward model"
         raise UserError(Problem("--rank", found, "a candidate that makes one", f"one with the method {able}"))

@@ -74,21 +74,21 @@ def estimate_costs(session: Session, selected: Iterable[str], room: Memory) -> t
 
 def _cost(session: Session, name: str, suites: EvalTokens, runs: Sequence[Run], room: Memory) -> Cost:
     candidate = session.candidates[name]
-    recipe, makes = candidate.recipe, candidate.method.makes
-    if makes == "endpoint":
+    recipe, method = candidate.recipe, candidate.method
+    if method.is_remote:
         return Cost(name, None, None, None, None, 0.0, None, None, fits=True)
     measured = _find_measured(session, candidate, runs)
     hour, device = session.experiment.decide.device_hour_usd, session.machine.device
     time_s, memory_s = measured or (None, None)
     spent = None if time_s is None else costs.price_usd(time_s, device, hour)
-    if not candidate.method.makes_language_model:
+    if not method.makes_language_model:
         trained_s = session.seconds(_estimate_training(session, candidate), candidate.base)
         planned = costs.price_usd(trained_s, device, hour)
         return Cost(name, None, None, trained_s, time_s, 0.0, planned, spent, fits=True)
     training = _estimate_training(session, candidate)
     asked = (recipe, base_weights(session.source), 0)
     own = _evaluation_work(session, [*target_sets(session, *asked), *more_target_sets(session, *asked)])
-    answering = own.work + (suites.work if makes != "base" else Work())
+    answering = own.work + (Work() if method.keeps_base else suites.work)
     shape = hub.shape(candidate.base)
     start_s = costs.start_s(weights_bytes(candidate.base.path), session.machine.device)
     seconds = start_s + session.seconds(training + answering, candidate.base)
@@ -255,7 +255,7 @@ def _knob(
         if on_nf4 and plain and fits(1, "nf4"):
             return f"method: {on_nf4[0]}, with params.per_device_train_batch_size: 1"
         adapters = plugins.methods(makes="adapter", quantization="", **like_it)
-        if adapters and method.makes == "model":
+        if adapters and method.makes_whole_model:
             return f"method: {adapters[0]}, whose optimiser is a hundredth of that"
     return "a smaller base_model"
 

@@ -118,7 +118,7 @@ def _resolve_models(experiment: Experiment, progress: Progress, *, unpacks: bool
     for candidate, recipe in experiment.candidates.items():
         if recipe.base_model:
             named.setdefault(recipe.base_model, "base_model")
-        if recipe.path and plugins.method(recipe.method).makes == "model":
+        if recipe.path and plugins.method(recipe.method).makes_whole_model:
             named.setdefault(recipe.path, f"candidate {candidate}: path")
     judged = [metric for task in experiment.tasks for metric in task.metrics]
     named = judging_models([*judged, experiment.gate.target.by]) | named

@@ -90,7 +90,7 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
         index_per_1k_usd=index_usd_per_1k(session.experiment.decide) if retrieves else 0.0,
         disturbed=facts.disturbed | (_disturbed_cost(session, run) if cost is None else {}),
         measured_on="its server, over HTTP"
-        if plugins.method(run.method).makes == "endpoint"
+        if plugins.method(run.method).is_remote
         else run.provenance.get("device") or "",
         training_cost_usd=costs.price_usd(run.training.total_s, session.machine.device, hour),
         rows_cost_usd=rows_cost_usd(session, session.candidates[run.candidate]),
@@ -221,7 +221,7 @@ def _leaves_machine(candidate: ResolvedCandidate) -> bool:
 
 def _disturbed_cost(session: Session, run: Run) -> dict[str, float]:
     """Return what 1,000 requests cost by a time that other work disturbed; of an endpoint nothing."""
-    if not run.latency.get("compute_contended") or plugins.method(run.method).makes == "endpoint":
+    if not run.latency.get("compute_contended") or plugins.method(run.method).is_remote:
         return {}
     hour, busy_s = session.experiment.decide.device_hour_usd, run.latency.get("compute_s", 0.0)
     return {"cost_per_1k_usd": costs.price_usd(1000 * busy_s, session.machine.device, hour)}
@@ -282,7 +282,7 @@ def _cost_per_1k_usd(
         chosen_usd = costs.price_usd(1000 * prompting_s, session.machine.device, policy.device_hour_usd)
         return 1000 * costs.request_usd(tokens, prices) + chosen_usd
     busy_s = _compute_s(run, test)
-    if plugins.method(run.method).makes == "endpoint" or busy_s is None:
+    if plugins.method(run.method).is_remote or busy_s is None:
         return None
     return costs.price_usd(1000 * busy_s, session.machine.device, policy.device_hour_usd)
 
@@ -295,7 +295,7 @@ def _n_train(session: Session, run: Run) -> int:
     0 of an adapter made elsewhere and of an endpoint, whose data nobody knows.
     """
     method = plugins.method(run.method)
-    if method.made_elsewhere or method.makes == "endpoint":
+    if method.made_elsewhere or method.is_remote:
         return 0
     candidate = session.candidates[run.candidate]
     if run.training.n_pairs is None:
@@ -309,7 +309,7 @@ def _n_train(session: Session, run: Run) -> int:
 def _n_taught(session: Session, run: Run) -> int:
     """Count the rows of what was trained on that a teacher labelled, and no person."""
     method, candidate = plugins.method(run.method), session.candidates[run.candidate]
-    if method.made_elsewhere or method.makes == "endpoint":
+    if method.made_elsewhere or method.is_remote:
         return 0
     own = run.training.n_pairs is None
     made_by = candidate.source if own else candidate.init.source if candidate.init else None

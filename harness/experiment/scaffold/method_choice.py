@@ -72,7 +72,7 @@ def _in_order(names: Iterable[str], *, is_small: bool) -> list[str]:
 
     def rank(name: str) -> tuple[bool, bool]:
         method = plugins.method(name)
-        return (method.makes == "model") != is_small, bool(method.quantization)
+        return method.makes_whole_model != is_small, bool(method.quantization)
 
     return sorted(names, key=rank)
 
@@ -101,7 +101,7 @@ def _why(
 ) -> str:
     method, need = plugins.method(name), needs[name]
     fits = f"about {_size(need)}, and {_free(room)}"
-    if method.makes == "model":
+    if method.makes_whole_model:
         return f"all {_millions(shape.n_parameters)} parameters, no more than an adapter usually has; {fits}"
     before = ordered[: ordered.index(name)]
     if method.quantization and before:
@@ -109,7 +109,7 @@ def _why(
             f"on the base in 4 bits, because {before[0]} would take {_size(needs[before[0]])}; {fits}; "
             "it answers more slowly than the base in 16 bits"
         )
-    whole = [needs[other] for other in ordered if plugins.method(other).makes == "model"]
+    whole = [needs[other] for other in ordered if plugins.method(other).makes_whole_model]
     otherwise = f"; all parameters would take {_size(whole[0])}, and forget more" if whole else ""
     trained = f"{_millions(need.n_trained)} of {_millions(shape.n_parameters)} parameters"
     return f"trains {trained} in {fits}; merged, it answers as fast as the base{otherwise}"
