@@ -46,7 +46,7 @@ RATE = Unit()
 
 def percent(x: float | None) -> str:
     """Print a rate in [0, 1] as percent with one decimal and no sign of percent: `81.0`."""
-    return _fixed(100 * x, 1) if _is_known(x) else UNKNOWN
+    return _format_fixed(100 * x, 1) if _is_known(x) else UNKNOWN
 
 
 def interval(x: float | None, low: float | None, high: float | None, *, whole: bool = False) -> str:
@@ -67,8 +67,8 @@ def plain(x: float | None, low: float | None = None, high: float | None = None, 
         return UNKNOWN
     plus = "+" if sign else ""
     if not (_is_known(low) and _is_known(high)):
-        return _fixed(x, 3, plus)
-    return f"{_fixed(x, 3, plus)} [{_fixed(low, 3, plus)}, {_fixed(high, 3, plus)}]"
+        return _format_fixed(x, 3, plus)
+    return f"{_format_fixed(x, 3, plus)} [{_format_fixed(low, 3, plus)}, {_format_fixed(high, 3, plus)}]"
 
 
 def score(
@@ -103,7 +103,7 @@ def usd(x: float | None) -> str:
         return count(x)
     if 0 < x < _TINY_USD:
         return f"<{_TINY_USD}"
-    return _fixed(x, 2) if x == 0 or abs(x) >= 0.01 else _significant(x)
+    return _format_fixed(x, 2) if x == 0 or abs(x) >= 0.01 else _significant(x)
 
 
 def seconds(x: float | None) -> str:
@@ -127,7 +127,7 @@ def count(n: float | None) -> str:
         return UNKNOWN
     if abs(n) == inf:
         return "∞" if n > 0 else "−∞"
-    return _fixed(n, 0)
+    return _format_fixed(n, 0)
 
 
 def pluralize(n: int, one: str) -> str:
@@ -159,20 +159,20 @@ def size(n_bytes: float) -> str:
     """Print a size on the disk: `0 B`, `34 kB`, `1.2 MB`, `45 GB`."""
     for name, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if n_bytes >= 0.9995 * scale:
-            return f"{_fixed(n_bytes / scale, 1 if n_bytes < 9.95 * scale else 0)} {name}"
-    return f"{_fixed(n_bytes, 0)} B"
+            return f"{_format_fixed(n_bytes / scale, 1 if n_bytes < 9.95 * scale else 0)} {name}"
+    return f"{_format_fixed(n_bytes, 0)} B"
 
 
 def tick(x: float, step: float, *, sign: bool = False) -> str:
     """Print a mark of an axis with as many decimals as the step between marks has: `−20`, `0.5`."""
-    return _fixed(x, max(0, -floor(log10(step) + 1e-9)), "+" if sign else "")
+    return _format_fixed(x, max(0, -floor(log10(step) + 1e-9)), "+" if sign else "")
 
 
 def p_value(p: float | None) -> str:
     """Print a p-value: `0.049`, `<0.001`; two digits from .1 on."""
     if not _is_known(p):
         return UNKNOWN
-    return "<0.001" if p < 0.001 else _fixed(p, 2 if p >= 0.0995 else 3)
+    return "<0.001" if p < 0.001 else _format_fixed(p, 2 if p >= 0.0995 else 3)
 
 
 def chance(p: float) -> str:
@@ -184,7 +184,7 @@ def _is_known(x: float | None) -> TypeGuard[float]:
     return x is not None and not isnan(x)
 
 
-def _fixed(x: float, digits: int, plus: str = "") -> str:
+def _format_fixed(x: float, digits: int, plus: str = "") -> str:
     """Round to `digits` decimals; a real minus sign, thousands separated, zero unsigned."""
     if abs(x) == inf:
         return ("−" if x < 0 else plus) + "∞"
@@ -203,14 +203,14 @@ def _four_digits(x: float) -> str:
 def _significant(x: float) -> str:
     """Print a tiny amount with two significant digits, never as an exponent."""
     digits = 1 - floor(log10(abs(x)))
-    return _fixed(x, digits).rstrip("0")
+    return _format_fixed(x, digits).rstrip("0")
 
 
 def _with_ends(x: float | None, low: float | None, high: float | None, plus: str, whole: bool) -> str:
     if not _is_known(x):
         return UNKNOWN
-    middle = _fixed(100 * x, 1, plus)
+    middle = _format_fixed(100 * x, 1, plus)
     if not (_is_known(low) and _is_known(high)):
         return middle
     digits = 0 if whole or 100 * (high - low) / 2 >= _WIDE else 1
-    return f"{middle} [{_fixed(100 * low, digits, plus)}, {_fixed(100 * high, digits, plus)}]"
+    return f"{middle} [{_format_fixed(100 * low, digits, plus)}, {_format_fixed(100 * high, digits, plus)}]"

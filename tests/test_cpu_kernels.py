@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from harness.models.cpu_kernels import chunked_attention, multiplies_bf16, prepack
+from harness.models.cpu_kernels import chunk_attention, multiplies_bf16, prepack
 
 ROWS = [1, 3, 64, 160]
 N = 300  # two whole parts and a rest
@@ -98,7 +98,7 @@ def logits(model, in_parts, **inputs):
 
     with torch.inference_mode():
         if in_parts:
-            with chunked_attention(model):
+            with chunk_attention(model):
                 return model(**inputs).logits
         return model(**inputs).logits
 
@@ -140,12 +140,12 @@ def test_rows_that_go_on_after_others_see_what_was_read(small):
 
 
 def test_a_model_attends_afterwards_as_before(small):
-    with chunked_attention(small):
+    with chunk_attention(small):
         assert small.config._attn_implementation == "parts"
     assert small.config._attn_implementation == "sdpa"
 
 
 def test_a_model_that_was_told_how_to_attend_is_left_alone(small):
     small.set_attn_implementation("eager")
-    with chunked_attention(small):
+    with chunk_attention(small):
         assert small.config._attn_implementation == "eager"

@@ -902,7 +902,7 @@ def test_training_overlays_losses_and_names_the_gap(opened, tmp_path):
 
 def test_what_a_training_took_stands_beside_its_losses(opened, tmp_path):
     made = fake_project.write(tmp_path)
-    training = made.facts[2].training.stored() | {"peak_memory_gib": 1.25}
+    training = made.facts[2].training.to_plain() | {"peak_memory_gib": 1.25}
     rewritten(tmp_path, "lora-0", training=training)
     row = opened("training").dataframe[0].value.iloc[0]
     assert row["peak memory GiB"] == formatting.plain(1.25)
@@ -916,7 +916,7 @@ def test_points_along_a_training_are_drawn_and_said_to_forget(opened, tmp_path):
         {"step": s, "target": t, "capability": c, "low": c - 0.01, "high": c + 0.01, "n_general": 50}
         for s, t, c in ((10, 0.4, -0.03), (20, 0.6, -0.05))
     ]
-    training = made.facts[2].training.stored() | {"n_steps": 20, "tracked": points}
+    training = made.facts[2].training.to_plain() | {"n_steps": 20, "tracked": points}
     rewritten(tmp_path, "lora-0", training=training)
     page = opened("training")
     drawn = [[line["y"] for line in pictures(page)[i]["data"]] for i in (1, 2)]
@@ -955,7 +955,7 @@ def test_candidates_on_other_training_rows_stand_in_tables_with_a_picture_of_wro
 
 def test_a_candidate_that_borrows_weights_shows_their_training_no_second_time(opened, tmp_path):
     made = fake_project.write(tmp_path, {**fake_project.CANDIDATES, "hybrid": ("lora", 51, 12)})
-    training = made.facts[2].training.stored() | {"fit_key": "k"}
+    training = made.facts[2].training.to_plain() | {"fit_key": "k"}
     rewritten(tmp_path, "lora-0", training=training)
     rewritten(tmp_path, "hybrid-0", training=training, recipe={"method": "lora", "weights_of": "lora"})
     assert list(opened("training").dataframe[0].value["candidate"]) == ["lora"]

@@ -261,14 +261,14 @@ def test_test_rows_with_columns_of_their_own_are_read_by_them(find, tmp_path):
 
 
 def test_a_split_by_groups_is_told_apart_by_its_groups_without_an_alarm(tmp_path):
-    from harness.data.edit.manifests import grouped_by
+    from harness.data.edit.manifests import grouping_column
 
     told = {"command": "harness data split", "parameters": {"group": "article"}, "licenses": [], "notes": []}
     told["outputs"] = [{"file": f"{n}.jsonl", "rows": 200, "sha256": n} for n in ("train", "test")]
     (tmp_path / "split.manifest.json").write_text(json.dumps(told))
     other = [{"text": f"{row['text'][::-1]}", "label": row["label"]} for row in clean_rows(200, seed=4)]
     train, test = (write(tmp_path / f"{n}.jsonl", of) for n, of in (("train", clean_rows()), ("test", other)))
-    assert grouped_by(train) == "article"
+    assert grouping_column(train) == "article"
     found = examine_rows(RowCheck([train], test=[test], only=["traits"])).findings
     assert alarms(found) == []
     assert any("other values of 'article'" in f.meaning for f in found)

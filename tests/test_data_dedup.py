@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_formats import ROWS as LAYOUT_ROWS
 
-from harness.data.columns import asked, find_roles
+from harness.data.columns import find_roles, read_question_and_answers
 from harness.data.edit.clean import clean
 from harness.data.edit.dedup import dedup
 from harness.data.readers import Rows
@@ -145,7 +145,7 @@ def test_rows_of_every_layout_are_cleaned_and_deduplicated(name):
     roles = find_roles(Rows("r.jsonl", "r", rows))
     assert written(clean(rows, roles)) == rows
     assert [outcome.row is None for outcome in dedup(rows, roles)] == [False, True]
-    assert asked(rows[0], roles)._replace(choices="").whole == "Who?"
+    assert read_question_and_answers(rows[0], roles)._replace(choices="").whole == "Who?"
 
 
 def test_two_trees_that_go_on_otherwise_are_no_duplicates():

@@ -221,7 +221,7 @@ def test_a_job_whose_work_is_done_computes_nothing_and_leaves_the_index_alone(op
     session, loaded = opened
     session.store.index.unlink()
     plan = planned(session, 1)
-    with job_runner.written_assignment(session, loaded, Scope(), 1) as file:
+    with job_runner.write_assignment(session, loaded, Scope(), 1) as file:
         before = {path: path.stat().st_mtime_ns for path in session.store.folder.glob("[rw]*/*/*")}
         outcomes = {
             job: job_runner.run_job(file, job, JobInputs({session.source.weights_digest: ""}))
@@ -238,7 +238,7 @@ def test_blocks_that_a_killed_worker_left_beside_the_complete_set_go_with_the_ne
     test = target_sets(session, candidate.recipe, base_weights(candidate.base), 0)[1].identity
     written = store.read_rows(session.store, test.digest)
     store.append_block(session.store, test, 0, written)
-    with job_runner.written_assignment(session, loaded, Scope(), 1) as file:
+    with job_runner.write_assignment(session, loaded, Scope(), 1) as file:
         known = JobInputs({session.source.weights_digest: ""})
         assert job_runner.run_job(file, WorkerJob("answer", "prompt"), known).error is None
     assert not (session.store.rows(test.digest) / "blocks").exists()
@@ -251,7 +251,7 @@ def test_blocks_that_a_killed_worker_left_beside_the_complete_set_go_with_the_ne
 )
 def test_a_worker_that_is_not_like_the_command_is_refused(opened, name, value):
     session, loaded = opened
-    with job_runner.written_assignment(session, loaded, Scope(), 1) as file:
+    with job_runner.write_assignment(session, loaded, Scope(), 1) as file:
         asked = job_runner._read_assignment(file)
         other = asked._replace(state={**asked.state, name: value})
         with pytest.raises(UserError) as refused:
@@ -263,7 +263,7 @@ def test_a_worker_that_is_not_like_the_command_is_refused(opened, name, value):
 
 def test_a_worker_with_other_code_is_refused_before_it_reads_what_this_code_wrote(opened):
     session, loaded = opened
-    with job_runner.written_assignment(session, loaded, Scope(), 1) as file:
+    with job_runner.write_assignment(session, loaded, Scope(), 1) as file:
         content = file.read_bytes()
         file.write_bytes(content.replace(job_runner._code_digest().encode(), b"0" * 16)[:60])
         outcome = job_runner.run_job(file, WorkerJob("fit", "lora"), JobInputs({}))
@@ -442,7 +442,7 @@ def test_what_a_job_needs_is_waited_for_where_it_runs(opened):
     session, loaded = opened
     runs = session.store.folder
     before = written_at(runs)
-    with job_runner.written_assignment(session, loaded, Scope(), 1) as file:
+    with job_runner.write_assignment(session, loaded, Scope(), 1) as file:
         left = job_runner.run_job(file, WorkerJob("fit", "lora"), JobInputs({})).files
         hide(runs / left[0], 0.2)
         known = JobInputs({session.source.weights_digest: ""}, left)

@@ -13,7 +13,7 @@ from harness.cli import app
 from harness.evaluation import EvaluationJob
 from harness.experiment import Scope, prepare_session
 from harness.experiment.analysis import Reader
-from harness.experiment.analysis.gate_results import measured_of
+from harness.experiment.analysis.gate_results import build_measurements
 from harness.experiment.preflight.rounding_noise import measure_noise, task_noise
 from harness.gating import admit
 from harness.progress import SilentProgress
@@ -81,7 +81,7 @@ def test_a_comparison_judges_with_the_noise_of_its_base(copy):
     store.save_noise(session.store, measured)
     reader = Reader(session)
     rows_of = {m.task.name: reader.of(run, m) for m in session.suites}
-    found = measured_of(session, reader, run, rows_of)
+    found = build_measurements(session, reader, run, rows_of)
     assert {m.task.name: m.flip_rate for m in found} == {"sums": None, "facts": 0.5, "prose": None}
 
 

@@ -8,7 +8,7 @@ import tiny_methods
 
 from harness.experiment.analysis.run_remarks import list_remarks
 from harness.methods import full, lora
-from harness.models.cpu_kernels import chunked_attention
+from harness.models.cpu_kernels import chunk_attention
 from harness.records import TrainingRecord
 from harness.training import sft
 
@@ -54,7 +54,7 @@ def rows():
 @contextmanager
 def attending(model, attention):
     if attention == "in parts":
-        with chunked_attention(model):
+        with chunk_attention(model):
             yield
         return
     before = model.config._attn_implementation

@@ -250,8 +250,8 @@ def test_a_track_without_points_is_refused_where_it_is_written(measured, wrong):
 
 def test_points_are_stored_and_read_as_they_are(measured):
     training = run_of(measured).training
-    assert training_record(training.stored()) == training
-    assert "tracked" not in TrainingRecord().stored()
+    assert training_record(training.to_plain()) == training
+    assert "tracked" not in TrainingRecord().to_plain()
 
 
 # A checkpoint as a candidate

@@ -46,13 +46,13 @@ def test_a_record_of_before_reads_and_is_stored_with_the_same_figures():
     assert read.loss == ((1, 2.5), (2, 1.25))
     assert read.total_s == 48.5
     assert read.sweep[0] == Trial(params={"r": 2}, validation=None)
-    assert training_record(read.stored()) == read
-    plain = {name: value for name, value in read.stored().items() if name not in ("loss", "sweep")}
+    assert training_record(read.to_plain()) == read
+    plain = {name: value for name, value in read.to_plain().items() if name not in ("loss", "sweep")}
     assert plain | {"validation_loss": [[2, 1.5]]} == {k: v for k, v in BEFORE.items() if k in plain}
 
 
 def test_what_was_not_measured_is_not_stored_and_zero_is():
-    assert TrainingRecord(n_dropped_too_long=0, wall_s=0.0).stored() == {
+    assert TrainingRecord(n_dropped_too_long=0, wall_s=0.0).to_plain() == {
         "wall_s": 0.0,
         "n_dropped_too_long": 0,
     }
@@ -61,7 +61,7 @@ def test_what_was_not_measured_is_not_stored_and_zero_is():
 def test_a_figure_that_a_method_of_ones_own_logs_is_kept_beside_the_others():
     read = training_record({"wall_s": 1.0, "reward_entropy": 0.25})
     assert read == TrainingRecord(wall_s=1.0, others={"reward_entropy": 0.25})
-    assert read.stored() == {"wall_s": 1.0, "reward_entropy": 0.25}
+    assert read.to_plain() == {"wall_s": 1.0, "reward_entropy": 0.25}
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def chosen_among(store, run_id, *trials, **changes):
     training = {
         "fit_key": first.trial.fit_key,
         "stands_on": behind,
-        "sweep": [one.stored()["trial"] for one in trials],
+        "sweep": [one.to_plain()["trial"] for one in trials],
     }
     changes = {"weights_digest": first.run.weights_digest, "training": training} | changes
     stores.save_run(store, make_run(run_id, [], **changes))
@@ -216,7 +216,7 @@ def test_a_trial_of_prompts_that_no_run_was_chosen_among_takes_no_weights_with_i
 
 def test_a_trial_of_prompts_is_listed_and_kept_with_the_run_that_was_chosen_among_it(store):
     trials = [asked(store, "brief"), asked(store, "kind")]
-    sweep = {"sweep": [one.stored()["trial"] for one in trials]}
+    sweep = {"sweep": [one.to_plain()["trial"] for one in trials]}
     stores.save_run(store, make_run("desk-best-s0-1", [], weights_digest="the base", training=sweep))
     (run,) = stores.list_runs(store)
     assert stores.trials_by_run(store, [run]) == {"desk-best-s0-1": trials, "": []}
@@ -231,7 +231,7 @@ def test_the_answers_to_a_prompt_that_a_run_was_chosen_among_are_not_unused(stor
     complete(store, IDENTITY, make_rows(40))
     complete(store, OTHER, make_rows(40))
     chosen = asked(store, "brief", [IDENTITY.digest])
-    sweep = {"sweep": [chosen.stored()["trial"]]}
+    sweep = {"sweep": [chosen.to_plain()["trial"]]}
     stores.save_run(store, make_run("desk-best-s0-1", [], weights_digest="the base", training=sweep))
     found = release.list_unreferenced(store, References())
     assert [one.path.name for one in found.removable] == [OTHER.digest]

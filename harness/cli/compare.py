@@ -241,7 +241,7 @@ def train(
     print_value(
         {
             name: {"kind": w.kind, "digest": w.digest, "folder": str(w.folder or "")}
-            | {"training": w.training.stored()}
+            | {"training": w.training.to_plain()}
             for name, w in made.items()
         },
         as_json,

@@ -197,12 +197,13 @@ def membership_document(found: "Sequence[Membership]", base: str) -> "ResultDocu
     from harness.evaluation.contamination.membership import NO_PROOF
     from harness.report import ResultDocument, Section
 
-    def shown(gap: "Gap | None") -> str:
+    def show_gap(gap: "Gap | None") -> str:
         return plain(*gap) if gap is not None else f"{UNKNOWN} (too few items)"
 
     ordered = sorted(found, key=lambda m: -(m.min_k.mean if m.min_k is not None else float("-inf")))
     rows = [
-        (m.task, f"{count(m.n)} of {count(m.of)}", shown(m.min_k), shown(m.min_k_plus_plus)) for m in ordered
+        (m.task, f"{count(m.n)} of {count(m.of)}", show_gap(m.min_k), show_gap(m.min_k_plus_plus))
+        for m in ordered
     ]
     columns = (
         "task",

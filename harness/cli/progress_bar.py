@@ -91,7 +91,7 @@ class TerminalProgress:
 
         self._stages.append(stage)
         try:
-            with self._drawn(), self._each_minute():
+            with self._draw_once(), self._each_minute():
                 yield advance
         finally:
             self._stages.remove(stage)
@@ -131,7 +131,7 @@ class TerminalProgress:
         self._print(f"{stage.label} … {', '.join([*far, *filter(None, [stage.note]), took, *left])}")
 
     @contextmanager
-    def _drawn(self) -> Iterator[None]:
+    def _draw_once(self) -> Iterator[None]:
         """Draw the bar, unless that is done already."""
         with nullcontext() if self._bar.live.is_started else self._bar:
             yield

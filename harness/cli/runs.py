@@ -55,7 +55,7 @@ def runs_show(
     kept = store.Store(runs)
     run, trial = store.get_run(kept, run_id), store.find_trial(kept, run_id)
     folder = store.weights_folder(kept, run)
-    shown = run.stored() | (_trial_facts(trial) if trial else {})
+    shown = run.to_plain() | (_trial_facts(trial) if trial else {})
     print_value(shown | ({"weights_folder": str(folder)} if folder else {}), as_json)
 
 
@@ -181,7 +181,7 @@ def _list_facts(
 
 
 def _facts(run: "Run") -> dict[str, Any]:
-    return {name: value for name, value in run.stored().items() if not isinstance(value, dict)}
+    return {name: value for name, value in run.to_plain().items() if not isinstance(value, dict)}
 
 
 def _trial_facts(one: "TrialRun") -> dict[str, Any]:
@@ -212,11 +212,11 @@ def _side_by_side(found: "Differences") -> dict[str, Any]:
     """Write each difference as `a → b`, a score with its paired difference or why there is none."""
     from harness.formatting import score as printed
 
-    def shown(value: object) -> str:
+    def show(value: object) -> str:
         return UNKNOWN if value in (None, "") else str(value)
 
     def pairs(of: Any) -> dict[str, str]:
-        return {name: f"{shown(a)} → {shown(b)}" for name, (a, b) in of.items()}
+        return {name: f"{show(a)} → {show(b)}" for name, (a, b) in of.items()}
 
     def score(s: Any) -> str:
         if s.a is None and s.b is None:

@@ -389,13 +389,13 @@ def _bootstrap(metric: Metric, arms: Arms, statistic: stats.Statistic, seed: int
     """Bootstrap over clusters with the inclusion weights; without draws where there are too few of them."""
     even = bool((arms.weights == 1).all())  # as they are where all items were asked
 
-    def weighted(draws: Array) -> Array:
+    def weigh(draws: Array) -> Array:
         return np.atleast_2d(statistic(draws if even else draws * arms.weights))
 
     if arms.clusters.max() > 0 and not stats.has_few_clusters(arms.clusters):
-        return stats.bootstrap(weighted, arms.clusters, seed=seed)
+        return stats.bootstrap(weigh, arms.clusters, seed=seed)
     none: Array = np.array([])
-    return [stats.Bootstrap(float(row[0]), none, none) for row in weighted(np.ones((1, len(arms.ids))))]
+    return [stats.Bootstrap(float(row[0]), none, none) for row in weigh(np.ones((1, len(arms.ids))))]
 
 
 def _t_ends(mean: stats.Mean) -> Ends | None:

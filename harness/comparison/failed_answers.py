@@ -80,7 +80,7 @@ def fill_errors(
     `base_extremes` gives. Without a worst value all of them do.
     """
     old, now = _by_id(base, only_slice), _by_id(new, only_slice)
-    failed, incomplete = _failed(metric, old, now), _incomplete(metric, old, now)
+    failed, incomplete = _find_failed(metric, old, now), _incomplete(metric, old, now)
     ids = [i for group in (*failed, *incomplete) for i in group]
     if not ids:
         return FilledArms(base, new, Errors(len(old)))
@@ -107,7 +107,7 @@ def base_extremes(
 ) -> tuple[Sequence[SampleResult], Sequence[SampleResult]]:
     """Return the base's rows with its failed answers as the best there is, and as the worst."""
     old, now = _by_id(base, only_slice), _by_id(new, only_slice)
-    ids = _failed(metric, old, now).base
+    ids = _find_failed(metric, old, now).base
     known = {i: extremes(metric, old[i].references or now[i].references) for i in ids}
     return (
         _with_parts(metric, base, ids, known, lambda found: found.best),
@@ -119,7 +119,9 @@ def _by_id(rows: Sequence[SampleResult], only_slice: str) -> dict[str, SampleRes
     return {row.example_id: row for row in rows if only_slice in ("", row.slice)}
 
 
-def _failed(metric: Metric, old: Mapping[str, SampleResult], now: Mapping[str, SampleResult]) -> _FailedItems:
+def _find_failed(
+    metric: Metric, old: Mapping[str, SampleResult], now: Mapping[str, SampleResult]
+) -> _FailedItems:
     """Find the failed answers; what neither arm could score without an error is no part of the metric."""
     name, shared = metric.name, old.keys() & now.keys()
     without = [{i for i in shared if arm[i].parts[name] is None} for arm in (old, now)]

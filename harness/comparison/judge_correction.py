@@ -55,7 +55,7 @@ def correct_score(
     the errors joined with Wilson's of the score. None with fewer than ten labels, or in too few clusters.
     """
     has = arm.has_label
-    found = _powered(arm.labels, arm.grades, arm.clusters, has, power)
+    found = _estimate_powered(arm.labels, arm.grades, arm.clusters, has, power)
     if found is None:
         return None
     n, n_labels, mean = len(has), int(has.sum()), found.mean.mean
@@ -84,7 +84,7 @@ def correct_difference(
     """
     has = base.has_label & new.has_label
     labels, grades = new.labels - base.labels, new.grades - base.grades
-    found = _powered(labels, grades, new.clusters, has, power)
+    found = _estimate_powered(labels, grades, new.clusters, has, power)
     if found is None:
         return None
     few = stats.differing_clusters((labels - grades)[has], new.clusters[has]) < FEW
@@ -113,7 +113,7 @@ def more_labels(base: GradedArm, new: GradedArm, found: CorrectedEstimate) -> in
     return None if needed is None else max(needed - int(has.sum()), 1)
 
 
-def _powered(
+def _estimate_powered(
     labels: Array, grades: Array, clusters: NDArray[np.intp], has: NDArray[np.bool_], power: float | None
 ) -> stats.PoweredMean | None:
     if has.sum() < MIN_LABELS:

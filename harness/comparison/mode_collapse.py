@@ -88,11 +88,11 @@ def commonest_answer_arms(
         return []
     old, right = [before[row.example_id] for row in after if before], _references(after)
     others = [_with_commonest(old)] if _generated_rows(old) else []
-    others += [_with_commonest(_generated_as(after, right))] if right else []
+    others += [_with_commonest(_find_generated(after, right))] if right else []
     return [(other, _with_commonest(after)) for other in others]
 
 
-def _generated_as(rows: Sequence[SampleResult], texts: Sequence[str]) -> list[SampleResult]:
+def _find_generated(rows: Sequence[SampleResult], texts: Sequence[str]) -> list[SampleResult]:
     """Return rows that answered with these texts."""
     return [
         replace(row, text=text, status="ok", finish_reason=_GENERATED[0])

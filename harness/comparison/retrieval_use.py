@@ -102,7 +102,9 @@ def retrieval_use(
         classes[_class(found, score >= RIGHT, grounded or not references)] += 1
     n = len(asked) - classes["errors"] - classes["unclear"]
     share = fmean(supported) if supported else None
-    return RetrievalUse(n, **classes, grounded=share, retrieved=_retrieved(asked, examples), by_answer=False)
+    return RetrievalUse(
+        n, **classes, grounded=share, retrieved=_score_retrieval(asked, examples), by_answer=False
+    )
 
 
 def is_supported(answer: str, context: str) -> bool:
@@ -176,7 +178,7 @@ def _words(text: str) -> str:
     return f" {' '.join(_WORD.findall(in_letters(fold_widths(text).casefold())))} " if text.strip() else ""
 
 
-def _retrieved(rows: Sequence[SampleResult], examples: Mapping[str, Example]) -> RetrievalScores | None:
+def _score_retrieval(rows: Sequence[SampleResult], examples: Mapping[str, Example]) -> RetrievalScores | None:
     named = [(row.passages, set(examples[row.example_id].documents)) for row in rows]
     judged = [(passages, needed) for passages, needed in named if needed]
     if not judged:

@@ -159,7 +159,7 @@ def require_column(shown: str, names: Iterable[str], column: str, option: str) -
         )
 
 
-def asked(row: Row, roles: Roles) -> QuestionAndAnswers:
+def read_question_and_answers(row: Row, roles: Roles) -> QuestionAndAnswers:
     """Return what a row asks and answers; a missing value is an empty text."""
     fields = row.fields
     of = _read_asked(row, roles)

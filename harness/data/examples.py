@@ -77,12 +77,12 @@ def examples(
     if layout:
         notes.read_as.append(_read_as(content, layout, apart=bool(documents)))
 
-    def sourced(row: Row, name: str) -> SourcedExample:
+    def read_example(row: Row, name: str) -> SourcedExample:
         example = _example(task, formats.read(row, layout, bool(documents)), name)
         return SourcedExample(_with_context(example, row, known), row.where)
 
     of_rows: list[Problem] = []
-    made = _each(content, sourced, task.data.invalid_rows, notes.removed, of_rows)
+    made = _each(content, read_example, task.data.invalid_rows, notes.removed, of_rows)
     found = cap_problems(join_problems(of_rows), content.shown, "rows that cannot be used")
     twice = _twice([(sourced.example.id, sourced.where) for sourced in made])
     found += cap_problems(twice, content.shown, "ids that stand twice")
@@ -158,12 +158,12 @@ def prompts(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
         UserError: with every row that cannot be used, at most ten of them shown.
     """
 
-    def asked(row: Row, name: str) -> SourcedExample:
+    def read_question(row: Row, name: str) -> SourcedExample:
         ident = _own(row, task.fields.id, "id") or name
         messages = _messages(row, task.fields.prompt)
         return SourcedExample(Example(ident, messages, choices=task.labels, cluster=ident), row.where)
 
-    made = _each(content, asked, task.data.invalid_rows, notes.removed)
+    made = _each(content, read_question, task.data.invalid_rows, notes.removed)
     if problems := _twice([(sourced.example.id, sourced.where) for sourced in made]):
         raise UserError(cap_problems(problems, content.shown, "ids that stand twice"))
     return made

@@ -423,13 +423,13 @@ def _parquet(file: Path, shown: str) -> Iterator[Row]:
                 found = f"two columns named {twice!r}"
                 raise UserError(Problem(shown, found, "every name once", "rename one of them"))
             groups = (fields for batch in table.iter_batches() for fields in batch.to_pylist())
-            yield from (Row(f"{shown} row {i}", _filled(fields)) for i, fields in enumerate(groups))
+            yield from (Row(f"{shown} row {i}", _replace_nan(fields)) for i, fields in enumerate(groups))
     except pyarrow.ArrowException as error:
         found = f"no Parquet ({str(error).splitlines()[0]})"
         raise UserError(Problem(shown, found, "a Parquet file", "write it again")) from None
 
 
-def _filled(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _replace_nan(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row in which NaN, as some tools write a cell without a value, is none."""
     return {
         name: None if isinstance(value, float) and math.isnan(value) else value
@@ -459,7 +459,7 @@ def _dataset(reference: str, split: str) -> Iterator[Row]:
     n = 0
     try:
         for fields in datasets.load_dataset(source, config or None, split=split, streaming="[" not in split):
-            yield Row(f"{where} row {n}", _filled(fields))
+            yield Row(f"{where} row {n}", _replace_nan(fields))
             n += 1
     except unreadable as error:
         raise UserError(_unread(error, reference, split, n, is_copy=Path(source).is_dir())) from None

@@ -170,14 +170,14 @@ def _is_paired(facts: Sequence[CandidateFacts]) -> bool:
 
 def _choose(case: Case, found: Economics) -> _Recommendation:
     if drifted := [f.label for f in case.facts if f.verdict and f.verdict.outcome == "harness-drift"]:
-        return _undecided(
+        return _leave_undecided(
             f"the harness drifted while {', '.join(drifted)} answered, as the control arm shows",
             "do what its verdict says next and compare again",
         )
     if case.alternative is None:
         return _lack_alternative(case)
     if (rating := open_rating(case)) and not _is_stopped(case):
-        return _undecided(f"the goal is a win rate, and {rating.why}", rating.then)
+        return _leave_undecided(f"the goal is a win rate, and {rating.why}", rating.then)
     if missing := case.n_labels_missing:
         return _await_labels(case, missing)
     if case.strongest is None:
@@ -197,11 +197,11 @@ def _is_stopped(case: Case) -> bool:
 def _ship(case: Case, run: CandidateFacts, why: str) -> _Recommendation:
     if run.verdict and run.verdict.outcome == "fail":
         # Weights of the base can only fail what was declared of the target.
-        return _undecided(
+        return _leave_undecided(
             f"{run.name} would be it ({why}), but misses the declared target", "try other candidates"
         )
     if case.majority and case.majority.is_above(run.target):
-        return _undecided(
+        return _leave_undecided(
             f"{run.name} would be it, but {score_text(case, run)} is less than {case.majority.text}",
             "check that the labels follow from what is asked",
         )
@@ -223,20 +223,20 @@ def _meanwhile(case: Case, run: CandidateFacts) -> str:
     return f"; ship {run.name} until then"
 
 
-def _undecided(why: str, then: str) -> _Recommendation:
+def _leave_undecided(why: str, then: str) -> _Recommendation:
     return _Recommendation("undecided", None, f"Undecided: {why}; {then}.")
 
 
 def _lack_alternative(case: Case) -> _Recommendation:
     why = "nothing untrained was measured, so there is nothing to compare with"
     failed = (f.name for f in untrained_runs(case.facts) if f.state == "failed")
-    return _undecided(why, missing_step(case.missing, failed))
+    return _leave_undecided(why, missing_step(case.missing, failed))
 
 
 def _await_labels(case: Case, missing: int) -> _Recommendation:
     """Refuse to rest on the grades of a judge that nobody has held to people's labels."""
     labels = formatting.pluralize(missing, "more label")
-    return _undecided(
+    return _leave_undecided(
         f"{case.metric} is graded by a judge, and the answers that count need {labels} of people before a"
         " decision rests on it",
         "harness rate export FILE, fill in its column label, harness rate import FILE; or set"
@@ -247,13 +247,13 @@ def _await_labels(case: Case, missing: int) -> _Recommendation:
 def _choose_untrained(case: Case, alternative: CandidateFacts) -> _Recommendation:
     failed = [f.label for f in case.facts if is_fine_tuned(f) and not f.over_budget]
     if failed:
-        return _undecided(
+        return _leave_undecided(
             f"{alternative.name} is the best untrained candidate, but {', '.join(failed)} failed",
             f"mend that and compare again{_meanwhile(case, alternative)}",
         )
     if alternative.over_budget:
         why = f"every candidate is left out, {alternative.name} because {alternative.over_budget}"
-        return _undecided(why, "try others, or allow more")
+        return _leave_undecided(why, "try others, or allow more")
     fast = within_budgets(f for f in case.facts if f.state == "done" and not f.ablation)
     n, tried = len(fast), n_settings(fast)
     several = f", {formatting.pluralize(tried, 'setting')} tried" if tried != n else ""
@@ -277,15 +277,17 @@ def _choose_within_budget(
     alone = f"no untrained candidate keeps the budget ({slow.name} is the best of them)"
     gains = f"{run.name} gains {gain_text(case, g)} over {over}"
     if case.missing:
-        return _undecided(f"{alone}, and one that might was not compared", missing_step(case.missing))
+        return _leave_undecided(f"{alone}, and one that might was not compared", missing_step(case.missing))
     if case.winner is None:
-        return _undecided(f"{alone}, and no fine-tune that does passes its gate", "try faster candidates")
+        return _leave_undecided(
+            f"{alone}, and no fine-tune that does passes its gate", "try faster candidates"
+        )
     if g is None or g.low <= 0 or (ratio and ratio.low <= case.policy.tau):
         tau = case.policy.tau
         over = f"more than {tau:g} {case.unit.name} per USD of training" if tau else "a gain"
-        return _undecided(f"{alone}; {gains}, but {over} is not shown", "try faster candidates")
+        return _leave_undecided(f"{alone}; {gains}, but {over} is not shown", "try faster candidates")
     if few := too_few(case, run):
-        return _undecided(f"{alone}; {gains}, but {few}", MORE_THAN_FEW)
+        return _leave_undecided(f"{alone}; {gains}, but {few}", MORE_THAN_FEW)
     return _ship(case, run, f"{score_text(case, run)}; {alone}, {gains}, and the gate passes")
 
 
@@ -297,7 +299,7 @@ def _choose_with_gain(
     gains = f"{winner.name} gains {better}"
     if case.missing:
         why = f"{gains}, but the comparison that decides this is missing"
-        return _undecided(why, missing_step(case.missing))
+        return _leave_undecided(why, missing_step(case.missing))
     if few := too_few(case, winner):
         why = f"{score_text(case, alternative)}; {gains}, but {few} ({MORE_THAN_FEW})"
         return _ship(case, alternative, why)
@@ -309,7 +311,7 @@ def _choose_with_gain(
         return _ship(case, alternative, why)
     if ratio and ratio.low <= tau:
         why = f"{gains}, but more than {tau:g} {case.unit.name} per USD of training is not shown"
-        return _undecided(why, f"measure on more test items{_meanwhile(case, alternative)}")
+        return _leave_undecided(why, f"measure on more test items{_meanwhile(case, alternative)}")
     if not found.pays:
         why = f"{score_text(case, alternative)}; {gains}, but {cost_text(case.policy, found)}"
         return _ship(case, alternative, why)
@@ -334,7 +336,7 @@ def _choose_without_gain(
     g = gain(compared.vs_untrained)
     if g is None:
         why = f"{compared.name} was not compared with {alternative.name} on the same items"
-        return _undecided(why, "compare again")
+        return _leave_undecided(why, "compare again")
     best_spend = found.spend.best if found.spend else None
     if found.rows_needed and best_spend and best_spend.kind == "training rows":
         return _collect(case, compared, alternative, found.rows_needed)
@@ -365,7 +367,7 @@ def _collect(
 def _await_gate(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _Recommendation:
     gains = f"{run.name} gains {gain_text(case, gain(run.vs_untrained))} over {alternative.name}"
     why, settle = _open_gate(case, run)
-    return _undecided(f"{gains}, but {why}", f"{settle}{_meanwhile(case, alternative)}")
+    return _leave_undecided(f"{gains}, but {why}", f"{settle}{_meanwhile(case, alternative)}")
 
 
 def _open_gate(case: Case, run: CandidateFacts) -> tuple[str, str]:

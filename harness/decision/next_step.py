@@ -114,13 +114,13 @@ def next_spend(case: Case, worth: Worth | None, wanted: RowsNeeded | None) -> Sp
     seed = stopping_seed(case.facts, run)
     if fails_gate(seed) or _has_drifted(seed):
         return None
-    if unrated := _unrated(case, run):
+    if unrated := _count_unrated(case, run):
         return Spend(None, None, None, 0, unrated)
     items = _items(case, run, other, worth) if worth else None
     return Spend(items, _rows(case, run, wanted), worth.perfect if worth else None)
 
 
-def _unrated(case: Case, run: CandidateFacts) -> int:
+def _count_unrated(case: Case, run: CandidateFacts) -> int:
     """Count the pairs that people have not rated yet, where these leave open which answers they prefer."""
     g = gain(run.vs_untrained)
     is_open = case.by_wins and g is not None and g.low <= 0 <= g.high

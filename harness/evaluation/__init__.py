@@ -235,7 +235,7 @@ def _row(block: _ItemBlock, i: int, position: int, output: Output) -> SampleResu
         split=job.split,
         example_id=example.id,
         position=position,
-        prompt=_asked(example),
+        prompt=_question_text(example),
         references=example.references,
         cluster=example.cluster,
         slice=example.slice,
@@ -253,7 +253,7 @@ def _row(block: _ItemBlock, i: int, position: int, output: Output) -> SampleResu
     )
 
 
-def _asked(example: Example) -> str:
+def _question_text(example: Example) -> str:
     """Return what was asked: the last message of the user, below the turns of the conversation before it."""
     return f"{example.earlier}\nuser: {example.prompt}" if example.earlier else example.prompt
 

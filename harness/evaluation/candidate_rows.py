@@ -178,14 +178,14 @@ def rows_cost_usd(session: Session, candidate: ResolvedCandidate) -> float:
     """
     lineage = candidate.lineage.values()
     used = {
-        (file, _drawn_of(session, recipe, file)): None
+        (file, _share_drawn(session, recipe, file)): None
         for recipe in lineage
         for file in row_files(session, recipe)
     }
     return total_usd(one for file, share in used for one in of_share(payments_for(file), share))
 
 
-def _drawn_of(session: Session, recipe: Recipe, file: str) -> float:
+def _share_drawn(session: Session, recipe: Recipe, file: str) -> float:
     """Return the share of a file's rows that a mixture drew; 1 of a file that is read whole."""
     if not recipe.mix or not (n := n_rows_of(file)):
         return 1.0
@@ -197,7 +197,7 @@ def _drawn_of(session: Session, recipe: Recipe, file: str) -> float:
 
 def n_rows(session: Session, recipe: Recipe) -> int:
     """Count the rows that were labelled for a recipe: each once, however often a mixture drew it."""
-    return len(_labelled(session, recipe)) if recipe.train or recipe.mix else _n_trained(session, recipe)
+    return len(_label_rows(session, recipe)) if recipe.train or recipe.mix else _n_trained(session, recipe)
 
 
 def n_drawn_again(session: Session, recipe: Recipe) -> int:
@@ -212,14 +212,14 @@ def n_taught_rows(session: Session, recipe: Recipe) -> int:
         UserError: the manifest beside a file cannot be read.
     """
     taught = {display_path(file) for file in row_files(session, recipe) if is_taught(file)}
-    return sum(file_of(where) in taught for where, _ in _labelled(session, recipe)) if taught else 0
+    return sum(file_of(where) in taught for where, _ in _label_rows(session, recipe)) if taught else 0
 
 
 def _n_trained(session: Session, recipe: Recipe) -> int:
     return len(training_data(session, recipe).items.train)
 
 
-def _labelled(session: Session, recipe: Recipe) -> set[tuple[str, str]]:
+def _label_rows(session: Session, recipe: Recipe) -> set[tuple[str, str]]:
     """Return place and content of the training rows; a conversation may have several answers in one place."""
     rows = training_data(session, recipe).items.sourced("train")
     return {(of.where, digest([of.example.messages, of.example.references])) for of in rows}

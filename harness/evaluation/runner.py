@@ -87,12 +87,12 @@ def find_base_rows(session: Session, sets: Iterable[RowSet]) -> list[RowSet]:
     """Fetch a base's rows of suites that another experiment here left; returns the sets without."""
     environment = provenance.measuring_environment(session.machine.name)
 
-    def found(rows: RowSet) -> bool:
+    def is_found(rows: RowSet) -> bool:
         return _is_shared(session, rows) and store.find_base_rows(
             session.store, rows.identity, rows.ids, environment, cpu_kernels()
         )
 
-    return [rows for rows in sets if not found(rows)]
+    return [rows for rows in sets if not is_found(rows)]
 
 
 def _keep_base_rows(session: Session, rows: RowSet) -> None:

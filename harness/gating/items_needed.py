@@ -64,8 +64,8 @@ def planning_se(c: Comparison, se: float) -> float:
         return inf
     if c.base_passed is None or c.estimator == "identical":
         return se
-    grown = c.n / (c.n + 2)
-    return stats.paired_se((c.n * c.disagreement + 1) / (c.n + 2), c.n, c.delta * grown, c.design_effect)
+    grow = c.n / (c.n + 2)
+    return stats.paired_se((c.n * c.disagreement + 1) / (c.n + 2), c.n, c.delta * grow, c.design_effect)
 
 
 def facing_se(delta: float, ends: Interval, margin: float, alpha: float) -> float:
@@ -138,7 +138,7 @@ def allocate_items(
     Source: Neyman 1934; Cochran 1977, section 5.5.
     """
 
-    def grown(scale: float) -> list[float]:
+    def grow(scale: float) -> list[float]:
         return [min(max(part.n, scale * part.se * sqrt(part.n)), part.n + part.room) for part in parts]
 
     def se(sizes: Sequence[float]) -> float:
@@ -154,10 +154,8 @@ def allocate_items(
     low, high = 0.0, evenly * max(sqrt(part.n) / part.se for part in parts if part.se)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        low, high = (middle, high) if se(grown(middle)) > wanted else (low, middle)
-    return tuple(
-        ceil(size - part.n - _ROUNDING * size) for part, size in zip(parts, grown(high), strict=True)
-    )
+        low, high = (middle, high) if se(grow(middle)) > wanted else (low, middle)
+    return tuple(ceil(size - part.n - _ROUNDING * size) for part, size in zip(parts, grow(high), strict=True))
 
 
 def settling_growth(se: float, gap: float, alpha: float) -> float:

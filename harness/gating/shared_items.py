@@ -120,8 +120,8 @@ def find_shared_items(
     return SharedItems(
         {name: tuple(group) for group in groups for name in group},
         {frozenset((a, b)): _correlation(moves[a], moves[b]) for a, b in linked},
-        tuple(_said(n_shared, groups, sizes)),
-        _repeated(moves.values()),
+        tuple(_describe_shared(n_shared, groups, sizes)),
+        _count_repeated(moves.values()),
     )
 
 
@@ -131,7 +131,7 @@ def _with_shared_clusters(of: Mapping[str, Measurement]) -> Iterator[tuple[str, 
     return (pair for pair in combinations(named, 2) if named[pair[0]] & named[pair[1]])
 
 
-def _repeated(moves: Iterable[_Moves]) -> RepeatedItems:
+def _count_repeated(moves: Iterable[_Moves]) -> RepeatedItems:
     """Count items, and clusters of nothing else, that stand in a task before."""
     seen: set[str] = set()
     items = clusters = 0
@@ -154,7 +154,7 @@ def _copies(n_shared: Mapping[tuple[str, str], int], sizes: Mapping[str, int]) -
     return [list(group) for group in sorted(groups)]
 
 
-def _said(
+def _describe_shared(
     n_shared: Mapping[tuple[str, str], int], groups: Sequence[Sequence[str]], sizes: Mapping[str, int]
 ) -> list[str]:
     differing = {name for (a, b), n in n_shared.items() if n < max(sizes[a], sizes[b]) for name in (a, b)}

@@ -26,12 +26,12 @@ def macro_p(admitted: Sequence[TaskComparison], policy: GatePolicy, shared: Shar
     def lower(alpha: float) -> float:
         return average_macro([t.at_level(alpha) for t in admitted], policy, shared).lower
 
-    return _inverted(lower, -margin_share(policy.macro), policy.alpha)
+    return _invert_bound(lower, -margin_share(policy.macro), policy.alpha)
 
 
 def noninferiority_p(c: Comparison, least: float, alpha: float) -> float:
     """Return the p of H0 "the delta is at most `least`", where its bound at alpha is above that."""
-    return _inverted(lambda level: comparison.at_level(c, level).lower, least, alpha)
+    return _invert_bound(lambda level: comparison.at_level(c, level).lower, least, alpha)
 
 
 def loss_rate_p(lost: float, passed: float, rate: float) -> float:
@@ -66,7 +66,7 @@ def passing_chance(alpha: float, n: int) -> float:
     return 1 - (1 - alpha) ** n
 
 
-def _inverted(lower: Callable[[float], float], least: float, alpha: float) -> float:
+def _invert_bound(lower: Callable[[float], float], least: float, alpha: float) -> float:
     """Return the level at which a bound, which passes at alpha, is no longer above `least`."""
     from scipy.optimize import brentq
 

@@ -66,7 +66,7 @@ def recall(answer: str, example: Example) -> float:
     marks = marked_passages(example)
     if needed := set(example.documents):
         return len({marks.get(mark) for mark in _find_cited(answer, marks)} & needed) / len(needed)
-    found = list(sentences(_bracketed(answer, marks)))
+    found = list(sentences(_bracket_citations(answer, marks)))
     supported = [any(mark in marks for mark in _find_cited(one, marks)) for one in found]
     return sum(supported) / len(supported) if supported else 0.0
 
@@ -82,14 +82,14 @@ def cites_nothing(answer: str, example: Example) -> bool:
 
 def _find_cited(text: str, marks: Marks) -> Iterator[str]:
     """Yield the marks that a text cites, also those that the prompt does not have."""
-    for inside in BRACKETS.findall(_bracketed(text, marks)):
+    for inside in BRACKETS.findall(_bracket_citations(text, marks)):
         yield from _marks_of(inside, marks)
 
 
-def _bracketed(text: str, marks: Marks) -> str:
+def _bracket_citations(text: str, marks: Marks) -> str:
     """Write every form of a citation that is read as marks in brackets."""
     text = _TAGGED.sub(r"[\1]", text.translate(_ASCII))
-    text = _SUPERSCRIPT.sub(partial(_raised, marks=marks), text)
+    text = _SUPERSCRIPT.sub(partial(_read_superscript, marks=marks), text)
     text = _SOURCE.sub(partial(_behind_label, marks=marks), text)
     text = _PARENTHESES.sub(partial(_in_parentheses, marks=marks), text)
     text = _ENDS.sub(r"[\1-\2]", text)
@@ -102,7 +102,7 @@ def _marks_alone(found: re.Match[str], marks: Marks) -> str:
     return f"[{', '.join(named)}]" if named else found[0]
 
 
-def _raised(found: re.Match[str], marks: Marks) -> str:
+def _read_superscript(found: re.Match[str], marks: Marks) -> str:
     """Read a superscript as one mark, else as one a digit."""
     number = found[1].translate(_RAISED)
     if _UNIT.search(found.string, max(0, found.start() - 12), found.start()):

@@ -52,18 +52,18 @@ def _matches(output: Output, example: Example) -> float:
 
 def final_answer(text: str) -> str:
     """Return the final answer of a text, normalized; the module says how it is found."""
-    boxed = _boxed(text)
+    boxed = _find_boxed(text)
     if boxed is not None:
         return _plain(boxed)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    marked = next((found for line in reversed(lines) if (found := _marked(line))), None)
+    marked = next((found for line in reversed(lines) if (found := _find_marked(line))), None)
     last = _bare(_HEADING.sub("", lines[-1], count=1)) if lines else ""
     found = _HOPE.sub("", marked or last)
     behind = _LABEL.split(found)[-1]
     return _plain(behind if behind.strip("*_` .。") else found)
 
 
-def _marked(line: str) -> str | None:
+def _find_marked(line: str) -> str | None:
     """Return the number behind `####`, or what stands behind a label with a colon that begins a line."""
     if number := _NUMBER.fullmatch(line):
         return number[1]
@@ -73,7 +73,7 @@ def _marked(line: str) -> str | None:
     return behind if behind.strip("*_` ") else None
 
 
-def _boxed(text: str) -> str | None:
+def _find_boxed(text: str) -> str | None:
     r"""Return what the last `\boxed{…}` of a text holds, its braces balanced; None where none is whole."""
     begins = {found.end() for found in _BOX.finditer(text)}
     opened, last = list[int](), (-1, "")

@@ -149,14 +149,14 @@ def _is_valid(validator: Any, value: Any) -> bool:
         Unscored: it takes too long.
     """
     try:
-        with _limited():
+        with _limit_time():
             return bool(validator.is_valid(value))
     except (RecursionError, OverflowError):
         return False
 
 
 @contextmanager
-def _limited() -> Iterator[None]:
+def _limit_time() -> Iterator[None]:
     """End what takes too long, as a pattern may; Python delivers signals to its main thread alone."""
 
     def end(number: int, frame: FrameType | None) -> None:

@@ -77,7 +77,7 @@ _QUERIES = 128  # their scores against 1,000 keys stay in a core's cache
 
 
 @contextmanager
-def chunked_attention(model: "PreTrainedModel") -> Iterator[None]:
+def chunk_attention(model: "PreTrainedModel") -> Iterator[None]:
     """Let a model on a CPU attend by plain products while it reads; any other is left as it is."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, eager_mask

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.models import oom
 from harness.models.batching import CPU_COSTS, PassCosts, Size, plan, shared_length
-from harness.models.cpu_kernels import chunked_attention
+from harness.models.cpu_kernels import chunk_attention
 from harness.models.loglikelihood import AGREEMENT_NATS, UNSUPPORTED
 from harness.models.prefix_cache import (
     PrefixCache,
@@ -124,7 +124,7 @@ def _together(
     windows = prefixes.windows
     if windows is None or (any(windows) and engine != "packed"):
         return _by_generate(model, prompts, max_new_tokens, ends, stopped, pick)
-    with chunked_attention(model):
+    with chunk_attention(model):
         cache, first, seen = _read(model, prompts, max_new_tokens, reading, prefixes, pick, costs)
         return _go_on(model, cache, first, seen, max_new_tokens, ends, stopped, windows, pick)
 
@@ -355,11 +355,11 @@ def _each_by_generate(
     """Answer each prompt alone by transformers' own loop, without padding, filled up with `ends[0]`."""
 
     def alone(place: int) -> list[int]:
-        def picked(logits: "torch.Tensor", rows: "torch.Tensor", step: int) -> "torch.Tensor":
+        def pick_rows(logits: "torch.Tensor", rows: "torch.Tensor", step: int) -> "torch.Tensor":
             return pick(logits, rows + place, step)
 
         forget_length(model)
-        (new,) = _by_generate(model, prompts[place : place + 1], max_new_tokens, ends, stopped, picked)
+        (new,) = _by_generate(model, prompts[place : place + 1], max_new_tokens, ends, stopped, pick_rows)
         return new
 
     made = [alone(place) for place in range(len(prompts))]

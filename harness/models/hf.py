@@ -185,12 +185,12 @@ class HFCandidate(PromptEncoder):
 
         newest = 1 + max((len(s.encode()) for s in stop), default=0)  # a token holds a byte at least
 
-        def stopped(new: "torch.Tensor") -> "torch.Tensor":
+        def has_stopped(new: "torch.Tensor") -> "torch.Tensor":
             tails = self.tokenizer.batch_decode(new[:, -newest:], skip_special_tokens=True) if stop else ()
             found = [any(s in tail for s in stop) for tail in tails] or [False] * len(new)
             return torch.tensor(found, device=new.device)
 
-        return stopped
+        return has_stopped
 
 
 class ModelHost:

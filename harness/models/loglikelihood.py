@@ -24,7 +24,7 @@ from harness.models.batching import (
     plan,
     shared_length,
 )
-from harness.models.cpu_kernels import chunked_attention
+from harness.models.cpu_kernels import chunk_attention
 from harness.models.prefix_cache import PrefixCache, additive_mask, forget_length, row_cache, within_windows
 from harness.provenance.code_versions import versions_of
 from harness.records import Likelihood, digest
@@ -147,7 +147,7 @@ class Executor:
             return [self._score_alone(pair) for pair in pairs]
         if self.engine == "padded":
             return self._score_trees(pairs, 0, None)
-        with chunked_attention(self.model):
+        with chunk_attention(self.model):
             return self._score_packed(pairs)
 
     def _score_alone(self, pair: Pair) -> Scored:
@@ -316,7 +316,7 @@ class Executor:
         self.engine = "packed"
         longest = max(len(context) + len(continuation) for context, continuation in pairs)
         try:
-            with chunked_attention(self.model):
+            with chunk_attention(self.model):
                 found = self._score(grow(pairs, max(64, longest)), pairs)
         except UNSUPPORTED as error:
             if oom.ran_out(error):

@@ -228,7 +228,7 @@ def _earlier_nights(nights: Sequence[Night]) -> Iterable[str]:
 
 def _series_sentence(key: str, e: Evidence, one: NightCandidate) -> str:
     series = one.series[key]
-    said = [*_failures(key, series), *_unbounded(key, series, e), *_shown(key, e, one)]
+    said = [*_failures(key, series), *_list_unbounded(key, series, e), *_describe_change(key, e, one)]
     return "; ".join(said) or f"{key}: no new items were evaluated"
 
 
@@ -246,7 +246,7 @@ def _failures(key: str, series: SeriesNight) -> Iterable[str]:
         yield f"{said}, more than gate.max_errors allows: the night is no evidence"
 
 
-def _unbounded(key: str, series: SeriesNight, e: Evidence) -> Iterable[str]:
+def _list_unbounded(key: str, series: SeriesNight, e: Evidence) -> Iterable[str]:
     if series.unbounded:
         yield (
             f"{key}: scores of {', '.join(series.unbounded)} have no bounds and are only charted "
@@ -254,7 +254,7 @@ def _unbounded(key: str, series: SeriesNight, e: Evidence) -> Iterable[str]:
         )
 
 
-def _shown(key: str, e: Evidence, one: NightCandidate) -> Iterable[str]:
+def _describe_change(key: str, e: Evidence, one: NightCandidate) -> Iterable[str]:
     if not e.n:
         return
     change = formatting.points(e.delta, e.low, e.high)

@@ -154,7 +154,7 @@ def _range(metrics: Mapping[str, Metric], item: Item) -> float:
 def _change(arms: NightArms, item: Item, metric: Metric) -> float | None:
     """Return an item's change, less the base's; None where an answer is missing or another item's."""
     now, then = arms.now.get(item), [rows.get(item) for rows in arms.then]
-    own = _difference(now, then, metric, _worst_score(metric) if _failed(now, then, metric) else None)
+    own = _difference(now, then, metric, _worst_score(metric) if _is_failed(now, then, metric) else None)
     if own is None or arms.base_now is None or arms.base_then is None:
         return own
     base = _difference(arms.base_now.get(item), [arms.base_then.get(item)], metric)
@@ -179,10 +179,10 @@ def _is_error(arms: NightArms, item: Item, metric: Metric) -> bool:
     then = [rows.get(item) for rows in arms.then]
     if any(row and row.status == "incomplete" for row in (arms.now.get(item), base_now)):
         return True
-    return _failed(arms.now.get(item), then, metric) or _failed(base_now, [base_then], metric)
+    return _is_failed(arms.now.get(item), then, metric) or _is_failed(base_now, [base_then], metric)
 
 
-def _failed(now: SampleResult | None, then: Sequence[SampleResult | None], metric: Metric) -> bool:
+def _is_failed(now: SampleResult | None, then: Sequence[SampleResult | None], metric: Metric) -> bool:
     """Tell whether an answer failed, as the gate counts: an error, or without a score where it had one."""
     if now is None:
         return False

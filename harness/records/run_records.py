@@ -84,9 +84,9 @@ class Run:
         found: dict[str, Any] | None = self.recipe.get("decoding")
         return found
 
-    def stored(self) -> dict[str, Any]:
+    def to_plain(self) -> dict[str, Any]:
         """Return the plain form, as `run.json` holds it."""
-        return asdict(replace(self, training=TrainingRecord())) | {"training": self.training.stored()}
+        return asdict(replace(self, training=TrainingRecord())) | {"training": self.training.to_plain()}
 
     def may_be_drawn(self, task: str) -> bool:
         """Tell whether a task's items may have been drawn, by weights that only the report knows.

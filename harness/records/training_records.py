@@ -170,7 +170,7 @@ class TrainingRecord:
         """Seconds that the training and what it starts from took; 0 where nothing was trained."""
         return (self.wall_s or 0.0) + (self.init_wall_s or 0.0)
 
-    def stored(self) -> dict[str, Any]:
+    def to_plain(self) -> dict[str, Any]:
         """Return the plain form: what is known, with figures of a method's own beside the others."""
         nested: dict[str, tuple[Any, ...]] = {"sweep": self.sweep, "scan": self.scan, "tracked": self.tracked}
         known = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("others", *nested)}

@@ -95,7 +95,7 @@ def fisher_diagonal(model: Any, rows: tuple[GeneralRow, ...], seed: int) -> "dic
     model.eval()
     model.zero_grad()
     for row in rows:
-        with _squared_gradients(model, squares):
+        with _square_gradients(model, squares):
             _drawn_logprob(model, row, generator).backward()
     model.zero_grad()
     model.train(training)
@@ -116,7 +116,7 @@ def _drawn_logprob(model: Any, row: GeneralRow, generator: "torch.Generator") ->
 
 
 @contextmanager
-def _squared_gradients(model: Any, squares: "dict[str, torch.Tensor]") -> Iterator[None]:
+def _square_gradients(model: Any, squares: "dict[str, torch.Tensor]") -> Iterator[None]:
     """Add the squared gradients of one backward pass to `squares`; a layer's hooks read those of ΔW."""
     with ExitStack() as hooks:
         for name, layer in _displacement.adapted_layers(model).items():

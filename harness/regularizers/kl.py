@@ -97,12 +97,12 @@ def mean_kl(start: "tuple[torch.Tensor, Head]", tuned: "tuple[torch.Tensor, Head
     from torch.nn.functional import kl_div
     from torch.utils.checkpoint import checkpoint
 
-    def summed(known: Any, states: Any) -> Any:
+    def sum_divergence(known: Any, states: Any) -> Any:
         p, q = start[1](known).log_softmax(-1), tuned[1](states).log_softmax(-1)
         return kl_div(q, p, reduction="sum", log_target=True)
 
     parts = zip(start[0].split(_CHUNK), tuned[0].split(_CHUNK), strict=True)
-    sums = [checkpoint(summed, *part, use_reentrant=False) for part in parts]
+    sums = [checkpoint(sum_divergence, *part, use_reentrant=False) for part in parts]
     return torch.stack(sums).sum() / len(start[0])
 
 

@@ -90,7 +90,7 @@ def _replace(path: Path, text: str) -> None:
 def to_plain(value: Any) -> Any:
     """Turn dataclasses and named tuples into dicts, numpy numbers into Python's, NaN and inf into None."""
     if isinstance(value, TrainingRecord):
-        return to_plain(value.stored())
+        return to_plain(value.to_plain())
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):

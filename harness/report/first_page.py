@@ -86,7 +86,7 @@ def column_note(report: ExperimentReport) -> str:
     )
 
 
-def judged(report: ExperimentReport) -> CandidateFacts | None:
+def find_judged(report: ExperimentReport) -> CandidateFacts | None:
     """Return the fine-tune that the decision is about: the best that passes, else the strongest."""
     facts = apply_budgets(report.facts, report.policy) if report.policy else report.facts
     asked = report.declared is not None and report.declared.win_rate is not None
@@ -96,7 +96,7 @@ def judged(report: ExperimentReport) -> CandidateFacts | None:
 
 def reasons(report: ExperimentReport) -> Iterator[Reason]:
     """Say why the decision is what it is, and how sure that is."""
-    run = judged(report)
+    run = find_judged(report)
     if run is None:
         yield from _reasons_untrained(report)
         return
@@ -254,7 +254,7 @@ def next_steps(report: ExperimentReport) -> Iterator[Command]:
     else:
         same = ["--sequential"] if report.sampled else []
         yield Command(report.typed.command("compare", *same), _open_question(report))
-    run = judged(report)
+    run = find_judged(report)
     if run is not None and _can_be_rescued(run):
         line = report.typed.command("rescue", run.name)
         yield Command(line, f"tries versions of {run.name} that keep more")
@@ -262,7 +262,7 @@ def next_steps(report: ExperimentReport) -> Iterator[Command]:
 
 def _awaits_ratings(report: ExperimentReport) -> bool:
     """Tell whether a win rate of the fine-tune in question, of any seed, waits for people's ratings."""
-    run, goal = judged(report), report.declared
+    run, goal = find_judged(report), report.declared
     if goal is None or goal.win_rate is None or run is None:
         return False
     found = [f.wins for f in report.facts if f.name == run.name and f.wins is not None]

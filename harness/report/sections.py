@@ -103,7 +103,7 @@ def _appendix(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Itera
     yield from (_sweep(report, f) for f in done if f.training.sweep and f not in tuned)
     made = (f for f in done if not plugins.stored_method(f.method).is_remote)
     yield from (speed_section(done), load_section(done))
-    yield show_trainings([f for f in made if f.training.stored() or f.training_cost_usd])
+    yield show_trainings([f for f in made if f.training.to_plain() or f.training_cost_usd])
     if report.decision:
         rows, missing = arithmetic_rows(report.decision, report.unit), _list_missing(report.decision)
         yield Section("arithmetic", "Arithmetic of the decision", ("input", "value"), rows, notes=missing)

@@ -36,7 +36,7 @@ from harness.report.experiment_report import (
     table_rows,
     verdict_word,
 )
-from harness.report.first_page import judged, labels_note, nearest_miss, next_steps, reasons, worst_tasks
+from harness.report.first_page import find_judged, labels_note, nearest_miss, next_steps, reasons, worst_tasks
 from harness.report.labels import STYLES
 from harness.report.sections import experiment_document
 from harness.report.tables.answer_tables import (
@@ -121,7 +121,7 @@ def candidate_points(report: ExperimentReport, f: CandidateFacts) -> list[str]:
 
 def _reasons(report: ExperimentReport, f: CandidateFacts) -> list[str]:
     """Say what the decision has to say of its fine-tune; what stops it is said by the rules."""
-    run = judged(report)
+    run = find_judged(report)
     if run is None or run.run_id != f.run_id:
         return []
     stopped = bool(_list_stopping(f))
@@ -131,7 +131,7 @@ def _reasons(report: ExperimentReport, f: CandidateFacts) -> list[str]:
 
 def _describe_measured(report: ExperimentReport, f: CandidateFacts) -> Iterator[str]:
     """Say what was measured of one candidate alone."""
-    run, own = judged(report), f"{f.label}: "
+    run, own = find_judged(report), f"{f.label}: "
     if run is not None and run.run_id == f.run_id:
         yield from _break_even(report)
     of = report.diversity.get(f.label, ())

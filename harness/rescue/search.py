@@ -14,7 +14,7 @@ from harness import comparison, gating, store
 from harness.comparison import Comparison, Estimate
 from harness.decision import CandidateFacts, gain
 from harness.evaluation.session import Session
-from harness.experiment.analysis.gate_results import bases_of, measured_of
+from harness.experiment.analysis.gate_results import bases_of, build_measurements
 from harness.experiment.analysis.human_labels import count_missing, judge_labels
 from harness.experiment.analysis.target_comparisons import commonest_answers
 from harness.experiment.analysis.target_wins import wins_over
@@ -67,7 +67,7 @@ class _Context(NamedTuple):
     others: tuple[OtherTarget, ...]
 
     def measurements(self, run: Run) -> list[Measurement]:
-        return measured_of(self.session, self.reader, run, self.base)
+        return build_measurements(self.session, self.reader, run, self.base)
 
 
 def search(session: Session, case: RescueCase, found: TrialSchedule) -> Rescue:

@@ -58,7 +58,7 @@ def prediction_powered_mean(
         weight = 0.0
     errors = y - weight * f
     mean = float(errors.mean()) + (weight * float(other.mean()) if weight else 0.0)
-    terms = np.concatenate([(errors - errors.mean()) / len(y), weight * _centred(other)])
+    terms = np.concatenate([(errors - errors.mean()) / len(y), weight * _center(other)])
     codes, n_labelled = _codes(len(y), len(other), clusters, rest_clusters)
     labelled = codes[: len(y)]
     if has_few_clusters(labelled):
@@ -106,7 +106,7 @@ def _covariance(x: Array, y: Array) -> float:
     return float(((x - x.mean()) * (y - y.mean())).mean())
 
 
-def _centred(values: Array) -> Array:
+def _center(values: Array) -> Array:
     """Return each value's part in the deviation of the mean, (m,)."""
     return (values - values.mean()) / len(values) if len(values) else values
 

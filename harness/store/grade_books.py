@@ -28,7 +28,7 @@ def read_grades(store: Store, book: str, attempts: int = 1) -> Mapping[str, Grad
     was asked about less often is left out.
     """
     path = _grades_file(store, book)
-    return _counted_in(path, attempts, *_state(path))
+    return _count_grades(path, attempts, *_state(path))
 
 
 def list_grades(store: Store, book: str) -> Sequence[Grade]:
@@ -137,7 +137,7 @@ def _grades_in(path: Path, *_version: int) -> Sequence[Grade]:
 
 
 @lru_cache(maxsize=32)
-def _counted_in(path: Path, attempts: int, *_version: int) -> Mapping[str, Grade]:
+def _count_grades(path: Path, attempts: int, *_version: int) -> Mapping[str, Grade]:
     given: dict[str, list[Grade]] = {}
     for grade in _grades_in(path, *_version):
         given.setdefault(grade.key, []).append(grade)

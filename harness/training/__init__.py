@@ -6,7 +6,7 @@ what is evaluated later is what was saved.
 
 from harness.models.adapters import adapter_digest, model_digest
 from harness.models.deltas import delta_digest
-from harness.training.checkpoints import logged_until, tracked_folders
+from harness.training.checkpoints import read_log_until, tracked_folders
 from harness.training.context import (
     CHECKPOINTS,
     DIGESTS,

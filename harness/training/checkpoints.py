@@ -15,7 +15,7 @@ from harness.records import Curve
 from harness.training.context import DIGESTS, TrainingPaused
 from harness.training.job import FIT
 from harness.training.parallel.processes import is_first, share_order, wait_for_all
-from harness.training.parallel.shards import sharded_by
+from harness.training.parallel.shards import name_sharding
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
@@ -48,7 +48,7 @@ def last_checkpoint(folder: Path) -> Checkpoint | None:
     return max(whole, key=lambda made: made.step, default=None)
 
 
-def logged_until(folder: Path, step: int) -> tuple[float | None, Curve, Curve]:
+def read_log_until(folder: Path, step: int) -> tuple[float | None, Curve, Curve]:
     """Return the seconds of a training until its last checkpoint, and both losses as far as a step.
 
     Nothing is known of one without a checkpoint.
@@ -108,7 +108,9 @@ def checkpoint_callback(start: float, resumed: Checkpoint | None) -> "TrainerCal
                 control.should_save = True
 
         def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if sharded_by():  # the best checkpoint is one whose folder is there before its shards are written
+            if (
+                name_sharding()
+            ):  # the best checkpoint is one whose folder is there before its shards are written
                 _folder(args, state).mkdir(parents=True, exist_ok=True)
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:

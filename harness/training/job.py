@@ -27,7 +27,7 @@ from harness.records import Example, canonical_json, load, without_defaults
 from harness.regularizers import prepare
 from harness.training.context import CHECKPOINTS, TRACKED, FitContext, Reward, TrainingPaused, Weights
 from harness.training.parallel.processes import is_first, join, process_count, wait_for_all
-from harness.training.parallel.shards import sharded_by
+from harness.training.parallel.shards import name_sharding
 
 JOB, ROWS, FIT, LOCK, LOG = "job.json", "rows.jsonl", "fit.json", ".lock", "worker.log"
 LAUNCH = "accelerate.json"  # how several processes are started
@@ -154,7 +154,7 @@ def run_job(folder: Path, advance: Advance) -> None:
 
 def _refuse_other_launch(folder: Path, job: TrainingJob) -> None:
     """Refuse to make weights by other processes than their key says: of another number, or other shards."""
-    at_work, wanted = (process_count(), sharded_by()), (job.processes, job.shards.partition("/")[0])
+    at_work, wanted = (process_count(), name_sharding()), (job.processes, job.shards.partition("/")[0])
     if at_work != wanted:
         found, expected = (f"{n} processes{f', shards by {by}' if by else ''}" for n, by in (at_work, wanted))
         step = f"accelerate launch --config_file {folder / LAUNCH} -m harness.training.worker {folder}"
@@ -211,7 +211,7 @@ def _save_made(folder: Path, job: TrainingJob, made: Weights, start: Load, *, is
         includes = "" if is_own_peak else "what this process did before"
         training = replace(training, waited_share=waited_share, peak_includes=includes)
     record = {"kind": made.kind, "digest": made.digest, "trained_on": job.source.weights_digest}
-    _write_whole(folder / FIT, json.dumps(record | {"training": training.stored()}))
+    _write_whole(folder / FIT, json.dumps(record | {"training": training.to_plain()}))
 
 
 def _save_template(source: ModelSource, made: Path) -> None:

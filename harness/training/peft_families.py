@@ -19,7 +19,7 @@ from pydantic import ValidationError, create_model
 from harness.errors import CandidateFailed, Problem, did_you_mean
 from harness.models.adapters import CONVERTED
 from harness.progress import quiet_libraries
-from harness.training.families.converted import lost_when_converted, save_converted, save_initial
+from harness.training.families.converted import find_lost, save_converted, save_initial
 
 if TYPE_CHECKING:
     import torch
@@ -121,7 +121,7 @@ def _find_unsupported(
         return found, *other
     if start == "corda":
         return "init_lora_weights: corda, which begins with statistics that no training here collects", *other
-    if start.startswith(CONVERTED) and (lost := lost_when_converted(params)):
+    if start.startswith(CONVERTED) and (lost := find_lost(params)):
         found = f"init_lora_weights: {start} with {lost}, which PEFT's conversion does not save"
         return found, "one of the two", "leave one of them out"
     if start.startswith(CONVERTED) and quantization:

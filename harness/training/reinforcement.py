@@ -225,10 +225,10 @@ def _metric(written: str, task: Task) -> Metric:
 
 
 def _of_metric(metric: Metric) -> Rewards:
-    def scored(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
+    def score(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
         return [_item_score(metric, Output(text), e) for e, text in zip(examples, answers, strict=True)]
 
-    return scored
+    return score
 
 
 def _item_score(metric: Metric, output: Output, example: Example) -> float | None:
@@ -259,7 +259,7 @@ def _of_file(path: Path) -> Rewards:
         expected = f"{_FUNCTION}, or def metric(task)"
         raise UserError(Problem(str(path), "no function 'reward'", expected, "define it"))
 
-    def scored(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
+    def score(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
         asked = {
             "prompts": [e.prompt for e in examples],
             "references": [list(e.references) for e in examples],
@@ -270,7 +270,7 @@ def _of_file(path: Path) -> Rewards:
             raise CandidateFailed(f"{path}: reward raised {in_a_line(error)}", _MEND) from error
         return _check_rewards(found, len(answers), path)
 
-    return scored
+    return score
 
 
 def _check_rewards(found: Any, n: int, path: Path) -> list[float | None]:

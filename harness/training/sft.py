@@ -26,7 +26,7 @@ from harness.records import Example, TrainingRecord, parse_json
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, TRACKED, FitContext
 from harness.training.parallel.processes import is_first, process_count, rows_of_each, wait_for_all
-from harness.training.parallel.shards import placement, save_trained, sharded_by
+from harness.training.parallel.shards import name_sharding, placement, save_trained
 from harness.training.peft_families import PLAIN, PeftFamily, family_of, virtual_tokens
 from harness.training.tokenized import tokenize
 from harness.training.trainer import LoopParams, Row
@@ -419,7 +419,7 @@ def packing_problem(params: "SupervisedParams", lengths: Sequence[int], model: "
     """Say why rows of these lengths, in tokens, must not be packed; "" where they may be."""
     if (steps := count_steps(params, lengths)) < FEWEST_STEPS:
         return f"would leave {steps} optimiser steps, fewer than {FEWEST_STEPS}"
-    if sharded_by():
+    if name_sharding():
         return "would let a row see others, or not: nobody can tell of a model that no process holds whole"
     if not keeps_rows_apart(model, flash=joins_packs(model)):
         return "would let a row see others: this model does not keep packed rows apart"

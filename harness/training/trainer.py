@@ -25,7 +25,7 @@ from harness.training import checkpoints
 from harness.training.context import TRACKED, FitContext
 from harness.training.loss_scale import SCALE, scale_callback, skipped_steps
 from harness.training.parallel.processes import is_first, most, process_count, wait_for_all
-from harness.training.parallel.shards import DEEPSPEED, sharded_by, size_of, zero_stage
+from harness.training.parallel.shards import DEEPSPEED, name_sharding, size_of, zero_stage
 from harness.training.tokenized import tokenize
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def checkpoints_activations(
         in_tiles=True,
         optim=params.optim,
         trained_in=params.trained_in,
-        shards=process_count() if sharded_by() else 1,
+        shards=process_count() if name_sharding() else 1,
         zero_stage=zero_stage(),
     )
     return _SPARE * peak.total > free_gib * 2**30 / 1e9
@@ -342,7 +342,7 @@ def run(trainer: "Trainer", start: float, trained_in: str = "fp32") -> float:
     if trainer.args.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # what ran before in this process is not of this training
         _use_liger(trainer.model)
-    if trained_in == "fp32" and sharded_by() != DEEPSPEED:  # which keeps copies in fp32 of its own
+    if trained_in == "fp32" and name_sharding() != DEEPSPEED:  # which keeps copies in fp32 of its own
         _keep_updates(trainer.model)
     # Without its bars the trainer would print every log line on stdout, which belongs to the result.
     trainer.remove_callback(PrinterCallback)

@@ -105,7 +105,7 @@ def large(tmp_path_factory):
     runs = [run if i < n_filled else replace(run, run_id=f"copy-{i:04d}") for i, run in enumerate(runs)]
     for run in runs:
         at.run_file(run.run_id).parent.mkdir(exist_ok=True)
-        at.run_file(run.run_id).write_text(json.dumps(run.stored()))
+        at.run_file(run.run_id).write_text(json.dumps(run.to_plain()))
     (folder / "rows.jsonl").write_text("{}\n")
     (folder / "harness.yaml").write_text(EXPERIMENT)
     store.reindex(at)
@@ -140,7 +140,7 @@ def round_of(folder: Path, what: str) -> list[Row]:
 @contextmanager
 def saving(folder: Path, run: Run, name: str, n: int = 100_000) -> Iterator[subprocess.Popen[str]]:
     """Let another process save copies of a run, one after the other; it prints how long each took."""
-    arguments = [sys.executable, "-c", _WRITE, str(folder / "runs"), json.dumps(run.stored()), str(n), name]
+    arguments = [sys.executable, "-c", _WRITE, str(folder / "runs"), json.dumps(run.to_plain()), str(n), name]
     writer = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         yield writer

@@ -67,7 +67,7 @@ def worker(forked, folder):
         for made in ("rows", "weights"):
             shutil.rmtree(folder / "runs" / made)
 
-    with job_runner.written_assignment(session, loaded, Scope(), 1) as file:
+    with job_runner.write_assignment(session, loaded, Scope(), 1) as file:
 
         def run(killed):
             return forked.run(folder, str(file), "jobs", main="assigned_jobs:main", killed=killed)

@@ -7,7 +7,7 @@ import pytest
 
 from harness import config, gating, rescue, store
 from harness.experiment import Scope, prepare_session
-from harness.experiment.analysis.gate_results import bases_of, measured_of
+from harness.experiment.analysis.gate_results import bases_of, build_measurements
 from harness.experiment.runs.stored_rows import Reader
 from harness.gating.halves import cluster_name, split
 from harness.progress import SilentProgress
@@ -51,7 +51,7 @@ def outcome_on(collapsed, found):
 
     def outcome(tried, half):
         run = store.get_run(session.store, tried.facts.run_id)
-        part = halved.part(measured_of(session, reader, run, base), half)
+        part = halved.part(build_measurements(session, reader, run, base), half)
         return gating.judge(part, session.experiment.gate, target=None, identical=False).verdict.outcome
 
     return outcome

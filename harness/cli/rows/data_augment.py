@@ -243,12 +243,12 @@ def _gather_evaluated(
     session: "Session | None", roles: "Roles", tests: list[str], named: RowColumns
 ) -> "list[EvaluatedQuestions]":
     """Gather what rewordings may not ask: what the experiment evaluates, and the files that are named."""
-    from harness.experiment.generated_rows.augmentation import evaluated_by, evaluated_in
+    from harness.experiment.generated_rows.augmentation import find_evaluated, read_evaluated
 
-    found = [evaluated_by(session)] if session else []
+    found = [find_evaluated(session)] if session else []
     for test in tests:
         content = read_all(test)
-        found.append(evaluated_in(content, roles_of_test(content, named), roles))
+        found.append(read_evaluated(content, roles_of_test(content, named), roles))
     if not found:
         say("warning: rows are held against no test items; name them: --against FILE, or -c harness.yaml")
     return found

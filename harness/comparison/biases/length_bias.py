@@ -49,7 +49,7 @@ def estimate_length_favour(
         return None
     longer, own, groups = (new > base)[differs], errors[differs], clusters[differs]
     is_length = min(longer.sum(), (~longer).sum()) >= MIN_LABELS
-    mean = _balanced(own, longer, groups) if is_length else None
+    mean = _balance_favours(own, longer, groups) if is_length else None
     if mean is None or mean.se is None:
         is_length, mean = False, stats.clustered_mean(np.where(longer, own, -own), groups)
     if mean.se is None:
@@ -61,7 +61,7 @@ def estimate_length_favour(
     return LengthFavour(found, ratio, float(longer.mean()), bool(is_length))
 
 
-def _balanced(errors: Array, longer: NDArray[np.bool_], clusters: NDArray[np.intp]) -> stats.Mean:
+def _balance_favours(errors: Array, longer: NDArray[np.bool_], clusters: NDArray[np.intp]) -> stats.Mean:
     """Estimate the mean of the favours that items with a longer new answer show, and those with a shorter."""
     found = stats.clustered_contrast(errors, longer, clusters)
     return found._replace(mean=found.mean / 2, se=None if found.se is None else found.se / 2)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from harness.data import columns, examples, formats, readers
 from harness.data.column_types import ColumnCells, count_cells, mixed_columns
-from harness.data.columns import PAIRS, QuestionAndAnswers, Roles, asked, reading_roles
+from harness.data.columns import PAIRS, QuestionAndAnswers, Roles, read_question_and_answers, reading_roles
 from harness.data.edit.repeats import fold_row
 from harness.data.edit.spellings import LONGEST_LABEL, label_set
 from harness.data.edit.written_answers import WrittenAnswer, written_answers
@@ -295,7 +295,7 @@ class _Maker:
 
 def _read_asked(row: Row, roles: Roles, question: str) -> QuestionAndAnswers:
     """Read what a row asks and answers as `data dedup` does; an equal text is kept once."""
-    found = asked(row, roles)
+    found = read_question_and_answers(row, roles)
     return found._replace(question=question) if found.question == question else found
 
 

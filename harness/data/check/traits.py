@@ -19,7 +19,7 @@ from typing import Any
 
 from harness.data.check import ALPHA, CheckContext, Finding
 from harness.data.check._table import RowTable, TableEntry
-from harness.data.edit.manifests import grouped_by
+from harness.data.edit.manifests import grouping_column
 
 _MOST, _MOST_VARIED = 4_000, 1_000
 _FEWEST = 20  # rows of each side
@@ -51,7 +51,7 @@ def _apart(
     """
     if table.reading.source and not {e.source for e in drawn} & {e.source for e in test}:
         return table.reading.source
-    groups = {grouped_by(file) for file in (*table.files, *tested.files)}
+    groups = {grouping_column(file) for file in (*table.files, *tested.files)}
     return groups.pop() if len(groups) == 1 else None
 
 

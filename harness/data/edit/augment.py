@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
-from harness.data.columns import CONTEXT, Roles, asked
+from harness.data.columns import CONTEXT, Roles, read_question_and_answers
 from harness.data.contamination import fold_text
 from harness.data.edit.change import Change, EditedRow
 from harness.data.edit.dedup import dedup
@@ -121,7 +121,9 @@ def _make_rows(
     rows: Sequence[Row], roles: Roles, rewordings: Mapping[int, Sequence[Rewording]]
 ) -> Iterator[_AugmentedRow]:
     known, marks = {row.fields.get("id") for row in rows}, _marks(rows)
-    answers = [set(filter(None, map(fold_text, asked(row, roles).answers))) for row in rows]
+    answers = [
+        set(filter(None, map(fold_text, read_question_and_answers(row, roles).answers))) for row in rows
+    ]
     times = Counter(answer for of in answers for answer in of)
     labels = {answer for answer, n in times.items() if n > 1}  # no words of a question, though they may recur
     for i, found in rewordings.items():

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.data import formats
-from harness.data.columns import PAIRS, Roles, asked, plain_text
+from harness.data.columns import PAIRS, Roles, plain_text, read_question_and_answers
 from harness.data.edit.change import Change, EditedRow, drop
 from harness.data.edit.decisions import RowDecision, line_of
 from harness.data.edit.mix import STOOD_ALREADY, RowIds
@@ -171,7 +171,7 @@ def _relabel(
 
 def _unusable(row: Row, roles: Roles, *, drop_lost: bool) -> str:
     """Say which part of a row is empty or lost; a preference pair needs two answers, and unlike ones."""
-    question, answers, *_ = asked(row, roles)
+    question, answers, *_ = read_question_and_answers(row, roles)
     if roles.questions and not question.strip():
         return "an empty question"
     lacks_one = roles.answers == ("chosen", "rejected") and not all(answer.strip() for answer in answers)

@@ -63,7 +63,7 @@ def kept_decisions(path: str) -> dict[int, RowDecision]:
     Raises:
         UserError: a file of another making lies where they are kept.
     """
-    kept = _kept_on(path, checksum(Path(path)))
+    kept = _read_kept(path, checksum(Path(path)))
     return kept.rows if kept else {}
 
 
@@ -81,7 +81,7 @@ def keep_decision(
     shown = readers.display_path(path)
     if checksum(Path(path)) != digest:
         raise UserError(Problem(shown, "changed since it was looked at", "the same rows", "decide it anew"))
-    before = _kept_on(path, digest) or RowDecisions(digest, {}, column)
+    before = _read_kept(path, digest) or RowDecisions(digest, {}, column)
     if any(of.decision == "relabel" for of in before.rows.values()) and before.column != column:
         found, step = (
             f"decisions on {_column_text(before.column)}",
@@ -102,7 +102,7 @@ def keep_decision(
     fresh.replace(target)
 
 
-def _kept_on(path: str, digest: str) -> RowDecisions | None:
+def _read_kept(path: str, digest: str) -> RowDecisions | None:
     """Read the decisions on a content; None where there are none."""
     files = decisions_file(path), set_aside_file(path, digest)
     return next((kept for kept in map(_read, files) if kept and digest.startswith(kept.digest)), None)

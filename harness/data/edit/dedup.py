@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from harness.data.columns import QuestionAndAnswers, Roles, asked
+from harness.data.columns import QuestionAndAnswers, Roles, read_question_and_answers
 from harness.data.contamination import fold_text
 from harness.data.edit.change import Change, EditedRow, drop
 from harness.data.edit.repeats import NormalizedRow, fold_row, near_repeats
@@ -82,7 +82,7 @@ def _without_originals(rows: Sequence[Row], changes: _Changes) -> _Changes:
 
 
 def _entry(row: Row, roles: Roles) -> DedupEntry:
-    of = asked(row, roles)
+    of = read_question_and_answers(row, roles)
     return DedupEntry(row, of, fold_row(of))
 
 

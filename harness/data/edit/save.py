@@ -116,7 +116,7 @@ def refuse_existing(there: Path) -> None:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def _end_on_signals() -> Iterator[None]:
     """Let a signal that ends a program end an edit as an error does, so that nothing half-written stays."""
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -134,7 +134,7 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-@_ended_by_signals()
+@_end_on_signals()
 def save(edit: Edit, outcomes: Iterable[EditedRow], out: Path, *, dry_run: bool = False) -> SavedEdit:
     """Write what is left of the rows, and the manifest; a dry run only counts.
 
@@ -203,7 +203,7 @@ def _link(scratch: Path, name: Path) -> None:
         scratch.replace(name)
 
 
-@_ended_by_signals()
+@_end_on_signals()
 def save_split(edit: Edit, found: SplitRows, out: Path, suffix: str) -> SavedEdit:
     """Write the parts of a split and one manifest into a new folder, which appears whole or not at all.
 

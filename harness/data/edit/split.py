@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from harness.data.columns import Roles, asked
+from harness.data.columns import Roles, read_question_and_answers
 from harness.data.contamination import fold_text
 from harness.data.edit.change import Change
 from harness.data.examples import SourcedExample, SourceText
@@ -86,7 +86,7 @@ def split(content: Rows, roles: Roles, way: SplitOptions) -> SplitRows:
     if way.folds and len(own.rows) < len(content.rows):
         step = "split the rows that they were made from, and augment each fold's training rows"
         raise UserError(Problem(content.shown, "augmented rows", "folds of rows that are tested", step))
-    questions = [asked(row, roles).whole for row in own.rows]
+    questions = [read_question_and_answers(row, roles).whole for row in own.rows]
     found = _by_time(own, questions, way) if way.time else _at_random(own, questions, way)
     found = _place_augmented(found, content, roles, way)
     if problems := list(_problems(content.shown, found, way)):
@@ -106,7 +106,7 @@ def _place_augmented(found: SplitRows, content: Rows, roles: Roles, way: SplitOp
         return found
     changes = {change.where: change for change in found.changes}
     changes |= dict(_not_trained_on(found, made))
-    changes |= dict(_asked_elsewhere(found, content, roles, way))
+    changes |= dict(_find_asked_elsewhere(found, content, roles, way))
     trained = {row.where for row in found.parts["train"]} | made.keys() - changes.keys()
     rows = [row for row in content.rows if row.where in trained]
     ordered = [changes[row.where] for row in content.rows if row.where in changes]
@@ -124,13 +124,15 @@ def _not_trained_on(found: SplitRows, made: Mapping[str, SourceText]) -> Iterato
             yield where, Change(where, "dropped", (reason,), of)
 
 
-def _asked_elsewhere(
+def _find_asked_elsewhere(
     found: SplitRows, content: Rows, roles: Roles, way: SplitOptions
 ) -> Iterator[tuple[str, Change]]:
     """Yield the augmented rows whose question is alike to one of validation or test."""
     made = [row for row in content.rows if is_augmented(row)]
     others = [row for name, rows in found.parts.items() if name != "train" for row in rows]
-    asks, known, every = ([asked(row, roles).whole for row in of] for of in (made, others, content.rows))
+    asks, known, every = (
+        [read_question_and_answers(row, roles).whole for row in of] for of in (made, others, content.rows)
+    )
     for row, near in zip(made, _nearest(asks, known, way.alike, every), strict=True):
         if near:
             reason = "alike to a question of another part"

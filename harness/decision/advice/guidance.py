@@ -95,14 +95,14 @@ def need_sentences(case: Case, slices: Sequence[str], shipped: str | None) -> li
 
 def _sentence(case: Case, need: Need, slices: Sequence[str], chosen: CandidateFacts | None) -> str:
     advice, name = _ADVICE[need], need.replace("_", " ")
-    found = _measured(case, need, slices)
+    found = _describe_measured(case, need, slices)
     agreement = _agreement(case, advice, chosen)
     if not found:
         return f"Declared, not measured ({name}): {advice.text}.{agreement}"
     return f"Measured ({name}): {found}. The textbook says: {advice.text}.{agreement}"
 
 
-def _measured(case: Case, need: Need, slices: Sequence[str]) -> str:
+def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
     """Say what was measured about a need; empty where nothing was."""
     if need == "changing_facts" and (said := _changes(case)):
         return said

@@ -66,7 +66,7 @@ def scenario_sentence(case: Case, action: Action, shipped: str | None) -> str:
     if action not in SCENARIOS:
         return _open_text(case)
     if action == "collect more data" or chosen is None:
-        return _named([_DATA], _gained(case, case.judged))
+        return _write_scenario([_DATA], _describe_gain(case, case.judged))
     if gaining := _gaining(case):
         return _trained_text(case, gaining, chosen)
     if is_fine_tuned(chosen):
@@ -87,14 +87,14 @@ def _gaining(case: Case) -> CandidateFacts | None:
 
 def _trained_text(case: Case, run: CandidateFacts, chosen: CandidateFacts) -> str:
     """Say what a fine-tune whose gain is shown tells of the base, whether or not it is what is shipped."""
-    gained = _gained(case, run)
+    gained = _describe_gain(case, run)
     if not is_fine_tuned(chosen) and case.winner and (few := too_few(case, run)):
-        return _named([_DATA], f"{gained}, but {few}; {chosen.name} is shipped until then")
+        return _write_scenario([_DATA], f"{gained}, but {few}; {chosen.name} is shipped until then")
     kept = "" if is_fine_tuned(chosen) else f"; why {run.name} is not shipped, the decision says"
     if action_of(run) == "hybrid":
         found, why = _parts(case, run)
-        return _named(found, f"{gained}{why}{kept}")
-    return _named([_BEHAVIOUR], f"{gained}{_behaviour(case)}{kept}")
+        return _write_scenario(found, f"{gained}{why}{kept}")
+    return _write_scenario([_BEHAVIOUR], f"{gained}{_behaviour(case)}{kept}")
 
 
 def _untrained_text(case: Case, scenario: Scenario, chosen: CandidateFacts) -> str:
@@ -108,15 +108,15 @@ def _untrained_text(case: Case, scenario: Scenario, chosen: CandidateFacts) -> s
     )
     reached = f"{chosen.name} reaches {score_text(case, chosen)}{found}{beside}"
     if case.judged is None:
-        return _named([scenario], f"{reached}, as far as was measured: no fine-tune was compared")
+        return _write_scenario([scenario], f"{reached}, as far as was measured: no fine-tune was compared")
     g = gain(case.judged.vs_untrained)
     tried = (
         "" if g is None else f"; {case.judged.label} {'is worse' if g.high < 0 else 'is not shown to gain'}"
     )
-    return _named([scenario], reached + tried)
+    return _write_scenario([scenario], reached + tried)
 
 
-def _named(scenarios: Iterable[Scenario], measured: str) -> str:
+def _write_scenario(scenarios: Iterable[Scenario], measured: str) -> str:
     """Write the sentence of one scenario, or of those between which nothing tells."""
     found = list(scenarios)
     measured = f", for {measured}" if measured else ""
@@ -126,7 +126,7 @@ def _named(scenarios: Iterable[Scenario], measured: str) -> str:
     return f"Scenario {', '.join(first)} or {last} of 6{measured}."
 
 
-def _gained(case: Case, run: CandidateFacts | None) -> str:
+def _describe_gain(case: Case, run: CandidateFacts | None) -> str:
     """Say what a fine-tune gains over the best untrained candidate."""
     if run is None or case.alternative is None:
         return ""

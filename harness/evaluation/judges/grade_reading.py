@@ -51,9 +51,9 @@ class GradeReader:
 
     def bind(self, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
         """Return the metrics with the judged ones reading their grades."""
-        return {name: self._bound(name, metric) for name, metric in metrics.items()}
+        return {name: self._bind_one(name, metric) for name, metric in metrics.items()}
 
-    def _bound(self, name: str, metric: Metric) -> Metric:
+    def _bind_one(self, name: str, metric: Metric) -> Metric:
         if name not in self._judged:
             return metric
         signature = f"judge|{self._judged[name].digest}"

@@ -70,7 +70,7 @@ def load(
 
     folder = local_copy(member, datasets_dir)
     changes = {**member.overrides, **({"dataset_path": str(folder)} if folder else {}), "task": member.name}
-    with tempfile.TemporaryDirectory() as scratch, _fixed_seeds():
+    with tempfile.TemporaryDirectory() as scratch, _fix_seeds():
         path = Path(scratch) / "task.yaml"
         path.write_text(json.dumps({"include": member.path, **changes}))  # JSON is YAML
         _refuse_remote_code(member, path, trusted, where)
@@ -115,7 +115,7 @@ def requests(task: Any, indices: Collection[int], expected: Sequence[str]) -> di
         HarnessError: the documents are not those that they were.
     """
     wanted = sorted(indices)
-    with _fixed_seeds(), _shots_of_a_whole_run(task, wanted):
+    with _fix_seeds(), _shots_of_a_whole_run(task, wanted):
         task.build_all_requests(samples=wanted)
     found: dict[int, list[Any]] = defaultdict(list)
     for instance in task.instances:
@@ -184,7 +184,7 @@ def _source(value: Any) -> str:
 
 
 @contextmanager
-def _fixed_seeds() -> Iterator[None]:
+def _fix_seeds() -> Iterator[None]:
     """Seed what tasks may draw from, as lm-eval does, and put it back afterwards."""
     before = random.getstate(), np.random.get_state()  # noqa: NPY002 (what lm-eval's tasks use)
     random.seed(_PYTHON_SEED)

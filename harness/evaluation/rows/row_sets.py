@@ -298,15 +298,15 @@ def is_there(session: Session, rows: RowSet) -> bool:
 def run_id_of(session: Session, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]) -> str:
     """Name a finished run by its weights and its rows."""
     rows = {s.name: s.identity.digest for s in sets}
-    return f"{begun_as(session, name, seed)}-{digest([rows, weights.digest])[:8]}"
+    return f"{begun_id(session, name, seed)}-{digest([rows, weights.digest])[:8]}"
 
 
 def failed_id(session: Session, name: str, seed: int) -> str:
     """Name the run that says why a recipe could not be made."""
-    return f"{begun_as(session, name, seed)}-failed"
+    return f"{begun_id(session, name, seed)}-failed"
 
 
-def begun_as(session: Session, name: str, seed: int) -> str:
+def begun_id(session: Session, name: str, seed: int) -> str:
     """Name a run that has begun; nothing is known of what it will be."""
     return f"{session.experiment.name}-{name}-s{seed}"
 

@@ -133,7 +133,7 @@ def plan(pools: Mapping[str, ItemStrata], full: Sequence[int], margin: float, al
         return sqrt(fixed + sum(planned_variance(pools[t], d) for t, d in drawn.items())) / n_tasks
 
     def alone(n: int) -> dict[str, dict[str, int]]:
-        return {t: _allocate(pool, _asked(pool.n, n), {}) for t, pool in pools.items()}
+        return {t: _allocate(pool, _round_to_blocks(pool.n, n), {}) for t, pool in pools.items()}
 
     quotas = range(BLOCK, largest, BLOCK)
     enough = (n for n in quotas if stats.noninferiority_power(0.0, margin, se(alone(n)), alpha) >= POWER)
@@ -142,7 +142,11 @@ def plan(pools: Mapping[str, ItemStrata], full: Sequence[int], margin: float, al
     for look in range(1, N_LOOKS + 1):
         for task, pool in pools.items():
             before = drawn[task][-1] if drawn[task] else {}
-            n = _first(pool.n) if look == 1 and pool.n <= BLOCK else _asked(pool.n, last * look / N_LOOKS)
+            n = (
+                _first(pool.n)
+                if look == 1 and pool.n <= BLOCK
+                else _round_to_blocks(pool.n, last * look / N_LOOKS)
+            )
             drawn[task] += (_allocate(pool, n, before),)
     kept = [k for k in range(N_LOOKS) if k == 0 or any(of[k] != of[k - 1] for of in drawn.values())]
     drawn = {task: tuple(of[k] for k in kept) for task, of in drawn.items()}
@@ -182,7 +186,7 @@ def weights(pool: ItemStrata, drawn: Mapping[str, int], order: Sequence[str]) ->
     return dict(zip(asked, stats.inclusion_weights([of[i] for i in asked], pool.sizes), strict=True))
 
 
-def _asked(n: int, quota: float) -> int:
+def _round_to_blocks(n: int, quota: float) -> int:
     """Round a quota up to whole blocks, at most all n items."""
     return min(n, ceil(quota / BLOCK - 1e-9) * BLOCK)
 

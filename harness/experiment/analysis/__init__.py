@@ -12,7 +12,7 @@ from harness.comparison import AnswerDiversity
 from harness.decision import CandidateFacts, LearningCurve
 from harness.evaluation.session import Session
 from harness.experiment.analysis import target_comparisons as against
-from harness.experiment.analysis.gate_results import RunVerdicts, judge_runs, measured_of
+from harness.experiment.analysis.gate_results import RunVerdicts, build_measurements, judge_runs
 from harness.experiment.analysis.human_labels import calibrations
 from harness.experiment.analysis.run_remarks import (
     count_noteworthy,
@@ -161,7 +161,7 @@ def find_flips(
             shown += flips_of(f.vs_untrained, old, new, best)
         if run.weights_digest not in seen:
             by_task = {
-                m.task.name: m for m in measured_of(session, reader, run, judged.base[run.base_digest])
+                m.task.name: m for m in build_measurements(session, reader, run, judged.base[run.base_digest])
             }
             shown += (flip for t in tasks[run.run_id] for flip in _flips_of_task(t, by_task[t.task.name]))
         seen.add(run.weights_digest)
@@ -179,7 +179,7 @@ def describe_diversity(
             continue
         old, new = against.answers_on_target(session, reader, run, runs)
         found = [comparison.answer_diversity(new, old)]
-        for m in measured_of(session, reader, run, judged.base[run.base_digest]):
+        for m in build_measurements(session, reader, run, judged.base[run.base_digest]):
             if m.role != "regression":
                 # What should be refused is refused in the same words: that is no collapse.
                 of = comparison.answer_diversity(m.new, m.base)

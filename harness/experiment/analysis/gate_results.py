@@ -134,7 +134,7 @@ def _gate_result(
     policy = session.experiment.gate
     judged = (m for m in session.suites if gating.may_decide(m.task, m.role, m.suite, policy))
     return gating.judge(
-        measured_of(session, reader, run, base[run.base_digest]),
+        build_measurements(session, reader, run, base[run.base_digest]),
         gating.applicable_policy(session.experiment.gate, trained=f.trained),
         target=TargetFacts(f.target, f.vs_untrained, f.labels_missing, f.wins, commonest)
         if f.target
@@ -153,7 +153,7 @@ def _judge_family_again(
 ) -> tuple[CandidateFacts, ...]:
     """Judge the fine-tunes of a family once more, each at the level that is left to it."""
 
-    def judged(f: CandidateFacts, run: Run) -> CandidateFacts:
+    def correct(f: CandidateFacts, run: Run) -> CandidateFacts:
         if run.run_id in session.settled:
             return replace(f, corrected=session.settled[run.run_id].corrected)
         if f.standing is None or f.verdict is None or f.standing.level == f.standing.alpha:
@@ -163,10 +163,12 @@ def _judge_family_again(
         found = _gate_result(session, reader, run, f, first.base, commonest, tasks, f.standing.level)
         return replace(f, corrected=found.verdict)
 
-    return tuple(judged(f, run) for f, run in zip(first.facts, runs, strict=True))
+    return tuple(correct(f, run) for f, run in zip(first.facts, runs, strict=True))
 
 
-def measured_of(session: Session, reader: Reader, run: Run, base: Mapping[str, Rows]) -> list[Measurement]:
+def build_measurements(
+    session: Session, reader: Reader, run: Run, base: Mapping[str, Rows]
+) -> list[Measurement]:
     """Put the rows of both arms beside each task that the run answered, with its A/A noise.
 
     Of a run that an interim analysis settled those are the items that it was asked.

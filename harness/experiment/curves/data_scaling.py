@@ -44,17 +44,17 @@ def refuse_curve(session: Session, selected: Iterable[str]) -> None:
             is tested in folds.
     """
     refuse_folds(session, "--learning-curve", "where a part of all rows would be tested on itself")
-    if not list(_trained_here(session, selected)):
+    if not list(_find_trained(session, selected)):
         expected, step = "a candidate that is trained here", "add one, or leave --learning-curve out"
         raise UserError(Problem("--learning-curve", "no fine-tune among the candidates", expected, step))
-    if (n := max(_n_rows(session, name) for name in _trained_here(session, selected))) < _LEAST / SHARES[0]:
+    if (n := max(_n_rows(session, name) for name in _find_trained(session, selected))) < _LEAST / SHARES[0]:
         expected = f"at least {_LEAST / SHARES[0]:.0f}, so that an eighth of them is {_LEAST}"
         raise UserError(Problem("--learning-curve", f"{n} training rows", expected, "leave it out"))
 
 
 def estimate_curve_work(session: Session, selected: Iterable[str]) -> Work:
     """Estimate the curve of the fine-tune that takes longest; which one it will be, validation says."""
-    works = (_work(session, session.candidates[name]) for name in _trained_here(session, selected))
+    works = (_work(session, session.candidates[name]) for name in _find_trained(session, selected))
     return max(works, key=session.seconds, default=Work())
 
 
@@ -137,10 +137,10 @@ def settle_sweep(recipe: Recipe, run: Run) -> Recipe:
 def _curve_candidate(session: Session, facts: Sequence[CandidateFacts]) -> str | None:
     """Name the fine-tune that the decision is about, where it is trained here."""
     name = decision.best_trained(facts) or decision.strongest(facts)
-    return name if name in list(_trained_here(session, [name] if name else [])) else None
+    return name if name in list(_find_trained(session, [name] if name else [])) else None
 
 
-def _trained_here(session: Session, selected: Iterable[str]) -> Iterator[str]:
+def _find_trained(session: Session, selected: Iterable[str]) -> Iterator[str]:
     for name in selected:
         if session.candidates[name].method.trains:
             yield name

@@ -13,7 +13,7 @@ from harness.config import LoadedExperiment
 from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment.executors.dispatch import run_jobs
-from harness.experiment.executors.job_runner import JobInputs, JobResult, written_assignment
+from harness.experiment.executors.job_runner import JobInputs, JobResult, write_assignment
 from harness.experiment.executors.work_plan import WorkerJob, WorkPlan, plan_work
 from harness.experiment.preparation.scope import Scope
 from harness.formatting import pluralize
@@ -73,7 +73,7 @@ def make_on_workers(
     session.unload()
     try:
         with (
-            written_assignment(session, loaded, scope, threads) as file,
+            write_assignment(session, loaded, scope, threads) as file,
             open_pool(session, file, threads) as pool,
         ):
             plan = plan_of(session, requests, found, pool.size, scope)

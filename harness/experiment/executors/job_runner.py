@@ -78,7 +78,7 @@ class JobResult(NamedTuple):
 
 
 @contextmanager
-def written_assignment(
+def write_assignment(
     session: Session, loaded: LoadedExperiment, scope: Scope, threads: int
 ) -> Iterator[Path]:
     """Write an assignment into the store, for as long as workers need it; gives its file."""

@@ -69,7 +69,7 @@ def n_read(asked: PromptRequest) -> int:
     return sum(costs.tokens(message["content"]) + CHAT_TOKENS for message in asked.messages)
 
 
-def spent_on(writer: Writer, outputs: Sequence[Output]) -> WriterUsage:
+def sum_usage(writer: Writer, outputs: Sequence[Output]) -> WriterUsage:
     """Add up what answers took."""
     read, written = sum(one.n_prompt_tokens for one in outputs), sum(one.n_output_tokens for one in outputs)
     return WriterUsage(read, written, sum(one.compute_s for one in outputs), writer.price(outputs))
@@ -93,7 +93,7 @@ class BudgetedWriter:
     @property
     def spent(self) -> WriterUsage:
         """Tokens and money that the answers so far took, those of the book with them."""
-        return spent_on(self._writer, list(self._paid.values()))
+        return sum_usage(self._writer, list(self._paid.values()))
 
     def answers(self, asked: Sequence[PromptRequest], label: str) -> list[Output]:
         """Return the answer to each prompt, those that failed among them.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from harness.data import contamination, formats
-from harness.data.columns import Roles, asked
+from harness.data.columns import Roles, read_question_and_answers
 from harness.data.contamination import fold_text
 from harness.data.edit.augment import QuestionText, Rewording, asking, augment
 from harness.data.edit.change import Change, EditedRow
@@ -54,7 +54,7 @@ def choose_rows(
         UserError: there is none.
     """
     found = {i: one for i, row in enumerate(content.rows) if (one := asking(row, roles))}
-    asks = {i: _asked_by(content.rows[i], evaluated) for i in found}
+    asks = {i: _name_evaluated(content.rows[i], evaluated) for i in found}
     left = [
         Change(content.rows[i].where, "reported", ("not reworded: it is evaluated",), at)
         for i, at in asks.items()
@@ -108,7 +108,7 @@ def make_rows(
     return told, spent
 
 
-def evaluated_by(session: Session) -> EvaluatedQuestions:
+def find_evaluated(session: Session) -> EvaluatedQuestions:
     """Return what an experiment evaluates: validation and test of its target, and the items of its suites."""
     task = session.target.task
     own = [row for rows in session.target.items.evaluated.values() for row in rows]
@@ -124,13 +124,16 @@ def evaluated_by(session: Session) -> EvaluatedQuestions:
     )
 
 
-def evaluated_in(content: Rows, roles_of_test: Roles, roles: Roles) -> EvaluatedQuestions:
+def read_evaluated(content: Rows, roles_of_test: Roles, roles: Roles) -> EvaluatedQuestions:
     """Return what a file evaluates, compared with rows as they are written."""
-    questions = {fold_text(asked(row, roles_of_test).whole): row.where for row in reversed(content.rows)}
-    return EvaluatedQuestions(questions, lambda row: fold_text(asked(row, roles).whole))
+    questions = {
+        fold_text(read_question_and_answers(row, roles_of_test).whole): row.where
+        for row in reversed(content.rows)
+    }
+    return EvaluatedQuestions(questions, lambda row: fold_text(read_question_and_answers(row, roles).whole))
 
 
-def _asked_by(row: Row, evaluated: Sequence[EvaluatedQuestions]) -> str:
+def _name_evaluated(row: Row, evaluated: Sequence[EvaluatedQuestions]) -> str:
     """Name where a row's question is evaluated; empty where it is not."""
     return next((at for of in evaluated if (at := of.questions.get(of.question_of(row)))), "")
 

@@ -28,7 +28,7 @@ from harness.experiment.generated_rows.asking import (
     WriterPlan,
     WriterUsage,
     plan_asking,
-    spent_on,
+    sum_usage,
 )
 from harness.experiment.generated_rows.source_checks import (
     check_leaks,
@@ -118,7 +118,7 @@ def distill_rows(session: Session, name: str, asked: Distillation, out: str) -> 
     prompts = _prompts(session, candidate, rows, asked)
     asking = BudgetedWriter(writer, asked.max_cost, session.progress)
     answers = asking.answers(prompts, f"{pluralize(len(prompts), 'answer')} of {name}")
-    spent = spent_on(writer, [one for one in _once(prompts, answers) if one.finish_reason != "error"])
+    spent = sum_usage(writer, [one for one in _once(prompts, answers) if one.finish_reason != "error"])
     metric = None if session.target.judged else session.target.primary
     scores = [
         _score(metric, row.example, answer.text)

@@ -23,7 +23,7 @@ from harness.experiment.generated_rows.asking import (
     WriterPlan,
     WriterUsage,
     plan_asking,
-    spent_on,
+    sum_usage,
 )
 from harness.experiment.generated_rows.source_checks import refuse_unpriced
 from harness.experiment.generated_rows.writers import Writer, candidate_writer
@@ -122,7 +122,7 @@ def propose_prompts(session: Session, name: str, asked: PromptProposal) -> Propo
         reasons = ", ".join(failed) or "texts that are empty or cut at max_new_tokens"
         step = "a larger --max-new-tokens, or another model"
         raise UserError(Problem("harness data propose-prompts", reasons, "a text to try", step))
-    spent = spent_on(writer, answers)
+    spent = sum_usage(writer, answers)
     file = task.data.source("train") or ""
     provenance = {
         "harness": __version__,

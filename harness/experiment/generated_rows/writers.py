@@ -75,13 +75,13 @@ def candidate_writer(session: Session, name: str) -> Writer:
     def price(outputs: Sequence[Output]) -> float:
         return costs.price_usd(sum(one.compute_s for one in outputs), machine.device, hour)
 
-    def planned(read: float, generated: float) -> float:
+    def estimate_usd(read: float, generated: float) -> float:
         seconds = session.seconds(costs.Work(round(read), round(generated)), base)
         return costs.price_usd(seconds, machine.device, hour)
 
     folder, digest_of = session.store.folder / "answers", weights.digest
-    opened = lambda: open_weights(session, weights)  # noqa: E731 (a closure over what was made)
-    return Writer(name, identity, folder, opened, price, planned, chat, weights_digest=digest_of)
+    open_candidate = lambda: open_weights(session, weights)  # noqa: E731 (a closure over what was made)
+    return Writer(name, identity, folder, open_candidate, price, estimate_usd, chat, weights_digest=digest_of)
 
 
 def _remote_writer(session: Session, candidate: ResolvedCandidate) -> Writer:
@@ -96,14 +96,14 @@ def _remote_writer(session: Session, candidate: ResolvedCandidate) -> Writer:
     template = {"template": candidate.base.template_digest, "chat": chat}
 
     @contextmanager
-    def opened() -> Iterator[Candidate]:
+    def open_candidate() -> Iterator[Candidate]:
         weights = ensure_weights(session, candidate, session.experiment.seeds[0])
         with open_weights(session, weights) as model:
             yield model
 
     identity = {**writer.identity, "protocol": settings.protocol, **template}
     return writer._replace(
-        identity=identity, opened=opened, chat=chat, weights_digest=settings.weights_digest
+        identity=identity, opened=open_candidate, chat=chat, weights_digest=settings.weights_digest
     )
 
 
@@ -112,7 +112,7 @@ def endpoint_writer(settings: Settings, name: str = "", folder: Path | None = No
     prices, asked = settings.usd_per_million_tokens, settings.model_copy(update={"protocol": "chat"})
 
     @contextmanager
-    def opened() -> Iterator[Candidate]:
+    def open_candidate() -> Iterator[Candidate]:
         server = Server(asked)
         try:
             yield ChatCandidate(server, digest(asked.name))
@@ -124,16 +124,16 @@ def endpoint_writer(settings: Settings, name: str = "", folder: Path | None = No
             return None
         return sum(_usd(one.n_prompt_tokens, one.n_output_tokens, prices) for one in outputs)
 
-    def planned(read: float, generated: float) -> float | None:
+    def estimate_usd(read: float, generated: float) -> float | None:
         return None if prices is None else _usd(read, generated, prices)
 
     return Writer(
         name or asked.name,
         {"base_url": asked.base_url, "model": asked.model, "protocol": "chat"},
         folder or cache_dir() / "answers",
-        opened,
+        open_candidate,
         price,
-        planned,
+        estimate_usd,
         num_concurrent=asked.num_concurrent,
         weights_digest=asked.weights_digest,
     )

@@ -155,7 +155,7 @@ def _vllm(device: str, problems: list[Problem], experiment: Experiment | None) -
     if release is None:
         return ""
     try:
-        built, problem = vllm.built_for(), vllm.wrong_build(device)
+        built, problem = vllm.build_device(), vllm.wrong_build(device)
     except ImportError as error:
         built, problem = "nothing that can be imported", vllm.broken(error)
     problems += [problem] if problem and wanted else []

@@ -59,12 +59,12 @@ def _metrics(session: Session) -> list[str]:
 
 
 def _with_judging(session: Session) -> Session:
-    def judged(m: MeasuredTask) -> MeasuredTask:
+    def add_judges(m: MeasuredTask) -> MeasuredTask:
         found = judged_metrics(m.task, m.items, session.store, session.judging, session.machine)
         return m._replace(judged=found)
 
-    targets, suites = (tuple(map(judged, of)) for of in (session.more_targets, session.suites))
-    return replace(session, target=judged(session.target), more_targets=targets, suites=suites)
+    targets, suites = (tuple(map(add_judges, of)) for of in (session.more_targets, session.suites))
+    return replace(session, target=add_judges(session.target), more_targets=targets, suites=suites)
 
 
 def _weights_of(session: Session, one: JudgingCandidate, where: str, prepare: Prepare) -> Weights | str:

@@ -21,7 +21,7 @@ from harness.evaluation.rows.row_sets import (
     RowSet,
     RunIdentity,
     RunRequest,
-    begun_as,
+    begun_id,
     describe_run,
     failed_id,
     failure,
@@ -61,7 +61,7 @@ def make_run(session: Session, candidate: ResolvedCandidate, seed: int, done: Ru
     run = done or _train_and_evaluate(session, candidate, seed)
     if (session.store.folder / (failed := failed_id(session, name, seed))).exists():
         store.remove_run(session.store, failed)
-    store.end(session.store, begun_as(session, name, seed))
+    store.end(session.store, begun_id(session, name, seed))
     return run
 
 
@@ -71,7 +71,7 @@ def begin(session: Session, name: str, seed: int) -> None:
     Raises:
         HarnessError: the disk is full.
     """
-    store.begin(session.store, begun_as(session, name, seed))
+    store.begin(session.store, begun_id(session, name, seed))
 
 
 def _train_and_evaluate(session: Session, candidate: ResolvedCandidate, seed: int) -> Run:

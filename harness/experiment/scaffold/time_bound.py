@@ -68,11 +68,11 @@ def bound_time(
     """
     session = replace(_open_session(request, task, candidates), machine=machine)
     whole = load_task(_with_limits(task, {}), session.experiment.seeds[0])
-    found = [_bound(session, task, candidates, whole, STEPS[0])]
+    found = [_bound_by(session, task, candidates, whole, STEPS[0])]
     for step in STEPS[1:]:
         if found[-1].time_s <= 60 * minutes:
             break
-        found.append(_bound(session, task, candidates, whole, step))
+        found.append(_bound_by(session, task, candidates, whole, step))
     return found[-1]
 
 
@@ -86,7 +86,7 @@ def _open_session(request: Request, task: Task, candidates: Candidates) -> Sessi
         return prepare_session(config.load(folder / "harness.yaml"), Scope(dry_run=True), SilentProgress())
 
 
-def _bound(
+def _bound_by(
     session: Session, task: Task, candidates: Candidates, whole: TaskItems, step: BoundStep
 ) -> BoundedSetup:
     limits: dict[str, int] = {

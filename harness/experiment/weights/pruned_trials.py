@@ -17,7 +17,7 @@ from harness.evaluation.session import Session
 from harness.experiment.weights.validation_score import score_on_validation
 from harness.records import Curve, TrainingRecord, training_record
 from harness.store.layout import write_whole
-from harness.training import CHECKPOINTS, TRACKED, Weights, logged_until, remove_all_but, tracked_folders
+from harness.training import CHECKPOINTS, TRACKED, Weights, read_log_until, remove_all_but, tracked_folders
 
 PRUNED = "pruned.json"
 
@@ -85,11 +85,11 @@ def _set_pruned(
     """Give the folder of a trial its name with what it has, and return its last weights with their record."""
     part = _part(folder)
     if part.exists() and not (part / PRUNED).exists():
-        elapsed_s, loss, validation_loss = logged_until(part / CHECKPOINTS, step)
+        elapsed_s, loss, validation_loss = read_log_until(part / CHECKPOINTS, step)
         logged = TrainingRecord(
             wall_s=elapsed_s, n_steps=step, loss=loss, validation_loss=validation_loss, fit_key=folder.name
         )
-        content = json.dumps({"digest": weights.digest, "training": logged.stored()})
+        content = json.dumps({"digest": weights.digest, "training": logged.to_plain()})
         write_whole(session.store, part / PRUNED, content)
     if part.exists():
         remove_all_but(part, (TRACKED, PRUNED))

@@ -11,7 +11,7 @@ from typing import Any
 from harness import provenance, store
 from harness.errors import CandidateFailed, Diverged, HarnessError, SharedFailure, in_a_line
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.rows.row_sets import begun_as, describe_run, metric_ranges, target_sets
+from harness.evaluation.rows.row_sets import begun_id, describe_run, metric_ranges, target_sets
 from harness.evaluation.session import Session
 from harness.records import Trial
 from harness.store import TrialRun
@@ -103,5 +103,5 @@ def _maker_of(candidate: ResolvedCandidate) -> ResolvedCandidate:
 
 
 def _run_id(session: Session, candidate: ResolvedCandidate, fit_key: str) -> str:
-    named = begun_as(session, candidate.source_name, session.experiment.seeds[0])
+    named = begun_id(session, candidate.source_name, session.experiment.seeds[0])
     return f"{named}-trial-{fit_key[:_KEY_DIGITS]}"

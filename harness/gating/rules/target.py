@@ -53,7 +53,7 @@ def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
     if by_score and target.labels_missing:
         said = _UNCALIBRATED.format(labels=formatting.pluralize(target.labels_missing, "more label"))
         return Rule("target", "inconclusive", said, {"labels_missing": target.labels_missing})
-    if wanted.win_rate is not None and (said := _unrated(target.wins, wanted.win_rate)):
+    if wanted.win_rate is not None and (said := _describe_unrated(target.wins, wanted.win_rate)):
         return Rule("target", "inconclusive", said, {"win_rate": wanted.win_rate})
     judged: list[tuple[Outcome, str]] = []
     facts: dict[str, Number] = {"score": target.score.score, "n_items": target.score.n}
@@ -73,7 +73,7 @@ def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
     return Rule("target", outcome, said, facts)
 
 
-def _unrated(wins: Wins | None, wanted: float) -> str:
+def _describe_unrated(wins: Wins | None, wanted: float) -> str:
     """Say why a win rate that is asked for decides nothing; empty where it may."""
     asked = f"a win rate of {formatting.percent(wanted)} %"
     if wins is None:

@@ -58,7 +58,7 @@ def errors_rule(
     if unscored or too_many:
         return Rule("errors", "inconclusive", _invalid(unscored, too_many, policy), facts)
     most = formatting.percent(policy.max_errors)
-    said = f"errors: {_listed(found)}; at most {most} % of a task may fail{''.join(map(_bounds, found))}"
+    said = f"errors: {_list_tasks(found)}; at most {most} % of a task may fail{''.join(map(_bounds, found))}"
     return Rule("errors", "pass", said, facts)
 
 
@@ -80,21 +80,21 @@ def _invalid(unscored: Sequence[Comparison], too_many: Sequence[Comparison], pol
     said = []
     if too_many:
         most = formatting.percent(policy.max_errors)
-        said.append(f"{_listed(too_many)}, more than the {most} % that gate.max_errors allows")
+        said.append(f"{_list_tasks(too_many)}, more than the {most} % that gate.max_errors allows")
     if unscored:
         named = ", ".join(dict.fromkeys(c.metric for c in unscored))
         why = f"{named} has no worst value to count them by, which bounds: of the task declares"
-        said.append(f"{_listed(unscored)}, and {why}")
+        said.append(f"{_list_tasks(unscored)}, and {why}")
     return f"invalid: {'; '.join(said)}"
 
 
-def _listed(found: Sequence[Comparison]) -> str:
+def _list_tasks(found: Sequence[Comparison]) -> str:
     most = sorted(found, key=lambda c: -c.errors.share)
     rest = f" and on {formatting.pluralize(len(most) - _SHOWN, 'task')} more" if len(most) > _SHOWN else ""
-    return "; ".join(map(_counted, most[:_SHOWN])) + rest
+    return "; ".join(map(_count_failed, most[:_SHOWN])) + rest
 
 
-def _counted(c: Comparison) -> str:
+def _count_failed(c: Comparison) -> str:
     """Count a task's failed answers by who failed, with the first one's cause."""
     e = c.errors
     by = ((e.new, "the candidate"), (e.base, "the baseline"), (e.both, "both"))

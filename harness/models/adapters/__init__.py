@@ -84,7 +84,7 @@ def parameters_of(tensors: Mapping[str, Tensor], bits: int = 4) -> dict[str, int
     are none.
     """
     return {
-        name: int(prod(tensor.shape) * _packed_in(name, tensor, tensors, bits))
+        name: int(prod(tensor.shape) * _weights_per_number(name, tensor, tensors, bits))
         for name, tensor in tensors.items()
         if not _OF_QUANTIZATION.search(name)
         and not _is_beside_hqq(name, tensors)
@@ -98,7 +98,7 @@ def _is_beside_hqq(name: str, tensors: Mapping[str, Tensor]) -> bool:
     return f"{layer}.W_q" in tensors and last not in ("W_q", "bias")
 
 
-def _packed_in(name: str, tensor: Tensor, tensors: Mapping[str, Tensor], bits: int) -> float:
+def _weights_per_number(name: str, tensor: Tensor, tensors: Mapping[str, Tensor], bits: int) -> float:
     """Return how many weights a number of a tensor holds."""
     if name.endswith(("qweight", "weight_packed")) and tensor.dtype != "U8":
         return 32 / bits

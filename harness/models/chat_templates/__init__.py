@@ -68,12 +68,12 @@ def template_problems(
     """Yield what forbids to train and evaluate by the template of a tokenizer; `ends` end an answer."""
     from jinja2 import TemplateError
 
-    def written(turns: list[dict[str, str]], **options: Any) -> str:
+    def render(turns: list[dict[str, str]], **options: Any) -> str:
         return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
 
     try:
-        asked = written(_ASKED, add_generation_prompt=True)
-        whole = written([*_ASKED, {"role": "assistant", "content": _ANSWER}])
+        asked = render(_ASKED, add_generation_prompt=True)
+        whole = render([*_ASKED, {"role": "assistant", "content": _ANSWER}])
     except (TemplateError, TypeError, ValueError) as error:
         found = f"a template that cannot be rendered ({str(error).splitlines()[0]})"
         yield Problem(where, found, "a Jinja template over messages and add_generation_prompt", "mend it")

@@ -59,7 +59,7 @@ def absent() -> Problem:
     return Problem("engine", "vllm, and no package vllm", "the package that answers", step)
 
 
-def built_for() -> str:
+def build_device() -> str:
     """Return the device that the installed vLLM is built for, such as `cpu`."""
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     from vllm.platforms import current_platform
@@ -69,7 +69,7 @@ def built_for() -> str:
 
 def wrong_build(device: str) -> Problem | None:
     """Say that the installed vLLM is built for another device than this one; None where it is for this."""
-    if (built := built_for()) == device:
+    if (built := build_device()) == device:
         return None
     step = f"pip install {_PACKAGES[device == 'cpu']}, or {OTHERWISE}"
     return Problem(

@@ -133,7 +133,7 @@ def _chain(
     is_split = any(verb == "split" for verb, _ in wanted)
     if len(files) > 1 and (is_split or any(map(_lies_in_two_files, alarms))):
         joining, mixed = _mix([now[file] for file in files], columns)
-        out |= dict(_joined(wanted, files, mixed, joining, named.by_all))
+        out |= dict(_join_commands(wanted, files, mixed, joining, named.by_all))
         return _Steps(out, cleaned, written, free_folders(files))
     for verb, file in ((verb, file) for verb in ("dedup", "split") for file in files):
         if asked := wanted.get((verb, file)):
@@ -142,7 +142,7 @@ def _chain(
     return _Steps(out, cleaned, written, free_folders(files))
 
 
-def _joined(
+def _join_commands(
     wanted: dict[tuple[str, str], list[_CommandStep]],
     files: Sequence[str],
     mixed: str,

@@ -77,7 +77,7 @@ def show_trainings(trained: Sequence[CandidateFacts]) -> Section:
 
 def _figures(training: TrainingRecord) -> dict[str, Any]:
     """Return what is shown of a training: the loss without the order of its rows, and the overfitting gap."""
-    found = {name: value for name, value in training.stored().items() if name not in _NOT_MEASURED}
+    found = {name: value for name, value in training.to_plain().items() if name not in _NOT_MEASURED}
     if mean := loss_curves.smooth(training):
         found["loss"] = mean
     gap = loss_curves.gap(training)

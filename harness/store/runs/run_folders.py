@@ -28,11 +28,11 @@ from harness.store.layout import (
 )
 from harness.store.runs.trial_runs import (
     FOLDER,
+    find_choosers,
     find_trial,
     list_trials,
     refuse_needed,
     remove_trials,
-    tried_by,
 )
 
 _TAKEN = (
@@ -54,7 +54,7 @@ def save_run(store: Store, run: Run) -> None:
         raise ValueError(f"{run.run_id!r} cannot name the folder of a run")
     if missing := [digest for digest in run.rows.values() if not store.parquet(digest).exists()]:
         raise missing_rows(store, missing)
-    write_record(store, store.run_file(run.run_id), run.stored())
+    write_record(store, store.run_file(run.run_id), run.to_plain())
     index.update(store)
 
 
@@ -164,7 +164,7 @@ def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
     """
     run = get_run(store, run_id)
     others = [other for other in all_runs(store) if other.run_id != run_id]
-    trials = [one for one in list_trials(store) if one.run.run_id == run_id or tried_by(one, [run])]
+    trials = [one for one in list_trials(store) if one.run.run_id == run_id or find_choosers(one, [run])]
     for trial in trials:
         if trial.run.run_id == run_id:
             refuse_needed(trial, others)

@@ -49,9 +49,9 @@ class TrialRun:
             return "failed"
         return "pruned" if self.trial.is_pruned else "done"
 
-    def stored(self) -> dict[str, Any]:
+    def to_plain(self) -> dict[str, Any]:
         """Return the plain form, as its file holds it."""
-        return {"metric": self.metric, "trial": asdict(self.trial), "run": self.run.stored()}
+        return {"metric": self.metric, "trial": asdict(self.trial), "run": self.run.to_plain()}
 
 
 def save_trial(store: Store, found: TrialRun) -> None:
@@ -63,7 +63,7 @@ def save_trial(store: Store, found: TrialRun) -> None:
     file = _file(store, found.run.run_id)
     before = _read(file)
     if before is None or _outcome(before) != _outcome(found):
-        write_record(store, file, found.stored())
+        write_record(store, file, found.to_plain())
 
 
 def list_trials(store: Store) -> list[TrialRun]:
@@ -87,7 +87,7 @@ def _read(file: Path) -> TrialRun | None:
         return None
 
 
-def tried_by(trial: TrialRun, runs: Iterable[Run]) -> list[Run]:
+def find_choosers(trial: TrialRun, runs: Iterable[Run]) -> list[Run]:
     """List the runs whose weights were chosen among trials of which this is one."""
     return [run for run in runs if _key(trial.trial) in _tried_keys(run)]
 
@@ -99,7 +99,7 @@ def trials_by_run(store: Store, runs: Sequence[Run]) -> dict[str, list[TrialRun]
     """
     found: dict[str, list[TrialRun]] = {name: [] for name in (*(run.run_id for run in runs), "")}
     for trial in list_trials(store):
-        owners = tried_by(trial, runs)
+        owners = find_choosers(trial, runs)
         own = [run for run in owners if run.candidate == trial.run.candidate]
         found[(own or owners)[0].run_id if owners else ""].append(trial)
     for run in runs:
@@ -142,7 +142,7 @@ def freed_by_trials(store: Store, runs: Sequence[Run]) -> dict[str, int]:
     needing = _needing(runs)
     for trial in list_trials(store):
         owners = needing.get(_key(trial.trial)) or [trial.run]
-        if len(owners) == 1 and (owners[0] is trial.run or tried_by(trial, owners)):
+        if len(owners) == 1 and (owners[0] is trial.run or find_choosers(trial, owners)):
             alone.setdefault(owners[0].run_id, []).append(trial)
     own = {run.run_id: run for run in runs}
     freed = {}

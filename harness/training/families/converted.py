@@ -13,7 +13,7 @@ from typing import Any
 from harness.models.adapters import WEIGHTS, beside_low_rank
 
 
-def lost_when_converted(params: Mapping[str, Any]) -> str:
+def find_lost(params: Mapping[str, Any]) -> str:
     """Name what PEFT's conversion leaves out of an adapter or refuses; empty for nothing."""
     patterns = [name for name in ("rank_pattern", "alpha_pattern") if params.get(name)]
     if params.get("use_rslora") and patterns:

@@ -18,7 +18,7 @@ _LAUNCHED = {FSDP: "ACCELERATE_USE_FSDP", DEEPSPEED: "ACCELERATE_USE_DEEPSPEED"}
 _WHOLE = Placement(None)  # in main memory, from where accelerate takes each process's shard
 
 
-def sharded_by() -> str:
+def name_sharding() -> str:
     """Name what shards the model over the processes of this training; empty where each holds all of it."""
     if process_count() == 1:
         return ""
@@ -37,16 +37,16 @@ def size_of(parameter: Any) -> int:
 
 def placement() -> Placement | None:
     """Return where a base is loaded that is to be sharded; None leaves it to the device."""
-    return _WHOLE if sharded_by() else None
+    return _WHOLE if name_sharding() else None
 
 
 def save_trained(save: Callable[..., None], model: Any, folder: Path) -> None:
     """Write trained weights as `save(model, folder)` does, by the first process; of shards, put together."""
-    if not sharded_by():
+    if not name_sharding():
         if is_first():
             save(model, folder)
         return
-    whole = _gather_shards(model) if sharded_by() == FSDP else _gather_partitions(model)
+    whole = _gather_shards(model) if name_sharding() == FSDP else _gather_partitions(model)
     if is_first():
         save(model, folder, state_dict=whole)
 

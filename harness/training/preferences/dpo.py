@@ -112,7 +112,7 @@ def preference(
     history = trainer.state.log_history
     margins, accuracies = (loop.curve(history, f"rewards/{name}") for name in ("margins", "accuracies"))
     measured = replace(measured, n_pairs=len(rows), reward_margin=margins, reward_accuracy=accuracies)
-    return heldout.measured(
+    return heldout.add_curves(
         measured, trainer, len(apart), accuracy="rewards/accuracies", margin="rewards/margins"
     )
 

@@ -138,7 +138,7 @@ def weighting_rows(kind: Any, rows_of: Any) -> Any:
     return RowWeighted
 
 
-def measured(
+def add_curves(
     record: TrainingRecord, trainer: "Trainer", n_heldout: int, *, accuracy: str, margin: str
 ) -> TrainingRecord:
     """Return the record with the curves of the held-out rows, which TRL logs under these names."""

@@ -81,7 +81,7 @@ def train_reward_model(
         reward_margin=loop.curve(history, "margin"),
         reward_accuracy=loop.curve(history, "accuracy"),
     )
-    return heldout.measured(made, trainer, len(apart), accuracy="accuracy", margin="margin")
+    return heldout.add_curves(made, trainer, len(apart), accuracy="accuracy", margin="margin")
 
 
 def score_answers(
