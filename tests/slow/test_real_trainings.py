@@ -1,0 +1,125 @@
+"""Methods and regularizers that no other test trains on the embedded model: each runs, is opened again, answers.
+
+Every training keeps its row in `reports/real_trainings.md`.
+"""
+
+import itertools
+import json
+import math
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import few_general_tasks
+import pytest
+import real_trainings_page
+import tiny_experiment
+
+import harness
+from harness import store
+
+pytestmark = pytest.mark.weekly
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "reports" / "real_trainings.json"
+LOOP = "max_steps: 4, per_device_train_batch_size: 4, warmup_steps: 0"
+DRAWN = "r: 8, num_generations: 4, max_completion_length: 12, learning_rate: 1.0e-4"
+TRAININGS = {
+    "spectrum": f"{{method: spectrum, params: {{share: 0.1, {LOOP}}}}}",
+    "bottleneck": f"{{method: bottleneck, params: {{{LOOP}}}}}",
+    "grpo": f"{{method: grpo, reward: token_f1, params: {{{DRAWN}, {LOOP}}}}}",
+    "rloo": f"{{method: rloo, reward: token_f1, params: {{{DRAWN}, {LOOP}}}}}",
+    "kto": f"{{method: kto, params: {{r: 8, learning_rate: 1.0e-4, {LOOP}}}}}",
+    "embedding": "{method: embedding}",
+    "ewc": f"{{method: lora, params: {{r: 8, {LOOP}}}, "
+    "regularize: {ewc: {strength: 10, rows: 8, data: general.jsonl}}}",
+    "sam": f"{{method: lora, params: {{r: 8, {LOOP}}}, regularize: {{sam: {{rho: 0.05}}}}}}",
+}
+WITHOUT_LOSS = ("embedding",)  # fitted by scikit-learn
+N_TEST = 8
+
+TARGET = """\
+name: desk
+tasks:
+  - name: desk
+    data: {train: train.jsonl, validation: validation.jsonl, test: test.jsonl, pairs: pairs.jsonl}
+    metrics: [token_f1, exact_match]
+    system: "Sort messages by what is unsolved: 'queue: returns, delivery, billing or repairs | tone: calm or upset'."
+    max_new_tokens: 12
+"""
+EXPERIMENT = """\
+name: trainings
+precision: fp32
+device: cpu
+target: desk.yaml
+suites: [general.yaml]
+candidates:
+  prompt: {{method: base}}
+  own: {own}
+"""
+
+
+def write(folder: Path, own: str) -> Path:
+    """Write an experiment of one training, with few messages of the help desk; returns its path."""
+    for split, n in (("train", 16), ("validation", 4), ("test", N_TEST)):
+        asked = (row for row in read(split) if row["slice"] == "behaviour")
+        tiny_experiment.rows(folder / f"{split}.jsonl", [*itertools.islice(asked, n)])
+    tiny_experiment.rows(folder / "pairs.jsonl", read("pairs")[:16])
+    capitals = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Peru": "Lima"}
+    general = [
+        {"prompt": f"What is the capital of {country}?", "reference": f"The capital of {country} is {city}."}
+        for country, city in capitals.items()
+    ]
+    tiny_experiment.rows(folder / "general.jsonl", general)
+    few_general_tasks.write(folder, {"prose_text": 2})
+    (folder / "desk.yaml").write_text(TARGET)
+    (folder / "harness.yaml").write_text(EXPERIMENT.format(own=own))
+    return folder / "harness.yaml"
+
+
+def read(split: str) -> list[dict]:
+    lines = (ROOT / "suites" / "support" / f"{split}.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def facts(report):
+    return {fact.name: fact for fact in report.facts}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_training_on_the_embedded_model_is_opened_again_and_answers(name, tmp_path):
+    path, start = write(tmp_path, TRAININGS[name]), time.perf_counter()
+    first = facts(harness.compare(path, ["target.data.limits={test: 4}"]))["own"]
+    assert first.state == "done", first.error
+    training = first.training
+    loss = [value for _, value in training.loss]
+    assert all(map(math.isfinite, loss))
+    assert bool(loss) == (name not in WITHOUT_LOSS)
+    if loss:
+        assert training.n_steps == 4
+        assert training.n_trainable > 0
+
+    compared = facts(harness.compare(path))  # on more items, by the weights that lie in the folder
+    again, base = compared["own"], compared["prompt"]
+    (run,) = [run for run in store.list_runs(store.Store(tmp_path / "runs")) if run.run_id == again.run_id]
+    answers = store.read_rows(store.Store(tmp_path / "runs"), run.rows["desk/test"])
+    assert again.training.fit_key == training.fit_key
+    assert again.training.wall_s == training.wall_s
+    assert (again.target.n, len(answers)) == (N_TEST, N_TEST)
+    assert all(0 <= score <= 1 for score in (again.target.score, base.target.score))
+    row = {
+        "n_rows": training.n_pairs or training.n_examples or 16,
+        "n_steps": training.n_steps,
+        "n_trainable": training.n_trainable,
+        "loss": loss,
+        "validation_loss": [value for _, value in training.validation_loss],
+        "training_s": training.wall_s,
+        "all_s": round(time.perf_counter() - start),
+        "metric": "token_f1",
+        "n_test": N_TEST,
+        "score": again.target.score,
+        "base_score": base.target.score,
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "machine": run.provenance["device"],
+    }
+    real_trainings_page.keep(name, row, PAGE)
