@@ -1,0 +1,58 @@
+"""What the parser refuses of a command is an error as any other: found, expected, next step."""
+
+import pytest
+from typer.testing import CliRunner
+
+from harness.cli import app
+from harness.errors import UserError
+
+
+def refused(*words):
+    error = CliRunner().invoke(app, words, prog_name="harness").exception
+    assert isinstance(error, UserError)
+    assert error.exit_code == 2
+    return str(error)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["compare", "--workers", "x"],
+            "--workers: found x; expected a whole number; next: such as --workers 1",
+        ),
+        (["init", "--minutes=abc"], "--minutes: found abc; expected a number; next: such as --minutes 0.5"),
+        (
+            ["data", "check", "x", "--fail-on", "warnin"],
+            "--fail-on: found warnin; expected one of error, warning; next: did you mean 'warning'?",
+        ),
+        (
+            ["runs", "list", "--jsn"],
+            "harness runs list: found --jsn; expected an option that it has; next: did you mean '--json'?",
+        ),
+        (["compar"], "harness: found compar; expected a verb that it has; next: did you mean 'compare'?"),
+        (
+            ["data", "chek"],
+            "harness data: found chek; expected a verb that it has; next: did you mean 'check'?",
+        ),
+        (["runs", "show"], "RUN_ID: found none; expected a run's id; next: harness runs show --help"),
+        (
+            ["runs", "list", "a", "b"],
+            "harness runs list: found a b; expected no further words; next: harness runs list --help",
+        ),
+        (["compare", "--workers"], "--workers: found no value; expected one behind it; next: harness --help"),
+    ],
+)
+def test_what_cannot_be_parsed_is_said_with_what_was_found_and_expected(words, said):
+    assert refused(*words) == said
+
+
+def test_text_in_a_variable_in_place_of_a_number_is_said_of_its_option(monkeypatch):
+    monkeypatch.setenv("HARNESS_MINUTES", "abc")
+    assert refused("init").startswith("--minutes: found abc; expected a number")
+
+
+def test_a_group_of_verbs_alone_prints_its_help():
+    done = CliRunner().invoke(app, ["runs"])
+    assert "Usage:" in done.output
+    assert not isinstance(done.exception, UserError)
