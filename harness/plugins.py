@@ -44,15 +44,16 @@ _ONE = {"methods": "method", "prompting": "prompting", "metrics": "metric", "reg
 
 
 class Situation(NamedTuple):
-    """An experiment that is begun: what its data hold, and whether its base is a small model.
+    """An experiment that is begun: what its data hold, and how large its base is.
 
+    `n_parameters` are those of the base, None where they are not known.
     `thumbs` are answers with a thumb, up and down, in the place of pairs.
     `adapter` names the candidate that trains one on the rows; empty where there is none, or not yet.
     """
 
     closed_labels: bool
     pairs: bool
-    small_base: bool
+    n_parameters: float | None
     adapter: str = ""
     thumbs: bool = False
 

@@ -68,10 +68,20 @@ def test_of_the_defaults_of_adapters_the_rate_alone_is_named_for_larger_models(m
     assert said(method, size, learning_rate=2e-4) == []
 
 
-@pytest.mark.parametrize("size", [SMALL, MIDDLE])
-def test_what_is_proposed_on_thumbs_lies_within_published_ranges(size):
-    situation = plugins.Situation(closed_labels=False, pairs=False, small_base=size == SMALL, thumbs=True)
-    assert said("kto", size, **plugins.method("kto").proposal(situation)["params"]) == []
+SIZES = (1e6, 50e6, SMALL, 0.5e9, 0.6e9, 1e9, 1.1e9, 1.5e9, 1.7e9, 3e9, 3.8e9, MIDDLE, 70e9, 100e9, 400e9)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("data", [{"pairs": True}, {"pairs": False, "thumbs": True}])
+def test_what_init_proposes_is_remarked_on_for_no_size_of_base(size, data):
+    situation = plugins.Situation(closed_labels=False, n_parameters=size, **data)
+    for name in plugins.methods(trains=True):
+        recipe = plugins.method(name).proposal(situation)
+        if recipe is not None:
+            tried = recipe.get("sweep", {}).get("learning_rate", [None])
+            for rate in tried:
+                params = recipe.get("params", {}) | ({} if rate is None else {"learning_rate": rate})
+                assert said(name, size, **params) == []
 
 
 def test_rows_of_a_step_are_a_default_where_neither_factor_is_written():

@@ -6,6 +6,7 @@ the adapter of another candidate is trained further, and that candidate is the r
 Source: Rafailov et al. 2023 (arXiv:2305.18290).
 """
 
+from harness.methods._rates import params_on_pairs
 from harness.training import LoraParams, PreferenceParams, low_rank, low_rank_method, preference
 
 
@@ -22,11 +23,10 @@ METHOD = low_rank_method(
     init_from="adapter",
     hooks=("penalty", "step", "arguments"),
     loops=("training", "tokens", "heldout", "dpo"),
-    # Published rates are those of larger models; for the quickstart's base 3e-5 was right, and 1e-4 too much.
     # It starts at the fine-tune on the chosen answers: the pairs are to be likely under the reference (§ 4).
     proposal=lambda situation: (
         ({"init_from": situation.adapter} if situation.adapter else {})
-        | ({"params": {"learning_rate": 3e-5}} if situation.small_base else {})
+        | params_on_pairs(situation.n_parameters)
         if situation.pairs
         else None
     ),

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from harness.methods._rates import sweep_of_all_parameters
 from harness.plugins import Method
 from harness.training import FitContext, SupervisedParams, Weights, fine_tune, model_digest
 
@@ -46,9 +47,8 @@ METHOD = Method(
     hooks=("mix", "prepare", "penalty", "step", "select", "arguments", "smoothing"),
     data_parallel=True,
     loops=("training", "tokens", "sft"),
-    # A tenth of the rates of low-rank adapters, but that a very small model needs as much as they do.
     proposal=lambda situation: {
-        "sweep": {"learning_rate": [1e-4, 5e-4] if situation.small_base else [1e-5, 2e-5]},
+        "sweep": sweep_of_all_parameters(situation.n_parameters),
         "replay": 1.0,
     },
 )

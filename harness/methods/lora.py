@@ -6,6 +6,7 @@ Source: Hu et al. 2021 (arXiv:2106.09685); defaults (all linear layers, a learni
 ten times that of full fine-tuning) after Biderman et al. 2024 (arXiv:2405.09673).
 """
 
+from harness.methods._rates import sweep_of_adapter
 from harness.training import SUPERVISED, LowRankParams, low_rank, low_rank_method
 
 
@@ -21,11 +22,10 @@ METHOD = low_rank_method(
     **SUPERVISED,
     data_parallel=True,
     loops=("training", "tokens", "sft"),
-    # Rates of Dettmers et al. 2023 (arXiv:2305.14314) for 7 to 65 billion parameters; small models need more.
     # One replayed row for each training row kept most of what the quickstart's base could do.
     proposal=lambda situation: {
         "params": {"r": 16},
-        "sweep": {"learning_rate": [2e-4, 1e-3] if situation.small_base else [1e-4, 2e-4]},
+        "sweep": sweep_of_adapter(situation.n_parameters),
         "replay": 1.0,
     },
 )

@@ -6,6 +6,7 @@ puts the same adapter on the base as it was, and is another candidate.
 Source: Dettmers et al. 2023 (arXiv:2305.14314); quantisation by bitsandbytes.
 """
 
+from harness.methods._rates import sweep_of_adapter
 from harness.training import SUPERVISED, LowRankParams, low_rank, low_rank_method
 
 
@@ -23,7 +24,7 @@ METHOD = low_rank_method(
     loops=("training", "tokens", "sft"),
     proposal=lambda situation: {
         "params": {"r": 16},
-        "sweep": {"learning_rate": [2e-4, 1e-3] if situation.small_base else [1e-4, 2e-4]},
+        "sweep": sweep_of_adapter(situation.n_parameters),
         "replay": 1.0,
     },
 )

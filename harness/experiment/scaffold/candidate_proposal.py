@@ -13,7 +13,6 @@ from harness.records import Example
 from harness.spec import Task
 
 MOST_SHOTS, LONGEST_SHOTS = 8, 3000  # the second in characters, all shots together
-SMALL_BASE = 1e9  # parameters
 LONGEST_ROW = 4096  # tokens of a row to train on; a longer one is left out
 
 
@@ -23,11 +22,11 @@ def propose_candidates(
     """List every alternative that a decision asks for on such a task, the cheap ones first."""
     n_shots = _n_shots(items.train)
     fixed, nearest = ({"few_shot": {"select": select, "shots": n_shots}} for select in ("fixed", "knn"))
-    is_small = base is not None and base.n_parameters < SMALL_BASE
+    size = base.n_parameters if base else None
     is_whole = all(pair.references and pair.rejected for pair in items.pairs)
     ways = {bool(pair.references) for pair in items.pairs}
     pairs, thumbs = bool(task.data.pairs) and is_whole, not is_whole and len(ways) > 1
-    situation = plugins.Situation(kind == "labels", pairs, is_small, thumbs=thumbs)
+    situation = plugins.Situation(kind == "labels", pairs, size, thumbs=thumbs)
     proposed = _methods(situation)
     on_rows = {name: recipe for name, recipe in proposed.items() if plugins.method(name).trains_on_rows}
     untrained = {name: recipe for name, recipe in proposed.items() if not plugins.method(name).trains}
