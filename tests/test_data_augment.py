@@ -8,7 +8,9 @@ import pytest
 import tiny_experiment
 from edited_rows import ASKED, done, jsonl, manifest, read, refused, rows_of
 from openai_server import Rule, serving
+from typer.testing import CliRunner
 
+from harness.cli import app
 from harness.config import load
 from harness.data import load_task
 from harness.data.edit.augment import Rewording, augment
@@ -130,6 +132,32 @@ def test_a_layout_whose_question_lies_deeper_is_refused_by_its_name(augmented, r
     said = refused(augmented, "t.jsonl", "--out", "new.jsonl")
     assert f"found 1 row of the layout {layout} (" in said
     assert said.endswith("next: write what asks as a text in prompt, or as turns in messages")
+
+
+def test_the_question_of_a_message_tree_is_reworded_and_its_replies_stay(augmented):
+    said = [{"text": "Behind the depot.", "role": "assistant", "rank": 0, "replies": []}]
+    trees = [
+        {"message_tree_id": str(i), "prompt": {**TREE, "text": row["text"], "replies": said}}
+        for i, row in enumerate(rows(3))
+    ]
+    jsonl(Path("t.jsonl"), trees)
+    done(augmented, "t.jsonl", "--out", "new.jsonl")
+    made = [row for row in read("new.jsonl") if row.get("augmented_from")]
+    assert made
+    for row in made:
+        original = next(one["prompt"] for one in trees if one["message_tree_id"] == row["message_tree_id"])
+        assert row["augmented_from"] == original["text"] != row["prompt"]["text"]
+        assert {**row["prompt"], "text": ""} == {**original, "text": ""}
+
+
+def test_an_address_where_nothing_is_names_the_options_to_correct(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jsonl(Path("t.jsonl"), rows(2))
+    address = server.url.replace("/v1", "/v9")
+    words = ["data", "augment", "t.jsonl", "--with", address, "--model", "m", "--out", "new.jsonl"]
+    error = CliRunner().invoke(app, words).exception
+    assert "status 404" in str(error)
+    assert str(error).endswith("try: a --with that ends with /v1, and a --model that GET /models lists there")
 
 
 def test_a_second_call_asks_nothing_and_writes_the_same_bytes(augmented, server):

@@ -5,6 +5,8 @@ before a model is asked.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
@@ -32,7 +34,7 @@ from harness.cli.rows.data import (
     roles_of_test,
 )
 from harness.cli.rows.refusals import refuse_grid
-from harness.errors import Problem, UserError, as_argument, refuse
+from harness.errors import CandidateFailed, Problem, UserError, as_argument, refuse
 
 if TYPE_CHECKING:
     from harness.data.columns import Roles
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from harness.experiment.generated_rows.writers import Writer
     from harness.models.openai_api import Settings
 
+_OPTIONS = {"base_url": "--with", "api_key_env": "--api-key-env", "a model that": "a --model that"}
 _ADDRESS = re.compile(r"https?://")
 
 
@@ -131,7 +134,8 @@ def data_augment(
         say("nothing is asked or written in a dry run")
         return
     in_columns = not row_suffix(out.name).startswith(".json")
-    outcomes, spent = make_rows(chosen, writer, how, TerminalProgress(), in_columns=in_columns)
+    with _steps_as_options(by_whom):
+        outcomes, spent = make_rows(chosen, writer, how, TerminalProgress(), in_columns=in_columns)
     used = {"with": writer.name, "who_answers": dict(writer.identity), **how._asdict(), "rows": n_rows}
     del used["max_cost"]
     used |= {"evaluated": sum(len(of.questions) for of in evaluated), "against": tests, **roles._asdict()}
@@ -139,6 +143,24 @@ def data_augment(
     print_saved(save(edit, outcomes, out), as_json)
     command = f"harness data check {as_argument(str(out))}"
     say(f"next: {command}, then train: {out} on a candidate; its test items stay as they are")
+
+
+@contextmanager
+def _steps_as_options(by_whom: str) -> Iterator[None]:
+    """Name the settings of an address by the options that give them, where it cannot be asked.
+
+    Raises:
+        CandidateFailed: it cannot.
+    """
+    try:
+        yield
+    except CandidateFailed as error:
+        if not _ADDRESS.match(by_whom):
+            raise
+        step = error.knob
+        for setting, option in _OPTIONS.items():
+            step = step.replace(setting, option)
+        raise CandidateFailed(error.reason, step) from None
 
 
 def _rewriting(asked: Wording) -> "Rewriting":

@@ -24,7 +24,7 @@ _SAID = ("content", "value", "text")
 
 
 class QuestionText(NamedTuple):
-    """The text of a row that asks, and where it stands: a column, and in turns the place and its key."""
+    """The text of a row that asks, and where it stands: a column, a message's key, and in turns a place."""
 
     text: str
     column: str
@@ -34,7 +34,7 @@ class QuestionText(NamedTuple):
     def put(self, fields: Mapping[str, Any], text: str) -> dict[str, Any]:
         """Return the fields with another text in its place."""
         if self.turn is None:
-            return {**fields, self.column: text}
+            return {**fields, self.column: {**fields[self.column], self.key: text} if self.key else text}
         turns = list(fields[self.column])
         turns[self.turn] = {**turns[self.turn], self.key: text}
         return {**fields, self.column: turns}
@@ -48,7 +48,7 @@ class Rewording(NamedTuple):
 
 
 def asking(row: Row, roles: Roles) -> QuestionText | None:
-    """Find the text of a row that asks: the first column that does, or the last turn of the user.
+    """Find the text of a row that asks: the first column that does, the last turn of the user, a tree's root.
 
     None of an augmented row, and where a row has no such text.
     """
@@ -60,7 +60,16 @@ def asking(row: Row, roles: Roles) -> QuestionText | None:
             return QuestionText(value, column)
         if isinstance(value, list):
             return _last_turn(value, column)
+        if isinstance(value, dict):
+            return _root(value, column)
     return None
+
+
+def _root(message: Mapping[str, Any], column: str) -> QuestionText | None:
+    """Find what a tree of messages asks first; None of what is no such tree."""
+    text = message.get("text")
+    asks = message.get("role") in _USER and isinstance(message.get("replies"), list) and message["replies"]
+    return QuestionText(text, column, key="text") if asks and isinstance(text, str) and text.strip() else None
 
 
 def _last_turn(turns: Sequence[Any], column: str) -> QuestionText | None:
