@@ -17,7 +17,7 @@ from harness.cli.doctor import gigabytes
 from harness.errors import UserError
 from harness.experiment.preparation.base_fit import FitQuery, examine_base, ways
 from harness.models import memory
-from harness.models.memory.shape import shape_of
+from harness.models.memory.shape import has_other_layers, shape_of
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,32 @@ def test_a_7b_model_in_fp16_with_and_without_checkpointing(llama):
         assert not way.fits
     fitting = {(way.name, way.checkpointing) for way in found.ways if way.fits}
     assert fitting == {("prompting", None), ("LoRA", True), ("QLoRA", True)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_rough"),
+    [("jamba", True), ("kimi_linear", True), ("falcon_h1", True), ("mamba", True), ("llama4_text", False)],
+)
+def test_of_a_family_whose_layers_are_not_all_attention_the_figures_of_adapters_are_said_to_be_rough(
+    kind, is_rough
+):
+    from transformers import CONFIG_MAPPING
+
+    written = json.loads(CONFIG_MAPPING[kind]().to_json_string())
+    assert has_other_layers(written) is is_rough
+
+
+def test_doctor_says_that_adapters_on_other_layers_are_counted_roughly(tmp_path):
+    config = {
+        **LLAMA_2_7B,
+        "layer_types": ["linear_attention"] * 24 + ["full_attention"] * 8,
+        "mamba_d_state": 16,
+    }
+    sizes = decoder(
+        layers=32, hidden=4096, inner=11008, heads=32, kv_heads=32, head_dim=128, vocabulary=32000, tied=False
+    )
+    found = examine_base(str(write_headers(tmp_path / "base", config, sizes)), FitQuery(24.0))
+    assert "are rough for this family" in found.notes[0]
 
 
 def test_the_keys_of_a_prompt_are_those_of_all_its_tokens(llama):

@@ -278,6 +278,17 @@ def test_an_adapter_on_all_linear_layers_is_estimated_as_peft_makes_it(tmp_path,
     assert memory.lora_parameters(shape(source), 2) == pytest.approx(n_trained, rel=off)
 
 
+def test_the_shared_expert_of_each_layer_of_llama_4_is_counted(tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    source = resolve(str(save(tmp_path, FAMILIES["Llama-4"])))
+    config = LoraConfig(r=2, target_modules="all-linear", exclude_modules=r".*\.router")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(source.path), config)
+    n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert memory.lora_parameters(shape(source), 2) == n_trained
+
+
 def test_families_whose_experts_peft_adapts_unasked_are_those_of_its_table():
     from peft.utils import transformers_weight_conversion as table
     from transformers import CONFIG_MAPPING

@@ -24,6 +24,7 @@ from harness.models.memory.shape import (
     UNPACKED,
     Shape,
     complete_config,
+    has_other_layers,
     packed_bits,
     quantization_method,
     shape_of,
@@ -113,7 +114,7 @@ def examine_base(name: str, asked: FitQuery) -> BaseFit:
         step = "the config.json that was published with the weights"
         raise UserError(Problem(f"--base {name}", found, "the experts that config.json names", step))
     quantized = quantization_method(config)
-    notes = tuple(_notes(quantized))
+    notes = tuple(_notes(quantized, is_rough=has_other_layers(config)))
     return BaseFit(
         name, sum(counted.values()), shape.active, shape, asked, ways(shape, asked, quantized), notes
     )
@@ -131,8 +132,13 @@ def _unusable(asked: FitQuery) -> Iterator[Problem]:
         yield Problem("--gpus", found, "a row for each card, which share them", f"--batch {asked.gpus}")
 
 
-def _notes(quantized: str) -> Iterator[str]:
-    """Yield what to know of files that are quantised."""
+def _notes(quantized: str, *, is_rough: bool) -> Iterator[str]:
+    """Yield what to know of files that are quantised, and of layers that are no attention."""
+    if is_rough:
+        yield (
+            "some of its layers are no attention, and adapters are counted as if they were: the figures of LoRA"
+            " and QLoRA are rough for this family, of which up to three times as much may be trained"
+        )
     if quantized:
         yield (
             f"its files are quantised ({quantized}), and take the memory of their headers; QLoRA and "

@@ -79,6 +79,8 @@ EXPERTS_ADAPTED = (
     "longcat_flash", "mellum", "minimax", "minimax_m2", "mixtral", "olmoe", "qwen3_moe", "qwen3_next",
     "qwen3_omni_moe", "qwen3_omni_moe_text", "qwen3_omni_moe_thinker", "solar_open",
 )  # fmt: skip
+# Families with one shared expert in each layer, as wide as the others, that no key names.
+_SHARING_ONE = ("llama4", "llama4_text")
 
 
 class Shape(NamedTuple):
@@ -179,6 +181,17 @@ def _keeping(said: Mapping[str, Any]) -> float:
     return sum(keys[: len(keys) - shared]) / widest if widest else 1.0
 
 
+def has_other_layers(config: Mapping[str, Any]) -> bool:
+    """Tell whether some layers are no attention, such as a state space: an adapter on them is another one."""
+    said = complete_config(config)
+    kinds = said.get("layer_types")
+    is_other = isinstance(kinds, list) and not set(kinds).isdisjoint(_KEEPING_NOTHING)
+    has_states = any(
+        name.startswith(("mamba_", "ssm_")) for name in (*config, *_section(config, "text_config"))
+    )
+    return is_other or has_states or said.get("num_attention_heads") == 0
+
+
 def _each(said: Any, n_layers: int) -> list[Any]:
     """Return what is said of each layer, 1 where nothing is."""
     return said if isinstance(said, list) and len(said) == n_layers else [said or 1] * n_layers
@@ -202,6 +215,7 @@ def _experts(
     adapted = n_experts if said.get("model_type") in EXPERTS_ADAPTED else 0
     shared = int(said.get("num_shared_experts") or 0) * width
     shared = int(said.get("shared_expert_intermediate_size") or 0) or shared
+    shared = width if said.get("model_type") in _SHARING_ONE else shared
     in_all = n_experts * of_each if counted is None else counted
     return in_all, in_all * max(0, n_experts - of_a_token) / n_experts, adapted, width, shared
 
