@@ -136,7 +136,7 @@ def _notes(quantized: str, *, is_rough: bool) -> Iterator[str]:
     """Yield what to know of files that are quantised, and of layers that are no attention."""
     if is_rough:
         yield (
-            "some of its layers are no attention, and adapters are counted as if they were: the figures of LoRA"
+            "some of its layers are no attention, and adapters are counted as if they were: figures of LoRA"
             " and QLoRA are rough for this family, of which up to three times as much may be trained"
         )
     if quantized:
