@@ -193,7 +193,11 @@ def test_everything_of_ours_that_cells_were_seen_to_run_is_in_their_closures():
 
 
 def seen_to_run(cell) -> set[tuple[str, str]]:
-    """Simulate one draw; name the functions and methods of ours that ran, by module, but for plugins."""
+    """Simulate one draw; name the functions and methods of ours that ran, by module, but for plugins.
+
+    Methods are declared beforehand: what a module runs at its import is no part of a draw.
+    """
+    plugins.methods(trains=True)
     codes: set[CodeType] = set()
 
     def note(frame: FrameType, event: str, argument: object) -> None:
