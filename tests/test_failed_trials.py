@@ -34,7 +34,7 @@ def folders(path):
 
 @pytest.mark.e2e
 @pytest.mark.parametrize(
-    "tried", ["sweep: {max_length: [2, 200, 190]}", "search: {max_length: [2, 200, 190]}\n    trials: 6"]
+    "tried", ["sweep: {max_length: [8, 200, 190]}", "search: {max_length: [8, 200, 190]}\n    trials: 6"]
 )
 def test_what_cannot_be_trained_is_a_failed_trial_and_the_others_are_chosen_among(tiny, tmp_path, tried):
     path = written(tmp_path, tiny, tried)
@@ -43,9 +43,9 @@ def test_what_cannot_be_trained_is_a_failed_trial_and_the_others_are_chosen_amon
     assert found.state == "done"
     trials = found.training.sweep
     assert len(trials) == (3 if "sweep" in tried else 6)
-    failed = [one for one in trials if one.params["max_length"] == 2]
+    failed = [one for one in trials if one.params["max_length"] == 8]
     assert failed
-    assert all(one.validation is None and "2 tokens" in one.error for one in failed)
+    assert all(one.validation is None and "8 tokens" in one.error for one in failed)
     assert all(one.validation is not None and not one.error for one in trials if one not in failed)
     assert failed[0].error in markdown(experiment_document(report))
     before = folders(path)
@@ -58,12 +58,12 @@ def test_what_cannot_be_trained_is_a_failed_trial_and_the_others_are_chosen_amon
 
 @pytest.mark.e2e
 def test_a_candidate_of_failed_trials_alone_fails_with_their_reasons_and_is_tried_again(tiny, tmp_path):
-    path = written(tmp_path, tiny, "sweep: {max_length: [2, 3]}")
+    path = written(tmp_path, tiny, "sweep: {max_length: [8, 9]}")
     failed = fact(tiny_experiment.run(path))
     assert failed.state == "failed"
-    assert "every trial failed: max_length 2: " in failed.error
-    assert "; max_length 3: " in failed.error
-    other = written(tmp_path, tiny, "sweep: {max_length: [2, 200]}")
+    assert "every trial failed: max_length 8: " in failed.error
+    assert "; max_length 9: " in failed.error
+    other = written(tmp_path, tiny, "sweep: {max_length: [8, 200]}")
     assert fact(tiny_experiment.run(other)).state == "done"
 
 
