@@ -22,13 +22,14 @@ pytestmark = pytest.mark.weekly
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "reports" / "real_trainings.json"
-LOOP = "max_steps: 4, per_device_train_batch_size: 4, warmup_steps: 0"
-DRAWN = "r: 8, num_generations: 4, max_completion_length: 12, learning_rate: 1.0e-4"
+OF_STEP = "per_device_train_batch_size: 4, warmup_steps: 0"
+LOOP = f"max_steps: 4, {OF_STEP}"
+DRAWN = f"max_steps: 2, {OF_STEP}, r: 8, num_generations: 4, max_completion_length: 12, learning_rate: 1.0e-4"
 TRAININGS = {
     "spectrum": f"{{method: spectrum, params: {{share: 0.1, {LOOP}}}}}",
     "bottleneck": f"{{method: bottleneck, params: {{{LOOP}}}}}",
-    "grpo": f"{{method: grpo, reward: token_f1, params: {{{DRAWN}, {LOOP}}}}}",
-    "rloo": f"{{method: rloo, reward: token_f1, params: {{{DRAWN}, {LOOP}}}}}",
+    "grpo": f"{{method: grpo, reward: token_f1, params: {{{DRAWN}}}}}",
+    "rloo": f"{{method: rloo, reward: token_f1, params: {{{DRAWN}}}}}",
     "kto": f"{{method: kto, params: {{r: 8, learning_rate: 1.0e-4, {LOOP}}}}}",
     "embedding": "{method: embedding}",
     "ewc": f"{{method: lora, params: {{r: 8, {LOOP}}}, "
@@ -96,7 +97,7 @@ def test_a_training_on_the_embedded_model_is_opened_again_and_answers(name, tmp_
     assert all(map(math.isfinite, loss))
     assert bool(loss) == (name not in WITHOUT_LOSS)
     if loss:
-        assert training.n_steps == 4
+        assert f"max_steps: {training.n_steps}" in TRAININGS[name]
         assert training.n_trainable > 0
 
     compared = facts(harness.compare(path))  # on more items, by the weights that lie in the folder
