@@ -140,6 +140,16 @@ def test_folds_go_with_one_seed_with_the_target_alone_and_without_win_rates():
         )
 
 
+@pytest.mark.parametrize("metrics", [["judge:./rubric.yaml"], ["entailment:minilm", "exact_match"]])
+def test_folds_go_with_a_judges_metric_only_where_it_may_decide_uncorrected(metrics):
+    target = {"name": "t", "data": {"all": "a.jsonl", "folds": 5}, "metrics": metrics}
+    experiment = {"name": "e", "target": target, "candidates": {"prompt": {}}}
+    with pytest.raises(ValidationError, match="labels of people do not correct in folds"):
+        Experiment.model_validate(experiment)
+    Experiment.model_validate({**experiment, "gate": {"uncalibrated_judge": "allow"}})
+    Experiment.model_validate({**experiment, "target": {**target, "metrics": ["exact_match", *metrics[:1]]}})
+
+
 def test_the_variance_between_folds_is_that_of_a_mean_over_clusters():
     # By hand: d̄ = 0.3; Σ (1/4)² (d − d̄)² · 4/3 = 0.05 / 16 · 4/3.
     variance = stats.fold_variance([0.2, 0.4, 0.2, 0.4], [8, 8, 8, 8])

@@ -271,6 +271,16 @@ def test_labels_of_the_answers_that_did_not_change_are_no_sample_of_a_new_candid
     assert correct_estimate(JUDGE, estimate := comparison.estimate(JUDGE, second), second, latest) == estimate
 
 
+def test_labels_correct_no_answers_of_folds(long_winded):
+    (short, long), _, labels = long_winded
+    latest = latest_labels([labels], JUDGE.name)
+    dealt = [replace(row, fold=i % 5 + 1) for i, row in enumerate(long)]
+    own = comparison.compare_rows(JUDGE, short, dealt)
+    assert correct_comparison(JUDGE, own, short, dealt, latest) == own
+    assert correct_estimate(JUDGE, estimate := comparison.estimate(JUDGE, dealt), dealt, latest) == estimate
+    assert calibrate(JUDGE, {"short": short, "long": dealt}, [("long", "short")], [labels]) is None
+
+
 def test_a_judge_that_people_refute_on_test_does_not_choose_on_validation(long_winded):
     (short, long), _, labels = long_winded
     latest = latest_labels([labels], JUDGE.name)

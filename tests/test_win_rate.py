@@ -134,10 +134,21 @@ def test_too_few_ratings_leave_a_judges_rate_open_and_pairs_that_nobody_judged_t
     [((0.7, 0.6, 0.8), "pass"), ((0.6, 0.5, 0.7), "inconclusive"), ((0.4, 0.3, 0.5), "fail")],
 )
 def test_a_win_rate_passes_and_fails_by_its_whole_interval(found, outcome):
-    wins = wins_by_people("prompt", PAIRS, {ITEMS[0]: 1.0})._replace(rate=Estimate(*found, 200))
+    wins = wins_by_people("prompt", PAIRS, dict.fromkeys(ITEMS[:10], 1.0))._replace(
+        rate=Estimate(*found, 200)
+    )
     facts = TargetFacts(Estimate(0.5, 0.4, 0.6, 200), None, wins=wins)
     assert target_rule(facts, GOAL).outcome == outcome
     assert (target_p(facts, GOAL.target) < 0.025) == (outcome == "pass")
+
+
+def test_fewer_ratings_of_people_than_the_decision_needs_pass_no_gate():
+    few = wins_by_people("prompt", PAIRS, dict.fromkeys(ITEMS[:7], 1.0))
+    assert few.rate.low > 0.55
+    rule = judged(few)
+    assert rule.outcome == "inconclusive"
+    assert "rests on 7 ratings of people; it takes 3 more ratings" in rule.sentence
+    assert judged(wins_by_people("prompt", PAIRS, dict.fromkeys(ITEMS[:10], 1.0))).outcome == "pass"
 
 
 def test_a_judges_score_that_needs_labels_does_not_hold_up_a_win_rate_by_people():

@@ -1,7 +1,8 @@
 """Corrected comparison: a judge's score and paired difference with people's labels joined to them.
 
 Invariant: nothing is corrected but where each arm has a hundred labels of its own answers, or as many as it
-has graded items, those of a difference on the same ones. A failed answer is a drawn item like any other, and
+has graded items, those of a difference on the same ones. Answers of folds are not: a correction would forget
+what the models of the folds differ by. A failed answer is a drawn item like any other, and
 its grade and label are both the worst there is: who fails is a part of the chance in a score.
 Source: `judge_correction`.
 """
@@ -41,7 +42,7 @@ def labels_missing(metric: str, labels: Labels, *arms: Rows) -> int:
 
 def correct_estimate(metric: Metric, found: Estimate, rows: Rows, labels: Labels) -> Estimate:
     """Return a judge's score corrected by labels, or the score as it is where they are too few."""
-    if not _is_corrected(metric) or labels_missing(metric.name, labels, rows):
+    if not _is_corrected(metric, rows) or labels_missing(metric.name, labels, rows):
         return found
     own = correct_score(_arms(metric, rows, rows, labels)[1])
     if own is None:
@@ -56,12 +57,10 @@ def correct_comparison(
 
     What is said of single items (`lost`, `gained`, `disagreement`, the valid ones) stays the judge's.
     """
-    if not _is_corrected(metric) or found.estimator == "identical":
+    if not _is_corrected(metric, base, new) or found.estimator == "identical":
         return found
     if labels_missing(metric.name, labels, base, new):
         return found
-    if any(row.fold for row in (*base, *new)):
-        return refuse(found, metric.range.span, "people's labels correct no answers of folds")
     old, now = _arms(metric, base, new, labels)
     both, one = (correct_difference(old, now, alpha) for alpha in (found.alpha, 2 * found.alpha))
     b, n = map(correct_score, (old, now))
@@ -79,8 +78,8 @@ def correct_comparison(
     )  # fmt: skip
 
 
-def _is_corrected(metric: Metric) -> bool:
-    return is_judge(metric.name) and is_correctable(metric)
+def _is_corrected(metric: Metric, *arms: Rows) -> bool:
+    return is_judge(metric.name) and is_correctable(metric, *arms)
 
 
 def _arms(metric: Metric, base: Rows, new: Rows, labels: Labels) -> tuple[GradedArm, GradedArm]:

@@ -131,9 +131,11 @@ def answer_digest(metric: str, row: SampleResult) -> str:
     return digest([metric, *asked, row.text])
 
 
-def is_correctable(metric: Metric) -> bool:
-    """Tell whether a metric is the mean of one number an item, in [0, 1]."""
+def is_correctable(metric: Metric, *arms: Iterable[SampleResult]) -> bool:
+    """Tell whether a metric is the mean of one number an item, in [0, 1], its answers not those of folds."""
     if len(metric.parts) != 1 or not (0 <= metric.bounds[0] < metric.bounds[1] <= 1):
+        return False
+    if any(row.fold for rows in arms for row in rows):
         return False
     parts, weights = np.linspace(*metric.bounds, 5)[:, None], np.arange(1.0, 6.0)
     return bool(np.isclose(metric.aggregate(parts, weights), np.average(parts[:, 0], weights=weights)))
@@ -197,10 +199,10 @@ def calibrate(
 ) -> MetricCalibration | None:
     """Put a metric's scores of several arms beside people's labels; `pairs` are (new, base) by name.
 
-    None where no answer has a label, or the metric cannot be corrected.
+    None where no answer has a label, or the metric cannot be corrected, as in folds.
     """
     labels = latest_labels(found, metric.name)
-    if not labels or not is_correctable(metric):
+    if not labels or not is_correctable(metric, *arms.values()):
         return None
     scored = {name: scored_rows(metric.name, rows) for name, rows in arms.items()}
     passes = all(label in (0, 1) for of in _by_rater(found, metric.name).values() for label in of.values())

@@ -110,6 +110,12 @@ class Experiment(Spec):
                 f"folds: {self.target.data.folds}, and gate.target.win_rate: its interval would forget what "
                 "the models of the folds differ by; set gate.target.gain or min, or name a file of test rows"
             )
+        if self.target.data.folds and self.target.is_judged and self.gate.uncalibrated_judge == "refuse":
+            yield (
+                f"folds: {self.target.data.folds}, and {self.target.primary_metric}, a judge's metric, which "
+                "labels of people do not correct in folds; name another primary metric, or a file of test "
+                "rows, or set gate.uncalibrated_judge: allow"
+            )
 
     @property
     def tasks(self) -> tuple[Task, ...]:

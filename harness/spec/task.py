@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from harness.spec.values import Kind, Margin, Role, Spec, metric_name, rule
+from harness.spec.values import ENTAILMENT, JUDGE, Kind, Margin, Role, Spec, metric_name, rule
 
 
 class ItemLimits(Spec):
@@ -194,6 +194,14 @@ class Task(Spec):
     def primary_metric(self) -> str:
         """The short name of the metric that decides: `primary`, else the first of `metrics`."""
         return metric_name(self.primary or self.metrics[0])
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether another model computes the metric that decides."""
+        return any(
+            metric_name(written) == self.primary_metric and written.startswith((JUDGE, ENTAILMENT))
+            for written in self.metrics
+        )
 
 
 class Suite(Spec):

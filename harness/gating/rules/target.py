@@ -86,6 +86,10 @@ def _describe_unrated(wins: Wins | None, wanted: float) -> str:
         return (
             f"target: {asked}, and nobody rated answers beside those of {wins.over} (harness dashboard, Rate)"
         )
+    if wins.by == PEOPLE and wins.lacking:
+        rated = formatting.pluralize(wins.n_ratings, "rating")
+        more = formatting.pluralize(wins.lacking, "more rating")
+        return f"target: {asked} rests on {rated} of people; it takes {more} (harness dashboard, Rate)"
     return "" if wins.rate else f"target: {asked}, and {wins.by} graded no pairs yet (harness compare)"
 
 
