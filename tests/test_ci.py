@@ -132,3 +132,11 @@ def test_what_a_step_leaves_running_is_ended_before_the_next_step(project, tmp_p
     left = int((tmp_path / "pid").read_text())
     assert done.returncode == 0, done.stdout + done.stderr
     assert not Path(f"/proc/{left}/cmdline").exists() or not Path(f"/proc/{left}/cmdline").read_text()
+
+
+def test_a_run_inside_a_step_of_another_run_ends_none_of_that_runs_processes(project, tmp_path):
+    project()
+    shutil.copytree(tmp_path, tmp_path / "inner")
+    done = project(compare="inner/.ci/run >/dev/null; echo the outer step goes on")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\nthe outer step goes on\n" in done.stdout
