@@ -1,30 +1,88 @@
-"""Time limit of a test session: once it is over no test starts, and what is left is counted as not run."""
+"""Time limit of a test session: once it is over no test starts, and the one under way ends; both count as not run."""
 
+import contextlib
+import signal
 import time
 
 import pytest
 
 _STARTED = time.monotonic()
+_AGAIN_S = 5.0
+_MARK = ("not run", True)
+
+
+class TimeIsOver(BaseException):
+    """The end of a session's time; no `except Exception` of what is under test takes it for a failure."""
 
 
 def pytest_addoption(parser):
-    parser.addoption("--minutes", type=float, help="start no test after so many minutes; 0 starts none")
+    parser.addoption("--minutes", type=float, help="let tests run for so many minutes; 0 starts none")
+
+
+def _left_s(config):
+    """Return the seconds left; None where no limit is set."""
+    minutes = config.getoption("--minutes")
+    return None if minutes is None else 60 * minutes - (time.monotonic() - _STARTED)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item):
     """Report a test as not run where the time is over; otherwise leave it to pytest."""
-    minutes = item.config.getoption("--minutes")
-    if minutes is None or time.monotonic() - _STARTED < 60 * minutes:
+    left = _left_s(item.config)
+    if left is None or left > 0:
         return None
-    mark = [("not run", True)]
-    report = pytest.TestReport(item.nodeid, item.location, {}, "passed", None, "call", user_properties=mark)
+    report = pytest.TestReport(
+        item.nodeid, item.location, {}, "passed", None, "call", user_properties=[_MARK]
+    )
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
 
 
+def _end(*_):
+    raise TimeIsOver
+
+
+@contextlib.contextmanager
+def _timer(config):
+    """Raise `TimeIsOver` when the time is over, and again for as long as something catches it."""
+    left = _left_s(config)
+    if left is None:
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, _end)
+    signal.setitimer(signal.ITIMER_REAL, max(left, 1e-3), _AGAIN_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item):
+    with _timer(item.config):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item):
+    with _timer(item.config):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """Count a failure after the end of the time as a test that was not run, whatever the interrupted test made of it."""
+    report = yield
+    left = _left_s(item.config)
+    if report.failed and left is not None and left <= 0:
+        report.outcome, report.longrepr = "skipped", None
+        report.user_properties.append(_MARK)
+    return report
+
+
 def pytest_report_teststatus(report):
     """Count a test that was not run apart from those that passed."""
-    return ("not run", "-", "NOT RUN") if ("not run", True) in map(tuple, report.user_properties) else None
+    return ("not run", "-", "NOT RUN") if _MARK in map(tuple, report.user_properties) else None
