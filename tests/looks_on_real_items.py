@@ -92,11 +92,7 @@ def sampled(halves: Sequence[Half], n: int, alphas: Sequence[float], rng: np.ran
             break
     sizes = [WHOLE[name] for name in BENCHMARKS]
     whole = judged(changes(halves, sizes, rng), sizes, ALPHA)
-    return (
-        Outcome(full, n * len(halves)),
-        Outcome(verdict, size * len(halves)),
-        Outcome(whole, sum(sizes)),
-    )
+    return (Outcome(full, n * len(halves)), Outcome(verdict, size * len(halves)), Outcome(whole, sum(sizes)))
 
 
 def plan_of(disagreement: float, passed: Sequence[float]) -> sampling.SamplingPlan:

@@ -45,10 +45,7 @@ def printed(report):
 
 
 def report(facts, **changes):
-    fields = {
-        "ablations": ablations(facts, pair, means),
-        "seeds": summarize_seeds(facts),
-    }
+    fields = {"ablations": ablations(facts, pair, means), "seeds": summarize_seeds(facts)}
     return ExperimentReport("e", "m", "exact_match", tuple(facts), **(fields | changes))
 
 

@@ -27,10 +27,7 @@ def prepared(folder, model, params):
         ("{method: lora, params: {target_parameters: [nope]}}", "target_parameters: nope"),
         ("{method: lora, params: {target_modules: [nope]}}", "nope"),
         ("{method: lora, params: {target_modules: '('}}", "unterminated"),
-        (
-            "{method: lora, params: {r: 2}, sweep: {target_modules: [[q_proj], [gone]]}}",
-            "gone",
-        ),
+        ("{method: lora, params: {r: 2}, sweep: {target_modules: [[q_proj], [gone]]}}", "gone"),
         ("{method: peft, params: {peft_type: LORA, target_parameters: [nope]}}", "target_parameters: nope"),
     ],
 )

@@ -27,11 +27,7 @@ def test_suites_are_listed_with_role_and_tasks(folder):
 def test_tasks_are_listed_with_their_suite(folder):
     assert {
         name: text.partition(":")[0] for name, text in list_purposes("tasks", folder / "suites").items()
-    } == {
-        "sums": "other",
-        "capitals": "other",
-        "tiny": "tiny",
-    }
+    } == {"sums": "other", "capitals": "other", "tiny": "tiny"}
 
 
 def test_where_there_are_no_suites_those_of_the_package_are_listed(tmp_path):

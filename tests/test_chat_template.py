@@ -60,10 +60,7 @@ def test_chat_without_a_template_is_refused_with_what_to_write(tmp_path, base):
 @pytest.mark.parametrize(
     ("name", "written"),
     [
-        (
-            "chatml",
-            f"<s>{CHATML}",
-        ),
+        ("chatml", f"<s>{CHATML}"),
         ("alpaca", "<s>Be short.\n\n### Instruction:\nWhich day is it?\n\n### Response:\n"),
     ],
 )

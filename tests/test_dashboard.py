@@ -300,11 +300,7 @@ def rewritten(folder, run_id, as_id=None, **changes):
 
 @pytest.mark.parametrize(
     ("facet", "changes"),
-    [
-        ("experiment", {"experiment": "other"}),
-        ("model", {"base_model": "larger"}),
-        ("seed", {"seed": 7}),
-    ],
+    [("experiment", {"experiment": "other"}), ("model", {"base_model": "larger"}), ("seed", {"seed": 7})],
 )
 def test_the_leaderboard_is_filtered_by(opened, tmp_path, facet, changes):
     fake_project.write(tmp_path, with_report=False)

@@ -419,12 +419,7 @@ def test_a_malformed_file_is_refused_at_its_line(tmp_path, content, where, found
 
 @pytest.mark.parametrize(
     ("codec", "name"),
-    [
-        ("utf-16", "UTF-16"),
-        ("utf-16-le", "UTF-16LE"),
-        ("utf-16-be", "UTF-16BE"),
-        ("utf-32", "UTF-32"),
-    ],
+    [("utf-16", "UTF-16"), ("utf-16-le", "UTF-16LE"), ("utf-16-be", "UTF-16BE"), ("utf-32", "UTF-32")],
 )
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_file_in_utf16_is_refused_with_the_command_that_converts_it(

@@ -9,16 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from edited_rows import (
-    ASKED,
-    asked_rows,
-    done,
-    jsonl,
-    manifest,
-    read,
-    refused,
-    rows_of,
-)
+from edited_rows import ASKED, asked_rows, done, jsonl, manifest, read, refused, rows_of
 
 from harness.data import readers
 from harness.data.edit import Edit, EditedRow, save

@@ -30,13 +30,7 @@ from harness.spec import DecidePolicy, Need, Task
 
 
 def decided(
-    facts,
-    *,
-    closed_labels=True,
-    has_documents=False,
-    metric="exact_match",
-    curve=None,
-    **policy,
+    facts, *, closed_labels=True, has_documents=False, metric="exact_match", curve=None, **policy
 ) -> Decision:
     return decide(
         facts,

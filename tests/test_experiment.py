@@ -75,13 +75,7 @@ def test_all_candidates_answer_the_same_items_of_every_task(finished):
             asked.setdefault(task, set()).add(ids)
     assert {task: len(orders) for task, orders in asked.items()} == dict.fromkeys(asked, 1)
     assert len(next(iter(asked["letters/test"]))) == 12
-    assert set(asked) == {
-        "letters/test",
-        "letters/validation",
-        "sums/test",
-        "facts/test",
-        "prose/test",
-    }
+    assert set(asked) == {"letters/test", "letters/validation", "sums/test", "facts/test", "prose/test"}
 
 
 def test_candidates_with_the_bases_weights_share_its_capability_rows(finished):

@@ -20,10 +20,7 @@ def world(seed, n, longer_share, size):
     noise = draw.choice([-1.0, 0.0, 0.0, 1.0], n)
     return (
         noise + 0.3 + FAVOUR * np.where(longer, 1, -1) + shared,
-        (
-            np.full(n, 100),
-            np.where(longer, 150, 70),
-        ),
+        (np.full(n, 100), np.where(longer, 150, 70)),
         cluster,
     )
 

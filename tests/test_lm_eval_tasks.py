@@ -168,10 +168,7 @@ def test_a_pair_is_flagged_where_its_tokens_do_not_begin_with_those_of_the_conte
     encoders, context, continuation
 ):
     ours, theirs = encoders
-    encoded, whole = (
-        encode_pair(ours, context, continuation),
-        theirs.tok_encode(context + continuation),
-    )
+    encoded, whole = (encode_pair(ours, context, continuation), theirs.tok_encode(context + continuation))
     before = theirs.tok_encode(context.rstrip())
     assert encoded.merged == (whole[: len(before)] != before)
 

@@ -263,10 +263,7 @@ def test_a_shard_that_the_index_names_and_that_is_missing_is_said(tmp_path):
     (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
     shards = {"w": "model-00001-of-00002.safetensors", "v": "model-00002-of-00002.safetensors"}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-    for refuse in (
-        lambda: examine_base(str(tmp_path), FitQuery(24.0)),
-        lambda: hub.resolve(str(tmp_path)),
-    ):
+    for refuse in (lambda: examine_base(str(tmp_path), FitQuery(24.0)), lambda: hub.resolve(str(tmp_path))):
         with pytest.raises(UserError, match=r"no model-00002-of-00002\.safetensors, which"):
             refuse()
     (tmp_path / "model.safetensors.index.json").write_text("{")

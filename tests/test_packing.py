@@ -25,10 +25,7 @@ def fitted(tiny, folder, method, params):
 
 @pytest.mark.parametrize(
     ("method", "own"),
-    [
-        pytest.param(lora, {"r": 2}, id="lora"),
-        pytest.param(full, {}, id="full", marks=pytest.mark.weekly),
-    ],
+    [pytest.param(lora, {"r": 2}, id="lora"), pytest.param(full, {}, id="full", marks=pytest.mark.weekly)],
 )
 def test_packed_rows_have_the_losses_of_rows_alone(tiny, tmp_path, method, own):
     alone = fitted(tiny, tmp_path / "alone", method, {**own, **ALONE})
@@ -118,10 +115,7 @@ def test_that_rows_were_not_packed_is_said_under_the_table():
         training=TrainingRecord(not_packed="would x"),
     )
     session = SimpleNamespace(
-        experiment=SimpleNamespace(
-            decide=SimpleNamespace(usd_per_million_tokens=None),
-            concurrency=None,
-        ),
+        experiment=SimpleNamespace(decide=SimpleNamespace(usd_per_million_tokens=None), concurrency=None),
         source=SimpleNamespace(weights_digest="b"),
         sources={},
         target=SimpleNamespace(

@@ -16,14 +16,7 @@ from pydantic import ValidationError
 from harness import plugins
 from harness.errors import UserError
 from harness.evaluation.rows.row_sets import prompting_digest
-from harness.prompting import (
-    PromptingContext,
-    compose,
-    index_sizes,
-    prompting_remarks,
-    question,
-    recall,
-)
+from harness.prompting import PromptingContext, compose, index_sizes, prompting_remarks, question, recall
 from harness.records import Document, Example
 from harness.spec import Recipe, Spec, Task, TaskData
 

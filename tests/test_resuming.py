@@ -115,12 +115,7 @@ def test_a_kill_in_the_only_epoch_loses_at_most_a_quarter_of_it(tiny, tmp_path):
 
 @pytest.mark.parametrize(
     "params",
-    [
-        {},
-        {"num_train_epochs": 2, "max_steps": 5},
-        {"max_steps": 1},
-        {"num_train_epochs": 9, **EARLY},
-    ],
+    [{}, {"num_train_epochs": 2, "max_steps": 5}, {"max_steps": 1}, {"num_train_epochs": 9, **EARLY}],
     ids=["epochs", "steps", "one step", "early stopping"],
 )
 def test_a_training_that_was_killed_after_its_last_step_makes_no_other(tiny, tmp_path, params):

@@ -27,12 +27,7 @@ KINDS = {
     ),
     "places": families.Kind(
         "GPTNeoConfig",
-        {
-            "num_layers": 2,
-            "num_heads": 4,
-            "attention_types": [[["global", "local"], 1]],
-            "window_size": 16,
-        },
+        {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 16},
         engine="padded",
     ),
 }

@@ -291,10 +291,7 @@ RUBRIC = "criteria: Short.\njudge: {base_url: http://localhost:1/v1, model: m}\n
         (f"answer: rank, decoding: {{{DRAWN}}}", "answer: rank, which draws nothing"),
         (f"method: classifier, decoding: {{{DRAWN}}}", "answers with a label"),
         (f"weights_of: bag, decoding: {{{DRAWN}}}", "answers with a label"),
-        (
-            f"{CHAT}, decoding: {{{DRAWN}, choose: best, by: mean_logprob}}",
-            "protocol: completions",
-        ),
+        (f"{CHAT}, decoding: {{{DRAWN}, choose: best, by: mean_logprob}}", "protocol: completions"),
         (f"decoding: {{{DRAWN}, choose: best, by: 'judge:./other.yaml'}}", "none of the target's metrics"),
         (f"decoding: {{{DRAWN}, choose: best, by: 'judge:./primary.yaml'}}", "is the primary metric"),
         (f"decoding: {{{DRAWN}, choose: best, by: 'judge:./gold.yaml'}}", "shows the judge the reference"),

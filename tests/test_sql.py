@@ -183,10 +183,7 @@ def test_each_trial_of_a_search_stands_in_its_table(store):
     pruned = {"params": {"r": 4}, "validation": 0.1, "pruned_at": 6, "points": [[6, 0.1]], "fit_key": "b"}
     stores.save_run(store, make_run("found", [], training={"wall_s": 3.0, "sweep": [whole, pruned]}))
     asked = "SELECT trial, params->>'r', validation, pruned_at, chosen, fit_key FROM trials ORDER BY trial"
-    assert stores.query(store, asked).rows == [
-        (1, "2", 0.5, None, True, "a"),
-        (2, "4", 0.1, 6, False, "b"),
-    ]
+    assert stores.query(store, asked).rows == [(1, "2", 0.5, None, True, "a"), (2, "4", 0.1, 6, False, "b")]
 
 
 def test_what_a_training_took_stands_in_its_table(store):

@@ -37,11 +37,7 @@ def test_a_fine_tune_on_texts_is_held_to_its_base_in_bits_per_byte(tiny, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("recipe", "found"),
-    [
-        ("{prompting: few_shot}", "prompting"),
-        ("{answer: rank}", "answer: rank"),
-    ],
+    ("recipe", "found"), [("{prompting: few_shot}", "prompting"), ("{answer: rank}", "answer: rank")]
 )
 def test_what_changes_a_prompt_is_refused_on_texts(tiny, tmp_path, recipe, found):
     path = experiment(tmp_path, tiny, f"  one: {recipe}\n")

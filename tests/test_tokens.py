@@ -103,9 +103,7 @@ def test_tokens_are_those_that_trl_makes(tmp_path, chat, adds_bos):
 
 
 @pytest.mark.parametrize(
-    ("method", "own"),
-    [(lora, {"lora_dropout": 0.2}), (dpo, {"lora_dropout": 0.2})],
-    ids=["lora", "dpo"],
+    ("method", "own"), [(lora, {"lora_dropout": 0.2}), (dpo, {"lora_dropout": 0.2})], ids=["lora", "dpo"]
 )
 def test_training_ends_with_the_same_weights_with_and_without_what_is_remembered(tiny, tmp_path, method, own):
     made = []

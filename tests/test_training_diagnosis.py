@@ -90,10 +90,7 @@ def along(*changes, half=0.02):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (
-            (-0.05, -0.06, -0.07, -0.08),
-            "forgets early: capability −5.0 [−7, −3] points at step 25 of 100",
-        ),
+        ((-0.05, -0.06, -0.07, -0.08), "forgets early: capability −5.0 [−7, −3] points at step 25 of 100"),
         ((0.0, -0.01, -0.03, -0.08), "forgets late: capability −8.0 [−10, −6] points at step 100"),
         ((0.0, -0.01, 0.0, -0.015), "is not seen to forget: capability −1.5 [−4, +1] points"),
     ],

@@ -11,19 +11,7 @@ import sys
 # In the order in which help lists the commands.
 # isort: off
 # ruff: noqa: F401
-from harness.cli import (
-    init,
-    doctor,
-    compare,
-    evaluate,
-    gate,
-    dashboard,
-    nightly,
-    rate,
-    rescue,
-    runs,
-    sql,
-)
+from harness.cli import init, doctor, compare, evaluate, gate, dashboard, nightly, rate, rescue, runs, sql
 from harness.cli.rows import data_check, data, data_augment, distill, pairs, propose_prompts
 
 # isort: on

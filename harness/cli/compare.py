@@ -70,8 +70,7 @@ def compare(
         bool, Option("Refuse to run where the items probably cannot show a margin.", env=True)
     ] = False,
     executor: Annotated[
-        str | None,
-        Option("Where trainings and evaluations run: in_process, local, ray or slurm.", env=True),
+        str | None, Option("Where trainings and evaluations run: in_process, local, ray or slurm.", env=True)
     ] = None,
     workers: Annotated[int | None, Option("Workers at once, at most.", env=True, min=1)] = None,
     threads: Annotated[int | None, Option("Threads of each worker.", env=True, min=1)] = None,

@@ -33,12 +33,7 @@ _SETTINGS = {
 }
 
 
-@verb(
-    app,
-    "harness dashboard",
-    "harness dashboard -c tickets/harness.yaml --port 8502",
-    heading=EXPERIMENT,
-)
+@verb(app, "harness dashboard", "harness dashboard -c tickets/harness.yaml --port 8502", heading=EXPERIMENT)
 def dashboard(
     config: Config = CONFIG,
     host: Annotated[

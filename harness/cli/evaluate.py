@@ -8,16 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from harness.cli.app import EXPERIMENT, app, print_json, print_scores, say
-from harness.cli.options import (
-    RUNS,
-    Argument,
-    ExperimentFile,
-    Json,
-    Option,
-    Precision,
-    RunsFolder,
-    verb,
-)
+from harness.cli.options import RUNS, Argument, ExperimentFile, Json, Option, Precision, RunsFolder, verb
 from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:

@@ -135,12 +135,7 @@ def _cumulative_text(loss: list[float]) -> str:
     return f"{points(*loss[:3])} pp against the first base, n = {count(loss[3])}" if loss else ""
 
 
-@verb(
-    app,
-    "harness promote lora",
-    'harness promote lora --force --reason "tested by hand"',
-    heading=RELEASE,
-)
+@verb(app, "harness promote lora", 'harness promote lora --force --reason "tested by hand"', heading=RELEASE)
 def promote(
     run: Annotated[str, Argument("A run's id, or a candidate (its best seed on validation).")],
     at: ExperimentFile,
@@ -196,8 +191,7 @@ def regressions_add(
 
 @verb(regressions_app, "harness regressions confirm lora", name="confirm")
 def regressions_confirm(
-    run: Annotated[str, Argument("The run whose lost pinned items are in doubt.")],
-    config: Config = CONFIG,
+    run: Annotated[str, Argument("The run whose lost pinned items are in doubt.")], config: Config = CONFIG
 ) -> None:
     """Score a run's pinned items again in fp32.
 

@@ -12,16 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.app import RELEASE, group, print_result, print_value, say
-from harness.cli.options import (
-    CONFIG,
-    Argument,
-    Config,
-    ExperimentFile,
-    Json,
-    Option,
-    config_option,
-    verb,
-)
+from harness.cli.options import CONFIG, Argument, Config, ExperimentFile, Json, Option, config_option, verb
 from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:

@@ -185,8 +185,7 @@ DryAsking = Annotated[bool, Option("Print what would be asked and its highest co
 Temperature = Annotated[float, Option("Sampling temperature; 0 is greedy.", min=0)]
 TopP = Annotated[float, Option("Nucleus sampling: the likeliest tokens with this probability in sum.")]
 AnswerTokens = Annotated[
-    int | None,
-    Option("Tokens of an answer, at most; by default as the target.", "--max-new-tokens", min=1),
+    int | None, Option("Tokens of an answer, at most; by default as the target.", "--max-new-tokens", min=1)
 ]
 MaxCost = Annotated[float | None, Option("Budget in USD; no request is sent that could exceed it.", min=0)]
 

@@ -15,12 +15,7 @@ rate_app = group("rate", ROWS, "Let people label or compare answers, blind, in C
 File = Annotated[Path, Argument("The file of answers and labels.", "FILE.csv")]
 
 
-@verb(
-    rate_app,
-    "harness rate export labels.csv",
-    "harness rate export pairs.csv --pairs",
-    name="export",
-)
+@verb(rate_app, "harness rate export labels.csv", "harness rate export pairs.csv --pairs", name="export")
 def rate_export(
     file: File,
     at: ExperimentFile,

@@ -78,11 +78,7 @@ def runs_diff(
 
 
 @verb(
-    runs_app,
-    "harness runs rm RUN",
-    "harness runs rm --unused",
-    "harness runs rm --unused --yes",
-    name="rm",
+    runs_app, "harness runs rm RUN", "harness runs rm --unused", "harness runs rm --unused --yes", name="rm"
 )
 def runs_rm(
     run_id: Annotated[str | None, Argument("A run's id.", "RUN")] = None,

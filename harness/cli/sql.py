@@ -19,12 +19,7 @@ if TYPE_CHECKING:
 _WIDEST = 60  # characters of a cell
 
 
-@verb(
-    app,
-    "harness sql --tables",
-    'harness sql "SELECT candidate, outcome FROM verdicts"',
-    heading=STORED,
-)
+@verb(app, "harness sql --tables", 'harness sql "SELECT candidate, outcome FROM verdicts"', heading=STORED)
 def sql(
     query: Annotated[str, Argument("One SELECT, in DuckDB's SQL.", "SELECT")] = "",
     tables: Annotated[bool, Option("List the tables with their columns, units and meanings.")] = False,

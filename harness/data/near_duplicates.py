@@ -109,10 +109,7 @@ class _Index(NamedTuple):
 
 
 def near_duplicates(
-    texts: Sequence[str],
-    *,
-    threshold: float = THRESHOLD,
-    same: Callable[[int, int], bool] | None = None,
+    texts: Sequence[str], *, threshold: float = THRESHOLD, same: Callable[[int, int], bool] | None = None
 ) -> list[DuplicateGroup]:
     """Group texts around the first of their kind: the others are at least `threshold` alike to it.
 
@@ -143,11 +140,7 @@ def near_duplicates(
 
 
 def nearest(
-    texts: Sequence[str],
-    reference: Sequence[str],
-    *,
-    threshold: float = THRESHOLD,
-    among: Sequence[str] = (),
+    texts: Sequence[str], reference: Sequence[str], *, threshold: float = THRESHOLD, among: Sequence[str] = ()
 ) -> list[TextMatch | None]:
     """Give for each text the most alike of `reference` (the first of several), or None below `threshold`.
 

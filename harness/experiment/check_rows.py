@@ -162,10 +162,7 @@ def check_target(task: Task, progress: Progress | None = None) -> Brief | None:
 
 
 def examine_target(
-    task: Task,
-    most: int = MOST_MODELLED,
-    embeddings: str | None = None,
-    progress: Progress | None = None,
+    task: Task, most: int = MOST_MODELLED, embeddings: str | None = None, progress: Progress | None = None
 ) -> CheckReport:
     """Check a task's training rows as the task reads them, held against its test rows.
 

@@ -47,8 +47,5 @@ METHOD = Method(
     hooks=("mix", "prepare", "penalty", "step", "select", "arguments", "smoothing"),
     data_parallel=True,
     loops=("training", "tokens", "sft"),
-    proposal=lambda situation: {
-        "sweep": sweep_of_all_parameters(situation.n_parameters),
-        "replay": 1.0,
-    },
+    proposal=lambda situation: {"sweep": sweep_of_all_parameters(situation.n_parameters), "replay": 1.0},
 )

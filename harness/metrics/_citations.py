@@ -35,10 +35,7 @@ _ENDS = re.compile(r"\[(\d{1,3})\]\s*[-–]\s*\[(\d{1,3})\]")
 _TAGGED = re.compile(r"<sup>([^<>]{1,80})</sup>")
 _PARENTHESES = re.compile(r"(?<=\S)(\s*)\(([^()\n]+)\)(?=(\s*(?:[.,;:!?。，；)]|\(|$))?)", re.MULTILINE)
 _LABELS = "sources?|references?|citations?|quellen?|fuentes?|fontes?|fonti|bron(?:nen)?|来源|出典"
-_SOURCE = re.compile(
-    rf"\(?(?<!\[)\b(?:{_LABELS})\s*[:：]\s*((?:[^\n.()]|\.(?=\S))+)\)?",
-    re.IGNORECASE,
-)
+_SOURCE = re.compile(rf"\(?(?<!\[)\b(?:{_LABELS})\s*[:：]\s*((?:[^\n.()]|\.(?=\S))+)\)?", re.IGNORECASE)
 _SEPARATOR = re.compile(r"[,;，；、]|\s+(?:and|&)\s+")
 _NAMED = re.compile(
     rf"((?:{_LABELS}|(?:passage|document|context)s?|docs?\.?|refs?\.?|cite)(?:\s*[:：]\s*|\s+|(?=[#\d])))?"

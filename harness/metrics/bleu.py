@@ -13,12 +13,7 @@ from harness.records import Example
 from harness.spec import Task
 
 _ORDERS = (1, 2, 3, 4)
-_NAMES = (
-    "hyp_len",
-    "ref_len",
-    *(f"correct{n}" for n in _ORDERS),
-    *(f"total{n}" for n in _ORDERS),
-)
+_NAMES = ("hyp_len", "ref_len", *(f"correct{n}" for n in _ORDERS), *(f"total{n}" for n in _ORDERS))
 
 
 def metric(task: Task) -> Metric:

@@ -415,10 +415,7 @@ class ChatCandidate(PromptEncoder):
 
 
 def _answers(
-    server: Server,
-    ask: Callable[[_Prompt], Output],
-    prompts: Sequence[tuple[int, ...]],
-    seeds: Sequence[int],
+    server: Server, ask: Callable[[_Prompt], Output], prompts: Sequence[tuple[int, ...]], seeds: Sequence[int]
 ) -> list[Output]:
     """Answer prompts; one that the server finds too long is an error row, as it is with a model in memory."""
     start = time.perf_counter()

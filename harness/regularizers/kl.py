@@ -15,15 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from harness.errors import CandidateFailed
-from harness.regularizers import (
-    GENERAL,
-    GeneralRow,
-    MixContext,
-    Mixture,
-    Penalty,
-    Start,
-    general_mixture,
-)
+from harness.regularizers import GENERAL, GeneralRow, MixContext, Mixture, Penalty, Start, general_mixture
 from harness.regularizers._strengths import rescue_by_strength
 from harness.spec import Spec
 

@@ -83,8 +83,7 @@ def _stored_tasks(folder: Path) -> list[Task]:
 
 def _pinned_task(task: Task, folder: Path) -> Task:
     data = TaskData(
-        train=task.data.train if task.num_fewshot else None,
-        test=str(folder / SUITE / f"{task.name}.jsonl"),
+        train=task.data.train if task.num_fewshot else None, test=str(folder / SUITE / f"{task.name}.jsonl")
     )
     kept = {k: v for k, v in task.model_dump().items() if k not in _KEPT_BACK}
     description = f"Items of {task.name} that a release lost once."

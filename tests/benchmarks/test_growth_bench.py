@@ -247,10 +247,7 @@ def test_the_page_of_growth_shows_a_picture_of_each_table(tmp_path):
     assert said == [f"{who}, items {n}: {s}" for who, of in SAID.items() for n, s in of.items()]
 
 
-SAID = {
-    "harness": {1: "0.1 s", 2: "0.2 s", 4: "0.4 s"},
-    "lm-eval": {1: "0.3 s", 2: "0.6 s", 4: "1.2 s"},
-}
+SAID = {"harness": {1: "0.1 s", 2: "0.2 s", 4: "0.4 s"}, "lm-eval": {1: "0.3 s", 2: "0.6 s", 4: "1.2 s"}}
 
 
 def test_the_items_of_growth_have_as_many_choices_and_shots_as_asked_for():

@@ -22,8 +22,7 @@ _SEEN = 1_000  # rows by which the columns of a file are recognised
 
 File = Annotated[str, Argument("The rows: JSON Lines, JSON, CSV, Parquet, or hub:owner/name.")]
 Out = Annotated[
-    Path | None,
-    Option("The new file; its suffix sets the format. A manifest is written beside it."),
+    Path | None, Option("The new file; its suffix sets the format. A manifest is written beside it.")
 ]
 
 
@@ -197,11 +196,7 @@ def data_split(
     print_saved(save_split(edit, found, out or Path(), row_suffix(file) or ".jsonl"), as_json)
 
 
-@verb(
-    data_app,
-    "harness data mix tickets.jsonl chats.jsonl --weights 0.7,0.3 --out mixed.jsonl",
-    name="mix",
-)
+@verb(data_app, "harness data mix tickets.jsonl chats.jsonl --weights 0.7,0.3 --out mixed.jsonl", name="mix")
 def data_mix(
     files: Annotated[list[str], Argument("Two files of rows or more.")],
     *,
@@ -238,11 +233,7 @@ def data_mix(
     _save(edit, mix(contents, mixture), out, as_json=as_json)
 
 
-@verb(
-    data_app,
-    "harness data sample clean.csv --rows 200 --balance label --out few.csv",
-    name="sample",
-)
+@verb(data_app, "harness data sample clean.csv --rows 200 --balance label --out few.csv", name="sample")
 def data_sample(
     file: File,
     n_rows: Annotated[int, Option("How many rows.", "--rows")],

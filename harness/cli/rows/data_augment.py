@@ -11,17 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from harness.cli.app import BY_A_MODEL, data_app, print_json, say
-from harness.cli.options import (
-    CONFIG,
-    Config,
-    DryRun,
-    ExperimentFile,
-    Json,
-    Option,
-    Seed,
-    Temperature,
-    verb,
-)
+from harness.cli.options import CONFIG, Config, DryRun, ExperimentFile, Json, Option, Seed, Temperature, verb
 from harness.cli.rows.data import (
     File,
     Out,
@@ -245,11 +235,7 @@ def _settings(url: str, endpoint: Endpoint) -> "Settings":
         raise UserError(Problem("--prices", repr(prices), expected, "such as 0.15,0.6"))
     try:
         settings = Settings(
-            base_url=url,
-            model=model,
-            protocol="chat",
-            api_key_env=api_key_env,
-            usd_per_million_tokens=priced,
+            base_url=url, model=model, protocol="chat", api_key_env=api_key_env, usd_per_million_tokens=priced
         )
     except ValidationError as error:
         found = error.errors()[0]

@@ -59,11 +59,7 @@ def data_distill(
     """
     from harness.cli.rows.data import print_saved
     from harness.data.edit import refuse_output, save
-    from harness.experiment.generated_rows.distilled_rows import (
-        Distillation,
-        distill_rows,
-        plan_distillation,
-    )
+    from harness.experiment.generated_rows.distilled_rows import Distillation, distill_rows, plan_distillation
 
     refuse_draws(temperature, top_p, greedy=True)
     if not dry_run:

@@ -40,8 +40,7 @@ def pairs_make(
     max_cost: Annotated[
         float | None,
         Option(
-            "Budget in USD for answers and a judge's grades; no request is sent that could exceed it.",
-            min=0,
+            "Budget in USD for answers and a judge's grades; no request is sent that could exceed it.", min=0
         ),
     ] = None,
     seed: Seed = 0,

@@ -52,10 +52,7 @@ def _in_other_words(
         encode=encode,
     )
     # dedup looks at words alone, so what only embeddings find is decided row by row.
-    for how, command in (
-        ("in other words", _without(test)),
-        ("by sense", _decide_beside(test)),
-    ):
+    for how, command in (("in other words", _without(test)), ("by sense", _decide_beside(test))):
         of = [o for o in found if (o.measure == "embeddings") == (how == "by sense")]
         pairs = [(left[o.training], test.entries[o.evaluated], o) for o in of]
         near = [f"{item.where} ({o.measure} {o.similarity:.2f})" for _, item, o in pairs]

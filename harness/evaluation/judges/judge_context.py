@@ -16,13 +16,7 @@ from harness.evaluation.judges.judge_prompts import judge_messages, orders
 from harness.evaluation.judges.planned_grades import passage_tokens
 from harness.evaluation.session import MeasuredTask, Session
 from harness.formatting import count
-from harness.models.hub import (
-    ModelSource,
-    context_length,
-    has_chat_template,
-    is_packed,
-    load_tokenizer,
-)
+from harness.models.hub import ModelSource, context_length, has_chat_template, is_packed, load_tokenizer
 from harness.models.tokenization import encode_all
 from harness.records import Example, PromptText
 

@@ -42,11 +42,7 @@ class EncodedRequest(NamedTuple):
 
 
 def answer(
-    candidate: Candidate,
-    instances: Sequence[Any],
-    encoded: Sequence[Encoded] = (),
-    *,
-    cut: bool = False,
+    candidate: Candidate, instances: Sequence[Any], encoded: Sequence[Encoded] = (), *, cut: bool = False
 ) -> list[RequestResponse | UnfitRequest]:
     """Answer requests of any of lm-eval's types, in order, which may be `encoded` already.
 

@@ -218,13 +218,7 @@ def parent_of(session: Session, run: Run, runs: Iterable[Run]) -> Run | None:
 
 
 def _step(
-    session: Session,
-    what: str,
-    new: str,
-    base: str,
-    own: RowsByTask,
-    old: RowsByTask,
-    judged: _VerdictTasks,
+    session: Session, what: str, new: str, base: str, own: RowsByTask, old: RowsByTask, judged: _VerdictTasks
 ) -> AttributionStep:
     answered = [m for m in session.suites if _both(m, old, own)]
     measured = [

@@ -52,11 +52,7 @@ def tracked_weights(candidate: ResolvedCandidate, weights: Weights) -> dict[int,
 
 
 def measure_points(
-    session: Session,
-    candidate: ResolvedCandidate,
-    weights: Weights,
-    seed: int,
-    base_rows: Mapping[str, str],
+    session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int, base_rows: Mapping[str, str]
 ) -> tuple[TrackedPoint, ...]:
     """Measure the points along a candidate's training, as far as that is not done yet.
 

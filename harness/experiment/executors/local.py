@@ -33,12 +33,7 @@ class LocalPool:
     """Worker processes, started when they are first needed; the log of each lies beside the assignment."""
 
     def __init__(
-        self,
-        file: Path,
-        n_workers: int | None,
-        threads: int,
-        device: str,
-        command: Sequence[str] = COMMAND,
+        self, file: Path, n_workers: int | None, threads: int, device: str, command: Sequence[str] = COMMAND
     ) -> None:
         self._file, self._threads, self._command = file, threads, command
         self._gpus = visible_gpus() if device == "cuda" else []

@@ -235,13 +235,7 @@ def _score(metric: Metric, example: Example, text: str) -> float | None:
     return None if parts is None else float(metric.aggregate(np.array([parts]), np.ones(1)))
 
 
-def _outcome(
-    task: Task,
-    row: Row,
-    answer: Output,
-    score: float | None,
-    asked: Distillation,
-) -> EditedRow:
+def _outcome(task: Task, row: Row, answer: Output, score: float | None, asked: Distillation) -> EditedRow:
     """Return the row with the teacher's answer, or why it has none."""
     if answer.finish_reason == "error":
         return drop(row, f"the teacher failed ({answer.error})" if answer.error else "the teacher failed")

@@ -38,14 +38,7 @@ Write a system text for a language model that has to do this task.
 The text says what to do, which form the answer has, and what to watch out for. Begin it with: {start}
 Reply with the system text alone."""
 # So that greedy texts differ too.
-_STARTS = (
-    "You are",
-    "Read",
-    "Your task is",
-    "Answer",
-    "Think about",
-    "Given",
-)
+_STARTS = ("You are", "Read", "Your task is", "Answer", "Think about", "Given")
 
 
 class PromptProposal(NamedTuple):

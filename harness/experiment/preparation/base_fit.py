@@ -216,13 +216,7 @@ def _estimate_training(
 
 
 def _describe_training(
-    name: str,
-    peak: Peak,
-    shape: Shape,
-    asked: FitQuery,
-    checkpointing: bool,
-    quantization: str,
-    stage: int,
+    name: str, peak: Peak, shape: Shape, asked: FitQuery, checkpointing: bool, quantization: str, stage: int
 ) -> BaseUse:
     """Put a training's memory beside its time and price, and say what forbids it."""
     why_not = ""

@@ -52,10 +52,7 @@ def propose_task(
         ["chrf"] if not _is_latin(references) else ["token_f1", "exact_match" if short else "rougeL"]
     )
     if short:
-        return task | {
-            "system": "Answer with the answer only, in a few words.",
-            "max_new_tokens": longest(),
-        }
+        return task | {"system": "Answer with the answer only, in a few words.", "max_new_tokens": longest()}
     return task | {"max_new_tokens": longest(), "truncated_scores": True}
 
 

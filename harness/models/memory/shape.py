@@ -130,10 +130,7 @@ class Shape(NamedTuple):
 
 
 def shape_of(
-    config: Mapping[str, Any],
-    n_parameters: float,
-    stored_bytes: float = 0.0,
-    in_experts: float | None = None,
+    config: Mapping[str, Any], n_parameters: float, stored_bytes: float = 0.0, in_experts: float | None = None
 ) -> Shape | None:
     """Read a shape from transformers' configuration; None where it does not say what is needed.
 

@@ -118,7 +118,4 @@ def _beyond(margin: float | None, scale: AxisScale, top: float) -> Sequence[str]
     if margin is None:
         return ()
     at = scale(-100 * margin)
-    return (
-        rect(_LEFT, top, at - _LEFT, _ROW, "beyond"),
-        line(at, top + 2, at, top + _ROW - 2, "margin"),
-    )
+    return (rect(_LEFT, top, at - _LEFT, _ROW, "beyond"), line(at, top + 2, at, top + _ROW - 2, "margin"))

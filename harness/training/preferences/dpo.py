@@ -161,9 +161,7 @@ def _trainer(
         kind = _cpu_trainer(kind, logprobs_sharing_prompts if shares else logprobs_by_row)
     kind = heldout.weighting_rows(kind, lambda inputs: len(inputs["input_ids"]) // 2)
     trainer: DPOTrainer = loop.with_regularizers(kind, context, policy.tokenizer, params.max_length)(
-        args=config,
-        **policy_options(context, policy, peft_config),
-        **heldout.data(context, params, rows),
+        args=config, **policy_options(context, policy, peft_config), **heldout.data(context, params, rows)
     )
     return trainer
 

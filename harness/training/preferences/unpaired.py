@@ -144,8 +144,6 @@ def _trainer(
     )
     loop.use_one_gpu(config)
     trainer: KTOTrainer = kind(
-        args=config,
-        **policy_options(context, policy, peft_config),
-        **heldout.data(context, params, rows),
+        args=config, **policy_options(context, policy, peft_config), **heldout.data(context, params, rows)
     )
     return trainer
