@@ -157,11 +157,7 @@ def _declare(name: str, kind: Any) -> Any:
 
 
 def _refuse_a_file(overrides: list[str] | None) -> list[str]:
-    """Refuse an experiment's file among overrides, with the command that reads it.
-
-    Raises:
-        UserError: a word is such a file.
-    """
+    """Refuse an experiment's file among overrides, with the command that reads it."""
     for word in overrides or ():
         if word.endswith((".yaml", ".yml")) and Path(word).is_file():
             words = [one for given in sys.argv[1:] for one in (["-c", given] if given == word else [given])]

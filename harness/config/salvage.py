@@ -67,10 +67,8 @@ def _as_error(loc: _Place, text: str, written: Mapping[str, str]) -> Any:
 def _build(
     model: type[BaseModel], value: Any, loc: _Place, written: dict[str, str]
 ) -> tuple[BaseModel, list[_Said]]:
-    """Build a model without asking its rules, and list what these say.
-
-    `written` gets `key: value` as it is written by what stands in its place.
-    """
+    """Build a model without asking its rules, and list what these say."""
+    # `written` gets `key: value` as it is written by what stands in its place.
     with suppress(ValueError):
         for rule in _rules(model, "before"):
             value = rule(value)

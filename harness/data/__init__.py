@@ -286,10 +286,8 @@ def _without_contamination(task: Task, files: _Files, problems: list[Problem]) -
 
 
 def _split_up(task: Task, files: _Files, seed: int) -> _Files:
-    """Set aside what no file holds: test rows from the one file of all, validation rows from training.
-
-    The test rows do not depend on the seed, so every seed is judged on the same items.
-    """
+    """Set aside what no file holds: test rows from the one file of all, validation rows from training."""
+    # The test rows do not depend on the seed, so every seed is judged on the same items.
     if task.data.folds:
         return _in_folds(task, files, task.data.folds)
     validation, test, choice = files.validation, files.test, task.kind == "choice"

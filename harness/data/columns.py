@@ -335,10 +335,8 @@ def _is_system(turn: Any) -> bool:
 
 
 def _by_name(columns: set[str], known: Iterable[str], other: Container[str] = ()) -> str | None:
-    """Find the column of a known name, else one that has it as a word, or ends in it: `bot_reply`.
-
-    A column that ends in a name of the `other` role is found by its whole name alone.
-    """
+    """Find the column of a known name, else one that has it as a word, or ends in it: `bot_reply`."""
+    # A column that ends in a name of the `other` role is found by its whole name alone.
     words = {column: re.findall(r"\w+", column.lower()) for column in sorted(columns)}
     heads = {column: _head(column) for column in words}
     exact = (f"{{{c}}}" for name in known for c, of in words.items() if of == [name])

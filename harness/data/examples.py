@@ -216,11 +216,7 @@ def _each(
     notes: list[str] | None = None,
     problems: list[Problem] | None = None,
 ) -> list[_Made]:
-    """Make something of every row; ids of rows without one are the file's stem and the row's index.
-
-    Raises:
-        UserError: with the rows that cannot be used, unless there is a list of `problems` to add them to.
-    """
+    """Make something of every row; ids of rows without one are the file's stem and the row's index."""
     made: list[_Made] = []
     found: list[Problem] = []
     for index, row in enumerate(content.rows):

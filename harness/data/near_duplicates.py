@@ -323,10 +323,8 @@ def _jaccard(left: frozenset[tuple[str, ...]], right: frozenset[tuple[str, ...]]
 
 
 def _index(texts: list[_NormalizedText], threshold: float, among: Sequence[_NormalizedText] = ()) -> _Index:
-    """Sign all texts by words, short ones by letters too, and sort them into the buckets of every band.
-
-    Texts behind boilerplate are signed by their own words: all of them would be candidates else.
-    """
+    """Sign all texts by words, short ones by letters too, and sort them into the buckets of every band."""
+    # Texts behind boilerplate are signed by their own words: all of them would be candidates else.
     if not 0 < threshold <= 1:
         raise ValueError(f"a threshold of {threshold}; expected more than 0, at most 1")
     telling = telling_words([text.words for text in (*texts, *among)])

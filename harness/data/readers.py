@@ -221,10 +221,8 @@ def _not_utf8(file: Path, shown: str) -> Problem:
 
 
 def _broken_gzip(file: Path, shown: str) -> Problem | None:
-    """Find the line in which a gzip file breaks off; None of a whole one, and of one that is not packed.
-
-    Where only the checksum behind the rows is wrong, the last line is named, and any may be damaged.
-    """
+    """Find the line in which a gzip file breaks off; None of a whole one, and of one that is not packed."""
+    # Where only the checksum behind the rows is wrong, the last line is named, and any may be damaged.
     n = 0
     try:
         with _binary(file) as raw:
@@ -307,11 +305,7 @@ def _object(line: str) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of its fields.
-
-    Raises:
-        ValueError: a field stands twice.
-    """
+    """Make an object of its fields."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
@@ -321,11 +315,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_half_signs(text: str, value: Any) -> None:
-    """Refuse half of a pair of surrogates, which is left where a text was cut inside an emoji.
-
-    Raises:
-        ValueError: the value that was read of the text holds one.
-    """
+    """Refuse half of a pair of surrogates, which is left where a text was cut inside an emoji."""
     if not _SURROGATE.search(text):
         return
     try:
@@ -385,10 +375,8 @@ _NAMED_SEPARATOR = re.compile(r"sep=([,;\t|])\r?\n")  # the first line of some e
 
 
 def _separator(lines: Sequence[str]) -> str:
-    """Return the sign in the names of columns, outside of quotes, that parts most of the first rows likewise.
-
-    Of equal ones it is the comma.
-    """
+    """Return the sign among the names of columns, unquoted, that parts most of the first rows likewise."""
+    # Of equal ones it is the comma.
     unquoted = re.sub(r'"[^"]*"', "", lines[0])
     signs = [sign for sign in _SEPARATORS if sign in unquoted] or [","]
     return max(signs, key=lambda sign: _n_as_header(lines, sign)) if len(signs) > 1 else signs[0]

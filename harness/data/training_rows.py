@@ -81,11 +81,7 @@ def _read(
 def _drop_contaminated(
     task: Task, items: TaskItems, rows: list[SourcedExample], path: str, notes: Notes
 ) -> list[SourcedExample]:
-    """Refuse rows that the task's evaluated files ask too, or leave them out; so those that were set aside.
-
-    Raises:
-        UserError: rows are contaminated and the task does not say `contamination: drop`, or no row is left.
-    """
+    """Refuse rows that the task's evaluated or set-aside files ask too, or leave them out."""
     shown, choice = readers.display_path(path), task.kind == "choice"
     aside = {"validation": task.data.validation is None, "test": bool(task.data.all or task.data.folds)}
     written = [row for split, of in items.evaluated.items() if not aside[split] for row in of]
@@ -114,11 +110,7 @@ def _drop_contaminated(
 
 
 def _draw_shares(files: Sequence[list[SourcedExample]], mix: Mix, seed: int) -> list[SourcedExample]:
-    """Draw from every file its share, file by file in the order of each.
-
-    Raises:
-        UserError: a file is too small for its share.
-    """
+    """Draw from every file its share, file by file in the order of each."""
     shown = [readers.display_path(path) for path in mix.paths]
     contents = [
         Rows(name, "", [Row(row.where, {}) for row in file]) for name, file in zip(shown, files, strict=True)

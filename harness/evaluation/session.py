@@ -279,10 +279,9 @@ class Session:
         return engine, layout
 
     def _find_engine(self, source: ModelSource) -> tuple[str, str] | None:
-        """Find a base's engine and layout digest by a copy of its configuration; None in a dry run.
-
-        Where that cannot tell, and on a GPU, whose costs a pass of the base itself shows, the base is loaded.
-        """
+        """Find a base's engine and layout digest by a copy of its configuration; None in a dry run."""
+        # Where that cannot tell, and on a GPU, whose costs a pass of the base itself shows, the base is
+        # loaded.
         if self.dry_run:
             return None
         device = self.machine.device

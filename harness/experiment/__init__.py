@@ -253,10 +253,8 @@ def _make_all(
 def _time_the_best(
     session: Session, reader: Reader, ordered: Sequence[RunRequest], runs: Sequence[Run]
 ) -> list[Run]:
-    """Time more requests to what will be shipped: the best untrained candidate or the best fine-tune.
-
-    Of an endpoint, where each request has its price, only where it is written how many come together.
-    """
+    """Time more requests to what will be shipped: the best untrained candidate or the best fine-tune."""
+    # Of an endpoint, where each request has its price, only where it is written how many come together.
     policy = session.experiment.decide
     facts = apply_budgets([facts_of(session, reader, run) for run in runs if run.state == "done"], policy)
     best = {best_untrained(facts), strongest(facts)}
@@ -324,10 +322,9 @@ def _measure_base(session: Session, source: ModelSource) -> dict[str, str]:
 
 
 def _measure_or_fail(session: Session, source: ModelSource, ordered: Sequence[RunRequest]) -> None:
-    """Measure a base; where it cannot be loaded, the runs of the models on it fail, and the others go on.
-
-    Where all of these failed at workers, so did the base or what follows it, and it is not tried again here.
-    """
+    """Measure a base; where it cannot be loaded, the runs of the models on it fail, and the others go on."""
+    # Where all of these failed at workers, so did the base or what follows it, and it is not tried again
+    # here.
     models = [
         (one.candidate.name, one.seed)
         for one in ordered

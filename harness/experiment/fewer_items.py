@@ -205,10 +205,8 @@ def _interim_analysis(
 def _sample_task(
     m: MeasuredTask, pool: ItemStrata, drawn: Mapping[str, int], order: tuple[str, ...]
 ) -> MeasuredTask:
-    """Cut a task to the items of an analysis; its version names the whole order, so all share their rows.
-
-    Where an analysis ends within a block it has rows of its own: a block that grew would be another batch.
-    """
+    """Cut a task to the items of an analysis; its version names the whole order, so all share their rows."""
+    # Where an analysis ends within a block it has rows of its own: a block that grew would be another batch.
     weights = sampling.weights(pool, drawn, order)
     cut = [len(weights)] if len(weights) < pool.n and len(weights) % BLOCK else []
     by_id = {example.id: example for example in m.items.test}

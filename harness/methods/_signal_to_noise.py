@@ -68,10 +68,8 @@ def noise_bound(values: np.ndarray, shape: Sequence[int]) -> float:
 
 @cache
 def _interquartile_range(ratio: float) -> float:
-    """Return that of the singular values of noise of scale 1/√m, where n/m is `ratio`.
-
-    Their density is √((b² − x²)(x² − a²)) / (π ratio x) between a = 1 − √ratio and b = 1 + √ratio.
-    """
+    """Return that of the singular values of noise of scale 1/√m, where n/m is `ratio`."""
+    # Their density is √((b² − x²)(x² − a²)) / (π ratio x) between a = 1 − √ratio and b = 1 + √ratio.
     a, b = 1 - sqrt(ratio), 1 + sqrt(ratio)
     edges = np.linspace(a, b, _GRID)
     x = (edges[1:] + edges[:-1]) / 2

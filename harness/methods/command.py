@@ -166,11 +166,7 @@ def _write_input(context: FitContext, params: Params) -> dict[str, str]:
 
 
 def _write_rows(path: Path, rows: Iterable[Example], layout: str, *, chat: bool) -> None:
-    """Write rows as JSON Lines.
-
-    Raises:
-        CandidateFailed: rows of a task that is asked without a chat template are to be written as a chat.
-    """
+    """Write rows as JSON Lines."""
     if layout == "messages" and not chat:
         raise CandidateFailed(
             "rows: messages, and a target with chat_template: false", "rows: prompt_completion"
@@ -205,10 +201,8 @@ def _version(params: Params, folder: Path, values: dict[str, str]) -> str:
 
 
 def _curves(out: Path) -> dict[str, Any]:
-    """Read the curves that a trainer of transformers left, as most are: of the last of its states.
-
-    A state that cannot be read, or a figure that is none, costs its curve and no weights.
-    """
+    """Read the curves that a trainer of transformers left, as most are: of the last of its states."""
+    # A state that cannot be read, or a figure that is none, costs its curve and no weights.
     states = []
     for path in out.rglob("trainer_state.json"):
         with suppress(OSError, ValueError, KeyError, TypeError):
@@ -234,11 +228,7 @@ def _finite(value: Any) -> float | None:
 
 
 def _take_over(context: FitContext, out: Path, made: TrainingRecord) -> Weights:
-    """Move the weights that lie in a folder to where those of this kind belong.
-
-    Raises:
-        CandidateFailed: none do, they are pickled, or they fit another base.
-    """
+    """Move the weights that lie in a folder to where those of this kind belong."""
     if (out / CONFIG).exists() and (out / WEIGHTS).exists():
         _refuse(adapter_problems(out, context.source, "out"), out)
         folder, files = context.folder / "adapter", [out / CONFIG, out / WEIGHTS]

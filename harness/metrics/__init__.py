@@ -227,11 +227,7 @@ def _build(written: str, task: Task) -> Metric:
 
 
 def _with_bounds(metric: Metric, bounds: tuple[float, float], where: str) -> Metric:
-    """Give a mean without known bounds those that a task declares, the worse one for what counts nothing.
-
-    Raises:
-        UserError: the metric has bounds of its own, or a score lies outside of the declared ones.
-    """
+    """Give a mean without known bounds those that a task declares, the worse one for what counts nothing."""
     low, high = bounds
     if len(metric.parts) != 1 or isfinite(metric.bounds[1] - metric.bounds[0]):
         found = f"declared for a metric of its own bounds, {metric.bounds[0]:g} to {metric.bounds[1]:g}"

@@ -116,10 +116,8 @@ def _behind_label(found: re.Match[str], marks: Marks) -> str:
 
 
 def _in_parentheses(found: re.Match[str], marks: Marks) -> str:
-    """Read numbers in parentheses where each is a mark: others belong to the text.
-
-    Without a label they are read where a clause ends, for `(1)` before a word counts what follows.
-    """
+    """Read numbers in parentheses where each is a mark: others belong to the text."""
+    # Without a label they are read where a clause ends, for `(1)` before a word counts what follows.
     named = [_without_label(one.strip()) for one in _SEPARATOR.split(found[2])]
     labelled = any(label for _, label in named)
     is_cited = all((mark.isdecimal() and mark in marks) or _ends_of(mark, marks) for mark, _ in named)

@@ -56,12 +56,7 @@ def _of_python(part: str) -> list[Any]:
 
 
 def _of_call(call: ast.expr) -> dict[str, Any]:
-    """Read one call.
-
-    Raises:
-        TypeError: it is none, or an argument has no name.
-        ValueError: an argument is no literal.
-    """
+    """Read one call."""
     if not isinstance(call, ast.Call) or call.args or any(one.arg is None for one in call.keywords):
         raise TypeError(ast.dump(call))
     arguments = {one.arg: ast.literal_eval(one.value) for one in call.keywords}

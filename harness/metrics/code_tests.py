@@ -247,11 +247,7 @@ def _score(output: Output, example: Example) -> float | None:
 
 
 def _refuse_untested(tests: str, example: Example) -> None:
-    """Refuse tests that pass without any code: they call nothing, so they pass whatever is wrong.
-
-    Raises:
-        UserError: they do.
-    """
+    """Refuse tests that pass without any code: they call nothing, so they pass whatever is wrong."""
     if passes("", tests):
         where = f"metric {_NAME}: the reference of item {example.id}"
         step = "call what it defines, as check(add) behind HumanEval's def check(candidate)"
@@ -362,10 +358,8 @@ def _programs() -> dict[str, str]:
 
 
 def _command() -> list[str]:
-    """Return the command that enters the namespaces.
-
-    Root lays out the files and then becomes nobody, so that the limit of processes holds.
-    """
+    """Return the command that enters the namespaces."""
+    # Root lays out the files and then becomes nobody, so that the limit of processes holds.
     prefix = str(Path(sys.base_prefix).resolve())
     places = [*_PLACES, *([] if prefix.startswith("/usr/") or prefix == "/usr" else [prefix])]
     own = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--ipc", "--uts", "--fork"]

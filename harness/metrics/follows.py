@@ -143,11 +143,7 @@ def _json_schema(text: str, constraint: Constraint) -> bool:
 
 
 def _is_valid(validator: Any, value: Any) -> bool:
-    """Tell whether a value keeps a schema; one too deep or too large to be checked does not.
-
-    Raises:
-        Unscored: it takes too long.
-    """
+    """Tell whether a value keeps a schema; one too deep or too large to be checked does not."""
     try:
         with _limit_time():
             return bool(validator.is_valid(value))

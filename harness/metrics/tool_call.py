@@ -76,11 +76,7 @@ def _calls_of(value: Any) -> list[Any]:
 
 
 def _spell(call: Any) -> str:
-    """Spell a call in one way.
-
-    Raises:
-        ValueError, TypeError, KeyError: it is no call.
-    """
+    """Spell a call in one way."""
     called = call.get("function", call) if isinstance(call, dict) else call
     name, given = called["name"], called.get("arguments", called.get("parameters", {}))
     given = {} if given in (None, "") else given  # as servers send them where a function has no parameters

@@ -132,10 +132,8 @@ def _together(
 def _answers_apart(
     model: "PreTrainedModel", ends: Sequence[int], reading: Size, prefixes: PrefixCache, engine: str
 ) -> bool:
-    """Tell whether two prompts of unequal length are answered otherwise together than alone, or not at all.
-
-    Bloom takes no cache of ours; MPT counts the padding between a shared prefix and what follows it.
-    """
+    """Tell whether two prompts of unequal length are answered otherwise together than alone, or fail."""
+    # Bloom takes no cache of ours; MPT counts the padding between a shared prefix and what follows it.
     import torch
 
     n_ids = model.config.get_text_config().vocab_size
@@ -175,11 +173,9 @@ def _read(
     pick: Pick,
     costs: PassCosts,
 ) -> "tuple[Cache, torch.Tensor, torch.Tensor]":
-    """Read all prompts; return their keys, each one's first new token (b,), and which places it may see.
-
-    The keys lie as [shared prefix | padding | the prompt's own | room for new tokens]; the
-    places (b, t) are those that hold a token of the row.
-    """
+    """Read all prompts; return their keys, each one's first new token (b,), and which places it may see."""
+    # The keys lie as [shared prefix | padding | the prompt's own | room for new tokens]; the places (b, t)
+    # are those that hold a token of the row.
     import torch
 
     shared = shared_length(prompts, len(prefixes.virtual_ids))
@@ -265,10 +261,8 @@ def _causal_masks(
     shared: int,
     windows: Sequence[int],
 ) -> "torch.Tensor | dict[str, torch.Tensor]":
-    """Return what the tokens after the shared ones see of those that are `held` (b, t), at their `places`.
-
-    transformers makes its own masks of `held`; its windows would count the padding between.
-    """
+    """Return what the tokens after the shared ones see of those that are `held` (b, t), at their `places`."""
+    # transformers makes its own masks of `held`; its windows would count the padding between.
     import torch
 
     if not any(windows):

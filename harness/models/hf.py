@@ -336,11 +336,7 @@ def load_base(
 
 
 def _refuse_unknown_ids(tokenizer: "PreTrainedTokenizerBase", n_ids: int, name: str) -> None:
-    """Refuse a tokenizer with tokens beyond the embeddings; added ones that stand in no chat may stay.
-
-    Raises:
-        CandidateFailed: it has such, as where tokens were added and the model was saved as it was.
-    """
+    """Refuse a tokenizer with tokens beyond the embeddings; added ones that stand in no chat may stay."""
     if len(tokenizer) <= n_ids:
         return
     added, chat = tokenizer.get_added_vocab(), f"{tokenizer.chat_template}"
@@ -353,12 +349,7 @@ def _refuse_unknown_ids(tokenizer: "PreTrainedTokenizerBase", n_ids: int, name: 
 
 @contextmanager
 def _refuse_unloadable(source: ModelSource) -> Iterator[None]:
-    """Turn what transformers cannot load into a failure of the candidate that says why.
-
-    Raises:
-        CandidateFailed: an unknown architecture, a configuration that it refuses, code of its own, or a
-            package that is not there.
-    """
+    """Turn what transformers cannot load into a failure of the candidate that says why."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:

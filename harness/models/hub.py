@@ -300,11 +300,7 @@ def remote_headers(name: str, where: str) -> tuple[dict[str, Any], dict[str, Ten
 
 @contextmanager
 def _refuse_unknown(name: str, where: str) -> Iterator[None]:
-    """Turn what the hub says into an error of the user.
-
-    Raises:
-        UserError: the id is none, its model is gated, or the hub cannot be reached.
-    """
+    """Turn what the hub says into an error of the user."""
     from huggingface_hub.errors import GatedRepoError, HFValidationError
 
     try:

@@ -116,11 +116,7 @@ class Executor:
             raise self._no_numbers()
 
     def _probe_alone(self, pair: Pair) -> list[float]:
-        """Return log p of the tokens of a pair.
-
-        Raises:
-            CandidateFailed: transformers cannot compute the model, or there is no room for it.
-        """
+        """Return log p of the tokens of a pair."""
         try:
             return self._score_alone(pair)[0]
         except UNSUPPORTED as error:
@@ -176,22 +172,14 @@ class Executor:
         return grow(pairs, self.budget, shared, numbers, joins=joins, attending=attending)
 
     def _prefix(self, ids: tuple[int, ...]) -> "Cache":
-        """Read what all contexts begin with.
-
-        Raises:
-            CandidateFailed: there is no room for it.
-        """
+        """Read what all contexts begin with."""
         with oom.enough_memory("out of memory while reading what all prompts begin with", _SHORTER):
             return self.prefixes.read(ids)
 
     def _with_less_memory(
         self, trees: Sequence[PrefixTree], pairs: Sequence[Pair], prefix: "Cache | None"
     ) -> dict[int, Scored]:
-        """Score some trees; out of memory, half of their pairs at a time, with no prefix kept.
-
-        Raises:
-            CandidateFailed: there is no room for one pair.
-        """
+        """Score some trees; out of memory, half of their pairs at a time, with no prefix kept."""
         import torch
 
         numbers = [number for tree in trees for number in tree.numbers]
@@ -268,11 +256,7 @@ class Executor:
         return within_windows(additive_mask(self.model, seen), positions, places, self.prefixes.windows or ())
 
     def _choose_engine(self) -> str:
-        """Score a small tree in both ways.
-
-        Raises:
-            CandidateFailed: the model cannot be read here, or its logits are no numbers.
-        """
+        """Score a small tree in both ways."""
         is_stateful = self.model._is_stateful  # noqa: SLF001 (it is said nowhere else)
         if is_stateful and self.prefixes.windows is not None:
             found = f"{type(self.model).__name__} keeps a state that no cache of transformers' holds"

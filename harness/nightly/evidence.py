@@ -189,11 +189,9 @@ def _more_nights(shown: _Pass) -> int | None:
 
 
 def _chart(nights: Iterable[NightChanges], seeds: Seeds) -> float:
-    """Return the lower sum of the CUSUM of nightly means, in standard deviations, after the last night.
-
-    Later answers count here: each is charted against the mean of its cluster's earlier ones, so that
-    what the reference had by luck is not charted again in each pass.
-    """
+    """Return the lower sum of the CUSUM of nightly means, in standard deviations, after the last night."""
+    # Later answers count here: each is charted against the mean of its cluster's earlier ones, so that what
+    # the reference had by luck is not charted again in each pass.
     before: dict[str, set[str]] = {}  # what answered the cluster so far
     total: dict[str, float] = {}  # of its changes by these
     groups, makings = [], []

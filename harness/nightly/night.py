@@ -275,10 +275,8 @@ class _NightRun:
     def _changed_since(
         self, who: str, reference: str, batches: Sequence[ItemBatch], now: Rows, then: Rows
     ) -> str:
-        """Return the night since when an endpoint answers its anchors as now; empty where as the reference.
-
-        Nobody sees its weights, so answers that moved are what shows another model.
-        """
+        """Return the night since when an endpoint's anchors are as now; empty where as the reference."""
+        # Nobody sees its weights, so answers that moved are what shows another model.
         fixed = [batch for batch in batches if batch.kind == "anchors"]
         before = [w for n in self.nights for w in n.candidates if (w.name, w.reference) == (who, reference)]
         since = next((w.since for w in reversed(before) if not w.error), "")

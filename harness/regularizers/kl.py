@@ -135,11 +135,7 @@ def _answer_states(model: Any, row: GeneralRow) -> "torch.Tensor":
 
 
 def _check(model: Any, row: GeneralRow, made: "torch.Tensor") -> None:
-    """Hold the model's own logits of a row's last token against those made of its last hidden state.
-
-    Raises:
-        CandidateFailed: they differ.
-    """
+    """Hold the model's own logits of a row's last token against those made of its last hidden state."""
     import torch
 
     ids = torch.tensor([row.ids], device=model.device)

@@ -69,11 +69,7 @@ def _rename_tasks(policy: GatePolicy, names: Mapping[str, str]) -> GatePolicy:
 
 
 def _reader(path: Path) -> Reader:
-    """Tell by its files who wrote a folder; a single file is a log of inspect.
-
-    Raises:
-        UserError: nobody did, or both did.
-    """
+    """Tell by its files who wrote a folder; a single file is a log of inspect."""
     samples = bool(sample_files(path)) if path.is_dir() else False
     logs = bool(log_files(path))
     if samples and logs:

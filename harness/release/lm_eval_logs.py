@@ -89,14 +89,9 @@ def _item(row: Mapping[str, Any], metric: str) -> LoggedItem:
 
 
 def _first_filter(path: Path, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Keep each item once: with several filters an item stands once a filter, and the first one decides.
-
-    Versions of lm-eval that do not name the filter write the filters one after the other: of one item the
-    same responses, filtered in other ways.
-
-    Raises:
-        UserError: an item stands there twice.
-    """
+    """Keep each item once: with several filters an item stands once a filter, and the first one decides."""
+    # Versions of lm-eval that do not name the filter write the filters one after the other: of one item the
+    # same responses, filtered in other ways.
     kept = [row for row in rows if row.get("filter") == rows[0].get("filter")]
     counts = Counter(str(row["doc_id"]) for row in kept)
     if len(set(counts.values())) > 1:
@@ -137,11 +132,9 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _metric(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Name the first metric that is a rate, as margins are losses on a scale from 0 to 1.
-
-    Where there is none, a rate of errors per word is compared, which has no upper bound and counts in no
-    mean of tasks.
-    """
+    """Name the first metric that is a rate, as margins are losses on a scale from 0 to 1."""
+    # Where there is none, a rate of errors per word is compared, which has no upper bound and counts in no
+    # mean of tasks.
     row = rows[0]
     listed = row.get("metrics") or [
         k for k, v in row.items() if isinstance(v, int | float) and k not in ("doc_id", "metabench_idx")

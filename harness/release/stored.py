@@ -235,10 +235,8 @@ def count_members(experiment: Experiment, candidate: str) -> int:
 def _cumulative(
     loaded: LoadedExperiment, at: Store, run: Run, first: str, arms: Callable[..., list[Measurement]]
 ) -> Rule:
-    """Judge a run against the first base by that base's own rows.
-
-    `arms` puts the run's rows beside those of a baseline.
-    """
+    """Judge a run against the first base by that base's own rows."""
+    # `arms` puts the run's rows beside those of a baseline.
     baseline = partial(first_base_identity, at, run=run, first=first, typed=loaded.typed)
     try:
         measured = arms(baseline, notes=[])
@@ -257,15 +255,9 @@ def _refuse_changed(
     run: Run,
     sampling: SamplingRecord | None,
 ) -> None:
-    """Compare the versions of a run's rows with those that its files make now.
-
-    Of a task that was sampled that is the version of the whole task. A run of another experiment (a limited
-    one, named by its id) answered other items on purpose.
-
-    Raises:
-        UserError: a file of a task cannot be read.
-        IncompatibleRuns: a task's definition, its items or the code that evaluates them have changed.
-    """
+    """Compare the versions of a run's rows with those that its files make now."""
+    # Of a task that was sampled that is the version of the whole task. A run of another experiment (a limited
+    # one, named by its id) answered other items on purpose.
     experiment, changed = loaded.experiment, []
     if run.experiment != experiment.name:
         return

@@ -114,11 +114,7 @@ def baseline_identity(
 def _endpoint_base_identity(
     at: Store, wanted: RowsIdentity, key: str, run: Run, typed: CommandLine
 ) -> RowsIdentity:
-    """Find the rows of an endpoint's base that compare used: computed as in the newest run on that base.
-
-    Raises:
-        IncompatibleRuns: there are none, or several and no run says which.
-    """
+    """Find the rows of an endpoint's base that compare used: computed as in the newest run on that base."""
     there = {other.digest: other for other in _computational_variants(at, wanted)}
     runs = (r for r in store.list_runs(at, run.experiment) if r.base_digest == run.base_digest)
     stored = [r.rows[key] for r in runs if r.state == "done" and at.parquet(r.rows.get(key, "")).exists()]

@@ -110,10 +110,8 @@ def _find_best_untrained(loaded: LoadedExperiment, at: Store, metric: Metric) ->
 
 
 def _keep_untrained(runs: Iterable[Run], experiment: Experiment) -> list[Run]:
-    """Keep the newest finished runs of baselines and of what trains no language model, in the order of seeds.
-
-    Of what draws at random that is one run of each seed of the file, of all else one.
-    """
+    """Keep the newest finished runs of baselines and of what trains no language model, by seeds."""
+    # Of what draws at random that is one run of each seed of the file, of all else one.
     place = {seed: at for at, seed in enumerate(experiment.seeds)}
     newest: dict[tuple[str, int], Run] = {}
     for run in runs:

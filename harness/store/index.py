@@ -111,11 +111,9 @@ def _sync_current(store: Store, wait_s: float) -> bool:
 
 
 def _open_current(store: Store, *, despite_skipped: bool = False) -> "DuckDBPyConnection | None":
-    """Open an index that holds what the folders hold; None where there is none, or it is held or behind.
-
-    A process that closes a file drops all its locks on it (POSIX), and DuckDB closes some late: so a writer
-    may come while the file is read. What is damaged after some tries is damaged.
-    """
+    """Open an index that holds what the folders hold; None where there is none, or it is held or behind."""
+    # A process that closes a file drops all its locks on it (POSIX), and DuckDB closes some late: so a writer
+    # may come while the file is read. What is damaged after some tries is damaged.
     import duckdb
 
     if not store.index.exists():

@@ -238,10 +238,9 @@ def _add_rows(db: "DuckDBPyConnection", store: Store, new: Mapping[str, int]) ->
 
 
 def _create_views(db: "DuckDBPyConnection", store: Store) -> None:
-    """Create the views; that of the samples reads all row sets of the folder, which may be none yet.
-
-    Where a damaged file makes that impossible it reads those that are known to be whole, until the next sync.
-    """
+    """Create the views; that of the samples reads all row sets of the folder, which may be none yet."""
+    # Where a damaged file makes that impossible it reads those that are known to be whole, until the next
+    # sync.
     import duckdb
 
     rows = [f"{pattern(store.folder.resolve())}/rows/*/rows.parquet"]

@@ -138,11 +138,7 @@ def _find_unsupported(
 
 
 def _try(config: "PeftConfig", base: Path) -> None:
-    """Put an adapter on the modules of a base whose weights are not read.
-
-    Raises:
-        TypeError, ValueError, re.error: PEFT refuses the parameters on this base.
-    """
+    """Put an adapter on the modules of a base whose weights are not read."""
     import torch
     from peft import get_peft_model
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -243,11 +239,7 @@ def _begin_eva(trainer: Any) -> None:
 
 
 def _schedule(trainer: Any) -> None:
-    """Tell AdaLoRA the number of steps; unless it is set, the last tenth trains with the final ranks.
-
-    Raises:
-        CandidateFailed: no step is left between the first and the last ones, in which ranks may fall.
-    """
+    """Tell AdaLoRA the number of steps; unless it is set, the last tenth trains with the final ranks."""
     config = trainer.model.peft_config["default"]
     args, batches = trainer.args, len(trainer.get_train_dataloader())
     steps = batches / args.gradient_accumulation_steps * args.num_train_epochs

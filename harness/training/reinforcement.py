@@ -274,11 +274,7 @@ def _of_file(path: Path) -> Rewards:
 
 
 def _check_rewards(found: Any, n: int, path: Path) -> list[float | None]:
-    """Return a file's rewards as floats.
-
-    Raises:
-        CandidateFailed: they are not one number, or None, for each answer.
-    """
+    """Return a file's rewards as floats."""
     values = [v.item() if hasattr(v, "item") else v for v in found] if isinstance(found, Iterable) else None
     if values is None or len(values) != n:
         what = f"a {type(found).__name__}" if values is None else f"{len(values)} rewards"

@@ -160,10 +160,8 @@ def of_bitsandbytes(optim: str | None) -> bool:
 
 
 def _free_gib() -> float:
-    """Return the memory of the GPU that is free, or is this process's own; of several the least.
-
-    Processes that hold shards of one model have to compute its activations alike.
-    """
+    """Return the memory of the GPU that is free, or is this process's own; of several the least."""
+    # Processes that hold shards of one model have to compute its activations alike.
     import torch
 
     free = hardware.memory("cuda").free_gib + torch.cuda.memory_reserved() / 2**30
@@ -266,11 +264,7 @@ def with_regularizers(
 def _general_rows(
     context: FitContext, tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> dict[str, tuple[regularizers.GeneralRow, ...]]:
-    """Return the general rows of penalties as token ids, by regulariser.
-
-    Raises:
-        CandidateFailed: those of one are all longer than `max_length` tokens.
-    """
+    """Return the general rows of penalties as token ids, by regulariser."""
     found = {}
     for name, examples in context.general.items():
         answers = [example.references[:1] for example in examples]
@@ -380,10 +374,8 @@ def without_cards(trainer: Any) -> Iterator[None]:
 
 
 def _use_liger(model: Any) -> None:
-    """Put Liger's kernels on a model's layers where they are installed; TRL's own loss stays.
-
-    TRL's argument for it is deprecated. What it would do beside this is refuse Liger's loss.
-    """
+    """Put Liger's kernels on a model's layers where they are installed; TRL's own loss stays."""
+    # TRL's argument for it is deprecated. What it would do beside this is refuse Liger's loss.
     from transformers.integrations.liger import apply_liger_kernel
     from transformers.utils import is_liger_kernel_available
 
@@ -398,10 +390,8 @@ def start_time(folder: Path) -> float:
 
 
 def _keep_updates(model: Any) -> None:
-    """Hold what is trained in fp32: TRL makes a QLoRA's adapter bf16, in which small updates are lost.
-
-    The scaler of an fp16 training takes no bf16 at all.
-    """
+    """Hold what is trained in fp32: TRL makes a QLoRA's adapter bf16, in which small updates are lost."""
+    # The scaler of an fp16 training takes no bf16 at all.
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

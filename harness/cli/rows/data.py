@@ -293,11 +293,7 @@ def _doubt_headers(contents: "Iterable[Rows]") -> None:
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:
-    """Read numbers between commas.
-
-    Raises:
-        UserError: one of them is no number.
-    """
+    """Read numbers between commas."""
     try:
         return tuple(map(float, text.split(",")))
     except ValueError:

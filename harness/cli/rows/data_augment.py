@@ -137,11 +137,7 @@ def data_augment(
 
 @contextmanager
 def _steps_as_options(by_whom: str) -> Iterator[None]:
-    """Name the settings of an address by the options that give them, where it cannot be asked.
-
-    Raises:
-        CandidateFailed: it cannot.
-    """
+    """Name the settings of an address by the options that give them, where it cannot be asked."""
     try:
         yield
     except CandidateFailed as error:
@@ -154,11 +150,7 @@ def _steps_as_options(by_whom: str) -> Iterator[None]:
 
 
 def _rewriting(asked: Wording) -> "Rewriting":
-    """Write the prompts, and refuse what cannot be asked.
-
-    Raises:
-        UserError: options contradict each other, or an instruction has no place for the text.
-    """
+    """Write the prompts, and refuse what cannot be asked."""
     from harness.experiment.generated_rows.rewording import PARAPHRASE, TEXT, TRANSLATE, Rewriting
 
     by, via, language, instruction, variants, temperature, max_new_tokens, max_cost, seed = asked
@@ -192,11 +184,7 @@ def _session(by_whom: str, config: Path, *, dry_run: bool) -> "Session | None":
 
 
 def _writer(session: "Session | None", by_whom: str, endpoint: Endpoint, how: "Rewriting") -> "Writer":
-    """Return what rewords: a candidate, or the model behind an address.
-
-    Raises:
-        UserError: an option is missing, or belongs to an address; or an address cannot or may not be asked.
-    """
+    """Return what rewords: a candidate, or the model behind an address."""
     from harness.evaluation.sensitive_rows import sensitive_problems
     from harness.experiment.generated_rows.writers import candidate_writer, endpoint_writer
 

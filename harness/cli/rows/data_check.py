@@ -85,11 +85,7 @@ def data_check(
 
 
 def _experiment(config: Path, *, is_needed: bool) -> "Experiment | None":
-    """Read the experiment, where there is one or one is named; one of neither that is broken is said.
-
-    Raises:
-        UserError: it cannot be read, and was named or its base `is_needed`.
-    """
+    """Read the experiment, where there is one or one is named; one of neither that is broken is said."""
     if config == CONFIG and not config.is_file():
         return None
     from harness import config as configuration

@@ -75,10 +75,8 @@ def _spread(lengths: Sequence[int]) -> str:
 
 
 def _differing(answered: Sequence[TableEntry], sources: Sequence[str]) -> Iterator[Finding]:
-    """List each source whose answers are surely and much longer, or shorter, than those of the others.
-
-    Of two sources only the one of fewer rows is tested: the other one differs as much.
-    """
+    """List each source whose answers are surely and much longer, or shorter, than those of the others."""
+    # Of two sources only the one of fewer rows is tested: the other one differs as much.
     tested: dict[str, _LengthDifference] = {}
     for source in sources[1:] if len(sources) == 2 else sources:
         own, others = ([_length(e) for e in answered if (e.source == source) == of] for of in (True, False))

@@ -45,10 +45,8 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
 def _apart(
     table: RowTable, tested: RowTable, drawn: Sequence[TableEntry], test: Sequence[TableEntry]
 ) -> str | None:
-    """Return the column of which training and test have no value in common; None where none is known.
-
-    It is the one that `--source` names, or by which `harness data split --group` parted the files.
-    """
+    """Return the column of which training and test have no value in common; None where none is known."""
+    # It is the one that `--source` names, or by which `harness data split --group` parted the files.
     if table.reading.source and not {e.source for e in drawn} & {e.source for e in test}:
         return table.reading.source
     groups = {grouping_column(file) for file in (*table.files, *tested.files)}
@@ -89,10 +87,8 @@ def _relevance(train: Sequence[TableEntry], test: Sequence[TableEntry]) -> Findi
 def _representativeness(
     train: Sequence[TableEntry], test: Sequence[TableEntry], apart: str | None
 ) -> Finding:
-    """Train a classifier on half of both, and test on the other half whether it tells them apart.
-
-    Where the two are of other groups, values of the column `apart`, their rows are no independent draws.
-    """
+    """Train a classifier on half of both, and test on the other half whether it tells them apart."""
+    # Where the two are of other groups, values of the column `apart`, their rows are no independent draws.
     from scipy import stats
     from scipy.sparse import vstack
     from sklearn.linear_model import LogisticRegression

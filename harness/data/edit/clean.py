@@ -152,11 +152,7 @@ def _labels(row: Row, roles: Roles) -> Iterator[str]:
 def _relabel(
     row: Row, fields: dict[str, Any], keys: tuple[str | int, ...], label: str, reasons: dict[str, None]
 ) -> dict[str, Any]:
-    """Put a label where an answer stands, as a whole number where it is one.
-
-    Raises:
-        UserError: the column holds neither a text nor a whole number, or the label is none.
-    """
+    """Put a label where an answer stands, as a whole number where it is one."""
     column = keys[0]
     value = answer_at(fields, keys)
     is_number = type(value) is int and re.fullmatch(r"-?\d+", label)

@@ -166,11 +166,7 @@ def _round_shares(total: int, parts: Sequence[float]) -> list[int]:
 
 
 def _refuse_column(files: Sequence[Rows], column: str) -> None:
-    """Refuse a column that rows have already, or whose name says something of a row to those who read it.
-
-    Raises:
-        UserError: it is such a column.
-    """
+    """Refuse a column that rows have already, or whose name says something of a row to those who read it."""
     if column in _READ or not column.strip():
         found, expected = repr(column), "a name that says nothing else of a row"
         raise UserError(Problem("--column", found, expected, "name another: --column source"))

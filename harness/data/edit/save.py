@@ -168,11 +168,7 @@ def save(edit: Edit, outcomes: Iterable[EditedRow], out: Path, *, dry_run: bool 
 
 
 def _appear(*files: tuple[Path, Path]) -> None:
-    """Give files their names one after the other, or none of them where one is taken by now.
-
-    Raises:
-        UserError: a file of such a name has come into being since the edit began.
-    """
+    """Give files their names one after the other, or none of them where one is taken by now."""
     made: list[Path] = []
     for scratch, name in files:
         try:
@@ -188,11 +184,7 @@ def _appear(*files: tuple[Path, Path]) -> None:
 
 
 def _link(scratch: Path, name: Path) -> None:
-    """Name a file without ever taking the place of another; some file systems cannot, and are asked before.
-
-    Raises:
-        FileExistsError: the name is taken.
-    """
+    """Name a file, never in the place of another; some file systems cannot do so, and are asked before."""
     try:
         name.hardlink_to(scratch)
     except FileExistsError:

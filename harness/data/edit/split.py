@@ -368,11 +368,7 @@ def _drop_known(
 
 
 def _times(content: Rows, way: SplitOptions) -> list[float]:
-    """Read the time of every row, in seconds or as the number that it is; no time zone is UTC.
-
-    Raises:
-        UserError: with every time that cannot be read, at most ten of them shown, or dates beside numbers.
-    """
+    """Read the time of every row, in seconds or as the number that it is; no time zone is UTC."""
     times, problems = [], []
     kinds: dict[bool, str] = {}
     values = [row.fields.get(way.time or "") for row in content.rows]

@@ -204,21 +204,13 @@ def _flan(row: Row, context_apart: bool) -> dict[str, Any]:
 
 
 def _message(row: Row, context_apart: bool) -> dict[str, Any]:
-    """Refuse a message of a tree that stands alone, since its question is in another row.
-
-    Raises:
-        UserError: always.
-    """
+    """Refuse a message of a tree that stands alone, since its question is in another row."""
     step = "take the file of trees, such as 2023-04-12_oasst_ready.trees.jsonl.gz"
     raise UserError(Problem(row.where, "single messages of OASST", "its message trees, one a row", step))
 
 
 def _refuse_log(row: Row, context_apart: bool) -> dict[str, Any]:
-    """Refuse what lm-eval logs of a model's answers, which are no rows to learn from.
-
-    Raises:
-        UserError: always.
-    """
+    """Refuse what lm-eval logs of a model's answers, which are no rows to learn from."""
     expected = "rows of questions and answers"
     step = "name the task itself (lm_eval: NAME); harness gate --base FOLDER compares such logs of two models"
     raise UserError(Problem(row.where, "lm-eval's log of a model's answers", expected, step))

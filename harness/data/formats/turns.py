@@ -106,11 +106,7 @@ def read_turns(row: Row, field: str) -> Turns:
 
 
 def _refuse_pictures(row: Row, speaker: str, content: Any) -> None:
-    """Refuse a turn with a part that is no text, as an image is.
-
-    Raises:
-        UserError: it has one.
-    """
+    """Refuse a turn with a part that is no text, as an image is."""
     kinds = (
         [part.get("type") for part in content if isinstance(part, dict)] if isinstance(content, list) else []
     )

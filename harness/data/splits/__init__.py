@@ -90,11 +90,9 @@ def stratum_of(group: Sequence[Example]) -> str:
 
 
 def _spread(strata: Sequence[str], rng: random.Random) -> list[int]:
-    """Order indices at random so that every beginning holds each stratum by its share.
-
-    The j-th of the n members of a stratum goes to (j + u) / n, with one u in [0, 1) a stratum:
-    systematic sampling with a random start, so each stratum is off its share by a row or two.
-    """
+    """Order indices at random so that every beginning holds each stratum by its share."""
+    # The j-th of the n members of a stratum goes to (j + u) / n, with one u in [0, 1) a stratum: systematic
+    # sampling with a random start, so each stratum is off its share by a row or two.
     members: dict[str, list[int]] = {}
     for index, stratum in enumerate(strata):
         members.setdefault(stratum, []).append(index)

@@ -89,10 +89,8 @@ def assign_folds(
 
 
 def _missing_labels(dealt: Sequence[Sequence[SourcedExample]], where: str) -> Iterator[Problem]:
-    """Yield each label of a closed set that a fold lacks: the score there would be that of other classes.
-
-    Choices that differ from row to row are no labels.
-    """
+    """Yield each label of a closed set that a fold lacks: the score there would be that of other classes."""
+    # Choices that differ from row to row are no labels.
     if len({frozenset(row.example.choices) for fold in dealt for row in fold}) > 1:
         return
     counts = [Counter(r.example.references[0] for r in fold if r.example.choices) for fold in dealt]

@@ -77,11 +77,7 @@ class Budget:
                 self._changed.notify_all()
 
     def _at_most(self, read: int, written: int) -> float | None:
-        """Return what a request costs at most; None where those under way have to end first.
-
-        Raises:
-            CandidateFailed: the budget does not suffice, and nothing is under way.
-        """
+        """Return what a request costs at most; None where those under way have to end first."""
         option, where, paid = self._words
         if self._spent is None:
             found = f"{paid} without usage, so what they cost is unknown, and {option} is {self._most:g}"

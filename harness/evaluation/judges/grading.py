@@ -88,11 +88,9 @@ def check_judge(judged: JudgedMetric, judge: Judge) -> None:
 
 
 def _ask_endpoint(session: Session, judge: Judge, answers: Sequence[UngradedAnswer], keep: Keep) -> None:
-    """Ask an endpoint for grades once it graded its anchors as before.
-
-    Anchors that a book lacks are graded, and asked about again, before any other answer: whatever ends the
-    grading, a judge that is another one later is found.
-    """
+    """Ask an endpoint for grades once it graded its anchors as before."""
+    # Anchors that a book lacks are graded, and asked about again, before any other answer: whatever ends the
+    # grading, a judge that is another one later is found.
     judged = answers[0].judged
     assert judge.settings is not None, "a judge behind an address"
     anchors = {anchor.key for anchor in anchors_of(judged, judge, answers)}
@@ -149,11 +147,7 @@ def _ask_each(server: Server, say: Say, answers: Sequence[UngradedAnswer], keep:
 
 
 def _say(candidate: ChatCandidate, budget: Budget | None, answer: UngradedAnswer) -> Grade:
-    """Ask for one grade within what may be spent.
-
-    Raises:
-        CandidateFailed: the judge cannot be asked, or the budget does not suffice.
-    """
+    """Ask for one grade within what may be spent."""
     if budget is None:
         return _grade_in_words(candidate, answer)
     prices, said = answer.judge.prices, _messages(answer)

@@ -90,11 +90,7 @@ class HarnessLM(LM):  # type: ignore[misc]
         return str(self.candidate.tokenizer.get_chat_template()) if chat_template else None
 
     def _answer_by_task(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer task by task, because the items of one begin alike.
-
-        Raises:
-            CandidateFailed: a continuation has no token of its own, or alone fills the context.
-        """
+        """Answer task by task, because the items of one begin alike."""
         out = []
         for task, of_one in groupby(requests, lambda request: request.task_name):
             for found in answer(self.candidate, list(of_one), cut=True):

@@ -105,10 +105,8 @@ def _gate_results(
     facts: Sequence[CandidateFacts],
     base: Mapping[str, Mapping[str, Rows]],
 ) -> dict[str, GateResult]:
-    """Judge every finished run against its own base; runs of the same weights are compared once.
-
-    A baseline is what others are to beat: what it lacks of the base's abilities is not judged.
-    """
+    """Judge every finished run against its own base; runs of the same weights are compared once."""
+    # A baseline is what others are to beat: what it lacks of the base's abilities is not judged.
     out: dict[str, GateResult] = {}
     compared: dict[str, Sequence[TaskComparison]] = {}
     for f, run in zip(facts, runs, strict=True):

@@ -103,10 +103,8 @@ def _labels(session: Session) -> list[LabelSet]:
 
 
 def _own(session: Session, metric: str, runs: Mapping[str, Run]) -> tuple[str, ...]:
-    """Name the runs whose base is a model that judges by a metric, which may like its own kind.
-
-    What answers behind an address is made from nobody knows what.
-    """
+    """Name the runs whose base is a model that judges by a metric, which may like its own kind."""
+    # What answers behind an address is made from nobody knows what.
     judged = session.target.judged.get(metric)
     sources = [judge.weights.source for judge in judged.judges if judge.weights] if judged else []
     bases = {source.weights_digest for source in sources if source}

@@ -58,10 +58,8 @@ def count_uncited(session: Session, reader: Reader, runs: Iterable[Run]) -> Iter
 
 
 def _as_asked(row: SampleResult, plain: Mapping[str, str]) -> Example:
-    """Return an item as it was asked, of which citations need the prompts and the passages.
-
-    One of several answers to an item has its number behind the item's id.
-    """
+    """Return an item as it was asked, of which citations need the prompts and the passages."""
+    # One of several answers to an item has its number behind the item's id.
     asked = plain.get(row.example_id) or plain.get(row.example_id.rpartition("#")[0], "")
     shown: Message = {"role": "user", "content": row.prompt}
     return Example(row.example_id, (shown,), passages=row.passages, plain_prompt=asked)

@@ -156,11 +156,7 @@ def _model(source: ModelSource) -> str:
 
 
 def _refuse_other(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
-    """Refuse to work where something is not as it is for the command.
-
-    Raises:
-        UserError: with each difference.
-    """
+    """Refuse to work where something is not as it is for the command."""
     step = "give all workers the same code, packages, processor, models and data as the command"
     problems = [
         Problem(f"{_worker_name()}: {name}", found.get(name, "none"), expected.get(name, "none"), step)

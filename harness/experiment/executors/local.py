@@ -109,11 +109,7 @@ class LocalPool:
 
 
 def _n_workers(asked: int | None, n_gpus: int, device: str) -> int:
-    """Return how many workers to start: one for each GPU, on CPUs as many as are asked for.
-
-    Raises:
-        UserError: nobody says how many, or there are fewer GPUs.
-    """
+    """Return how many workers to start: one for each GPU, on CPUs as many as are asked for."""
     if device != "cuda" and asked is None:
         expected = "how many share the processors of this machine"
         raise UserError(Problem("execution.workers", "none, and no GPU", expected, "--workers 2"))

@@ -81,11 +81,7 @@ class RayPool:
 
 
 def _connect(address: str, threads: int) -> Any:
-    """Connect to a running cluster; fails within seconds where nothing listens.
-
-    Raises:
-        UserError: the package is missing, or there is no cluster at the address.
-    """
+    """Connect to a running cluster; fails within seconds where nothing listens."""
     try:
         import ray
     except ImportError:
@@ -110,11 +106,7 @@ def _connect(address: str, threads: int) -> Any:
 
 
 def _refuse_silent_address(address: str) -> None:
-    """Try a host and port for some seconds: Ray itself waits for minutes.
-
-    Raises:
-        OSError: nothing listens there.
-    """
+    """Try a host and port for some seconds: Ray itself waits for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=_REACHED_S).close()

@@ -78,11 +78,7 @@ class SlurmPool:
 
 
 def _executor(folder: Path, policy: ExecutionPolicy, threads: int, n_gpus: int) -> Any:
-    """Make the executor, with the parameters that the experiment gives it.
-
-    Raises:
-        UserError: submitit is missing, or there is no Slurm, or no parameter of such a name.
-    """
+    """Make the executor, with the parameters that the experiment gives it."""
     try:
         import submitit
     except ImportError:

@@ -150,11 +150,7 @@ def distill_rows(session: Session, name: str, asked: Distillation, out: str) -> 
 
 
 def _refuse_unusable(session: Session, candidate: ResolvedCandidate, asked: Distillation) -> None:
-    """Refuse a teacher that cannot be asked, and options that do not go together.
-
-    Raises:
-        UserError: it is one.
-    """
+    """Refuse a teacher that cannot be asked, and options that do not go together."""
     refuse_without_text(session, candidate)
     refuse_folds(session, "harness data distill", "in which every training row is tested too")
     if asked.prompts and (asked.rewrite or asked.min_score is not None):
@@ -173,11 +169,7 @@ def _refuse_unusable(session: Session, candidate: ResolvedCandidate, asked: Dist
 
 
 def _rows(session: Session, asked: Distillation) -> list[SourcedExample]:
-    """Return the rows to answer: those of a file, or the target's training rows, as many as are wanted.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return the rows to answer: those of a file, or the target's training rows, as many as are wanted."""
     task = session.target.task
     if asked.prompts:
         rows = items_of.prompts(task, readers.read(asked.prompts, "train"), Notes([], []))

@@ -79,11 +79,7 @@ def plan_proposals(session: Session, name: str, asked: PromptProposal) -> Writer
 
 
 def _questions(session: Session, name: str, asked: PromptProposal) -> _Questions:
-    """Write what the proposer is asked.
-
-    Raises:
-        UserError: it generates no text, there are no training rows, or no prices to hold a budget against.
-    """
+    """Write what the proposer is asked."""
     refuse_folds(session, "harness data propose-prompts", "in which every training row is tested too")
     writer = candidate_writer(session, name)
     refuse_unpriced(session.candidates[name], writer.planned(1, 1), asked.max_cost)

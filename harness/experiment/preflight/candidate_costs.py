@@ -110,10 +110,8 @@ def _cost(session: Session, name: str, suites: EvalTokens, runs: Sequence[Run], 
 
 
 def _evaluation_work(session: Session, sets: Iterable[RowSet]) -> EvalTokens:
-    """Estimate what answering sets of rows takes; at most a block of the longest item lies in memory.
-
-    Of whole texts that are scored the logits of a pass lie there, of answers those of few tokens.
-    """
+    """Estimate what answering sets of rows takes; at most a block of the longest item lies in memory."""
+    # Of whole texts that are scored the logits of a pass lie there, of answers those of few tokens.
     jobs, most = [rows.job() for rows in sets], ANSWERING[session.machine.device].tokens
     longest = max((_longest_item(job) or most for job in jobs), default=1)
     whole = max((_longest_item(job) for job in jobs if job.task.kind == "bits_per_byte"), default=0)

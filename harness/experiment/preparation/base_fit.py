@@ -304,11 +304,7 @@ def leaves_experts(base: ModelSource, folder: Path) -> bool:
 
 
 def _headers(name: str) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
-    """Read a model's configuration and the headers of its weights, from a folder or the hub.
-
-    Raises:
-        UserError: it is neither a folder with a configuration nor a hub id that can be asked for.
-    """
+    """Read a model's configuration and the headers of its weights, from a folder or the hub."""
     folder = Path(name).expanduser()
     if name in embedded_model.NAMES:
         folder = embedded_model.unpack()

@@ -228,10 +228,8 @@ def _merging_problems(session: Session, candidate: ResolvedCandidate) -> Iterato
 
 
 def _kept_memory(session: Session, needed: Iterable[ResolvedCandidate]) -> Iterator[Problem]:
-    """Yield that vLLM in this process never gives a GPU's memory back, where others want it as well.
-
-    Source: https://github.com/vllm-project/vllm/issues/21073.
-    """
+    """Yield that vLLM in this process never gives a GPU's memory back, where others want it as well."""
+    # Source: https://github.com/vllm-project/vllm/issues/21073.
     if session.machine.device != "cuda" or session.experiment.vllm.command:
         return
     wanting = [c.name for c in needed if c.method.trains or c.served_base != session.source]
@@ -298,10 +296,8 @@ def _settings(session: Session, name: str) -> openai_api.Settings:
 
 
 def _adapter(recipe: Recipe) -> dict[str, Any]:
-    """Return what is known of a recipe's adapter: its parameters, or of one made elsewhere its file.
-
-    Of a file that cannot be read nothing is: the method says what is wrong with it.
-    """
+    """Return what is known of a recipe's adapter: its parameters, or of one made elsewhere its file."""
+    # Of a file that cannot be read nothing is: the method says what is wrong with it.
     if not recipe.path:
         params: dict[str, Any] = plugins.method(recipe.method).params(**recipe.params).model_dump()
         return params

@@ -87,11 +87,7 @@ def _weights_of(session: Session, one: JudgingCandidate, where: str, prepare: Pr
 
 
 def _refuse_unfit(candidate: ResolvedCandidate, where: str, *, is_here: bool) -> None:
-    """Refuse a candidate whose weights score no text, or hang on the grades that it gives.
-
-    Raises:
-        UserError: they do.
-    """
+    """Refuse a candidate whose weights score no text, or hang on the grades that it gives."""
     if candidate.is_remote:
         step = "judge: {base_url: …, model: …}, the parameters of that candidate"
         found = f"{candidate.name}, an endpoint"
@@ -106,11 +102,7 @@ def _refuse_unfit(candidate: ResolvedCandidate, where: str, *, is_here: bool) ->
 
 
 def _require_pinned(one: JudgingCandidate, weights: Weights, where: str) -> Weights:
-    """Return the weights where they are those that the rubric pins.
-
-    Raises:
-        UserError: their digest begins otherwise.
-    """
+    """Return the weights where they are those that the rubric pins."""
     if not weights.digest.startswith(one.weights):
         found = f"{one.label} with the weights {weights.digest[: max(8, len(one.weights))]}"
         step = f"weights: {weights.digest[:8]} where these are meant; all answers are then graded anew"

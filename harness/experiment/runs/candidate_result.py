@@ -115,10 +115,8 @@ def _refuse_unanswered(test: Rows) -> None:
 
 
 def _settings(session: Session, reader: Reader, run: Run) -> tuple[str, ...]:
-    """Name what validation chose a run's setting among: the trials of its own sweep or search, else itself.
-
-    Weights that another candidate's sweep has chosen are no trials of this one.
-    """
+    """Name what validation chose a run's setting among: trials of its own sweep or search, else itself."""
+    # Weights that another candidate's sweep has chosen are no trials of this one.
     recipe = session.candidates[run.candidate].recipe
     if run.training.sweep and not recipe.weights_of:
         how = [recipe.answer, recipe.prompting, recipe.system, recipe.template]
@@ -228,10 +226,8 @@ def _disturbed_cost(session: Session, run: Run) -> dict[str, float]:
 
 
 def _compute_s(run: Run, test: Rows) -> float | None:
-    """Return the seconds of a request in a batch with its prompting; None where other work disturbed that.
-
-    Of runs before that was noticed it is the mean of all rows.
-    """
+    """Return the seconds of a request in a batch with its prompting; None where other work disturbed that."""
+    # Of runs before that was noticed it is the mean of all rows.
     if run.latency.get("compute_contended"):
         return None
     return run.latency.get("compute_s", fmean(r.compute_s for r in test)) + run.latency.get("prompting_s", 0)
@@ -254,10 +250,8 @@ def _facts_of_record(run: Run) -> CandidateFacts:
 
 
 def _tokens(run: Run, test: Rows) -> costs.TokenCounts | None:
-    """Average the tokens of a request; a run that was stored before shared beginnings were counted has none.
-
-    None of a classifier, which no provider sells by the token, and of a server that counts none.
-    """
+    """Average the tokens of a request; a run from before shared beginnings were counted has none."""
+    # None of a classifier, which no provider sells by the token, and of a server that counts none.
     prompt = fmean(r.n_prompt_tokens for r in test)
     if not plugins.method(run.method).makes_language_model or not prompt:
         return None
@@ -268,12 +262,10 @@ def _tokens(run: Run, test: Rows) -> costs.TokenCounts | None:
 def _cost_per_1k_usd(
     session: Session, run: Run, test: Rows, tokens: costs.TokenCounts | None
 ) -> float | None:
-    """Price 1,000 requests by their tokens where its provider or the policy sets prices, else by device time.
-
-    What chooses shots or passages takes device time in either case: whoever sells tokens does not retrieve.
-    None of an endpoint without prices, whose device is not this one, and where other work disturbed the
-    time.
-    """
+    """Price 1,000 requests by tokens where its provider or the policy sets prices, else by device time."""
+    # What chooses shots or passages takes device time in either case: whoever sells tokens does not retrieve.
+    # None of an endpoint without prices, whose device is not this one, and where other work disturbed the
+    # time.
     policy = session.experiment.decide
     own = session.candidates[run.candidate].source.params.get("usd_per_million_tokens")
     prices = TokenPrices.model_validate(own) if own else policy.usd_per_million_tokens
@@ -288,12 +280,9 @@ def _cost_per_1k_usd(
 
 
 def _n_train(session: Session, run: Run) -> int:
-    """Count what was trained on: rows, or pairs, or both where training on pairs went on from rows.
-
-    A row that a mixture drew several times is one: it was labelled once.
-
-    0 of an adapter made elsewhere and of an endpoint, whose data nobody knows.
-    """
+    """Count what was trained on: rows, or pairs, or both where training on pairs went on from rows."""
+    # A row that a mixture drew several times is one: it was labelled once.
+    # 0 of an adapter made elsewhere and of an endpoint, whose data nobody knows.
     method = plugins.method(run.method)
     if method.made_elsewhere or method.is_remote:
         return 0

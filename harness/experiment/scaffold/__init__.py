@@ -81,11 +81,7 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
 
 
 def _recognise(request: Request) -> RecognizedRows:
-    """Recognise the rows, unless something forbids to go on.
-
-    Raises:
-        UserError: with every problem of the files, the base model and the folder at once.
-    """
+    """Recognise the rows, unless something forbids to go on."""
     content, problems = _read_all(request)
     problems += [existing_file(path) for path in _paths(request, _name_of(request.data)) if path.exists()]
     problems += _unknown_model(request.base_model)

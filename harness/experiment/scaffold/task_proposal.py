@@ -95,11 +95,7 @@ def _longest(references: Sequence[str], base: ModelSource | None, share: float =
 
 
 def _count_tokens(texts: Sequence[str], base: ModelSource | None) -> list[int]:
-    """Count the tokens of texts by the base's tokenizer, whole; where it is not here, by their signs.
-
-    Raises:
-        UserError: the tokenizer's file cannot be read.
-    """
+    """Count the tokens of texts by the base's tokenizer, whole; where it is not here, by their signs."""
     file = base.path / "tokenizer.json" if base else None
     if file is None or not file.is_file():
         return [_guess_tokens(text) for text in texts]
@@ -117,11 +113,9 @@ def _count_tokens(texts: Sequence[str], base: ModelSource | None) -> list[int]:
 
 
 def _guess_tokens(text: str) -> int:
-    """Guess how many tokens a text is at most: one for three letters of English, one for each other byte.
-
-    Byte-level BPE spends up to a token on each byte of a script that it has seen little of (Petrov et al.
-    2023, arXiv:2305.15425), and many tokenizers one on each digit.
-    """
+    """Guess how many tokens a text is at most: one for three letters of English, one for each other byte."""
+    # Byte-level BPE spends up to a token on each byte of a script that it has seen little of (Petrov et al.
+    # 2023, arXiv:2305.15425), and many tokenizers one on each digit.
     plain = sum(sign.isascii() and (sign.isalpha() or sign.isspace()) for sign in text)
     return -(-plain // 3) + len(text.encode()) - plain
 

@@ -127,11 +127,7 @@ def _with_choosers(
 
 
 def _refuse_other_kind(candidate: ResolvedCandidate, init: Weights | None, merges: Sequence[Weights]) -> None:
-    """Refuse to start from, or merge, weights that turned out to be of another kind than the method takes.
-
-    Raises:
-        CandidateFailed: they are.
-    """
+    """Refuse to start from, or merge, weights that turned out to be of another kind than the method takes."""
     wanted = {"init_from": candidate.method.init_from, "merges": candidate.method.makes}
     for key, given in (("init_from", [init] if init else []), ("merges", merges)):
         for one in given:
@@ -144,10 +140,8 @@ def _refuse_other_kind(candidate: ResolvedCandidate, init: Weights | None, merge
 def _fit_anew(
     session: Session, candidate: ResolvedCandidate, seed: int, begun: FitInputs, pause_at: int = 0
 ) -> None:
-    """Make weights that are not there, on the rows of the target and those of the regularisers.
-
-    With `pause_at` only until so many points along the training are kept.
-    """
+    """Make weights that are not there, on the rows of the target and those of the regularisers."""
+    # With `pause_at` only until so many points along the training are kept.
     general, mixed = find_penalty_rows(session, candidate, seed), find_mixed_rows(session, candidate, seed)
     if session.experiment.engine == "vllm" or session.machine.device == "cuda":
         session.unload()  # training has a base of its own, and a GPU rarely room for two
@@ -176,14 +170,9 @@ class Tried(NamedTuple):
 
 
 def _choose_trial(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:
-    """Return the weights of the trial of a sweep or search that is best on validation with the first seed.
-
-    Every trial has the same budget, unless it is pruned; those that lose stay in the store. One that failed
-    is a trial as well, and is made again only by a search that has not chosen yet.
-
-    Raises:
-        CandidateFailed: every trial did.
-    """
+    """Return the weights of the trial of a sweep or search that is best on validation with the first seed."""
+    # Every trial has the same budget, unless it is pruned; those that lose stay in the store. One that failed
+    # is a trial as well, and is made again only by a search that has not chosen yet.
     first, sign = session.experiment.seeds[0], session.target.primary.unit.sign
     tried = _try_all(session, candidate, make=False)
     if make and not any(_is_whole(one.trial) for one in tried):
@@ -232,11 +221,7 @@ def _try_all(session: Session, candidate: ResolvedCandidate, *, make: bool) -> l
 def _try(
     session: Session, candidate: ResolvedCandidate, proposal: proposals.TrialProposal, *, make: bool
 ) -> Tried | None:
-    """Train at one point and score on validation; None where something of it is missing.
-
-    Raises:
-        HarnessError, OSError: what every other trial would meet too.
-    """
+    """Train at one point and score on validation; None where something of it is missing."""
     trial, bound = candidate.at(proposal.params), candidate.source.subject_to
     begun = _begin(session, trial, session.experiment.seeds[0], make=make)
     if begun is None:

@@ -64,11 +64,7 @@ def forgetting_on_validation(
 
 
 def _forgetting(session: Session, asked: Sequence[MeasuredTask], arms: Sequence[Sequence[RowSet]]) -> float:
-    """Return the mean loss over the tasks that count, by what the base scores on these items.
-
-    Raises:
-        SharedFailure: none counts.
-    """
+    """Return the mean loss over the tasks that count, by what the base scores on these items."""
     pairs = [[_rows(session, rows) for rows in pair] for pair in zip(*arms, strict=True)]
     alike = [
         Measurement(m.task, m.role, m.suite, m.metrics, base, base)

@@ -127,11 +127,7 @@ def _pruner_class(name: str) -> "type[BasePruner]":
 
 
 def _pruner(source: Recipe) -> "BasePruner":
-    """Build the pruner of a search, its resource being tracked points; without one none prunes.
-
-    Raises:
-        TypeError, ValueError: it takes no such parameters.
-    """
+    """Build the pruner of a search, its resource being tracked points; without one none prunes."""
     import optuna
 
     if not source.prune or not source.track:
@@ -145,11 +141,7 @@ def _pruner(source: Recipe) -> "BasePruner":
 
 
 def _try_pruner(source: Recipe) -> None:
-    """Let the pruner look at every point of two trials: some parameters it takes only fail then.
-
-    Raises:
-        TypeError, ValueError: it takes no such parameters.
-    """
+    """Let the pruner look at every point of two trials: some parameters it takes only fail then."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -118,11 +118,9 @@ def has_own_process(session: Session) -> bool:
 def _learn_pace(
     session: Session, work: costs.Work, made: Path, base: ModelSource, took_s: float, *, alone: bool
 ) -> None:
-    """Learn how fast this machine trains, from a training of the steps that were estimated, undisturbed.
-
-    One that stopped early made less, and one that generates its answers does what nobody estimated. What it
-    took beside its steps is learnt of a training that read nothing before them.
-    """
+    """Learn how fast this machine trains, from a training of the steps that were estimated, undisturbed."""
+    # One that stopped early made less, and one that generates its answers does what nobody estimated. What it
+    # took beside its steps is learnt of a training that read nothing before them.
     record = parse_json((made / FIT).read_text("utf-8"))["training"]
     steps_s = min(record.get("train_loop_s", 0.0), took_s)
     as_estimated = _ALIKE * work.steps < record.get("n_steps", 0) < work.steps / _ALIKE

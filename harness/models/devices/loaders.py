@@ -41,12 +41,8 @@ def _load_plain(
 
 
 def _refuse_incomplete(source: ModelSource, model: "PreTrainedModel", info: Any) -> "PreTrainedModel":
-    """Refuse a model whose files lack some of its parameters, which transformers then draws at random.
-
-    Raises:
-        CandidateFailed: they do, such as those of a classifier, which has no output layer; or have them in
-            other sizes, or in more layers, than its configuration says.
-    """
+    """Refuse a model whose files lack some of its parameters, which transformers then draws at random."""
+    # Those of a classifier lack the output layer; others differ in size, or have layers beyond config.json.
     for name, found, expected in sorted(info["mismatched_keys"]):
         reason = f"{source.path}: {name} is {[*found]} in its files, and {[*expected]} by its config.json"
         raise CandidateFailed(reason, "the config.json that was published with the weights")
@@ -73,13 +69,10 @@ def _is_of_layer_beyond(name: str, n_layers: float, names: set[str]) -> bool:
 def _load_nf4(
     source: ModelSource, machine: Machine, attention: str | None, placed: Placement
 ) -> "PreTrainedModel":
-    """Load with NF4 weights and double quantisation: on a GPU as they are, on a CPU dequantised once.
-
-    A CPU gains no speed from four bits, and bitsandbytes repacks such weights at the first forward
-    pass of an evaluation, rounding their scales again and cutting the gradient of later training.
-
-    Source: Dettmers et al. 2023 (arXiv:2305.14314).
-    """
+    """Load with NF4 weights and double quantisation: on a GPU as they are, on a CPU dequantised once."""
+    # A CPU gains no speed from four bits, and bitsandbytes repacks such weights at the first forward pass of
+    # an evaluation, rounding their scales again and cutting the gradient of later training.
+    # Source: Dettmers et al. 2023 (arXiv:2305.14314).
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     kind: Any = AutoModelForCausalLM
@@ -107,13 +100,10 @@ def _load_nf4(
 def _load_int8(
     source: ModelSource, machine: Machine, attention: str | None, placed: Placement
 ) -> "PreTrainedModel":
-    """Load with LLM.int8: inputs and weights quantised by rows to 8 bits, large activations multiplied apart.
-
-    Which activations these are depends on all rows that are computed together. On a CPU bitsandbytes trains
-    on the dequantised weights and answers with the quantised ones.
-
-    Source: Dettmers et al. 2022 (arXiv:2208.07339).
-    """
+    """Load with LLM.int8: inputs and weights by rows in 8 bits, large activations multiplied apart."""
+    # Which activations these are depends on all rows that are computed together. On a CPU bitsandbytes trains
+    # on the dequantised weights and answers with the quantised ones.
+    # Source: Dettmers et al. 2022 (arXiv:2208.07339).
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     # It would say of each product that it is made in fp16.

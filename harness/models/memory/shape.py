@@ -197,10 +197,8 @@ def _each(said: Any, n_layers: int) -> list[Any]:
 def _experts(
     said: Mapping[str, Any], hidden: int, counted: float | None
 ) -> tuple[float, float, int, int, int]:
-    """Return the parameters in experts, three matrices each, those idle, adapted experts, and both widths.
-
-    Doge names experts also where it has none.
-    """
+    """Return the parameters in experts, three matrices each, those idle, adapted experts, and both widths."""
+    # Doge names experts also where it has none.
     n_experts = int(said.get("num_experts") or 0) if said.get("is_moe") is not False else 0
     if not n_experts or counted == 0:
         return counted or 0.0, 0.0, 0, 0, 0

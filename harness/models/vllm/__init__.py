@@ -215,12 +215,7 @@ def _adaptable(folder: Path) -> set[str]:
 
 
 def _load(source: ModelSource, machine: Machine, adaptable: set[str], policy: VllmPolicy) -> Any:
-    """Load a base.
-
-    Raises:
-        UserError: vLLM is not installed, or built for another device.
-        CandidateFailed: vLLM cannot load this model here.
-    """
+    """Load a base."""
     if installed_version() is None:
         raise UserError(absent())
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # a process of its own would batch by chance

@@ -184,11 +184,7 @@ class ServedCandidate(openai_api.CompletionsCandidate):
 
     @contextmanager
     def _explain_failure(self) -> Iterator[None]:
-        """Say of a server that gave no answer how it ended, or where its log lies.
-
-        Raises:
-            CandidateFailed: it gave no answer.
-        """
+        """Say of a server that gave no answer how it ended, or where its log lies."""
         try:
             yield
         except CandidateFailed as error:
@@ -243,11 +239,7 @@ class VllmServer:
         return self._running
 
     def _start(self, advance: Advance) -> _ServerProcess:
-        """Start the server and wait until it is ready.
-
-        Raises:
-            CandidateFailed: it ends before, or is not ready in time.
-        """
+        """Start the server and wait until it is ready."""
         self._log.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(_PORTS):
             self._log.unlink(missing_ok=True)
@@ -317,11 +309,7 @@ def _free_port() -> int:
 
 
 def _post(running: _ServerProcess, verb: str, body: dict[str, Any]) -> None:
-    """Load or unload an adapter.
-
-    Raises:
-        CandidateFailed: the server refuses it, or has ended.
-    """
+    """Load or unload an adapter."""
     request = Request(
         f"{running.address}/v1/{verb}_lora_adapter",
         json.dumps(body).encode(),

@@ -189,11 +189,7 @@ def import_labels(
 
 
 def _refuse_two_scales(file: Path, task: Task, metric: str) -> None:
-    """Refuse numbers that lie on the scale of a judge's rubric as well as from 0 to 1.
-
-    Raises:
-        UserError: all of them do.
-    """
+    """Refuse numbers that lie on the scale of a judge's rubric as well as from 0 to 1."""
     rubric = rubric_of(task, metric)
     cells = {label for _, (label,) in read_rows(file, COLUMNS, ("label",))}
     written = {cell for cell in cells if cell in ("0", "1")}
@@ -296,10 +292,8 @@ def _file_rows(
     labels: Labels,
     begins: str = _KEY,
 ) -> Iterator[tuple[str, ...]]:
-    """Yield a row an answer without a label, those to an item next to each other in the order of their keys.
-
-    The question is the shortest prompt, for a longer one may tell whose answer it is.
-    """
+    """Yield a row an answer without a label, those to an item together in the order of their keys."""
+    # The question is the shortest prompt, for a longer one may tell whose answer it is.
     for item in items:
         rows = [arm[item] for arm in arms if item in arm]
         question = min((row.prompt for row in rows), key=len)

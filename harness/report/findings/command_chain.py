@@ -95,10 +95,8 @@ def _fill(
 
 
 def _decide(command: str, file: str, steps: _Steps, named: Sequence[str], pages: Mapping[str, str]) -> str:
-    """Write the command after which a file's rows are decided on, and the one that makes decisions true.
-
-    Where no experiment reads the rows, one is made of the cleaned ones: `init` refuses some that are not.
-    """
+    """Write the command after which a file's rows are decided on, and the one that makes decisions true."""
+    # Where no experiment reads the rows, one is made of the cleaned ones: `init` refuses some that are not.
     dashboard, asked = f"{_DASHBOARD}{pages.get(file, '')}", steps.cleaned.get(file, ())
     if file not in pages:
         written, asked = steps.written.get(file, file), ()

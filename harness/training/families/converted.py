@@ -36,10 +36,8 @@ def save_converted(model: Any, folder: Path, initial: Path) -> None:
 
 
 def _add_embeddings(model: Any, converted: Path) -> None:
-    """Add the adapters of embeddings to a converted adapter, at its rank: PEFT's conversion leaves them out.
-
-    They began at 0 and moved no weights of the base.
-    """
+    """Add adapters of embeddings to a converted adapter, at its rank: PEFT's conversion leaves them out."""
+    # They began at 0 and moved no weights of the base.
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file, save_file
     from torch.nn.functional import pad

@@ -182,11 +182,9 @@ def _reference_key(context: FitContext, params: PreferenceParams, rows: list[Row
 
 
 def _caching_trainer(keys: Mapping[str, str]) -> "type[DPOTrainer]":
-    """Return TRL's trainer for rows that are tokenised, with the reference's log-probabilities remembered.
-
-    `keys` are those of the rows trained on (`train`) and held out (`eval`). Where the values are known
-    nothing is read, but the generator is left as reading would leave it.
-    """
+    """Return TRL's trainer for rows that are tokenised, with the reference's log-probabilities remembered."""
+    # `keys` are those of the rows trained on (`train`) and held out (`eval`). Where the values are known
+    # nothing is read, but the generator is left as reading would leave it.
     import torch
     from datasets import concatenate_datasets
     from torch.utils.data import DataLoader
@@ -223,11 +221,9 @@ def _caching_trainer(keys: Mapping[str, str]) -> "type[DPOTrainer]":
 
 
 def _cpu_trainer(kind: Any, answer_logprobs: "AnswerLogprobs") -> "type[DPOTrainer]":
-    """Return TRL's trainer with another way to come by the log-probabilities of answers.
-
-    Without a GPU, TRL's own loss passes every position of every row through the vocabulary matrix,
-    converted to fp32 in chunks. The value is the same.
-    """
+    """Return TRL's trainer with another way to come by the log-probabilities of answers."""
+    # Without a GPU, TRL's own loss passes every position of every row through the vocabulary matrix,
+    # converted to fp32 in chunks. The value is the same.
     import torch
     from torch.nn.functional import logsigmoid
     from trl.trainer.utils import use_adapter
