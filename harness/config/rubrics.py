@@ -72,13 +72,12 @@ class Rubric(Spec):
     `judge` is who grades: a model that runs here, as `base_model` names one, an endpoint by the parameters of
     the method `endpoint`, or the weights of a candidate: `{candidate: NAME}`, with `experiment: FILE` one of
     another harness.yaml, with `weights: DIGEST` only those whose digest begins so. `panel` lists several of
-    them in its place; their mean counts.
-    `version` names the judge's own version, where it changed behind its address: another one means other
-    grades. `anchors` is how many answers an endpoint is asked about again before it grades others, `attempts`
-    how often it is asked about one answer until its grade can be read. With `logprobs: true` it is asked for
-    the likeliest first tokens too, and the mean of the grades counts by their probabilities.
-    `max_cost` in USD ends the grading once all endpoints have cost as much, by `usd_per_million_tokens` of
-    each, or where a judge has none of its own by that of the rubric.
+    them in its place; their mean counts. `version` names the judge's own version, where it changed behind its
+    address: another one means other grades. `anchors` is how many answers an endpoint is asked about again
+    before it grades others, `attempts` how often it is asked about one answer until its grade can be read.
+    With `logprobs: true` it is asked for the likeliest first tokens too, and the mean of the grades counts by
+    their probabilities. `max_cost` in USD ends the grading once all endpoints have cost as much, by
+    `usd_per_million_tokens` of each, or where a judge has none of its own by that of the rubric.
     """
 
     criteria: str = Field(min_length=1)

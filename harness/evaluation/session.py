@@ -147,21 +147,18 @@ class Session:
 
     `training` holds the target with other training rows, for candidates that say so (see `candidate_rows`),
     `changed` facts of the target that changed, None where it names none. `more_targets` are answered by every
-    candidate, and decide nothing; rescues keep gains on them, and nights watch them.
-    `folds` are those of the target, where `data.folds` asks for some (see `k_fold`).
-    `source` is the experiment's base; `sources` holds every model that a candidate names, by name;
-    `candidates` are the experiment's, each resolved once.
+    candidate, and decide nothing; rescues keep gains on them, and nights watch them. `folds` are those of the
+    target, where `data.folds` asks for some (see `k_fold`). `source` is the experiment's base; `sources`
+    holds every model that a candidate names, by name; `candidates` are the experiment's, each resolved once.
     `paces` maps sizes of models to the pace at which this machine answered and trained when it was opened,
-    `timed` kinds of work to the seconds that they took since then.
-    `controls` maps digests of bases to the control arm that was measured while this session was open,
-    `judging` maps judges that run here to their weights, or to why they have none yet;
-    `checked_judges` holds the judges whose anchors were graded again for the candidate that is evaluated,
-    `refused_judges` why one of them may grade nothing new,
-    `settled` runs to the verdict that an interim analysis settled; these are asked nothing more.
-    `failures` maps candidates with seeds to what a worker or their base failed with; these are not made here.
-    One that is a worker's (`is_worker`) claims what it makes, as others are at work in the same store.
-    Copies made by `replace` share the slot, so what one loads another lets go of. A session for a `dry_run`
-    loads nothing.
+    `timed` kinds of work to the seconds that they took since then. `controls` maps digests of bases to the
+    control arm that was measured while this session was open, `judging` maps judges that run here to their
+    weights, or to why they have none yet; `checked_judges` holds the judges whose anchors were graded again
+    for the candidate that is evaluated, `refused_judges` why one of them may grade nothing new, `settled`
+    runs to the verdict that an interim analysis settled; these are asked nothing more. `failures` maps
+    candidates with seeds to what a worker or their base failed with; these are not made here. One that is a
+    worker's (`is_worker`) claims what it makes, as others are at work in the same store. Copies made by
+    `replace` share the slot, so what one loads another lets go of. A session for a `dry_run` loads nothing.
     """
 
     experiment: Experiment

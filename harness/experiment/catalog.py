@@ -1,7 +1,6 @@
 """Catalog of `harness ls`: plugins, suites and tasks with their purpose, keys with their default.
 
-Invariant: the purpose of a plugin is the first line of its module's docstring, read without
-importing it.
+Invariant: the purpose of a plugin is the first line of its module's docstring, read without importing it.
 """
 
 import ast

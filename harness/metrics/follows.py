@@ -1,7 +1,6 @@
 """Share of answers that keep every constraint of a verifiable instruction.
 
-Invariant: a check reads the answer alone, never the model or another answer; an empty answer
-keeps nothing.
+Invariant: a check reads the answer alone, never the model or another answer; an empty answer keeps nothing.
 Source: the idea of instructions a program can check is Zhou et al. 2023, arXiv:2311.07911;
 these checks are our own. In a script that writes no blanks a phrase may stand anywhere, and a piece of two or
 three letters counts as a word.

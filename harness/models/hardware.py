@@ -229,9 +229,8 @@ def probe(
     What was measured beside other work is kept for an hour, replaces nothing else, and changes no precision
     that was chosen before: other weights and answers would be looked for. What is kept is measured anew to
     `renew` it, and where something that ran here reached more GFLOP/s than it allows (`reached_gflops`), once
-    for each such speed.
-    Of a GPU the key holds its model and driver; that a CPU was taken beside one is not kept.
-    `measure` takes the place of the measurement, `root` that of the system's files.
+    for each such speed. Of a GPU the key holds its model and driver; that a CPU was taken beside one is not
+    kept. `measure` takes the place of the measurement, `root` that of the system's files.
 
     Raises:
         UserError: `cuda` is asked for and torch sees no GPU.

@@ -46,9 +46,8 @@ _SHORT = {
 class AttributionStep:
     """One step: `new` − `base`.
 
-    `what` says what was done. `macro` is the mean change over the admitted capability tasks,
-    `tasks` the change of each task's primary metric, `target` that of the target where both
-    answered it.
+    `what` says what was done. `macro` is the mean change over the admitted capability tasks, `tasks` the
+    change of each task's primary metric, `target` that of the target where both answered it.
     """
 
     what: str
@@ -82,26 +81,22 @@ class Flip:
 class ExperimentReport:
     """The results of one experiment.
 
-    `metric` is the target's primary metric. `comparisons` maps a run's `label` to its
-    comparisons with the base on the tasks of the suites, each task's primary metric first;
-    `not_admitted` says of a task why it does not count in the gate, `one_half` why half of it
-    does not. `steps` splits the change of a run, by `label`, where there was a base or a run in between.
-    `header` holds device, precision and times, with units in the names.
-    `seeds` joins the seeds of each recipe that trains,
-    `ablations` holds one table for each grid, `training_sets` one for each method's candidates that differ in
-    their training rows alone, `curve` what more training data would bring.
-    `task` is the target's name; `margins` maps tasks to
-    the loss in [0, 1] that the gate takes for a regression on them, `macro_margin` is that of their
-    mean, None where it is a share of the base's skill; `undecided_fails` says that an inconclusive
-    verdict stops a release. `flips` shows some of the items that a fine-tune lost and gained, by
-    `label`; `diversity` how varied its generated answers are, the target's first. `origins` says what
-    each run's numbers depend on. `policy` is what the decision went by,
-    `closed_labels` and `has_documents` which alternatives the target allows, `majority` what always the same
-    label reaches, `family` the fine-tunes over
-    which what is shipped was corrected. `spans` maps tasks to the range of their metric, of which the gate
-    takes a change as a share; `sampled` says that items of some tasks were drawn. `labels` puts metrics
-    of the target beside people's labels of its answers. `declared` is the goal on the target. `typed` is
-    what the next commands repeat.
+    `metric` is the target's primary metric. `comparisons` maps a run's `label` to its comparisons with the
+    base on the tasks of the suites, each task's primary metric first; `not_admitted` says of a task why it
+    does not count in the gate, `one_half` why half of it does not. `steps` splits the change of a run, by
+    `label`, where there was a base or a run in between. `header` holds device, precision and times, with
+    units in the names. `seeds` joins the seeds of each recipe that trains, `ablations` holds one table for
+    each grid, `training_sets` one for each method's candidates that differ in their training rows alone,
+    `curve` what more training data would bring. `task` is the target's name; `margins` maps tasks to the loss
+    in [0, 1] that the gate takes for a regression on them, `macro_margin` is that of their mean, None where
+    it is a share of the base's skill; `undecided_fails` says that an inconclusive verdict stops a release.
+    `flips` shows some of the items that a fine-tune lost and gained, by `label`; `diversity` how varied its
+    generated answers are, the target's first. `origins` says what each run's numbers depend on. `policy` is
+    what the decision went by, `closed_labels` and `has_documents` which alternatives the target allows,
+    `majority` what always the same label reaches, `family` the fine-tunes over which what is shipped was
+    corrected. `spans` maps tasks to the range of their metric, of which the gate takes a change as a share;
+    `sampled` says that items of some tasks were drawn. `labels` puts metrics of the target beside people's
+    labels of its answers. `declared` is the goal on the target. `typed` is what the next commands repeat.
     """
 
     experiment: str

@@ -1,8 +1,7 @@
 """A report on the terminal: one table, short points under each candidate, the decision, what to do next.
 
-Invariant: the table takes at most 100 columns, and different candidates have different names in it; a
-name wraps only where none that fits would tell it apart. Nothing that a model or a file chose is read
-as markup.
+Invariant: the table takes at most 100 columns, and different candidates have different names in it; a name
+wraps only where none that fits would tell it apart. Nothing that a model or a file chose is read as markup.
 """
 
 import io

@@ -246,10 +246,9 @@ def matched_target_change(
 ) -> Estimate | None:
     """Estimate by how much a trial keeps more than the scaled adapter that scores as much on the target.
 
-    `trial` holds the trial's rows as `new`; `counting` names the tasks of the macro. Where several
-    pairs of scales enclose the score, the pair that keeps most is taken. The interval holds the items
-    of the tasks; the scores on the target are taken as they were found. None where no pair encloses
-    the score.
+    `trial` holds the trial's rows as `new`; `counting` names the tasks of the macro. Where several pairs of
+    scales enclose the score, the pair that keeps most is taken. The interval holds the items of the tasks;
+    the scores on the target are taken as they were found. None where no pair encloses the score.
     """
     found = []
     for bracket in _brackets(sorted(path, key=lambda at: at.scale), target):

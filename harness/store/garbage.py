@@ -1,9 +1,8 @@
 """Disk use of a store and garbage collection: what nothing refers to, and what work in progress still wants.
 
-Invariant: what a run, a champion or a night refers to is never garbage, nor is what a stored run is
-compared with, confirmed by or found by way of: a base's rows on the same items, the same weights in
-another precision, the trials of a sweep. Whatever ends a process, the name of what it was at stays until
-that has been finished.
+Invariant: what a run, a champion or a night refers to is never garbage, nor is what a stored run is compared
+with, confirmed by or found by way of: a base's rows on the same items, the same weights in another precision,
+the trials of a sweep. Whatever ends a process, the name of what it was at stays until that has been finished.
 
     runs/.begun/<name>      an empty file
 """

@@ -40,10 +40,9 @@ class PeftFamily(NamedTuple):
     """Additions of a family to a training: a penalty on the loss, callbacks, its begin and its saving.
 
     `begin(trainer)` runs before the first step; `save(model, folder)` writes the finished adapter, of a
-    sharded model from its whole `state_dict`.
-    `keeps_last` says that the last checkpoint is saved and not the best one, `keeps_part` that checkpoints
-    hold of the model only what is trained, `begins_anew` that they do not hold all that a training goes on
-    from.
+    sharded model from its whole `state_dict`. `keeps_last` says that the last checkpoint is saved and not the
+    best one, `keeps_part` that checkpoints hold of the model only what is trained, `begins_anew` that they do
+    not hold all that a training goes on from.
     """
 
     penalty: "Callable[[Any], torch.Tensor | float]" = lambda model: 0.0

@@ -97,9 +97,8 @@ def fine_tune(
 
     Without a `peft_config` the whole model is trained, in fp32 (or as `params.trained_in` says) with the
     machine's precision for the products (bf16 where it is trained in that), and saved in the machine's
-    precision with its tokenizer. With
-    `save(model, folder)`, which then saves what was made, that part alone is in fp32 which the context's
-    `prepare` left to be trained.
+    precision with its tokenizer. With `save(model, folder)`, which then saves what was made, that part alone
+    is in fp32 which the context's `prepare` left to be trained.
 
     Raises:
         CandidateFailed: out of memory, no row fits, or the loss was not a number.

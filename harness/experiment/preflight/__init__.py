@@ -44,12 +44,11 @@ _LEAST_DISK_GB = 5.0  # runs, checkpoints of a training and the cache of a small
 class Checkup:
     """Result of the check: the machine, its memory, free disk in GB, versions, the experiment, its costs.
 
-    `vllm` is its version and the device that it is built for, empty where it is not installed.
-    `data` says the worst that was found in the target's rows, and which command shows all.
-    `recipes` says which settings of trainings lie outside of published ranges, `judges` which judges that
-    run here cannot read all prompts.
-    `absent` maps optional packages that are not there to the command that brings them. `problems` hold
-    what stands in the way, each with what to do; where there are some `costs` may be empty.
+    `vllm` is its version and the device that it is built for, empty where it is not installed. `data` says
+    the worst that was found in the target's rows, and which command shows all. `recipes` says which settings
+    of trainings lie outside of published ranges, `judges` which judges that run here cannot read all prompts.
+    `absent` maps optional packages that are not there to the command that brings them. `problems` hold what
+    stands in the way, each with what to do; where there are some `costs` may be empty.
     """
 
     machine: Machine

@@ -1,7 +1,6 @@
 """Preparation of a session from harness.yaml: data read and checked, machine probed, bases resolved.
 
-Invariant: every problem of the files is reported at once, before a model is loaded or anything is
-written.
+Invariant: every problem of the files is reported at once, before a model is loaded or anything is written.
 """
 
 from collections.abc import Iterable, Mapping

@@ -88,11 +88,10 @@ class Shape(NamedTuple):
 
     Of its parameters `in_experts` are in experts, of which a token passes those that are not `idle`. PEFT
     puts adapters on `adapted_experts` of a layer, each `expert_width` wide, or else on what all tokens pass
-    beside them, `shared_width` wide. A layer of multi-head latent
-    attention keeps `latent` numbers of a token, in place of keys and values. Where layers differ, heads and
-    their width are the largest, and layers keep on average `keeping` of that: those of linear attention and
-    those that share another one's keys nothing. `stored_bytes` is the size of files that are quantised, 0 of
-    others.
+    beside them, `shared_width` wide. A layer of multi-head latent attention keeps `latent` numbers of a
+    token, in place of keys and values. Where layers differ, heads and their width are the largest, and layers
+    keep on average `keeping` of that: those of linear attention and those that share another one's keys
+    nothing. `stored_bytes` is the size of files that are quantised, 0 of others.
     """
 
     n_parameters: float

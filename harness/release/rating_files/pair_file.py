@@ -106,9 +106,8 @@ def export_pairs(
 ) -> PairExport:
     """Write the answers of two candidates to randomly drawn test items of the target, to be compared.
 
-    Without `candidates` those of a fine-tune and the best untrained candidate on validation. Of several
-    seeds and fine-tunes the one with the fewest ratings is drawn, the best first. Items with a rating are
-    left out.
+    Without `candidates` those of a fine-tune and the best untrained candidate on validation. Of several seeds
+    and fine-tunes the one with the fewest ratings is drawn, the best first. Items with a rating are left out.
 
     Raises:
         UserError: the file exists, is no .csv or lies in no folder, or these are not two candidates.

@@ -1,7 +1,6 @@
 """Forest plot of a candidate's paired differences, a line a task, with interval and margin.
 
-Invariant: tasks that do not count in the gate are drawn hollow; what lies beyond a task's margin
-is shaded.
+Invariant: tasks that do not count in the gate are drawn hollow; what lies beyond a task's margin is shaded.
 """
 
 from collections.abc import Sequence
