@@ -1,7 +1,7 @@
 """Every error a user can meet, each as found, expected and next step.
 
-Invariant: a `UserError` carries all problems of its source at once, so one run of the
-command shows everything that has to be mended.
+Invariant: a `UserError` carries all problems of its source at once, so one run of the command shows
+everything that has to be mended. A function `refuse_…` raises one unless its docstring names another error.
 
     HarnessError            exit 1   something failed while working
     ├── UserError           exit 2   what was written or given cannot be used

@@ -67,11 +67,7 @@ class Option(NamedTuple):
         least, most = self.min or 0.0, inf if self.max is None else self.max
 
         def refuse_outside(value: Any) -> Any:
-            """Refuse a number outside of the range.
-
-            Raises:
-                UserError: it is.
-            """
+            """Refuse a number outside of the range."""
             if value is not None and not least <= value <= most:
                 nearest = most if value > most else least
                 raise UserError(Problem(name, str(value), self.range, f"such as {name} {nearest:g}"))

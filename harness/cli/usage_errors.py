@@ -23,11 +23,7 @@ _FURTHER = re.compile(r"extra arguments?(?:\(s\))? \((.*)\)")
 
 @contextmanager
 def usage_errors(typed: Sequence[str]) -> Iterator[None]:
-    """Raise what the parser refuses of a command as an error of the harness.
-
-    Raises:
-        UserError: it refuses something.
-    """
+    """Raise what the parser refuses of a command as an error of the harness."""
     try:
         yield
     except _USAGE_ERROR as error:

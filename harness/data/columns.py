@@ -148,11 +148,7 @@ def answer_column(task: Task, layout: Layout | None, names: Container[str]) -> s
 
 
 def require_column(shown: str, names: Iterable[str], column: str, option: str) -> None:
-    """Refuse a column that no row has.
-
-    Raises:
-        UserError: the column is not among the names.
-    """
+    """Refuse a column that no row has."""
     if column not in (names := set(names)):
         raise UserError(
             Problem(f"{shown}, {option}", f"no column {column!r}", "a column", did_you_mean(column, names))

@@ -90,11 +90,7 @@ def _has_header(path: str) -> bool:
 
 
 def refuse_no_header(path: str, rows: Sequence[Row]) -> None:
-    """Refuse a CSV file whose first line is certainly a row.
-
-    Raises:
-        UserError: it is.
-    """
+    """Refuse a CSV file whose first line is certainly a row."""
     file, shown = Path(path), display_path(path)
     if is_csv(path) and not path.startswith(HUB) and not file.is_dir():
         where = f"{shown}:{_header_line(file, shown)}"

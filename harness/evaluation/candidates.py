@@ -187,11 +187,7 @@ def _model_source(
 
 
 def refuse_silent(candidate: ResolvedCandidate) -> None:
-    """Refuse to ask a candidate that answers nothing.
-
-    Raises:
-        UserError: it is a reward model.
-    """
+    """Refuse to ask a candidate that answers nothing."""
     if not candidate.method.answers:
         found = f"the method {candidate.source.method}, whose weights answer nothing"
         expected, step = "a candidate that answers", f"harness train {candidate.name}, which makes it"

@@ -16,7 +16,7 @@ from harness.training import Weights
 
 def more_target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
     """List test, and validation where there is some, of each further target that a recipe can answer."""
-    able = (m for m in session.more_targets if can_answer(recipe, weights, m))
+    able = (m for m in session.more_targets if _can_answer(recipe, weights, m))
     sets = [rows for m in able for rows in target_sets(replace(session, target=m), recipe, weights, seed)]
     return [rows for rows in sets if rows.ids]
 
@@ -27,12 +27,10 @@ def more_test_sets(session: Session, recipe: Recipe, weights: Weights, seed: int
     return sorted(tests, key=lambda rows: rows.name)
 
 
-def can_answer(recipe: Recipe, weights: Weights, measured: MeasuredTask) -> bool:
-    """Tell whether a task has what a recipe's prompts, answers and draws need; of a classifier it has not.
-
-    Labels that are ranked are the task's own, and an answer that a judge chooses is chosen by one of the
-    target's.
-    """
+def _can_answer(recipe: Recipe, weights: Weights, measured: MeasuredTask) -> bool:
+    """Tell whether a task has what a recipe's prompts, answers and draws need; of a classifier it has not."""
+    # Labels that are ranked are the task's own, and an answer that a judge chooses is chosen by one of the
+    # target's.
     task, decoding = measured.task, recipe.sampling
     needs = {need for name in recipe.prompting for need in _needs_of(name)}
     ranks = recipe.answer == "rank" and task.kind == "generate" and not task.labels

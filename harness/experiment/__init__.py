@@ -209,11 +209,7 @@ def _refuse_forbidden(
 
 
 def refuse_sensitive(session: Session, loaded: LoadedExperiment, found: Sequence[Run | None]) -> None:
-    """Refuse to plan what would send sensitive rows to somebody else's server.
-
-    Raises:
-        UserError: a selected candidate would.
-    """
+    """Refuse to plan what would send sensitive rows to somebody else's server."""
     ordered = in_order(session, loaded.selected)
     refuse(sensitive_endpoints(session, _open_places(loaded, ordered, found)))
 

@@ -1,6 +1,7 @@
 """Check of rows as a command runs it: how they are read, by which tokenizer, against which test rows.
 
-Invariant: what the user named goes before what is recognised, and nothing is written.
+Invariant: what the user named goes before what is recognised, and nothing is written. What cannot be read is
+a UserError with the problems of all files at once.
 """
 
 import shlex
@@ -69,11 +70,7 @@ class Brief(NamedTuple):
 
 
 def examine_rows(asked: RowCheck, progress: Progress | None = None) -> CheckReport:
-    """Read the files and run the checks.
-
-    Raises:
-        UserError: with the problems of all files at once.
-    """
+    """Read the files and run the checks."""
     _refuse_twice(asked.files)
     reading = recognise(asked, _first_rows([absolute(path) for path in asked.files]))
     return examine_table(asked, reading, _reading_of_test(asked, reading), progress)
@@ -110,11 +107,7 @@ def examine_table(
     of_test: ReadingOptions | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Run the checks on files whose rows are read in a known way, `of_test` where test rows are in another.
-
-    Raises:
-        UserError: with the problems of all files at once.
-    """
+    """Run the checks on files whose rows are read in a known way; `of_test` where test rows differ."""
     with (progress or SilentProgress()).stage(f"checking {', '.join(asked.files)}") as advance:
         return _examine(asked, reading, of_test, advance)
 
@@ -139,20 +132,12 @@ def _examine(
 
 
 def check_briefly(asked: RowCheck, progress: Progress | None = None) -> Brief:
-    """Say the worst findings in a line each, and which command shows all.
-
-    Raises:
-        UserError: with the problems of all files at once.
-    """
+    """Say the worst findings in a line each, and which command shows all."""
     return _brief(asked, examine_rows(asked._replace(most=_MOST_BRIEFLY), progress))
 
 
 def check_target(task: Task, progress: Progress | None = None) -> Brief | None:
-    """Say the worst findings of a task's training rows, held against its test rows; None where it names none.
-
-    Raises:
-        UserError: with the problems of all files at once.
-    """
+    """Say the worst findings of a task's training rows, held against its test rows; None without any."""
     asked = _of_task(task)
     return _brief(asked, examine_target(task, _MOST_BRIEFLY, progress=progress)) if asked.files else None
 
@@ -160,11 +145,7 @@ def check_target(task: Task, progress: Progress | None = None) -> Brief | None:
 def examine_target(
     task: Task, most: int = MOST_MODELLED, embeddings: str | None = None, progress: Progress | None = None
 ) -> CheckReport:
-    """Check a task's training rows as the task reads them, held against its test rows.
-
-    Raises:
-        UserError: with the problems of all files at once.
-    """
+    """Check a task's training rows as the task reads them, held against its test rows."""
     asked = _of_task(task)._replace(most=most, embeddings=embeddings)
     first = _first_rows([absolute(path) for path in asked.files])
     named = {"prompt": asked.prompt, "reference": asked.reference}

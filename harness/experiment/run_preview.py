@@ -27,11 +27,7 @@ MANY = 64  # candidates
 
 
 def refuse_many(loaded: LoadedExperiment, *, yes: bool) -> None:
-    """Ask before a grid grows into more candidates than anybody meant.
-
-    Raises:
-        UserError: more than 64 candidates are selected, and nobody said yes.
-    """
+    """Ask before a grid grows into more candidates than anybody meant."""
     n = len(loaded.selected)
     if n > MANY and not yes:
         found, expected = f"{n} candidates", f"at most {MANY}, or a yes to more"

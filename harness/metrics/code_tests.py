@@ -238,7 +238,7 @@ def metric(task: Task) -> Metric:
 
 
 def _score(output: Output, example: Example) -> float | None:
-    refuse_forbidden(f"metric {_NAME}")
+    _refuse_forbidden(f"metric {_NAME}")
     tests = [reference for reference in example.references if reference.strip()]
     for one in tests:
         _refuse_untested(one, example)
@@ -291,12 +291,8 @@ def problems(where: str) -> Iterator[Problem]:
         yield Problem(where, f"{_NAME}, and no isolation ({reason})", "namespaces of one's own", step)
 
 
-def refuse_forbidden(where: str) -> None:
-    """Refuse to run anything that is not allowed or cannot be isolated.
-
-    Raises:
-        UserError: it is so.
-    """
+def _refuse_forbidden(where: str) -> None:
+    """Refuse to run anything that is not allowed or cannot be isolated."""
     refuse(problems(where))
 
 

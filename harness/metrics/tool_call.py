@@ -28,15 +28,15 @@ def metric(task: Task) -> Metric:
 
 def _same(text: str) -> object:
     """Return what equal answers share: their calls, or of what is no call its words."""
-    calls = read_calls(text)
+    calls = _read_calls(text)
     return normalize(text) if calls is None else frozenset(calls.items())
 
 
 def _is_right(output: Output, example: Example) -> float | None:
-    wanted = [calls for reference in example.references if (calls := read_calls(reference)) is not None]
+    wanted = [calls for reference in example.references if (calls := _read_calls(reference)) is not None]
     if not wanted:
         return None
-    calls = read_calls(output.text)
+    calls = _read_calls(output.text)
     if calls is None and Counter() in wanted:
         return float(_is_in_words(output.text))
     return float(calls in wanted)
@@ -50,11 +50,9 @@ def _is_in_words(text: str) -> bool:
         return False
 
 
-def read_calls(text: str) -> Counter[str] | None:
-    """Count the calls of a text, each as name and arguments in one spelling; None where one is no call.
-
-    A call is `{"name": …, "arguments": {…}}`, or whatever `_tool_call_forms` reads; an empty list has none.
-    """
+def _read_calls(text: str) -> Counter[str] | None:
+    """Count the calls of a text, each as name and arguments in one spelling; None where one is no call."""
+    # A call is `{"name": …, "arguments": {…}}`, or whatever `_tool_call_forms` reads; an empty list has none.
     try:
         values = [json.loads(text)]
     except (ValueError, RecursionError):

@@ -232,7 +232,7 @@ class ModelHost:
         from peft import PeftModel
 
         placement.refuse_offloaded(self.model)
-        refuse_infinite(folder)
+        _refuse_infinite(folder)
         config = parse_json((folder / CONFIG).read_text("utf-8"))
         with keep_base(self.model, config):
             # Products are computed in the base's precision, merged weights rounded to it once.
@@ -259,12 +259,8 @@ class ModelHost:
                 getattr(model.base_model, "unload", lambda: None)()
 
 
-def refuse_infinite(folder: Path) -> None:
-    """Refuse an adapter that holds NaN or inf, as one of a training that diverged does.
-
-    Raises:
-        CandidateFailed: it does.
-    """
+def _refuse_infinite(folder: Path) -> None:
+    """Refuse an adapter that holds NaN or inf, as one of a training that diverged does."""
     from safetensors.torch import load_file
 
     for name, tensor in load_file(folder / WEIGHTS).items() if (folder / WEIGHTS).exists() else ():

@@ -315,7 +315,7 @@ def _refuse_unknown(name: str, where: str) -> Iterator[None]:
             )
         ) from None
     except GatedRepoError:
-        raise UserError(refuse_gated(f"{where} {name}", name)) from None
+        raise UserError(_refuse_gated(f"{where} {name}", name)) from None
     except (OSError, ValueError) as error:
         hint = did_you_mean(name, NAMES) if "/" not in name else "check the spelling and the network"
         raise UserError(
@@ -328,7 +328,7 @@ def _refuse_unknown(name: str, where: str) -> Iterator[None]:
         ) from None
 
 
-def refuse_gated(where: str, name: str) -> Problem:
+def _refuse_gated(where: str, name: str) -> Problem:
     """Say what a model takes whose owner wants to know who fetches it."""
     found = "a model whose licence has to be accepted first"
     step = f"accept it at https://huggingface.co/{name}, and set HF_TOKEN to a token of that account"

@@ -30,11 +30,7 @@ def release() -> None:
 
 @contextmanager
 def enough_memory(found: str, next_step: str) -> Iterator[None]:
-    """Turn running out of memory into a failure of the candidate that says what to turn.
-
-    Raises:
-        CandidateFailed: memory ran out.
-    """
+    """Turn running out of memory into a failure of the candidate that says what to turn."""
     try:
         yield
     except ERRORS as error:

@@ -111,11 +111,7 @@ def run_prepared(
 
 @contextmanager
 def night_lock(folder: Path) -> Iterator[None]:
-    """Keep two nights of one experiment apart.
-
-    Raises:
-        HarnessError: another process runs a night.
-    """
+    """Keep two nights of one experiment apart."""
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)

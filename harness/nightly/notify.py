@@ -62,11 +62,7 @@ def slack(alarms: Sequence[Alarm], experiment: str) -> dict[str, str]:
 
 
 def refuse_webhook(webhook: str) -> None:
-    """Refuse an address to which nothing can be sent.
-
-    Raises:
-        UserError: the address is none of the web.
-    """
+    """Refuse an address to which nothing can be sent."""
     if urlsplit(webhook).scheme not in ("http", "https"):
         raise UserError(Problem("--webhook", f"{webhook[:12]}…", "an address that begins with https://"))
 

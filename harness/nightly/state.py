@@ -1,6 +1,7 @@
 """Nights on the disk: one folder a night, and the references and alarms of an experiment.
 
 Invariant: a night counts once `night.json` is there; until then the same night goes on where it was.
+A file that cannot be read is a HarnessError.
 
     runs/nightly/<experiment>/state.json                 pinned references, alarms
     runs/nightly/<experiment>/<date>/night.json          a finished night
@@ -148,11 +149,7 @@ def home(at: Store, experiment: str) -> Path:
 
 
 def read_state(folder: Path) -> State:
-    """Read references and alarms; empty where there are none yet.
-
-    Raises:
-        HarnessError: the file cannot be read.
-    """
+    """Read references and alarms; empty where there are none yet."""
     path = folder / "state.json"
     if not path.exists():
         return State()
@@ -172,11 +169,7 @@ def write_state(at: Store, folder: Path, state: State) -> None:
 
 
 def read_nights(folder: Path) -> list[Night]:
-    """Read all finished nights, oldest first.
-
-    Raises:
-        HarnessError: a file cannot be read.
-    """
+    """Read all finished nights, oldest first."""
     return [_parse_night(path) for path in sorted(folder.glob("*/night.json"))]
 
 
@@ -186,11 +179,7 @@ def write_night(at: Store, folder: Path, night: Night) -> None:
 
 
 def references(at: Store) -> store.References:
-    """Say what nights refer to: the pinned references, and the weights of each experiment's last night.
-
-    Raises:
-        HarnessError: a file cannot be read.
-    """
+    """Say what nights refer to: the pinned references, and the weights of each experiment's last night."""
     folders = sorted((at.folder / "nightly").glob("*"))
     pinned = [one for folder in folders for one in read_state(folder).references.values()]
     last = [one for folder in folders for night in read_nights(folder)[-1:] for one in night.candidates]

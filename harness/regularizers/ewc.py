@@ -52,11 +52,7 @@ def problem(params: Mapping[str, Any]) -> str:
 
 
 def sample(context: MixContext, params: Params) -> Mixture:
-    """Sample the general rows.
-
-    Raises:
-        UserError: the file cannot be read, or one of its rows is evaluated.
-    """
+    """Sample the general rows."""
     return general_mixture(GENERAL, params.rows, params.data, context)
 
 

@@ -35,11 +35,7 @@ def problem(params: Mapping[str, Any]) -> str:
 
 
 def penalty(start: Start, params: Params) -> Penalty:
-    """Return the penalty, one term for each weight.
-
-    Raises:
-        CandidateFailed: the adapter is not added to weight matrices.
-    """
+    """Return the penalty, one term for each weight."""
     moved = _displacement.displacements(start.model)
 
     def terms(step: int) -> "Iterator[torch.Tensor]":

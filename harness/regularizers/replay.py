@@ -41,18 +41,10 @@ RESCUE = RescueStep(_NAME, _rungs)
 
 
 def sample(context: MixContext, params: Params) -> Mixture:
-    """Sample rows of the user's file, or general prompts that are not evaluated, more than are needed.
-
-    Raises:
-        UserError: the file cannot be read, or one of its rows is evaluated.
-    """
+    """Sample rows of the user's file, or general prompts that are not evaluated, more than are needed."""
     return general_mixture(_NAME, max(1, round(params.share * context.n_train)), params.data, context)
 
 
 def mix(mixture: Mixture, evaluate: Callable[[], Iterable[SampleResult]]) -> tuple[Example, ...]:
-    """Return rows of a file as they are; join prompts with the base's answers, whole ones first.
-
-    Raises:
-        CandidateFailed: no answer of the base is whole.
-    """
+    """Return rows of a file as they are; join prompts with the base's answers, whole ones first."""
     return answered_rows(_NAME, mixture, evaluate)

@@ -123,13 +123,13 @@ def _parse(file: Path) -> tuple[Mapping[str, Any], Callable[[], Sequence[object]
 
 def _unzip(file: Path) -> tuple[Mapping[str, Any], Callable[[], Sequence[object]]]:
     """Read the header; of an evaluation that was cut short there is only its beginning, without samples."""
-    if "header.json" not in member_names(file):
-        (start,) = read_members(file, lambda name: name == "_journal/start.json")
+    if "header.json" not in _member_names(file):
+        (start,) = _read_members(file, lambda name: name == "_journal/start.json")
         return _header({"status": "started", **parse_json(start)}), list
-    (header,) = read_members(file, lambda name: name == "header.json")
+    (header,) = _read_members(file, lambda name: name == "header.json")
 
     def samples() -> list[object]:
-        found = read_members(file, lambda name: name.startswith("samples/") and name.endswith(".json"))
+        found = _read_members(file, lambda name: name.startswith("samples/") and name.endswith(".json"))
         return [parse_json(sample) for sample in found]
 
     return _header(parse_json(header)), samples
@@ -307,24 +307,14 @@ _MOST_BYTES = 2**31  # of one member: more is a damaged size
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, …, lengths of the name and of the extra field
 
 
-def member_names(path: Path) -> list[str]:
-    """List the members of an archive.
-
-    Raises:
-        zipfile.BadZipFile: the archive is damaged.
-        OSError: it cannot be read.
-    """
+def _member_names(path: Path) -> list[str]:
+    """List the members of an archive."""
     with path.open("rb") as raw:
         return _open_archive(raw).namelist()
 
 
-def read_members(path: Path, wanted: Callable[[str], bool]) -> list[bytes]:
-    """Return the members whose name is wanted, in the archive's order.
-
-    Raises:
-        zipfile.BadZipFile: the archive is damaged, or compressed in another way.
-        OSError: it cannot be read.
-    """
+def _read_members(path: Path, wanted: Callable[[str], bool]) -> list[bytes]:
+    """Return the members whose name is wanted, in the archive's order."""
     with path.open("rb") as raw:
         archive = _open_archive(raw)
         return [_read_member(archive, raw, info) for info in archive.infolist() if wanted(info.filename)]

@@ -145,7 +145,7 @@ def _facts_on_target(
     """Say what runs reached on the target, of those that could answer any test item."""
     task, facts = loaded.experiment.target, []
     for run in runs:
-        refuse_other_grades(task, "target", at, run, loaded.typed)
+        _refuse_other_grades(task, "target", at, run, loaded.typed)
         refuse_lost_folds(at, run, task.name, loaded.typed)
         test, validation = (target_rows(at, run, task, split) for split in ("test", "validation"))
         with suppress(CandidateFailed):
@@ -162,19 +162,14 @@ def refuse_regraded(loaded: LoadedExperiment, at: Store, run: Run) -> None:
         UserError: a rubric cannot be used.
         IncompatibleRuns: another judge or rubric graded one of the tasks.
     """
-    refuse_other_grades(loaded.experiment.target, "target", at, run, loaded.typed)
+    _refuse_other_grades(loaded.experiment.target, "target", at, run, loaded.typed)
     for suite in loaded.experiment.suites:
         for task in suite.tasks:
-            refuse_other_grades(task, suite.role, at, run, loaded.typed)
+            _refuse_other_grades(task, suite.role, at, run, loaded.typed)
 
 
-def refuse_other_grades(task: Task, role: Role, at: Store, run: Run, typed: CommandLine) -> None:
-    """Refuse rows of one task that were graded by another judge, by another rubric, or in another way.
-
-    Raises:
-        UserError: a rubric cannot be used.
-        IncompatibleRuns: they were.
-    """
+def _refuse_other_grades(task: Task, role: Role, at: Store, run: Run, typed: CommandLine) -> None:
+    """Refuse rows of one task that were graded by another judge, by another rubric, or in another way."""
     key = f"{task.name}/test"
     if key not in run.rows or not any(written.startswith(JUDGE) for written in task.metrics):
         return

@@ -200,7 +200,7 @@ def _compare_matched(
             part = measured_half(context.measurements(run), context.split, "search")
             counting = gating.admitted_tasks(part)
             one = replace(
-                one, equal=matched_target_change(path, part, one.facts.target.score, counting, alpha)
+                one, equal=_matched_target_change(path, part, one.facts.target.score, counting, alpha)
             )
         out.append(one)
     return tuple(out)
@@ -237,19 +237,17 @@ def _search_rows(context: _Context, run: Run) -> dict[str, Sequence[SampleResult
     return {m.task.name: m.new for m in measured_half(context.measurements(run), context.split, "search")}
 
 
-def matched_target_change(
+def _matched_target_change(
     path: Sequence[ScaledAdapter],
     trial: Sequence[Measurement],
     target: float,
     counting: set[str],
     alpha: float,
 ) -> Estimate | None:
-    """Estimate by how much a trial keeps more than the scaled adapter that scores as much on the target.
-
-    `trial` holds the trial's rows as `new`; `counting` names the tasks of the macro. Where several pairs of
-    scales enclose the score, the pair that keeps most is taken. The interval holds the items of the tasks;
-    the scores on the target are taken as they were found. None where no pair encloses the score.
-    """
+    """Estimate by how much a trial keeps more than the scaled adapter that scores as much on the target."""
+    # `trial` holds the trial's rows as `new`; `counting` names the tasks of the macro. Where several pairs of
+    # scales enclose the score, the pair that keeps most is taken. The interval holds the items of the tasks;
+    # the scores on the target are taken as they were found. None where no pair encloses the score.
     found = []
     for bracket in _brackets(sorted(path, key=lambda at: at.scale), target):
         mixed = [_compare_interpolated(m, bracket, alpha) for m in trial if m.task.name in counting]

@@ -1,7 +1,8 @@
 """Store of rows and runs: folders, and a DuckDB index over them; all SQL of the project.
 
 Invariant: the folders are the truth and the index can be rebuilt from them. A file with its
-final name is whole. Rows are found by content, so whatever was computed once is found again.
+final name is whole; a write raises HarnessError where the disk is full, and what was there stays. Rows are
+found by content, so whatever was computed once is found again.
 
     runs/rows/<digest>/identity.json           what the rows depend on
     runs/rows/<digest>/blocks/00000.jsonl, …   finished blocks, until the set is complete

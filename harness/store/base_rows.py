@@ -44,9 +44,6 @@ def find_base_rows(
     """Copy kept rows of these examples, computed in this environment, into a store; tell whether there were.
 
     `kernels` describe those that compute here. They are no part of what a store notes of its rows.
-
-    Raises:
-        HarnessError: the disk is full.
     """
     read = (
         (path, _read(path))

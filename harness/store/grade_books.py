@@ -47,11 +47,7 @@ def read_identities(store: Store) -> dict[str, dict[str, Any]]:
 
 
 def keep_grades(store: Store, book: str, identity: Mapping[str, Any], grades: Sequence[Grade]) -> None:
-    """Append grades to a book, which is begun where it is not there.
-
-    Raises:
-        HarnessError: the disk is full; what was there stays.
-    """
+    """Append grades to a book, which is begun where it is not there."""
     path = _grades_file(store, book)
     if not path.exists():
         write_record(store, path.with_name("identity.json"), dict(identity))
@@ -64,11 +60,7 @@ def read_anchors(store: Store, book: str) -> list[Anchor]:
 
 
 def keep_anchors(store: Store, book: str, anchors: Sequence[Anchor]) -> None:
-    """Keep the anchors of a book, all of them or none.
-
-    Raises:
-        HarnessError: the disk is full.
-    """
+    """Keep the anchors of a book, all of them or none."""
     write_records(store, _grades_file(store, book).with_name("anchors.jsonl"), anchors)
 
 
@@ -78,11 +70,7 @@ def read_checks(store: Store, book: str) -> list[AnchorCheck]:
 
 
 def keep_check(store: Store, book: str, check: AnchorCheck) -> None:
-    """Append a check of a judge.
-
-    Raises:
-        HarnessError: the disk is full; what was there stays.
-    """
+    """Append a check of a judge."""
     append_records(store, _grades_file(store, book).with_name("checks.jsonl"), [check])
 
 
@@ -99,11 +87,7 @@ def read_asked_again(store: Store, book: str) -> list[Grade]:
 
 
 def keep_asked_again(store: Store, book: str, grade: Grade) -> None:
-    """Append the grade of an anchor that a judge was asked about again.
-
-    Raises:
-        HarnessError: the disk is full; what was there stays.
-    """
+    """Append the grade of an anchor that a judge was asked about again."""
     path = _grades_file(store, book).with_name("asked_again.jsonl")
     if not path.exists():
         write_records(store, path, read_asked_again(store, book))

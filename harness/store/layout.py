@@ -118,11 +118,7 @@ def read_lines(path: Path) -> list[bytes]:
 
 
 def write_whole(store: Store, path: Path, text: str) -> None:
-    """Write a file so that it appears complete or not at all.
-
-    Raises:
-        HarnessError: the disk is full; nothing is left behind.
-    """
+    """Write a file so that it appears complete or not at all."""
     data = text.encode()
     with clear_errors(store, str(path), AGAIN):
         rename_when_whole(store, path, lambda part: part.write_bytes(data))
@@ -140,11 +136,7 @@ def write_record(store: Store, path: Path, record: Any) -> None:
 
 
 def write_records(store: Store, path: Path, records: Iterable[Any]) -> None:
-    """Write dataclasses as JSON Lines, all of them or none.
-
-    Raises:
-        HarnessError: the disk is full.
-    """
+    """Write dataclasses as JSON Lines, all of them or none."""
     write_whole(store, path, _json_lines(records))
 
 
@@ -158,11 +150,7 @@ def append_records(store: Store, path: Path, records: Sequence[Any]) -> None:
 
 
 def append_lines(store: Store, path: Path, text: str) -> None:
-    """Append whole lines to a file; a line that a kill cut short stays apart from them.
-
-    Raises:
-        HarnessError: the disk is full; what was there stays.
-    """
+    """Append whole lines to a file; a line that a kill cut short stays apart from them."""
     lines = text.encode()
     with clear_errors(store, str(path), AGAIN), path.open("ab+") as file:
         if file.tell() and not _ends_a_line(path):

@@ -37,11 +37,7 @@ from harness.store.layout import Store, is_bare_name, read_lines, write_record, 
 
 
 def keep_origin(store: Store, rows_digest: str, index: int, origin: Origin) -> None:
-    """Note where a block comes from, before or after it is written.
-
-    Raises:
-        HarnessError: the disk is full.
-    """
+    """Note where a block comes from, before or after it is written."""
     known = {at: list(one) for at, one in origins(store, rows_digest).items()}
     known[index] = list(origin)
     content = {f"{at:05d}": one for at, one in sorted(known.items())}
@@ -75,11 +71,7 @@ def read_environment(store: Store, key: str) -> dict[str, str]:
 def save_control(
     store: Store, control: Control, rows: Iterable[tuple[ControlBlock, Sequence[SampleResult]]]
 ) -> None:
-    """Write a measurement with the rows that it is made of.
-
-    Raises:
-        HarnessError: the disk is full.
-    """
+    """Write a measurement with the rows that it is made of."""
     file = control_file(store, control.id)
     for block, block_rows in rows:
         write_records(store, file.with_name(f"{block.rows}.{block.index:05d}.jsonl"), block_rows)
@@ -116,11 +108,7 @@ _LEAST = 0.5  # flips: none among n items shows a small rate, and not a rate of 
 
 
 def save_noise(store: Store, noise: Noise) -> None:
-    """Write a measurement.
-
-    Raises:
-        HarnessError: the disk is full.
-    """
+    """Write a measurement."""
     write_record(store, store.folder / "noise" / f"{noise.id}.json", noise)
 
 
@@ -164,11 +152,7 @@ def save_rating(store: Store, rating: Rating) -> None:
 
 
 def save_ratings(store: Store, ratings: Sequence[Rating]) -> None:
-    """Write ratings that came together, all of them or none, and let the index hear of them once.
-
-    Raises:
-        HarnessError: the disk is full.
-    """
+    """Write ratings that came together, all of them or none, and let the index hear of them once."""
     paths = [store.folder / "ratings" / f"{rating.rating_id}.json" for rating in ratings]
     with _SAVING:
         try:
@@ -190,11 +174,7 @@ def list_ratings(store: Store, task: str | None = None) -> list[Rating]:
 
 
 def save_labels(store: Store, labels: LabelSet) -> None:
-    """Write labels that came together: all of them, or none.
-
-    Raises:
-        HarnessError: the disk is full.
-    """
+    """Write labels that came together: all of them, or none."""
     write_record(store, store.folder / "labels" / f"{labels.id}.json", labels)
 
 

@@ -105,7 +105,7 @@ def fine_tune(
     """
     scratch = save_to.parent / CHECKPOINTS
     if params.auto_find_batch_size:
-        params = with_batch_size(params, _found_batch_size(scratch) or params.per_device_train_batch_size)
+        params = _with_batch_size(params, _found_batch_size(scratch) or params.per_device_train_batch_size)
     try:
         return _fine_tune(context, params, peft_config, save_to, save)
     except CandidateFailed as error:
@@ -132,7 +132,7 @@ def smaller_batch_size(size: int, n_rows: int) -> int:
     return next((smaller for smaller in range(size - 1, 0, -1) if n_rows % smaller == 0), 0)
 
 
-def with_batch_size(params: SupervisedParams, size: int) -> SupervisedParams:
+def _with_batch_size(params: SupervisedParams, size: int) -> SupervisedParams:
     """Return the parameters of steps with as many rows as before, read in batches of another size."""
     rows = params.per_device_train_batch_size * params.gradient_accumulation_steps
     sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": rows // size}
@@ -180,7 +180,7 @@ def _fine_tune(
     if save:
         family = PLAIN._replace(save=save, keeps_part=True)
     if whole:
-        family = PLAIN._replace(save=partial(save_model, tokenizer, dtype(machine.precision)))
+        family = PLAIN._replace(save=partial(_save_model, tokenizer, dtype(machine.precision)))
     with loop.set_up():
         trainer = _trainer(
             context, params, (peft_config, family), base, tokenizer, (train, validation), scratch
@@ -210,18 +210,16 @@ def _fine_tune(
     )
 
 
-def save_model(
+def _save_model(
     tokenizer: "PreTrainedTokenizerBase",
     precision: "torch.dtype",
     model: Any,
     folder: Path,
     state_dict: Row | None = None,
 ) -> None:
-    """Write a whole model in a precision, with its tokenizer; the model in memory stays in its own.
-
-    Tensors that are one, such as tied embeddings, are written as one.
-    Of a sharded model `state_dict` is given.
-    """
+    """Write a whole model in a precision, with its tokenizer; the model in memory stays in its own."""
+    # Tensors that are one, such as tied embeddings, are written as one. Of a sharded model `state_dict` is
+    # given.
     made: dict[Any, Any] = {}
     state = {
         name: made.setdefault((t.data_ptr(), t.shape), t.to(precision) if t.is_floating_point() else t)
@@ -387,7 +385,7 @@ def whole_loss_trainer() -> "type[SFTTrainer]":
             labels = inputs["labels"][:, 1:]  # (b, t - 1)
             wanted = (labels != -100).any(0).nonzero()[:, 0]
             kept = wanted + virtual_tokens(model)
-            outputs = model(**model_inputs(inputs), logits_to_keep=kept, use_cache=False)
+            outputs = model(**_model_inputs(inputs), logits_to_keep=kept, use_cache=False)
             targets, logits = labels[:, wanted].flatten(), outputs.logits.flatten(0, 1)
             answered = targets != -100
             total = torch.nn.functional.cross_entropy(
@@ -468,11 +466,9 @@ def batch_packs(collator: Any) -> None:
     collator.padding_free, collator.return_position_ids = False, True
 
 
-def model_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return what the model reads of a batch.
-
-    transformers tells packed rows apart by their positions, and only where there is no mask; padding is
-    then a row of one token each.
-    """
+def _model_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return what the model reads of a batch."""
+    # transformers tells packed rows apart by their positions, and only where there is no mask; padding is
+    # then a row of one token each.
     seen_by = "position_ids" if "position_ids" in inputs else "attention_mask"
     return {name: inputs[name] for name in ("input_ids", seen_by)}

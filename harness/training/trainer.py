@@ -282,22 +282,14 @@ MEMORY_KNOBS = "params.per_device_train_batch_size (with gradient_accumulation_s
 
 @contextmanager
 def enough_memory() -> Iterator[None]:
-    """Turn running out of memory into a failure of the candidate that names what to turn.
-
-    Raises:
-        CandidateFailed: out of memory.
-    """
+    """Turn running out of memory into a failure of the candidate that names what to turn."""
     with oom.enough_memory(NO_MEMORY, MEMORY_KNOBS):
         yield
 
 
 @contextmanager
 def set_up() -> Iterator[None]:
-    """Turn what TRL or PEFT refuse when a trainer is made into a failure of the candidate in their words.
-
-    Raises:
-        CandidateFailed: such as an adapter that the base has no modules for.
-    """
+    """Turn what TRL or PEFT refuse when a trainer is made into a failure of the candidate in their words."""
     try:
         yield
     except ValueError as error:

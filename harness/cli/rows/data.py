@@ -341,11 +341,7 @@ def _digests(files: dict[str, list[str]]) -> dict[str, list[dict[str, str]]]:
 
 
 def refuse_out(out: Path | None, inputs: list[str], *, dry_run: bool = False, folder: bool = False) -> None:
-    """Refuse an output that cannot be used; only a dry run needs none.
-
-    Raises:
-        UserError: no output is named, or it cannot be used.
-    """
+    """Refuse an output that cannot be used; only a dry run needs none."""
     from harness.data.edit import refuse_output
 
     if out is not None:

@@ -10,22 +10,14 @@ from harness.errors import Problem, UserError
 
 
 def require_out(out: Path | None, command: str, example: str) -> Path:
-    """Return the file to write.
-
-    Raises:
-        UserError: none is named.
-    """
+    """Return the file to write."""
     if out is None:
         raise UserError(Problem(command, "no --out", "a new file", f"name it: --out {example}"))
     return out
 
 
 def refuse_grid(name: str, known: Collection[str], command: str) -> None:
-    """Refuse the name of a grid, which stands for several candidates.
-
-    Raises:
-        UserError: it is one.
-    """
+    """Refuse the name of a grid, which stands for several candidates."""
     if name not in known:
         members = [one for one in known if one.startswith(f"{name}[")]
         found = f"{name}, a grid of {len(members)} candidates"

@@ -1,6 +1,6 @@
 """Manifests of edited files, read back: who labelled the rows, what they cost, how they were parted.
 
-Invariant: a file without a manifest says nothing of itself; a damaged manifest is refused, never passed over.
+Invariant: a file without a manifest says nothing of itself; a damaged one is a UserError, never passed over.
 """
 
 from pathlib import Path
@@ -51,11 +51,7 @@ def _manifest_beside(file: Path) -> dict[str, Any] | None:
 
 
 def licenses_of(path: str) -> list[str]:
-    """List the licences of a file, as the manifest beside it says, or of a data set, as its card states.
-
-    Raises:
-        UserError: the manifest beside the file cannot be read.
-    """
+    """List the licences of a file, as the manifest beside it says, or of a data set, as its card states."""
     if found := manifest_of(path):
         return list(found["licenses"])
     if not (path.startswith(HUB) or Path(path).is_dir()):
@@ -80,20 +76,12 @@ def _card_of(source: str) -> dict[str, Any]:
 
 
 def is_taught(path: str) -> bool:
-    """Tell whether a teacher labelled every row of a file, as the manifest beside it says.
-
-    Raises:
-        UserError: the manifest beside the file cannot be read.
-    """
+    """Tell whether a teacher labelled every row of a file, as the manifest beside it says."""
     return (manifest_of(path) or {}).get("labels") == TAUGHT
 
 
 def payments_for(path: str) -> tuple[Payment, ...]:
-    """List what was paid for the rows of a file, as its manifest says; a part of a split has its share.
-
-    Raises:
-        UserError: the manifest beside the file cannot be read.
-    """
+    """List what was paid for the rows of a file, as its manifest says; a part of a split has its share."""
     found = manifest_of(path)
     if not found:
         return ()
@@ -103,11 +91,7 @@ def payments_for(path: str) -> tuple[Payment, ...]:
 
 
 def n_rows_of(path: str) -> int | None:
-    """Return the number of rows of a file, as the manifest beside it says; None without one.
-
-    Raises:
-        UserError: the manifest beside the file cannot be read.
-    """
+    """Return the number of rows of a file, as the manifest beside it says; None without one."""
     found = manifest_of(path)
     if not found:
         return None
@@ -115,11 +99,7 @@ def n_rows_of(path: str) -> int | None:
 
 
 def grouping_column(path: str) -> str | None:
-    """Return the column by whose values a split kept rows together, where a file is a part of one.
-
-    Raises:
-        UserError: the manifest beside the file cannot be read.
-    """
+    """Return the column by whose values a split kept rows together, where a file is a part of one."""
     found = manifest_of(path) or {}
     return (
         (found.get("parameters") or {}).get("group") if found.get("command") == "harness data split" else None

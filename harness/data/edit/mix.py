@@ -61,11 +61,7 @@ def mix(files: Sequence[Rows], mixture: RowMixture) -> Iterator[EditedRow]:
 
 
 def refuse_other_layouts(files: Sequence[Rows]) -> None:
-    """Refuse files whose rows are read in different ways: whoever reads the mixture reads all rows in one.
-
-    Raises:
-        UserError: with every file that is not as the first one.
-    """
+    """Refuse files whose rows are read in different ways: whoever reads the mixture reads all rows in one."""
     first, *others = files
     step = "let a candidate read each as it is: train: [a, b], or mix: of them"
     problems = [

@@ -57,10 +57,6 @@ def _refuse_too_many(shown: str, there: dict[str, int], wanted: dict[str, int], 
 
 
 def refuse_no_rows(n_rows: int) -> None:
-    """Refuse to draw fewer rows than one.
-
-    Raises:
-        UserError: the number is below 1.
-    """
+    """Refuse to draw fewer rows than one."""
     if n_rows < 1:
         raise UserError(Problem("--rows", f"{n_rows}", "at least 1", "name how many rows to draw"))

@@ -105,11 +105,7 @@ def refuse_output(out: Path, inputs: Sequence[str], *, folder: bool = False) -> 
 
 
 def refuse_existing(there: Path) -> None:
-    """Refuse to write over a file.
-
-    Raises:
-        UserError: it is there.
-    """
+    """Refuse to write over a file."""
     if os.path.lexists(there):
         found, step = "a file that is there already", "name another file, or remove that one"
         raise UserError(Problem(f"--out {readers.display_path(str(there))}", found, "a new file", step))

@@ -140,13 +140,9 @@ def _find_asked_elsewhere(
 
 
 def check_way(way: SplitOptions) -> None:
-    """Refuse shares that do not add up, and folds that there cannot be.
-
-    Raises:
-        UserError: they are such.
-    """
+    """Refuse shares that do not add up, and folds that there cannot be."""
     if way.folds is None:
-        check_shares(way.shares)
+        _check_shares(way.shares)
     elif way.folds < 2:
         raise UserError(Problem("--folds", str(way.folds), "2 folds or more", "such as --folds 5"))
     elif way.time:
@@ -159,12 +155,8 @@ def check_way(way: SplitOptions) -> None:
         raise UserError(Problem("--folds", found, "folds, all of one size", step))
 
 
-def check_shares(shares: Sequence[float]) -> None:
-    """Refuse shares of parts that do not add up to 1.
-
-    Raises:
-        UserError: there are not three, one is out of range, or they add up to something else.
-    """
+def _check_shares(shares: Sequence[float]) -> None:
+    """Refuse shares of parts that do not add up to 1."""
     shown = ",".join(map(plain, shares))
     bad = len(shares) != len(PARTS) or not all(0 <= share < 1 for share in shares) or shares[0] == 0
     if bad or abs(sum(shares) - 1) > 1e-6:

@@ -1,7 +1,8 @@
 """The judging stage: what was answered is graded by its judges, and then scored.
 
 Invariant: it runs while no candidate is open, so that a judge that runs here takes the one place in memory.
-Answers are stored before a judge sees them; what ends it leaves them, and every grade so far, to the next.
+Answers are stored before a judge sees them; what ends it (CandidateFailed: a judge cannot be asked, or grades
+otherwise than before) leaves them, and every grade so far, to the next.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,11 +33,7 @@ def answer_and_score(
 
 
 def score_answered(session: Session, sets: Sequence[RowSet]) -> list[RowSet]:
-    """Score what is answered, graded first where a judge scores it; returns the sets that lack answers.
-
-    Raises:
-        CandidateFailed: a judge cannot be asked.
-    """
+    """Score what is answered, graded first where a judge scores it; returns the sets that lack answers."""
     ungraded: list[UngradedAnswer] = []
     lacking = rescore_stored(session, sets, ungraded)
     if not ungraded:
@@ -46,11 +43,7 @@ def score_answered(session: Session, sets: Sequence[RowSet]) -> list[RowSet]:
 
 
 def grade_all(session: Session, ungraded: Iterable[UngradedAnswer]) -> None:
-    """Grade answers, those of one book after the other.
-
-    Raises:
-        CandidateFailed: a judge cannot be asked.
-    """
+    """Grade answers, those of one book after the other."""
     for answers in _by_book(ungraded):
         grade_answers(session, answers)
 
@@ -58,11 +51,7 @@ def grade_all(session: Session, ungraded: Iterable[UngradedAnswer]) -> None:
 def grade_rows(
     session: Session, parts: Sequence[tuple[RowSet, Sequence[SampleResult]]]
 ) -> list[list[SampleResult]]:
-    """Score answers to some items of sets, graded first where a judge scores them and has not graded them.
-
-    Raises:
-        CandidateFailed: a judge cannot be asked, or grades otherwise than before.
-    """
+    """Score answers to some items of sets, graded first where a judge scores them and has not graded them."""
     ungraded: list[UngradedAnswer] = []
     scored = [score_by_grades(rows, answered, ungraded) for rows, answered in parts]
     if not ungraded:

@@ -19,11 +19,7 @@ from harness.experiment.preparation.candidate_problems import key_problems
 
 
 def refuse_without_text(session: Session, candidate: ResolvedCandidate) -> None:
-    """Refuse a candidate that generates no text, or cannot be asked now.
-
-    Raises:
-        UserError: it is one.
-    """
+    """Refuse a candidate that generates no text, or cannot be asked now."""
     refuse_silent(candidate)
     where = f"candidate {candidate.name}"
     if not candidate.method.makes_language_model:
@@ -33,11 +29,7 @@ def refuse_without_text(session: Session, candidate: ResolvedCandidate) -> None:
 
 
 def refuse_unpriced(candidate: ResolvedCandidate, price: float | None, max_cost: float | None) -> None:
-    """Refuse a budget that nothing could be held against; `price` is that of a request.
-
-    Raises:
-        UserError: there is no price.
-    """
+    """Refuse a budget that nothing could be held against; `price` is that of a request."""
     if max_cost is not None and price is None:
         found = f"{candidate.name}, an endpoint without prices"
         step = "usd_per_million_tokens: {input: …, output: …} among its params"

@@ -37,11 +37,7 @@ def is_cross_validated(session: Session, candidate: ResolvedCandidate) -> bool:
 
 
 def refuse_folds(session: Session, what: str, why: str) -> None:
-    """Refuse what has no meaning, or is not offered, where the target is tested in folds.
-
-    Raises:
-        UserError: it is.
-    """
+    """Refuse what has no meaning, or is not offered, where the target is tested in folds."""
     if session.folds:
         found = f"folds: {len(session.folds)}, {why}"
         step = "a file of test rows (data.test), or one that is split once (data.all without folds)"

@@ -66,11 +66,7 @@ def make_run(session: Session, candidate: ResolvedCandidate, seed: int, done: Ru
 
 
 def begin(session: Session, name: str, seed: int) -> None:
-    """Note that a run has begun, so that nobody clears away what it has so far, until `make_run` has made it.
-
-    Raises:
-        HarnessError: the disk is full.
-    """
+    """Note that a run has begun, so that nobody clears away what it has so far, until `make_run` made it."""
     store.begin(session.store, begun_id(session, name, seed))
 
 

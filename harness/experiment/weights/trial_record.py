@@ -21,11 +21,7 @@ _KEY_DIGITS = 8
 
 
 def record_trial(session: Session, candidate: ResolvedCandidate, made: Trial, weights: Weights) -> None:
-    """Keep a trial that was trained, whole or until it was pruned, with its answers to the validation items.
-
-    Raises:
-        HarnessError: the disk is full.
-    """
+    """Keep a trial that was trained, whole or until it was pruned, with its answers on validation."""
     seed = session.experiment.seeds[0]
     rows = target_sets(session, candidate.source, weights, seed)[0]
     run = describe_run(
@@ -46,11 +42,7 @@ def record_trial(session: Session, candidate: ResolvedCandidate, made: Trial, we
 def record_failed_trial(
     session: Session, candidate: ResolvedCandidate, made: Trial, error: Exception
 ) -> None:
-    """Keep a trial that could not be trained or evaluated, with its reason.
-
-    Raises:
-        HarnessError: the disk is full.
-    """
+    """Keep a trial that could not be trained or evaluated, with its reason."""
     run = describe_run(
         session,
         _maker_of(candidate),

@@ -15,11 +15,7 @@ _PIECE = 1 << 20  # bytes
 
 
 def note_checksum(store: Store, path: Path, written: Path) -> None:
-    """Note what is about to become a file, while it still has another name.
-
-    Raises:
-        HarnessError: the disk is full.
-    """
+    """Note what is about to become a file, while it still has another name."""
     known = {*(_read_checksums(path) or ()), _checksum(written)}
     write_whole(store, _file(path), json.dumps(sorted(known)) + "\n")
 

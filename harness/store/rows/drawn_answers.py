@@ -15,11 +15,7 @@ from harness.store.rows.checksums import file_version, is_as_written, note_check
 
 
 def write_drawn(store: Store, rows_digest: str, index: int, rows: Iterable[SampleResult]) -> None:
-    """Write the answers that were drawn to the items of a block, where there are some.
-
-    Raises:
-        HarnessError: the disk is full.
-    """
+    """Write the answers that were drawn to the items of a block, where there are some."""
     drawn = ((row.example_id, sample) for row in rows for sample in row.samples)
     lines = "".join(canonical_json({"example_id": item, **asdict(sample)}) + "\n" for item, sample in drawn)
     if not lines:

@@ -16,11 +16,7 @@ from harness.store.layout import Store, failure, write_whole
 
 
 def keep_folds(store: Store, rows_digest: str, folds: Mapping[str, int]) -> None:
-    """Note which fold's model answered each item of a row set, before its rows are written.
-
-    Raises:
-        HarnessError: the disk is full.
-    """
+    """Note which fold's model answered each item of a row set, before its rows are written."""
     write_whole(store, _file(store, rows_digest), json.dumps(dict(folds), sort_keys=True) + "\n")
 
 

@@ -59,11 +59,7 @@ def save_run(store: Store, run: Run) -> None:
 
 
 def save_sampling(store: Store, run_id: str, sampling: SamplingRecord) -> None:
-    """Write beside a run which of the items were drawn for it, in place of an earlier analysis's.
-
-    Raises:
-        HarnessError: the disk is full.
-    """
+    """Write beside a run which of the items were drawn for it, in place of an earlier analysis's."""
     write_record(store, _sampling_file(store, run_id), sampling)
 
 

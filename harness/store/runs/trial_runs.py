@@ -55,11 +55,7 @@ class TrialRun:
 
 
 def save_trial(store: Store, found: TrialRun) -> None:
-    """Write a trial's run, in place of an earlier one of the same weights; what is there already stays.
-
-    Raises:
-        HarnessError: the disk is full.
-    """
+    """Write a trial's run, in place of an earlier one of the same weights; what is there already stays."""
     file = _file(store, found.run.run_id)
     before = _read(file)
     if before is None or _outcome(before) != _outcome(found):
@@ -155,11 +151,7 @@ def freed_by_trials(store: Store, runs: Sequence[Run]) -> dict[str, int]:
 
 
 def refuse_needed(trial: TrialRun, runs: Iterable[Run]) -> None:
-    """Refuse to remove a trial that runs are found by way of.
-
-    Raises:
-        UserError: there are such runs.
-    """
+    """Refuse to remove a trial that runs are found by way of."""
     if needing := _needing(runs).get(_key(trial.trial)):
         names = ", ".join(run.run_id for run in needing)
         found = f"{trial.run.run_id}, a trial that {names} is found by way of"
