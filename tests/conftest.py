@@ -108,11 +108,9 @@ _frozen = 0  # modules that were imported when the garbage collector last let go
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Take what was imported out of garbage collection, which else is half of a tiny training's time.
-
-    Whoever ends a training or unloads a model asks for a full collection: 0.4 s over all that torch,
-    transformers and Streamlit made at their import, a few milliseconds over what came since.
-    """
+    """Take what was imported out of garbage collection, which else is half of a tiny training's time."""
+    # Whoever ends a training or unloads a model asks for a full collection: 0.4 s over all that torch,
+    # transformers and Streamlit made at their import, a few milliseconds over what came since.
     global _frozen
     if len(sys.modules) > _frozen + 20:
         gc.collect()

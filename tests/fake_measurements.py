@@ -22,10 +22,8 @@ def measurement(
 def answers(
     rng: np.random.Generator, n: int, score: float, flips: float, loss: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw both arms' 0/1 scores (n,): the share 2 · flips of the items is a toss-up for either model.
-
-    The new model loses the share `loss` of all items beyond that, among those that it would have right.
-    """
+    """Draw both arms' 0/1 scores (n,): the share 2 · flips of the items is a toss-up for either model."""
+    # The new model loses the share `loss` of all items beyond that, among those that it would have right.
     kind = rng.random(n)
     known = kind < 2 * flips + score - flips
     base, new = (np.where(kind < 2 * flips, rng.random(n) < 0.5, known) for _ in range(2))

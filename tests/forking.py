@@ -79,11 +79,9 @@ class Forked:
         killed: dict[str, object] | None = None,
         ends: tuple[Callable[[], bool], signal.Signals] | None = None,
     ) -> int:
-        """Run a command in a folder, what it says in `said.txt` there; returns its exit code.
-
-        No file may grow beyond `most_bytes`. `killed` says at which file operation, as arguments of
-        `killed_operation.Killer`. `ends` is when to send which signal.
-        """
+        """Run a command in a folder, what it says in `said.txt` there; returns its exit code."""
+        # No file may grow beyond `most_bytes`. `killed` says at which file operation, as arguments of
+        # `killed_operation.Killer`. `ends` is when to send which signal.
         asked = {
             "folder": str(folder),
             "words": words,

@@ -62,11 +62,10 @@ def fit(method: str, model: Path, folder: Path) -> dict[str, object]:
 
 
 def kept_as(method: str) -> str:
-    """Name the golden fit of a method on this processor.
-
-    The tiny model's rows are shorter than a block of 64 weights, and of those bitsandbytes' AVX512 kernel takes the
-    scale of another block (`dequantizeBlockwise4bitCpu` of 0.50 counts blocks by rows); other kernels do not.
-    """
+    """Name the golden fit of a method on this processor."""
+    # The tiny model's rows are shorter than a block of 64 weights, and of those bitsandbytes' AVX512 kernel
+    # takes the scale of another block (`dequantizeBlockwise4bitCpu` of 0.50 counts blocks by rows); other
+    # kernels do not.
     import torch
 
     has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"

@@ -20,10 +20,8 @@ CREATED = "2026-03-04T10:11:12+00:00"
 
 
 def write(folder: Path, scores: Mapping[str, Sequence[Any]], *, zipped: bool = True, **changes: Any) -> Path:
-    """Write one model's folder, a log a task, from each task's scores; returns it.
-
-    `changes` replace fields of the header's `eval`; `status`, `samples` and `invalidated` those of the log.
-    """
+    """Write one model's folder, a log a task, from each task's scores; returns it."""
+    # `changes` replace fields of the header's `eval`; `status`, `samples` and `invalidated` those of the log.
     folder.mkdir(parents=True, exist_ok=True)
     for task, values in scores.items():
         log = log_of(task, values, **changes)

@@ -58,12 +58,9 @@ class Line(NamedTuple):
 
 
 def suite_size(disagreement: float) -> int:
-    """Return the items of each task with which an equal model passes the macro in 90 % of cases.
-
-    (z_{1−α} + z_power)² d/m² items of all tasks together, d the share that differs, m the margin.
-
-    Source: Lu & Bean 1995; Chow, Shao & Wang 2008.
-    """
+    """Return the items of each task with which an equal model passes the macro in 90 % of cases."""
+    # (z_{1−α} + z_power)² d/m² items of all tasks together, d the share that differs, m the margin.
+    # Source: Lu & Bean 1995; Chow, Shao & Wang 2008.
     z = stats.z_quantile(1 - ALPHA) + stats.z_quantile(POWER)
     return ceil(z**2 * disagreement / MARGIN**2 / len(BENCHMARKS))
 

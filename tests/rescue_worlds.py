@@ -129,10 +129,8 @@ class World(NamedTuple):
 def world(
     folder: Path, versions: dict[str, Version], *, sizes: Sizes = USUAL, extra: str = "", overrides=()
 ) -> World:
-    """Write a world, run its experiment and return it; "as it is" is the version that is to be rescued.
-
-    What was run before with the same version and settings is copied.
-    """
+    """Write a world, run its experiment and return it; "as it is" is the version that is to be rescued."""
+    # What was run before with the same version and settings is copied.
     finished = _finished(versions.get(AS_IT_IS, COLLAPSED), sizes, extra, tuple(overrides))
     shutil.copytree(finished, folder, dirs_exist_ok=True)
     return opened(folder / "harness.yaml", versions, overrides)

@@ -29,10 +29,8 @@ _MOVED = 0.15  # of the answers, from one set of weights to another
 
 
 def write(folder: Path) -> ExperimentReport:
-    """Write the quickstart's harness.yaml, and its runs as `harness compare` leaves them.
-
-    The embedded model is opened once, where the cache does not know yet which engine reads it.
-    """
+    """Write the quickstart's harness.yaml, and its runs as `harness compare` leaves them."""
+    # The embedded model is opened once, where the cache does not know yet which engine reads it.
     path = folder / "harness.yaml"
     path.write_text((ROOT / "harness.yaml").read_text())
     loaded = config.load(path)

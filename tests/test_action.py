@@ -29,10 +29,8 @@ HARNESS = f'exec {sys.executable} -c "from harness.cli import main; main()" "$@"
 
 
 def run_action(folder, script=HARNESS, **given):
-    """Run the steps whose conditions hold; returns the last exit code and what the action gives out.
-
-    `script` is what the command `harness` does.
-    """
+    """Run the steps whose conditions hold; returns the last exit code and what the action gives out."""
+    # `script` is what the command `harness` does.
     inputs = {name: one.get("default", "") for name, one in ACTION["inputs"].items()} | given
     for name in ("bin", "temp"):
         (folder / name).mkdir(exist_ok=True)

@@ -81,11 +81,9 @@ def test_a_policy_whose_rewards_differ_moves_and_is_the_same_in_another_process(
 
 
 def family(tiny, folder, name):
-    """Train a family of PEFT; returns its weights, and what it computes here.
-
-    That is the model it was trained in; soft prompts, which are put before its tokens and not into it, are
-    opened here by PEFT alone.
-    """
+    """Train a family of PEFT; returns its weights, and what it computes here."""
+    # That is the model it was trained in; soft prompts, which are put before its tokens and not into it, are
+    # opened here by PEFT alone.
     from peft import PeftModel
 
     from harness.models.hf import load_base

@@ -30,11 +30,10 @@ def llama(tmp_path_factory):
 
 
 def test_a_7b_model_in_fp16_with_and_without_checkpointing(llama):
-    """The exercise: 2,048 tokens, batch 4, s b h L = 2048 × 4 × 4096 × 32.
-
-    Korthikanti et al. 2022: 34 s b h a layer with attention in blocks, 36.5 GB; 2 s b h a layer and one whole layer
-    where they are computed again, 2.1 + 1.1 GB. Rajbhandari et al. 2020: 16 bytes a parameter, and 2 of a copy.
-    """
+    """The exercise: 2,048 tokens, batch 4, s b h L = 2048 × 4 × 4096 × 32."""
+    # Korthikanti et al. 2022: 34 s b h a layer with attention in blocks, 36.5 GB; 2 s b h a layer and one
+    # whole layer where they are computed again, 2.1 + 1.1 GB. Rajbhandari et al. 2020: 16 bytes a parameter,
+    # and 2 of a copy.
     found = examine_base(str(llama), FitQuery(24.0, 2048, 4, "fp16"))
     assert found.n_parameters == 6_738_415_616
     full = {way.checkpointing: way for way in found.ways if way.name == "full fine-tuning"}

@@ -52,10 +52,8 @@ FEW = {"prompt": ("base", 2, 6), "knn": ("base", 2, 6), "lora": ("lora", 6, 1)} 
 
 @pytest.fixture(autouse=True)
 def found(monkeypatch):
-    """Let pages find their parts, and start each test without what another has cached.
-
-    A page that AppTest runs becomes `__main__`, which a process spawned by a later test would import.
-    """
+    """Let pages find their parts, and start each test without what another has cached."""
+    # A page that AppTest runs becomes `__main__`, which a process spawned by a later test would import.
     import streamlit
 
     monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])

@@ -17,11 +17,7 @@ _PREFIX = "base_model.model."
 
 
 def named_base(folder: Path) -> str | None:
-    """Return the base that an adapter in a folder names.
-
-    Raises:
-        ValueError, AttributeError: its configuration is no JSON object.
-    """
+    """Return the base that an adapter in a folder names."""
     named: str | None = parse_json((folder / CONFIG).read_text("utf-8")).get("base_model_name_or_path")
     return named
 

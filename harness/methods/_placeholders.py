@@ -61,10 +61,8 @@ def template_problems(template: Path) -> Iterator[str]:
 
 
 def fill_template(template: Path, folder: Path, values: Mapping[str, str]) -> Path:
-    """Write a template with its placeholders filled into a folder; returns where the whole of it lies.
-
-    Within the template `{config}` is that place too.
-    """
+    """Write a template with its placeholders filled into a folder; returns where the whole of it lies."""
+    # Within the template `{config}` is that place too.
     whole = folder / template.name
     values = {**values, "config": str(whole)}
     for name, path in template_files(template).items():

@@ -47,10 +47,8 @@ def scan_model(model: Any, weights_digest: str) -> dict[str, float]:
 
 
 def signal_to_noise(values: np.ndarray, shape: Sequence[int]) -> float:
-    """Return the ratio of a matrix's singular values: sum of signal over sum of noise, over the largest.
-
-    Where nothing is noise, that of fp32 stands in its place; a matrix of zeros has no signal.
-    """
+    """Return the ratio of a matrix's singular values: sum of signal over sum of noise, over the largest."""
+    # Where nothing is noise, that of fp32 stands in its place; a matrix of zeros has no signal.
     largest = float(values.max(initial=0.0))
     if not largest:
         return 0.0

@@ -46,20 +46,16 @@ _RANGE = re.compile(r"(\d{1,3})\s*(?:[-–]|to|through)\s*(\d{1,3})")
 
 
 def precision(answer: str, example: Example) -> float:
-    """Return the share of citations of a passage in the prompt that is needed; 0 where nothing is cited.
-
-    Where the item names no documents, every passage of the prompt counts as needed.
-    """
+    """Return the share of citations of a passage in the prompt that is needed; 0 where nothing is cited."""
+    # Where the item names no documents, every passage of the prompt counts as needed.
     marks = marked_passages(example)
     cited = set(_find_cited(answer, marks))
     return sum(_is_needed(mark, marks, example) for mark in cited) / len(cited) if cited else 0.0
 
 
 def recall(answer: str, example: Example) -> float:
-    """Return the share of needed documents that are cited from the prompt.
-
-    Where the item names none, it is the share of sentences that cite a passage of the prompt.
-    """
+    """Return the share of needed documents that are cited from the prompt."""
+    # Where the item names none, it is the share of sentences that cite a passage of the prompt.
     marks = marked_passages(example)
     if needed := set(example.documents):
         return len({marks.get(mark) for mark in _find_cited(answer, marks)} & needed) / len(needed)

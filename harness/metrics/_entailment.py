@@ -28,11 +28,7 @@ _PACKAGE = "sentence_transformers"
 
 
 def metric(task: Task, written: str) -> Metric:
-    """Build the share of supported sentences in [0, 1]; the model is loaded with the first answer.
-
-    Raises:
-        UserError: there is no package to load it, or its folder holds no entailment model.
-    """
+    """Build the share of supported sentences in [0, 1]; the model is loaded with the first answer."""
     model, name = metric_parts(written)[1], metric_name(written)
     where = f"task {task.name}: metric {name}"
     _refuse_unusable(model, where)

@@ -24,11 +24,7 @@ Compute = Callable[[str, tuple[str, ...]], dict[str, Any]]
 
 
 def metric(task: Task, written: str) -> Metric:
-    """Build the mean of a metric over single answers, in the metric's own unit.
-
-    Raises:
-        UserError: it cannot be had, does not compare texts, or gives several numbers and none is named.
-    """
+    """Build the mean of a metric over single answers, in the metric's own unit."""
     name, _, key = written.removeprefix(EVALUATE).partition(":")
     where = f"task {task.name}: metric {metric_name(written)}"
     compute = _compute(name, where)

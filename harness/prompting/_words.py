@@ -44,10 +44,8 @@ def in_grams(text: str) -> str:
 
 
 def pieces(text: str) -> list[str]:
-    """Cut a text into what counts as a word each, with the blank before it; joined they are the text.
-
-    Any blanks between two words become a single one.
-    """
+    """Cut a text into what counts as a word each, with the blank before it; joined they are the text."""
+    # Any blanks between two words become a single one.
     return _PIECE.findall(" ".join(text.split()))
 
 

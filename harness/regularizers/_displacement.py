@@ -44,11 +44,7 @@ def displacements(model: Any) -> "dict[str, Callable[[], torch.Tensor]]":
 
 
 def adapted_layers(model: Any) -> dict[str, Any]:
-    """Return the layers that an adapter adds to, by name; none of a model without one.
-
-    Raises:
-        CandidateFailed: the adapter is not added to weight matrices.
-    """
+    """Return the layers that an adapter adds to, by name; none of a model without one."""
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -62,10 +58,8 @@ def adapted_layers(model: Any) -> dict[str, Any]:
 
 
 def plain_parameters(model: Any) -> dict[str, Any]:
-    """Return the parameters that are trained themselves, by name; beside an adapter, copied modules'.
-
-    A new head is none of them: nothing of it was published, so there is no start to hold it to.
-    """
+    """Return the parameters that are trained themselves, by name; beside an adapter, copied modules'."""
+    # A new head is none of them: nothing of it was published, so there is no start to hold it to.
     from peft import PeftModel
 
     with_adapter = isinstance(model, PeftModel)

@@ -42,11 +42,7 @@ class MixContext:
 
 
 def general_mixture(name: str, n: int, data: str | None, context: MixContext) -> Mixture:
-    """Sample `n` rows of the user's file, or more general prompts than `n`; none of them is evaluated.
-
-    Raises:
-        UserError: the file cannot be read, or one of its rows is evaluated.
-    """
+    """Sample `n` rows of the user's file, or more general prompts than `n`; none of them is evaluated."""
     if data is None:
         return Mixture(n, _prompts(name, context)[: round(_SPARE * n) + 1], _LONGEST)
     rows = _rows_of(name, data)
@@ -68,13 +64,8 @@ def _rows_of(name: str, data: str) -> list[Example]:
 def answered_rows(
     name: str, mixture: Mixture, evaluate: Callable[[], Iterable[SampleResult]]
 ) -> tuple[Example, ...]:
-    """Return rows of a file as they are; join prompts with the base's answers, whole ones first.
-
-    Where whole ones are too few, cut ones follow, each up to its last sentence.
-
-    Raises:
-        CandidateFailed: no answer of the base is whole.
-    """
+    """Return rows of a file as they are; join prompts with the base's answers, whole ones first."""
+    # Where whole ones are too few, cut ones follow, each up to its last sentence.
     if not mixture.max_new_tokens:
         return mixture.rows
     answers = {row.example_id: row for row in evaluate()}

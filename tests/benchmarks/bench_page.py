@@ -65,10 +65,8 @@ def write(
     tables: Sequence[Table] = (),
     command: str = "make bench",
 ) -> None:
-    """Write `<stem>.json`, `<stem>.md` and a `<stem>.<name>.svg` for each picture.
-
-    JSON and Markdown say where, with what and by which command the rows were measured.
-    """
+    """Write `<stem>.json`, `<stem>.md` and a `<stem>.<name>.svg` for each picture."""
+    # JSON and Markdown say where, with what and by which command the rows were measured.
     content = {
         **measured(title, rows, machine),
         "command": command,

@@ -58,11 +58,7 @@ def serving(project: Path) -> Iterator[str]:
 
 @contextmanager
 def chromium() -> Iterator["Browser"]:
-    """Start Debian's Chromium.
-
-    Raises:
-        FileNotFoundError: it is not installed.
-    """
+    """Start Debian's Chromium."""
     from playwright import sync_api
 
     executable = shutil.which("chromium")

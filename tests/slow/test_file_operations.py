@@ -98,10 +98,9 @@ def said(process: Process) -> str:
 
 
 def undisturbed(process: Process) -> tuple[list[tuple[int, bool]], dict[str, object]]:
-    """Let a process work to its end; returns where it can be killed, and what it left.
-
-    That is at each of its file operations, where it opens a file to write both before it and with the file begun.
-    """
+    """Let a process work to its end; returns where it can be killed, and what it left."""
+    # That is at each of its file operations, where it opens a file to write both before it and with the file
+    # begun.
     counted = process.folder / "counted"
     killed = {"below": str(process.folder / "runs"), "counted": str(counted)}
     assert process.run(killed) == 0, said(process)

@@ -170,12 +170,7 @@ class _Places:
 def read_table(
     paths: Sequence[str], reading: ReadingOptions, split: str = "train", held: int = HELD
 ) -> RowTable:
-    """Read files, in one pass.
-
-    Raises:
-        UserError: with the problems of all files at once: a file that cannot be read or is empty, a column
-            that no row has, one that holds texts in some rows and lists in others, a date that is none.
-    """
+    """Read files, in one pass."""
     maker = _Maker(reading, held)
     problems: list[Problem] = []
     for path in paths:
