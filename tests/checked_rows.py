@@ -26,6 +26,14 @@ def clean_rows(n=400, seed=0):
     return rows
 
 
+def messy(rows):
+    """Damage rows: encoding, an empty answer, another spelling of a label, and rows that stand twice."""
+    rows[3]["text"] += " cafÃ©"
+    rows[8]["label"] = rows[8]["label"].upper()
+    rows[11]["label"] = ""
+    return [*rows, *rows[20:24]]
+
+
 def write(path: Path, rows) -> str:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return str(path)

@@ -3,9 +3,10 @@
 from typing import Any
 
 from harness.comparison import Comparison, Estimate
-from harness.decision import CandidateFacts
+from harness.decision import CandidateFacts, Decision, decide
 from harness.formatting import RATE, Unit
 from harness.gating import MissRate, Rule, Verdict
+from harness.spec import DecidePolicy
 
 BITS = Unit(1.0, "bits per byte", higher_is_better=False)
 
@@ -104,3 +105,9 @@ def alternatives(best: float = 0.74) -> list[CandidateFacts]:
         candidate("ranked", 0.30, answer="rank"),
         candidate("bag", 0.60, method="classifier", trained=True),
     ]
+
+
+def decided(facts: Any, policy: DecidePolicy | None = None, **changes: Any) -> Decision:
+    """Decide on a task of labels without documents, by the default policy unless one is given."""
+    task: dict[str, Any] = {"closed_labels": True, "has_documents": False, "metric_name": "exact_match"}
+    return decide(facts, policy or DecidePolicy(), **(task | changes))

@@ -4,14 +4,13 @@ import io
 from statistics import fmean
 
 import pytest
-from fake_facts import alternatives, candidate, comparison, tuned
+from fake_facts import alternatives, candidate, comparison, decided, tuned
 from rich.console import Console
 from scipy import stats as scipy_stats
 
 from harness.comparison import Estimate, RecipeDifference
-from harness.decision import ablations, decide, summarize_seeds
+from harness.decision import ablations, summarize_seeds
 from harness.report import ExperimentReport, experiment_document, markdown, terminal, to_json
-from harness.spec import DecidePolicy
 from harness.stats import Variance
 
 DELTAS = {"lora[r=8]": 0.02, "lora[r=16]": 0.08, "lora[r=64]": 0.05}
@@ -179,19 +178,5 @@ def test_a_gain_that_one_seed_shows_and_the_recipe_does_not_is_not_recommended()
     lucky = [
         tuned("lora", 0.81, g, seed=s, validation=0.81 - s / 100) for s, g in enumerate((0.12, -0.02, 0.0))
     ]
-    found = decide(
-        [*alternatives(), *lucky],
-        DecidePolicy(),
-        closed_labels=True,
-        has_documents=False,
-        metric_name="exact_match",
-    )
-    assert found.candidate == "knn"
-    alone = decide(
-        [*alternatives(), lucky[0]],
-        DecidePolicy(),
-        closed_labels=True,
-        has_documents=False,
-        metric_name="exact_match",
-    )
-    assert alone.candidate == "lora"
+    assert decided([*alternatives(), *lucky]).candidate == "knn"
+    assert decided([*alternatives(), lucky[0]]).candidate == "lora"

@@ -6,21 +6,12 @@ import shlex
 from pathlib import Path
 
 import pytest
-from checked_rows import alarms, clean_rows
+from checked_rows import alarms, clean_rows, messy
 from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.report.findings.command_chain import order_commands
-
-
-def messy(n, seed):
-    """Rows with damaged encoding, labels in two spellings, empty answers and rows that stand twice."""
-    rows = clean_rows(n, seed)
-    rows[3]["text"] += " cafÃ©"
-    rows[8]["label"] = rows[8]["label"].upper()
-    rows[11]["label"] = ""
-    return [*rows, *rows[20:24]]
 
 
 def write(path, rows):
@@ -48,10 +39,10 @@ def test_the_printed_commands_run_as_a_chain_and_what_they_leave_raises_no_alarm
 ):
     monkeypatch.chdir(tmp_path)
     for i, name in enumerate(names):
-        write(name, messy(200, i))
+        write(name, messy(clean_rows(200, i)))
     if len(names) == 2:
         with Path(names[1]).open("a", newline="") as file:
-            csv.writer(file).writerows([list(row.values()) for row in messy(200, 0)[40:50]])
+            csv.writer(file).writerows([list(row.values()) for row in messy(clean_rows(200, 0))[40:50]])
     files = [name if name[0] != "-" else f"./{name}" for name in names]
     found = examine_rows(
         RowCheck(files, only=["missing_values", "encoding_damage", "answer_formats", "repeated_rows"])
@@ -71,7 +62,7 @@ def test_the_printed_commands_run_as_a_chain_and_what_they_leave_raises_no_alarm
 
 def test_the_last_line_of_a_check_is_the_whole_chain(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write("rows.csv", messy(200, 0))
+    write("rows.csv", messy(clean_rows(200, 0)))
     said = CliRunner().invoke(app, ["data", "check", "rows.csv"]).stdout.splitlines()[-1]
     assert said.endswith(
         "; next: harness data clean rows.csv --out rows.clean.csv --spellings"

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import get_args
 
+import fake_facts
 import pytest
 from fake_facts import BITS, alternatives, candidate, comparison, tuned, verdict
 from hypothesis import given
@@ -32,14 +33,8 @@ from harness.spec import DecidePolicy, Need, Task
 def decided(
     facts, *, closed_labels=True, has_documents=False, metric="exact_match", curve=None, **policy
 ) -> Decision:
-    return decide(
-        facts,
-        DecidePolicy(**policy),
-        closed_labels=closed_labels,
-        has_documents=has_documents,
-        metric_name=metric,
-        curve=curve,
-    )
+    task = {"closed_labels": closed_labels, "has_documents": has_documents, "metric_name": metric}
+    return fake_facts.decided(facts, DecidePolicy(**policy), curve=curve, **task)
 
 
 def said(decision: Decision, words: str) -> str:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import cache
 from math import sqrt
 
+import fake_facts
 import numpy as np
 import pytest
 from fake_facts import alternatives, tuned
@@ -11,12 +12,12 @@ from fake_rows import EXACT, flips, rows
 
 from harness import config, gating
 from harness.comparison import Comparison, at_level, compare_rows
-from harness.decision import Decision, Family, decide, family_of, place_in_family
+from harness.decision import Decision, Family, family_of, place_in_family
 from harness.gating import GateResult, TaskComparison, Verdict
 from harness.gating.rules import apply_rules
 from harness.report import gate_report
 from harness.report.experiment_report import miss_text
-from harness.spec import DecidePolicy, GatePolicy, Task
+from harness.spec import GatePolicy, Task
 
 POLICY = GatePolicy()
 EIGHT = Family({f"lora-{i}": f"lora-{i}" for i in range(8)})
@@ -37,14 +38,7 @@ def verdict_of(*counts: tuple[int, int], n: int = 300, level: float | None = Non
 
 
 def decided(facts, family: Family = EIGHT) -> Decision:
-    return decide(
-        [*alternatives(), *facts],
-        DecidePolicy(),
-        closed_labels=True,
-        has_documents=False,
-        metric_name="exact_match",
-        family=family,
-    )
+    return fake_facts.decided([*alternatives(), *facts], family=family)
 
 
 def reason(decision: Decision, words: str) -> str:

@@ -436,14 +436,19 @@ def test_of_a_conversation_people_and_pairs_see_all_turns_and_other_turns_are_an
     assert "user: Say more.\nassistant: Noted.\nuser: test question" in file.read_text()
 
 
-def test_labels_that_could_be_of_two_scales_are_refused_without_one(desk):
-    d = desk()
+def labelled_file(d, label):
+    """Compare, and write a file in which every answer of a candidate has this label."""
     d.compare()
     file = d.folder / "labels.csv"
     export_answers(d.path, file, candidates=["plain"])
-    file.write_text(
-        "".join(f"{line}1\n" for line in file.read_text().splitlines()).replace("label1", "label")
-    )
+    header, *answers = file.read_text().splitlines()
+    file.write_text("\n".join([header, *(f"{answer}{label}" for answer in answers), ""]))
+    return file
+
+
+def test_labels_that_could_be_of_two_scales_are_refused_without_one(desk):
+    d = desk()
+    file = labelled_file(d, 1)
     with pytest.raises(UserError) as refused:
         import_labels(d.path, file, rater="ann")
     assert "no label but 1, for a rubric from 1 to 5" in str(refused.value)
@@ -456,12 +461,7 @@ def test_labels_that_could_be_of_two_scales_are_refused_without_one(desk):
 
 def test_labels_by_other_criteria_than_the_rubric_has_now_are_refused_also_from_an_earlier_file(desk):
     d = desk()
-    d.compare()
-    file = d.folder / "labels.csv"
-    export_answers(d.path, file, candidates=["plain"])
-    file.write_text(
-        "".join(f"{line}5\n" for line in file.read_text().splitlines()).replace("label5", "label")
-    )
+    file = labelled_file(d, 5)
     judge = JUDGE.format(url=d.judge.url, timeout=5)
     for other in ("criteria: The reply is short.\n", "criteria: The reply helps.\nscale: {min: 1, max: 6}\n"):
         d.rubric(f"{other}anchors: 0\n{judge}")

@@ -382,14 +382,16 @@ def test_bleu_is_that_of_sacrebleu_on_the_corpus(pairs):
     assert metric.aggregate(parts, np.ones(len(pairs))) == pytest.approx(expected)
 
 
-def test_bleu_with_several_references_is_that_of_sacrebleu():
+@pytest.mark.parametrize(
+    ("name", "k", "corpus"), [("bleu", 9, sacrebleu.corpus_bleu), ("chrf", 6, sacrebleu.corpus_chrf)]
+)
+def test_bleu_and_chrf_with_several_references_are_those_of_sacrebleu(name, k, corpus):
     rng = random.Random(1)
-    said, first, second = ([" ".join(rng.choices(WORDS, k=9)) for _ in range(20)] for _ in range(3))
-    metric = built("bleu")
-    parts = np.array(
-        [metric.score(answer(s), example(a, b)) for s, a, b in zip(said, first, second, strict=True)]
-    )
-    expected = sacrebleu.corpus_bleu(said, [first, second]).score / 100
+    said, first, second = ([" ".join(rng.choices(WORDS, k=k)) for _ in range(20)] for _ in range(3))
+    metric = built(name)
+    rows = zip(said, first, second, strict=True)
+    parts = np.array([metric.score(answer(s), example(a, b)) for s, a, b in rows])
+    expected = corpus(said, [first, second]).score / 100
     assert expected > 0.1
     assert metric.aggregate(parts, np.ones(20)) == pytest.approx(expected)
 
@@ -404,16 +406,6 @@ def test_chrf_is_that_of_sacrebleu_on_the_corpus(pairs):
     parts = np.array([metric.score(answer(s), example(g)) for s, g in pairs])
     expected = sacrebleu.corpus_chrf(said, [gold]).score / 100
     assert metric.aggregate(parts, np.ones(len(pairs))) == pytest.approx(expected)
-
-
-def test_chrf_with_several_references_is_that_of_sacrebleu():
-    rng = random.Random(1)
-    said, first, second = ([" ".join(rng.choices(WORDS, k=6)) for _ in range(20)] for _ in range(3))
-    metric = built("chrf")
-    rows = zip(said, first, second, strict=True)
-    parts = np.array([metric.score(answer(s), example(a, b)) for s, a, b in rows])
-    expected = sacrebleu.corpus_chrf(said, [first, second]).score / 100
-    assert metric.aggregate(parts, np.ones(20)) == pytest.approx(expected)
 
 
 def test_chrf_says_with_which_settings_it_was_made():

@@ -143,6 +143,15 @@ METHOD = Method(params=Params, fit=fit, makes="model", trains=True, draws_from="
 TUNED = "{method: norms, params: {num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}"
 
 
+def run_own(folder, cache, program, *words):
+    """Run a program in `own` by the copy of the package beside it; returns the facts by name, and what it said."""
+    env = {**os.environ, "PYTHONPATH": str(folder), "HARNESS_CACHE": str(cache)}
+    command = [sys.executable, "-c", program, *words]
+    done = subprocess.run(command, cwd=folder / "own", env=env, capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr
+    return {fact["name"]: fact for fact in json.loads(done.stdout)["facts"]}, done.stderr
+
+
 @pytest.mark.slow
 def test_a_new_method_is_one_file(tmp_path, tiny, own_cache):
     """What only its file knows of is checked, trained, evaluated, judged and can be rescued."""
@@ -154,16 +163,7 @@ def test_a_new_method_is_one_file(tmp_path, tiny, own_cache):
         f"  prompt: {{method: base}}\n  norms: {TUNED}\n  half: {{method: interpolated, init_from: norms}}\n"
     )
     tiny_experiment.write(tmp_path / "own", tiny, candidates)
-    done = subprocess.run(
-        [sys.executable, "-c", "from harness.cli import main; main()", "compare", "--json"],
-        cwd=tmp_path / "own",
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "HARNESS_CACHE": str(own_cache)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout, done.stderr
-    facts = {fact["name"]: fact for fact in json.loads(done.stdout)["facts"]}
+    facts, _ = run_own(tmp_path, own_cache, "from harness.cli import main; main()", "compare", "--json")
     assert {name: fact["state"] for name, fact in facts.items()} == dict.fromkeys(
         ("prompt", "norms", "half"), "done"
     )
@@ -232,16 +232,7 @@ def test_a_new_regularizer_is_one_file(tmp_path, tiny, own_cache):
     candidates = f"  prompt: {{method: base}}\n  free: {{{LORA}}}\n"
     candidates += f"  held: {{{LORA}, regularize: {{l1: {{strength: 0.5}}}}}}\n"
     tiny_experiment.write(tmp_path / "own", tiny, candidates, extra="rescue: {steps: [l1]}\n")
-    done = subprocess.run(
-        [sys.executable, "-c", ONE_FILE],
-        cwd=tmp_path / "own",
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "HARNESS_CACHE": str(own_cache)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout, done.stderr
-    facts = {fact["name"]: fact for fact in json.loads(done.stdout)["facts"]}
+    facts, said = run_own(tmp_path, own_cache, ONE_FILE)
     assert {fact["state"] for fact in facts.values()} == {"done"}
     runs = tiny_experiment.runs_of(tmp_path / "own" / "harness.yaml")
     folders = {
@@ -252,8 +243,8 @@ def test_a_new_regularizer_is_one_file(tmp_path, tiny, own_cache):
     }
     assert sizes["held"] < 0.9 * sizes["free"]
     assert "`l1`" in (tmp_path / "own" / "reference.md").read_text()
-    assert "l1.strength=0: found strength: 0; expected a value greater than 0" in done.stderr
-    assert "l1" in done.stderr.split()
+    assert "l1.strength=0: found strength: 0; expected a value greater than 0" in said
+    assert "l1" in said.split()
 
 
 def _size(file):

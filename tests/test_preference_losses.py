@@ -47,6 +47,15 @@ DEFINITIONS = {
 }
 
 
+def moved_trainer(context, params):
+    """Make a trainer whose adapter is off the reference."""
+    policy = load_policy(context, context.folder / "adapter")
+    train, apart, _ = pairs_that_fit(context, params, policy.tokenizer, preferences._row)
+    trainer = preferences._trainer(context, params, lora_config(LoraParams(r=2)), policy, (train, apart))
+    tiny_methods.move_adapter(trainer.model)
+    return trainer
+
+
 @pytest.fixture(scope="module")
 def off_the_reference(tiny, tmp_path_factory, own_cache):
     """Return how to make a trainer of a loss, its adapter moved off the reference, and a batch of pairs."""
@@ -55,11 +64,7 @@ def off_the_reference(tiny, tmp_path_factory, own_cache):
         context = tiny_methods.context(tiny, tmp_path_factory.mktemp(loss_type))
         smoothing = {"label_smoothing": EPSILON} if loss_type in preferences._SMOOTHED else {}
         params = dpo.Params(r=2, beta=BETA, loss_type=loss_type, **smoothing)
-        policy = load_policy(context, context.folder / "adapter")
-        train, apart, _ = pairs_that_fit(context, params, policy.tokenizer, preferences._row)
-        config = lora_config(LoraParams(r=2))
-        trainer = preferences._trainer(context, params, config, policy, (train, apart))
-        tiny_methods.move_adapter(trainer.model)
+        trainer = moved_trainer(context, params)
         return trainer, trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
 
     return make
@@ -138,13 +143,9 @@ def test_held_out_figures_are_means_over_pairs_whatever_the_batches(tiny, tmp_pa
     for size in (2, 3):
         context = tiny_methods.context(tiny, tmp_path / str(size))
         params = dpo.Params(r=2, per_device_train_batch_size=size, heldout=0.25)
-        policy = load_policy(context, context.folder / "adapter")
-        train, apart, _ = pairs_that_fit(context, params, policy.tokenizer, preferences._row)
-        config = lora_config(LoraParams(r=2))
-        trainer = preferences._trainer(context, params, config, policy, (train, apart))
-        tiny_methods.move_adapter(trainer.model)
+        trainer = moved_trainer(context, params)
         made.append(trainer.evaluate())
-        assert len(apart) == 3
+        assert len(trainer.eval_dataset) == 3
     for name in ("eval_rewards/margins", "eval_rewards/accuracies", "eval_loss"):
         assert made[0][name] == pytest.approx(made[1][name], rel=1e-4)
     assert abs(made[0]["eval_loss"] - math.log(2)) > 1e-3  # else every pair would weigh alike

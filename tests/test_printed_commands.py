@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from checked_rows import clean_rows
+from checked_rows import clean_rows, messy
 from typer.testing import CliRunner
 
 from harness.cli import app
@@ -138,14 +138,6 @@ def test_each_file_of_a_candidates_own_rows_has_its_command():
     assert [shlex.split(command)[3] for command in commands] == [first, second]
     for command in commands:
         run(command)
-
-
-def messy(rows):
-    """Damage rows: encoding, an empty answer, another spelling of a label, and rows that stand twice."""
-    rows[3]["text"] += " cafÃ©"
-    rows[8]["label"] = rows[8]["label"].upper()
-    rows[11]["label"] = ""
-    return [*rows, *rows[20:24]]
 
 
 def renamed(rows):

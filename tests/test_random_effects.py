@@ -6,7 +6,7 @@ from math import inf, sqrt
 
 import numpy as np
 import pytest
-from fake_facts import alternatives, comparison, tuned
+from fake_facts import alternatives, comparison, decided, tuned
 from fake_rows import EXACT, rows
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +15,7 @@ from scipy import stats as scipy_stats
 
 from harness import stats
 from harness.comparison import compare_recipes, compare_rows, refuse
-from harness.decision import ItemVariances, decide, item_variances, pool_seeds, summarize_seeds
+from harness.decision import ItemVariances, item_variances, pool_seeds, summarize_seeds
 from harness.decision.economics import more_items, probability_above, worth_of_items
 from harness.decision.seeds import mean_interval, mean_p
 from harness.report import ExperimentReport, to_json
@@ -42,9 +42,7 @@ def pooled(facts):
 
 
 def decision(facts):
-    return decide(
-        [*alternatives(), *facts], DecidePolicy(), closed_labels=True, has_documents=False, metric_name="m"
-    )
+    return decided([*alternatives(), *facts], metric_name="m")
 
 
 # The formulas

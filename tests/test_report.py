@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_facts import BITS, alternatives, candidate, comparison, tuned, verdict
+from fake_facts import BITS, alternatives, candidate, comparison, decided, tuned, verdict
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -19,7 +19,7 @@ from harness.cli.app import write_report
 from harness.cli.options import ExperimentFile
 from harness.comparison import Estimate
 from harness.config.command_line import CommandLine
-from harness.decision import decide, summarize_seeds
+from harness.decision import summarize_seeds
 from harness.decision.results import FamilyRank
 from harness.formatting import Unit
 from harness.gating import MissRate, Rule
@@ -36,7 +36,6 @@ from harness.report import (
 from harness.report.escape import clean, shorten
 from harness.report.escape import markdown as escape
 from harness.report.first_page import worst_tasks
-from harness.spec import DecidePolicy
 
 CHAT = comparison(
     -0.03, 0.04, task="chat", lost=tuple(f"chat-{i}" for i in range(12)), gained=("chat-90",), n_valid=190
@@ -75,16 +74,13 @@ COLUMNS = ["candidate", "target", "vs best", "forgetting", "lost/", "$/1k", "p50
 
 def report(facts=None, **changes) -> ExperimentReport:
     facts = tuple(facts or [*alternatives(), LORA])
-    decision = decide(
-        facts, DecidePolicy(), closed_labels=True, has_documents=False, metric_name="exact_match"
-    )
     fields = {
         "experiment": "support",
         "base_model": "smollm2-135m",
         "metric": "exact_match",
         "facts": facts,
         "comparisons": {"lora": (CHAT, CODE)},
-        "decision": decision,
+        "decision": decided(facts),
         "header": {"device": "cpu", "precision": "bf16", "wall_s": 600.0},
     }
     return ExperimentReport(**(fields | changes))

@@ -10,7 +10,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from fake_facts import BITS, alternatives, candidate, comparison, tuned, verdict
+from fake_facts import BITS, alternatives, candidate, comparison, decided, tuned, verdict
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -18,7 +18,6 @@ from rich.console import Console
 
 from harness import formatting
 from harness.comparison import Estimate
-from harness.decision import decide
 from harness.evaluation.costs import TokenCounts
 from harness.gating import MissRate, Rule
 from harness.records import SampleResult, TrainingRecord
@@ -107,9 +106,7 @@ def report(*more, **changes) -> ExperimentReport:
         "metric": "exact_match",
         "facts": facts,
         "comparisons": {"lora": (chat, code, safe)},
-        "decision": decide(
-            facts, DecidePolicy(), closed_labels=True, has_documents=False, metric_name="exact_match"
-        ),
+        "decision": decided(facts),
         "header": {"device": "cpu", "precision": "bf16"},
         "task": "support",
         "margins": {"chat": 0.05},
@@ -423,7 +420,7 @@ def test_every_number_of_a_decision_is_named_in_words_with_its_unit():
     tokens = {"tokens": TokenCounts(500.0, 100.0, 9.0)}
     policy = DecidePolicy(usd_per_million_tokens={"input": 0.1, "output": 0.4})
     facts = [replace(f, **tokens) for f in (*alternatives(), lora(verdict=verdict("pass")))]
-    decision = decide(facts, policy, closed_labels=True, has_documents=False, metric_name="exact_match")
+    decision = decided(facts, policy)
     shown = words_of(report(decision=decision))
     as_fields = {name.replace("_", " ") for name in decision.arithmetic} & shown.keys()
     assert as_fields == {"next best spend", "more test items", "more training rows"}

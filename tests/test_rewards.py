@@ -113,28 +113,29 @@ def test_a_policy_learns_what_a_file_rewards_and_its_divergence_is_logged(tiny, 
     assert not any(p.is_dir() for p in (made.folder / "adapter").iterdir())
 
 
+REWARDS = [[1.0, 0.0, 0.5, 0.25], [0.0, 0.0, 1.0, 1.0]]  # of four answers to each of two prompts
+
+
+def advantages(method, tiny, folder):
+    """Return the advantages that a method's trainer computes of these rewards."""
+    trainer = trainer_of(method, tiny, folder, num_generations=4, per_device_train_batch_size=8)
+    trainer.reward_funcs = [lambda completions, **_: [reward for group in REWARDS for reward in group]]
+    inputs = [trainer.train_dataset[i] for i in (0, 1) for _ in range(4)]
+    return trainer._generate_and_score_completions(inputs)["advantages"].tolist()
+
+
 def test_leave_one_out_subtracts_the_mean_of_the_other_answers(tiny, tmp_path):
     """With rewards r of a prompt's answers the advantage is r − mean of the others (Ahmadian et al., eq. 6)."""
-    trainer = trainer_of(rloo, tiny, tmp_path, num_generations=4, per_device_train_batch_size=8)
-    drawn = [[1.0, 0.0, 0.5, 0.25], [0.0, 0.0, 1.0, 1.0]]
-    flat = [value for group in drawn for value in group]
-    trainer.reward_funcs = [lambda completions, **_: flat]
-    inputs = [trainer.train_dataset[i] for i in (0, 1) for _ in range(4)]
-    found = trainer._generate_and_score_completions(inputs)["advantages"].tolist()
-    expected = [r - (sum(group) - r) / 3 for group in drawn for r in group]
+    found = advantages(rloo, tiny, tmp_path)
+    expected = [r - (sum(group) - r) / 3 for group in REWARDS for r in group]
     assert found == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_group_relative_advantage_is_the_reward_in_units_of_its_group(tiny, tmp_path):
     """(r − mean) / standard deviation of the group (Shao et al., eq. 3)."""
-    trainer = trainer_of(grpo, tiny, tmp_path, num_generations=4, per_device_train_batch_size=8)
-    drawn = [[1.0, 0.0, 0.5, 0.25], [0.0, 0.0, 1.0, 1.0]]
-    flat = [value for group in drawn for value in group]
-    trainer.reward_funcs = [lambda completions, **_: flat]
-    inputs = [trainer.train_dataset[i] for i in (0, 1) for _ in range(4)]
-    found = trainer._generate_and_score_completions(inputs)["advantages"].tolist()
+    found = advantages(grpo, tiny, tmp_path)
     expected = []
-    for group in drawn:
+    for group in REWARDS:
         mean = sum(group) / 4
         deviation = math.sqrt(sum((r - mean) ** 2 for r in group) / 3)
         expected += [(r - mean) / deviation for r in group]

@@ -2,19 +2,16 @@
 
 import pytest
 import tiny_experiment
-from fake_facts import BITS, alternatives, candidate, tuned
+from fake_facts import BITS, alternatives, candidate, decided, tuned
 
-from harness.decision import BaseSize, decide
+from harness.decision import BaseSize
 from harness.models.hub import resolve
-from harness.spec import DecidePolicy
 
 SMALL, LARGE = BaseSize("small", 135_000_000, 0.27), BaseSize("large", 1_700_000_000, 3.4)
 
 
 def sentence(*facts, goal, metric="exact_match"):
-    found = decide(
-        list(facts), DecidePolicy(), closed_labels=True, has_documents=False, metric_name=metric, goal=goal
-    )
+    found = decided(list(facts), metric_name=metric, goal=goal)
     said = [reason for reason in found.reasons if "meet the goal" in reason]
     return said[0] if said else ""
 

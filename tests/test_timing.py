@@ -107,6 +107,12 @@ def test_a_run_holds_both_times_with_their_marks(stored):
     assert {"contended", "compute_s", "compute_contended"} <= run.latency.keys()
 
 
+def weights_and_test(session, run):
+    candidate = session.candidates["lora"]
+    weights = stored_weights(session, candidate, run.seed)
+    return weights, row_sets(session, candidate, weights, run.seed)[1]
+
+
 def mark_blocks(session, run, contended):
     """Note of every block of the test rows that other work disturbed it, or not."""
     digest = run.rows[f"{session.target.task.name}/test"]
@@ -118,9 +124,7 @@ def mark_blocks(session, run, contended):
 def test_the_time_in_a_batch_is_of_undisturbed_blocks_and_measured_again_without_one(stored, monkeypatch):
     monkeypatch.setenv("HARNESS_IGNORE_LOAD", "1")  # the second measurement is to be a quiet one
     session, run = stored
-    candidate = session.candidates["lora"]
-    weights = stored_weights(session, candidate, run.seed)
-    test = row_sets(session, candidate, weights, run.seed)[1]
+    weights, test = weights_and_test(session, run)
     times = mark_blocks(session, run, contended=False)
     with open_weights(session, weights) as model:
         assert batch_time(session, model, test) == (pytest.approx(sum(times) / len(times)), False)
@@ -133,9 +137,7 @@ def test_the_time_in_a_batch_is_of_undisturbed_blocks_and_measured_again_without
 @pytest.mark.parametrize(("took_s", "n_asked"), [(0.06, 4), (0.3, 1)])
 def test_a_block_that_takes_next_to_no_time_is_asked_again_until_enough_is_measured(stored, took_s, n_asked):
     session, run = stored
-    candidate = session.candidates["lora"]
-    weights = stored_weights(session, candidate, run.seed)
-    test = row_sets(session, candidate, weights, run.seed)[1]
+    weights, test = weights_and_test(session, run)
     mark_blocks(session, run, contended=True)
     reads = (Load(took_s * i, took_s * i, 0.0) for i in count())
     with open_weights(session, weights) as model:

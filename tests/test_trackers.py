@@ -7,15 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_facts import candidate, comparison, tuned
+from fake_facts import candidate, comparison, decided, tuned
 
 from harness.comparison import Estimate
-from harness.decision import decide
 from harness.records import TrainingRecord
 from harness.records.training_records import TrackedPoint
 from harness.report import ExperimentReport, trackers
 from harness.report.trackers.tracked_run import tracked_runs
-from harness.spec import DecidePolicy
 
 CURVE = ((1, 2.5), (2, 1.5), (3, None))
 POINTS = (TrackedPoint(step=2, target=0.6, capability=-0.01), TrackedPoint(step=3, target=0.8))
@@ -33,9 +31,7 @@ REPORT = ExperimentReport(
     "exact_match",
     FACTS,
     comparisons={"lora": (comparison(-0.03, 0.04, task="chat"),)},
-    decision=decide(
-        FACTS[:2], DecidePolicy(), closed_labels=False, has_documents=False, metric_name="exact_match"
-    ),
+    decision=decided(FACTS[:2], closed_labels=False),
 )
 
 

@@ -67,6 +67,8 @@ _CREATED = Column("created", "VARCHAR", "ISO 8601", "when it was written")
 _EXPERIMENT = Column("experiment", "VARCHAR", "", "the experiment's name")
 _CANDIDATE = Column("candidate", "VARCHAR", "", "the candidate's name in harness.yaml")
 _SEED = Column("seed", "BIGINT", "", "the seed that it was trained with")
+_ROW = (_RUN_ID, _TASK, _SPLIT, _ROWSET, _ITEM)  # which row of which run
+_COUNTED = (_CLUSTER, _SLICE, _WEIGHT, _BETTER, _SCALE)  # how a score counts
 
 _RUNS = _view(
     "runs",
@@ -99,11 +101,7 @@ _SCORES = Table(
     "scores",
     "one item of one run, scored by one metric",
     (
-        _RUN_ID,
-        _TASK,
-        _SPLIT,
-        _ROWSET,
-        _ITEM,
+        *_ROW,
         _METRIC,
         Column(
             "score",
@@ -113,11 +111,7 @@ _SCORES = Table(
         ),
         Column("parts", "DOUBLE[]", "the metric's", "what the metric aggregates over items"),
         _STATUS,
-        _CLUSTER,
-        _SLICE,
-        _WEIGHT,
-        _BETTER,
-        _SCALE,
+        *_COUNTED,
     ),
     """
     SELECT run_id, task, split, rowset, example_id, metric,
@@ -131,11 +125,7 @@ _SAMPLES = Table(
     "samples",
     "one item of one run, with its prompt and answer",
     (
-        _RUN_ID,
-        _TASK,
-        _SPLIT,
-        _ROWSET,
-        _ITEM,
+        *_ROW,
         Column("position", "BIGINT", "", "the item's place in the task, from 0"),
         _STATUS,
         _TEXT,
@@ -173,11 +163,7 @@ _ANSWERS = Table(
     "answers",
     "one answer that was drawn to an item of a run whose recipe has decoding",
     (
-        _RUN_ID,
-        _TASK,
-        _SPLIT,
-        _ROWSET,
-        _ITEM,
+        *_ROW,
         Column("sample", "BIGINT", "", "the answer's place among those of the item, from 0"),
         _STATUS,
         _TEXT,
@@ -215,11 +201,7 @@ _DELTAS = Table(
             "delta", "DOUBLE", "the metric's", "score − base_score; NULL where no score is known of either"
         ),
         Column("failed", "VARCHAR", "", "run or base, whichever did not answer; empty: both did"),
-        _CLUSTER,
-        _SLICE,
-        _WEIGHT,
-        _BETTER,
-        _SCALE,
+        *_COUNTED,
         Column("improvement", "DOUBLE", "the metric's", "delta, where lower is better its negative"),
     ),
     """
@@ -393,10 +375,7 @@ _LINEAGE = Table(
     (
         _RUN_ID,
         Column(
-            "role",
-            "VARCHAR",
-            "",
-            "own, base, served (quantised base) or behind (went on from, or trial)",
+            "role", "VARCHAR", "", "own, base, served (quantised base) or behind (went on from, or trial)"
         ),
         Column("weights_digest", "VARCHAR", "", "digest of the weights"),
         Column("fit_key", "VARCHAR", "", "their folder runs/weights/<fit_key>; NULL: not made here"),
