@@ -37,6 +37,26 @@ def test_a_name_that_the_base_does_not_have_is_refused(tiny, tmp_path, recipe, s
     assert said in str(refused.value)
 
 
+@pytest.mark.parametrize("kind", ["tied", "own"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "{method: lora, params: {target_modules: [q_proj, lm_head]}}",
+        "{method: qlora, params: {target_modules: '.*(q_proj|head)'}}",
+        "{method: lora, params: {r: 2}, sweep: {target_modules: [[q_proj], [lm_head]]}}",
+    ],
+)
+def test_an_adapter_of_the_head_is_refused_with_tied_embeddings_and_without(tiny, tmp_path, recipe, kind):
+    base = tiny if kind == "tied" else build(tmp_path / "base", "Llama")
+    with pytest.raises(UserError, match=r"mine: found an adapter of lm_head.*; expected .*; next: leave"):
+        prepared(tmp_path, base, recipe)
+
+
+def test_embeddings_that_the_head_is_tied_to_are_adapted_alone(tiny, tmp_path):
+    recipe = "{method: lora, params: {target_modules: [embed_tokens]}}"
+    assert prepared(tmp_path, tiny, recipe).candidates["mine"]
+
+
 def test_a_misspelt_parameter_is_answered_with_the_one_that_is_there(tmp_path):
     base = build(tmp_path / "base", "gpt-oss")
     recipe = "{method: lora, params: {target_parameters: [mlp.experts.down_prj]}}"

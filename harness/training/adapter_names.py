@@ -14,13 +14,15 @@ from harness.progress import quiet_libraries
 from harness.provenance import package_versions
 from harness.records import digest
 from harness.spec import Spec
+from harness.training.families.adapted_head import ADAPTED_HEAD, adapts_head
 from harness.training.lora import LoraParams, lora_config
 
 _EXPECTED = "names that are in the base"
+_VERSION = 2  # of what is refused: what fitted before may not fit now
 
 
 def unknown_names(params: Spec, base: ModelSource, where: str) -> list[Problem]:
-    """Return that modules or parameters which a new adapter names are not there, or cannot be adapted.
+    """Return that modules or parameters which a new adapter names are not there, or cannot be trained.
 
     Names that fit are remembered, so that who reads stored runs loads neither transformers nor PEFT for them.
     """
@@ -37,7 +39,7 @@ def unknown_names(params: Spec, base: ModelSource, where: str) -> list[Problem]:
         return None if found else True
 
     written = [type(params).__module__, params.model_dump(mode="json")]
-    key = digest([base.weights_digest, written, package_versions()])
+    key = digest([base.weights_digest, written, package_versions(), _VERSION])
     memo("adapter_names", key, check)
     return found
 
@@ -54,14 +56,17 @@ def _unknown(params: Spec, base: ModelSource, tensors: Sequence[str], where: str
 
 
 def _unknown_modules(params: LoraParams, model: Any, where: str) -> Iterator[Problem]:
-    """Yield names of modules that are not there; those of experts which PEFT finds by other names are."""
+    """Yield names of modules that are not there, and an adapter of the head.
+
+    Experts' modules which PEFT finds by other names are there.
+    """
     from peft import get_peft_model
 
     modules = [name for name, _ in model.named_modules()]
     holders = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
-    config, refusal = lora_config(params), ""
-    try:
-        get_peft_model(model, config)  # which renames in the configuration what it knows by another name
+    config, refusal, adapted = lora_config(params), "", None
+    try:  # PEFT renames in the configuration what it knows by another name
+        adapted = get_peft_model(model, config)
     except (TypeError, ValueError, AttributeError, re.error) as error:
         refusal = " ".join(str(error).split())
     left = _list_names(config.target_modules)
@@ -79,6 +84,8 @@ def _unknown_modules(params: LoraParams, model: Any, where: str) -> Iterator[Pro
     yield from found
     if refusal and not found:
         yield Problem(where, refusal, _EXPECTED, "mend params")
+    elif adapted and adapts_head(adapted):
+        yield Problem(where, ADAPTED_HEAD, "modules before the head", "leave lm_head out of params")
 
 
 def _list_names(names: str | Iterable[str] | None) -> list[str]:

@@ -19,6 +19,7 @@ from pydantic import ValidationError, create_model
 from harness.errors import CandidateFailed, Problem, did_you_mean
 from harness.models.adapters import CONVERTED
 from harness.progress import quiet_libraries
+from harness.training.families.adapted_head import ADAPTED_HEAD, adapts_head
 from harness.training.families.converted import find_lost, save_converted, save_initial
 
 if TYPE_CHECKING:
@@ -140,7 +141,6 @@ def _try(config: "PeftConfig", base: Path) -> None:
     """Put an adapter on the modules of a base whose weights are not read."""
     import torch
     from peft import get_peft_model
-    from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if config.is_prompt_learning and not (vars(config).get("num_virtual_tokens") or 0) > 0:
@@ -159,10 +159,8 @@ def _try(config: "PeftConfig", base: Path) -> None:
             made: Any = get_peft_model(kind.from_config(AutoConfig.from_pretrained(base)), tried)
     except (NotImplementedError, RuntimeError):
         return  # some families compute with the weights already when they are put on
-    if isinstance(made.get_output_embeddings(), BaseTunerLayer):
-        raise ValueError(
-            "an adapter of lm_head, or of embeddings that it is tied to, which TRL does not train"
-        )
+    if adapts_head(made):
+        raise ValueError(ADAPTED_HEAD)
 
 
 def peft_config(peft_type: str, params: Mapping[str, Any]) -> "PeftConfig":
