@@ -73,11 +73,12 @@ class Rung(NamedTuple):
 class RescueSituation(NamedTuple):
     """Fine-tune to rescue, as a plugin sees it that is asked for rungs.
 
-    `params` are those of its method, `present` those of the regulariser that is asked, None where the recipe
-    has it not. `others` maps the other adapters of its base to the parameters of their methods.
-    `n_layers` is that of the base, None where it is not known. `tracked` are the points along its training,
-    `margin` is the share of capability that the gate allows to lose, and `sign` is −1 where lower scores on
-    the target are better. `makes` is the kind of its weights, where that is known.
+    `params` are those of its method, over those of the adapter that it starts from or was made elsewhere;
+    `present` are those of the regulariser that is asked, None where the recipe has it not. `others` maps the
+    other adapters of its base to the parameters of their methods. `n_layers` is that of the base, None where
+    it is not known. `tracked` are the points along its training, `margin` is the share of capability that the
+    gate allows to lose, and `sign` is −1 where lower scores on the target are better. `makes` is the kind of
+    its weights, where that is known.
     """
 
     policy: RescuePolicy

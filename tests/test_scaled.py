@@ -6,15 +6,20 @@ import shutil
 import pytest
 import tiny_experiment
 import tiny_methods
+import tiny_model
 from tiny_methods import CPU
 
 from harness import config, plugins, store
 from harness.errors import CandidateFailed, UserError
+from harness.experiment import Scope, prepare_session
 from harness.methods import lora, scaled
 from harness.models.adapters import CONFIG, WEIGHTS
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
 from harness.plugins import RescueSituation
+from harness.progress import SilentProgress
+from harness.records import Run
+from harness.rescue.trials import schedule_for_run
 from harness.spec import RescuePolicy
 from harness.store import Store
 
@@ -123,6 +128,28 @@ def test_a_rescue_leaves_the_scales_of_dora_out_and_says_why():
     (scaling,) = [m for m in plugins.mending_methods("scale") if plugins.method(m).makes == "adapter"]
     found = plugins.method(scaling).rescue.rungs(situation)
     assert found == "it is an adapter with use_dora, whose magnitudes do not follow its scale"
+
+
+@pytest.mark.parametrize("name", ["theirs", "further"])
+def test_a_rescue_leaves_out_what_cannot_be_done_with_an_adapter_of_dora_made_elsewhere(tiny, tmp_path, name):
+    tiny_model.adapter_on(tiny, tmp_path / "theirs", r=2, target_modules=["q_proj"], use_dora=True)
+    candidates = "  theirs: {method: adapter, path: ./theirs}\n  further: {method: dpo, init_from: theirs}\n"
+    path = tiny_experiment.write(tmp_path, tiny, candidates)
+    target = tmp_path / "suites" / "letters.yaml"
+    target.write_text(target.read_text().replace("data: {", "data: {pairs: letters/pairs.jsonl, "))
+    pairs = tiny_methods.pair_rows(slice(0, 2))
+    tiny_experiment.rows(tmp_path / "suites" / "letters" / "pairs.jsonl", pairs)
+    session = prepare_session(config.load(path), Scope(), SilentProgress())
+    recipe = session.candidates[name].recipe
+    run = Run(
+        name, "tiny", name, recipe.method, "zero_shot", "generate", 0, "m", "w", "b", "done", "", {}, {}
+    )
+    found = schedule_for_run(session, run)
+    assert not {"scale", "intruders"} & {trial.step for trial in found.trials}
+    assert {
+        "scale: it is an adapter with use_dora, whose magnitudes do not follow its scale",
+        "intruders: it is an adapter with use_dora, and no plain LoRA",
+    } <= set(found.left_out)
 
 
 LORA = "{method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}"

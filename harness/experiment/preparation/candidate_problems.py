@@ -5,7 +5,6 @@ Invariant: everything is found before a model is loaded, and each problem says w
 
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from harness import plugins
@@ -17,16 +16,15 @@ from harness.evaluation.regularization import regularization_problems
 from harness.evaluation.sensitive_rows import sensitive_problems
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import tracking_problems
+from harness.experiment.preparation.adapter_configs import adapter_config, config_of_recipe
 from harness.experiment.preparation.base_fit import marker_problems, quantization_problems
 from harness.experiment.weights import proposals
 from harness.experiment.weights.capability_on_validation import constraint_problems
 from harness.experiment.weights.weights_folder import processes_of, shards_of
 from harness.models import openai_api, vllm
-from harness.models.adapters import CONFIG
 from harness.models.hardware import visible_gpus
 from harness.models.hub import architecture_difference, is_packed
 from harness.models.vllm import server as vllm_server
-from harness.records import read_object
 from harness.report import trackers
 from harness.spec import Recipe, VllmPolicy
 from harness.training import reward_problems, rows_of_each
@@ -103,16 +101,8 @@ def _merge_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
         found = f"adapters for several bases: {', '.join(named)}"
         yield Problem(where, found, "adapters of one base", "merge those of the same base")
     elif bases:
-        adapters = {one.name: _adapter_config(one) for one in candidate.merges}
+        adapters = {one.name: adapter_config(one) for one in candidate.merges}
         yield from candidate.method.merge_problems(candidate.source, adapters, where)
-
-
-def _adapter_config(candidate: ResolvedCandidate) -> dict[str, Any]:
-    """Return what is known of a candidate's adapter before it is made: not what its sweep decides."""
-    while candidate.init:
-        candidate = candidate.init
-    known = _adapter(candidate.source)
-    return {name: value for name, value in known.items() if name not in candidate.source.tried}
 
 
 def _other_weights(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
@@ -249,7 +239,7 @@ def _absent_engine(policy: VllmPolicy) -> Iterator[Problem]:
 
 
 def _adapter_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
-    name, adapters = candidate.name, [_adapter(trial.source) for trial in candidate.trials]
+    name, adapters = candidate.name, [config_of_recipe(trial.source) for trial in candidate.trials]
     if any(adapter.get("use_dora") for adapter in adapters):
         found, step = "DoRA, and engine: vllm", f"use_dora: false, or {vllm.OTHERWISE}"
         yield Problem(f"candidate {name}", found, "a plain low-rank adapter", step)
@@ -293,15 +283,6 @@ def endpoint_problems(session: Session, places: Mapping[str, str]) -> Iterator[P
 
 def _settings(session: Session, name: str) -> openai_api.Settings:
     return openai_api.Settings(**session.candidates[name].source.params)
-
-
-def _adapter(recipe: Recipe) -> dict[str, Any]:
-    """Return what is known of a recipe's adapter: its parameters, or of one made elsewhere its file."""
-    # Of a file that cannot be read nothing is: the method says what is wrong with it.
-    if not recipe.path:
-        params: dict[str, Any] = plugins.method(recipe.method).params(**recipe.params).model_dump()
-        return params
-    return read_object(Path(recipe.path) / CONFIG)
 
 
 _ACCELERATE = "training.accelerate"
