@@ -315,6 +315,36 @@ def test_rows_of_the_hub_are_written_to_a_file_before_they_are_decided_on():
     assert filled.command.startswith(made)
 
 
+@pytest.mark.parametrize(
+    ("verb", "written"),
+    [
+        ("clean", ["rows.clean.jsonl", "rows.clean-2.jsonl"]),
+        ("dedup", ["rows.dedup.jsonl", "rows.dedup-2.jsonl"]),
+    ],
+)
+def test_data_sets_of_the_hub_with_one_last_name_are_written_to_files_of_their_own(verb, written):
+    hubs = ["hub:a/rows", "hub:b/rows"]
+    rows = tuple(f"{hub}:3" for hub in hubs)
+    finding = check.Finding("error", "t", "m", rows=rows, command=f"harness data {verb} FILE --out OUT")
+    (filled,) = fill_commands([finding], hubs)
+    assert filled.steps == tuple(
+        f"harness data {verb} {hub} --out {name}" for hub, name in zip(hubs, written, strict=True)
+    )
+
+
+def test_data_sets_of_the_hub_with_one_last_name_are_joined_from_the_files_that_are_written_of_them():
+    hubs = ["hub:a/rows", "hub:b/rows"]
+    rows = tuple(f"{hub}:3" for hub in hubs)
+    unclean, repeated = (
+        check.Finding("error", "t", "m", rows=rows, command=f"harness data {verb} FILE --out OUT")
+        for verb in ("clean", "split")
+    )
+    (_, joined) = fill_commands([unclean, repeated], hubs)
+    mixing, splitting = joined.steps
+    assert mixing.startswith("harness data mix rows.clean.jsonl rows.clean-2.jsonl ")
+    assert "harness data split rows.clean.mixed.jsonl " in splitting
+
+
 def test_a_page_is_never_written_over_rows(duplicated, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_bytes(Path(duplicated).read_bytes())

@@ -36,12 +36,12 @@ def row_suffix(name: str) -> str:
     return "" if kind == ".parquet" and gz else kind and kind + gz
 
 
-def new_name(file: str, verb: str) -> str:
+def new_name(file: str, verb: str, taken: Collection[str] = ()) -> str:
     """Name what a verb writes, beside what it reads: a file of the same kind, or the folder of a split.
 
     A name that is taken gets a number.
     """
-    return _free(f"{_stem(file)}.{verb}", "" if verb == "split" else row_suffix(file) or ".jsonl")
+    return _free(f"{_stem(file)}.{verb}", "" if verb == "split" else row_suffix(file) or ".jsonl", taken)
 
 
 def free_folders(files: Iterable[str]) -> dict[str, str]:

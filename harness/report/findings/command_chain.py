@@ -39,6 +39,9 @@ class _CommandStep(NamedTuple):
     after: tuple[str, ...]
 
 
+_Names = dict[tuple[str, str], str]  # what a verb writes of a file, by both
+
+
 class _Steps(NamedTuple):
     """The commands of the chain by verb and file; what is done to joined files stands under each of them."""
 
@@ -46,6 +49,7 @@ class _Steps(NamedTuple):
     cleaned: dict[str, tuple[str, ...]]  # options of the file's cleaning
     written: dict[str, str]  # what the file's cleaning writes
     folders: dict[str, str]  # of an experiment on the file
+    names: _Names
 
 
 def fill_commands(
@@ -88,7 +92,7 @@ def _fill(
         return finding
     commands = tuple(dict.fromkeys(c for file in of for c in steps.of.get((step.verb, file), ())))
     if not commands:  # a figure that is no alarm
-        commands = tuple(_command(step, file, named.by_user) for file in of)
+        commands = tuple(_command(step, file, named.by_user, steps.names) for file in of)
     comment = finding.command.partition("  # ")[2]
     command = " && ".join(commands)
     return replace(finding, command=f"{command}  # {comment}" if comment else command, steps=commands)
@@ -100,15 +104,16 @@ def _decide(command: str, file: str, steps: _Steps, named: Sequence[str], pages:
     dashboard, asked = f"{_DASHBOARD}{pages.get(file, '')}", steps.cleaned.get(file, ())
     if file not in pages:
         written, asked = steps.written.get(file, file), ()
-        made = [_command(_CommandStep("clean", (), ()), file, named)] if written.startswith(HUB) else []
-        written = new_name(file, "clean") if made else written
+        is_of_hub, step = written.startswith(HUB), _CommandStep("clean", (), ())
+        made = [_command(step, file, named, steps.names)] if is_of_hub else []
+        written = _name(steps.names, file, "clean") if made else written
         folder = as_argument(steps.folders[file])
         words = ("harness init", folder, "--data", as_argument(written), shlex.join(named))
         dashboard = f"{_DASHBOARD} -c {folder}/harness.yaml"
         dashboard, file = " && ".join((*made, " ".join(filter(None, words)), dashboard)), written
     options = (*asked, "--decisions", as_argument(f"{file}.decisions.json"))
     lead = command.partition("harness data clean")[0].replace(_DASHBOARD, dashboard)
-    return lead + _command(_CommandStep("clean", (), options), file, named)
+    return lead + _command(_CommandStep("clean", (), options), file, named, steps.names)
 
 
 def _chain(
@@ -121,23 +126,24 @@ def _chain(
             for file in _files(finding, files):
                 wanted.setdefault((step.verb, file), []).append(step)
     out, now, cleaned = dict[tuple[str, str], tuple[str, ...]](), {file: file for file in files}, {}
+    names: _Names = {}
     for file in files:
         if asked := wanted.get(("clean", file)):
             step = _join("clean", asked)
             cleaned[file] = step.after
-            out["clean", file] = (_command(step, file, named.by_user),)
-            now[file] = new_name(file, "clean")
+            out["clean", file] = (_command(step, file, named.by_user, names),)
+            now[file] = _name(names, file, "clean")
     written = dict(now)
     is_split = any(verb == "split" for verb, _ in wanted)
     if len(files) > 1 and (is_split or any(map(_lies_in_two_files, alarms))):
-        joining, mixed = _mix([now[file] for file in files], columns)
-        out |= dict(_join_commands(wanted, files, mixed, joining, named.by_all))
-        return _Steps(out, cleaned, written, free_folders(files))
+        joining, mixed = _mix([now[file] for file in files], columns, names)
+        out |= dict(_join_commands(wanted, files, mixed, joining, named.by_all, names))
+        return _Steps(out, cleaned, written, free_folders(files), names)
     for verb, file in ((verb, file) for verb in ("dedup", "split") for file in files):
         if asked := wanted.get((verb, file)):
-            out[verb, file] = (_command(_join(verb, asked), now[file], named.by_user),)
-            now[file] = new_name(now[file], verb)
-    return _Steps(out, cleaned, written, free_folders(files))
+            out[verb, file] = (_command(_join(verb, asked), now[file], named.by_user, names),)
+            now[file] = _name(names, now[file], verb)
+    return _Steps(out, cleaned, written, free_folders(files), names)
 
 
 def _join_commands(
@@ -146,19 +152,20 @@ def _join_commands(
     mixed: str,
     joining: str,
     named: Sequence[str],
+    names: _Names,
 ) -> Iterator[tuple[tuple[str, str], tuple[str, ...]]]:
     """Yield the commands on joined files, the first of them behind the one that joins."""
     first: tuple[str, ...] = (joining,)
     for verb in ("dedup", "split"):
         if asked := [step for file in files for step in wanted.get((verb, file), ())]:
-            commands = (*first, _command(_join(verb, asked), mixed, named))
+            commands = (*first, _command(_join(verb, asked), mixed, named, names))
             yield from (((verb, file), commands) for file in files)
-            first, mixed = (), new_name(mixed, verb)
+            first, mixed = (), _name(names, mixed, verb)
 
 
-def _mix(files: Sequence[str], columns: Container[str]) -> tuple[str, str]:
+def _mix(files: Sequence[str], columns: Container[str], names: _Names) -> tuple[str, str]:
     """Return the command that joins files, and the file that it writes."""
-    mixed = new_name(files[0], "mixed")
+    mixed = _name(names, files[0], "mixed")
     column = next(name for name in _SOURCES if name not in columns)
     named = " ".join(map(as_argument, files))
     return f"harness data mix {named} --column {column} --out {as_argument(mixed)}", mixed
@@ -191,8 +198,15 @@ def _join(verb: str, steps: Iterable[_CommandStep]) -> _CommandStep:
     return _CommandStep(verb, tuple(before), tuple(after))
 
 
-def _command(step: _CommandStep, file: str, named: Sequence[str]) -> str:
-    out = as_argument(new_name(file, step.verb))
+def _name(names: _Names, file: str, verb: str) -> str:
+    """Name what a verb writes of a file as nothing that another of the commands writes."""
+    if (file, verb) not in names:
+        names[file, verb] = new_name(file, verb, names.values())
+    return names[file, verb]
+
+
+def _command(step: _CommandStep, file: str, named: Sequence[str], names: _Names) -> str:
+    out = as_argument(_name(names, file, step.verb))
     words = (as_argument(file), shlex.join(named), *step.before, "--out", out, *step.after)
     return " ".join(filter(None, ("harness data", step.verb, *words)))
 
