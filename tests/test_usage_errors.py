@@ -40,7 +40,19 @@ def refused(*words):
             ["runs", "list", "a", "b"],
             "harness runs list: found a b; expected no further words; next: harness runs list --help",
         ),
-        (["compare", "--workers"], "--workers: found no value; expected one behind it; next: harness --help"),
+        (
+            ["compare", "--workers"],
+            "--workers: found no value; expected one behind it; next: harness compare --help",
+        ),
+        (
+            ["data", "clean", "x.csv", "--out"],
+            "--out: found no value; expected one behind it; next: harness data clean --help",
+        ),
+        (
+            ["runs", "list", "--runs"],
+            "--runs: found no value; expected one behind it; next: harness runs list --help",
+        ),
+        (["compare", "--json=x"], "--json: found a value; expected none; next: harness compare --help"),
     ],
 )
 def test_what_cannot_be_parsed_is_said_with_what_was_found_and_expected(words, said):

@@ -54,7 +54,7 @@ class HeadedGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Parse what stands behind a verb, and run it."""
-        with usage_errors(ctx.meta.get(_TYPED, ())):
+        with usage_errors(ctx.meta.get(_TYPED, ()), ctx):
             return super().invoke(ctx)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

@@ -22,25 +22,25 @@ _FURTHER = re.compile(r"extra arguments?(?:\(s\))? \((.*)\)")
 
 
 @contextmanager
-def usage_errors(typed: Sequence[str]) -> Iterator[None]:
-    """Raise what the parser refuses of a command as an error of the harness."""
+def usage_errors(typed: Sequence[str], context: Any = None) -> Iterator[None]:
+    """Raise what the parser refuses of a command as an error of the harness; `context` is of the verbs' group."""
     try:
         yield
     except _USAGE_ERROR as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # prints the help of a group of verbs
             raise
-        raise UserError(_describe(error, typed)) from None
+        raise UserError(_describe(error, typed, context)) from None
 
 
-def _describe(error: Any, typed: Sequence[str]) -> Problem:
-    command = error.ctx.command_path if error.ctx else "harness"
+def _describe(error: Any, typed: Sequence[str], context: Any) -> Problem:
+    command = error.ctx.command_path if error.ctx else _called_verb(typed, context)
     usage = f"{command} --help"
     if parameter := getattr(error, "param", None):
         return _describe_value(error, parameter, _given(parameter, typed), usage)
     if option := getattr(error, "option_name", ""):
         known = [name for one in error.ctx.command.params for name in one.opts] if error.ctx else ["--help"]
         if error.ctx is None or option in known:
-            return Problem(option, "no value", "one behind it", usage)
+            return Problem(option, *_misused(error), usage)
         return Problem(command, option, "an option that it has", did_you_mean(option, [*known, "--help"]))
     verbs = getattr(error.ctx.command, "commands", {}) if error.ctx else {}
     if verbs and (unknown := next((word for word in typed if f"'{word}'" in error.message), "")):
@@ -48,6 +48,23 @@ def _describe(error: Any, typed: Sequence[str]) -> Problem:
     if further := _FURTHER.search(error.message):
         return Problem(command, further[1], "no further words", usage)
     return Problem(command, error.format_message().rstrip("."), "what its help shows", usage)
+
+
+def _called_verb(typed: Sequence[str], context: Any) -> str:
+    """Return the verb that was typed, with the program's name: an error of an option's value knows none."""
+    if context is None:
+        return "harness"
+    command, path = context.command, [context.command_path]
+    for word in typed:
+        if of := getattr(command, "commands", {}).get(word):
+            command = of
+            path.append(word)
+    return " ".join(path)
+
+
+def _misused(error: Any) -> tuple[str, str]:
+    """Say what was found of an option that lacks its value, or was given one that it has not."""
+    return ("a value", "none") if "not take a value" in error.message else ("no value", "one behind it")
 
 
 def _describe_value(error: Any, parameter: Any, given: str | None, usage: str) -> Problem:
