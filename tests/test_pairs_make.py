@@ -1,6 +1,8 @@
 """Preference pairs of a candidate's own answers: drawn by seeds, ranked by metric, file, reward model or judge."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import tiny_experiment
@@ -244,3 +246,14 @@ def test_a_file_that_is_there_is_never_written_over(session, tmp_path, command):
     assert "a file that is there already" in error
     assert command("pairs", "make", "prompt", *config)[0] == 2
     assert "expected a number above 0" in command("pairs", "make", "prompt", *config, "--temperature", "0")[2]
+
+
+def test_the_next_step_names_the_file_of_pairs_as_the_experiments_file_does(session, tmp_path, command):
+    config = session.store.folder.parent / "harness.yaml"
+    here = Path(os.path.relpath(config, tmp_path))
+    options = ["--samples", "2", "--rows", "4", "--temperature", "1.5"]
+    options += ["--rank", str(config.parent / "by_length.py")]
+    code, _, said = command("pairs", "make", "prompt", "-c", here, *options, "--out", "new.jsonl")
+    assert code == 0
+    named = said.partition("next: train: ")[2].split(" on a candidate")[0]
+    assert (config.parent / named).resolve() == (tmp_path / "new.jsonl").resolve()

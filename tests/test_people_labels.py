@@ -1,6 +1,7 @@
 """People's labels of answers: what they say of a metric, what they correct, and how they come and go as CSV."""
 
 import csv
+import shlex
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -518,6 +519,18 @@ def test_a_decision_waits_for_labels_and_goes_on_with_them(harness, project):  #
     shown = harness("report", cwd=project, check=0)
     assert "overrates it by" in shown.stdout
     assert "kappa of judge_long with people" in " ".join(shown.stdout.split())
+
+
+@pytest.mark.parametrize("form", [(), ("--pairs",)])
+def test_the_import_that_an_export_names_reads_the_same_experiment(harness, project, form):  # noqa: F811
+    at = ("-c", "project/harness.yaml")
+    done = harness("rate", "export", "labels.csv", *form, *at, *BOTH, cwd=project.parent, check=0)
+    column, word = ("better", "tie") if form else ("label", "1")
+    file = project.parent / "labels.csv"
+    write(file, [{**row, column: word} for row in read(file)])
+    step = shlex.split(done.stderr.rpartition("then ")[2])
+    assert step[0] == "harness"
+    harness(*step[1:], cwd=project.parent, check=0)
 
 
 def test_a_judge_may_be_allowed_to_decide_without_labels(harness, project):  # noqa: F811

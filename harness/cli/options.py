@@ -4,6 +4,7 @@ Invariant: an option is declared once, beside the parameter that receives it, an
 variable from there. A verb that takes a tuple of options gets them as one value.
 """
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -233,6 +234,11 @@ class ExperimentFile(NamedTuple):
 
         loaded = self.load(() if candidate is None else (candidate,))
         return prepare_session(loaded, Scope(dry_run=dry_run), TerminalProgress()), loaded
+
+
+def named_beside(config: Path, file: Path) -> str:
+    """Write a file as an experiment's file names it: relative to the folder of that."""
+    return str(file) if file.is_absolute() else os.path.relpath(file, config.parent)
 
 
 def config_option(config: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from harness.cli.app import ROWS, group, print_lines, say
 from harness.cli.options import Argument, Candidates, ExperimentFile, Json, Option, verb
-from harness.errors import Problem, UserError, as_argument
+from harness.errors import Problem, UserError
 from harness.formatting import count
 
 rate_app = group("rate", ROWS, "Let people label or compare answers, blind, in CSV files.")
@@ -49,7 +49,7 @@ def rate_export(
     if found.waiting:
         say(f"answers of {', '.join(found.waiting)} lack labels too; a later export draws who has the fewest")
     scale = f" (0 to 1, or with --scale {found.scale})" if found.scale[:1].isdigit() else " (0 to 1)"
-    say(f"next: fill in the column label{scale}, then {_importing(file)}")
+    say(f"next: fill in the column label{scale}, then {_importing(file, at)}")
 
 
 def _left_text(n: int, what: str) -> str:
@@ -69,11 +69,12 @@ def _export_pairs(file: Path, at: ExperimentFile, items: int, names: list[str], 
     say(_left_text(found.n_left, "pairs without ratings"))
     if found.waiting:
         say(f"pairs of {', '.join(found.waiting)} lack ratings too; a later export draws who has the fewest")
-    say(f"next: write left, right or tie into the column better, then {_importing(file)}")
+    say(f"next: write left, right or tie into the column better, then {_importing(file, at)}")
 
 
-def _importing(file: Path) -> str:
-    return f"harness rate import {as_argument(str(file))} --rater NAME"
+def _importing(file: Path, at: ExperimentFile) -> str:
+    name = f"./{file}" if str(file).startswith("-") else str(file)
+    return at.command_line().command("rate", "import", name, "--rater", "NAME")
 
 
 @verb(

@@ -4,6 +4,7 @@ Invariant: each writes new files beside a manifest, never over a file, whole or 
 became of the rows, stderr how they were read and what to do next.
 """
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -33,6 +34,12 @@ class RowColumns(NamedTuple):
         str | None, Option("The question's column, or a template over several, if not recognised.")
     ] = None
     reference: Annotated[str | None, Option("The answer's column, or a template, if not recognised.")] = None
+
+    @property
+    def as_options(self) -> str:
+        """The options that name them, as a shell reads them; empty where none does."""
+        given = (("--prompt", self.prompt), ("--reference", self.reference))
+        return "".join(f" {option} {shlex.quote(column)}" for option, column in given if column)
 
 
 class Remarks(NamedTuple):

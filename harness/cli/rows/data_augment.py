@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from harness.cli.app import BY_A_MODEL, data_app, print_json, say
-from harness.cli.options import CONFIG, Config, DryRun, ExperimentFile, Json, Option, Seed, Temperature, verb
+from harness.cli.options import (
+    CONFIG,
+    Config,
+    DryRun,
+    ExperimentFile,
+    Json,
+    Option,
+    Seed,
+    Temperature,
+    named_beside,
+    verb,
+)
 from harness.cli.rows.data import (
     File,
     Out,
@@ -131,8 +142,9 @@ def data_augment(
     used |= {"evaluated": sum(len(of.questions) for of in evaluated), "against": tests, **roles._asdict()}
     edit = remarks.edit("augment", used, [file], spent.cost_usd)
     print_saved(save(edit, outcomes, out), as_json)
-    command = f"harness data check {as_argument(str(out))}"
-    say(f"next: {command}, then train: {out} on a candidate; its test items stay as they are")
+    command = f"harness data check {as_argument(str(out))}{named.as_options}"
+    train = f"train: {named_beside(config, out)} on a candidate in {config}"
+    say(f"next: {command}, then {train}; its test items stay as they are")
 
 
 @contextmanager

@@ -8,8 +8,19 @@ from pathlib import Path
 from typing import Annotated
 
 from harness.cli.app import ROWS, group, say
-from harness.cli.options import AnswerTokens, Argument, ExperimentFile, Json, Option, Seed, TopP, verb
+from harness.cli.options import (
+    AnswerTokens,
+    Argument,
+    ExperimentFile,
+    Json,
+    Option,
+    Seed,
+    TopP,
+    named_beside,
+    verb,
+)
 from harness.cli.rows.refusals import refuse_draws, refuse_grid, require_out
+from harness.formatting import usd
 
 pairs_app = group("pairs", ROWS, "Make preference pairs, such as DPO trains on.")
 
@@ -68,8 +79,9 @@ def pairs_make(
         say(note)
     answers, ranking = map(_price, (made.spent.cost_usd, made.ranking_usd))
     say(f"the answers took {made.spent.n_output_tokens:,} tokens and {answers}, ranking them {ranking}")
-    say(f"next: name it pairs: {out} in data: of the target, or train: {out} on a candidate with method: dpo")
+    train = f"train: {named_beside(at.config, out)} on a candidate with method: dpo in {at.config}"
+    say(f"next: {train}, or the file as pairs: in data: of the target")
 
 
 def _price(cost_usd: float | None) -> str:
-    return "an unknown cost" if cost_usd is None else f"{cost_usd:.4f} USD"
+    return "an unknown cost" if cost_usd is None else f"{usd(cost_usd)} USD"
