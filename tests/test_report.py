@@ -126,8 +126,9 @@ def test_the_best_on_test_comes_first_and_the_failed_last():
 def test_where_lower_is_better_the_lowest_comes_first():
     facts = [candidate("a", 1.2, BITS), candidate("b", 0.9, BITS)]
     lines = printed(report(facts, metric="bits_per_byte", decision=None))
-    assert [line.split()[0] for line in lines[1:3]] == ["b", "a"]
-    assert "0.900 [0.850, 0.950]" in lines[1]
+    below = next(i for i, line in enumerate(lines) if line.startswith("candidate")) + 1
+    assert [line.split()[0] for line in lines[below : below + 2]] == ["b", "a"]
+    assert "0.900 [0.850, 0.950]" in lines[below]
 
 
 def test_base_weights_forget_nothing_and_a_classifier_has_nothing_to_forget():
@@ -554,3 +555,13 @@ def test_a_report_that_replaces_one_of_another_file_of_the_same_name_says_so(tmp
     assert "an experiment of the same name" not in capsys.readouterr().err
     write_report(report(), ExperimentFile([], tmp_path / "harness.yaml"))
     assert capsys.readouterr().err.count(f"support.* was the report of {other}, an experiment of") == said
+
+
+@pytest.mark.parametrize("metric", ["judge:helpful", "judge:politeness_of_all_replies_to_customers"])
+def test_a_long_name_of_a_metric_cuts_no_verdict(metric):
+    facts = [narrow(name) for name in ("lora-careless", "prompt")] + alternatives()
+    lines = printed(replace(report(facts), metric=metric))
+    table = lines[: lines.index("")]
+    assert max(map(cell_len, table)) <= 100
+    assert table[1].endswith("verdict"), "the second line of the header"
+    assert any(line.endswith("UNDECIDED") for line in table)

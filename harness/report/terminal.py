@@ -23,7 +23,7 @@ from harness.gating import Rule
 from harness.report import labels
 from harness.report.decision_tables import seed_sentences
 from harness.report.document import terminal_lines
-from harness.report.escape import clean
+from harness.report.escape import clean, shorten
 from harness.report.experiment_report import (
     SMOKE,
     ExperimentReport,
@@ -223,19 +223,42 @@ def _add_columns(table: Table, headers: Sequence[str], name_width: int) -> None:
 
 
 def _layout(report: ExperimentReport) -> tuple[list[ReportRow], int, int]:
-    """Find the roomiest layout that fits: a narrower gap first, then terser cells, then shorter names."""
-    for tight, gap in ((False, 2), (False, 1), (True, 1)):
+    """Find the roomiest layout that fits: a narrower gap, terser cells, the metric below, shorter names."""
+    for tight, gap, stacked in ((False, 2, False), (False, 1, False), (True, 1, False), (True, 1, True)):
         rows = [headers(report), *table_rows(report, tight=tight)]
         rows = [row._replace(candidate=clean(row.candidate)) for row in rows]
-        free = WIDTH - _sum_widths(rows) - gap * (len(ReportRow._fields) - 1)
+        least = cell_len(rows[0].candidate)
+        if stacked and _free(rows, gap) < least:
+            rows[0] = _stack(rows[0])
+            spare = _free(rows, gap) - least
+            rows[0] = _cut_metric(rows[0], spare, max(cell_len(row.target) for row in rows[1:]))
+        free = _free(rows, gap)
         if free >= max(cell_len(row.candidate) for row in rows):
             break
-    return rows, gap, max(free, cell_len(rows[0].candidate))
+    return rows, gap, max(free, least)
 
 
-def _sum_widths(rows: Sequence[ReportRow]) -> int:
-    """Add up the widths of all columns but the first."""
-    return sum(max(map(cell_len, column)) for column in list(zip(*rows, strict=True))[1:])
+def _free(rows: Sequence[ReportRow], gap: int) -> int:
+    """Count the columns that are left for names."""
+    others = list(zip(*rows, strict=True))[1:]
+    lines = ([line for cell in column for line in cell.split("\n")] for column in others)
+    return WIDTH - sum(max(map(cell_len, of)) for of in lines) - gap * len(others)
+
+
+def _stack(header: ReportRow) -> ReportRow:
+    """Set what names several words on two lines."""
+    return header._replace(
+        target=header.target.replace(" ", "\n", 1),
+        vs_untrained="\n".join(header.vs_untrained.rsplit(" ", 1)),
+        forgetting=header.forgetting.replace(" ", "\n", 1),
+    )
+
+
+def _cut_metric(header: ReportRow, spare: int, least: int) -> ReportRow:
+    """Cut the metric's name by what the table is too wide, so that no verdict is cut."""
+    word, _, metric = header.target.partition("\n")
+    width = max(cell_len(metric) + min(spare, 0), least)
+    return header._replace(target=f"{word}\n{shorten(metric, width)}")
 
 
 _SCORE_COLUMNS = ("task", "n-shot", "metric", "score [95 % interval]", "n")
