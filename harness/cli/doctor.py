@@ -136,8 +136,7 @@ def base_document(found: "BaseFit") -> "ResultDocument":
     asked = found.asked
     rows = [
         (
-            way.name,
-            {True: "yes", False: "no", None: UNKNOWN}[way.checkpointing],
+            f"{way.name}, checkpointing" if way.checkpointing else way.name,
             *(f"{part:.1f}" for part in (*way.peak, way.peak.total)),
             "yes" if way.fits else "no",
             UNKNOWN if way.time_s is None else seconds(way.time_s),
@@ -159,7 +158,7 @@ def base_document(found: "BaseFit") -> "ResultDocument":
         *dict.fromkeys(f"{way.name}: {way.why_not}" for way in found.ways if way.why_not),
         *found.notes,
     ]
-    columns = ("method", "checkpointing", *Peak._fields, "in all", "fits", "time", "cost USD")
+    columns = ("method", *Peak._fields, "in all", "fits", "time", "cost USD")
     fitting = list(dict.fromkeys(way.name for way in found.ways if way.fits))
     cards = f"{asked.gpus} × " if asked.gpus > 1 else ""
     last = f"{cards}{asked.gpu_gb:.4g} GB are enough for {', '.join(fitting) or 'none of these'}"
@@ -167,7 +166,7 @@ def base_document(found: "BaseFit") -> "ResultDocument":
 
 
 def _millions(n: float) -> str:
-    return f"{n / 1e6:,.0f} million"
+    return f"{n / 1e6:,.0f} million" if n >= 5e5 else count(n)
 
 
 def _measure_noise(at: ExperimentFile, as_json: bool) -> None:

@@ -4,21 +4,17 @@ Invariant: every format shows the same document; texts that models and files cho
 here, so a `|` in a name never opens a cell, and nothing is read as markup.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import quote
 
-from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
 from harness.report.escape import clean, markdown_line, markdown_table
 from harness.report.escape import markdown as escape
-from harness.report.labels import STYLES
-
-_NUMBER = re.compile(r"[+−-]?\d[\d,.]*(e[+-]?\d+)?|–|")
+from harness.report.tables.aligned import align
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,33 +125,18 @@ def _markdown_section(section: Section, mark: str, level: int) -> list[str]:
     return [*heading, *table, *lead, *notes, *([""] if notes else ())]
 
 
-def terminal_lines(document: ResultDocument) -> Iterator[Text]:
-    """Yield the lines of the document without its details, the last line in bold."""
+def terminal_lines(document: ResultDocument, width: int | None = None) -> Iterator[Text]:
+    """Yield the lines of the document without its details, tables in a width, the last line in bold."""
     yield from (Text(clean(text)) for text in (document.title, document.lead) if text)
     for i, section in enumerate(s for s in document.sections if not s.detail):
         if section.rows:
             yield from [Text()] if i else []
-            yield from align(section.columns, section.rows)
+            yield from align(section.columns, section.rows, width)
         yield from (Text(clean(text)) for text in (section.lead, *section.notes) if text)
     yield from [Text(clean(document.last_line), style="bold")] if document.last_line else []
 
 
 def print_document(document: ResultDocument, console: Console) -> None:
-    """Print the document, no line broken in two: a terminal wraps, and a file keeps them whole."""
-    for line in terminal_lines(document):
+    """Print the document, no line broken in two: a terminal wraps it, cells of tables by themselves."""
+    for line in terminal_lines(document, console.width if console.is_terminal else None):
         console.print(line, soft_wrap=True)
-
-
-def align(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[Text]:
-    """Lay cells out in columns, numbers to the right; a word of a verdict has its colour."""
-    cells = [[clean(cell) for cell in row] for row in ([columns, *rows] if columns else rows)]
-    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
-    numbers = [all(map(_NUMBER.fullmatch, column[1:])) for column in zip(*cells, strict=True)]
-    for row in cells:
-        line = Text()
-        for cell, width, number in zip(row, widths, numbers, strict=True):
-            room = " " * (width - cell_len(cell))
-            line.append(room if number else "").append(cell, STYLES.get(cell, ""))
-            line.append("  " if number else f"{room}  ")
-        line.rstrip()
-        yield line

@@ -57,7 +57,7 @@ def terminal(report: ExperimentReport, console: Console) -> None:
         console.print(Text(clean(note)))
     whole = experiment_document(report)
     brief = [s for s in whole.sections if not s.detail]
-    for line in terminal_lines(replace(whole, title="", lead="", sections=brief, last_line="")):
+    for line in terminal_lines(replace(whole, title="", lead="", sections=brief, last_line=""), WIDTH):
         console.print(line)
     console.print()
     for about, points in _groups(report):
