@@ -392,3 +392,13 @@ def test_a_folder_without_runs_is_refused_and_stays_as_it_is(tmp_path):
     with pytest.raises(UserError, match="found no stored run"):
         stores.query(Store(tmp_path), "FROM runs")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [("runs", "list"), ("reindex",), ("sql", "SELECT run_id FROM runs")])
+def test_the_file_of_an_experiment_names_the_folder_of_its_runs(store, words, monkeypatch):
+    monkeypatch.chdir(store.folder.parents[1])
+    named = store.folder.parent.name
+    by_file = CliRunner().invoke(app, [*words, "-c", f"{named}/harness.yaml", "--json"])
+    by_folder = CliRunner().invoke(app, [*words, "--runs", f"{named}/runs", "--json"])
+    assert (by_file.exit_code, by_file.stdout) == (0, by_folder.stdout)
+    assert by_file.stdout.strip() not in ("{}", "[]")

@@ -123,7 +123,7 @@ def _spell_out(function: Callable[..., None]) -> Callable[..., None]:
         try:
             function(**given, **whole)
         except HarnessError as error:
-            at = next((one for one in whole.values() if isinstance(one, ExperimentFile)), None)
+            at = next((one for one in whole.values() if isinstance(one, ExperimentFile | StoredRuns)), None)
             if at or "config" in given:
                 error.complete = (at or ExperimentFile(config=given["config"])).command_line().complete
             raise
@@ -234,6 +234,24 @@ class ExperimentFile(NamedTuple):
 
         loaded = self.load(() if candidate is None else (candidate,))
         return prepare_session(loaded, Scope(dry_run=dry_run), TerminalProgress()), loaded
+
+
+class StoredRuns(NamedTuple):
+    """A folder of stored runs: that of an experiment's file, or one by its name."""
+
+    config: Config = CONFIG
+    runs: Annotated[
+        Path | None, Option("The folder of stored runs; by default runs beside the file.", env=True)
+    ] = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder that is meant."""
+        return self.config.parent / RUNS if self.runs is None else self.runs
+
+    def command_line(self) -> "CommandLine":
+        """Keep the file that was named for the commands to type next."""
+        return ExperimentFile(config=self.config).command_line()
 
 
 def named_beside(config: Path, file: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from harness.cli.app import NAMES, STORED, app, print_json, print_scores, print_value, runs_app, say
-from harness.cli.options import RUNS, Argument, ExperimentFile, Json, Option, RunsFolder, verb
+from harness.cli.options import Argument, ExperimentFile, Json, Option, StoredRuns, verb
 from harness.errors import Problem, UserError
 from harness.formatting import UNKNOWN, change, size
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 @verb(runs_app, "harness runs list", "harness runs list --json", name="list")
-def runs_list(runs: RunsFolder = RUNS, as_json: Json = False) -> None:
+def runs_list(kept: StoredRuns, as_json: Json = False) -> None:
     """List stored runs and their trials, with their disk use.
 
     Beside each stands what removing it would free.
     """
     from harness import store
 
-    at = store.Store(runs)
+    at = store.Store(kept.folder)
     found = store.list_runs(at)
     trials = store.trials_by_run(at, found)
     used, of_trials = store.disk_use(at, found), store.freed_by_trials(at, found)
@@ -35,11 +35,12 @@ def runs_list(runs: RunsFolder = RUNS, as_json: Json = False) -> None:
     listed = _list_facts if as_json else _list_lines
     print_value(listed(found, trials, used.freed | freed), as_json)
     if not found:
-        say(f"no run is stored in {runs}; next: harness compare, or name another folder with --runs")
+        step = f"{kept.command_line().command('compare')}, or name another folder with --runs"
+        say(f"no run is stored in {kept.folder}; next: {step}")
     say(
-        f"{runs}: {size(used.total)} on the disk: rows {size(used.rows)}, weights {size(used.weights)}, "
-        f"index {size(used.index_file)}, unfinished {size(used.unfinished)}, control arm "
-        f"{size(used.control)}, nights {size(used.nightly)}, others {size(used.others)}"
+        f"{kept.folder}: {size(used.total)} on the disk: rows {size(used.rows)}, weights "
+        f"{size(used.weights)}, index {size(used.index_file)}, unfinished {size(used.unfinished)}, "
+        f"control arm {size(used.control)}, nights {size(used.nightly)}, others {size(used.others)}"
     )
     shared = store.base_rows_use()
     say(f"{shared.path}: {size(shared.n_bytes)} of base models' answers, for all experiments on this machine")
@@ -47,23 +48,23 @@ def runs_list(runs: RunsFolder = RUNS, as_json: Json = False) -> None:
 
 @verb(runs_app, "harness runs show RUN", name="show")
 def runs_show(
-    run_id: Annotated[str, Argument("A run's id.")], runs: RunsFolder = RUNS, as_json: Json = False
+    run_id: Annotated[str, Argument("A run's id.", "RUN")], kept: StoredRuns, as_json: Json = False
 ) -> None:
     """Show one run's record, and the folder of its weights."""
     from harness import store
 
-    kept = store.Store(runs)
-    run, trial = store.get_run(kept, run_id), store.find_trial(kept, run_id)
-    folder = store.weights_folder(kept, run)
+    at = store.Store(kept.folder)
+    run, trial = store.get_run(at, run_id), store.find_trial(at, run_id)
+    folder = store.weights_folder(at, run)
     shown = run.to_plain() | (_trial_facts(trial) if trial else {})
     print_value(shown | ({"weights_folder": str(folder)} if folder else {}), as_json)
 
 
 @verb(runs_app, "harness runs diff RUN OTHER", name="diff")
 def runs_diff(
-    a: Annotated[str, Argument("A run's id.")],
-    b: Annotated[str, Argument("Another run's id.")],
-    runs: RunsFolder = RUNS,
+    a: Annotated[str, Argument("A run's id.", "RUN")],
+    b: Annotated[str, Argument("Another run's id.", "OTHER")],
+    kept: StoredRuns,
     as_json: Json = False,
 ) -> None:
     """Show the differences of two runs: recipe, scores and more."""
@@ -71,7 +72,7 @@ def runs_diff(
     from harness.comparison.run_diff import to_json
     from harness.store import Store
 
-    found = release.differences(Store(runs), a, b)
+    found = release.differences(Store(kept.folder), a, b)
     print_value(to_json(found) if as_json else _side_by_side(found), as_json)
     if not any(found):
         say(f"{a} and {b} differ in nothing that is stored of them")
@@ -82,12 +83,13 @@ def runs_diff(
 )
 def runs_rm(
     run_id: Annotated[str | None, Argument("A run's id.", "RUN")] = None,
+    *,
     unused: Annotated[
         bool, Option("List rows and weights that no run, champion or night refers to.")
     ] = False,
     unfinished: Annotated[bool, Option("With --unused: also what unfinished work would go on from.")] = False,
     yes: Annotated[bool, Option("With --unused: remove what is listed.")] = False,
-    runs: RunsFolder = RUNS,
+    kept: StoredRuns,
 ) -> None:
     """Remove a run, or rows and weights that nothing refers to.
 
@@ -102,11 +104,11 @@ def runs_rm(
         step = "harness runs rm RUN, or harness runs rm --unused [--unfinished] [--yes]"
         raise UserError(Problem("harness runs rm", found, "a run, or --unused", step))
     if run_id is not None:
-        at = Store(runs)
+        at = Store(kept.folder)
         release.remove_run(at, run_id, references(at))
         say(f"removed {run_id}")
     else:
-        _rm_unused(runs, unfinished=unfinished, yes=yes)
+        _rm_unused(kept.folder, unfinished=unfinished, yes=yes)
 
 
 def _rm_unused(runs: Path, *, unfinished: bool, yes: bool) -> None:
@@ -145,15 +147,14 @@ def ls(
 
 
 @verb(app, "harness reindex", heading=STORED)
-def reindex(runs: RunsFolder = RUNS, as_json: Json = False) -> None:
+def reindex(kept: StoredRuns, as_json: Json = False) -> None:
     """Rebuild the DuckDB index from the stored runs."""
     from harness import store
 
-    if not runs.is_dir():
-        raise UserError(
-            Problem(str(runs), "no such folder", "a folder of stored runs", "name it with --runs")
-        )
-    print_value(store.reindex(store.Store(runs))._asdict(), as_json)
+    if not kept.folder.is_dir():
+        step = "name it with --runs, or its experiment with -c"
+        raise UserError(Problem(str(kept.folder), "no such folder", "a folder of stored runs", step))
+    print_value(store.reindex(store.Store(kept.folder))._asdict(), as_json)
 
 
 def _brief(run: "Run") -> str:

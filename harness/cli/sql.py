@@ -10,7 +10,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any
 
 from harness.cli.app import STORED, app, print_document, print_json, say
-from harness.cli.options import RUNS, Argument, Json, Option, RunsFolder, verb
+from harness.cli.options import Argument, Json, Option, StoredRuns, verb
 from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -22,9 +22,10 @@ _WIDEST = 60  # characters of a cell
 @verb(app, "harness sql --tables", 'harness sql "SELECT candidate, outcome FROM verdicts"', heading=STORED)
 def sql(
     query: Annotated[str, Argument("One SELECT, in DuckDB's SQL.", "SELECT")] = "",
+    *,
     tables: Annotated[bool, Option("List the tables with their columns, units and meanings.")] = False,
     as_csv: Annotated[bool, Option("Print CSV, with cells uncut.", "--csv")] = False,
-    runs: RunsFolder = RUNS,
+    kept: StoredRuns,
     as_json: Json = False,
 ) -> None:
     """Query everything that is stored, in DuckDB's SQL."""
@@ -36,7 +37,7 @@ def sql(
         found = "both --csv and --json" if as_csv and as_json else given
         step = 'harness sql "SELECT * FROM runs", or harness sql --tables'
         raise UserError(Problem("harness sql", found, "a query or --tables, in one form", step))
-    answer = _list_columns() if tables else store.query(store.Store(runs), query)
+    answer = _list_columns() if tables else store.query(store.Store(kept.folder), query)
     if as_json:
         names = _distinct(answer.columns)
         print_json([dict(zip(names, map(_plain, row), strict=True)) for row in answer.rows])
