@@ -23,7 +23,7 @@ _FURTHER = re.compile(r"extra arguments?(?:\(s\))? \((.*)\)")
 
 @contextmanager
 def usage_errors(typed: Sequence[str], context: Any = None) -> Iterator[None]:
-    """Raise what the parser refuses of a command as an error of the harness; `context` is of the verbs' group."""
+    """Raise what the parser refuses of a command as an error of the harness; `context` is the group's."""
     try:
         yield
     except _USAGE_ERROR as error:
