@@ -3,7 +3,6 @@
 Invariant: 8-grams that more than `MOST` different texts have are boilerplate, wherever texts are compared by
 their words; of fewer than twenty texts those that more than half have. What is left of a text is what tells
 it from the others.
-
 Source: n-grams that stand in more than ten places do not count, as for GPT-3 (Brown et al. 2020,
 https://arxiv.org/abs/2005.14165, appendix C).
 """

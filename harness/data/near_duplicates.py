@@ -11,7 +11,6 @@ same groups.
 Time is bounded also where all texts are of one pattern: each is held against `_PROPOSED` candidates, those of
 its smallest buckets, and of all texts some `_VERIFIED` pairs are verified, those with the most alike
 signatures. Up to 500 texts this leaves out none.
-
 Source: Broder 1997, On the resemblance and containment of documents; bands as in Leskovec, Rajaraman
 and Ullman 2020, Mining of Massive Datasets, section 3.4; its use on training rows in Lee et al. 2022,
 Deduplicating Training Data Makes Language Models Better, https://arxiv.org/abs/2107.06499

@@ -249,7 +249,6 @@ def detectable(n: int, disagreement: float) -> float:
     """Return the least difference of two rates that n items show with 80 % power, two-sided at 5 %.
 
     `disagreement` is the share of items that the two answer differently; both in [0, 1].
-
     Source: `stats.paired_se`, `stats.detectable_mean`.
     """
     items = Variance(stats.paired_se(disagreement, n) ** 2, None)

@@ -3,7 +3,6 @@
 Invariant: a singular value is signal where it exceeds the bound of Marchenko and Pastur for noise alone,
 whose scale is that of the matrix's own singular values; a ratio depends on the base's weights and nothing
 else.
-
 Source: Hartford et al. 2024 (arXiv:2406.06623): the sum of the values above the bound over that of those
 below, divided by the largest. As there the scale of the noise comes from the interquartile range, which a few
 large values hardly move; here it is held against that of the law itself (Marchenko and Pastur 1967), where

@@ -1,7 +1,6 @@
 """Bottleneck adapters of Houlsby or Pfeiffer, trained with TRL on the completions.
 
 Invariant: only the adapters are trained, and a new one changes nothing; the base stays as it was loaded.
-
 Source: Houlsby et al. 2019 (arXiv:1902.00751); Pfeiffer et al. 2020 (arXiv:2005.00247). The names of the
 parameters are those of AdapterHub (arXiv:2007.07779).
 """

@@ -2,7 +2,6 @@
 
 Invariant: the files are those that the training kept at that step, copied as they are; only steps that the
 recipe's `track` kept are there.
-
 Source: Goodfellow, Bengio and Courville 2016, *Deep Learning*, section 7.8, on stopping early.
 """
 

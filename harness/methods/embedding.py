@@ -1,7 +1,6 @@
 """Embeddings and logistic regression: a frozen model reads the texts, a linear classifier sorts them.
 
 Invariant: nothing of the model is trained; what is kept are the coefficients and the labels, not a pickle.
-
 Source: Reimers and Gurevych 2019 (arXiv:1908.10084) for sentence embeddings; logistic regression of
 scikit-learn.
 """

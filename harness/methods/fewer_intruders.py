@@ -2,7 +2,6 @@
 
 Invariant: the adapter is what PEFT's `reduce_intruder_dimension` makes of it on the base as published; a
 layer without intruders keeps its own.
-
 Source: Shuttleworth et al. 2024 (arXiv:2410.21228): directions of W + ΔW that no direction of W is near to.
 """
 

@@ -1,7 +1,6 @@
 """All parameters of the model, in fp32 while they are trained unless told otherwise.
 
 Invariant: what is saved is a whole model folder in safetensors, in the precision it is served in.
-
 Source: the default learning rate is a tenth of LoRA's, after Biderman et al. 2024 (arXiv:2405.09673).
 """
 

@@ -2,7 +2,6 @@
 
 Invariant: the teacher has the base's vocabulary, and its weights are part of what the adapter depends on;
 without `init_from` a new adapter starts at the base, with it the adapter of another candidate is trained on.
-
 Source: Agarwal et al. 2024 (arXiv:2306.13649); trained by TRL's GKDTrainer.
 """
 

@@ -2,7 +2,6 @@
 
 Invariant: the recipe's `reward` says what rewards the answers; without `init_from` a new adapter starts at
 the base, which is then the reference, with it the adapter of another candidate is trained further.
-
 Source: Shao et al. 2024 (arXiv:2402.03300); trained by TRL's GRPOTrainer.
 """
 

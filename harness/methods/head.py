@@ -1,7 +1,6 @@
 """Classification head on the base or on an encoder of BERT's kind, with or without a low-rank adapter.
 
 Invariant: it answers with a label that occurs in training and nothing else; the base is read as published.
-
 Source: Devlin et al. 2019 (arXiv:1810.04805), section 4.1; PEFT's SEQ_CLS, trained by transformers' Trainer.
 """
 

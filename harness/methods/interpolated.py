@@ -2,7 +2,6 @@
 
 Invariant: every tensor is base + scale · (fine-tuned − base), computed in fp32 and kept in the
 precision of the fine-tuned one; a scale of 0 would be the base and 1 the fine-tune itself.
-
 Source: Wortsman et al. 2022 (arXiv:2109.01903).
 """
 

@@ -2,7 +2,6 @@
 
 Invariant: without `init_from` a new adapter starts at the base, which is then the reference; with it the
 adapter of another candidate is trained further, and that candidate is the reference.
-
 Source: Ethayarajh et al. 2024 (arXiv:2402.01306); trained by TRL's KTOTrainer.
 """
 

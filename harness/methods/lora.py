@@ -1,7 +1,6 @@
 """Low-rank adapters on all linear layers, trained with TRL on the completions.
 
 Invariant: only the adapter is trained; the base stays as it was loaded.
-
 Source: Hu et al. 2021 (arXiv:2106.09685); defaults (all linear layers, a learning rate some
 ten times that of full fine-tuning) after Biderman et al. 2024 (arXiv:2405.09673).
 """

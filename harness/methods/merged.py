@@ -2,7 +2,6 @@
 
 Invariant: the merged adapter is what PEFT's `add_weighted_adapter` makes of them; adapters that it cannot
 merge, or would merge into something else than it says, are refused.
-
 Source: the `peft` library, under its own names: task arithmetic (Ilharco et al. 2022, arXiv:2212.04089), TIES
 (Yadav et al. 2023, arXiv:2306.01708), DARE (Yu et al. 2023, arXiv:2311.03099).
 """

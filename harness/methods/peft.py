@@ -1,7 +1,6 @@
 """Adapters of any family of PEFT, trained with TRL on the completions: soft prompts, (IA)³, AdaLoRA and more.
 
 Invariant: only the adapter is trained; the base without it is what it was.
-
 Source: the families of the `peft` library, under its own names (https://huggingface.co/docs/peft).
 """
 

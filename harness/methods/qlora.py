@@ -2,7 +2,6 @@
 
 Invariant: what is trained on is what is served and judged: the adapter on its NF4 base. `serve_on: bf16`
 puts the same adapter on the base as it was, and is another candidate.
-
 Source: Dettmers et al. 2023 (arXiv:2305.14314); quantisation by bitsandbytes.
 """
 

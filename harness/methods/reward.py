@@ -1,7 +1,6 @@
 """Reward model over a low-rank adapter, trained on preference pairs: what other candidates are rewarded by.
 
 Invariant: it answers no task and is in no comparison; the candidates whose `reward` names it make it first.
-
 Source: Ouyang et al. 2022 (arXiv:2203.02155); trained by TRL's RewardTrainer, its head by PEFT's SEQ_CLS.
 """
 

@@ -2,7 +2,6 @@
 
 Invariant: the tensors are copied as they are and only `lora_alpha`, from which PEFT takes an adapter's
 scale, is multiplied; a share of 0 would be the base and 1 the adapter itself.
-
 Source: Wortsman et al. 2022 (arXiv:2109.01903), who interpolate weights; for low-rank adapters the
 same as `peft.helpers.rescale_adapter_scale`. What DoRA changes is no multiple of its scale.
 """

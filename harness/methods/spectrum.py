@@ -3,7 +3,6 @@
 Invariant: of each type of linear layer the share with the largest ratios is trained, in fp32, and saved in
 the precision it is served in; nothing else of the model changes or is saved. The scan lies beside the
 weights.
-
 Source: Hartford et al. 2024 (arXiv:2406.06623).
 """
 

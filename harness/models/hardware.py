@@ -3,7 +3,6 @@
 Invariant: the probe's result is cached under a key of everything it depends on, so an
 unchanged second command knows its precision without importing torch. What was measured while
 other work took the processors is cached for an hour, and decides nothing for longer.
-
 Source: Linux counts in /proc/PID/task/TID/schedstat how long a thread was runnable and did not run;
 5 in /proc/PID/clear_refs resets the peak (proc(5)).
 """

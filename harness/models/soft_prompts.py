@@ -1,7 +1,6 @@
 """Soft prompts of PEFT (prompt tuning, P-tuning, prefix tuning): keys and values that stand before a prompt.
 
 Invariant: what follows is computed as by PEFT's own forward pass; the base model is not changed.
-
 Source: Lester et al. 2021 (arXiv:2104.08691), Liu et al. 2021 (arXiv:2103.10385), Li and Liang 2021
 (arXiv:2101.00190).
 """

@@ -1,7 +1,6 @@
 """Dropout on the output of each attention and each MLP while the whole model is trained.
 
 Invariant: evaluation drops nothing, and what is saved is the model without it. Adapters have `lora_dropout`.
-
 Source: Srivastava et al. 2014; at the place of Vaswani et al. 2017 (arXiv:1706.03762), section 5.4.
 """
 

@@ -3,7 +3,6 @@
 Invariant: the penalty strength / 2 · Σ F (W − W₀)² is zero at the start, and there F is the diagonal of the
 Fisher information of one token of the general rows' answers, so the sum is, to second order and without
 its other entries, the strength times the KL of the start to the tuned model in nats a token.
-
 Source: Kirkpatrick et al. 2017 (arXiv:1612.00796), equation 3, with the Fisher information of labels drawn
 from the model, not of observed ones (Kunstner et al. 2019, arXiv:1905.12558); on an adapter of ΔW = BA.
 """

@@ -1,7 +1,6 @@
 """Decoder layers that stay as they are while the others are trained.
 
 Invariant: what is frozen is equal before and after training.
-
 Source: half fine-tuning, Hui et al. 2024 (arXiv:2404.18466), here by whole layers.
 """
 

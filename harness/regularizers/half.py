@@ -3,7 +3,6 @@
 Invariant: in a round the other half stays bit for bit as it was. In each layer half of the modules of
 each kind are chosen (attention, MLP, norms); of an odd number, one more in every second layer. What is
 outside the layers, such as the embeddings, is always trained.
-
 Source: Hui et al. 2024 (arXiv:2404.18466), whose rounds are trainings one after the other.
 """
 

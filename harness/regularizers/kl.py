@@ -2,7 +2,6 @@
 
 Invariant: the penalty is strength · KL(start ‖ tuned) in nats a token of general answers, and zero at the
 start. Of the start its last hidden states are kept, and logits are made for some tokens at a time.
-
 Source: Li and Hoiem 2017, learning without forgetting (arXiv:1606.09282), on the start's full distribution.
 """
 

@@ -2,7 +2,6 @@
 
 Invariant: penalty and gradient are zero at the start. On an adapter the distance is that of ΔW = BA, not of A
 and B, so adapters that make the same weights are penalised alike.
-
 Source: L2-SP, Li et al. 2018 (arXiv:1802.01483), equation 2; its second term, on the weights
 of a new head, is what `weight_decay` does.
 """

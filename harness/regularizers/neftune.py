@@ -2,7 +2,6 @@
 
 Invariant: the noise of a row of t tokens and d dimensions lies within ± alpha / √(t d); evaluation has none,
 nor has a reference that is read before the first step.
-
 Source: Jain et al. 2023 (arXiv:2310.05914), algorithm 1; transformers' own `neftune_noise_alpha`.
 """
 

@@ -2,7 +2,6 @@
 
 Invariant: what is sampled depends on the parameters, the training rows' number and the seed alone, and no
 row asks what an evaluated item asks.
-
 Source: Ibrahim et al. 2024 (arXiv:2403.08763) and Bethune et al. 2025 (arXiv:2502.06042) for the shares.
 """
 

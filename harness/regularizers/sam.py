@@ -2,7 +2,6 @@
 
 Invariant: the weights that a step starts from are those that the optimiser changes, bit for bit; only the
 gradient is that of w + rho · g / ‖g‖.
-
 Source: Foret et al. 2021 (arXiv:2010.01412), equation 2 and algorithm 1, for each batch that is read at once.
 """
 

@@ -2,7 +2,6 @@
 
 Invariant: it rests on what was logged alone, says which figures, and says nothing of a training on
 preferences or with smoothed labels, whose loss is no likelihood, nor of less than two rounds of steps.
-
 Source: Goodfellow, Bengio and Courville 2016, *Deep Learning*, section 5.2, for the terms. The limits are
 this project's own: a change of a twentieth is more than validation on a hundred rows varies by.
 """

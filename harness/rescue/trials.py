@@ -3,7 +3,6 @@
 Invariant: no plugin is known by its name. Every trial changes one thing of the recipe, so what helped can be
 told; a cost is that of a trial made alone from the fine-tune that is there, and what is stored costs nothing
 more.
-
 Source: small learning rates Lin et al. 2025 (arXiv:2509.20758); lower rank Biderman et al. 2024
 (arXiv:2405.09673); half fine-tuning Hui et al. 2024 (arXiv:2404.18466), here by whole layers; the others are
 those of the methods and regularisers that declare them.

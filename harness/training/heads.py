@@ -2,7 +2,6 @@
 
 Invariant: a new head is drawn by the seed that was set before; adapter and head are saved together, or of a
 training without an adapter all that was trained, and what is opened later is what was saved.
-
 Source: sequence classification of transformers, on a decoder's last token or an encoder's first; PEFT's
 SEQ_CLS.
 """

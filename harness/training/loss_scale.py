@@ -1,7 +1,6 @@
 """Loss scale of an fp16 training: what the loss is multiplied with, and the steps whose gradients overflowed.
 
 Invariant: a step whose gradients overflowed changes no weight, and the scale is lower after it.
-
 Source: Micikevicius et al. 2018 (arXiv:1710.03740); torch's GradScaler does it, which accelerate has on GPUs
 alone. Its own flag of a skipped step knows no optimiser that is fused, as AdamW is by default.
 """

@@ -3,7 +3,6 @@
 Invariant: what is saved gives, on the base as published, the logits that it had in memory; initialisations
 that move the base's own weights (PiSSA, OLoRA, CorDA) are saved as a LoRA of twice the rank, which differs
 from what was trained by how the moved weights were rounded to their precision.
-
 Source: the parameter names and defaults are PEFT's. AdaLoRA's orthogonality penalty: Zhang et al. 2023
 (arXiv:2303.10512), equation 4, as PEFT weights it; KaSA's and MonteCLoRA's penalties are PEFT's.
 """

@@ -10,7 +10,6 @@ False alarms: the lengths of each source are held against those of the others by
 1 file in 1,000. Of 10,000 draws of 60 to 2,996 answers of Dolly into 2 to 8 sources the test alone would name
 11, and with the size none. Sources that are asked for answers of another length, as Dolly's categories are,
 raise one too.
-
 Source: Mann & Whitney 1947; the chance is their U by the number of pairs.
 """
 

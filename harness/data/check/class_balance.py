@@ -4,7 +4,6 @@ Invariant: a label in several spellings is one label here; the check of answers'
 
 False alarms: a class of fewer than five rows is a count, and no chance is in it. That training and test have
 another mix is said at `ALPHA` of a chi-square test of homogeneity (classes below five expected rows pooled).
-
 Source: Pearson 1900; the effective number of classes is the exponential of Shannon's entropy, Hill 1973.
 """
 

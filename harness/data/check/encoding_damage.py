@@ -3,7 +3,6 @@
 False alarms: a row is listed only where decoding it again gives a shorter text that ftfy finds less odd, or
 where it holds U+FFFD, which no writer types. Control characters, and line ends other than a line feed, are
 counted. None in 10,003 rows of Banking77, 2,996 of Dolly and 1,190 of XQuAD was undamaged.
-
 Source: Speer 2019, ftfy, https://doi.org/10.5281/zenodo.2591652
 """
 

@@ -8,7 +8,6 @@ False alarms: each form is tested against each label by Fisher's exact test (one
 pairs by Bonferroni: where forms are independent of labels, fewer than 1 file in 1,000 raises one. A word that
 questions of one label truly begin with is found as well, which only a reader can tell from a marker; a word
 in the middle is none, however well it gives the label: none is found in Banking77.
-
 Source: Gururangan et al. 2018, Annotation Artifacts in NLI Data; Gardner et al. 2021, Competency Problems,
 whose test of single features this is, restricted to form.
 """

@@ -6,7 +6,6 @@ sure; one of at least the share `_OWN` of the texts is a language of the file, a
 False alarms: sure guesses are taken to be wrong in at most `_WRONG` of the texts (none was in 6,567 English
 ones of Banking77, Dolly and XQuAD), so other languages raise an alarm where a binomial test at `ALPHA` says
 that there are more. Words of Latin and Cyrillic letters are a count, and answers without Latin letters too.
-
 Source: Lui & Baldwin 2012, langid.py, by py3langid; Unicode's names of letters.
 """
 

@@ -5,7 +5,6 @@ Invariant: an example is masked; nothing that was found is shown or kept in full
 False alarms: of random digits, one number in ten of the length of a credit card has its check digit, and one
 IBAN-like text in ninety-seven its own; phone numbers are those that libphonenumber finds possible in text.
 That a name is somebody's no form tells, so names are not looked for.
-
 Source: ISO 7064 and ISO/IEC 7812 by python-stdnum, libphonenumber by phonenumbers.
 """
 

@@ -10,7 +10,6 @@ that more than the share `_EXPECTED` of the labels surely differ: the row's own 
 `_OWN`, another one above `_OTHER`. A classifier that errs is seldom so sure. They were chosen on 180 draws
 of Banking77 and the own generator; of 202 others with right labels (2 to 40 labels of 8 to 100 rows) 1 raises
 an alarm, of 113 of Banking77 with 8 % flipped labels 74 do, and 22 of the 22 of more than 400 rows.
-
 Source: Northcutt, Jiang & Chuang 2021, Confident Learning, https://arxiv.org/abs/1911.00068, by cleanlab.
 """
 

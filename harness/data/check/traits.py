@@ -7,7 +7,6 @@ False alarms: only representativeness raises an alarm, where a classifier tells 
 unseen test rows: a Mann-Whitney test of its scores at `ALPHA`, so independent rows of one source are told
 apart in 1 file of 1,000. Rows of a group are not independent: where training and test have no group in common
 there is no alarm, of the groups that `--source` names or by which `harness data split --group` parted them.
-
 Source: Lopez-Paz & Oquab 2017, Revisiting Classifier Two-Sample Tests; Friedman & Dieng 2023, The Vendi
 Score.
 """

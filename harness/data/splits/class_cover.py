@@ -2,7 +2,6 @@
 
 Invariant: a group is in one part, and moves only where a class would lack otherwise. That there is no such
 way is proven, never guessed: the integer program is solved to its end.
-
 Source: set covering as an integer program, Karp 1972; solved by HiGHS, Huangfu & Hall 2018.
 """
 

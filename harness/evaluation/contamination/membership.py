@@ -3,7 +3,6 @@
 Invariant: an item is compared with copies of itself in which neighbouring words changed places, so how hard
 it is counts on both sides; the same base and items give the same number. A number here is no proof: each
 fluent text is likelier than its copies, and the gap is larger the more its order says.
-
 Source: min-k % of Shi et al. 2024, https://arxiv.org/abs/2310.16789; min-k %++ of Zhang et al. 2024,
 https://arxiv.org/abs/2404.02936, which sets each token against all that could stand in its place; copies
 of an item as its reference as in Mattern et al. 2023, https://arxiv.org/abs/2305.18462; that such signals

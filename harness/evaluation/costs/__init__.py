@@ -2,7 +2,6 @@
 
 Invariant: pure arithmetic on texts and sizes, without a tokenizer or a model; measured figures,
 once there are any, always stand before these.
-
 Source: 2 N floating-point operations a token read or generated, 4 N a token trained with
 low-rank adapters (Kaplan et al. 2020; the backward pass skips the frozen weights' gradients), and 2 N more
 where activations are computed again for it, as on GPUs. Of a mixture of experts N are those a token passes.

@@ -6,7 +6,6 @@ text is parsed and never guessed at, also where the probabilities of its first t
 counts for the one grade that it begins, so that ` 4` and `4` are one grade and what begins none counts for
 none; the weights of the grades add up to one. An answer cannot end its turn: control words of the judge that
 others wrote are broken up, and nothing else of a text.
-
 Source: G-Eval, Liu et al. 2023, arXiv 2303.16634, section 2.
 """
 

@@ -2,7 +2,6 @@
 
 Invariant: prompts, filters and scores of an item are lm-eval's own; which items are asked, in which
 blocks, and what their digests are is ours. Only this package imports lm_eval.
-
 Source: EleutherAI's lm-evaluation-harness 0.4.13, https://github.com/EleutherAI/lm-evaluation-harness
 """
 

@@ -2,7 +2,6 @@
 
 Invariant: with equal weights an aggregate gives what lm-eval's own gives; a metric whose aggregation
 has no such form is left out, and said.
-
 Source: lm_eval/api/metrics.py, version 0.4.13 (aggregations by their registered names).
 """
 

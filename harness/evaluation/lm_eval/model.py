@@ -2,7 +2,6 @@
 
 Invariant: a request gets the answer that `harness eval` gives it. Only a prompt that does not fit, an
 error there, loses its beginning here, as in lm-eval's own models.
-
 Source: lm_eval/api/model.py (LM), version 0.4.13.
 """
 

@@ -3,7 +3,6 @@
 Invariant: a pair of texts becomes the same token ids as in lm-eval: spaces at the end of the context
 move to the continuation, both are tokenised together, and an empty context is the beginning- or
 end-of-sequence token. A prompt that does not fit the context is an error, or cut where that is asked for.
-
 Source: lm_eval/api/model.py (TemplateLM), lm_eval/models/huggingface.py (HFLM), version 0.4.13.
 """
 

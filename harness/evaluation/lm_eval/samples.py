@@ -2,7 +2,6 @@
 
 Invariant: document, prompts, target and their hashes are lm-eval's own. Of the answers there is what
 our row holds, whose keys stand beside lm-eval's; `resps` are left out.
-
 Source: lm_eval/evaluator.py and lm_eval/loggers/evaluation_tracker.py, version 0.4.13.
 """
 

@@ -4,7 +4,6 @@ Invariant: a worker computes only where code, packages, processor, threads, mode
 command that asked; it writes rows, weights and measurements under their own names, and never the index. What
 it made is waited for before anybody looks for it, for a network file system may remember for a while that a
 file is not there, and so it is never made twice.
-
 Source: nfs(5), *Directory entry caching*: `acdirmax`, 60 s unless the mount says otherwise.
 """
 

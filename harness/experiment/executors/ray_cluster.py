@@ -2,7 +2,6 @@
 
 Invariant: no row, weight or item goes through Ray, only names of files and jobs; the package is imported only
 where a Ray cluster is asked for.
-
 Source: Ray 2.60, `ray.remote` (num_cpus, num_gpus, max_retries) and `runtime_env` (env_vars).
 """
 

@@ -2,7 +2,6 @@
 
 Invariant: no weights are read or fetched. Memory is that of `models.memory`, part by part; a time rests on
 the tokens and the speed that are given.
-
 Source: as `models.memory`.
 """
 

@@ -4,7 +4,6 @@ Invariant: methods are told apart by what they declare, and sizes come from the 
 weights are loaded. Of those that fit, an adapter on the plain base comes before one on a quantised base,
 which answers more slowly, and before all parameters, which forget more; only of a base no larger than an
 adapter usually is are all parameters trained.
-
 Source: Hu et al. 2021 (arXiv:2106.09685, section 4.1) for the latency of a merged adapter, Dettmers et al.
 2023 (arXiv:2305.14314) for the quantised base, Biderman et al. 2024 (arXiv:2405.09673) for what is forgotten.
 """

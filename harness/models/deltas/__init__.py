@@ -2,7 +2,6 @@
 
 Invariant: a folder names its form, and the file of that name in this package puts it on the base and takes it
 off again; the base is then what it was, to the last bit.
-
 Source: Ding et al. 2022 (arXiv:2203.06904), who call parameters that are added or chosen so.
 """
 

@@ -2,7 +2,6 @@
 
 Invariant: behind each sublayer of the style stands h + W_up f(W_down h + b_down) + b_up. In new ones W_up and
 b_up are 0, so that they change no bit of what the base computes. Its layer normalisation is not trained.
-
 Source: Houlsby et al. 2019 (arXiv:1902.00751), behind the attention and the feed-forward part of each layer;
 Pfeiffer et al. 2020 (arXiv:2005.00247), behind the feed-forward part alone. An adapter of m units for d
 hidden ones has 2md + d + m parameters. The non-linearity of a style is AdapterHub's (arXiv:2007.07779).

@@ -1,7 +1,6 @@
 """Matrices of linear layers in place of a base's own: all that a training of some of them changed.
 
 Invariant: a layer is replaced by one of the stored matrix and its own bias, and put back as it was.
-
 Source: Hartford et al. 2024 (arXiv:2406.06623), who train whole matrices of some layers.
 """
 

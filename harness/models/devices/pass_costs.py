@@ -2,7 +2,6 @@
 
 Invariant: on a CPU nothing is measured, and batches are laid out as ever. What is measured is rounded to a
 power of two, so that the same card gives the same layout again; the keys that fit are counted, not measured.
-
 Source: a pass takes the time of its weights and launches, and so much for each token, pair of tokens that
 attend and key that is read (Pope et al. 2022, arXiv:2211.05102).
 """

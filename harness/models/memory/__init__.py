@@ -1,7 +1,6 @@
 """Memory and floating-point operations of a model from its shape, before anything is loaded.
 
 Invariant: pure arithmetic with one set of named constants; bytes and operations, 1 GB = 1e9 bytes.
-
 Source: Rajbhandari et al. 2020 (arXiv:1910.02054) for the bytes of a parameter in training,
 Korthikanti et al. 2022 (arXiv:2205.05198) for activations, Dettmers et al. 2023
 (arXiv:2305.14314) for NF4, Kaplan et al. 2020 (arXiv:2001.08361) for operations.

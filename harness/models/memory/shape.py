@@ -2,7 +2,6 @@
 
 Invariant: transformers itself fills in what a configuration leaves at its family's default; no weights are
 read and nothing is fetched. Of a family that it does not know, the configuration is taken as it is written.
-
 Source: `configuration_*.py` and the caches of `modeling_deepseek_v2.py` of transformers 5.23.
 """
 

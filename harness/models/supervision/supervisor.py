@@ -4,7 +4,6 @@ Invariant: the command ends, with its process group, when whoever holds this pro
 however that is. The last line of standard output is `[exit code, peak memory in bytes]`; a signal's code is
 negative. The peak is the command's own, because a process begins at that of the one it comes from, and this
 one holds next to nothing.
-
 Source: wait4(2), getrusage(2) and prctl(2).
 """
 

@@ -3,7 +3,6 @@
 Invariant: what a call computes depends on its token ids alone. Requests are scheduled in this process
 and in order, and nothing is kept of what an earlier call read. A switch of its kernels that
 nobody set is in no identity, and one that is not known here may change numbers.
-
 Source: vllm/envs.py of vLLM, which lists the switches.
 """
 

@@ -2,7 +2,6 @@
 
 Invariant: the server ends with the host that started it, and with this process however that ends; its memory
 is then free. It answers nobody but this machine, by a name that no other server has.
-
 Source: vLLM's documentation of `vllm serve` and of LoRA adapters, https://docs.vllm.ai
 """
 

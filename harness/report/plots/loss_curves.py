@@ -3,7 +3,6 @@
 Invariant: the axis of a loss begins at 0 and nothing is drawn that was not logged. Batches hold rows of like
 length, so a mean covers a round, in which rows of every length come by once; with less, it would say where in
 the round it stands.
-
 Source: `get_length_grouped_indices` of transformers; a round is a quarter of an epoch, at most 50 steps.
 """
 

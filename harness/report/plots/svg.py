@@ -2,7 +2,6 @@
 
 Invariant: every text is cleaned and escaped here; coordinates are pixels, y grows downwards. A picture names
 classes only, so the same one fits a light page, a dark page and paper.
-
 Source: Okabe & Ito 2008, colour universal design (blue, vermilion, orange, bluish green).
 """
 

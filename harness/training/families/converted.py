@@ -2,7 +2,6 @@
 
 Invariant: what is saved is a LoRA on the base as published; it differs from what was trained by how the moved
 weights were rounded to their precision.
-
 Source: Meng et al. 2024 (arXiv:2404.02948); the conversion is PEFT's.
 """
 

@@ -3,7 +3,6 @@
 Invariant: what is refused is what PEFT cannot put on such layers, what it computes with their stored integers
 in the place of weights, and variants of LoRA that it leaves out there without a word. On a CPU a base in NF4
 is dequantised, and takes every adapter.
-
 Source: PEFT's layers of each family; `tests/test_quantized_families.py` holds the list to them.
 """
 

@@ -1,7 +1,6 @@
 """Launch of the processes that share a training: accelerate's own configuration, in the folder of the job.
 
 Invariant: `accelerate launch` reads all of it from that file, so a folder can be launched by hand.
-
 Source: accelerate's documentation of FSDP2 and of DeepSpeed, https://huggingface.co/docs/accelerate
 """
 

@@ -1,7 +1,6 @@
 """Shards of a model that several processes train: how it is loaded, and its trained weights put together.
 
 Invariant: all processes gather what one of them saves, in the same order, or each would wait for the others.
-
 Source: Rajbhandari et al. 2020 (arXiv:1910.02054) for ZeRO, Zhao et al. 2023 (arXiv:2304.11277) for FSDP.
 """
 

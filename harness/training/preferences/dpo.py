@@ -4,7 +4,6 @@ Invariant: the reference is the policy as training found it (the base, or the ad
 starts from); its log-probabilities are computed once, before the first step. On CPUs the logits of the
 default loss are made only where an answer's token is predicted, and both ways of that give the values that
 each row alone would give; every other loss is TRL's own.
-
 Source: Rafailov et al. 2023 (arXiv:2305.18290), equation 7; other losses as TRL cites them. The default
 learning rate is that of Zephyr's adapter (alignment-handbook), the highest that was published.
 """

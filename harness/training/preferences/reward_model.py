@@ -2,7 +2,6 @@
 
 Invariant: only the adapter and the head are trained, and both are saved as one; accuracy is measured on pairs
 that were held out.
-
 Source: Bradley and Terry 1952, as in Ouyang et al. 2022 (arXiv:2203.02155), equation 1; TRL's RewardTrainer.
 """
 

@@ -2,7 +2,6 @@
 
 Invariant: the reference is the policy as training found it, and its divergence is estimated on answers to
 other prompts of the same batch, so rows are shuffled once, by the seed, and then stay in their order.
-
 Source: Ethayarajh et al. 2024 (arXiv:2402.01306); TRL's KTOTrainer, of whose documentation the default
 learning rate is the highest.
 """
