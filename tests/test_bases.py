@@ -245,8 +245,7 @@ BROKEN = """\
 def test_a_base_that_cannot_be_loaded_ends_what_is_made_of_it_and_nothing_else(tiny, own_cache, tmp_path):
     described = tiny_model.build(tmp_path / "broken", seed=6) / "config.json"
     described.write_text(json.dumps(json.loads(described.read_text()) | {"model_type": "not_yet_made"}))
-    path = tiny_experiment.write(tmp_path, tiny, BROKEN)
-    found = tiny_experiment.run(path)
+    found = tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, BROKEN))
     assert {f.name: f.state for f in found.facts} == {
         "prompt": "done",
         "bag": "done",

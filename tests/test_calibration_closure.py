@@ -182,8 +182,7 @@ def test_what_a_name_stands_for_is_part_of_a_digest(tmp_path):
 
 
 def test_everything_of_ours_that_cells_were_seen_to_run_is_in_their_closures():
-    sources = Sources(study.ROOT)
-    closures = study.closures(sources)
+    closures = study.closures(Sources(study.ROOT))
     missed = {}
     for cell in (c for c in CELLS if c.in_tests):
         reached = {d.place for d in closures[cell.name]}

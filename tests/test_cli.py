@@ -151,8 +151,7 @@ def test_compare_prints_the_table_on_stdout_and_the_progress_on_stderr(harness, 
 
 
 def test_json_of_compare_is_the_written_report(harness, copy):
-    done = harness("compare", "--json", cwd=copy, check=0)
-    shown = json.loads(done.stdout)
+    shown = json.loads(harness("compare", "--json", cwd=copy, check=0).stdout)
     assert shown == json.loads((copy / "reports" / "tiny.json").read_text())
     assert shown["evidence"] == "measured"
     assert {f["name"] for f in shown["facts"]} == {"prompt", "shots", "ranked", "bag", "lora", "hybrid"}

@@ -198,8 +198,7 @@ class TestWhatIsFound:
 
     def test_an_adapter_for_another_base_is_refused(self, tiny, tmp_path):
         wide = tiny_model.build(tmp_path / "wide", head_dim=16)
-        theirs = saved_adapter(wide, tmp_path / "theirs")
-        said = failure(tiny, tmp_path / "fit", leaves(theirs))
+        said = failure(tiny, tmp_path / "fit", leaves(saved_adapter(wide, tmp_path / "theirs")))
         assert "an adapter for another base" in said
 
     def test_a_model_of_another_architecture_is_refused(self, tiny, tmp_path):

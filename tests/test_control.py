@@ -128,8 +128,7 @@ def test_each_measurement_asks_generated_answers_and_the_next_other_block(path):
 
 
 def test_a_block_that_a_limit_cuts_is_not_compared_with_the_whole_one(path):
-    loaded = config.load(path)
-    session = prepare_session(loaded, Scope(limit=3), SilentProgress())
+    session = prepare_session(config.load(path), Scope(limit=3), SilentProgress())
     assert control_arm.measure(session, session.source, 3) == ""
 
 

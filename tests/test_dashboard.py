@@ -132,8 +132,7 @@ def test_an_empty_store_in_which_somebody_works_says_to_wait(opened, tmp_path):
 
 
 def test_a_smoke_report_comes_last_and_says_what_it_is(opened, tmp_path):
-    made = fake_project.write(tmp_path)
-    report.write(replace(made, smoke=True), tmp_path / "reports")
+    report.write(replace(fake_project.write(tmp_path), smoke=True), tmp_path / "reports")
     page = opened("pareto")
     assert page.selectbox(key="experiment").options == ["desk", "desk-smoke"]
     assert not page.info
@@ -1047,8 +1046,7 @@ def test_another_experiment_is_decided_as_it_is_written(opened, tmp_path):
 
 
 def test_the_break_even_is_drawn_from_what_is_spent_once_and_each_request_costs(opened, tmp_path):
-    made = fake_project.write(tmp_path)
-    of = made.decision.arithmetic
+    of = fake_project.write(tmp_path).decision.arithmetic
     (picture,) = pictures(opened("decide"))
     drawn = {trace["name"]: trace for trace in picture["data"]}
     once = {"fine-tune: lora": of["spent_once_usd"], "instead: knn": 0.0}

@@ -119,8 +119,7 @@ def test_tokens_are_counted_by_the_tokenizer_of_the_base(find, tmp_path):
 
     rows = clean_rows()
     rows[6]["text"] = "parcel " * 300
-    base = str(tiny_model.build(tmp_path / "tiny"))
-    found = find(rows, "amount", base=base)
+    found = find(rows, "amount", base=str(tiny_model.build(tmp_path / "tiny")))
     assert lines(found[0]) == [7]
     assert "longer than the 256 tokens" in found[0].title
 

@@ -191,8 +191,7 @@ def test_each_seed_trains_its_own_adapter(copy):
 
 
 def test_with_only_a_trained_candidate_selected_the_base_is_measured_for_it(tiny, tmp_path):
-    path = tiny_experiment.write(tmp_path, tiny)
-    found = tiny_experiment.run(path, candidates=("lora",))
+    found = tiny_experiment.run(tiny_experiment.write(tmp_path, tiny), candidates=("lora",))
     assert [f.name for f in found.facts] == ["lora"]
     assert {c.task for c in found.comparisons["lora"]} == {"sums", "facts", "prose"}
     assert facts(found, "lora").verdict is not None
@@ -346,8 +345,7 @@ def refusal(path, *overrides, **options):
 @pytest.mark.parametrize("name", ["prompt", "lora"])
 def test_a_base_without_a_chat_template_is_refused_before_anything_is_written(tmp_path, name):
     model = tiny_model.build(tmp_path / "plain", template=None)
-    path = tiny_experiment.write(tmp_path / "work", model)
-    error = refusal(path, candidates=(name,))
+    error = refusal(tiny_experiment.write(tmp_path / "work", model), candidates=(name,))
     assert "without a chat template" in str(error)
     assert "chat_template: false" in str(error)
     assert files(tmp_path / "work" / "runs") == {}

@@ -174,8 +174,7 @@ def test_what_neither_answered_is_left_out_and_counted():
 
 
 def test_a_task_of_which_the_base_answered_nothing_is_missing():
-    fine = measured(*flips(2000, 2, 2))
-    found = judged(fine, measured([None] * 10, [1.0] * 10, "sums"))
+    found = judged(measured(*flips(2000, 2, 2)), measured([None] * 10, [1.0] * 10, "sums"))
     assert found.outcome == "inconclusive"
     assert "1 task not answered by both (sums)" in found.sentence
 

@@ -240,8 +240,7 @@ def test_a_rescue_of_a_sampled_run_begins_on_whole_tasks(settled_early, own_cach
 
 
 def test_a_dry_run_of_a_rescue_answers_nothing(settled_early, own_cache, tmp_path):
-    path = copied(settled_early[0], tmp_path)
-    loaded = config.load(path)
+    loaded = config.load(copied(settled_early[0], tmp_path))
     session = prepare_session(loaded, Scope(dry_run=True), SilentProgress())
     with pytest.raises(UserError, match="have not answered whole tasks yet"):
         rescue.prepare(session, loaded.selected, "broken")

@@ -46,8 +46,7 @@ def answered(scores, folds=None):
 
 
 def test_every_row_but_validation_is_tested_in_one_fold_and_trained_on_in_the_others(tmp_path):
-    of = task(tmp_path, letters(50))
-    items = load_task(of, 0)
+    items = load_task(task(tmp_path, letters(50)), 0)
     folds = [items.in_fold(fold) for fold in range(1, 6)]
     assert len(items.validation) == 10
     assert Counter(e.id for fold in folds for e in fold.test) == {e.id: 1 for e in items.train}
@@ -60,8 +59,7 @@ def test_every_row_but_validation_is_tested_in_one_fold_and_trained_on_in_the_ot
 
 def test_rows_of_a_cluster_or_question_never_straddle_folds(tmp_path):
     rows = letters(60, cluster=lambda i: f"c{i // 4}", prompt=lambda i: f"question {i // 2}")
-    of = task(tmp_path, rows)
-    items = load_task(of, 0)
+    items = load_task(task(tmp_path, rows), 0)
     for fold in range(1, 6):
         held = items.in_fold(fold)
         assert not {e.cluster for e in held.train} & {e.cluster for e in held.test}
@@ -91,8 +89,7 @@ def test_pairs_that_ask_what_a_fold_tests_are_not_trained_on_there(tmp_path):
     rows = letters(40)
     made = [{"prompt": row["prompt"], "chosen": "late", "rejected": "money"} for row in rows]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in made))
-    of = task(tmp_path, rows, pairs=str(pairs))
-    items = load_task(of, 0)
+    items = load_task(task(tmp_path, rows, pairs=str(pairs)), 0)
     held = items.in_fold(1)
     assert len(held.pairs) == len(items.pairs) - len(held.test)
     assert not {p.prompt for p in held.pairs} & {e.prompt for e in held.test}

@@ -142,8 +142,7 @@ def test_an_unadmitted_task_is_left_out_and_named():
 
 def test_bits_per_byte_never_enters_the_macro():
     metric = ratio_metric()
-    rng = np.random.default_rng(0)
-    base = np.stack([rng.gamma(5, 10, 50), np.full(50, 50.0)], axis=1)
+    base = np.stack([np.random.default_rng(0).gamma(5, 10, 50), np.full(50, 50.0)], axis=1)
     c = compare_rows(metric, rows(base, metric), rows(base * [3, 1], metric))
     english = TaskComparison(task("english", kind="bits_per_byte"), "capability", c, True, "")
     found = verdict([*suite_of(8, 500, 25, 25), english])
@@ -551,16 +550,14 @@ def test_a_metric_without_bounds_does_not_enter_the_macro():
 
 def test_no_number_of_items_is_promised_where_too_few_clusters_have_no_interval():
     arms = (rows(np.ones(300), task="facts", cluster_size=100) for _ in range(2))
-    few = Measurement(task("facts"), "capability", "", {EXACT.name: EXACT}, *arms)
-    found = judged(few)
+    found = judged(Measurement(task("facts"), "capability", "", {EXACT.name: EXACT}, *arms))
     assert (found.outcome, found.items_needed) == ("inconclusive", None)
     assert "items of other clusters" in found.sentence
 
 
 def text(factor):
     metric = ratio_metric()
-    rng = np.random.default_rng(0)
-    base = np.stack([rng.gamma(50, 1, 80), np.full(80, 50.0)], axis=1)
+    base = np.stack([np.random.default_rng(0).gamma(50, 1, 80), np.full(80, 50.0)], axis=1)
     c = compare_rows(metric, rows(base, metric), rows(base * [factor, 1], metric))
     return TaskComparison(task("english", kind="bits_per_byte"), "capability", c, False, "reported")
 

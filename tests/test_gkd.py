@@ -160,6 +160,5 @@ def test_the_teacher_counts_in_the_memory_and_the_time_before_anything_runs(tiny
 
 def test_a_teacher_takes_its_weights_and_more_bytes_of_each_logit():
     small = Shape(1e9, 24, 1024, 2816, 16, 16, 64, 50_000)
-    large = small._replace(n_parameters=8e9)
-    found = taught_gb(small, large, 1000, "bf16")
+    found = taught_gb(small, small._replace(n_parameters=8e9), 1000, "bf16")
     assert found == pytest.approx(16.0 + 42 * 1000 * 50_000 / 1e9)

@@ -55,8 +55,7 @@ def test_answers_as_in_the_reference_are_graded_by_the_grades_there_are(watched)
 def test_new_answers_are_graded_once_and_what_got_worse_is_named(watched):
     n_asked = len(watched.judge.asked)
     watched.candidates.model = Rule(shorter)
-    found = run_night(watched.path, night=on(1))
-    line = line_of(found, "plain")
+    line = line_of(run_night(watched.path, night=on(1)), "plain")
     assert line.verdict in ("suspect", "regression")
     assert line.lost
     assert {answer for _, answer in watched.judge.model.seen[-10:]} == {"test "}
@@ -90,8 +89,7 @@ def test_without_labels_a_night_says_that_nothing_corrects_what_the_judge_graded
 def test_labels_of_the_reference_alone_are_shown_and_correct_no_new_answer(watched):
     label(watched, watched.rows(), lambda row: float(row.position % 2))
     watched.candidates.model = Rule(shorter)
-    found = run_night(watched.path, night=on(1))
-    said = line_of(found, "plain").sentence
+    said = line_of(run_night(watched.path, night=on(1)), "plain").sentence
     assert "15 of the 15 answers that are others than in the reference have no label of people" in said
     assert "correct its score of the reference from 100.0 to 50.0 [" in said
     assert line_of(run_night(watched.path, night=on(1)), "plain").sentence == said, "as it was stored"
@@ -101,8 +99,7 @@ def test_labels_of_tonights_answers_correct_the_change_as_compare_does(watched):
     label(watched, watched.rows(), lambda row: 0.0)
     label(watched, new_answers(watched), lambda row: float(row.position % 4 > 0))
     watched.candidates.model = Rule(shorter)
-    found = run_night(watched.path, night=on(1))
-    said = line_of(found, "plain").sentence
+    said = line_of(run_night(watched.path, night=on(1)), "plain").sentence
     assert re.search(r"labels correct tonight's −100.0 pp of judge:helpful to \+[678]\d\.\d \[", said), said
 
 

@@ -235,8 +235,7 @@ def test_scoring_again_by_another_metric_asks_no_model(desk):
     n_asked = len(d.candidates.asked), len(d.judge.asked)
     overrides = ["target.metrics=[contains, judge:./helpful.yaml]"]
     loaded = config.load(d.path, overrides)
-    session = prepare_session(loaded, Scope(), SilentProgress())
-    found = release.rescore_run(session, run)
+    found = release.rescore_run(prepare_session(loaded, Scope(), SilentProgress()), run)
     assert found.scores["replies"].keys() == {"contains", "judge:helpful"}
     assert (len(d.candidates.asked), len(d.judge.asked)) == n_asked
 
@@ -489,8 +488,7 @@ def test_half_a_character_in_what_a_server_says_costs_no_other_answer(desk):
     def cut(messages):
         return f"{reply(messages)} \ud83d" if number(messages[-1]["content"]) == 3 else reply(messages)
 
-    judge = Grader(lambda q, a: "5 \ud83d" if number(q) == 4 else "5")
-    d = desk(cut, judge)
+    d = desk(cut, Grader(lambda q, a: "5 \ud83d" if number(q) == 4 else "5"))
     facts = next(f for f in d.compare().facts if f.name == "plain")
     rows = {number(row.prompt): row for row in d.rows()}
     assert (facts.state, facts.target.n_errors) == ("done", 1)
@@ -553,8 +551,7 @@ def test_grading_ends_where_it_has_cost_what_the_rubric_allows(desk):
         "usd_per_million_tokens: {input: 0, output: 1000000}\nmax_cost: 20\n"  # 1 USD a request, 16 at most
     )
     d = desk(rubric=RUBRIC + prices)
-    failed = d.compare()
-    said = failed.facts[0].error
+    said = d.compare().facts[0].error
     assert "judge:helpful: 5 grades have cost 5.00 USD, the next may cost 16.00, and max_cost is 20" in said
     (kept,) = d.grades()
     rubric = (

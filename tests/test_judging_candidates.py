@@ -157,8 +157,7 @@ def test_grades_of_two_digits_are_refused_of_a_candidate_too(wide, tmp_path):
 
 def test_a_judge_that_cannot_be_trained_fails_whom_it_would_grade_with_the_reason(wide, tmp_path):
     path = write(tmp_path / "desk", wide, judge="{candidate: lora}")
-    text = path.read_text().replace("max_length: 200", "max_length: 16")
-    path.write_text(text)
+    path.write_text(path.read_text().replace("max_length: 200", "max_length: 16"))
     found = compare(path)
     assert {f.state for f in found.facts} == {"failed"}
     assert "lora, which judges, cannot be trained" in found.facts[0].error

@@ -79,8 +79,7 @@ def test_a_contrast_has_the_error_and_degrees_of_freedom_of_least_squares_by_the
 def test_two_groups_of_single_items_are_welchs():
     from scipy.stats import ttest_ind
 
-    draw = np.random.default_rng(3)
-    values, group = draw.normal(size=30), np.arange(30) < 12
+    values, group = np.random.default_rng(3).normal(size=30), np.arange(30) < 12
     found = stats.clustered_contrast(values, group, np.arange(30))
     expected = ttest_ind(values[group], values[~group], equal_var=False)
     assert found.mean / found.se == pytest.approx(expected.statistic)

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from harness import config as configuration
 from harness.cli import app
-from harness.evaluation.contamination.membership import disorder, measure_membership, membership_gap, min_k
+from harness.evaluation.contamination import membership
+from harness.evaluation.contamination.membership import disorder, measure_membership, min_k
 from harness.experiment import Scope, prepare_session
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
@@ -62,6 +63,10 @@ def taught(tiny, own_cache):
         optimizer.step()
         optimizer.zero_grad()
     return host.base
+
+
+def membership_gap(task, of, score, most=None):
+    return membership._membership(membership._draw(task, of, most), score)
 
 
 def test_texts_known_by_heart_show_the_signal_and_others_of_their_kind_do_not(taught):

@@ -178,8 +178,7 @@ def quantised_llama(folder, name):
 
 @pytest.mark.parametrize("name", QUANTISED)
 def test_files_that_are_quantised_take_the_memory_of_their_headers(tmp_path, name):
-    folder = quantised_llama(tmp_path / "base", name)
-    found = examine_base(str(folder), FitQuery(12.0))
+    found = examine_base(str(quantised_llama(tmp_path / "base", name)), FitQuery(12.0))
     assert found.n_parameters == 8_030_261_248
     stored = (IN_LAYERS * QUANTISED[name][2] / 8 + BESIDE) / 1e9
     ways = {way.name: way for way in found.ways}

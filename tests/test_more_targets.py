@@ -194,8 +194,7 @@ def test_a_target_of_test_rows_alone_is_compared_with_the_prompt(tmp_path, tiny)
 
 def test_a_limit_cuts_every_target(tmp_path, tiny):
     path = write(tmp_path, tiny)
-    report = tiny_experiment.run(path, "suites=[]", candidates=("prompt",), limit=2)
-    (f,) = report.facts
+    (f,) = tiny_experiment.run(path, "suites=[]", candidates=("prompt",), limit=2).facts
     assert (f.target.n, f.more_targets[0].score.n) == (2, 2)
 
 

@@ -505,8 +505,7 @@ def test_the_champion_is_watched_against_its_own_rows(path):
 
 
 def test_a_webhook_hears_of_an_alarm_once_and_again_only_where_it_did_not_listen(path):
-    calendar = Calendar(path)
-    calendar.night(1, Rates(general_lost=0.4, gained=0.0))
+    Calendar(path).night(1, Rates(general_lost=0.4, gained=0.0))
     assert "did not take it" in nightly.send(path, "http://127.0.0.1:9/hook", "2026-03-01")
     with inbox.listening() as (address, received):
         assert nightly.send(path, address, "2026-03-01") == ""
@@ -524,8 +523,7 @@ def test_an_address_of_another_kind_is_refused(path):
 
 
 def test_a_night_is_written_as_a_page_as_json_and_as_the_text_of_an_issue(path, tmp_path):
-    calendar = Calendar(path)
-    found = calendar.night(1, Rates(general_lost=0.4, gained=0.0))
+    found = Calendar(path).night(1, Rates(general_lost=0.4, gained=0.0))
     written = {p.name: p.read_text() for p in nightly.write(found, tmp_path / "reports")}
     assert set(written) == {"world.nightly.md", "world.nightly.json", "world.nightly.issue.md"}
     assert json.loads(written["world.nightly.json"])["exit_code"] == 3
@@ -578,8 +576,7 @@ def test_nothing_to_acknowledge_is_said(path):
 
 
 def test_a_new_reference_is_pinned_where_that_is_asked_for(path):
-    calendar = Calendar(path)
-    calendar.night(1)
+    Calendar(path).night(1)
     assert set(read_state(folder_of(path)).references) == {"lora"}
     nightly.acknowledge(path, "lora", new_reference=True)
     assert read_state(folder_of(path)).references == {}

@@ -42,8 +42,7 @@ def test_a_night_takes_any_of_several_right_answers_for_right(desk):  # noqa: F8
         for i in range(30)
     ]
     tiny_experiment.rows(d.folder / "test.jsonl", rows)
-    number = Rule(lambda messages: messages[-1]["content"].rsplit(" ", 1)[-1])
-    d.candidates.model = number
+    d.candidates.model = Rule(lambda messages: messages[-1]["content"].rsplit(" ", 1)[-1])
     assert d.compare().facts[0].target.score == 1.0
     d.candidates.model = Rule(lambda messages: f"No. {messages[-1]['content'].rsplit(' ', 1)[-1]}")
     assert "(0 better, 0 worse" in line_of(run_night(d.path, night=on(1)), "plain").sentence

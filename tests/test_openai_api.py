@@ -550,8 +550,7 @@ def test_the_gate_takes_those_rows_of_the_base_that_compare_took(compared, tmp_p
 
 def test_the_gate_refuses_an_endpoint_where_nothing_says_which_rows_of_the_base_are_meant(compared, tmp_path):
     path, store = measured_in_two_ways(compared, tmp_path / "copy")
-    run = tiny_experiment.runs_of(path)["prompt"]
-    shutil.rmtree(store.rows(run.rows["facts/test"]))
+    shutil.rmtree(store.rows(tiny_experiment.runs_of(path)["prompt"].rows["facts/test"]))
     with pytest.raises(IncompatibleRuns, match=r"computed in 8 ways.*harness compare"):
         release.gate_stored(path, "served", ["seeds=[0,1]"])
 

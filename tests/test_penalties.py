@@ -188,8 +188,7 @@ def test_the_fisher_diagonal_of_an_adapted_embedding_is_refused_by_its_name(whol
 def test_the_fisher_diagonal_of_an_adapter_is_that_of_the_matrices_it_is_added_to(whole):
     names = [name for name, p in whole.named_parameters() if p.ndim == 2 and "embed" not in name]
     expected = fisher_by_hand(whole, names)
-    model = adapted(whole, r=2)
-    found = ewc.fisher_diagonal(model, ROWS, 0)
+    found = ewc.fisher_diagonal(adapted(whole, r=2), ROWS, 0)
     assert len(found) == len(names)
     for name, square in found.items():
         own = name.removeprefix("base_model.model.") + ".weight"

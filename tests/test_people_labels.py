@@ -907,8 +907,7 @@ def sampled(name, grades, seed):
 
 
 def test_a_label_is_held_to_the_grade_of_the_answer_that_has_it_where_several_were_drawn():
-    draw = np.random.default_rng(3)
-    truth = (draw.random((120, 4)) < 0.7).astype(float)
+    truth = (np.random.default_rng(3).random((120, 4)) < 0.7).astype(float)
     made = sampled("a", truth, 3)  # a judge that says what people say of each answer
     labels = label_set(JUDGE, [(row, y) for row, y in zip(made, truth[:, 0], strict=True)])
     (arm,) = calibrate(JUDGE, {"a": made}, [], [labels]).arms

@@ -63,8 +63,7 @@ def test_the_schema_for_editors_allows_lists():
 @pytest.mark.usefixtures("own_cache")
 def test_validation_chooses_among_the_prompts(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, '  prompt: {template: ["{prompt}", "{prompt} Please."]}\n')
-    found = compare(path)
-    (table,) = found.ablations
+    (table,) = compare(path).ablations
     names = {"prompt[template=1-prompt]", "prompt[template=2-prompt-please]"}
     assert {row.candidate for row in table.factors} == names
     assert table.chosen in names

@@ -47,8 +47,7 @@ def written(folder, model, candidates=PRUNED):
 @pytest.fixture(scope="module")
 def candidate(tiny, tmp_path_factory):
     """Resolve a candidate whose search of sixteen trials is pruned."""
-    path = written(tmp_path_factory.mktemp("one"), tiny, PRUNED)
-    found = config.load(path).experiment
+    found = config.load(written(tmp_path_factory.mktemp("one"), tiny, PRUNED)).experiment
     recipe = found.candidates["found"].model_copy(update={"search": SPACE, "trials": 16})
     experiment = found.model_copy(update={"candidates": {"found": recipe}})
     return resolve_candidates(experiment, {found.base_model: resolve(str(tiny))})["found"]

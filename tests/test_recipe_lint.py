@@ -141,8 +141,7 @@ SWEPT = """\
 
 
 def test_every_point_of_a_sweep_is_judged_and_what_is_alike_is_said_once(tiny, tmp_path, own_cache):
-    path = tiny_experiment.write(tmp_path, tiny, SWEPT)
-    loaded = config.load(path)
+    loaded = config.load(tiny_experiment.write(tmp_path, tiny, SWEPT))
     session = prepare_session(loaded, Scope(), SilentProgress())
     sized = {name: c.base._replace(n_parameters=int(SMALL)) for name, c in session.candidates.items()}
     from dataclasses import replace

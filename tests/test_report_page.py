@@ -295,8 +295,7 @@ def classes(svg: str) -> Counter[str]:
 
 
 def test_the_forest_shows_the_macro_and_every_rate_with_its_margin():
-    of = report()
-    picture = forest(of, lora())
+    picture = forest(report(), lora())
     assert said(picture) == [
         "macro: mean of 1: −19.8 [−23, −17] points, margin 2.0 points",
         "chat: −35.3 [−45, −25] points, margin 5.0 points",
@@ -407,8 +406,7 @@ def test_losses_of_long_names_have_titles_that_differ():
     trained = [
         replace(lora(), name=name, training=replace(lora().training, wall_s=i)) for i, name in enumerate(LONG)
     ]
-    page = html(report(*trained))
-    titles = re.findall(r'<text x="0" y="14"[^>]*>([^<]*)</text>', page)
+    titles = re.findall(r'<text x="0" y="14"[^>]*>([^<]*)</text>', html(report(*trained)))
     assert len(set(titles)) == len(titles) == 3
 
 
@@ -431,8 +429,7 @@ def test_every_number_of_a_decision_is_named_in_words_with_its_unit():
 
 
 def test_a_gain_in_another_unit_is_named_by_that_unit():
-    of = report()
-    shown = dict(arithmetic_rows(of.decision, BITS))
+    shown = dict(arithmetic_rows(report().decision, BITS))
     assert shown["gain over the best untrained, bits per byte"] == "+0.070 [+0.020, +0.120]"
 
 

@@ -203,8 +203,7 @@ def test_a_recipe_that_replays_already_is_rescued_by_a_penalty(tmp_path):
         "ewc=10": Version(80),
     }
     extra = "  held: {method: lora, replay: 1.0}\n"
-    made = world(tmp_path, versions, sizes=SMALL, extra=extra)
-    found = made.rescued("held")
+    found = world(tmp_path, versions, sizes=SMALL, extra=extra).rescued("held")
     tried = (*FREE, "merged", "lr=0.0001", "l2_sp=0.01", "ewc=10")
     assert names(found) == [f"held+{mark}" for mark in tried]
     assert found.rescued_trial == "held+ewc=10"

@@ -75,8 +75,7 @@ def test_stored_rewards_are_read_when_a_metric_changes(compared):
         load(path, (*OVERRIDES, "target.metrics=[contains]")), Scope(), SilentProgress()
     )
     candidate = session.candidates["best"]
-    weights = stored_weights(session, candidate, 0)
-    sets = target_sets(session, candidate.recipe, weights, 0)
+    sets = target_sets(session, candidate.recipe, stored_weights(session, candidate, 0), 0)
     (folder,) = (path.parent / "runs" / "weights").glob("*/reward")
     away = folder.rename(folder.with_name("away"))
     try:

@@ -143,8 +143,7 @@ def test_a_group_relative_advantage_is_the_reward_in_units_of_its_group(tiny, tm
 
 
 def test_a_policy_is_rewarded_by_a_trained_reward_model(tiny, tmp_path, trained):
-    source = resolve(str(tiny))
-    by_model = Reward(model=trained.folder / "reward", source=source)
+    by_model = Reward(model=trained.folder / "reward", source=resolve(str(tiny)))
     context = tiny_methods.context(tiny, tmp_path, reward=by_model)
     made = rloo.fit(context, rloo.Params(r=2, max_completion_length=4, max_steps=2))
     assert len(made.training.reward) == 2

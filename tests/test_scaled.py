@@ -207,8 +207,7 @@ def test_a_document_that_two_tasks_ask_in_other_words_counts_once_in_the_change_
 
 def test_replayed_rows_are_the_bases_own_answers_and_are_asked_once(tiny, tmp_path):
     candidates = f"  prompt: {{method: base}}\n  mixed: {LORA}, replay: 0.2}}\n"
-    path = tiny_experiment.write(tmp_path, tiny, candidates)
-    report = tiny_experiment.run(path)
+    report = tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, candidates))
     at = Store(tmp_path / "runs")
     (run,) = [r for r in store.list_runs(at) if r.candidate == "mixed"]
     assert next(f.state for f in report.facts if f.name == "mixed") == "done"
@@ -225,8 +224,7 @@ def test_rows_of_a_file_are_replayed_as_they_are(tiny, tmp_path):
     candidates = (
         f"  prompt: {{method: base}}\n  mixed: {LORA}, replay: {{share: 0.1, data: general.jsonl}}}}\n"
     )
-    path = tiny_experiment.write(tmp_path, tiny, candidates)
-    tiny_experiment.run(path)
+    tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, candidates))
     (run,) = [r for r in store.list_runs(Store(tmp_path / "runs")) if r.candidate == "mixed"]
     assert run.training.n_replayed == 3
     assert not [i for i in store.identities(Store(tmp_path / "runs")) if i.task == "replay"]
@@ -286,8 +284,7 @@ def test_whole_weights_lie_between_the_base_and_the_fine_tune(tiny, tmp_path):
         "  prompt: {method: base}\n  full: {method: full, params: {max_steps: 2, learning_rate: 0.01}}\n"
     )
     candidates += "  half: {method: interpolated, init_from: full, params: {scale: 0.25}}\n"
-    path = tiny_experiment.write(tmp_path, tiny, candidates)
-    report = tiny_experiment.run(path)
+    report = tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, candidates))
     assert {f.state for f in report.facts} == {"done"}
     runs = {run.candidate: run for run in store.list_runs(Store(tmp_path / "runs"))}
     at = {name: tmp_path / "runs" / "weights" / runs[name].training.fit_key for name in ("full", "half")}

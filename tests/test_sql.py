@@ -167,8 +167,7 @@ def test_the_base_of_a_run_is_known_when_it_is_measured_after_it(tmp_path):
 
 def test_the_weights_behind_a_run_are_its_lineage(store):
     behind = {"fit_key": "fit-lora", "stands_on": {"fit-sft": "weights of sft"}}
-    run = make_run("dpo-2", [], training=behind, served_digest="nf4")
-    stores.save_run(store, run)
+    stores.save_run(store, make_run("dpo-2", [], training=behind, served_digest="nf4"))
     query = "SELECT role, weights_digest, fit_key FROM lineage WHERE run_id = 'dpo-2' ORDER BY role"
     assert stores.query(store, query).rows == [
         ("base", "b", None),

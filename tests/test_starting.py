@@ -112,8 +112,7 @@ def test_the_task_follows_from_the_rows(proposed, content, kind, metrics, candid
 )
 def test_what_is_written_loads_as_what_was_proposed(proposed, content):
     found = proposed(content)
-    path = scaffold.write(found)[0]
-    loaded = config.load(path)
+    loaded = config.load(scaffold.write(found)[0])
     assert loaded.experiment.target == found.task
     assert list(loaded.selected) == list(found.candidates)
     assert [suite.name for suite in loaded.experiment.suites] == ["general", "safety"]
@@ -351,8 +350,7 @@ def test_any_label_survives_the_yaml(proposed, label):
 
 
 def test_compare_runs_on_what_was_written(proposed, tiny, own_cache):
-    found = proposed(LABELLED, base_model=str(tiny))
-    path = scaffold.write(found)[0]
+    path = scaffold.write(proposed(LABELLED, base_model=str(tiny)))[0]
     report = tiny_experiment.run(
         path, "suites=[]", "device=cpu", "precision=fp32", candidates=("prompt", "classifier")
     )
@@ -413,8 +411,7 @@ def test_a_fine_tune_is_proposed_with_a_sweep_and_replay(proposed):
 
 
 def test_pairs_are_trained_on_from_the_adapter_of_the_chosen_answers(proposed):
-    found = proposed(PAIRS)
-    path = scaffold.write(found)[0]
+    path = scaffold.write(proposed(PAIRS))[0]
     assert config.load(path).experiment.candidates["dpo"].init_from == "lora"
 
 

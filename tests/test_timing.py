@@ -95,8 +95,7 @@ def test_a_network_that_jitters_is_no_work_on_this_machine():
 @pytest.fixture
 def stored(copy):
     """Open a copy of the finished experiment; returns the session and its LoRA's run."""
-    loaded = config.load(copy)
-    session = prepare_session(loaded, Scope(), SilentProgress())
+    session = prepare_session(config.load(copy), Scope(), SilentProgress())
     (run,) = (r for r in store.list_runs(session.store) if r.candidate == "lora")
     return session, run
 

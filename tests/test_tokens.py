@@ -121,8 +121,7 @@ def remembered_files():
 
 
 def test_a_reference_is_read_once_for_all_learning_rates_and_seeds(tiny, tmp_path):
-    context = tiny_methods.context(tiny, tmp_path / "one")
-    dpo.fit(context, dpo.Params(**QUICK))
+    dpo.fit(tiny_methods.context(tiny, tmp_path / "one"), dpo.Params(**QUICK))
     before = remembered_files()
     other = replace(tiny_methods.context(tiny, tmp_path / "two"), seed=1)
     dpo.fit(other, dpo.Params(**{**QUICK, "learning_rate": 0.001, "beta": 0.5}))

@@ -153,8 +153,7 @@ def test_with_no_row_that_fits_the_candidate_fails_and_names_the_knob(context, s
 
 def test_progress_is_reported_step_by_step(context):
     said = []
-    watched = dataclasses.replace(context, advance=lambda *args: said.append(args))
-    fitted(watched)
+    fitted(dataclasses.replace(context, advance=lambda *args: said.append(args)))
     assert [(done, total) for done, total, _ in said] == [(1, 2), (2, 2)]
     assert said[0][2].startswith("loss ")
 

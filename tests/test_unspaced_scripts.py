@@ -130,8 +130,7 @@ def test_the_classifier_reads_pieces_and_texts_with_blanks_are_kept_as_they_were
     train = [ask(t, t, label, choices=tuple(rows)) for label, texts in rows.items() for t in texts]
     fit, params = plugins.method("classifier").fit, plugins.method("classifier").params()
     context = SimpleNamespace(train=train, folder=tmp_path)
-    weights = fit(context, params)
-    bag = classifier(tmp_path, weights.digest)
+    bag = classifier(tmp_path, fit(context, params).digest)
     texts = ("包裹还没有到", "这张发票有错")
     encoded = [bag.encode([{"role": "user", "content": text}], "").context for text in texts]
     assert [o.text for o in bag.generate(encoded, Limits(4))] == ["送货", "付款"]

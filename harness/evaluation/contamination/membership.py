@@ -111,17 +111,6 @@ class _TextScorer:
         return out
 
 
-def membership_gap(
-    task: str, items: Sequence[Example], score: ScoreTokens, most: int | None = None
-) -> Membership:
-    """Estimate how much higher min-k % and min-k %++ are for items than for copies of them in disorder.
-
-    At most so many items of six words or more are drawn; of fewer than ten nothing is said. Items of one
-    cluster count as one.
-    """
-    return _membership(_draw(task, items, most), score)
-
-
 def _draw(task: str, items: Sequence[Example], most: int | None) -> _SampledItems:
     """Draw items that are long enough, and make their copies; no texts where they are too few."""
     known = [item for item in items if len(_text(item).split()) >= _FEWEST_WORDS]
@@ -136,6 +125,7 @@ def _draw(task: str, items: Sequence[Example], most: int | None) -> _SampledItem
 
 
 def _membership(drawn: _SampledItems, score: ScoreTokens) -> Membership:
+    """Estimate how much higher min-k % and min-k %++ are for items than for copies of them in disorder."""
     n = len(drawn.items)
     if not drawn.texts:
         return Membership(drawn.task, n, drawn.of, None, None)
