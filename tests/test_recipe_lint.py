@@ -161,7 +161,15 @@ def test_a_default_that_nobody_wrote_is_named_as_one():
     assert line.startswith("learning_rate 0.0001 is above")
 
 
+@pytest.mark.parametrize("size", [1e6, 70e9])
+def test_a_default_rate_is_named_as_assumed_where_all_sources_are_of_other_sizes(size):
+    (line,) = of_rate("dpo", size)
+    assert line.startswith("learning_rate 5e-06, the default, is assumed for a model of")
+    assert line.endswith(": what was published is of models of 0.05 to 20 B")
+    assert of_rate("dpo", size, learning_rate=5e-6) == []
+
+
 @pytest.mark.parametrize("method", ["dpo", "kto", "grpo", "rloo"])
-@pytest.mark.parametrize("size", [SMALL, MIDDLE])
+@pytest.mark.parametrize("size", [SMALL, 0.6e9, MIDDLE])
 def test_the_default_rates_of_preferences_and_rewards_are_published_ones(method, size):
     assert of_rate(method, size) == []

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 TABLE = Path(__file__).with_name("recipe_ranges.toml")
 BATCH = "batch"  # rows of a step
+_RATE = "learning_rate"
 _FACTORS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 _KEYS = {BATCH: {*_FACTORS}}  # by setting, where it is not its own key
 _BILLION = 1e9
@@ -52,7 +53,8 @@ def lint(
     """Say which settings of a training lie outside of what was published, and by whom; `params` are whole.
 
     Of those that nobody has `written` it is said that they are the method's defaults; one of these is named
-    only below or above all sources, not between them.
+    only below or above all sources, not between them. A default rate is named too where all that was
+    published is of other sizes.
     """
     known = {**params, BATCH: _batch(params)}
     speaking = [one for one in ranges() if one.speaks_of(method, params, n_parameters)]
@@ -64,6 +66,17 @@ def lint(
             name = "rows of a step" if setting == BATCH else setting
             default = "" if is_written else ", the default,"
             yield f"{name} {value:g}{default} is {place} for {_size(n_parameters)}: {said}"
+    if _RATE not in {*written, *(one.setting for one in speaking)}:
+        yield from _assumed_rate(method, params, n_parameters)
+
+
+def _assumed_rate(method: str, params: Mapping[str, Any], n_parameters: float) -> Iterator[str]:
+    """Yield that a default rate is assumed for a size of which no source speaks."""
+    others = [one for one in ranges() if one.setting == _RATE and method in one.methods]
+    if others:
+        sizes = f"{min(one.from_b for one in others):g} to {max(one.to_b for one in others):g} B"
+        said = f"is assumed for {_size(n_parameters)}: what was published is of models of {sizes}"
+        yield f"{_RATE} {params[_RATE]:g}, the default, {said}"
 
 
 def _place(value: float, sources: Sequence[Range], *, between: bool) -> str:
