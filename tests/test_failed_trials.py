@@ -3,9 +3,15 @@
 import pytest
 import tiny_experiment
 
-from harness import store
+from harness import config, store
 from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, SharedFailure, UserError
+from harness.evaluation.rows.row_sets import RunRequest
+from harness.experiment import Scope, prepare_session
+from harness.experiment.executors import job_runner
+from harness.experiment.executors.job_runner import JobInputs
+from harness.experiment.executors.work_plan import WorkerJob, plan_work
 from harness.experiment.weights.trial_record import fails_alone, no_trial_error
+from harness.progress import SilentProgress
 from harness.report.document import markdown
 from harness.report.sections import experiment_document
 from harness.store import Store
@@ -65,6 +71,57 @@ def test_a_candidate_of_failed_trials_alone_fails_with_their_reasons_and_is_trie
     assert "; max_length 9: " in failed.error
     other = written(tmp_path, tiny, "sweep: {max_length: [8, 200]}")
     assert fact(tiny_experiment.run(other)).state == "done"
+
+
+class Stages(SilentProgress):
+    """Notes what is begun."""
+
+    def __init__(self):
+        self.begun = []
+
+    def stage(self, label, expected_s=0.0):
+        self.begun.append(label)
+        return super().stage(label, expected_s)
+
+
+@pytest.fixture
+def assigned(tiny, tmp_path, monkeypatch):
+    """Open an experiment and run jobs of its worker one by one, as a pool of one does."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def open_with(tried):
+        path = written(tmp_path, tiny, tried)
+        monkeypatch.chdir(path.parent)
+        job_runner._opened.clear()
+        loaded = config.load(path, ["seeds=[0, 1]"])
+        session = prepare_session(loaded, Scope(), SilentProgress())
+        requests = [RunRequest(session.candidates["found"], seed) for seed in (0, 1)]
+        return loaded, session, plan_work(session, requests, 1)
+
+    return open_with
+
+
+@pytest.mark.parametrize(
+    "tried", ["sweep: {max_length: [8, 9]}", "search: {max_length: [8, 9]}\n    trials: 2"]
+)
+def test_trials_that_all_failed_are_not_tried_again_by_the_other_jobs_of_a_command(assigned, tried):
+    loaded, session, plan = assigned(tried)
+    first, other = WorkerJob("fit", "found", 0), WorkerJob("fit", "found", 1)
+    with job_runner.write_assignment(session, loaded, Scope(), 1) as file:
+        for job in [one for one in plan.needs if one.kind == "trial"] or [first]:
+            job_runner.run_job(file, job, JobInputs({}))
+        job_runner._opened[file].progress = progress = Stages()
+        errors = [job_runner.run_job(file, job, JobInputs({})).error for job in (first, other)]
+    assert progress.begun == []
+    assert len(store.list_trials(session.store)) == 2
+    for _, (reason, _) in errors:
+        assert reason.startswith("every trial failed: ")
+        assert all(f"max_length {most}: all 30 rows" in reason for most in (8, 9))
+
+
+def test_the_first_seed_searches_before_the_others_take_what_it_found(assigned):
+    plan = assigned("search: {max_length: [8, 9]}\n    trials: 2")[-1]
+    assert WorkerJob("fit", "found", 0) in plan.needs[WorkerJob("fit", "found", 1)]
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,10 @@ def _code_digest() -> str:
 
 
 def _make_weights(session: Session, job: WorkerJob) -> JobResult:
-    return _weights_outcome(session, ensure_weights(session, session.candidates[job.name], job.seed))
+    candidate = session.candidates[job.name]
+    if candidate.source.sweep:  # whose trials were jobs that this one waited for
+        session.searched.add(candidate.source_name)
+    return _weights_outcome(session, ensure_weights(session, candidate, job.seed))
 
 
 def _make_trial(session: Session, job: WorkerJob) -> JobResult:

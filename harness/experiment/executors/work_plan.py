@@ -112,6 +112,9 @@ def _weights_job(
     needs = _jobs_before(session, plan, candidate, seed, n_workers)
     if candidate.source.tried and candidate.method.trains:
         needs += _jobs_of_trials(session, plan, candidate, n_workers)
+        first = session.experiment.seeds[0]
+        if candidate.source.search and seed != first:  # whose job is the search
+            needs += tuple(filter(None, [_weights_job(session, plan, candidate, first, n_workers)]))
     plan.needs[job] = needs
     return job
 

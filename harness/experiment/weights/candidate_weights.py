@@ -23,6 +23,7 @@ from harness.experiment.weights.trial_record import (
     no_trial_error,
     record_failed_trial,
     record_trial,
+    stored_error,
 )
 from harness.experiment.weights.validation_score import asked_digest, mean_score, validation_rows
 from harness.experiment.weights.weights_folder import folder_of
@@ -162,7 +163,7 @@ def _last(curve: Curve) -> float | None:
 
 
 class Tried(NamedTuple):
-    """A trial with its weights, or the error that it failed by; none of both of one that failed before."""
+    """A trial with its weights, or the error that it failed by, now or before."""
 
     trial: Trial
     weights: Weights | None = None
@@ -172,11 +173,13 @@ class Tried(NamedTuple):
 def _choose_trial(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:
     """Return the weights of the trial of a sweep or search that is best on validation with the first seed."""
     # Every trial has the same budget, unless it is pruned; those that lose stay in the store. One that failed
-    # is a trial as well, and is made again only by a search that has not chosen yet.
+    # is a trial as well, and is made again only by a search that has not chosen yet, once a session.
     first, sign = session.experiment.seeds[0], session.target.primary.unit.sign
     tried = _try_all(session, candidate, make=False)
-    if make and not any(_is_whole(one.trial) for one in tried):
+    is_made = bool(tried) and candidate.source_name in session.searched
+    if make and not is_made and not any(_is_whole(one.trial) for one in tried):
         tried = _try_all(session, candidate, make=True)
+        session.searched.add(candidate.source_name)
     if not tried:
         return None
     best = max((one.trial for one in tried), key=partial(rank_trial, sign=sign))
@@ -239,7 +242,7 @@ def _try(
         return Tried(failed, error=error)
     if found is None:
         known = find_failed_trial(session, trial, key)
-        return Tried(replace(known, params=proposal.params)) if known else None
+        return Tried(replace(known, params=proposal.params), error=stored_error(known)) if known else None
     if make and found.weights:
         record_trial(session, trial, found.trial, found.weights)
     return found

@@ -62,6 +62,12 @@ def find_failed_trial(session: Session, candidate: ResolvedCandidate, fit_key: s
     return known.trial if known and known.trial.error and known.trial.fit_key == fit_key else None
 
 
+def stored_error(failed: Trial) -> CandidateFailed:
+    """Return the error of a trial that failed, as its record keeps it: the reason, and what to turn."""
+    reason, _, knob = failed.error.partition("; try: ")
+    return CandidateFailed(reason, knob)
+
+
 def fails_alone(error: Exception) -> bool:
     """Tell whether an error fails one trial, as other points may not meet it."""
     if isinstance(error, HarnessError):
