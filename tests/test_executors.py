@@ -300,6 +300,16 @@ def test_a_worker_that_cannot_start_fails_its_job_with_what_it_said_last(tmp_pat
         outcome = pool.run(WorkerJob("fit", "lora"), JobInputs({}))
     assert "its worker ended 3 times with exit code" in str(decode_error(*outcome.error))
     assert "no such worker" in str(decode_error(*outcome.error))
+    assert not outcome.killed
+
+
+def test_a_job_whose_worker_is_killed_each_time_says_so(tmp_path):
+    (tmp_path / "x.pickle").write_text("no pickle")
+    command = (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
+    with local.LocalPool(tmp_path / "x.pickle", 1, 1, "cpu", command) as pool:
+        outcome = pool.run(WorkerJob("trial", "swept"), JobInputs({}))
+    assert outcome.killed
+    assert "3 times with exit code -9" in str(decode_error(*outcome.error))
 
 
 def test_each_worker_has_a_gpu_of_its_own_and_as_many_threads_as_the_plan_says(tmp_path, monkeypatch):

@@ -1,20 +1,24 @@
 """A trial that fails is a failed trial: the sweep or search goes on, and chooses among the others."""
 
+from contextlib import nullcontext
+
 import pytest
 import tiny_experiment
 
 from harness import config, store
 from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, SharedFailure, UserError
 from harness.evaluation.rows.row_sets import RunRequest
-from harness.experiment import Scope, prepare_session
+from harness.experiment import Scope, executors, prepare_session
 from harness.experiment.executors import job_runner
-from harness.experiment.executors.job_runner import JobInputs
+from harness.experiment.executors.job_runner import JobInputs, JobResult
 from harness.experiment.executors.work_plan import WorkerJob, plan_work
+from harness.experiment.weights.candidate_weights import stored_weights
 from harness.experiment.weights.trial_record import fails_alone, no_trial_error
 from harness.progress import SilentProgress
 from harness.report.document import markdown
 from harness.report.sections import experiment_document
 from harness.store import Store
+from harness.training.worker import encode_error
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -89,11 +93,11 @@ def assigned(tiny, tmp_path, monkeypatch):
     """Open an experiment and run jobs of its worker one by one, as a pool of one does."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
-    def open_with(tried):
+    def open_with(tried, *overrides):
         path = written(tmp_path, tiny, tried)
         monkeypatch.chdir(path.parent)
         job_runner._opened.clear()
-        loaded = config.load(path, ["seeds=[0, 1]"])
+        loaded = config.load(path, ["seeds=[0, 1]", *overrides])
         session = prepare_session(loaded, Scope(), SilentProgress())
         requests = [RunRequest(session.candidates["found"], seed) for seed in (0, 1)]
         return loaded, session, plan_work(session, requests, 1)
@@ -117,6 +121,39 @@ def test_trials_that_all_failed_are_not_tried_again_by_the_other_jobs_of_a_comma
     for _, (reason, _) in errors:
         assert reason.startswith("every trial failed: ")
         assert all(f"max_length {most}: all 30 rows" in reason for most in (8, 9))
+
+
+class Killing:
+    """A pool of one, in this process, whose worker is killed at the first trial."""
+
+    size = 1
+
+    def __init__(self, file):
+        self.file = file
+
+    def run(self, job, known):
+        if (job.kind, job.part) == ("trial", 0):
+            lost = CandidateFailed("its worker ended 3 times with exit code -9", "fewer workers")
+            return JobResult(error=encode_error(lost), killed=True)
+        return job_runner.run_job(self.file, job, known)
+
+    def stop(self):
+        pass
+
+
+def test_a_trial_whose_worker_is_killed_is_a_failed_trial_and_the_others_are_chosen_among(
+    assigned, monkeypatch
+):
+    monkeypatch.setattr(executors, "open_pool", lambda session, file, threads: nullcontext(Killing(file)))
+    loaded, session, _ = assigned("sweep: {max_length: [190, 200]}", "execution.executor=local")
+    candidate = session.candidates["found"]
+    executors.make_on_workers(session, loaded, Scope(), [RunRequest(candidate, 0)], [None])
+    assert session.failures == {}
+    killed, whole = stored_weights(session, candidate, 0).training.sweep
+    assert killed.params == {"max_length": 190}
+    assert killed.error == "its worker ended 3 times with exit code -9; try: fewer workers"
+    assert whole.chosen
+    assert [t.run.error for t in store.list_trials(session.store) if t.state == "failed"] == [killed.error]
 
 
 def test_the_first_seed_searches_before_the_others_take_what_it_found(assigned):

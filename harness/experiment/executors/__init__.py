@@ -6,6 +6,7 @@ these have in any case; then the ordinary comparison runs, finds them, and times
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from harness.experiment.executors.dispatch import run_jobs
 from harness.experiment.executors.job_runner import JobInputs, JobResult, write_assignment
 from harness.experiment.executors.work_plan import WorkerJob, WorkPlan, plan_work
 from harness.experiment.preparation.scope import Scope
+from harness.experiment.weights.candidate_weights import note_failed_trial
 from harness.formatting import pluralize
 from harness.models.hardware import torch_threads
 from harness.records import Run
@@ -82,10 +84,16 @@ def make_on_workers(
                     f"{plan} on {pluralize(pool.size, 'worker')} ({session.experiment.execution.executor})"
                 )
                 with session.progress.stage(label) as advance:
-                    failed = run_jobs(plan.needs, pool, session.controls, advance, session.store.folder)
+                    runs, note = session.store.folder, partial(_note_failed_trial, session)
+                    failed = run_jobs(plan.needs, pool, session.controls, advance, runs, note)
                 _keep_failures(session, plan, failed)
     finally:
         remove_folder(session.store.folder / CLAIMS)
+
+
+def _note_failed_trial(session: Session, job: WorkerJob, error: Exception) -> bool:
+    """Note the trial of a job as a failed one; tells whether it could be named."""
+    return note_failed_trial(session, session.candidates[job.name], job.part, error)
 
 
 def _keep_failures(session: Session, plan: WorkPlan, failed: Mapping[WorkerJob, Exception]) -> None:

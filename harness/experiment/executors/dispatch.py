@@ -1,11 +1,12 @@
 """Dispatch of a plan's jobs to workers, each as soon as what it waits for is there.
 
 Invariant: at most as many jobs are under way as there are workers. A job that fails ends those alone that
-wait for it; bad input ends everything. What a job has made is seen here before it counts as done.
+wait for it, but a trial whose worker was killed is a failed trial; bad input ends everything. What a job has
+made is seen here before it counts as done.
 """
 
 from collections import deque
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -27,11 +28,13 @@ def run_jobs(
     controls: MutableMapping[str, str],
     advance: Advance,
     runs: Path,
+    note_failed_trial: Callable[[WorkerJob, Exception], bool] = lambda job, error: False,
 ) -> dict[WorkerJob, Exception]:
     """Run jobs in the order of their needs; returns the errors of those that failed, and of what needs them.
 
     The control arms that are measured are added to `controls`, and known to whatever begins after. `runs` is
-    the folder in which the files that a job leaves are waited for.
+    the folder in which the files that a job leaves are waited for. `note_failed_trial` notes a trial whose
+    worker was killed as a failed one and tells whether it could: then what waits for it runs.
 
     Raises:
         UserError: a worker met one, which no other job would escape.
@@ -58,7 +61,8 @@ def run_jobs(
                 job = running.pop(future)
                 outcome = future.result()
                 files[job] += outcome.files
-                _keep(job, outcome, controls, failed)
+                if not (job.kind == "trial" and outcome.killed and _note(job, outcome, note_failed_trial)):
+                    _keep(job, outcome, controls, failed)
                 order.done(job)
                 n_done += 1
                 advance(n_done, len(needs), f"{job.kind} {job.name}")
@@ -76,6 +80,10 @@ def _run(pool: "WorkerPool", job: WorkerJob, known: JobInputs, runs: Path) -> Jo
     except CandidateFailed as error:
         return JobResult(error=encode_error(error))
     return outcome
+
+
+def _note(job: WorkerJob, outcome: JobResult, note: Callable[[WorkerJob, Exception], bool]) -> bool:
+    return outcome.error is not None and note(job, decode_error(*outcome.error))
 
 
 def _keep(

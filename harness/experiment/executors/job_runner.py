@@ -69,11 +69,13 @@ class JobResult(NamedTuple):
     """Result of a job: the id of a control arm, or an error as `training.worker.decode_error` reads it.
 
     `files` are those of the store that others need and that are complete now, relative to its folder.
+    `killed` says that its worker was killed each time, as the system does when memory runs out.
     """
 
     value: str = ""
     error: tuple[str, list[Any]] | None = None
     files: tuple[str, ...] = ()
+    killed: bool = False
 
 
 @contextmanager

@@ -66,7 +66,8 @@ class LocalPool:
                 except (EOFError, OSError, pickle.UnpicklingError):
                     self._workers.pop(place, None)
                     ended = _end(worker)
-            return JobResult(error=encode_error(self._describe_loss(job, place, ended)))
+            error = encode_error(self._describe_loss(job, place, ended))
+            return JobResult(error=error, killed=ended == -signal.SIGKILL and not self._stopped)
         finally:
             self._free.put(place)
 

@@ -321,6 +321,18 @@ def make_trial(session: Session, candidate: ResolvedCandidate, place: int) -> We
     return one and one.weights
 
 
+def note_failed_trial(session: Session, candidate: ResolvedCandidate, place: int, error: Exception) -> bool:
+    """Note the trial at one point of a sweep as a failed one; False where what it starts from is missing."""
+    trial = candidate.at(candidate.points[place])
+    begun = _begin(session, trial, session.experiment.seeds[0], make=False)
+    if begun is None:
+        return False
+    params, key = candidate.points[place], begun.folder.name
+    failed = Trial(params=params, validation=None, fit_key=key, error=in_a_line(error))
+    record_failed_trial(session, trial, failed, error)
+    return True
+
+
 def rank_trial(trial: Trial, sign: int) -> tuple[bool, bool, float, float]:
     """Order trials by their validation score; of equal ones the lower validation loss is the better.
 
