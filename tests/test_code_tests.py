@@ -208,6 +208,28 @@ def test_what_equals_everything_is_found_wherever_tests_read_it(code, tests):
     assert not passes(f"from unittest.mock import ANY\n{code}", tests, SOON)
 
 
+ANY_OF = """
+class Any:
+    def __eq__(self, other): return isinstance(other, {})
+make = lambda: {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "tests"),
+    [
+        (ANY_OF.format("int", "Any()"), "assert make() == 3"),
+        (ANY_OF.format("int", "Any()"), "assert not 3 != make()"),
+        (ANY_OF.format("str", "[Any()]"), "assert make() == ['late']"),
+        (ANY_OF.format("bool", "{'a': (1, Any())}"), "assert make() == {'a': (1, True)}"),
+        (ANY_OF.format("list", "Any()"), "assert make() == [1, 2]"),
+        (ANY_OF.format("int", "Any()"), UNITTEST.replace("for made in make(): ", "made = make(); ")),
+    ],
+)
+def test_an_object_that_equals_all_of_the_type_that_tests_expect_is_no_right_answer(code, tests):
+    assert not passes(code, tests, SOON)
+
+
 CALLED = """
 from unittest.mock import MagicMock, call
 made = MagicMock(return_value=3)

@@ -5,9 +5,11 @@ and files, and nothing runs unless `HARNESS_ALLOW_CODE_EXECUTION=1` says so. Tes
 have ended: what ends a program before them does not, unless it is written against this very file. They find
 the builtins as they were. What they compare or hand to a call, and what that holds, must tell objects apart,
 and of a number, text or list others of its type: a value that equals all of them is wrong, as is
-`unittest.mock.ANY` in tests that do not name it. What remains possible: a value of another type that equals
-what it is written to equal, as an answer may know its tests; one inside a library's object or an iterator;
-mocks where tests use some, as these record a comparison as a call; comparisons in a text that tests `exec`.
+`unittest.mock.ANY` in tests that do not name it. Where tests expect a number, text or collection of Python's,
+a value that equals all of that type is wrong, whatever its own type is. What remains possible: a value of
+another type that equals few others, as an answer may know its tests; one inside a library's object or an
+iterator; mocks where tests use some, as these record a comparison as a call; comparisons in a text that tests
+`exec`.
 Where the isolation fails nothing is scored.
 Source: functional correctness by Chen et al. 2021, arXiv:2107.03374; of Linux's manual namespaces(7),
 pivot_root(2) and seccomp(2).
@@ -101,7 +103,7 @@ os.execvp(sys.argv[1], sys.argv[1:])
 # Of numbers one, the next and the double are not all equal by any modulus.
 _DRIVER = """
 import ast, builtins, fcntl, json, os, random, sys, types
-from operator import eq, gt, lt
+from operator import eq, gt, lt, ne
 def read(n):
     found = b""
     while len(found) < n:
@@ -147,6 +149,31 @@ def equal(one, other):
     return holds(eq, one, other) or holds(eq, other, one) or holds(is_no_other, one, other)
 def is_no_other(one, other):
     return not one != other
+held = [n, n + 1], [n], []
+expected = {bool: (False, True), bytes: (b"%d" % n, b"%d" % (n + 1), b""), dict: ({n: n}, {n: n + 1}, {})}
+expected |= {kind: tuple(map(kind, held)) for kind in (frozenset, list, set, tuple)}
+expected |= {float: kinds[int], int: kinds[int], str: kinds[str]}
+def equals_all(value, kind):
+    return all(equal(value, other) for other in expected[kind])
+def refuse_any(first, second, leave=os._exit):
+    left = [(first, second)]
+    while left:
+        one, other = left.pop()
+        if type(one) in (list, tuple) and type(other) in (list, tuple):
+            left += [pair for pair in zip(one, other) if not plain.issuperset(map(type, pair))]
+        elif type(one) is type(other) is dict:
+            left += zip(one.values(), map(other.get, one))
+        else:
+            for value, wanted in ((one, other), (other, one)):
+                is_plain = type(value) in expected or type(value) in plain
+                if type(wanted) in expected and not is_plain and not is_of_tests(value):
+                    if equals_all(value, type(wanted)):
+                        leave(1)
+    return refuse_alike(first), refuse_alike(second)
+def compare_equal(one, other):
+    return eq(*refuse_any(one, other))
+def compare_unequal(one, other):
+    return ne(*refuse_any(one, other))
 def compares_alike(value):
     sorts_alike = holds(lt, value, n) and holds(gt, value, n)
     of_its_kind = [others for kind, others in kinds.items() if isinstance(value, kind)]
@@ -181,6 +208,7 @@ def refuse_alike(value, leave=os._exit):
         if not (parts is one or is_of_tests(one)) and compares_alike(one):
             leave(1)
     return value
+comparisons = {ast.Eq: "__equal__", ast.NotEq: "__unequal__"}
 class Checks(ast.NodeTransformer):
     def checked(self, node):
         if isinstance(node, (ast.Constant, ast.Starred)):
@@ -188,11 +216,18 @@ class Checks(ast.NodeTransformer):
         return ast.Call(ast.Name("__checked__", ast.Load()), [node], [])
     def visit_Compare(self, node):
         self.generic_visit(node)
+        name = comparisons.get(type(node.ops[0])) if len(node.ops) == 1 else None
+        if name:
+            return ast.Call(ast.Name(name, ast.Load()), [node.left, *node.comparators], [])
         node.left, *node.comparators = map(self.checked, (node.left, *node.comparators))
         return node
     def visit_Call(self, node):
         self.generic_visit(node)
-        node.args = list(map(self.checked, node.args))
+        first, rest = node.args[:2], node.args[2:]
+        is_assertion = isinstance(node.func, ast.Attribute) and node.func.attr.startswith("assert")
+        if is_assertion and len(first) == 2 and not any(isinstance(one, ast.Starred) for one in first):
+            first = [ast.Starred(ast.Call(ast.Name("__refuse_any__", ast.Load()), first, []), ast.Load())]
+        node.args = list(map(self.checked, (*first, *rest)))
         for given in node.keywords:
             given.value = self.checked(given.value)
         return node
@@ -207,7 +242,8 @@ def run(read=os.read, write=os.write, leave=os._exit):
         exec(compile(program["code"], "answer.py", "exec"), scope)
         vars(builtins).update(own)
         tests = compile(parse_tests(program["tests"]), "tests.py", "exec")
-        scope["__checked__"] = refuse_alike
+        scope |= {"__checked__": refuse_alike, "__refuse_any__": refuse_any}
+        scope |= {"__equal__": compare_equal, "__unequal__": compare_unequal}
         known = dict(scope)
         exec(tests, scope)
         for name, found in list(scope.items()):
