@@ -401,3 +401,10 @@ def test_the_file_of_an_experiment_names_the_folder_of_its_runs(store, words, mo
     by_folder = CliRunner().invoke(app, [*words, "--runs", f"{named}/runs", "--json"])
     assert (by_file.exit_code, by_file.stdout) == (0, by_folder.stdout)
     assert by_file.stdout.strip() not in ("{}", "[]")
+
+
+def test_a_run_that_failed_counts_as_no_fine_tune(store):
+    failed = make_run("sft", [], method="base", weights_digest="", state="failed", error="no answer")
+    stores.save_run(store, failed)
+    assert column(store, "SELECT run_id FROM runs WHERE trained ORDER BY run_id") == ["dpo", "lora"]
+    assert column(store, "SELECT trained FROM runs WHERE run_id = 'sft'") == [False]

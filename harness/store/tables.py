@@ -85,7 +85,7 @@ _RUNS = _view(
         Column("error", "VARCHAR", "", "why it failed; empty where it did not"),
         _CREATED,
         Column("base_model", "VARCHAR", "", "the base model's name"),
-        Column("trained", "BOOLEAN", "", "whether its weights are other than the base's"),
+        Column("trained", "BOOLEAN", "", "whether its weights are other than the base's; false if it failed"),
         Column(
             "latency_p50_s", "DOUBLE", "s", "median time of a request that is sent alone", "$.latency.p50_s"
         ),
@@ -95,7 +95,7 @@ _RUNS = _view(
         Column("record", "JSON", "", "all of runs/<run_id>/run.json: recipe, training, provenance"),
     ),
     "stored.files WHERE kind = 'run'",
-    own={"trained": "(record->>'weights_digest') <> (record->>'base_digest')", "record": "record"},
+    own={"trained": "(record->>'weights_digest') NOT IN ('', record->>'base_digest')", "record": "record"},
 )
 _SCORES = Table(
     "scores",
@@ -129,7 +129,7 @@ _SAMPLES = Table(
         Column("position", "BIGINT", "", "the item's place in the task, from 0"),
         _STATUS,
         _TEXT,
-        Column("prompt", "VARCHAR", "", "the prompt as it was sent"),
+        Column("prompt", "VARCHAR", "", "what the item asks, without system text, shots and passages"),
         Column("references", "VARCHAR[]", "", "the accepted answers"),
         _PARTS,
         _CLUSTER,
