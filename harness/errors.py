@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+_MOST_NAMES = 40  # of a list of known names in an error
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -119,4 +121,5 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if not known:
         return "there is none yet"
     close = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(known)}"
+    more = f" and {len(known) - _MOST_NAMES} more" if len(known) > _MOST_NAMES else ""
+    return f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(known[:_MOST_NAMES])}{more}"

@@ -358,3 +358,11 @@ def test_a_class_that_lacks_after_the_draw_moves_the_fewest_rows():
         labels = {name: Counter(row.fields["label"] for row in part) for name, part in parts.items()}
         assert (labels["train"]["rare"], labels["test"]["rare"]) == (20, 1)
         assert 9 <= labels["test"]["often"] <= 15
+
+
+def test_a_column_of_times_of_another_form_is_refused_once_with_the_option_that_says_the_form(data):
+    jsonl(Path("r.jsonl"), [{"text": f"q{i}", "label": "x", "day": f"{i + 10}.05.2024"} for i in range(12)])
+    said = refused(data, "split", "r.jsonl", "--time", "day", "--out", "p")
+    assert said.count("found") == 1
+    assert "no time in any of 12 rows of 'day', such as '10.05.2024'" in said
+    assert "next: --time-format %d.%m.%Y" in said

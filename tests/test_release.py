@@ -190,8 +190,10 @@ def test_a_base_that_was_measured_in_another_way_is_refused_by_what_differs(
 
 
 def test_no_candidate_and_an_unknown_baseline_are_refused(copy):
-    with pytest.raises(UserError, match="what to judge"):
+    with pytest.raises(UserError, match="what to judge; next: --candidate NAME, one of: bag, hybrid, lora,"):
         release.gate(copy, "")
+    with pytest.raises(UserError, match="what to judge; next: --base DIR --candidate DIR"):
+        release.gate(copy, "", base=copy.parent)
     with pytest.raises(UserError, match="base or champion"):
         release.gate(copy, "lora", baseline="yesterday")
 

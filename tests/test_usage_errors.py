@@ -1,10 +1,12 @@
 """What the parser refuses of a command is an error as any other: found, expected, next step."""
 
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
 from harness.cli import app
-from harness.errors import UserError
+from harness.errors import UserError, did_you_mean
 
 
 def refused(*words):
@@ -35,7 +37,7 @@ def refused(*words):
             ["data", "chek"],
             "harness data: found chek; expected a verb that it has; next: did you mean 'check'?",
         ),
-        (["runs", "show"], "RUN_ID: found none; expected a run's id; next: harness runs show --help"),
+        (["runs", "show"], "RUN: found none; expected a run's id; next: harness runs show --help"),
         (
             ["runs", "list", "a", "b"],
             "harness runs list: found a b; expected no further words; next: harness runs list --help",
@@ -68,3 +70,23 @@ def test_a_group_of_verbs_alone_prints_its_help():
     done = CliRunner().invoke(app, ["runs"])
     assert "Usage:" in done.output
     assert not isinstance(done.exception, UserError)
+
+
+@pytest.mark.parametrize(
+    ("words", "step"),
+    [
+        (["tickets.yaml"], "harness compare -c tickets.yaml"),
+        (["-c", "tickets.yaml", "tickets.yaml"], "harness compare -c tickets.yaml"),
+        (["--config=other.yaml", "tickets.yaml"], "harness compare --config=other.yaml"),
+    ],
+)
+def test_a_file_in_the_place_of_an_override_has_the_command_that_reads_it(command, words, step):
+    Path("tickets.yaml").write_text("name: x\n")
+    code, _, said = command("compare", *words)
+    assert (code, said.partition("next: ")[2].strip()) == (2, step)
+
+
+def test_a_long_list_of_known_names_is_cut():
+    said = did_you_mean("zzz", [f"item-{i:03d}" for i in range(300)])
+    assert said.endswith("item-039 and 260 more")
+    assert len(said) < 500

@@ -157,10 +157,20 @@ def _refuse_a_file(overrides: list[str] | None) -> list[str]:
     """Refuse an experiment's file among overrides, with the command that reads it."""
     for word in overrides or ():
         if word.endswith((".yaml", ".yml")) and Path(word).is_file():
-            words = [one for given in sys.argv[1:] for one in (["-c", given] if given == word else [given])]
-            step = shlex.join(["harness", *words])
+            step = shlex.join(["harness", *_name_as_config(sys.argv[1:], word)])
             raise UserError(Problem(word, "a file in the place of an override", "a.b=value", step))
     return overrides or []
+
+
+def _name_as_config(typed: Sequence[str], file: str) -> Iterator[str]:
+    """Put -c before a file among words; one that names a file already keeps it, and loses this word."""
+    names = ("-c", "--config")
+    has_config = any(word.partition("=")[0] in names for word in typed)
+    for before, word in zip(["", *typed], typed, strict=False):
+        if word != file or before in names:
+            yield word
+        elif not has_config:
+            yield from ("-c", word)
 
 
 Config = Annotated[Path, Option("The experiment file.", short="-c", env=True)]

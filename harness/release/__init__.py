@@ -12,7 +12,7 @@ from typing import cast
 from harness import config
 from harness.comparison.run_diff import Differences, differences
 from harness.config import LoadedExperiment
-from harness.errors import HarnessError, Problem, UserError, in_a_line
+from harness.errors import HarnessError, Problem, UserError, did_you_mean, in_a_line
 from harness.experiment.fewer_items import answer_all_items
 from harness.experiment.preparation import prepare_session
 from harness.experiment.preparation.scope import Scope
@@ -50,8 +50,11 @@ def gate(
         IncompatibleRuns: a baseline is missing, or the arms must not be compared.
     """
     if not candidate:
-        step = "--candidate lora, or --base DIR --candidate DIR"
-        raise UserError(Problem("--candidate", "none", "what to judge", step))
+        of = config.load(path, overrides).experiment.candidates if base is None else ()
+        step = f"--candidate NAME, {did_you_mean('', of)}; or --base DIR --candidate DIR"
+        raise UserError(
+            Problem("--candidate", "none", "what to judge", step if of else "--base DIR --candidate DIR")
+        )
     if base is not None and baseline is not None:
         raise UserError(not_with_base("--baseline"))
     if base is not None:

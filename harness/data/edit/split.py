@@ -30,7 +30,8 @@ CLUSTER = "cluster"  # the column of a row's family, as a task reads it
 SHARES = (0.64, 0.16, 0.2)  # a fifth for test, and a fifth of the rest for validation, as compare sets aside
 _FAR = 0.05  # of a share
 _IN_EARLIER_GROUP = "in a group of an earlier part"
-_TIMES = f"{FORMS}; --time-format %d.%m.%Y says another form"
+_ANOTHER_FORM = "--time-format %d.%m.%Y says another form"
+_TIMES = f"{FORMS}; {_ANOTHER_FORM}"
 
 
 class SplitOptions(NamedTuple):
@@ -377,6 +378,9 @@ def _times(content: Rows, way: SplitOptions) -> list[float]:
     if len(kinds) > 1 and not problems:
         found = f"a number in {way.time!r}, where {kinds[False]} has a date"
         problems = [Problem(kinds[True], found, "dates or numbers in all rows", "mend the rows")]
+    if len(problems) > 1 and not times:
+        found = f"no time in any of {len(values):,} rows of {way.time!r}, such as {values[0]!r}"
+        problems = [Problem(content.shown, found, way.time_format or FORMS, _ANOTHER_FORM)]
     if problems:
         raise UserError(cap_problems(problems, content.shown, "times that cannot be read"))
     return times
