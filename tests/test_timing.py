@@ -170,6 +170,8 @@ def test_requests_that_come_at_once_and_a_first_token_are_timed_with_the_single_
         note,
     )
     assert 0 < again["first_token_at_once_p50_s"] <= again["first_token_at_once_p95_s"]
+    seeds = [replace(run, latency=again, seed=seed) for seed in (0, 1)]
+    assert "lora (seed 1) answers 6 within" in " ".join(timing_notes(seeds)), "seeds have names of their own"
     served = {name: of for name, of in again.items() if name != "first_token_s"}
     assert "a second), the first tokens of these after " in timing_notes([replace(run, latency=served)])[1]
 

@@ -295,7 +295,7 @@ def _names(runs: Iterable[Run]) -> str:
 
 def _times_text(run: Run) -> str:
     p50, p95 = (seconds(run.latency[name]) for name in ("p50_s", "p95_s"))
-    return f"{run.candidate} {p50} and {p95} of {run.latency['n']:.0f}"
+    return f"{run.label} {p50} and {p95} of {run.latency['n']:.0f}"
 
 
 def _load_text(run: Run) -> str:
@@ -305,7 +305,7 @@ def _load_text(run: Run) -> str:
     p50 = run.latency.get("first_token_at_once_p50_s")
     together = f", the first tokens of these after {seconds(p50)}" if p50 is not None else ""
     rate = f"{n / all_s:.1f}" if n / all_s < 10 else count(n / all_s)
-    return f"{run.candidate} answers {n:.0f} within {seconds(all_s)} ({rate} a second){alone}{together}"
+    return f"{run.label} answers {n:.0f} within {seconds(all_s)} ({rate} a second){alone}{together}"
 
 
 def _mean_s(rows: Iterable[SampleResult]) -> float:

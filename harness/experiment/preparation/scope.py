@@ -40,16 +40,17 @@ def narrow(experiment: Experiment, scope: Scope) -> Experiment:
     """
     if scope.fewer:
         experiment = experiment.model_copy(update={"name": f"{experiment.name}{FEWER}"})
+    every = (experiment.target, *experiment.more_targets)
     if scope.quick:
-        targets = (_with_limits(one, SMOKE_LIMITS) for one in (experiment.target, *experiment.more_targets))
+        every = tuple(_cap_target(one, SMOKE_LIMITS) for one in every)
         suites = tuple(_cap_suite(suite, SMOKE_ITEMS) for suite in experiment.suites)
         candidates = {name: _short(recipe) for name, recipe in experiment.candidates.items()}
-        return _with_tasks(experiment, targets, suites).model_copy(update={"candidates": candidates})
+        experiment = _with_tasks(experiment, every, suites).model_copy(update={"candidates": candidates})
     if scope.limit:
-        targets = (_cap_test(one, scope.limit) for one in (experiment.target, *experiment.more_targets))
+        every = tuple(_cap_target(one, ItemLimits(test=scope.limit)) for one in every)
         suites = tuple(_cap_suite(suite, scope.limit) for suite in experiment.suites)
         name = f"{experiment.name}-limit{scope.limit}"
-        return _with_tasks(experiment, targets, suites).model_copy(update={"name": name})
+        experiment = _with_tasks(experiment, every, suites).model_copy(update={"name": name})
     return experiment
 
 
@@ -68,14 +69,12 @@ def refuse_two_ways(scope: Scope) -> None:
         raise UserError(Problem("--sequential", f"{' and '.join(given)} as well", expected, step))
 
 
-def _with_limits(task: Task, limits: ItemLimits) -> Task:
+def _cap_target(task: Task, most: ItemLimits) -> Task:
+    """Lower the limits of a target's splits where they are higher, or where there are none."""
+    own, caps = task.data.limits.model_dump(), most.model_dump()
+    known = {split: [n for n in (own[split], caps[split]) if n is not None] for split in own}
+    limits = ItemLimits(**{split: min(of, default=None) for split, of in known.items()})
     return task.model_copy(update={"data": task.data.model_copy(update={"limits": limits})})
-
-
-def _cap_test(task: Task, n: int) -> Task:
-    old = task.data.limits
-    limits = ItemLimits(train=old.train, validation=old.validation, test=min(n, old.test or n))
-    return _with_limits(task, limits)
 
 
 def _cap_suite(suite: Suite, n: int) -> Suite:
