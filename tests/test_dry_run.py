@@ -136,3 +136,13 @@ def test_a_plan_and_a_report_say_how_many_shots_are_missing(command, tiny, tmp_p
     assert short in tiny_experiment.run(path).notes
     path = tiny_experiment.write(tmp_path, tiny, "  shots: {prompting: {few_shot: {shots: 30}}}\n")
     assert "fewer than" not in command("compare", "-c", path, "--dry-run")[2]
+
+
+def test_without_suites_nothing_is_said_of_a_capability_suite(command, own_cache, tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
+    path.write_text(path.read_text().replace("suites: [suites/general.yaml]", "suites: []"))
+    for more in (["--dry-run"], []):
+        code, out, said = command("compare", "-c", path, *more)
+        assert code == 0, said
+        assert "capability suite of the base" not in out
+        assert "capability suite of the base" not in said

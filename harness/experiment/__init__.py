@@ -313,7 +313,8 @@ def _settled_early(session: Session, runs: Sequence[Run]) -> list[str]:
 def _measure_base(session: Session, source: ModelSource) -> dict[str, str]:
     """Measure a base on the capability suite as far as that is not done yet; returns each task's row set."""
     label, rows = arm_label(session, source), base_arm(session, source)
-    session.progress.finish(label, f"{label}: measured on {pluralize(len(rows), 'task')}")
+    if rows:
+        session.progress.finish(label, f"{label}: measured on {pluralize(len(rows), 'task')}")
     return rows
 
 

@@ -31,7 +31,8 @@ def estimate_work(session: Session, selected: Collection[str], *, smoke: bool = 
     candidates = [session.candidates[name] for name in selected]
     suites = total_work(suite_sets(session, base_weights(session.source)))
     arm = suites + _control_work(session, suites) + Work(opened=1)
-    out = {arm_label(session, source): arm for source in measured_bases(candidates)}
+    bases = measured_bases(candidates) if session.suites else ()
+    out = {arm_label(session, source): arm for source in bases}
     made: set[str] = set()
     judged: set[tuple[str, str]] = set()
     for candidate in candidates:

@@ -40,7 +40,7 @@ def narrow(experiment: Experiment, scope: Scope) -> Experiment:
     """
     if scope.fewer:
         experiment = experiment.model_copy(update={"name": f"{experiment.name}{FEWER}"})
-    every = (experiment.target, *experiment.more_targets)
+    every: tuple[Task, ...] = (experiment.target, *experiment.more_targets)
     if scope.quick:
         every = tuple(_cap_target(one, SMOKE_LIMITS) for one in every)
         suites = tuple(_cap_suite(suite, SMOKE_ITEMS) for suite in experiment.suites)
