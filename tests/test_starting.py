@@ -125,6 +125,24 @@ def test_labels_are_closed_and_named_in_the_system_message(proposed):
     assert task.system == "Reply with one of: card, pin."
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_rows_with_a_system_message_of_their_own_get_no_second_one(proposed, own):
+    first = [{"role": "system", "content": "You are brief."}] if own else []
+    task = proposed(
+        [
+            {
+                "messages": [
+                    *first,
+                    {"role": "user", "content": f"Who is {i}?"},
+                    {"role": "assistant", "content": f"N {i}"},
+                ]
+            }
+            for i in range(40)
+        ]
+    ).task
+    assert (task.system is None) == own
+
+
 def test_questions_are_split_by_the_field_that_holds_them_together(proposed):
     found = proposed(QUESTIONS)
     assert found.task.fields.cluster == "{title}"

@@ -158,9 +158,9 @@ class Session:
     runs to the verdict that an interim analysis settled; these are asked nothing more. `failures` maps
     candidates with seeds to what a worker or their base failed with; these are not made here. `searched`
     names candidates of whose sweep or search every trial was made since this session was opened; those that
-    failed are not made again. One that is a worker's (`is_worker`) claims what it makes, as others are at work
-    in the same store. Copies made by `replace` share the slot, so what one loads another lets go of. A session for a
-    `dry_run` loads nothing.
+    failed are not made again. One that is a worker's (`is_worker`) claims what it makes, as others are at
+    work in the same store. Copies made by `replace` share the slot, so what one loads another lets go of. A
+    session for a `dry_run` loads nothing.
     """
 
     experiment: Experiment

@@ -20,7 +20,7 @@ from harness.experiment.scaffold.recognition import (
 )
 from harness.experiment.scaffold.time_bound import STEPS
 from harness.models.hub import ModelSource
-from harness.records import parse_json
+from harness.records import Example, parse_json
 from harness.spec import Fields, Task
 
 _UNUSABLE_SHARE = 0.05
@@ -38,22 +38,31 @@ def propose_task(
     content = readers.Rows(seen.shown, "row", seen.rows)
     reading = Task.model_validate({**task, "data": {"invalid_rows": "drop"}})
     examples = [sourced.example for sourced in examples_of(reading, content)]
+    task |= _propose_answers(seen, examples, base)
+    if any(message["role"] == "system" for example in examples for message in example.messages):
+        task.pop("system", None)  # rows have their own, and most templates take no second one
+    return task
+
+
+def _propose_answers(
+    seen: RecognizedRows, examples: Sequence[Example], base: ModelSource | None
+) -> dict[str, Any]:
+    """Propose what is asked of all answers: metrics, length, and a system message where one helps."""
     references = [max(example.references, key=len) for example in examples]
     longest = partial(_longest, references, base)
     if seen.kind == "labels":
         labels = sorted(references_of(examples))
-        task |= {"labels": list(labels), "metrics": ["exact_match", "macro_f1"], "system": _choose(labels)}
-        return task | {"max_new_tokens": longest(share=1.0)}
+        asked = {"labels": list(labels), "metrics": ["exact_match", "macro_f1"], "system": _choose(labels)}
+        return asked | {"max_new_tokens": longest(share=1.0)}
     if all(map(_is_json, references)):
-        task |= {"metrics": ["json_fields", "json_valid"], "system": "Reply with JSON and nothing else."}
-        return task | {"max_new_tokens": longest(share=1.0)}
+        asked = {"metrics": ["json_fields", "json_valid"], "system": "Reply with JSON and nothing else."}
+        return asked | {"max_new_tokens": longest(share=1.0)}
     short = sorted(len(r.split()) for r in references)[int(0.9 * (len(references) - 1))] <= 8
-    task["metrics"] = (
-        ["chrf"] if not _is_latin(references) else ["token_f1", "exact_match" if short else "rougeL"]
-    )
+    metrics = ["chrf"] if not _is_latin(references) else ["token_f1", "exact_match" if short else "rougeL"]
     if short:
-        return task | {"system": "Answer with the answer only, in a few words.", "max_new_tokens": longest()}
-    return task | {"max_new_tokens": longest(), "truncated_scores": True}
+        system = "Answer with the answer only, in a few words."
+        return {"metrics": metrics, "system": system, "max_new_tokens": longest()}
+    return {"metrics": metrics, "max_new_tokens": longest(), "truncated_scores": True}
 
 
 def _data(request: Request, seen: RecognizedRows) -> dict[str, Any]:
