@@ -39,7 +39,7 @@ _PAGES = {
 @st.fragment(run_every=2.0)
 def status() -> None:
     """Show where the command at work is; when runs or reports have come, show the page anew."""
-    at, now, stamp = project.at_work(), len(project.runs()), project.stamp()
+    at, now, stamp = project.find_at_work(), len(project.runs()), project.stamp()
     before = st.session_state.get("stamp")
     st.session_state["stamp"] = stamp
     if at is None:

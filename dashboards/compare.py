@@ -41,7 +41,7 @@ def page() -> None:
     if unseen := chosen[_MOST + 1 :]:
         safe_text.say(f"Not shown, because {count(_MOST + 1)} at once can be read: {', '.join(unseen)}")
     base, others = by_label[chosen[0]], {name: by_label[name] for name in chosen[1 : _MOST + 1]}
-    found = {name: paired_runs.on_every_task(base, run, report) for name, run in others.items()}
+    found = {name: paired_runs.compare_on_every_task(base, run, report) for name, run in others.items()}
     _differences(chosen[0], found, report)
     _flips(chosen[0], found)
 
@@ -72,7 +72,9 @@ def _differences(
                 o = orient(c)
                 ends = (100 * o.delta, 100 * o.low, 100 * o.high)
                 margin = margins.get(task)
-                bar = charts.Bar(task, *ends, paired_runs.said(c), 100 * margin if margin else None)
+                bar = charts.Bar(
+                    task, *ends, paired_runs.print_difference(c), 100 * margin if margin else None
+                )
                 series.setdefault(name, []).append(bar)
     if series:
         charts.draw(
@@ -96,7 +98,7 @@ def _row(name: str, c: Comparison) -> dict[str, Any]:
         "metric": c.metric,
         "reference": reference,
         "new": new,
-        "change": paired_runs.said(c),
+        "change": paired_runs.print_difference(c),
         "lost": len(c.lost),
         "gained": len(c.gained),
         "n": c.n,

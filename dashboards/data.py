@@ -13,7 +13,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from harness.data.check import Finding
 from harness.data.check._table import TableEntry
-from harness.data.edit.decisions import RowDecision, decisions_file, keep_decision, kept_decisions
+from harness.data.edit.decisions import RowDecision, decisions_file, keep_decision, read_decisions
 from harness.errors import HarnessError, as_argument
 from harness.experiment.check_rows import CheckReport, examine_target
 from harness.formatting import count
@@ -99,7 +99,7 @@ def _decisions(checked: CheckReport) -> None:
         return
     path = checked.table.files[0]
     try:
-        kept, digest = kept_decisions(path), checksum(Path(path))
+        kept, digest = read_decisions(path), checksum(Path(path))
     except HarnessError as error:
         st.error("No decisions can be kept:")
         safe_text.say_all(str(error).splitlines())

@@ -36,12 +36,12 @@ def page() -> None:
     )
     rows = _changes(report)
     controls.offer_csv(rows, "forgetting")
-    _no_rates(report, drawn.labels)
+    _draw_without_rates(report, drawn.labels)
     stored = controls.runs_of(report, project.runs())
     runs = {name: stored[name] for name in drawn.labels if name in stored}
     if runs:
         status_counts.show(runs)
-        _before_and_after(runs, report)
+        _show_before_and_after(runs, report)
 
 
 def _changes(report: ExperimentReport) -> list[dict[str, Any]]:
@@ -56,14 +56,14 @@ def _changes(report: ExperimentReport) -> list[dict[str, Any]]:
     ]
 
 
-def _no_rates(report: ExperimentReport, labels: Sequence[str]) -> None:
+def _draw_without_rates(report: ExperimentReport, labels: Sequence[str]) -> None:
     """Draw the change of tasks that no rate is known of, such as held-out text in bits per byte."""
     rates = {c.task for of in report.comparisons.values() for c in of if c.unit.is_rate}
     by_unit: dict[Unit, dict[str, list[charts.Bar]]] = {}
     for label in labels:
         for c in report.comparisons[label]:
             if not c.slice and c.task not in rates:
-                said = f"{paired_runs.said(c)} ({score(c.unit, c.new)} now)"
+                said = f"{paired_runs.print_difference(c)} ({score(c.unit, c.new)} now)"
                 bar = charts.Bar(c.task, c.delta, c.low, c.high, said)
                 by_unit.setdefault(c.unit, {}).setdefault(label, []).append(bar)
     for unit, series in by_unit.items():
@@ -73,7 +73,7 @@ def _no_rates(report: ExperimentReport, labels: Sequence[str]) -> None:
         charts.draw(charts.forest(series, f"change in {unit.name}; above 0 is {above}"), f"drift {unit.name}")
 
 
-def _before_and_after(runs: dict[str, Run], report: ExperimentReport) -> None:
+def _show_before_and_after(runs: dict[str, Run], report: ExperimentReport) -> None:
     """Show answers of the base and of a fine-tune beside each other."""
     st.subheader("Answers before and after", anchor=False)
     left, right, _ = st.columns([2, 2, 3])

@@ -26,18 +26,18 @@ def page() -> None:
     if report is not None:
         safe_text.say(last_line(report), "lead")
     controls.say_absent(report, stored)
-    runs = leaderboard_table.chosen(leaderboard_rows.with_reported(stored, report), report)
+    runs = leaderboard_table.choose_runs(leaderboard_rows.add_reported(stored, report), report)
     if not runs:
         st.info("No run fits these filters.")
         return
-    metrics = _more_metrics(report) if stored else []
-    found = leaderboard_rows.of(runs, report, metrics)
+    metrics = _choose_more_metrics(report) if stored else []
+    found = leaderboard_rows.make_board(runs, report, metrics)
     _table(found.lines, metrics, report, stored)
     _unread(found)
     _picture(found.lines)
 
 
-def _more_metrics(report: ExperimentReport | None) -> list[str]:
+def _choose_more_metrics(report: ExperimentReport | None) -> list[str]:
     """Let other metrics of the target be shown beside the one that decides."""
     name, primary = leaderboard_rows.target(report)
     written = project.task(name)
@@ -67,7 +67,7 @@ def _table(
     )
     left, right = st.columns([1, 5])
     with left:
-        controls.offer_csv([leaderboard_table.as_row(line) for line in lines], "leaderboard")
+        controls.offer_csv([leaderboard_table.make_row(line) for line in lines], "leaderboard")
     chosen = [lines[i].run for i in picked.selection.rows if lines[i].run.rows]
     if len(chosen) < 2:
         able = sum(bool(line.run.rows) for line in lines) > 1
@@ -96,7 +96,7 @@ def _unread(found: Board) -> None:
         st.rerun()
 
 
-def _said(e: Estimate) -> str:
+def _print_estimate(e: Estimate) -> str:
     return score(e.unit, *e[:3]) + errors(e.n_errors)
 
 
@@ -108,7 +108,7 @@ def _picture(lines: Sequence[Line]) -> None:
     alike = [(line.run, e) for line, e in known if (line.task, line.metric) == (task, metric)]
     unit, names = known[0][1].unit, controls.distinct([run for run, _ in alike])
     bars = [
-        charts.Bar(name, unit.scale * e.score, unit.scale * e.low, unit.scale * e.high, _said(e))
+        charts.Bar(name, unit.scale * e.score, unit.scale * e.low, unit.scale * e.high, _print_estimate(e))
         for name, (_, e) in zip(names, alike, strict=True)
     ]
     figure = charts.forest(

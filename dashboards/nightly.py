@@ -7,7 +7,7 @@ confidence sequence, so it may be looked at every morning.
 import streamlit as st
 
 from harness.formatting import UNKNOWN, count, percent
-from harness.nightly.alarm import missed_nights
+from harness.nightly.alarm import list_missed_nights
 from harness.nightly.state import Alarm, Night, home, read_nights, read_state
 from parts import charts, controls, nightly_charts, project, safe_text
 
@@ -18,7 +18,7 @@ def page() -> None:
         "Nightly", "Change against the pinned reference, less that of the base, the control arm."
     )
     loaded = project.experiment()
-    if problems := project.what_is_wrong():
+    if problems := project.list_problems():
         st.error("The experiment's file cannot be used, so its nights cannot be told:")
         safe_text.say_all(problems)
         return
@@ -33,7 +33,7 @@ def page() -> None:
     told = nightly_charts.tell(loaded.experiment.name, loaded.experiment.nightly, stored, state)
     last, marks = (
         told[-1],
-        (nightly_charts.changes(stored), nightly_charts.alarms(state, told), missed_nights(stored)),
+        (nightly_charts.changes(stored), nightly_charts.alarms(state, told), list_missed_nights(stored)),
     )
     st.html(safe_text.badge(last.verdict))
     safe_text.say(last.sentence, "lead")

@@ -85,7 +85,7 @@ def _families(report: ExperimentReport, found: Sequence[Point]) -> list[list[Poi
     families: dict[str, list[tuple[float, Point]]] = {}
     for label, recipe in runs.items():
         of = recipe.get("init_from")
-        scaled = plugins.stored_method(recipe.get("method", BASE)).interpolates
+        scaled = plugins.find_method(recipe.get("method", BASE)).interpolates
         if scaled and of in by_label and label in by_label:
             scale = float(recipe.get("params", {}).get("scale", _SCALE))
             families.setdefault(of, [(1.0, by_label[of])]).append((scale, by_label[label]))

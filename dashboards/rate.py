@@ -83,7 +83,7 @@ def _turn(pair: Pair, runs: tuple[Run, Run], rater: str, done: list[Rating]) -> 
     """Show the next item that differs, and take the choice."""
     both = (pair.base, pair.new)
     ids = _differing_items(str(project.project().store.folder), *both, project.row_set_times(*both))
-    turn = human.next_turn(ids, done, rater, pair.base, pair.new)
+    turn = human.find_next_turn(ids, done, rater, pair.base, pair.new)
     n_done = len(
         {r.example_id for r in done if (r.rater, r.rows_a, r.rows_b) == (rater, pair.base, pair.new)}
     )

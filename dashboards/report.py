@@ -22,16 +22,16 @@ def page() -> None:
     if document.first is not None:
         left, right = st.columns([3, 2], gap="medium")
         with left:
-            _why(document.first)
-            _next(document.first)
+            _show_reasons(document.first)
+            _show_next(document.first)
         with right:
             _picture(document.first, front_file(report, NARROW))
         _candidates(document.first)
-    _behind(document)
+    _show_behind(document)
     controls.say_absent(report, project.runs())
 
 
-def _why(first: FirstPage) -> None:
+def _show_reasons(first: FirstPage) -> None:
     safe_text.say_all(f"{reason.about}: {reason.sentence}" for reason in first.reasons)
 
 
@@ -48,13 +48,13 @@ def _picture(first: FirstPage, drawn: str) -> None:
         safe_text.say(first.caption, "name")
 
 
-def _next(first: FirstPage) -> None:
+def _show_next(first: FirstPage) -> None:
     st.subheader("What to do next", anchor=False)
     for step in first.next_steps:
         safe_text.command(step.line, step.purpose)
 
 
-def _behind(document: ResultDocument) -> None:
+def _show_behind(document: ResultDocument) -> None:
     """Fold what the report says behind its first page; the appendix is on the other pages."""
     safe_text.say(document.lead, "name")
     for section in (s for s in document.sections if not s.appendix):

@@ -18,8 +18,8 @@ from harness.report.plots.loss_curves import (
     LIKELIHOOD,
     PREFERENCES,
     gap,
+    is_of_preferences,
     numeric_points,
-    of_preferences,
     round_length,
     round_means,
     smooth,
@@ -72,7 +72,7 @@ def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
     st.dataframe(rows, hide_index=True)
     controls.offer_csv(rows, "training")
     for name in chosen:
-        _more(name, trained[name], report)
+        _show_more(name, trained[name], report)
 
 
 def _draw_training_sets(report: ExperimentReport) -> None:
@@ -84,14 +84,14 @@ def _draw_training_sets(report: ExperimentReport) -> None:
             st.columns([3, 2])[0].image(drawn, width="stretch")
         safe_text.table(section.columns, section.rows)
         safe_text.say_all(section.notes)
-        controls.offer_csv(controls.as_facts(section), f"training-rows-{i}")
+        controls.offer_csv(controls.map_to_cells(section), f"training-rows-{i}")
 
 
 def _draw(chosen: Mapping[str, Run]) -> None:
     """Draw likelihoods and preferences apart: they are no losses of one kind."""
     by_kind: dict[bool, dict[str, charts.Curves]] = {False: {}, True: {}}
     for name, run in chosen.items():
-        by_kind[of_preferences(run.training)] |= _overlaid(name, run)
+        by_kind[is_of_preferences(run.training)] |= _overlaid(name, run)
     if by_kind[False]:
         charts.draw(charts.curves(by_kind[False], "loss"), "training")
         st.caption(LIKELIHOOD)
@@ -171,7 +171,7 @@ def _row(name: str, run: Run, cost: str) -> dict[str, Any]:
     of = run.training
     return {
         "candidate": name,
-        "loss": "preference" if of_preferences(of) else "likelihood",
+        "loss": "preference" if is_of_preferences(of) else "likelihood",
         "last training loss": plain(smooth(of)[-1][1]),
         "best validation loss": plain(of.best_validation_loss),
         "overfitting gap": plain(gap(of), sign=True),
@@ -187,7 +187,7 @@ def _row(name: str, run: Run, cost: str) -> dict[str, Any]:
     }
 
 
-def _more(name: str, run: Run, report: ExperimentReport | None) -> None:
+def _show_more(name: str, run: Run, report: ExperimentReport | None) -> None:
     """Show what else was logged of a training: rewards, the trials of a sweep."""
     of_pairs = ("reward_margin", "reward_accuracy", "heldout_margin", "heldout_accuracy")
     curves = (*of_pairs, "reward", "equal_rewards", "kl")
@@ -202,7 +202,7 @@ def _more(name: str, run: Run, report: ExperimentReport | None) -> None:
                 metric, unit = (report.metric, report.unit) if report else ("score", RATE)
                 section = trials_section(sweep, run.training.searched_by, metric, unit, name)
                 st.text(section.lead)
-                st.dataframe(controls.as_facts(section), hide_index=True)
+                st.dataframe(controls.map_to_cells(section), hide_index=True)
 
 
 page()

@@ -51,14 +51,14 @@ def percent(x: float | None) -> str:
 
 def interval(x: float | None, low: float | None, high: float | None, *, whole: bool = False) -> str:
     """Print a rate with its interval, all in percent: `81.0 [75, 86]`; `whole` ends save room."""
-    return _with_ends(x, low, high, "", whole)
+    return _add_ends(x, low, high, "", whole)
 
 
 def points(
     delta: float | None, low: float | None = None, high: float | None = None, *, whole: bool = False
 ) -> str:
     """Print a difference of rates in percentage points: `+7.0 [+2, +12]`, `−0.4 [−1.5, +0.7]`."""
-    return _with_ends(delta, low, high, "+", whole)
+    return _add_ends(delta, low, high, "+", whole)
 
 
 def plain(x: float | None, low: float | None = None, high: float | None = None, *, sign: bool = False) -> str:
@@ -206,7 +206,7 @@ def _significant(x: float) -> str:
     return _format_fixed(x, digits).rstrip("0")
 
 
-def _with_ends(x: float | None, low: float | None, high: float | None, plus: str, whole: bool) -> str:
+def _add_ends(x: float | None, low: float | None, high: float | None, plus: str, whole: bool) -> str:
     if not _is_known(x):
         return UNKNOWN
     middle = _format_fixed(100 * x, 1, plus)

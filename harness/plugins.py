@@ -260,7 +260,7 @@ def method(name: str) -> Method:
 
 
 @cache
-def stored_method(name: str) -> Method:
+def find_method(name: str) -> Method:
     """Return what the method of a stored run declares; where its file is gone, a fine-tune is assumed."""
     if name in names("methods"):
         return method(name)

@@ -48,9 +48,9 @@ def lines(finding):
 
 
 def reading(asked):
-    from harness.experiment.check_rows import _first_rows
+    from harness.experiment.check_rows import _read_first_rows
 
-    return recognise(asked, _first_rows(asked.files))
+    return recognise(asked, _read_first_rows(asked.files))
 
 
 def alarm(found, name):

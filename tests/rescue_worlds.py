@@ -21,7 +21,7 @@ from worlds import BAD, GOOD, PER_ANSWER_S, Oracle, OracleHost, Sizes, Truth, ri
 
 from harness import config, experiment, plugins, rescue
 from harness.experiment import Scope, prepare_session
-from harness.experiment.weights.candidate_weights import stored_weights
+from harness.experiment.weights.candidate_weights import find_stored_weights
 from harness.experiment.weights.weights_folder import folder_of
 from harness.gating.halves import split
 from harness.models.hub import ModelSource
@@ -92,8 +92,8 @@ class KnownHost(OracleHost):
 
 def lay_down(session, candidate, mark: str, seed: int = 0) -> None:
     """Leave what a finished training of an adapter leaves; of a tracked one every tenth step's weights too."""
-    init = stored_weights(session, candidate.init, seed) if candidate.init else None
-    merges = [stored_weights(session, one, seed) for one in candidate.merges]
+    init = find_stored_weights(session, candidate.init, seed) if candidate.init else None
+    merges = [find_stored_weights(session, one, seed) for one in candidate.merges]
     folder = folder_of(session, candidate, seed, init, merges=merges)
     settings = {"peft_type": "LORA", "lora_alpha": ALPHA, "r": 16, "made": mark}
     training = {"wall_s": 600.0, "loss": [[1, 1.0]]}

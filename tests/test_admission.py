@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from harness import release, stats
 from harness.comparison import compare_rows
-from harness.gating import TaskComparison, admit, cut_tasks, judge, measured_half
+from harness.gating import TaskComparison, admit, cut_tasks, cut_to_half, judge
 from harness.gating.halves import cluster_name
-from harness.gating.items_needed import DeltaPart, allocate_items, more_items
+from harness.gating.items_needed import DeltaPart, allocate_items, describe_more_items
 from harness.gating.macro import average_macro
 from harness.gating.rules import apply_rules
 from harness.spec import GatePolicy, Task
@@ -433,7 +433,7 @@ def test_items_are_asked_of_the_small_tasks_where_these_make_the_width():
     assert "t0" not in by_task
     assert found.items_needed == sum(map(int, by_task.values())) < 1_500
     alike = [DeltaPart("all", macro_se(found), 14_400)]
-    assert more_items(0.0, alike, 0.02, 0.05, 0.0).items > 20_000
+    assert describe_more_items(0.0, alike, 0.02, 0.05, 0.0).items > 20_000
     assert "(t1 " in macro.sentence
 
 
@@ -445,7 +445,7 @@ def macro_se(found):
 def test_tasks_that_grow_alike_need_what_one_task_of_them_all_would():
     even = [DeltaPart(f"t{i}", 0.03 / 4, 100) for i in range(4)]
     one = [DeltaPart("all", 0.015, 400)]
-    few, many = (more_items(0.0, parts, 0.02, 0.05, 0.015).items for parts in (one, even))
+    few, many = (describe_more_items(0.0, parts, 0.02, 0.05, 0.015).items for parts in (one, even))
     assert few == pytest.approx(many, abs=4)
 
 
@@ -458,7 +458,7 @@ def test_no_task_is_asked_for_more_items_than_it_holds():
 
 
 def test_where_all_that_the_tasks_hold_would_not_do_that_is_said():
-    found = more_items(
+    found = describe_more_items(
         0.0, [DeltaPart("a", 0.03, 50, room=20), DeltaPart("b", 0.0, 50, room=10)], 0.02, 0.05, 0.03
     )
     assert found.items is None
@@ -481,7 +481,7 @@ def test_the_allocation_reaches_what_is_wanted_with_no_more_than_growing_alike(g
 def test_a_rescues_half_is_admitted_by_the_base_on_the_other_and_counts_in_full():
     task = lopsided((40, 25))
     cut = cut_tasks([task], 0)
-    searched, confirmed = (verdict(measured_half([task], cut, half)) for half in ("search", "confirm"))
+    searched, confirmed = (verdict(cut_to_half([task], cut, half)) for half in ("search", "confirm"))
     assert searched.macro is None
     (why,) = macro_of(searched).numbers["left_out"]
     assert "t cannot show forgetting: on its other half the base scores 50.0" in why

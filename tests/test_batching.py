@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.models.batching import Size, common_length, grow, pack, plan, shared_length
+from harness.models.batching import Size, common_length, count_shared_prefix, grow, pack, plan
 
 # Few ids, so that sequences begin alike.
 IDS = st.lists(st.integers(1, 3), min_size=1, max_size=9).map(tuple)
@@ -207,4 +207,4 @@ def test_an_empty_plan_has_no_batches():
     ids=["the same prefix", "a row keeps one token of its own", "too short to be worth it", "one row"],
 )
 def test_what_all_rows_begin_with_is_shared(rows, shared):
-    assert shared_length(rows) == shared
+    assert count_shared_prefix(rows) == shared

@@ -14,7 +14,7 @@ from harness.evaluation import wrap_prompt
 from harness.experiment import compare
 from harness.metrics import load_metrics
 from harness.metrics._citations import cites_nothing
-from harness.prompting import marked_passages, with_context
+from harness.prompting import map_passage_marks, with_context
 from harness.records import Document, Example, Output
 from harness.spec import Task, TaskData
 from harness.store import Store
@@ -162,7 +162,7 @@ def test_a_range_cites_what_lies_between_its_ends(answer):
 
 
 def test_two_passages_of_one_document_have_one_number():
-    assert marked_passages(asked()) == {"1": "lamp", "2": "ship"}
+    assert map_passage_marks(asked()) == {"1": "lamp", "2": "ship"}
     assert asked().prompt.splitlines()[1:4] == [
         "[1] Lamp: The lamp costs 40 euros.",
         "[2] A parcel takes three days.",
@@ -192,7 +192,7 @@ def test_passages_without_marks_are_cited_by_their_place_or_their_id():
 def test_marks_are_those_of_the_passages_also_where_a_template_has_a_context_of_its_own(template):
     shown = wrap_prompt(asked("id"), None, template)
     item = replace(shown, plain_prompt="What does it cost?")
-    assert marked_passages(item) == {"lamp": "lamp", "ship": "ship"}
+    assert map_passage_marks(item) == {"lamp": "lamp", "ship": "ship"}
     assert scores("40 euros [lamp]", item) == (1.0, 1.0)
     assert scores("40 euros [1]", item) == (0.0, 0.0)
 

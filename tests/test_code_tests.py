@@ -412,13 +412,13 @@ def test_nothing_runs_where_it_cannot_be_isolated(monkeypatch, tmp_path):
     tried.write_text("#!/bin/sh\necho 'unshare failed: Operation not permitted' >&2\nexit 1\n")
     tried.chmod(0o755)
     monkeypatch.setitem(code_tests._ENVIRONMENT, "PATH", f"{tmp_path}:{code_tests._ENVIRONMENT['PATH']}")
-    code_tests._why_not_isolated.cache_clear()
+    code_tests._explain_not_isolated.cache_clear()
     passes.cache_clear()
     try:
         with pytest.raises(UserError, match="Operation not permitted"):
             score("open('/tmp/ran', 'w')", TESTS)
     finally:
-        code_tests._why_not_isolated.cache_clear()
+        code_tests._explain_not_isolated.cache_clear()
         passes.cache_clear()
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from harness import plugins
 from harness.provenance.code_versions import TABLE, code_versions, versions_of
-from harness.records import Example, RowsIdentity, digest, without_defaults
+from harness.records import Example, RowsIdentity, digest, drop_defaults
 from tests import pins
 
 
@@ -57,10 +57,10 @@ def test_a_plugin_that_is_not_listed_is_known_by_its_content(tmp_path):
 
 def test_a_field_at_its_default_is_left_out_of_a_digest():
     plain = Example("1", ({"role": "user", "content": "Q"},))
-    assert without_defaults(plain).keys() == {"id", "messages"}
+    assert drop_defaults(plain).keys() == {"id", "messages"}
     identity = RowsIdentity(*("" for _ in range(11)))
-    assert identity.digest == digest(without_defaults(identity))
-    assert "scoring_digest" not in without_defaults(identity)
+    assert identity.digest == digest(drop_defaults(identity))
+    assert "scoring_digest" not in drop_defaults(identity)
 
 
 @pytest.mark.parametrize("name", ["dpo", "kto"])

@@ -294,13 +294,16 @@ def test_progress_is_read_of_a_bar():
 
 def test_the_last_lines_of_a_log_are_those_of_its_bars_too(tmp_path):
     (tmp_path / "log").write_text("one\n 1/3\r 2/3\r 3/3\r\nsaved\n\n")
-    assert supervision.last_lines(tmp_path / "log", 2) == ["3/3", "saved"]
+    assert supervision.read_last_lines(tmp_path / "log", 2) == ["3/3", "saved"]
 
 
 def test_secrets_that_a_program_printed_are_not_repeated(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     (tmp_path / "log").write_text("logged in with 0123456789abcdef\nHF_TOKEN=hf_abcdefghijkl, 3 of 8 done\n")
-    assert supervision.last_lines(tmp_path / "log", 2) == ["logged in with ***", "HF_TOKEN=***, 3 of 8 done"]
+    assert supervision.read_last_lines(tmp_path / "log", 2) == [
+        "logged in with ***",
+        "HF_TOKEN=***, 3 of 8 done",
+    ]
 
 
 class TestPlaceholders:

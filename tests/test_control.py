@@ -156,7 +156,7 @@ def test_compare_and_gate_exit_alike_with_4(path):
     policy = GatePolicy(on_inconclusive="pass")
     found = further(path, doubled_bos, ["gate.on_inconclusive=pass"])
     judged = release.gate(path, "shots", ["gate.on_inconclusive=pass"])
-    assert exit_code(found, policy, by_verdict=True) == release.combined_exit_code(judged) == 4
+    assert exit_code(found, policy, by_verdict=True) == release.combine_exit_codes(judged) == 4
     assert judged[0].verdict.sentence == verdict(found, "shots").sentence
     assert release.gate_document(judged[0]).last_line.startswith("shots: HARNESS-DRIFT")
 

@@ -235,8 +235,8 @@ def test_a_row_to_take_away_is_unrounded_with_every_interval(opened, tmp_path):
 
     made = fake_project.write(tmp_path)
     opened("leaderboard")
-    lines = leaderboard_rows.of(project.runs(), made).lines
-    (row,) = (leaderboard_table.as_row(line) for line in lines if line.run.candidate == "lora")
+    lines = leaderboard_rows.make_board(project.runs(), made).lines
+    (row,) = (leaderboard_table.make_row(line) for line in lines if line.run.candidate == "lora")
     f = made.facts[2]
     for name, ends in (
         ("score", f.target[:3]),
@@ -745,7 +745,7 @@ def test_every_number_of_the_heat_map_can_be_read_on_its_colour(found):
     (drawn,) = charts.heat(Heat(("lora",), tuple(("chat", (cell,)) for cell in cells))).data
     for strength, (text,) in zip(strengths, drawn.text, strict=True):
         ink = re.search(r"color:(#\w{6})", text)[1]
-        assert charts.contrast(ink, charts.of_change(strength)) >= 4.5
+        assert charts.contrast(ink, charts.choose_color(strength)) >= 4.5
 
 
 def test_contrast_is_that_of_wcag(found):
@@ -1488,10 +1488,10 @@ def test_the_words_of_a_difference_are_marked_and_stand_apart(found):
 
 
 def test_a_csv_holds_no_formula(found):
-    from parts.controls import as_csv
+    from parts.controls import write_csv
 
     for text in ("=1+1", "\x1b[31m=1+1", "\u202e=1+1"):
-        assert as_csv([{"a": text, "b": 0.1}]) == "a,b\n'=1+1,0.1\n"
+        assert write_csv([{"a": text, "b": 0.1}]) == "a,b\n'=1+1,0.1\n"
 
 
 LABELS = ("refund", "delivery", "account")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data import load_task, readers, suite_contamination, task_version, version_of_test
-from harness.data.contamination import contaminated_rows, key
+from harness.data.contamination import find_contaminated_rows, key
 from harness.data.examples import SourcedExample
 from harness.data.splits import draw, set_aside
 from harness.errors import UserError
@@ -677,7 +677,7 @@ def test_another_seed_draws_others(task):
 @given(families, families)
 def test_a_leak_is_found_exactly_where_a_question_is_shared(train, test):
     asked = {q for _, q, _ in test}
-    found = contaminated_rows(sourced(train), sourced(test))
+    found = find_contaminated_rows(sourced(train), sourced(test))
     assert len(found) == sum(q in asked for _, q, _ in train)
 
 

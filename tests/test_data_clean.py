@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from harness.data.columns import find_roles
 from harness.data.edit.clean import clean, clean_text
-from harness.data.edit.decisions import RowDecision, keep_decision, kept_decisions
+from harness.data.edit.decisions import RowDecision, keep_decision, read_decisions
 from harness.data.readers import Rows
 from harness.errors import UserError
 from harness.records import checksum
@@ -273,9 +273,9 @@ def test_decisions_on_changed_rows_are_kept_beside_the_new_ones(data):
     with pytest.raises(UserError, match="changed since it was looked at"):
         keep_decision("r.jsonl", 3, RowDecision("keep"), before)
     keep_decision("r.jsonl", 3, RowDecision("keep"), checksum(file))
-    assert kept_decisions("r.jsonl") == {3: RowDecision("keep")}
+    assert read_decisions("r.jsonl") == {3: RowDecision("keep")}
     file.write_text(rows)
-    assert kept_decisions("r.jsonl") == dict.fromkeys((1, 2), RowDecision("drop"))
+    assert read_decisions("r.jsonl") == dict.fromkeys((1, 2), RowDecision("drop"))
 
 
 def test_a_file_of_another_making_is_not_overwritten_by_decisions(data):

@@ -189,7 +189,7 @@ def test_a_vllm_that_cannot_be_imported_is_a_problem_for_who_wants_it(copy, pack
     assert problem.found == "vLLM, and No module named 'no_such_package'"
 
 
-@pytest.mark.skipif(vllm.installed_version() is not None, reason="vLLM is installed")
+@pytest.mark.skipif(vllm.find_installed_version() is not None, reason="vLLM is installed")
 def test_without_vllm_the_extra_that_brings_it_is_named(copy):
     found = examine(copy, [], SilentProgress())
     assert (found.vllm, found.absent["vllm"]) == ("", "pip install 'harness-evals[vllm]'")

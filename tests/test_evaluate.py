@@ -9,11 +9,11 @@ import tiny_model
 
 from harness import store
 from harness.errors import UserError
-from harness.evaluation import EvaluationJob, evaluate_block, in_order, wrap_prompt
-from harness.evaluation.runner import shared_tokens
+from harness.evaluation import EvaluationJob, evaluate_block, put_in_order, wrap_prompt
+from harness.evaluation.runner import count_shared_tokens
 from harness.metrics import follows, load_metrics, mean_metric
 from harness.models.hardware import Machine
-from harness.models.hf import ModelHost, TextCandidate, TextTable, scripted_candidate
+from harness.models.hf import ModelHost, TextCandidate, TextTable, script_candidate
 from harness.models.hub import resolve
 from harness.records import BLOCK, Example, Limits, RowsIdentity
 from harness.spec import Task
@@ -52,14 +52,14 @@ def base(tiny, own_cache):
 def test_items_are_cut_into_blocks_of_one_size(n, blocks):
     job = job_of(*map(example, range(n)))
     assert job.n_blocks == blocks
-    found = [evaluate_block(scripted_candidate(str.upper), job, i) for i in range(blocks)]
+    found = [evaluate_block(script_candidate(str.upper), job, i) for i in range(blocks)]
     assert [len(block) for block in found] == [BLOCK] * (blocks - 1) + [n - BLOCK * (blocks - 1)]
     assert [r.position for block in found for r in block] == list(range(n))
 
 
 def test_the_order_is_a_shuffle_that_the_version_alone_decides():
     examples = [example(n) for n in range(30)]
-    first, again, other = (in_order(examples, v) for v in ("ab12", "ab12", "ab13"))
+    first, again, other = (put_in_order(examples, v) for v in ("ab12", "ab12", "ab13"))
     assert first == again != other
     assert sorted(e.id for e in first) == sorted(e.id for e in examples) != [e.id for e in first]
 
@@ -88,14 +88,14 @@ def test_a_block_does_not_depend_on_what_ran_before_it(base):
     ],
 )
 def test_an_answer_has_its_status_and_score(answer, fields, status, score):
-    found = row(scripted_candidate(lambda _: answer), example(), **fields)
+    found = row(script_candidate(lambda _: answer), example(), **fields)
     assert (found.status, found.parts, found.text) == (status, {"exact_match": (score,)}, answer)
 
 
 def test_an_answer_outside_the_closed_set_is_unparsable():
     answers = {"question 0": "NO.", "question 1": "perhaps"}
     closed = [example(n, choices=("yes", "no"), reference="no") for n in range(2)]
-    found = rows(scripted_candidate(answers.get), *closed)
+    found = rows(script_candidate(answers.get), *closed)
     assert [(r.status, r.parts["exact_match"]) for r in found] == [("ok", (1.0,)), ("unparsable", (0.0,))]
 
 
@@ -240,14 +240,12 @@ def test_a_whole_text_gets_neither_system_nor_template():
 
 def test_a_row_keeps_passages_and_their_recall():
     asked = example(documents=("d1", "d2"), passages=("d2", "d9"))
-    found = row(scripted_candidate(lambda _: "yes"), asked)
+    found = row(script_candidate(lambda _: "yes"), asked)
     assert (found.passages, found.recall) == (("d2", "d9"), 0.5)
 
 
 def test_what_was_asked_and_answered_is_in_the_digests():
-    first, same, other = (
-        row(scripted_candidate(str.upper), example(prompt=p)) for p in ("one", "one", "two")
-    )
+    first, same, other = (row(script_candidate(str.upper), example(prompt=p)) for p in ("one", "one", "two"))
     assert (first.prompt_digest, first.output_digest) == (same.prompt_digest, same.output_digest)
     assert first.prompt_digest != other.prompt_digest
     assert first.output_digest != other.output_digest
@@ -259,15 +257,15 @@ def test_what_was_asked_and_answered_is_in_the_digests():
 @pytest.mark.parametrize("system", [None, "Answer as the clerk of a small shop would, in one word."])
 def test_the_tokens_that_all_prompts_begin_with_are_counted(base, system):
     asked = [wrap_prompt(example(n), system, None) for n in (1, 2, 31)]
-    n = shared_tokens(base, job_of(*asked))
+    n = count_shared_tokens(base, job_of(*asked))
     contexts = [base.encode(e.messages).context for e in asked]
     assert len({context[:n] for context in contexts}) == 1
     assert len({context[: n + 1] for context in contexts}) > 1
 
 
 def test_one_prompt_is_all_that_all_prompts_begin_with_and_no_prompt_nothing(base):
-    assert shared_tokens(base, job_of(example())) == len(base.encode(example().messages).context)
-    assert shared_tokens(base, job_of()) == 0
+    assert count_shared_tokens(base, job_of(example())) == len(base.encode(example().messages).context)
+    assert count_shared_tokens(base, job_of()) == 0
 
 
 # Scores of metrics that are not ours
@@ -278,7 +276,7 @@ def own_metric_row(score, **bounds):
     job = job_of(example(7))
     own = mean_metric("own", lambda output, example: score, **bounds)
     return evaluate_block(
-        scripted_candidate(lambda text: "yes"), replace(job, metrics={**job.metrics, "own": own}), 0
+        script_candidate(lambda text: "yes"), replace(job, metrics={**job.metrics, "own": own}), 0
     )[0]
 
 
@@ -303,7 +301,7 @@ def test_an_answer_on_which_a_pattern_does_not_decide_failed_and_the_row_says_so
     schema = {"type": "string", "pattern": "^(a+)+$"}
     one = replace(example(7), constraints=({"kind": "json_schema", "schema": schema},))
     slow, quick = (
-        row(scripted_candidate(lambda _, text=text: json.dumps(text)), one, metrics=("follows",))
+        row(script_candidate(lambda _, text=text: json.dumps(text)), one, metrics=("follows",))
         for text in ("a" * 60 + "!", "aaa")
     )
     assert (slow.status, slow.parts) == ("error", {"follows": None})

@@ -324,7 +324,7 @@ def test_a_stored_run_with_failed_answers_is_invalid(copy, run):
     (found,) = release.gate(copy, "lora")
     assert found.verdict.sentence.startswith("INCONCLUSIVE: invalid: 5 of ")
     assert "5 by the candidate (the server was busy)" in found.verdict.sentence
-    assert release.combined_exit_code([found]) == 4
+    assert release.combine_exit_codes([found]) == 4
     assert "(5 errors)" in str(release.gate_document(found).sections[0].rows)
 
 

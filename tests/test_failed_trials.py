@@ -12,8 +12,8 @@ from harness.experiment import Scope, executors, prepare_session
 from harness.experiment.executors import job_runner
 from harness.experiment.executors.job_runner import JobInputs, JobResult
 from harness.experiment.executors.work_plan import WorkerJob, plan_work
-from harness.experiment.weights.candidate_weights import stored_weights
-from harness.experiment.weights.trial_record import fails_alone, no_trial_error
+from harness.experiment.weights.candidate_weights import find_stored_weights
+from harness.experiment.weights.trial_record import fails_alone, phrase_no_trial
 from harness.progress import SilentProgress
 from harness.report.document import markdown
 from harness.report.sections import experiment_document
@@ -149,7 +149,7 @@ def test_a_trial_whose_worker_is_killed_is_a_failed_trial_and_the_others_are_cho
     candidate = session.candidates["found"]
     executors.make_on_workers(session, loaded, Scope(), [RunRequest(candidate, 0)], [None])
     assert session.failures == {}
-    killed, whole = stored_weights(session, candidate, 0).training.sweep
+    killed, whole = find_stored_weights(session, candidate, 0).training.sweep
     assert killed.params == {"max_length": 190}
     assert killed.error == "its worker ended 3 times with exit code -9; try: fewer workers"
     assert whole.chosen
@@ -179,9 +179,9 @@ def test_a_trial_fails_alone_but_by_what_the_others_would_meet(error, alone):
 
 def test_one_reason_of_all_trials_is_said_once():
     failed = [({"r": r}, CandidateFailed("out of memory", "a smaller batch")) for r in (2, 4)]
-    assert str(no_trial_error(failed)) == "every trial failed: out of memory; try: a smaller batch"
+    assert str(phrase_no_trial(failed)) == "every trial failed: out of memory; try: a smaller batch"
 
 
 def test_trials_that_all_diverged_are_a_divergence():
     failed = [({"r": r}, Diverged("no number", "a lower rate")) for r in (2, 4)]
-    assert isinstance(no_trial_error(failed), Diverged)
+    assert isinstance(phrase_no_trial(failed), Diverged)

@@ -5,7 +5,7 @@ from copy import deepcopy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.models.generation import _by_generate, answers, pick_at_random
+from harness.models.generation import _answer_by_generate, answers, pick_at_random
 from harness.models.hf import HFCandidate
 from harness.models.hub import load_tokenizer, resolve
 from harness.models.loglikelihood import Size
@@ -168,7 +168,7 @@ def test_a_model_without_keys_of_ours_draws_the_same(model):
     prompts, ends = [tuple(range(10, 30)), (7, 8, 9)], [model.config.pad_token_id]
     pick = pick_at_random(DRAWN, [1, 2])
     ours = answers(model, prompts, 8, ends, never, SIZE, PrefixCache(model), pick=pick)
-    assert _by_generate(model, prompts, 8, ends, never, pick) == ours
+    assert _answer_by_generate(model, prompts, 8, ends, never, pick) == ours
 
 
 def test_tokens_are_drawn_as_often_as_their_chances_say():

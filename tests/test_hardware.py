@@ -17,6 +17,7 @@ from harness.models.hardware import (
     cpu,
     cpu_name,
     cpu_speeds,
+    describe_unused_gpu,
     dtype,
     gpus_of_driver,
     load,
@@ -24,7 +25,6 @@ from harness.models.hardware import (
     probe,
     probe_notes,
     slow_bf16,
-    unused_gpu,
 )
 
 pytestmark = pytest.mark.usefixtures("watched_load")
@@ -281,17 +281,17 @@ def test_a_cpu_taken_beside_a_gpu_is_not_remembered_and_said(empty_cache, with_g
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     root, _ = with_gpu
     first = probe(measure=machine(100.0), root=root)
-    assert "a GPU is here" in unused_gpu(first, root)
-    assert "550.54.15" in unused_gpu(first, root)
+    assert "a GPU is here" in describe_unused_gpu(first, root)
+    assert "550.54.15" in describe_unused_gpu(first, root)
     assert probe(measure=on_gpu("A100"), root=root).device == "cuda", "the driver was mended"
-    assert unused_gpu(on_gpu("A100")("auto", "auto"), root) == ""
+    assert describe_unused_gpu(on_gpu("A100")("auto", "auto"), root) == ""
 
 
 def test_a_gpu_that_is_hidden_on_purpose_is_not_spoken_of(empty_cache, with_gpu, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert unused_gpu(machine(100.0)("auto", "auto"), with_gpu[0]) == ""
+    assert describe_unused_gpu(machine(100.0)("auto", "auto"), with_gpu[0]) == ""
 
 
 def test_a_machine_without_a_gpu_has_none(tmp_path):
     assert gpus_of_driver(tmp_path) == []
-    assert unused_gpu(machine(100.0)("auto", "auto"), tmp_path) == ""
+    assert describe_unused_gpu(machine(100.0)("auto", "auto"), tmp_path) == ""

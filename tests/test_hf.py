@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tiny_model import QUESTIONS, adapter_on
 
 from harness.errors import CandidateFailed, UserError
-from harness.models.batching import CPU_COSTS, Size, grow, plan, shared_length
+from harness.models.batching import CPU_COSTS, Size, count_shared_prefix, grow, plan
 from harness.models.cpu_kernels import multiplies_bf16
 from harness.models.hardware import Machine
-from harness.models.hf import ANSWERING, HFCandidate, ModelHost, classifier, scripted_candidate
+from harness.models.hf import ANSWERING, HFCandidate, ModelHost, classifier, script_candidate
 from harness.models.hub import resolve
 from harness.models.tokenization import encode_all, end_ids
 from harness.provenance.code_versions import code_versions
@@ -328,7 +328,7 @@ def computed_together():
 
     contexts = [(*range(9), *ids(60)) for _ in range(100)]
     pairs = [(context, ids(9)) for context in contexts for _ in range(4)]
-    shared = shared_length(contexts)
+    shared = count_shared_prefix(contexts)
     trees = grow(pairs, 1024, shared)
     read = plan([tree.n_tokens for tree in trees], Size(1024, 1024), CPU_COSTS.reading)
     return [shared, trees, read, plan(list(map(len, contexts)), ANSWERING["cpu"], CPU_COSTS.answering)]
@@ -445,7 +445,7 @@ def test_the_classifier_opened_twice_is_the_same(bag):
 
 
 def test_a_scripted_candidate_answers_by_its_function():
-    candidate = scripted_candidate(str.upper)
+    candidate = script_candidate(str.upper)
     contexts = [asked_of(candidate, t).context for t in ("a", "b")]
     assert [o.text for o in candidate.generate(contexts, Limits(4))] == ["A", "B"]
 

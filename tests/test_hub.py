@@ -17,7 +17,7 @@ from filelock import FileLock
 from harness.errors import UserError
 from harness.models.adapters import Tensor, parameters_of
 from harness.models.embedded_model import NAMES, save_tokenizer, unpack
-from harness.models.hub import load_tokenizer, resolve, with_switches
+from harness.models.hub import load_tokenizer, resolve, set_switches
 from harness.models.model_folder import weights_bytes
 from harness.models.tokenization import encode_all
 from harness.records import PromptText
@@ -264,7 +264,7 @@ THINKS = (
 
 def asked_with(folder, **switches):
     """Return what a tokenizer makes of a question, and its base's template digest."""
-    source = with_switches(resolve(str(folder)), switches)
+    source = set_switches(resolve(str(folder)), switches)
     messages = [{"role": "user", "content": "Where is my parcel?"}]
     tokenizer = load_tokenizer(source)
     return tokenizer.decode(encode_all(tokenizer, [PromptText(messages)])[0].context), source.template_digest
@@ -283,7 +283,7 @@ def test_a_switch_of_the_chat_template_does_what_was_said(tmp_path, empty_cache)
 
 def test_a_switch_stays_with_the_tokenizer_that_is_saved(tmp_path, empty_cache):
     folder = tiny_model.build(tmp_path / "thinks", template=THINKS)
-    source = with_switches(resolve(str(folder)), {"enable_thinking": False})
+    source = set_switches(resolve(str(folder)), {"enable_thinking": False})
     load_tokenizer(source).save_pretrained(tmp_path / "saved")
     messages = [{"role": "user", "content": "Yes?"}]
     saved = load_tokenizer(source._replace(path=tmp_path / "saved"))

@@ -4,7 +4,7 @@ import pytest
 from fake_facts import candidate, tuned
 
 from harness.decision import decide, index_sentences, index_usd_per_1k, reprice
-from harness.report.experiment_report import measured_text, shown_figure
+from harness.report.experiment_report import find_shown_figure, print_measured
 from harness.spec import DecidePolicy
 
 COST = "cost_per_1k_usd"
@@ -35,12 +35,12 @@ def test_break_even_and_what_pays_do_not_hang_on_the_forecast_where_an_index_is_
 
 
 def test_a_figure_that_is_shown_holds_the_share_of_the_index():
-    assert shown_figure(rag(), COST) == pytest.approx(10.2)
-    assert measured_text(rag(), COST) == "10.20"
-    assert shown_figure(rag(cost_per_1k_usd=None), COST) is None
+    assert find_shown_figure(rag(), COST) == pytest.approx(10.2)
+    assert print_measured(rag(), COST) == "10.20"
+    assert find_shown_figure(rag(cost_per_1k_usd=None), COST) is None
     disturbed = rag(cost_per_1k_usd=None, disturbed={COST: 1.0})
-    assert measured_text(disturbed, COST) == "~11.00"
-    assert shown_figure(candidate("prompt", 0.7), COST) == candidate("prompt", 0.7).cost_per_1k_usd
+    assert print_measured(disturbed, COST) == "~11.00"
+    assert find_shown_figure(candidate("prompt", 0.7), COST) == candidate("prompt", 0.7).cost_per_1k_usd
 
 
 def test_the_share_is_said_with_the_forecast_and_whether_anybody_set_it():
@@ -69,4 +69,4 @@ def test_an_index_is_shared_out_among_no_requests_that_nobody_forecast():
 
 def test_a_dearer_device_leaves_the_price_of_an_index_as_it_is():
     (dearer,) = reprice([rag()], 10)
-    assert shown_figure(dearer, COST) == pytest.approx(12.0)
+    assert find_shown_figure(dearer, COST) == pytest.approx(12.0)

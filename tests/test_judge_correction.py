@@ -7,7 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import stats
-from harness.comparison.judge_correction import GradedArm, correct_difference, correct_score, more_labels
+from harness.comparison.judge_correction import (
+    GradedArm,
+    correct_difference,
+    correct_score,
+    count_more_labels,
+)
 from tests.golden import golden
 from tests.studies import judge_correction as study
 
@@ -169,7 +174,7 @@ def test_so_many_more_labels_settle_a_difference_four_times_in_five():
     for seed in draw.integers(0, 10**6, 40):
         old, now = arms(60, seed)
         found = correct_difference(old, now)
-        asked.append(more_labels(old, now, found._replace(score=0.075, low=-0.1)))
+        asked.append(count_more_labels(old, now, found._replace(score=0.075, low=-0.1)))
     n = 60 + round(np.median([a for a in asked if a]))
     settled = [correct_difference(*arms(n, seed)).low > 0 for seed in range(300)]
     assert 0.7 < np.mean(settled) < 0.9
@@ -181,7 +186,7 @@ def test_no_number_of_labels_settles_a_difference_that_the_items_cannot_show():
         GradedArm(y := (draw.random(200) < 0.5).astype(float), y.copy(), np.arange(200)) for _ in range(2)
     )
     found = correct_difference(old, now)
-    assert more_labels(old, now, found._replace(score=0.001, low=-0.1, high=0.1)) is None
+    assert count_more_labels(old, now, found._replace(score=0.001, low=-0.1, high=0.1)) is None
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from test_judges import JUDGE, Grader, N, desk, number  # noqa: F401 (the fixtur
 from harness import store
 from harness.errors import CandidateFailed
 from harness.evaluation.judges import open_judged
-from harness.evaluation.judges.grade_costs import GradeAccount, paid_grades
+from harness.evaluation.judges.grade_costs import GradeAccount, list_paid_grades
 from harness.evaluation.judges.judge_drift import ALPHA, check_anchors, is_drift, n_repeats
 from harness.formatting import usd
 from harness.models.hardware import Machine
@@ -110,7 +110,7 @@ def test_what_a_judge_said_of_anchors_before_a_check_died_is_kept_and_counts_as_
         f"judge:{d.folder / 'helpful.yaml'}", d.store, {}, Machine("cpu", "cpu", "fp32", 1.0)
     )
     (judge,) = judged.judges
-    paid, account = len(paid_grades(judged, judge)), GradeAccount(judged)
+    paid, account = len(list_paid_grades(judged, judge)), GradeAccount(judged)
 
     def dies_after(n):
         said = iter(range(n))
@@ -125,7 +125,7 @@ def test_what_a_judge_said_of_anchors_before_a_check_died_is_kept_and_counts_as_
     grade = next(iter(store.read_grades(d.store, judge.book).values()))
     with pytest.raises(type(death)):
         check_anchors(judged, judge, dies_after(13))
-    assert len(paid_grades(judged, judge)) == paid + 13
+    assert len(list_paid_grades(judged, judge)) == paid + 13
     assert account.cost_usd("cpu", None) == pytest.approx(13.0)
     assert len(store.read_checks(d.store, judge.book)) == 2, "what was not finished is no check"
 

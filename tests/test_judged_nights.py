@@ -11,7 +11,7 @@ from test_judges import Grader, desk  # noqa: F401 (the fixture)
 
 from harness import config, store
 from harness.comparison.labelled_answers import answer_digest
-from harness.config.rubrics import asked_digest
+from harness.config.rubrics import digest_question
 from harness.nightly import run_night
 from harness.records import AnswerLabel, LabelSet
 
@@ -70,7 +70,9 @@ def label(watched, rows, value):
     task = config.load(watched.path).experiment.target
     metric = task.primary_metric
     labels = tuple(AnswerLabel(answer_digest(metric, row), row.example_id, value(row)) for row in rows)
-    given = LabelSet("", "2026-03-01", task.name, "test", metric, "ann", labels, asked_digest(task, metric))
+    given = LabelSet(
+        "", "2026-03-01", task.name, "test", metric, "ann", labels, digest_question(task, metric)
+    )
     store.save_labels(watched.store, replace(given, id=f"labels-{len(labels)}-{labels[0].answer}"))
 
 

@@ -19,7 +19,7 @@ from harness.experiment import Scope, prepare_session
 from harness.experiment.preparation.base_fit import FitQuery, base_remarks, examine_base, leaves_experts
 from harness.methods import lora
 from harness.models import memory
-from harness.models.hf import ModelHost, supported_attention
+from harness.models.hf import ModelHost, choose_supported_attention
 from harness.models.hub import expert_share, resolve, shape
 from harness.models.tokenization import end_ids
 from harness.progress import SilentProgress
@@ -335,7 +335,7 @@ def test_a_base_whose_thinking_nobody_decided_is_named_and_a_decision_is_another
 def test_an_attention_that_an_architecture_lacks_gives_way(tmp_path, name):
     folder = build(tmp_path / "base", name)
     wanted = {"Llama": "flash_attention_2", "Mamba": None}[name]
-    assert supported_attention(folder, "flash_attention_2") == wanted
+    assert choose_supported_attention(folder, "flash_attention_2") == wanted
 
 
 def test_what_transformers_cannot_load_is_refused_with_a_sentence(tiny, tmp_path):

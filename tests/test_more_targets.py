@@ -8,7 +8,7 @@ import tiny_experiment
 from harness.config import json_schema, load
 from harness.errors import UserError
 from harness.evaluation.candidates import base_weights
-from harness.evaluation.more_targets import more_target_sets
+from harness.evaluation.more_targets import list_further_sets
 from harness.experiment import Scope, prepare_session
 from harness.progress import SilentProgress
 from harness.report import experiment_document, markdown, read, to_json
@@ -127,7 +127,7 @@ def test_who_lacks_what_a_target_has_not_is_left_out_of_it(compared):
 def test_shots_and_the_system_message_of_a_target_are_its_own(compared):
     session = prepare_session(load(compared[0], ["suites=[]"]), Scope(), SilentProgress())
     candidate = session.candidates["shots"]
-    _, test = more_target_sets(session, candidate.recipe, base_weights(candidate.base), 0)
+    _, test = list_further_sets(session, candidate.recipe, base_weights(candidate.base), 0)
     system, *shots, _ = test.ask()[0].messages
     assert system["content"] == "Say whether the writer is glad or cross."
     assert {turn["content"].split()[0] for turn in shots if turn["role"] == "user"} <= {"Ada", "Bo"}

@@ -8,7 +8,7 @@ from years import Year, drawn, first_alarm, median_night
 
 from harness.nightly.alarm import DRIFT_E, build_report, drift_e, worst_verdict
 from harness.nightly.evidence import NightChanges, Seeds, judge, pass_alpha
-from harness.nightly.rotation import build_pool, ids_by_task, next_items
+from harness.nightly.rotation import build_pool, choose_next_items, ids_by_task
 from harness.nightly.state import Night, NightCandidate, SeriesNight, State
 from harness.records import Example
 from harness.spec import NightlyPolicy
@@ -257,8 +257,8 @@ def asking(n, shift=0):
 
 def test_clusters_are_asked_whole_anchors_every_night_and_the_others_in_turn():
     pool = build_pool({"a": items(40), "b": items(40, name="d")}, n_anchors=4)
-    first = next_items(pool, 0, 10)
-    second = next_items(pool, first.taken, 10)
+    first = choose_next_items(pool, 0, 10)
+    second = choose_next_items(pool, first.taken, 10)
     assert first.anchors == second.anchors
     assert sum(map(len, first.anchors)) == 4
     assert sum(map(len, first.fresh)) == 10
@@ -283,13 +283,13 @@ def test_a_pool_goes_round_and_says_when_it_is_used_up():
     pool = build_pool({"a": items(20, of=1)}, n_anchors=2)
     taken, left = 0, []
     for _ in range(4):
-        one = next_items(pool, taken, 6)
+        one = choose_next_items(pool, taken, 6)
         taken, left = one.taken, [*left, one.left]
     assert left == [12, 6, 0, 0]
-    assert next_items(pool, 18, 6).fresh == next_items(pool, 0, 6).fresh
+    assert choose_next_items(pool, 18, 6).fresh == choose_next_items(pool, 0, 6).fresh
 
 
 def test_a_pool_smaller_than_a_night_is_asked_once():
     pool = build_pool({"a": items(4, of=1)}, n_anchors=1)
-    assert len(next_items(pool, 0, 60).fresh) == 3
-    assert next_items(build_pool({"a": items(2, of=1)}, n_anchors=5), 0, 60).fresh == ()
+    assert len(choose_next_items(pool, 0, 60).fresh) == 3
+    assert choose_next_items(build_pool({"a": items(2, of=1)}, n_anchors=5), 0, 60).fresh == ()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from harness.errors import CandidateFailed
-from harness.models.oom import enough_memory, ran_out
+from harness.models.oom import explain_out_of_memory, ran_out
 
 
 def test_a_cpu_without_memory_is_noticed():
@@ -31,11 +31,11 @@ def test_another_error_is_not_one_of_memory():
     with pytest.raises(RuntimeError) as error:
         torch.ones(2) @ torch.ones(3)
     assert not ran_out(error.value)
-    with pytest.raises(RuntimeError, match="inconsistent tensor size"), enough_memory("x", "y"):
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"), explain_out_of_memory("x", "y"):
         torch.ones(2) @ torch.ones(3)
 
 
 def test_a_candidate_without_memory_fails_with_what_to_turn():
     with pytest.raises(CandidateFailed, match="out of memory while training; try: max_length"):  # noqa: SIM117
-        with enough_memory("out of memory while training", "max_length"):
+        with explain_out_of_memory("out of memory while training", "max_length"):
             torch.empty(1 << 46)

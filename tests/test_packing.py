@@ -167,7 +167,7 @@ def loss_of(tiny, tmp_path, kind, *, packing):
 def test_the_loss_of_a_gpus_training_is_that_of_a_cpus(tiny, tmp_path, packing):
     tiled, whole = (
         loss_of(tiny, tmp_path, kind(), packing=packing)
-        for kind in (sft.tiled_loss_trainer, sft.whole_loss_trainer)
+        for kind in (sft.make_tiled_loss_trainer, sft.whole_loss_trainer)
     )
     alone = loss_of(tiny, tmp_path, sft.whole_loss_trainer(), packing=False)
     assert tiled == pytest.approx(whole, abs=1e-5)

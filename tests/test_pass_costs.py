@@ -12,8 +12,8 @@ from harness.models.devices.pass_costs import (
     Timings,
     card_costs,
     costs_of,
-    known_costs,
     learn_costs,
+    list_known_costs,
     measure_passes,
     solve,
 )
@@ -140,8 +140,8 @@ def test_batches_hold_no_more_keys_than_fit_with_those_they_begin_with():
 
 def test_workers_take_over_the_commands_costs(tmp_path, monkeypatch):
     learn_costs({"of a card": [1024, 4096, 512, 0]})
-    known = known_costs()
+    known = list_known_costs()
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "elsewhere"))
-    assert known_costs() == {}
+    assert list_known_costs() == {}
     learn_costs(known)
-    assert known_costs() == known == {"of a card": [1024, 4096, 512, 0]}
+    assert list_known_costs() == known == {"of a card": [1024, 4096, 512, 0]}

@@ -72,7 +72,7 @@ def test_l2_sp_of_a_lora_is_that_of_its_product_and_not_of_its_factors(whole):
     assert measured(penalty, model) == 0
     move(model)
     found, expected = measured(penalty, model), 0.0
-    for layer in _displacement.adapted_layers(model).values():
+    for layer in _displacement.find_adapted_layers(model).values():
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         delta = (3 * b @ a).detach()
         expected += 1.5 * delta.square().sum().item()
@@ -89,7 +89,7 @@ def test_factors_of_the_same_product_are_penalised_alike(whole):
     move(model)
     before = measured(penalty, model)
     with torch.no_grad():
-        for layer in _displacement.adapted_layers(model).values():
+        for layer in _displacement.find_adapted_layers(model).values():
             layer.lora_A["default"].weight.mul_(4)
             layer.lora_B["default"].weight.div_(4)
     assert measured(penalty, model) == pytest.approx(before, rel=1e-5)
@@ -107,7 +107,7 @@ def test_what_a_family_adds_to_an_output_is_its_displacement(whole, family):
     assert all(displacement().abs().max() == 0 for displacement in before.values())
     move(model, by=0.3)
     model.eval()
-    name, layer = next(iter(_displacement.adapted_layers(model).items()))
+    name, layer = next(iter(_displacement.find_adapted_layers(model).items()))
     seen = torch.randn(3, layer.get_base_layer().in_features)
     added = layer(seen) - layer.get_base_layer()(seen)
     delta = layer.get_delta_weight("default")

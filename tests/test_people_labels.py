@@ -26,7 +26,7 @@ from harness.comparison.labelled_answers import (
     is_correctable,
     latest_labels,
 )
-from harness.config.rubrics import asked_digest, current_labels, rubric_of
+from harness.config.rubrics import current_labels, digest_question, rubric_of
 from harness.errors import IncompatibleRuns, UserError
 from harness.experiment.analysis.human_labels import correct_reached
 from harness.gating import TargetFacts
@@ -251,7 +251,7 @@ def test_no_label_counts_by_another_rubric_than_it_was_given_by(tmp_path):
     task = Task(name="t", data=TaskData(), metrics=(f"judge:{path}", "exact_match"))
     path.write_text(f"criteria: It says when.\n{judge}")
     row = rows([1.0], JUDGE)[0]
-    given = replace(label_set(JUDGE, [(row, 1.0)]), rubric=asked_digest(task, JUDGE.name))
+    given = replace(label_set(JUDGE, [(row, 1.0)]), rubric=digest_question(task, JUDGE.name))
     before = label_set(JUDGE, [(row, 1.0)])
     other = replace(before, metric="exact_match")
     assert current_labels([before, given, other], task) == [given, other]
@@ -759,7 +759,7 @@ def test_preferences_come_back_as_ratings_of_the_answer_that_was_meant(harness, 
         assert (row["left"], row["right"]) == (spreadsheet_lines(left), spreadsheet_lines(right))
         other = "b" if rating.left == "a" else "a"
         assert rating.choice == {"left": rating.left, "right": other, "tie": "tie"}[word]
-    assert set(human.preferred_shares(ratings, *both).values()) <= {0.0, 0.5, 1.0}
+    assert set(human.share_preferences(ratings, *both).values()) <= {0.0, 0.5, 1.0}
     again, _ = export_pairs(harness, project, "more.csv", 200)
     rated = {row["key"] for i, row in enumerate(written) if said[i % 4]}
     assert not rated & {row["key"] for row in again}  # goes on where ratings end

@@ -73,7 +73,7 @@ def test_methods_are_listed_by_what_they_declare():
 
 
 def test_a_stored_run_whose_method_is_gone_is_read_as_a_fine_tune():
-    gone = plugins.stored_method("of_another_version")
+    gone = plugins.find_method("of_another_version")
     assert (gone.tunes, gone.trains) == (True, True)
 
 

@@ -11,7 +11,7 @@ from tiny_experiment import runs_of
 from harness import config
 from harness.decision.results import n_settings
 from harness.errors import IncompatibleRuns, UserError
-from harness.experiment import Scope, compare, prepare_session, report_stored, stored_runs
+from harness.experiment import Scope, compare, find_stored_runs, prepare_session, report_stored
 from harness.experiment.run_preview import in_order
 from harness.experiment.weights.proposals import proposals
 from harness.progress import SilentProgress
@@ -123,11 +123,11 @@ def test_what_was_chosen_is_read_from_stored_answers_and_a_changed_sweep_is_not_
     path, *_ = swept
     session = prepare_session(loaded := config.load(path), Scope(), SilentProgress())
     assert session.candidates["best"].recipe.system == "Whisper."
-    assert all(stored_runs(session, in_order(session, loaded.selected)))
+    assert all(find_stored_runs(session, in_order(session, loaded.selected)))
     more = config.load(path, ["candidates.best.sweep.system=[null, Shout., Whisper., Sing.]"])
     session = prepare_session(more, Scope(), SilentProgress())
     assert session.candidates["best"].searches_prompts
-    assert [bool(run) for run in stored_runs(session, in_order(session, more.selected))] == [True, False]
+    assert [bool(run) for run in find_stored_runs(session, in_order(session, more.selected))] == [True, False]
 
 
 def test_a_chosen_prompt_is_found_by_its_candidate_as_long_as_the_sweep_is_as_it_was(swept):

@@ -11,7 +11,7 @@ from harness import config, store
 from harness.errors import UserError
 from harness.evaluation.candidates import resolve_candidates
 from harness.experiment import Scope, prepare_session, report_stored
-from harness.experiment.weights.candidate_weights import stored_weights
+from harness.experiment.weights.candidate_weights import find_stored_weights
 from harness.experiment.weights.proposals import proposals, searcher
 from harness.models.hub import resolve
 from harness.progress import SilentProgress
@@ -201,7 +201,7 @@ class TestAPrunedSearch:
         own = session.candidates["found"].source
         recipe = Recipe(method="lora", params={**own.params, **trial.params}, track=Tracking(points=4))
         made = session.with_candidates({"own": recipe})
-        assert stored_weights(made, made.candidates["own"], 0).training.fit_key == trial.fit_key
+        assert find_stored_weights(made, made.candidates["own"], 0).training.fit_key == trial.fit_key
 
     def test_a_trial_that_was_trained_in_parts_is_the_one_that_was_not(self, pruned, tiny, tmp_path):
         chosen = next(t for t in the(pruned[1]).training.sweep if t.chosen)

@@ -16,7 +16,7 @@ from scipy import stats as scipy_stats
 from harness import stats
 from harness.comparison import compare_recipes, compare_rows, refuse
 from harness.decision import ItemVariances, item_variances, pool_seeds, summarize_seeds
-from harness.decision.economics import more_items, probability_above, worth_of_items
+from harness.decision.economics import estimate_more_items, probability_above, worth_of_items
 from harness.decision.seeds import mean_interval, mean_p
 from harness.report import ExperimentReport, to_json
 from harness.report.reading import restore
@@ -151,7 +151,7 @@ def test_three_seeds_that_disagree_ship_nothing_and_say_that_more_items_would_no
     g = pooled(facts)
     assert g.low < 0
     assert scipy_stats.t.ppf(0.975, 2) * sqrt(g.components.seeds.variance) > g.delta
-    assert more_items(pool_seeds(facts)[0]) == inf
+    assert estimate_more_items(pool_seeds(facts)[0]) == inf
     found = decision(facts)
     assert found.candidate == "knn"
     said = "No number of test items would tell a gain of this size from none, because of what varies between"
@@ -161,7 +161,7 @@ def test_three_seeds_that_disagree_ship_nothing_and_say_that_more_items_would_no
 def test_items_needed_with_seeds_come_from_the_intervals_own_distribution():
     """Before, from z: at +2.2 ± 3.9 it was 1,250 more; t at the seeds' degrees of freedom asks for more."""
     run = pool_seeds(seeds(0.018, 0.022, 0.026, half=0.039))[0]
-    g, n = run.vs_untrained, more_items(run)
+    g, n = run.vs_untrained, estimate_more_items(run)
     found = g.components
     by_z = 200 * ((1.959964 + 0.841621) * sqrt(found.items.variance) / g.delta) ** 2 - 200
     assert by_z < n < inf
@@ -182,10 +182,10 @@ def test_without_seeds_probability_and_items_are_those_of_one_interval():
     (run,) = seeds(0.02)
     g = run.vs_untrained
     assert probability_above(0, g, 1.0) == pytest.approx(scipy_stats.norm.cdf(g.delta / g.se))
-    assert more_items(run) == np.ceil(200 * ((1.959964 + 0.841621) * g.se / g.delta) ** 2) - 200
+    assert estimate_more_items(run) == np.ceil(200 * ((1.959964 + 0.841621) * g.se / g.delta) ** 2) - 200
     few = replace(g, estimator="cluster-t", df=4.0)
     assert probability_above(0, few, 1.0) == pytest.approx(scipy_stats.t.cdf(g.delta / g.se, 4))
-    assert more_items(replace(run, vs_untrained=few)) > more_items(run)
+    assert estimate_more_items(replace(run, vs_untrained=few)) > estimate_more_items(run)
 
 
 def test_a_stored_report_decides_as_the_report_did():

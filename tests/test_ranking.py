@@ -5,7 +5,7 @@ import pytest
 from fake_rows import EXACT, LOWER, ratio_metric, rows
 
 from harness import comparison
-from harness.comparison import shared_ranks
+from harness.comparison import rank_with_ties
 from harness.store import MetricColumns
 
 
@@ -27,28 +27,28 @@ def first(n_right, n=200):
 
 def test_candidates_that_cannot_be_told_apart_share_a_rank():
     found = {"best": columns(first(150)), "near": columns(first(147)), "far": columns(first(90))}
-    assert shared_ranks(EXACT, found) == {"best": 1, "near": 1, "far": 3}
+    assert rank_with_ties(EXACT, found) == {"best": 1, "near": 1, "far": 3}
 
 
 def test_the_best_is_first_where_lower_is_better():
     found = {"bad": columns(first(150), LOWER), "good": columns(first(20), LOWER)}
-    assert shared_ranks(LOWER, found) == {"good": 1, "bad": 2}
+    assert rank_with_ties(LOWER, found) == {"good": 1, "bad": 2}
 
 
 def test_who_answered_other_items_has_no_rank():
     found = {"a": columns(first(150)), "b": columns(first(50)), "c": columns(first(9, 20))}
-    assert shared_ranks(EXACT, found) == {"a": 1, "b": 2}
+    assert rank_with_ties(EXACT, found) == {"a": 1, "b": 2}
 
 
 def test_nobody_is_ranked_where_there_is_nobody():
-    assert shared_ranks(EXACT, {}) == {}
+    assert rank_with_ties(EXACT, {}) == {}
     unbounded = ratio_metric()
-    assert shared_ranks(unbounded, {"none": columns([None, None], unbounded)}) == {}
+    assert rank_with_ties(unbounded, {"none": columns([None, None], unbounded)}) == {}
 
 
 def test_an_error_ranks_as_a_wrong_answer():
     found = {"errs": columns([1.0] * 100 + [None] * 100), "answers": columns(first(150))}
-    assert shared_ranks(EXACT, found) == {"answers": 1, "errs": 2}
+    assert rank_with_ties(EXACT, found) == {"answers": 1, "errs": 2}
     assert comparison.estimate_columns(EXACT, found["errs"]).n_errors == 100
 
 

@@ -190,7 +190,7 @@ def test_penalties_read_the_same_answers_of_the_base_and_nothing_is_mixed_in():
 
     held = {"ewc": {"strength": 1.0, "rows": 5}, "kl": {"rows": 5}}
     rows = regularizers.general_rows(held, context(), answer)
-    assert regularizers.mixed_rows(held, context(), answer) == ()
+    assert regularizers.mix_rows(held, context(), answer) == ()
     assert asked[0] == asked[1]
     assert rows["ewc"] == rows["kl"]
     assert [row.references for row in rows["kl"]] == [("So it is.",)] * 5

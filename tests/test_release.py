@@ -93,7 +93,7 @@ def test_a_run_may_be_named_by_its_id(copy):
 def test_base_weights_pass_by_identity(copy):
     (judged,) = release.gate(copy, "prompt")
     assert judged.verdict.outcome == "pass"
-    assert release.combined_exit_code([judged]) == 0
+    assert release.combine_exit_codes([judged]) == 0
 
 
 def test_a_level_of_the_target_is_judged_on_stored_rows(copy):
@@ -251,7 +251,7 @@ def test_of_several_seeds_the_worst_verdict_is_the_one_that_the_exit_code_tells(
         return GateResult((), Verdict(outcome, (), None, 0, 0, (), None, ""), GatePolicy(), candidate=outcome)
 
     several = list(map(judged, ("pass", "inconclusive", "fail", "pass")))
-    assert release.combined_exit_code(several) == 3
+    assert release.combine_exit_codes(several) == 3
     assert worst_result(several).candidate == "fail"
     assert worst_result(several[:2]).candidate == "inconclusive"
 
@@ -498,7 +498,7 @@ def test_a_task_that_only_one_model_answered_leaves_the_verdict_open(tmp_path):
         for file in new.rglob(f"samples_task_{i}_*"):
             file.unlink()
     judged = release.gate_folders(old, new, GatePolicy())
-    assert (judged.verdict.outcome, release.combined_exit_code([judged])) == ("inconclusive", 4)
+    assert (judged.verdict.outcome, release.combine_exit_codes([judged])) == ("inconclusive", 4)
     assert "tasks: 7 tasks not answered by both (task_1, task_2" in judged.verdict.sentence
     named = release.gate_folders(old, new, GatePolicy(tasks=("task_0",)))
     assert named.verdict.outcome == "pass"

@@ -16,7 +16,7 @@ from harness.evaluation.candidates import base_weights
 from harness.evaluation.rows.row_sets import suite_sets, target_sets
 from harness.evaluation.runner import fill
 from harness.experiment import Scope, prepare_session
-from harness.models.hf import scripted_candidate
+from harness.models.hf import script_candidate
 from harness.progress import SilentProgress
 from harness.records import BLOCK
 
@@ -55,7 +55,7 @@ def answer_all(made, answer=str.upper):
         asked.append(text)
         return answer(text)
 
-    fill(made, scripted_candidate(remember), base_sets(made), "base")
+    fill(made, script_candidate(remember), base_sets(made), "base")
     return asked
 
 
@@ -127,7 +127,7 @@ def test_blocks_of_a_set_that_was_never_finished_are_scored_again_too(path):
         return text
 
     with pytest.raises(KeyboardInterrupt):
-        fill(first, scripted_candidate(dies), [only], "base")
+        fill(first, script_candidate(dies), [only], "base")
     again = session(path, "target.labels=[]", "target.metrics=[contains]")
     assert "letters/test" in lacking(again)
     answered = answer_all(again)

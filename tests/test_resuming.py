@@ -158,10 +158,10 @@ def cut(path):
     ids=["a file is missing", "a file is cut", "killed before the record"],
 )
 def test_a_checkpoint_that_is_not_whole_is_not_gone_on_from(stopped, damage):
-    newest = checkpoints.last_checkpoint(stopped)
+    newest = checkpoints.find_last_checkpoint(stopped)
     shutil.copytree(newest.folder, stopped / "checkpoint-99")
     damage(stopped / "checkpoint-99")
-    assert checkpoints.last_checkpoint(stopped) == newest
+    assert checkpoints.find_last_checkpoint(stopped) == newest
 
 
 def test_two_checkpoints_are_kept_at_most(stopped):

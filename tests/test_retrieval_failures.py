@@ -14,7 +14,7 @@ from tiny_experiment import runs_of
 
 from harness.experiment import compare
 from harness.report import experiment_document, markdown
-from harness.report.experiment_report import shown_figure
+from harness.report.experiment_report import find_shown_figure
 from harness.report.tables.answer_tables import RETRIEVAL_COLUMNS
 
 N = 240
@@ -127,7 +127,7 @@ def test_failures_planted_into_retrieval_are_counted_in_the_report_as_planted(tm
     assert facts["closed"].cost_per_1k_usd == 0
     chosen_s = runs_of(path)["rag"].latency["prompting_s"]
     assert facts["rag"].cost_per_1k_usd == pytest.approx(1000 * chosen_s), "at 1 USD a second"
-    assert shown_figure(facts["rag"], "cost_per_1k_usd") == pytest.approx(1000 * chosen_s + 1.5)
+    assert find_shown_figure(facts["rag"], "cost_per_1k_usd") == pytest.approx(1000 * chosen_s + 1.5)
     assert "1.50 USD of 1,000 requests to rag, by the 20,000 forecast" in made.decision.reasons[-1]
     use = facts["rag"].retrieval
     wanted = {kind: list(kinds.values()).count(kind) for kind in ("used", "ungrounded", "unused", "missed")}

@@ -9,7 +9,7 @@ from harness.config import load
 from harness.evaluation.rows.row_sets import target_sets
 from harness.evaluation.runner import rescore_stored
 from harness.experiment import Scope, prepare_session
-from harness.experiment.weights.candidate_weights import stored_weights
+from harness.experiment.weights.candidate_weights import find_stored_weights
 from harness.nightly.watchlist import targets
 from harness.progress import SilentProgress
 from harness.store import Store
@@ -42,7 +42,7 @@ def test_the_reward_model_is_made_first_and_its_choice_counts(compared):
     path, report = compared
     assert {facts.name for facts in report.facts} == {"first", "best"}
     session = prepare_session(load(path, OVERRIDES), Scope(), SilentProgress())
-    made = stored_weights(session, session.candidates["judge"], 0)
+    made = find_stored_weights(session, session.candidates["judge"], 0)
     rows, drawn = drawn_of(path, "best")
     items = {example.id: example for example in session.target.items.test}
     for row in rows:
@@ -75,7 +75,7 @@ def test_stored_rewards_are_read_when_a_metric_changes(compared):
         load(path, (*OVERRIDES, "target.metrics=[contains]")), Scope(), SilentProgress()
     )
     candidate = session.candidates["best"]
-    sets = target_sets(session, candidate.recipe, stored_weights(session, candidate, 0), 0)
+    sets = target_sets(session, candidate.recipe, find_stored_weights(session, candidate, 0), 0)
     (folder,) = (path.parent / "runs" / "weights").glob("*/reward")
     away = folder.rename(folder.with_name("away"))
     try:

@@ -19,7 +19,7 @@ from harness.evaluation.runner import fill
 from harness.experiment import Scope, prepare_session
 from harness.experiment.runs import run_candidate
 from harness.experiment.weights.candidate_weights import ensure_weights
-from harness.models.hf import scripted_candidate
+from harness.models.hf import script_candidate
 from harness.progress import SilentProgress
 from harness.records import BLOCK, Document
 from harness.store import Store
@@ -60,14 +60,14 @@ def killed_after(n, asked):
         asked.append(text)
         return text
 
-    return scripted_candidate(answer)
+    return script_candidate(answer)
 
 
 def test_a_kill_loses_only_the_block_in_flight(many):
     rows, asked = rows_of(many, "facts"), []
     with pytest.raises(KeyboardInterrupt):
         fill(many, killed_after(2 * BLOCK + 12, asked), [rows], "base")
-    assert store.stored_blocks(many.store, rows.identity, rows.ids) == {0, 1}
+    assert store.list_stored_blocks(many.store, rows.identity, rows.ids) == {0, 1}
     assert not store.has_rows(many.store, rows.identity, rows.ids)
 
     asked.clear()
@@ -104,7 +104,7 @@ def test_progress_is_reported_block_by_block(path, many):
             return super().stage(label, expected_s)
 
     many.progress = Heard()
-    fill(many, scripted_candidate(str.upper), [rows_of(many, "facts")], "base")
+    fill(many, script_candidate(str.upper), [rows_of(many, "facts")], "base")
     assert said == ["base: facts/test"]
 
 
@@ -299,7 +299,7 @@ def test_an_error_is_said_on_a_line_with_the_kind_of_one_that_is_not_ours(error,
 def test_a_failed_run_keeps_the_first_line_of_its_reason(path):
     made = session(path)
     error = ValueError("no such thing\nand a long story")
-    kept = run_candidate.failed_run(made, made.candidates["prompt"], 0, error)
+    kept = run_candidate.record_failed_run(made, made.candidates["prompt"], 0, error)
     assert kept.error == "ValueError: no such thing"
     assert store.get_run(Store(path.parent / "runs"), kept.run_id) == kept
 

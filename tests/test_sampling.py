@@ -57,11 +57,9 @@ def test_the_score_of_the_base_takes_its_part_of_the_variance():
     right = (np.arange(4_000) % 2).astype(float)
     by_score = sampling.pool_of(rows(right), EXACT)
     alone = ItemStrata({"all": tuple(map(str, range(4_000)))}, {"all": 0.15})
-    some = sampling.planned_variance(by_score, {"all, 0": 80, "all, 1": 80})
-    drawing = sampling.planned_variance(alone, {"all": 160}) - sampling.planned_variance(
-        alone, {"all": 4_000}
-    )
-    assert some - sampling.planned_variance(by_score, by_score.sizes) == pytest.approx(0.85 * drawing)
+    some = sampling.plan_variance(by_score, {"all, 0": 80, "all, 1": 80})
+    drawing = sampling.plan_variance(alone, {"all": 160}) - sampling.plan_variance(alone, {"all": 4_000})
+    assert some - sampling.plan_variance(by_score, by_score.sizes) == pytest.approx(0.85 * drawing)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +84,7 @@ def test_clusters_are_drawn_one_after_the_other_and_large_ones_no_sooner():
     for seed in range(200):
         drawn = [
             cluster[i]
-            for i in sampling.weights(of, {"all": 160}, sampling.in_order(of, [{"all": 160}], seed))
+            for i in sampling.weights(of, {"all": 160}, sampling.order_items(of, [{"all": 160}], seed))
         ]
         cut = [c for c in set(drawn) if drawn.count(c) < list(cluster.values()).count(c)]
         assert len(cut) <= 1
@@ -146,7 +144,7 @@ def test_every_look_pays_for_the_others(n, margin):
 def test_every_prefix_is_what_the_look_drew_and_stands_for_the_whole_task(n, margin, seed):
     of = pool(n)
     drawn = sampling.plan({"a": of}, [], margin, 0.05).drawn["a"]
-    order = sampling.in_order(of, drawn, seed)
+    order = sampling.order_items(of, drawn, seed)
     assert sorted(order) == sorted(i for ids in of.ids.values() for i in ids)
     for counts in drawn:
         weights = sampling.weights(of, counts, order)
@@ -157,7 +155,7 @@ def test_every_prefix_is_what_the_look_drew_and_stands_for_the_whole_task(n, mar
 def test_alpha_is_spent_by_what_the_looks_can_tell_and_not_by_their_number():
     of = pool(2_000)
     plan = sampling.plan({"a": of}, [], 0.03, 0.05)
-    information = [1 / sampling.planned_variance(of, drawn) for drawn in plan.drawn["a"]]
+    information = [1 / sampling.plan_variance(of, drawn) for drawn in plan.drawn["a"]]
     bounds = stats.interim_bounds([i / information[-1] for i in information], 0.05)
     assert plan.alphas == pytest.approx([norm.sf(bound) for bound in bounds])
 
@@ -165,7 +163,7 @@ def test_alpha_is_spent_by_what_the_looks_can_tell_and_not_by_their_number():
 def test_a_look_asks_its_strata_mixed():
     of = pool(2_000)
     drawn = sampling.plan({"a": of}, [], 0.03, 0.05).drawn["a"]
-    first = sampling.in_order(of, drawn, 0)[: BLOCK // 2]
+    first = sampling.order_items(of, drawn, 0)[: BLOCK // 2]
     assert all(set(first) & set(ids) for ids in of.ids.values())
 
 
@@ -184,8 +182,8 @@ def test_a_large_task_is_asked_a_small_part_of():
 
 def test_all_items_of_a_task_have_the_variance_of_the_items_alone():
     one = ItemStrata({"all": tuple(map(str, range(1000)))}, {"all": 0.2})
-    assert sampling.planned_variance(one, {"all": 1000}) == pytest.approx(0.2 / 1000)
-    assert sampling.planned_variance(one, {"all": 100}) == pytest.approx(0.2 / 100)
+    assert sampling.plan_variance(one, {"all": 1000}) == pytest.approx(0.2 / 1000)
+    assert sampling.plan_variance(one, {"all": 100}) == pytest.approx(0.2 / 100)
 
 
 def test_the_weighted_delta_of_a_look_is_that_of_the_whole_task_on_average():
@@ -196,7 +194,7 @@ def test_the_weighted_delta_of_a_look_is_that_of_the_whole_task_on_average():
     drawn = sampling.plan({"a": of}, [], 0.03, 0.05).drawn["a"]
     found = []
     for seed in range(200):
-        weights = sampling.weights(of, drawn[0], sampling.in_order(of, drawn, seed))
+        weights = sampling.weights(of, drawn[0], sampling.order_items(of, drawn, seed))
         found.append(np.average([change[i] for i in weights], weights=list(weights.values())))
     assert np.mean(found) == pytest.approx(truth, abs=4 * np.std(found) / np.sqrt(200))
     plain = np.sqrt(-truth * (1 + truth) / sum(drawn[0].values()))
@@ -205,6 +203,6 @@ def test_the_weighted_delta_of_a_look_is_that_of_the_whole_task_on_average():
 
 def test_a_fixed_seed_gives_a_fixed_order():
     of = pool(700)
-    assert sampling.in_order(of, [], 3) == sampling.in_order(of, [], 3)
-    assert sampling.in_order(of, [], 3) != sampling.in_order(of, [], 4)
+    assert sampling.order_items(of, [], 3) == sampling.order_items(of, [], 3)
+    assert sampling.order_items(of, [], 3) != sampling.order_items(of, [], 4)
     assert stats.inclusion_weights(["a"], {"a": 4}) == [4.0]

@@ -17,7 +17,7 @@ from harness.evaluation.rows.sampled_answers import seed_of, settle
 from harness.evaluation.runner import fill, rescore_stored
 from harness.experiment import Scope, prepare_session
 from harness.metrics import load_metrics, normalize
-from harness.models.hf import TextCandidate, scripted_candidate
+from harness.models.hf import TextCandidate, script_candidate
 from harness.progress import SilentProgress
 from harness.records import Example, Output, RowsIdentity, Sample
 from harness.spec import Decoding, Task
@@ -218,7 +218,7 @@ def test_a_base_of_which_some_answers_failed_is_beyond_what_may_fail():
 def several(n, n_right, items=4):
     task = Task(name="t", data={})
     rows = evaluate_block(
-        scripted_candidate(lambda _: "x"), replace(job_of(items, samples=2), decoding=None), 0
+        script_candidate(lambda _: "x"), replace(job_of(items, samples=2), decoding=None), 0
     )
     drawn = {
         row.example_id: tuple(
@@ -256,7 +256,7 @@ def test_a_metric_that_is_no_right_or_wrong_has_no_pass_at_k():
 
 def test_collapse_is_counted_over_all_answers():
     rows = evaluate_block(Drawing(), job_of(samples=4), 0)
-    each = comparison.each_answer(rows, {row.example_id: row.samples for row in rows})
+    each = comparison.list_each_answer(rows, {row.example_id: row.samples for row in rows})
     found = comparison.answer_diversity(each)
     assert found.n == 12
     assert found.new.n_distinct == len({word for k in range(3) for word in words_of(f"i{k}", 4)})

@@ -165,7 +165,7 @@ def test_the_scan_is_kept_and_not_made_again(tiny, tmp_path):
 def test_what_is_trained_is_estimated_from_the_shape():
     shape = Shape(0, 2, 32, 64, 4, 2, 8, 400)
     assert (
-        spectrum.trained_parameters(shape, spectrum.Params(share=0.5))
+        spectrum.estimate_trained_parameters(shape, spectrum.Params(share=0.5))
         == 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64
     )
 

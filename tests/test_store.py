@@ -186,7 +186,7 @@ def test_drawn_answers_lie_beside_their_rows_and_a_damaged_file_asks_for_them_ag
     path = store.rows(drawn.digest) / "samples" / "00000.jsonl"
     path.write_bytes(path.read_bytes().replace(b"answer", b"ANSWER"))
     assert not rows.has_rows(store, drawn, ids)
-    assert rows.stored_blocks(store, drawn, ids) == set()
+    assert rows.list_stored_blocks(store, drawn, ids) == set()
 
 
 @settings(max_examples=40)
@@ -227,7 +227,7 @@ def test_blocks_that_are_in_a_complete_set_are_removed_and_no_others(store):
     append(store, OTHER, make_rows(BLOCK))
     stores.remove_merged_blocks(store)
     assert [path.name for path in (store.rows(IDENTITY.digest) / "blocks").iterdir()] == ["00001.jsonl"]
-    assert stores.stored_blocks(store, OTHER) == {0}
+    assert stores.list_stored_blocks(store, OTHER) == {0}
 
 
 def test_a_folder_of_blocks_that_its_writer_was_about_to_remove_is_removed(store):
@@ -257,7 +257,7 @@ def test_a_number_that_is_not_finite_is_refused_by_the_name_of_its_row(store, fi
     bad = row(0, **{field: {"f1": (value,)} if field == "parts" else value})
     with pytest.raises(ValueError, match=r"item-00000.*NaN"):
         stores.append_block(store, IDENTITY, 0, [bad])
-    assert stores.stored_blocks(store, IDENTITY) == set()
+    assert stores.list_stored_blocks(store, IDENTITY) == set()
 
 
 @pytest.mark.parametrize("positions", [[], [1], [0, 2], [1, 0], range(BLOCK + 1)])
@@ -271,7 +271,7 @@ def test_a_block_holds_its_own_positions_in_order(store, positions):
 
 def test_finished_blocks_are_not_computed_again(store):
     append(store, IDENTITY, make_rows(3 * BLOCK), blocks=[0, 2])
-    assert stores.stored_blocks(store, IDENTITY) == {0, 2}
+    assert stores.list_stored_blocks(store, IDENTITY) == {0, 2}
 
 
 @pytest.mark.parametrize("content", [b"", b'{"task": "sup', b"[]\n", b"\xff\xfe\n", b"1\n", b"{}\n"])
@@ -280,7 +280,7 @@ def test_a_damaged_block_counts_as_not_finished_and_can_be_written_again(store, 
     append(store, IDENTITY, sample)
     damaged = store.rows(IDENTITY.digest) / "blocks" / "00001.jsonl"
     damaged.write_bytes(content)
-    assert stores.stored_blocks(store, IDENTITY) == {0, 2}
+    assert stores.list_stored_blocks(store, IDENTITY) == {0, 2}
     append(store, IDENTITY, sample, blocks=[1])
     stores.complete_rows(store, IDENTITY, 2 * BLOCK + 2)
     assert stores.read_rows(store, IDENTITY.digest) == sample
@@ -291,14 +291,14 @@ def test_a_block_that_was_cut_between_two_lines_is_not_finished_for_these_items(
     append(store, IDENTITY, sample)
     block = store.rows(IDENTITY.digest) / "blocks" / "00000.jsonl"
     block.write_text("".join(block.read_text("utf-8").splitlines(keepends=True)[:10]), "utf-8")
-    assert stores.stored_blocks(store, IDENTITY, [r.example_id for r in sample]) == set()
+    assert stores.list_stored_blocks(store, IDENTITY, [r.example_id for r in sample]) == set()
 
 
 def test_completing_without_a_block_names_it_and_leaves_the_others(store):
     append(store, IDENTITY, make_rows(3 * BLOCK), blocks=[0, 2])
     with pytest.raises(HarnessError, match="block 1 is missing"):
         stores.complete_rows(store, IDENTITY, 192)
-    assert stores.stored_blocks(store, IDENTITY) == {0, 2}
+    assert stores.list_stored_blocks(store, IDENTITY) == {0, 2}
     assert not store.parquet(IDENTITY.digest).exists()
 
 
@@ -318,7 +318,7 @@ def test_a_writer_that_is_killed_leaves_no_file_of_the_final_name(store):
     block = store.rows(IDENTITY.digest) / "blocks" / "00001.jsonl"
     assert python(KILLED_WHILE_WRITING, store.folder, block).wait() == -9
     assert not block.exists()
-    assert stores.stored_blocks(store, IDENTITY) == {0}
+    assert stores.list_stored_blocks(store, IDENTITY) == {0}
     assert len(leftovers(store)) == 1
 
 
@@ -369,7 +369,7 @@ def test_rows_of_a_limited_run_are_kept_when_the_limit_is_lifted(store):
     first = make_rows(2 * BLOCK, text="first")
     complete(store, IDENTITY, first)
     ids = [r.example_id for r in make_rows(3 * BLOCK + 8)]
-    assert stores.stored_blocks(store, IDENTITY, ids) == {0, 1}
+    assert stores.list_stored_blocks(store, IDENTITY, ids) == {0, 1}
     later = make_rows(3 * BLOCK + 8, text="later")
     append(store, IDENTITY, later, blocks=[2, 3])
     stores.complete_rows(store, IDENTITY, 200)
@@ -379,7 +379,7 @@ def test_rows_of_a_limited_run_are_kept_when_the_limit_is_lifted(store):
 def test_a_block_that_a_limit_cut_short_is_computed_again_in_full(store):
     complete(store, IDENTITY, make_rows(BLOCK + 36, text="cut"))
     sample = make_rows(2 * BLOCK + 2, text="full")
-    assert stores.stored_blocks(store, IDENTITY, [r.example_id for r in sample]) == {0}
+    assert stores.list_stored_blocks(store, IDENTITY, [r.example_id for r in sample]) == {0}
     append(store, IDENTITY, sample, blocks=[1, 2])
     stores.complete_rows(store, IDENTITY, 2 * BLOCK + 2)
     assert [r.text for r in stores.read_rows(store, IDENTITY.digest)] == ["cut"] * BLOCK + ["full"] * (
@@ -391,7 +391,7 @@ def test_a_lower_limit_reads_fewer_rows_and_removes_none(store):
     sample = make_rows(2 * BLOCK + 2)
     complete(store, IDENTITY, sample)
     ids = [r.example_id for r in sample[: BLOCK + 36]]
-    assert stores.stored_blocks(store, IDENTITY, ids) == {0, 1}
+    assert stores.list_stored_blocks(store, IDENTITY, ids) == {0, 1}
     stores.complete_rows(store, IDENTITY, 100)
     assert stores.read_rows(store, IDENTITY.digest, 100) == sample[:100]
     assert stores.read_rows(store, IDENTITY.digest) == sample
@@ -400,7 +400,7 @@ def test_a_lower_limit_reads_fewer_rows_and_removes_none(store):
 def test_rows_in_another_order_replace_those_that_were_there(store):
     complete(store, IDENTITY, make_rows(200))
     turned = [replace(r, example_id=f"item-{999 - r.position:05d}") for r in make_rows(2 * BLOCK)]
-    assert stores.stored_blocks(store, IDENTITY, [r.example_id for r in turned]) == set()
+    assert stores.list_stored_blocks(store, IDENTITY, [r.example_id for r in turned]) == set()
     append(store, IDENTITY, turned)
     stores.complete_rows(store, IDENTITY, 2 * BLOCK)
     assert stores.read_rows(store, IDENTITY.digest) == turned
@@ -411,7 +411,7 @@ def test_a_block_behind_a_gap_waits_for_the_gap_to_be_filled(store):
     append(store, IDENTITY, sample, blocks=[0, 3])
     stores.complete_rows(store, IDENTITY, BLOCK)
     assert stores.read_rows(store, IDENTITY.digest) == sample[:BLOCK]
-    assert stores.stored_blocks(store, IDENTITY) == {0, 3}
+    assert stores.list_stored_blocks(store, IDENTITY) == {0, 3}
     append(store, IDENTITY, sample, blocks=[1, 2])
     stores.complete_rows(store, IDENTITY, 256)
     assert stores.read_rows(store, IDENTITY.digest) == sample
@@ -422,7 +422,7 @@ def test_a_parquet_file_that_is_damaged_is_computed_again(store):
     complete(store, IDENTITY, sample)
     path = store.parquet(IDENTITY.digest)
     path.write_bytes(path.read_bytes()[:100])
-    assert stores.stored_blocks(store, IDENTITY) == set()
+    assert stores.list_stored_blocks(store, IDENTITY) == set()
     with pytest.raises(HarnessError, match=f"rows {IDENTITY.digest}.*next: harness compare"):
         stores.read_rows(store, IDENTITY.digest)
     complete(store, IDENTITY, sample)
@@ -449,7 +449,7 @@ def test_a_file_whose_answers_are_damaged_inside_is_not_had_and_computed_again(s
     assert stores.has_rows(store, IDENTITY, ids)
     damage(path, "text")
     assert not stores.has_rows(store, IDENTITY, ids)
-    assert stores.stored_blocks(store, IDENTITY) == set()
+    assert stores.list_stored_blocks(store, IDENTITY) == set()
     complete(store, IDENTITY, sample)
     assert stores.has_rows(store, IDENTITY, ids)
     assert stores.read_rows(store, IDENTITY.digest) == sample
@@ -735,7 +735,7 @@ def test_a_run_whose_writer_was_ended_before_the_index_heard_of_it_is_found_and_
     stores.reindex(store)
     shutil.move(store.folder.parent / "b", store.folder / "b")
     assert indexed_runs(store) == ["a"]
-    assert stores.written_runs(store, ["a", "b"]) == {"a": stores.get_run(store, "a"), "b": kept}
+    assert stores.read_written_runs(store, ["a", "b"]) == {"a": stores.get_run(store, "a"), "b": kept}
     assert stores.query(store, "SELECT run_id FROM runs ORDER BY ALL").rows == [("a",), ("b",)]
     assert indexed_runs(store) == ["a", "b"]
     assert count(store, "scores") == 75
@@ -745,7 +745,7 @@ def test_a_run_whose_writer_was_ended_before_the_index_heard_of_it_is_found_and_
 def test_a_run_whose_file_is_damaged_counts_as_none(store, content):
     stores.save_run(store, make_run("a", []))
     store.run_file("a").write_text(content)
-    assert stores.written_runs(store, ["a", "no such run"]) == {}
+    assert stores.read_written_runs(store, ["a", "no such run"]) == {}
 
 
 # Several processes
@@ -984,7 +984,7 @@ def test_a_full_disk_is_said_when_a_block_is_written_and_nothing_stays(small_dis
     with pytest.raises(HarnessError, match=r"no room to write \(0\.0 MB free.*next: free some space"):
         append(store, IDENTITY, make_rows(2 * BLOCK, text="x" * 1000), blocks=[1])
     assert leftovers(store) == []
-    assert stores.stored_blocks(store, IDENTITY) == {0}
+    assert stores.list_stored_blocks(store, IDENTITY) == {0}
 
 
 def test_a_full_disk_is_said_when_rows_are_completed_and_the_blocks_stay(small_disk):
@@ -1040,7 +1040,7 @@ def test_a_file_that_may_not_grow_is_said_like_a_full_disk(store):
     done = subprocess.run(command, cwd=ROOT, input=sample, capture_output=True, check=False)
     assert b"no room to write" in done.stdout, done.stderr.decode()
     assert leftovers(store) == []
-    assert stores.stored_blocks(store, IDENTITY) == set()
+    assert stores.list_stored_blocks(store, IDENTITY) == set()
 
 
 # Speed

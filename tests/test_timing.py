@@ -14,7 +14,7 @@ from harness.evaluation.costs.timing import batch_time, time_requests, timing_no
 from harness.evaluation.runner import open_weights
 from harness.experiment import Scope, prepare_session
 from harness.experiment.runs.run_candidate import row_sets, time_again
-from harness.experiment.weights.candidate_weights import stored_weights
+from harness.experiment.weights.candidate_weights import find_stored_weights
 from harness.methods import lora
 from harness.models.hardware import Load, Machine
 from harness.models.hf import HFCandidate, ModelHost, load_base, merge_adapter
@@ -108,7 +108,7 @@ def test_a_run_holds_both_times_with_their_marks(stored):
 
 def weights_and_test(session, run):
     candidate = session.candidates["lora"]
-    weights = stored_weights(session, candidate, run.seed)
+    weights = find_stored_weights(session, candidate, run.seed)
     return weights, row_sets(session, candidate, weights, run.seed)[1]
 
 

@@ -13,7 +13,7 @@ from harness.comparison import Estimate
 from harness.records import TrainingRecord
 from harness.records.training_records import TrackedPoint
 from harness.report import ExperimentReport, trackers
-from harness.report.trackers.tracked_run import tracked_runs
+from harness.report.trackers.tracked_run import list_tracked_runs
 
 CURVE = ((1, 2.5), (2, 1.5), (3, None))
 POINTS = (TrackedPoint(step=2, target=0.6, capability=-0.01), TrackedPoint(step=3, target=0.8))
@@ -41,7 +41,7 @@ def note_of(name: str, folder: Path, report: ExperimentReport = REPORT) -> str:
 
 
 def test_a_tracked_run_holds_curves_scores_intervals_forgetting_and_the_verdict():
-    found = {run.label: run for run in tracked_runs(REPORT)}["lora"]
+    found = {run.label: run for run in list_tracked_runs(REPORT)}["lora"]
     assert found.curves["training/loss"] == ((1, 2.5), (2, 1.5))
     assert found.curves["training/target"] == ((2, 0.6), (3, 0.8))
     assert found.curves["training/forgetting"] == ((2, -0.01),)
@@ -56,7 +56,7 @@ def test_a_tracked_run_holds_curves_scores_intervals_forgetting_and_the_verdict(
 
 
 def test_a_smoke_run_is_marked_in_a_tracker():
-    assert tracked_runs(replace(REPORT, smoke=True))[0].tags["evidence"] == "smoke, not evidence"
+    assert list_tracked_runs(replace(REPORT, smoke=True))[0].tags["evidence"] == "smoke, not evidence"
 
 
 def test_tensorboard_reads_curves_figures_and_verdict_without_torch(tmp_path):

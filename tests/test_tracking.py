@@ -15,16 +15,16 @@ from harness import config, plugins, rescue, store
 from harness.errors import CandidateFailed, UserError
 from harness.evaluation.costs import Work
 from harness.experiment import Scope, estimate_work, prepare_session
-from harness.experiment.curves.tracking import tracked_weights, tracking_work
+from harness.experiment.curves.tracking import read_tracked_weights, tracking_work
 from harness.experiment.runs.run_candidate import make_run
-from harness.experiment.weights.candidate_weights import stored_weights
+from harness.experiment.weights.candidate_weights import find_stored_weights
 from harness.experiment.weights.weights_folder import folder_of
 from harness.gating.halves import cluster_name, split
 from harness.methods import checkpoint, full, lora
 from harness.progress import SilentProgress
 from harness.records import TrainingRecord, training_record
 from harness.spec import Recipe, Task, TaskData, Tracking
-from harness.training import CHECKPOINTS, TRACKED, Reward, tracked_folders
+from harness.training import CHECKPOINTS, TRACKED, Reward, map_tracked_folders
 
 pytestmark = pytest.mark.e2e
 
@@ -51,7 +51,7 @@ def fitted(tiny, folder, *, track, method=lora, advance=lambda *_: None, **param
 
 
 def test_weights_are_kept_evenly_at_checkpoints_that_there_are_anyway(tracked):
-    assert list(tracked_folders(tracked.folder / TRACKED)) == [6, 12, 18, 24]
+    assert list(map_tracked_folders(tracked.folder / TRACKED)) == [6, 12, 18, 24]
 
 
 def test_keeping_them_changes_neither_the_weights_nor_the_losses(plain, tracked):
@@ -78,10 +78,10 @@ def test_a_training_that_was_stopped_keeps_the_same_weights(tiny, tmp_path, trac
 
     with pytest.raises(KeyboardInterrupt):
         fitted(tiny, tmp_path, track=4, advance=stop)
-    assert list(tracked_folders(tmp_path / TRACKED)) == [6, 12]
+    assert list(map_tracked_folders(tmp_path / TRACKED)) == [6, 12]
     assert any((tmp_path / CHECKPOINTS).glob("checkpoint-*"))
     again = fitted(tiny, tmp_path, track=4)
-    assert list(tracked_folders(tmp_path / TRACKED)) == [6, 12, 18, 24]
+    assert list(map_tracked_folders(tmp_path / TRACKED)) == [6, 12, 18, 24]
     for step in (6, 12, 18, 24):
         own, other = (
             json.loads((of.folder / TRACKED / f"step-{step}" / "fit.json").read_text())
@@ -122,7 +122,7 @@ def test_every_method_that_trains_a_language_model_keeps_its_weights():
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_weights_are_kept_as_they_are_saved_at_the_end(tiny, tmp_path, own_cache, name):
     made, plain = (other(tiny, tmp_path / f"{track}", name, track) for track in (1, 0))
-    ((step, folder),) = tracked_folders(made.folder / TRACKED).items()
+    ((step, folder),) = map_tracked_folders(made.folder / TRACKED).items()
     kept = json.loads((folder / "fit.json").read_text())
     assert (step, kept["kind"]) == (made.training.n_steps, made.kind)
     assert (made.digest, kept["digest"]) == (plain.digest, made.digest)
@@ -137,7 +137,7 @@ def test_a_whole_model_is_kept_in_the_precision_it_is_served_in_and_trained_on_i
         )
         for track in (4, 0)
     )
-    early, *_, last = (folder / "model" for folder in tracked_folders(made.folder / TRACKED).values())
+    early, *_, last = (folder / "model" for folder in map_tracked_folders(made.folder / TRACKED).values())
     sizes = {
         (folder / "model.safetensors").stat().st_size for folder in (early, last, plain.folder / "model")
     }
@@ -183,7 +183,9 @@ def test_a_step_on_the_front_is_named_with_the_recipe_of_a_candidate(measured):
 
 def test_no_test_row_of_the_target_and_no_item_of_the_confirming_half_is_read(measured):
     session = measured.session
-    made = tracked_weights(session.candidates["held"], stored_weights(session, session.candidates["held"], 0))
+    made = read_tracked_weights(
+        session.candidates["held"], find_stored_weights(session, session.candidates["held"], 0)
+    )
     digests = {weights.digest for weights in made.values()}
     asked = [one for one in store.identities(session.store) if one.weights_digest in digests]
     assert {one.split for one in asked if one.task == "desk"} == {"validation"}
@@ -269,7 +271,7 @@ def test_a_checkpoint_is_the_adapter_that_was_kept_at_its_step(tiny, tmp_path, t
 @pytest.mark.parametrize("name", ["full", "bottleneck"])
 def test_a_checkpoint_is_of_the_kind_that_was_kept(tiny, tmp_path, own_cache, name):
     trained = other(tiny, tmp_path / "trained", name, 1)
-    (step,) = tracked_folders(trained.folder / TRACKED)
+    (step,) = map_tracked_folders(trained.folder / TRACKED)
     context = tiny_methods.context(tiny, tmp_path / "made", init=trained.folder / trained.kind)
     made = checkpoint.fit(context, checkpoint.Params(step=step))
     assert (made.kind, made.digest) == (trained.kind, trained.digest)

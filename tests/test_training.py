@@ -212,7 +212,7 @@ def test_a_base_whose_shape_is_unknown_computes_activations_again(tmp_path):
 def test_no_memory_to_train_in_fails_the_candidate_and_names_the_knob():
     import torch
 
-    with pytest.raises(CandidateFailed, match="per_device_train_batch_size"), trainer.enough_memory():
+    with pytest.raises(CandidateFailed, match="per_device_train_batch_size"), trainer.explain_out_of_memory():
         raise torch.OutOfMemoryError("no room")
 
 

@@ -136,7 +136,7 @@ def test_removing_a_run_removes_its_trials_with_their_weights_and_rows_and_frees
     lost = tried(store, "bbb", rows=[IDENTITY.digest])
     chosen_among(store, "desk-lora-s0-1", chosen, lost, tried(store, "cccc", None))
     assert chosen.run.weights_digest != IDENTITY.weights_digest
-    said = stores.freed_by_trials(store, stores.list_runs(store))["desk-lora-s0-1"]
+    said = stores.count_freed_by_trials(store, stores.list_runs(store))["desk-lora-s0-1"]
     before = size(store.folder / "weights") + size(store.folder / "rows")
     own = stores.disk_use(store, stores.list_runs(store)).freed["desk-lora-s0-1"]
     stores.remove_run(store, "desk-lora-s0-1")
@@ -220,7 +220,7 @@ def test_a_trial_of_prompts_is_listed_and_kept_with_the_run_that_was_chosen_amon
     stores.save_run(store, make_run("desk-best-s0-1", [], weights_digest="the base", training=sweep))
     (run,) = stores.list_runs(store)
     assert stores.trials_by_run(store, [run]) == {"desk-best-s0-1": trials, "": []}
-    assert stores.unneeded_trials(store, [run]) == []
+    assert stores.list_unneeded_trials(store, [run]) == []
     with pytest.raises(UserError, match="next: harness runs rm desk-best-s0-1, which removes its trials too"):
         stores.remove_run(store, trials[0].run.run_id)
     stores.remove_run(store, "desk-best-s0-1")

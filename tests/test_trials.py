@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import plugins
-from harness.gating import Measurement, measured_half
+from harness.gating import Measurement, cut_to_half
 from harness.gating.halves import cluster_name, split
 from harness.plugins import RescueSituation
 from harness.records import SampleResult, TrackedPoint
@@ -233,7 +233,7 @@ def test_pinned_items_are_in_both_halves_and_a_task_without_two_clusters_in_a_ha
         Measurement(task, "capability", "", {}, alone, alone),
     ]
     halved = split({"pinned": pinned, "alone": alone}, 0)
-    parts = [measured_half(measured, halved, half) for half in ("search", "confirm")]
+    parts = [cut_to_half(measured, halved, half) for half in ("search", "confirm")]
     assert all(part[0].new == pinned for part in parts)
     assert list(map(len, parts)) == [1, 1]
 

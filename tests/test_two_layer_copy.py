@@ -11,7 +11,7 @@ from tiny_methods import CPU
 from harness import config
 from harness.errors import CandidateFailed
 from harness.experiment import Scope, prepare_session
-from harness.models.devices.two_layer_copy import copied_engine, two_layer_copy
+from harness.models.devices.two_layer_copy import find_copied_engine, two_layer_copy
 from harness.models.hf import ModelHost, load_base
 from harness.models.hub import resolve
 from harness.models.loglikelihood import Executor
@@ -38,7 +38,7 @@ def test_a_copy_tells_the_engine_that_the_base_itself_shows(tmp_path, name):
     folder = families.build(tmp_path, name)
     model, _ = load_base(resolve(str(folder)), CPU)
     shown = Executor(model.eval(), 512).engine
-    assert copied_engine(folder, "cpu") == shown == families.FAMILIES[name].engine
+    assert find_copied_engine(folder, "cpu") == shown == families.FAMILIES[name].engine
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -46,14 +46,14 @@ def test_the_engine_of_a_large_base_is_known_from_its_configuration_alone(tmp_pa
     import transformers
 
     getattr(transformers, name)().save_pretrained(tmp_path)
-    assert copied_engine(tmp_path, "cpu") == PUBLISHED[name]
+    assert find_copied_engine(tmp_path, "cpu") == PUBLISHED[name]
     assert sum(p.numel() for p in two_layer_copy(tmp_path).parameters()) < 30e6
 
 
 @pytest.mark.parametrize("name", ["RWKV", "BERT", *UNTOLD])
 def test_what_no_copy_can_tell_is_left_to_the_base(tmp_path, name):
     kind = families.FAMILIES.get(name) or families.UNREADABLE[name][0]
-    assert copied_engine(families.save(tmp_path, kind), "cpu") is None
+    assert find_copied_engine(families.save(tmp_path, kind), "cpu") is None
 
 
 def registered(kind, forward):
@@ -95,7 +95,7 @@ def a_window_wider(self, input_ids, position_ids=None, attention_mask=None, use_
 @pytest.mark.parametrize(("kind", "forward"), [("deaf", ignoring_masks), ("wider", a_window_wider)])
 def test_a_family_that_ignores_masks_or_whose_window_is_a_token_wider_is_not_packed(tmp_path, kind, forward):
     registered(kind, forward)().save_pretrained(tmp_path)  # a window of 4,096 tokens, as published
-    assert copied_engine(tmp_path, "cpu") == "padded"
+    assert find_copied_engine(tmp_path, "cpu") == "padded"
 
 
 def test_a_family_whose_answers_hang_on_nothing_before_them_is_left_to_the_base(tmp_path):
@@ -107,7 +107,7 @@ def test_a_family_whose_answers_hang_on_nothing_before_them_is_left_to_the_base(
         return CausalLMOutput(logits=self.lm_head(hidden))
 
     registered("even", even)().save_pretrained(tmp_path)
-    assert copied_engine(tmp_path, "cpu") is None
+    assert find_copied_engine(tmp_path, "cpu") is None
 
 
 def test_a_copy_draws_no_random_number_of_the_process(tmp_path):
@@ -134,6 +134,6 @@ def test_a_base_whose_logits_are_no_numbers_is_refused_though_its_copy_tells_the
     spoilt.get_input_embeddings().weight.data[5:9] = float("nan")
     spoilt.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    assert copied_engine(tmp_path, "cpu") == "packed"
+    assert find_copied_engine(tmp_path, "cpu") == "packed"
     with pytest.raises(CandidateFailed, match="no numbers in float32"):
         ModelHost(resolve(str(tmp_path)), CPU)

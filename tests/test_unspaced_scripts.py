@@ -20,7 +20,7 @@ from harness.metrics import load_metrics
 from harness.models.hf import classifier
 from harness.prompting import PromptingContext, compose, question
 from harness.prompting._widths import fold_widths
-from harness.prompting._words import in_grams, in_letters, is_unspaced, pieces
+from harness.prompting._words import is_unspaced, pieces, split_into_grams, split_into_letters
 from harness.provenance.code_versions import versions_of
 from harness.records import Document, Example, Limits, Output, digest
 from harness.spec import Recipe, Task, TaskData
@@ -78,7 +78,7 @@ def test_a_long_text_is_cut_into_passages_of_so_many_words():
 
 @given(st.text(st.characters(codec="latin-1"), max_size=80) | st.text("abc éñ1.,-ßж\n\t", max_size=80))
 def test_a_text_with_blanks_keeps_its_words_and_is_cut_at_them(text):
-    assert in_grams(text) == in_letters(text) == text
+    assert split_into_grams(text) == split_into_letters(text) == text
     assert [piece.strip() for piece in pieces(text)] == text.split()
     assert "".join(pieces(text)) == " ".join(text.split())
     assert not is_unspaced([text])
@@ -87,13 +87,13 @@ def test_a_text_with_blanks_keeps_its_words_and_is_cut_at_them(text):
 @given(st.text("河山湖カなที่ภูabc1。， ", max_size=60))
 def test_cutting_loses_nothing(text):
     assert "".join(pieces(text)) == " ".join(text.split())
-    assert in_letters(text).replace(" ", "") == text.replace(" ", "")
+    assert split_into_letters(text).replace(" ", "") == text.replace(" ", "")
 
 
 def test_pieces_are_two_letters_of_han_and_kana_and_three_of_thai():
-    assert in_grams("我们用iPhone拍照。").split() == ["我们", "们用", "iPhone", "拍照", "。"]
-    assert in_grams("猫 カメラ").split() == ["猫", "カメ", "メラ"]
-    assert in_grams("ปลาดี").split() == ["ปลา", "ลาด", "าดี"]
+    assert split_into_grams("我们用iPhone拍照。").split() == ["我们", "们用", "iPhone", "拍照", "。"]
+    assert split_into_grams("猫 カメラ").split() == ["猫", "カメ", "メラ"]
+    assert split_into_grams("ปลาดี").split() == ["ปลา", "ลาด", "าดี"]
     assert pieces("ที่นี่มีปลา 25 ตัว") == ["ที่นี่มี", "ปลา", " 25", " ตัว"], "vowel signs stay with their letter"
 
 

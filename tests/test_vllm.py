@@ -128,7 +128,7 @@ def test_transformers_serves_what_vllm_does_not(written):
     assert opened(written, candidates=("prompt", "quantised", "decomposed", "wide"))
 
 
-@pytest.mark.skipif(vllm.installed_version() is not None, reason="vLLM is installed")
+@pytest.mark.skipif(vllm.find_installed_version() is not None, reason="vLLM is installed")
 def test_an_engine_that_is_not_installed_is_refused_before_anything_runs(written):
     assert refused(written, "prompt") == {("engine", "vllm, and no package vllm")}
 

@@ -64,7 +64,7 @@ def test_a_fine_tune_that_collapses_elsewhere_is_blocked_whatever_it_gains(tmp_p
     assert verdict(report).outcome == "fail"
     assert "but fails the gate" in report.decision.sentence
     (judged,) = release.gate(tmp_path / "harness.yaml", "lora")
-    assert release.combined_exit_code([judged]) == 3
+    assert release.combine_exit_codes([judged]) == 3
 
 
 def test_too_few_items_leave_it_undecided_and_the_number_named_would_do(tmp_path):
@@ -146,7 +146,7 @@ def test_a_harness_that_drifted_is_called_so_and_no_candidate_is_blamed(tmp_path
     assert exit_code(report, GatePolicy(on_inconclusive="pass"), by_verdict=True) == 4
     judged = release.gate(tmp_path / "harness.yaml", "lora", ["gate.on_inconclusive=pass"])
     assert judged[0].verdict == verdict(report)
-    assert release.combined_exit_code(judged) == 4
+    assert release.combine_exit_codes(judged) == 4
 
 
 # The learning curve

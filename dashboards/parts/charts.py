@@ -167,7 +167,7 @@ def heat(of: Heat) -> go.Figure:
 
 def _change(of: Cell) -> str:
     """Write a cell's number in a colour that can be read on the cell's own."""
-    ink = readable_on(of_change(of.strength))
+    ink = readable_on(choose_color(of.strength))
     return f'<span style="color:{ink}">' + (f"<b>{of.change}</b>" if of.shown else of.change) + "</span>"
 
 
@@ -407,7 +407,7 @@ def _name_night(figure: go.Figure, drawn: Sequence[str], night: str, said: str, 
     )  # fmt: skip
 
 
-def of_change(strength: float) -> str:
+def choose_color(strength: float) -> str:
     """Return the colour of a change from -1 (lost) over 0 to 1 (gained), as Plotly blends it."""
     share = abs(strength)
     pairs = zip(_channels(UNCHANGED), _channels(GAINED if strength > 0 else LOST), strict=True)

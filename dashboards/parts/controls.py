@@ -27,7 +27,7 @@ def heading(title: str, purpose: str) -> None:
 
 def show_empty(what: str = "No report yet.") -> None:
     """Say that there is nothing to show, and what to do."""
-    at = project.at_work()
+    at = project.find_at_work()
     wait = f"{project.worker(at)} is at work; this page fills when it has finished." if at is not None else ""
     st.info(f"{what} {wait or 'Next: `harness compare` in the folder of harness.yaml.'}")
 
@@ -130,12 +130,12 @@ def choose_candidates(key: str, labels: Sequence[str], default: Sequence[str], *
     return chosen
 
 
-def as_facts(section: Section) -> list[dict[str, str]]:
+def map_to_cells(section: Section) -> list[dict[str, str]]:
     """Map the columns of a report's table to the cells of each row."""
     return [dict(zip(section.columns, row, strict=True)) for row in section.rows]
 
 
-def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def write_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """Write rows as CSV in which no text can be taken for a formula by a spreadsheet."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(rows[0]) if rows else [], lineterminator="\n")
@@ -148,5 +148,5 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 def offer_csv(rows: Sequence[Mapping[str, Any]], name: str) -> None:
     """Offer rows as a CSV file."""
     st.download_button(
-        "CSV", as_csv(rows), f"{name}.csv", "text/csv", key=f"csv_{name}", icon=":material/download:"
+        "CSV", write_csv(rows), f"{name}.csv", "text/csv", key=f"csv_{name}", icon=":material/download:"
     )

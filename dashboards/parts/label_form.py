@@ -13,8 +13,8 @@ from pathlib import Path
 import streamlit as st
 
 from harness import store
-from harness.comparison.labelled_answers import answer_digest, draw_items, is_correctable, scored_rows
-from harness.config.rubrics import asked_digest, current_labels, rubric_of
+from harness.comparison.labelled_answers import answer_digest, draw_items, is_correctable, select_scored
+from harness.config.rubrics import current_labels, digest_question, rubric_of
 from harness.errors import HarnessError
 from harness.formatting import count, plain
 from harness.records import AnswerLabel, LabelSet, SampleResult
@@ -65,12 +65,12 @@ def _answers(
 ) -> tuple[list[tuple[str, tuple[str, SampleResult]]], bool]:
     """List the answers by digest with their question, in the order of items; and whether all are 0 or 1."""
     at = Store(Path(folder))
-    arms = [scored_rows(metric, store.read_rows(at, digest)) for digest in (pair.base, pair.new)]
+    arms = [select_scored(metric, store.read_rows(at, digest)) for digest in (pair.base, pair.new)]
     found: dict[str, tuple[str, SampleResult]] = {}
     for item in draw_items(set(arms[0]) | set(arms[1]), pair.task, metric):
         rows = [arm[item] for arm in arms if item in arm]
         question = min((row.prompt for row in rows), key=len)
-        found |= {answer: (question, row) for answer, row in _by_digest(metric, rows)}
+        found |= {answer: (question, row) for answer, row in _sort_by_digest(metric, rows)}
     grades = {row.parts[metric] for arm in arms for row in arm.values()}
     return list(found.items()), grades <= {(0.0,), (1.0,)}
 
@@ -83,7 +83,7 @@ def _say_criteria(task: str, metric: str) -> None:
             safe_text.block("criteria", rubric.criteria.strip())
 
 
-def _by_digest(metric: str, rows: Sequence[SampleResult]) -> list[tuple[str, SampleResult]]:
+def _sort_by_digest(metric: str, rows: Sequence[SampleResult]) -> list[tuple[str, SampleResult]]:
     """Sort both answers of an item by their digest, which tells nobody whose one is."""
     return sorted(((answer_digest(metric, row), row) for row in rows), key=lambda pair: pair[0])
 
@@ -92,6 +92,6 @@ def _save(metric: str, rater: str, row: SampleResult, label: float) -> None:
     now = datetime.now(UTC).isoformat(timespec="microseconds")
     one = AnswerLabel(answer_digest(metric, row), row.example_id, label)
     written = project.task(row.task)
-    rubric = asked_digest(written, metric) if written is not None else ""
+    rubric = digest_question(written, metric) if written is not None else ""
     given = LabelSet(uuid.uuid4().hex, now, row.task, row.split, metric, rater, (one,), rubric)
     store.save_labels(project.project().store, given)

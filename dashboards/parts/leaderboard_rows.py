@@ -67,14 +67,14 @@ class Board(NamedTuple):
                 yield done / self.n_unread
 
 
-def with_reported(runs: Sequence[Run], report: ExperimentReport | None) -> list[Run]:
+def add_reported(runs: Sequence[Run], report: ExperimentReport | None) -> list[Run]:
     """Add the report's runs that are not on this machine, as far as the report knows them."""
     stored = {run.run_id for run in runs}
     absent = [f for f in report.facts if f.run_id not in stored] if report is not None else []
-    return [*(_as_run(f, report) for f in absent if report is not None), *runs]
+    return [*(_make_run(f, report) for f in absent if report is not None), *runs]
 
 
-def _as_run(f: CandidateFacts, report: ExperimentReport) -> Run:
+def _make_run(f: CandidateFacts, report: ExperimentReport) -> Run:
     latency = {} if f.latency_p50_s is None else {"p50_s": f.latency_p50_s}
     return Run(
         f.run_id, report.experiment, f.name, f.method, f.prompting, f.answer, f.seed, report.base_model,
@@ -91,7 +91,7 @@ def target(report: ExperimentReport | None) -> tuple[str, str]:
     return (loaded.experiment.target.name, loaded.experiment.target.primary_metric) if loaded else ("", "")
 
 
-def of(runs: Sequence[Run], report: ExperimentReport | None, metrics: Sequence[str] = ()) -> Board:
+def make_board(runs: Sequence[Run], report: ExperimentReport | None, metrics: Sequence[str] = ()) -> Board:
     """Join what is stored of each run with what was reported of it, also by other metrics of the target."""
     task, metric = target(report)
     lines = _report_lines(runs, report, task, metric)

@@ -16,7 +16,7 @@ from harness.formatting import UNKNOWN, change, count, errors, points, score
 from harness.records import Run
 from harness.report import ExperimentReport
 from harness.report.escape import clean
-from harness.report.experiment_report import measured_text, shown_figure, verdict_word
+from harness.report.experiment_report import find_shown_figure, print_measured, verdict_word
 from harness.report.labels import CLASSES, ERROR
 from parts import controls
 from parts.leaderboard_rows import Line
@@ -38,7 +38,7 @@ _DISTURBED = "~: measured while other work took the processors; nothing is decid
 _WITH_INTERVAL = 160  # pixels, for the longest: −0.123 [−0.145, −0.101]
 
 
-def chosen(runs: Sequence[Run], report: ExperimentReport | None) -> list[Run]:
+def choose_runs(runs: Sequence[Run], report: ExperimentReport | None) -> list[Run]:
     """Let runs be filtered; without a filter the report's are shown."""
     reported = {f.run_id for f in report.facts} if report is not None else set()
     shown = controls.runs_of(report, runs)
@@ -150,11 +150,11 @@ def verdict(line: Line) -> str:
 
 def _print_figure(line: Line, name: str) -> Printed | None:
     """Print a figure of cost or speed; of a run that no report holds what is stored of its latency."""
-    f = line.facts or _stored_facts(line.run)
-    return Printed.of(shown_figure(f, name), measured_text(f, name))
+    f = line.facts or _read_stored_facts(line.run)
+    return Printed.of(find_shown_figure(f, name), print_measured(f, name))
 
 
-def _stored_facts(run: Run) -> CandidateFacts:
+def _read_stored_facts(run: Run) -> CandidateFacts:
     """Return the latencies that a run stored, as facts."""
     p50_s, p95_s = (run.latency.get(name) for name in ("p50_s", "p95_s"))
     own = (run.candidate, run.run_id, run.method, run.prompting, run.answer, run.seed)
@@ -194,7 +194,7 @@ def _forgetting(line: Line) -> Printed | None:
     return Printed.of(100 * macro.score, points(*macro[:3])) if macro else None
 
 
-def as_row(line: Line) -> dict[str, Any]:
+def make_row(line: Line) -> dict[str, Any]:
     """Return a line unrounded, in the metric's unit, for a spreadsheet."""
     run, f = line.run, line.facts
     c, judged = (gain(f.vs_untrained), f.verdict) if f else (None, None)
@@ -206,10 +206,10 @@ def as_row(line: Line) -> dict[str, Any]:
         **{key: value for name, e in line.others.items() for key, value in _ends(name, e).items()},
         **_ends("gain", Estimate(c.delta, c.low, c.high, c.n) if c else None),
         **_ends("forgetting", macro),
-        "cost_per_1k_usd": shown_figure(f, "cost_per_1k_usd")
+        "cost_per_1k_usd": find_shown_figure(f, "cost_per_1k_usd")
         if f and f.cost_per_1k_usd is not None
         else None,
-        **_speed(f or _stored_facts(run)),
+        **_speed(f or _read_stored_facts(run)),
         "verdict": verdict(line),
         "rank": line.rank,
         "champion": line.is_champion,

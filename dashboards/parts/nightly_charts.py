@@ -22,11 +22,11 @@ SHOWN = 40  # nights
 def tell(name: str, policy: NightlyPolicy, nights: list[Night], state: State) -> list[NightReport]:
     """Tell each of the last nights again from what was known then."""
     told_from = (tuple((n.night, n.finished) for n in nights), repr(policy), repr(state.alarms))
-    return _told((str(project.project().file), told_from), name, policy, nights, state)
+    return _read_nights((str(project.project().file), told_from), name, policy, nights, state)
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)
-def _told(
+def _read_nights(
     stamp: Any, _name: str, _policy: NightlyPolicy, _nights: list[Night], _state: State
 ) -> list[NightReport]:
     out = []

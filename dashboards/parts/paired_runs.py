@@ -52,7 +52,7 @@ def compare(pair: Pair) -> Comparison | str:
         return f"{pair.task}: {error}"
 
 
-def on_every_task(
+def compare_on_every_task(
     base: Run, new: Run, report: ExperimentReport | None
 ) -> dict[str, tuple[Pair, Comparison | str]]:
     """Compare two runs on every task that both answered, the target first."""
@@ -67,11 +67,13 @@ def on_every_task(
             # As the report compares: on the target errors score worst in both, else as the gate takes them.
             how: tuple[float, BaseErrors] = (ALPHA, "worst") if task == target else (alpha, "bounds")
             pair = Pair(task, metric, base.rows[key], new.rows[key], *how)
-            out[task] = (pair, of_drawn(task, base, new, report) or compare(pair))
+            out[task] = (pair, find_drawn_comparison(task, base, new, report) or compare(pair))
     return out
 
 
-def of_drawn(task: str, base: Run, new: Run, report: ExperimentReport | None) -> Comparison | str | None:
+def find_drawn_comparison(
+    task: str, base: Run, new: Run, report: ExperimentReport | None
+) -> Comparison | str | None:
     """Find the report's own comparison of a task whose items were drawn, or say why there is none.
 
     None where every item was asked, so that the stored rows say all.
@@ -102,7 +104,7 @@ def _compare_pair(pair: Pair, changed: tuple[int, ...]) -> Comparison:
     )
 
 
-def said(c: Comparison) -> str:
+def print_difference(c: Comparison) -> str:
     """Print a difference as reports do."""
     return change(c.unit, c.delta, c.low, c.high)
 
@@ -120,13 +122,15 @@ def two_texts(pair: Pair, item: str) -> tuple[SampleResult, SampleResult] | None
     return (rows[0], rows[1]) if rows[0] and rows[1] else None
 
 
-def drawn_answers(digest: str, item: str) -> tuple[Sample, ...]:
+def read_all_answers(digest: str, item: str) -> tuple[Sample, ...]:
     """Read all answers that were drawn to an item; none where it was answered greedily."""
-    return _drawn(str(project.project().store.folder), digest, project.row_set_times(digest)).get(item, ())
+    return _read_drawn(str(project.project().store.folder), digest, project.row_set_times(digest)).get(
+        item, ()
+    )
 
 
 @st.cache_resource(show_spinner=False, max_entries=8)
-def _drawn(folder: str, digest: str, changed: tuple[int, ...]) -> dict[str, tuple[Sample, ...]]:
+def _read_drawn(folder: str, digest: str, changed: tuple[int, ...]) -> dict[str, tuple[Sample, ...]]:
     return store.read_drawn(Store(Path(folder)), digest)
 
 

@@ -112,17 +112,17 @@ def _rescue(path: str, modified_ns: int) -> Rescue | None:
 
 def experiment() -> LoadedExperiment | None:
     """Read the experiment as it is written now; None where there is none that can be used."""
-    found = _written()
+    found = _load_written()
     return found if isinstance(found, LoadedExperiment) else None
 
 
-def what_is_wrong() -> list[str]:
+def list_problems() -> list[str]:
     """List what keeps the experiment's file from being used; empty where it can be, or is not there."""
-    found = _written()
+    found = _load_written()
     return str(found).splitlines() if isinstance(found, HarnessError) else []
 
 
-def _written() -> LoadedExperiment | HarnessError | None:
+def _load_written() -> LoadedExperiment | HarnessError | None:
     file = project().file
     return _experiment(str(file), file.stat().st_mtime_ns) if file.is_file() else None
 
@@ -143,7 +143,7 @@ def champion_ids() -> dict[str, Champion]:
         return {}
 
 
-def at_work() -> dict[str, Any] | None:
+def find_at_work() -> dict[str, Any] | None:
     """Say where the command is that works in the runs right now; None where none does."""
     return store.current_activity(project().store)
 

@@ -79,7 +79,7 @@ def label(name: str) -> str:
     return _PUNCTUATION.sub(r"\\\g<0>", clean(name))
 
 
-def shown(text: str) -> str:
+def clean_and_cut(text: str) -> str:
     """Clean a text and cut it to what can be read, saying so."""
     whole = clean_lines(text[:LONGEST])
     return whole if len(text) <= LONGEST else f"{whole} … (cut: {formatting.count(len(text))} characters)"
@@ -87,7 +87,7 @@ def shown(text: str) -> str:
 
 def block(name: str, text: str) -> None:
     """Show a text under its name."""
-    _show_named(name, escape(shown(text)))
+    _show_named(name, escape(clean_and_cut(text)))
 
 
 def whole(name: str, text: str, key: str) -> None:
@@ -113,7 +113,7 @@ def diff_html(old: str, new: str) -> str:
 
     Between what is struck out and what stands there instead is a space, which neither text has.
     """
-    before, after = (re.findall(r"\s+|\w+|[^\w\s]", shown(text))[:_MOST_WORDS] for text in (old, new))
+    before, after = (re.findall(r"\s+|\w+|[^\w\s]", clean_and_cut(text))[:_MOST_WORDS] for text in (old, new))
     out = []
     for what, a0, a1, b0, b1 in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
         gone, come = escape("".join(before[a0:a1])), escape("".join(after[b0:b1]))

@@ -40,10 +40,10 @@ def browse(pair: Pair, names: tuple[str, str], groups: Mapping[str, Sequence[str
     if not ids:
         st.info("No item fits these filters.")
         return
-    _one(pair, names, ids, key)
+    _show_one(pair, names, ids, key)
 
 
-def _one(pair: Pair, names: tuple[str, str], ids: Sequence[str], key: str) -> None:
+def _show_one(pair: Pair, names: tuple[str, str], ids: Sequence[str], key: str) -> None:
     what = (pair, tuple(ids))
     kept, at = st.session_state.get(f"{key}_at", (what, 0))
     at = at if kept == what else 0  # other items, or another candidate's, begin at the first
@@ -71,12 +71,12 @@ def _one(pair: Pair, names: tuple[str, str], ids: Sequence[str], key: str) -> No
             safe_text.whole(name, row.text, f"{key}_{side}")
             for judge, said in paired_runs.judges_said(row):
                 safe_text.say(f"{judge} said: {said}", "name")
-            _drawn(pair.metric, paired_runs.drawn_answers(digest, row.example_id))
+            _show_drawn(pair.metric, paired_runs.read_all_answers(digest, row.example_id))
     if old.text != new.text:
         safe_text.difference(f"words that {names[1]} changed", old.text, new.text)
 
 
-def _drawn(metric: str, samples: Sequence[Sample]) -> None:
+def _show_drawn(metric: str, samples: Sequence[Sample]) -> None:
     """Show every answer that was drawn to an item, with what it scores; nothing of a greedy one."""
     if not samples:
         return

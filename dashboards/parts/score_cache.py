@@ -30,7 +30,7 @@ def estimates(digests: Sequence[str], task: str, metric: str) -> dict[str, Estim
 
     None stands for a set that is not there, or that nothing in it was scored.
     """
-    kept, keys = _kept(str(project.project().store.folder)), _keys(digests, task, metric)
+    kept, keys = _keep_estimates(str(project.project().store.folder)), _keys(digests, task, metric)
     if new := [key for key in keys[:AT_ONCE] if key not in kept]:
         of, found = project.metric(task, metric), _columns(new)
         kept.update({k: comparison.estimate_columns(of, found[k]) if k in found else None for k in new})
@@ -52,7 +52,7 @@ def ranks(digests: Mapping[str, str], task: str, metric: str) -> dict[str, int]:
 def _rank_row_sets(digests: tuple[tuple[str, str], ...], keys: tuple[_Key, ...]) -> dict[str, int]:
     found = {key.digest: columns for key, columns in _columns(keys).items()}
     by_run = {run_id: found[digest] for run_id, digest in digests if digest in found}
-    return comparison.shared_ranks(project.metric(keys[0].task, keys[0].metric), by_run)
+    return comparison.rank_with_ties(project.metric(keys[0].task, keys[0].metric), by_run)
 
 
 def _keys(digests: Sequence[str], task: str, metric: str) -> list[_Key]:
@@ -63,7 +63,7 @@ def _keys(digests: Sequence[str], task: str, metric: str) -> list[_Key]:
 
 def _columns(keys: Sequence[_Key]) -> dict[_Key, MetricColumns]:
     """Read row sets of one metric; the last ones stay at hand, because what is scored is then ranked."""
-    held = _held(str(project.project().store.folder))
+    held = _hold_columns(str(project.project().store.folder))
     found = {key: columns for key in keys if (columns := held.get(key)) is not None}
     if new := {key.digest: key for key in keys if key not in found}:
         rows = store.read_columns(project.project().store, new, keys[0].metric)
@@ -75,12 +75,12 @@ def _columns(keys: Sequence[_Key]) -> dict[_Key, MetricColumns]:
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)
-def _kept(folder: str) -> dict[_Key, Estimate | None]:
+def _keep_estimates(folder: str) -> dict[_Key, Estimate | None]:
     """Keep what was estimated of each row set."""
     return {}
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)
-def _held(folder: str) -> dict[_Key, MetricColumns]:
+def _hold_columns(folder: str) -> dict[_Key, MetricColumns]:
     """Hold the row sets that were read last; each may have 10,000 items."""
     return {}

@@ -63,6 +63,6 @@ def _refuse_renamed(argv: list[str]) -> None:
     """Name the present flag or variable where one of before 0.1 is given."""
     variables = [name for name in os.environ if name.startswith("HARNESS_")]
     if variables or any(argument.startswith("--") for argument in argv[1:]):
-        from harness.config.problems import renamed_options
+        from harness.config.problems import find_renamed_options
 
-        refuse(renamed_options(argv, variables) if argv else [])
+        refuse(find_renamed_options(argv, variables) if argv else [])

@@ -121,7 +121,7 @@ def compare(
         _print_plan(session, loaded.selected, work, plan, as_json)
         for line in notes:
             say(line)
-        say(experiment.stored_sentence(session, stored))
+        say(experiment.describe_stored(session, stored))
         if jobs := experiment.workers_sentence(session, loaded.selected, stored, scope):
             say(jobs)
         say("next: the same command without --dry-run runs it")

@@ -273,9 +273,9 @@ def _row(cost: "Cost") -> tuple[str, ...]:
     return (
         cost.candidate,
         gib,
-        _beside(seconds(cost.time_s), None if time_s is None else seconds(time_s)),
+        _describe_beside(seconds(cost.time_s), None if time_s is None else seconds(time_s)),
         f"{cost.flops:.1e}" if cost.flops else "few",
-        _beside(usd(cost.cost_usd), None if spent is None else usd(spent)),
+        _describe_beside(usd(cost.cost_usd), None if spent is None else usd(spent)),
         fits,
     )
 
@@ -284,8 +284,10 @@ def memory_texts(cost: "Cost") -> tuple[str, str]:
     """Say how much memory a candidate takes, as estimated and as measured, and whether it fits."""
     gib = (cost.memory_gib, cost.memory_measured_gib)
     estimated, measured = (None if x is None else f"{x:.1f}" for x in gib)
-    return _beside(estimated or UNKNOWN, measured), {True: "yes", False: "no", None: UNKNOWN}[cost.fits]
+    return _describe_beside(estimated or UNKNOWN, measured), {True: "yes", False: "no", None: UNKNOWN}[
+        cost.fits
+    ]
 
 
-def _beside(estimated: str, measured: str | None) -> str:
+def _describe_beside(estimated: str, measured: str | None) -> str:
     return estimated if measured is None else f"{estimated} / {measured}"

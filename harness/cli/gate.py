@@ -99,9 +99,9 @@ def gate(
 
     written = context.get_parameter_source("config")
     if base is not None and written is not None and written.name == "COMMANDLINE":
-        raise UserError(release.not_with_base("-c"))
+        raise UserError(release.refuse_with_base("-c"))
     judged = release.gate(at.config, candidate, at.settings, baseline=baseline, base=base)
-    code = release.combined_exit_code(judged)
+    code = release.combine_exit_codes(judged)
     release.write(judged, junit, os.environ.get("GITHUB_STEP_SUMMARY"))
     if as_json:
         print_json([release.to_json(j) for j in judged])

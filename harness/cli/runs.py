@@ -30,7 +30,7 @@ def runs_list(kept: StoredRuns, as_json: Json = False) -> None:
     at = store.Store(kept.folder)
     found = store.list_runs(at)
     trials = store.trials_by_run(at, found)
-    used, of_trials = store.disk_use(at, found), store.freed_by_trials(at, found)
+    used, of_trials = store.disk_use(at, found), store.count_freed_by_trials(at, found)
     freed = {run_id: used.freed.get(run_id, 0) + n for run_id, n in of_trials.items()}
     listed = _list_facts if as_json else _list_lines
     print_value(listed(found, trials, used.freed | freed), as_json)

@@ -36,7 +36,7 @@ def _describe(error: Any, typed: Sequence[str], context: Any) -> Problem:
     command = error.ctx.command_path if error.ctx else _called_verb(typed, context)
     usage = f"{command} --help"
     if parameter := getattr(error, "param", None):
-        return _describe_value(error, parameter, _given(parameter, typed), usage)
+        return _describe_value(error, parameter, find_given_value(parameter, typed), usage)
     if option := getattr(error, "option_name", ""):
         known = [name for one in error.ctx.command.params for name in one.opts] if error.ctx else ["--help"]
         if error.ctx is None or option in known:
@@ -83,7 +83,7 @@ def _describe_value(error: Any, parameter: Any, given: str | None, usage: str) -
     return Problem(name, given or error.message.rstrip("."), "what its help says", usage)
 
 
-def _given(parameter: Any, typed: Sequence[str]) -> str | None:
+def find_given_value(parameter: Any, typed: Sequence[str]) -> str | None:
     """Return what was given of an option: behind its name, or in its variable."""
     for place, word in enumerate(typed):
         name, mark, value = word.partition("=")

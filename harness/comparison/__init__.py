@@ -12,13 +12,20 @@ from dataclasses import replace
 import numpy as np
 
 from harness import stats
-from harness.comparison.alignment import Arms, align, is_binary, pooled_cluster, select_ids, validity_rows
+from harness.comparison.alignment import (
+    Arms,
+    align,
+    is_binary,
+    name_pooled_cluster,
+    select_ids,
+    validity_rows,
+)
 from harness.comparison.estimators import (
     Comparison,
     Difference,
     Estimate,
     at_level,
-    bounded_difference,
+    bound_difference,
     chance_below,
     clip_to_bounds,
     difference_p,
@@ -42,10 +49,10 @@ from harness.comparison.mode_collapse import (
     answer_diversity,
     commonest_answer_arms,
 )
-from harness.comparison.ranking import estimate_columns, shared_ranks
+from harness.comparison.ranking import estimate_columns, rank_with_ties
 from harness.comparison.recipe_means import RecipeDifference, compare_recipes
 from harness.comparison.retrieval_use import RetrievalUse, retrieval_use
-from harness.comparison.several_answers import SeveralAnswers, each_answer, several_answers, with_samples
+from harness.comparison.several_answers import SeveralAnswers, add_samples, list_each_answer, several_answers
 from harness.errors import IncompatibleRuns
 from harness.metrics import Metric, flips, mean_metric
 from harness.models.openai_api import is_endpoint
@@ -145,7 +152,7 @@ def compare_rows(
     found = plain
     if base_errors == "bounds" and errors.base and errors.is_scored:
         lost, kept = _extreme_differences(metric, filled, slice, seed)
-        found = bounded_difference(plain, (lost, kept))
+        found = bound_difference(plain, (lost, kept))
         errors = replace(errors, delta_lost=lost.delta, delta_kept=kept.delta)
     changes, moved = flips(metric, arms.base, arms.new)  # (n,)
     n_clusters = int(arms.clusters.max()) + 1
@@ -219,7 +226,7 @@ def compare_validity(
     """Compare the share of unparsable, truncated and refused answers over the rows of any tasks.
 
     A failed answer counts as one of them. A rise is a loss. Give the generated rows of tasks where a
-    refusal is not what is wanted; `clusters` names, by `pooled_cluster`, those of several tasks that are one.
+    refusal is not what is wanted; `clusters` names, by `name_pooled_cluster`, those of several tasks that are one.
 
     Raises:
         IncompatibleRuns: the arms hold different items, or none was answered in both.

@@ -54,7 +54,7 @@ def align(metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResu
     Raises:
         IncompatibleRuns: the arms hold different items or an item twice, or none was scored in both.
     """
-    old, now = _by_id(base), _by_id(new)
+    old, now = _map_by_id(base), _map_by_id(new)
     if old.keys() != now.keys():
         raise IncompatibleRuns(_different_items(old.keys() - now.keys(), now.keys() - old.keys()))
     ids = [
@@ -80,7 +80,7 @@ def align(metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResu
     )
 
 
-def _by_id(rows: Sequence[SampleResult]) -> dict[str, SampleResult]:
+def _map_by_id(rows: Sequence[SampleResult]) -> dict[str, SampleResult]:
     found = {row.example_id: row for row in rows}
     if len(found) != len(rows):
         raise IncompatibleRuns(f"found {len(rows) - len(found)} items twice in one run's rows")
@@ -95,7 +95,7 @@ def _different_items(only_base: set[str], only_new: set[str]) -> str:
     )
 
 
-def pooled_cluster(row: SampleResult) -> str:
+def name_pooled_cluster(row: SampleResult) -> str:
     """Name a row's cluster among the rows of several tasks: by its own name, which is the same in all."""
     return row.cluster or f"{row.task}/{row.example_id}"
 
@@ -103,7 +103,7 @@ def pooled_cluster(row: SampleResult) -> str:
 def validity_rows(rows: Sequence[SampleResult], joined: Mapping[str, str]) -> list[SampleResult]:
     """Make rows with the one part `invalid`, no texts, and names that stay apart when tasks are pooled.
 
-    `joined` names, by `pooled_cluster`, those of several tasks that are one.
+    `joined` names, by `name_pooled_cluster`, those of several tasks that are one.
     """
     with many_rows():
         return [
@@ -117,7 +117,7 @@ def validity_rows(rows: Sequence[SampleResult], joined: Mapping[str, str]) -> li
                 prompt="",
                 references=(),
                 parts={"invalid": None if row.status == "error" else (float(row.status in _INVALID),)},
-                cluster=joined.get(name := pooled_cluster(row), name),
+                cluster=joined.get(name := name_pooled_cluster(row), name),
                 weight=row.weight,
                 error=row.error,
             )

@@ -15,11 +15,11 @@ from harness.comparison.failed_answers import fill_errors
 from harness.comparison.judge_correction import GradedArm, correct_difference, correct_score
 from harness.comparison.labelled_answers import (
     Labels,
+    count_enough_labels,
     count_labels,
-    enough_labels,
     grade_arm,
     is_correctable,
-    scored_rows,
+    select_scored,
 )
 from harness.metrics import Metric
 from harness.records import SampleResult
@@ -35,9 +35,9 @@ def labels_missing(metric: str, labels: Labels, *arms: Rows) -> int:
     """
     if not is_judge(metric):
         return 0
-    graded = set.intersection(*(set(scored_rows(metric, rows)) for rows in arms))
+    graded = set.intersection(*(set(select_scored(metric, rows)) for rows in arms))
     n_items = len(graded) or min(map(len, arms))
-    return max(enough_labels(n_items) - count_labels(metric, labels, *arms), 0)
+    return max(count_enough_labels(n_items) - count_labels(metric, labels, *arms), 0)
 
 
 def correct_estimate(metric: Metric, found: Estimate, rows: Rows, labels: Labels) -> Estimate:

@@ -22,7 +22,7 @@ from harness.comparison.fold_intervals import (
     FoldInterval,
     Folds,
     interval_in_folds,
-    shared_folds,
+    match_folds,
 )
 from harness.formatting import RATE, Unit
 from harness.metrics import Metric, item_scores
@@ -261,7 +261,7 @@ def estimate_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
     Raises:
         IncompatibleRuns: the arms were answered in other folds.
     """
-    found, folds = _difference(metric, arms, seed), shared_folds(arms)
+    found, folds = _difference(metric, arms, seed), match_folds(arms)
     return found if folds is None else _difference_in_folds(found, metric, arms, folds)
 
 
@@ -299,7 +299,7 @@ def _difference(metric: Metric, arms: Arms, seed: int) -> Difference:
     found = _mean_difference(metric, arms) if mean else _bca_difference(metric, arms, seed)
     if stats.has_few_clusters(arms.clusters):
         return found._replace(ends=lambda alpha: Interval(-inf, inf), df=None, refused=_few_clusters(arms))
-    return _stratified_difference(found, metric, arms) if is_stratified_sample(metric, arms) else found
+    return _stratify_difference(found, metric, arms) if is_stratified_sample(metric, arms) else found
 
 
 def _few_clusters(arms: Arms) -> str:
@@ -310,7 +310,7 @@ def _few_clusters(arms: Arms) -> str:
     return f"too few clusters for an interval: {found}; expected at least {stats.MIN_CLUSTERS}"
 
 
-def _stratified_difference(found: Difference, metric: Metric, arms: Arms) -> Difference:
+def _stratify_difference(found: Difference, metric: Metric, arms: Arms) -> Difference:
     """Give a delta of 0/1 scores the interval of strata; items of one weight were drawn from one stratum."""
     changes = (arms.new - arms.base)[:, 0]
     parts = [(weight, changes[arms.weights == weight]) for weight in np.unique(arms.weights)]
@@ -327,7 +327,7 @@ def _stratified_difference(found: Difference, metric: Metric, arms: Arms) -> Dif
     return found._replace(ends=ends, estimator="stratified")
 
 
-def bounded_difference(found: Difference, extremes: Sequence[Difference]) -> Difference:
+def bound_difference(found: Difference, extremes: Sequence[Difference]) -> Difference:
     """Widen the intervals of a delta until they hold those of other deltas, its extremes."""
 
     def ends(alpha: float) -> Interval:
@@ -364,7 +364,7 @@ def _mean_difference(metric: Metric, arms: Arms) -> Difference:
         ends, estimator = _score_ends(metric, now - old, arms), "tango"
     else:
         ends, estimator = (
-            _guarded_ends(_t_ends(mean), mean.mean, metric, now - old, arms, binary),
+            _guard_ends(_t_ends(mean), mean.mean, metric, now - old, arms, binary),
             "cluster-t",
         )
     scores = _mean_estimate(metric, old, arms), _mean_estimate(metric, now, arms)
@@ -380,7 +380,7 @@ def _bca_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
     old, now, changed = _bootstrap(metric, arms, both_and_delta, seed)
     changes = item_scores(metric, arms.new) - item_scores(metric, arms.base)
     df = _bca_df(arms)
-    ends = _guarded_ends(_bca_ends(changed, df), changed.estimate, metric, changes, arms, False)
+    ends = _guard_ends(_bca_ends(changed, df), changed.estimate, metric, changes, arms, False)
     scores = _bca_estimate(metric, old, arms.base, arms), _bca_estimate(metric, now, arms.new, arms)
     return Difference(changed.estimate, ends, "bca", *scores, df)
 
@@ -432,12 +432,12 @@ def _score_ends(metric: Metric, changes: Array, arms: Arms) -> Ends:
     return ends
 
 
-def _guarded_ends(
+def _guard_ends(
     plain: Ends | None, delta: float, metric: Metric, changes: Array, arms: Arms, binary: bool
 ) -> Ends:
     """Widen an interval to Tango's distances where few changes could make it too short."""
     if not isfinite(metric.bounds[1] - metric.bounds[0]):
-        return _unbounded_ends(plain)
+        return _open_ends(plain)
     if plain and not binary and stats.differing_clusters(changes, arms.clusters, effective=True) >= _FEW:
         return plain
     guard, shift = _score_ends(metric, changes, arms), delta - float(changes.mean())
@@ -450,7 +450,7 @@ def _guarded_ends(
     return ends
 
 
-def _unbounded_ends(plain: Ends | None) -> Ends:
+def _open_ends(plain: Ends | None) -> Ends:
     """Let clusters that all agree say nothing of the others, which no bounds hold: a point is no interval."""
 
     def ends(alpha: float) -> Interval:
@@ -476,7 +476,7 @@ def _score_estimate(metric: Metric, score: float, plain: Ends | None, items: Arr
     """Join an arm's interval with Wilson's, by effective counts, under the same rule as a delta's."""
     low, high = metric.bounds
     if not isfinite(high - low):
-        own = _unbounded_ends(plain)(0.05)
+        own = _open_ends(plain)(0.05)
         return Estimate(score, max(own.low, low), min(own.high, high), len(items), metric.unit)
     few = stats.differing_clusters(items, arms.clusters, effective=True) < _FEW
     ends = [plain(0.05)] if plain else []

@@ -79,7 +79,7 @@ def fill_errors(
     What neither arm answered then stays without parts, as do the errors of the base, whose bounds
     `base_extremes` gives. Without a worst value all of them do.
     """
-    old, now = _by_id(base, only_slice), _by_id(new, only_slice)
+    old, now = _map_by_id(base, only_slice), _map_by_id(new, only_slice)
     failed, incomplete = _find_failed(metric, old, now), _incomplete(metric, old, now)
     ids = [i for group in (*failed, *incomplete) for i in group]
     if not ids:
@@ -96,8 +96,8 @@ def fill_errors(
     shared = [] if base_errors == "bounds" else failed.both
     of_base = [] if base_errors == "bounds" else failed.base + shared
     return FilledArms(
-        _with_parts(metric, base, of_base, known, lambda found: found.worst),
-        _with_parts(metric, new, failed.new + shared, known, lambda found: found.worst),
+        _set_parts(metric, base, of_base, known, lambda found: found.worst),
+        _set_parts(metric, new, failed.new + shared, known, lambda found: found.worst),
         errors,
     )
 
@@ -106,16 +106,16 @@ def base_extremes(
     metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResult], only_slice: str
 ) -> tuple[Sequence[SampleResult], Sequence[SampleResult]]:
     """Return the base's rows with its failed answers as the best there is, and as the worst."""
-    old, now = _by_id(base, only_slice), _by_id(new, only_slice)
+    old, now = _map_by_id(base, only_slice), _map_by_id(new, only_slice)
     ids = _find_failed(metric, old, now).base
     known = {i: extremes(metric, old[i].references or now[i].references) for i in ids}
     return (
-        _with_parts(metric, base, ids, known, lambda found: found.best),
-        _with_parts(metric, base, ids, known, lambda found: found.worst),
+        _set_parts(metric, base, ids, known, lambda found: found.best),
+        _set_parts(metric, base, ids, known, lambda found: found.worst),
     )
 
 
-def _by_id(rows: Sequence[SampleResult], only_slice: str) -> dict[str, SampleResult]:
+def _map_by_id(rows: Sequence[SampleResult], only_slice: str) -> dict[str, SampleResult]:
     return {row.example_id: row for row in rows if only_slice in ("", row.slice)}
 
 
@@ -142,7 +142,7 @@ def _is_best(metric: Metric, row: SampleResult, found: Extremes | None) -> bool:
     return found is not None and row.parts[metric.name] == found.best
 
 
-def _with_parts(
+def _set_parts(
     metric: Metric,
     rows: Sequence[SampleResult],
     ids: Sequence[str],

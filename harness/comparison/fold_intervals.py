@@ -30,7 +30,7 @@ class FoldInterval(NamedTuple):
     refused: str = ""
 
 
-def shared_folds(arms: Arms) -> Folds | None:
+def match_folds(arms: Arms) -> Folds | None:
     """Return the fold of each item; None where one model answered all items of both arms.
 
     Raises:

@@ -52,7 +52,7 @@ def turns(ids: Sequence[str], rater: str, rows_a: str, rows_b: str) -> list[Turn
     return [Turn(item, "a" if draw.random() < 0.5 else "b") for item in order]
 
 
-def next_turn(
+def find_next_turn(
     ids: Sequence[str], done: Iterable[Rating], rater: str, rows_a: str, rows_b: str
 ) -> Turn | None:
     """Return the first item that the rater has not rated or skipped yet; None where all are done."""
@@ -67,7 +67,7 @@ def outcome(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> PreferenceRe
     by_item: dict[str, dict[str, Choice]] = {}
     for r in votes:
         by_item.setdefault(r.example_id, {})[r.rater] = r.choice
-    shares = [*preferred_shares(latest, rows_a, rows_b).values()]
+    shares = [*share_preferences(latest, rows_a, rows_b).values()]
     wins, losses = sum(share > 0.5 for share in shares), sum(share < 0.5 for share in shares)
     return PreferenceResult(
         n_items=len(by_item),
@@ -80,7 +80,7 @@ def outcome(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> PreferenceRe
     )
 
 
-def preferred_shares(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> dict[str, float]:
+def share_preferences(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> dict[str, float]:
     """Map each rated item to the share of its raters who prefer side b, a tie being half of one."""
     won: dict[str, list[float]] = {}
     for r in _latest(ratings, rows_a, rows_b):
@@ -89,7 +89,9 @@ def preferred_shares(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> dic
     return {item: sum(of) / len(of) for item, of in won.items()}
 
 
-def drawn_shares(ratings: Iterable[Rating], ids: Iterable[str], rows_a: str, rows_b: str) -> dict[str, float]:
+def share_counted(
+    ratings: Iterable[Rating], ids: Iterable[str], rows_a: str, rows_b: str
+) -> dict[str, float]:
     """Map the items whose ratings count to the share of their raters who prefer side b, of `ids` shown.
 
     They count up to where 95 % of the pairs have one, in the order of pair files, of all raters together, or
@@ -105,12 +107,12 @@ def drawn_shares(ratings: Iterable[Rating], ids: Iterable[str], rows_a: str, row
         for r in given:  # only the page takes the time
             orders.setdefault("" if r.seconds is None else r.rater, []).append(r)
         for order, of in orders.items():
-            drawn = _drawn_items(turns(ids, order, *sides), {r.example_id for r in of})
+            drawn = _select_counted_items(turns(ids, order, *sides), {r.example_id for r in of})
             counted |= {(r.rater, r.example_id) for r in of if r.example_id in drawn}
-    return preferred_shares([r for r in latest if (r.rater, r.example_id) in counted], rows_a, rows_b)
+    return share_preferences([r for r in latest if (r.rater, r.example_id) in counted], rows_a, rows_b)
 
 
-def _drawn_items(order: Sequence[Turn], rated: set[str]) -> set[str]:
+def _select_counted_items(order: Sequence[Turn], rated: set[str]) -> set[str]:
     """Return the items up to the last one where 95 % have a rating."""
     n_rated = last = 0
     for place, turn in enumerate(order, 1):

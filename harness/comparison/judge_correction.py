@@ -72,7 +72,7 @@ def correct_score(
         guard = _distances(at, stats.wilson(at * n_labels / effect, n_labels / effect, alpha))
     else:
         guard = (0.0, 0.0)
-    return _with_interval(found, guard, alpha, Interval(0.0, 1.0))
+    return _add_interval(found, guard, alpha, Interval(0.0, 1.0))
 
 
 def correct_difference(
@@ -96,10 +96,10 @@ def correct_difference(
         guard = _tango_distances(labels[has], new.clusters[has], alpha)
     else:
         guard = (0.0, 0.0)
-    return _with_interval(found, guard, alpha, Interval(-1.0, 1.0))
+    return _add_interval(found, guard, alpha, Interval(-1.0, 1.0))
 
 
-def more_labels(base: GradedArm, new: GradedArm, found: CorrectedEstimate) -> int | None:
+def count_more_labels(base: GradedArm, new: GradedArm, found: CorrectedEstimate) -> int | None:
     """Count the labels of an item's two answers that would probably settle which arm is better.
 
     0 where that is settled; None where labels of all items would not do. Planned at a chance of 80 %.
@@ -152,7 +152,7 @@ def _join(distances: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return stats.quadrature(lows), stats.quadrature(highs)
 
 
-def _with_interval(
+def _add_interval(
     found: stats.PoweredMean, guard: tuple[float, float], alpha: float, bounds: Interval
 ) -> CorrectedEstimate:
     mean = found.mean

@@ -26,7 +26,7 @@ from harness.comparison.judge_correction import (
     GradedArm,
     correct_difference,
     correct_score,
-    more_labels,
+    count_more_labels,
 )
 from harness.metrics import Metric
 from harness.records import LabelSet, SampleResult, digest
@@ -143,7 +143,7 @@ def is_correctable(metric: Metric, *arms: Iterable[SampleResult]) -> bool:
 
 def latest_labels(found: Iterable[LabelSet], metric: str) -> Labels:
     """Map answers to their label for a metric: the mean of its raters, of each the latest."""
-    return {answer: sum(of.values()) / len(of) for answer, of in _by_rater(found, metric).items()}
+    return {answer: sum(of.values()) / len(of) for answer, of in _group_by_rater(found, metric).items()}
 
 
 def draw_items(ids: Iterable[str], task: str, metric: str) -> list[str]:
@@ -154,24 +154,24 @@ def draw_items(ids: Iterable[str], task: str, metric: str) -> list[str]:
     return sorted(ids, key=lambda item: digest([task, metric, item]))
 
 
-def scored_rows(metric: str, rows: Iterable[SampleResult]) -> dict[str, SampleResult]:
+def select_scored(metric: str, rows: Iterable[SampleResult]) -> dict[str, SampleResult]:
     """Map items to the rows that a metric scored, in the order of their ids; failed answers have no text."""
     scored = {row.example_id: row for row in rows if row.parts[metric] is not None and row.status != "error"}
     return dict(sorted(scored.items()))
 
 
-def enough_labels(n_items: int) -> int:
+def count_enough_labels(n_items: int) -> int:
     """Return how many of so many items need a label before a decision rests on a judge: a hundred, or all."""
     return min(ENOUGH_LABELS, n_items)
 
 
 def count_labels(metric: str, labels: Labels, *arms: Iterable[SampleResult]) -> int:
     """Count the items of which the answers of all arms have a label that counts."""
-    counted = [drawn_labels(metric, list(scored_rows(metric, rows).values()), labels) for rows in arms]
+    counted = [select_labels(metric, list(select_scored(metric, rows).values()), labels) for rows in arms]
     return len(set(counted[0]).intersection(*counted[1:])) if counted else 0
 
 
-def drawn_labels(metric: str, rows: Sequence[SampleResult], labels: Labels) -> dict[str, float]:
+def select_labels(metric: str, rows: Sequence[SampleResult], labels: Labels) -> dict[str, float]:
     """Map the items of an arm to the labels that count: up to where 95 % of its drawn answers have one.
 
     Failed answers among them that were given the metric's worst value have it as their label too.
@@ -204,8 +204,10 @@ def calibrate(
     labels = latest_labels(found, metric.name)
     if not labels or not is_correctable(metric, *arms.values()):
         return None
-    scored = {name: scored_rows(metric.name, rows) for name, rows in arms.items()}
-    passes = all(label in (0, 1) for of in _by_rater(found, metric.name).values() for label in of.values())
+    scored = {name: select_scored(metric.name, rows) for name, rows in arms.items()}
+    passes = all(
+        label in (0, 1) for of in _group_by_rater(found, metric.name).values() for label in of.values()
+    )
     calibrated = [
         _arm(metric, name, list(rows.values()), labels, passes) for name, rows in scored.items() if rows
     ]
@@ -232,24 +234,24 @@ def grade_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> G
     Of several answers to an item one has a label; to it is added by how much the metric grades them all
     better than that one, which is 0 on average and makes it a label of the item's mean.
     """
-    arm = _labelled_arm(metric, rows, labels)
-    moved = arm.labels + arm.grades - _own_grades(metric, rows)
+    arm = _label_arm(metric, rows, labels)
+    moved = arm.labels + arm.grades - _select_own_grades(metric, rows)
     has = arm.has_label
     if has.any() and 0 <= moved[has].mean() <= 1:
         return arm._replace(labels=moved)
     return arm
 
 
-def _labelled_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> GradedArm:
+def _label_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> GradedArm:
     """Put grades of items beside the labels as people gave them."""
     clusters = np.unique([row.cluster or row.example_id for row in rows], return_inverse=True)[1]
     grades = np.array(_grades(metric, rows), float)
-    counted = drawn_labels(metric.name, rows, labels)
+    counted = select_labels(metric.name, rows, labels)
     found = [counted.get(row.example_id, np.nan) for row in rows]
     return GradedArm(grades, np.array(found, float), clusters)
 
 
-def _own_grades(metric: Metric, rows: Iterable[SampleResult]) -> Array:
+def _select_own_grades(metric: Metric, rows: Iterable[SampleResult]) -> Array:
     """Return the grade of the answer that stands in each row, of several that were drawn, (n,)."""
     return np.array([_own_grade(metric.name, row) for row in rows], float)
 
@@ -276,12 +278,12 @@ def _arm(
     metric: Metric, name: str, rows: Sequence[SampleResult], labels: Labels, passes: bool
 ) -> ArmCalibration:
     """Put one arm beside its labels; `passes` says that each rater said 0 or 1."""
-    arm, given = grade_arm(metric, rows, labels), _labelled_arm(metric, rows, labels)
+    arm, given = grade_arm(metric, rows, labels), _label_arm(metric, rows, labels)
     has = arm.has_label
     own = _score(metric, arm)
     if has.sum() < MIN_LABELS:
         return ArmCalibration(name, len(rows), int(has.sum()), own)
-    grades, people, clusters = _own_grades(metric, rows)[has], given.labels[has], arm.clusters[has]
+    grades, people, clusters = _select_own_grades(metric, rows)[has], given.labels[has], arm.clusters[has]
     corrected = correct_score(arm)
     told = people != _SPLIT
     binary = passes and bool(np.isin(grades, (0, 1)).all() and told.any())
@@ -320,7 +322,7 @@ def _pair(
         return None
     both = [[of[item] for item in ids] for of in (base_rows, new_rows)]
     old, now = (grade_arm(metric, rows, labels) for rows in both)
-    base_given, new_given = (_labelled_arm(metric, rows, labels) for rows in both)
+    base_given, new_given = (_label_arm(metric, rows, labels) for rows in both)
     has = old.has_label & now.has_label
     delta = _mean(metric, now.grades - old.grades, now.clusters)
     found = correct_difference(old, now) if has.sum() >= MIN_LABELS else None
@@ -340,7 +342,7 @@ def _pair(
         corrected=estimate_of(metric, found, len(ids)),
         labels_alone=estimate_of(metric, correct_difference(base_given, new_given, power=0.0)),
         favour=_mean(metric, errors, now.clusters[has], most=2.0),
-        more_labels=more_labels(old, now, found),
+        more_labels=count_more_labels(old, now, found),
         longer=estimate_length_favour(errors, lengths, now.clusters[has], metric.unit, most=2.0),
     )
 
@@ -383,19 +385,19 @@ def _agreement_and_length(
     kept, people, lengths, errors = list[SampleResult](), list[float](), list[Array](), list[Array]()
     seen = set[str]()
     for rows in arms:
-        counted = drawn_labels(metric.name, rows, labels)
+        counted = select_labels(metric.name, rows, labels)
         by_answer = {answer_digest(metric.name, row): row for row in rows if row.example_id in counted}
         own = [row for answer, row in by_answer.items() if answer not in seen]
         seen |= by_answer.keys()
         if own:
             kept += own
             people += [counted[row.example_id] for row in own]
-            errors.append(_beside_mean(np.subtract(_own_grades(metric, own), people[-len(own) :])))
+            errors.append(_beside_mean(np.subtract(_select_own_grades(metric, own), people[-len(own) :])))
             lengths.append(_beside_mean([log2(max(len(row.text), 1)) for row in own]))
     if len(kept) < MIN_LABELS:
         return None, None
     clusters = np.unique([row.cluster or row.example_id for row in kept], return_inverse=True)[1]
-    grades, length = _own_grades(metric, kept), np.concatenate(lengths)
+    grades, length = _select_own_grades(metric, kept), np.concatenate(lengths)
     slope = None
     if np.subtract(*np.quantile(length, (0.9, 0.1))) >= _SPREAD:
         slope = _slope(metric, length, np.concatenate(errors), clusters)
@@ -448,12 +450,12 @@ def _slope(metric: Metric, x: Array, y: Array, clusters: np.ndarray) -> Estimate
 
 
 def _raters(found: Iterable[LabelSet], metric: str) -> tuple[tuple[str, ...], float | None]:
-    units = _by_rater(found, metric)
+    units = _group_by_rater(found, metric)
     raters = {rater for unit in units.values() for rater in unit}
     return tuple(sorted(raters)), stats.krippendorff_alpha(units.values(), graded=True)
 
 
-def _by_rater(found: Iterable[LabelSet], metric: str) -> dict[str, dict[str, float]]:
+def _group_by_rater(found: Iterable[LabelSet], metric: str) -> dict[str, dict[str, float]]:
     """Map answers to each rater's latest label; the sets are in the order in which they came."""
     out: dict[str, dict[str, float]] = {}
     for of in found:

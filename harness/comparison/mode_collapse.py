@@ -56,7 +56,7 @@ def answer_diversity(
     new: Sequence[SampleResult], base: Sequence[SampleResult] | None = None
 ) -> AnswerDiversity | None:
     """Describe the generated answers of a task, beside the base's to the same items; None without any."""
-    after, before = _generated_rows(new), None if base is None else _generated_rows(base)
+    after, before = _select_generated_rows(new), None if base is None else _select_generated_rows(base)
     ids = [i for i in after if before is None or i in before]
     if not ids:
         return None
@@ -84,12 +84,12 @@ def commonest_answer_arms(
     """
     before = {row.example_id: row for row in base or ()}
     after = [row for row in new if base is None or row.example_id in before]
-    if not _generated_rows(after):
+    if not _select_generated_rows(after):
         return []
     old, right = [before[row.example_id] for row in after if before], _references(after)
-    others = [_with_commonest(old)] if _generated_rows(old) else []
-    others += [_with_commonest(_find_generated(after, right))] if right else []
-    return [(other, _with_commonest(after)) for other in others]
+    others = [_mark_commonest(old)] if _select_generated_rows(old) else []
+    others += [_mark_commonest(_find_generated(after, right))] if right else []
+    return [(other, _mark_commonest(after)) for other in others]
 
 
 def _find_generated(rows: Sequence[SampleResult], texts: Sequence[str]) -> list[SampleResult]:
@@ -100,9 +100,9 @@ def _find_generated(rows: Sequence[SampleResult], texts: Sequence[str]) -> list[
     ]
 
 
-def _with_commonest(rows: Sequence[SampleResult]) -> list[SampleResult]:
+def _mark_commonest(rows: Sequence[SampleResult]) -> list[SampleResult]:
     """Give the rows whether each has the commonest text of those that were generated."""
-    texts = {i: row.text.strip() for i, row in _generated_rows(rows).items()}
+    texts = {i: row.text.strip() for i, row in _select_generated_rows(rows).items()}
     marks = dict(zip(texts, _is_commonest([*texts.values()]).tolist(), strict=True))
     return [
         replace(row, parts={COMMONEST.name: (marks[row.example_id],) if row.example_id in marks else None})
@@ -144,6 +144,6 @@ def _is_commonest(texts: Sequence[str]) -> stats.Array:
     return np.array([found is not None and text == found[0] for text in texts], float)
 
 
-def _generated_rows(rows: Sequence[SampleResult]) -> Mapping[str, SampleResult]:
+def _select_generated_rows(rows: Sequence[SampleResult]) -> Mapping[str, SampleResult]:
     """Keep by item what was generated: no ranked choices, no texts read, no errors."""
     return {row.example_id: row for row in rows if row.status != "error" and row.finish_reason in _GENERATED}

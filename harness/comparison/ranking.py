@@ -28,7 +28,7 @@ def estimate_columns(metric: Metric, columns: "MetricColumns", seed: int = 0) ->
     return identical_difference(metric, arms, seed).base._replace(n_errors=sum(columns.failed))
 
 
-def shared_ranks(metric: Metric, columns: Mapping[str, "MetricColumns"], seed: int = 0) -> dict[str, int]:
+def rank_with_ties(metric: Metric, columns: Mapping[str, "MetricColumns"], seed: int = 0) -> dict[str, int]:
     """Rank candidates by their scores on the same items, 1 the best; those that cannot be told apart share.
 
     A candidate that answered other items than most, or none that could be scored, gets no rank.

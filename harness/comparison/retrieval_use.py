@@ -18,7 +18,7 @@ from typing import NamedTuple
 from harness.metrics import normalize
 from harness.prompting import context_of
 from harness.prompting._widths import fold_widths
-from harness.prompting._words import WORD, in_grams, in_letters, is_unspaced
+from harness.prompting._words import WORD, is_unspaced, split_into_grams, split_into_letters
 from harness.records import Document, Example, SampleResult
 
 RIGHT = 0.5  # of a metric in [0, 1]: from here on an answer counts as right
@@ -82,8 +82,8 @@ def retrieval_use(
     if not asked:
         return None
     texts = {document.id: _words(document.text) for document in documents}
-    one_of = _first_of_equals(documents)
-    examples = {row.example_id: _with_first(examples[row.example_id], one_of) for row in asked}
+    one_of = _map_to_first_equal(documents)
+    examples = {row.example_id: _name_first_equals(examples[row.example_id], one_of) for row in asked}
     asked = [replace(row, passages=_firsts(row.passages, one_of)) for row in asked]
     everything = " | ".join(texts.values())
     classes = dict.fromkeys(("used", "ungrounded", "unused", "known", "missed", "errors", "unclear"), 0)
@@ -110,13 +110,13 @@ def retrieval_use(
 def is_supported(answer: str, context: str) -> bool:
     """Tell whether the passages hold the words and numbers of every sentence of an answer."""
     folded, answer = fold_widths(context).casefold(), fold_widths(answer)
-    known = {*_WORD.findall(in_grams(folded)), *_WORD.findall(in_letters(folded))}
+    known = {*_WORD.findall(split_into_grams(folded)), *_WORD.findall(split_into_letters(folded))}
     sentences = _SENTENCE.split(answer.strip())
     return bool(_WORD.search(answer)) and all(_is_sentence_supported(one, known) for one in sentences)
 
 
 def _is_sentence_supported(sentence: str, known: set[str]) -> bool:
-    words = _WORD.findall(in_grams(sentence.casefold()))
+    words = _WORD.findall(split_into_grams(sentence.casefold()))
     numbers = [word for word in words if any(sign.isdigit() for sign in word)]
     telling = [word for word in words if word not in numbers and (len(word) > _SHORT or is_unspaced([word]))]
     if not all(number in known for number in numbers):
@@ -156,7 +156,7 @@ def _is_found(references: Sequence[str], context: str, example: Example, row: Sa
     return (not needed or bool(needed & shown)) and any(one in context for one in references)
 
 
-def _first_of_equals(documents: Sequence[Document]) -> dict[str, str]:
+def _map_to_first_equal(documents: Sequence[Document]) -> dict[str, str]:
     """Map the id of each document to that of the first with its text."""
     first: dict[str, str] = {}
     return {document.id: first.setdefault(document.text, document.id) for document in documents}
@@ -166,7 +166,7 @@ def _firsts(ids: Sequence[str], one_of: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(one_of.get(i, i) for i in ids))
 
 
-def _with_first(example: Example, one_of: Mapping[str, str]) -> Example:
+def _name_first_equals(example: Example, one_of: Mapping[str, str]) -> Example:
     return replace(example, documents=_firsts(example.documents, one_of))
 
 
@@ -175,7 +175,11 @@ def _words(text: str) -> str:
 
     Of a script without blanks each letter is one, so that a part of what stands together is found in it.
     """
-    return f" {' '.join(_WORD.findall(in_letters(fold_widths(text).casefold())))} " if text.strip() else ""
+    return (
+        f" {' '.join(_WORD.findall(split_into_letters(fold_widths(text).casefold())))} "
+        if text.strip()
+        else ""
+    )
 
 
 def _score_retrieval(rows: Sequence[SampleResult], examples: Mapping[str, Example]) -> RetrievalScores | None:

@@ -89,12 +89,14 @@ def _mean(rows: Sequence[SampleResult], values: Sequence[float]) -> Estimate:
     return identical_difference(_VALUE, align(_VALUE, scored, scored, ""), 0).base
 
 
-def with_samples(rows: list[SampleResult], drawn: Mapping[str, Sequence[Sample]]) -> list[SampleResult]:
+def add_samples(rows: list[SampleResult], drawn: Mapping[str, Sequence[Sample]]) -> list[SampleResult]:
     """Return rows with all answers that were drawn to each item; the rows as they are where none were."""
     return [replace(row, samples=tuple(drawn.get(row.example_id, ()))) for row in rows] if drawn else rows
 
 
-def each_answer(rows: Sequence[SampleResult], drawn: Mapping[str, Sequence[Sample]]) -> list[SampleResult]:
+def list_each_answer(
+    rows: Sequence[SampleResult], drawn: Mapping[str, Sequence[Sample]]
+) -> list[SampleResult]:
     """Return a row for every answer that was drawn, those to one item as one cluster."""
     return [
         replace(

@@ -17,7 +17,7 @@ from harness import stats
 from harness.comparison.biases.pair_bias import PairBias
 from harness.comparison.estimators import Comparison, Estimate
 from harness.comparison.judge_correction import MIN_LABELS, GradedArm, correct_score
-from harness.comparison.labelled_answers import enough_labels
+from harness.comparison.labelled_answers import count_enough_labels
 from harness.formatting import Unit
 from harness.spec import PEOPLE
 from harness.stats import Array
@@ -77,7 +77,7 @@ def wins_by_people(over: str, pairs: AnswerPairs, votes: Mapping[str, float]) ->
     if items and not n_rated:
         return Wins(over, PEOPLE, None, 0, unrated=len(items))
     ends = _people_rate(labels, _codes(pairs.clusters, items)) if items else (_TIE, 0.0, 1.0)
-    return Wins(over, PEOPLE, _over_all(pairs, *ends), n_rated, unrated=len(items) - n_rated)
+    return Wins(over, PEOPLE, _spread_over_all(pairs, *ends), n_rated, unrated=len(items) - n_rated)
 
 
 def wins_by_judge(
@@ -91,15 +91,15 @@ def wins_by_judge(
     n_rated = sum(item in votes for item in items)
     if any(item not in won for item in items):
         return Wins(over, judge, None, n_rated)
-    missing = max(enough_labels(len(items)) - n_rated, 0)
+    missing = max(count_enough_labels(len(items)) - n_rated, 0)
     if not items:
-        return Wins(over, judge, _over_all(pairs, _TIE, 0.0, 1.0), 0, _TIE)
+        return Wins(over, judge, _spread_over_all(pairs, _TIE, 0.0, 1.0), 0, _TIE)
     grades = np.array([won[item] for item in items], float)
     labels = grades if missing else _labels(items, votes)
     found = correct_score(GradedArm(grades, labels, _codes(pairs.clusters, items)))
     ends = (found.score, found.low, found.high) if found else (float(np.nanmean(labels)), 0.0, 1.0)
-    own = _over_all(pairs, float(grades.mean()), 0.0, 1.0).score
-    return Wins(over, judge, _over_all(pairs, *ends), n_rated, own, missing, not missing)
+    own = _spread_over_all(pairs, float(grades.mean()), 0.0, 1.0).score
+    return Wins(over, judge, _spread_over_all(pairs, *ends), n_rated, own, missing, not missing)
 
 
 def preference_gain(wins: Wins) -> Comparison | None:
@@ -146,7 +146,7 @@ def _people_rate(labels: Array, clusters: NDArray[np.intp]) -> tuple[float, floa
     return corrected.score, corrected.low, corrected.high
 
 
-def _over_all(pairs: AnswerPairs, rate: float, low: float, high: float) -> Estimate:
+def _spread_over_all(pairs: AnswerPairs, rate: float, low: float, high: float) -> Estimate:
     """Return an estimate over the pairs that differ as one over all of them, the equal ones being ties.
 
     The two chances, which pairs differ and who wins those, are joined in quadrature. Where none differs, as

@@ -50,7 +50,7 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
     files.finish(tree)
     members = grids.expand(tree)
     first = {member.source: member.recipe for member in reversed(list(members.values()))}
-    tree.problems += problems_of(Experiment, _with_candidates(tree, first), tree)
+    tree.problems += problems_of(Experiment, _put_first_of_grids(tree, first), tree)
     for member in members.values():
         if isinstance(member.recipe, dict):
             tree.problems += problems_of(Recipe, member.recipe, tree, ("candidates", member.source))
@@ -58,7 +58,7 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
     selected = _select(tree, members, candidates)
     if tree.problems:
         raise UserError(sorted(dict.fromkeys(tree.problems), key=_place))
-    expanded = {name: _with_role(member.recipe, members) for name, member in members.items()}
+    expanded = {name: _inherit_role(member.recipe, members) for name, member in members.items()}
     experiment = Experiment.model_validate({**tree.data, "candidates": expanded})
     places = {name: tree.where(("candidates", member.source)) for name, member in members.items()}
     return LoadedExperiment(
@@ -66,14 +66,14 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
     )
 
 
-def _with_role(recipe: Any, members: Mapping[str, grids.GridMember]) -> Any:
+def _inherit_role(recipe: Any, members: Mapping[str, grids.GridMember]) -> Any:
     """Return a recipe with the role of the candidate whose weights it takes, as far as it has none."""
     source = members.get(recipe.get("weights_of") or "") if isinstance(recipe, dict) else None
     role = source.recipe.get("role") if source and isinstance(source.recipe, dict) else None
     return {"role": role, **recipe} if role else recipe
 
 
-def _with_candidates(tree: Tree, first: dict[str, Any]) -> dict[str, Any]:
+def _put_first_of_grids(tree: Tree, first: dict[str, Any]) -> dict[str, Any]:
     """Return the experiment with the first candidate in place of each grid, whose lists are no texts."""
     written = tree.data.get("candidates")
     if not isinstance(written, dict):

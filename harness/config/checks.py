@@ -66,7 +66,7 @@ def check(tree: Tree, members: Mapping[str, GridMember]) -> None:
 
 def _task(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
     if task.lm_eval:
-        yield from _of_lm_eval(task, keys, tree)
+        yield from _check_lm_eval(task, keys, tree)
         return
     for name in DATA_FILES:
         yield from _missing_rows(getattr(task.data, name), (*keys, "data", name), task, tree)
@@ -140,7 +140,7 @@ def _metric(written: str, where: str) -> Iterator[Problem]:
         yield plugins.unknown("metrics", written, where)
 
 
-def _of_lm_eval(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
+def _check_lm_eval(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
     if keys[0] != "suites":
         found = f"{task.lm_eval}, a task of lm-eval, as {'the' if keys == ('target',) else 'a'} target"
         yield Problem(

@@ -42,7 +42,7 @@ def _members(source: str, recipe: Any, tree: Tree) -> Iterator[tuple[str, GridMe
     for values in product(*grids.values()):
         point = dict(zip(grids, values, strict=True))
         named = ",".join(f"{keys[-1]}={_label(keys, grids[keys], value)}" for keys, value in point.items())
-        yield f"{source}[{named}]" if named else source, GridMember(source, _at(recipe, point))
+        yield f"{source}[{named}]" if named else source, GridMember(source, _choose_from_grids(recipe, point))
 
 
 def _grids(recipe: Any) -> Iterator[tuple[Keys, list[Any]]]:
@@ -79,13 +79,16 @@ def _takes_a_list(annotation: Any) -> bool:
     return not is_model and any(_takes_a_list(inner) for inner in get_args(annotation))
 
 
-def _at(recipe: Any, point: dict[Keys, Any]) -> Any:
+def _choose_from_grids(recipe: Any, point: dict[Keys, Any]) -> Any:
     """Return the recipe with one value in place of each grid."""
     if not point:
         return recipe
     first = {keys[0] for keys in point}
     below = {key: {keys[1:]: value for keys, value in point.items() if keys[0] == key} for key in first}
-    changed = {key: inner[()] if () in inner else _at(recipe[key], inner) for key, inner in below.items()}
+    changed = {
+        key: inner[()] if () in inner else _choose_from_grids(recipe[key], inner)
+        for key, inner in below.items()
+    }
     return {**recipe, **changed}
 
 

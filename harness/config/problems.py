@@ -181,7 +181,7 @@ def _errors(model: type[BaseModel], value: Any) -> list[Any]:
     for e in [*refused, *(disagreements(model, value) if refused else ())]:
         # A list whose entries were refused counts as too short as well: one problem, not two.
         if e["type"] != "too_short" or not e["input"]:
-            loc = _without_kinds(model, e["loc"])
+            loc = _drop_kinds(model, e["loc"])
             # Of one value only rules between its keys may say several things.
             said = str(e["ctx"]["error"]) if e["type"] == "value_error" else ""
             one = found.setdefault((loc, said), {**e, "loc": loc, "expected": []})
@@ -191,7 +191,7 @@ def _errors(model: type[BaseModel], value: Any) -> list[Any]:
     return [error for (loc, said), error in found.items() if said or loc not in ruled]
 
 
-def _without_kinds(model: Any, loc: Keys) -> Keys:
+def _drop_kinds(model: Any, loc: Keys) -> Keys:
     """Cut a place where a value may be of several kinds, of which pydantic names each."""
     for depth, key in enumerate(loc):
         fields = getattr(model, "model_fields", {})
@@ -216,8 +216,8 @@ def _problem(error: Any, model: type[BaseModel], tree: Tree, keys: Keys) -> Prob
     if error["type"] == "value_error":
         said = str(error["ctx"]["error"])
         return Problem(_place_of(said, tree, (*keys, *loc)), said, _EXPECTED["value_error"])
-    expected = " or ".join(dict.fromkeys(_in_words(error["expected"])))
-    return Problem(where, f"{name}: {_short_repr(error['input'])}", expected, _next_step(error))
+    expected = " or ".join(dict.fromkeys(_describe_in_words(error["expected"])))
+    return Problem(where, f"{name}: {_short_repr(error['input'])}", expected, _describe_next_step(error))
 
 
 def _place_of(said: str, tree: Tree, keys: Keys) -> str:
@@ -227,7 +227,7 @@ def _place_of(said: str, tree: Tree, keys: Keys) -> str:
     return tree.where((*keys, *islice(named, 1)))
 
 
-def _in_words(expected: list[str]) -> list[str]:
+def _describe_in_words(expected: list[str]) -> list[str]:
     """Say of a value that may be a number or a text that the text is a share: only margins are both."""
     is_number = any(kind.startswith("a value ") or kind == "a valid number" for kind in expected)
     return ["a share such as 10%" if is_number and kind == "text" else kind for kind in expected]
@@ -239,7 +239,7 @@ def _name(loc: Keys) -> str:
     return f"{named[0]}[{named[1]}]" if len(named) == 2 and isinstance(loc[-1], int) else "".join(named[-1:])
 
 
-def renamed_options(arguments: Sequence[str], environment: Iterable[str]) -> list[Problem]:
+def find_renamed_options(arguments: Sequence[str], environment: Iterable[str]) -> list[Problem]:
     """List the flags and variables of a command line, its verb first, that have another name since 0.1."""
     verb, *flags = [argument.partition("=")[0] for argument in arguments]
     kinds = [("option", flags), ("variable", environment)]
@@ -302,7 +302,7 @@ def _describe_expected(error: Any) -> str:
     return f"a value {said}" if said.startswith(("greater", "less")) else said
 
 
-def _next_step(error: Any) -> str:
+def _describe_next_step(error: Any) -> str:
     value, kind = error["input"], error["type"]
     if error["loc"] == ("candidates",) and not value:
         return _CANDIDATES
@@ -314,7 +314,7 @@ def _next_step(error: Any) -> str:
         hint = did_you_mean(value, known)
         return hint if "did you mean" in hint else ""
     if kind == "dict_type" and len(error["loc"]) > 1 and error["loc"][-2] in PLUGINS:
-        return _as_parameter(PLUGINS[error["loc"][-2]], str(error["loc"][-1]), value)
+        return _phrase_as_parameter(PLUGINS[error["loc"][-2]], str(error["loc"][-1]), value)
     if kind in ("tuple_type", "list_type") and isinstance(value, str | int | float):
         return f"write [{value}]"
     if error["expected"] == ["text"] and isinstance(value, int | float):
@@ -323,7 +323,7 @@ def _next_step(error: Any) -> str:
     return ""
 
 
-def _as_parameter(kind: str, name: str, value: Any) -> str:
+def _phrase_as_parameter(kind: str, name: str, value: Any) -> str:
     """Phrase a value that stands in place of a plugin's parameters as its first parameter."""
     if name not in plugins.names(kind):
         return ""

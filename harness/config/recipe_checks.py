@@ -150,7 +150,7 @@ def check_regularizers(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -
         settings = _settings(recipe, method)
         if name in known and not all(plugins.takes(method, name, tried) for tried in settings):
             able = [m for m in plugins.names("methods") if _takes_somehow(plugins.method(m), name)]
-            found = f"{name} with the method {recipe.method}, {_why_refused(name, method)}"
+            found = f"{name} with the method {recipe.method}, {_explain_refusal(name, method)}"
             yield Problem(where, found, f"one of the methods {', '.join(able)}", f"remove {name}")
         elif name in known and (found := plugins.refuses(name, recipe.params)):
             expected = "an adapter whose matrices are added to the base's"
@@ -172,7 +172,7 @@ def _takes_somehow(method: Method, regularizer: str) -> bool:
     return plugins.takes(method, regularizer, dict(iter(method.hooks_where)))
 
 
-def _why_refused(regularizer: str, method: Method) -> str:
+def _explain_refusal(regularizer: str, method: Method) -> str:
     """Say why a method does not take a regulariser."""
     if not method.trains:
         return "which makes no gradient steps"

@@ -165,7 +165,7 @@ def read_rubric(path: Path, folder: Path | None = None) -> Rubric:
         tree.data["judge"] = resolve_judge(tree.data["judge"], path.parent)
     panel = _panel(tree)
     panel[:] = [resolve_judge(one, path.parent) for one in panel]
-    problems = [*problems_of(Rubric, tree.data, tree), *_unusable_judges(tree), *_repeated_judges(tree)]
+    problems = [*problems_of(Rubric, tree.data, tree), *_unusable_judges(tree), *_find_repeated_judges(tree)]
     refuse(problems)
     return Rubric.model_validate(tree.data)
 
@@ -181,7 +181,7 @@ def rubric_of(task: Task, metric: str) -> Rubric | None:
     return None if written is None else read_rubric(Path(metric_parts(written)[1]))
 
 
-def asked_digest(task: Task, metric: str) -> str:
+def digest_question(task: Task, metric: str) -> str:
     """Digest the criteria and the grades by which people label a judge's metric; empty of any other."""
     rubric = rubric_of(task, metric)
     return digest([rubric.criteria, *rubric.grades]) if rubric else ""
@@ -189,7 +189,7 @@ def asked_digest(task: Task, metric: str) -> str:
 
 def current_labels(found: Iterable[LabelSet], task: Task) -> list[LabelSet]:
     """List the labels that were given by a rubric's criteria and scale as they are now."""
-    now = {name: asked_digest(task, name) for name in map(metric_name, task.metrics)}
+    now = {name: digest_question(task, name) for name in map(metric_name, task.metrics)}
     return [of for of in found if of.rubric == now.get(of.metric)]
 
 
@@ -270,7 +270,7 @@ def _unusable_judges(tree: Tree) -> Iterator[Problem]:
         yield Problem(tree.where(("logprobs",)), found, "grades that differ in their first token", step)
 
 
-def _repeated_judges(tree: Tree) -> Iterator[Problem]:
+def _find_repeated_judges(tree: Tree) -> Iterator[Problem]:
     """Yield the judges of a panel that stand in it before, by whatever spelling of their address."""
     seen: dict[tuple[str, ...], int] = {}
     for index, one in enumerate(_panel(tree)):

@@ -35,11 +35,11 @@ def refusals(model: type[BaseModel], value: Any) -> Sequence[Any]:
     try:
         model.model_validate(value)
     except ValidationError as error:
-        return [one for e in error.errors(include_url=False) for one in _one_by_one(e)]
+        return [one for e in error.errors(include_url=False) for one in _part_error(e)]
     return []
 
 
-def _one_by_one(error: Any) -> list[Any]:
+def _part_error(error: Any) -> list[Any]:
     """Part an error of pydantic's into one for each disagreement."""
     raised = error.get("ctx", {}).get("error")
     texts = raised.problems if isinstance(raised, Disagreements) else ()
@@ -54,10 +54,10 @@ def disagreements(model: type[BaseModel], value: Any) -> list[Any]:
     """
     written = dict[str, str]()
     found = _build(model, value, (), written)[1] if isinstance(value, dict) else []
-    return [_as_error(loc, text, written) for loc, text in dict.fromkeys(found)]
+    return [_phrase_as_error(loc, text, written) for loc, text in dict.fromkeys(found)]
 
 
-def _as_error(loc: _Place, text: str, written: Mapping[str, str]) -> Any:
+def _phrase_as_error(loc: _Place, text: str, written: Mapping[str, str]) -> Any:
     """Phrase an error whose text names values as they are written."""
     for shown, as_written in written.items():
         text = text.replace(shown, as_written)
@@ -91,8 +91,8 @@ def _build(
         absent = {name: field for name, field in model.model_fields.items() if name not in value}
         others += [{name: _stand_in(field, [])} for name, field in absent.items()]
     made = model.model_construct(**fields)
-    always = [set(_broken_rules(model.model_construct(**{**fields, **other}))) for other in others]
-    found += ((loc, text) for text in _broken_rules(made) if all(text in said for said in always))
+    always = [set(_list_broken_rules(model.model_construct(**{**fields, **other}))) for other in others]
+    found += ((loc, text) for text in _list_broken_rules(made) if all(text in said for said in always))
     return made, found
 
 
@@ -121,7 +121,7 @@ def _rules(model: type[BaseModel], mode: str) -> list[Callable[[Any], Any]]:
     return [rule.func for rule in rules if rule.info.mode == mode]
 
 
-def _broken_rules(made: BaseModel) -> list[str]:
+def _list_broken_rules(made: BaseModel) -> list[str]:
     """List what the rules of a model say of its keys; one that lacks a key has nothing to say."""
     said = []
     for rule in _rules(type(made), "after"):

@@ -15,20 +15,20 @@ from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 from harness.cache import memo
 from harness.data import contamination, formats, readers, splits
 from harness.data import examples as items
-from harness.data.contamination import ContaminatedRow, contaminated_rows, fold_text, suite_contamination
+from harness.data.contamination import ContaminatedRow, find_contaminated_rows, fold_text, suite_contamination
 from harness.data.examples import Notes, SourcedExample, SplitExamples
 from harness.data.splits import augmented_rows
 from harness.data.splits.balanced_folds import assign_folds, describe_folds
 from harness.errors import Problem, UserError, refuse
 from harness.provenance.code_versions import versions_of
-from harness.records import Document, Example, digest, without_defaults
+from harness.records import Document, Example, digest, drop_defaults
 from harness.spec import DATA_FILES, Task
 
 __all__ = [
     "SCORING",
     "ContaminatedRow",
     "TaskItems",
-    "contaminated_rows",
+    "find_contaminated_rows",
     "fold_text",
     "load_rows",
     "load_task",
@@ -88,7 +88,7 @@ class TaskItems:
         """
         tested = [row for row in self.evaluated["test"] if self.folds[row.example.id] == fold]
         pairs = self.sourced("pairs")
-        asked = {row.training.where for row in contaminated_rows(pairs, tested)}
+        asked = {row.training.where for row in find_contaminated_rows(pairs, tested)}
         clusters = {row.example.cluster for row in tested if row.example.cluster != row.example.id}
         kept = (p.example for p in pairs if p.where not in asked)
         return replace(
@@ -129,7 +129,7 @@ def load_task(task: Task, seed: int) -> TaskItems:
     """
     problems: list[Problem] = []
     read = _read(task, problems)
-    files = _without_contamination(task, read, problems)
+    files = _drop_contamination(task, read, problems)
     refuse(problems)
     files = _split_up(task, files, seed)
     limits = task.data.limits
@@ -189,7 +189,7 @@ def task_version(task: Task, items: TaskItems, split: Split | None = None) -> st
 
 
 def _plain(examples: Sequence[Example]) -> list[dict[str, Any]]:
-    return list(map(without_defaults, examples))
+    return list(map(drop_defaults, examples))
 
 
 def _rng(task: Task, seed: int, purpose: str) -> random.Random:
@@ -206,7 +206,7 @@ def _read(task: Task, problems: list[Problem]) -> _Files:
         for split, path in zip(SPLITS, paths, strict=True)
     )
     pairs = _try(problems, [], _pairs, task, notes)
-    problems += [] if problems else items.unused_labels(task, (train, validation, test))
+    problems += [] if problems else items.refuse_unused_labels(task, (train, validation, test))
     problems += items.unknown_documents((train, validation, test), documents) if documents else []
     return _Files(train.examples, validation.examples, test.examples, pairs, documents, notes)
 
@@ -240,13 +240,13 @@ def _split(
     content = readers.read(path, split)
     made = augmented_rows.origins(content.rows)
     if made and split != "train":
-        raise UserError(_augmented_problems(content, made, split))
+        raise UserError(_refuse_augmented_rows(content, made, split))
     if task.data.turns == "all" and split == "train":
         content = formats.every_turn(content)
-    return augmented_rows.with_origins(items.examples(task, content, notes, documents, problems), made)
+    return augmented_rows.add_origins(items.examples(task, content, notes, documents, problems), made)
 
 
-def _augmented_problems(content: readers.Rows, made: Collection[str], split: Split) -> list[Problem]:
+def _refuse_augmented_rows(content: readers.Rows, made: Collection[str], split: Split) -> list[Problem]:
     """Phrase augmented rows where something is evaluated: what a model made up is no evidence."""
     found, expected = f"an augmented row ({augmented_rows.ORIGIN}: …) in {split}", "rows to train on alone"
     step = "remove the row, or name the file under train:"
@@ -262,12 +262,12 @@ def _documents(task: Task) -> list[Document]:
     return items.documents(readers.read(task.data.documents, "train")) if task.data.documents else []
 
 
-def _without_contamination(task: Task, files: _Files, problems: list[Problem]) -> _Files:
+def _drop_contamination(task: Task, files: _Files, problems: list[Problem]) -> _Files:
     """Leave out training rows and pairs that are evaluated, and say so; or add them to `problems`."""
     evaluated = [*files.validation, *files.test]
     found = {
-        "train": contaminated_rows(files.train, evaluated, task.kind == "choice"),
-        "pairs": contaminated_rows(files.pairs, evaluated),
+        "train": find_contaminated_rows(files.train, evaluated, task.kind == "choice"),
+        "pairs": find_contaminated_rows(files.pairs, evaluated),
     }
     where = {part: readers.display_path(task.data.source(part) or "") for part in found}
     if task.data.contamination == "error":
@@ -289,7 +289,7 @@ def _split_up(task: Task, files: _Files, seed: int) -> _Files:
     """Set aside what no file holds: test rows from the one file of all, validation rows from training."""
     # The test rows do not depend on the seed, so every seed is judged on the same items.
     if task.data.folds:
-        return _in_folds(task, files, task.data.folds)
+        return _deal_into_folds(task, files, task.data.folds)
     validation, test, choice = files.validation, files.test, task.kind == "choice"
     shown = readers.display_path(task.data.source("train") or "")
     train = [row for row in files.train if row.origin is None]
@@ -301,17 +301,17 @@ def _split_up(task: Task, files: _Files, seed: int) -> _Files:
         train, validation = splits.set_aside(train, _rng(task, seed, "set aside"), choice)
     evaluated = [*validation, *test]
     set_aside = bool(task.data.all) or len(validation) > len(files.validation)
-    train = augmented_rows.beside_origins(files.train, train, evaluated, without_original=not set_aside)
-    files.notes.removed.extend(augmented_rows.augmented_left_out(files.train, train, shown))
+    train = augmented_rows.keep_with_origins(files.train, train, evaluated, without_original=not set_aside)
+    files.notes.removed.extend(augmented_rows.describe_augmented_left_out(files.train, train, shown))
     if task.data.all:
         counts = f"{len(train):,} to train on, {len(validation):,} for validation, {len(test):,} for test"
         by = ", by cluster" if any(row.example.cluster != row.example.id for row in train) else ""
         files.notes.read_as.append(f"{shown}: split into {counts}{by}")
-    pairs = _not_set_aside(task, files, evaluated)
+    pairs = _drop_set_aside(task, files, evaluated)
     return files._replace(train=train, validation=validation, test=test, pairs=pairs)
 
 
-def _in_folds(task: Task, files: _Files, k: int) -> _Files:
+def _deal_into_folds(task: Task, files: _Files, k: int) -> _Files:
     """Set aside validation rows where no file holds them, and deal the others, whatever the seed."""
     train, validation, choice = files.train, files.validation, task.kind == "choice"
     if made := [row for row in train if row.origin is not None]:
@@ -324,13 +324,13 @@ def _in_folds(task: Task, files: _Files, k: int) -> _Files:
     files.notes.read_as.append(
         f"{shown}: {len(validation):,} rows for validation, and {describe_folds(folds)}"
     )
-    pairs = _not_set_aside(task, files, validation)
+    pairs = _drop_set_aside(task, files, validation)
     return files._replace(train=train, validation=validation, test=train, pairs=pairs, folds=folds)
 
 
-def _not_set_aside(task: Task, files: _Files, evaluated: list[SourcedExample]) -> list[SourcedExample]:
+def _drop_set_aside(task: Task, files: _Files, evaluated: list[SourcedExample]) -> list[SourcedExample]:
     """Leave out pairs that ask, or are of a cluster of, what was set aside; say how many."""
-    asking = {row.training.where for row in contaminated_rows(files.pairs, evaluated)}
+    asking = {row.training.where for row in find_contaminated_rows(files.pairs, evaluated)}
     clusters = {row.example.cluster for row in evaluated if row.example.cluster != row.example.id}
     kept = [p for p in files.pairs if p.where not in asking and p.example.cluster not in clusters]
     if n := len(files.pairs) - len(kept):

@@ -46,7 +46,7 @@ def count_cells(cells: dict[str, ColumnCells], row: Row) -> None:
                 places.append(row.where)
 
 
-def mixed_columns(cells: Mapping[str, ColumnCells]) -> list[Problem]:
+def find_mixed_columns(cells: Mapping[str, ColumnCells]) -> list[Problem]:
     """List columns that hold lists or objects in some rows and texts or numbers in others, by each type."""
     found = []
     for name, column in cells.items():

@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from harness.data import formats
-from harness.data.column_types import ColumnCells, count_cells, mixed_columns
+from harness.data.column_types import ColumnCells, count_cells, find_mixed_columns
 from harness.data.csv_header import is_csv, probable_row
 from harness.data.examples import FIELD
 from harness.data.formats import Layout
@@ -162,7 +162,7 @@ def read_question_and_answers(row: Row, roles: Roles) -> QuestionAndAnswers:
     choices = fields.get("choices") if "choices" not in (*roles.questions, *roles.answers) else None
     choices = choices.get("text") if isinstance(choices, dict) else choices
     if isinstance(choices, list):
-        of = of._replace(choices="\n".join(sorted(map(plain_text, choices))))
+        of = of._replace(choices="\n".join(sorted(map(join_texts, choices))))
     if roles == _ROLES["prompt and completion"] and fields.get("label") in (False, True):
         of = of._replace(thumb=str(bool(fields["label"])))
     if roles in _ROLES.values() and isinstance(fields.get("system"), str):
@@ -178,42 +178,42 @@ def _read_asked(row: Row, roles: Roles) -> QuestionAndAnswers:
     if set(roles.questions) & set(roles.answers):
         turns = fields.get(roles.questions[0])
         if isinstance(turns, dict):  # a message with its replies
-            return QuestionAndAnswers(plain_text(turns), (_tree_text(turns.get("replies")),))
+            return QuestionAndAnswers(join_texts(turns), (_tree_text(turns.get("replies")),))
         turns = turns if isinstance(turns, list) else [turns]
         system, said = ([turn for turn in turns if _is_system(turn) == of] for of in (True, False))
-        return QuestionAndAnswers(plain_text(said[:-1]), (plain_text(said[-1:]),), system=plain_text(system))
-    parts = (plain_text(fields.get(name)) for name in roles.questions if name != CONTEXT)
+        return QuestionAndAnswers(join_texts(said[:-1]), (join_texts(said[-1:]),), system=join_texts(system))
+    parts = (join_texts(fields.get(name)) for name in roles.questions if name != CONTEXT)
     return QuestionAndAnswers(
         "\n".join(part for part in parts if part.strip()),
         tuple(_join_accepted(fields.get(name)) for name in roles.answers),
-        plain_text(fields.get(CONTEXT)) if CONTEXT in roles.questions else "",
+        join_texts(fields.get(CONTEXT)) if CONTEXT in roles.questions else "",
     )
 
 
 def _join_accepted(value: Any) -> str:
     """Join accepted answers, whose order says nothing."""
-    return "\n".join(sorted(map(plain_text, value))) if isinstance(value, list) else plain_text(value)
+    return "\n".join(sorted(map(join_texts, value))) if isinstance(value, list) else join_texts(value)
 
 
 def _tree_text(replies: Any) -> str:
     """Join the texts of all replies, and of the replies to them."""
     if not isinstance(replies, list):
-        return plain_text(replies)
-    each = ([plain_text(of), _tree_text(of.get("replies"))] for of in replies if isinstance(of, dict))
+        return join_texts(replies)
+    each = ([join_texts(of), _tree_text(of.get("replies"))] for of in replies if isinstance(of, dict))
     return "\n".join(text for texts in each for text in texts if text)
 
 
-def plain_text(value: Any) -> str:
+def join_texts(value: Any) -> str:
     """Join the texts of a value: of turns what was said, of lists and objects all that they hold."""
     if isinstance(value, list):
-        return "\n".join(map(plain_text, value))
+        return "\n".join(map(join_texts, value))
     if isinstance(value, dict):
         said = next((value[name] for name in ("content", "value", "text") if name in value), None)
-        return plain_text(said if said is not None else list(value.values()))
+        return join_texts(said if said is not None else list(value.values()))
     return "" if value is None else str(value)
 
 
-def filled_columns(content: Sequence[Row]) -> set[str]:
+def find_filled_columns(content: Sequence[Row]) -> set[str]:
     """Return the fields that most rows fill with a text or a number.
 
     Where no such field answers by its name, one that a quarter fills counts: half of the labels may lack.
@@ -221,8 +221,8 @@ def filled_columns(content: Sequence[Row]) -> set[str]:
     names = {name for row in content for name in row.fields}
     filled = {name: sum(row.fields.get(name) not in (None, "") for row in content) for name in names}
     most = {name for name, n in filled.items() if 2 * n > len(content)}
-    some = {name for name, n in filled.items() if 4 * n > len(content) and _by_name({name}, ANSWERS)}
-    return most if _by_name(most, ANSWERS) else most | some
+    some = {name for name, n in filled.items() if 4 * n > len(content) and _find_by_name({name}, ANSWERS)}
+    return most if _find_by_name(most, ANSWERS) else most | some
 
 
 def missing_header(content: Rows, *, is_named: bool) -> Problem | None:
@@ -250,8 +250,8 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
     plain = {
         c for c in columns if all(isinstance(r.fields.get(c), str | int | float | None) for r in content.rows)
     }
-    asks = fields.get("prompt") or _by_name(plain, QUESTIONS, ANSWERS)
-    answers = fields.get("reference") or _by_name(plain - {_name_in(asks)}, ANSWERS)
+    asks = fields.get("prompt") or _find_by_name(plain, QUESTIONS, ANSWERS)
+    answers = fields.get("reference") or _find_by_name(plain - {_name_in(asks)}, ANSWERS)
     if not (asks and answers) and (mixed := _list_mixed(content)):
         raise UserError(mixed)
     taken = {"id", _name_in(asks), _name_in(answers)}
@@ -282,11 +282,13 @@ def _list_mixed(content: Rows) -> list[Problem]:
     cells: dict[str, ColumnCells] = {}
     for row in content.rows:
         count_cells(cells, row)
-    return mixed_columns({name: of for name, of in cells.items() if _by_name({name}, (*QUESTIONS, *ANSWERS))})
+    return find_mixed_columns(
+        {name: of for name, of in cells.items() if _find_by_name({name}, (*QUESTIONS, *ANSWERS))}
+    )
 
 
 def _roles(content: Rows, given: dict[str, str | None]) -> Roles:
-    columns, layout = filled_columns(content.rows), formats.recognise(content.rows)
+    columns, layout = find_filled_columns(content.rows), formats.recognise(content.rows)
     if all(given.values()):
         return Roles((), ())
     if layout is not None:
@@ -330,7 +332,7 @@ def _is_system(turn: Any) -> bool:
     return isinstance(turn, dict) and "system" in (turn.get("role"), turn.get("from"))
 
 
-def _by_name(columns: set[str], known: Iterable[str], other: Container[str] = ()) -> str | None:
+def _find_by_name(columns: set[str], known: Iterable[str], other: Container[str] = ()) -> str | None:
     """Find the column of a known name, else one that has it as a word, or ends in it: `bot_reply`."""
     # A column that ends in a name of the `other` role is found by its whole name alone.
     words = {column: re.findall(r"\w+", column.lower()) for column in sorted(columns)}

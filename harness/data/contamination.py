@@ -35,7 +35,7 @@ def key(example: Example, with_choices: bool = False) -> str:
     return "\n".join(map(fold_text, (*asked, *sorted(example.choices) * with_choices)))
 
 
-def contaminated_rows(
+def find_contaminated_rows(
     training: Iterable[SourcedExample], evaluated: Iterable[SourcedExample], with_choices: bool = False
 ) -> list[ContaminatedRow]:
     """List the training rows that an evaluated row repeats, each with the first that does."""
@@ -61,7 +61,7 @@ def suite_contamination(
     items = [
         SourcedExample(example, f"{task} item {example.id}") for task, e in others.items() for example in e
     ]
-    return problems(contaminated_rows(training, items), "training", "remove it from the training rows")
+    return problems(find_contaminated_rows(training, items), "training", "remove it from the training rows")
 
 
 def problems(rows: Sequence[ContaminatedRow], where: str, next_step: str) -> list[Problem]:

@@ -79,10 +79,10 @@ def examples(
 
     def read_example(row: Row, name: str) -> SourcedExample:
         example = _example(task, formats.read(row, layout, bool(documents)), name)
-        return SourcedExample(_with_context(example, row, known), row.where)
+        return SourcedExample(_name_context(example, row, known), row.where)
 
     of_rows: list[Problem] = []
-    made = _each(content, read_example, task.data.invalid_rows, notes.removed, of_rows)
+    made = _make_each(content, read_example, task.data.invalid_rows, notes.removed, of_rows)
     found = cap_problems(join_problems(of_rows), content.shown, "rows that cannot be used")
     twice = _twice([(sourced.example.id, sourced.where) for sourced in made])
     found += cap_problems(twice, content.shown, "ids that stand twice")
@@ -98,7 +98,7 @@ def examples(
     if problems is not None:
         problems += found
     if outside:
-        notes.removed.append(_removed_labels(task, content, len(outside)))
+        notes.removed.append(_describe_removed_labels(task, content, len(outside)))
     return SplitExamples(kept, [sourced.example.references[0] for sourced in outside])
 
 
@@ -139,7 +139,7 @@ def pairs(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
     Raises:
         UserError: with every row that cannot be used, at most ten of them shown.
     """
-    made = _each(
+    made = _make_each(
         content,
         lambda row, name: SourcedExample(_pair(task, row, name), row.where),
         task.data.invalid_rows,
@@ -159,11 +159,11 @@ def prompts(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
     """
 
     def read_question(row: Row, name: str) -> SourcedExample:
-        ident = _own(row, task.fields.id, "id") or name
+        ident = _fill_own(row, task.fields.id, "id") or name
         messages = _messages(row, task.fields.prompt)
         return SourcedExample(Example(ident, messages, choices=task.labels, cluster=ident), row.where)
 
-    made = _each(content, read_question, task.data.invalid_rows, notes.removed)
+    made = _make_each(content, read_question, task.data.invalid_rows, notes.removed)
     if problems := _twice([(sourced.example.id, sourced.where) for sourced in made]):
         raise UserError(cap_problems(problems, content.shown, "ids that stand twice"))
     return made
@@ -177,14 +177,14 @@ def documents(content: Rows) -> list[Document]:
     """
     if all("text" not in row.fields and row.fields.get("context") for row in content.rows):
         return list({document.id: document for document in map(_context, content.rows)}.values())
-    made = _each(content, _document)
+    made = _make_each(content, _document)
     problems = _twice([(d.id, row.where) for d, row in zip(made, content.rows, strict=True)])
     if problems:
         raise UserError(cap_problems(problems, content.shown, "ids that stand twice"))
     return made
 
 
-def unused_labels(task: Task, splits: Sequence[SplitExamples]) -> Iterator[Problem]:
+def refuse_unused_labels(task: Task, splits: Sequence[SplitExamples]) -> Iterator[Problem]:
     """Refuse a label that no row has where rows with a similar one were left out: a slip of the pen."""
     used = {label for split in splits for sourced in split.examples for label in sourced.example.references}
     removed = {label for split in splits for label in split.outside}
@@ -209,7 +209,7 @@ def unknown_documents(splits: Sequence[SplitExamples], known: Sequence[Document]
     return cap_problems(problems, "documents", "unknown documents")
 
 
-def _each(
+def _make_each(
     content: Rows,
     make: Callable[[Row, str], _Made],
     invalid_rows: Literal["error", "drop"] = "error",
@@ -230,11 +230,11 @@ def _each(
     if is_refused and problems is not None:
         problems += found
     elif found and notes is not None:
-        notes.append(_removed_rows(content, found))
+        notes.append(_describe_removed_rows(content, found))
     return made
 
 
-def _removed_rows(content: Rows, problems: Sequence[Problem]) -> str:
+def _describe_removed_rows(content: Rows, problems: Sequence[Problem]) -> str:
     """Say how many rows were left out because they cannot be used, and what was wrong with them."""
     n_rows = len({problem.where for problem in problems})
     kinds = Counter(problem.found for problem in problems).most_common(3)
@@ -247,7 +247,7 @@ def _removed_rows(content: Rows, problems: Sequence[Problem]) -> str:
     )
 
 
-def _removed_labels(task: Task, content: Rows, n_outside: int) -> str:
+def _describe_removed_labels(task: Task, content: Rows, n_outside: int) -> str:
     n, n_labels = len(content.rows), len(task.labels)
     return f"{content.shown}: {n_outside:,} of {n:,} rows dropped, label not among the {n_labels}"
 
@@ -257,7 +257,7 @@ def _read_as(content: Rows, layout: Layout, *, apart: bool) -> str:
     return f"{content.shown}: read as {layout.name} rows ({layout.form}){held}"
 
 
-def _with_context(example: Example, row: Row, known: set[str]) -> Example:
+def _name_context(example: Example, row: Row, known: set[str]) -> Example:
     """Name the document that a question's own context is, where it is one of those that are known."""
     context = row.fields.get("context")
     ident = formats.context_id(context) if isinstance(context, str) else ""
@@ -272,7 +272,7 @@ def _context(row: Row) -> Document:
 def _example(task: Task, row: Row, name: str) -> Example:
     is_text = task.kind != "choice" and is_plain(row.fields.get("choices"))
     own = () if is_text else _texts(row, "choices")
-    ident = _own(row, task.fields.id, "id") or name
+    ident = _fill_own(row, task.fields.id, "id") or name
     if task.kind == "choice" and not own and not task.labels:
         raise UserError(Problem(row.where, "no choices", "the field 'choices', or labels: of the task"))
     only_read = task.kind == "bits_per_byte"
@@ -283,8 +283,8 @@ def _example(task: Task, row: Row, name: str) -> Example:
         if only_read
         else _references(row, task.fields.reference),
         choices=own or task.labels,
-        cluster=_own(row, task.fields.cluster, "cluster") or ident,
-        slice=_own(row, task.fields.slice, "slice"),
+        cluster=_fill_own(row, task.fields.cluster, "cluster") or ident,
+        slice=_fill_own(row, task.fields.slice, "slice"),
         documents=_texts(row, "documents"),
         constraints=tuple(row.fields.get("constraints") or ()),
     )
@@ -299,7 +299,7 @@ def _pair(task: Task, written: Row, name: str) -> Example:
     else:
         chosen, rejected = (_fill(row, "{chosen}"),), _fill(row, "{rejected}")
     prompt = _DEFAULT.prompt if row.fields.keys() & {"prompt", "messages"} else task.fields.prompt
-    ident = _own(row, None, "id") or name
+    ident = _fill_own(row, None, "id") or name
     # Pairs in a file of their own need not have the field that clusters the items.
     cluster = task.fields.cluster if _has_fields(row, task.fields.cluster or "") else None
     return Example(
@@ -307,13 +307,15 @@ def _pair(task: Task, written: Row, name: str) -> Example:
         messages=_messages(row, prompt),
         references=chosen,
         rejected=rejected,
-        cluster=_own(row, cluster, "cluster") or ident,
-        slice=_own(row, None, "slice"),
+        cluster=_fill_own(row, cluster, "cluster") or ident,
+        slice=_fill_own(row, None, "slice"),
     )
 
 
 def _document(row: Row, name: str) -> Document:
-    return Document(_own(row, None, "id") or name, _own(row, None, "title"), _text_of_document(row, "{text}"))
+    return Document(
+        _fill_own(row, None, "id") or name, _fill_own(row, None, "title"), _text_of_document(row, "{text}")
+    )
 
 
 def _text_of_document(row: Row, template: str) -> str:
@@ -374,7 +376,7 @@ def _text(row: Row, template: str) -> tuple[str, ...]:
     return (text,)
 
 
-def _own(row: Row, template: str | None, field: str) -> str:
+def _fill_own(row: Row, template: str | None, field: str) -> str:
     """Fill the template, or take the field, or nothing."""
     if template is None and row.fields.get(field) is None:
         return ""

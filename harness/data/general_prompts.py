@@ -415,11 +415,11 @@ KINDS: Mapping[str, Kind] = {
 @cache
 def general_prompts() -> tuple[str, ...]:
     """Return every prompt once, in one fixed order: a shuffled one of each kind, then the next of each."""
-    kinds = [_of_kind(name, kind) for name, kind in KINDS.items()]
+    kinds = [_fill_kind(name, kind) for name, kind in KINDS.items()]
     return tuple(prompt for of_each in zip(*kinds, strict=True) for prompt in of_each)
 
 
-def _of_kind(name: str, kind: Kind) -> list[str]:
+def _fill_kind(name: str, kind: Kind) -> list[str]:
     """Fill a kind's templates in turn, until there are enough different prompts."""
     rng = random.Random(f"general prompts/{name}")
     made: dict[str, None] = {}

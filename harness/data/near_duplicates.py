@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.boilerplate import telling_words
-from harness.data.series import differ_in_a_frame, filled_frames
-from harness.data.text_ids import without_ids
+from harness.data.series import compute_frames, differ_in_a_frame
+from harness.data.text_ids import drop_ids
 
 THRESHOLD = 0.7
 PERMUTATIONS = 128
@@ -117,7 +117,7 @@ def near_duplicates(
     punctuation, white space and the width of letters do not count; a text without a letter or digit is in
     no group. Takes some 3 KB of memory a text; 200,000 short rows took 34 seconds on one core.
     """
-    folded = [_fold(text) for text in without_ids(texts)]
+    folded = [_fold(text) for text in drop_ids(texts)]
     index = _index(folded, threshold)
     first: dict[int, list[TextMatch]] = defaultdict(list)
     joined: dict[_NormalizedText, TextMatch] = {}
@@ -145,7 +145,7 @@ def nearest(
 
     What is boilerplate is told by all texts, and by those `among` which they stand.
     """
-    folded = list(map(_fold, without_ids([*reference, *texts, *among])))
+    folded = list(map(_fold, drop_ids([*reference, *texts, *among])))
     known: dict[_NormalizedText, int] = {}
     for i, text in enumerate(folded[: len(reference)]):
         known.setdefault(text, i)
@@ -242,7 +242,7 @@ class _Search:
     @cached_property
     def _filled(self) -> NDArray[np.uint64]:
         """The frames of all texts, which are looked at once there is a pair to be told apart."""
-        return filled_frames([text.words for text in self._index.texts])
+        return compute_frames([text.words for text in self._index.texts])
 
     def _tell_the_same(self, i: int, j: int) -> bool:
         """Compare what two texts have beside boilerplate; a slip in the midst of it leaves more in one."""
@@ -327,7 +327,7 @@ def _index(texts: list[_NormalizedText], threshold: float, among: Sequence[_Norm
     if not 0 < threshold <= 1:
         raise ValueError(f"a threshold of {threshold}; expected more than 0, at most 1")
     telling = telling_words([text.words for text in (*texts, *among)])
-    words = [_own_words(text.words, telling.get(text.words)) for text in texts]
+    words = [_select_own_words(text.words, telling.get(text.words)) for text in texts]
     takes: dict[_Unit, list[int]] = {
         "words": [i for i, text in enumerate(words) if _n_words(text) >= _WORDS],
         "letters": [i for i, text in enumerate(words) if text and _n_words(text) <= _FEW],
@@ -364,7 +364,7 @@ def _least_agreeing(threshold: float) -> float:
     return float(stats.binom.ppf(_UNVERIFIED, PERMUTATIONS, threshold)) / PERMUTATIONS
 
 
-def _own_words(words: str, telling: str | None) -> str:
+def _select_own_words(words: str, telling: str | None) -> str:
     """Leave out of a text its boilerplate, and what stands beside that of its words."""
     if telling is None:
         return words

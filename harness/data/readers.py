@@ -65,12 +65,14 @@ def read(path: str, split: str) -> Rows:
     is_set = path.startswith(HUB) or file.is_dir()
     found = Rows(shown, split if is_set else file.name.split(".")[0], list(stream(path, split)))
     if not found.rows:
-        raise UserError(no_rows(path, f"at least one row of {split}", "add rows, or leave the file out"))
+        raise UserError(
+            phrase_no_rows(path, f"at least one row of {split}", "add rows, or leave the file out")
+        )
     refuse_no_header(path, found.rows)
     return found
 
 
-def no_rows(path: str, expected: str, next_step: str) -> Problem:
+def phrase_no_rows(path: str, expected: str, next_step: str) -> Problem:
     """Phrase a file without a row: an empty one, or one that has but a header line."""
     return Problem(
         display_path(path),
@@ -174,7 +176,7 @@ def _open_text(file: Path, shown: str, newline: str = "") -> Iterator[TextIO]:
             raw.seek(0)
             yield text
     except (UnicodeDecodeError, *_BROKEN):
-        raise UserError(_broken_gzip(file, shown) or _not_utf8(file, shown)) from None
+        raise UserError(_find_broken_gzip(file, shown) or _find_not_utf8(file, shown)) from None
 
 
 def _binary(file: Path) -> IO[bytes]:
@@ -201,7 +203,7 @@ def _recode_command(shown: str, encoding: str) -> str:
     return f"gzip -cd {file} | {convert} > {new}" if packed else f"{convert} {file} > {new}"
 
 
-def _not_utf8(file: Path, shown: str) -> Problem:
+def _find_not_utf8(file: Path, shown: str) -> Problem:
     """Find the first byte that is not UTF-8."""
     offset = 0
     with _binary(file) as raw:
@@ -216,7 +218,7 @@ def _not_utf8(file: Path, shown: str) -> Problem:
     return Problem(shown, "bytes that are not UTF-8", "text in UTF-8", "save the file as UTF-8")
 
 
-def _broken_gzip(file: Path, shown: str) -> Problem | None:
+def _find_broken_gzip(file: Path, shown: str) -> Problem | None:
     """Find the line in which a gzip file breaks off; None of a whole one, and of one that is not packed."""
     # Where only the checksum behind the rows is wrong, the last line is named, and any may be damaged.
     n = 0

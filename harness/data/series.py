@@ -20,7 +20,7 @@ _FACTORS = _RNG.integers(1, 2**63, _LONGEST, dtype=np.uint64) | np.uint64(1)
 _PLACES = _RNG.integers(1, 2**63, _LONGEST, dtype=np.uint64)
 
 
-def filled_frames(texts: Sequence[str]) -> NDArray[np.uint64]:
+def compute_frames(texts: Sequence[str]) -> NDArray[np.uint64]:
     """Return the frames that several texts of folded words fill, as numbers of 64 bits, sorted."""
     frames = [_frames(text) for text in dict.fromkeys(texts)]
     found, count = np.unique(np.concatenate([np.zeros(0, dtype=np.uint64), *frames]), return_counts=True)

@@ -19,7 +19,7 @@ _LONGEST = 200  # characters in which those words are looked for
 _Front = tuple[str, ...]
 
 
-def without_ids(texts: Sequence[str]) -> list[str]:
+def drop_ids(texts: Sequence[str]) -> list[str]:
     """Return the texts, each without the id in front of it and the words before that."""
     fronts = {text: of for text in dict.fromkeys(texts) if (of := _fronts(text))}
     forms = Counter(_form(text) for text in fronts)

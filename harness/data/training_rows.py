@@ -14,7 +14,7 @@ from itertools import chain, count
 
 from harness.data import TaskItems, contamination, formats, readers, splits
 from harness.data import examples as items_of
-from harness.data.contamination import contaminated_rows, fold_text
+from harness.data.contamination import find_contaminated_rows, fold_text
 from harness.data.edit.mix import RowMixture, row_numbers
 from harness.data.edit.sample import draw
 from harness.data.examples import Notes, SourcedExample
@@ -75,7 +75,7 @@ def _read(
     if task.data.turns == "all":
         content = formats.every_turn(content)
     kept = items_of.examples(task, content, notes, items.documents, problems)
-    return augmented_rows.with_origins(kept, made).examples
+    return augmented_rows.add_origins(kept, made).examples
 
 
 def _drop_contaminated(
@@ -86,19 +86,19 @@ def _drop_contaminated(
     aside = {"validation": task.data.validation is None, "test": bool(task.data.all or task.data.folds)}
     written = [row for split, of in items.evaluated.items() if not aside[split] for row in of]
     held = [row for split, of in items.evaluated.items() if aside[split] for row in of]
-    if found := contaminated_rows(rows, written, choice):
+    if found := find_contaminated_rows(rows, written, choice):
         if task.data.contamination == "error":
             step = "remove the row, or set contamination: drop in data: of the task"
             raise UserError(contamination.problems(found, shown, step))
         notes.removed.append(contamination.say_removed(found, shown))
-    gone = {row.training.where for row in (*found, *contaminated_rows(rows, held, choice))}
+    gone = {row.training.where for row in (*found, *find_contaminated_rows(rows, held, choice))}
     clusters = {row.example.cluster for row in held if row.example.cluster != row.example.id}
     kept = [row for row in rows if row.where not in gone and row.example.cluster not in clusters]
     if n := len(rows) - len(kept) - len(found):
         notes.removed.append(f"{shown}: {pluralize(n, 'row')} left out, set aside for validation or test")
     own = [row for row in kept if row.origin is None]
-    whole, kept = kept, augmented_rows.beside_origins(kept, own, [*written, *held])
-    notes.removed.extend(augmented_rows.augmented_left_out(whole, kept, shown))
+    whole, kept = kept, augmented_rows.keep_with_origins(kept, own, [*written, *held])
+    notes.removed.extend(augmented_rows.describe_augmented_left_out(whole, kept, shown))
     if not kept and whole:
         said = f"only rows made from rows that are evaluated, of which this is the first of {len(whole):,}"
         raise UserError(

@@ -45,13 +45,15 @@ from harness.decision.results import (
     best,
     best_trained,
     best_untrained,
-    failed_seeds,
     failing_seeds,
     gain,
     gain_text,
     has_tuned_weights,
     is_fine_tuned,
     is_gain_shown,
+    list_failed_seeds,
+    list_untrained_runs,
+    list_within_budgets,
     missing_alternatives,
     missing_step,
     n_settings,
@@ -63,8 +65,6 @@ from harness.decision.results import (
     strongest,
     strongest_run,
     target_unit,
-    untrained_runs,
-    within_budgets,
 )
 from harness.decision.seeds import (
     VARIANCE_UNKNOWN,
@@ -205,10 +205,12 @@ def _ship(case: Case, run: CandidateFacts, why: str) -> _Recommendation:
             f"{run.name} would be it, but {score_text(case, run)} is less than {case.majority.text}",
             "check that the labels follow from what is asked",
         )
-    return _Recommendation(action_of(run), run.name, f"Ship {run.name}: {why}{_beside_majority(case, run)}.")
+    return _Recommendation(
+        action_of(run), run.name, f"Ship {run.name}: {why}{_compare_with_majority(case, run)}."
+    )
 
 
-def _beside_majority(case: Case, run: CandidateFacts) -> str:
+def _compare_with_majority(case: Case, run: CandidateFacts) -> str:
     """Say that a run is not shown to be better than always the commonest label; empty where it is."""
     if case.majority is None or not case.majority.may_reach(run.target):
         return ""
@@ -229,7 +231,7 @@ def _leave_undecided(why: str, then: str) -> _Recommendation:
 
 def _lack_alternative(case: Case) -> _Recommendation:
     why = "nothing untrained was measured, so there is nothing to compare with"
-    failed = (f.name for f in untrained_runs(case.facts) if f.state == "failed")
+    failed = (f.name for f in list_untrained_runs(case.facts) if f.state == "failed")
     return _leave_undecided(why, missing_step(case.missing, failed))
 
 
@@ -254,7 +256,7 @@ def _choose_untrained(case: Case, alternative: CandidateFacts) -> _Recommendatio
     if alternative.over_budget:
         why = f"every candidate is left out, {alternative.name} because {alternative.over_budget}"
         return _leave_undecided(why, "try others, or allow more")
-    fast = within_budgets(f for f in case.facts if f.state == "done" and not f.ablation)
+    fast = list_within_budgets(f for f in case.facts if f.state == "done" and not f.ablation)
     n, tried = len(fast), n_settings(fast)
     several = f", {formatting.pluralize(tried, 'setting')} tried" if tried != n else ""
     slow = any(is_fine_tuned(f) for f in case.facts)
@@ -327,7 +329,7 @@ def _choose_without_gain(
 ) -> _Recommendation:
     """Keep the untrained candidate, or wait for a gate that could still pass a fine-tune that gains."""
     passing = {f.name for f in passing_runs(case.facts)}
-    tuned = [f for f in within_budgets(case.facts) if is_fine_tuned(f) and f.state == "done"]
+    tuned = [f for f in list_within_budgets(case.facts) if is_fine_tuned(f) and f.state == "done"]
     blocked = [f for f in tuned if is_gain_shown(f) and f.name not in passing]
     if pending := [f for f in blocked if not failing_seeds(case.facts, f)]:
         return _await_gate(case, best(pending) or pending[0], alternative)
@@ -379,7 +381,7 @@ def _open_gate(case: Case, run: CandidateFacts) -> tuple[str, str]:
     if undecided := {f.seed: f.verdict for f in seeds if f.verdict and f.verdict.outcome == "inconclusive"}:
         gate = "its gate" if len(undecided) == len(seeds) else f"the gate of {seeds_text(list(undecided))}"
         return f"{gate} is inconclusive", more_items_text(list(undecided.values()))
-    if failed := failed_seeds(case.facts, run):
+    if failed := list_failed_seeds(case.facts, run):
         return f"{seeds_text(failed)} failed", "mend that and compare again"
     return next(
         (not_shown_text(f.standing), settling_text(f))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from harness import stats
 from harness.comparison import Comparison, Estimate, RecipeDifference, difference_p
 from harness.decision.results import CandidateFacts, best, has_tuned_weights, target_unit
-from harness.decision.seeds import mean_interval, mean_p, pooled_variance, scores, variance_components
+from harness.decision.seeds import mean_interval, mean_p, pool_variance, scores, variance_components
 
 Pair = Callable[[CandidateFacts, CandidateFacts], Comparison]
 Means = Callable[[Sequence[CandidateFacts], Sequence[CandidateFacts]], RecipeDifference]
@@ -70,7 +70,7 @@ def ablations(facts: Sequence[CandidateFacts], pair: Pair, means: Means) -> tupl
         source, bracket, _ = f.name.partition("[")
         if bracket:
             grids.setdefault(source, {}).setdefault(f.name, []).append(f)
-    by = Comparer(pair, means, pooled_variance(facts))
+    by = Comparer(pair, means, pool_variance(facts))
     return tuple(
         compare_members(source, members, by) for source, members in grids.items() if len(members) > 1
     )

@@ -183,7 +183,7 @@ def economics_of(case: Case) -> Economics:
 def _weigh(case: Case, run: CandidateFacts, other: CandidateFacts, known: Economics) -> Economics:
     policy, over = case.policy, gain(run.vs_untrained)
     prompt = None if case.by_wins else gain(run.vs_prompt)
-    ratio, at = economics.per_usd(over, run.training_cost_usd), economics.break_even(run, other, policy)
+    ratio, at = economics.divide_by_usd(over, run.training_cost_usd), economics.break_even(run, other, policy)
     band = economics.break_even_band(at)
     by_token = policy.usd_per_million_tokens is not None
     paid, worth = economics.pay(run, other, policy), economics.worth_of_items(run, policy)
@@ -203,14 +203,14 @@ def _weigh(case: Case, run: CandidateFacts, other: CandidateFacts, known: Econom
         label_cost_usd=policy.label_cost_usd * (run.n_train - run.n_taught),
         rows_cost_usd=run.rows_cost_usd or None,
         points_per_usd_over_untrained=ratio,
-        points_per_usd_over_prompt=economics.per_usd(prompt, run.training_cost_usd),
+        points_per_usd_over_prompt=economics.divide_by_usd(prompt, run.training_cost_usd),
         probability_above_tau=economics.probability_above(policy.tau, over, run.training_cost_usd),
         tau_flips_at=ratio.low if ratio and ratio.low > 0 else None,
         tokens_of_alternative=other.tokens if by_token else None,
         tokens_of_fine_tune=run.tokens if by_token else None,
         cost_per_1k_alternative_usd=other.cost_per_1k_usd,
         cost_per_1k_fine_tune_usd=run.cost_per_1k_usd,
-        spent_once_usd=economics.spent_once_usd(run, other, policy),
+        spent_once_usd=economics.add_one_time_costs_usd(run, other, policy),
         break_even_requests=at,
         break_even_if_saving_is_a_fifth_more=band[0],
         break_even_if_saving_is_a_fifth_less=band[1],
@@ -221,7 +221,7 @@ def _weigh(case: Case, run: CandidateFacts, other: CandidateFacts, known: Econom
         pays_from_right_answer_usd=flips_at if in_answers else None,
         pays_from_point_usd=None if in_answers else flips_at,
         perfect_information_points=worth.perfect if worth else None,
-        spend=next_step.next_spend(case, worth, rows_needed),
+        spend=next_step.value_next_spend(case, worth, rows_needed),
         rows_needed=rows_needed,
     )
 

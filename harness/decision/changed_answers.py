@@ -45,17 +45,17 @@ class ChangedAnswers:
         return self.outdated_before if self.after is None else self.outdated_after
 
 
-def outdated_text(n_outdated: int | None, n_known: int) -> str:
+def describe_outdated(n_outdated: int | None, n_known: int) -> str:
     """Say how many of the items whose former answer is known still get it; unknown of none."""
     if n_outdated is None or not n_known:
         return formatting.UNKNOWN
     return f"{formatting.count(n_outdated)} of {formatting.count(n_known)}"
 
 
-def changed_text(name: str, of: ChangedAnswers, metric: str, training: str) -> str:
+def describe_changes(name: str, of: ChangedAnswers, metric: str, training: str) -> str:
     """Say in words what a candidate answers to changed facts; `training` is what training it took."""
     unit = of.before.unit
-    still = outdated_text(of.outdated, of.n_known)
+    still = describe_outdated(of.outdated, of.n_known)
     outdated = "" if still == formatting.UNKNOWN else f", the outdated answer to {still}"
     if of.after is not None:
         index = "" if of.index_s is None else f" (an index built in {formatting.seconds(of.index_s)})"
@@ -67,8 +67,8 @@ def changed_text(name: str, of: ChangedAnswers, metric: str, training: str) -> s
     return f"{name} {formatting.score(unit, *of.before[:3])} {metric} as it is{outdated}{again}"
 
 
-def measured_changes(answers: Sequence[tuple[str, ChangedAnswers, str]], metric: str) -> str:
+def describe_measured_changes(answers: Sequence[tuple[str, ChangedAnswers, str]], metric: str) -> str:
     """Say what candidates answer to changed facts, each with its name and what its training took."""
     n = max(of.n for _, of, _ in answers)
-    said = "; ".join(changed_text(name, of, metric, training) for name, of, training in answers)
+    said = "; ".join(describe_changes(name, of, metric, training) for name, of, training in answers)
     return f"on {formatting.pluralize(n, 'changed item')}, {said}"

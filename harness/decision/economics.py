@@ -34,7 +34,7 @@ class PerUsd(NamedTuple):
     high: float
 
 
-def per_usd(g: Comparison | None, cost_usd: float) -> PerUsd | None:
+def divide_by_usd(g: Comparison | None, cost_usd: float) -> PerUsd | None:
     """Divide a gain by the training cost; None where the gain is unknown or nothing was paid."""
     if g is None or cost_usd <= 0:
         return None
@@ -52,7 +52,7 @@ def probability_above(tau: float, g: Comparison | None, cost_usd: float) -> floa
     return chance_below((g.delta - tau * cost_usd / g.unit.scale) / g.se, g.df)
 
 
-def spent_once_usd(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float:
+def add_one_time_costs_usd(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float:
     """Add what the fine-tune costs more than the alternative, whatever is asked of it.
 
     Training, labels, a teacher of its rows, evaluation and hosting are its own; the index of what retrieves
@@ -115,7 +115,7 @@ def break_even(run: CandidateFacts, alternative: CandidateFacts, policy: DecideP
     if run.cost_per_1k_usd is None or alternative.cost_per_1k_usd is None:
         return None
     saving = (alternative.cost_per_1k_usd - run.cost_per_1k_usd) / 1000
-    return max(0.0, spent_once_usd(run, alternative, policy)) / saving if saving > 0 else inf
+    return max(0.0, add_one_time_costs_usd(run, alternative, policy)) / saving if saving > 0 else inf
 
 
 class Pay(NamedTuple):
@@ -173,7 +173,7 @@ def costs_more_usd(run: CandidateFacts, alternative: CandidateFacts, policy: Dec
     if run.cost_per_1k_usd is None or alternative.cost_per_1k_usd is None:
         return None
     dearer = (run.cost_per_1k_usd - alternative.cost_per_1k_usd) / 1000
-    return spent_once_usd(run, alternative, policy) + dearer * forecast_requests(policy)
+    return add_one_time_costs_usd(run, alternative, policy) + dearer * forecast_requests(policy)
 
 
 def pay(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> Pay | None:
@@ -182,7 +182,7 @@ def pay(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) 
     point = point_worth_usd(policy, g.unit) if g else None
     if g is None or point is None or cost is None:
         return None
-    once = spent_once_usd(run, alternative, policy)
+    once = add_one_time_costs_usd(run, alternative, policy)
     per_request = g.delta * answer_usd(policy) - (cost - once) / forecast_requests(policy)
     scales = policy.point_usd is None and per_request > 0
     return Pay(
@@ -208,7 +208,7 @@ def forecast_text(policy: DecidePolicy) -> str:
     return f"{n} requests {'forecast' if is_forecast(policy) else 'assumed (decide.requests_per_month)'}"
 
 
-def more_items(run: CandidateFacts) -> float | None:
+def estimate_more_items(run: CandidateFacts) -> float | None:
     """Return how many more test items would tell the observed gain from none, at 80 % power.
 
     None where the gain or its spread is unknown, or no reasonable number would do; inf where no number at

@@ -8,7 +8,7 @@ from math import inf
 
 from harness import formatting, gating, plugins
 from harness.decision import economics, next_step
-from harness.decision.advice.failures import failure_sentences, measured_slices
+from harness.decision.advice.failures import failure_sentences, list_measured_slices
 from harness.decision.advice.guidance import need_sentences
 from harness.decision.advice.scenarios import scenario_sentence
 from harness.decision.arithmetic import Economics
@@ -20,12 +20,12 @@ from harness.decision.results import (
     CandidateFacts,
     Case,
     FamilyRank,
-    failed_seeds,
     gain,
     gain_text,
     is_cross_validated,
     is_fine_tuned,
     is_unchecked,
+    list_failed_seeds,
     n_settings,
     passes_alone,
 )
@@ -76,16 +76,16 @@ def reasons(
         sentences += _worth(case, found)
         sentences += next_step.sentences(case, found.spend)
     sentences += [*economics.budget_sentences(case.facts, case.policy), *_ablations(case)]
-    sentences += [*_gates(case), *_failed_recipes(case)]
+    sentences += [*_gates(case), *_name_failed_recipes(case)]
     sentences += _family(case, family)
     sentences += filter(None, [scenario_sentence(case, action, shipped)])
     sentences += failure_sentences(case)
-    sentences += need_sentences(case, measured_slices(case), shipped)
+    sentences += need_sentences(case, list_measured_slices(case), shipped)
     if case.judged:
         sentences += [_amount(case, case.judged), *_few_for_full(case)]
         sentences += _curve(case)
     if case.judged and shipped == case.judged.name:
-        if plugins.stored_method(case.judged.method).trains:
+        if plugins.find_method(case.judged.method).trains:
             sentences.append(_seeds(case.judged, n_seeds(case.facts, case.judged)))
     elif shipped and case.missing:
         missing = ", ".join(one.text for one in case.missing)
@@ -135,7 +135,7 @@ def _ablations(case: Case) -> list[str]:
 def _more_items(run: CandidateFacts) -> str:
     if run.vs_untrained and run.vs_untrained.estimator == "ppi":
         return "More labels of people may tell a gain of this size from none; beside them stands how many."
-    n = economics.more_items(run)
+    n = economics.estimate_more_items(run)
     if n is not None and is_cross_validated(run):
         return f"It would take {formatting.count(n)} more rows in folds to tell such a gain from none."
     if n == inf:
@@ -295,13 +295,13 @@ def _gates(case: Case) -> list[str]:
     return alone + corrected
 
 
-def _failed_recipes(case: Case) -> list[str]:
+def _name_failed_recipes(case: Case) -> list[str]:
     """Name the fine-tunes of which some seeds finished and others failed."""
     done = {f.name: f for f in case.facts if is_fine_tuned(f) and f.state == "done"}
     return [
         f"{name} does not pass: {seeds_text(failed)} failed, and a recipe passes with all of its seeds."
         for name, run in done.items()
-        if (failed := failed_seeds(case.facts, run))
+        if (failed := list_failed_seeds(case.facts, run))
     ]
 
 
@@ -380,7 +380,7 @@ def _few_for_full(case: Case) -> list[str]:
 
 
 def _trains_all_weights(run: CandidateFacts) -> bool:
-    method = plugins.stored_method(run.method)
+    method = plugins.find_method(run.method)
     return method.trains and method.makes_whole_model
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from harness import plugins, stats
-from harness.decision.results import CandidateFacts, FamilyRank, best, is_fine_tuned, within_budgets
+from harness.decision.results import CandidateFacts, FamilyRank, best, is_fine_tuned, list_within_budgets
 from harness.spec import Experiment
 
 
@@ -72,7 +72,7 @@ def family_members(facts: Sequence[CandidateFacts], family: Family) -> tuple[Fam
 
 def _representative(facts: Sequence[CandidateFacts], family: Family, member: str) -> CandidateFacts | None:
     """Choose the recipe of a member that is best on validation."""
-    own = [f for f in within_budgets(facts) if family.members.get(f.name) == member and is_fine_tuned(f)]
+    own = [f for f in list_within_budgets(facts) if family.members.get(f.name) == member and is_fine_tuned(f)]
     return best(own)
 
 

@@ -97,7 +97,7 @@ class RowsNeeded(NamedTuple):
     cost: float
 
 
-def next_spend(case: Case, worth: Worth | None, wanted: RowsNeeded | None) -> Spend | None:
+def value_next_spend(case: Case, worth: Worth | None, wanted: RowsNeeded | None) -> Spend | None:
     """Value more items and more rows for the fine-tune in question; None where neither could change anything.
 
     That is where nothing is to be chosen between, the harness drifted, or the gate fails the fine-tune.

@@ -203,7 +203,7 @@ def has_tuned_weights(run: CandidateFacts) -> bool:
 
 
 def _is_classifier(run: CandidateFacts) -> bool:
-    return not plugins.stored_method(run.method).makes_language_model
+    return not plugins.find_method(run.method).makes_language_model
 
 
 def best(runs: Iterable[CandidateFacts]) -> CandidateFacts | None:
@@ -241,40 +241,40 @@ def n_settings(facts: Iterable[CandidateFacts]) -> int:
     for f in facts:
         if f.state == "done" and not f.ablation:
             first.setdefault(f.name, f)
-    return len({one for f in first.values() for one in f.settings or _named_settings(f)})
+    return len({one for f in first.values() for one in f.settings or _name_settings(f)})
 
 
-def _named_settings(f: CandidateFacts) -> list[str]:
+def _name_settings(f: CandidateFacts) -> list[str]:
     """Name the settings of a candidate by their places, each taken to be another."""
     return [f"{f.name} {place}" for place in range(max(1, len(f.training.sweep)))]
 
 
-def untrained_runs(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
+def list_untrained_runs(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
     """List the runs that no language model was trained for, without ablations."""
     return [f for f in facts if not is_fine_tuned(f) and not f.ablation]
 
 
-def within_budgets(runs: Iterable[CandidateFacts]) -> list[CandidateFacts]:
+def list_within_budgets(runs: Iterable[CandidateFacts]) -> list[CandidateFacts]:
     """List the runs that no budget leaves out."""
     return [f for f in runs if not f.over_budget]
 
 
 def alternative(facts: Iterable[CandidateFacts]) -> CandidateFacts | None:
     """Choose the best untrained candidate within the budgets; where there is none, the best of all."""
-    runs = untrained_runs(facts)
-    return best(within_budgets(runs)) or best(runs)
+    runs = list_untrained_runs(facts)
+    return best(list_within_budgets(runs)) or best(runs)
 
 
 def strongest_run(facts: Iterable[CandidateFacts]) -> CandidateFacts | None:
     """Choose the best fine-tune within the budgets, whatever its gate says."""
-    return best(f for f in within_budgets(facts) if is_fine_tuned(f))
+    return best(f for f in list_within_budgets(facts) if is_fine_tuned(f))
 
 
 def passing_runs(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
     """List the fine-tunes within the budgets that pass the gate with every seed, shown among all of them."""
     facts = list(facts)
-    tuned = [f for f in within_budgets(facts) if is_fine_tuned(f) and f.state == "done"]
-    stopped = {f.name for f in tuned if not passes(f) or failed_seeds(facts, f)}
+    tuned = [f for f in list_within_budgets(facts) if is_fine_tuned(f) and f.state == "done"]
+    stopped = {f.name for f in tuned if not passes(f) or list_failed_seeds(facts, f)}
     return [f for f in tuned if f.name not in stopped]
 
 
@@ -307,7 +307,7 @@ def failing_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> list[
     return [f.seed for f in seeds_of(facts, run) if f.verdict and f.verdict.outcome == "fail"]
 
 
-def failed_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> list[int]:
+def list_failed_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> list[int]:
     """List the seeds of a run's recipe that failed: a recipe passes with all of its seeds, or not at all."""
     return [f.seed for f in facts if f.name == run.name and f.state == "failed"]
 
@@ -375,7 +375,7 @@ def missing_alternatives(
     needed += ["rag"] if has_documents else []
     there: set[str] = set()
     failed: dict[str, list[str]] = {}
-    for run in untrained_runs(facts):
+    for run in list_untrained_runs(facts):
         if run.state == "done" and not run.baseline:
             there |= _kinds(run)
         elif not run.baseline:

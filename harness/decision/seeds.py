@@ -68,11 +68,11 @@ def summarize_seeds(facts: Iterable[CandidateFacts]) -> tuple[SeedSummary, ...]:
     recipes = [r for r in _recipes(facts) if r[0].target is not None and not is_cross_validated(r[0])]
     pooled = pool_seeds(f for r in recipes for f in r)
     gains = {f.name: orient(f.vs_untrained) for f in pooled if f.vs_untrained and f.vs_untrained.components}
-    one = pooled_variance(facts)
+    one = pool_variance(facts)
     return tuple(_seed_summary(r, one, gains.get(r[0].name)) for r in recipes)
 
 
-def pooled_variance(facts: Iterable[CandidateFacts]) -> Variance | None:
+def pool_variance(facts: Iterable[CandidateFacts]) -> Variance | None:
     """Estimate the variance of one seed's score over all recipes; None below two degrees of freedom."""
     return stats.seed_variance([scores(of) for of in _recipes(facts)])
 
@@ -107,7 +107,7 @@ def pool_seeds(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
     That is from three seeds on, or from two where the variance between seeds can be pooled over recipes.
     """
     runs = list(facts)
-    of, pooled = {r[0].name: r for r in _recipes(runs)}, pooled_variance(runs)
+    of, pooled = {r[0].name: r for r in _recipes(runs)}, pool_variance(runs)
     return [_pool(f, of[f.name], pooled) if f.state == "done" and f.name in of else f for f in runs]
 
 
@@ -115,7 +115,7 @@ def _recipes(facts: Iterable[CandidateFacts]) -> list[list[CandidateFacts]]:
     """List the finished runs of every recipe that trains a language model; an endpoint has no seeds."""
     by_name: dict[str, list[CandidateFacts]] = {}
     for f in facts:
-        if has_tuned_weights(f) and f.state == "done" and not plugins.stored_method(f.method).is_remote:
+        if has_tuned_weights(f) and f.state == "done" and not plugins.find_method(f.method).is_remote:
             by_name.setdefault(f.name, []).append(f)
     return [sorted(of, key=lambda f: f.seed) for of in by_name.values()]
 

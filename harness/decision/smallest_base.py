@@ -12,15 +12,15 @@ from harness.decision.results import (
     Case,
     best,
     is_fine_tuned,
+    list_within_budgets,
     passing_runs,
     score_text,
-    within_budgets,
 )
 
 
 def size_sentences(case: Case, goal: float | None, shipped: str | None) -> list[str]:
     """Say which of several bases is the smallest that meets the goal; nothing with one base or no goal."""
-    bases = _by_size(case)
+    bases = _sort_by_size(case)
     if goal is None or len(bases) < 2:
         return []
     unit = case.unit
@@ -40,11 +40,11 @@ def size_sentences(case: Case, goal: float | None, shipped: str | None) -> list[
     return [f"{said}, {with_it}; compared with {', '.join(larger)}.{also}"]
 
 
-def _by_size(case: Case) -> list[tuple[BaseSize, CandidateFacts]]:
+def _sort_by_size(case: Case) -> list[tuple[BaseSize, CandidateFacts]]:
     """List the bases from small to large, each with its candidate that is best on validation."""
     passing = {run.run_id for run in passing_runs(case.facts)}
     groups: dict[BaseSize, list[CandidateFacts]] = {}
-    for run in within_budgets(case.facts):
+    for run in list_within_budgets(case.facts):
         allowed = run.run_id in passing if is_fine_tuned(run) else not run.ablation
         if run.base and run.state == "done" and run.target and allowed:
             groups.setdefault(run.base, []).append(run)

@@ -14,7 +14,7 @@ from harness import plugins
 from harness.comparison import Estimate
 from harness.decision.ablation import Comparer, Factor, Means, Pair, compare_members
 from harness.decision.results import CandidateFacts
-from harness.decision.seeds import pooled_variance, summarize_seeds
+from harness.decision.seeds import pool_variance, summarize_seeds
 from harness.evaluation.candidate_rows import describe_source
 from harness.spec import DecidePolicy, Recipe
 
@@ -73,10 +73,10 @@ def training_sets(
     `facts` come in the order of the file; `drawn_again` says by candidate how many of its rows are the same
     row again. `pair` compares two runs (base, new) on test, `means` two recipes over their seeds.
     """
-    by = Comparer(pair, means, pooled_variance(facts))
+    by = Comparer(pair, means, pool_variance(facts))
     groups: dict[By, list[list[str]]] = {
-        "rows": _groups(facts, recipes, _without_rows, _rows_of),
-        "wrong answers": _groups(facts, recipes, _without_errors, _errors_of),
+        "rows": _groups(facts, recipes, _drop_rows, _rows_of),
+        "wrong answers": _groups(facts, recipes, _drop_errors, _errors_of),
     }
     over = {s.candidate: s.score for s in summarize_seeds(facts) if s.score}
 
@@ -114,7 +114,7 @@ def _is_changed(entry: tuple[Any, str]) -> Any:
     return value if isinstance(value, float) else value != _OWN
 
 
-def _without_rows(recipe: Recipe) -> Recipe | None:
+def _drop_rows(recipe: Recipe) -> Recipe | None:
     """Return a recipe without its training rows; None of one whose answers were made wrong."""
     return None if recipe.corrupt else recipe.model_copy(update={"train": (), "mix": None})
 
@@ -126,7 +126,7 @@ def _rows_of(recipe: Recipe) -> tuple[Any, ...]:
 _OWN: tuple[Any, ...] = ((), "")
 
 
-def _without_errors(recipe: Recipe) -> Recipe:
+def _drop_errors(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"corrupt": 0.0})
 
 

@@ -95,9 +95,9 @@ def goal_sentences(case: Case, run: CandidateFacts) -> list[str]:
         return []
     said = (
         f"The goal is a win rate of {formatting.percent(case.win_rate)} % (gate.target.win_rate):"
-        f" {_preferred_text(case, run, wins, g)}."
+        f" {_describe_preference(case, run, wins, g)}."
     )
-    return [said, *_beside_metric(case, run, g)]
+    return [said, *_compare_with_metric(case, run, g)]
 
 
 def basis_text(wins: Wins) -> str:
@@ -113,7 +113,7 @@ def basis_text(wins: Wins) -> str:
     return f"by {wins.by} as people correct it on {pairs} ({own} % before correction)"
 
 
-def _preferred_text(case: Case, run: CandidateFacts, wins: Wins, g: Comparison) -> str:
+def _describe_preference(case: Case, run: CandidateFacts, wins: Wins, g: Comparison) -> str:
     """Say how often a recipe is preferred over its seeds, and its checkpoint; of one seed that alone."""
     own = f"{_rate_text(wins.rate)} of items, {basis_text(wins)}"
     if g.components is None:
@@ -129,7 +129,7 @@ def _rate_text(rate: Estimate | None) -> str:
     return f"{formatting.score(rate.unit, *rate[:3])} %" if rate else "an unknown share"
 
 
-def _beside_metric(case: Case, run: CandidateFacts, preferred: Comparison) -> list[str]:
+def _compare_with_metric(case: Case, run: CandidateFacts, preferred: Comparison) -> list[str]:
     """Say what the target's metric shows of the same answers, and where it contradicts the win rate."""
     g = gain((case.by_metric or {}).get(run.run_id))
     if g is None:

@@ -60,7 +60,7 @@ class EvaluationJob:
         return -(-len(self.examples) // BLOCK)
 
 
-def in_order(examples: Sequence[Example], version: str) -> tuple[Example, ...]:
+def put_in_order(examples: Sequence[Example], version: str) -> tuple[Example, ...]:
     """Return the examples in the order seeded by the task's version."""
     order = np.random.default_rng(int(version, 16)).permutation(len(examples))
     return tuple(examples[i] for i in order)
@@ -118,7 +118,7 @@ def evaluate_block(
     examples = job.examples[index * BLOCK : (index + 1) * BLOCK]
     block = _ItemBlock(candidate, job, examples, encoded or encode_block(candidate, job, index))
     outputs: _Outputs = {}
-    for route in (_too_long, _rank, _whole_texts, _generate):
+    for route in (_record_too_long, _rank, _whole_texts, _generate):
         outputs |= route(block, [i for i in range(len(examples)) if i not in outputs])
     return [_row(block, i, index * BLOCK + i, outputs[i]) for i in range(len(examples))]
 
@@ -135,7 +135,7 @@ class _ItemBlock(NamedTuple):
 _Outputs = dict[int, Output]
 
 
-def _too_long(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
+def _record_too_long(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
     """Answer prompts that do not fit by an error row: counted, never cut."""
     task = block.job.task
     room = block.candidate.max_context - (task.max_new_tokens if task.kind == "generate" else 0)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from harness import plugins
 from harness.data import PartName, TaskItems
 from harness.data.edit.manifests import is_taught, n_rows_of, payments_for
-from harness.data.edit.payments import of_share, total_usd
+from harness.data.edit.payments import take_share, total_usd
 from harness.data.overlap import Encode
 from harness.data.readers import display_path, file_of
 from harness.data.training_rows import corrupt_rows, load_training_rows
@@ -182,7 +182,7 @@ def rows_cost_usd(session: Session, candidate: ResolvedCandidate) -> float:
         for recipe in lineage
         for file in row_files(session, recipe)
     }
-    return total_usd(one for file, share in used for one in of_share(payments_for(file), share))
+    return total_usd(one for file, share in used for one in take_share(payments_for(file), share))
 
 
 def _share_drawn(session: Session, recipe: Recipe, file: str) -> float:

@@ -103,18 +103,18 @@ def retrieves(recipe: Recipe) -> bool:
     )
 
 
-def before_refresh(session: Session) -> MeasuredTask:
+def ask_before_refresh(session: Session) -> MeasuredTask:
     """Return the changed items as candidates answer them with the documents that there were."""
-    return _changed_part(session, "changed", session.target.items.documents)
+    return _make_changed_part(session, "changed", session.target.items.documents)
 
 
-def after_refresh(session: Session) -> MeasuredTask:
+def ask_after_refresh(session: Session) -> MeasuredTask:
     """Return the changed items as candidates that retrieve answer them with the new documents."""
     changed = session.changed
-    return _changed_part(session, "refreshed", changed.documents if changed else ())
+    return _make_changed_part(session, "refreshed", changed.documents if changed else ())
 
 
-def _changed_part(session: Session, name: str, documents: tuple[Document, ...]) -> MeasuredTask:
+def _make_changed_part(session: Session, name: str, documents: tuple[Document, ...]) -> MeasuredTask:
     target, changed = session.target, session.changed
     task = target.task.model_copy(update={"name": f"{target.task.name}-{name}"})
     items = replace(target.items, test=changed.items if changed else (), documents=documents)
@@ -122,11 +122,14 @@ def _changed_part(session: Session, name: str, documents: tuple[Document, ...]) 
     return target._replace(task=task, items=items, versions=versions)
 
 
-def changed_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
+def list_changed_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
     """List the changed items as a candidate answers them, and with the new documents where it retrieves."""
     if session.changed is None:
         return []
-    wanted = [before_refresh(session), *([after_refresh(session)] if _is_refreshed(session, recipe) else [])]
+    wanted = [
+        ask_before_refresh(session),
+        *([ask_after_refresh(session)] if _is_refreshed(session, recipe) else []),
+    ]
     return [target_sets(replace(session, target=m), recipe, weights, seed)[1] for m in wanted]
 
 
@@ -140,7 +143,7 @@ def index_figures(session: Session, recipe: Recipe, seed: int) -> Mapping[str, f
     """Measure how long a candidate's index of the new documents takes to build, in seconds."""
     if not _is_refreshed(session, recipe):
         return {}
-    refreshed = replace(session, target=after_refresh(session))
+    refreshed = replace(session, target=ask_after_refresh(session))
     start = time.perf_counter()
     prompting_step(refreshed, recipe, seed)
     return {"index_s": time.perf_counter() - start}

@@ -57,7 +57,7 @@ def measure_once(session: Session, source: ModelSource) -> str:
 def measure(session: Session, source: ModelSource, n_blocks: int) -> str:
     """Ask a base some of its stored blocks again, other ones each time; returns the measurement's id."""
     earlier = sum(one.base_digest == source.weights_digest for one in store.controls(session.store))
-    chosen = list(_next_blocks(session, source, n_blocks, earlier))
+    chosen = list(_take_next_blocks(session, source, n_blocks, earlier))
     if not chosen:
         return ""
     start, base = load(), session.host(source).base
@@ -91,7 +91,7 @@ def reevaluate(
             advance(at, len(blocks))
 
 
-def _next_blocks(session: Session, source: ModelSource, n: int, earlier: int) -> Iterator[_StoredBlock]:
+def _take_next_blocks(session: Session, source: ModelSource, n: int, earlier: int) -> Iterator[_StoredBlock]:
     """Take the next blocks: generated answers and other tasks in turn, each kind in a seeded order."""
     sets = suite_sets(session, base_weights(source))
     there = [s for s in sets if n and store.has_rows(session.store, s.identity, s.ids)]

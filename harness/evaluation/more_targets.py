@@ -14,16 +14,16 @@ from harness.spec import MEAN_LOGPROB, Recipe
 from harness.training import Weights
 
 
-def more_target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
+def list_further_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
     """List test, and validation where there is some, of each further target that a recipe can answer."""
     able = (m for m in session.more_targets if _can_answer(recipe, weights, m))
     sets = [rows for m in able for rows in target_sets(replace(session, target=m), recipe, weights, seed)]
     return [rows for rows in sets if rows.ids]
 
 
-def more_test_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
+def list_further_test_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
     """List the test items of each further target that a recipe can answer, by the names of the targets."""
-    tests = (rows for rows in more_target_sets(session, recipe, weights, seed) if rows.split == "test")
+    tests = (rows for rows in list_further_sets(session, recipe, weights, seed) if rows.split == "test")
     return sorted(tests, key=lambda rows: rows.name)
 
 

@@ -23,7 +23,7 @@ from harness.evaluation.control_arm import measure_once, origin
 from harness.evaluation.costs import Work
 from harness.evaluation.judges.grade_reading import GradeReader, UngradedAnswer
 from harness.evaluation.openers import OPENERS
-from harness.evaluation.rows.answer_rewards import Rewards, ask_rewards, stored_rewards
+from harness.evaluation.rows.answer_rewards import Rewards, ask_rewards, read_stored_rewards
 from harness.evaluation.rows.row_sets import RowSet, is_there, work_of
 from harness.evaluation.session import MeasuredTask, Session
 from harness.models import openai_api
@@ -62,7 +62,7 @@ def fill(
 def _fill(session: Session, candidate: Candidate, rows: RowSet, name: str, control: str) -> None:
     """Compute the blocks of one set; what workers time beside others counts as disturbed."""
     job, came_from = rows.job(), origin(session, control)
-    done = store.stored_blocks(session.store, job.identity, rows.ids)
+    done = store.list_stored_blocks(session.store, job.identity, rows.ids)
     work, times = work_of(job), []
     missing = [index for index in range(job.n_blocks) if index not in done]
     encode = partial(rows.measured.encode, candidate, job)
@@ -213,7 +213,7 @@ def _rescore(
     wanted = rows.identity
     same = [one for one in known if one.scoring_digest and one != wanted and one.answers == wanted.answers]
     same.sort(key=lambda one: one.choice != wanted.choice)  # those first that hold the rewards
-    done = store.stored_blocks(session.store, wanted, rows.ids)
+    done = store.list_stored_blocks(session.store, wanted, rows.ids)
     grades = rows.grades()
     job = rows.job(grades) if same and wanted.scoring_digest else None
     for other in same if job else ():
@@ -222,7 +222,9 @@ def _rescore(
             if job and index not in done:
                 n_ungraded = len(grades.ungraded)
                 same_choice = other.choice == wanted.choice
-                rewards = stored_rewards(rows.chooser, block) if same_choice else _ask(session, rows, block)
+                rewards = (
+                    read_stored_rewards(rows.chooser, block) if same_choice else _ask(session, rows, block)
+                )
                 examples = job.examples[index * BLOCK : index * BLOCK + len(block)]
                 scored = [
                     _row(job, example, row, grades, rewards)
@@ -273,7 +275,7 @@ def _output(stored: SampleResult | Sample) -> Output:
     return Output(stored.text, ended, *tokens, stored.compute_s, error=stored.error)
 
 
-def shared_tokens(candidate: Candidate, job: EvaluationJob) -> int:
+def count_shared_tokens(candidate: Candidate, job: EvaluationJob) -> int:
     """Count the tokens that all prompts of a job begin with: what a provider's cache would hold.
 
     0 of an endpoint that is sent messages: what it makes of them is not seen here.

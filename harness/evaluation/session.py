@@ -17,13 +17,13 @@ from harness.cache import memo
 from harness.config.rubrics import is_judged
 from harness.data import SPLITS, Split, TaskItems, task_version
 from harness.errors import CandidateFailed
-from harness.evaluation import EvaluationJob, costs, encode_block, evaluate_block, in_order
+from harness.evaluation import EvaluationJob, costs, encode_block, evaluate_block, put_in_order
 from harness.evaluation.candidates import ResolvedCandidate, resolve, resolve_candidates
 from harness.evaluation.costs.pace import Kind, Pace, read_pace, record_pace
 from harness.evaluation.judges import JudgedMetric
 from harness.metrics import Metric, load_metrics
 from harness.models import hub, oom, vllm
-from harness.models.devices.two_layer_copy import copied_engine
+from harness.models.devices.two_layer_copy import find_copied_engine
 from harness.models.hardware import Machine
 from harness.models.hf import Candidate, ModelHost, describe_engine
 from harness.models.hub import ModelSource
@@ -73,7 +73,7 @@ class MeasuredTask(NamedTuple):
         """Return a split's items in the order seeded by its version; lm-eval's and drawn ones have theirs."""
         if self.task.lm_eval or self.weights is not None:
             return self.items.test if split == "test" else ()
-        return in_order(getattr(self.items, split), self.versions[split])
+        return put_in_order(getattr(self.items, split), self.versions[split])
 
     def without_judges(self) -> "MeasuredTask":
         """Return the task as it is answered, before a judge has graded anything."""
@@ -270,7 +270,7 @@ class Session:
             policy = self.experiment.vllm
             if policy.command:
                 return vllm_server.identity(policy)
-            return vllm.identity(vllm.installed_version(), self.machine.device, policy)
+            return vllm.identity(vllm.find_installed_version(), self.machine.device, policy)
         plain = self.sources[source.name]
         # Not by its speed, which is another number whenever it is measured.
         here = [self.machine.device, self.machine.precision, provenance.environment_digest(self.machine.name)]
@@ -285,7 +285,7 @@ class Session:
         if self.dry_run:
             return None
         device = self.machine.device
-        known = copied_engine(source.path, device) if device == "cpu" else None
+        known = find_copied_engine(source.path, device) if device == "cpu" else None
         if known:
             return describe_engine(known, device)
         base = self.host(source).base

@@ -24,11 +24,16 @@ from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
 from harness.experiment.analysis import report_of
 from harness.experiment.analysis.gate_results import InterimVerdict, judge_runs
-from harness.experiment.analysis.human_labels import reached_facts
+from harness.experiment.analysis.human_labels import describe_reached
 from harness.experiment.analysis.run_remarks import list_remarks, prompting_notes
 from harness.experiment.analysis.target_wins import judge_of_pairs, judge_pairs
 from harness.experiment.analysis.verdict_records import Settings, record_report, report_changes, task_settings
-from harness.experiment.curves.data_scaling import estimate_curve_work, make_curve, refuse_curve, stored_curve
+from harness.experiment.curves.data_scaling import (
+    estimate_curve_work,
+    fit_stored_curve,
+    make_curve,
+    refuse_curve,
+)
 from harness.experiment.executors import make_on_workers
 from harness.experiment.preparation import prepare_session, served_bases
 from harness.experiment.preparation.candidate_problems import key_problems, sensitive_endpoints
@@ -37,11 +42,12 @@ from harness.experiment.preparation.planned_work import (
     arm_label,
     estimate_seconds,
     estimate_work,
-    measured_bases,
+    list_measured_bases,
 )
 from harness.experiment.preparation.scope import Scope
 from harness.experiment.run_preview import (
     are_all_done,
+    describe_stored,
     first_line,
     idle_workers,
     in_order,
@@ -50,13 +56,12 @@ from harness.experiment.run_preview import (
     refuse_many,
     say_never_loaded,
     short_judges,
-    stored_sentence,
     warnings_before,
     workers_sentence,
 )
 from harness.experiment.runs.candidate_result import attempt, facts_of, outcome
 from harness.experiment.runs.first_result import show_first_result
-from harness.experiment.runs.run_candidate import outdated_inputs, stored_runs, time_again
+from harness.experiment.runs.run_candidate import find_stored_runs, name_outdated_inputs, time_again
 from harness.experiment.runs.stored_rows import Reader
 from harness.experiment.runs.suite_arms import base_arm
 from harness.experiment.weights.prompt_search import choose_prompts
@@ -129,7 +134,7 @@ def run_all(
     if learning_curve:
         refuse_curve(session, loaded.selected)
     start, before, ordered = load(), sum(session.timed.values()), in_order(session, loaded.selected)
-    found = stored_runs(session, ordered) if found is None else found
+    found = find_stored_runs(session, ordered) if found is None else found
     from_nothing = not (any(found) or fewer_items or learning_curve)
     _refuse_forbidden(session, loaded, ordered, found)
     names = [one.candidate.name for one in ordered]
@@ -140,35 +145,35 @@ def run_all(
         store.begin(session.store, begun)
         store.remove_merged_blocks(session.store)
         if (judged := train_judges(session)) is not session:
-            session, found = judged, stored_runs(judged, ordered)
+            session, found = judged, find_stored_runs(judged, ordered)
         if choose_prompts(session, loaded.selected, make=True):
             ordered = in_order(session, loaded.selected)
-            found = stored_runs(session, ordered)
+            found = find_stored_runs(session, ordered)
         make_all = partial(_make_all, session, ordered, smoke=smoke)
         if scope:
             make_on_workers(session, loaded, scope, ordered, found)
         show_first_result(session, ordered, smoke=smoke)
         if fewer_items and not fewer.plan_interim_analyses(session, _measure_base(session, session.source)):
             session.experiment = session.experiment.model_copy(update={"name": loaded.experiment.name})
-            found = stored_runs(session, ordered)
+            found = find_stored_runs(session, ordered)
         if fewer_items:
             make = _make_unsettled(session, ordered)
             said, runs = fewer.run_interim_analyses(session, _measure_base(session, session.source), make)
-            said, reader = [*said, *_settled_early(session, runs)], Reader(session)
+            said, reader = [*said, *_name_settled_runs(session, runs)], Reader(session)
         else:
             said, reader = [], Reader(session)
             runs = make_all(reader, found)
         if not smoke and (session.experiment.concurrency or not are_all_done(found)):
             runs = _time_the_best(session, reader, ordered, runs)
-        said = [*said, *judge_pairs(session, reader, runs, reached_facts(session, reader, runs))]
+        said = [*said, *judge_pairs(session, reader, runs, describe_reached(session, reader, runs))]
         if learning_curve:
             so_far = report_of(session, reader, runs, smoke=smoke, header={}, notes=())
             make_curve(session, runs, so_far.facts)
         store.end(session.store, begun)
     header = {**_header(session), "wall_s": round(load().since(start).wall_s, 1)}
-    curve_of, notes = partial(stored_curve, session, reader, runs), [*said, *_notes(session, runs)]
+    curve_of, notes = partial(fit_stored_curve, session, reader, runs), [*said, *_notes(session, runs)]
     report = report_of(session, reader, runs, smoke=smoke, header=header, notes=notes, curve_of=curve_of)
-    report = _with_changes(session, report, runs)
+    report = _note_changes(session, report, runs)
     record_report(session.store, report, runs, session.experiment.gate, _settings(session))
     if from_nothing and session.experiment.execution.executor == "in_process":
         passed = load().since(start)
@@ -182,7 +187,7 @@ def _learn_rest(session: Session, runs: Sequence[Run], took_s: float, passed: Lo
     session.learn_pace("runs", Work(runs=len(runs)), max(0.0, took_s), session.source, teaches=alone)
 
 
-def _with_changes(session: Session, report: ExperimentReport, runs: Sequence[Run]) -> ExperimentReport:
+def _note_changes(session: Session, report: ExperimentReport, runs: Sequence[Run]) -> ExperimentReport:
     """Add to the notes which stored verdicts are others now, and why."""
     changed = report_changes(session.store, report, runs, session.experiment.gate, _settings(session))
     return replace(report, notes=(*report.notes, *changed))
@@ -240,7 +245,7 @@ def _make_all(
         _measure_or_fail(session, source, ordered)
     runs = [_attempt(session, reader, one, d, smoke=smoke) for one, d in zip(ordered, done, strict=True)]
     evaluated = [one.candidate for one, run in zip(ordered, runs, strict=True) if run.state == "done"]
-    for source in measured_bases(evaluated):
+    for source in list_measured_bases(evaluated):
         if source not in published:
             _measure_base(session, source)
     return runs
@@ -299,7 +304,7 @@ def _keep_settled(session: Session, runs: Sequence[Run]) -> None:
             session.settled[f.run_id] = InterimVerdict(judged.results[f.run_id], f.corrected, alpha, n)
 
 
-def _settled_early(session: Session, runs: Sequence[Run]) -> list[str]:
+def _name_settled_runs(session: Session, runs: Sequence[Run]) -> list[str]:
     """Name the runs that were asked fewer items than the last interim analysis asked."""
     found = [(run, session.settled[run.run_id]) for run in runs if run.run_id in session.settled]
     last = session.experiment.gate.alpha
@@ -344,7 +349,7 @@ def report_stored(session: Session, selected: Iterable[str]) -> ExperimentReport
         IncompatibleRuns: a candidate has no stored run, or only runs of another recipe or other items.
     """
     wanted = in_order(session, selected)
-    return _report_runs(session, wanted, stored_runs(session, wanted))
+    return _report_runs(session, wanted, find_stored_runs(session, wanted))
 
 
 def _report_runs(
@@ -359,7 +364,7 @@ def _report_runs(
                 f"{say_never_loaded(unknown)}; expected a finished run; "
                 "next: harness report, which loads it once"
             )
-        differing = outdated_inputs(session, absent[0])
+        differing = name_outdated_inputs(session, absent[0])
         stored_as = (
             f" (that of {absent[0].candidate.name} has another {', '.join(differing)})" if differing else ""
         )
@@ -370,19 +375,19 @@ def _report_runs(
     reader = Reader(session)
     runs = [outcome(session, reader, run) for run in found if run is not None]
     header, notes = _header(session), _notes(session, runs)
-    curve_of = partial(stored_curve, session, reader, runs)
+    curve_of = partial(fit_stored_curve, session, reader, runs)
     report = report_of(session, reader, runs, smoke=False, header=header, notes=notes, curve_of=curve_of)
-    return _with_changes(session, report, runs)
+    return _note_changes(session, report, runs)
 
 
-def stored_so_far(session: Session, selected: Sequence[str], needed: str) -> ExperimentReport:
+def report_stored_so_far(session: Session, selected: Sequence[str], needed: str) -> ExperimentReport:
     """Report the stored runs of those selected candidates that have one; `needed` has to be among them.
 
     Raises:
         IncompatibleRuns: there is no run of `needed` as it is written now.
     """
     wanted = in_order(session, selected)
-    found = list(zip(wanted, stored_runs(session, wanted), strict=True))
+    found = list(zip(wanted, find_stored_runs(session, wanted), strict=True))
     there = {needed, *(one.candidate.name for one, run in found if run)}
     kept = [(one, run) for one, run in found if one.candidate.name in there]
     return _report_runs(session, [one for one, _ in kept], [run for _, run in kept])

@@ -15,7 +15,7 @@ from harness import stats
 from harness.data import formats, readers
 from harness.data.check import MOST_MODELLED, CheckContext, Finding, Tokenizer, check_rows
 from harness.data.check._table import ReadingOptions, RowTable, read_table
-from harness.data.column_types import ColumnCells, count_cells, mixed_columns
+from harness.data.column_types import ColumnCells, count_cells, find_mixed_columns
 from harness.data.columns import columns_of, option_text
 from harness.data.examples import unusable_templates
 from harness.data.overlap import open_encoder
@@ -72,7 +72,7 @@ class Brief(NamedTuple):
 def examine_rows(asked: RowCheck, progress: Progress | None = None) -> CheckReport:
     """Read the files and run the checks."""
     _refuse_twice(asked.files)
-    reading = recognise(asked, _first_rows([absolute(path) for path in asked.files]))
+    reading = recognise(asked, _read_first_rows([absolute(path) for path in asked.files]))
     return examine_table(asked, reading, _reading_of_test(asked, reading), progress)
 
 
@@ -88,7 +88,7 @@ def _reading_of_test(asked: RowCheck, reading: ReadingOptions) -> ReadingOptions
     """Read test rows as the others, but by their own layout or columns where these are others."""
     if not asked.test:
         return reading
-    first = _first_rows([absolute(path) for path in asked.test])
+    first = _read_first_rows([absolute(path) for path in asked.test])
     names = {name for row in first.rows for name in row.fields}
     fields = reading.task.fields
     needed = {c for template in (fields.prompt, fields.reference) for c in columns_of(template, names)}
@@ -138,7 +138,7 @@ def check_briefly(asked: RowCheck, progress: Progress | None = None) -> Brief:
 
 def check_target(task: Task, progress: Progress | None = None) -> Brief | None:
     """Say the worst findings of a task's training rows, held against its test rows; None without any."""
-    asked = _of_task(task)
+    asked = _check_task(task)
     return _brief(asked, examine_target(task, _MOST_BRIEFLY, progress=progress)) if asked.files else None
 
 
@@ -146,15 +146,15 @@ def examine_target(
     task: Task, most: int = MOST_MODELLED, embeddings: str | None = None, progress: Progress | None = None
 ) -> CheckReport:
     """Check a task's training rows as the task reads them, held against its test rows."""
-    asked = _of_task(task)._replace(most=most, embeddings=embeddings)
-    first = _first_rows([absolute(path) for path in asked.files])
+    asked = _check_task(task)._replace(most=most, embeddings=embeddings)
+    first = _read_first_rows([absolute(path) for path in asked.files])
     named = {"prompt": asked.prompt, "reference": asked.reference}
     reading = ReadingOptions(task, formats.layout_of(task, first), usual_source=usual_source(first), **named)
-    tested = _first_rows([absolute(path) for path in asked.test]) if asked.test else first
+    tested = _read_first_rows([absolute(path) for path in asked.test]) if asked.test else first
     return examine_table(asked, reading, reading._replace(layout=formats.layout_of(task, tested)), progress)
 
 
-def _of_task(task: Task) -> RowCheck:
+def _check_task(task: Task) -> RowCheck:
     train, tested = task.data.source("train"), [task.data.test] if task.data.test else []
     prompt = option_text(task.fields.prompt, Fields().prompt)
     reference = option_text(task.fields.reference, Fields().reference)
@@ -180,7 +180,7 @@ def recognise(asked: RowCheck, first: readers.Rows) -> ReadingOptions:
     cells: dict[str, ColumnCells] = {}
     for row in first.rows:
         count_cells(cells, row)
-    refuse([*filter(None, unknown), *mixed_columns(cells)])
+    refuse([*filter(None, unknown), *find_mixed_columns(cells)])
     request = Request(Path(), asked.files[0], prompt=asked.prompt, reference=asked.reference)
     columns = {name for row in first.rows for name in row.fields} - {"id"}
     if len(columns) == 1 and not formats.recognise(first.rows):
@@ -217,7 +217,7 @@ def _unknown(key: str, column: str, first: readers.Rows) -> Problem | None:
     )
 
 
-def _first_rows(paths: Sequence[str]) -> readers.Rows:
+def _read_first_rows(paths: Sequence[str]) -> readers.Rows:
     """Read the first rows of the first file that has some; ids are left out, for they may repeat."""
     problems: list[Problem] = []
     for path in paths:
@@ -231,7 +231,7 @@ def _first_rows(paths: Sequence[str]) -> readers.Rows:
                 row._replace(fields={k: v for k, v in row.fields.items() if k != "id"}) for row in rows
             ]
             return readers.Rows(readers.display_path(path), "row", without)
-        problems.append(readers.no_rows(path, "at least one row", "add rows, or leave the file out"))
+        problems.append(readers.phrase_no_rows(path, "at least one row", "add rows, or leave the file out"))
     raise UserError(problems)
 
 

@@ -18,11 +18,11 @@ from harness.evaluation.rows.row_sets import rows_version
 from harness.evaluation.rows.sampling import ItemStrata, SamplingPlan
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.analysis import report_of
-from harness.experiment.preparation.planned_work import measured_bases
+from harness.experiment.preparation.planned_work import list_measured_bases
 from harness.experiment.runs.run_candidate import make_run
 from harness.experiment.runs.stored_rows import Reader
 from harness.experiment.runs.suite_arms import base_arm
-from harness.experiment.weights.candidate_weights import stored_weights
+from harness.experiment.weights.candidate_weights import find_stored_weights
 from harness.formatting import count
 from harness.gating import Verdict
 from harness.gating.verdict import is_relative, margin_share
@@ -95,7 +95,7 @@ def answer_all_items(session: Session, run: Run) -> Run:
             f"{run.run_id}: found another recipe of {run.candidate} in the file; expected the one that "
             "the run was made with, to answer all items; next: write it down as it was, or harness compare"
         )
-    weights = stored_weights(session, candidate, run.seed)
+    weights = find_stored_weights(session, candidate, run.seed)
     if weights is None or weights.digest != run.weights_digest:
         raise IncompatibleRuns(
             f"{run.run_id}: found no weights {run.weights_digest} as the file makes them now; expected "
@@ -103,7 +103,7 @@ def answer_all_items(session: Session, run: Run) -> Run:
             f"{run.candidate}"
         )
     with store.working(session.store):
-        for source in measured_bases([candidate]):
+        for source in list_measured_bases([candidate]):
             base_arm(session, source)
         return make_run(session, candidate, run.seed)
 
@@ -173,7 +173,7 @@ def _skill(m: MeasuredTask, rows: Sequence[SampleResult]) -> float:
 
 def _order(session: Session, name: str, pool: ItemStrata, plan: SamplingPlan) -> tuple[str, ...]:
     seed = int(digest([name, session.source.weights_digest, session.experiment.seeds[0]]), 16)
-    return sampling.in_order(pool, plan.drawn[name], seed)
+    return sampling.order_items(pool, plan.drawn[name], seed)
 
 
 def _interim_analysis(

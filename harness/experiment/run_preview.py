@@ -18,7 +18,7 @@ from harness.evaluation.session import Session
 from harness.experiment.analysis.target_wins import judge_of_pairs
 from harness.experiment.executors import plan_of
 from harness.experiment.preparation.scope import Scope
-from harness.experiment.runs.run_candidate import stored_runs
+from harness.experiment.runs.run_candidate import find_stored_runs
 from harness.formatting import count, pluralize, seconds
 from harness.models.hardware import probe_notes
 from harness.records import Run
@@ -37,10 +37,10 @@ def refuse_many(loaded: LoadedExperiment, *, yes: bool) -> None:
 
 def look_up(session: Session, selected: Iterable[str]) -> list[Run | None]:
     """Find the stored run of each selected recipe and seed, as it is written now, in the order they run."""
-    return stored_runs(session, in_order(session, selected))
+    return find_stored_runs(session, in_order(session, selected))
 
 
-def stored_sentence(session: Session, found: Sequence[Run | None]) -> str:
+def describe_stored(session: Session, found: Sequence[Run | None]) -> str:
     """Say how much of what a dry run plans is stored, or why that is unknown."""
     if unknown := session.unknown_bases():
         return f"unknown whether any of it is stored: {say_never_loaded(unknown)}"

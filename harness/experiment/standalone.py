@@ -18,14 +18,14 @@ from harness.evaluation.costs import Work
 from harness.evaluation.lm_eval import LmEvalTask
 from harness.evaluation.rows.row_sets import suite_sets, work_of
 from harness.evaluation.session import Session
-from harness.experiment.preparation import of_lm_eval
+from harness.experiment.preparation import join_lm_eval_task
 from harness.experiment.runs.run_candidate import begin
 from harness.experiment.runs.suite_arms import suite_arm
 from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.formatting import pluralize, seconds
 from harness.metrics import Metric
 from harness.models import vllm
-from harness.models.embedded_model import NAMES, expected_s
+from harness.models.embedded_model import NAMES, expect_unpacking_s
 from harness.models.hardware import probe
 from harness.models.hub import resolve
 from harness.progress import Progress
@@ -130,7 +130,7 @@ def prepare_model(
     Raises:
         UserError: with the problems of all tasks, or the model or the engine cannot be found.
     """
-    if engine == "vllm" and vllm.installed_version() is None:
+    if engine == "vllm" and vllm.find_installed_version() is None:
         raise UserError(vllm.absent())
     found = _load_tasks(tasks, None)
     # The first task stands where an experiment has its target; nothing trains on it or asks it twice.
@@ -142,9 +142,9 @@ def prepare_model(
         candidates={"base": Recipe()},
         engine=engine,
     )
-    measured = tuple(of_lm_eval(f, "capability", _SUITE) for f in found.values())
+    measured = tuple(join_lm_eval_task(f, "capability", _SUITE) for f in found.values())
     machine = probe("auto", precision)
-    with progress.stage(f"getting {model} ready, once", expected_s(model)):
+    with progress.stage(f"getting {model} ready, once", expect_unpacking_s(model)):
         source = resolve(model)
     bases = {model: source}
     candidates = resolve_candidates(experiment, bases)
@@ -166,7 +166,7 @@ def prepare_candidate(session: Session, name: str, tasks: Sequence[Task]) -> Pre
     if weights.kind == "chat" or not weights.is_language_model:
         problem = f"{name}, {'asked by chat' if weights.is_language_model else 'a classifier'}"
         raise UserError(Problem("harness eval", problem, "a language model, which tasks of lm-eval need"))
-    measured = tuple(of_lm_eval(f, "capability", _SUITE) for f in found.values())
+    measured = tuple(join_lm_eval_task(f, "capability", _SUITE) for f in found.values())
     return PreparedEvaluation(replace(session, suites=measured), name, weights, found)
 
 

@@ -18,14 +18,14 @@ from harness.errors import IncompatibleRuns
 from harness.gating.admission import (
     Measurement,
     admit,
-    admitted_tasks,
     applicable_policy,
     compare_measurements,
     cut_tasks,
+    cut_to_half,
     may_be_judged,
-    measured_half,
+    name_admitted_tasks,
 )
-from harness.gating.creep import cumulative_of, cumulative_policy, cumulative_rule, unmeasured_rule
+from harness.gating.creep import cumulative_of, cumulative_policy, cumulative_rule, make_unmeasured_rule
 from harness.gating.drift import AA_FLIPS, ControlFacts, aa_rate, has_drifted
 from harness.gating.invalid_rates import compare_invalid_rates
 from harness.gating.macro import macro_between
@@ -160,7 +160,7 @@ def exit_code(verdict: Verdict, policy: GatePolicy) -> int:
 _FROM_BEST_TO_WORST = (0, 4, 3)  # exit codes: one that fails counts before one that is inconclusive
 
 
-def combined_exit_code(judged: Sequence[GateResult]) -> int:
+def combine_exit_codes(judged: Sequence[GateResult]) -> int:
     """Return the code of the worst verdict; 0 of none."""
     codes = (exit_code(j.verdict, j.policy) for j in judged)
     return max(codes, key=_FROM_BEST_TO_WORST.index, default=0)
@@ -168,5 +168,5 @@ def combined_exit_code(judged: Sequence[GateResult]) -> int:
 
 def worst_result(judged: Sequence[GateResult]) -> GateResult:
     """Return the first of those whose verdict alone gives the exit code of them all."""
-    code = combined_exit_code(judged)
-    return next(j for j in judged if combined_exit_code([j]) == code)
+    code = combine_exit_codes(judged)
+    return next(j for j in judged if combine_exit_codes([j]) == code)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from harness import comparison, formatting, stats
 from harness.comparison import BaseErrors, Comparison
-from harness.gating.halves import HALVES, Half, HalfSplit, cluster_name, other_half, split
+from harness.gating.halves import HALVES, Half, HalfSplit, cluster_name, find_other_half, split
 from harness.gating.verdict import (
     AdmittedHalf,
     TaskComparison,
@@ -56,7 +56,7 @@ def may_be_judged(m: Measurement, policy: GatePolicy) -> bool:
     """Tell whether a rule may judge a task, whatever the base scores on it."""
     if not may_decide(m.task, m.role, m.suite, policy):
         return False
-    reported = _why_reported(m.task, m.metrics[m.task.primary_metric])
+    reported = _explain_reported(m.task, m.metrics[m.task.primary_metric])
     return m.role != "capability" or not reported or is_named_critical(m.task, m.suite, policy)
 
 
@@ -66,7 +66,7 @@ def cut_tasks(measured: Sequence[Measurement], seed: int) -> HalfSplit:
     return split({m.task.name: m.base for m in measured}, seed, documents)
 
 
-def measured_half(measured: Sequence[Measurement], cut: HalfSplit, half: Half) -> list[Measurement]:
+def cut_to_half(measured: Sequence[Measurement], cut: HalfSplit, half: Half) -> list[Measurement]:
     """Cut both arms of every task to one half, admitted by the base on the other; pinned items are in both.
 
     A task with fewer than two clusters there is left out: one cluster has no interval.
@@ -76,7 +76,7 @@ def measured_half(measured: Sequence[Measurement], cut: HalfSplit, half: Half) -
 
 
 def _part(m: Measurement, cut: HalfSplit, half: Half) -> Measurement:
-    base, new, rest = cut.rows(m.base, half), cut.rows(m.new, half), cut.rows(m.base, other_half(half))
+    base, new, rest = cut.rows(m.base, half), cut.rows(m.new, half), cut.rows(m.base, find_other_half(half))
     return m._replace(base=base, new=new, admitting=rest)
 
 
@@ -91,7 +91,7 @@ def admit(
     where lower is better, never count; nor does a metric without bounds, whose changes are no shares of
     anything, nor what holds no item that could be scored.
     """
-    if reported := _why_reported(task, metric):
+    if reported := _explain_reported(task, metric):
         return False, reported
     if not _is_scored(metric, base_rows):
         return False, "it holds no item that could be scored"
@@ -129,7 +129,7 @@ def compare_measurements(
     return [t for m in measured for t in _task(m, cut, alpha, identical)]
 
 
-def admitted_tasks(measured: Sequence[Measurement], seed: int = 0) -> set[str]:
+def name_admitted_tasks(measured: Sequence[Measurement], seed: int = 0) -> set[str]:
     """Name the capability tasks that count in the macro, by the base's rows."""
     cut = cut_tasks(measured, seed)
     return {m.task.name for m in measured if m.role == "capability" and _admission(m, cut).halves}
@@ -146,7 +146,7 @@ def _task(m: Measurement, cut: HalfSplit, alpha: float, identical: bool) -> list
     if not out or out[0].comparison.metric != primary:
         return out
     halves, why_not = _admission(m, cut)
-    half = _admitted_half(m, cut, halves[0], why_not, alpha, identical) if len(halves) == 1 else None
+    half = _compare_admitted_half(m, cut, halves[0], why_not, alpha, identical) if len(halves) == 1 else None
     metric = m.metrics[primary]
     out[0] = out[0]._replace(
         base_rows_admitted=bool(halves),
@@ -154,7 +154,7 @@ def _task(m: Measurement, cut: HalfSplit, alpha: float, identical: bool) -> list
         half=half,
         room=_room(m.base),
         span=metric.range.span if halves else 1.0,
-        may_be_admitted=not _why_reported(m.task, metric),
+        may_be_admitted=not _explain_reported(m.task, metric),
     )
     return out
 
@@ -168,7 +168,7 @@ def _room(rows: Sequence[SampleResult]) -> float:
 def _admission(m: Measurement, cut: HalfSplit) -> Admission:
     """Admit each half of a task by the base on the other; rows of one half as a whole."""
     name, metric = m.task.name, m.metrics[m.task.primary_metric]
-    if reported := _why_reported(m.task, metric):
+    if reported := _explain_reported(m.task, metric):
         return Admission((), f"{name}: {reported}")
     nothing = f"{name} cannot show forgetting"
     if m.admitting is not None:
@@ -178,12 +178,12 @@ def _admission(m: Measurement, cut: HalfSplit) -> Admission:
     if not all(parts.values()):
         return Admission((), f"{nothing}: its items form one cluster, which has no halves")
     found = {half: admit(m.task, metric, rows, m.flip_rate) for half, rows in parts.items()}
-    halves = tuple(h for h in HALVES if found[other_half(h)][0] and _is_scored(metric, parts[h]))
+    halves = tuple(h for h in HALVES if found[find_other_half(h)][0] and _is_scored(metric, parts[h]))
     why = " and ".join(f"on {_SAID[h]} {found[h][1]}" for h in HALVES if not found[h][0])
     return Admission(halves, why if halves else f"{nothing}: {why}")
 
 
-def _why_reported(task: Task, metric: Metric) -> str:
+def _explain_reported(task: Task, metric: Metric) -> str:
     """Say why a metric never counts in the macro, whatever the base scores; empty where it may."""
     if is_reported_only(task) or not metric.higher_is_better:
         return f"{metric.name} is reported, never part of the macro"
@@ -196,14 +196,14 @@ def _is_scored(metric: Metric, rows: Sequence[SampleResult]) -> bool:
     return any(row.parts[metric.name] is not None for row in rows)
 
 
-def _admitted_half(
+def _compare_admitted_half(
     m: Measurement, cut: HalfSplit, half: Half, why: str, alpha: float, identical: bool
 ) -> AdmittedHalf | None:
     """Compare the only half that counts; None where every answer to it failed and none has a worst value."""
     difference = compare_half(m, cut, half, alpha, identical=identical, base_errors="bounds")
     if difference is None:
         return None
-    metric, rest = m.metrics[m.task.primary_metric], cut.rows(m.base, other_half(half))
+    metric, rest = m.metrics[m.task.primary_metric], cut.rows(m.base, find_other_half(half))
     return AdmittedHalf(half, difference, comparison.estimate(metric, rest).score, why)
 
 

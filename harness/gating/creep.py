@@ -39,7 +39,7 @@ def cumulative_rule(against_first: Verdict, first_base: str) -> Rule:
     )
 
 
-def unmeasured_rule(why: str, first_base: str) -> Rule:
+def make_unmeasured_rule(why: str, first_base: str) -> Rule:
     """Say that nothing is known of the loss against the first base."""
     said = f"cumulative: nothing to compare with the first base ({why}){_ASKED}"
     return Rule("cumulative", "skipped", said, {"first_base": first_base})

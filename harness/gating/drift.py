@@ -74,13 +74,13 @@ def control_rule(controls: Sequence[ControlFacts]) -> Rule:
         "n_flipped": sum(len(facts.flipped) for facts in controls),
     }
     if not drifted:
-        return Rule("control", "pass", f"control: {_unchanged_text(controls, n)}", counted)
-    found = "; ".join(dict.fromkeys(_moved_text(facts) for facts in drifted))
+        return Rule("control", "pass", f"control: {_describe_unchanged(controls, n)}", counted)
+    found = "; ".join(dict.fromkeys(_describe_moved(facts) for facts in drifted))
     said = f"control: {found}; so the harness moved, and this says nothing of the candidate; next: {_NEXT}"
     return Rule("control", "harness-drift", said, counted)
 
 
-def _unchanged_text(controls: Sequence[ControlFacts], n: int) -> str:
+def _describe_unchanged(controls: Sequence[ControlFacts], n: int) -> str:
     asked = f"{formatting.count(n)} items of the base were asked again"
     flipped = sum(len(facts.flipped) for facts in controls)
     if not flipped:
@@ -94,7 +94,7 @@ def _unchanged_text(controls: Sequence[ControlFacts], n: int) -> str:
     )
 
 
-def _moved_text(facts: ControlFacts) -> str:
+def _describe_moved(facts: ControlFacts) -> str:
     """Say what moved, the cause before its effect."""
     n, said = facts.n_same + facts.n_other, []
     if facts.reworded:

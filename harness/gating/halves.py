@@ -27,7 +27,7 @@ class HalfSplit(NamedTuple):
         return [row for row in rows if self.half_of[cluster_name(row)] == half]
 
 
-def other_half(half: Half) -> Half:
+def find_other_half(half: Half) -> Half:
     """Return the half that is not this one."""
     return "confirm" if half == "search" else "search"
 

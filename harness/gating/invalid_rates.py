@@ -22,7 +22,7 @@ def compare_invalid_rates(
     base, new = ([row for m in generated for row in getattr(m, arm)] for arm in ("base", "new"))
     if all(row.status == "error" for row in base):
         return None
-    clusters = join_rows(((m.base, m.documents) for m in generated), comparison.pooled_cluster)
+    clusters = join_rows(((m.base, m.documents) for m in generated), comparison.name_pooled_cluster)
     return comparison.compare_validity(
         base, new, clusters=clusters, alpha=alpha, identical=identical, base_errors="bounds"
     )

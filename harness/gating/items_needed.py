@@ -74,7 +74,7 @@ def facing_se(delta: float, ends: Interval, margin: float, alpha: float) -> floa
     return width / stats.z_quantile(1 - alpha)
 
 
-def more_items(
+def describe_more_items(
     delta: float,
     parts: Sequence[DeltaPart],
     margin: float,

@@ -74,7 +74,7 @@ class MacroParts(NamedTuple):
     correlations: Array | None
 
 
-def planned_parts(admitted: Sequence[TaskComparison], macro: Macro, shared: SharedItems) -> MacroParts:
+def plan_parts(admitted: Sequence[TaskComparison], macro: Macro, shared: SharedItems) -> MacroParts:
     """Describe what each task adds to the macro's standard error, and how many items it could still ask.
 
     Of a task of which one half counts, every second item that is added counts. Copies of one task are one
@@ -133,7 +133,7 @@ def macro_between(
     """
     by_task, cut = {m.task.name: m for m in measured}, cut_tasks(measured, seed)
     between = (
-        _between(t, by_task[t.task.name], compared[t.task.name], cut)
+        _compare_between(t, by_task[t.task.name], compared[t.task.name], cut)
         for t in admitted
         if t.task.name in by_task
     )
@@ -145,7 +145,9 @@ def macro_between(
     return comparison.mean_change(deltas, weights, shared.matrix(found), shared.repeated.items)
 
 
-def _between(t: TaskComparison, m: Measurement, whole: Comparison, cut: HalfSplit) -> TaskComparison | None:
+def _compare_between(
+    t: TaskComparison, m: Measurement, whole: Comparison, cut: HalfSplit
+) -> TaskComparison | None:
     """Put the comparison of two other arms in place of a task's, on the half that counts where it is one."""
     if t.half is None:
         return t._replace(comparison=whole)

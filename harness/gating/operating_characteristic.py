@@ -17,12 +17,12 @@ from harness.gating.macro import Macro
 from harness.gating.verdict import (
     MissRate,
     TaskComparison,
+    find_own_margin,
     is_judged,
     is_relative,
     is_reported_only,
     margin_share,
     margin_text,
-    own_margin,
 )
 from harness.gating.veto import chance_to_pass, se_at, stops
 from harness.spec import GatePolicy, Suite, Task
@@ -59,7 +59,7 @@ def power_warnings(
     capability = {task.name for suite in suites if suite.role == "capability" for task in suite.tasks}
     judged = [c for c in counted if c[0].name in capability and not is_reported_only(c[0])]
     warnings = [_macro_warning([(n_items, d) for _, _, n_items, d in judged], show, among)]
-    warnings += [_each_warning(task, n_items, d, len(judged), policy) for task, _, n_items, d in judged]
+    warnings += [_warn_of_each(task, n_items, d, len(judged), policy) for task, _, n_items, d in judged]
     critical = [c for c in counted if {c[0].name, c[1]} & set(policy.critical)]
     warnings += [_critical_warning(task, n_items, show, among) for task, _, n_items, _ in critical]
     return tuple(w for w in warnings if w)
@@ -143,8 +143,8 @@ def _macro_warning(items: Sequence[tuple[int, float]], policy: GatePolicy, among
     )
 
 
-def _each_warning(task: Task, n: int, disagreement: float, n_tasks: int, policy: GatePolicy) -> str:
-    written, alpha = own_margin(task, policy), policy.alpha / n_tasks
+def _warn_of_each(task: Task, n: int, disagreement: float, n_tasks: int, policy: GatePolicy) -> str:
+    written, alpha = find_own_margin(task, policy), policy.alpha / n_tasks
     if is_relative(written):
         return ""
     margin = margin_share(written)

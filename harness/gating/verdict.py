@@ -202,14 +202,14 @@ def is_relative(margin: Margin) -> bool:
     return isinstance(margin, str)
 
 
-def own_margin(task: Task, policy: GatePolicy) -> Margin:
+def find_own_margin(task: Task, policy: GatePolicy) -> Margin:
     """Return the margin of a task: its own, else the policy's for each task."""
     return task.margin or policy.each
 
 
 def margin_of(t: TaskComparison, policy: GatePolicy) -> float:
     """Return the loss that counts as a regression on this task, as a share of its metric's range."""
-    margin = own_margin(t.task, policy)
+    margin = find_own_margin(t.task, policy)
     return margin_share(margin) * (skill(t) if is_relative(margin) else 1.0)
 
 

@@ -16,7 +16,7 @@ PICKLED = "adapter_model.bin"
 _PREFIX = "base_model.model."
 
 
-def named_base(folder: Path) -> str | None:
+def read_named_base(folder: Path) -> str | None:
     """Return the base that an adapter in a folder names."""
     named: str | None = parse_json((folder / CONFIG).read_text("utf-8")).get("base_model_name_or_path")
     return named
@@ -31,7 +31,7 @@ def adapter_problems(folder: Path, source: ModelSource, where: str) -> Iterator[
         yield Problem(f"{folder / WEIGHTS}", found, "the adapter's weights", "export it again")
         return
     try:
-        named = named_base(folder)
+        named = read_named_base(folder)
     except (ValueError, AttributeError):
         found = f"a damaged {CONFIG}, which is no JSON object"
         yield Problem(f"{folder / CONFIG}", found, "PEFT's configuration", "export it again")

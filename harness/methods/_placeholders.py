@@ -76,10 +76,12 @@ def fill_template(template: Path, folder: Path, values: Mapping[str, str]) -> Pa
 def files_digest(command: str, folder: Path, template: Path | None) -> str:
     """Digest the files that a command reads: of its template, and those below a folder that it names."""
     named = [folder / argument for argument in command.split() if not placeholders_in(argument)]
-    own = {str(path.relative_to(folder)): path for path in named if path.is_file() and _below(path, folder)}
+    own = {
+        str(path.relative_to(folder)): path for path in named if path.is_file() and _lies_below(path, folder)
+    }
     of_template = template_files(template) if template else {}
     return digest([{name: checksum(path) for name, path in of.items()} for of in (own, of_template)])
 
 
-def _below(path: Path, folder: Path) -> bool:
+def _lies_below(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())

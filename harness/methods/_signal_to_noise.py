@@ -79,7 +79,7 @@ def _interquartile_range(ratio: float) -> float:
 def top_share(ratios: Mapping[str, float], share: float) -> list[str]:
     """Name the share of the matrices of each type that have the largest ratios, one of each type at least."""
     chosen: list[str] = []
-    for names in _by_type(ratios).values():
+    for names in _group_by_type(ratios).values():
         n = ceil(share * len(names) - 1e-9)
         chosen += sorted(names, key=lambda name: -ratios[name])[:n]
     return sorted(chosen)
@@ -88,7 +88,7 @@ def top_share(ratios: Mapping[str, float], share: float) -> list[str]:
 def sum_up_scan(ratios: Mapping[str, float], chosen: Sequence[str]) -> tuple[MatrixScan, ...]:
     """Sum up a scan by type: how many matrices there are and are trained, and the ratios at the cut."""
     out = []
-    for kind, names in _by_type(ratios).items():
+    for kind, names in _group_by_type(ratios).items():
         trained = [ratios[name] for name in names if name in chosen]
         left = [ratios[name] for name in names if name not in chosen]
         out.append(
@@ -103,7 +103,7 @@ def sum_up_scan(ratios: Mapping[str, float], chosen: Sequence[str]) -> tuple[Mat
     return tuple(out)
 
 
-def _by_type(ratios: Mapping[str, float]) -> dict[str, list[str]]:
+def _group_by_type(ratios: Mapping[str, float]) -> dict[str, list[str]]:
     """Group names by what stands behind the number of their layer: `self_attn.q_proj`."""
     found: dict[str, list[str]] = {}
     for name in ratios:

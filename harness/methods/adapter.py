@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.errors import CandidateFailed, Problem
-from harness.methods._elsewhere import PICKLED, adapter_problems, named_base
+from harness.methods._elsewhere import PICKLED, adapter_problems, read_named_base
 from harness.models.adapters import CONFIG, WEIGHTS
 from harness.models.hub import ModelSource
 from harness.plugins import Method
@@ -37,7 +37,7 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
         )
         return
     try:
-        named_base(folder)
+        read_named_base(folder)
     except (ValueError, AttributeError):
         yield Problem(f"{folder / CONFIG}", "no JSON object", "PEFT's configuration", "export it again")
         return
@@ -66,7 +66,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     else:
         _convert(context.path / PICKLED, folder / WEIGHTS)
     copying_s = round(time.perf_counter() - start, 3)
-    made = TrainingRecord(copying_s=copying_s, named_base=named_base(folder))
+    made = TrainingRecord(copying_s=copying_s, named_base=read_named_base(folder))
     return adapter_weights(context, made)
 
 

@@ -17,7 +17,7 @@ from harness.models.hub import ModelSource
 from harness.plugins import Method, RescueSituation, RescueStep, Rung
 from harness.records import TrackedPoint, TrainingRecord
 from harness.spec import Recipe, Spec
-from harness.training import DIGESTS, TRACKED, FitContext, Weights, tracked_folders
+from harness.training import DIGESTS, TRACKED, FitContext, Weights, map_tracked_folders
 
 
 class Params(Spec):
@@ -41,7 +41,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     """
     if context.init is None:
         raise CandidateFailed("checkpoint without init_from", "init_from: the candidate that is meant")
-    start, kept = time.perf_counter(), tracked_folders(context.init.parent / TRACKED)
+    start, kept = time.perf_counter(), map_tracked_folders(context.init.parent / TRACKED)
     if params.step not in kept:
         there = f"those of the steps {', '.join(map(str, kept))}" if kept else "none"
         knob = "params.step, one of these" if kept else "track: {points: 4} on the recipe of init_from"

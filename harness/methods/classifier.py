@@ -13,7 +13,7 @@ from harness.plugins import Method
 from harness.prompting._words import is_unspaced
 from harness.records import TrainingRecord, digest
 from harness.spec import Spec
-from harness.training import FitContext, Weights, labelled_texts
+from harness.training import FitContext, Weights, label_texts
 
 
 class Params(Spec):
@@ -34,7 +34,7 @@ def fit(context: FitContext, params: Params) -> Weights:
         CandidateFailed: fewer than two labels occur in training.
     """
     start = time.perf_counter()
-    texts, indices, known = labelled_texts(context.train)
+    texts, indices, known = label_texts(context.train)
     content = {
         "texts": texts,
         "labels": [known[i] for i in indices],

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from harness.errors import CandidateFailed, Problem
-from harness.methods._elsewhere import PICKLED, adapter_problems, model_problems, named_base
+from harness.methods._elsewhere import PICKLED, adapter_problems, model_problems, read_named_base
 from harness.methods._placeholders import (
     arguments,
     files_digest,
@@ -29,8 +29,8 @@ from harness.methods._placeholders import (
 )
 from harness.models.adapters import CONFIG, WEIGHTS, parameters_of, tensors_of
 from harness.models.hub import ModelSource, has_tokenizer, load_tokenizer
-from harness.models.supervision import CommandResult, first_line, last_lines, run
-from harness.models.tokenization import as_plain_text
+from harness.models.supervision import CommandResult, read_first_line, read_last_lines, run
+from harness.models.tokenization import join_to_plain_text
 from harness.plugins import Method
 from harness.records import Curve, Example, TrainingRecord
 from harness.spec import Recipe, Spec
@@ -180,7 +180,7 @@ def _write_rows(path: Path, rows: Iterable[Example], layout: str, *, chat: bool)
             elif chat:
                 line = {"prompt": asked, "completion": said}
             else:
-                line = {"prompt": as_plain_text(asked), "completion": answer}
+                line = {"prompt": join_to_plain_text(asked), "completion": answer}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
@@ -188,7 +188,7 @@ def _refuse_failure(ended: CommandResult, params: Params, log: Path) -> None:
     """Raise what a command that did not end well is to be told from."""
     if ended.code == 0 and not ended.timed_out:
         return
-    said = " / ".join(line[:200] for line in last_lines(log, _SAID)) or "it wrote nothing"
+    said = " / ".join(line[:200] for line in read_last_lines(log, _SAID)) or "it wrote nothing"
     how = f"ended with exit code {ended.code}" if ended.code >= 0 else f"was ended by signal {-ended.code}"
     if ended.timed_out:
         how = f"had not finished after {params.timeout_s:g} s (timeout_s) and was ended"
@@ -197,7 +197,11 @@ def _refuse_failure(ended: CommandResult, params: Params, log: Path) -> None:
 
 
 def _version(params: Params, folder: Path, values: dict[str, str]) -> str:
-    return first_line(arguments(params.version, values, shell=params.shell), folder) if params.version else ""
+    return (
+        read_first_line(arguments(params.version, values, shell=params.shell), folder)
+        if params.version
+        else ""
+    )
 
 
 def _curves(out: Path) -> dict[str, Any]:
@@ -244,7 +248,7 @@ def _take_over(context: FitContext, out: Path, made: TrainingRecord) -> Weights:
     n_trainable = sum(sum(parameters_of(tensors_of(file)).values()) for file in folder.glob("*.safetensors"))
     made = replace(made, n_trainable=n_trainable)
     if folder.name == "adapter":
-        return adapter_weights(context, replace(made, named_base=named_base(folder)))
+        return adapter_weights(context, replace(made, named_base=read_named_base(folder)))
     if not has_tokenizer(folder):
         load_tokenizer(context.source).save_pretrained(folder)
     return Weights("model", model_digest(folder, context.source.weights_digest), context.folder, made)

@@ -25,7 +25,7 @@ from harness.training import (
     encoder_digest,
     encoder_of,
     head_digest,
-    labelled_texts,
+    label_texts,
 )
 
 
@@ -60,7 +60,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     """
     from sklearn.linear_model import LogisticRegression
 
-    start, known = time.perf_counter(), labelled_texts(context.train)
+    start, known = time.perf_counter(), label_texts(context.train)
     embed = embedder(params.encoder, context.source, context.machine, params.max_length)
     fitted = LogisticRegression(C=params.C, max_iter=2000).fit(embed(known.texts).numpy(), known.indices)
     content = {

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from harness.errors import CandidateFailed, Problem
-from harness.models.adapters import CONFIG, beside_low_rank, refuse_moved_base
+from harness.models.adapters import CONFIG, describe_beside_low_rank, refuse_moved_base
 from harness.models.hf import load_base
 from harness.models.hub import ModelSource
 from harness.plugins import Method, RescueSituation, RescueStep, Rung
@@ -51,7 +51,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     if context.init is None:
         raise CandidateFailed("no init_from", "init_from: the candidate whose adapter is meant")
     start, config = time.perf_counter(), parse_json((context.init / CONFIG).read_text("utf-8"))
-    if found := _more_than_lora({"peft_type": None, **config}):
+    if found := _describe_beyond_lora({"peft_type": None, **config}):
         raise CandidateFailed(f"an adapter {found}", "a candidate whose adapter is a plain LoRA")
     refuse_moved_base(config)
     from peft import PeftModel
@@ -67,17 +67,17 @@ def fit(context: FitContext, params: Params) -> Weights:
     return adapter_weights(context, made)
 
 
-def _more_than_lora(config: Mapping[str, Any]) -> str:
+def _describe_beyond_lora(config: Mapping[str, Any]) -> str:
     """Say what an adapter of this configuration is beside a plain LoRA; empty where it is one."""
     if (kind := config.get("peft_type", "LORA")) != "LORA":
         return f"of the kind {kind}"
-    more = "use_dora" if config.get("use_dora") else beside_low_rank(config)
+    more = "use_dora" if config.get("use_dora") else describe_beside_low_rank(config)
     return more and f"with {more}"
 
 
 def _rungs(at: RescueSituation) -> list[Rung] | str:
     """List what a rescue tries: PEFT's defaults."""
-    if found := _more_than_lora(at.params):
+    if found := _describe_beyond_lora(at.params):
         return f"it is an adapter {found}, and no plain LoRA"
     return [Rung({}, "intruders", "its intruder dimensions reduced, no training")]
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from harness.errors import CandidateFailed, Problem
-from harness.models.adapters import CONFIG, beside_low_rank, refuse_moved_base
+from harness.models.adapters import CONFIG, describe_beside_low_rank, refuse_moved_base
 from harness.models.hf import load_base
 from harness.plugins import Method, RescueSituation, RescueStep, Rung
 from harness.records import TrainingRecord, parse_json
@@ -84,7 +84,7 @@ def unlike(adapters: Mapping[str, Mapping[str, Any]], combination: str) -> tuple
         for variant in ("use_dora", "use_rslora"):
             if config.get(variant):  # PEFT would leave the magnitudes out, and scale the merged one again
                 return f"{name}, an adapter with {variant}", "plain LoRA adapters", "leave it out of merges"
-        if more := beside_low_rank(config):  # PEFT would leave it out
+        if more := describe_beside_low_rank(config):  # PEFT would leave it out
             return f"{name}, an adapter with {more}", "plain LoRA adapters", "leave it out of merges"
     ranks = {
         name: sorted({config["r"], *(config.get("rank_pattern") or {}).values()})

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from harness.errors import CandidateFailed, Problem
 from harness.methods._scales import RESCUE
-from harness.models.adapters import CONFIG, WEIGHTS, beside_low_rank, refuse_moved_base
+from harness.models.adapters import CONFIG, WEIGHTS, describe_beside_low_rank, refuse_moved_base
 from harness.models.hub import ModelSource
 from harness.plugins import Method, RescueSituation, Rung
 from harness.records import TrainingRecord, parse_json
@@ -56,7 +56,7 @@ def fit(context: FitContext, params: Params) -> Weights:
 
 
 def _scale_config(config: dict[str, Any], scale: float) -> dict[str, Any]:
-    found = _beside_scale({"peft_type": None, **config})
+    found = _describe_beside_scale({"peft_type": None, **config})
     if found := found or ("" if config.get("lora_alpha") else "without lora_alpha"):
         raise CandidateFailed(f"an adapter {found}", "a candidate whose adapter is low-rank matrices alone")
     refuse_moved_base(config)
@@ -65,19 +65,19 @@ def _scale_config(config: dict[str, Any], scale: float) -> dict[str, Any]:
     return {**scaled, "alpha_pattern": pattern} if pattern else scaled
 
 
-def _beside_scale(config: Mapping[str, Any]) -> str:
+def _describe_beside_scale(config: Mapping[str, Any]) -> str:
     """Say what of an adapter of this configuration does not follow its scale; empty for nothing."""
     if (kind := config.get("peft_type", "LORA")) != "LORA":
         return f"of the kind {kind}, which has no lora_alpha"
     if config.get("use_dora"):
         return "with use_dora, whose magnitudes do not follow its scale"
-    more = beside_low_rank({**config, "lora_bias": False})  # whose bias is scaled with B
+    more = describe_beside_low_rank({**config, "lora_bias": False})  # whose bias is scaled with B
     return more and f"with {more}, which has no scale"
 
 
 def _rungs(at: RescueSituation) -> Sequence[Rung] | str:
     """List the scales that a rescue tries."""
-    if found := _beside_scale(at.params):
+    if found := _describe_beside_scale(at.params):
         return f"it is an adapter {found}"
     return RESCUE.rungs(at)
 

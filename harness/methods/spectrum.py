@@ -66,7 +66,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     return Weights("delta", own, context.folder, replace(training, scan=tuple(found)))
 
 
-def trained_parameters(shape: Shape, params: Params) -> int:
+def estimate_trained_parameters(shape: Shape, params: Params) -> int:
     """Estimate what is trained of a model of this shape: the share of its linear layers."""
     queries, keys = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
     attention = 2 * shape.hidden * (queries + keys)
@@ -79,5 +79,5 @@ METHOD = Method(
     makes="delta",
     **SUPERVISED,
     loops=("training", "tokens", "sft", "deltas", "signal_to_noise"),
-    adapter_parameters=trained_parameters,
+    adapter_parameters=estimate_trained_parameters,
 )

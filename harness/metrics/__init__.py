@@ -164,7 +164,7 @@ def load_metrics(task: Task) -> dict[str, Metric]:
     declared = {metric_name(name): bounds for name, bounds in task.bounds.items()}
     out = {metric_name(written): _build(written, task) for written in task.metrics}
     for name, bounds in declared.items():
-        out[name] = _with_bounds(out[name], bounds, f"task {task.name}: bounds: {name}")
+        out[name] = _set_bounds(out[name], bounds, f"task {task.name}: bounds: {name}")
     return out
 
 
@@ -226,7 +226,7 @@ def _build(written: str, task: Task) -> Metric:
     return built
 
 
-def _with_bounds(metric: Metric, bounds: tuple[float, float], where: str) -> Metric:
+def _set_bounds(metric: Metric, bounds: tuple[float, float], where: str) -> Metric:
     """Give a mean without known bounds those that a task declares, the worse one for what counts nothing."""
     low, high = bounds
     if len(metric.parts) != 1 or isfinite(metric.bounds[1] - metric.bounds[0]):

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 
-from harness.prompting import marked_passages
+from harness.prompting import map_passage_marks
 from harness.records import Example
 
 Marks = Mapping[str, str]
@@ -48,7 +48,7 @@ _RANGE = re.compile(r"(\d{1,3})\s*(?:[-–]|to|through)\s*(\d{1,3})")
 def precision(answer: str, example: Example) -> float:
     """Return the share of citations of a passage in the prompt that is needed; 0 where nothing is cited."""
     # Where the item names no documents, every passage of the prompt counts as needed.
-    marks = marked_passages(example)
+    marks = map_passage_marks(example)
     cited = set(_find_cited(answer, marks))
     return sum(_is_needed(mark, marks, example) for mark in cited) / len(cited) if cited else 0.0
 
@@ -56,7 +56,7 @@ def precision(answer: str, example: Example) -> float:
 def recall(answer: str, example: Example) -> float:
     """Return the share of needed documents that are cited from the prompt."""
     # Where the item names none, it is the share of sentences that cite a passage of the prompt.
-    marks = marked_passages(example)
+    marks = map_passage_marks(example)
     if needed := set(example.documents):
         return len({marks.get(mark) for mark in _find_cited(answer, marks)} & needed) / len(needed)
     found = list(sentences(_bracket_citations(answer, marks)))
@@ -70,7 +70,7 @@ def _is_needed(mark: str, marks: Marks, example: Example) -> bool:
 
 def cites_nothing(answer: str, example: Example) -> bool:
     """Tell whether no citation is read in an answer, in whatever form."""
-    return not list(_find_cited(answer, marked_passages(example)))
+    return not list(_find_cited(answer, map_passage_marks(example)))
 
 
 def _find_cited(text: str, marks: Marks) -> Iterator[str]:
@@ -84,7 +84,7 @@ def _bracket_citations(text: str, marks: Marks) -> str:
     text = _TAGGED.sub(r"[\1]", text.translate(_ASCII))
     text = _SUPERSCRIPT.sub(partial(_read_superscript, marks=marks), text)
     text = _SOURCE.sub(partial(_behind_label, marks=marks), text)
-    text = _PARENTHESES.sub(partial(_in_parentheses, marks=marks), text)
+    text = _PARENTHESES.sub(partial(_read_parentheses, marks=marks), text)
     text = _ENDS.sub(r"[\1-\2]", text)
     return BRACKETS.sub(partial(_marks_alone, marks=marks), text)
 
@@ -111,10 +111,10 @@ def _behind_label(found: re.Match[str], marks: Marks) -> str:
     return f"[{found[1]}]" if [*_marks_of(found[1], marks)] else found[0]
 
 
-def _in_parentheses(found: re.Match[str], marks: Marks) -> str:
+def _read_parentheses(found: re.Match[str], marks: Marks) -> str:
     """Read numbers in parentheses where each is a mark: others belong to the text."""
     # Without a label they are read where a clause ends, for `(1)` before a word counts what follows.
-    named = [_without_label(one.strip()) for one in _SEPARATOR.split(found[2])]
+    named = [_cut_label(one.strip()) for one in _SEPARATOR.split(found[2])]
     labelled = any(label for _, label in named)
     is_cited = all((mark.isdecimal() and mark in marks) or _ends_of(mark, marks) for mark, _ in named)
     if is_cited and (labelled or found[3] is not None):
@@ -127,7 +127,7 @@ def _marks_of(inside: str, marks: Marks) -> Iterator[str]:
     numbered = all(mark.isdecimal() for mark in marks)
     whole = inside.strip()
     for written in [whole] if whole in marks else map(str.strip, _SEPARATOR.split(whole.partition("†")[0])):
-        mark, label = (written, "") if written in marks else _without_label(written)
+        mark, label = (written, "") if written in marks else _cut_label(written)
         if label and mark not in marks:
             mark = mark.partition(":")[0].strip()  # in front of a title
         if numbered and (ends := _ends_of(mark, marks)):
@@ -136,7 +136,7 @@ def _marks_of(inside: str, marks: Marks) -> Iterator[str]:
             yield mark
 
 
-def _without_label(written: str) -> tuple[str, str]:
+def _cut_label(written: str) -> tuple[str, str]:
     """Return what stands behind a word such as `Source`, and that word."""
     found = _NAMED.fullmatch(written)
     return (found[2], found[1] or "") if found else (written, "")

@@ -36,10 +36,10 @@ def metric(task: Task, written: str) -> Metric:
 
     bounds = (0.0, inf) if is_error else (-inf, inf)
     built = mean_metric(metric_name(written), score, not is_error, bounds)
-    return _with_worst(built, is_error, key)
+    return _set_worst(built, is_error, key)
 
 
-def _with_worst(built: Metric, is_error: bool, key: str) -> Metric:
+def _set_worst(built: Metric, is_error: bool, key: str) -> Metric:
     worst = (1.0 if is_error else 0.0,)
     signature = f"mean of single answers|key:{key}|evaluate:{version('evaluate')}"
     return replace(built, worst=lambda _: worst, signature=signature)

@@ -27,10 +27,10 @@ def read_forms(text: str) -> list[Any]:
 
 
 def _values(part: str) -> list[Any]:
-    return [*map(_of_function, _FUNCTION.findall(part))] or _of_python(part) or [*_json_within(part)]
+    return [*map(_read_function, _FUNCTION.findall(part))] or _read_python(part) or [*_json_within(part)]
 
 
-def _of_function(found: tuple[str, str]) -> dict[str, Any]:
+def _read_function(found: tuple[str, str]) -> dict[str, Any]:
     """Read a function's tag, which holds its parameters as JSON or as tags of their own."""
     name, body = found
     if given := _PARAMETER.findall(body):
@@ -45,17 +45,17 @@ def _json_or_text(written: str) -> Any:
         return written
 
 
-def _of_python(part: str) -> list[Any]:
+def _read_python(part: str) -> list[Any]:
     """Read calls in Python's syntax with named arguments, one or a list; empty where it is something else."""
     try:
         body = ast.parse(part.strip(), mode="eval").body
         calls = body.elts if isinstance(body, ast.List) else [body]
-        return [_of_call(call) for call in calls]
+        return [_read_call(call) for call in calls]
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return []
 
 
-def _of_call(call: ast.expr) -> dict[str, Any]:
+def _read_call(call: ast.expr) -> dict[str, Any]:
     """Read one call."""
     if not isinstance(call, ast.Call) or call.args or any(one.arg is None for one in call.keywords):
         raise TypeError(ast.dump(call))

@@ -293,14 +293,14 @@ def _refuse_untested(tests: str, example: Example) -> None:
 
 def extract_code(text: str) -> str:
     """Return the code of an answer: its first fenced block of Python, else of no language, or all of it."""
-    blocks = list(_fenced_blocks(text))
+    blocks = list(_find_fenced_blocks(text))
     python = [code for language, code in blocks if _PYTHON.fullmatch(language)]
     unnamed = [code for language, code in blocks if not language]
     every = [code for _, code in blocks]
     return textwrap.dedent([*python, *unnamed, *every, text][0]).strip()
 
 
-def _fenced_blocks(text: str) -> Iterator[tuple[str, str]]:
+def _find_fenced_blocks(text: str) -> Iterator[tuple[str, str]]:
     """Yield language and lines of each fenced block; the last one may be open."""
     mark, language, lines = "", "", list[str]()
     for line in text.splitlines():
@@ -322,7 +322,7 @@ def problems(where: str) -> Iterator[Problem]:
     if os.environ.get(ALLOWED) != "1":
         found, step = f"{_NAME}, which runs the code of answers", f"export {ALLOWED}=1 where that may be"
         yield Problem(where, found, "somebody on this machine who allows it", step)
-    elif reason := _why_not_isolated():
+    elif reason := _explain_not_isolated():
         step = "a Linux that allows user namespaces (sysctl user.max_user_namespaces), or another metric"
         yield Problem(where, f"{_NAME}, and no isolation ({reason})", "namespaces of one's own", step)
 
@@ -353,7 +353,7 @@ def passes(code: str, tests: str, limits: ProgramLimits = ProgramLimits()) -> bo
 
 
 @lru_cache(maxsize=1)
-def _why_not_isolated() -> str:
+def _explain_not_isolated() -> str:
     """Say why a program cannot be isolated here; empty where it can."""
     try:
         return "" if passes("", "assert True") else "a program that passes does not"

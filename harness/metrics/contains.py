@@ -7,7 +7,7 @@ a script that writes no blanks (Chinese, Japanese, Thai …), each of these lett
 import re
 
 from harness.metrics import Metric, mean_metric, normalize
-from harness.prompting._words import in_letters, is_unspaced
+from harness.prompting._words import is_unspaced, split_into_letters
 from harness.records import Example, Output
 from harness.spec import Task
 
@@ -22,7 +22,10 @@ def metric(task: Task) -> Metric:
 def _contains(output: Output, example: Example) -> float:
     phrases, answer = list(map(normalize, example.references)), output.text.casefold()
     if is_unspaced(phrases):
-        answer, phrases = in_letters(answer), [" ".join(in_letters(p).rstrip("。 ").split()) for p in phrases]
+        answer, phrases = (
+            split_into_letters(answer),
+            [" ".join(split_into_letters(p).rstrip("。 ").split()) for p in phrases],
+        )
     answer = " ".join(answer.split())
     return float(any(_occurs(phrase, answer) for phrase in phrases))
 

@@ -54,13 +54,13 @@ def final_answer(text: str) -> str:
     """Return the final answer of a text, normalized; the module says how it is found."""
     boxed = _find_boxed(text)
     if boxed is not None:
-        return _plain(boxed)
+        return _undress(boxed)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     marked = next((found for line in reversed(lines) if (found := _find_marked(line))), None)
     last = _bare(_HEADING.sub("", lines[-1], count=1)) if lines else ""
     found = _HOPE.sub("", marked or last)
     behind = _LABEL.split(found)[-1]
-    return _plain(behind if behind.strip("*_` .。") else found)
+    return _undress(behind if behind.strip("*_` .。") else found)
 
 
 def _find_marked(line: str) -> str | None:
@@ -85,7 +85,7 @@ def _find_boxed(text: str) -> str | None:
     return None if last[0] < 0 else last[1]
 
 
-def _plain(answer: str) -> str:
+def _undress(answer: str) -> str:
     """Drop what only dresses an answer: emphasis, dollar signs around it, brackets of a letter, a period."""
     plain = _bare(_IN_TEXT.sub(r"\1", answer).strip())
     bare = _bare(plain.rstrip(".。").strip()).rstrip(".。")

@@ -81,7 +81,7 @@ def _starts_with_any(text: str, constraint: Constraint) -> bool:
     return first in {word.casefold() for word in constraint["words"]}
 
 
-def _in_order(text: str, constraint: Constraint) -> bool:
+def _stands_in_order(text: str, constraint: Constraint) -> bool:
     gaps = r"\b\W+(?:and\W+)?"
     series = gaps.join(re.escape(word) for word in constraint["words"])
     return re.search(rf"\b{series}\b", text, re.IGNORECASE) is not None
@@ -191,7 +191,7 @@ CHECKS: dict[str, Callable[[str, Constraint], bool]] = {
     "ends_with_mark": _ends_with_mark,
     "includes": _includes,
     "includes_exactly": _includes_exactly,
-    "in_order": _in_order,
+    "in_order": _stands_in_order,
     "avoids": _avoids,
     "upper": _upper,
     "lower": _lower,

@@ -21,10 +21,10 @@ _FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```$", re.DOTALL)
 
 def metric(task: Task) -> Metric:
     """Build the F1 of fields in [0, 1]: the best over the references, averaged over items."""
-    return replace(mean_metric("json_fields", _best), same=_same)
+    return replace(mean_metric("json_fields", _best), same=_reduce_to_fields)
 
 
-def _same(text: str) -> object:
+def _reduce_to_fields(text: str) -> object:
     """Return what equal answers share: their fields, or of what is no JSON its words."""
     fields = _fields(text)
     return normalize(text) if fields is None else frozenset(fields.items())

@@ -13,7 +13,7 @@ import unicodedata
 from collections import Counter
 
 from harness.metrics import Metric, mean_metric
-from harness.prompting._words import in_letters, is_unspaced
+from harness.prompting._words import is_unspaced, split_into_letters
 from harness.records import Example, Output
 from harness.spec import Task
 
@@ -42,7 +42,7 @@ def _words(text: str) -> list[str]:
 def _letters(text: str) -> list[str]:
     """Cut a text into words, of which each letter of a script without blanks is one."""
     kept = "".join(sign for sign in text if not unicodedata.category(sign).startswith("P"))
-    return _words(in_letters(kept))
+    return _words(split_into_letters(kept))
 
 
 def _f1(answer: list[str], reference: list[str]) -> float:

@@ -23,10 +23,10 @@ _BEGINS = re.compile(r"<\|?tool_call\|?>|\[TOOL_CALLS\]|<\|python_tag\|>|<functi
 
 def metric(task: Task) -> Metric:
     """Build the share of answers in [0, 1] with the right calls."""
-    return replace(mean_metric("tool_call", _is_right), same=_same)
+    return replace(mean_metric("tool_call", _is_right), same=_reduce_to_calls)
 
 
-def _same(text: str) -> object:
+def _reduce_to_calls(text: str) -> object:
     """Return what equal answers share: their calls, or of what is no call its words."""
     calls = _read_calls(text)
     return normalize(text) if calls is None else frozenset(calls.items())
@@ -81,13 +81,13 @@ def _spell(call: Any) -> str:
     arguments = json.loads(given) if isinstance(given, str) else given
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise TypeError(name)
-    return canonical_json([name, _plain(arguments)])
+    return canonical_json([name, _write_plain(arguments)])
 
 
-def _plain(value: Any) -> Any:
+def _write_plain(value: Any) -> Any:
     """Write whole numbers without a fraction, in all of a value."""
     if isinstance(value, dict):
-        return {key: _plain(of) for key, of in value.items()}
+        return {key: _write_plain(of) for key, of in value.items()}
     if isinstance(value, list):
-        return [_plain(of) for of in value]
+        return [_write_plain(of) for of in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -164,7 +164,7 @@ def common_length(rows: Sequence[tuple[int, ...]]) -> int:
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
-def shared_length(rows: Sequence[tuple[int, ...]], least: int = 0) -> int:
+def count_shared_prefix(rows: Sequence[tuple[int, ...]], least: int = 0) -> int:
     """Count the tokens that all rows begin with, where worth sharing; each keeps at least one of its own.
 
     The first `least` tokens of each row are shared in any case.

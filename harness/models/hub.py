@@ -13,12 +13,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.errors import Problem, UserError, did_you_mean
 from harness.models.adapters import Tensor, expert_parameters, parameters_of
 from harness.models.chat_templates import put_template
-from harness.models.embedded_model import NAMES, SHAPE, embedded_folder, is_unpacked, packaged_gguf, unpack
+from harness.models.embedded_model import (
+    NAMES,
+    SHAPE,
+    find_embedded_folder,
+    find_packaged_gguf,
+    is_unpacked,
+    unpack,
+)
 from harness.models.memory.shape import (
     UNPACKED,
     Shape,
     complete_config,
-    packed_bits,
+    find_packed_bits,
     quantization_method,
     shape_of,
 )
@@ -26,9 +33,9 @@ from harness.models.model_folder import (
     SAFETENSORS,
     content_digest,
     find_matching,
+    list_stored_tensors,
     read_config,
     refuse_damaged,
-    stored_tensors,
     weights_bytes,
     weights_files,
 )
@@ -64,7 +71,7 @@ class ModelSource(NamedTuple):
     """A base as it is served: its name as written, folder, digests of weights and tokenizer, its size.
 
     `quantization` is empty, `nf4` or `int8`; it belongs to the weights digest. `switches` is what stands in
-    front of the chat template to set its variables (see `with_switches`), `template` that of a base without
+    front of the chat template to set its variables (see `set_switches`), `template` that of a base without
     one of its own (see `with_template`); both belong to the template digest.
     """
 
@@ -88,13 +95,13 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
         UserError: the name is none of the three, the hub cannot be reached, or a file of weights is damaged.
     """
     if name in NAMES:
-        if not unpacks and not is_unpacked(embedded_folder()):
+        if not unpacks and not is_unpacked(find_embedded_folder()):
             return _describe_packed(name)
         path = unpack()
     elif Path(name).expanduser().is_dir():
         path = Path(name).expanduser().resolve()
     else:
-        path = _from_hub(name.removeprefix(HUB), where)
+        path = _fetch_from_hub(name.removeprefix(HUB), where)
     weights, configs = weights_files(path), find_matching(path, _CONFIG_FILES)
     there = {"config.json": (path / "config.json").exists(), "weights": bool(weights)}
     if lacking := [what for what, is_there in there.items() if not is_there]:
@@ -117,7 +124,7 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
     )
 
 
-def with_switches(source: ModelSource, switches: Mapping[str, bool | float | str]) -> ModelSource:
+def set_switches(source: ModelSource, switches: Mapping[str, bool | float | str]) -> ModelSource:
     """Return a base whose chat template has these variables set, such as `enable_thinking`.
 
     They are written in front of the template itself, so that whatever renders it (tasks, training, a saved
@@ -130,7 +137,7 @@ def with_switches(source: ModelSource, switches: Mapping[str, bool | float | str
     return source._replace(template_digest=template, switches=text)
 
 
-def with_template(source: ModelSource, text: str) -> ModelSource:
+def set_template(source: ModelSource, text: str) -> ModelSource:
     """Return a base that writes chats by this template, in training and in evaluation."""
     return source._replace(template_digest=digest([source.template_digest, text]), template=text)
 
@@ -147,13 +154,13 @@ def chat_template(source: ModelSource) -> str:
 
 def expert_share(source: ModelSource) -> float:
     """Return the share of a base's parameters in experts, which transformers keeps as one tensor a layer."""
-    return _in_experts(source.path, source.weights_digest) / max(1, source.n_parameters)
+    return _count_in_experts(source.path, source.weights_digest) / max(1, source.n_parameters)
 
 
 @cache
-def _in_experts(path: Path, weights_digest: str) -> int:
+def _count_in_experts(path: Path, weights_digest: str) -> int:
     """Count the parameters in experts by the headers of a model's files, once for each model."""
-    return expert_parameters(parameters_of(stored_tensors(path), packed_bits(read_config(path))))
+    return expert_parameters(parameters_of(list_stored_tensors(path), find_packed_bits(read_config(path))))
 
 
 def quantize(source: ModelSource, quantization: str) -> ModelSource:
@@ -167,8 +174,8 @@ def quantize(source: ModelSource, quantization: str) -> ModelSource:
 
 def _describe_packed(name: str) -> ModelSource:
     """Describe the embedded model before it is unpacked: its size is known, its digests are not."""
-    packaged_gguf()
-    return ModelSource(name, embedded_folder(), "", "", int(SHAPE.n_parameters))
+    find_packaged_gguf()
+    return ModelSource(name, find_embedded_folder(), "", "", int(SHAPE.n_parameters))
 
 
 def is_packed(source: ModelSource) -> bool:
@@ -209,7 +216,7 @@ def shape(source: ModelSource) -> Shape | None:
     try:
         config = read_config(source.path)
         stored = 0 if quantization_method(config) in UNPACKED else weights_bytes(source.path)
-        experts = float(_in_experts(source.path, source.weights_digest))
+        experts = float(_count_in_experts(source.path, source.weights_digest))
         return shape_of(config, source.n_parameters, stored, experts or None)
     except OSError:
         return None
@@ -265,13 +272,13 @@ def token_counter(source: ModelSource) -> Callable[[Sequence[str]], list[int]]:
 def _count_parameters(path: Path) -> int:
     """Count the parameters by the safetensors' headers; of other files by size, and type in the config."""
     config = read_config(path)
-    if counted := sum(parameters_of(stored_tensors(path), packed_bits(config)).values()):
+    if counted := sum(parameters_of(list_stored_tensors(path), find_packed_bits(config)).values()):
         return counted
     four_bytes = "float32" in str(config.get("dtype", config.get("torch_dtype", "")))
     return max(1, weights_bytes(path) // (4 if four_bytes else 2))
 
 
-def _from_hub(name: str, where: str) -> Path:
+def _fetch_from_hub(name: str, where: str) -> Path:
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", SAFETENSORS, "*.model", "*.txt", "*.jinja"]

@@ -19,13 +19,13 @@ from harness.models.batching import (
     PassCosts,
     PrefixTree,
     Size,
+    count_shared_prefix,
     grow,
     pack,
     plan,
-    shared_length,
 )
 from harness.models.cpu_kernels import chunk_attention
-from harness.models.prefix_cache import PrefixCache, additive_mask, forget_length, row_cache, within_windows
+from harness.models.prefix_cache import PrefixCache, additive_mask, cut_to_windows, forget_length, row_cache
 from harness.provenance.code_versions import versions_of
 from harness.records import Likelihood, digest
 
@@ -152,7 +152,7 @@ class Executor:
     def _score_packed(self, pairs: Sequence[Pair]) -> list[Scored]:
         virtual = self.prefixes.virtual_ids
         pairs = [(virtual + context, continuation) for context, continuation in pairs] if virtual else pairs
-        shared = shared_length([context for context, _ in pairs], len(virtual))
+        shared = count_shared_prefix([context for context, _ in pairs], len(virtual))
         prefix = self._prefix(pairs[0][0][:shared]) if shared else None
         return self._score_trees(pairs, shared, prefix)
 
@@ -173,7 +173,7 @@ class Executor:
 
     def _prefix(self, ids: tuple[int, ...]) -> "Cache":
         """Read what all contexts begin with."""
-        with oom.enough_memory("out of memory while reading what all prompts begin with", _SHORTER):
+        with oom.explain_out_of_memory("out of memory while reading what all prompts begin with", _SHORTER):
             return self.prefixes.read(ids)
 
     def _with_less_memory(
@@ -237,7 +237,7 @@ class Executor:
             inputs["attention_mask"] = self._masks(packed, inputs["position_ids"], _length(prefix))
         if prefix:
             inputs |= {"past_key_values": row_cache(self.model, prefix, len(packed.ids)), "use_cache": True}
-        with only_at(self.model, torch.tensor(packed.sources, device=device)):
+        with project_only(self.model, torch.tensor(packed.sources, device=device)):
             logits: torch.Tensor = self.model(**inputs).logits[0]
             return logits
 
@@ -253,7 +253,7 @@ class Executor:
         seen = torch.nn.functional.pad(seen, (shared, 0), value=True)
         before = torch.arange(shared, device=self.model.device).expand(len(ends), -1)
         places = torch.cat([before, positions], 1)
-        return within_windows(additive_mask(self.model, seen), positions, places, self.prefixes.windows or ())
+        return cut_to_windows(additive_mask(self.model, seen), positions, places, self.prefixes.windows or ())
 
     def _choose_engine(self) -> str:
         """Score a small tree in both ways."""
@@ -325,7 +325,7 @@ def _normaliser(logits: "torch.Tensor") -> "torch.Tensor":
 
 
 @contextmanager
-def only_at(model: "PreTrainedModel", wanted: "torch.Tensor") -> Iterator[None]:
+def project_only(model: "PreTrainedModel", wanted: "torch.Tensor") -> Iterator[None]:
     """Let the vocabulary's projection see the hidden states at `wanted` (u rows and indices) only.
 
     Inside, logits have the shape (1, u, v).

@@ -29,7 +29,7 @@ def release() -> None:
 
 
 @contextmanager
-def enough_memory(found: str, next_step: str) -> Iterator[None]:
+def explain_out_of_memory(found: str, next_step: str) -> Iterator[None]:
     """Turn running out of memory into a failure of the candidate that says what to turn."""
     try:
         yield

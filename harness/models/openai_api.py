@@ -26,7 +26,7 @@ from pydantic import Field, field_validator
 
 from harness.errors import CandidateFailed, Problem
 from harness.models.endpoints.addresses import is_loopback, is_private
-from harness.models.endpoints.responses import first_choice, first_logprobs, output_of, text_of
+from harness.models.endpoints.responses import output_of, read_first_choice, read_first_logprobs, text_of
 from harness.models.hub import ModelSource, load_tokenizer
 from harness.models.tokenization import PromptEncoder, encode_all
 from harness.progress import quiet_libraries
@@ -336,7 +336,7 @@ class CompletionsCandidate(PromptEncoder):
             extra_body=self._extra_body or None,
             **_describe_decoding(limits, asked.seed),
         )
-        choice = first_choice(found, self._server.refusal)
+        choice = read_first_choice(found, self._server.refusal)
         text = text_of(choice, self._server.refusal)
         return output_of(text, choice.finish_reason, found.usage, limits)
 
@@ -351,7 +351,7 @@ class CompletionsCandidate(PromptEncoder):
             echo=True,
             logprobs=1,
         )
-        said = first_choice(found, self._server.refusal).logprobs
+        said = read_first_choice(found, self._server.refusal).logprobs
         values, tops = (said.token_logprobs or [], said.top_logprobs or []) if said else ([], [])
         own = [(x, top) for x, top in zip(values, tops, strict=False)][len(context) : len(whole)]
         # One token more is what was generated; two more are a prompt that the server added to.
@@ -409,9 +409,9 @@ class ChatCandidate(PromptEncoder):
             **_describe_decoding(limits, asked.seed),
             **more,
         )
-        choice, refusal = first_choice(found, self._server.refusal), self._server.refusal
+        choice, refusal = read_first_choice(found, self._server.refusal), self._server.refusal
         output = output_of(text_of(choice, refusal), choice.finish_reason, found.usage, limits)
-        return replace(output, first_logprobs=first_logprobs(choice, refusal)) if more else output
+        return replace(output, first_logprobs=read_first_logprobs(choice, refusal)) if more else output
 
 
 def _answers(

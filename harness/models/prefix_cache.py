@@ -76,7 +76,7 @@ def additive_mask(model: "PreTrainedModel", seen: "torch.Tensor") -> "torch.Tens
     return torch.where(seen, 0.0, blocked).to(model.dtype)[:, None]
 
 
-def within_windows(
+def cut_to_windows(
     mask: "torch.Tensor", positions: "torch.Tensor", places: "torch.Tensor", found: Sequence[int]
 ) -> "torch.Tensor | dict[str, torch.Tensor]":
     """Return what layers of these windows see of a mask (b, 1, n, t), as transformers takes it.

@@ -58,7 +58,7 @@ def score_tokens(model: "PreTrainedModel", pairs: Sequence[Pair], batch_cost: in
     batches = [[short[i] for i in batch] for batch in plan([lengths[i] for i in short], _SCORED, batch_cost)]
     for batch in [*batches, *([i] for i, length in enumerate(lengths) if length >= alike)]:
         forget_length(model)
-        with oom.enough_memory(_NO_ROOM, "shorter items"):
+        with oom.explain_out_of_memory(_NO_ROOM, "shorter items"):
             out.update(zip(batch, _score_together(model, [pairs[i] for i in batch]), strict=True))
     return [out[i] for i in range(len(pairs))]
 

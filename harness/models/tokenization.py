@@ -67,12 +67,12 @@ def end_ids(tokenizer: "PreTrainedTokenizerBase", config: "GenerationConfig") ->
     written, pad, eos = config.eos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id
     ends = {int(i) for i in [*(written if isinstance(written, list) else [written]), eos] if i is not None}
     if pad is None and not ends:
-        raise _no_end_error()
+        raise _refuse_no_end()
     first = int(pad if pad is not None else eos if eos is not None else min(ends))
     return [first, *sorted(ends - {first})]
 
 
-def _no_end_error() -> UserError:
+def _refuse_no_end() -> UserError:
     found = "a tokenizer with neither a pad nor an end-of-sequence token, and a model that names none"
     step = "eos_token in its tokenizer_config.json, or eos_token_id in generation_config.json"
     return UserError(Problem("base_model", found, "a token that ends an answer", step))
@@ -114,7 +114,7 @@ def _apply_template(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mes
     return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
 
 
-def as_plain_text(messages: Sequence[Message]) -> str:
+def join_to_plain_text(messages: Sequence[Message]) -> str:
     """Join messages to the text that stands for them without a chat template."""
     text = ""
     for message in messages:
@@ -130,7 +130,7 @@ def _render(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[PromptText])
     for messages, continuation, chat in prompts:
         key = (id(messages), chat)
         if key not in contexts:
-            text = _apply_template(tokenizer, messages) if chat else as_plain_text(messages)
+            text = _apply_template(tokenizer, messages) if chat else join_to_plain_text(messages)
             contexts[key] = _Text(text, not chat)
         context = contexts[key]
         behind = _Text(context.text + continuation, context.special and bool(context.text))
@@ -172,5 +172,5 @@ def _ids(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[_Text]) -> dict[_
 def _prefix(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is None and eos is None:
-        raise _no_end_error()
+        raise _refuse_no_end()
     return (int(bos if bos is not None else eos),)

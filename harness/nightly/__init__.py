@@ -11,7 +11,7 @@ from harness import config
 from harness.config import LoadedExperiment
 from harness.errors import Problem, UserError
 from harness.nightly import scheduler
-from harness.nightly.alarm import NightReport, build_report, missed_nights
+from harness.nightly.alarm import NightReport, build_report, list_missed_nights
 from harness.nightly.night import night_lock, run_night, run_prepared
 from harness.nightly.notify import night_document, refuse_webhook, tell, to_json, write
 from harness.nightly.remarks import add_remarks
@@ -19,10 +19,10 @@ from harness.nightly.state import (
     Alarm,
     acknowledge_alarms,
     home,
+    list_unfinished_nights,
     open_alarms,
     read_nights,
     read_state,
-    unfinished_nights,
     write_state,
 )
 from harness.store import Store
@@ -57,7 +57,7 @@ def status(path: Path, today: str) -> Status:
         if nights
         else None
     )
-    absent, begun = missed_nights(nights, today), unfinished_nights(folder)
+    absent, begun = list_missed_nights(nights, today), list_unfinished_nights(folder)
     return Status(last, len(nights), tuple(absent), tuple(begun), tuple(open_alarms(state)))
 
 
@@ -80,7 +80,7 @@ def acknowledge(path: Path, about: str | None, *, new_reference: bool = False) -
             kept = {n: r for n, r in state.references.items() if about not in (None, "harness", n)}
             state = replace(state, references=kept)
         if not closed and not new_reference:
-            raise _no_alarm_error(loaded, about, open_alarms(state))
+            raise _refuse_no_alarm(loaded, about, open_alarms(state))
         write_state(at, folder, state)
     return closed
 
@@ -103,7 +103,7 @@ def send(path: Path, webhook: str, night: str) -> str:
     return error
 
 
-def _no_alarm_error(loaded: LoadedExperiment, about: str | None, known: list[Alarm]) -> UserError:
+def _refuse_no_alarm(loaded: LoadedExperiment, about: str | None, known: list[Alarm]) -> UserError:
     found = f"no open alarm about {about}" if about else "no open alarm"
     step = f"one of: {', '.join(a.about for a in known)}" if known else "nothing is to be done"
     return UserError(Problem(f"nightly ack, {loaded.experiment.name}", found, "an alarm to close", step))

@@ -127,7 +127,7 @@ def build_report(
         lines=lines,
         new=new,
         open=tuple(known),
-        missed=tuple(missed_nights(nights)),
+        missed=tuple(list_missed_nights(nights)),
         pool=tuple(_pool(last)),
         commit=last.commit,
         environment=last.environment,
@@ -141,7 +141,7 @@ def add_alarms(state: State, report: NightReport) -> State:
     return replace(state, alarms=(*state.alarms, *report.new))
 
 
-def missed_nights(nights: Sequence[Night], today: str = "") -> list[str]:
+def list_missed_nights(nights: Sequence[Night], today: str = "") -> list[str]:
     """List the dates without a finished night, between the first and the last, and up to before `today`."""
     done = [date.fromisoformat(n.night) for n in nights]
     if not done:

@@ -102,9 +102,9 @@ def judge(
     """
     passes = [
         _Pass(k, groups, _log_wealth(groups, seeds), n_series / pass_alpha(k, alpha))
-        for k, groups in _by_pass(nights).items()
+        for k, groups in _sort_by_pass(nights).items()
     ]
-    chart = max(_chart(nights, seeds), _unbounded_chart(nights))
+    chart = max(_chart(nights, seeds), _find_unbounded_chart(nights))
     if not passes:
         verdict: Verdict = "suspect" if chart > LIMIT_SD else "ok"
         return Evidence(verdict, 0, 0, 0, 0, None, None, None, 1.0, n_series / pass_alpha(1, alpha), chart)
@@ -122,7 +122,7 @@ def pass_alpha(number: int, alpha: float) -> float:
     return (1 - _FIRST_PASS) * alpha * 6 / (pi * (number - 1)) ** 2
 
 
-def _by_pass(nights: Iterable[NightChanges]) -> dict[int, list[_MakingGroup]]:
+def _sort_by_pass(nights: Iterable[NightChanges]) -> dict[int, list[_MakingGroup]]:
     """Sort changes by how often their cluster was counted before; the same answers again tell nothing new."""
     seen: dict[str, set[str]] = {}
     passes: dict[int, list[_MakingGroup]] = {}
@@ -158,7 +158,7 @@ def _evidence(shown: _Pass, verdict: Verdict, seeds: Seeds, chart: float) -> Evi
     gains, losses = int((d > stats.TIE).sum()), int((d < -stats.TIE).sum())
     e_value = exp(min(float(shown.log_e[-1]), _MOST_LOG))
     low, high = -_upper_end(shown, seeds, -1), _upper_end(shown, seeds, 1)
-    more = _more_nights(shown) if verdict == "suspect" else None
+    more = _count_more_nights(shown) if verdict == "suspect" else None
     return Evidence(
         verdict, len(shown.groups), len(d), gains, losses, float(d.mean()), low, high,
         e_value, shown.needed, chart, more, shown.number,
@@ -180,7 +180,7 @@ def _upper_end(shown: _Pass, seeds: Seeds, sign: int) -> float:
     return float(optimize.brentq(lacking, -most, most, xtol=_STEP))
 
 
-def _more_nights(shown: _Pass) -> int | None:
+def _count_more_nights(shown: _Pass) -> int | None:
     """Say after how many nights like those so far the evidence would do; None where not within a year."""
     more = np.arange(1, _MOST_NIGHTS + 1)
     grown = shown.log_wealth[-1] * (1 + more / len(shown.groups))[:, None]  # (nights, bets)
@@ -217,7 +217,7 @@ def _chart(nights: Iterable[NightChanges], seeds: Seeds) -> float:
     return _lower_sum((means - shared.mean) / np.sqrt(square / n + shared.variance))
 
 
-def _unbounded_chart(nights: Sequence[NightChanges]) -> float:
+def _find_unbounded_chart(nights: Sequence[NightChanges]) -> float:
     """Return the highest chart of the tasks without bounds, each in its own standard deviations."""
     charts = [0.0]
     for task in dict.fromkeys(task for night in nights for task in night.unbounded):

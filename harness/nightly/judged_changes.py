@@ -39,7 +39,7 @@ class JudgedChange:
     corrected_score: Ends | None = None
 
 
-def judged_change(metric: Metric, now: Rows, then: Rows, labels: Labels) -> JudgedChange | None:
+def compare_judged_answers(metric: Metric, now: Rows, then: Rows, labels: Labels) -> JudgedChange | None:
     """Put tonight's answers beside those of the whole reference; None where none was graded in both."""
     answered = {row.example_id: row for row in now if _is_graded(metric, row)}
     old = [row for row in then if row.example_id in answered and _is_graded(metric, row)]
@@ -65,7 +65,7 @@ def judged_change(metric: Metric, now: Rows, then: Rows, labels: Labels) -> Judg
     )
 
 
-def judged_sentence(change: JudgedChange) -> str:
+def describe_judged_change(change: JudgedChange) -> str:
     """Say by whose grades answers changed, and what people's labels make of that; empty where none did."""
     if not change.n_changed:
         return ""

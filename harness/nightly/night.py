@@ -28,10 +28,10 @@ from harness.models.openai_api import PROTOCOLS
 from harness.nightly import watchlist
 from harness.nightly.alarm import HARNESS, NightReport, add_alarms, build_report
 from harness.nightly.changes import NightArms, compare_base, compare_series, has_moved
-from harness.nightly.judged_changes import JudgedChange, judged_change
+from harness.nightly.judged_changes import JudgedChange, compare_judged_answers
 from harness.nightly.reevaluate import ItemBatch, Rows, batch_file, index_by_item, reevaluate, split_items
 from harness.nightly.remarks import add_remarks
-from harness.nightly.rotation import NightItems, build_pool, next_items
+from harness.nightly.rotation import NightItems, build_pool, choose_next_items
 from harness.nightly.state import (
     BaseNight,
     Night,
@@ -212,7 +212,7 @@ class _NightRun:
         session = self.session
         reference = watchlist.pin_reference(session, target, self.references.get(target.name))
         weights = ensure_weights(session, target.candidate, target.seed)
-        own = watchlist.own_sets(session, target, weights)
+        own = watchlist.list_own_sets(session, target, weights)
         sets = self._comparable_sets(own, reference.rows)
         control = self._control(target, reference) if weights.is_language_model else None
         batches = self._batches(sets)
@@ -221,7 +221,7 @@ class _NightRun:
         makings = [reference.rows, *(reference.makings if making else ())]
         then = [self._reference_rows(sets, rows) for rows in makings]
         self.references[target.name] = reference
-        prompting, more = own[0].identity.prompting_digest, watchlist.more_promptings(session, sets)
+        prompting, more = own[0].identity.prompting_digest, watchlist.map_more_promptings(session, sets)
         since = served = ""
         if weights.kind in PROTOCOLS:
             since = self._changed_since(target.name, reference.id, batches, now, then[0])
@@ -246,7 +246,7 @@ class _NightRun:
             making=making,
             n_references=1 + len(reference.makings),
             judged=self._judge_change(now, then[0]),
-            unwatched=watchlist.unwatched_targets(session, own, reference),
+            unwatched=watchlist.name_unwatched_targets(session, own, reference),
             series={
                 key: compare_series(
                     _arms(now, then, control, {m.task.name for m in of}),
@@ -266,7 +266,7 @@ class _NightRun:
         if not is_judged(metric.name):
             return None
         tonight, before = ([row for (of, _), row in rows.items() if of == task] for rows in (now, then))
-        return judged_change(metric, tonight, before, judge_labels(self.session))
+        return compare_judged_answers(metric, tonight, before, judge_labels(self.session))
 
     def _changed_since(
         self, who: str, reference: str, batches: Sequence[ItemBatch], now: Rows, then: Rows
@@ -320,12 +320,12 @@ class _NightRun:
 
     def _reference_rows(self, sets: Sequence[RowSet], reference: Mapping[str, str]) -> Rows:
         """Read rows of the reference with all answers to each item, graded by the judges of tonight."""
-        parts = [(s, _with_drawn(self.session.store, reference[s.name])) for s in sets]
+        parts = [(s, _add_drawn(self.session.store, reference[s.name])) for s in sets]
         return index_by_item(row for of in grade_rows(self.session, parts) for row in of)
 
 
-def _with_drawn(at: store.Store, rows_digest: str) -> list[SampleResult]:
-    return comparison.with_samples(store.read_rows(at, rows_digest), store.read_drawn(at, rows_digest))
+def _add_drawn(at: store.Store, rows_digest: str) -> list[SampleResult]:
+    return comparison.add_samples(store.read_rows(at, rows_digest), store.read_drawn(at, rows_digest))
 
 
 def _arms(now: Rows, then: Sequence[Rows], control: _BaseRows | None, tasks: set[str]) -> NightArms:
@@ -349,5 +349,5 @@ def _plan(
     policy, out = session.experiment.nightly, {}
     for key, of in tasks.items():
         pool = build_pool({m.task.name: m.examples("test") for m in of}, policy.anchors)
-        out[key] = next_items(pool, last.taken.get(key, 0) if last else 0, policy.items)
+        out[key] = choose_next_items(pool, last.taken.get(key, 0) if last else 0, policy.items)
     return out

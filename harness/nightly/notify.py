@@ -27,7 +27,7 @@ _LOST_SHOWN = 20
 def night_document(found: NightReport) -> ResultDocument:
     """Lay a night out: a row a candidate, then its evidence, lost items and alarms."""
     rows = [[line.name, line.verdict, _anchors(line)] for line in found.lines]
-    lost = [_lost_text(line) for line in found.lines if line.lost and line.verdict != "ok"]
+    lost = [_describe_lost(line) for line in found.lines if line.lost and line.verdict != "ok"]
     new = [f"NEW ALARM: {a.about}: {a.verdict}" for a in found.new]
     known = [
         f"known alarm since {a.night}: {a.about}: {a.verdict}; harness nightly ack closes it"
@@ -133,7 +133,7 @@ def _anchors(line: CandidateVerdict) -> str:
     return ", ".join(f"{key} {formatting.points(change)}" for key, change in line.anchors.items()) or "–"
 
 
-def _lost_text(line: CandidateVerdict) -> str:
+def _describe_lost(line: CandidateVerdict) -> str:
     more = (
         f" and {formatting.count(len(line.lost) - _LOST_SHOWN)} more" if len(line.lost) > _LOST_SHOWN else ""
     )

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from harness.config.command_line import CommandLine
 from harness.nightly.alarm import NightReport
-from harness.nightly.judged_changes import judged_sentence
+from harness.nightly.judged_changes import describe_judged_change
 from harness.nightly.state import Night, NightCandidate
 
 _HERE = CommandLine()  # typed in the project's folder, as on the dashboard
@@ -28,7 +28,7 @@ def add_remarks(report: NightReport, night: Night, typed: CommandLine = _HERE) -
 
 def _remarks(one: NightCandidate, typed: CommandLine) -> Iterator[str]:
     """Yield what people's labels say of a night, and which targets were not watched."""
-    if one.judged and (said := judged_sentence(one.judged)):
+    if one.judged and (said := describe_judged_change(one.judged)):
         yield said
     if one.unwatched:
         lacking = f"{', '.join(one.unwatched)}, of which the reference holds no rows"

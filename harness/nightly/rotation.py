@@ -45,7 +45,7 @@ def build_pool(tasks: Mapping[str, Sequence[Example]], n_anchors: int, seed: int
     return ItemPool(tuple(ordered[:n]), tuple(ordered[n:]))
 
 
-def next_items(pool: ItemPool, taken: int, n_items: int) -> NightItems:
+def choose_next_items(pool: ItemPool, taken: int, n_items: int) -> NightItems:
     """Choose the next clusters, at least so many items of them, or all where there are fewer."""
     if not pool.rest:
         return NightItems(pool.anchors, (), taken, 0)

@@ -195,7 +195,7 @@ def references(at: Store) -> store.References:
     )
 
 
-def unfinished_nights(folder: Path) -> list[str]:
+def list_unfinished_nights(folder: Path) -> list[str]:
     """List the dates of nights that began and were ended before they finished."""
     return sorted(p.parent.name for p in folder.glob("*/rows") if not (p.parent / "night.json").exists())
 

@@ -11,13 +11,13 @@ from harness import provenance, store
 from harness.config import LoadedExperiment
 from harness.errors import CandidateFailed, HarnessError, IncompatibleRuns, Problem, UserError
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
-from harness.evaluation.more_targets import more_test_sets
+from harness.evaluation.more_targets import list_further_test_sets
 from harness.evaluation.rows.row_sets import RowSet, suite_sets, target_sets
 from harness.evaluation.session import Session
 from harness.models.hub import ModelSource
 from harness.models.openai_api import Settings
 from harness.nightly.state import Reference
-from harness.records import Run, digest, without_defaults
+from harness.records import Run, digest, drop_defaults
 from harness.release import Champion, candidate_runs, read_champion
 from harness.spec import MEAN_LOGPROB, Recipe
 from harness.store import Store
@@ -60,7 +60,7 @@ def targets(
         )
         label = f"champion {champion.candidate}"
         run_id, digest_of = champion.run_id, champion.weights_digest
-        others = _other_makings(_champion_runs(loaded, session, champion), champion.rows, digest_of)
+        others = _list_other_makings(_champion_runs(loaded, session, champion), champion.rows, digest_of)
         one = Target(label, candidate, champion.seed, champion.rows, run_id, digest_of, others)
         out.append((label, one))
     out += [(name, _find_target(loaded, session, name, references.get(name))) for name in named]
@@ -91,7 +91,7 @@ def _find_target(
     except HarnessError as error:
         return error
     found = runs[0]
-    others = _other_makings(runs, found.rows, found.weights_digest)
+    others = _list_other_makings(runs, found.rows, found.weights_digest)
     return Target(name, candidate, found.seed, found.rows, found.run_id, found.weights_digest, others)
 
 
@@ -106,7 +106,9 @@ def _champion_runs(loaded: LoadedExperiment, session: Session, champion: Champio
         return []
 
 
-def _other_makings(runs: Sequence[Run], rows: Mapping[str, str], weights: str) -> tuple[dict[str, str], ...]:
+def _list_other_makings(
+    runs: Sequence[Run], rows: Mapping[str, str], weights: str
+) -> tuple[dict[str, str], ...]:
     """Return the test rows of other trainings of a recipe, on all that the reference holds rows of."""
     wanted = [key for key in rows if key.endswith("/test")]
     others = {
@@ -172,7 +174,7 @@ def base_sets(session: Session, source: ModelSource) -> list[RowSet]:
     return [*_test_sets(session, Recipe(), weights, 0), *suite_sets(session, weights)]
 
 
-def own_sets(session: Session, target: Target, weights: Weights) -> list[RowSet]:
+def list_own_sets(session: Session, target: Target, weights: Weights) -> list[RowSet]:
     """List what a candidate is evaluated on: the targets, and the suites where the weights are its own."""
     own = weights.is_language_model and weights.digest != target.candidate.base.weights_digest
     asked = _test_sets(session, target.candidate.recipe, weights, target.seed)
@@ -181,18 +183,18 @@ def own_sets(session: Session, target: Target, weights: Weights) -> list[RowSet]
 
 def _test_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
     """List the test items of the target, then of more targets that a recipe can answer."""
-    more = more_test_sets(session, recipe, weights, seed)
+    more = list_further_test_sets(session, recipe, weights, seed)
     return [target_sets(session, recipe, weights, seed)[1], *more]
 
 
-def unwatched_targets(session: Session, own: Sequence[RowSet], reference: Reference) -> tuple[str, ...]:
+def name_unwatched_targets(session: Session, own: Sequence[RowSet], reference: Reference) -> tuple[str, ...]:
     """Name the targets that a candidate answers now and of which its reference holds no rows."""
     more = {m.task.name for m in session.more_targets}
     lacking = (rows for rows in own if rows.name not in reference.rows)
     return tuple(name for rows in lacking if (name := rows.measured.task.name) in more)
 
 
-def more_promptings(session: Session, sets: Sequence[RowSet]) -> dict[str, str]:
+def map_more_promptings(session: Session, sets: Sequence[RowSet]) -> dict[str, str]:
     """Map more targets, as a candidate is asked them now, to the digests of its prompting."""
     more = {m.task.name for m in session.more_targets}
     return {s.name: s.identity.prompting_digest for s in sets if s.measured.task.name in more}
@@ -202,7 +204,7 @@ def data_digest(session: Session) -> str:
     """Digest the rows that are trained on and retrieved from."""
     versions = session.target.versions
     rows = [versions["train"], versions["validation"], [list(d) for d in session.target.items.documents]]
-    own = [list(map(without_defaults, (*m.items.train, *m.items.pairs))) for m in session.training.values()]
+    own = [list(map(drop_defaults, (*m.items.train, *m.items.pairs))) for m in session.training.values()]
     return digest([*rows, *([digest(own)] if own else [])])
 
 
@@ -226,7 +228,7 @@ def describe_tested(
     if weights.digest != reference.weights:
         said.append("the recipe made anew" + ("" if same_data else " on new data"))
     if prompting != reference.prompting:
-        said.append("another prompting" if same_data else _resampled_prompting(recipe))
+        said.append("another prompting" if same_data else _name_resampled_prompting(recipe))
     then = reference.more_promptings
     if changed := [key for key, asked in more.items() if asked != then.get(key, asked)]:
         named = ", ".join(key.removesuffix("/test") for key in changed)
@@ -247,7 +249,7 @@ def describe_endpoint(candidate: ResolvedCandidate, since: str, night: str) -> s
     return f"the endpoint ({settings.name}), which answers its anchors {how}"
 
 
-def _resampled_prompting(recipe: Recipe) -> str:
+def _name_resampled_prompting(recipe: Recipe) -> str:
     """Name what a prompting draws from the data."""
     drawn = {"rag": "a rebuilt retrieval index", "few_shot": "shots chosen anew"}
     named = [said for name, said in drawn.items() if name in recipe.prompting] or ["a prompting"]

@@ -88,7 +88,7 @@ def with_context(example: Example, passages: list[Document], mark: Mark | None =
     lines = (" ".join(f"{p.title}: {p.text}".removeprefix(": ").split()) for p in passages)
     shown = "\n".join(f"{marks[p.id]}{line}" for p, line in zip(passages, lines, strict=True))
     asked = f"{CONTEXT}{shown}\n\n{example.prompt}"
-    return replace(example, messages=_with_prompt(example.messages, asked), passages=ids)
+    return replace(example, messages=_put_prompt(example.messages, asked), passages=ids)
 
 
 def question(example: Example) -> str:
@@ -109,7 +109,7 @@ def context_of(prompt: str, asked: str = "") -> str:
     return of_its_own or before.partition(CONTEXT)[2] or prompt.partition(CONTEXT)[2].partition("\n\n")[0]
 
 
-def marked_passages(example: Example) -> dict[str, str]:
+def map_passage_marks(example: Example) -> dict[str, str]:
     """Map the marks by which an answer can cite passages of its prompt to the ids of their documents.
 
     Without marks in the prompt a document is cited by its place among those that were found, or by its id;
@@ -138,6 +138,6 @@ def recall(example: Example) -> float | None:
     return len(set(example.documents) & set(example.passages)) / len(set(example.documents))
 
 
-def _with_prompt(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
+def _put_prompt(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
     last = max(i for i, message in enumerate(messages) if message["role"] == "user")
     return (*messages[:last], {**messages[last], "content": text}, *messages[last + 1 :])

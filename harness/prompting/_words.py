@@ -25,7 +25,7 @@ _ANY = re.compile(f"[{_UNSPACED}]")
 _RUNS = re.compile("|".join(f"([{letters}]+)" for letters in _LETTERS))
 _LETTER = re.compile(f"([{_UNSPACED}])")
 
-# A word where `in_grams` was applied: the vowels of some of these scripts are signs that `\w` leaves out.
+# A word where `split_into_grams` was applied: the vowels of some of these scripts are signs that `\w` leaves out.
 WORD = rf"[\w{_UNSPACED}]+"
 
 # A word with the blank before it, or as many letters as a piece has; signs stay with the letter before them.
@@ -38,7 +38,7 @@ def is_unspaced(texts: Iterable[str]) -> bool:
     return any(not text.isascii() and _ANY.search(text) for text in texts)
 
 
-def in_grams(text: str) -> str:
+def split_into_grams(text: str) -> str:
     """Return a text in which overlapping pieces stand for each run of letters of a script without blanks."""
     return _RUNS.sub(_grams, text)
 
@@ -49,7 +49,7 @@ def pieces(text: str) -> list[str]:
     return _PIECE.findall(" ".join(text.split()))
 
 
-def in_letters(text: str) -> str:
+def split_into_letters(text: str) -> str:
     """Return a text with a blank before and after each letter of a script without blanks."""
     return _LETTER.sub(r" \1 ", text)
 

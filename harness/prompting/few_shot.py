@@ -18,7 +18,7 @@ from harness.errors import Problem, UserError
 from harness.formatting import count, pluralize
 from harness.prompting import PromptingContext, Step, question
 from harness.prompting._widths import fold_widths
-from harness.prompting._words import WORD, in_grams
+from harness.prompting._words import WORD, split_into_grams
 from harness.records import Example, Message, turns_as_text
 from harness.spec import Spec
 
@@ -45,14 +45,14 @@ def build(context: PromptingContext, params: Params) -> Step:
         UserError: the task has no training examples.
     """
     if not context.train:
-        raise UserError(_no_training(context.task.name))
+        raise UserError(_refuse_no_training(context.task.name))
     ranked = (
         _nearest(context.train) if params.select == "knn" else _random_ranking(context.train, context.seed)
     )
 
     def show(example: Example) -> Example:
         shots = list(islice(_others(ranked(example), example), params.shots))
-        return _with_turns(example, shots[::-1])
+        return _put_turns(example, shots[::-1])
 
     return show
 
@@ -87,7 +87,7 @@ def _dialogue(example: Example) -> str:
     return "\n".join(filter(None, (turns_as_text(earlier), question(example))))
 
 
-def _with_turns(example: Example, shots: list[Example]) -> Example:
+def _put_turns(example: Example, shots: list[Example]) -> Example:
     n_system = sum(message["role"] == "system" for message in example.messages)
     turns = [turn for shot in shots for turn in _turns(shot)]
     return replace(example, messages=(*example.messages[:n_system], *turns, *example.messages[n_system:]))
@@ -113,7 +113,7 @@ def _nearest(train: tuple[Example, ...]) -> Ranking:
 
 
 def _cut(text: str) -> str:
-    return in_grams(fold_widths(text))
+    return split_into_grams(fold_widths(text))
 
 
 def _random_ranking(train: tuple[Example, ...], seed: int) -> Ranking:
@@ -140,7 +140,7 @@ def _alternate(groups: list[list[Example]]) -> list[Example]:
     return [example for turn in zip_longest(*groups) for example in turn if example is not None]
 
 
-def _no_training(task: str) -> Problem:
+def _refuse_no_training(task: str) -> Problem:
     return Problem(
         f"task {task}",
         "prompting few_shot without training examples",

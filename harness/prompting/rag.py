@@ -17,7 +17,7 @@ from harness.data.overlap import load_encoder
 from harness.errors import Problem, UserError
 from harness.prompting import IndexSize, Mark, PromptingContext, Step, with_context
 from harness.prompting._widths import fold_widths
-from harness.prompting._words import WORD, in_grams, pieces
+from harness.prompting._words import WORD, pieces, split_into_grams
 from harness.provenance import source_digest as source_digest
 from harness.records import Document, Example
 from harness.spec import Spec
@@ -87,7 +87,7 @@ def build(context: PromptingContext, params: Params) -> Step:
         UserError: the task has no documents.
     """
     if not context.documents:
-        raise UserError(_no_documents(context.task.name))
+        raise UserError(_refuse_no_documents(context.task.name))
     chunks, texts = _passages(context, params)
     scores = _scores(texts, params, context)
     rerank = None if context.dry_run else _reranking(texts, params, context.task.name)
@@ -141,10 +141,10 @@ def _bm25(texts: list[str]) -> Scores:
 
     words = partial(bm25s.tokenize, token_pattern=WORD, stopwords="en", return_ids=False, show_progress=False)
     index = bm25s.BM25(method="lucene")
-    index.index(words([in_grams(fold_widths(text)) for text in texts]), show_progress=False)
+    index.index(words([split_into_grams(fold_widths(text)) for text in texts]), show_progress=False)
 
     def scores(query: str) -> list[float]:
-        asked = words([in_grams(fold_widths(query))])[0]
+        asked = words([split_into_grams(fold_widths(query))])[0]
         return list(map(float, index.get_scores(asked))) if asked else [0.0] * len(texts)
 
     return scores
@@ -176,7 +176,7 @@ def _reranking(texts: list[str], params: Params, task: str) -> Reranking | None:
     return rerank
 
 
-def _no_documents(task: str) -> Problem:
+def _refuse_no_documents(task: str) -> Problem:
     return Problem(
         f"task {task}",
         "prompting rag without documents",

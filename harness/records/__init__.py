@@ -32,12 +32,12 @@ from harness.records.serialization import (
     canonical_json,
     checksum,
     digest,
+    drop_defaults,
     load,
     load_files,
     many_rows,
     parse_json,
     read_object,
-    without_defaults,
 )
 from harness.records.training_records import (
     Curve,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from harness.records.serialization import digest, without_defaults
+from harness.records.serialization import digest, drop_defaults
 
 BLOCK = 160  # items that are answered together, and whose rows are written together
 
@@ -212,7 +212,7 @@ class RowsIdentity:
     @property
     def digest(self) -> str:
         """The sixteen hex digits that name `runs/rows/<digest>/`."""
-        return digest(without_defaults(self))
+        return digest(drop_defaults(self))
 
     @property
     def answers(self) -> "RowsIdentity":

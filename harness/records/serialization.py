@@ -34,7 +34,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
 
 
-def without_defaults(record: Any) -> dict[str, Any]:
+def drop_defaults(record: Any) -> dict[str, Any]:
     """Return the fields of a dataclass that differ from their defaults, of which identities are made.
 
     A field that comes later moves no digest while it has its default. Far faster than `asdict`, which copies.

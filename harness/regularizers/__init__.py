@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness import plugins
 from harness.provenance.code_versions import versions_of
-from harness.records import Example, SampleResult, digest, without_defaults
-from harness.regularizers._general import MixContext, Mixture, answered_rows, general_mixture
+from harness.records import Example, SampleResult, digest, drop_defaults
+from harness.regularizers._general import MixContext, Mixture, collect_answered_rows, general_mixture
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MixContext", "Mixture", "answered_rows", "general_mixture"]
+__all__ = ["MixContext", "Mixture", "collect_answered_rows", "general_mixture"]
 
 Regularize = Mapping[str, Mapping[str, Any]]  # names to parameters, as a recipe writes them
 EvaluateBase = Callable[[str, Mixture], Iterable[SampleResult]]
@@ -59,17 +59,19 @@ def mixtures(regularize: Regularize, context: MixContext) -> dict[str, Mixture]:
     Raises:
         UserError: rows cannot be read, or one of them is evaluated.
     """
-    return {name: plugin.sample(context, params) for name, plugin, params in _with("sample", regularize)}
+    return {
+        name: plugin.sample(context, params) for name, plugin, params in _select_with("sample", regularize)
+    }
 
 
-def mixed_rows(regularize: Regularize, context: MixContext, evaluate: EvaluateBase) -> tuple[Example, ...]:
+def mix_rows(regularize: Regularize, context: MixContext, evaluate: EvaluateBase) -> tuple[Example, ...]:
     """Return the rows that stand beside the training rows; `evaluate` gives the base's answers to prompts.
 
     Raises:
         CandidateFailed: the base answered none of a regulariser's prompts.
     """
     mixed: tuple[Example, ...] = ()
-    for name, plugin, params in _with("mix", regularize):
+    for name, plugin, params in _select_with("mix", regularize):
         mixture = plugin.sample(context, params)
         mixed += plugin.mix(mixture, partial(evaluate, name, mixture))
     return mixed
@@ -84,7 +86,7 @@ def general_rows(
         CandidateFailed: the base answered none of a regulariser's prompts.
     """
     return {
-        name: answered_rows(name, mixture, partial(evaluate, GENERAL, mixture))
+        name: collect_answered_rows(name, mixture, partial(evaluate, GENERAL, mixture))
         for name, mixture in mixtures(regularize, context).items()
         if not hasattr(plugins.load("regularizers", name), "mix")
     }
@@ -96,16 +98,16 @@ def prepare(regularize: Regularize, model: Any) -> None:
     Raises:
         CandidateFailed: the model has no such part.
     """
-    for _, plugin, params in _with("prepare", regularize):
+    for _, plugin, params in _select_with("prepare", regularize):
         plugin.prepare(model, params)
 
 
 def arguments(regularize: Regularize) -> dict[str, Any]:
     """Return the arguments of TRL's and transformers' own that regularisers set."""
     given: dict[str, Any] = {}
-    for _, plugin, params in _with("arguments", regularize):
+    for _, plugin, params in _select_with("arguments", regularize):
         given |= plugin.arguments(params)
-    for _, plugin, params in _with("smoothing", regularize):
+    for _, plugin, params in _select_with("smoothing", regularize):
         given["label_smoothing_factor"] = plugin.smoothing(params)
     return given
 
@@ -117,7 +119,7 @@ def changes_steps(regularize: Regularize) -> bool:
 
 def has_hook(regularize: Regularize, *hooks: str) -> bool:
     """Tell whether one of the regularisers has one of these hooks."""
-    return any(_with(hook, regularize) for hook in hooks)
+    return any(_select_with(hook, regularize) for hook in hooks)
 
 
 def penalties(
@@ -130,7 +132,7 @@ def penalties(
     """
     return [
         plugin.penalty(Start(model, seed, rows.get(name, ())), params)
-        for name, plugin, params in _with("penalty", regularize)
+        for name, plugin, params in _select_with("penalty", regularize)
     ]
 
 
@@ -138,24 +140,24 @@ def compute_gradients(
     regularize: Regularize, model: Any, backward: Callable[[], "torch.Tensor"]
 ) -> "torch.Tensor":
     """Leave a batch's gradients in the model and return its loss; `backward` does so for the plain one."""
-    for _, plugin, params in _with("step", regularize):
+    for _, plugin, params in _select_with("step", regularize):
         backward = partial(plugin.step, model, backward, params)
     return backward()
 
 
-def trained_names(
+def select_trained_names(
     regularize: Regularize, names: Sequence[str], progress: float, seed: int
 ) -> Collection[str]:
     """Return the parameters that are trained at a share of all steps, of those that are trained at all."""
     chosen = set(names)
-    for _, plugin, params in _with("select", regularize):
+    for _, plugin, params in _select_with("select", regularize):
         chosen &= set(plugin.select(names, progress, params, seed))
     return chosen
 
 
 def work_factor(regularize: Regularize, n_rows: int) -> float:
     """Estimate the work of a training whose steps have `n_rows` rows, as a multiple of that without any."""
-    factors = [float(plugin.cost(params, n_rows)) for _, plugin, params in _with("cost", regularize)]
+    factors = [float(plugin.cost(params, n_rows)) for _, plugin, params in _select_with("cost", regularize)]
     return 1.0 + sum(factor - 1.0 for factor in factors)
 
 
@@ -177,10 +179,10 @@ def regularizers_digest(regularize: Regularize, context: MixContext) -> str:
 
 
 def _plain(mixture: Mixture) -> list[Any]:
-    return [mixture.n, mixture.max_new_tokens, [without_defaults(row) for row in mixture.rows]]
+    return [mixture.n, mixture.max_new_tokens, [drop_defaults(row) for row in mixture.rows]]
 
 
-def _with(part: str, regularize: Regularize) -> list[tuple[str, ModuleType, Any]]:
+def _select_with(part: str, regularize: Regularize) -> list[tuple[str, ModuleType, Any]]:
     return [loaded for loaded in _load(regularize) if hasattr(loaded[1], part)]
 
 

@@ -36,14 +36,14 @@ def displacements(model: Any) -> "dict[str, Callable[[], torch.Tensor]]":
     Raises:
         CandidateFailed: the adapter is not added to weight matrices.
     """
-    layers = adapted_layers(model)
+    layers = find_adapted_layers(model)
     return {
-        **{name: _of_adapter(layer) for name, layer in layers.items()},
-        **{name: _of_parameter(parameter) for name, parameter in plain_parameters(model).items()},
+        **{name: _displace_adapter(layer) for name, layer in layers.items()},
+        **{name: _displace_parameter(parameter) for name, parameter in find_plain_parameters(model).items()},
     }
 
 
-def adapted_layers(model: Any) -> dict[str, Any]:
+def find_adapted_layers(model: Any) -> dict[str, Any]:
     """Return the layers that an adapter adds to, by name; none of a model without one."""
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -57,7 +57,7 @@ def adapted_layers(model: Any) -> dict[str, Any]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
 
 
-def plain_parameters(model: Any) -> dict[str, Any]:
+def find_plain_parameters(model: Any) -> dict[str, Any]:
     """Return the parameters that are trained themselves, by name; beside an adapter, copied modules'."""
     # A new head is none of them: nothing of it was published, so there is no start to hold it to.
     from peft import PeftModel
@@ -73,12 +73,12 @@ def plain_parameters(model: Any) -> dict[str, Any]:
     }
 
 
-def _of_parameter(parameter: Any) -> "Callable[[], torch.Tensor]":
+def _displace_parameter(parameter: Any) -> "Callable[[], torch.Tensor]":
     start = parameter.detach().clone()
     return lambda: parameter.float() - start.float()
 
 
-def _of_adapter(layer: Any) -> "Callable[[], torch.Tensor]":
+def _displace_adapter(layer: Any) -> "Callable[[], torch.Tensor]":
     start = layer.get_delta_weight(_ADAPTER).detach().float()
     if not start.any():  # an adapter that begins as nothing: no matrix is kept
         return lambda: layer.get_delta_weight(_ADAPTER).float()

@@ -61,7 +61,7 @@ def _rows_of(name: str, data: str) -> list[Example]:
     return sorted(rows, key=lambda e: e.id)
 
 
-def answered_rows(
+def collect_answered_rows(
     name: str, mixture: Mixture, evaluate: Callable[[], Iterable[SampleResult]]
 ) -> tuple[Example, ...]:
     """Return rows of a file as they are; join prompts with the base's answers, whole ones first."""

@@ -91,13 +91,13 @@ def fisher_diagonal(model: Any, rows: tuple[GeneralRow, ...], seed: int) -> "dic
     model.zero_grad()
     for row in rows:
         with _square_gradients(model, squares):
-            _drawn_logprob(model, row, generator).backward()
+            _draw_logprob(model, row, generator).backward()
     model.zero_grad()
     model.train(training)
     return {name: square / n_tokens for name, square in squares.items()}
 
 
-def _drawn_logprob(model: Any, row: GeneralRow, generator: "torch.Generator") -> "torch.Tensor":
+def _draw_logprob(model: Any, row: GeneralRow, generator: "torch.Generator") -> "torch.Tensor":
     """Return the log-probability of answer tokens drawn from the model at each position of the row's."""
     import torch
 
@@ -114,11 +114,11 @@ def _drawn_logprob(model: Any, row: GeneralRow, generator: "torch.Generator") ->
 def _square_gradients(model: Any, squares: "dict[str, torch.Tensor]") -> Iterator[None]:
     """Add the squared gradients of one backward pass to `squares`; a layer's hooks read those of ΔW."""
     with ExitStack() as hooks:
-        for name, layer in _displacement.adapted_layers(model).items():
+        for name, layer in _displacement.find_adapted_layers(model).items():
             _refuse_embedding(name, layer)
             hooks.callback(layer.register_forward_hook(_reader(name, layer, squares)).remove)
         yield
-    for name, parameter in _displacement.plain_parameters(model).items():
+    for name, parameter in _displacement.find_plain_parameters(model).items():
         if parameter.grad is not None:
             _add(squares, name, parameter.grad.float().square())
             parameter.grad = None

@@ -66,7 +66,7 @@ def penalty(start: Start, params: Params) -> Penalty:
     with torch.no_grad():
         known = [_answer_states(model, row) for row in start.rows]
         is_trained = any(parameter.requires_grad for parameter in head.parameters())
-        first = _as_it_is(tuned, known[0][:1], head.weight.dtype) if is_trained else tuned
+        first = _freeze_head(tuned, known[0][:1], head.weight.dtype) if is_trained else tuned
         _check(model, start.rows[0], first(known[0][-1:]))
     n = min(params.rows_per_step, len(known))
 
@@ -100,7 +100,7 @@ def _logits(head: Any, states: "torch.Tensor") -> "torch.Tensor":
     return made
 
 
-def _as_it_is(head: "Head", like: "torch.Tensor", dtype: "torch.dtype") -> "Head":
+def _freeze_head(head: "Head", like: "torch.Tensor", dtype: "torch.dtype") -> "Head":
     """Return what a head computes of states as those of `like` now, whatever is trained later."""
     import torch
 

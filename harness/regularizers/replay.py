@@ -11,7 +11,7 @@ from pydantic import Field
 
 from harness.plugins import RescueSituation, RescueStep, Rung
 from harness.records import Example, SampleResult
-from harness.regularizers import MixContext, Mixture, answered_rows, general_mixture
+from harness.regularizers import MixContext, Mixture, collect_answered_rows, general_mixture
 from harness.spec import Spec
 
 _NAME = "replay"
@@ -46,4 +46,4 @@ def sample(context: MixContext, params: Params) -> Mixture:
 
 def mix(mixture: Mixture, evaluate: Callable[[], Iterable[SampleResult]]) -> tuple[Example, ...]:
     """Return rows of a file as they are; join prompts with the base's answers, whole ones first."""
-    return answered_rows(_NAME, mixture, evaluate)
+    return collect_answered_rows(_NAME, mixture, evaluate)

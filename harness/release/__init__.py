@@ -16,7 +16,7 @@ from harness.errors import HarnessError, Problem, UserError, did_you_mean, in_a_
 from harness.experiment.fewer_items import answer_all_items
 from harness.experiment.preparation import prepare_session
 from harness.experiment.preparation.scope import Scope
-from harness.gating import GateResult, Verdict, combined_exit_code, cumulative_of, worst_result
+from harness.gating import GateResult, Verdict, combine_exit_codes, cumulative_of, worst_result
 from harness.progress import Progress, SilentProgress
 from harness.records import Run
 from harness.release.champions import Champion, best_run, promote, read_champion
@@ -56,7 +56,7 @@ def gate(
             Problem("--candidate", "none", "what to judge", step if of else "--base DIR --candidate DIR")
         )
     if base is not None and baseline is not None:
-        raise UserError(not_with_base("--baseline"))
+        raise UserError(refuse_with_base("--baseline"))
     if base is not None:
         return [gate_folders(base, Path(candidate), config.gate_policy(overrides))]
     if baseline not in (None, "base", "champion"):
@@ -95,7 +95,7 @@ def _refuse_ablation(loaded: LoadedExperiment, run: Run) -> None:
         raise UserError(Problem("promote", found, "a candidate to be shipped", "promote one without corrupt"))
 
 
-def not_with_base(option: str) -> Problem:
+def refuse_with_base(option: str) -> Problem:
     """Phrase an option that is for stored runs and was given with --base."""
     found = f"{option} as well, which is for stored runs"
     return Problem(

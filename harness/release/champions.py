@@ -18,7 +18,7 @@ from harness.comparison.labelled_answers import latest_labels
 from harness.config import LoadedExperiment
 from harness.config.rubrics import current_labels
 from harness.errors import Problem, UserError
-from harness.experiment.preparation import metrics_of, with_lm_eval
+from harness.experiment.preparation import find_lm_eval_tasks, metrics_of
 from harness.formatting import RATE, Unit
 from harness.metrics import load_metrics
 from harness.records import Run, load
@@ -145,7 +145,7 @@ def validation_score(loaded: LoadedExperiment, at: Store, run: Run) -> float:
 
 
 def _scores(loaded: LoadedExperiment, at: Store, run: Run) -> dict[str, Estimate]:
-    experiment, catalogue = with_lm_eval(loaded.experiment)
+    experiment, catalogue = find_lm_eval_tasks(loaded.experiment)
     out: dict[str, Estimate] = {}
     for task in experiment.tasks:
         if f"{task.name}/test" not in run.rows:
@@ -157,7 +157,7 @@ def _scores(loaded: LoadedExperiment, at: Store, run: Run) -> dict[str, Estimate
 
 def answers_suites(recipe: Mapping[str, Any]) -> bool:
     """Tell whether a candidate of this recipe answers the suites: a language model that is no baseline."""
-    method = plugins.stored_method(recipe["method"])
+    method = plugins.find_method(recipe["method"])
     return method.makes_language_model and not (method.tunes and recipe.get("role") == "baseline")
 
 

@@ -53,7 +53,7 @@ def list_unreferenced(at: Store, nights: References, *, unfinished: bool = False
     runs = store.all_runs(at)
     behind = store.trial_references(at, runs)
     wanted = store.join_references([store.run_references(runs), behind, _champion_references(at), nights])
-    complete = [*store.list_unreferenced(at, wanted), *store.unneeded_trials(at, runs)]
+    complete = [*store.list_unreferenced(at, wanted), *store.list_unneeded_trials(at, runs)]
     begun = store.list_unfinished(at)
     wanted_by = (*store.list_begun(at), *(run.run_id for run in runs if _lacks_weight_references(run)))
     if unfinished:

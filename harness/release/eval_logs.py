@@ -118,7 +118,7 @@ def is_rate(scores: Iterable[object]) -> bool:
     return all(0 <= x <= 1 for x in known)
 
 
-def shared_text_cluster(fields: object) -> str:
+def find_text_cluster(fields: object) -> str:
     """Return what items about one text share, from an item's own fields; empty where it stands alone."""
     if not isinstance(fields, dict):
         return ""

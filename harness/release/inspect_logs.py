@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from harness.errors import Problem, UserError
 from harness.records import Status, canonical_json, digest, parse_json
-from harness.release.eval_logs import LoggedItem, TaskLog, is_rate, join_copies, shared_text_cluster
+from harness.release.eval_logs import LoggedItem, TaskLog, find_text_cluster, is_rate, join_copies
 
 _WORDS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0, "yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
 _STOPPED: dict[str, Status] = {
@@ -165,7 +165,7 @@ def _parse_task(task: str, log: Log) -> TaskLog:
         by_item.setdefault(str(sample.get("id")), []).append(sample)
     _refuse_gaps(log, by_item)
     scored = {name: [_scores(sample) for sample in samples] for name, samples in by_item.items()}
-    metric = _first_score(log, scored.values())
+    metric = _name_first_score(log, scored.values())
     scores = {name: [found.get(metric) for found in epochs] for name, epochs in scored.items()}
     _refuse_unscored(log, metric, scores)
     items = {
@@ -201,7 +201,7 @@ def _n_epochs(samples: Sequence[Mapping[str, Any]]) -> int:
     return len(samples) if named == {None} else len(named)
 
 
-def _first_score(log: Log, scored: Iterable[Sequence[Mapping[str, object]]]) -> str:
+def _name_first_score(log: Log, scored: Iterable[Sequence[Mapping[str, object]]]) -> str:
     """Name the score that decides: the first rate that the log lists, or else of the samples' own."""
     listed = [s.get("name") for s in (log.header.get("results") or {}).get("scores") or ()]
     there: dict[str, list[object]] = {}
@@ -258,7 +258,7 @@ def _item(samples: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> Logg
             "prompt_hash": digest(_content(list(_prompt_messages(first.get("messages") or ())))),
             "target_hash": digest(first.get("target")),
         },
-        cluster=shared_text_cluster(first.get("metadata")),
+        cluster=find_text_cluster(first.get("metadata")),
         n_choices=len(choices) if one_is_right else 0,
         status=next((status for status in stopped if status != "ok"), "ok"),
     )
@@ -335,13 +335,13 @@ def _read_member(archive: zipfile.ZipFile, raw: BinaryIO, info: zipfile.ZipInfo)
             raise zipfile.BadZipFile(f"{info.filename}: {error}") from error
     if info.file_size > _MOST_BYTES:
         raise zipfile.BadZipFile(f"{info.filename}: more than {_MOST_BYTES} bytes")
-    data = _zstandard(_compressed_bytes(raw, info), info)
+    data = _zstandard(_compress_bytes(raw, info), info)
     if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
         raise zipfile.BadZipFile(f"{info.filename}: bad checksum")
     return data
 
 
-def _compressed_bytes(raw: BinaryIO, info: zipfile.ZipInfo) -> bytes:
+def _compress_bytes(raw: BinaryIO, info: zipfile.ZipInfo) -> bytes:
     raw.seek(info.header_offset)
     header = raw.read(_LOCAL_HEADER.size)
     if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):

@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.errors import Problem, UserError
 from harness.records import parse_json, read_object
-from harness.release.eval_logs import LoggedItem, TaskLog, is_rate, join_copies, shared_text_cluster
+from harness.release.eval_logs import LoggedItem, TaskLog, find_text_cluster, is_rate, join_copies
 
 _SAMPLES = re.compile(r"samples_(?P<task>.+?)(?P<date>_\d{4}-\d\d-\d\dT[\d.+\-]+)?\.jsonl$")
 _HASHES = ("doc_hash", "prompt_hash", "target_hash")
@@ -58,7 +58,7 @@ def read_samples(folder: Path) -> dict[str, TaskLog]:
 
 
 def _parse_task(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog:
-    samples = _first_filter(path, list(_rows(path)))
+    samples = _keep_first_filter(path, list(_rows(path)))
     metric = _metric(path, list(samples.values()))
     _refuse_unscored(path, samples, metric)
     direction = results.get("higher_is_better", {}).get(task, {}).get(metric)
@@ -83,12 +83,12 @@ def _item(row: Mapping[str, Any], metric: str) -> LoggedItem:
     return LoggedItem(
         score=float(row[metric]),
         digests={name: str(row.get(name, "")) for name in _HASHES},
-        cluster=shared_text_cluster(row.get("doc")),
+        cluster=find_text_cluster(row.get("doc")),
         n_choices=len(row.get("resps") or row.get("arguments") or ()),
     )
 
 
-def _first_filter(path: Path, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _keep_first_filter(path: Path, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Keep each item once: with several filters an item stands once a filter, and the first one decides."""
     # Versions of lm-eval that do not name the filter write the filters one after the other: of one item the
     # same responses, filtered in other ways.

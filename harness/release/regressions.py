@@ -31,7 +31,7 @@ def add_regressions(loaded: LoadedExperiment, run: Run, items: Sequence[str]) ->
     chosen = _find_items(loaded, run, items)
     folder = loaded.folder / "suites"
     (folder / SUITE).mkdir(parents=True, exist_ok=True)
-    tasks = {task.name: task for task in _stored_tasks(folder)}
+    tasks = {task.name: task for task in _read_stored_tasks(folder)}
     added = 0
     for task, examples in chosen.values():
         rows_file = folder / SUITE / f"{task.name}.jsonl"
@@ -40,7 +40,7 @@ def add_regressions(loaded: LoadedExperiment, run: Run, items: Sequence[str]) ->
         added += len(new)
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in (*rows, *map(_row, new))]
         rows_file.write_text("".join(lines), "utf-8")
-        tasks[f"{task.name}{_SUFFIX}"] = _pinned_task(task, folder)
+        tasks[f"{task.name}{_SUFFIX}"] = _make_pinned_task(task, folder)
     path = folder / f"{SUITE}.yaml"
     lines = [f"  - {json.dumps(_plain(task, folder), ensure_ascii=False)}\n" for task in tasks.values()]
     path.write_text(f"name: {SUITE}\nrole: regression\ntasks:\n{''.join(lines)}", "utf-8")
@@ -75,13 +75,13 @@ def _find_items(
     return chosen
 
 
-def _stored_tasks(folder: Path) -> list[Task]:
+def _read_stored_tasks(folder: Path) -> list[Task]:
     if not (folder / f"{SUITE}.yaml").exists():
         return []
     return [t for suite in config.read_suites(folder) if suite.name == SUITE for t in suite.tasks]
 
 
-def _pinned_task(task: Task, folder: Path) -> Task:
+def _make_pinned_task(task: Task, folder: Path) -> Task:
     data = TaskData(
         train=task.data.train if task.num_fewshot else None, test=str(folder / SUITE / f"{task.name}.jsonl")
     )

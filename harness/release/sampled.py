@@ -62,7 +62,7 @@ def analysis_settings(loaded: LoadedExperiment, run: Run, sampling: SamplingReco
     return loaded._replace(experiment=experiment)
 
 
-def sampled_rows(
+def cut_to_sample(
     rows: Rows, identity: RowsIdentity, weights: Mapping[str, float], typed: CommandLine
 ) -> Rows:
     """Cut the rows of a task to the sampled items, each with its inclusion weight.

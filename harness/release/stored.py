@@ -24,14 +24,19 @@ from harness.experiment.analysis.verdict_records import (
     task_settings,
     verdict_change,
 )
-from harness.experiment.preparation import metrics_of, with_lm_eval
+from harness.experiment.preparation import find_lm_eval_tasks, metrics_of
 from harness.experiment.runs.stored_rows import controls_of
 from harness.gating import GateResult, Measurement, Rule
 from harness.models.openai_api import WHO_ANSWERS
 from harness.records import FEWER, Run, SamplingRecord, canonical_json
 from harness.release.champions import Champion, answers_suites, champion_note, read_champion
 from harness.release.sampled import analysis_settings, sampling_note, sampling_of
-from harness.release.stored_arms import baseline_identity, confirm_in_fp32, first_base_identity, measure_arms
+from harness.release.stored_arms import (
+    baseline_identity,
+    confirm_in_fp32,
+    find_first_base_identity,
+    measure_arms,
+)
 from harness.release.stored_target import refuse_lost_folds, refuse_regraded, target_facts
 from harness.spec import Experiment, Recipe, Role, Task
 from harness.store import Store
@@ -66,7 +71,7 @@ def gate_stored(
         )
     against = None if baseline == "base" else champion
     found = candidate_runs(loaded, runs_folder, candidate, sampled=True)
-    if any(run.recipe.get("role") == "baseline" and plugins.stored_method(run.method).tunes for run in found):
+    if any(run.recipe.get("role") == "baseline" and plugins.find_method(run.method).tunes for run in found):
         expected, step = "a candidate that is judged", "name another, or leave role out of its recipe"
         raise UserError(Problem(candidate, "a baseline, measured on the target alone", expected, step))
     runs = _select_seed(found, candidate, seed)
@@ -75,7 +80,7 @@ def gate_stored(
 
 def _strip_unasked(recipe: Recipe) -> Recipe:
     """Return a recipe without what changes no answer of an endpoint: prices, patience, the key's variable."""
-    if not plugins.stored_method(recipe.method).is_remote:
+    if not plugins.find_method(recipe.method).is_remote:
         return recipe
     named = {name: recipe.params[name] for name in WHO_ANSWERS if name in recipe.params}
     return recipe.model_copy(update={"params": named})
@@ -83,7 +88,7 @@ def _strip_unasked(recipe: Recipe) -> Recipe:
 
 def _is_of(run: Run, recipe: Recipe) -> bool:
     """Tell whether a run is of a recipe as it is written: of a search of prompts, with the one it chose."""
-    if recipe.tried and not plugins.stored_method(recipe.method).trains and _has_tried(run, recipe):
+    if recipe.tried and not plugins.find_method(recipe.method).trains and _has_tried(run, recipe):
         recipe = next((recipe.with_prompt(one.params) for one in run.training.sweep if one.chosen), recipe)
     return _strip_unasked(Recipe.model_validate(run.recipe)) == _strip_unasked(recipe)
 
@@ -148,7 +153,7 @@ def candidate_runs(
 
 def _refuse_missing_seeds(loaded: LoadedExperiment, candidate: str, runs: Mapping[int, Run]) -> None:
     """Refuse a recipe of which some seeds were not trained: it passes only with all of them."""
-    trained = any(plugins.stored_method(r.method).seeded for r in runs.values())
+    trained = any(plugins.find_method(r.method).seeded for r in runs.values())
     missing = sorted(set(loaded.experiment.seeds) - set(runs)) if trained else []
     if missing:
         found = f"no finished run of seed {', '.join(map(str, missing))}"
@@ -168,7 +173,7 @@ def judge_run(loaded: LoadedExperiment, at: Store, run: Run, champion: Champion 
     """
     sampling = sampling_of(loaded, at, run)
     loaded = analysis_settings(loaded, run, sampling) if sampling else loaded
-    experiment, catalogue = with_lm_eval(loaded.experiment)
+    experiment, catalogue = find_lm_eval_tasks(loaded.experiment)
     loaded, target, typed = loaded._replace(experiment=experiment), experiment.target, loaded.typed
     tasks: list[tuple[Task, Role, str]] = [(t, s.role, s.name) for s in experiment.suites for t in s.tasks]
     unanswered = [named for named in tasks if f"{named[0].name}/test" not in run.rows]
@@ -237,11 +242,11 @@ def _cumulative(
 ) -> Rule:
     """Judge a run against the first base by that base's own rows."""
     # `arms` puts the run's rows beside those of a baseline.
-    baseline = partial(first_base_identity, at, run=run, first=first, typed=loaded.typed)
+    baseline = partial(find_first_base_identity, at, run=run, first=first, typed=loaded.typed)
     try:
         measured = arms(baseline, notes=[])
     except IncompatibleRuns as error:
-        return gating.unmeasured_rule(str(error).partition(";")[0], first)
+        return gating.make_unmeasured_rule(str(error).partition(";")[0], first)
     identical = run.weights_digest == first
     policy, seed = gating.cumulative_policy(loaded.experiment.gate), loaded.experiment.seeds[0]
     found = gating.judge(measured, policy, target=None, identical=identical, seed=seed)

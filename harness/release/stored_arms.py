@@ -16,14 +16,14 @@ from harness.metrics import Metric
 from harness.models.openai_api import is_endpoint
 from harness.records import FEWER, RowsIdentity, Run, SampleResult, SamplingRecord
 from harness.release.champions import Champion
-from harness.release.sampled import sampled_rows
+from harness.release.sampled import cut_to_sample
 from harness.spec import Role, Task
 from harness.store import Store
 
 Rows = list[SampleResult]
 
 
-def first_base_identity(
+def find_first_base_identity(
     at: Store, own: RowsIdentity, key: str, run: Run, first: str, typed: CommandLine
 ) -> RowsIdentity:
     """Find the first base's rows of a task, as the run's were computed."""
@@ -64,8 +64,8 @@ def measure_arms(
             _refuse_without(metrics, one, rows[one.digest], typed)
         new_rows, base_rows = rows[own.digest], rows[base.digest]
         if sampling and (weights := sampling.weights.get(task.name)):
-            new_rows = sampled_rows(new_rows, own, weights, typed)
-            base_rows = sampled_rows(base_rows, base, weights, typed)
+            new_rows = cut_to_sample(new_rows, own, weights, typed)
+            base_rows = cut_to_sample(base_rows, base, weights, typed)
         else:
             new_rows, base_rows = _truncate_arms(new_rows, base_rows, task, notes)
         precision = own.precision if is_endpoint(base.engine) else base.precision
@@ -86,7 +86,7 @@ def baseline_identity(
     if champion is None and is_endpoint(own.engine):
         return _endpoint_base_identity(at, wanted, key, run, typed)
     if champion is None:
-        if (other := _same_task(at, wanted)) is not None:
+        if (other := _find_same_task(at, wanted)) is not None:
             comparison.check_comparable(other, wanted, prompting=True)
         raise IncompatibleRuns(
             f"{key}: found no rows of the base with the digests of {run.run_id}; expected them in "
@@ -140,7 +140,7 @@ def _computational_variants(at: Store, own: RowsIdentity) -> Iterator[RowsIdenti
             yield other
 
 
-def _same_task(at: Store, wanted: RowsIdentity) -> RowsIdentity | None:
+def _find_same_task(at: Store, wanted: RowsIdentity) -> RowsIdentity | None:
     """Find rows of the same weights and task that were computed in another way."""
     same = (wanted.weights_digest, wanted.task, wanted.split)
     alike = (o for o in store.identities(at) if (o.weights_digest, o.task, o.split) == same)

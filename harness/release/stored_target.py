@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from harness import comparison, decision, plugins, store
-from harness.comparison import Comparison, Estimate, each_answer
+from harness.comparison import Comparison, Estimate, list_each_answer
 from harness.comparison.corrected_comparison import correct_comparison, correct_estimate, labels_missing
 from harness.comparison.estimators import is_judge
 from harness.comparison.labelled_answers import Labels, latest_labels
@@ -17,7 +17,7 @@ from harness.config.command_line import CommandLine
 from harness.config.rubrics import current_labels
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns
-from harness.evaluation.judges import stored_digests
+from harness.evaluation.judges import list_stored_digests
 from harness.evaluation.rows.row_sets import scoring_digest
 from harness.experiment.analysis.human_labels import correct_reached
 from harness.experiment.analysis.target_comparisons import base_on_target
@@ -79,7 +79,7 @@ def target_rows(at: Store, run: Run, task: Task, split: str = "test") -> list[Sa
     """Read a run's answers to the target, as many as its limit leaves, with all drawn to an item."""
     rows_digest = run.rows[f"{task.name}/{split}"]
     rows = store.read_rows(at, rows_digest, getattr(task.data.limits, split))
-    return comparison.with_samples(rows, store.read_drawn(at, rows_digest) if run.decoding else {})
+    return comparison.add_samples(rows, store.read_drawn(at, rows_digest) if run.decoding else {})
 
 
 def _commonest_answers(experiment: Experiment, at: Store, run: Run) -> tuple[Comparison, ...]:
@@ -92,7 +92,7 @@ def _commonest_answers(experiment: Experiment, at: Store, run: Run) -> tuple[Com
 
     def answers(of: Run) -> list[SampleResult]:
         rows = target_rows(at, of, task)
-        return (each_answer(rows, store.read_drawn(at, of.rows[name])) if are_drawn else []) or rows
+        return (list_each_answer(rows, store.read_drawn(at, of.rows[name])) if are_drawn else []) or rows
 
     old = answers(plain) if plain else None
     return comparison.compare_commonest_answers(old, answers(run), alpha=experiment.gate.alpha)
@@ -115,7 +115,7 @@ def _keep_untrained(runs: Iterable[Run], experiment: Experiment) -> list[Run]:
     place = {seed: at for at, seed in enumerate(experiment.seeds)}
     newest: dict[tuple[str, int], Run] = {}
     for run in runs:
-        method = plugins.stored_method(run.method)
+        method = plugins.find_method(run.method)
         trained = run.weights_digest != run.base_digest and method.makes_language_model
         recipe = experiment.candidates.get(run.candidate)
         known = recipe is not None and (run.seed in place or not method.seeded)
@@ -174,7 +174,7 @@ def _refuse_other_grades(task: Task, role: Role, at: Store, run: Run, typed: Com
     if key not in run.rows or not any(written.startswith(JUDGE) for written in task.metrics):
         return
     then = read_identity(at, run.rows[key]).scoring_digest
-    graded = stored_digests(task, at)
+    graded = list_stored_digests(task, at)
     if then not in {scoring_digest(task, role, judged, of) for judged in graded for of in (False, True)}:
         raise IncompatibleRuns(
             f"{run.run_id}: found grades of {key} by another judge or rubric, or another scoring of it; "

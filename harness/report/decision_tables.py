@@ -21,7 +21,7 @@ from harness.decision.arithmetic import ENDS, NUMBERS, Number, Value
 from harness.formatting import UNKNOWN, Unit, count, figure, seconds
 from harness.report.document import Section
 from harness.report.escape import clean
-from harness.report.experiment_report import change_text, disturbed_note, measured_text, score_text
+from harness.report.experiment_report import change_text, describe_disturbed, print_measured, score_text
 
 _SEED_COLUMNS = ("candidate", "seeds", "score of each", "over seeds", "SD between seeds", "vs best untrained")
 _CURVE_COLUMNS = ("training rows", "score", "over all rows", "training cost USD")
@@ -64,7 +64,7 @@ def seed_section(seeds: Iterable[SeedSummary], unit: Unit) -> Section:
 
 def seed_sentences(seeds: Iterable[SeedSummary], unit: Unit) -> list[str]:
     """Say what is known over seeds, and of which recipes nothing is."""
-    known = [_over_seeds(s, unit) for s in seeds if s.score]
+    known = [_describe_seeds(s, unit) for s in seeds if s.score]
     unknown = ", ".join(
         f"{s.candidate} ({formatting.pluralize(len(s.seeds), 'seed')})" for s in seeds if not s.score
     )
@@ -98,7 +98,7 @@ def _seed_row(s: SeedSummary, unit: Unit) -> tuple[str, ...]:
     )
 
 
-def _over_seeds(s: SeedSummary, unit: Unit) -> str:
+def _describe_seeds(s: SeedSummary, unit: Unit) -> str:
     each = ", ".join(formatting.score(unit, x) for x in s.scores)
     gain = f", {formatting.change(unit, *s.gain[:3])} over the best untrained" if s.gain else ""
     over = formatting.score(unit, *s.score[:3]) if s.score else VARIANCE_UNKNOWN
@@ -147,17 +147,17 @@ _SPEED_LEAD = (
 
 def speed_section(done: Sequence[CandidateFacts]) -> Section:
     """Lay out latency, throughput, tokens and cost of finished runs, one a row."""
-    notes = [note] if (note := disturbed_note(done)) else []
+    notes = [note] if (note := describe_disturbed(done)) else []
     rows = [_speed_row(f) for f in done]
     return Section("speed", "Speed and tokens", SPEED_COLUMNS, rows, _SPEED_LEAD, notes)
 
 
 def _speed_row(f: CandidateFacts) -> list[str]:
-    timed = (measured_text(f, name) for name in ("latency_p50_s", "latency_p95_s", "requests_per_s"))
+    timed = (print_measured(f, name) for name in ("latency_p50_s", "latency_p95_s", "requests_per_s"))
     tokens = (
         map(formatting.figure, (f.tokens.prompt, f.tokens.output)) if f.tokens else (formatting.UNKNOWN,) * 2
     )
-    return [f.label, *timed, *tokens, measured_text(f, "cost_per_1k_usd")]
+    return [f.label, *timed, *tokens, print_measured(f, "cost_per_1k_usd")]
 
 
 _LOAD_COLUMNS = (

@@ -64,12 +64,12 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> lis
 
 def spreadsheet(text: str) -> str:
     """Clean a text for a cell, where a spreadsheet would take some beginnings for a formula."""
-    return _without_formula(clean(text))
+    return _disarm_formula(clean(text))
 
 
 def spreadsheet_lines(text: str) -> str:
     """Clean a text for a cell as `spreadsheet` does, but keep its lines: for questions and answers."""
-    return _without_formula(clean_lines(text).strip())
+    return _disarm_formula(clean_lines(text).strip())
 
 
 def page_environment(folder: Path) -> "Environment":
@@ -87,7 +87,7 @@ def page_environment(folder: Path) -> "Environment":
     )
 
 
-def _without_formula(cell: str) -> str:
+def _disarm_formula(cell: str) -> str:
     return f"'{cell}" if cell.startswith(_FORMULA) else cell
 
 

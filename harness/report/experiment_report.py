@@ -221,7 +221,7 @@ def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
         return failure_line(f)
     target = target_text(f)
     parts = [f"{_SHORT.get(metric, metric)} {target}"]
-    parts += [f"{measured_text(f, 'cost_per_1k_usd')} USD/1k"] if f.cost_per_1k_usd is not None else []
+    parts += [f"{print_measured(f, 'cost_per_1k_usd')} USD/1k"] if f.cost_per_1k_usd is not None else []
     parts += [f"p50 {formatting.seconds(f.latency_p50_s)}"] if f.latency_p50_s is not None else []
     parts += [verdict_word(f)] if f.verdict else []
     parts += [SMOKE] if smoke else []
@@ -253,7 +253,7 @@ def flips_text(lost: int, gained: int) -> str:
     return f"{formatting.count(lost)}/{formatting.count(gained)}"
 
 
-def lost_text(c: Comparison, most: int) -> str:
+def name_lost_items(c: Comparison, most: int) -> str:
     """Name the items that were lost, as many as can be read."""
     rest = len(c.lost) - most
     more = f" and {formatting.count(rest)} more" if rest > 0 else ""
@@ -335,7 +335,7 @@ def figure_text(name: str, value: Any) -> str:
     return formatting.plain(value)
 
 
-def shown_figure(f: CandidateFacts, name: str) -> float | None:
+def find_shown_figure(f: CandidateFacts, name: str) -> float | None:
     """Return a figure of cost or speed by its name in the facts, also where other work disturbed it.
 
     What a request costs holds its share of an index of documents.
@@ -344,19 +344,19 @@ def shown_figure(f: CandidateFacts, name: str) -> float | None:
     return value if value is None or name != "cost_per_1k_usd" else value + f.index_per_1k_usd
 
 
-def measured_text(f: CandidateFacts, name: str, *, tight: bool = False) -> str:
+def print_measured(f: CandidateFacts, name: str, *, tight: bool = False) -> str:
     """Print a figure of cost or speed by its name in the facts; `~` marks one that other work disturbed.
 
     Where it is `tight` the mark stands alone.
     """
     if tight and name in f.disturbed:
         return "~"
-    value = shown_figure(f, name)
+    value = find_shown_figure(f, name)
     text = formatting.figure(value) if name == "requests_per_s" else figure_text(name, value)
     return f"~{text}" if name in f.disturbed else text
 
 
-def disturbed_note(facts: Iterable[CandidateFacts]) -> str:
+def describe_disturbed(facts: Iterable[CandidateFacts]) -> str:
     """Say what the mark of a disturbed figure means; empty where no figure has it."""
     if not any(f.disturbed for f in facts):
         return ""
@@ -380,8 +380,8 @@ def _row(f: CandidateFacts, reference: str | None, tight: bool) -> ReportRow:
         formatting.UNKNOWN
         if not is_fine_tuned(f) or f.verdict is None
         else flips_text(f.verdict.lost, f.verdict.gained),
-        measured_text(f, "cost_per_1k_usd", tight=tight),
-        measured_text(f, "latency_p50_s", tight=tight),
+        print_measured(f, "cost_per_1k_usd", tight=tight),
+        print_measured(f, "latency_p50_s", tight=tight),
         verdict_word(f),
     )
 
@@ -389,7 +389,7 @@ def _row(f: CandidateFacts, reference: str | None, tight: bool) -> ReportRow:
 def _format_forgetting(f: CandidateFacts, tight: bool) -> str:
     if f.state == "failed":
         return formatting.UNKNOWN
-    if not plugins.stored_method(f.method).makes_language_model:
+    if not plugins.find_method(f.method).makes_language_model:
         return f"{formatting.UNKNOWN} ({'none to lose' if tight else 'no capability suite'})"
     if f.baseline and f.trained:
         return f"{formatting.UNKNOWN} ({'not judged' if tight else 'a baseline, not judged'})"

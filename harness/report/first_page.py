@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from harness import formatting, plugins
 from harness.comparison import Comparison
 from harness.comparison.estimators import is_judge
-from harness.comparison.labelled_answers import enough_labels
+from harness.comparison.labelled_answers import count_enough_labels
 from harness.decision import CandidateFacts, apply_budgets, best_untrained, gain, judge_by_wins
 from harness.decision.results import (
     UNCHECKED,
@@ -26,7 +26,7 @@ from harness.report.experiment_report import (
     ExperimentReport,
     best_first,
     change_text,
-    disturbed_note,
+    describe_disturbed,
     headers,
     miss_text,
     table_rows,
@@ -49,7 +49,7 @@ _TASKS_NAMED = 3  # of those that lost most
 def first_page(report: ExperimentReport) -> FirstPage:
     """Lay out what is seen first."""
     picture = front(report, NARROW)
-    notes = [column_note(report), *filter(None, [disturbed_note(report.facts), labels_note(report)])]
+    notes = [column_note(report), *filter(None, [describe_disturbed(report.facts), labels_note(report)])]
     return FirstPage(
         reasons=list(reasons(report)),
         table=Section("candidates", "", headers(report), table_rows(report), notes=notes),
@@ -66,7 +66,7 @@ def labels_note(report: ExperimentReport) -> str:
     if not is_judge(report.metric):
         return ""
     found = next((c for c in report.labels if c.metric == report.metric), None)
-    names = [arm.name for arm in found.arms if arm.n_labels >= enough_labels(arm.n)] if found else []
+    names = [arm.name for arm in found.arms if arm.n_labels >= count_enough_labels(arm.n)] if found else []
     if not names:
         return f"{report.metric}: grades of a judge; too few answers have labels of people to correct them."
     of = ", ".join(names)
@@ -159,7 +159,7 @@ def _forgetting_sentence(report: ExperimentReport, run: CandidateFacts) -> str:
     stopped = [r.name for r in verdict.rules if r.outcome == verdict.outcome != "pass"]
     others = [name for name in stopped if name not in ("macro", "each")]
     why = f" for {' and '.join(others)}" if others and len(others) == len(stopped) else ""
-    lost = _named_losses(report, run)
+    lost = _name_losses(report, run)
     worst = f", worst on {lost}" if lost else ""
     found = _macro_text(verdict) or "an unknown amount, for no task counts"
     said = f"the other capabilities of {run.label} changed by {found}{worst}"
@@ -177,7 +177,7 @@ def _macro_text(verdict: Verdict) -> str:
     return f"{formatting.points(*verdict.macro[:3])} points{over}{allowed}"
 
 
-def _named_losses(report: ExperimentReport, run: CandidateFacts) -> str:
+def _name_losses(report: ExperimentReport, run: CandidateFacts) -> str:
     """Name the tasks that are shown to have lost more than their margin, the worst first."""
     rules = run.verdict.rules if run.verdict else ()
     vetoed = next((r.numbers.get("vetoed") for r in rules if r.name == "each"), None)
@@ -273,7 +273,7 @@ def _promotion(report: ExperimentReport, name: str) -> Command:
     """Say how a candidate becomes the champion, with a reason where no gate has judged it."""
     purpose = f"makes {name} what later gates compare with"
     methods = (f.method for f in report.facts if f.name == name)
-    if not all(plugins.stored_method(method).makes_language_model for method in methods):
+    if not all(plugins.find_method(method).makes_language_model for method in methods):
         purpose += f" on {report.task} alone"
     purpose += ", once it has answered the items that were not sampled" if report.sampled else ""
     if any(f.name == name and f.verdict is not None for f in report.facts):
@@ -301,7 +301,7 @@ def _open_question(report: ExperimentReport) -> str:
 
 def _can_be_rescued(run: CandidateFacts) -> bool:
     """Tell whether a fine-tune gains and is stopped by what it forgot."""
-    if plugins.stored_method(run.method).is_remote:
+    if plugins.find_method(run.method).is_remote:
         return False  # its weights are elsewhere
     stopped = [r.name for r in run.verdict.rules if r.outcome == "fail"] if run.verdict else []
     return is_gain_shown(run) and bool({"macro", "each", "critical"} & set(stopped))

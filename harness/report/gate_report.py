@@ -16,9 +16,9 @@ from harness.report.experiment_report import (
     change_text,
     family_text,
     flips_text,
-    lost_text,
     miss_basis,
     miss_text,
+    name_lost_items,
 )
 from harness.report.labels import WORDS
 
@@ -31,7 +31,7 @@ def gate_document(judged: GateResult) -> ResultDocument:
     v = judged.verdict
     tasks = [t for t in judged.tasks if t.comparison.metric == t.task.primary_metric]
     rates = [t.comparison for t in tasks if t.comparison.base_passed is not None]
-    lost = [lost_text(c, _LOST_SHOWN) for c in rates if c.lost]
+    lost = [name_lost_items(c, _LOST_SHOWN) for c in rates if c.lost]
     among = family_text(judged.n_members, judged.policy.alpha)
     sections = [
         Section("tasks", columns=_TASK_COLUMNS, rows=list(map(_task_cells, tasks))),
@@ -64,7 +64,7 @@ def to_json(judged: GateResult) -> dict[str, Any]:
     return {
         "candidate": judged.candidate,
         "baseline": judged.baseline,
-        "exit_code": gating.combined_exit_code([judged]),
+        "exit_code": gating.combine_exit_codes([judged]),
         **plain,
         "comparisons": report.to_plain([t.comparison for t in judged.tasks]),
         "family": {

@@ -74,7 +74,7 @@ def _chapters(report: ExperimentReport, sections: Sequence[Section]) -> list[Cha
             above = [plots.label_noise(report.training_sets[int(section.label)], report.unit, report.metric)]
         elif section.kind == "training":
             above = _curves(facts.values())
-        same_as = _same_weights(report, section.label) if flips else ""
+        same_as = _name_same_weights(report, section.label) if flips else ""
         out.append(Chapter(f"s{i}", section, tuple(filter(None, above)), tuple(flips), same_as))
     return out
 
@@ -102,7 +102,7 @@ def _flips(report: ExperimentReport, f: CandidateFacts) -> list[tuple[str, tuple
     return [_flips_title(compared[task], tuple(flips)) for task, flips in grouped if task in compared]
 
 
-def _same_weights(report: ExperimentReport, label: str) -> str:
+def _name_same_weights(report: ExperimentReport, label: str) -> str:
     """Name the run whose general answers stand for this one's too; empty where it shows its own."""
     if any(flip.against == "base" for flip in report.flips.get(label, ())):
         return ""

@@ -17,8 +17,8 @@ _KEYS = re.compile(r"(?<=[\[,])[\w.]+=")  # of a grid's member, as in few-shot[s
 
 def for_table(names: Sequence[str], width: int) -> list[str]:
     """Shorten names to a width in cells; where that would make two of them one, they are left to wrap."""
-    brief = _without_keys(names)
-    return _by_source(names, width) or (brief if _apart(brief, names) else list(names))
+    brief = _drop_keys(names)
+    return _shorten_by_source(names, width) or (brief if _are_different(brief, names) else list(names))
 
 
 def for_picture(names: Sequence[str], width: int) -> list[str]:
@@ -26,26 +26,26 @@ def for_picture(names: Sequence[str], width: int) -> list[str]:
 
     Where no cut tells them apart, they are counted: `a name th… long 2`.
     """
-    if found := _by_source(names, width):
+    if found := _shorten_by_source(names, width):
         return found
     # The middle is cut out first, then more and more of either half.
     for kept in sorted(range(width), key=lambda n: abs(2 * n - width)):
         cut = [shorten(name, width, kept) for name in names]
-        if _apart(cut, names):
+        if _are_different(cut, names):
             return cut
     places = {name: f" {i}" for i, name in enumerate(dict.fromkeys(names), 1)}
     return [shorten(name, width - cell_len(places[name])) + places[name] for name in names]
 
 
-def _by_source(names: Sequence[str], width: int) -> list[str] | None:
+def _shorten_by_source(names: Sequence[str], width: int) -> list[str] | None:
     """Leave keys out and shorten what stands before the values; None where that does not do."""
     if _fit(names, width):
         return list(names)
-    short = [_shorter(name, width) for name in _without_keys(names)]
-    return short if _fit(short, width) and _apart(short, names) else None
+    short = [_shorter(name, width) for name in _drop_keys(names)]
+    return short if _fit(short, width) and _are_different(short, names) else None
 
 
-def _without_keys(names: Sequence[str]) -> list[str]:
+def _drop_keys(names: Sequence[str]) -> list[str]:
     return [_KEYS.sub("", name) for name in names]
 
 
@@ -59,7 +59,7 @@ def _fit(names: Sequence[str], width: int) -> bool:
     return all(cell_len(name) <= width for name in names)
 
 
-def _apart(shown: Sequence[str], names: Sequence[str]) -> bool:
+def _are_different(shown: Sequence[str], names: Sequence[str]) -> bool:
     """Tell whether different names are still different."""
     return len(set(shown)) == len(set(names))
 

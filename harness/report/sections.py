@@ -33,9 +33,9 @@ from harness.report.experiment_report import (
     figure_text,
     flips_text,
     last_line,
-    lost_text,
     miss_basis,
     miss_text,
+    name_lost_items,
 )
 from harness.report.first_page import first_page, nearest_miss
 from harness.report.people_labels import label_sections
@@ -101,7 +101,7 @@ def _appendix(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Itera
     for make in (_show_forgetting, _diversity, _steps, _gate, _sweep, _scan):
         yield from (make(report, f) for f in tuned)
     yield from (_sweep(report, f) for f in done if f.training.sweep and f not in tuned)
-    made = (f for f in done if not plugins.stored_method(f.method).is_remote)
+    made = (f for f in done if not plugins.find_method(f.method).is_remote)
     yield from (speed_section(done), load_section(done))
     yield show_trainings([f for f in made if f.training.to_plain() or f.training_cost_usd])
     if report.decision:
@@ -132,7 +132,7 @@ def _show_forgetting(report: ExperimentReport, f: CandidateFacts) -> Section:
     primary = report.task_comparisons(f.label)
     columns = ("task", "metric", "base", "new", "change", "lost/gained", "counts in the gate")
     rows = [[*_task_row(c), _counts(report, c, c is primary[c.task])] for c in comparisons]
-    lost = [lost_text(c, _LOST_LISTED) for c in primary.values() if c.lost and c.unit.is_rate]
+    lost = [name_lost_items(c, _LOST_LISTED) for c in primary.values() if c.lost and c.unit.is_rate]
     title = f"What {f.label} kept and lost"
     return Section("forgetting", title, columns, rows, notes=lost, label=f.label)
 
@@ -142,7 +142,7 @@ def _task_row(c: Comparison) -> list[str]:
         c.task,
         c.metric,
         *arm_texts(c),
-        change_text(c) + _on_valid(c),
+        change_text(c) + _print_valid_change(c),
         flips_text(len(c.lost), len(c.gained)),
     ]
 
@@ -156,7 +156,7 @@ def _counts(report: ExperimentReport, c: Comparison, is_primary: bool) -> str:
     return f"no: {why_not}" if why_not else "yes"
 
 
-def _on_valid(c: Comparison) -> str:
+def _print_valid_change(c: Comparison) -> str:
     """Add the change among the items valid in both arms, where that is not all of them."""
     if c.n_valid == c.n or c.delta_valid is None:
         return ""

@@ -89,7 +89,7 @@ def _groups(report: ExperimentReport) -> Iterator[tuple[str, list[str]]]:
         if points := candidate_points(report, f):
             word = verdict_word(f)
             yield f"{f.label}{'' if word == UNKNOWN else f': {word}'}", points
-    if notes := other_notes(report):
+    if notes := list_other_notes(report):
         yield "all candidates", notes
 
 
@@ -166,7 +166,7 @@ def _rule_text(report: ExperimentReport, f: CandidateFacts, rule: Rule) -> str:
     return rule.sentence
 
 
-def other_notes(report: ExperimentReport) -> list[str]:
+def list_other_notes(report: ExperimentReport) -> list[str]:
     """List what is said of no single candidate."""
     labels = {f.label for f in report.facts}
     seeds = seed_sentences(report.seeds, report.unit)

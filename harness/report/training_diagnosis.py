@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from harness.formatting import count, plain, points
 from harness.records import TrackedPoint, TrainingRecord
-from harness.report.plots.loss_curves import numeric_points, of_preferences, round_length, smooth
+from harness.report.plots.loss_curves import is_of_preferences, numeric_points, round_length, smooth
 from harness.stats import pareto_front
 
 _CHANGE = 0.05  # of a loss, and more is a change
@@ -27,7 +27,7 @@ class Diagnosis(NamedTuple):
 def diagnose(training: TrainingRecord) -> Diagnosis | None:
     """Diagnose a training; None where its losses do not say."""
     train, span = smooth(training), round_length(training)
-    if of_preferences(training) or training.label_smoothing or len(train) < 2 * span:
+    if is_of_preferences(training) or training.label_smoothing or len(train) < 2 * span:
         return None
     return (
         _overfits(training, train)

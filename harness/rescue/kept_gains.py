@@ -41,7 +41,7 @@ class OtherTarget(NamedTuple):
         return self.untrained or self.prompt
 
 
-def other_targets(session: Session, case: RescueCase) -> tuple[OtherTarget, ...]:
+def list_other_targets(session: Session, case: RescueCase) -> tuple[OtherTarget, ...]:
     """List the further targets that a run answered, with what it is compared with there."""
     scores = {one.task: one for one in case.facts.more_targets}
     prompts = [
@@ -65,15 +65,15 @@ def scores_of(reader: Reader, run: Run, targets: Sequence[OtherTarget]) -> tuple
             one.measured.primary.name,
             comparison.estimate(one.measured.primary, reader.of(run, one.measured)),
             one.untrained.candidate if one.untrained else None,
-            _against(reader, run, one.untrained, one.measured),
-            _against(reader, run, one.prompt, one.measured),
+            _compare_with(reader, run, one.untrained, one.measured),
+            _compare_with(reader, run, one.prompt, one.measured),
         )
         for one in targets
         if _is_answered(reader, run, one)
     )
 
 
-def lost_on_validation(reader: Reader, run: Run, targets: Sequence[OtherTarget]) -> tuple[str, ...]:
+def name_lost_on_validation(reader: Reader, run: Run, targets: Sequence[OtherTarget]) -> tuple[str, ...]:
     """Name the further targets on which a gain is gone by validation rows, where there are any."""
     return tuple(
         one.name
@@ -85,7 +85,7 @@ def lost_on_validation(reader: Reader, run: Run, targets: Sequence[OtherTarget])
     )
 
 
-def lost_on_test(scores: Sequence[TargetScore], targets: Sequence[OtherTarget]) -> tuple[str, ...]:
+def name_lost_on_test(scores: Sequence[TargetScore], targets: Sequence[OtherTarget]) -> tuple[str, ...]:
     """Name the further targets on which a gain that the run shows is not shown by a trial."""
     kept = {one.task for one in scores if _is_shown(_difference(one))}
     return tuple(one.name for one in targets if one.gains and one.name not in kept)
@@ -119,7 +119,7 @@ def _is_answered(reader: Reader, run: Run, one: OtherTarget) -> bool:
     return there and any(row.status != "error" for row in reader.of(run, one.measured))
 
 
-def _against(reader: Reader, run: Run, other: Run | None, m: MeasuredTask) -> Comparison | None:
+def _compare_with(reader: Reader, run: Run, other: Run | None, m: MeasuredTask) -> Comparison | None:
     if other is None:
         return None
     arms = reader.of(other, m), reader.of(run, m)

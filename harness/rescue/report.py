@@ -62,7 +62,7 @@ def sentences(rescue: Rescue) -> list[str]:
         f"forgetting is that of the search half ({_search_items(rescue)}); the other half is evaluated once",
         *(f"{t.name}: {half.sentence}" for t, half in judged),
         *(f"{t.name} failed: {t.facts.error}" for t in rescue.tried if t.facts.state == "failed"),
-        *_matched_target_lines(rescue),
+        *_print_matched_target(rescue),
         *rescue.notes,
         *(f"not tried: {reason}" for reason in rescue.left_out),
         *_yaml_lines(rescue),
@@ -156,7 +156,7 @@ def _search_items(rescue: Rescue) -> str:
     return f"{formatting.count(seen.n_items)} of {formatting.count(seen.n_all)} items, by cluster"
 
 
-def _matched_target_lines(rescue: Rescue) -> Iterator[str]:
+def _print_matched_target(rescue: Rescue) -> Iterator[str]:
     scaled = any(t.step == "scale" and t.search for t in rescue.tried)
     for t in rescue.tried:
         if t.step == "scale" or t.search is None or not scaled:

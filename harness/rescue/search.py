@@ -20,15 +20,15 @@ from harness.experiment.analysis.target_comparisons import commonest_answers
 from harness.experiment.analysis.target_wins import wins_over
 from harness.experiment.runs.candidate_result import attempt, facts_of
 from harness.experiment.runs.stored_rows import Reader, controls_of
-from harness.gating import Measurement, TargetFacts, measured_half
+from harness.gating import Measurement, TargetFacts, cut_to_half
 from harness.gating.halves import HALVES, Half, HalfSplit, split
 from harness.records import Run, SampleResult
 from harness.report import live_line
 from harness.rescue.kept_gains import (
     OtherTarget,
-    lost_on_test,
-    lost_on_validation,
-    other_targets,
+    list_other_targets,
+    name_lost_on_test,
+    name_lost_on_validation,
     scores_of,
     target_notes,
 )
@@ -121,7 +121,7 @@ def _prepare_context(session: Session, case: RescueCase) -> _Context:
     halved = split(base, session.experiment.seeds[0])
     reference = store.get_run(session.store, case.reference.run_id)
     known = case.reference.validation
-    others = other_targets(session, case)
+    others = list_other_targets(session, case)
     return _Context(session, reader, base, halved, reference, 0.0 if known is None else known, others)
 
 
@@ -129,7 +129,7 @@ def _notes(context: _Context, run: Run) -> Iterator[str]:
     """Name the tasks that are judged on one half or on none, and more targets whose gain is to be kept."""
     everything = context.measurements(run)
     for half in HALVES:
-        there = {m.task.name for m in measured_half(everything, context.split, half)}
+        there = {m.task.name for m in cut_to_half(everything, context.split, half)}
         if absent := [m.task.name for m in everything if m.task.name not in there]:
             yield f"too few clusters on the {half} half to judge {', '.join(absent)} there"
     yield from target_notes(context.others)
@@ -156,7 +156,7 @@ def _judge_search(context: _Context, run: Run, facts: CandidateFacts) -> HalfVer
     change = (facts.validation or 0.0) - context.reference_validation
     gains = context.session.target.primary.unit.sign * change > 0
     seen = _judge_half(context, run, "search", None, gains=gains)
-    return replace(seen, lost_on=lost_on_validation(context.reader, run, context.others))
+    return replace(seen, lost_on=name_lost_on_validation(context.reader, run, context.others))
 
 
 def _confirm(context: _Context, tried: TrialResult, run: Run) -> TrialResult:
@@ -169,7 +169,7 @@ def _confirm(context: _Context, tried: TrialResult, run: Run) -> TrialResult:
     commonest = commonest_answers(context.session, context.reader, run, [context.reference])
     target = TargetFacts(facts.target, facts.vs_untrained, missing, wins, commonest)
     seen = _judge_half(context, run, "confirm", target, gains=g is not None and g.low > 0)
-    seen = replace(seen, lost_on=lost_on_test(facts.more_targets, context.others))
+    seen = replace(seen, lost_on=name_lost_on_test(facts.more_targets, context.others))
     context.session.progress.finish(tried.name, f"{tried.name}: {seen.sentence}")
     return replace(tried, confirm=seen)
 
@@ -178,7 +178,7 @@ def _judge_half(
     context: _Context, run: Run, half: Half, target: TargetFacts | None, *, gains: bool
 ) -> HalfVerdict:
     everything = context.measurements(run)
-    part = measured_half(everything, context.split, half)
+    part = cut_to_half(everything, context.split, half)
     policy = context.session.experiment.gate
     if target is None:
         policy = policy.model_copy(update={"target": TargetPolicy()})
@@ -197,8 +197,8 @@ def _compare_matched(
     out = []
     for one, run in tried:
         if one.step != "scale" and one.facts.target and len(path) > 1:
-            part = measured_half(context.measurements(run), context.split, "search")
-            counting = gating.admitted_tasks(part)
+            part = cut_to_half(context.measurements(run), context.split, "search")
+            counting = gating.name_admitted_tasks(part)
             one = replace(
                 one, equal=_matched_target_change(path, part, one.facts.target.score, counting, alpha)
             )
@@ -227,14 +227,14 @@ def _base_point(context: _Context, run: Run) -> list[ScaledAdapter]:
         plain = other.state == "done" and other.weights_digest == run.base_digest == other.base_digest
         if plain and recipe and [getattr(recipe, name) for name in _PROMPTED_BY] == asked:
             target = facts_of(session, context.reader, other).target
-            part = measured_half(context.measurements(run), context.split, "search")
+            part = cut_to_half(context.measurements(run), context.split, "search")
             rows = {m.task.name: m.base for m in part}
             return [ScaledAdapter(0.0, target.score, rows)] if target else []
     return []
 
 
 def _search_rows(context: _Context, run: Run) -> dict[str, Sequence[SampleResult]]:
-    return {m.task.name: m.new for m in measured_half(context.measurements(run), context.split, "search")}
+    return {m.task.name: m.new for m in cut_to_half(context.measurements(run), context.split, "search")}
 
 
 def _matched_target_change(

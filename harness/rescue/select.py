@@ -12,7 +12,7 @@ from harness import decision, formatting, plugins, store
 from harness.decision import CandidateFacts
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation.session import Session
-from harness.experiment import stored_so_far
+from harness.experiment import report_stored_so_far
 from harness.experiment.fewer_items import answer_all_items
 from harness.records import FEWER, Run
 from harness.report import ExperimentReport
@@ -43,7 +43,7 @@ def find_case(session: Session, selected: Sequence[str], wanted: str) -> RescueC
     """
     runs = {run.run_id: run for run in store.list_runs(session.store, session.experiment.name)}
     name = _resolve_name(session, selected, wanted, runs)
-    report = stored_so_far(session, selected, name)
+    report = report_stored_so_far(session, selected, name)
     known = [f for f in report.facts if f.name == name and wanted in (name, f.run_id)]
     if not known:
         raise IncompatibleRuns(
@@ -67,7 +67,7 @@ def answer_whole_tasks(session: Session, selected: Sequence[str], wanted: str) -
         IncompatibleRuns: the file has another recipe now, or weights are gone.
     """
     sampled = [r for r in store.list_runs(session.store, f"{session.experiment.name}{FEWER}") if _is_done(r)]
-    named = [r for r in sampled if r.run_id == wanted] or _without_whole(session, sampled, wanted)
+    named = [r for r in sampled if r.run_id == wanted] or _list_without_whole(session, sampled, wanted)
     if not named:
         return wanted
     _refuse_before_answering(session, named, wanted)
@@ -78,7 +78,7 @@ def answer_whole_tasks(session: Session, selected: Sequence[str], wanted: str) -
     return whole.get(wanted, wanted)
 
 
-def _without_whole(session: Session, sampled: Sequence[Run], name: str) -> list[Run]:
+def _list_without_whole(session: Session, sampled: Sequence[Run], name: str) -> list[Run]:
     """List the runs of sampled items of a candidate that has none on whole tasks."""
     stored = store.list_runs(session.store, session.experiment.name)
     if any(run.candidate == name and _is_done(run) for run in stored):
@@ -102,7 +102,7 @@ def _is_done(run: Run) -> bool:
 
 
 def _is_tuned(run: Run) -> bool:
-    return run.weights_digest != run.base_digest and plugins.stored_method(run.method).makes_language_model
+    return run.weights_digest != run.base_digest and plugins.find_method(run.method).makes_language_model
 
 
 def select_case(report: ExperimentReport, runs: Sequence[Run]) -> RescueCase | None:
@@ -148,7 +148,7 @@ def _reasons(f: CandidateFacts) -> list[tuple[str, str, str]]:
     if not decision.is_fine_tuned(f):
         found = "a candidate that fine-tunes nothing, so it has forgotten nothing"
         return [(found, "a fine-tune", "choose one with weights of its own")]
-    if plugins.stored_method(f.method).is_remote:
+    if plugins.find_method(f.method).is_remote:
         found = "an endpoint, whose weights are elsewhere"
         return [(found, "weights that can be scaled or trained", "rescue them where they lie")]
     if f.verdict is None:

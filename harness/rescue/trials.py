@@ -15,14 +15,14 @@ from harness import formatting, plugins
 from harness.evaluation import costs
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work
-from harness.evaluation.more_targets import more_target_sets
+from harness.evaluation.more_targets import list_further_sets
 from harness.evaluation.rows.row_sets import RunRequest, suite_sets, target_sets, total_work
 from harness.evaluation.session import Session
 from harness.experiment.curves.data_scaling import settle_sweep
 from harness.experiment.curves.tracking import tracking_work
 from harness.experiment.preparation.adapter_configs import adapter_config
-from harness.experiment.runs.run_candidate import stored_runs
-from harness.experiment.weights.candidate_weights import stored_weights
+from harness.experiment.runs.run_candidate import find_stored_runs
+from harness.experiment.weights.candidate_weights import find_stored_weights
 from harness.experiment.weights.training_fit import fit_work
 from harness.models import hub
 from harness.plugins import Method, RescueSituation, Rung
@@ -148,12 +148,12 @@ def _add_regularizer(
             return f"not with {refused}"
         rungs = declared.rungs(case._replace(present=source.regularize.get(name)))
         if not isinstance(rungs, str):
-            return [_with_setting(step, source, name, rung) for rung in rungs]
+            return [_put_setting(step, source, name, rung) for rung in rungs]
         why = rungs
     return why
 
 
-def _with_setting(step: str, source: Recipe, name: str, rung: Rung) -> _TrialChange:
+def _put_setting(step: str, source: Recipe, name: str, rung: Rung) -> _TrialChange:
     made = source.model_copy(update={"regularize": {**source.regularize, name: rung.params}})
     return _TrialChange(step, rung.mark, made, True, rung.says)
 
@@ -190,13 +190,13 @@ def _leave_out_half(source: Recipe, method: Method, n_layers: int | None) -> Seq
         return "the number of layers is not known"
     half = n_layers // 2
     said = f"the first {half} of {n_layers} layers left as they are"
-    without = method.leave_out(method.params(**source.params), first_layers(half))
+    without = method.leave_out(method.params(**source.params), match_first_layers(half))
     if without and not source.init_from:
         return [_change_params("half", source, "half", said, without)]
     return "a part of the layers is left out already, or settled by another candidate"
 
 
-def first_layers(n: int) -> str:
+def match_first_layers(n: int) -> str:
     """Return the expression of the modules in the first n layers: a path's first number is the layer."""
     return rf"\D*\.(?:{'|'.join(map(str, range(n)))})\..*"
 
@@ -219,8 +219,8 @@ def schedule_for_run(session: Session, run: Run) -> TrialSchedule:
     source = settle_sweep(candidate.source, run)
     others = {
         one.name: one.source.params
-        for one in _other_adapters(session, candidate)
-        if stored_weights(session, one, run.seed)
+        for one in _list_other_adapters(session, candidate)
+        if find_stored_weights(session, one, run.seed)
     }
     case = _situation(session, candidate, source)._replace(others=others, tracked=run.training.tracked)
     return schedule_trials(run.candidate, candidate.recipe, source, case)
@@ -237,7 +237,7 @@ def _situation(session: Session, candidate: ResolvedCandidate, source: Recipe) -
     return RescueSituation(policy, params, layers, margin=margin, sign=sign, makes=candidate.makes)
 
 
-def _other_adapters(session: Session, candidate: ResolvedCandidate) -> list[ResolvedCandidate]:
+def _list_other_adapters(session: Session, candidate: ResolvedCandidate) -> list[ResolvedCandidate]:
     """List the candidates that train other adapters on the base of one."""
     return [
         one
@@ -289,7 +289,7 @@ def _trials_before_sweep(session: Session, name: str) -> tuple[RescueTrial, ...]
     if not candidate.method.tunes or candidate.is_remote:
         return ()
     first = candidate.trials[0].source
-    others = {one.name: one.source.params for one in _other_adapters(session, candidate)}
+    others = {one.name: one.source.params for one in _list_other_adapters(session, candidate)}
     tracked = (_ANY_POINT,) if candidate.source.track else ()
     case = _situation(session, candidate, first)._replace(others=others, tracked=tracked)
     return schedule_trials(name, candidate.recipe, first, case).trials
@@ -299,7 +299,7 @@ def _estimate_trial(session: Session, trial: RescueTrial, seed: int) -> TrialCos
     work, candidate = _work(session, trial, seed), session.candidates[trial.name]
     time_s = session.seconds(work, candidate.base)
     hour = session.experiment.decide.device_hour_usd
-    (there,) = stored_runs(session, [RunRequest(candidate, seed)])
+    (there,) = find_stored_runs(session, [RunRequest(candidate, seed)])
     return TrialCost(
         trial.name,
         trial.step,
@@ -314,6 +314,6 @@ def _estimate_trial(session: Session, trial: RescueTrial, seed: int) -> TrialCos
 def _work(session: Session, trial: RescueTrial, seed: int) -> Work:
     weights = base_weights(session.source)
     asked = session, trial.recipe, weights, 0
-    sets = [*suite_sets(session, weights), *target_sets(*asked), *more_target_sets(*asked)]
+    sets = [*suite_sets(session, weights), *target_sets(*asked), *list_further_sets(*asked)]
     making = fit_work(session, trial.source, seed) + tracking_work(session, trial.source)
     return total_work(sets) + making + Work(opened=1, runs=1)

@@ -101,7 +101,7 @@ def _pair(first: ArrayLike, second: ArrayLike) -> tuple[Array, Array]:
     return x, y
 
 
-def _by_chance(means: Array) -> Array:
+def _estimate_by_chance(means: Array) -> Array:
     """Return the mean squared difference of labels that were dealt out by chance; means (d, 5) → (d,)."""
     x, y, xx, yy, _ = means.T
     chance: Array = (xx - x * x) + (yy - y * y) + (x - y) ** 2
@@ -111,6 +111,6 @@ def _by_chance(means: Array) -> Array:
 def _kappa(means: Array) -> Array:
     """Return kappa of the means of x, y, x², y² and xy, (d, 5) → (d,); 0 where all labels are the same."""
     _, _, xx, yy, xy = means.T
-    chance = _by_chance(means)
+    chance = _estimate_by_chance(means)
     found: Array = 1 - (xx + yy - 2 * xy) / np.maximum(chance, TIE)
     return np.asarray(np.where(chance > TIE, found, 0.0))

@@ -104,7 +104,7 @@ def seed_effects(
             precision, weighted = precision + seen, weighted + seen * making.total / max(making.n, 1)
             making = _TrainingChanges(name)
         if name:
-            out.mean[at], out.variance[at] = _predicted_shift(precision, weighted, making, noise, sd)
+            out.mean[at], out.variance[at] = _predict_shift(precision, weighted, making, noise, sd)
             making = _TrainingChanges(name, making.total + sums[at], making.n + sizes[at])
         square, n_seen = square + squares[at], n_seen + sizes[at]
     return out
@@ -115,7 +115,7 @@ def _precision(making: _TrainingChanges, noise: float, sd: float) -> float:
     return 1 / (sd**2 + noise / making.n) if making.n else 0.0
 
 
-def _predicted_shift(
+def _predict_shift(
     precision: float, weighted: float, making: _TrainingChanges, noise: float, sd: float
 ) -> tuple[float, float]:
     """Return mean and variance of the reference's effect and a making's own together."""
@@ -150,11 +150,11 @@ def cusum(values: ArrayLike, target: float, slack: float, limit: float) -> Cusum
     x = finite(values)
     if slack < 0 or limit <= 0:
         raise ValueError(f"expected slack >= 0 and limit > 0, found {slack} and {limit}")
-    high, low = _one_sided(x - target - slack), _one_sided(target - slack - x)
+    high, low = _walk_one_sided(x - target - slack), _walk_one_sided(target - slack - x)
     return Cusum(high, low, (high > limit) | (low > limit))
 
 
-def _one_sided(steps: Array) -> Array:
+def _walk_one_sided(steps: Array) -> Array:
     """Add steps up, never falling below 0: the walk less its lowest point so far."""
     walk = np.cumsum(steps)
     return np.asarray(walk - np.minimum(np.minimum.accumulate(walk), 0.0))

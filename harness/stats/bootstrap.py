@@ -97,12 +97,12 @@ def _sample_clusters(codes: NDArray[np.intp], g: int, n_draws: int, seed: int) -
     Draws of few items are kept as small integers: every metric and candidate of a task takes the same.
     """
     small = len(codes) * n_draws <= _KEPT
-    drawn = _cached_counts(codes.tobytes(), g, n_draws, seed) if small else _counts(codes, g, n_draws, seed)
+    drawn = _cache_counts(codes.tobytes(), g, n_draws, seed) if small else _counts(codes, g, n_draws, seed)
     return (counts.astype(float) for counts in drawn)
 
 
 @lru_cache(maxsize=16)
-def _cached_counts(codes: bytes, g: int, n_draws: int, seed: int) -> list[NDArray[np.unsignedinteger]]:
+def _cache_counts(codes: bytes, g: int, n_draws: int, seed: int) -> list[NDArray[np.unsignedinteger]]:
     return list(_counts(np.frombuffer(codes, np.intp), g, n_draws, seed))
 
 

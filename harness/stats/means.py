@@ -40,7 +40,7 @@ def clustered_mean(values: ArrayLike, clusters: ArrayLike) -> Mean:
 
     Source: Bell & McCaffrey 2002; Pustejovsky & Tipton 2018, arXiv:1601.01981.
     """
-    x, codes, n_clusters = _with_codes(values, clusters)
+    x, codes, n_clusters = _add_codes(values, clusters)
     mean, n = float(x.mean()), len(x)
     if n_clusters < 2 or has_few_clusters(codes):
         return Mean(mean, None, 0, n, n_clusters)
@@ -182,7 +182,7 @@ def design_effect(values: ArrayLike, clusters: ArrayLike) -> float:
 
     Source: Kish 1965, section 5.4, for 1 + (m − 1) ρ.
     """
-    x, codes, _ = _with_codes(values, clusters)
+    x, codes, _ = _add_codes(values, clusters)
     sizes = np.bincount(codes)
     m = float(sizes @ sizes) / len(x)
     if m == 1:
@@ -203,7 +203,7 @@ def differing_clusters(values: ArrayLike, clusters: ArrayLike, *, effective: boo
 
     Source: ours, for `design_effect`.
     """
-    x, codes, _ = _with_codes(values, clusters)
+    x, codes, _ = _add_codes(values, clusters)
     n_differing = len(np.unique(codes[np.abs(x - np.median(x)) > TIE]))
     return n_differing * effective_clusters(codes) / len(np.unique(codes)) if effective else n_differing
 
@@ -260,7 +260,7 @@ def _correlation(x: Array, codes: NDArray[np.intp], m: float) -> float:
     return min(max((clustered**2 / plain**2 - 1) / (m - 1), 0.0), 1.0)
 
 
-def _with_codes(values: ArrayLike, clusters: ArrayLike) -> tuple[Array, NDArray[np.intp], int]:
+def _add_codes(values: ArrayLike, clusters: ArrayLike) -> tuple[Array, NDArray[np.intp], int]:
     x, labels = np.asarray(values, float), np.asarray(clusters)
     if not len(x) or x.shape != labels.shape:
         raise ValueError(f"values and clusters must be as many, and some: {x.shape} and {labels.shape}")

@@ -93,12 +93,12 @@ from harness.store.rows import (
     complete_rows,
     has_rows,
     identities,
+    list_stored_blocks,
     read_blocks,
     read_identity,
     read_many,
     read_rows,
     remove_merged_blocks,
-    stored_blocks,
 )
 from harness.store.rows.drawn_answers import read_drawn
 from harness.store.rows.folds import keep_folds, read_folds
@@ -108,22 +108,22 @@ from harness.store.runs.run_folders import (
     list_runs,
     read_run,
     read_sampling,
+    read_written_runs,
     remove_run,
     runs_on_disk,
     save_run,
     save_sampling,
     weights_folder,
-    written_runs,
 )
 from harness.store.runs.trial_runs import (
     TrialRun,
+    count_freed_by_trials,
     find_trial,
-    freed_by_trials,
     list_trials,
+    list_unneeded_trials,
     save_trial,
     trial_references,
     trials_by_run,
-    unneeded_trials,
 )
 from harness.store.status import StoredProgress, current_activity
 from harness.store.tables import TABLES

@@ -54,7 +54,7 @@ def join_references(parts: Iterable[References]) -> References:
 
 def list_unreferenced(store: Store, wanted: References) -> list[Leftover]:
     """List complete rows and weights that nobody refers to."""
-    rows = wanted_rows(store, wanted)
+    rows = list_wanted_rows(store, wanted)
     return [
         *_leftovers(path for path in _folders(store, "rows") if _is_whole(path) and path.name not in rows),
         *_leftovers(path for path in _folders(store, "weights") if not _is_wanted(path, wanted)),
@@ -82,7 +82,7 @@ def remove(leftovers: Iterable[Leftover]) -> None:
             remove_folder(left.path)
 
 
-def wanted_rows(store: Store, wanted: References) -> set[str]:
+def list_wanted_rows(store: Store, wanted: References) -> set[str]:
     """Add to the rows that are referred to those that differ in who answered or how it was computed."""
     known = identities(store)
     asked = {_question(one) for one in known if one.digest in wanted.rows}
@@ -164,7 +164,7 @@ def disk_use(store: Store, runs: Sequence[Run]) -> DiskUse:
         "nightly": size(store.folder / "nightly"),
     }
     others = size(store.folder) - sum(named.values())
-    return DiskUse(**named, others=others, freed=_freed_bytes(runs, rows, weights))
+    return DiskUse(**named, others=others, freed=_count_freed_bytes(runs, rows, weights))
 
 
 def size(path: Path) -> int:
@@ -182,7 +182,7 @@ def weights_behind(run: Run) -> dict[str, str]:
     return run.training.stands_on | own
 
 
-def own_fit_key(run: Run, fit_keys: Counter[str], weights: Counter[str]) -> str | None:
+def find_own_fit_key(run: Run, fit_keys: Counter[str], weights: Counter[str]) -> str | None:
     """Return the key of a run's weights where no other run needs them; the counts are those of all runs."""
     fit_key = run.training.fit_key
     if not is_bare_name(fit_key):
@@ -190,17 +190,17 @@ def own_fit_key(run: Run, fit_keys: Counter[str], weights: Counter[str]) -> str 
     return fit_key if fit_keys[fit_key] == 1 and weights[run.weights_digest] == 1 else None
 
 
-def needed_keys(runs: Iterable[Run]) -> Counter[str]:
+def count_needed_keys(runs: Iterable[Run]) -> Counter[str]:
     """Count by how many runs each key of weights is needed."""
     return Counter(key for run in runs for key in weights_behind(run))
 
 
-def _freed_bytes(runs: Sequence[Run], rows: dict[str, int], weights: dict[str, int]) -> dict[str, int]:
+def _count_freed_bytes(runs: Sequence[Run], rows: dict[str, int], weights: dict[str, int]) -> dict[str, int]:
     users = Counter(digest for run in runs for digest in set(run.rows.values()))
-    fit_keys, of_weights = needed_keys(runs), Counter(run.weights_digest for run in runs)
+    fit_keys, of_weights = count_needed_keys(runs), Counter(run.weights_digest for run in runs)
     return {
         run.run_id: sum(rows.get(digest, 0) for digest in set(run.rows.values()) if users[digest] == 1)
-        + weights.get(own_fit_key(run, fit_keys, of_weights) or "", 0)
+        + weights.get(find_own_fit_key(run, fit_keys, of_weights) or "", 0)
         for run in runs
     }
 

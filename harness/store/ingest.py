@@ -67,7 +67,7 @@ def schema_version(db: "DuckDBPyConnection") -> int:
 
 def is_behind(db: "DuckDBPyConnection", store: Store) -> bool:
     """Tell whether the folders hold what a current index has not heard of."""
-    return any(_changed_files(db, store)) or any(_changed_rows(db, store))
+    return any(_find_changed_files(db, store)) or any(_find_changed_rows(db, store))
 
 
 def sync(db: "DuckDBPyConnection", store: Store) -> list[str]:
@@ -105,7 +105,7 @@ def sizes(db: "DuckDBPyConnection") -> tuple[int, int, int]:
     return n_runs, n_row_sets, int(n_rows)
 
 
-def _changed_files(
+def _find_changed_files(
     db: "DuckDBPyConnection", store: Store
 ) -> tuple[list[tuple[str, str]], dict[tuple[str, str], int]]:
     there: dict[tuple[str, str], int] = {}
@@ -119,7 +119,7 @@ def _changed_files(
     return gone, {key: modified for key, modified in there.items() if known.get(key) != modified}
 
 
-def _changed_rows(db: "DuckDBPyConnection", store: Store) -> tuple[list[str], dict[str, int]]:
+def _find_changed_rows(db: "DuckDBPyConnection", store: Store) -> tuple[list[str], dict[str, int]]:
     wanted = db.execute(
         "SELECT rowset FROM stored.run_rows UNION SELECT base_rowset FROM stored.run_rows"
     ).fetchall()
@@ -133,7 +133,7 @@ def _changed_rows(db: "DuckDBPyConnection", store: Store) -> tuple[list[str], di
 
 
 def _sync_files(db: "DuckDBPyConnection", store: Store) -> list[str]:
-    gone, new = _changed_files(db, store)
+    gone, new = _find_changed_files(db, store)
     for kind, path in gone:
         db.execute("DELETE FROM stored.files WHERE kind = ? AND path = ?", [kind, path])
         if kind == "run":
@@ -189,7 +189,7 @@ def _insert(
 def _sync_rows(db: "DuckDBPyConnection", store: Store) -> list[str]:
     import duckdb
 
-    gone, new = _changed_rows(db, store)
+    gone, new = _find_changed_rows(db, store)
     with transaction(db):
         for table in ("rowsets", "scores") if gone else ():
             db.execute(f"DELETE FROM stored.{table} WHERE rowset IN (SELECT unnest(?::VARCHAR[]))", [gone])
@@ -262,11 +262,11 @@ def _create_views(db: "DuckDBPyConnection", store: Store) -> None:
 
 def _replace_views(db: "DuckDBPyConnection", files: Sequence[str], drawn: Sequence[str]) -> None:
     """Let the views read Parquet files and drawn answers of these patterns; none give no row."""
-    rows = READ_NAMED.replace("?", _quote_files(files)) if files else _no_rows(COLUMNS)
+    rows = READ_NAMED.replace("?", _quote_files(files)) if files else _describe_no_rows(COLUMNS)
     columns = ", ".join(f"\"{name}\": '{kind}'" for name, kind in SAMPLE_COLUMNS.items())
     options = "format = 'newline_delimited', hive_partitioning = false, filename = true, ignore_errors = true"
     read = f"read_json({_quote_files(drawn)}, columns = {{{columns}}}, {options})"
-    samples = read if drawn else _no_rows(SAMPLE_COLUMNS)
+    samples = read if drawn else _describe_no_rows(SAMPLE_COLUMNS)
     wanted = {table.name: table.query.format(rows=rows, samples=samples) for table in TABLES}
     if _view_queries(db) != (made := [str(list(wanted.values()))]):
         for name, query in wanted.items():
@@ -278,7 +278,7 @@ def _quote_files(files: Sequence[str]) -> str:
     return "[" + ", ".join("'" + file.replace("'", "''") + "'" for file in files) + "]"
 
 
-def _no_rows(columns: Mapping[str, str]) -> str:
+def _describe_no_rows(columns: Mapping[str, str]) -> str:
     nulls = ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in columns.items())
     return f"(SELECT {nulls}, '' AS filename LIMIT 0)"
 

@@ -146,11 +146,11 @@ def read_columns(store: Store, rows_digests: Collection[str], metric: str) -> di
     )
     found = _ask(store, query, rows_digests, metric, metric)
     return {
-        digest: _with_folds(store, digest, MetricColumns(*map(tuple, columns))) for digest, *columns in found
+        digest: _add_folds(store, digest, MetricColumns(*map(tuple, columns))) for digest, *columns in found
     }
 
 
-def _with_folds(store: Store, rows_digest: str, columns: MetricColumns) -> MetricColumns:
+def _add_folds(store: Store, rows_digest: str, columns: MetricColumns) -> MetricColumns:
     folds = read_folds(store, rows_digest)
     return columns._replace(folds=tuple(folds[item] for item in columns.ids)) if folds else columns
 

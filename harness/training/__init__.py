@@ -6,7 +6,7 @@ what is evaluated later is what was saved.
 
 from harness.models.adapters import adapter_digest, model_digest
 from harness.models.deltas import delta_digest
-from harness.training.checkpoints import read_log_until, tracked_folders
+from harness.training.checkpoints import map_tracked_folders, read_log_until
 from harness.training.context import (
     CHECKPOINTS,
     DIGESTS,
@@ -31,7 +31,7 @@ from harness.training.heads import (
     encoder_digest,
     encoder_of,
     head_digest,
-    labelled_texts,
+    label_texts,
     open_embedding,
     open_head,
     train_head,

@@ -45,7 +45,7 @@ def unknown_names(params: Spec, base: ModelSource, where: str) -> list[Problem]:
 
 
 def _unknown(params: Spec, base: ModelSource, tensors: Sequence[str], where: str) -> Iterator[Problem]:
-    model = _without_weights(base)
+    model = _build_without_weights(base)
     if model is None:
         return
     parameters = [name for name, _ in model.named_parameters()]
@@ -104,7 +104,7 @@ def _absent(
             yield Problem(where, f"{setting}: {name}", _EXPECTED, did_you_mean(name, last))
 
 
-def _without_weights(base: ModelSource) -> Any:
+def _build_without_weights(base: ModelSource) -> Any:
     """Build the base on the meta device; None where transformers cannot, which loading it will say."""
     import torch
 

@@ -42,7 +42,7 @@ class Checkpoint(NamedTuple):
         return int(self.folder.name.rpartition("-")[2])
 
 
-def last_checkpoint(folder: Path) -> Checkpoint | None:
+def find_last_checkpoint(folder: Path) -> Checkpoint | None:
     """Find the latest whole checkpoint of a training; None where it has none."""
     whole = [made for path in folder.glob("checkpoint-*") if (made := _read(path))]
     return max(whole, key=lambda made: made.step, default=None)
@@ -53,7 +53,7 @@ def read_log_until(folder: Path, step: int) -> tuple[float | None, Curve, Curve]
 
     Nothing is known of one without a checkpoint.
     """
-    last = last_checkpoint(folder)
+    last = find_last_checkpoint(folder)
     if last is None:
         return None, (), ()
     history = json.loads((last.folder / "trainer_state.json").read_text())["log_history"]
@@ -130,7 +130,7 @@ def _folder(args: Any, state: Any) -> Path:
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
-def tracked_folders(folder: Path) -> dict[int, Path]:
+def map_tracked_folders(folder: Path) -> dict[int, Path]:
     """Map the steps whose weights are kept in a folder to theirs, in order."""
     found = {int(path.name.removeprefix(_STEP)): path for path in folder.glob(f"{_STEP}*") if not path.suffix}
     return dict(sorted(found.items()))
@@ -152,7 +152,7 @@ def tracking_callback(
             if not is_first():
                 return
             step = state.global_step
-            before = max((kept for kept in tracked_folders(folder) if kept < step), default=0)
+            before = max((kept for kept in map_tracked_folders(folder) if kept < step), default=0)
             if points * step // state.max_steps > points * before // state.max_steps:
                 with torch.random.fork_rng():  # saving may draw, and training goes on as if it had not
                     _keep(folder / f"{_STEP}{step}", kind, trained_on, lambda to: save(model, to))
@@ -169,7 +169,7 @@ def pausing_callback(folder: Path, points: int) -> "TrainerCallback":
 
     class PauseCallback(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if len(tracked_folders(folder)) >= points:
+            if len(map_tracked_folders(folder)) >= points:
                 raise TrainingPaused
 
     return PauseCallback()

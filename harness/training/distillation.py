@@ -95,16 +95,16 @@ def distill(
     policy = load_policy(context, save_to)
     rows, n_dropped = _rows(context.train, context, params, policy.tokenizer)
     measured = _rows(context.validation, context, params, policy.tokenizer)[0]
-    with loop.enough_memory():
+    with loop.explain_out_of_memory():
         loaded = load_base(teacher, context.machine, loop.attention(context.machine))[0]
-        taught_by = _of_width(loaded, policy.model)
+        taught_by = _set_width(loaded, policy.model)
         trainer = _trainer(context, params, peft_config, policy, taught_by, (rows, measured))
     made = train_policy(context, policy, trainer, n_dropped, save_to)
     losses = loop.curve(trainer.state.log_history, "eval_loss")
     return replace(made, teacher=teacher.weights_digest, validation_loss=losses)
 
 
-def _of_width(teacher: "PreTrainedModel", base: "PreTrainedModel") -> "PreTrainedModel":
+def _set_width(teacher: "PreTrainedModel", base: "PreTrainedModel") -> "PreTrainedModel":
     """Return the teacher with as many probabilities as the base, where its others are of no token."""
     width = base.config.get_text_config().vocab_size
     if teacher.config.get_text_config().vocab_size > width:
@@ -158,7 +158,7 @@ def _trainer(
         **params.model_dump(include=set(DistilledParams.model_fields) - set(_OWN)),
     )
     loop.use_one_gpu(config)
-    kind = loop.with_regularizers(DistillationTrainer, context, policy.tokenizer, params.max_length)
+    kind = loop.add_regularizers(DistillationTrainer, context, policy.tokenizer, params.max_length)
     trainer: Trainer = kind(
         teacher_model=teacher,
         args=config,

@@ -58,7 +58,7 @@ def _load(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     found = f"{source.name} does not fit the memory of {machine.name}"
-    with oom.enough_memory(found, "a smaller base_model or device: cpu"):
+    with oom.explain_out_of_memory(found, "a smaller base_model or device: cpu"):
         model = kind.from_pretrained(source.path, dtype=dtype(machine.precision), **given).to(machine.device)
     # The last token that is no padding is the one that a decoder's head reads.
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
@@ -101,7 +101,7 @@ class LabelledTexts(NamedTuple):
     labels: list[str]
 
 
-def labelled_texts(examples: Sequence[Example], labels: Sequence[str] = ()) -> LabelledTexts:
+def label_texts(examples: Sequence[Example], labels: Sequence[str] = ()) -> LabelledTexts:
     """Return the texts of examples that have a closed set of choices, with their labels.
 
     Raises:
@@ -110,11 +110,11 @@ def labelled_texts(examples: Sequence[Example], labels: Sequence[str] = ()) -> L
     closed = [e for e in examples if e.choices and (not labels or e.references[0] in labels)]
     known = list(labels) or sorted({e.references[0] for e in closed})
     if len(known) < 2:
-        raise _too_few(known)
+        raise _phrase_too_few(known)
     return LabelledTexts([e.prompt for e in closed], [known.index(e.references[0]) for e in closed], known)
 
 
-def _too_few(known: Sequence[str]) -> CandidateFailed:
+def _phrase_too_few(known: Sequence[str]) -> CandidateFailed:
     """Phrase rows of one label, or of none, between which nothing can tell."""
     if known:
         found, step = f"training rows of one label alone, {known[0]!r}", "add rows of another label"
@@ -149,13 +149,13 @@ def train_head(context: FitContext, params: HeadParams, save_to: Path) -> Traini
 
     set_seed(context.seed)
     machine, scratch = context.machine, save_to.parent / CHECKPOINTS
-    start, known = loop.start_time(scratch), labelled_texts(context.train)
+    start, known = loop.start_time(scratch), label_texts(context.train)
     source = encoder_of(params.encoder, context.source)
     loaded_in = machine._replace(precision="fp32") if params.train == "all" else machine
     model, tokenizer = load_with_head(source, loaded_in, len(known.labels))
     context.prepare(model)
     train, n_dropped = _rows(known, tokenizer, params.max_length)
-    validation, _ = _rows(labelled_texts(context.validation, known.labels), tokenizer, params.max_length)
+    validation, _ = _rows(label_texts(context.validation, known.labels), tokenizer, params.max_length)
     trainer = _trainer(context, params, _trainable(model, params), tokenizer, (train, validation), scratch)
     earlier_s = loop.run(trainer, start)
     _save(trainer.model, params, save_to)
@@ -265,7 +265,7 @@ def _trainer(
         **params.model_dump(exclude=own),
     )
     loop.use_one_gpu(args)
-    kind = loop.with_regularizers(_plain_validation(), context, tokenizer, params.max_length)
+    kind = loop.add_regularizers(_make_plain_validation(), context, tokenizer, params.max_length)
     trainer: Trainer = kind(
         model=model,
         args=args,
@@ -277,7 +277,7 @@ def _trainer(
     return trainer
 
 
-def _plain_validation() -> "type[Trainer]":
+def _make_plain_validation() -> "type[Trainer]":
     """Return transformers' trainer with labels smoothed in training alone."""
     from transformers import Trainer
 

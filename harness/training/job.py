@@ -23,7 +23,7 @@ from harness.models.hub import ModelSource, has_tokenizer, load_tokenizer
 from harness.models.model_folder import weights_bytes
 from harness.progress import Advance
 from harness.provenance.code_versions import versions_of
-from harness.records import Example, canonical_json, load, without_defaults
+from harness.records import Example, canonical_json, drop_defaults, load
 from harness.regularizers import prepare
 from harness.training.context import CHECKPOINTS, TRACKED, FitContext, Reward, TrainingPaused, Weights
 from harness.training.parallel.processes import is_first, join, process_count, wait_for_all
@@ -97,7 +97,7 @@ def write_job(
     folder.mkdir(parents=True, exist_ok=True)
     splits = dict(zip(_SPLITS, (train, validation, pairs), strict=True))
     splits |= {f"{_GENERAL}{name}": rows for name, rows in (general or {}).items()}
-    lines = (canonical_json([name, without_defaults(row)]) for name, rows in splits.items() for row in rows)
+    lines = (canonical_json([name, drop_defaults(row)]) for name, rows in splits.items() for row in rows)
     _write_whole(folder / ROWS, "".join(f"{line}\n" for line in lines))
     plain = asdict(job) | {"source": job.source._asdict(), "machine": job.machine._asdict()}
     if job.reward and job.reward.task:

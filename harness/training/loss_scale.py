@@ -38,7 +38,7 @@ def _scale(optimizer: Any) -> float:
     return float(scaler.get_scale()) if scaler is not None else 0.0
 
 
-def skipped_steps(scales: Curve) -> int | None:
+def count_skipped_steps(scales: Curve) -> int | None:
     """Count the steps after which the scale was lower; None of a training whose loss was not scaled."""
     known = [scale or 0.0 for _, scale in scales]
     return sum(after < before for before, after in pairwise(known)) if known else None

@@ -200,7 +200,7 @@ def family_of(config: "PeftConfig", scratch: Path) -> PeftFamily:
         # PEFT saves the prompt that the encoder makes, from which the encoder itself cannot be loaded.
         return PeftFamily(keeps_last=True, begins_anew=True)
     if vars(config).get("kasa_config") or vars(config).get("monteclora_config"):
-        return PeftFamily(_of_variant)
+        return PeftFamily(_penalize_variant)
     if start == "eva":
         return PeftFamily(begin=_begin_eva)
     if start.startswith(CONVERTED):
@@ -258,7 +258,7 @@ def _allocation() -> "TrainerCallback":
     return RankAllocation()
 
 
-def _of_variant(model: Any) -> "torch.Tensor | float":
+def _penalize_variant(model: Any) -> "torch.Tensor | float":
     """Return the penalties of KaSA and MonteCLoRA, which PEFT leaves to the training."""
     lora = model.base_model
     penalty: torch.Tensor | float = lora._get_kasa_loss() + lora._get_monteclora_loss()  # noqa: SLF001

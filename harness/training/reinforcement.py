@@ -83,7 +83,7 @@ def train_on_rewards(
         raise CandidateFailed("no reward to train on", "reward: a candidate, a metric or a Python file")
     policy = load_policy(context, save_to)
     rows, n_dropped = _rows(context, params, policy.tokenizer)
-    with loop.enough_memory():
+    with loop.explain_out_of_memory():
         trainer = _trainer(context, params, algorithm, peft_config, policy, rows)
     made = train_policy(context, policy, trainer, n_dropped, save_to)
     history = trainer.state.log_history
@@ -144,7 +144,7 @@ def _trainer(
     config = getattr(trl, f"{algorithm}Config")(output_dir=str(policy.scratch), **common, **of_trl)
     loop.use_one_gpu(config)
     plain = getattr(trl, f"{algorithm}Trainer")
-    trainer: Trainer = loop.with_regularizers(plain, context, policy.tokenizer, params.max_length)(
+    trainer: Trainer = loop.add_regularizers(plain, context, policy.tokenizer, params.max_length)(
         reward_funcs=[reward.func],
         args=config,
         train_dataset=Dataset.from_list(rows),
@@ -188,9 +188,9 @@ def rewards_of(reward: Reward) -> Rewards:
         UserError: the file has no such function, or the metric cannot be computed on the task.
     """
     if is_path(reward.written) and not is_metric_file(Path(reward.written)):
-        return _of_file(Path(reward.written))
+        return _reward_by_file(Path(reward.written))
     assert reward.task is not None
-    return _of_metric(_metric(reward.written, reward.task))
+    return _reward_by_metric(_metric(reward.written, reward.task))
 
 
 def is_metric_file(path: Path) -> bool:
@@ -223,7 +223,7 @@ def _metric(written: str, task: Task) -> Metric:
     return load_metrics(alone)[metric_name(written)]
 
 
-def _of_metric(metric: Metric) -> Rewards:
+def _reward_by_metric(metric: Metric) -> Rewards:
     def score(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
         return [_item_score(metric, Output(text), e) for e, text in zip(examples, answers, strict=True)]
 
@@ -252,7 +252,7 @@ def _module(path: Path) -> ModuleType:
     return module
 
 
-def _of_file(path: Path) -> Rewards:
+def _reward_by_file(path: Path) -> Rewards:
     function = getattr(_module(path), "reward", None)
     if not callable(function):
         expected = f"{_FUNCTION}, or def metric(task)"

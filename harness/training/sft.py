@@ -291,9 +291,9 @@ def _trainer(
     )
     loop.use_one_gpu(config)
     in_tiles = context.machine.device == "cuda" and not config.label_smoothing_factor
-    kind = tiled_loss_trainer() if in_tiles else whole_loss_trainer()
-    kind = _with_part(_with_penalty(kind, family)) if family.keeps_part else _with_penalty(kind, family)
-    kind = loop.with_regularizers(kind, context, tokenizer, params.max_length)
+    kind = make_tiled_loss_trainer() if in_tiles else whole_loss_trainer()
+    kind = _save_part(_add_penalty(kind, family)) if family.keeps_part else _add_penalty(kind, family)
+    kind = loop.add_regularizers(kind, context, tokenizer, params.max_length)
     trainer: SFTTrainer = kind(
         model=model,
         args=config,
@@ -320,7 +320,7 @@ def _evaluations(params: SupervisedParams) -> dict[str, Any]:
     return {"eval_strategy": "steps", "eval_steps": steps, "save_strategy": "steps", "save_steps": steps}
 
 
-def _with_penalty(kind: "type[SFTTrainer]", family: PeftFamily) -> "type[SFTTrainer]":
+def _add_penalty(kind: "type[SFTTrainer]", family: PeftFamily) -> "type[SFTTrainer]":
     """Return a trainer that adds the penalty of a family of adapters to the loss it trains on."""
     if family.penalty is PLAIN.penalty:
         return kind
@@ -337,7 +337,7 @@ def _with_penalty(kind: "type[SFTTrainer]", family: PeftFamily) -> "type[SFTTrai
     return PenaltyTrainer
 
 
-def _with_part(kind: "type[SFTTrainer]") -> "type[SFTTrainer]":
+def _save_part(kind: "type[SFTTrainer]") -> "type[SFTTrainer]":
     """Return a trainer whose checkpoints hold of the model what is trained; the rest is the base's."""
 
     class PartTrainer(kind):  # type: ignore[misc, valid-type]
@@ -348,7 +348,7 @@ def _with_part(kind: "type[SFTTrainer]") -> "type[SFTTrainer]":
     return PartTrainer
 
 
-def tiled_loss_trainer() -> "type[SFTTrainer]":
+def make_tiled_loss_trainer() -> "type[SFTTrainer]":
     """Return TRL's trainer as it is: its loss is computed in tiles of logits, which spares a GPU's memory.
 
     Of packs in rows of their own it reads no mask, so that they are told apart by their positions.

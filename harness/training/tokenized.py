@@ -46,11 +46,11 @@ def tokenize(
         rows = [_tokens(e.messages, ends, chat, tokenizer) for e, ends in zip(examples, answers, strict=True)]
         return Dataset.from_list([row._asdict() for row in rows])
 
-    made = cached_dataset(key, make) if examples else ()
+    made = cache_dataset(key, make) if examples else ()
     return [Tokens(row["start"], row["wholes"]) for row in made]
 
 
-def cached_dataset(key: str, make: "Callable[[], Dataset]") -> "Dataset":
+def cache_dataset(key: str, make: "Callable[[], Dataset]") -> "Dataset":
     """Return what was remembered under a key, or else make and remember it."""
     import pyarrow as pa
     from datasets import Dataset
@@ -70,7 +70,7 @@ def _tokens(
 ) -> Tokens:
     """Make the tokens of one prompt and its answers; an answer begins where they leave the prompt's own."""
     if chat:
-        ids = partial(_of_chat, tokenizer)
+        ids = partial(_tokenize_chat, tokenizer)
         prompt = ids(messages, add_generation_prompt=True)
         wholes = [ids([*messages, {"role": "assistant", "content": answer}]) for answer in answers]
     else:
@@ -80,6 +80,8 @@ def _tokens(
     return Tokens(common_length([tuple(ids) for ids in (prompt, *wholes)]), wholes)
 
 
-def _of_chat(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Any], **options: Any) -> list[int]:
+def _tokenize_chat(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Any], **options: Any
+) -> list[int]:
     ids: Any = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True, **options)
     return list(ids["input_ids"])

@@ -23,7 +23,7 @@ from harness.records import Curve, TrainingRecord
 from harness.spec import Spec
 from harness.training import checkpoints
 from harness.training.context import TRACKED, FitContext
-from harness.training.loss_scale import SCALE, scale_callback, skipped_steps
+from harness.training.loss_scale import SCALE, count_skipped_steps, scale_callback
 from harness.training.parallel.processes import is_first, most, process_count, wait_for_all
 from harness.training.parallel.shards import DEEPSPEED, name_sharding, size_of, zero_stage
 from harness.training.tokenized import tokenize
@@ -154,7 +154,7 @@ def checkpoints_activations(
     return _SPARE * peak.total > free_gib * 2**30 / 1e9
 
 
-def of_bitsandbytes(optim: str | None) -> bool:
+def is_of_bitsandbytes(optim: str | None) -> bool:
     """Tell whether an optimiser is bitsandbytes'."""
     return (optim or "").endswith(_OF_BITSANDBYTES)
 
@@ -180,7 +180,7 @@ def settings(context: FitContext, params: LoopParams, n_trained: float | None = 
 
     on_gpu = context.machine.device == "cuda"
     own = {name: value for name in KNOBS if (value := getattr(params, name)) is not None}
-    if of_bitsandbytes(params.optim) and not is_bitsandbytes_available():
+    if is_of_bitsandbytes(params.optim) and not is_bitsandbytes_available():
         found = f"optim: {params.optim} is bitsandbytes', which is not installed"
         raise CandidateFailed(found, "pip install 'harness-evals[qlora]'")
     return {
@@ -211,7 +211,7 @@ def use_one_gpu(args: "TrainingArguments") -> None:
         args._n_gpu = 1  # noqa: SLF001  (transformers offers no other way but the environment)
 
 
-def with_regularizers(
+def add_regularizers(
     kind: Any, context: FitContext, tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> Any:
     """Return a kind of trainer whose steps are those of the context's regularisers.
@@ -239,7 +239,7 @@ def with_regularizers(
 
         def training_step(self, model: Any, inputs: Row, num_items_in_batch: Any = None) -> Any:
             progress = self.state.global_step / self.state.max_steps
-            chosen = regularizers.trained_names(given, list(self.trained), progress, context.seed)
+            chosen = regularizers.select_trained_names(given, list(self.trained), progress, context.seed)
             for name, parameter in self.trained.items():
                 parameter.requires_grad_(name in chosen)
             self.moved.update(chosen)
@@ -281,9 +281,9 @@ MEMORY_KNOBS = "params.per_device_train_batch_size (with gradient_accumulation_s
 
 
 @contextmanager
-def enough_memory() -> Iterator[None]:
+def explain_out_of_memory() -> Iterator[None]:
     """Turn running out of memory into a failure of the candidate that names what to turn."""
-    with oom.enough_memory(NO_MEMORY, MEMORY_KNOBS):
+    with oom.explain_out_of_memory(NO_MEMORY, MEMORY_KNOBS):
         yield
 
 
@@ -336,19 +336,19 @@ def run(trainer: "Trainer", start: float, trained_in: str = "fp32") -> float:
     if is_first():
         checkpoints.remove_incomplete(folder)
     wait_for_all()
-    last = checkpoints.last_checkpoint(folder)
+    last = checkpoints.find_last_checkpoint(folder)
     trainer.add_callback(checkpoints.checkpoint_callback(start, last))
     if trainer.args.fp16:
         trainer.add_callback(scale_callback())
     if last:
         checkpoints.stop_at_last_step(trainer, last)
-    with enough_memory(), without_cards(trainer):
+    with explain_out_of_memory(), skip_cards(trainer):
         trainer.train(resume_from_checkpoint=str(last.folder) if last else None)
     return last.elapsed_s if last else 0.0
 
 
 @contextmanager
-def without_cards(trainer: Any) -> Iterator[None]:
+def skip_cards(trainer: Any) -> Iterator[None]:
     """Let TRL and PEFT write no model cards into checkpoints, which nobody reads."""
 
     def write_nothing(*_: Any, **__: Any) -> None:
@@ -377,7 +377,7 @@ def _use_liger(model: Any) -> None:
 
 def start_time(folder: Path) -> float:
     """Return when a training began by `time.perf_counter`, as if earlier calls had ended just now."""
-    last = checkpoints.last_checkpoint(folder)
+    last = checkpoints.find_last_checkpoint(folder)
     return time.perf_counter() - (last.elapsed_s if last else 0.0)
 
 
@@ -455,7 +455,7 @@ def figures(
         loss=curve(history, "loss"),
         learning_rate=curve(history, "learning_rate"),
         loss_scale=curve(history, SCALE),
-        n_skipped_steps=skipped_steps(curve(history, SCALE)),
+        n_skipped_steps=count_skipped_steps(curve(history, SCALE)),
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from harness.decision import CandidateFacts, Family, place_in_family
 from harness.evaluation.rows import sampling
 from harness.experiment.fewer_items import _is_settled, is_settled
-from harness.gating import Measurement, TaskComparison, cut_tasks, judge, measured_half
+from harness.gating import Measurement, TaskComparison, cut_tasks, cut_to_half, judge
 from harness.gating.halves import HALVES
 from harness.records import SampleResult
 from harness.report import ExperimentReport
@@ -39,7 +39,7 @@ def rescue_cell(law: Law, groups: Groups, n_trials: int = 3, **options: Any) -> 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
         suite = Suite(many(2, law, groups))
         cut = cut_tasks(suite.measured, 0)
-        parts = [measured_half(suite.measured, cut, half) for half in HALVES]
+        parts = [cut_to_half(suite.measured, cut, half) for half in HALVES]
         while True:
             drawn = []
             for _ in range(n_trials):
@@ -128,7 +128,7 @@ def looks(
     pools = {t.name: pool for t in tasks if (pool := sampling.pool_of(drawn[t.name].base, t.metric))}
     plan = sampling.plan(pools, [], float(policy.macro), policy.alpha)
     orders = {
-        name: sampling.in_order(pool, plan.drawn[name], int(rng.integers(2**31)))
+        name: sampling.order_items(pool, plan.drawn[name], int(rng.integers(2**31)))
         for name, pool in pools.items()
     }
     for look, alpha in enumerate(plan.alphas):

@@ -8,7 +8,7 @@ import numpy as np
 
 from harness.comparison import Estimate, compare_rows, estimate
 from harness.decision import CandidateFacts, Decision, Family, decide, item_variances
-from harness.decision.economics import more_items
+from harness.decision.economics import estimate_more_items
 from harness.spec import DecidePolicy
 from tests.calibration.cell import Cell, Claim, at_most, printed
 from tests.calibration.draws import (
@@ -185,7 +185,7 @@ def gain_items_cell(law: Callable[[float], Law], gain: float, n: int, most: int 
         made, large = pair(law(gain), single(n)), pair(law(gain), single(n * (most + 1)))
         while True:
             facts = tuned("lora", 0, made.score(*draw(law(gain), single(n), rng)))
-            g, more = facts.vs_untrained, more_items(facts)
+            g, more = facts.vs_untrained, estimate_more_items(facts)
             if g is None or not g.low <= 0 < g.delta or more is None or more > most * n:
                 yield {}
                 continue

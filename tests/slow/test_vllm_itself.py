@@ -18,7 +18,7 @@ from harness.store import Store, list_runs
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.usefixtures("own_cache"),
-    pytest.mark.skipif(vllm.installed_version() is None, reason="vLLM is not installed"),
+    pytest.mark.skipif(vllm.find_installed_version() is None, reason="vLLM is not installed"),
 ]
 
 CPU = Machine("cpu", "CPU", "fp32", 1.0)
@@ -182,7 +182,7 @@ def test_a_whole_comparison_gives_the_scores_of_transformers(compared):
     assert {(f.name, f.state, f.error) for f in theirs.facts} == {(f.name, "done", "") for f in ours.facts}
     one, other = ({f.name: f.target.score for f in found.facts} for found in (ours, theirs))
     assert other == pytest.approx(one)
-    assert report.to_json(theirs)["header"]["engine"] == f"vllm/{vllm.installed_version()}"
+    assert report.to_json(theirs)["header"]["engine"] == f"vllm/{vllm.find_installed_version()}"
 
 
 def test_weights_are_trained_once_and_rows_are_kept_apart_by_engine(compared):

@@ -19,7 +19,7 @@ from harness.records import Limits
 
 pytestmark = [
     pytest.mark.vllm,
-    pytest.mark.skipif(vllm.installed_version() is None, reason="vLLM is not installed"),
+    pytest.mark.skipif(vllm.find_installed_version() is None, reason="vLLM is not installed"),
 ]
 
 MODEL = "smollm2-135m"

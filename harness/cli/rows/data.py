@@ -276,11 +276,11 @@ def read_all(file: str, most: int | None = None, **columns: str | None) -> "Rows
 
     from harness.data import readers
     from harness.data.columns import require_column
-    from harness.data.edit.save import Edit, no_rows_error
+    from harness.data.edit.save import Edit, phrase_no_rows
 
     rows = list(islice(readers.stream(file, "train"), most))
     if not rows:
-        raise no_rows_error(Edit("", {}, [file]), 0)
+        raise phrase_no_rows(Edit("", {}, [file]), 0)
     readers.refuse_no_header(file, rows)
     shown = readers.display_path(file)
     names = {name for row in rows for name in row.fields}

@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data import columns, examples, formats, readers
-from harness.data.column_types import ColumnCells, count_cells, mixed_columns
+from harness.data.column_types import ColumnCells, count_cells, find_mixed_columns
 from harness.data.columns import PAIRS, QuestionAndAnswers, Roles, read_question_and_answers, reading_roles
 from harness.data.edit.repeats import fold_row
 from harness.data.edit.spellings import LONGEST_LABEL, label_set
-from harness.data.edit.written_answers import WrittenAnswer, written_answers
+from harness.data.edit.written_answers import WrittenAnswer, list_written_answers
 from harness.data.examples import FIELD
 from harness.data.formats import Layout
 from harness.data.formats.dates import FORMS, read_date
@@ -204,13 +204,15 @@ class _Maker:
             self._add(row, shown)
         self.per_file[shown] = n
         if not n:
-            raise UserError(readers.no_rows(path, "at least one row", "add rows, or leave the file out"))
+            raise UserError(
+                readers.phrase_no_rows(path, "at least one row", "add rows, or leave the file out")
+            )
 
     def _add(self, row: Row, shown: str) -> None:
         try:
             example = examples.read_example(self.reading.task, self.reading.layout, row)
         except UserError as error:
-            other = formats.other_layout(row, self.reading.layout)
+            other = formats.find_other_layout(row, self.reading.layout)
             self.unusable.append(Unusable(row.where, error.problems[0].found, other))
             return
         question, answer = _texts(example)
@@ -227,7 +229,7 @@ class _Maker:
         source = row.fields.get(column) if column else shown
         source = _NO_SOURCE if source in (None, "") else source
         when = self._date(row)
-        written = written_answers(row.fields, roles)
+        written = list_written_answers(row.fields, roles)
         self.in_rows &= len(answer) > LONGEST_LABEL or _is_written(answer, written, roles)
         spaced = tuple(of.text for of in written if of.text.strip() not in ("", of.text))
         self.entries.append(
@@ -273,7 +275,7 @@ class _Maker:
         shown = ", ".join(self.per_file)
         return [
             *found,
-            *mixed_columns(self.columns),
+            *find_mixed_columns(self.columns),
             *cap_problems(self.no_dates, shown, "dates that cannot be read"),
         ]
 

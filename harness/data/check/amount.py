@@ -25,7 +25,7 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     if given.tokenizer:
         lengths = given.tokenizer.lengths([f"{entry.question}\n{entry.answer}" for entry in drawn])
         yield _lengths(lengths, f"tokens a row by {given.tokenizer.name}", table, len(drawn))
-        yield from _beyond(table, given.tokenizer)
+        yield from _find_beyond(table, given.tokenizer)
     else:
         words = [len(entry.question.split()) + len(entry.answer.split()) for entry in drawn]
         yield _lengths(words, "words a row (no model named: --base counts tokens)", table, len(drawn))
@@ -65,7 +65,7 @@ def histogram(ordered: Sequence[int]) -> str:
     return f"{low:,} {bars} {high:,}"
 
 
-def _beyond(table: RowTable, tokenizer: Tokenizer) -> Iterator[Finding]:
+def _find_beyond(table: RowTable, tokenizer: Tokenizer) -> Iterator[Finding]:
     if tokenizer.context is None:
         return
     long = [entry for entry in table.entries if _n_bytes(entry) > tokenizer.context]

@@ -32,7 +32,7 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """List answers with outer white space, labels in several spellings, and formats that go with a source."""
     answered = [entry for entry in table.entries if entry.answer]
     yield from _outer_spaces(table)
-    yield from _spellings(answered, table) if table.labels else _by_source(answered)
+    yield from _spellings(answered, table) if table.labels else _test_by_source(answered)
 
 
 def _outer_spaces(table: RowTable) -> Iterator[Finding]:
@@ -76,7 +76,7 @@ def _spellings(answered: Sequence[TableEntry], table: RowTable) -> Iterator[Find
         )
 
 
-def _by_source(answered: Sequence[TableEntry]) -> Iterator[Finding]:
+def _test_by_source(answered: Sequence[TableEntry]) -> Iterator[Finding]:
     """Test for each source and form whether it goes with the source, and list its rows that differ."""
     from scipy import stats
 

@@ -14,7 +14,7 @@ from math import exp, log
 
 from harness.data.check import ALPHA, CheckContext, Finding
 from harness.data.check._table import RowTable
-from harness.data.edit.spellings import in_one_spelling
+from harness.data.edit.spellings import unify_spellings
 
 _FEWEST = 5  # a fifth of fewer rows is less than one row
 
@@ -23,7 +23,7 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """Show the balance, list classes too small for a split, and compare with the test rows."""
     if not table.labels:
         return
-    labels = in_one_spelling([entry.answer for entry in table.entries])
+    labels = unify_spellings([entry.answer for entry in table.entries])
     counts, n = Counter(labels), len(labels)
     effective = exp(-sum(k / n * log(k / n) for k in counts.values()))
     (most, k), (least, j) = counts.most_common(1)[0], counts.most_common()[-1]
@@ -45,11 +45,11 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
         )
     if given.test:
         train, test = (Counter(entry.answer for entry in of.entries) for of in (table, given.test))
-        if mix := _other_mix(train, test, table):
+        if mix := _compare_mixes(train, test, table):
             yield mix
 
 
-def _other_mix(train: Counter[str], test: Counter[str], table: RowTable) -> Finding | None:
+def _compare_mixes(train: Counter[str], test: Counter[str], table: RowTable) -> Finding | None:
     unknown = [label for label in test if label not in train]
     if unknown:
         title = f"{len(unknown):,} labels stand in test alone: " + ", ".join(map(repr, unknown[:5]))

@@ -36,7 +36,7 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
             "the model learns to write such signs, and the same word in two spellings",
             len(table.entries),
             tuple(entry.where for entry in damaged),
-            f"{_around(before)} → {_around(mend_encoding(before))}",
+            f"{_cut_around(before)} → {_cut_around(mend_encoding(before))}",
             "harness data clean FILE --out OUT",
         )
     if control:
@@ -58,7 +58,7 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
             "nothing brings them back but the file they came from, read in its own encoding",
             len(table.entries),
             tuple(entry.where for entry in lost),
-            _around(next(part for part in _parts(lost[0]) if _LOST in part)),
+            _cut_around(next(part for part in _parts(lost[0]) if _LOST in part)),
             "harness data clean FILE --out OUT --drop-lost",
         )
 
@@ -69,7 +69,7 @@ def _parts(entry: TableEntry) -> tuple[str, ...]:
     return of.question, of.context, of.system, *of.answers
 
 
-def _around(text: str) -> str:
+def _cut_around(text: str) -> str:
     """Cut a text to what stands around its first sign beyond ASCII, masked."""
     at = next((i for i, sign in enumerate(text) if not sign.isascii()), 0)
     return mask_text(text)[max(0, at - 20) : at + 20].strip()

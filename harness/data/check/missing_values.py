@@ -49,14 +49,14 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
             f"{unusable[0].where}: {unusable[0].why}",
             "harness data clean FILE --out OUT",
         )
-    yield from _repeated_ids(table)
+    yield from _find_repeated_ids(table)
     yield from _empty_cells(table)
     for name, column in table.columns.items():
         if {"text", "number"} <= column.kinds.keys():
             yield _report_mixed(name, column, table)
 
 
-def _repeated_ids(table: RowTable) -> Iterator[Finding]:
+def _find_repeated_ids(table: RowTable) -> Iterator[Finding]:
     """List the rows whose id stands earlier in their file."""
     first: dict[tuple[str, str], TableEntry] = {}
     again: list[tuple[TableEntry, TableEntry]] = []

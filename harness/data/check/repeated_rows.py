@@ -43,7 +43,9 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     yield from near
     if given.encode:
         named = {where for finding in near for where in finding.rows}
-        yield from _by_sense(table, given.encode, [e for e in unlike if e.where not in named], given.most)
+        yield from _find_by_sense(
+            table, given.encode, [e for e in unlike if e.where not in named], given.most
+        )
 
 
 def _unlike(table: RowTable) -> list[TableEntry]:
@@ -76,7 +78,9 @@ def _near(table: RowTable, unlike: Sequence[TableEntry]) -> Iterator[Finding]:
         )
 
 
-def _by_sense(table: RowTable, encode: Encode, rows: Sequence[TableEntry], most: int) -> Iterator[Finding]:
+def _find_by_sense(
+    table: RowTable, encode: Encode, rows: Sequence[TableEntry], most: int
+) -> Iterator[Finding]:
     """List rows that repeat an earlier question in other words, among at most so many drawn rows."""
     drawn = sorted(random.Random("sense").sample(range(len(rows)), min(most, len(rows))))
     left = [rows[i] for i in drawn]

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from harness.data.check import ALPHA, DECIDE, CheckContext, Finding
 from harness.data.check._table import RowTable, TableEntry
 from harness.data.check.personal_data import excerpt
-from harness.data.edit.spellings import in_one_spelling
+from harness.data.edit.spellings import unify_spellings
 
 _FOLDS = 5
 _FEWEST = 5  # rows of a class, one for each fold
@@ -113,7 +113,7 @@ def _draw_judged(table: RowTable, most: int) -> list[TableEntry]:
     if not table.labels:
         return []
     drawn = table.draw(most)
-    labels = in_one_spelling([entry.answer for entry in drawn])
+    labels = unify_spellings([entry.answer for entry in drawn])
     counts = Counter(labels)
     spelt = (entry._replace(answer=label) for entry, label in zip(drawn, labels, strict=True))
     return [entry for entry in spelt if counts[entry.answer] >= _FEWEST]

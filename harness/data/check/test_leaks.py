@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from harness.data.check import DECIDE_BY_SENSE, CheckContext, Finding
 from harness.data.check._table import RowTable, TableEntry
 from harness.data.check.personal_data import excerpt
-from harness.data.contamination import contaminated_rows
+from harness.data.contamination import find_contaminated_rows
 from harness.data.examples import SourcedExample
 from harness.data.overlap import Encode, overlaps
 from harness.errors import as_argument
@@ -24,7 +24,7 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     training, evaluated = (
         [SourcedExample(entry.example, entry.where) for entry in of.entries] for of in (table, given.test)
     )
-    if leaks := contaminated_rows(training, evaluated):
+    if leaks := find_contaminated_rows(training, evaluated):
         first = leaks[0]
         yield Finding(
             "error",
@@ -34,13 +34,13 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
             tuple(leak.training.where for leak in leaks),
             f"{first.training.where} asks what {first.evaluated.where} asks: "
             f"{excerpt(' '.join(first.training.example.prompt.split()), 60)!r}",
-            _without(given.test),
+            _name_split_command(given.test),
             beside=tuple(f"{leak.evaluated.where}, which asks the same" for leak in leaks),
         )
-    yield from _in_other_words(table, given.test, {leak.training.where for leak in leaks}, given.encode)
+    yield from _find_in_other_words(table, given.test, {leak.training.where for leak in leaks}, given.encode)
 
 
-def _in_other_words(
+def _find_in_other_words(
     table: RowTable, test: RowTable, exact: set[str], encode: Encode | None
 ) -> Iterator[Finding]:
     """List what shares most of its words with a test row, and what only lies close to it; closest first."""
@@ -52,7 +52,7 @@ def _in_other_words(
         encode=encode,
     )
     # dedup looks at words alone, so what only embeddings find is decided row by row.
-    for how, command in (("in other words", _without(test)), ("by sense", _decide_beside(test))):
+    for how, command in (("in other words", _name_split_command(test)), ("by sense", _decide_beside(test))):
         of = [o for o in found if (o.measure == "embeddings") == (how == "by sense")]
         pairs = [(left[o.training], test.entries[o.evaluated], o) for o in of]
         near = [f"{item.where} ({o.measure} {o.similarity:.2f})" for _, item, o in pairs]
@@ -69,7 +69,7 @@ def _in_other_words(
             )
 
 
-def _without(test: RowTable) -> str:
+def _name_split_command(test: RowTable) -> str:
     """Name the command that leaves out what the test rows ask."""
     against = " ".join(f"--against {as_argument(file)}" for file in test.files)
     return f"harness data dedup FILE {against} --out OUT"

@@ -38,10 +38,10 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
         yield _decidable(len(given.test.entries), given.detectable)
     if min(len(drawn), len(test)) >= _FEWEST:
         yield _relevance(drawn, test)
-        yield _representativeness(drawn, test, _apart(table, given.test, drawn, test))
+        yield _representativeness(drawn, test, _find_disjoint_column(table, given.test, drawn, test))
 
 
-def _apart(
+def _find_disjoint_column(
     table: RowTable, tested: RowTable, drawn: Sequence[TableEntry], test: Sequence[TableEntry]
 ) -> str | None:
     """Return the column of which training and test have no value in common; None where none is known."""

@@ -59,7 +59,7 @@ def asking(row: Row, roles: Roles) -> QuestionText | None:
         if isinstance(value, str) and value.strip() and column != CONTEXT:
             return QuestionText(value, column)
         if isinstance(value, list):
-            return _last_turn(value, column)
+            return _find_last_turn(value, column)
         if isinstance(value, dict):
             return _root(value, column)
     return None
@@ -72,7 +72,7 @@ def _root(message: Mapping[str, Any], column: str) -> QuestionText | None:
     return QuestionText(text, column, key="text") if asks and isinstance(text, str) and text.strip() else None
 
 
-def _last_turn(turns: Sequence[Any], column: str) -> QuestionText | None:
+def _find_last_turn(turns: Sequence[Any], column: str) -> QuestionText | None:
     for place in reversed(range(len(turns))):
         turn = turns[place]
         if isinstance(turn, dict) and {turn.get("role"), turn.get("from")} & {*_USER}:
@@ -108,11 +108,11 @@ def augment(
         by_row[one.of].append(EditedRow(one.row if change.kind == "added" else None, change))
     new = (*_marks(rows), ORIGIN) if in_columns else ()
     return [
-        outcome for i, row in enumerate(rows) for outcome in (EditedRow(_with_columns(row, new)), *by_row[i])
+        outcome for i, row in enumerate(rows) for outcome in (EditedRow(_add_columns(row, new)), *by_row[i])
     ]
 
 
-def _with_columns(row: Row, names: Sequence[str]) -> Row:
+def _add_columns(row: Row, names: Sequence[str]) -> Row:
     """Return a row that has these columns, empty where it had none."""
     return row._replace(fields=row.fields | {name: None for name in names if name not in row.fields})
 

@@ -13,18 +13,18 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.data import formats
-from harness.data.columns import PAIRS, Roles, plain_text, read_question_and_answers
+from harness.data.columns import PAIRS, Roles, join_texts, read_question_and_answers
 from harness.data.edit.change import Change, EditedRow, drop
 from harness.data.edit.decisions import RowDecision, line_of
 from harness.data.edit.mix import STOOD_ALREADY, RowIds
-from harness.data.edit.spellings import commonest_spellings, label_set, no_labels, several_spellings
+from harness.data.edit.spellings import commonest_spellings, describe_no_labels, label_set, several_spellings
 from harness.data.edit.written_answers import (
     CHOICES,
     Keys,
     answer_at,
     label_places,
+    list_written_answers,
     put_answer,
-    written_answers,
 )
 from harness.data.formats import THUMB_DOWN, Layout
 from harness.data.readers import Row
@@ -88,14 +88,14 @@ def clean(
             keys = next(places, (roles.answers[0],))
             fields = _relabel(row, fields, keys, decision.label, reasons)
         cleaned = Row(row.where, _mend_answers(row, fields, roles, mending, reasons))
-        if other := formats.other_layout(cleaned, layout):
+        if other := formats.find_other_layout(cleaned, layout):
             yield drop(row, f"a row of another layout: {other}")
             continue
         if unusable := _unusable(cleaned, roles, drop_lost=drop_lost) or _unreadable(cleaned, layout):
             yield drop(row, unusable)
             continue
         if mending.ids:
-            cleaned = _with_own_id(cleaned, mending.ids, reasons)
+            cleaned = _give_own_id(cleaned, mending.ids, reasons)
         changed = Change(row.where, "changed", tuple(reasons))
         yield EditedRow(cleaned, changed) if reasons else EditedRow(row)
 
@@ -104,7 +104,7 @@ def _mend_answers(
     row: Row, fields: dict[str, Any], roles: Roles, mending: CleaningOptions, reasons: dict[str, None]
 ) -> dict[str, Any]:
     """Cut white space in front of answers, and spell labels, as far as either is asked."""
-    for text, keys in written_answers(fields, roles) if mending.leading_spaces else ():
+    for text, keys in list_written_answers(fields, roles) if mending.leading_spaces else ():
         if text[:1].isspace():
             reasons[f"leading spaces cut in {keys[0]!r}"] = None
             fields = put_answer(fields, keys, text.lstrip())
@@ -114,7 +114,7 @@ def _mend_answers(
     return fields
 
 
-def _with_own_id(row: Row, ids: RowIds, reasons: dict[str, None]) -> Row:
+def _give_own_id(row: Row, ids: RowIds, reasons: dict[str, None]) -> Row:
     ident = row.fields.get("id")
     if not isinstance(ident, str | int) or (given := ids.give(ident)) == ident:
         return row
@@ -135,7 +135,7 @@ def spellings_in(rows: Iterable[Row], roles: Roles, shown: str) -> dict[str, str
     if not answers:
         raise UserError(Problem(where, "no column that answers", "a column of labels", step))
     if not label_set(answers):
-        raise UserError(Problem(where, *no_labels(answers), step))
+        raise UserError(Problem(where, *describe_no_labels(answers), step))
     return commonest_spellings(several_spellings(answers))
 
 
@@ -175,7 +175,7 @@ def _unusable(row: Row, roles: Roles, *, drop_lost: bool) -> str:
         return "an empty answer"
     if roles.answers == ("chosen", "rejected") and len({" ".join(answer.split()) for answer in answers}) == 1:
         return "two equal answers"
-    return "lost signs (U+FFFD)" if drop_lost and _LOST in plain_text([question, *answers]) else ""
+    return "lost signs (U+FFFD)" if drop_lost and _LOST in join_texts([question, *answers]) else ""
 
 
 def _unreadable(row: Row, layout: Layout | None) -> str:

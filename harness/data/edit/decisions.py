@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
 from harness.data import readers
-from harness.data.columns import PAIRS, Roles, are_rated, columns_of, plain_text
+from harness.data.columns import PAIRS, Roles, are_rated, columns_of, join_texts
 from harness.data.examples import FIELD
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
@@ -57,7 +57,7 @@ def set_aside_file(path: str, digest: str) -> Path:
     return Path(f"{path}.decisions.{digest[:8]}.json")
 
 
-def kept_decisions(path: str) -> dict[int, RowDecision]:
+def read_decisions(path: str) -> dict[int, RowDecision]:
     """Read the decisions kept beside a file of rows on its content as it is, by line.
 
     Raises:
@@ -193,7 +193,7 @@ def decisions_by_line(kept: Decisions, path: str, roles: Roles) -> dict[int, Row
 
 def _fill(template: str, row: Row) -> str:
     """Return the label of a row, as a template over its columns makes it."""
-    return FIELD.sub(lambda field: plain_text(row.fields.get(field[1])), template).strip()
+    return FIELD.sub(lambda field: join_texts(row.fields.get(field[1])), template).strip()
 
 
 def _label_problems(kept: Decisions, template: str | None, known: Container[str]) -> Iterator[Problem]:

@@ -56,7 +56,7 @@ def dedup(
         left = {i: e for i, e in enumerate(entries) if i not in changes or changes[i].row is not None}
         changes |= step(left)
     _follow(changes, entries)
-    changes |= _without_originals(rows, changes)
+    changes |= _drop_without_originals(rows, changes)
     return [changes.get(i, EditedRow(row)) for i, row in enumerate(rows)]
 
 
@@ -69,7 +69,7 @@ def _follow(changes: _Changes, entries: Sequence[DedupEntry]) -> None:
             changes[i] = drop(entries[i].row, of.reason, of.of, of.similarity)
 
 
-def _without_originals(rows: Sequence[Row], changes: _Changes) -> _Changes:
+def _drop_without_originals(rows: Sequence[Row], changes: _Changes) -> _Changes:
     """Drop augmented rows of which every row with the text that they were made from is dropped."""
     gone = {rows[i].where for i, found in changes.items() if found.row is None}
     places = {where: origin.places for where, origin in origins(rows).items()}

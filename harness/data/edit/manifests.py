@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.data import readers
-from harness.data.edit.payments import Payment, of_share
+from harness.data.edit.payments import Payment, take_share
 from harness.errors import Problem, UserError
 from harness.records import checksum, parse_json
 from harness.spec import HUB
@@ -87,7 +87,7 @@ def payments_for(path: str) -> tuple[Payment, ...]:
         return ()
     parts, own = _parts(found), _part_of(Path(path), found)
     share = own.rows / sum(part.rows for part in parts) if own and len(parts) > 1 else 1.0
-    return of_share(_payments(found), share)
+    return take_share(_payments(found), share)
 
 
 def n_rows_of(path: str) -> int | None:

@@ -16,7 +16,7 @@ class Payment(NamedTuple):
     share: float = 1.0
 
 
-def of_share(payments: Iterable[Payment], share: float) -> tuple[Payment, ...]:
+def take_share(payments: Iterable[Payment], share: float) -> tuple[Payment, ...]:
     """Return the payments for so large a share of what they stand for; none where nothing is left."""
     held = min(max(share, 0.0), 1.0)
     return tuple(one._replace(share=one.share * held) for one in payments if held)

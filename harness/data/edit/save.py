@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from harness import __version__
 from harness.data import readers
-from harness.data.columns import plain_text
+from harness.data.columns import join_texts
 from harness.data.edit.change import NOT_DRAWN, Change, EditedRow
 from harness.data.edit.manifests import (
     MANIFEST,
@@ -34,7 +34,7 @@ from harness.data.edit.manifests import (
     n_rows_of,
     payments_for,
 )
-from harness.data.edit.payments import Payment, join_payments, of_share, total_usd
+from harness.data.edit.payments import Payment, join_payments, take_share, total_usd
 from harness.data.edit.row_files import KINDS, row_suffix, write_rows
 from harness.data.edit.split import SplitRows
 from harness.data.readers import Row
@@ -140,7 +140,7 @@ def save(edit: Edit, outcomes: Iterable[EditedRow], out: Path, *, dry_run: bool 
     changes: list[Change] = []
     counts: Counter[str] = Counter(read=0, written=0, dropped=0, changed=0, reported=0)
     persons: Counter[str] = Counter()
-    rows = _with_persons(_tally(outcomes, changes, counts), persons)
+    rows = _count_persons(_tally(outcomes, changes, counts), persons)
     data, told = (out.with_name(f".{out.name}{end}.{os.getpid()}.part") for end in ("", MANIFEST))
     try:
         if dry_run:
@@ -149,7 +149,7 @@ def save(edit: Edit, outcomes: Iterable[EditedRow], out: Path, *, dry_run: bool 
         else:
             write_rows(data, row_suffix(out.name), rows, edit.inputs)
         if not counts["written"] and not dry_run:
-            raise no_rows_error(edit, counts["dropped"])
+            raise phrase_no_rows(edit, counts["dropped"])
         outputs = [] if dry_run else [_output(out.name, data, counts["written"])]
         made = manifest(edit, outputs, counts, changes, persons)
         if not dry_run:
@@ -204,7 +204,7 @@ def save_split(edit: Edit, found: SplitRows, out: Path, suffix: str) -> SavedEdi
         outputs, persons = [], Counter[str]()
         for name, rows in found.parts.items():
             file = scratch / f"{name}{suffix}"
-            write_rows(file, suffix, _with_persons(rows, persons), edit.inputs)
+            write_rows(file, suffix, _count_persons(rows, persons), edit.inputs)
             outputs.append(_output(file.name, file, len(rows)))
         n_written, n_dropped = sum(map(len, found.parts.values())), len(found.changes)
         counts = {"read": n_written + n_dropped, "written": n_written, "dropped": n_dropped}
@@ -219,13 +219,13 @@ def save_split(edit: Edit, found: SplitRows, out: Path, suffix: str) -> SavedEdi
     return SavedEdit(made, found.changes)
 
 
-def no_rows_error(edit: Edit, n_dropped: int) -> UserError:
+def phrase_no_rows(edit: Edit, n_dropped: int) -> UserError:
     """Phrase an edit of which no row would be left."""
     if n_dropped:
         shown, step = ", ".join(map(readers.display_path, edit.inputs)), "the same with --dry-run says why"
         return UserError(Problem(shown, f"{n_dropped:,} rows, all of them dropped", "at least one row", step))
     step = "name a file with rows"
-    return UserError([readers.no_rows(path, "at least one row", step) for path in edit.inputs])
+    return UserError([readers.phrase_no_rows(path, "at least one row", step) for path in edit.inputs])
 
 
 def manifest(
@@ -268,7 +268,7 @@ def _list_payments(
     """List what was paid for rows, here and before; a row that was not drawn leaves its part to others."""
     left = Counter(readers.file_of(c.where) for c in changes if c.reasons == (NOT_DRAWN,))
     before = (
-        of_share(payments_for(path), 1 - left[readers.display_path(path)] / (n_rows_of(path) or 1))
+        take_share(payments_for(path), 1 - left[readers.display_path(path)] / (n_rows_of(path) or 1))
         for path in edit.inputs
     )
     here = [
@@ -313,12 +313,12 @@ def _tally(outcomes: Iterable[EditedRow], changes: list[Change], counts: Counter
             yield row
 
 
-def _with_persons(rows: Iterable[Row], persons: Counter[str]) -> Iterator[Row]:
+def _count_persons(rows: Iterable[Row], persons: Counter[str]) -> Iterator[Row]:
     """Pass rows on, and count those whose texts hold personal data, by kind."""
     from harness.data.check.personal_data import personal_data
 
     for row in rows:
-        text = plain_text([value for value in row.fields.values() if isinstance(value, str | list | dict)])
+        text = join_texts([value for value in row.fields.values() if isinstance(value, str | list | dict)])
         persons.update({kind for kind, _ in personal_data(text)})
         yield row
 

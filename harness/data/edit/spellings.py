@@ -29,7 +29,7 @@ def label_set(answers: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(counts)) if few and short else ()
 
 
-def no_labels(answers: Sequence[str]) -> tuple[str, str]:
+def describe_no_labels(answers: Sequence[str]) -> tuple[str, str]:
     """Say what answers are that are no closed set, and what labels are."""
     found = f"{pluralize(len(set(answers)), 'different answer')} of {pluralize(len(answers), 'row')}"
     most = f"at most {MOST_LABELS} labels of at most {LONGEST_LABEL} characters"
@@ -50,7 +50,7 @@ def commonest_spellings(labels: Sequence[LabelSpellings]) -> dict[str, str]:
     return {spelt: label.commonest for label in labels for spelt, _ in label.counts[1:]}
 
 
-def in_one_spelling(answers: Sequence[str]) -> list[str]:
+def unify_spellings(answers: Sequence[str]) -> list[str]:
     """Return answers, each label in its commonest spelling."""
     commonest = commonest_spellings(several_spellings(answers))
     return [commonest.get(answer, answer) for answer in answers]

@@ -19,7 +19,7 @@ from harness.data.near_duplicates import THRESHOLD, TextMatch, near_duplicates, 
 from harness.data.readers import Row, Rows, cap_problems
 from harness.data.splits import groups_of, set_aside
 from harness.data.splits.augmented_rows import is_augmented, origins
-from harness.data.splits.balanced_folds import deal, labels_of, with_every_label
+from harness.data.splits.balanced_folds import deal, labels_of, spread_labels
 from harness.data.splits.class_cover import clashing_classes, scarce_classes
 from harness.errors import Problem, UserError
 from harness.formatting import plain, pluralize
@@ -88,7 +88,7 @@ def split(content: Rows, roles: Roles, way: SplitOptions) -> SplitRows:
         step = "split the rows that they were made from, and augment each fold's training rows"
         raise UserError(Problem(content.shown, "augmented rows", "folds of rows that are tested", step))
     questions = [read_question_and_answers(row, roles).whole for row in own.rows]
-    found = _by_time(own, questions, way) if way.time else _at_random(own, questions, way)
+    found = _split_by_time(own, questions, way) if way.time else _split_at_random(own, questions, way)
     found = _place_augmented(found, content, roles, way)
     if problems := list(_problems(content.shown, found, way)):
         raise UserError(cap_problems(problems, content.shown, "classes that are too small"))
@@ -106,7 +106,7 @@ def _place_augmented(found: SplitRows, content: Rows, roles: Roles, way: SplitOp
     if not (made := origins(content.rows)):
         return found
     changes = {change.where: change for change in found.changes}
-    changes |= dict(_not_trained_on(found, made))
+    changes |= dict(_find_untrained(found, made))
     changes |= dict(_find_asked_elsewhere(found, content, roles, way))
     trained = {row.where for row in found.parts["train"]} | made.keys() - changes.keys()
     rows = [row for row in content.rows if row.where in trained]
@@ -114,7 +114,7 @@ def _place_augmented(found: SplitRows, content: Rows, roles: Roles, way: SplitOp
     return SplitRows({**found.parts, "train": rows}, ordered)
 
 
-def _not_trained_on(found: SplitRows, made: Mapping[str, SourceText]) -> Iterator[tuple[str, Change]]:
+def _find_untrained(found: SplitRows, made: Mapping[str, SourceText]) -> Iterator[tuple[str, Change]]:
     """Yield the augmented rows that were made from a row of another part, or from one that is not there."""
     trained = {row.where for row in found.parts["train"]}
     for where, origin in made.items():
@@ -179,7 +179,7 @@ def odd_shares(found: SplitRows, way: SplitOptions) -> Iterator[str]:
             )
 
 
-def _at_random(content: Rows, questions: list[str], way: SplitOptions) -> SplitRows:
+def _split_at_random(content: Rows, questions: list[str], way: SplitOptions) -> SplitRows:
     """Draw test and validation by whole groups; questions that are alike by a chain of others are joined."""
     kinds = _kinds(questions, way.alike)
     while True:
@@ -189,7 +189,7 @@ def _at_random(content: Rows, questions: list[str], way: SplitOptions) -> SplitR
             return SplitRows(
                 {name: [content.rows[i] for i in part] for name, part in parts.items()}, changes=[]
             )
-        kinds = _joined_kinds(kinds, joined)
+        kinds = _join_kinds(kinds, joined)
 
 
 def _kinds(questions: Sequence[str], alike: float) -> list[int]:
@@ -202,7 +202,7 @@ def _kinds(questions: Sequence[str], alike: float) -> list[int]:
     return [equal.setdefault(of, kinds[i]) if of else kinds[i] for i, of in enumerate(folded)]
 
 
-def _joined_kinds(kinds: Sequence[int], pairs: Sequence[tuple[int, int]]) -> list[int]:
+def _join_kinds(kinds: Sequence[int], pairs: Sequence[tuple[int, int]]) -> list[int]:
     """Join the kinds of each pair of rows, under the name of the first."""
     parent: dict[int, int] = {}
 
@@ -228,7 +228,7 @@ def _draw_parts(content: Rows, kinds: Sequence[int], way: SplitOptions) -> dict[
         raise UserError(Problem(content.shown, found, f"at least {len(named)}, one a part", step))
     dealt = _deal_parts(rows, way)
     if way.stratify:
-        dealt = with_every_label(rows, dealt)
+        dealt = spread_labels(rows, dealt)
         if problems := list(_class_problems(content.shown, rows, dealt, way)):
             raise UserError(cap_problems(problems, content.shown, "classes that are too small"))
     return {name: [int(row.example.id) for row in part] for name, part in zip(named, dealt, strict=True)}
@@ -326,7 +326,7 @@ def _equal(questions: Sequence[str], known: Sequence[str]) -> list[TextMatch | N
     return [None if place is None else TextMatch(place, 1.0) for place in places]
 
 
-def _by_time(content: Rows, questions: list[str], way: SplitOptions) -> SplitRows:
+def _split_by_time(content: Rows, questions: list[str], way: SplitOptions) -> SplitRows:
     """Cut at two times, ties in the earlier part; what an earlier part knows already is dropped."""
     times = _times(content, way)
     order = sorted(range(len(times)), key=times.__getitem__)

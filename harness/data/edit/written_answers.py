@@ -25,7 +25,7 @@ class WrittenAnswer(NamedTuple):
     keys: Keys
 
 
-def written_answers(fields: Mapping[str, Any], roles: Roles) -> list[WrittenAnswer]:
+def list_written_answers(fields: Mapping[str, Any], roles: Roles) -> list[WrittenAnswer]:
     """List the answers of a row in their order, behind them its choices; of turns all the assistant's."""
     found: list[WrittenAnswer] = []
     for column in _answer_columns(fields, roles):
@@ -45,7 +45,7 @@ def written_answers(fields: Mapping[str, Any], roles: Roles) -> list[WrittenAnsw
 
 def label_places(fields: Mapping[str, Any], roles: Roles) -> list[WrittenAnswer]:
     """List the answers that are the row's label, or spell it: of turns the last one alone."""
-    return [of for of in written_answers(fields, roles) if not _is_earlier_turn(fields, of.keys)]
+    return [of for of in list_written_answers(fields, roles) if not _is_earlier_turn(fields, of.keys)]
 
 
 def _answer_columns(fields: Mapping[str, Any], roles: Roles) -> tuple[str, ...]:

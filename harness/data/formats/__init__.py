@@ -15,8 +15,8 @@ from harness.data.formats.preference_rows import OWN_QUESTION, read_pair
 from harness.data.formats.ratings import MEND_ROW, PREFERRED, RATED, TREE, best_answer
 from harness.data.formats.turns import (
     answer_places,
-    formed_fields,
-    known_fields,
+    find_fields,
+    find_known_fields,
     read_text,
     read_turns,
     user_turns,
@@ -45,7 +45,7 @@ class Layout(NamedTuple):
 
 def recognise(rows: Sequence[Row]) -> Layout | None:
     """Return the layout of most rows; None where they are in our own, or in none that is known."""
-    found = Counter(_layout_of(formed_fields(row)) for row in rows)
+    found = Counter(_layout_of(find_fields(row)) for row in rows)
     return found.most_common(1)[0][0] if found else None
 
 
@@ -59,9 +59,9 @@ def layout_of(task: Task, content: Rows) -> Layout | None:
     return None if task.kind == "bits_per_byte" or all(said) else recognise(content.rows)
 
 
-def other_layout(row: Row, layout: Layout | None) -> str:
+def find_other_layout(row: Row, layout: Layout | None) -> str:
     """Name the layout of a row that does not fit that of its file; empty where it fits, or has none."""
-    own = recognise([row]) if layout and not layout.fits(known_fields(row)) else None
+    own = recognise([row]) if layout and not layout.fits(find_known_fields(row)) else None
     return own.name if own else ""
 
 
@@ -73,9 +73,9 @@ def read(row: Row, layout: Layout | None, context_apart: bool = False) -> Row:
     """
     if layout is None:
         return row
-    if not layout.fits(known_fields(row)):
+    if not layout.fits(find_known_fields(row)):
         raise UserError(
-            _misfit(row, f"fields {', '.join(sorted(known_fields(row))) or 'without a value'}", layout)
+            _misfit(row, f"fields {', '.join(sorted(find_known_fields(row))) or 'without a value'}", layout)
         )
     return row._replace(fields={**row.fields, **layout.reads(row, context_apart)})
 

@@ -2,8 +2,8 @@
 
 import re
 
-from harness.data.formats.ratings import MEND_ROW, judged_pair
-from harness.data.formats.turns import Turns, known_fields, read_text, read_turns, user_turns
+from harness.data.formats.ratings import MEND_ROW, make_judged_pair
+from harness.data.formats.turns import Turns, find_known_fields, read_text, read_turns, user_turns
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
 
@@ -17,12 +17,12 @@ def read_pair(row: Row) -> Row:
     Raises:
         UserError: the answers are equal or empty, or do not answer the same conversation.
     """
-    row = judged_pair(row)
-    if not {"chosen", "rejected"} <= known_fields(row):
+    row = make_judged_pair(row)
+    if not {"chosen", "rejected"} <= find_known_fields(row):
         return row
     chosen, rejected = _conversation(row, "chosen"), _conversation(row, "rejected")
     if chosen is None or rejected is None:
-        return _check_pair(_with_question(row))
+        return _check_pair(_name_question(row))
     if not chosen or not rejected:
         raise UserError(Problem(row.where, "an empty conversation", "turns", MEND_ROW))
     n = _n_shared(chosen, rejected)
@@ -38,7 +38,7 @@ def read_pair(row: Row) -> Row:
         )
     texts = [rest[0]["content"] if rest else "" for rest in answers]
     fields = {**row.fields, "chosen": texts[0], "rejected": texts[1]}
-    return _check_pair(_with_question(row._replace(fields=fields | ({"messages": chosen[:n]} if n else {}))))
+    return _check_pair(_name_question(row._replace(fields=fields | ({"messages": chosen[:n]} if n else {}))))
 
 
 def read_thumb(row: Row) -> Row | None:
@@ -49,7 +49,9 @@ def read_thumb(row: Row) -> Row | None:
     Raises:
         UserError: the label is no thumb, or the completion is empty or no answer.
     """
-    if not {"completion", "label"} <= known_fields(row) or {"chosen", "rejected"} <= known_fields(row):
+    if not {"completion", "label"} <= find_known_fields(row) or {"chosen", "rejected"} <= find_known_fields(
+        row
+    ):
         return None
     label, completion = row.fields["label"], row.fields["completion"]
     if not isinstance(label, bool) and label not in (0, 1):
@@ -61,7 +63,7 @@ def read_thumb(row: Row) -> Row | None:
             raise UserError(Problem(row.where, "a completion of another form", expected, MEND_ROW))
         completion = turns[0]["content"]
     answer = read_text(row._replace(fields={**row.fields, "completion": completion}), "completion")
-    return _with_question(row._replace(fields={**row.fields, "completion": answer, "label": bool(label)}))
+    return _name_question(row._replace(fields={**row.fields, "completion": answer, "label": bool(label)}))
 
 
 def is_transcript(text: str) -> bool:
@@ -91,7 +93,7 @@ def _n_shared(chosen: Turns, rejected: Turns) -> int:
     return n - 1 if n == len(chosen) == len(rejected) else n
 
 
-def _with_question(row: Row) -> Row:
+def _name_question(row: Row) -> Row:
     """Give a pair whose question stands under another tool's name our own."""
     fields = row.fields
     if isinstance(fields.get("prompt"), list) and not fields.get("messages"):

@@ -44,7 +44,7 @@ def best_answer(row: Row) -> dict[str, Any]:
     return {"messages": judged.asked, "references": [judged.answers[0].text.strip()]}
 
 
-def judged_pair(row: Row) -> Row:
+def make_judged_pair(row: Row) -> Row:
     """Return a row with `messages`, `chosen` and `rejected`; of a tree, the first on the path of the best.
 
     A row of another form comes back as it is.

@@ -42,7 +42,7 @@ def answer_places(entries: Sequence[Any]) -> list[int]:
         for i, entry in turns
         if _ROLES.get(str(entry.get("role") or entry.get("from"))) == "assistant"
         and entry.get("weight") != 0
-        and str(_with_calls(entry.get("content") or entry.get("value"), entry) or "").strip()
+        and str(_write_calls(entry.get("content") or entry.get("value"), entry) or "").strip()
     ]
 
 
@@ -90,7 +90,7 @@ def read_turns(row: Row, field: str) -> Turns:
             entry.get("content") if entry.get("content") is not None else entry.get("value")
         )
         _refuse_pictures(row, speaker, content)
-        content = _with_calls(content, entry)
+        content = _write_calls(content, entry)
         if speaker not in _ROLES or not isinstance(content, str):
             found = (
                 f"a turn of {speaker!r}" if speaker not in _ROLES else f"a turn of {speaker!r} without text"
@@ -130,7 +130,7 @@ def join_problems(problems: Sequence[Problem]) -> list[Problem]:
     return out
 
 
-def _with_calls(content: Any, entry: Mapping[str, Any]) -> Any:
+def _write_calls(content: Any, entry: Mapping[str, Any]) -> Any:
     """Write the calls of tools as JSON, one a line, behind what is said, as OpenAI's files hold them."""
     calls = [call.get("function") for call in entry.get("tool_calls") or () if isinstance(call, dict)]
     shown = [_call(call) for call in (*calls, entry.get("function_call")) if isinstance(call, dict)]
@@ -157,17 +157,17 @@ def _join_parts(content: Any) -> Any:
     return content
 
 
-def known_fields(row: Row) -> set[str]:
+def find_known_fields(row: Row) -> set[str]:
     """Return the names of the fields that have a value."""
     return {name for name, value in row.fields.items() if value is not None}
 
 
-def formed_fields(row: Row) -> set[str]:
+def find_fields(row: Row) -> set[str]:
     """Return the names of the fields that have a value, without plain texts where a layout has a list.
 
     JSON within a text, as a CSV file may hold it, is no plain text.
     """
-    return {name for name in known_fields(row) if name not in LISTS or not is_plain(row.fields[name])}
+    return {name for name in find_known_fields(row) if name not in LISTS or not is_plain(row.fields[name])}
 
 
 def is_plain(value: Any) -> bool:

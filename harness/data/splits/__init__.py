@@ -64,12 +64,12 @@ def draw(
     strata = [stratum_of([row.example]) for row in rows]
     order = _spread(strata, rng)
     if folds:
-        order = _from_folds_in_turn(order, strata, [folds[row.example.id] for row in rows])
+        order = _take_from_folds(order, strata, [folds[row.example.id] for row in rows])
     chosen = set(order[:limit])
     return tuple(row.example for i, row in enumerate(rows) if i in chosen)
 
 
-def _from_folds_in_turn(order: Sequence[int], strata: Sequence[str], folds: Sequence[int]) -> list[int]:
+def _take_from_folds(order: Sequence[int], strata: Sequence[str], folds: Sequence[int]) -> list[int]:
     """Keep the order of strata, and take each row from the fold that is furthest behind its share."""
     left: dict[str, dict[int, deque[int]]] = {}
     for index in order:

@@ -36,14 +36,14 @@ def origins(rows: Sequence[Row]) -> dict[str, SourceText]:
     return {where: SourceText(text, tuple(places.get(fold_text(text), ()))) for where, text in known.items()}
 
 
-def with_origins(kept: SplitExamples, made: Mapping[str, SourceText]) -> SplitExamples:
+def add_origins(kept: SplitExamples, made: Mapping[str, SourceText]) -> SplitExamples:
     """Return the examples of a split, the augmented ones with what they were made from."""
     if not made:
         return kept
     return kept._replace(examples=[row._replace(origin=made.get(row.where)) for row in kept.examples])
 
 
-def beside_origins(
+def keep_with_origins(
     rows: Sequence[SourcedExample],
     kept: Collection[SourcedExample],
     evaluated: Sequence[SourcedExample],
@@ -70,7 +70,7 @@ def beside_origins(
     return [row for row in rows if stays(row)]
 
 
-def augmented_left_out(
+def describe_augmented_left_out(
     before: Sequence[SourcedExample], after: Sequence[SourcedExample], where: str
 ) -> list[str]:
     """Say how many augmented rows were left out, and why; empty of none."""

@@ -52,7 +52,7 @@ def deal(
     return [[row for i, row in enumerate(rows) if fold_of[i] == fold] for fold in range(k)]
 
 
-def with_every_label(
+def spread_labels(
     rows: Sequence[SourcedExample], parts: Sequence[Sequence[SourcedExample]], with_choices: bool = False
 ) -> list[list[SourcedExample]]:
     """Move the fewest rows from part to part, by whole groups, so that every part has every label (or slice).
@@ -83,7 +83,7 @@ def assign_folds(
     """
     dealt = deal(rows, k, random.Random(f"{task}/folds"), with_choices)
     if any(_missing_labels(dealt, where)):
-        dealt = with_every_label(rows, dealt, with_choices)
+        dealt = spread_labels(rows, dealt, with_choices)
     refuse(_missing_labels(dealt, where))
     return {row.example.id: fold for fold, of in enumerate(dealt, start=1) for row in of}
 

@@ -21,28 +21,28 @@ _REMEDIES = {
 
 def failure_sentences(case: Case) -> list[str]:
     """Tell missing facts from missing behaviour by what mends which slice."""
-    slices = measured_slices(case)
+    slices = list_measured_slices(case)
     if not slices:
         return []
     runs = [best_of(case, action) for action in ("prompt", "rag", "fine-tune", "hybrid")]
     shown = [run for run in runs if run is not None]
-    return [*(_slice_text(name, shown) for name in slices), _REMEDIES[mended_slices(case)]]
+    return [*(_slice_text(name, shown) for name in slices), _REMEDIES[list_mended_slices(case)]]
 
 
-def measured_slices(case: Case) -> tuple[str, ...]:
+def list_measured_slices(case: Case) -> tuple[str, ...]:
     """List which of the slices `knowledge` and `behaviour` the prompt was measured on."""
     prompt = best_of(case, "prompt")
     return tuple(s for s in ("knowledge", "behaviour") if prompt is not None and s in prompt.slices)
 
 
-def mended_slices(case: Case) -> tuple[str, ...]:
+def list_mended_slices(case: Case) -> tuple[str, ...]:
     """List the slices that their remedy mends: retrieval `knowledge`, a fine-tune `behaviour`.
 
     Mended means that the lower bound of the remedy lies above the upper bound of the prompt.
     """
     prompt = best_of(case, "prompt")
     remedies = {"knowledge": best_of(case, "rag"), "behaviour": best_of(case, "fine-tune")}
-    return tuple(s for s in measured_slices(case) if prompt and _mends(s, prompt, remedies[s]))
+    return tuple(s for s in list_measured_slices(case) if prompt and _mends(s, prompt, remedies[s]))
 
 
 def best_of(case: Case, action: str) -> CandidateFacts | None:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from harness import formatting
-from harness.decision.advice.measured_reasons import why_not
-from harness.decision.changed_answers import measured_changes
+from harness.decision.advice.measured_reasons import explain_why_not
+from harness.decision.changed_answers import describe_measured_changes
 from harness.decision.results import (
     Action,
     CandidateFacts,
@@ -121,7 +121,7 @@ def _changes(case: Case) -> str:
     known = [f for f in case.facts if f.changes and not f.baseline]
     chosen = [run for kind in kinds if (run := best(f for f in known if action_of(f) in kind))]
     found = [(f.name, f.changes, _training_text(f)) for f in chosen if f.changes]
-    return measured_changes(found, case.metric) if found else ""
+    return describe_measured_changes(found, case.metric) if found else ""
 
 
 def _training_text(run: CandidateFacts) -> str:
@@ -177,7 +177,7 @@ def _leaving(case: Case) -> str:
     return f"requests of {', '.join(leaving)} leave for somebody else's server, the others answer here"
 
 
-def _each_kind(case: Case) -> str:
+def _describe_each_kind(case: Case) -> str:
     """Say what the best of retrieval, fine-tunes and hybrids reach."""
     kinds: tuple[Action, ...] = ("rag", "fine-tune", "hybrid")
     own = [f for f in case.facts if not f.baseline]
@@ -195,7 +195,7 @@ _WITHOUT_FINE_TUNE: Mapping[Need, Callable[[Case], str]] = {
     "changing_facts": _retrieval,
     "private_knowledge": _retrieval,
     "sensitive_data": _leaving,
-    "knowledge_and_behaviour": _each_kind,
+    "knowledge_and_behaviour": _describe_each_kind,
 }
 _MEASURES: Mapping[Need, Callable[[Case, CandidateFacts], str]] = {
     "low_latency": _latency,
@@ -221,5 +221,5 @@ def _agreement(case: Case, advice: Advice, chosen: CandidateFacts | None) -> str
         return f" {chosen.name} is chosen; no candidate of that kind was measured."
     reached = f"{other.name}, the best of that kind, {score_text(case, other)}"
     scores = f" What is chosen differs: here {chosen.name} reaches {score_text(case, chosen)}, {reached}."
-    why = "; ".join(why_not(case, other, chosen))
+    why = "; ".join(explain_why_not(case, other, chosen))
     return f"{scores} Why: {why}." if why else f"{scores} Nothing that was measured says why."

@@ -17,7 +17,7 @@ from harness.decision.results import (
 )
 
 
-def why_not(case: Case, other: CandidateFacts, chosen: CandidateFacts) -> Iterator[str]:
+def explain_why_not(case: Case, other: CandidateFacts, chosen: CandidateFacts) -> Iterator[str]:
     """Say what was measured of a candidate that speaks for the chosen one."""
     if other.over_budget:
         yield f"{other.name} is left out, because {other.over_budget}"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from harness import formatting
-from harness.decision.advice.failures import best_of, measured_slices, mended_slices
+from harness.decision.advice.failures import best_of, list_measured_slices, list_mended_slices
 from harness.decision.next_step import too_few
 from harness.decision.results import (
     Action,
@@ -21,8 +21,8 @@ from harness.decision.results import (
     gain_text,
     is_fine_tuned,
     is_gain_shown,
+    list_within_budgets,
     score_text,
-    within_budgets,
 )
 
 
@@ -68,24 +68,24 @@ def scenario_sentence(case: Case, action: Action, shipped: str | None) -> str:
     if action == "collect more data" or chosen is None:
         return _write_scenario([_DATA], _describe_gain(case, case.judged))
     if gaining := _gaining(case):
-        return _trained_text(case, gaining, chosen)
+        return _describe_trained(case, gaining, chosen)
     if is_fine_tuned(chosen):
         return (
             f"Scenario: none of the six, which part by what the base lacks; {chosen.name} is chosen for the"
             " budgets, which nothing untrained keeps."
         )
-    return _untrained_text(case, SCENARIOS[action_of(chosen)], chosen)
+    return _describe_untrained(case, SCENARIOS[action_of(chosen)], chosen)
 
 
 def _gaining(case: Case) -> CandidateFacts | None:
     """Return the fine-tune in question where its gain is shown, else the best of those whose gain is."""
     if case.judged is not None and is_gain_shown(case.judged):
         return case.judged
-    done = (f for f in within_budgets(case.facts) if is_fine_tuned(f) and f.state == "done")
+    done = (f for f in list_within_budgets(case.facts) if is_fine_tuned(f) and f.state == "done")
     return best(f for f in done if is_gain_shown(f))
 
 
-def _trained_text(case: Case, run: CandidateFacts, chosen: CandidateFacts) -> str:
+def _describe_trained(case: Case, run: CandidateFacts, chosen: CandidateFacts) -> str:
     """Say what a fine-tune whose gain is shown tells of the base, whether or not it is what is shipped."""
     gained = _describe_gain(case, run)
     if not is_fine_tuned(chosen) and case.winner and (few := too_few(case, run)):
@@ -97,7 +97,7 @@ def _trained_text(case: Case, run: CandidateFacts, chosen: CandidateFacts) -> st
     return _write_scenario([_BEHAVIOUR], f"{gained}{_behaviour(case)}{kept}")
 
 
-def _untrained_text(case: Case, scenario: Scenario, chosen: CandidateFacts) -> str:
+def _describe_untrained(case: Case, scenario: Scenario, chosen: CandidateFacts) -> str:
     """Say what the untrained candidate that is chosen reaches, and whether training was tried beside it."""
     prompt = best_of(case, "prompt")
     beside = ""
@@ -153,9 +153,9 @@ def _is_above(run: CandidateFacts, other: CandidateFacts) -> bool:
 
 def _behaviour(case: Case) -> str:
     """Say what tells a behaviour from facts, where a fine-tune may have learned either."""
-    if not measured_slices(case):
+    if not list_measured_slices(case):
         return "; no slices knowledge and behaviour tell a behaviour from facts here"
-    return "" if "behaviour" in mended_slices(case) else "; on the slice behaviour it is not shown to"
+    return "" if "behaviour" in list_mended_slices(case) else "; on the slice behaviour it is not shown to"
 
 
 def _open_text(case: Case) -> str:

@@ -85,7 +85,7 @@ class JudgedMetric(NamedTuple):
         return [read_grades(self.store, judge.book, judge.attempts) for judge in self.judges]
 
 
-def judged_metrics(
+def read_judged_metrics(
     task: Task, items: TaskItems, store: Store, judging: Mapping[str, Weights | str], machine: Machine
 ) -> dict[str, JudgedMetric]:
     """Read the rubrics of a task's judged metrics.
@@ -124,25 +124,25 @@ def open_judged(
 
 def judging_models(metrics: Iterable[str]) -> dict[str, str]:
     """Map the models that judge here by some of these metrics to where they are named."""
-    return {one: where for where, one in _written_judges(metrics) if isinstance(one, str)}
+    return {one: where for where, one in _list_written_judges(metrics) if isinstance(one, str)}
 
 
 def judging_candidates(metrics: Iterable[str]) -> dict[JudgingCandidate, str]:
     """Map the candidates that judge by some of these metrics to where they are named."""
     return {
         JudgingCandidate(**one): where
-        for where, one in _written_judges(metrics)
+        for where, one in _list_written_judges(metrics)
         if isinstance(one, dict) and not is_endpoint(one)
     }
 
 
-def _written_judges(metrics: Iterable[str]) -> Iterator[tuple[str, Written]]:
+def _list_written_judges(metrics: Iterable[str]) -> Iterator[tuple[str, Written]]:
     for written in filter(is_judged, metrics):
         for one in read_rubric(_path(written)).judges:
             yield f"{metric_name(written)}: judge", one
 
 
-def stored_digests(task: Task, store: Store) -> Iterator[dict[str, str]]:
+def list_stored_digests(task: Task, store: Store) -> Iterator[dict[str, str]]:
     """Yield by judged metric the digests of who may have graded it as the files say now; without a model.
 
     Of a model that judges here that is each book of its name by the rubric, however it computes.
@@ -151,12 +151,12 @@ def stored_digests(task: Task, store: Store) -> Iterator[dict[str, str]]:
         UserError: a rubric cannot be used.
     """
     written = [one for one in task.metrics if is_judged(one)]
-    books = [_stored_books(read_rubric(_path(one)), store) for one in written]
+    books = [_list_stored_books(read_rubric(_path(one)), store) for one in written]
     for chosen in product(*(product(*of) for of in books)):
         yield {metric_name(one): digest(list(of)) for one, of in zip(written, chosen, strict=True)}
 
 
-def stored_grades(written: str, store: Store) -> list[dict[str, Grade]]:
+def read_stored_grades(written: str, store: Store) -> list[dict[str, Grade]]:
     """Read for each judge of a metric, as it is written, the grades that it gave by its rubric as it is now.
 
     Those of a model that judges here count however it computed them.
@@ -165,14 +165,14 @@ def stored_grades(written: str, store: Store) -> list[dict[str, Grade]]:
         UserError: the rubric cannot be used.
     """
     found = []
-    for books in _stored_books(read_rubric(_path(written)), store):
+    for books in _list_stored_books(read_rubric(_path(written)), store):
         counted: list[tuple[str, int]] = [(b, 1) if isinstance(b, str) else tuple(b) for b in reversed(books)]
         grades = (read_grades(store, book, attempts) for book, attempts in counted)
         found.append({key: grade for of in grades for key, grade in of.items()})
     return found
 
 
-def _stored_books(rubric: Rubric, store: Store) -> list[list[Any]]:
+def _list_stored_books(rubric: Rubric, store: Store) -> list[list[Any]]:
     """List for each judge of a rubric the books that may hold its grades, as scores depend on them."""
     there = read_identities(store)
     known = {book: (of["rubric"], of["code"], _name(of["judge"])) for book, of in there.items()}

@@ -20,7 +20,7 @@ _TIE = 0.5
 Rows = Sequence[SampleResult]
 
 
-def ungraded_pairs(
+def list_ungraded_pairs(
     judged: JudgedMetric, examples: Sequence[Example], base: Rows, new: Rows
 ) -> list[UngradedAnswer]:
     """List the pairs that a judge has not compared, each in both orders."""
@@ -36,7 +36,7 @@ def ungraded_pairs(
             key,
             order,
         )
-        for old, now in both_rows(base, new)
+        for old, now in pair_rows(base, new)
         if answers_differ(old, now) and not _is_failed(old, now)
         for judge, grades in known
         for order in _ORDERS
@@ -59,7 +59,7 @@ class Preferences(NamedTuple):
 
 def preferences(grades: Sequence[Mapping[str, Grade]], base: Rows, new: Rows) -> Preferences:
     """Read what judges prefer of two arms' answers; an answer that failed loses without them."""
-    both = (pair for pair in both_rows(base, new) if answers_differ(*pair))
+    both = (pair for pair in pair_rows(base, new) if answers_differ(*pair))
     found = Preferences({}, set(), {})
     for old, now in both:
         if _is_failed(old, now):
@@ -80,7 +80,7 @@ def _add(found: Preferences, item: str, given: Sequence[Grade]) -> None:
     found.first[item] = fmean(value if order == "first" else 1 - value for order, value in read)
 
 
-def both_rows(base: Rows, new: Rows) -> Iterator[tuple[SampleResult, SampleResult]]:
+def pair_rows(base: Rows, new: Rows) -> Iterator[tuple[SampleResult, SampleResult]]:
     """Yield the rows of the items that both arms were asked."""
     old = {row.example_id: row for row in base}
     return ((old[row.example_id], row) for row in new if row.example_id in old)
@@ -92,9 +92,9 @@ def answers_differ(old: SampleResult, now: SampleResult) -> bool:
     return any(failed) and not all(failed) if any(failed) else old.text != now.text
 
 
-def shown_pairs(base: Rows, new: Rows) -> dict[str, tuple[SampleResult, SampleResult]]:
+def map_shown_pairs(base: Rows, new: Rows) -> dict[str, tuple[SampleResult, SampleResult]]:
     """Map the items that people are shown to both rows: both gave an answer, and another one."""
-    both = ((old, now) for old, now in both_rows(base, new) if not _is_failed(old, now))
+    both = ((old, now) for old, now in pair_rows(base, new) if not _is_failed(old, now))
     return {now.example_id: (old, now) for old, now in both if answers_differ(old, now)}
 
 

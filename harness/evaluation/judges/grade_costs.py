@@ -15,16 +15,16 @@ from harness.spec import TokenPrices
 from harness.store import list_grades, read_asked_again
 
 
-def paid_grades(judged: JudgedMetric, judge: Judge) -> list[Grade]:
+def list_paid_grades(judged: JudgedMetric, judge: Judge) -> list[Grade]:
     """List all grades that a judge was asked for, those of its anchors with them."""
     again = read_asked_again(judged.store, judge.book)
     return [*list_grades(judged.store, judge.book), *again]
 
 
-def paid_usd(judged: JudgedMetric) -> float | None:
+def sum_paid_usd(judged: JudgedMetric) -> float | None:
     """Add up what all endpoints of a rubric cost so far; None where nobody knows."""
     remote = [one for one in judged.judges if one.settings]
-    return _total(cost_usd(paid_grades(judged, one), one.prices) for one in remote)
+    return _total(cost_usd(list_paid_grades(judged, one), one.prices) for one in remote)
 
 
 def cost_usd(grades: Sequence[Grade], prices: TokenPrices | None) -> float | None:
@@ -47,8 +47,8 @@ def open_budget(judged: JudgedMetric, judge: Judge) -> Budget | None:
     """
     if judge.prices is None:
         return None
-    spent, price = paid_usd(judged), partial(tokens_usd, judge.prices)
-    n = sum(len(paid_grades(judged, one)) for one in judged.judges if one.settings)
+    spent, price = sum_paid_usd(judged), partial(tokens_usd, judge.prices)
+    n = sum(len(list_paid_grades(judged, one)) for one in judged.judges if one.settings)
     most, limit = judged.rubric.max_cost, judged.limit
     if limit and (most is None or spent is None or limit.left_usd(spent) < most - spent):
         since = None if spent is None else spent - limit.before_usd
@@ -84,8 +84,10 @@ class GradeAccount:
         if most_usd is None:
             return None
         remote = [one for one in self._judged.judges if one.settings]
-        n_others = sum(len(paid_grades(self._judged, one)) - len(self._grades(one)) for one in remote)
-        return GradingLimit(most_usd, (paid_usd(self._judged) or 0.0) - (self._remote_usd() or 0.0), n_others)
+        n_others = sum(len(list_paid_grades(self._judged, one)) - len(self._grades(one)) for one in remote)
+        return GradingLimit(
+            most_usd, (sum_paid_usd(self._judged) or 0.0) - (self._remote_usd() or 0.0), n_others
+        )
 
     def _remote_usd(self) -> float | None:
         remote = [one for one in self._judged.judges if one.settings]

@@ -61,10 +61,10 @@ def judge_messages(
     turns: list[Message] = []
     for shown in rubric.examples:
         references = (shown.reference,) if shown.reference else ()
-        texts = _graded_texts(rubric, shown.question, shown.passages, references, shown.answer)
+        texts = _list_graded_texts(rubric, shown.question, shown.passages, references, shown.answer)
         turns.append({"role": "user", "content": _item(rubric, texts)})
         turns.append({"role": "assistant", "content": str(shown.grade)})
-    texts = _graded_texts(rubric, example.question, passages, example.references, answer)
+    texts = _list_graded_texts(rubric, example.question, passages, example.references, answer)
     if order:
         other = example.references[0]
         pair = (answer, other) if order == "first" else (other, answer)
@@ -100,7 +100,7 @@ def _wording(rubric: Rubric) -> dict[str, str]:
     return {"wanted": wanted, "grades": ", ".join(sorted(rubric.grades, key=lambda g: (len(g), g)))}
 
 
-def _graded_texts(
+def _list_graded_texts(
     rubric: Rubric, question: str, passages: str, references: Sequence[str], answer: str
 ) -> list[tuple[str, str]]:
     shown = references if rubric.reference else ()

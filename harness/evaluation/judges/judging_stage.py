@@ -10,7 +10,7 @@ from itertools import takewhile
 from statistics import fmean
 
 from harness.evaluation.judges import Judge, JudgedMetric
-from harness.evaluation.judges.grade_costs import cost_usd, paid_grades
+from harness.evaluation.judges.grade_costs import cost_usd, list_paid_grades
 from harness.evaluation.judges.grade_reading import UngradedAnswer
 from harness.evaluation.judges.grading import grade_answers
 from harness.evaluation.rows.row_sets import RowSet
@@ -44,7 +44,7 @@ def score_answered(session: Session, sets: Sequence[RowSet]) -> list[RowSet]:
 
 def grade_all(session: Session, ungraded: Iterable[UngradedAnswer]) -> None:
     """Grade answers, those of one book after the other."""
-    for answers in _by_book(ungraded):
+    for answers in _group_by_book(ungraded):
         grade_answers(session, answers)
 
 
@@ -60,7 +60,7 @@ def grade_rows(
     return [score_by_grades(rows, answered, []) for rows, answered in parts]
 
 
-def _by_book(ungraded: Iterable[UngradedAnswer]) -> Iterator[list[UngradedAnswer]]:
+def _group_by_book(ungraded: Iterable[UngradedAnswer]) -> Iterator[list[UngradedAnswer]]:
     books: dict[str, list[UngradedAnswer]] = {}
     for one in ungraded:
         books.setdefault(one.judge.book, []).append(one)
@@ -131,7 +131,7 @@ def _remark_of(
         failed += f" (attempts: {judge.attempts + 1} in the rubric asks about them again)"
     said = f"{failed if lost else ''}{_place_preference(known.values())}{_anchor_remark(one, judge)}"
     did = f"{count(len(known))} {done} by {judge.name}{paid}"
-    return f"{one.metric}: {did}{said}{_unchecked_remark(one, judge)}"
+    return f"{one.metric}: {did}{said}{_describe_unchecked_grades(one, judge)}"
 
 
 def _anchor_remark(judged: JudgedMetric, judge: Judge) -> str:
@@ -143,7 +143,7 @@ def _anchor_remark(judged: JudgedMetric, judge: Judge) -> str:
     return f"; of {count(n)} answers graded again {count(last.n_moved)} got another grade"
 
 
-def _unchecked_remark(judged: JudgedMetric, judge: Judge) -> str:
+def _describe_unchecked_grades(judged: JudgedMetric, judge: Judge) -> str:
     """Say how many grades are older than a book's anchors, so that nobody checked who gave them."""
     anchors = {anchor.key for anchor in read_anchors(judged.store, judge.book)}
     older = list(takewhile(lambda grade: grade.key not in anchors, list_grades(judged.store, judge.book)))
@@ -157,7 +157,7 @@ def _price(judged: JudgedMetric, judge: Judge) -> str:
     """Say what grades cost by the judge's prices; empty without prices."""
     if judge.prices is None:
         return ""
-    cost = cost_usd(paid_grades(judged, judge), judge.prices)
+    cost = cost_usd(list_paid_grades(judged, judge), judge.prices)
     return f" for {usd(cost)} USD" if cost is not None else " at an unknown cost, the server sends no usage"
 
 

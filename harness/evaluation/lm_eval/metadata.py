@@ -114,11 +114,11 @@ def _describe(loaded: Sequence[Any], names: Sequence[str], limit: int | None, wh
         num_fewshot=int(loaded[0].get_config("num_fewshot")),
         members=tuple(names),
         hashes=tuple(map(tuple, hashes)),
-        documents=tuple(_in_order(loaded, hashes, version, limit)),
+        documents=tuple(_draw_documents(loaded, hashes, version, limit)),
     )
 
 
-def _in_order(
+def _draw_documents(
     loaded: Sequence[Any], hashes: Sequence[Sequence[str]], version: str, limit: int | None
 ) -> list[TaskDocument]:
     """Draw the first documents of the order seeded by the version, over all tasks of a group together."""

@@ -130,7 +130,7 @@ def _likelihoods(
     candidate: Candidate, asked: Mapping[int, EncodedRequest], cut: bool
 ) -> dict[int, RequestResponse | UnfitRequest]:
     room = candidate.max_context
-    pairs = {i: _without_beginning(x.encoded, room) if cut else x.encoded for i, x in asked.items()}
+    pairs = {i: _drop_beginning(x.encoded, room) if cut else x.encoded for i, x in asked.items()}
     sizes = {i: _n_read(p) for i, p in pairs.items()}
     out: dict[int, RequestResponse | UnfitRequest] = {
         i: _unfit(n, room) for i, n in sizes.items() if n > room
@@ -150,7 +150,7 @@ def _n_read(pair: Encoded) -> int:
     return len(pair.context) + len(pair.continuation) - 1
 
 
-def _without_beginning(pair: Encoded, room: int) -> Encoded:
+def _drop_beginning(pair: Encoded, room: int) -> Encoded:
     """Drop as much of the context as does not fit, but for one token."""
     excess = min(max(_n_read(pair) - room, 0), len(pair.context) - 1)
     return pair._replace(context=pair.context[excess:])

@@ -280,13 +280,15 @@ def _describe_load_error(
             where, found, "every split that the task names", "add the split's file to its README.md"
         )
     if isinstance(error, OSError) and not folder:
-        return _no_data(member, datasets_dir, error, where)
+        return _refuse_no_data(member, datasets_dir, error, where)
     return Problem(
         where, f"{member.name}: {type(error).__name__}: {said[:200]}", "a task that lm-eval can load"
     )
 
 
-def _no_data(member: RegisteredTask, datasets_dir: Path | None, error: Exception, where: str) -> Problem:
+def _refuse_no_data(
+    member: RegisteredTask, datasets_dir: Path | None, error: Exception, where: str
+) -> Problem:
     looked = f"no copy in {datasets_dir}, and " if datasets_dir else ""
     found = f"{member.name}: {looked}the hub did not give {member.dataset_path} ({type(error).__name__})"
     expected = "a data set that can be fetched or is cached, or a local copy"

@@ -27,7 +27,7 @@ class Chooser(NamedTuple):
     step: Callable[[], Step]
 
 
-def stored_rewards(chooser: Chooser | None, block: Sequence[SampleResult]) -> Rewards:
+def read_stored_rewards(chooser: Chooser | None, block: Sequence[SampleResult]) -> Rewards:
     """Read the rewards that stored answers have by this reward model."""
     if chooser is None:
         return {}

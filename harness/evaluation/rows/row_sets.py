@@ -279,14 +279,14 @@ def run_identity(
 
 def find_runs(session: Session, wanted: Sequence[RunIdentity | None]) -> list[Run | None]:
     """Find the runs that lie in the store; None for each that does not."""
-    written = store.written_runs(session.store, [one.run_id for one in wanted if one])
+    written = store.read_written_runs(session.store, [one.run_id for one in wanted if one])
     found = [(one, written.get(one.run_id)) if one else (None, None) for one in wanted]
     return [run if one and run and run.rows == one.rows else None for one, run in found]
 
 
 def failure(session: Session, known: Mapping[str, Run], request: RunRequest) -> Run | None:
     """Find the failure of a recipe as it is written now among the runs that are known."""
-    run = known.get(failed_id(session, request.candidate.name, request.seed))
+    run = known.get(make_failure_id(session, request.candidate.name, request.seed))
     return run if run and Recipe.model_validate(run.recipe) == request.candidate.recipe else None
 
 
@@ -301,7 +301,7 @@ def run_id_of(session: Session, name: str, seed: int, weights: Weights, sets: Se
     return f"{begun_id(session, name, seed)}-{digest([rows, weights.digest])[:8]}"
 
 
-def failed_id(session: Session, name: str, seed: int) -> str:
+def make_failure_id(session: Session, name: str, seed: int) -> str:
     """Name the run that says why a recipe could not be made."""
     return f"{begun_id(session, name, seed)}-failed"
 

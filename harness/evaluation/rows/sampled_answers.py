@@ -62,7 +62,7 @@ def draw_answers(
     seeds = [seed_of(one.example.id, index) for one, index in each]
     made = candidate.generate([one.context.context for one, _ in each], limits, seeds) if each else []
     if decoding.by == MEAN_LOGPROB:
-        made = _with_logprobs(candidate, task, [one for one, _ in each], made)
+        made = _score_tokens(candidate, task, [one for one, _ in each], made)
     groups = (made[at : at + decoding.samples] for at in range(0, len(made), decoding.samples))
     return list(map(join_samples, groups))
 
@@ -78,7 +78,7 @@ def join_samples(samples: Sequence[Output]) -> Output:
     )
 
 
-def _with_logprobs(
+def _score_tokens(
     candidate: Candidate, task: Task, asked: Sequence[ItemPrompt], made: Sequence[Output]
 ) -> list[Output]:
     """Score the tokens of each answer that has any, in nats a token, as the model itself would give them."""

@@ -90,7 +90,7 @@ def pool_of(rows: Sequence[SampleResult], metric: Metric, chance: float = 0.0) -
         ids = tuple(sorted(clusters))
         return ItemStrata({"all": ids}, {"all": _EXPECTED_UNKNOWN}, clusters={} if single else clusters)
     right = fmean(row.parts[metric.name] == (1.0,) for row in rows)
-    by_score = right - chance > _CLEAR * sqrt(0.25 / (_first(len(rows)) / 2))
+    by_score = right - chance > _CLEAR * sqrt(0.25 / (_count_first_look(len(rows)) / 2))
     return _strata(rows, metric.name if by_score else "")
 
 
@@ -110,7 +110,7 @@ def _strata(rows: Sequence[SampleResult], score: str) -> ItemStrata:
     return ItemStrata(ids, shares, bool(score))
 
 
-def planned_variance(pool: ItemStrata, drawn: Mapping[str, int]) -> float:
+def plan_variance(pool: ItemStrata, drawn: Mapping[str, int]) -> float:
     """Return the variance to be expected of a task's delta: of its items, and of drawing some of them."""
     whole = sum(size * pool.expected[name] for name, size in pool.sizes.items()) / pool.n**2
     return whole + sum(
@@ -130,7 +130,7 @@ def plan(pools: Mapping[str, ItemStrata], full: Sequence[int], margin: float, al
     n_tasks, largest = len(pools) + len(full), max(pool.n for pool in pools.values())
 
     def se(drawn: Mapping[str, dict[str, int]]) -> float:
-        return sqrt(fixed + sum(planned_variance(pools[t], d) for t, d in drawn.items())) / n_tasks
+        return sqrt(fixed + sum(plan_variance(pools[t], d) for t, d in drawn.items())) / n_tasks
 
     def alone(n: int) -> dict[str, dict[str, int]]:
         return {t: _allocate(pool, _round_to_blocks(pool.n, n), {}) for t, pool in pools.items()}
@@ -143,7 +143,7 @@ def plan(pools: Mapping[str, ItemStrata], full: Sequence[int], margin: float, al
         for task, pool in pools.items():
             before = drawn[task][-1] if drawn[task] else {}
             n = (
-                _first(pool.n)
+                _count_first_look(pool.n)
                 if look == 1 and pool.n <= BLOCK
                 else _round_to_blocks(pool.n, last * look / N_LOOKS)
             )
@@ -156,7 +156,7 @@ def plan(pools: Mapping[str, ItemStrata], full: Sequence[int], margin: float, al
     return SamplingPlan(drawn, tuple(min(float(special.ndtr(-z)), alpha) for z in bounds))
 
 
-def in_order(pool: ItemStrata, drawn: Sequence[Mapping[str, int]], seed: int) -> tuple[str, ...]:
+def order_items(pool: ItemStrata, drawn: Sequence[Mapping[str, int]], seed: int) -> tuple[str, ...]:
     """Return a task's items in the order they are asked in: each look's share, shuffled; then the rest."""
     rng = np.random.default_rng(seed)
     shuffled = {name: _shuffle(ids, pool.clusters, rng) for name, ids in pool.ids.items()}
@@ -191,7 +191,7 @@ def _round_to_blocks(n: int, quota: float) -> int:
     return min(n, ceil(quota / BLOCK - 1e-9) * BLOCK)
 
 
-def _first(n: int) -> int:
+def _count_first_look(n: int) -> int:
     """Count the items that the first look asks at least: a block, or a third of a task that is no more."""
     return BLOCK if n > BLOCK else max(n // N_LOOKS, _LEAST_ASKED)
 

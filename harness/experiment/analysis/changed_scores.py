@@ -15,7 +15,7 @@ from harness.comparison.retrieval_use import RIGHT
 from harness.decision import CandidateFacts, ChangedAnswers
 from harness.errors import Unscored
 from harness.evaluation import costs
-from harness.evaluation.changed_facts import after_refresh, before_refresh
+from harness.evaluation.changed_facts import ask_after_refresh, ask_before_refresh
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.runs.stored_rows import Reader, Rows
 from harness.metrics import Metric, item_scores
@@ -28,7 +28,7 @@ def add_changes(
     """Add what the runs answered to the items that changed; as they are where none did."""
     if session.changed is None:
         return list(facts)
-    before, after = before_refresh(session), after_refresh(session)
+    before, after = ask_before_refresh(session), ask_after_refresh(session)
     best = decide.best_untrained(facts)
     latest = {
         run.candidate: _rows(reader, run, after) or _rows(reader, run, before) for run in reversed(runs)

@@ -15,12 +15,12 @@ from harness.errors import IncompatibleRuns
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.analysis import target_comparisons as against
 from harness.experiment.analysis.changed_scores import add_changes
-from harness.experiment.analysis.human_labels import reached_facts
+from harness.experiment.analysis.human_labels import describe_reached
 from harness.experiment.analysis.target_comparisons import add_more_targets
 from harness.experiment.analysis.target_wins import add_wins
-from harness.experiment.preparation.planned_work import measured_bases
+from harness.experiment.preparation.planned_work import list_measured_bases
 from harness.experiment.runs.stored_rows import Reader, Rows, controls_of, documents_of
-from harness.experiment.runs.suite_arms import measured_arm
+from harness.experiment.runs.suite_arms import find_measured_arm
 from harness.gating import GateResult, Measurement, TargetFacts, TaskComparison, Verdict
 from harness.records import Run
 
@@ -57,7 +57,7 @@ def judge_runs(session: Session, reader: Reader, runs: Sequence[Run]) -> RunVerd
     """
     reader.prepare(digest for run in runs for digest in run.rows.values())
     base = bases_of(session, reader, runs)
-    reached = reached_facts(session, reader, runs)
+    reached = describe_reached(session, reader, runs)
     compared = against.add_comparisons(session, reader, runs, reached)
     compared = add_wins(session, reader, runs, compared)
     changed = add_changes(session, reader, runs, compared)
@@ -84,8 +84,8 @@ def bases_of(session: Session, reader: Reader, runs: Iterable[Run]) -> dict[str,
     gated = {name for name, candidate in session.candidates.items() if not candidate.is_target_only}
     done = [run for run in runs if run.state == "done" and run.candidate in gated]
     out: dict[str, dict[str, Rows]] = {}
-    for source in measured_bases([session.candidates[run.candidate] for run in done]):
-        rows = measured_arm(session, source)
+    for source in list_measured_bases([session.candidates[run.candidate] for run in done]):
+        rows = find_measured_arm(session, source)
         if rows is not None:
             reader.prepare(rows.values())
             sizes = {m.task.name: m.size("test") for m in session.suites}

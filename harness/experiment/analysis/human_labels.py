@@ -20,11 +20,11 @@ from harness.evaluation.session import Session
 from harness.experiment.runs.candidate_result import facts_of
 from harness.experiment.runs.stored_rows import Reader
 from harness.metrics import Metric
-from harness.plugins import stored_method
+from harness.plugins import find_method
 from harness.records import LabelSet, Run, SampleResult
 
 
-def reached_facts(session: Session, reader: Reader, runs: Sequence[Run]) -> list[CandidateFacts]:
+def describe_reached(session: Session, reader: Reader, runs: Sequence[Run]) -> list[CandidateFacts]:
     """Say what runs reached by themselves, corrected by labels: what the choice on validation rests on."""
     measured = (facts_of(session, reader, run) for run in runs)
     return correct_facts(session, reader, runs, decide.apply_budgets(measured, session.experiment.decide))
@@ -94,7 +94,7 @@ def calibrations(
     base = next((f.label for f in facts if f.name == best and f.label in arms), None)
     pairs = [(f.label, base) for f in facts if base and f.label in arms and f.label != base]
     of = (calibrate(metric, arms, pairs, found) for metric in session.target.metrics.values())
-    return tuple(replace(c, own=_own(session, c.metric, done)) for c in of if c)
+    return tuple(replace(c, own=_name_own_kind(session, c.metric, done)) for c in of if c)
 
 
 def _labels(session: Session) -> list[LabelSet]:
@@ -102,11 +102,11 @@ def _labels(session: Session) -> list[LabelSet]:
     return current_labels(store.list_labels(session.store, task.name), task)
 
 
-def _own(session: Session, metric: str, runs: Mapping[str, Run]) -> tuple[str, ...]:
+def _name_own_kind(session: Session, metric: str, runs: Mapping[str, Run]) -> tuple[str, ...]:
     """Name the runs whose base is a model that judges by a metric, which may like its own kind."""
     # What answers behind an address is made from nobody knows what.
     judged = session.target.judged.get(metric)
     sources = [judge.weights.source for judge in judged.judges if judge.weights] if judged else []
     bases = {source.weights_digest for source in sources if source}
-    here = (label for label, run in runs.items() if not stored_method(run.method).is_remote)
+    here = (label for label, run in runs.items() if not find_method(run.method).is_remote)
     return tuple(label for label in here if runs[label].base_digest in bases)

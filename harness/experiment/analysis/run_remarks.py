@@ -17,9 +17,9 @@ from harness.experiment.runs.stored_rows import Reader
 from harness.formatting import count, pluralize, seconds, size, usd
 from harness.metrics._citations import cites_nothing
 from harness.models.openai_api import Settings
-from harness.prompting import PromptingContext, index_sizes, marked_passages, prompting_remarks
+from harness.prompting import PromptingContext, index_sizes, map_passage_marks, prompting_remarks
 from harness.records import Example, Message, Run, SampleResult
-from harness.report.tables.training_tables import tried_text
+from harness.report.tables.training_tables import print_tried_value
 from harness.report.training_diagnosis import front_sentence
 from harness.spec import DecidePolicy, Recipe, Task
 
@@ -50,14 +50,14 @@ def count_uncited(session: Session, reader: Reader, runs: Iterable[Run]) -> Iter
         decoding = session.candidates[run.candidate].recipe.sampling
         is_chosen = decoding is not None and decoding.choose != "first"  # one answer counts, else each
         rows = (reader.of if is_chosen else reader.answers)(run, session.target)
-        asked = [(row.text, _as_asked(row, plain)) for row in rows if row.status == "ok"]
-        shown = [(text, example) for text, example in asked if marked_passages(example)]
+        asked = [(row.text, _restore_question(row, plain)) for row in rows if row.status == "ok"]
+        shown = [(text, example) for text, example in asked if map_passage_marks(example)]
         if n := sum(cites_nothing(text, example) for text, example in shown):
             of = f"{count(n)} of {pluralize(len(shown), 'answer')}"
             yield f"{run.candidate}: {of} cite nothing in a form that is read, and score 0 by citations"
 
 
-def _as_asked(row: SampleResult, plain: Mapping[str, str]) -> Example:
+def _restore_question(row: SampleResult, plain: Mapping[str, str]) -> Example:
     """Return an item as it was asked, of which citations need the prompts and the passages."""
     # One of several answers to an item has its number behind the item's id.
     asked = plain.get(row.example_id) or plain.get(row.example_id.rpartition("#")[0], "")
@@ -168,7 +168,7 @@ def _note_sweeps(runs: Iterable[Run]) -> Iterator[str]:
         trials = run.training.sweep
         for trial in (t for t in trials if t.chosen):
             point = ", ".join(
-                f"{k} {v:g}" if isinstance(v, float) else f"{k} {tried_text(v)}"
+                f"{k} {v:g}" if isinstance(v, float) else f"{k} {print_tried_value(v)}"
                 for k, v in trial.params.items()
             )
             yield f"{run.candidate}: {point} was the best of {len(trials)} trials on validation"
@@ -268,11 +268,11 @@ def _note_named_bases(runs: Iterable[Run]) -> Iterator[str]:
     """Say where an adapter made elsewhere names another base than the one it was put on; its shapes fit."""
     for run in runs:
         named = run.training.named_base
-        if named and _last(named) != _last(run.base_model):
+        if named and _cut_to_last_name(named) != _cut_to_last_name(run.base_model):
             yield f"{run.candidate}: its own files name {named} as its base; it was put on {run.base_model}"
 
 
-def _last(name: str) -> str:
+def _cut_to_last_name(name: str) -> str:
     """Return a model's own name, without its owner or folder."""
     return name.rstrip("/").rpartition("/")[2]
 

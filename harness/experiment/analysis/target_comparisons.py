@@ -117,20 +117,20 @@ def compare_grids(
     session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
 ) -> tuple[decide.Ablation, ...]:
     """Compare the members of every grid with its first one, in the order of the file."""
-    return decide.ablations(_in_file(session, facts), *_comparers(session, reader, runs))
+    return decide.ablations(_sort_by_file(session, facts), *_comparers(session, reader, runs))
 
 
 def compare_training_sets(
     session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
 ) -> tuple[decide.TrainingSets, ...]:
     """Compare the candidates that differ in what they were trained on alone."""
-    experiment, ordered = session.experiment, _in_file(session, facts)
+    experiment, ordered = session.experiment, _sort_by_file(session, facts)
     again = {f.name: n_drawn_again(session, experiment.candidates[f.name]) for f in ordered if f.n_train}
     by = _comparers(session, reader, runs)
     return decide.training_sets(ordered, experiment.candidates, experiment.decide, again, *by)
 
 
-def _in_file(session: Session, facts: Sequence[CandidateFacts]) -> list[CandidateFacts]:
+def _sort_by_file(session: Session, facts: Sequence[CandidateFacts]) -> list[CandidateFacts]:
     """Sort facts by the order of the file."""
     in_file = {name: at for at, name in enumerate(session.experiment.candidates)}
     return sorted(facts, key=lambda f: in_file[f.name])
@@ -220,7 +220,7 @@ def parent_of(session: Session, run: Run, runs: Iterable[Run]) -> Run | None:
 def _step(
     session: Session, what: str, new: str, base: str, own: RowsByTask, old: RowsByTask, judged: _VerdictTasks
 ) -> AttributionStep:
-    answered = [m for m in session.suites if _both(m, old, own)]
+    answered = [m for m in session.suites if _share_items(m, old, own)]
     measured = [
         Measurement(
             m.task,
@@ -241,11 +241,11 @@ def _step(
         base,
         gating.macro_between(measured, compared, judged.counting, session.experiment.seeds[0]),
         tuple(compared.values()),
-        _compare(session, target, old, own) if _both(target, old, own) else None,
+        _compare(session, target, old, own) if _share_items(target, old, own) else None,
     )
 
 
-def _both(m: MeasuredTask, old: RowsByTask, new: RowsByTask) -> bool:
+def _share_items(m: MeasuredTask, old: RowsByTask, new: RowsByTask) -> bool:
     """Tell whether two arms answered a task, at least one item of it both."""
     name = m.task.name
     return name in old and name in new and comparison.is_comparable(m.primary, old[name], new[name])
@@ -273,7 +273,7 @@ def _scores(
 ) -> dict[str, TargetScore]:
     """Map runs to their scores on one of them; a run of which no answer could be scored has none."""
     answered = [
-        (run, _on(reader, run, f, m))
+        (run, _put_on_target(reader, run, f, m))
         for run, f in zip(runs, facts, strict=True)
         if f"{m.task.name}/test" in run.rows and any(r.status != "error" for r in reader.of(run, m))
     ]
@@ -287,7 +287,7 @@ def _scores(
     }
 
 
-def _on(reader: Reader, run: Run, f: CandidateFacts, m: MeasuredTask) -> CandidateFacts:
+def _put_on_target(reader: Reader, run: Run, f: CandidateFacts, m: MeasuredTask) -> CandidateFacts:
     """Return a run's facts with what it reached on another target in place of the one that decides."""
     has_validation = f"{m.task.name}/validation" in run.rows
     validation = comparison.estimate(m.primary, reader.of(run, m, "validation")) if has_validation else None

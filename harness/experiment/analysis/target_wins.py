@@ -14,15 +14,15 @@ from harness.comparison.biases.pair_bias import JudgedPair, PairBias, bias_of
 from harness.comparison.win_rates import AnswerPairs, Wins, wins_by_judge, wins_by_people
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed
-from harness.evaluation.judges import JudgedMetric, open_judged, stored_grades
+from harness.evaluation.judges import JudgedMetric, open_judged, read_stored_grades
 from harness.evaluation.judges.answer_pairs import (
     Preferences,
     Rows,
     answers_differ,
-    both_rows,
+    list_ungraded_pairs,
+    map_shown_pairs,
+    pair_rows,
     preferences,
-    shown_pairs,
-    ungraded_pairs,
 )
 from harness.evaluation.judges.judging_stage import grade_all
 from harness.evaluation.session import Session
@@ -54,7 +54,7 @@ def judge_pairs(
     open_ones = [
         one
         for _, run, base in _pairs(runs, facts)
-        for one in ungraded_pairs(
+        for one in list_ungraded_pairs(
             judged, examples, reader.of(base, session.target), reader.of(run, session.target)
         )
     ]
@@ -96,7 +96,7 @@ def wins_over(session: Session, reader: Reader, run: Run, base: Run) -> Wins | N
     rows = (reader.of(base, session.target), reader.of(run, session.target))
     if judged := judge_of_pairs(session):
         with suppress(CandidateFailed):  # what it said until then is kept, and the rest counted as missing
-            grade_all(session, list(ungraded_pairs(judged, session.target.items.test, *rows)))
+            grade_all(session, list(list_ungraded_pairs(judged, session.target.items.test, *rows)))
     return wins_of(session.store, policy, task, (base, run), rows)
 
 
@@ -104,11 +104,11 @@ def wins_of(at: Store, policy: GatePolicy, task: str, runs: tuple[Run, Run], row
     """Read the win rate of a run over another; both come as (base, new), with their rows of the target."""
     pairs = _answer_pairs(*rows)
     digests = [run.rows[f"{task}/test"] for run in runs]
-    votes = human.drawn_shares(store.list_ratings(at, task), shown_pairs(*rows), *digests)
+    votes = human.share_counted(store.list_ratings(at, task), map_shown_pairs(*rows), *digests)
     by = policy.target.by
     if by == PEOPLE:
         return open_where_failed(wins_by_people(runs[0].candidate, pairs, votes), rows[0], policy.max_errors)
-    preferred = preferences(stored_grades(by, at), *rows)
+    preferred = preferences(read_stored_grades(by, at), *rows)
     found = wins_by_judge(runs[0].candidate, metric_name(by), pairs, preferred.won, votes)
     found = open_where_failed(found, rows[0], policy.max_errors, preferred.unread)
     found = found._replace(bias=_bias(preferred, rows, votes))
@@ -126,7 +126,7 @@ def _bias(preferred: Preferences, rows: tuple[Rows, Rows], votes: Mapping[str, f
                 now.cluster or now.example_id,
                 votes.get(now.example_id),
             )
-            for old, now in both_rows(*rows)
+            for old, now in pair_rows(*rows)
             if now.example_id in preferred.first
         }
     )
@@ -145,7 +145,7 @@ def open_where_failed(wins: Wins, base: Rows, most: float, unread: Collection[st
 
 def _answer_pairs(base: Rows, new: Rows) -> AnswerPairs:
     """Part the items by whether their two answers differ; one that failed in both arms is a tie."""
-    both = list(both_rows(base, new))
+    both = list(pair_rows(base, new))
     clusters = {now.example_id: now.cluster or now.example_id for _, now in both}
     differing = {now.example_id for old, now in both if answers_differ(old, now)}
     return AnswerPairs(

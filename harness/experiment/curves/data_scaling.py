@@ -19,7 +19,7 @@ from harness.evaluation.rows.row_sets import RunRequest, target_sets, total_work
 from harness.evaluation.session import MeasuredTask, Session, join_items
 from harness.experiment.runs.candidate_result import facts_of
 from harness.experiment.runs.k_fold import refuse_folds
-from harness.experiment.runs.run_candidate import make_run, stored_runs
+from harness.experiment.runs.run_candidate import find_stored_runs, make_run
 from harness.experiment.runs.stored_rows import Reader
 from harness.experiment.weights.training_fit import fit_work
 from harness.records import Run
@@ -79,7 +79,7 @@ def make_curve(session: Session, runs: Sequence[Run], facts: Sequence[CandidateF
             session.progress.finish(name, f"{name} failed: {error}")
 
 
-def stored_curve(
+def fit_stored_curve(
     session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
 ) -> LearningCurve | None:
     """Fit the curve of stored parts; None where they were not made, or are fewer than four sizes."""
@@ -87,7 +87,9 @@ def stored_curve(
     known = f"{session.experiment.name}-{name}@"
     if name is None or not any(path.name.startswith(known) for path in session.store.folder.glob("*@*")):
         return None
-    found = [(part, stored_runs(part.session, [part.request])[0]) for part in _parts(session, runs, facts)]
+    found = [
+        (part, find_stored_runs(part.session, [part.request])[0]) for part in _parts(session, runs, facts)
+    ]
     trained = [_curve_point(part.session, reader, run) for part, run in found if run and run.state == "done"]
     whole = next(r for r in runs if r.candidate == name and r.state == "done")
     points = [*trained, _curve_point(session, reader, whole)]

@@ -17,12 +17,12 @@ from harness.evaluation.rows.row_sets import RowSet, suite_set, target_sets, wor
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.weights.capability_on_validation import capability_change
 from harness.experiment.weights.validation_score import mean_score
-from harness.gating import Measurement, measured_half
+from harness.gating import Measurement, cut_to_half
 from harness.gating.halves import cluster_name, split
 from harness.plugins import methods
 from harness.records import SampleResult, TrackedPoint, digest
 from harness.spec import Recipe
-from harness.training import TRACKED, Weights, tracked_folders
+from harness.training import TRACKED, Weights, map_tracked_folders
 
 
 class _SampledTask(NamedTuple):
@@ -40,13 +40,13 @@ def tracking_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
         yield Problem(f"candidate {candidate.name}", found, expected, "remove track")
 
 
-def tracked_weights(candidate: ResolvedCandidate, weights: Weights) -> dict[int, Weights]:
+def read_tracked_weights(candidate: ResolvedCandidate, weights: Weights) -> dict[int, Weights]:
     """Read the weights that were kept along a candidate's training, by step, as they are served."""
     if not candidate.source.track or not weights.folder:
         return {}
     found = {
         step: read_weights(candidate, folder)
-        for step, folder in tracked_folders(weights.folder / TRACKED).items()
+        for step, folder in map_tracked_folders(weights.folder / TRACKED).items()
     }
     return {step: made for step, made in found.items() if made}
 
@@ -61,7 +61,7 @@ def measure_points(
     Raises:
         CandidateFailed: weights are damaged, or cannot be opened.
     """
-    source, kept = candidate.source, tracked_weights(candidate, weights)
+    source, kept = candidate.source, read_tracked_weights(candidate, weights)
     if not source.track or not kept:
         return ()
     sampled = _sample(session, base_rows, source.track.items)
@@ -95,8 +95,8 @@ def _sample(session: Session, base_rows: Mapping[str, str], n_items: int) -> lis
         for m in session.suites
         if m.task.name in rows
     ]
-    part = measured_half(alike, split(rows, seed), "search")
-    counting = gating.admitted_tasks(part)
+    part = cut_to_half(alike, split(rows, seed), "search")
+    counting = gating.name_admitted_tasks(part)
     there = {m.task.name: m.base for m in part if m.task.name in counting}
     each = -(-n_items // max(1, len(there)))
     return [

@@ -30,7 +30,7 @@ from harness.experiment.preparation import prepare_session
 from harness.experiment.preparation.scope import Scope
 from harness.experiment.runs.run_candidate import row_sets
 from harness.experiment.weights.candidate_weights import ensure_weights, make_trial
-from harness.models.devices.pass_costs import known_costs, learn_costs
+from harness.models.devices.pass_costs import learn_costs, list_known_costs
 from harness.models.hardware import Machine, cpu_kernels, cpu_name, current_device, torch_threads, use_threads
 from harness.models.hub import ModelSource
 from harness.progress import SilentProgress, quiet_libraries
@@ -87,7 +87,7 @@ def write_assignment(
     if machine.device == "cpu":
         machine = machine._replace(name=cpu_name(threads))
     state = _state(session, machine.name, threads)
-    assignment = Assignment(loaded, scope, machine, threads, Path.cwd(), state, known_costs())
+    assignment = Assignment(loaded, scope, machine, threads, Path.cwd(), state, list_known_costs())
     file = session.store.folder.resolve() / WORKERS / f"{uuid4().hex}.pickle"
     remove_folder(file.parent)  # of a command that was killed
     file.parent.mkdir(parents=True)

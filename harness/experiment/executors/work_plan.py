@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.rows.row_sets import RunRequest
 from harness.evaluation.session import Session
-from harness.experiment.preparation.planned_work import measured_bases
+from harness.experiment.preparation.planned_work import list_measured_bases
 from harness.experiment.runs.k_fold import is_cross_validated
 from harness.formatting import count
 from harness.models.hub import ModelSource
@@ -56,7 +56,7 @@ def plan_work(
     plan = WorkPlan({}, {})
     shared = [one for one in requests if _is_for_workers(session, one.candidate, answers)]
     if answers:
-        for source in measured_bases([one.candidate for one in shared if _has_base(one.candidate)]):
+        for source in list_measured_bases([one.candidate for one in shared if _has_base(one.candidate)]):
             _base_jobs(session, plan, source, n_workers)
     for one in shared:
         made = _weights_job(session, plan, one.candidate, one.seed, n_workers)

@@ -54,9 +54,9 @@ def open_ranking(
     """
     name = metric_name(written) if written else session.target.primary.name
     if written in session.candidates:
-        return _by_reward_model(session, session.candidates[written])
+        return _rank_by_reward_model(session, session.candidates[written])
     if name in session.target.judged:
-        return _by_judge(session, session.target.judged[name], left_usd)
+        return _rank_by_judge(session, session.target.judged[name], left_usd)
     _refuse_unknown(session, written or name)
     task, where = session.target.task, "--rank"
     refuse(reward_problems(written or name, task, session.target.items.train, where))
@@ -74,7 +74,7 @@ def _refuse_unknown(session: Session, written: str) -> None:
         raise UserError(Problem("--rank", f"unknown {written!r}", expected, did_you_mean(written, known)))
 
 
-def _by_reward_model(session: Session, candidate: ResolvedCandidate) -> Ranking:
+def _rank_by_reward_model(session: Session, candidate: ResolvedCandidate) -> Ranking:
     if candidate.method.answers:
         able = " or ".join(plugins.methods(makes="reward"))
         found = f"{candidate.name}, whose method {candidate.source.method} makes no reward model"
@@ -95,7 +95,7 @@ def _by_reward_model(session: Session, candidate: ResolvedCandidate) -> Ranking:
     return Ranking({"reward": candidate.name, "weights": weights.digest}, score)
 
 
-def _by_judge(session: Session, judged: JudgedMetric, left_usd: Callable[[], float | None]) -> Ranking:
+def _rank_by_judge(session: Session, judged: JudgedMetric, left_usd: Callable[[], float | None]) -> Ranking:
     refuse([*key_problems([judged]), *_price_problems(judged, left_usd())])
     metric, account = session.target.metrics[judged.metric], GradeAccount(judged)
 

@@ -90,7 +90,7 @@ def make_rows(
         UserError: none of the rewordings can be used.
     """
     made, spent = reword(writer, [one.text for one in of.texts.values()], how, progress)
-    rewordings = _without_leaks(of, made)
+    rewordings = _mark_leaks(of, made)
     outcomes = augment(of.content.rows, of.roles, rewordings, by=how.by, in_columns=in_columns)
     changes = [outcome.change for outcome in outcomes if outcome.change]
     if not any(change.kind == "added" for change in changes):
@@ -138,7 +138,7 @@ def _name_evaluated(row: Row, evaluated: Sequence[EvaluatedQuestions]) -> str:
     return next((at for of in evaluated if (at := of.questions.get(of.question_of(row)))), "")
 
 
-def _without_leaks(of: Augmentation, made: Sequence[Sequence[Rewording]]) -> dict[int, tuple[Rewording, ...]]:
+def _mark_leaks(of: Augmentation, made: Sequence[Sequence[Rewording]]) -> dict[int, tuple[Rewording, ...]]:
     """Mark by row the rewordings that ask what is evaluated, exactly or in other words."""
     flat = [(i, k) for i, found in zip(of.texts, made, strict=True) for k in range(len(found))]
     by_row = {i: list(found) for i, found in zip(of.texts, made, strict=True)}

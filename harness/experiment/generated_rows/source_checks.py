@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from harness.data import PartName, contamination
-from harness.data.contamination import contaminated_rows
+from harness.data.contamination import find_contaminated_rows
 from harness.data.examples import SourcedExample
 from harness.data.readers import display_path
 from harness.errors import Problem, UserError, refuse
@@ -49,7 +49,7 @@ def check_leaks(
     items, task = session.target.items, session.target.task
     evaluated = [row for of in items.evaluated.values() for row in of]
     shown = display_path(file)
-    if found := contaminated_rows(rows, evaluated, task.kind == "choice"):
+    if found := find_contaminated_rows(rows, evaluated, task.kind == "choice"):
         raise UserError(contamination.problems(found, shown, "leave the row out"))
     asked = tuple(row.example for row in rows)
     places = {**items.places, **{f"{part}/{row.example.id}": row.where for row in rows}}

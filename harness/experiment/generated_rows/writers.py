@@ -16,7 +16,7 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
 from harness.experiment.generated_rows.source_checks import refuse_without_text
-from harness.experiment.weights.candidate_weights import ensure_weights, stored_weights
+from harness.experiment.weights.candidate_weights import ensure_weights, find_stored_weights
 from harness.models.hf import Candidate
 from harness.models.openai_api import ChatCandidate, Server, Settings
 from harness.provenance.code_versions import versions_of
@@ -53,7 +53,7 @@ def candidate_writer(session: Session, name: str) -> Writer:
     refuse_without_text(session, candidate)
     if candidate.is_remote:
         return _remote_writer(session, candidate)
-    machine, stored = session.machine, stored_weights(session, candidate, seed)
+    machine, stored = session.machine, find_stored_weights(session, candidate, seed)
     if stored is None and session.dry_run:
         found, step = "no weights yet", f"harness train {name}"
         raise UserError(Problem(f"candidate {name}", found, "weights to count with", step))

@@ -150,20 +150,20 @@ def _vllm(device: str, problems: list[Problem], experiment: Experiment | None) -
     wanted = experiment is not None and experiment.engine == "vllm"
     if experiment is not None and wanted and experiment.vllm.command:
         return f"{vllm_server.release_of(experiment.vllm)}, as a server by {experiment.vllm.command}"
-    release = vllm.installed_version()
+    release = vllm.find_installed_version()
     if release is None:
         return ""
     try:
         built, problem = vllm.build_device(), vllm.wrong_build(device)
     except ImportError as error:
-        built, problem = "nothing that can be imported", vllm.broken(error)
+        built, problem = "nothing that can be imported", vllm.make_broken_problem(error)
     problems += [problem] if problem and wanted else []
     return f"{release}, built for {built}"
 
 
 def _has(package: str) -> bool:
     if package == "vllm":  # two packages bring it
-        return vllm.installed_version() is not None
+        return vllm.find_installed_version() is not None
     try:
         return bool(version(package))
     except PackageNotFoundError:

@@ -14,7 +14,7 @@ from harness.evaluation import EvaluationJob, costs
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work
-from harness.evaluation.more_targets import more_target_sets
+from harness.evaluation.more_targets import list_further_sets
 from harness.evaluation.rows.row_sets import RowSet, prompting_step, suite_sets, target_sets, work_of
 from harness.evaluation.session import Session
 from harness.experiment.runs.k_fold import fold_sessions
@@ -87,7 +87,7 @@ def _cost(session: Session, name: str, suites: EvalTokens, runs: Sequence[Run], 
         return Cost(name, None, None, trained_s, time_s, 0.0, planned, spent, fits=True)
     training = _estimate_training(session, candidate)
     asked = (recipe, base_weights(session.source), 0)
-    own = _evaluation_work(session, [*target_sets(session, *asked), *more_target_sets(session, *asked)])
+    own = _evaluation_work(session, [*target_sets(session, *asked), *list_further_sets(session, *asked)])
     answering = own.work + (Work() if method.keeps_base else suites.work)
     shape = hub.shape(candidate.base)
     start_s = costs.start_s(weights_bytes(candidate.base.path), session.machine.device)

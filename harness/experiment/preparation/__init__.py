@@ -20,16 +20,16 @@ from harness.evaluation.contamination.leaks import refuse_or_note
 from harness.evaluation.judges import judging_models
 from harness.evaluation.session import MeasuredTask, Session, join_items
 from harness.experiment.preparation.candidate_problems import refuse_weights
-from harness.experiment.preparation.judge_weights import with_judges
+from harness.experiment.preparation.judge_weights import attach_judges
 from harness.experiment.preparation.scope import SMOKE_PAIRS, Scope, narrow, refuse_two_ways
 from harness.experiment.preparation.served_bases import choose_quantization
 from harness.experiment.weights.prompt_search import choose_prompts
 from harness.metrics import Metric, load_metrics
-from harness.models.chat_templates.base_templates import with_templates
+from harness.models.chat_templates.base_templates import set_templates
 from harness.models.devices.placement import Room, free_room
-from harness.models.embedded_model import expected_s
+from harness.models.embedded_model import expect_unpacking_s
 from harness.models.hardware import Machine, probe
-from harness.models.hub import ModelSource, resolve, with_switches
+from harness.models.hub import ModelSource, resolve, set_switches
 from harness.progress import Progress
 from harness.spec import Experiment, Role, Task
 from harness.store import Store
@@ -47,22 +47,22 @@ def prepare_session(
     Raises:
         UserError: with the problems of all tasks at once, or two ways to ask fewer items are wanted.
     """
-    session = _without_judges(loaded, scope, progress, machine, room)
-    others = partial(_without_judges, scope=Scope(), progress=progress, machine=None, room=None)
-    session = with_judges(session, others)
+    session = _prepare_without_judges(loaded, scope, progress, machine, room)
+    others = partial(_prepare_without_judges, scope=Scope(), progress=progress, machine=None, room=None)
+    session = attach_judges(session, others)
     refuse_weights(session, loaded)
     choose_prompts(session, tuple(session.candidates), make=False)
     return session
 
 
-def _without_judges(
+def _prepare_without_judges(
     loaded: LoadedExperiment, scope: Scope, progress: Progress, machine: Machine | None, room: Room | None
 ) -> Session:
     """Read all data, and find machine and bases; what judges score has no judges yet."""
     refuse_two_ways(scope)
     experiment = narrow(loaded.experiment, scope)
     _refuse_without_validation(experiment.target)
-    experiment, catalogue = with_lm_eval(_with_plain_texts(experiment))
+    experiment, catalogue = find_lm_eval_tasks(_read_plain_texts(experiment))
     seed = experiment.seeds[0]
     targets = (experiment.target, *experiment.more_targets)
     named: list[tuple[Role, str, Task]] = [("target", task.name, task) for task in targets]
@@ -76,15 +76,15 @@ def _without_judges(
     training = read_training_rows(experiment, items, catalogue, n_pairs, encode)
     folds = read_folds(experiment, items, catalogue, n_pairs)
     tasks = [
-        of_lm_eval(catalogue[task.name], role, suite)
+        join_lm_eval_task(catalogue[task.name], role, suite)
         if task.lm_eval
         else join_items(task, role, suite, items[task.name])
         for role, suite, task in named
     ]
-    sources = with_templates(experiment, _resolve_models(experiment, progress, unpacks=not scope.dry_run))
+    sources = set_templates(experiment, _resolve_models(experiment, progress, unpacks=not scope.dry_run))
     source = sources[experiment.base_model]
     at = Store(loaded.folder / "runs" / "smoke" if scope.quick else loaded.folder / "runs")
-    reached_gflops = _reached_gflops(at, experiment.name, source)
+    reached_gflops = _find_reached_gflops(at, experiment.name, source)
     wanted = experiment.device, experiment.precision
     machine = machine or probe(*wanted, renew=scope.renew_probe, reached_gflops=reached_gflops)
     if machine.device == "cuda" and experiment.engine == "transformers":
@@ -124,15 +124,15 @@ def _resolve_models(experiment: Experiment, progress: Progress, *, unpacks: bool
     out: dict[str, ModelSource] = {}
     problems: list[Problem] = []
     for name, where in named.items():
-        expected = expected_s(name) if unpacks else 0.0
+        expected = expect_unpacking_s(name) if unpacks else 0.0
         with gather(problems), progress.stage(f"getting {name} ready, once", expected):
             found = resolve(name, unpacks=unpacks, where=where)
-            out[name] = with_switches(found, experiment.chat_template_kwargs)
+            out[name] = set_switches(found, experiment.chat_template_kwargs)
     refuse(problems)
     return out
 
 
-def _reached_gflops(at: Store, experiment: str, source: ModelSource) -> float:
+def _find_reached_gflops(at: Store, experiment: str, source: ModelSource) -> float:
     """Return the matrix speed that the quickest stored training on a base needed; 0 without one."""
     runs = [run for run in store.list_runs(at, experiment) if run.base_digest == source.weights_digest]
     speeds = (costs.training_gflops(source.n_parameters, run.training.tokens_per_s or 0.0) for run in runs)
@@ -149,7 +149,7 @@ def _load_all(tasks: Iterable[Task], seed: int) -> dict[str, TaskItems]:
     return items
 
 
-def with_lm_eval(experiment: Experiment) -> tuple[Experiment, dict[str, lm_eval.LmEvalTask]]:
+def find_lm_eval_tasks(experiment: Experiment) -> tuple[Experiment, dict[str, lm_eval.LmEvalTask]]:
     """Find the suites' tasks of lm-eval, and fill in what lm-eval says of them."""
     asked = [task for suite in experiment.suites for task in suite.tasks if task.lm_eval]
     if not asked:
@@ -167,7 +167,7 @@ def metrics_of(task: Task, catalogue: Mapping[str, lm_eval.LmEvalTask]) -> dict[
     return catalogue[task.name].metrics if task.lm_eval else load_metrics(task)
 
 
-def of_lm_eval(found: lm_eval.LmEvalTask, role: Role, suite: str) -> MeasuredTask:
+def join_lm_eval_task(found: lm_eval.LmEvalTask, role: Role, suite: str) -> MeasuredTask:
     """Join a task of lm-eval with its documents and how they are asked."""
     versions = dict.fromkeys(SPLITS, found.version)
     return MeasuredTask(
@@ -175,7 +175,7 @@ def of_lm_eval(found: lm_eval.LmEvalTask, role: Role, suite: str) -> MeasuredTas
     )
 
 
-def _with_plain_texts(experiment: Experiment) -> Experiment:
+def _read_plain_texts(experiment: Experiment) -> Experiment:
     """Return the experiment whose targets of texts are read and trained on without a chat template."""
     plain = {"chat_template": False}
     target, *more = (

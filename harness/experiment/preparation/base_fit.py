@@ -23,12 +23,12 @@ from harness.models.memory.shape import (
     UNPACKED,
     Shape,
     complete_config,
+    find_packed_bits,
     has_other_layers,
-    packed_bits,
     quantization_method,
     shape_of,
 )
-from harness.models.model_folder import read_config, refuse_damaged, stored_tensors
+from harness.models.model_folder import list_stored_tensors, read_config, refuse_damaged
 from harness.records import Run, parse_json
 from harness.spec import HUB
 
@@ -98,7 +98,7 @@ def examine_base(name: str, asked: FitQuery) -> BaseFit:
     """
     refuse(_unusable(asked))
     config, tensors = _headers(name)
-    counted = parameters_of(tensors, packed_bits(config))
+    counted = parameters_of(tensors, find_packed_bits(config))
     n_bytes = sum(tensor.end - tensor.begin for tensor in tensors.values())
     in_experts = float(expert_parameters(counted))
     shape = shape_of(config, sum(counted.values()), n_bytes, in_experts or None)
@@ -311,4 +311,4 @@ def _headers(name: str) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
         return hub.remote_headers(name.removeprefix(HUB), "--base")
     config = read_config(folder)
     refuse_damaged(folder)
-    return config, stored_tensors(folder)
+    return config, list_stored_tensors(folder)

@@ -29,7 +29,7 @@ from harness.report import trackers
 from harness.spec import Recipe, VllmPolicy
 from harness.training import reward_problems, rows_of_each
 from harness.training.adapter_names import unknown_names
-from harness.training.trainer import of_bitsandbytes
+from harness.training.trainer import is_of_bitsandbytes
 
 
 def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
@@ -40,7 +40,7 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
     needed = [known[name] for name in names]
     for candidate in needed:
         recipe, where = candidate.recipe, f"candidate {candidate.name}"
-        problems += plugins.method(recipe.method).problems(_with_found_path(candidate), candidate.base, where)
+        problems += plugins.method(recipe.method).problems(_put_found_path(candidate), candidate.base, where)
         if (
             any(base.quantization for base in (candidate.served_base, candidate.trained_base))
             and find_spec("bitsandbytes") is None
@@ -51,7 +51,7 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
         problems += quantization_problems(candidate)
         problems += _name_problems(candidate)
         problems += marker_problems(candidate, chat=session.target.task.chat_template)
-        problems += _other_weights(session, candidate)
+        problems += _refuse_other_weights(session, candidate)
         problems += _unusable_reward(session, candidate)
         problems += _unusable_pairs(session, candidate)
         problems += _unrankable(session, candidate)
@@ -66,7 +66,7 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
     refuse(problems)
 
 
-def _with_found_path(candidate: ResolvedCandidate) -> Recipe:
+def _put_found_path(candidate: ResolvedCandidate) -> Recipe:
     """Return the recipe with the folder that a whole model was found in, so that the hub is asked once."""
     if not (candidate.given and candidate.recipe.path):
         return candidate.recipe
@@ -105,7 +105,7 @@ def _merge_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
         yield from candidate.method.merge_problems(candidate.source, adapters, where)
 
 
-def _other_weights(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+def _refuse_other_weights(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
     """Yield that a base of the experiment's architecture would be compared with itself."""
     own, base, recipe = candidate.base, session.source, candidate.recipe
     if candidate.given != own or own.weights_digest == base.weights_digest or recipe.role == "baseline":
@@ -186,7 +186,7 @@ def engine_problems(
     if session.experiment.engine == "transformers":
         return
     yield from _absent_engine(session.experiment.vllm)
-    yield from _kept_memory(session, needed)
+    yield from _refuse_kept_memory(session, needed)
     for name in selected:
         if session.candidates[name].makes == "adapter" and not session.experiment.vllm.enable_lora:
             found, expected = "an adapter, and vllm.enable_lora: false", "a vLLM that takes adapters"
@@ -217,7 +217,7 @@ def _merging_problems(session: Session, candidate: ResolvedCandidate) -> Iterato
         yield Problem(where, found, "the engine that merges", "engine: transformers, or remove serve_merged")
 
 
-def _kept_memory(session: Session, needed: Iterable[ResolvedCandidate]) -> Iterator[Problem]:
+def _refuse_kept_memory(session: Session, needed: Iterable[ResolvedCandidate]) -> Iterator[Problem]:
     """Yield that vLLM in this process never gives a GPU's memory back, where others want it as well."""
     # Source: https://github.com/vllm-project/vllm/issues/21073.
     if session.machine.device != "cuda" or session.experiment.vllm.command:
@@ -234,7 +234,7 @@ def _kept_memory(session: Session, needed: Iterable[ResolvedCandidate]) -> Itera
 def _absent_engine(policy: VllmPolicy) -> Iterator[Problem]:
     if policy.command:
         yield from vllm_server.problems(policy)
-    elif vllm.installed_version() is None:
+    elif vllm.find_installed_version() is None:
         yield vllm.absent()
 
 
@@ -312,7 +312,7 @@ def _problems_of_shards(recipe: Recipe, shards: str, where: str) -> Iterator[Pro
     if recipe.track:
         found = f"track, and {kind}, whose weights are put together at the end alone"
         yield Problem(where, found, "one of the two", "leave out track, or distributed_type: MULTI_GPU")
-    if of_bitsandbytes(optim := recipe.params.get("optim")):
+    if is_of_bitsandbytes(optim := recipe.params.get("optim")):
         found = f"optim: {optim}, which is bitsandbytes', and {kind}"
         yield Problem(where, found, "an optimiser of torch's, which shards can have", "optim: adamw_torch")
 

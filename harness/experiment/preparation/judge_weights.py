@@ -12,15 +12,15 @@ from harness import config
 from harness.config.judge_sources import JudgingCandidate
 from harness.errors import CandidateFailed, Problem, UserError, did_you_mean, gather, refuse
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
-from harness.evaluation.judges import judged_metrics, judging_candidates
+from harness.evaluation.judges import judging_candidates, read_judged_metrics
 from harness.evaluation.session import MeasuredTask, Session
-from harness.experiment.weights.candidate_weights import ensure_weights, stored_weights
+from harness.experiment.weights.candidate_weights import ensure_weights, find_stored_weights
 from harness.training import Weights
 
 Prepare = Callable[[config.LoadedExperiment], Session]
 
 
-def with_judges(session: Session, prepare: Prepare) -> Session:
+def attach_judges(session: Session, prepare: Prepare) -> Session:
     """Return a session whose judged metrics know their judges; `prepare` opens another experiment without.
 
     Raises:
@@ -33,7 +33,7 @@ def with_judges(session: Session, prepare: Prepare) -> Session:
         with gather(problems):
             judging[one.label] = _weights_of(session, one, where, prepare)
     refuse(problems)
-    return _with_judging(replace(session, judging=judging))
+    return _add_judging(replace(session, judging=judging))
 
 
 def train_judges(session: Session) -> Session:
@@ -50,7 +50,7 @@ def train_judges(session: Session) -> Session:
             judging[one.label] = _require_pinned(one, made, f"candidate {one.candidate}")
         except CandidateFailed as error:
             judging[one.label] = f"{one.candidate}, which judges, cannot be trained: {error.reason}"
-    return session if judging == session.judging else _with_judging(replace(session, judging=judging))
+    return session if judging == session.judging else _add_judging(replace(session, judging=judging))
 
 
 def _metrics(session: Session) -> list[str]:
@@ -58,9 +58,9 @@ def _metrics(session: Session) -> list[str]:
     return [*judged, session.experiment.gate.target.by]
 
 
-def _with_judging(session: Session) -> Session:
+def _add_judging(session: Session) -> Session:
     def add_judges(m: MeasuredTask) -> MeasuredTask:
-        found = judged_metrics(m.task, m.items, session.store, session.judging, session.machine)
+        found = read_judged_metrics(m.task, m.items, session.store, session.judging, session.machine)
         return m._replace(judged=found)
 
     targets, suites = (tuple(map(add_judges, of)) for of in (session.more_targets, session.suites))
@@ -77,7 +77,7 @@ def _weights_of(session: Session, one: JudgingCandidate, where: str, prepare: Pr
         expected, step = one.experiment or "this experiment", did_you_mean(one.candidate, {*here.candidates})
         raise UserError(Problem(where, f"unknown {one.candidate!r}", f"a candidate of {expected}", step))
     _refuse_unfit(candidate, where, is_here=not one.experiment)
-    weights = stored_weights(here, candidate, here.experiment.seeds[0])
+    weights = find_stored_weights(here, candidate, here.experiment.seeds[0])
     command = f"harness train {one.candidate}" + (f" -c {one.experiment}" if one.experiment else "")
     if weights is None and one.experiment:
         raise UserError(Problem(where, f"{one.label}, which is not trained yet", "its weights", command))

@@ -8,10 +8,10 @@ from collections.abc import Collection, Mapping
 
 from harness import plugins
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
-from harness.evaluation.changed_facts import changed_sets
+from harness.evaluation.changed_facts import list_changed_sets
 from harness.evaluation.costs import Work, times
 from harness.evaluation.costs.timing import n_timed
-from harness.evaluation.more_targets import more_target_sets
+from harness.evaluation.more_targets import list_further_sets
 from harness.evaluation.rows.row_sets import suite_sets, target_sets, total_work, work_of
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import tracking_work
@@ -31,7 +31,7 @@ def estimate_work(session: Session, selected: Collection[str], *, smoke: bool = 
     candidates = [session.candidates[name] for name in selected]
     suites = total_work(suite_sets(session, base_weights(session.source)))
     arm = suites + _control_work(session, suites) + Work(opened=1)
-    bases = measured_bases(candidates) if session.suites else ()
+    bases = list_measured_bases(candidates) if session.suites else ()
     out = {arm_label(session, source): arm for source in bases}
     made: set[str] = set()
     judged: set[tuple[str, str]] = set()
@@ -72,11 +72,11 @@ def estimate_seconds(session: Session, work: Mapping[str, Work]) -> dict[str, fl
     candidates = session.candidates.values()
     remote = {candidate.name for candidate in candidates if candidate.is_remote}
     bases = {candidate.name: candidate.base for candidate in candidates}
-    bases |= {arm_label(session, source): source for source in measured_bases(candidates)}
+    bases |= {arm_label(session, source): source for source in list_measured_bases(candidates)}
     return {name: session.seconds(one, bases.get(name)) for name, one in work.items() if name not in remote}
 
 
-def measured_bases(candidates: Collection[ResolvedCandidate]) -> list[ModelSource]:
+def list_measured_bases(candidates: Collection[ResolvedCandidate]) -> list[ModelSource]:
     """List the bases that gated candidates are measured against: as published, then as served otherwise."""
     gated = [c for c in candidates if not c.is_target_only]
     return list(dict.fromkeys([*(c.base for c in gated), *(c.served_base for c in gated)]))
@@ -102,7 +102,7 @@ def _evaluation_work(session: Session, candidate: ResolvedCandidate) -> Work:
     if not plugins.method(candidate.recipe.method).makes_language_model:
         return Work(runs=1)
     weights = base_weights(session.source)
-    ask = (target_sets, changed_sets, more_target_sets)
+    ask = (target_sets, list_changed_sets, list_further_sets)
     answers = total_work([rows for of in ask for rows in of(session, candidate.recipe, weights, 0)])
     n_opened = 1 + len(session.folds) * is_cross_validated(session, candidate)
     n_requests = n_timed(len(session.target.items.validation))

@@ -45,16 +45,16 @@ def narrow(experiment: Experiment, scope: Scope) -> Experiment:
         every = tuple(_cap_target(one, SMOKE_LIMITS) for one in every)
         suites = tuple(_cap_suite(suite, SMOKE_ITEMS) for suite in experiment.suites)
         candidates = {name: _short(recipe) for name, recipe in experiment.candidates.items()}
-        experiment = _with_tasks(experiment, every, suites).model_copy(update={"candidates": candidates})
+        experiment = _replace_tasks(experiment, every, suites).model_copy(update={"candidates": candidates})
     if scope.limit:
         every = tuple(_cap_target(one, ItemLimits(test=scope.limit)) for one in every)
         suites = tuple(_cap_suite(suite, scope.limit) for suite in experiment.suites)
         name = f"{experiment.name}-limit{scope.limit}"
-        experiment = _with_tasks(experiment, every, suites).model_copy(update={"name": name})
+        experiment = _replace_tasks(experiment, every, suites).model_copy(update={"name": name})
     return experiment
 
 
-def _with_tasks(experiment: Experiment, targets: Iterable[Task], suites: tuple[Suite, ...]) -> Experiment:
+def _replace_tasks(experiment: Experiment, targets: Iterable[Task], suites: tuple[Suite, ...]) -> Experiment:
     """Return the experiment with these targets, of which the first decides, and suites."""
     target, *more = targets
     return experiment.model_copy(update={"target": target, "more_targets": tuple(more), "suites": suites})

@@ -16,9 +16,9 @@ from harness.evaluation import costs
 from harness.evaluation.candidate_rows import n_rows, n_taught_rows, rows_cost_usd
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.session import Session
-from harness.experiment.runs.run_candidate import failed_run, make_run
+from harness.experiment.runs.run_candidate import make_run, record_failed_run
 from harness.experiment.runs.stored_rows import Reader, Rows
-from harness.experiment.weights.validation_score import asked_digest
+from harness.experiment.weights.validation_score import digest_prompts
 from harness.metrics import Metric, item_scores
 from harness.models.endpoints.addresses import is_private
 from harness.models.hub import shape
@@ -47,7 +47,7 @@ def attempt(
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 (one run must not stop the others)
-        run = failed_run(session, candidate, seed, error)
+        run = record_failed_run(session, candidate, seed, error)
         return run, facts_of(session, reader, run)
 
 
@@ -88,7 +88,7 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
         },
         cost_per_1k_usd=cost,
         index_per_1k_usd=index_usd_per_1k(session.experiment.decide) if retrieves else 0.0,
-        disturbed=facts.disturbed | (_disturbed_cost(session, run) if cost is None else {}),
+        disturbed=facts.disturbed | (_compute_disturbed_cost(session, run) if cost is None else {}),
         measured_on="its server, over HTTP"
         if plugins.method(run.method).is_remote
         else run.provenance.get("device") or "",
@@ -122,7 +122,7 @@ def _settings(session: Session, reader: Reader, run: Run) -> tuple[str, ...]:
         how = [recipe.answer, recipe.prompting, recipe.system, recipe.template]
         trials = enumerate(run.training.sweep)
         return tuple(t.asked or digest([t.fit_key or [run.candidate, i], *how]) for i, t in trials)
-    asked = asked_digest(run.weights_digest, recipe, reader.of(run, session.target, "validation"))
+    asked = digest_prompts(run.weights_digest, recipe, reader.of(run, session.target, "validation"))
     return (asked or run.candidate,)
 
 
@@ -159,12 +159,12 @@ def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> C
         latency_p50_s=None if run.latency.get("contended") else run.latency["p50_s"],
         latency_p95_s=None if run.latency.get("contended") else run.latency.get("p95_s"),
         requests_per_s=1 / busy_s if busy_s else None,
-        under_load=_under_load(run),
+        under_load=_find_under_load(run),
         disturbed=_find_disturbed(run),
     )
 
 
-def _under_load(run: Run) -> UnderLoad | None:
+def _find_under_load(run: Run) -> UnderLoad | None:
     """Return what was timed of requests that come at once; None where other work disturbed it."""
     of = run.latency
     if "at_once" not in of or of.get("at_once_contended"):
@@ -196,7 +196,7 @@ def _retrieval_use(session: Session, reader: Reader, run: Run) -> comparison.Ret
     examples = {e.id: e for e in session.target.items.test}
     drawn = reader.drawn(run, session.target) if _counts_each_answer(session, run) else {}
     if drawn:
-        test = comparison.each_answer(test, drawn)
+        test = comparison.list_each_answer(test, drawn)
         examples = {row.example_id: examples[row.example_id.rpartition("#")[0]] for row in test}
     parts = {row.example_id: row.parts[metric.name] for row in test}
     scored = {i: np.array([of]) for i, of in parts.items() if of is not None}
@@ -217,7 +217,7 @@ def _leaves_machine(candidate: ResolvedCandidate) -> bool:
     return candidate.is_remote and not is_private(candidate.source.params["base_url"])
 
 
-def _disturbed_cost(session: Session, run: Run) -> dict[str, float]:
+def _compute_disturbed_cost(session: Session, run: Run) -> dict[str, float]:
     """Return what 1,000 requests cost by a time that other work disturbed; of an endpoint nothing."""
     if not run.latency.get("compute_contended") or plugins.method(run.method).is_remote:
         return {}

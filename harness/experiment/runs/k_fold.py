@@ -16,7 +16,7 @@ from harness.evaluation.judges.judging_stage import answer_and_score
 from harness.evaluation.rows.row_sets import RowSet, is_there, target_sets
 from harness.evaluation.runner import rescore_stored
 from harness.evaluation.session import Session
-from harness.experiment.weights.candidate_weights import ensure_weights, stands_on, stored_weights
+from harness.experiment.weights.candidate_weights import ensure_weights, find_stored_weights, stands_on
 from harness.records import BLOCK, Origin, digest
 from harness.training import Weights
 
@@ -68,7 +68,7 @@ def answer_folds(session: Session, candidate: ResolvedCandidate, weights: Weight
         name = f"{candidate.name}, fold {number}"
         answer_and_score(fold, part.weights, [part.rows], name, candidate.base)
         parts.append(part)
-    _join(session, _joined_set(target_sets(session, candidate.recipe, weights, seed)[1], parts), parts)
+    _join(session, _join_fold_sets(target_sets(session, candidate.recipe, weights, seed)[1], parts), parts)
     behind = weights.training.stands_on | stands_on(*(part.weights for part in parts))
     return weights._replace(training=replace(weights.training, stands_on=behind))
 
@@ -83,7 +83,7 @@ def sets_of_target(
     validation, test = target_sets(session, candidate.recipe, weights, seed)
     if not is_cross_validated(session, candidate):
         return [validation, test]
-    return [validation, _joined_set(test, _stored_parts(session, candidate, seed))]
+    return [validation, _join_fold_sets(test, _find_stored_parts(session, candidate, seed))]
 
 
 def has_folds(session: Session, candidate: ResolvedCandidate, test: RowSet) -> bool:
@@ -99,10 +99,10 @@ def rescore_folds(
     """Score the stored answers of the folds as metrics are now; returns the sets that need a model."""
     if not is_cross_validated(session, candidate):
         return []
-    parts = _stored_parts(session, candidate, seed)
+    parts = _find_stored_parts(session, candidate, seed)
     if lacking := [rows for part in parts for rows in rescore_stored(part.session, [part.rows])]:
         return lacking
-    joined = _joined_set(target_sets(session, candidate.recipe, weights, seed)[1], parts)
+    joined = _join_fold_sets(target_sets(session, candidate.recipe, weights, seed)[1], parts)
     if len(parts) < len(fold_sessions(session)):
         return [joined]
     _join(session, joined, parts)
@@ -113,13 +113,13 @@ def _part(fold: Session, candidate: ResolvedCandidate, weights: Weights, seed: i
     return _FoldPart(fold, weights, target_sets(fold, candidate.recipe, weights, seed)[1])
 
 
-def _stored_parts(session: Session, candidate: ResolvedCandidate, seed: int) -> list[_FoldPart]:
+def _find_stored_parts(session: Session, candidate: ResolvedCandidate, seed: int) -> list[_FoldPart]:
     """Find the folds whose weights were made before."""
-    made = ((fold, stored_weights(fold, candidate, seed)) for fold in fold_sessions(session))
+    made = ((fold, find_stored_weights(fold, candidate, seed)) for fold in fold_sessions(session))
     return [_part(fold, candidate, weights, seed) for fold, weights in made if weights]
 
 
-def _joined_set(test: RowSet, parts: Sequence[_FoldPart]) -> RowSet:
+def _join_fold_sets(test: RowSet, parts: Sequence[_FoldPart]) -> RowSet:
     """Name the rows that the folds' models answer together, as if they were one that answers all of test."""
     who = digest(["folds", *(part.rows.identity.answers.digest for part in parts)])
     return test._replace(identity=replace(test.identity, weights_digest=who))

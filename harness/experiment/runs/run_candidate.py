@@ -13,31 +13,31 @@ from harness.errors import CandidateFailed, in_a_line
 from harness.evaluation import runner
 from harness.evaluation.candidate_rows import describe_rows
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
-from harness.evaluation.changed_facts import changed_sets, index_figures
+from harness.evaluation.changed_facts import index_figures, list_changed_sets
 from harness.evaluation.costs import timing
 from harness.evaluation.judges.judging_stage import score_answered
-from harness.evaluation.more_targets import more_target_sets
+from harness.evaluation.more_targets import list_further_sets
 from harness.evaluation.rows.row_sets import (
     RowSet,
     RunIdentity,
     RunRequest,
     begun_id,
     describe_run,
-    failed_id,
     failure,
     find_runs,
     is_there,
+    make_failure_id,
     metric_ranges,
     run_id_of,
     run_identity,
     suite_sets,
 )
-from harness.evaluation.runner import open_and_fill, open_weights, shared_tokens
+from harness.evaluation.runner import count_shared_tokens, open_and_fill, open_weights
 from harness.evaluation.session import Session
-from harness.experiment.curves.tracking import measure_points, tracked_weights
+from harness.experiment.curves.tracking import measure_points, read_tracked_weights
 from harness.experiment.runs.k_fold import answer_folds, has_folds, rescore_folds, sets_of_target
 from harness.experiment.runs.suite_arms import base_arm
-from harness.experiment.weights.candidate_weights import ensure_weights, stored_weights
+from harness.experiment.weights.candidate_weights import ensure_weights, find_stored_weights
 from harness.models.hf import Candidate
 from harness.records import RowsIdentity, Run, TrackedPoint
 from harness.training import Weights
@@ -59,7 +59,7 @@ def make_run(session: Session, candidate: ResolvedCandidate, seed: int, done: Ru
     if done is None:
         begin(session, name, seed)
     run = done or _train_and_evaluate(session, candidate, seed)
-    if (session.store.folder / (failed := failed_id(session, name, seed))).exists():
+    if (session.store.folder / (failed := make_failure_id(session, name, seed))).exists():
         store.remove_run(session.store, failed)
     store.end(session.store, begun_id(session, name, seed))
     return run
@@ -76,11 +76,11 @@ def _train_and_evaluate(session: Session, candidate: ResolvedCandidate, seed: in
     sets = row_sets(session, candidate, weights, seed)
     (done,) = find_runs(session, [run_identity(session, name, seed, weights, sets)])
     if done is not None:
-        return _with_points(session, candidate, seed, weights, done)
+        return _add_points(session, candidate, seed, weights, done)
     run_id = run_id_of(session, name, seed, weights, sets)
     lacking = score_answered(session, sets)
-    if not lacking and (before := _before(session, name, seed, weights, sets)) is not None:
-        return _with_points(
+    if not lacking and (before := _find_before(session, name, seed, weights, sets)) is not None:
+        return _add_points(
             session, candidate, seed, weights, _save_again(session, candidate, run_id, sets, before)
         )
     with open_and_fill(session, weights, lacking, name, candidate.base) as model:
@@ -116,11 +116,11 @@ def _points(
     return measure_points(session, candidate, weights, seed, base_arm(session, candidate.base))
 
 
-def _with_points(
+def _add_points(
     session: Session, candidate: ResolvedCandidate, seed: int, weights: Weights, done: Run
 ) -> Run:
     """Return a finished run with the points along its training and the trials that one made before lacks."""
-    wanted = tracked_weights(candidate, weights)
+    wanted = read_tracked_weights(candidate, weights)
     is_tracked = not wanted or len(wanted) == len(done.training.tracked)
     if is_tracked and _has_trials(done, weights):
         return done
@@ -143,7 +143,7 @@ def _measure_times(session: Session, model: Candidate, sets: Sequence[RowSet], n
             **timing.latency_figures(timing.request_latency(session, model, validation, n)),
             **timing.batch_figures(timing.batch_time(session, model, test)),
             "prompting_s": timing.prompting_time(validation, n),
-            "shared_prompt_tokens": float(shared_tokens(model, validation.job())),
+            "shared_prompt_tokens": float(count_shared_tokens(model, validation.job())),
         }
 
 
@@ -152,7 +152,7 @@ def time_again(session: Session, candidate: ResolvedCandidate, run: Run) -> Run:
 
     A run of which more would say no more is returned as it is.
     """
-    weights = stored_weights(session, candidate, run.seed)
+    weights = find_stored_weights(session, candidate, run.seed)
     sets = [] if weights is None else row_sets(session, candidate, weights, run.seed)
     at_once = session.experiment.concurrency
     if weights is None or not timing.wants_more(run, len(sets[0].ids), at_once):
@@ -181,7 +181,7 @@ def rescore_run(session: Session, candidate: ResolvedCandidate, run: Run) -> tup
     Returns the run as it is scored now, and the names of rows that only asking again would give; where
     there are such rows, no run is made.
     """
-    weights = stored_weights(session, candidate, run.seed)
+    weights = find_stored_weights(session, candidate, run.seed)
     if weights is None:
         return None, list(run.rows)
     if in_folds := rescore_folds(session, candidate, weights, run.seed):
@@ -194,7 +194,9 @@ def rescore_run(session: Session, candidate: ResolvedCandidate, run: Run) -> tup
     return done or _save_again(session, candidate, run_id, sets, run), []
 
 
-def _before(session: Session, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]) -> Run | None:
+def _find_before(
+    session: Session, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]
+) -> Run | None:
     """Find the newest run that holds the same answers under another scoring."""
     wanted = {s.name: s.identity.answers for s in sets}
     known = {one.digest: one.answers for one in store.identities(session.store)}
@@ -222,12 +224,12 @@ def _save_again(
     return run
 
 
-def stored_runs(session: Session, requests: Sequence[RunRequest]) -> list[Run | None]:
+def find_stored_runs(session: Session, requests: Sequence[RunRequest]) -> list[Run | None]:
     """Find the runs of recipes as they are written now, or their failures; computes nothing.
 
     A run whose trials are not those of its search as it is written now is none.
     """
-    wanted = [_stored_identity(session, request) for request in requests]
+    wanted = [_find_stored_identity(session, request) for request in requests]
     written = find_runs(session, [one.identity if one else None for one in wanted])
     found = [
         run if run and one and _has_trials(run, one.weights) else None
@@ -239,12 +241,12 @@ def stored_runs(session: Session, requests: Sequence[RunRequest]) -> list[Run | 
     return [run or failure(session, known, one) for run, one in zip(found, requests, strict=True)]
 
 
-def outdated_inputs(session: Session, request: RunRequest) -> list[str]:
+def name_outdated_inputs(session: Session, request: RunRequest) -> list[str]:
     """Name what the rows of the newest stored run of this name and seed depend on otherwise than now."""
     candidate, seed = request
     own = (session.experiment.name, candidate.name, seed, "done")
     runs = [r for r in store.list_runs(session.store) if (r.experiment, r.candidate, r.seed, r.state) == own]
-    weights = stored_weights(session, candidate, seed)
+    weights = find_stored_weights(session, candidate, seed)
     if not runs or weights is None:
         return []
     stored = {one.digest: asdict(one) for one in store.identities(session.store)}
@@ -261,9 +263,9 @@ class _StoredWeights(NamedTuple):
     weights: Weights
 
 
-def _stored_identity(session: Session, request: RunRequest) -> _StoredWeights | None:
+def _find_stored_identity(session: Session, request: RunRequest) -> _StoredWeights | None:
     candidate, seed = request
-    if candidate.searches_prompts or (weights := stored_weights(session, candidate, seed)) is None:
+    if candidate.searches_prompts or (weights := find_stored_weights(session, candidate, seed)) is None:
         return None
     try:
         sets = row_sets(session, candidate, weights, seed)
@@ -285,18 +287,18 @@ def _has_trials(run: Run, weights: Weights) -> bool:
 def row_sets(session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int) -> list[RowSet]:
     """List what a run refers to: the target, its changed items, more targets, then the suites."""
     suites = [] if candidate.is_target_only else suite_sets(session, weights)
-    changed = changed_sets(session, candidate.recipe, weights, seed)
-    more = more_target_sets(session, candidate.recipe, weights, seed)
+    changed = list_changed_sets(session, candidate.recipe, weights, seed)
+    more = list_further_sets(session, candidate.recipe, weights, seed)
     return [*sets_of_target(session, candidate, weights, seed), *changed, *more, *suites]
 
 
-def failed_run(session: Session, candidate: ResolvedCandidate, seed: int, error: BaseException) -> Run:
+def record_failed_run(session: Session, candidate: ResolvedCandidate, seed: int, error: BaseException) -> Run:
     """Record that a candidate could not be made, with its reason."""
     run = describe_run(
         session,
         candidate,
         seed,
-        run_id=failed_id(session, candidate.name, seed),
+        run_id=make_failure_id(session, candidate.name, seed),
         weights_digest="",
         state="failed",
         rows={},

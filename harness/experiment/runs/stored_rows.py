@@ -55,17 +55,17 @@ class Reader:
 
     def with_drawn(self, run: Run, measured: MeasuredTask) -> Rows:
         """Return a run's test rows of a task with all answers that were drawn to each item."""
-        return comparison.with_samples(self.of(run, measured), self.drawn(run, measured))
+        return comparison.add_samples(self.of(run, measured), self.drawn(run, measured))
 
     def answers(self, run: Run, measured: MeasuredTask) -> Rows:
         """Return a row for each answer of a run to a task: of several that were drawn to an item for each."""
         rows = self.of(run, measured)
-        return comparison.each_answer(rows, self.drawn(run, measured)) or rows
+        return comparison.list_each_answer(rows, self.drawn(run, measured)) or rows
 
     def controls(self) -> Mapping[str, ControlFacts]:
         """Return what the store's control arms found; judged anew when one has come."""
         if len(store.controls(self._session.store)) != len(self._controls):
-            self._controls = judged_controls(self._session.store)
+            self._controls = judge_controls(self._session.store)
         return self._controls
 
     def scores(self, run: Run) -> dict[str, dict[str, Estimate]]:
@@ -97,11 +97,11 @@ def controls_of(
         for origin in store.origins(at, rows_digest).values()
         if origin.control
     }
-    known = (judged() if judged else judged_controls(at)) if named else {}
+    known = (judged() if judged else judge_controls(at)) if named else {}
     return [known[one] for one in sorted(named) if one in known]
 
 
-def judged_controls(at: Store) -> dict[str, ControlFacts]:
+def judge_controls(at: Store) -> dict[str, ControlFacts]:
     """Judge all measurements in their order, each with the A/A rate of those before it."""
     rates = gating.AA_FLIPS | store.noise_rates(at)
     found: dict[str, ControlFacts] = {}

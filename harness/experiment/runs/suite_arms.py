@@ -44,7 +44,7 @@ def is_measured(session: Session, source: ModelSource) -> bool:
     return not _lacking(session, suite_sets(session, base_weights(source)), shared=True)
 
 
-def measured_arm(session: Session, source: ModelSource) -> dict[str, str] | None:
+def find_measured_arm(session: Session, source: ModelSource) -> dict[str, str] | None:
     """Find a base's rows of the capability suite where it was measured; None where rows are missing."""
     sets = suite_sets(session, base_weights(source))
     if not all(is_there(session, s) for s in sets):

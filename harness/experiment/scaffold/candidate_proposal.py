@@ -31,7 +31,7 @@ def propose_candidates(
     on_rows = {name: recipe for name, recipe in proposed.items() if plugins.method(name).trains_on_rows}
     untrained = {name: recipe for name, recipe in proposed.items() if not plugins.method(name).trains}
     longest = max(costs.training([e], 1).trained for e in items.train)
-    on_rows = {name: _with_room(name, recipe, longest) for name, recipe in on_rows.items()}
+    on_rows = {name: _make_room(name, recipe, longest) for name, recipe in on_rows.items()}
     choice = choose_method(on_rows, base, here, longest)
     makes_adapter = plugins.method(choice.name).makes == "adapter"
     beside = _methods(situation._replace(adapter=choice.name if makes_adapter else ""))
@@ -53,7 +53,7 @@ def propose_candidates(
     return choice, found | others
 
 
-def _with_room(name: str, recipe: dict[str, Any], longest: int) -> dict[str, Any]:
+def _make_room(name: str, recipe: dict[str, Any], longest: int) -> dict[str, Any]:
     """Let a training take the longest row, by an estimate with a quarter to spare, where it would drop it."""
     params = recipe.get("params", {})
     room = min(-(-longest * 5 // 4 // 256) * 256, LONGEST_ROW)

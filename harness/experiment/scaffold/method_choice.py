@@ -55,18 +55,18 @@ def choose_method(
     shape = None if base is None else hub.shape(base)
     if base is None or shape is None:
         why = "an adapter takes the least memory of those on the base as it is, whose size is not known here"
-        return MethodChoice(_in_order(recipes, is_small=False)[0], why)
+        return MethodChoice(_sort_by_preference(recipes, is_small=False)[0], why)
     needs = {name: _need(name, recipe, shape, here, longest) for name, recipe in recipes.items()}
-    ordered = _in_order(recipes, is_small=shape.n_parameters <= AS_SMALL_AS_AN_ADAPTER)
+    ordered = _sort_by_preference(recipes, is_small=shape.n_parameters <= AS_SMALL_AS_AN_ADAPTER)
     fitting = [name for name in ordered if needs[name].gb <= here.room.free_gib * _GIB]
     if fitting:
-        return MethodChoice(fitting[0], _why(fitting[0], needs, ordered, shape, here.room))
+        return MethodChoice(fitting[0], _explain(fitting[0], needs, ordered, shape, here.room))
     name = min(ordered, key=lambda one: needs[one].gb)
     said = f"training {name} takes about {_size(needs[name])}, and {_free(here.room)}"
     return MethodChoice(name, said, f"{said}; next: a smaller --base-model, or more memory")
 
 
-def _in_order(names: Iterable[str], *, is_small: bool) -> list[str]:
+def _sort_by_preference(names: Iterable[str], *, is_small: bool) -> list[str]:
     """Order methods by preference: what answers as fast as the base and forgets least first."""
 
     def rank(name: str) -> tuple[bool, bool]:
@@ -95,7 +95,7 @@ def _need(
     return _TrainingMemory(gb, n_trained)
 
 
-def _why(
+def _explain(
     name: str, needs: Mapping[str, _TrainingMemory], ordered: list[str], shape: Shape, room: Memory
 ) -> str:
     method, need = plugins.method(name), needs[name]

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from harness.data import formats, readers
-from harness.data.columns import GROUPS, filled_columns, guess_columns, missing_header
+from harness.data.columns import GROUPS, find_filled_columns, guess_columns, missing_header
 from harness.data.formats import Layout
-from harness.data.formats.turns import formed_fields
+from harness.data.formats.turns import find_fields
 from harness.data.readers import Row
 from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize
@@ -86,8 +86,8 @@ def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> d
     """Choose templates for the question, the answer and the cluster, as far as they are needed."""
     given = {"prompt": request.prompt, "reference": request.reference}
     fields = {key: text if "{" in text else f"{{{text}}}" for key, text in given.items() if text}
-    columns = filled_columns(content.rows)
-    formed = {name for row in content.rows for name in formed_fields(row)}
+    columns = find_filled_columns(content.rows)
+    formed = {name for row in content.rows for name in find_fields(row)}
     if layout is None and not (
         columns & formed & {"prompt", "messages"} and columns & {"reference", "references", "constraints"}
     ):

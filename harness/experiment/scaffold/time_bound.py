@@ -67,7 +67,7 @@ def bound_time(
         UserError: `compare` could not run this proposal.
     """
     session = replace(_open_session(request, task, candidates), machine=machine)
-    whole = load_task(_with_limits(task, {}), session.experiment.seeds[0])
+    whole = load_task(_limit_task(task, {}), session.experiment.seeds[0])
     found = [_bound_by(session, task, candidates, whole, STEPS[0])]
     for step in STEPS[1:]:
         if found[-1].time_s <= 60 * minutes:
@@ -92,9 +92,10 @@ def _bound_by(
     limits: dict[str, int] = {
         split: getattr(step, split) for split in SPLITS if getattr(step, split) < _n(whole, split)
     }
-    narrow = _with_limits(task, limits)
+    narrow = _limit_task(task, limits)
     kept = {
-        name: dict(recipe) if step.sweeps else _first_of_sweep(recipe) for name, recipe in candidates.items()
+        name: dict(recipe) if step.sweeps else _take_first_of_sweep(recipe)
+        for name, recipe in candidates.items()
     }
     rows = [f"{n:,} of {_n(whole, split):,} {_ROWS[split]}" for split, n in limits.items()]
     tried = [] if step.sweeps else _left_out(candidates)
@@ -125,12 +126,12 @@ def _spread(whole: TaskItems, limits: Mapping[str, int]) -> TaskItems:
     return replace(whole, **{split: rows[split][:: -(-len(rows[split]) // n)] for split, n in limits.items()})
 
 
-def _with_limits(task: Task, limits: Mapping[str, int]) -> Task:
+def _limit_task(task: Task, limits: Mapping[str, int]) -> Task:
     data = task.data.model_copy(update={"limits": ItemLimits(**limits)})
     return task.model_copy(update={"data": data})
 
 
-def _first_of_sweep(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def _take_first_of_sweep(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Train with the first value of each swept parameter, the most careful one."""
     if "sweep" not in recipe:
         return dict(recipe)

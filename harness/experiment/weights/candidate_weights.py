@@ -20,12 +20,12 @@ from harness.experiment.weights.training_fit import FitInputs, find_mixed_rows, 
 from harness.experiment.weights.trial_record import (
     fails_alone,
     find_failed_trial,
-    no_trial_error,
+    phrase_no_trial,
     record_failed_trial,
     record_trial,
     stored_error,
 )
-from harness.experiment.weights.validation_score import asked_digest, mean_score, validation_rows
+from harness.experiment.weights.validation_score import digest_prompts, mean_score, validation_rows
 from harness.experiment.weights.weights_folder import folder_of
 from harness.plugins import OR
 from harness.records import Curve, Trial
@@ -37,19 +37,19 @@ def ensure_weights(session: Session, candidate: ResolvedCandidate, seed: int) ->
     """Return the weights of a candidate, made now or before."""
     weights = _weights(session, candidate, seed, make=True)
     assert weights is not None
-    return _as_served(session, candidate, weights)
+    return _serve(session, candidate, weights)
 
 
-def stored_weights(session: Session, candidate: ResolvedCandidate, seed: int) -> Weights | None:
+def find_stored_weights(session: Session, candidate: ResolvedCandidate, seed: int) -> Weights | None:
     """Return the weights of a candidate where they were made before; None also where making them diverged."""
     try:
         found = _weights(session, candidate, seed, make=False)
     except Diverged:
         return None
-    return found and _as_served(session, candidate, found)
+    return found and _serve(session, candidate, found)
 
 
-def _as_served(session: Session, candidate: ResolvedCandidate, weights: Weights) -> Weights:
+def _serve(session: Session, candidate: ResolvedCandidate, weights: Weights) -> Weights:
     """Return weights as the candidate answers with them; in fp32 every adapter answers merged."""
     rounds = candidate.recipe.serve_merged and session.machine.precision != "fp32"
     return merge_weights(weights) if rounds else weights
@@ -62,7 +62,7 @@ def _weights(session: Session, candidate: ResolvedCandidate, seed: int, *, make:
         trials, by = candidate.prompt_trials, candidate.prompts_proposed_by
         return found and found._replace(training=replace(found.training, sweep=trials, searched_by=by))
     if candidate.given:
-        return _with_choosers(session, candidate, seed, base_weights(candidate.given), make=make)
+        return _add_choosers(session, candidate, seed, base_weights(candidate.given), make=make)
     if candidate.source.tried and candidate.method.trains:
         return _choose_trial(session, candidate, seed, make=make)
     return _single(session, candidate, seed, make=make)
@@ -102,15 +102,15 @@ def _find_or_fit(
     if found is None:
         return None
     if not known:
-        return _with_choosers(session, candidate, seed, found, make=make)
+        return _add_choosers(session, candidate, seed, found, make=make)
     before_s = round(sum(weights.training.total_s for weights in known), 3)
     began_with = replace(found.training, init_wall_s=before_s, stands_on=stands_on(*known))
     if begun.reward:
         began_with = replace(began_with, reward_model_accuracy=_last(begun.reward.training.heldout_accuracy))
-    return _with_choosers(session, candidate, seed, found._replace(training=began_with), make=make)
+    return _add_choosers(session, candidate, seed, found._replace(training=began_with), make=make)
 
 
-def _with_choosers(
+def _add_choosers(
     session: Session, candidate: ResolvedCandidate, seed: int, weights: Weights, *, make: bool
 ) -> Weights | None:
     """Add the reward models that choose among answers; without `make`, None where one is missing."""
@@ -186,7 +186,7 @@ def _choose_trial(session: Session, candidate: ResolvedCandidate, seed: int, *, 
     if not _is_whole(best):
         if not make:
             return None
-        raise no_trial_error([(one.trial.params, one.error) for one in tried if one.error])
+        raise phrase_no_trial([(one.trial.params, one.error) for one in tried if one.error])
     found = _single(session, candidate.at(best.params), seed, make=make)
     if found is None:
         return None
@@ -273,7 +273,7 @@ def _train_and_score(
         score = None if rows is None else mean_score(session.target.primary, rows)
         if rows is not None and score is None and make:
             raise CandidateFailed("no answer to the validation rows could be scored", "other values to try")
-        asked = "" if rows is None else asked_digest(found.digest, trial.source, rows)
+        asked = "" if rows is None else digest_prompts(found.digest, trial.source, rows)
         if bound and score is not None:
             forgetting = forgetting_on_validation(session, trial, found, bound, make=make)
         if score is None or (bound and forgetting is None):

@@ -70,7 +70,7 @@ def _forgetting(session: Session, asked: Sequence[MeasuredTask], arms: Sequence[
         Measurement(m.task, m.role, m.suite, m.metrics, base, base)
         for m, (base, _) in zip(asked, pairs, strict=True)
     ]
-    counting = gating.admitted_tasks(alike, session.experiment.seeds[0])
+    counting = gating.name_admitted_tasks(alike, session.experiment.seeds[0])
     changes = [
         capability_change(m.primary, base, new)
         for m, (base, new) in zip(asked, pairs, strict=True)
@@ -121,10 +121,10 @@ def general_items(session: Session, n_items: int) -> list[MeasuredTask]:
     least = min(_FEW, max(map(len, spare.values()), default=0)) or 1
     having = [m for m in whole if len(spare.get(m.task.name, ())) >= least]
     each = -(-n_items // max(1, len(having)))
-    return [_of_items(m, spare[m.task.name], each, seed) for m in having]
+    return [_limit_to_items(m, spare[m.task.name], each, seed) for m in having]
 
 
-def _of_items(m: MeasuredTask, spare: Sequence[Example], n: int, seed: int) -> MeasuredTask:
+def _limit_to_items(m: MeasuredTask, spare: Sequence[Example], n: int, seed: int) -> MeasuredTask:
     """Return a task that asks some of the items for validation alone; its version names them."""
     own = [e for e in spare if e.id in {row.example.id for row in m.items.evaluated.get("validation", ())}]
     drawn = sorted(own or spare, key=lambda e: (digest([seed, e.cluster]), e.id))[:n]

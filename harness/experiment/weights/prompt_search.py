@@ -12,9 +12,9 @@ from harness.errors import CandidateFailed, HarnessError, UserError
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.session import Session
 from harness.experiment.weights import proposals
-from harness.experiment.weights.candidate_weights import ensure_weights, rank_trial, stored_weights
+from harness.experiment.weights.candidate_weights import ensure_weights, find_stored_weights, rank_trial
 from harness.experiment.weights.trial_record import record_trial
-from harness.experiment.weights.validation_score import asked_digest, mean_score, validation_rows
+from harness.experiment.weights.validation_score import digest_prompts, mean_score, validation_rows
 from harness.records import Trial
 
 
@@ -58,7 +58,7 @@ def _trials(session: Session, candidate: ResolvedCandidate, *, make: bool) -> li
     proposal = next(points, None)
     while proposal is not None:
         trial = candidate.at(proposal.params)
-        weights = (ensure_weights if make else stored_weights)(session, trial, seed)
+        weights = (ensure_weights if make else find_stored_weights)(session, trial, seed)
         rows = validation_rows(session, trial, weights, make=make) if weights else None
         if weights is None or rows is None:
             return None
@@ -67,7 +67,7 @@ def _trials(session: Session, candidate: ResolvedCandidate, *, make: bool) -> li
             return None
         if score is None:
             raise CandidateFailed("no answer to the validation rows could be scored", "other prompts to try")
-        asked = asked_digest(weights.digest, trial.source, rows)
+        asked = digest_prompts(weights.digest, trial.source, rows)
         found = Trial(params=proposal.params, validation=score, asked=asked)
         if make:
             record_trial(session, trial, found, weights)

@@ -17,7 +17,14 @@ from harness.evaluation.session import Session
 from harness.experiment.weights.validation_score import score_on_validation
 from harness.records import Curve, TrainingRecord, training_record
 from harness.store.layout import write_whole
-from harness.training import CHECKPOINTS, TRACKED, Weights, read_log_until, remove_all_but, tracked_folders
+from harness.training import (
+    CHECKPOINTS,
+    TRACKED,
+    Weights,
+    map_tracked_folders,
+    read_log_until,
+    remove_all_but,
+)
 
 PRUNED = "pruned.json"
 
@@ -47,12 +54,12 @@ def train_until_pruned(
     scores: list[tuple[float, float | None]] = []
     n_points = trial.source.track.points
     for place in range(1, n_points + 1):
-        kept = kept_points(trial, folder)
+        kept = read_kept_points(trial, folder)
         if len(kept) < place and read_weights(trial, folder) is None:
             if not make:
                 return None
             train(place if place < n_points else 0)
-            kept = kept_points(trial, folder)
+            kept = read_kept_points(trial, folder)
         if len(kept) < place:  # it has fewer checkpoints than points were asked for
             break
         step, weights = list(kept.items())[place - 1]
@@ -65,10 +72,10 @@ def train_until_pruned(
     return TrialScores(tuple(scores))
 
 
-def kept_points(trial: ResolvedCandidate, folder: Path) -> dict[int, Weights]:
+def read_kept_points(trial: ResolvedCandidate, folder: Path) -> dict[int, Weights]:
     """Read the weights at the points of a training, by step, whether it is finished, pruned or under way."""
     at = folder if folder.exists() else _part(folder)
-    found = {step: read_weights(trial, point) for step, point in tracked_folders(at / TRACKED).items()}
+    found = {step: read_weights(trial, point) for step, point in map_tracked_folders(at / TRACKED).items()}
     return {step: weights for step, weights in found.items() if weights}
 
 

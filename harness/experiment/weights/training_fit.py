@@ -26,7 +26,7 @@ from harness.experiment.weights.weights_folder import processes_of, shards_of
 from harness.models.hardware import MOST_WAITED, ignores_load
 from harness.models.hub import ModelSource
 from harness.records import Example, SampleResult, parse_json
-from harness.regularizers import Mixture, general_rows, mixed_rows
+from harness.regularizers import Mixture, general_rows, mix_rows
 from harness.spec import Recipe, Task, TaskData
 from harness.store.layout import AGAIN, clear_errors, remove_folder, write_whole
 from harness.training import (
@@ -211,7 +211,7 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
 def find_mixed_rows(session: Session, candidate: ResolvedCandidate, seed: int) -> Sequence[Example]:
     """Return the rows that a candidate's regularisers mix into training."""
     evaluate = partial(_base_answers, session, candidate.base)
-    return mixed_rows(candidate.source.regularize, mix_context(session, candidate.source, seed), evaluate)
+    return mix_rows(candidate.source.regularize, mix_context(session, candidate.source, seed), evaluate)
 
 
 def find_penalty_rows(

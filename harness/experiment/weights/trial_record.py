@@ -75,7 +75,7 @@ def fails_alone(error: Exception) -> bool:
     return not isinstance(error, OSError)
 
 
-def no_trial_error(failed: Sequence[tuple[Mapping[str, Any], Exception]]) -> CandidateFailed:
+def phrase_no_trial(failed: Sequence[tuple[Mapping[str, Any], Exception]]) -> CandidateFailed:
     """Return what a candidate fails by where none of its trials was made whole: each reason, once."""
     if all(isinstance(error, Diverged) for _, error in failed):
         return Diverged("the training loss is not a number in any trial", "lower learning rates to try")

@@ -35,7 +35,7 @@ def validation_rows(
     return store.read_rows(session.store, rows.identity.digest, len(rows.ids))
 
 
-def asked_digest(weights_digest: str, recipe: Recipe, answered: Sequence[SampleResult]) -> str:
+def digest_prompts(weights_digest: str, recipe: Recipe, answered: Sequence[SampleResult]) -> str:
     """Digest the prompts of a recipe as they were sent, of which weights, and how they were answered.
 
     Recipes that write the same prompt in different ways are alike. Empty where a prompt is not known.

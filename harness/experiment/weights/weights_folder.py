@@ -14,7 +14,7 @@ from harness.models.model_folder import content_digest
 from harness.plugins import Method
 from harness.prompting._words import is_unspaced
 from harness.provenance.code_versions import versions_of
-from harness.records import checksum, digest, without_defaults
+from harness.records import checksum, digest, drop_defaults
 from harness.regularizers import regularizers_digest
 from harness.spec import Recipe, is_path, metric_name
 from harness.training import Weights, can_share, is_metric_file
@@ -76,7 +76,7 @@ def _training_digest(session: Session, method: Method, source: Recipe, seed: int
     if not method.draws_from:
         return ""
     target = training_data(session, source)
-    pairs = [without_defaults(pair) for pair in target.items.pairs] if method.draws_from == "pairs" else []
+    pairs = [drop_defaults(pair) for pair in target.items.pairs] if method.draws_from == "pairs" else []
     rows = [] if pairs else [target.versions["train"], target.versions["validation"]]
     drawn = [seed] if method.seeded else []
     computed = [session.machine.precision, session.machine.device]

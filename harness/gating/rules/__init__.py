@@ -17,7 +17,7 @@ from harness.gating.rules.answer_form import drift_rule, regressions_rule, valid
 from harness.gating.rules.commonest_answer import Compared, mode_collapse_rule
 from harness.gating.rules.critical import critical_rule
 from harness.gating.rules.mean_loss import macro_estimate, macro_rule
-from harness.gating.rules.single_tasks import each_rule
+from harness.gating.rules.single_tasks import judge_each
 from harness.gating.rules.target import require_calibration, target_rule
 from harness.gating.rules.unanswered import errors_rule, missing_rule
 from harness.gating.shared_items import NOTHING_SHARED, SharedItems
@@ -79,7 +79,7 @@ def apply_rules(
     rules = (
         *([errors] if errors else []),
         calibrated(macro_rule(tasks, admitted, macro, show, identical, shared), admitted),
-        calibrated(each_rule(vetoing, policy, identical), vetoing),
+        calibrated(judge_each(vetoing, policy, identical), vetoing),
         calibrated(critical_rule(tasks, show, identical), critical),
         regressions_rule(tasks, identical, confirmed),
         validity_rule(validity, show, identical),

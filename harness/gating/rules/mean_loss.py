@@ -9,8 +9,8 @@ from statistics import fmean
 
 from harness import comparison, formatting
 from harness.comparison import Estimate
-from harness.gating.items_needed import facing_se, more_items
-from harness.gating.macro import Macro, planned_parts
+from harness.gating.items_needed import describe_more_items, facing_se
+from harness.gating.macro import Macro, plan_parts
 from harness.gating.rules.sentences import add_items_needed, margin_outcome, margin_verdict
 from harness.gating.shared_items import SharedItems
 from harness.gating.significance import macro_p
@@ -39,7 +39,7 @@ def macro_rule(
     shared: SharedItems,
 ) -> Rule:
     """Pass when the macro-average of the deltas is non-inferior, fail when a loss is shown."""
-    left_out = [f"{t.task.name}: {_why_left_out(t)}" for t in tasks if _is_left_out(t, policy)]
+    left_out = [f"{t.task.name}: {_explain_left_out(t)}" for t in tasks if _is_left_out(t, policy)]
     margin = margin_share(policy.macro)
     facts: dict[str, Number] = {"margin": margin, "n_tasks": len(admitted), "left_out": left_out}
     halves = [f"{t.task.name}: {t.half.why}" for t in admitted if t.half]
@@ -49,15 +49,17 @@ def macro_rule(
         return Rule(
             "macro", "pass", "macro: the weights are the base's own, nothing is lost by identity", facts
         )
-    tail = _who_counts(tasks, admitted, shared)
+    tail = _describe_who_counts(tasks, admitted, shared)
     if macro is None:
         said = "macro: no admitted capability task was measured, so nothing can be said about forgetting"
         return Rule("macro", "inconclusive", said + tail, facts)
     found = macro_estimate(admitted, macro, identical, shared)
     outcome = margin_outcome(macro.lower, macro.upper, margin)
     facing = facing_se(macro.delta, Interval(macro.lower, macro.upper), margin, policy.alpha)
-    planned = planned_parts(admitted, macro, shared)
-    advice = more_items(macro.delta, planned.parts, margin, policy.alpha, facing, planned.correlations)
+    planned = plan_parts(admitted, macro, shared)
+    advice = describe_more_items(
+        macro.delta, planned.parts, margin, policy.alpha, facing, planned.correlations
+    )
     facts |= {"delta": found.score, "low": found.low, "high": found.high, "n_items": found.n}
     facts |= {"lower": macro.lower, "upper": macro.upper}
     facts |= {"p": macro_p(admitted, policy, shared)} if outcome == "pass" else {}
@@ -75,7 +77,7 @@ def macro_rule(
     return Rule("macro", outcome, said + tail, add_items_needed(facts, outcome, advice.items))
 
 
-def _who_counts(
+def _describe_who_counts(
     tasks: Sequence[TaskComparison], admitted: Sequence[TaskComparison], shared: SharedItems
 ) -> str:
     """Name the tasks that are left out, those of which one half counts, and those that share items."""
@@ -106,7 +108,7 @@ def _cannot_show(t: TaskComparison) -> bool:
     return t.role == "capability" and not t.base_rows_admitted and not is_reported_only(t.task)
 
 
-def _why_left_out(t: TaskComparison) -> str:
+def _explain_left_out(t: TaskComparison) -> str:
     if t.role != "capability":
         return f"a {t.role} task that gate.critical does not name is reported, not judged"
     unit = "perplexity" if is_perplexity(t) else "bits per byte"

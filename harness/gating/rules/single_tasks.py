@@ -7,7 +7,7 @@ Holm over the tasks, and needs no more beside a pass (Berger 1982).
 from collections.abc import Sequence
 
 from harness import comparison, formatting, stats
-from harness.gating.items_needed import DeltaPart, more_items, planning_se, upper_se
+from harness.gating.items_needed import DeltaPart, describe_more_items, planning_se, upper_se
 from harness.gating.rules.sentences import (
     NAMED,
     add_items_needed,
@@ -19,7 +19,7 @@ from harness.gating.verdict import Number, Rule, TaskComparison, margin_of
 from harness.spec import GatePolicy
 
 
-def each_rule(admitted: Sequence[TaskComparison], policy: GatePolicy, identical: bool) -> Rule:
+def judge_each(admitted: Sequence[TaskComparison], policy: GatePolicy, identical: bool) -> Rule:
     """Fail when a task is shown, by Holm over the tasks, to have lost more than its own margin.
 
     Inconclusive where a loss lies beyond the margin as found and is shown, but not to lie there: the task
@@ -81,7 +81,7 @@ def _doubtful_rule(
     for t in doubtful:
         c, margin = t.counted, margin_of(t, policy)
         part = DeltaPart(t.task.name, planning_se(c, upper_se(c)), c.n, t.room)
-        advice = more_items(c.delta, [part], margin, alpha, comparison_facing_se(c, margin))
+        advice = describe_more_items(c.delta, [part], margin, alpha, comparison_facing_se(c, margin))
         said.append(f"{delta_margin_text(t, policy)}: {advice.sentence}")
         most = max(most, advice.items or 0)
     sentence = f"each: a loss is shown, but not that it lies beyond the margin, on {'; '.join(said)}"

@@ -139,7 +139,7 @@ def changes_modules(config: Mapping[str, Any]) -> bool:
     return moves_base(config) or bool(config.get("modules_to_save") or config.get("layer_replication"))
 
 
-def beside_low_rank(config: Mapping[str, Any]) -> str:
+def describe_beside_low_rank(config: Mapping[str, Any]) -> str:
     """Name what an adapter of LoRA holds beside low-rank matrices that are added; empty for nothing."""
     if config.get("bias", "none") != "none":
         return f"bias: {config['bias']}"

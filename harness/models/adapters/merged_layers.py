@@ -21,7 +21,7 @@ def merge_layers(model: Any) -> Iterator[bool]:
     """
     places = _low_rank_layers(model)
     for parent, name, layer in places:
-        setattr(parent, name, _merged_layer(layer))
+        setattr(parent, name, _merge_layer(layer))
     try:
         yield bool(places)
     finally:
@@ -53,7 +53,7 @@ def _low_rank_layers(model: Any) -> list[tuple[Any, str, Any]]:
     return places if plain and n_bytes / 2**30 < memory(model.device.type).free_gib else []
 
 
-def _merged_layer(layer: Any) -> Any:
+def _merge_layer(layer: Any) -> Any:
     """Return a linear layer of a layer's weights and its adapter's together, rounded once."""
     import torch
 

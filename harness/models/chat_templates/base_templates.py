@@ -16,12 +16,12 @@ from harness.models.hub import (
     has_tokenizer,
     is_packed,
     load_tokenizer,
-    with_template,
+    set_template,
 )
 from harness.spec import Experiment
 
 
-def with_templates(experiment: Experiment, sources: Mapping[str, ModelSource]) -> dict[str, ModelSource]:
+def set_templates(experiment: Experiment, sources: Mapping[str, ModelSource]) -> dict[str, ModelSource]:
     """Return the models of an experiment, those without a chat template with the one that it names.
 
     Raises:
@@ -33,7 +33,7 @@ def with_templates(experiment: Experiment, sources: Mapping[str, ModelSource]) -
         return {**sources, **_complete(experiment.chat_template, {name: sources[name] for name in lacking})}
     in_chat = [task.name for task in experiment.tasks if task.chat_template and task.kind != "bits_per_byte"]
     if in_chat and lacking:
-        raise UserError([_without_template(name, in_chat) for name in lacking])
+        raise UserError([_refuse_no_template(name, in_chat) for name in lacking])
     return dict(sources)
 
 
@@ -41,7 +41,7 @@ def _lacks_template(source: ModelSource) -> bool:
     return not is_packed(source) and has_tokenizer(source.path) and not has_chat_template(source)
 
 
-def _without_template(name: str, in_chat: list[str]) -> Problem:
+def _refuse_no_template(name: str, in_chat: list[str]) -> Problem:
     known = ", ".join(template_names())
     return Problem(
         f"base_model {name}",
@@ -57,7 +57,7 @@ def _complete(written: str, lacking: Mapping[str, ModelSource]) -> dict[str, Mod
     if not lacking:
         found, expected = f"{written}, and every base has a template of its own", "a base without one"
         raise UserError(Problem("chat_template", found, expected, "remove chat_template"))
-    made = {name: with_template(source, text) for name, source in lacking.items()}
+    made = {name: set_template(source, text) for name, source in lacking.items()}
     problems = [p for source in made.values() for p in _problems(source, f"chat_template {written}")]
     refuse(problems)
     return made

@@ -29,7 +29,7 @@ def put_on(model: Any, config: Mapping[str, Any], tensors: "Mapping[str, Tensor]
     before = [(parent, name, _layer_of(parent, name, weight)) for parent, name, weight in places]
     try:
         for (parent, name, layer), (_, _, weight) in zip(before, places, strict=True):
-            setattr(parent, name, _with_weight(layer, weight))
+            setattr(parent, name, _make_layer(layer, weight))
         yield
     finally:
         for parent, name, layer in before:
@@ -54,7 +54,7 @@ def _parent(model: Any, name: str) -> Any:
         return None
 
 
-def _with_weight(layer: "Linear", weight: "Tensor") -> "Linear":
+def _make_layer(layer: "Linear", weight: "Tensor") -> "Linear":
     """Return a linear layer of a matrix with the bias of another one, in that one's precision."""
     import torch
 

@@ -18,7 +18,7 @@ from harness.models.devices.placement import LEAST_TOKENS, is_spread
 from harness.models.generation import answers
 from harness.models.hardware import Machine
 from harness.models.hub import ModelSource
-from harness.models.loglikelihood import UNSUPPORTED, only_at
+from harness.models.loglikelihood import UNSUPPORTED, project_only
 from harness.models.prefix_cache import PrefixCache
 from harness.provenance.code_versions import versions_of
 from harness.records import digest, parse_json
@@ -77,7 +77,7 @@ def card_costs(
     return found._replace(keys=max(LEAST_TOKENS, 1 << int(log2(max(keys, 1.0)))))
 
 
-def known_costs() -> dict[str, Any]:
+def list_known_costs() -> dict[str, Any]:
     """Return all costs that were measured here, for workers on other machines with such cards."""
     files = (cache_dir() / _KIND).glob("*.json")
     return {file.stem: parse_json(file.read_text("utf-8")) for file in files}
@@ -156,7 +156,7 @@ def _read_s(model: "PreTrainedModel", rows: int, width: int, n_ids: int) -> floa
     wanted = torch.tensor([(row, width - 1) for row in range(rows)], device=device)
 
     def read() -> None:
-        with torch.inference_mode(), only_at(model, wanted):
+        with torch.inference_mode(), project_only(model, wanted):
             model(input_ids=ids, use_cache=False).logits.sum().item()  # which waits for the card
 
     return _quickest(read)

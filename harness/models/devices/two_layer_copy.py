@@ -50,7 +50,7 @@ _MOST_HEADS = 4
 _NOT_COPIED = ("quantization_config", "dtype", "torch_dtype", "architectures")
 
 
-def copied_engine(path: Path, device: str) -> str | None:
+def find_copied_engine(path: Path, device: str) -> str | None:
     """Return how transformers lays out the scoring of a base; None where no copy of it can tell.
 
     The copy is computed in fp32 on the device; what a base is refused for is found on the base itself.
@@ -144,7 +144,7 @@ def _at_most(value: Any, most: int) -> Any:
 
 def _few_layers(said: Mapping[str, Any]) -> dict[str, Any]:
     """Keep the first layer of each kind, two at least, with what is said of them."""
-    name = _first(_LAYERS, said)
+    name = _find_first(_LAYERS, said)
     if not name:
         return {}
     n_layers = said[name]
@@ -166,16 +166,16 @@ def _is_index(name: Any) -> bool:
 
 def _few_heads(said: Mapping[str, Any]) -> dict[str, Any]:
     """Keep at most four heads, of which as many share keys as before or two do, and the width of one."""
-    heads, hidden = _first(_HEADS, said), _first(_HIDDEN, said)
+    heads, hidden = _find_first(_HEADS, said), _find_first(_HIDDEN, said)
     if not (heads and hidden) or said[heads] <= _MOST_HEADS:
         return {}
     width = said.get("head_dim") or said[hidden] // said[heads]
     small = {heads: _MOST_HEADS, hidden: _MOST_HEADS * width}
-    if name := _first(_KEY_HEADS, said):
+    if name := _find_first(_KEY_HEADS, said):
         small[name] = {1: 1, said[heads]: _MOST_HEADS}.get(said[name], _MOST_HEADS // 2)
     return small
 
 
-def _first(names: Sequence[str], said: Mapping[str, Any]) -> str:
+def _find_first(names: Sequence[str], said: Mapping[str, Any]) -> str:
     """Return the first of some names that a configuration gives a number; empty without one."""
     return next((name for name in names if isinstance(said.get(name), int) and said[name]), "")

@@ -14,7 +14,7 @@ Refusal = Callable[[str, str], CandidateFailed]  # found, and the knob that woul
 _SERVER = "a server that speaks OpenAI's protocol"
 
 
-def first_choice(found: Any, refusal: Refusal) -> Any:
+def read_first_choice(found: Any, refusal: Refusal) -> Any:
     """Return the one answer of a response.
 
     Raises:
@@ -49,7 +49,7 @@ def _legible(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def first_logprobs(choice: Any, refusal: Refusal) -> tuple[tuple[str, float], ...]:
+def read_first_logprobs(choice: Any, refusal: Refusal) -> tuple[tuple[str, float], ...]:
     """Return the tokens that could have begun an answer, behind any blanks, by their log-probabilities.
 
     Raises:

@@ -167,9 +167,9 @@ def shape_of(
 def _keeping(said: Mapping[str, Any]) -> float:
     """Return what layers keep of a token on average, as a share of what the widest of them keep."""
     n_layers = int(said["num_hidden_layers"])
-    heads, widths = (_each(said.get(name), n_layers) for name in ("num_key_value_heads", "head_dim"))
+    heads, widths = (_list_each(said.get(name), n_layers) for name in ("num_key_value_heads", "head_dim"))
     sizes = [n * width for n, width in zip(heads, widths, strict=True)]
-    kinds = _each(said.get("layer_types"), n_layers)
+    kinds = _list_each(said.get("layer_types"), n_layers)
     keys = [size for size, kind in zip(sizes, kinds, strict=True) if kind not in _KEEPING_NOTHING]
     shared = int(said.get("num_kv_shared_layers") or 0)
     widest = n_layers * max(heads) * max(widths)
@@ -187,7 +187,7 @@ def has_other_layers(config: Mapping[str, Any]) -> bool:
     return is_other or has_states or said.get("num_attention_heads") == 0
 
 
-def _each(said: Any, n_layers: int) -> list[Any]:
+def _list_each(said: Any, n_layers: int) -> list[Any]:
     """Return what is said of each layer, 1 where nothing is."""
     return said if isinstance(said, list) and len(said) == n_layers else [said or 1] * n_layers
 
@@ -228,10 +228,10 @@ def complete_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
         key = digest([json.dumps(config, sort_keys=True), version("transformers"), _ASKED])
     except PackageNotFoundError:
         return _rename_keys(config)
-    return memo("shapes", key, lambda: _by_transformers(config)) or _rename_keys(config)
+    return memo("shapes", key, lambda: _fill_by_transformers(config)) or _rename_keys(config)
 
 
-def _by_transformers(config: Mapping[str, Any]) -> dict[str, Any] | None:
+def _fill_by_transformers(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """Let transformers fill in a configuration; None where it does not know the family or refuses it."""
     try:
         from huggingface_hub.errors import StrictDataclassError
@@ -275,7 +275,7 @@ def quantization_method(config: Mapping[str, Any]) -> str:
     return str(said.get("quant_method") or "unknown") if said else ""
 
 
-def packed_bits(config: Mapping[str, Any]) -> int:
+def find_packed_bits(config: Mapping[str, Any]) -> int:
     """Return the bits of a packed weight, which AWQ, compressed-tensors and HQQ call otherwise than GPTQ."""
     said = _quantization(config)
     weights = (_section(group, "weights") for group in _section(said, "config_groups").values())

@@ -58,7 +58,7 @@ def run(
         assert supervisor.stdout is not None
         try:
             while _waits(supervisor):
-                if (line := (last_lines(log, 1) or [""])[-1]) != said:
+                if (line := (read_last_lines(log, 1) or [""])[-1]) != said:
                     said = line
                     advance(*steps(line), note=line[:60])
                 if timeout_s is not None and time.perf_counter() - begun > timeout_s:
@@ -80,7 +80,7 @@ def _waits(supervisor: "subprocess.Popen[bytes]") -> bool:
     return False
 
 
-def last_lines(log: Path, n: int) -> list[str]:
+def read_last_lines(log: Path, n: int) -> list[str]:
     """Return the last lines of a log that say something, at most `n`, without the secrets in them.
 
     Reports repeat them. A secret is what an environment variable called after one holds, or looks so.
@@ -102,7 +102,7 @@ def steps(line: str) -> tuple[float, float]:
     return next(((done, of) for done, of in found if 0 <= done <= of and of > 0), (0, 1))
 
 
-def first_line(command: Sequence[str], folder: Path) -> str:
+def read_first_line(command: Sequence[str], folder: Path) -> str:
     """Return the first line that a short command writes, as `tool --version` does; empty where it fails."""
     try:
         made = subprocess.run(

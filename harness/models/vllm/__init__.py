@@ -42,7 +42,7 @@ OTHERWISE = "engine: transformers"
 _DEFAULT = VllmPolicy()
 
 
-def installed_version() -> str | None:
+def find_installed_version() -> str | None:
     """Return the version of vLLM, whichever package brought it; None where there is none."""
     for package in _PACKAGES:
         try:
@@ -76,7 +76,7 @@ def wrong_build(device: str) -> Problem | None:
     )
 
 
-def broken(error: ImportError) -> Problem:
+def make_broken_problem(error: ImportError) -> Problem:
     """Say that vLLM is installed, and that something it needs is not."""
     return Problem("engine", f"vLLM, and {error}", "a vLLM that can be imported", f"mend it, or {OTHERWISE}")
 
@@ -110,7 +110,7 @@ class VllmCandidate(PromptEncoder):
 
     def __init__(self, host: "VllmHost", weights_digest: str, adapter: Any = None) -> None:
         self._host, self._adapter, self.weights_digest = host, adapter, weights_digest
-        self.engine, self.layout_digest = identity(installed_version(), host.machine.device, host.policy)
+        self.engine, self.layout_digest = identity(find_installed_version(), host.machine.device, host.policy)
         # vLLM answers at least one token, also where only likelihoods are wanted.
         self.max_context = host.max_model_len - 1
 
@@ -215,7 +215,7 @@ def _adaptable(folder: Path) -> set[str]:
 
 def _load(source: ModelSource, machine: Machine, adaptable: set[str], policy: VllmPolicy) -> Any:
     """Load a base."""
-    if installed_version() is None:
+    if find_installed_version() is None:
         raise UserError(absent())
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # a process of its own would batch by chance
     refuse(wrong_build(machine.device))

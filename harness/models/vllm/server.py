@@ -136,7 +136,7 @@ class _ServerProcess(NamedTuple):
 
     def last_words(self) -> str:
         """Return the last lines of its log, and where that lies."""
-        lines = " / ".join(supervision.last_lines(self.log, 3)) or "it wrote nothing"
+        lines = " / ".join(supervision.read_last_lines(self.log, 3)) or "it wrote nothing"
         return f"its last lines: {lines}; its log: {self.log}"
 
 
@@ -262,7 +262,7 @@ class VllmServer:
         """Wait until the server answers, its last line as progress; False where it ended."""
         begun = time.monotonic()
         while running.supervisor.poll() is None:
-            waited, line = time.monotonic() - begun, (supervision.last_lines(self._log, 1) or [""])[-1]
+            waited, line = time.monotonic() - begun, (supervision.read_last_lines(self._log, 1) or [""])[-1]
             if waited > self.policy.start_timeout:
                 reason = f"vLLM's server was not ready after {waited:.0f} s; its last line: {line}"
                 raise CandidateFailed(f"{reason}; its log: {self._log}", "a longer vllm.start_timeout")

@@ -23,10 +23,10 @@ from harness.comparison.labelled_answers import (
     draw_items,
     is_correctable,
     latest_labels,
-    scored_rows,
+    select_scored,
 )
 from harness.config import LoadedExperiment
-from harness.config.rubrics import asked_digest, current_labels, rubric_of
+from harness.config.rubrics import current_labels, digest_question, rubric_of
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean, refuse
 from harness.experiment.analysis.human_labels import correct_reached
@@ -133,7 +133,7 @@ def export_answers(
     labels = latest_labels(current_labels(store.list_labels(at, task.name), task), measured.name)
     seeds = [
         [_arm(measured.name, run, target_rows(at, run, task), labels) for run in of_recipe]
-        for of_recipe in _chosen_runs(loaded, at, candidates)
+        for of_recipe in _choose_runs(loaded, at, candidates)
     ]
     drawn = [max(of_recipe, key=lambda arm: len(arm.open_)) for of_recipe in seeds]
     arms = [arm.rows for arm in drawn]
@@ -176,12 +176,12 @@ def import_labels(
         found = f"{scale[0]:g} and {scale[1]:g}"
         raise UserError(Problem("--scale", found, "the lowest label, then the highest", "--scale 1,5"))
     runs = [run for run in store.list_runs(at) if run.state == "done" and f"{task.name}/test" in run.rows]
-    known = _known_answers(at, task, runs)
+    known = _map_known_answers(at, task, runs)
     metric, labels, n_labels, n_blank = _read(file, known, scale or _UNIT, task)
     if scale is None:
         _refuse_two_scales(file, task, metric)
     now = datetime.now(UTC).isoformat(timespec="microseconds")  # for a later import takes its place
-    given = LabelSet("", now, task.name, "test", metric, rater, tuple(labels), asked_digest(task, metric))
+    given = LabelSet("", now, task.name, "test", metric, rater, tuple(labels), digest_question(task, metric))
     store.save_labels(at, replace(given, id=digest(asdict(given))))
     latest = latest_labels(current_labels(store.list_labels(at, task.name), task), metric)
     by_run = {run.label: len(_list_labelled(metric, target_rows(at, run, task), latest)) for run in runs}
@@ -214,11 +214,11 @@ def _metric(task: Task, name: str) -> Metric:
     return chosen
 
 
-def _chosen_runs(loaded: LoadedExperiment, at: Store, candidates: Sequence[str]) -> list[list[Run]]:
+def _choose_runs(loaded: LoadedExperiment, at: Store, candidates: Sequence[str]) -> list[list[Run]]:
     """Find the runs whose answers are rated, all seeds of each candidate; the best fine-tune's come first."""
     if candidates:
         return [candidate_runs(loaded, at, name) for name in candidates]
-    measured = measured_runs(loaded, at)
+    measured = list_measured_runs(loaded, at)
     facts = [f for _, f in measured]
     chosen = [f for f in (decision.strongest_run(facts), decision.alternative(facts)) if f is not None]
     best_first = sorted(measured, key=lambda one: one[1] not in chosen)
@@ -226,12 +226,12 @@ def _chosen_runs(loaded: LoadedExperiment, at: Store, candidates: Sequence[str])
 
 
 def _arm(metric: str, run: Run, rows: Sequence[SampleResult], labels: Labels) -> _Arm:
-    scored = scored_rows(metric, rows)
+    scored = select_scored(metric, rows)
     open_ = {item for item, row in scored.items() if answer_digest(metric, row) not in labels}
     return _Arm(run.label, scored, open_, len(rows) - len(scored))
 
 
-def measured_runs(loaded: LoadedExperiment, at: Store) -> list[tuple[Run, CandidateFacts]]:
+def list_measured_runs(loaded: LoadedExperiment, at: Store) -> list[tuple[Run, CandidateFacts]]:
     """List the selected candidates' runs as written now, with what they reach on the target.
 
     Raises:
@@ -276,12 +276,12 @@ def _nothing_to_label(metric: str, arms: Sequence[_Arm]) -> str:
 def _list_labelled(metric: str, rows: Iterable[SampleResult], labels: Labels) -> list[SampleResult]:
     """List the rows whose answers have a label; none where another metric made them."""
     scored = [row for row in rows if metric in row.parts]
-    return [row for row in scored_rows(metric, scored).values() if answer_digest(metric, row) in labels]
+    return [row for row in select_scored(metric, scored).values() if answer_digest(metric, row) in labels]
 
 
 def _key_begins(task: Task, metric: str) -> str:
     """Return what the keys of a metric's answers begin with: of a judge's, with what it is labelled by."""
-    asked = asked_digest(task, metric)[:_ASKED_DIGITS]
+    asked = digest_question(task, metric)[:_ASKED_DIGITS]
     return f"{_KEY}{asked}{_ASKED}" if asked else _KEY
 
 
@@ -306,7 +306,7 @@ def _file_rows(
             yield begins + _JOIN.join(answers), question, text, reference, ""
 
 
-def _known_answers(at: Store, task: Task, runs: Iterable[Run]) -> dict[str, _KeyedAnswer]:
+def _map_known_answers(at: Store, task: Task, runs: Iterable[Run]) -> dict[str, _KeyedAnswer]:
     """Map the keys of all stored answers to the target to their rows, for each of its metrics."""
     digests = dict.fromkeys(run.rows[f"{task.name}/test"] for run in runs)
     rows = [row for one in digests for row in store.read_rows(at, one)]

@@ -17,10 +17,10 @@ from harness.comparison import human
 from harness.comparison.human import Turn
 from harness.config import LoadedExperiment
 from harness.errors import IncompatibleRuns, Problem, UserError, refuse
-from harness.evaluation.judges.answer_pairs import shown_pairs
+from harness.evaluation.judges.answer_pairs import map_shown_pairs
 from harness.records import Rating, Run, SampleResult, digest
 from harness.release.rating_files.csv_file import read_rows, refuse_unwritable, unknown_key, write_rows
-from harness.release.rating_files.label_file import measured_runs
+from harness.release.rating_files.label_file import list_measured_runs
 from harness.release.stored import candidate_runs
 from harness.release.stored_target import target_rows
 from harness.report.escape import spreadsheet_lines
@@ -133,19 +133,19 @@ def _pairs_of_runs(loaded: LoadedExperiment, at: Store, candidates: Sequence[str
         named = [candidate_runs(loaded, at, name) for name in candidates]
         if len(named) == 2 and named[0][0].candidate != named[1][0].candidate:
             return list(product(named[0], named[1]))
-        raise _not_two(runs[0].label for runs in named)
-    measured = measured_runs(loaded, at)
+        raise _refuse_not_two(runs[0].label for runs in named)
+    measured = list_measured_runs(loaded, at)
     facts = [f for _, f in measured]
     best, untrained = decision.strongest_run(facts), decision.alternative(facts)
     if best is None or untrained is None or best.name == untrained.name:
-        raise _not_two(f.label for f in (best or untrained,) if f is not None)
+        raise _refuse_not_two(f.label for f in (best or untrained,) if f is not None)
     other = next(run for run, f in measured if f is untrained)
     tuned = [(run, f) for run, f in measured if decision.is_fine_tuned(f)]
     tuned.sort(key=lambda one: (one[1].name != best.name, one[1] is not best))
     return [(run, other) for run, _ in tuned]
 
 
-def _not_two(labels: Iterable[str]) -> UserError:
+def _refuse_not_two(labels: Iterable[str]) -> UserError:
     found = ", ".join(labels) or "none"
     return UserError(Problem("--pairs", found, "two candidates", "name them: --candidates tuned,prompt"))
 
@@ -154,7 +154,7 @@ def _draw(at: Store, task: Task, ratings: Sequence[Rating], one: Run, other: Run
     """Draw the pairs of two runs, those without a rating in the order in which they are rated."""
     sides = _sides(task, one, other)
     shown = _differing(at, task, sides)
-    rated = human.preferred_shares(ratings, *sides.rows)
+    rated = human.share_preferences(ratings, *sides.rows)
     turns = human.turns([*shown], "", *sides.rows)
     return _PairSample(
         (one.label, other.label), sides, shown, [turn for turn in turns if turn.example_id not in rated]
@@ -189,8 +189,8 @@ def import_pairs(path: Path, file: Path, overrides: Sequence[str] = (), *, rater
     by_pair, counted = dict[str, int](), dict[str, int]()
     for sides in named.values():
         both = " and ".join(run.label for run in sides.runs)
-        by_pair[both] = len(human.preferred_shares(every, *sides.rows))
-        counted[both] = len(human.drawn_shares(every, _differing(at, task, sides), *sides.rows))
+        by_pair[both] = len(human.share_preferences(every, *sides.rows))
+        counted[both] = len(human.share_counted(every, _differing(at, task, sides), *sides.rows))
     return PairImport(len(found.ratings), found.n_blank, by_pair, counted)
 
 
@@ -206,7 +206,7 @@ def _sides(task: Task, one: Run, other: Run) -> _Sides:
 
 def _differing(at: Store, task: Task, sides: _Sides) -> dict[str, tuple[SampleResult, SampleResult]]:
     """Map the items to which both gave an answer, and another one, to their rows."""
-    return shown_pairs(*(target_rows(at, run, task) for run in sides.runs))
+    return map_shown_pairs(*(target_rows(at, run, task) for run in sides.runs))
 
 
 def _file_row(sides: _Sides, turn: Turn, rows: tuple[SampleResult, SampleResult]) -> tuple[str, ...]:
@@ -229,7 +229,7 @@ def _read(file: Path, at: Store, task: Task, pairs: Mapping[str, _Sides], rater:
     problems, ratings, seen, n_blank = list[Problem](), list[Rating](), dict[str, int](), 0
     now = datetime.now(UTC).isoformat(timespec="microseconds")  # for a later import takes its place
     lines = list(read_rows(file, COLUMNS, ("key", "left", "right", BETTER)))
-    known = dict(_known_turns(at, task, pairs, {key.rpartition("-")[0] for _, (key, *_) in lines}))
+    known = dict(_list_known_turns(at, task, pairs, {key.rpartition("-")[0] for _, (key, *_) in lines}))
     for line, (key, left, right, written) in lines:
         where = f"{file}:{line}"
         if not written:
@@ -255,7 +255,7 @@ def _read(file: Path, at: Store, task: Task, pairs: Mapping[str, _Sides], rater:
     return _PairFile(ratings, n_blank)
 
 
-def _known_turns(
+def _list_known_turns(
     at: Store, task: Task, pairs: Mapping[str, _Sides], wanted: Iterable[str]
 ) -> Iterator[tuple[str, _PairRow]]:
     """Yield the keys that the pairs of a file may have, each with what it stands for."""

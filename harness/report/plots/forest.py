@@ -12,7 +12,7 @@ from harness.decision import CandidateFacts
 from harness.gating import Verdict
 from harness.report.experiment_report import ExperimentReport, flips_text
 from harness.report.labels import for_picture
-from harness.report.plots.svg import AxisScale, group, line, mark, marks, padded_range, picture, rect, text
+from harness.report.plots.svg import AxisScale, group, line, mark, marks, pad_range, picture, rect, text
 
 _WIDTH, _ROW, _TOP = 860.0, 25.0, 44.0
 _LEFT, _RIGHT = 210.0, 590.0  # where the axis begins and ends
@@ -38,7 +38,7 @@ def forest(report: ExperimentReport, f: CandidateFacts) -> str:
     if not lines:
         return ""
     ends = [0.0, *(x for one in lines for x in (one.low, one.high)), *(-(one.margin or 0) for one in lines)]
-    low, high = padded_range(100 * x for x in ends)
+    low, high = pad_range(100 * x for x in ends)
     scale = AxisScale(low, high, _LEFT, _RIGHT)
     bottom = _TOP + _ROW * len(lines)
     shown = for_picture([one.name for one in lines], _LONGEST)
@@ -54,7 +54,7 @@ def forest(report: ExperimentReport, f: CandidateFacts) -> str:
 
 
 def _lines(report: ExperimentReport, f: CandidateFacts) -> list[Line]:
-    tasks = [_of_task(report, c) for c in report.task_comparisons(f.label).values() if c.unit.is_rate]
+    tasks = [_draw_task(report, c) for c in report.task_comparisons(f.label).values() if c.unit.is_rate]
     ordered = sorted(tasks, key=lambda one: not one.counts)
     if f.verdict is None or f.verdict.macro is None or not ordered:
         return ordered
@@ -70,7 +70,7 @@ def _n_averaged(verdict: Verdict) -> int:
     return n if isinstance(n := macro.get("n_tasks"), int) else 0
 
 
-def _of_task(report: ExperimentReport, c: Comparison) -> Line:
+def _draw_task(report: ExperimentReport, c: Comparison) -> Line:
     flips = flips_text(len(c.lost), len(c.gained))
     margin, c = report.margins.get(c.task), orient(c)
     return Line(c.task, c.delta, c.low, c.high, flips, margin is not None, margin)

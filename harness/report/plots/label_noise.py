@@ -6,7 +6,7 @@ Invariant: every mark is a measured candidate; the lines between them are no fit
 from harness import formatting
 from harness.decision import TrainingSet, TrainingSets
 from harness.formatting import Unit
-from harness.report.plots.svg import AxisScale, axes, group, line, mark, padded_range, path, picture, text
+from harness.report.plots.svg import AxisScale, axes, group, line, mark, pad_range, path, picture, text
 
 _WIDTH, _HEIGHT = 430.0, 250.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 406.0, 40.0, 208.0
@@ -20,7 +20,7 @@ def label_noise(of: TrainingSets, unit: Unit, metric: str) -> str:
     shown = 100 if unit.is_rate else 1
     ends = [shown * value for one in known for value in _ends(one)]
     x = AxisScale(0, 105 * known[-1].corrupt, _LEFT, _RIGHT)
-    y = AxisScale(*padded_range(ends), _BOTTOM, _TOP)
+    y = AxisScale(*pad_range(ends), _BOTTOM, _TOP)
     points = [(x(100 * one.corrupt), y(shown * (one.score or 0.0))) for one in known]
     shown_metric = f"{metric}, %" if unit.is_rate else metric
     body = [text(0, 14, of.method, "strong"), *axes(x, y, "answers made wrong, %", shown_metric)]

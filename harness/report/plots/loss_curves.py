@@ -71,7 +71,7 @@ def gap(training: TrainingRecord) -> float | None:
     return loss - before[-1] if before else None
 
 
-def of_preferences(training: TrainingRecord) -> bool:
+def is_of_preferences(training: TrainingRecord) -> bool:
     """Tell whether the loss is one of preferences or rewards, and no likelihood of answers."""
     return bool(training.reward_margin or training.reward)
 
@@ -101,7 +101,7 @@ def curves(label: str, training: TrainingRecord, title: str) -> str:
 
 
 def _of(training: TrainingRecord) -> str:
-    return "preference loss" if of_preferences(training) else "loss"
+    return "preference loss" if is_of_preferences(training) else "loss"
 
 
 def _validation_mark(step: float, loss: float, x: AxisScale, y: AxisScale) -> str:

@@ -107,15 +107,13 @@ def _macro(f: CandidateFacts) -> Estimate | None:
 
 
 def _x_ends(points: Sequence[Point], rate: float) -> tuple[float, float]:
-    low, high = svg.padded_range(rate * x for p in points for x in (p.target.low, p.target.high))
+    low, high = svg.pad_range(rate * x for p in points for x in (p.target.low, p.target.high))
     return (low, high) if rate == 1 else (max(low, -2.0), min(high, 100.0))
 
 
 def _y_ends(report: ExperimentReport, points: Sequence[Point]) -> tuple[float, float]:
     margin = report.macro_margin or 0.0
-    return svg.padded_range(
-        [0.0, -100 * margin, *(100 * y for p in points for y in (p.kept.low, p.kept.high))]
-    )
+    return svg.pad_range([0.0, -100 * margin, *(100 * y for p in points for y in (p.kept.low, p.kept.high))])
 
 
 def _axes(report: ExperimentReport, frame: Frame, x: AxisScale, y: AxisScale) -> list[str]:

@@ -42,7 +42,7 @@ def marks(low: float, high: float, n: int = 6) -> tuple[list[float], float]:
     return [i * step for i in range(first, last + 1)], step
 
 
-def padded_range(values: Iterable[float]) -> tuple[float, float]:
+def pad_range(values: Iterable[float]) -> tuple[float, float]:
     """Return ends that leave some room around values, and never the same one twice."""
     known = list(values)
     low, high = min(known), max(known)

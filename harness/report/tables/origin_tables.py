@@ -27,7 +27,7 @@ def origin(run: Run) -> dict[str, str]:
 def provenance_tables(origins: Origins) -> Iterator[Table]:
     """Make two tables: what the runs share, and what is each one's own."""
     shared = list(dict.fromkeys(name for of in origins.values() for name in of if name not in _OWN_ORIGINS))
-    rows = [(name.replace("_", " "), _shared_value(origins, name)) for name in shared]
+    rows = [(name.replace("_", " "), _find_shared_value(origins, name)) for name in shared]
     yield "Provenance", ("what", "value"), rows
     own = [(label, *(of.get(name, UNKNOWN) for name in _OWN_ORIGINS)) for label, of in origins.items()]
     yield "Runs", ("candidate", *_OWN_ORIGINS), own
@@ -39,7 +39,7 @@ def _flat(provenance: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: v for name, v in provenance.items() if name not in _HIDDEN_ORIGINS}, **packages}
 
 
-def _shared_value(origins: Origins, name: str) -> str:
+def _find_shared_value(origins: Origins, name: str) -> str:
     by_value: dict[str, list[str]] = {}
     for label, of in origins.items():
         by_value.setdefault(of.get(name, UNKNOWN), []).append(label)
@@ -52,11 +52,11 @@ def _origin_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_nested_text(v)}" if v != {} else str(k) for k, v in value.items())
+        return ", ".join(f"{k} {_print_nested(v)}" if v != {} else str(k) for k, v in value.items())
     return UNKNOWN if value is None else str(value)
 
 
-def _nested_text(value: Any) -> str:
+def _print_nested(value: Any) -> str:
     return f"({_origin_text(value)})" if isinstance(value, Mapping) else _origin_text(value)
 
 

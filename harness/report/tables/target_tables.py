@@ -10,7 +10,7 @@ from harness import formatting
 from harness.comparison.biases.pair_bias import PairBias
 from harness.comparison.win_rates import Wins
 from harness.decision import CandidateFacts, TargetScore, basis_text
-from harness.decision.changed_answers import ChangedAnswers, outdated_text
+from harness.decision.changed_answers import ChangedAnswers, describe_outdated
 from harness.formatting import UNKNOWN
 from harness.report.document import Section
 from harness.report.experiment_report import change_text, score_text
@@ -48,13 +48,13 @@ def _changes_row(f: CandidateFacts, of: ChangedAnswers) -> list[str]:
         score_text(of.after),
         change_text(of.change),
         change_text(of.vs_untrained),
-        outdated_text(of.outdated, of.n_known),
-        _spent_text(of.index_s, of.index_cost_usd),
-        _spent_text(f.training.total_s or None, f.training_cost_usd),
+        describe_outdated(of.outdated, of.n_known),
+        _print_spent(of.index_s, of.index_cost_usd),
+        _print_spent(f.training.total_s or None, f.training_cost_usd),
     ]
 
 
-def _spent_text(seconds: float | None, usd: float | None) -> str:
+def _print_spent(seconds: float | None, usd: float | None) -> str:
     """Say what time something took and what that cost; unknown where there is nothing to do anew."""
     if seconds is None:
         return formatting.UNKNOWN

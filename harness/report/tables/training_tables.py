@@ -67,7 +67,7 @@ def show_trainings(trained: Sequence[CandidateFacts]) -> Section:
         ]
         for f, of in zip(trained, figures, strict=True)
     ]
-    kinds = {loss_curves.of_preferences(f.training) for f in trained if loss_curves.smooth(f.training)}
+    kinds = {loss_curves.is_of_preferences(f.training) for f in trained if loss_curves.smooth(f.training)}
     found = ((f.label, diagnose(f.training)) for f in trained)
     notes = [f"{label} {of.sentence}." for label, of in found if of]
     notes += [f"{f.label} {said}." for f in trained if (said := forgetting_sentence(f.training))]
@@ -105,7 +105,7 @@ def trials_section(trials: Sequence[Trial], searched_by: str, metric: str, unit:
         taken = seconds(one.wall_s) if one.wall_s else UNKNOWN
         weights = UNKNOWN if one.validation is None else one.fit_key or UNKNOWN
         said = [*[_steps(one)] * steps, found, *[forgot] * is_bound, taken, weights, _outcome(one)]
-        rows.append([*map(tried_text, one.params.values()), *said])
+        rows.append([*map(print_tried_value, one.params.values()), *said])
     title = f"{'Search' if searched_by else 'Sweep'}: {label}"
     return Section("sweep", title, columns, rows, _trials_text(trials, searched_by), label=label)
 
@@ -133,10 +133,10 @@ def trial_line(one: TrialRun) -> str:
 
 
 def _params_text(params: Mapping[str, object]) -> str:
-    return ", ".join(f"{name} {tried_text(value)}" for name, value in params.items())
+    return ", ".join(f"{name} {print_tried_value(value)}" for name, value in params.items())
 
 
-def tried_text(value: object) -> str:
+def print_tried_value(value: object) -> str:
     """Print a value that was tried: a text in one line, promptings with their parameters."""
     if isinstance(value, dict):
         return " and ".join(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness.errors import Problem
 from harness.report.experiment_report import ExperimentReport
-from harness.report.trackers.tracked_run import tracked_runs
+from harness.report.trackers.tracked_run import list_tracked_runs
 
 FOLDER = "trackers"  # beside the reports
 _USER = re.compile(r"//[^/@\s]+@")  # name and password in an address
@@ -32,7 +32,7 @@ def send(report: ExperimentReport, names: Sequence[str], folder: Path) -> list[s
 
     `folder` is that of the reports: what a tracker writes to this disk lies in `trackers/NAME` there.
     """
-    runs = tracked_runs(report)
+    runs = list_tracked_runs(report)
     return [_send(name, report.file_name, runs, folder / FOLDER / name) for name in names]
 
 

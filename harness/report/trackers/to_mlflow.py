@@ -27,7 +27,7 @@ def send(experiment: str, runs: Sequence[TrackedRun], folder: Path) -> str:
 
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    address = os.environ.get("MLFLOW_TRACKING_URI") or _own_file(folder)
+    address = os.environ.get("MLFLOW_TRACKING_URI") or _name_own_file(folder)
     client = MlflowClient(address)
     found = client.get_experiment_by_name(experiment)
     files = None if "MLFLOW_TRACKING_URI" in os.environ else folder.absolute().as_uri()
@@ -39,7 +39,7 @@ def send(experiment: str, runs: Sequence[TrackedRun], folder: Path) -> str:
     return f"experiment {experiment} on {address}"
 
 
-def _own_file(folder: Path) -> str:
+def _name_own_file(folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{folder.absolute() / 'mlflow.db'}"
 

@@ -13,8 +13,8 @@ from harness.report.experiment_report import (
     SMOKE,
     ExperimentReport,
     best_first,
+    find_shown_figure,
     last_line,
-    shown_figure,
     verdict_word,
 )
 
@@ -52,7 +52,7 @@ class TrackedRun:
     curves: dict[str, tuple[Point, ...]]
 
 
-def tracked_runs(report: ExperimentReport) -> list[TrackedRun]:
+def list_tracked_runs(report: ExperimentReport) -> list[TrackedRun]:
     """List the runs of a report, best first."""
     best = best_untrained(report.facts)
     return [
@@ -82,7 +82,7 @@ def _tags(report: ExperimentReport, f: CandidateFacts) -> dict[str, str]:
 
 
 def _metrics(report: ExperimentReport, f: CandidateFacts, best: str | None) -> dict[str, float]:
-    found = {name: None if name in f.disturbed else shown_figure(f, name) for name in _FIGURES}
+    found = {name: None if name in f.disturbed else find_shown_figure(f, name) for name in _FIGURES}
     found |= _interval(f"target/{report.metric}", f.target)
     if f.label != best:
         found |= _delta("target/vs_best_untrained", f.vs_untrained)

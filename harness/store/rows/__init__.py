@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 ANEW = "harness compare, which computes damaged rows again"
 
 
-def stored_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str] | None = None) -> set[int]:
+def list_stored_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str] | None = None) -> set[int]:
     """List the blocks that need not be computed again.
 
     With `ids`, the example ids in the order of their positions, only blocks that hold
@@ -198,7 +198,7 @@ def read_identity(store: Store, rows_digest: str) -> RowsIdentity:
 
 def read_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> dict[int, list[SampleResult]]:
     """Read the finished blocks that hold exactly these examples, of a set that need not be complete."""
-    done = stored_blocks(store, identity, ids)
+    done = list_stored_blocks(store, identity, ids)
     path, loose = store.parquet(identity.digest), _readable_blocks(store, identity.digest)
     if not done:
         return {}

@@ -16,7 +16,7 @@ from pathlib import Path
 from harness.errors import Problem, UserError, did_you_mean
 from harness.records import Run, SamplingRecord, load, run_record
 from harness.store import index
-from harness.store.garbage import needed_keys, own_fit_key
+from harness.store.garbage import count_needed_keys, find_own_fit_key
 from harness.store.layout import (
     Store,
     failure,
@@ -116,7 +116,7 @@ def read_run(file: Path) -> Run | None:
         return None
 
 
-def written_runs(store: Store, run_ids: Iterable[str]) -> dict[str, Run]:
+def read_written_runs(store: Store, run_ids: Iterable[str]) -> dict[str, Run]:
     """Read runs by their ids from their folders; one that is not there, or damaged, is left out."""
     found = {run_id: read_run(store.run_file(run_id)) for run_id in run_ids}
     return {run_id: run for run_id, run in found.items() if run}
@@ -169,7 +169,7 @@ def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
     for digest in set(run.rows.values()).difference(keep, *(other.rows.values() for other in others)):
         remove_folder(store.rows(digest))
     every = [run, *others]
-    fit_key = own_fit_key(run, needed_keys(every), Counter(one.weights_digest for one in every))
+    fit_key = find_own_fit_key(run, count_needed_keys(every), Counter(one.weights_digest for one in every))
     if fit_key and not {fit_key, run.weights_digest} & set(keep):
         remove_folder(store.weights(fit_key))
     remove_trials(store, trials, others, keep)

@@ -19,10 +19,10 @@ from harness.records.serialization import reader
 from harness.store.garbage import (
     Leftover,
     References,
+    list_wanted_rows,
     points_of,
     run_references,
     size,
-    wanted_rows,
     weights_behind,
 )
 from harness.store.layout import Store, remove_folder, write_record
@@ -85,7 +85,7 @@ def _read(file: Path) -> TrialRun | None:
 
 def find_choosers(trial: TrialRun, runs: Iterable[Run]) -> list[Run]:
     """List the runs whose weights were chosen among trials of which this is one."""
-    return [run for run in runs if _key(trial.trial) in _tried_keys(run)]
+    return [run for run in runs if _key(trial.trial) in _list_tried_keys(run)]
 
 
 def trials_by_run(store: Store, runs: Sequence[Run]) -> dict[str, list[TrialRun]]:
@@ -105,7 +105,7 @@ def trials_by_run(store: Store, runs: Sequence[Run]) -> dict[str, list[TrialRun]
     return found
 
 
-def unneeded_trials(store: Store, runs: Iterable[Run]) -> list[Leftover]:
+def list_unneeded_trials(store: Store, runs: Iterable[Run]) -> list[Leftover]:
     """List the files of trials that none of some runs needs."""
     needed = _needing(runs)
     files = [_file(store, one.run.run_id) for one in list_trials(store) if _key(one.trial) not in needed]
@@ -126,13 +126,13 @@ def remove_trials(
 
     `keep` names row sets and weights by their digests, and folders of weights by their keys.
     """
-    for run_id, folders in _own_parts(store, trials, runs, keep).items():
+    for run_id, folders in _map_own_parts(store, trials, runs, keep).items():
         for folder in folders:
             remove_folder(folder)
         _file(store, run_id).unlink(missing_ok=True)
 
 
-def freed_by_trials(store: Store, runs: Sequence[Run]) -> dict[str, int]:
+def count_freed_by_trials(store: Store, runs: Sequence[Run]) -> dict[str, int]:
     """Map a run to the bytes of the trials that it alone needs, and each trial that none needs to its own."""
     alone: dict[str, list[TrialRun]] = {}
     needing = _needing(runs)
@@ -144,8 +144,8 @@ def freed_by_trials(store: Store, runs: Sequence[Run]) -> dict[str, int]:
     freed = {}
     for run_id, trials in alone.items():
         others = [run for run in runs if run.run_id != run_id]
-        parts = _own_parts(store, trials, others).values()
-        counted = _own_folders(store, own[run_id]) if run_id in own else frozenset()
+        parts = _map_own_parts(store, trials, others).values()
+        counted = _find_own_folders(store, own[run_id]) if run_id in own else frozenset()
         freed[run_id] = sum(map(size, {path for folders in parts for path in folders} - counted))
     return freed
 
@@ -167,7 +167,7 @@ def _needing(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """Map the keys of all weights that runs are found by way of to these, of those too that diverged."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        for key in _tried_keys(run) | weights_behind(run).keys():
+        for key in _list_tried_keys(run) | weights_behind(run).keys():
             found.setdefault(key, []).append(run)
     return found
 
@@ -177,22 +177,22 @@ def _key(trial: Trial) -> str:
     return trial.fit_key or trial.asked
 
 
-def _tried_keys(run: Run) -> frozenset[str]:
+def _list_tried_keys(run: Run) -> frozenset[str]:
     return frozenset(filter(None, map(_key, run.training.sweep)))
 
 
-def _own_folders(store: Store, run: Run) -> frozenset[Path]:
+def _find_own_folders(store: Store, run: Run) -> frozenset[Path]:
     """Return the folders that are a run's own, so that its trials do not free them as well."""
     weights = {store.weights(run.training.fit_key)} if run.training.fit_key else set()
     return frozenset(weights | set(map(store.rows, run.rows.values())))
 
 
-def _own_parts(
+def _map_own_parts(
     store: Store, trials: Iterable[TrialRun], runs: Sequence[Run], keep: Collection[str] = ()
 ) -> Mapping[str, list[Path]]:
     """Map each trial that no run needs to the folders of its weights and of the rows that no run wants."""
     trials = list(trials)
-    wanted = wanted_rows(store, run_references(runs)).union(keep)
+    wanted = list_wanted_rows(store, run_references(runs)).union(keep)
     known, needing = identities(store), _needing(runs)
     names = {one.run.run_id for one in trials}
     shared = {

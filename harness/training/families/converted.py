@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.models.adapters import WEIGHTS, beside_low_rank
+from harness.models.adapters import WEIGHTS, describe_beside_low_rank
 
 
 def find_lost(params: Mapping[str, Any]) -> str:
@@ -17,7 +17,7 @@ def find_lost(params: Mapping[str, Any]) -> str:
     patterns = [name for name in ("rank_pattern", "alpha_pattern") if params.get(name)]
     if params.get("use_rslora") and patterns:
         return f"use_rslora and {patterns[0]}"
-    return "use_dora" if params.get("use_dora") else beside_low_rank(params)
+    return "use_dora" if params.get("use_dora") else describe_beside_low_rank(params)
 
 
 def save_initial(model: Any, folder: Path) -> None:

@@ -34,13 +34,13 @@ def quantization_problems(
 ) -> Iterator[Problem]:
     """Yield what forbids an adapter of these parameters of PEFT on the quantised base of a recipe."""
     for key, quantization in (("quantization", recipe.quantization), ("serve_on", recipe.serve_on)):
-        if why := _why_not_on(quantization or "", params, device):
+        if why := _explain_not_on(quantization or "", params, device):
             expected = "a base in 16 or 32 bits, or an adapter for quantised layers, such as LoRA"
             yield Problem(where, f"{why}, and {key}: {quantization}", expected, f"remove {key}")
             return
 
 
-def _why_not_on(quantization: str, params: Mapping[str, Any], device: str) -> str:
+def _explain_not_on(quantization: str, params: Mapping[str, Any], device: str) -> str:
     """Say what of an adapter needs unquantised weights; empty for nothing."""
     if quantization not in ("int8", "nf4") or (quantization == "nf4" and device != "cuda"):
         return ""

@@ -26,7 +26,7 @@ from harness.training.context import FitContext
 from harness.training.lora import Policy, load_policy, policy_options, train_policy
 from harness.training.preferences import heldout
 from harness.training.preferences.heldout import HeldOutParams
-from harness.training.tokenized import cached_dataset
+from harness.training.tokenized import cache_dataset
 from harness.training.trainer import Row
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def preference(
     policy = load_policy(context, save_to)
     rows, apart, n_dropped = heldout.pairs_that_fit(context, params, policy.tokenizer, _row)
     rows = _draw_pairs(context, params, rows)
-    with loop.enough_memory():  # the reference is read while the trainer is made
+    with loop.explain_out_of_memory():  # the reference is read while the trainer is made
         trainer = _trainer(context, params, peft_config, policy, (rows, apart))
     longest = max(2 * row["length"] for row in rows + apart)  # both answers may lie in one row
     loop.attend_plainly(policy.model, longest, params.per_device_train_batch_size)
@@ -159,7 +159,7 @@ def _trainer(
         shares = known.engine == "packed" and not any(known.prefixes.windows or ())
         kind = _cpu_trainer(kind, logprobs_sharing_prompts if shares else logprobs_by_row)
     kind = heldout.weighting_rows(kind, lambda inputs: len(inputs["input_ids"]) // 2)
-    trainer: DPOTrainer = loop.with_regularizers(kind, context, policy.tokenizer, params.max_length)(
+    trainer: DPOTrainer = loop.add_regularizers(kind, context, policy.tokenizer, params.max_length)(
         args=config, **policy_options(context, policy, peft_config), **heldout.data(context, params, rows)
     )
     return trainer
@@ -213,7 +213,7 @@ def _caching_trainer(keys: Mapping[str, str]) -> "type[DPOTrainer]":
             data: Any = [0]
             iter(DataLoader(data))  # draws what any loader draws, the one that reads too
             with torch.random.fork_rng():
-                known = cached_dataset(keys[name], read)
+                known = cache_dataset(keys[name], read)
             return concatenate_datasets([dataset, known], axis=1)
 
     return RememberingTrainer

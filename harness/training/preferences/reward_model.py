@@ -65,7 +65,7 @@ def train_reward_model(
     start = loop.start_time(scratch)
     base, tokenizer = load_with_head(context.source, context.machine, 1)
     rows, apart, n_dropped = heldout.pairs_that_fit(context, params, tokenizer, _row)
-    with loop.enough_memory():
+    with loop.explain_out_of_memory():
         trainer = _trainer(params, peft_config, base, tokenizer, (rows, apart), context, scratch)
     longest = max(row["length"] for row in rows + apart)
     loop.attend_plainly(base, longest, 2 * params.per_device_train_batch_size)
@@ -138,7 +138,7 @@ def _trainer(
     )
     loop.use_one_gpu(config)
     kind = heldout.weighting_rows(RewardTrainer, lambda inputs: len(inputs["input_ids"]) // 2)
-    made: RewardTrainer = loop.with_regularizers(kind, context, tokenizer, params.max_length)(
+    made: RewardTrainer = loop.add_regularizers(kind, context, tokenizer, params.max_length)(
         model=model,
         args=config,
         processing_class=tokenizer,

@@ -68,7 +68,7 @@ def preference_without_pairs(
     rows, n_dropped = _rows(train, context, params, policy.tokenizer)
     random.Random(context.seed).shuffle(rows)
     measured = _rows(apart, context, params, policy.tokenizer)[0]
-    with loop.enough_memory():
+    with loop.explain_out_of_memory():
         trainer = _trainer(context, params, peft_config, policy, (rows, measured))
     made = train_policy(context, policy, trainer, n_dropped, save_to)
     history = trainer.state.log_history
@@ -134,7 +134,7 @@ def _trainer(
 ) -> "KTOTrainer":
     from trl import KTOConfig, KTOTrainer
 
-    kind = loop.with_regularizers(KTOTrainer, context, policy.tokenizer, params.max_length)
+    kind = loop.add_regularizers(KTOTrainer, context, policy.tokenizer, params.max_length)
     config = KTOConfig(
         output_dir=str(policy.scratch),
         **loop.settings(context, params) | {"train_sampling_strategy": "sequential"},

@@ -9,7 +9,7 @@ from harness import config, experiment
 from harness.cli.progress_bar import TerminalProgress
 from harness.experiment import Scope, prepare_session
 from harness.experiment.run_preview import in_order
-from harness.experiment.runs.run_candidate import stored_runs
+from harness.experiment.runs.run_candidate import find_stored_runs
 from harness.progress import SilentProgress
 from harness.report import ExperimentReport
 
@@ -31,7 +31,7 @@ def plan(file: Path) -> list[Step]:
     loaded = config.load(file)
     session = prepare_session(loaded, Scope(dry_run=True), SilentProgress())
     requests = in_order(session, loaded.selected)
-    found = stored_runs(session, requests)
+    found = find_stored_runs(session, requests)
     open_ = {one.candidate.name for one, run in zip(requests, found, strict=True) if run is None}
     seconds = experiment.estimate_seconds(session, experiment.estimate_work(session, loaded.selected))
     names = dict.fromkeys(one.candidate.name for one in requests)
