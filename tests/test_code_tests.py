@@ -8,8 +8,9 @@ import pytest
 import tiny_experiment
 
 from harness.errors import UserError
-from harness.metrics import code_tests, load_metrics
-from harness.metrics.code_tests import ALLOWED, ProgramLimits, extract_code, passes
+from harness.metrics import _isolation, code_tests, load_metrics
+from harness.metrics._isolation import ProgramLimits
+from harness.metrics.code_tests import ALLOWED, extract_code, passes
 from harness.records import Example, Output
 from harness.spec import Task
 
@@ -411,7 +412,7 @@ def test_nothing_runs_where_it_cannot_be_isolated(monkeypatch, tmp_path):
     tried = tmp_path / "unshare"
     tried.write_text("#!/bin/sh\necho 'unshare failed: Operation not permitted' >&2\nexit 1\n")
     tried.chmod(0o755)
-    monkeypatch.setitem(code_tests._ENVIRONMENT, "PATH", f"{tmp_path}:{code_tests._ENVIRONMENT['PATH']}")
+    monkeypatch.setitem(_isolation._ENVIRONMENT, "PATH", f"{tmp_path}:{_isolation._ENVIRONMENT['PATH']}")
     code_tests._explain_not_isolated.cache_clear()
     passes.cache_clear()
     try:
