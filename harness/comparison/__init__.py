@@ -226,7 +226,8 @@ def compare_validity(
     """Compare the share of unparsable, truncated and refused answers over the rows of any tasks.
 
     A failed answer counts as one of them. A rise is a loss. Give the generated rows of tasks where a
-    refusal is not what is wanted; `clusters` names, by `name_pooled_cluster`, those of several tasks that are one.
+    refusal is not what is wanted; `clusters` names, by `name_pooled_cluster`, those of several tasks that are
+    one.
 
     Raises:
         IncompatibleRuns: the arms hold different items, or none was answered in both.

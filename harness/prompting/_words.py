@@ -25,7 +25,7 @@ _ANY = re.compile(f"[{_UNSPACED}]")
 _RUNS = re.compile("|".join(f"([{letters}]+)" for letters in _LETTERS))
 _LETTER = re.compile(f"([{_UNSPACED}])")
 
-# A word where `split_into_grams` was applied: the vowels of some of these scripts are signs that `\w` leaves out.
+# A word where `split_into_grams` was applied: vowels of some of these scripts are signs that `\w` leaves out.
 WORD = rf"[\w{_UNSPACED}]+"
 
 # A word with the blank before it, or as many letters as a piece has; signs stay with the letter before them.
