@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny_experiment
+import tiny_model
 from fake_facts import candidate, tuned
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
@@ -499,6 +500,17 @@ def test_fewer_shots_are_proposed_of_long_rows(proposed):
 
     long = [{"prompt": f"{i}: {WORDS * 12}", "reference": f"{WORDS} {i}"} for i in range(40)]
     assert (shots(LABELLED), shots(long)) == (8, 3)
+
+
+@pytest.mark.parametrize(("context", "n_shots"), [(4096, 3), (900, 1), (500, None)])
+def test_no_more_shots_are_proposed_than_fit_the_context_of_the_base(
+    proposed, tiny, tmp_path, context, n_shots
+):
+    base = tiny_model.copy(tiny, tmp_path / "base", max_position_embeddings=context)
+    long = [{"prompt": f"{i}: {WORDS * 12}", "reference": f"{WORDS} {i}"} for i in range(40)]
+    candidates = proposed(long, base_model=str(base)).candidates
+    fixed = candidates.get("fixed", {"prompting": {"few_shot": {"shots": None}}})
+    assert (fixed["prompting"]["few_shot"]["shots"], "fixed" in candidates) == (n_shots, n_shots is not None)
 
 
 def test_a_training_takes_the_longest_row(proposed):

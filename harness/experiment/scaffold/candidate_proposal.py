@@ -8,7 +8,7 @@ from harness.data import TaskItems
 from harness.evaluation import costs
 from harness.experiment.scaffold.method_choice import MethodChoice, Resources, choose_method
 from harness.experiment.scaffold.recognition import Kind
-from harness.models.hub import ModelSource
+from harness.models.hub import ModelSource, context_length, is_packed
 from harness.records import Example
 from harness.spec import Task
 
@@ -20,7 +20,7 @@ def propose_candidates(
     kind: Kind, items: TaskItems, task: Task, base: ModelSource | None, here: Resources
 ) -> tuple[MethodChoice, dict[str, dict[str, Any]]]:
     """List every alternative that a decision asks for on such a task, the cheap ones first."""
-    n_shots = _n_shots(items.train)
+    n_shots = _count_shots(items.train, _room_for_shots(items, task, base))
     fixed, nearest = ({"few_shot": {"select": select, "shots": n_shots}} for select in ("fixed", "knn"))
     size = base.n_parameters if base else None
     is_whole = all(pair.references and pair.rejected for pair in items.pairs)
@@ -36,13 +36,11 @@ def propose_candidates(
     makes_adapter = plugins.method(choice.name).makes == "adapter"
     beside = _methods(situation._replace(adapter=choice.name if makes_adapter else ""))
     others = {name: recipe for name, recipe in beside.items() if name not in on_rows}
-    found: dict[str, dict[str, Any]] = {
-        "prompt": {"prompting": "zero_shot"},
-        "fixed": {"prompting": fixed},
-        "knn": {"prompting": nearest},
-    }
+    found: dict[str, dict[str, Any]] = {"prompt": {"prompting": "zero_shot"}}
+    if n_shots:
+        found |= {"fixed": {"prompting": fixed}, "knn": {"prompting": nearest}}
     if kind == "labels":
-        found["ranked"] = {"prompting": nearest, "answer": "rank"}
+        found["ranked"] = {"prompting": nearest if n_shots else "zero_shot", "answer": "rank"}
     found |= untrained
     rag = {"rag": {"retriever": "bm25", "top_k": 2}}
     if task.data.documents:
@@ -62,10 +60,34 @@ def _make_room(name: str, recipe: dict[str, Any], longest: int) -> dict[str, Any
     return {**recipe, "params": {**params, "max_length": room}}
 
 
-def _n_shots(train: Sequence[Example]) -> int:
-    """Choose as many shots, up to eight, as fit a prompt of some thousand tokens."""
+def _room_for_shots(items: TaskItems, task: Task, base: ModelSource | None) -> int | None:
+    """Estimate the tokens that the longest prompt and answer leave of a base's context; None: unknown."""
+    context = context_length(base) if base and not is_packed(base) else None
+    if context is None:
+        return None
+    examples = [*items.train, *items.validation, *items.test]
+    return (
+        context
+        - task.max_new_tokens
+        - max(costs.reading([e], ranked=False, max_new_tokens=0).read for e in examples)
+    )
+
+
+def _count_shots(train: Sequence[Example], room: int | None) -> int:
+    """Count the shots, up to eight, that fit a prompt of some thousand tokens and a base's context."""
     lengths = sorted(len(e.prompt) + max(map(len, e.references), default=0) for e in train)
-    return max(1, min(MOST_SHOTS, LONGEST_SHOTS // max(lengths[int(0.9 * (len(lengths) - 1))], 1)))
+    wanted = max(1, min(MOST_SHOTS, LONGEST_SHOTS // max(_most(lengths), 1)))
+    if room is None:
+        return wanted
+    tokens = sorted(costs.training([e], 1).trained for e in train)
+    return min(
+        wanted, max(0, room * 4 // 5 // max(_most(tokens), 1))
+    )  # a fifth to spare, for it is an estimate
+
+
+def _most(lengths: Sequence[int]) -> int:
+    """Return the length that nine of ten do not exceed, of sorted ones."""
+    return lengths[int(0.9 * (len(lengths) - 1))]
 
 
 def _methods(situation: plugins.Situation) -> dict[str, dict[str, Any]]:
