@@ -24,6 +24,7 @@ from harness.decision.learning_curve import CurvePoint, ExpectedGain
 from harness.decision.results import n_settings
 from harness.errors import Unscored
 from harness.evaluation.costs import TokenCounts
+from harness.formatting import Unit
 from harness.metrics import load_metrics
 from harness.records import Example, TrainingRecord
 from harness.records.training_records import Trial
@@ -332,6 +333,14 @@ def test_what_is_not_shown_to_beat_the_majority_class_is_shipped_and_that_is_sai
 def test_what_is_shown_to_beat_the_majority_class_is_shipped_without_a_word_of_it():
     assert "always answering" not in beside_majority([*alternatives(0.90)]).sentence
     assert beside_majority([*alternatives()], None).candidate == "knn"
+
+
+@pytest.mark.parametrize(("score", "unit"), [(0.0, Unit()), (1.0, Unit(higher_is_better=False))])
+def test_what_has_the_worst_score_there_is_is_not_shipped(score, unit):
+    reached = Estimate(score, score, score, 200, unit)
+    decision = beside_majority([replace(fact, target=reached) for fact in alternatives()], None)
+    assert (decision.action, decision.candidate) == ("undecided", None)
+    assert "exact_match is the worst score there is; check what is asked" in decision.sentence
 
 
 def test_of_several_seeds_the_one_that_ships_is_held_to_the_majority_class():

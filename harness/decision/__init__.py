@@ -205,9 +205,22 @@ def _ship(case: Case, run: CandidateFacts, why: str) -> _Recommendation:
             f"{run.name} would be it, but {score_text(case, run)} is less than {case.majority.text}",
             "check that the labels follow from what is asked",
         )
+    if _has_worst_score(case, run):
+        return _leave_undecided(
+            f"{run.name} would be it, but {score_text(case, run)} is the worst score there is",
+            "check what is asked, the references and the metric, or compare candidates on a larger base",
+        )
     return _Recommendation(
         action_of(run), run.name, f"Ship {run.name}: {why}{_compare_with_majority(case, run)}."
     )
+
+
+def _has_worst_score(case: Case, run: CandidateFacts) -> bool:
+    """Tell whether a rate shows no right answer at all; where wins decide, it is not asked."""
+    reached = run.target
+    if case.by_wins or reached is None or not reached.unit.is_rate:
+        return False
+    return reached.score == (0 if reached.unit.higher_is_better else 1)
 
 
 def _compare_with_majority(case: Case, run: CandidateFacts) -> str:
@@ -220,7 +233,7 @@ def _compare_with_majority(case: Case, run: CandidateFacts) -> str:
 def _meanwhile(case: Case, run: CandidateFacts) -> str:
     """Name what is shipped until a question is settled; empty where that run itself may not be."""
     worse = case.majority is not None and case.majority.is_above(run.target)
-    if run.over_budget or worse or fails_gate(run):
+    if run.over_budget or worse or fails_gate(run) or _has_worst_score(case, run):
         return ""
     return f"; ship {run.name} until then"
 
