@@ -46,7 +46,11 @@ def _end(*_):
 
 @contextlib.contextmanager
 def _timer(config):
-    """Raise `TimeIsOver` when the time is over, and again for as long as something catches it."""
+    """Raise `TimeIsOver` when the time is over, and again for as long as something catches it.
+
+    Whatever ends what is under way is raised as a skip from here: pytest cannot always show a traceback that
+    ends in the middle of a call.
+    """
     left = _left_s(config)
     if left is None:
         yield
@@ -55,6 +59,11 @@ def _timer(config):
     signal.setitimer(signal.ITIMER_REAL, max(left, 1e-3), _AGAIN_S)
     try:
         yield
+    except (Exception, TimeIsOver):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if _left_s(config) > 0:
+            raise
+        raise pytest.skip.Exception("the time is over") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -77,7 +86,7 @@ def pytest_runtest_makereport(item):
     """Count a failure after the end of the time as a test that was not run, whatever the interrupted test made of it."""
     report = yield
     left = _left_s(item.config)
-    if report.failed and left is not None and left <= 0:
+    if not report.passed and left is not None and left <= 0:
         report.outcome, report.longrepr = "skipped", None
         report.user_properties.append(_MARK)
     return report
