@@ -124,7 +124,7 @@ def test_of_weights_made_elsewhere_it_is_said_that_they_may_have_seen_what_is_te
     adapter = next((path.parent / "runs").rglob("adapter_config.json")).parent
     given = path.with_name("given.yaml")
     given.write_text(f"{path.read_text()}\n  given: {{method: adapter, path: {adapter}}}\n")
-    (note,) = training_notes(prepare_session(config.load(given), Scope(), SilentProgress()))
+    (note,) = training_notes(prepare_session(config.load(given), Scope(), SilentProgress()), ["given"])
     assert note.startswith("given: made elsewhere")
 
 

@@ -517,7 +517,7 @@ def test_a_decision_waits_for_labels_and_goes_on_with_them(harness, project):  #
     decided = harness("decide", cwd=project, check=0)
     assert "graded by a judge" not in decided.stdout
     shown = harness("report", cwd=project, check=0)
-    assert "overrates it by" in shown.stdout
+    assert "overrates it" in shown.stdout
     assert "kappa of judge_long with people" in " ".join(shown.stdout.split())
 
 

@@ -15,7 +15,7 @@ from harness.config import load
 from harness.data import load_task
 from harness.data.training_rows import corrupt_rows, load_training_rows
 from harness.errors import UserError
-from harness.experiment import Scope, prepare_session
+from harness.experiment import Scope, prepare_session, training_notes
 from harness.progress import SilentProgress
 from harness.records import Example, parse_json
 from harness.report import experiment_document, markdown, read, terminal, to_json
@@ -131,6 +131,18 @@ def test_the_report_says_what_was_trained_on(compared):
     )
     assert "curated.jsonl: 10 rows" in report.origins["curated"]["training_rows"]
     assert "training_rows" not in report.origins["lora"]
+
+
+def test_notes_name_the_selected_candidates_and_those_that_they_take_weights_from(tiny, tmp_path):
+    taken = (
+        "  half: {method: scaled, init_from: curated, params: {scale: 0.5}}\n"
+        "  ranked: {weights_of: curated, answer: rank}\n"
+    )
+    session = session_of(write(tmp_path, tiny, CANDIDATES + taken))
+    named = {one: [n.partition(":")[0] for n in training_notes(session, [one])] for one in session.candidates}
+    assert named["prompt"] == named["lora"] == []
+    assert named["blend"] == ["blend"]
+    assert named["curated"] == named["half"] == named["ranked"] == ["curated"]
 
 
 def test_no_share_of_wrong_answers_is_chosen_or_promoted(compared):

@@ -113,7 +113,7 @@ def compare(
             " from, the base answers what is sampled again"
         )
     unusual = [*experiment.recipe_warnings(session, loaded.selected), *experiment.idle_workers(session)]
-    notes = [*session.target.items.notes, *experiment.training_notes(session)]
+    notes = [*session.target.items.notes, *experiment.training_notes(session, loaded.selected)]
     notes += [*experiment.prompting_notes(session, loaded.selected), *unusual]
     short = experiment.short_judges(session, loaded.selected) if computes else []
     notes += [one.text for one in short if dry_run or not one.problem]  # with a problem it is refused

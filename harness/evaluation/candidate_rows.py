@@ -5,7 +5,7 @@ suite; rows equal to the target's make the same weights.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from harness import plugins
@@ -120,20 +120,23 @@ def _read(
     return own
 
 
-def training_notes(session: Session) -> list[str]:
+def training_notes(session: Session, selected: Iterable[str]) -> list[str]:
     """Say of each candidate with rows of its own what they are, how they were read, and what was left out.
 
-    In folds also which candidates may have been trained on what they are tested on.
+    It is said of the selected ones and of those that they take weights from. In folds also which candidates
+    may have been trained on what they are tested on.
     """
+    needed = {at for name in selected for at in (name, *session.candidates[name].lineage)}
+    candidates = {name: one for name, one in session.candidates.items() if name in needed}
     said: dict[str, list[str]] = {}
-    for name, candidate in session.candidates.items():
+    for name, candidate in candidates.items():
         recipe = candidate.source
         if name != candidate.source_name or not training_key(recipe):
             continue
         notes = training_data(session, recipe).items.notes if recipe.train or recipe.mix else ()
         for note in (f"trains on {describe_rows(session, recipe)}", *notes):
             said.setdefault(note, []).append(name)
-    if session.folds and (made := [n for n, c in session.candidates.items() if c.method.made_elsewhere]):
+    if session.folds and (made := [n for n, c in candidates.items() if c.method.made_elsewhere]):
         said["made elsewhere; whatever it was trained on of the target's rows, the folds test it on too"] = (
             made
         )

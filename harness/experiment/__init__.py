@@ -402,8 +402,9 @@ def _header(session: Session) -> dict[str, object]:
 
 
 def _notes(session: Session, runs: Sequence[Run]) -> list[str]:
-    of_rows = [*session.target.items.notes, *training_notes(session)]
-    of_rows += prompting_notes(session, dict.fromkeys(run.candidate for run in runs))
+    names = dict.fromkeys(run.candidate for run in runs)
+    of_rows = [*session.target.items.notes, *training_notes(session, names)]
+    of_rows += prompting_notes(session, names)
     of_pairs = [*filter(None, [judge_of_pairs(session)])]
     judged = [one for task in session.tasks for one in task.judged.values()] + of_pairs
     of_judges = [*judge_remarks(session.tasks), *self_preference_remarks(judged, runs)]

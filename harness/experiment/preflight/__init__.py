@@ -89,7 +89,7 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
             for name, extra in _EXTRAS.items()
             if not (_has(name) or (name == "vllm" and served_by))
         },
-        experiment=_experiment(session) if session else (),
+        experiment=_experiment(session, selected) if session else (),
         data=_data(session, problems) if session else None,
         costs=estimate_costs(session, selected, room) if session else (),
         problems=tuple(problems),
@@ -170,7 +170,7 @@ def _has(package: str) -> bool:
         return False
 
 
-def _experiment(session: Session) -> tuple[str, ...]:
+def _experiment(session: Session, selected: Iterable[str]) -> tuple[str, ...]:
     """Say which models and data were found, and which training rows may ask what is evaluated."""
     models = [
         f"model {s.name}: {count(s.n_parameters / 1e6)} million parameters" for s in session.sources.values()
@@ -181,7 +181,7 @@ def _experiment(session: Session) -> tuple[str, ...]:
     others = [_count_things(items.pairs, "pair"), _count_things(items.documents, "document")]
     n_items = sum(len(m.items.test) for m in session.suites)
     suites = f"suites: {pluralize(len(session.suites), 'task')}, {pluralize(n_items, 'item')}"
-    said = (*items.overlap, *training_notes(session))
+    said = (*items.overlap, *training_notes(session, selected))
     return (*models, ", ".join([target, *filter(None, others)]), *said, suites)
 
 
