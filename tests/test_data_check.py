@@ -397,7 +397,8 @@ def test_the_commands_name_the_columns_that_were_named(find):
 
 def test_a_file_that_is_named_twice_is_refused(tmp_path):
     path = write(tmp_path / "rows.jsonl", clean_rows(30))
-    assert refused(path, str(tmp_path / "." / "rows.jsonl"))[0].found == "a file that is named twice"
+    (problem,) = refused(path, str(tmp_path / "." / "rows.jsonl"))
+    assert (problem.found, bool(problem.next_step)) == ("a file that is named twice", True)
 
 
 def test_a_file_whose_name_begins_with_a_dash_is_no_option_of_the_command_that_is_named(

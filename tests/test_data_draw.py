@@ -88,12 +88,20 @@ def test_rows_are_drawn_whatever_the_spelling_of_the_path():
 
 def test_one_file_by_two_spellings_is_no_mixture(data):
     jsonl(Path("a.jsonl"), [{"prompt": "a", "reference": "x"}])
-    assert "two different files" in refused(data, "mix", "a.jsonl", "./a.jsonl", "--out", "n.jsonl")
+    said = refused(data, "mix", "a.jsonl", "./a.jsonl", "--out", "n.jsonl")
+    assert "found one file twice: a.jsonl, ./a.jsonl; expected two different files or more; next: " in said
+
+
+def test_a_file_alone_is_no_mixture(data):
+    jsonl(Path("a.jsonl"), [{"prompt": "a", "reference": "x"}])
+    said = refused(data, "mix", "a.jsonl", "--out", "n.jsonl")
+    assert "found a.jsonl alone; expected two different files or more; next: name another" in said
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (("--weights", "0.7,0.3", "--temperature", "2"), "next: leave out --temperature, or --weights"),
         (("--weights=nan,1",), "2 for 2 files, one nan"),
         (("--weights=",), "numbers between commas"),
         (("--weights", "0.7,0.7"), "weights that add up to 1.4"),

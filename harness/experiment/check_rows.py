@@ -81,7 +81,8 @@ def _refuse_twice(files: Sequence[str]) -> None:
     paths = [absolute(path) for path in files]
     twice = dict.fromkeys(file for file, path in zip(files, paths, strict=True) if paths.count(path) > 1)
     if twice:
-        raise UserError(Problem(", ".join(twice), "a file that is named twice", "every file once"))
+        found, step = "a file that is named twice", "leave out all but one of them"
+        raise UserError(Problem(", ".join(twice), found, "every file once", step))
 
 
 def _reading_of_test(asked: RowCheck, reading: ReadingOptions) -> ReadingOptions:

@@ -5,13 +5,13 @@ became of the rows, stderr how they were read and what to do next.
 """
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from harness.cli.app import data_app, print_json, say
 from harness.cli.options import Argument, DryRun, Json, Option, Seed, verb
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, as_argument, refuse
 from harness.formatting import count, pluralize
 
 if TYPE_CHECKING:
@@ -220,15 +220,9 @@ def data_mix(
     """Mix the rows of several files by weights or sizes."""
     from harness.data.edit.mix import RowMixture, mix, refuse_other_layouts
     from harness.data.edit.sample import refuse_no_rows
-    from harness.spec import HUB
 
     refuse_out(out, files)
-    different = {file if file.startswith(HUB) else str(Path(file).resolve()) for file in files}
-    both = weights is not None and temperature != 1
-    if len(different) < max(2, len(files)) or both:
-        found = f"{', '.join(files)}{' with weights and a temperature' if both else ''}"
-        expected = "two different files or more, with weights or a temperature"
-        raise UserError(Problem("harness data mix", found, expected))
+    refuse([*_file_problems(files), *_share_problems(weights, temperature)])
     if n_rows is not None:
         refuse_no_rows(n_rows)
     shares = None if weights is None else _numbers("--weights", weights)
@@ -238,6 +232,29 @@ def data_mix(
     _doubt_headers(contents)
     refuse_other_layouts(contents)
     _save(edit, mix(contents, mixture), out, as_json=as_json)
+
+
+def _file_problems(files: list[str]) -> Iterator[Problem]:
+    """Yield that there is one file alone, or which of them are named twice, by whatever spelling."""
+    from harness.spec import HUB
+
+    if len(files) < 2:
+        step = f"name another one behind it: harness data mix {as_argument(files[0])} FILE"
+        yield Problem("harness data mix", f"{files[0]} alone", "two different files or more", step)
+    paths = [file if file.startswith(HUB) else str(Path(file).resolve()) for file in files]
+    if twice := [file for file, path in zip(files, paths, strict=True) if paths.count(path) > 1]:
+        found, step = (
+            f"one file twice: {', '.join(twice)}",
+            "name each once; --weights sets the files' shares",
+        )
+        yield Problem("harness data mix", found, "two different files or more", step)
+
+
+def _share_problems(weights: str | None, temperature: float) -> Iterator[Problem]:
+    """Yield that shares are named in two ways."""
+    if weights is not None and temperature != 1:
+        found = "--weights as well, which are the shares themselves"
+        yield Problem("--temperature", found, "one of the two", "leave out --temperature, or --weights")
 
 
 @verb(data_app, "harness data sample clean.csv --rows 200 --balance label --out few.csv", name="sample")
