@@ -111,8 +111,13 @@ def in_a_line(error: BaseException) -> str:
 
 
 def as_argument(file: str) -> str:
-    """Write a file's name as an argument of a command: quoted for a shell, and `-a` as `./-a`, no option."""
-    return shlex.quote(f"./{file}" if file.startswith("-") else file)
+    """Write a file's name as an argument of a command: quoted for a shell, and no option."""
+    return shlex.quote(as_operand(file))
+
+
+def as_operand(file: str) -> str:
+    """Write a file's name so that a command does not take it for an option: `-a` as `./-a`."""
+    return f"./{file}" if file.startswith("-") else file
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

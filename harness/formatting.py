@@ -106,6 +106,11 @@ def usd(x: float | None) -> str:
     return _format_fixed(x, 2) if x == 0 or abs(x) >= 0.01 else _significant(x)
 
 
+def price(cost_usd: float | None) -> str:
+    """Print what something cost: `0.11 USD`, or `an unknown cost`."""
+    return "an unknown cost" if cost_usd is None else f"{usd(cost_usd)} USD"
+
+
 def seconds(x: float | None) -> str:
     """Print a time span: `<1 ms`, `34 ms`, `0.2 s`, `45 s`, `3 min 20 s`, `2 h 5 min`."""
     if not _is_known(x):

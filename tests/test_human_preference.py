@@ -117,7 +117,7 @@ def test_ratings_count_up_to_where_nearly_all_of_the_drawn_pairs_have_one():
 
     def counted(items, rater="ann", **changes):
         ratings = [rated(item, "b", rater, **{"seconds": None} | changes) for item in items]
-        return set(human.share_counted(ratings, IDS, "aaa", "bbb"))
+        return set(human.map_counted_shares(ratings, IDS, "aaa", "bbb"))
 
     assert counted(order[:25]) == set(order[:25])
     assert counted([*order[:19], order[20]]) == {*order[:19], order[20]}  # 20 of 21 have one
@@ -131,7 +131,7 @@ def test_several_raters_of_one_file_go_on_where_the_other_ended():
     order = [turn.example_id for turn in human.turns(IDS, "", "aaa", "bbb")]
     given = [(item, "b", "ann") for item in order[:10]] + [(item, "a", "bob") for item in order[10:20]]
     ratings = [rated(*one, seconds=None) for one in given]
-    found = human.share_counted(ratings, IDS, "aaa", "bbb")
+    found = human.map_counted_shares(ratings, IDS, "aaa", "bbb")
     assert found == dict.fromkeys(order[:10], 1.0) | dict.fromkeys(order[10:20], 0.0)
     skipped = [*ratings, rated(order[0], "skip", "ann")]  # 19 of 20 are left
-    assert human.share_counted(skipped, IDS, "aaa", "bbb").keys() == set(order[1:20])
+    assert human.map_counted_shares(skipped, IDS, "aaa", "bbb").keys() == set(order[1:20])

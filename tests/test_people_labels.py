@@ -759,7 +759,7 @@ def test_preferences_come_back_as_ratings_of_the_answer_that_was_meant(harness, 
         assert (row["left"], row["right"]) == (spreadsheet_lines(left), spreadsheet_lines(right))
         other = "b" if rating.left == "a" else "a"
         assert rating.choice == {"left": rating.left, "right": other, "tie": "tie"}[word]
-    assert set(human.share_preferences(ratings, *both).values()) <= {0.0, 0.5, 1.0}
+    assert set(human.map_preference_shares(ratings, *both).values()) <= {0.0, 0.5, 1.0}
     again, _ = export_pairs(harness, project, "more.csv", 200)
     rated = {row["key"] for i, row in enumerate(written) if said[i % 4]}
     assert not rated & {row["key"] for row in again}  # goes on where ratings end

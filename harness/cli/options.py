@@ -264,7 +264,7 @@ class StoredRuns(NamedTuple):
         return ExperimentFile(config=self.config).command_line()
 
 
-def named_beside(config: Path, file: Path) -> str:
+def name_beside(config: Path, file: Path) -> str:
     """Write a file as an experiment's file names it: relative to the folder of that."""
     return str(file) if file.is_absolute() else os.path.relpath(file, config.parent)
 

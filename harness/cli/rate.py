@@ -8,7 +8,7 @@ from typing import Annotated
 
 from harness.cli.app import ROWS, group, print_lines, say
 from harness.cli.options import Argument, Candidates, ExperimentFile, Json, Option, verb
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, as_operand
 from harness.formatting import count
 
 rate_app = group("rate", ROWS, "Let people label or compare answers, blind, in CSV files.")
@@ -73,8 +73,7 @@ def _export_pairs(file: Path, at: ExperimentFile, items: int, names: list[str], 
 
 
 def _importing(file: Path, at: ExperimentFile) -> str:
-    name = f"./{file}" if str(file).startswith("-") else str(file)
-    return at.command_line().command("rate", "import", name, "--rater", "NAME")
+    return at.command_line().command("rate", "import", as_operand(str(file)), "--rater", "NAME")
 
 
 @verb(

@@ -33,14 +33,14 @@ def usage_errors(typed: Sequence[str], context: Any = None) -> Iterator[None]:
 
 
 def _describe(error: Any, typed: Sequence[str], context: Any) -> Problem:
-    command = error.ctx.command_path if error.ctx else _called_verb(typed, context)
+    command = error.ctx.command_path if error.ctx else _find_called_verb(typed, context)
     usage = f"{command} --help"
     if parameter := getattr(error, "param", None):
         return _describe_value(error, parameter, find_given_value(parameter, typed), usage)
     if option := getattr(error, "option_name", ""):
         known = [name for one in error.ctx.command.params for name in one.opts] if error.ctx else ["--help"]
         if error.ctx is None or option in known:
-            return Problem(option, *_misused(error), usage)
+            return Problem(option, *_describe_misuse(error), usage)
         return Problem(command, option, "an option that it has", did_you_mean(option, [*known, "--help"]))
     verbs = getattr(error.ctx.command, "commands", {}) if error.ctx else {}
     if verbs and (unknown := next((word for word in typed if f"'{word}'" in error.message), "")):
@@ -50,7 +50,7 @@ def _describe(error: Any, typed: Sequence[str], context: Any) -> Problem:
     return Problem(command, error.format_message().rstrip("."), "what its help shows", usage)
 
 
-def _called_verb(typed: Sequence[str], context: Any) -> str:
+def _find_called_verb(typed: Sequence[str], context: Any) -> str:
     """Return the verb that was typed, with the program's name: an error of an option's value knows none."""
     if context is None:
         return "harness"
@@ -62,7 +62,7 @@ def _called_verb(typed: Sequence[str], context: Any) -> str:
     return " ".join(path)
 
 
-def _misused(error: Any) -> tuple[str, str]:
+def _describe_misuse(error: Any) -> tuple[str, str]:
     """Say what was found of an option that lacks its value, or was given one that it has not."""
     return ("a value", "none") if "not take a value" in error.message else ("no value", "one behind it")
 

@@ -67,7 +67,7 @@ def outcome(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> PreferenceRe
     by_item: dict[str, dict[str, Choice]] = {}
     for r in votes:
         by_item.setdefault(r.example_id, {})[r.rater] = r.choice
-    shares = [*share_preferences(latest, rows_a, rows_b).values()]
+    shares = [*map_preference_shares(latest, rows_a, rows_b).values()]
     wins, losses = sum(share > 0.5 for share in shares), sum(share < 0.5 for share in shares)
     return PreferenceResult(
         n_items=len(by_item),
@@ -80,7 +80,7 @@ def outcome(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> PreferenceRe
     )
 
 
-def share_preferences(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> dict[str, float]:
+def map_preference_shares(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> dict[str, float]:
     """Map each rated item to the share of its raters who prefer side b, a tie being half of one."""
     won: dict[str, list[float]] = {}
     for r in _latest(ratings, rows_a, rows_b):
@@ -89,7 +89,7 @@ def share_preferences(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> di
     return {item: sum(of) / len(of) for item, of in won.items()}
 
 
-def share_counted(
+def map_counted_shares(
     ratings: Iterable[Rating], ids: Iterable[str], rows_a: str, rows_b: str
 ) -> dict[str, float]:
     """Map the items whose ratings count to the share of their raters who prefer side b, of `ids` shown.
@@ -109,7 +109,7 @@ def share_counted(
         for order, of in orders.items():
             drawn = _select_counted_items(turns(ids, order, *sides), {r.example_id for r in of})
             counted |= {(r.rater, r.example_id) for r in of if r.example_id in drawn}
-    return share_preferences([r for r in latest if (r.rater, r.example_id) in counted], rows_a, rows_b)
+    return map_preference_shares([r for r in latest if (r.rater, r.example_id) in counted], rows_a, rows_b)
 
 
 def _select_counted_items(order: Sequence[Turn], rated: set[str]) -> set[str]:

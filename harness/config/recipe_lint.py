@@ -67,10 +67,10 @@ def lint(
             default = "" if is_written else ", the default,"
             yield f"{name} {value:g}{default} is {place} for {_size(n_parameters)}: {said}"
     if _RATE not in {*written, *(one.setting for one in speaking)}:
-        yield from _assumed_rate(method, params, n_parameters)
+        yield from _find_assumed_rate(method, params, n_parameters)
 
 
-def _assumed_rate(method: str, params: Mapping[str, Any], n_parameters: float) -> Iterator[str]:
+def _find_assumed_rate(method: str, params: Mapping[str, Any], n_parameters: float) -> Iterator[str]:
     """Yield that a default rate is assumed for a size of which no source speaks."""
     others = [one for one in ranges() if one.setting == _RATE and method in one.methods]
     if others:

@@ -351,3 +351,9 @@ def _head(column: str) -> str:
     """Return the last word of a name, of `question_text` the one before: what the column holds."""
     words: list[str] = re.findall(r"[^\W_]+", column.lower()) or [""]
     return words[-2] if words[-1] == "text" and len(words) > 1 else words[-1]
+
+
+def column_options(prompt: str | None, reference: str | None) -> list[str]:
+    """List the options, as words of a command, that name the columns of question and answer; those given."""
+    named = (("--prompt", prompt), ("--reference", reference))
+    return [word for option, column in named if column for word in (option, column)]

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from harness.cache import memo
 from harness.data.boilerplate import N
-from harness.data.columns import columns_of, find_roles
+from harness.data.columns import column_options, columns_of, find_roles
 from harness.data.contamination import key
 from harness.data.edit.row_files import new_name
 from harness.data.examples import SourcedExample
@@ -262,13 +262,16 @@ def _commands(pairs: Iterable[tuple[str, str]], drawn_from: str, read_by: ReadBy
 
 def _options(file: str, read_by: ReadBy) -> str | None:
     """Return the options by which `harness data` reads a file's rows; None where it cannot read them."""
-    given = {"--prompt": read_by.prompt, "--reference": read_by.reference}
+    prompt, reference = read_by.prompt, read_by.reference
     if Path(file).is_file():
         content = Rows(file, "", list(islice(stream(file, "train"), _FIRST)))
         names = {name for row in content.rows for name in row.fields}
-        given = {o: named for o, named in given.items() if named and set(columns_of(named, names)) <= names}
+        prompt, reference = (
+            named if named and set(columns_of(named, names)) <= names else None
+            for named in (prompt, reference)
+        )
         try:
-            find_roles(content, given.get("--prompt"), given.get("--reference"))
+            find_roles(content, prompt, reference)
         except UserError:
             return None
-    return "".join(f" {option} {shlex.quote(named)}" for option, named in given.items() if named)
+    return "".join(f" {shlex.quote(word)}" for word in column_options(prompt, reference))

@@ -129,6 +129,12 @@ def display_path(path: str) -> str:
     return str(file.relative_to(Path.cwd())) if below else path
 
 
+def find_repeated(files: Sequence[str]) -> list[str]:
+    """List the files that are named twice, by whatever spelling, each name once."""
+    places = [file if file.startswith(HUB) else str(Path(file).expanduser().resolve()) for file in files]
+    return list(dict.fromkeys(file for file, at in zip(files, places, strict=True) if places.count(at) > 1))
+
+
 def file_of(where: str) -> str:
     """Return the file or data set, as it was named, of a row's place; empty of what is no such place."""
     found = _PLACE.fullmatch(where)

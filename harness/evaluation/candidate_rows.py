@@ -17,7 +17,7 @@ from harness.data.readers import display_path, file_of
 from harness.data.training_rows import corrupt_rows, load_training_rows
 from harness.errors import CandidateFailed, Problem, UserError
 from harness.evaluation import lm_eval
-from harness.evaluation.candidates import ResolvedCandidate
+from harness.evaluation.candidates import ResolvedCandidate, add_lineage
 from harness.evaluation.contamination.leaks import refuse_or_note
 from harness.evaluation.session import Fold, MeasuredTask, Session, join_items
 from harness.formatting import count, percent
@@ -126,7 +126,7 @@ def training_notes(session: Session, selected: Iterable[str]) -> list[str]:
     It is said of the selected ones and of those that they take weights from. In folds also which candidates
     may have been trained on what they are tested on.
     """
-    needed = {at for name in selected for at in (name, *session.candidates[name].lineage)}
+    needed = add_lineage(selected, session.candidates)
     candidates = {name: one for name, one in session.candidates.items() if name in needed}
     said: dict[str, list[str]] = {}
     for name, candidate in candidates.items():

@@ -5,7 +5,7 @@ its weights come from is given the value. Weights are read only where they are c
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -251,3 +251,8 @@ def refuse_damaged(weights: Weights) -> None:
     if not whole:
         knob = "delete that folder, and compare makes them again"
         raise CandidateFailed(f"the weights in {weights.folder} are damaged", knob)
+
+
+def add_lineage(names: Iterable[str], candidates: Mapping[str, ResolvedCandidate]) -> list[str]:
+    """Name candidates, each before those that make its weights or choose its answers."""
+    return list(dict.fromkeys(at for name in names for at in (name, *candidates[name].lineage)))

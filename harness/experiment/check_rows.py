@@ -78,9 +78,7 @@ def examine_rows(asked: RowCheck, progress: Progress | None = None) -> CheckRepo
 
 def _refuse_twice(files: Sequence[str]) -> None:
     """Refuse a file that is named twice, whose rows would all be duplicates."""
-    paths = [absolute(path) for path in files]
-    twice = dict.fromkeys(file for file, path in zip(files, paths, strict=True) if paths.count(path) > 1)
-    if twice:
+    if twice := readers.find_repeated(files):
         found, step = "a file that is named twice", "leave out all but one of them"
         raise UserError(Problem(", ".join(twice), found, "every file once", step))
 

@@ -50,11 +50,10 @@ def gate(
         IncompatibleRuns: a baseline is missing, or the arms must not be compared.
     """
     if not candidate:
-        of = config.load(path, overrides).experiment.candidates if base is None else ()
-        step = f"--candidate NAME, {did_you_mean('', of)}; or --base DIR --candidate DIR"
-        raise UserError(
-            Problem("--candidate", "none", "what to judge", step if of else "--base DIR --candidate DIR")
-        )
+        step = "--base DIR --candidate DIR"
+        if base is None and (known := config.load(path, overrides).experiment.candidates):
+            step = f"--candidate NAME, {did_you_mean('', known)}; or {step}"
+        raise UserError(Problem("--candidate", "none", "what to judge", step))
     if base is not None and baseline is not None:
         raise UserError(refuse_with_base("--baseline"))
     if base is not None:

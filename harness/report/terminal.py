@@ -228,17 +228,17 @@ def _layout(report: ExperimentReport) -> tuple[list[ReportRow], int, int]:
         rows = [headers(report), *table_rows(report, tight=tight)]
         rows = [row._replace(candidate=clean(row.candidate)) for row in rows]
         least = cell_len(rows[0].candidate)
-        if stacked and _free(rows, gap) < least:
+        if stacked and _count_free(rows, gap) < least:
             rows[0] = _stack(rows[0])
-            spare = _free(rows, gap) - least
+            spare = _count_free(rows, gap) - least
             rows[0] = _cut_metric(rows[0], spare, max(cell_len(row.target) for row in rows[1:]))
-        free = _free(rows, gap)
+        free = _count_free(rows, gap)
         if free >= max(cell_len(row.candidate) for row in rows):
             break
     return rows, gap, max(free, least)
 
 
-def _free(rows: Sequence[ReportRow], gap: int) -> int:
+def _count_free(rows: Sequence[ReportRow], gap: int) -> int:
     """Count the columns that are left for names."""
     others = list(zip(*rows, strict=True))[1:]
     lines = ([line for cell in column for line in cell.split("\n")] for column in others)

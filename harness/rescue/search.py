@@ -200,7 +200,7 @@ def _compare_matched(
             part = cut_to_half(context.measurements(run), context.split, "search")
             counting = gating.name_admitted_tasks(part)
             one = replace(
-                one, equal=_matched_target_change(path, part, one.facts.target.score, counting, alpha)
+                one, equal=_estimate_matched_change(path, part, one.facts.target.score, counting, alpha)
             )
         out.append(one)
     return tuple(out)
@@ -237,7 +237,7 @@ def _search_rows(context: _Context, run: Run) -> dict[str, Sequence[SampleResult
     return {m.task.name: m.new for m in cut_to_half(context.measurements(run), context.split, "search")}
 
 
-def _matched_target_change(
+def _estimate_matched_change(
     path: Sequence[ScaledAdapter],
     trial: Sequence[Measurement],
     target: float,

@@ -20,7 +20,7 @@ from harness.evaluation.rows.row_sets import RunRequest, suite_sets, target_sets
 from harness.evaluation.session import Session
 from harness.experiment.curves.data_scaling import settle_sweep
 from harness.experiment.curves.tracking import tracking_work
-from harness.experiment.preparation.adapter_configs import adapter_config
+from harness.experiment.preparation.adapter_configs import find_adapter_config
 from harness.experiment.runs.run_candidate import find_stored_runs
 from harness.experiment.weights.candidate_weights import find_stored_weights
 from harness.experiment.weights.training_fit import fit_work
@@ -233,7 +233,7 @@ def _situation(session: Session, candidate: ResolvedCandidate, source: Recipe) -
     sign = session.target.primary.unit.sign
     shape = hub.shape(candidate.base)
     layers, policy = (shape.n_layers if shape else None), session.experiment.rescue
-    params = {**adapter_config(candidate), **source.params}
+    params = {**find_adapter_config(candidate), **source.params}
     return RescueSituation(policy, params, layers, margin=margin, sign=sign, makes=candidate.makes)
 
 

@@ -4,7 +4,6 @@ Invariant: each writes new files beside a manifest, never over a file, whole or 
 became of the rows, stderr how they were read and what to do next.
 """
 
-import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -36,10 +35,11 @@ class RowColumns(NamedTuple):
     reference: Annotated[str | None, Option("The answer's column, or a template, if not recognised.")] = None
 
     @property
-    def as_options(self) -> str:
-        """The options that name them, as a shell reads them; empty where none does."""
-        given = (("--prompt", self.prompt), ("--reference", self.reference))
-        return "".join(f" {option} {shlex.quote(column)}" for option, column in given if column)
+    def as_options(self) -> list[str]:
+        """The options that name them, as words of a command."""
+        from harness.data.columns import column_options
+
+        return column_options(self.prompt, self.reference)
 
 
 class Remarks(NamedTuple):
@@ -236,17 +236,14 @@ def data_mix(
 
 def _file_problems(files: list[str]) -> Iterator[Problem]:
     """Yield that there is one file alone, or which of them are named twice, by whatever spelling."""
-    from harness.spec import HUB
+    from harness.data.readers import find_repeated
 
     if len(files) < 2:
         step = f"name another one behind it: harness data mix {as_argument(files[0])} FILE"
         yield Problem("harness data mix", f"{files[0]} alone", "two different files or more", step)
-    paths = [file if file.startswith(HUB) else str(Path(file).resolve()) for file in files]
-    if twice := [file for file, path in zip(files, paths, strict=True) if paths.count(path) > 1]:
-        found, step = (
-            f"one file twice: {', '.join(twice)}",
-            "name each once; --weights sets the files' shares",
-        )
+    if twice := find_repeated(files):
+        step = "name each once; --weights sets the files' shares"
+        found = f"one file twice: {', '.join(twice)}"
         yield Problem("harness data mix", found, "two different files or more", step)
 
 

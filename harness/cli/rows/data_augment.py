@@ -5,6 +5,7 @@ before a model is asked.
 """
 
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from harness.cli.options import (
     Option,
     Seed,
     Temperature,
-    named_beside,
+    name_beside,
     verb,
 )
 from harness.cli.rows.data import (
@@ -35,7 +36,7 @@ from harness.cli.rows.data import (
     roles_of_test,
 )
 from harness.cli.rows.refusals import refuse_grid
-from harness.errors import CandidateFailed, Problem, UserError, as_argument, refuse
+from harness.errors import CandidateFailed, Problem, UserError, as_operand, refuse
 
 if TYPE_CHECKING:
     from harness.data.columns import Roles
@@ -142,8 +143,8 @@ def data_augment(
     used |= {"evaluated": sum(len(of.questions) for of in evaluated), "against": tests, **roles._asdict()}
     edit = remarks.edit("augment", used, [file], spent.cost_usd)
     print_saved(save(edit, outcomes, out), as_json)
-    command = f"harness data check {as_argument(str(out))}{named.as_options}"
-    train = f"train: {named_beside(config, out)} on a candidate in {config}"
+    command = shlex.join(["harness", "data", "check", as_operand(str(out)), *named.as_options])
+    train = f"train: {name_beside(config, out)} on a candidate in {config}"
     say(f"next: {command}, then {train}; its test items stay as they are")
 
 

@@ -19,11 +19,11 @@ from harness.cli.options import (
     Seed,
     Temperature,
     TopP,
-    named_beside,
+    name_beside,
     verb,
 )
 from harness.cli.rows.refusals import refuse_draws, refuse_grid, require_out
-from harness.formatting import usd
+from harness.formatting import price
 
 _COMMAND = "harness data distill"
 
@@ -86,6 +86,6 @@ def data_distill(
         metric = session.target.primary
         said = f"{metric.name} of the answers against the rows' own"
         say(f"{said}: {made.agreement * metric.unit.scale:.1f} over all rows that have one")
-    cost = "an unknown cost" if made.spent.cost_usd is None else f"{usd(made.spent.cost_usd)} USD"
+    cost = price(made.spent.cost_usd)
     say(f"the teacher's answers took {made.spent.n_output_tokens:,} tokens and {cost}, kept in the manifest")
-    say(f"next: train: {named_beside(at.config, out)} on a candidate in {at.config}")
+    say(f"next: train: {name_beside(at.config, out)} on a candidate in {at.config}")

@@ -16,11 +16,11 @@ from harness.cli.options import (
     Option,
     Seed,
     TopP,
-    named_beside,
+    name_beside,
     verb,
 )
 from harness.cli.rows.refusals import refuse_draws, refuse_grid, require_out
-from harness.formatting import usd
+from harness.formatting import price
 
 pairs_app = group("pairs", ROWS, "Make preference pairs, such as DPO trains on.")
 
@@ -77,11 +77,7 @@ def pairs_make(
     print_saved(saved, as_json)
     for note in made.notes:
         say(note)
-    answers, ranking = map(_price, (made.spent.cost_usd, made.ranking_usd))
+    answers, ranking = map(price, (made.spent.cost_usd, made.ranking_usd))
     say(f"the answers took {made.spent.n_output_tokens:,} tokens and {answers}, ranking them {ranking}")
-    train = f"train: {named_beside(at.config, out)} on a candidate with method: dpo in {at.config}"
+    train = f"train: {name_beside(at.config, out)} on a candidate with method: dpo in {at.config}"
     say(f"next: {train}, or the file as pairs: in data: of the target")
-
-
-def _price(cost_usd: float | None) -> str:
-    return "an unknown cost" if cost_usd is None else f"{usd(cost_usd)} USD"

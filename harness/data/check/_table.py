@@ -57,8 +57,7 @@ class ReadingOptions(NamedTuple):
     @property
     def named(self) -> list[str]:
         """The options by which another command reads the rows as these were read."""
-        options = (("--prompt", self.prompt), ("--reference", self.reference))
-        return [word for option, column in options if column for word in (option, column)]
+        return columns.column_options(self.prompt, self.reference)
 
     @property
     def columns(self) -> list[str]:

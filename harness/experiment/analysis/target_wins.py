@@ -104,7 +104,7 @@ def wins_of(at: Store, policy: GatePolicy, task: str, runs: tuple[Run, Run], row
     """Read the win rate of a run over another; both come as (base, new), with their rows of the target."""
     pairs = _answer_pairs(*rows)
     digests = [run.rows[f"{task}/test"] for run in runs]
-    votes = human.share_counted(store.list_ratings(at, task), map_shown_pairs(*rows), *digests)
+    votes = human.map_counted_shares(store.list_ratings(at, task), map_shown_pairs(*rows), *digests)
     by = policy.target.by
     if by == PEOPLE:
         return open_where_failed(wins_by_people(runs[0].candidate, pairs, votes), rows[0], policy.max_errors)

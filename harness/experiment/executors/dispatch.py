@@ -61,8 +61,7 @@ def run_jobs(
                 job = running.pop(future)
                 outcome = future.result()
                 files[job] += outcome.files
-                if not (job.kind == "trial" and outcome.killed and _note(job, outcome, note_failed_trial)):
-                    _keep(job, outcome, controls, failed)
+                _keep(job, outcome, controls, failed, note_failed_trial)
                 order.done(job)
                 n_done += 1
                 advance(n_done, len(needs), f"{job.kind} {job.name}")
@@ -82,15 +81,12 @@ def _run(pool: "WorkerPool", job: WorkerJob, known: JobInputs, runs: Path) -> Jo
     return outcome
 
 
-def _note(job: WorkerJob, outcome: JobResult, note: Callable[[WorkerJob, Exception], bool]) -> bool:
-    return outcome.error is not None and note(job, decode_error(*outcome.error))
-
-
 def _keep(
     job: WorkerJob,
     outcome: JobResult,
     controls: MutableMapping[str, str],
     failed: MutableMapping[WorkerJob, Exception],
+    note_failed_trial: Callable[[WorkerJob, Exception], bool],
 ) -> None:
     if outcome.error is None:
         if job.kind == "control":
@@ -99,4 +95,6 @@ def _keep(
     error = decode_error(*outcome.error)
     if isinstance(error, UserError):
         raise error
-    failed[job] = error
+    is_noted = job.kind == "trial" and outcome.killed and note_failed_trial(job, error)
+    if not is_noted:
+        failed[job] = error

@@ -13,18 +13,18 @@ from harness.records import read_object
 from harness.spec import Recipe
 
 
-def adapter_config(candidate: ResolvedCandidate) -> dict[str, Any]:
+def find_adapter_config(candidate: ResolvedCandidate) -> dict[str, Any]:
     """Return what is known of a candidate's adapter: not what its sweep decides.
 
     One that starts from another candidate's adapter has the shape of that.
     """
     while candidate.init:
         candidate = candidate.init
-    known = config_of_recipe(candidate.source)
+    known = read_recipe_config(candidate.source)
     return {name: value for name, value in known.items() if name not in candidate.source.tried}
 
 
-def config_of_recipe(recipe: Recipe) -> dict[str, Any]:
+def read_recipe_config(recipe: Recipe) -> dict[str, Any]:
     """Return what is known of a recipe's adapter: its parameters, or of one made elsewhere its file.
 
     Of a file that cannot be read nothing is: the method says what is wrong with it.

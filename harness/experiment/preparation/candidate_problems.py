@@ -11,12 +11,12 @@ from harness import plugins
 from harness.config import LoadedExperiment
 from harness.errors import Problem, refuse
 from harness.evaluation.candidate_rows import training_data
-from harness.evaluation.candidates import ResolvedCandidate
+from harness.evaluation.candidates import ResolvedCandidate, add_lineage
 from harness.evaluation.regularization import regularization_problems
 from harness.evaluation.sensitive_rows import sensitive_problems
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import tracking_problems
-from harness.experiment.preparation.adapter_configs import adapter_config, config_of_recipe
+from harness.experiment.preparation.adapter_configs import find_adapter_config, read_recipe_config
 from harness.experiment.preparation.base_fit import marker_problems, quantization_problems
 from harness.experiment.weights import proposals
 from harness.experiment.weights.capability_on_validation import constraint_problems
@@ -36,8 +36,7 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
     """Refuse candidates whose weights cannot be made or opened here."""
     problems = [*trackers.problems(loaded.experiment.report_to)]
     known, selected = session.candidates, loaded.selected
-    names = dict.fromkeys(at for name in selected for at in (name, *known[name].lineage))
-    needed = [known[name] for name in names]
+    needed = [known[name] for name in add_lineage(selected, known)]
     for candidate in needed:
         recipe, where = candidate.recipe, f"candidate {candidate.name}"
         problems += plugins.method(recipe.method).problems(_put_found_path(candidate), candidate.base, where)
@@ -101,7 +100,7 @@ def _merge_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
         found = f"adapters for several bases: {', '.join(named)}"
         yield Problem(where, found, "adapters of one base", "merge those of the same base")
     elif bases:
-        adapters = {one.name: adapter_config(one) for one in candidate.merges}
+        adapters = {one.name: find_adapter_config(one) for one in candidate.merges}
         yield from candidate.method.merge_problems(candidate.source, adapters, where)
 
 
@@ -239,7 +238,7 @@ def _absent_engine(policy: VllmPolicy) -> Iterator[Problem]:
 
 
 def _adapter_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
-    name, adapters = candidate.name, [config_of_recipe(trial.source) for trial in candidate.trials]
+    name, adapters = candidate.name, [read_recipe_config(trial.source) for trial in candidate.trials]
     if any(adapter.get("use_dora") for adapter in adapters):
         found, step = "DoRA, and engine: vllm", f"use_dora: false, or {vllm.OTHERWISE}"
         yield Problem(f"candidate {name}", found, "a plain low-rank adapter", step)

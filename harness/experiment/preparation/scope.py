@@ -1,6 +1,5 @@
 """Scope of a run: a limit of test items, a quick smoke or fewer items, and the experiment cut to it."""
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from harness import plugins
@@ -40,23 +39,19 @@ def narrow(experiment: Experiment, scope: Scope) -> Experiment:
     """
     if scope.fewer:
         experiment = experiment.model_copy(update={"name": f"{experiment.name}{FEWER}"})
-    every: tuple[Task, ...] = (experiment.target, *experiment.more_targets)
     if scope.quick:
-        every = tuple(_cap_target(one, SMOKE_LIMITS) for one in every)
-        suites = tuple(_cap_suite(suite, SMOKE_ITEMS) for suite in experiment.suites)
         candidates = {name: _short(recipe) for name, recipe in experiment.candidates.items()}
-        experiment = _replace_tasks(experiment, every, suites).model_copy(update={"candidates": candidates})
+        experiment = _cap(experiment, SMOKE_LIMITS, SMOKE_ITEMS).model_copy(update={"candidates": candidates})
     if scope.limit:
-        every = tuple(_cap_target(one, ItemLimits(test=scope.limit)) for one in every)
-        suites = tuple(_cap_suite(suite, scope.limit) for suite in experiment.suites)
-        name = f"{experiment.name}-limit{scope.limit}"
-        experiment = _replace_tasks(experiment, every, suites).model_copy(update={"name": name})
+        of, name = ItemLimits(test=scope.limit), f"{experiment.name}-limit{scope.limit}"
+        experiment = _cap(experiment, of, scope.limit).model_copy(update={"name": name})
     return experiment
 
 
-def _replace_tasks(experiment: Experiment, targets: Iterable[Task], suites: tuple[Suite, ...]) -> Experiment:
-    """Return the experiment with these targets, of which the first decides, and suites."""
-    target, *more = targets
+def _cap(experiment: Experiment, most: ItemLimits, n: int) -> Experiment:
+    """Lower the limits of an experiment's targets, and those of its suites' tasks to n items."""
+    target, *more = (_cap_target(one, most) for one in (experiment.target, *experiment.more_targets))
+    suites = tuple(_cap_suite(suite, n) for suite in experiment.suites)
     return experiment.model_copy(update={"target": target, "more_targets": tuple(more), "suites": suites})
 
 

@@ -20,7 +20,7 @@ def propose_candidates(
     kind: Kind, items: TaskItems, task: Task, base: ModelSource | None, here: Resources
 ) -> tuple[MethodChoice, dict[str, dict[str, Any]]]:
     """List every alternative that a decision asks for on such a task, the cheap ones first."""
-    n_shots = _count_shots(items.train, _room_for_shots(items, task, base))
+    n_shots = _count_shots(items.train, _find_room(items, task, base))
     fixed, nearest = ({"few_shot": {"select": select, "shots": n_shots}} for select in ("fixed", "knn"))
     size = base.n_parameters if base else None
     is_whole = all(pair.references and pair.rejected for pair in items.pairs)
@@ -60,17 +60,14 @@ def _make_room(name: str, recipe: dict[str, Any], longest: int) -> dict[str, Any
     return {**recipe, "params": {**params, "max_length": room}}
 
 
-def _room_for_shots(items: TaskItems, task: Task, base: ModelSource | None) -> int | None:
+def _find_room(items: TaskItems, task: Task, base: ModelSource | None) -> int | None:
     """Estimate the tokens that the longest prompt and answer leave of a base's context; None: unknown."""
     context = context_length(base) if base and not is_packed(base) else None
     if context is None:
         return None
     examples = [*items.train, *items.validation, *items.test]
-    return (
-        context
-        - task.max_new_tokens
-        - max(costs.reading([e], ranked=False, max_new_tokens=0).read for e in examples)
-    )
+    longest = max(costs.reading([e], ranked=False, max_new_tokens=0).read for e in examples)
+    return context - task.max_new_tokens - longest
 
 
 def _count_shots(train: Sequence[Example], room: int | None) -> int:
@@ -80,9 +77,8 @@ def _count_shots(train: Sequence[Example], room: int | None) -> int:
     if room is None:
         return wanted
     tokens = sorted(costs.training([e], 1).trained for e in train)
-    return min(
-        wanted, max(0, room * 4 // 5 // max(_most(tokens), 1))
-    )  # a fifth to spare, for it is an estimate
+    spared = room * 4 // 5  # for it is an estimate
+    return min(wanted, max(0, spared // max(_most(tokens), 1)))
 
 
 def _most(lengths: Sequence[int]) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data import SPLITS, TaskItems, load_task, readers
-from harness.data.columns import option_text
+from harness.data.columns import column_options, option_text
 from harness.data.edit.row_files import new_name
 from harness.data.examples import Notes, pairs
 from harness.errors import Problem, UserError, as_argument, in_a_line
@@ -162,11 +162,9 @@ def _many_unusable(task: Task, n: int, n_rows: int) -> Problem:
     """Phrase rows that cannot be used, more than a few, with the command that leaves them out."""
     shown = readers.display_path(task.data.source("train") or "")
     new = as_argument(new_name(shown, "clean"))
-    named = (
-        ("--prompt", option_text(task.fields.prompt, Fields().prompt)),
-        ("--reference", option_text(task.fields.reference, Fields().reference)),
-    )
-    words = shlex.join(word for option, column in named if column for word in (option, column))
+    named, usual = task.fields, Fields()
+    columns = option_text(named.prompt, usual.prompt), option_text(named.reference, usual.reference)
+    words = shlex.join(column_options(*columns))
     command = " ".join(filter(None, (f"harness data clean {as_argument(shown)}", words, f"--out {new}")))
     found = f"{n:,} of {n_rows:,} rows that cannot be used"
     return Problem(shown, found, "fewer than one in twenty", f"{command}, then --data {new}")

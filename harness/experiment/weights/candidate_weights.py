@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.errors import CandidateFailed, Diverged, in_a_line
+from harness.errors import CandidateFailed, Diverged
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, merge_weights, read_weights
 from harness.evaluation.session import Session
 from harness.experiment.weights import proposals
@@ -20,10 +20,11 @@ from harness.experiment.weights.training_fit import FitInputs, find_mixed_rows, 
 from harness.experiment.weights.trial_record import (
     fails_alone,
     find_failed_trial,
+    make_failed_trial,
     phrase_no_trial,
+    read_stored_error,
     record_failed_trial,
     record_trial,
-    stored_error,
 )
 from harness.experiment.weights.validation_score import digest_prompts, mean_score, validation_rows
 from harness.experiment.weights.weights_folder import folder_of
@@ -235,14 +236,15 @@ def _try(
     except Exception as error:
         if not fails_alone(error):
             raise
-        reason = "" if isinstance(error, Diverged) else in_a_line(error)
-        failed = Trial(params=proposal.params, validation=None, fit_key=key, error=reason)
+        failed = make_failed_trial(proposal.params, key, error)
         if make:
             record_failed_trial(session, trial, failed, error)
         return Tried(failed, error=error)
     if found is None:
         known = find_failed_trial(session, trial, key)
-        return Tried(replace(known, params=proposal.params), error=stored_error(known)) if known else None
+        return (
+            Tried(replace(known, params=proposal.params), error=read_stored_error(known)) if known else None
+        )
     if make and found.weights:
         record_trial(session, trial, found.trial, found.weights)
     return found
@@ -327,8 +329,7 @@ def note_failed_trial(session: Session, candidate: ResolvedCandidate, place: int
     begun = _begin(session, trial, session.experiment.seeds[0], make=False)
     if begun is None:
         return False
-    params, key = candidate.points[place], begun.folder.name
-    failed = Trial(params=params, validation=None, fit_key=key, error=in_a_line(error))
+    failed = make_failed_trial(candidate.points[place], begun.folder.name, error)
     record_failed_trial(session, trial, failed, error)
     return True
 

@@ -39,6 +39,12 @@ def record_trial(session: Session, candidate: ResolvedCandidate, made: Trial, we
     _save(session, TrialRun(run, made, session.target.primary.name))
 
 
+def make_failed_trial(params: dict[str, Any], fit_key: str, error: Exception) -> Trial:
+    """Describe a trial that failed; that it diverged, its folder of weights says."""
+    reason = "" if isinstance(error, Diverged) else in_a_line(error)
+    return Trial(params=params, validation=None, fit_key=fit_key, error=reason)
+
+
 def record_failed_trial(
     session: Session, candidate: ResolvedCandidate, made: Trial, error: Exception
 ) -> None:
@@ -62,7 +68,7 @@ def find_failed_trial(session: Session, candidate: ResolvedCandidate, fit_key: s
     return known.trial if known and known.trial.error and known.trial.fit_key == fit_key else None
 
 
-def stored_error(failed: Trial) -> CandidateFailed:
+def read_stored_error(failed: Trial) -> CandidateFailed:
     """Return the error of a trial that failed, as its record keeps it: the reason, and what to turn."""
     reason, _, knob = failed.error.partition("; try: ")
     return CandidateFailed(reason, knob)

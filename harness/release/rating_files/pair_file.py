@@ -154,7 +154,7 @@ def _draw(at: Store, task: Task, ratings: Sequence[Rating], one: Run, other: Run
     """Draw the pairs of two runs, those without a rating in the order in which they are rated."""
     sides = _sides(task, one, other)
     shown = _differing(at, task, sides)
-    rated = human.share_preferences(ratings, *sides.rows)
+    rated = human.map_preference_shares(ratings, *sides.rows)
     turns = human.turns([*shown], "", *sides.rows)
     return _PairSample(
         (one.label, other.label), sides, shown, [turn for turn in turns if turn.example_id not in rated]
@@ -189,8 +189,8 @@ def import_pairs(path: Path, file: Path, overrides: Sequence[str] = (), *, rater
     by_pair, counted = dict[str, int](), dict[str, int]()
     for sides in named.values():
         both = " and ".join(run.label for run in sides.runs)
-        by_pair[both] = len(human.share_preferences(every, *sides.rows))
-        counted[both] = len(human.share_counted(every, _differing(at, task, sides), *sides.rows))
+        by_pair[both] = len(human.map_preference_shares(every, *sides.rows))
+        counted[both] = len(human.map_counted_shares(every, _differing(at, task, sides), *sides.rows))
     return PairImport(len(found.ratings), found.n_blank, by_pair, counted)
 
 
