@@ -21,7 +21,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 ORDER = (
     "errors formatting progress records cache spec provenance plugins config data prompting metrics models "
-    "regularizers training methods store stats evaluation comparison gating decision report experiment release rescue nightly cli"
+    "regularizers training methods store stats evaluation comparison gating decision report experiment release rescue nightly cli __main__"
 ).split()
 
 MODEL = {"progress", "models", "regularizers", "training", "methods"}
@@ -280,7 +280,8 @@ CIRCUMSCRIBES = re.compile(r"(What|Which|Who|Whose|Whoever|Where|How|Nobody)\b")
 
 
 def test_the_package_shows_at_most_thirty_names():
-    top = {p.stem for p in PACKAGE.iterdir() if p.is_dir() or p.suffix == ".py"} - {"__pycache__"}
+    top = {p.stem for p in PACKAGE.iterdir() if p.is_dir() or p.suffix == ".py"}
+    top = {name for name in top if not name.startswith("__")}
     assert len(top | {"regularizers", "exports"}) <= 30
 
 

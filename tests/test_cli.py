@@ -90,6 +90,12 @@ def test_help_loads_nothing_heavy(tmp_path):
     assert alone(tmp_path, "--help", code=code).communicate()[0].endswith("[]\n")
 
 
+def test_the_package_runs_as_the_command(tmp_path):
+    program = [sys.executable, "-m", "harness", "--version"]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"harness-evals {version('harness-evals')}\n"), done.stderr
+
+
 @pytest.fixture(scope="module")
 def measured(finished, forked, own_cache, tmp_path_factory):
     """Copy the finished experiment and compare it in a process of its own, which measures the machine."""
