@@ -96,6 +96,15 @@ def test_a_probe_beside_other_work_changes_no_precision_that_was_chosen(empty_ca
     assert probe("cpu", renew=True, measure=machine(804.0)).precision == "bf16"
 
 
+def test_a_contradicted_probe_is_measured_once_an_hour_beside_other_work(empty_cache):
+    probe("cpu", measure=machine(166.0))
+    found = probe("cpu", reached_gflops=300.0, measure=machine(150.0, contended=True))
+    assert (found.gflops, found.contended) == (166.0, True)
+    assert probe("cpu", reached_gflops=300.0, measure=machine(804.0)) == found
+    os.utime(remembered(empty_cache), (0, 0))
+    assert probe("cpu", reached_gflops=300.0, measure=machine(804.0)).gflops == 804.0
+
+
 def test_a_kept_probe_is_renewed_when_asked_but_not_beside_other_work(empty_cache):
     probe("cpu", measure=machine(804.0))
     assert probe("cpu", renew=True, measure=machine(166.0, contended=True)).gflops == 804.0

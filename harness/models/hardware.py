@@ -225,11 +225,12 @@ def probe(
 ) -> Machine:
     """Choose device and precision, measuring for about a second the first time.
 
-    What was measured beside other work is kept for an hour, replaces nothing else, and changes no precision
-    that was chosen before: other weights and answers would be looked for. What is kept is measured anew to
-    `renew` it, and where something that ran here reached more GFLOP/s than it allows (`reached_gflops`), once
-    for each such speed. Of a GPU the key holds its model and driver; that a CPU was taken beside one is not
-    kept. `measure` takes the place of the measurement, `root` that of the system's files.
+    What was measured beside other work is kept for an hour, and changes no precision that was chosen before:
+    other weights and answers would be looked for. What is kept is measured anew to `renew` it, which other
+    work puts off, and where something that ran here reached more GFLOP/s than it allows (`reached_gflops`),
+    once for each such speed; beside other work the higher of both is kept for an hour. Of a GPU the key
+    holds its model and driver; that a CPU was taken beside one is not kept. `measure` takes the place of
+    the measurement, `root` that of the system's files.
 
     Raises:
         UserError: `cuda` is asked for and torch sees no GPU.
@@ -251,10 +252,13 @@ def probe(
     machine = measure(device, precision)
     if device == "auto" and describe_unused_gpu(machine, root):
         return machine  # a driver may be mended, which the key does not show
-    if machine.contended and kept and not kept.contended:
-        return max(machine, kept, key=lambda one: one.gflops)
     if machine.contended and kept:
         machine = _choose_precision(machine, kept.precision)
+        if not kept.contended:
+            machine = max(machine, kept, key=lambda one: one.gflops)
+            if renew:
+                return machine
+            machine = machine._replace(contended=True)
     with suppress(OSError):
         remember(memory, json.dumps({"machine": machine._asdict(), "reached_gflops": reached_gflops}))
     return machine
