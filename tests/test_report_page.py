@@ -356,7 +356,7 @@ def test_shapes_tell_verdicts_apart_as_well_as_colours():
 
 def test_the_legend_of_all_verdicts_fits_into_a_narrow_picture():
     picture = drawn(front(report(tuned("dpo", 0.85, 0.1, "inconclusive")), NARROW))
-    (end,) = (float(e.get("x")) + width_of(e.text) for e in picture.iter() if e.text == "front")
+    (end,) = (float(e.get("x")) + width_of(e.text, "small") for e in picture.iter() if e.text == "front")
     assert end <= NARROW.width
 
 
@@ -393,6 +393,12 @@ def test_long_names_stay_apart_in_pictures(names):
     assert len(set(shown)) == len(set(beside)) == len(names)
     assert max(map(cell_len, shown)) <= 34
     assert max(map(cell_len, beside)) <= 30
+
+
+def test_a_name_in_a_picture_has_the_room_that_its_widest_font_takes():
+    # Advance widths of DejaVu Sans at 12.5 px, by its own tables: 134.8 px, and 151.1 in bold.
+    assert width_of("fixed (recommended)") >= 134.8
+    assert width_of("fixed (recommended)", "strong") >= 151.1
 
 
 @given(st.lists(st.text("ab[=,]1", min_size=1, max_size=60), unique=True, max_size=8), st.integers(8, 40))

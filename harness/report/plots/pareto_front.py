@@ -186,7 +186,7 @@ def _labels(points: Sequence[Point], frame: Frame, at: Sequence[tuple[float, flo
     short = for_picture([p.label for p in points], frame.longest)
     for p, shown, (x, y) in zip(points, short, at, strict=True):
         name = shown + (" (recommended)" if p.recommended else "")
-        box, moved = _free(svg.width_of(name), x, y, frame, taken)
+        box, moved = _free(svg.width_of(name, "strong" if p.on_front else ""), x, y, frame, taken)
         taken.append(box)
         if moved:
             start, end = (y - 7, box.bottom) if box.bottom < y else (y + 7, box.top)
@@ -221,14 +221,14 @@ def _legend(report: ExperimentReport, frame: Frame, points: Sequence[Point]) -> 
             said = class_ if class_ == "undecided" else f"{class_} the gate"
             said = "the harness drifted" if word == WORDS["harness-drift"] else said
             out += [mark(_SHAPES[class_], x, y - 4, class_), text(x + 12, y, said, "small")]
-            x += svg.width_of(said) + 26
+            x += svg.width_of(said, "small") + 26
     if any(not p.on_front for p in points):
         out += [mark("dot", x, y - 4, "dominated"), text(x + 12, y, "dominated", "small")]
-        x += svg.width_of("dominated") + 26
+        x += svg.width_of("dominated", "small") + 26
     out += [line(x - 6, y - 4, x + 12, y - 4, "front"), text(x + 18, y, "front", "small")]
     shown = {p.label for p in points}
     if absent := [f.label for f in report.facts if f.state == "done" and f.label not in shown]:
         said = shorten(f"not measured on the capability suite: {', '.join(absent)}", 60)
-        room = frame.right - svg.width_of(said) > x + 18 + svg.width_of("front")
+        room = frame.right - svg.width_of(said, "small") > x + 18 + svg.width_of("front", "small")
         out.append(text(frame.right, y if room else y - 18, said, "small", "end"))
     return out
