@@ -79,7 +79,7 @@ def test_a_longer_bound_keeps_more(proposed):
 def test_what_no_rows_can_bring_below_the_bound_is_warned_of(proposed):
     found = proposed(gflops=0.001)
     assert found.task.data.limits.train == STEPS[-1].train
-    assert "as near as its rows allow" in bounded_line(found)
+    assert "as short as these rows allow by" in bounded_line(found)
     assert "next: a smaller --base-model" in found.warnings[0]
     full = found.candidates["full"]
     assert "sweep" not in full

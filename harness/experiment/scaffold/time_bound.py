@@ -156,8 +156,9 @@ def time_sentence(bounded: BoundedSetup, minutes: float) -> str:
     """Say how long a comparison takes here, and what was left out for it."""
     if not bounded.cuts:
         return f"about {seconds(bounded.time_s)} on this machine"
-    over = "" if bounded.time_s <= 60 * minutes else "as near as its rows allow "
+    within = bounded.time_s <= 60 * minutes
+    bound = f"bounded to {minutes:g} min" if within else "as short as these rows allow"
     return (
-        f"about {seconds(bounded.time_s)} on this machine, {over}bounded to {minutes:g} min by "
-        f"{', '.join(bounded.cuts)}; --minutes sets another bound"
+        f"about {seconds(bounded.time_s)} on this machine, {bound} by {', '.join(bounded.cuts)}; "
+        "--minutes sets another bound"
     )
