@@ -8,7 +8,7 @@ import pytest
 from harness import config
 from harness.experiment import scaffold
 from harness.experiment.scaffold import Request, Resources
-from harness.experiment.scaffold.method_choice import choose_method
+from harness.experiment.scaffold.method_choice import choose_method, fit_batches
 from harness.experiment.scaffold.time_bound import STEPS
 from harness.models.hardware import Machine, Memory
 from harness.models.hub import ModelSource
@@ -131,6 +131,18 @@ def test_the_method_follows_from_memory_and_size(llama, billions, free_gib, devi
     choice = choose_method(RECIPES, llama(billions), resources(free_gib, device), longest=200)
     assert (choice.name, choice.warning) == (chosen, "")
     assert said in choice.why
+
+
+def test_a_training_takes_fewer_rows_at_a_time_where_memory_asks_for_it(llama):
+    def fitted(free_gib):
+        return fit_batches(RECIPES, llama(1.0), resources(free_gib), longest=4096)
+
+    assert fitted(64) == RECIPES
+    small = fitted(16)
+    params = small["lora"]["params"]
+    assert (params["per_device_train_batch_size"], params["gradient_accumulation_steps"]) == (1, 8)
+    choice = choose_method(small, llama(1.0), resources(16), longest=4096)
+    assert choice.why.endswith("1 row at a time, 8 a step, so that it fits")
 
 
 def test_a_base_that_fits_in_no_way_is_warned_of(llama):

@@ -43,6 +43,10 @@ PAIRS = [
     {"chosen": f"\n\nHuman: Who {i}?\n\nAssistant: Me.", "rejected": f"\n\nHuman: Who {i}?\n\nAssistant: No."}
     for i in range(40)
 ]
+CHOICES = [
+    {"question": f"What is {i} and 1?", "choices": [f"{i + n}" for n in range(4)], "answer": 1}
+    for i in range(40)
+]
 DOCUMENTS = [{"id": "a", "title": "A", "text": "The lamp is blue."}]
 
 
@@ -91,6 +95,7 @@ def test_enough_rows_are_not_warned_of(proposed):
             ("exact_match", "macro_f1"),
             ["prompt", "fixed", "knn", "ranked", "classifier", "lora"],
         ),
+        (CHOICES, "choice", ("accuracy", "bits_per_byte"), ["prompt", "fixed", "knn", "lora"]),
         (FREE, "text", ("token_f1", "rougeL"), ["prompt", "fixed", "knn", "lora"]),
         (
             QUESTIONS,
@@ -100,7 +105,7 @@ def test_enough_rows_are_not_warned_of(proposed):
         ),
         (PAIRS, "preference", ("token_f1", "exact_match"), ["prompt", "fixed", "knn", "lora"]),
     ],
-    ids=["labels", "text", "question", "preference"],
+    ids=["labels", "choice", "text", "question", "preference"],
 )
 def test_the_task_follows_from_the_rows(proposed, content, kind, metrics, candidates):
     found = proposed(content)
@@ -109,7 +114,9 @@ def test_the_task_follows_from_the_rows(proposed, content, kind, metrics, candid
 
 
 @pytest.mark.parametrize(
-    "content", [LABELLED, FREE, QUESTIONS, PAIRS], ids=["labels", "text", "question", "preference"]
+    "content",
+    [LABELLED, CHOICES, FREE, QUESTIONS, PAIRS],
+    ids=["labels", "choice", "text", "question", "preference"],
 )
 def test_what_is_written_loads_as_what_was_proposed(proposed, content):
     found = proposed(content)
@@ -118,6 +125,20 @@ def test_what_is_written_loads_as_what_was_proposed(proposed, content):
     assert list(loaded.selected) == list(found.candidates)
     assert [suite.name for suite in loaded.experiment.suites] == ["general", "safety"]
     assert load_task(loaded.experiment.target, 0).test
+
+
+def test_the_choices_of_a_row_are_ranked_and_chance_is_one_over_their_number(proposed):
+    task = proposed(CHOICES).task
+    assert (task.kind, task.chance, task.system) == ("choice", 0.25, None)
+    assert load_task(task, 0).test[0].choices
+
+
+def test_choices_that_are_the_same_in_all_rows_are_labels(proposed):
+    content = [
+        {"question": f"Is {i} even?", "choices": ["even", "odd"], "answer": ("even", "odd")[i % 2]}
+        for i in range(40)
+    ]
+    assert proposed(content).task.labels == ("even", "odd")
 
 
 def test_labels_are_closed_and_named_in_the_system_message(proposed):
@@ -324,6 +345,13 @@ def test_columns_that_say_nothing_are_asked_for(tmp_path):
     assert found == ["columns a, b, c, none of them clearly the question and answer"]
 
 
+def test_several_columns_that_may_ask_are_shown_as_a_template(tmp_path):
+    content = [{"premise": f"It is {i}.", "hypothesis": f"It is {i + 1}.", "label": i % 2} for i in range(20)]
+    with pytest.raises(UserError) as caught:
+        scaffold.propose(Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", content)), here=HERE)
+    assert "--prompt '{hypothesis} {premise}'" in caught.value.problems[0].next_step
+
+
 def test_columns_that_were_named_are_taken(proposed):
     content = [{"a": f"Say {i}", "b": str(i), "c": "y"} for i in range(20)]
     task = proposed(content, prompt="a", reference="<{b}>").task
@@ -377,7 +405,7 @@ def test_compare_runs_on_what_was_written(proposed, tiny, own_cache):
     assert next(fact for fact in report.facts if fact.name == "classifier").target.score == 1.0
 
 
-KINDS = {"labels": LABELLED, "text": FREE, "question": QUESTIONS, "preference": PAIRS}
+KINDS = {"labels": LABELLED, "choice": CHOICES, "text": FREE, "question": QUESTIONS, "preference": PAIRS}
 
 
 def decision_on(found, **fine_tune):
@@ -530,8 +558,12 @@ def test_the_kind_of_task_can_be_named(proposed):
 
 @pytest.mark.parametrize(
     ("kind", "said"),
-    [("question", "rows without a context"), ("preference", "rows")],
-    ids=["question", "pairs"],
+    [
+        ("choice", "rows without choices of their own"),
+        ("question", "rows without a context"),
+        ("preference", "rows"),
+    ],
+    ids=["choice", "question", "pairs"],
 )
 def test_a_kind_that_the_rows_are_not_of_is_refused(tmp_path, kind, said):
     request = Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", FREE), kind=kind)
@@ -539,7 +571,7 @@ def test_a_kind_that_the_rows_are_not_of_is_refused(tmp_path, kind, said):
 
 
 def test_a_kind_that_there_is_not_is_refused():
-    with pytest.raises(UserError, match="labels, question, preference, text"):
+    with pytest.raises(UserError, match="labels, choice, question, preference, text"):
         scaffold.parse_kind("label")
 
 

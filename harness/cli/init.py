@@ -29,7 +29,8 @@ def init(
         Option("Your rows: a file, or hub:owner/name. Without it an example to edit is written.", env=True),
     ] = None,
     task: Annotated[
-        str | None, Option("The kind of task, if guessed wrong: labels, question, preference or text.")
+        str | None,
+        Option("The kind of task, if guessed wrong: labels, choice, question, preference or text."),
     ] = None,
     base_model: Annotated[
         str, Option("The base model: a hub id, a folder, or the embedded one.", env=True)

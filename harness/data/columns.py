@@ -4,6 +4,7 @@ Invariant: the rows alone decide, and what the user names goes before every gues
 """
 
 import re
+import shlex
 from collections.abc import Container, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -272,9 +273,17 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
             content.shown,
             f"columns {', '.join(sorted(columns)) or 'without values'}, none of them clearly the {lacking}",
             "a known layout, or to be told",
-            "name the columns: --prompt COLUMN --reference COLUMN",
+            f"name the columns: --prompt COLUMN --reference COLUMN{_hint_template(left) if answers else ''}",
         )
     )
+
+
+def _hint_template(columns: Sequence[str]) -> str:
+    """Show how several columns are joined to one question; empty where there are not several."""
+    if len(columns) < 2:
+        return ""
+    template = " ".join(f"{{{name}}}" for name in sorted(columns[-2:]))
+    return f"; a template joins several: --prompt {shlex.quote(template)}"
 
 
 def _list_mixed(content: Rows) -> list[Problem]:

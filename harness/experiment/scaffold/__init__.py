@@ -32,6 +32,7 @@ _FEWEST_TEST = 6  # with five, even five changes in one direction have p = .06 i
 
 _CHOSEN: dict[Kind, str] = {
     "labels": "a closed set of {n} labels, so they can be ranked, and a plain classifier can be trained",
+    "choice": "multiple choice; the choices of a row are ranked by their log-likelihoods",
     "question": "questions with a context; contexts become documents, to compare retrieval with closed book",
     "preference": "preference pairs; the chosen answer is the reference",
     "text": "free text, scored by its overlap with references; a judge also sees answers in other words",
@@ -186,7 +187,8 @@ def _sentences(
         used = candidates.keys() & set(plugins.methods(draws_from="pairs"))
         method = "" if used else "; no method of this version trains on them"
         yield f"pairs: {len(items.pairs):,}{method}"
-    yield f"metrics: {', '.join(task.metrics)}; answers of at most {task.max_new_tokens} tokens"
+    length = "" if task.kind == "choice" else f"; answers of at most {task.max_new_tokens} tokens"
+    yield f"metrics: {', '.join(task.metrics)}{length}"
     yield f"candidates: {', '.join(candidates)}"
     for name, recipe in candidates.items():
         if start := recipe.get("init_from"):

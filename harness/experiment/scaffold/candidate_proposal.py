@@ -6,7 +6,7 @@ from typing import Any
 from harness import plugins
 from harness.data import TaskItems
 from harness.evaluation import costs
-from harness.experiment.scaffold.method_choice import MethodChoice, Resources, choose_method
+from harness.experiment.scaffold.method_choice import MethodChoice, Resources, choose_method, fit_batches
 from harness.experiment.scaffold.recognition import Kind
 from harness.models.hub import ModelSource, context_length, is_packed
 from harness.records import Example
@@ -32,6 +32,7 @@ def propose_candidates(
     untrained = {name: recipe for name, recipe in proposed.items() if not plugins.method(name).trains}
     longest = max(costs.training([e], 1).trained for e in items.train)
     on_rows = {name: _make_room(name, recipe, longest) for name, recipe in on_rows.items()}
+    on_rows = fit_batches(on_rows, base, here, longest)
     choice = choose_method(on_rows, base, here, longest)
     makes_adapter = plugins.method(choice.name).makes == "adapter"
     beside = _methods(situation._replace(adapter=choice.name if makes_adapter else ""))

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from harness import plugins
-from harness.formatting import count, size
+from harness.formatting import count, pluralize, size
 from harness.models import hub, memory
 from harness.models.hardware import Machine, Memory
 from harness.models.hub import ModelSource
@@ -45,6 +45,39 @@ class _TrainingMemory(NamedTuple):
     n_trained: float
 
 
+def fit_batches(
+    recipes: Mapping[str, dict[str, Any]], base: ModelSource | None, here: Resources, longest: int
+) -> dict[str, dict[str, Any]]:
+    """Let each training take fewer rows at a time where memory asks for it, and as many rows a step.
+
+    Returns the recipes as they are where the base's size is not known.
+    """
+    shape = None if base is None else hub.shape(base)
+    if shape is None:
+        return dict(recipes)
+    return {name: _fit_batch(name, recipe, shape, here, longest) for name, recipe in recipes.items()}
+
+
+def _fit_batch(
+    name: str, recipe: dict[str, Any], shape: Shape, here: Resources, longest: int
+) -> dict[str, Any]:
+    """Halve the rows at a time until the training fits; the recipe as it is where one row does not fit."""
+    params = plugins.method(name).params(**recipe.get("params", {}))
+    rows, steps = params.per_device_train_batch_size, params.gradient_accumulation_steps
+    tried = recipe
+    while not _fits(_need(name, tried, shape, here, longest), here.room):
+        if rows % 2:
+            return recipe
+        rows, steps = rows // 2, steps * 2
+        batch = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": steps}
+        tried = {**recipe, "params": {**recipe.get("params", {}), **batch}}
+    return tried
+
+
+def _fits(need: _TrainingMemory, room: Memory) -> bool:
+    return need.gb <= room.free_gib * _GIB
+
+
 def choose_method(
     recipes: Mapping[str, Mapping[str, Any]], base: ModelSource | None, here: Resources, longest: int
 ) -> MethodChoice:
@@ -58,9 +91,10 @@ def choose_method(
         return MethodChoice(_sort_by_preference(recipes, is_small=False)[0], why)
     needs = {name: _need(name, recipe, shape, here, longest) for name, recipe in recipes.items()}
     ordered = _sort_by_preference(recipes, is_small=shape.n_parameters <= AS_SMALL_AS_AN_ADAPTER)
-    fitting = [name for name in ordered if needs[name].gb <= here.room.free_gib * _GIB]
+    fitting = [name for name in ordered if _fits(needs[name], here.room)]
     if fitting:
-        return MethodChoice(fitting[0], _explain(fitting[0], needs, ordered, shape, here.room))
+        why = _explain(fitting[0], needs, ordered, shape, here.room)
+        return MethodChoice(fitting[0], why + _batch_text(recipes[fitting[0]]))
     name = min(ordered, key=lambda one: needs[one].gb)
     said = f"training {name} takes about {_size(needs[name])}, and {_free(here.room)}"
     return MethodChoice(name, said, f"{said}; next: a smaller --base-model, or more memory")
@@ -112,6 +146,13 @@ def _explain(
     otherwise = f"; all parameters would take {_size(whole[0])}, and forget more" if whole else ""
     trained = f"{_millions(need.n_trained)} of {_millions(shape.n_parameters)} parameters"
     return f"trains {trained} in {fits}; merged, it answers as fast as the base{otherwise}"
+
+
+def _batch_text(recipe: Mapping[str, Any]) -> str:
+    """Say how many rows a training takes at a time, where fewer than usual fit; else empty."""
+    params = recipe.get("params", {})
+    rows, steps = (params.get(key) for key in ("per_device_train_batch_size", "gradient_accumulation_steps"))
+    return f"; {pluralize(rows, 'row')} at a time, {rows * steps} a step, so that it fits" if steps else ""
 
 
 def _size(need: _TrainingMemory) -> str:

@@ -18,7 +18,7 @@ from harness.models.embedded_model import NAMES as EMBEDDED
 from harness.records import Example
 from harness.spec import HUB, Task
 
-Kind = Literal["labels", "question", "preference", "text"]
+Kind = Literal["labels", "choice", "question", "preference", "text"]
 
 MOST_LABELS, ROWS_A_LABEL, LONGEST_LABEL = 100, 5, 60
 
@@ -111,14 +111,26 @@ def _groups_rows(content: Sequence[Row], name: str) -> bool:
 def _kind(layout: Layout | None, content: Sequence[Row], examples: Sequence[Example]) -> Kind:
     if layout is not None and layout.name in formats.PAIRED:
         return "preference"
+    if _has_choices(examples):
+        return "choice"
     contexts = sum(bool(row.fields.get("context")) for row in content)
     if layout is not None and layout.name == "question" and 2 * contexts > len(content):
         return "question"
     return "labels" if _label_set(examples) else "text"
 
 
+def _has_choices(examples: Sequence[Example]) -> bool:
+    """Tell whether each row has choices, which are not the same in all rows; those would be labels."""
+    return (
+        bool(examples)
+        and all(e.choices for e in examples)
+        and len({frozenset(e.choices) for e in examples}) > 1
+    )
+
+
 NEEDS: dict[Kind, str] = {
     "labels": "one label a row, of two different ones at least",
+    "choice": "rows with a question, choices of their own, and the right one",
     "question": "question rows with a context",
     "preference": "rows with a chosen and a rejected answer",
     "text": "rows with a reference",
@@ -132,6 +144,8 @@ def _misfit(kind: Kind, layout: Layout | None, content: Sequence[Row], examples:
         len(references_of(examples)) < 2 or any(len(e.references) > 1 for e in examples)
     ):
         return f"{pluralize(len(references_of(examples)), 'different reference')}, or several a row"
+    if kind == "choice" and not _has_choices(examples):
+        return f"{form} rows without choices of their own"
     if kind == "question" and not any(row.fields.get("context") for row in content):
         return f"{form} rows without a context"
     return f"{form} rows" if kind == "preference" and form not in formats.PAIRED else ""

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from harness.data import SPLITS, TaskItems, load_task, readers
@@ -47,7 +48,10 @@ def propose_task(
 def _propose_answers(
     seen: RecognizedRows, examples: Sequence[Example], base: ModelSource | None
 ) -> dict[str, Any]:
-    """Propose what is asked of all answers: metrics, length, and a system message where one helps."""
+    """Propose what is asked of all answers: kind, metrics, length, and a system message where one helps."""
+    if seen.kind == "choice":
+        chance = fmean(1 / len(example.choices) for example in examples)
+        return {"kind": "choice", "metrics": ["accuracy", "bits_per_byte"], "chance": round(chance, 4)}
     references = [max(example.references, key=len) for example in examples]
     longest = partial(_longest, references, base)
     if seen.kind == "labels":
