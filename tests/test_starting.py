@@ -133,6 +133,15 @@ def test_the_choices_of_a_row_are_ranked_and_chance_is_one_over_their_number(pro
     assert load_task(task, 0).test[0].choices
 
 
+def test_calls_of_tools_are_scored_as_calls(proposed):
+    def row(i):
+        call = {"type": "function", "function": {"name": "look_up", "arguments": json.dumps({"n": i})}}
+        answer = {"role": "assistant", "content": None, "tool_calls": [call] * (1 + i % 2)}
+        return {"messages": [{"role": "user", "content": f"Find {i}."}, answer]}
+
+    assert proposed([row(i) for i in range(20)]).task.metrics == ("tool_call", "token_f1")
+
+
 def test_choices_that_are_the_same_in_all_rows_are_labels(proposed):
     content = [
         {"question": f"Is {i} even?", "choices": ["even", "odd"], "answer": ("even", "odd")[i % 2]}

@@ -37,7 +37,11 @@ _CHOSEN: dict[Kind, str] = {
     "preference": "preference pairs; the chosen answer is the reference",
     "text": "free text, scored by its overlap with references; a judge also sees answers in other words",
 }
-_IN_JSON = "answers in JSON, scored by the fields that are right"
+# What an answer's form says of the task, by the metric that was chosen for it.
+_BY_METRIC = {
+    "json_fields": "answers in JSON, scored by the fields that are right",
+    "tool_call": "calls of tools, scored by name and arguments; what describes the tools is not read",
+}
 
 
 class SetupProposal(NamedTuple):
@@ -169,8 +173,8 @@ def _sentences(
     if {"prompt", "reference"} <= seen.fields.keys():
         layout = f"rows that ask {seen.fields['prompt']} and answer {seen.fields['reference']}"
     yield f"{seen.shown}: {len(seen.rows):,} {layout}"
-    in_json = task.primary_metric == "json_fields"
-    yield f"task: {_IN_JSON if in_json else _CHOSEN[seen.kind].format(n=len(task.labels))}"
+    form = _BY_METRIC.get(task.primary_metric, _CHOSEN[seen.kind].format(n=len(task.labels)))
+    yield f"task: {form}"
     by = f" by {seen.fields['cluster'].strip('{}')}" if "cluster" in seen.fields else ""
     if not by and any(example.cluster != example.id for example in items.train):
         by = " by context" if seen.kind == "question" else " by cluster"

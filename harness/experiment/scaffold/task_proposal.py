@@ -58,6 +58,8 @@ def _propose_answers(
         labels = sorted(references_of(examples))
         asked = {"labels": list(labels), "metrics": ["exact_match", "macro_f1"], "system": _choose(labels)}
         return asked | {"max_new_tokens": longest(share=1.0)}
+    if all(map(_are_calls, references)):
+        return {"metrics": ["tool_call", "token_f1"], "max_new_tokens": longest(share=1.0)}
     if all(map(_is_json, references)):
         asked = {"metrics": ["json_fields", "json_valid"], "system": "Reply with JSON and nothing else."}
         return asked | {"max_new_tokens": longest(share=1.0)}
@@ -90,10 +92,21 @@ def _choose(labels: Sequence[str]) -> str:
 
 def _is_json(text: str) -> bool:
     """Tell whether a text is a JSON object or list."""
+    return isinstance(_read_json(text), dict | list)
+
+
+def _are_calls(text: str) -> bool:
+    """Tell whether each line of a text is a call of a tool, as chat rows are read."""
+    calls = [_read_json(line) for line in text.splitlines()]
+    return bool(calls) and all(isinstance(one, dict) and one.keys() == {"name", "arguments"} for one in calls)
+
+
+def _read_json(text: str) -> object:
+    """Read a text as JSON; None where it is none."""
     try:
-        return isinstance(parse_json(text), dict | list)
+        return parse_json(text)
     except ValueError:
-        return False
+        return None
 
 
 def _is_latin(texts: Sequence[str]) -> bool:
