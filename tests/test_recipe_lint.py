@@ -154,6 +154,15 @@ def test_every_point_of_a_sweep_is_judged_and_what_is_alike_is_said_once(tiny, t
     )
 
 
+def test_rows_that_are_longer_than_a_training_takes_are_counted_beforehand(tiny, tmp_path, own_cache):
+    short = "  short: {method: lora, params: {r: 2, max_length: 8}}\n  long: {method: lora, params: {r: 2}}\n"
+    loaded = config.load(tiny_experiment.write(tmp_path, tiny, short))
+    session = prepare_session(loaded, Scope(), SilentProgress())
+    n = len(session.target.items.train)
+    (line,) = (line for line in experiment.recipe_warnings(session, loaded.selected) if "max_length" in line)
+    assert line.startswith(f"recipe of short: about {n} of {n} rows are longer than max_length, 8 tokens,")
+
+
 def test_a_default_that_nobody_wrote_is_named_as_one():
     (line,) = of_rate("full", MIDDLE)
     assert line.startswith("learning_rate 0.0001, the default, is above what was published")

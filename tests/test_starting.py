@@ -558,6 +558,14 @@ def test_a_training_takes_the_longest_row(proposed):
     assert (room(1000), room(8000), room(40_000)) == (None, 2560, 4096)
 
 
+def test_rows_that_are_longer_than_any_training_takes_are_warned_of(proposed):
+    content = [{"prompt": f"{i} " + "word " * 8000 * (i % 2), "reference": f"{i}"} for i in range(30)]
+    (warning,) = proposed(content).warnings
+    n_train, n_long = len(load_task(proposed(content).task, 0).train), warning.split()[1]
+    assert warning.startswith(f"about {n_long} of {n_train} rows to train on are longer than 4,096 tokens")
+    assert 0 < int(n_long) < n_train
+
+
 def test_the_kind_of_task_can_be_named(proposed):
     assert proposed(LABELLED, kind="text").task.labels == ()
     many = [{"text": f"Row {i}", "label": f"class {i % 15}"} for i in range(30)]

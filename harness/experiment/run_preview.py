@@ -3,13 +3,15 @@
 Invariant: nothing is computed, and no model is loaded.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from harness import gating
 from harness.config import LoadedExperiment
 from harness.config.recipe_lint import lint
 from harness.decision import family_of
 from harness.errors import Problem, UserError
+from harness.evaluation import costs
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.judges.judge_context import ShortContext, short_contexts
@@ -21,7 +23,7 @@ from harness.experiment.preparation.scope import Scope
 from harness.experiment.runs.run_candidate import find_stored_runs
 from harness.formatting import count, pluralize, seconds
 from harness.models.hardware import probe_notes
-from harness.records import Run
+from harness.records import Example, Run
 
 MANY = 64  # candidates
 
@@ -113,9 +115,22 @@ def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:
                 items = training_data(session, trial.source).items
                 rows = items.pairs if candidate.method.draws_from == "pairs" else items.train
                 beside_rows = candidate.method.remarks(candidate.method.params(**written), rows)
-                for line in (*lint(candidate.source.method, params, size, written), *beside_rows):
+                too_long = _long_rows(items.train, params) if candidate.method.trains_on_rows else []
+                for line in (*lint(candidate.source.method, params, size, written), *beside_rows, *too_long):
                     said.setdefault(line, []).append(name)
     return [f"recipe of {', '.join(dict.fromkeys(names))}: {line}" for line, names in said.items()]
+
+
+def _long_rows(rows: Sequence[Example], params: Mapping[str, Any]) -> list[str]:
+    """Say how many rows are probably longer than a training takes."""
+    if (most := params.get("max_length")) is None:
+        return []
+    n = costs.count_longer(rows, most)
+    said = (
+        f"about {count(n)} of {pluralize(len(rows), 'row')} are longer than max_length, {count(most)} tokens"
+    )
+    step = "a larger params.max_length, or shorter rows"
+    return [f"{said}, by the length of their texts, and left out; next: {step}"] if n else []
 
 
 def in_order(session: Session, selected: Iterable[str]) -> list[RunRequest]:

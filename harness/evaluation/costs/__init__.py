@@ -136,6 +136,11 @@ def training(examples: Sequence[Example], epochs: float) -> Work:
     return Work(trained=round(once * epochs))
 
 
+def count_longer(examples: Sequence[Example], max_length: int) -> int:
+    """Estimate how many rows have more tokens than a training takes, and are left out of it."""
+    return sum(training([example], 1).trained > max_length for example in examples)
+
+
 def preference(pairs: Sequence[Example], epochs: float) -> Work:
     """Estimate what training on pairs takes: both answers, and the reference's reading of them once."""
     once = sum(

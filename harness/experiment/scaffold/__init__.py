@@ -16,13 +16,14 @@ from harness.config import json_schema
 from harness.data import TaskItems, load_task, readers
 from harness.decision import USUAL_AMOUNTS
 from harness.errors import Problem, UserError, did_you_mean, gather, refuse
+from harness.evaluation import costs
 from harness.experiment.scaffold.candidate_proposal import propose_candidates
 from harness.experiment.scaffold.method_choice import Resources
 from harness.experiment.scaffold.recognition import NEEDS, Kind, RecognizedRows, Request, absolute, look
 from harness.experiment.scaffold.task_proposal import check_task, propose_task
 from harness.experiment.scaffold.time_bound import bound_time, time_sentence
 from harness.experiment.scaffold.yaml_text import SCHEMA, experiment_text, suite_text
-from harness.formatting import pluralize, seconds
+from harness.formatting import count, pluralize, seconds
 from harness.models import hardware, hub
 from harness.models.embedded_model import NAMES as EMBEDDED
 from harness.models.hub import ModelSource
@@ -81,7 +82,7 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
         request.folder / SCHEMA: json.dumps(json_schema(), indent=1) + "\n",
     }
     said = *_sentences(seen, task, items, candidates), *remarks
-    warnings = *_warnings(items), *filter(None, late)
+    warnings = *_warnings(items, candidates[choice.name]), *filter(None, late)
     return SetupProposal(name, seen.kind, task, candidates, files, said, warnings)
 
 
@@ -210,7 +211,14 @@ def _sentences(
             yield f"{name}: {', '.join(tried)}, the better one on validation is kept{replayed}"
 
 
-def _warnings(items: TaskItems) -> Iterator[str]:
+def _warnings(items: TaskItems, fine_tune: Mapping[str, Any]) -> Iterator[str]:
+    most = fine_tune.get("params", {}).get("max_length")
+    if most and (n := costs.count_longer(items.train, most)):
+        yield (
+            f"about {count(n)} of {count(len(items.train))} rows to train on are longer than {count(most)} "
+            "tokens, by the length of their texts, and left out; next: a larger params.max_length, or "
+            "shorter rows"
+        )
     if len(items.test) < _FEWEST_TEST:
         yield (
             f"only {pluralize(len(items.test), 'item')} for test: with fewer than {_FEWEST_TEST} no "
