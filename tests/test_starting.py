@@ -133,6 +133,14 @@ def test_the_choices_of_a_row_are_ranked_and_chance_is_one_over_their_number(pro
     assert load_task(task, 0).test[0].choices
 
 
+def test_lists_of_answers_are_said_to_be_answers_of_which_each_is_right(proposed):
+    content = [{"prompt": f"Name a fruit, {i}.", "references": ["apple", f"pear {i}"]} for i in range(30)]
+    assert [line for line in proposed(content).said if line.startswith("accepted answers: ")] == [
+        "accepted answers: 11 of 11 items to evaluate have several answers, of which each alone is right"
+    ]
+    assert not any(line.startswith("accepted answers") for line in proposed(FREE, kind="text").said)
+
+
 def test_calls_of_tools_are_scored_as_calls(proposed):
     def row(i):
         call = {"type": "function", "function": {"name": "look_up", "arguments": json.dumps({"n": i})}}

@@ -186,6 +186,10 @@ def _sentences(
     )
     yield f"amount of data: {pluralize(len(items.train), 'row')} to train on. {USUAL_AMOUNTS}"
     yield from items.removed
+    evaluated = [*items.validation, *items.test]
+    if several := sum(len(example.references) > 1 for example in evaluated):
+        of = f"{count(several)} of {pluralize(len(evaluated), 'item')} to evaluate have several answers"
+        yield f"accepted answers: {of}, of which each alone is right"
     if items.documents:
         yield f"documents: {len(items.documents):,} to retrieve from"
     if items.pairs:
