@@ -136,6 +136,44 @@ def test_a_leak_in_other_words_is_a_warning_with_the_closest_pair(find, tmp_path
     assert f"--against {test}" in found.command
 
 
+def test_of_rows_that_are_all_in_the_test_it_is_said_and_no_command_empties_the_file(find, tmp_path):
+    rows = clean_rows(40)
+    (found,) = alarms(find(rows, "test_leaks", test=[write(tmp_path / "test.jsonl", clean_rows(40))]))
+    assert found.title == f"all 40 rows of {tmp_path / 'rows.jsonl'} are in the test"
+    assert "dedup" not in found.command
+    assert found.command.endswith("# and test on its part, or on another file")
+    done = CliRunner().invoke(app, shlex.split(found.command.partition("  #")[0])[1:])
+    assert done.exit_code == 0, done.stderr
+
+
+def test_rows_that_are_in_the_test_exactly_and_in_other_words_empty_a_file_together(find, tmp_path):
+    ask = "How do I open an account for my business in Germany"
+    rows = clean_rows(40)
+    test = write(tmp_path / "test.jsonl", [*rows, {**rows[0], "text": f"{ask}, please?"}])
+    (found,) = alarms(find([*rows, {**rows[0], "text": f"{ask}?"}], "test_leaks", test=[test]))
+    assert "all 41 rows" in found.title
+    assert found.title.endswith("are or may be in the test")
+
+
+def test_of_two_files_the_one_whose_rows_are_all_in_the_test_is_left_out_and_the_other_deduplicated(tmp_path):
+    test, others = clean_rows(20), clean_rows(40, seed=3)
+    files = [
+        write(tmp_path / name, rows) for name, rows in (("a.jsonl", test), ("b.jsonl", [*others, test[0]]))
+    ]
+    asked = RowCheck(files, test=[write(tmp_path / "test.jsonl", test)], only=["test_leaks"])
+    emptied, rest = examine_rows(asked).findings
+    assert emptied.command == f"train without {files[0]}, or test on another file"
+    assert rest.rows == (f"{files[1]}:41",)
+    assert files[0] not in rest.command
+
+
+def test_where_every_row_conflicts_no_command_drops_all_of_them(find):
+    rows = [{**row, "label": label} for row in clean_rows(20) for label in LABELS[:2]]
+    (found,) = alarms(find(rows, "conflicting_answers"))
+    assert "--conflicts drop" not in found.command
+    assert "its Data page" in found.command
+
+
 def test_embeddings_find_a_leak_that_shares_no_word(tmp_path):
     rows = [{"text": "Wo ist meine Karte", "label": "a"}, {"text": "Close my account", "label": "b"}]
     files = RowCheck([write(tmp_path / "all.jsonl", rows)], prompt="text", reference="label")

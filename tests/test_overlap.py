@@ -246,8 +246,37 @@ def test_the_file_of_rows_that_have_no_lines_is_named_in_the_step(name):
         SourcedExample(Example(str(i), ({"role": "user", "content": text},)), where)
         for i, (text, where) in enumerate(((f"{ask}?", "train.jsonl:3"), (f"{ask} please?", f"{name} row 7")))
     )
-    (note,) = overlap_notes([train], [test], "train.jsonl")
+    other = SourcedExample(
+        Example("2", ({"role": "user", "content": "Where is my parcel"},)), "train.jsonl:4"
+    )
+    (note,) = overlap_notes([train, other], [test], "train.jsonl")
     assert f"--against {shlex.quote(name)} --out train.dedup.jsonl` leaves them out" in note
+
+
+def test_no_two_commands_write_one_file():
+    texts = (
+        "How do I open an account for my business in Germany",
+        "Where is the parcel that I ordered in May",
+    )
+    data_sets = ("hub:a/rows", "hub:b/rows")
+    train = [
+        SourcedExample(Example(f"{i}{at}", ({"role": "user", "content": text},)), f"{at}:{i}")
+        for i, text in enumerate([f"{texts[0]}?", texts[1]])
+        for at in data_sets
+    ]
+    test = SourcedExample(
+        Example("t", ({"role": "user", "content": f"{texts[0]} please?"},)), "hub:c/items:1"
+    )
+    names = {}
+    one, other = (
+        overlap_notes([row for row in train if row.where.startswith(at)], [test], at, names=names)
+        for at in data_sets
+    )
+    assert "--out rows.dedup.jsonl`" in "".join(one)
+    assert "--out rows.dedup-2.jsonl`" in "".join(other)
+    (both,) = overlap_notes(train, [test], " and ".join(data_sets))
+    assert "--out rows.dedup.jsonl`" in both
+    assert "--out rows.dedup-2.jsonl`" in both
 
 
 def test_rows_that_are_trained_on_as_rows_and_as_pairs_are_noted_once(tmp_path):

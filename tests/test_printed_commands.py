@@ -141,6 +141,13 @@ def test_each_file_of_a_candidates_own_rows_has_its_command():
         run(command)
 
 
+def test_the_note_on_rows_that_are_all_in_the_test_names_no_command_that_leaves_none():
+    (note,) = note_of(NAMED, [LEAKS[0], f"{ASK} now"], [LEAKS[1], "eight"])
+    assert "these are all rows of own.jsonl: test on another file, or on a part of `" in note
+    (command,) = re.findall("`(.+?)`", note)
+    assert command.startswith("harness data split own.jsonl")
+
+
 def renamed(rows):
     return [{"Anrede": "Grüße", "Frage": r["text"], "Straße": "a", "Größe": r["label"]} for r in rows]
 

@@ -13,7 +13,8 @@ https://arxiv.org/abs/2204.02311, section 8); those that many items or rows shar
 
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, combinations, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,7 +26,7 @@ from harness.cache import memo
 from harness.data.boilerplate import N
 from harness.data.columns import column_options, columns_of, find_roles
 from harness.data.contamination import key
-from harness.data.edit.row_files import new_name
+from harness.data.edit.row_files import OutputNames, name_output
 from harness.data.examples import SourcedExample
 from harness.data.near_duplicates import are_alike, fold_words, nearest, similarity
 from harness.data.readers import Rows, file_of, stream
@@ -212,11 +213,13 @@ def overlap_notes(
     encode: Encode | None = None,
     drawn_from: str = "",
     read_by: ReadBy = _RECOGNISED,
+    names: OutputNames | None = None,
 ) -> list[str]:
     """Say which training rows of a file ask in other words what is evaluated, the closest three by place.
 
     With `encode` a second note names those that only the embeddings find. `drawn_from` is the file of
-    training rows from which evaluated ones were set aside, by default the file itself.
+    training rows from which evaluated ones were set aside, by default the file itself. `names` are those of
+    what earlier notes' commands write, which get names of their own.
     """
     asked, items = ([key(row.example, with_choices) for row in rows] for rows in (training, evaluated))
     answers = ["\n".join(row.example.references) for row in training]
@@ -227,6 +230,8 @@ def overlap_notes(
     known = {one.training for one in found}
     close = _close_embeddings(asked, items, encode) if encode else []
     by_sense = sorted((o for o in close if o.training not in known), key=lambda o: -o.similarity)
+    names = {} if names is None else names
+    n_rows = Counter(file_of(row.where) for row in (*training, *evaluated))
     notes = []
     for of in filter(None, (found, by_sense)):
         pairs = [(training[o.training].where, evaluated[o.evaluated].where) for o in of]
@@ -234,30 +239,54 @@ def overlap_notes(
         closest = "; ".join(f"{a} and {b} ({o.measure} {plain(o.similarity)})" for (a, b), o in near)
         said = f"{pluralize(len(of), 'row')} may ask in other words what is evaluated; closest: {closest}"
         # Dedup looks at words alone.
-        mend = "" if of is by_sense else "".join(_commands(pairs, drawn_from or where, read_by))
+        mend = (
+            "" if of is by_sense else "".join(_commands(pairs, n_rows, drawn_from or where, read_by, names))
+        )
         notes.append(f"{where}: {said}{mend}")
     return notes
 
 
-def _commands(pairs: Iterable[tuple[str, str]], drawn_from: str, read_by: ReadBy) -> Iterator[str]:
-    """Name the commands that take such rows of files out of training; items of lm-eval have no file."""
+def _commands(
+    pairs: Sequence[tuple[str, str]],
+    n_rows: Mapping[str, int],
+    drawn_from: str,
+    read_by: ReadBy,
+    names: OutputNames,
+) -> Iterator[str]:
+    """Name the commands that take such rows of files out of training; items of lm-eval have no file.
+
+    `n_rows` counts the rows of each file, trained on or evaluated: of a file that none would be left of, that
+    is said.
+    """
     against: dict[str, dict[str, None]] = {}
     for training, evaluated in pairs:
         against.setdefault(file_of(training), {})[file_of(evaluated)] = None
     drawn = any(
         drawn_from in of for of in against.values()
     )  # the evaluated items are of a training file itself
-    if drawn and (named := _options(drawn_from, read_by)) is not None:
-        group = f" --group {shlex.quote(read_by.group)}" if read_by.group else ""
-        out = as_argument(new_name(drawn_from, "split"))
-        split = f"harness data split {as_argument(drawn_from)}{named}{group} --out {out}"
+    if drawn and (split := _split_command(drawn_from, read_by, names)):
         yield f"; `{split}` keeps rows that are alike in one part"
     for file, of in against.items():
         tests = [f for f in of if f not in ("", file, drawn_from) and _options(f, read_by) is not None]
-        if tests and (named := _options(file, read_by)) is not None:
-            held = "".join(f" --against {as_argument(test)}" for test in tests)
-            out = as_argument(new_name(file, "dedup"))
-            yield f"; `harness data dedup {as_argument(file)}{named}{held} --out {out}` leaves them out"
+        if not tests or (named := _options(file, read_by)) is None:
+            continue
+        n_dropped = sum(file_of(row) == file and file_of(item) in tests for row, item in pairs)
+        if n_dropped == n_rows[file]:
+            split = _split_command(file, read_by, names)
+            yield f"; these are all rows of {file}: test on another file, or on a part of `{split}`"
+            continue
+        held = "".join(f" --against {as_argument(test)}" for test in tests)
+        out = as_argument(name_output(names, file, "dedup"))
+        yield f"; `harness data dedup {as_argument(file)}{named}{held} --out {out}` leaves them out"
+
+
+def _split_command(file: str, read_by: ReadBy, names: OutputNames) -> str:
+    """Write the command that splits a file into parts, rows that are alike in one; empty where it cannot."""
+    if (named := _options(file, read_by)) is None:
+        return ""
+    group = f" --group {shlex.quote(read_by.group)}" if read_by.group else ""
+    out = as_argument(name_output(names, file, "split"))
+    return f"harness data split {as_argument(file)}{named}{group} --out {out}"
 
 
 def _options(file: str, read_by: ReadBy) -> str | None:

@@ -9,7 +9,7 @@ import hashlib
 import random
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -133,6 +133,12 @@ class RowTable:
         """The labels, where the answers are a closed set of few and short ones; else nothing."""
         asked = any(entry.question for entry in self.entries)
         return label_set(entry.answer for entry in self.entries) if asked else ()
+
+    def files_emptied_by(self, dropped: Iterable[str]) -> list[str]:
+        """List the files of which no usable row is left without the rows at these places."""
+        n_dropped = Counter(map(readers.file_of, dropped))
+        n_unusable = Counter(readers.file_of(row.where) for row in self.unusable)
+        return [file for file, n in self.per_file.items() if 0 < n_dropped[file] == n - n_unusable[file]]
 
     def draw(self, most: int) -> list[TableEntry]:
         """Draw at most so many entries, every class (or source) by its share, in the order of the files."""

@@ -4,11 +4,11 @@ False alarms: none where answers are labels; a question with two free texts may 
 a note there. Digests of 64 bits stand for texts, as for repeated rows.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from harness.data.check import CheckContext, Finding
+from harness.data.check import DECIDE, CheckContext, Finding
 from harness.data.check._table import RowTable, TableEntry
 from harness.data.check.personal_data import excerpt
 from harness.formatting import pluralize
@@ -31,6 +31,7 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     there = [of[where] for i in (b, a) if (where := table.places(i)) in of]
     shown = " and ".join(f"{entry.where} answers {excerpt(entry.answer, 40)!r}" for entry in there)
     asked = excerpt(" ".join(there[0].question.split()), 60) if there else ""
+    places = tuple(table.places(i) for i, _ in pairs)
     yield Finding(
         "error" if table.labels else "note",
         f"{pluralize(len(groups), 'question')} with different answers",
@@ -38,12 +39,19 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
         if table.labels
         else "several answers may be right; a metric that compares with one reference takes others for wrong",
         len(table.digests),
-        tuple(table.places(i) for i, _ in pairs),
+        places,
         f"{asked!r}: {shown}" if there else "",
-        "harness data dedup FILE --conflicts drop --out OUT  # all of them; the Data page decides one by one"
-        if table.labels
-        else "",
+        _command(table, places) if table.labels else "",
         beside=tuple(_answer_at(table.places(i), of) for _, i in pairs),
+    )
+
+
+def _command(table: RowTable, places: Sequence[str]) -> str:
+    """Name the command that drops all of them; the page that decides one by one where none would be left."""
+    if table.files_emptied_by(places):
+        return DECIDE
+    return (
+        "harness data dedup FILE --conflicts drop --out OUT  # all of them; the Data page decides one by one"
     )
 
 

@@ -6,44 +6,60 @@ False alarms: of the exact ones none; letter case and spaces aside the two are t
 words reach thresholds that 5 % of look-alikes of another sense reach too (reports/data_check.md).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from harness.data.check import DECIDE_BY_SENSE, CheckContext, Finding
 from harness.data.check._table import RowTable, TableEntry
 from harness.data.check.personal_data import excerpt
-from harness.data.contamination import find_contaminated_rows
+from harness.data.contamination import ContaminatedRow, find_contaminated_rows
 from harness.data.examples import SourcedExample
-from harness.data.overlap import Encode, overlaps
+from harness.data.overlap import Encode, Overlap, overlaps
+from harness.data.readers import file_of
 from harness.errors import as_argument
+
+
+class _AlikeRow(NamedTuple):
+    """A training row, the test row that it may ask the same as, and how alike they are."""
+
+    row: TableEntry
+    item: TableEntry
+    by: Overlap
+
+    @property
+    def near(self) -> str:
+        return f"{self.item.where} ({self.by.measure} {self.by.similarity:.2f})"
 
 
 def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """List the training rows that a test row repeats, and those that may ask the same in other words."""
     if given.test is None:
         return
-    training, evaluated = (
-        [SourcedExample(entry.example, entry.where) for entry in of.entries] for of in (table, given.test)
-    )
-    if leaks := find_contaminated_rows(training, evaluated):
-        first = leaks[0]
-        yield Finding(
-            "error",
-            "training rows that a test row repeats",
-            "the score on test counts what was learned by heart",
-            len(training),
-            tuple(leak.training.where for leak in leaks),
-            f"{first.training.where} asks what {first.evaluated.where} asks: "
-            f"{excerpt(' '.join(first.training.example.prompt.split()), 60)!r}",
-            _name_split_command(given.test),
-            beside=tuple(f"{leak.evaluated.where}, which asks the same" for leak in leaks),
-        )
-    yield from _find_in_other_words(table, given.test, {leak.training.where for leak in leaks}, given.encode)
+    exact = find_contaminated_rows(*(list(map(_sourced, of.entries)) for of in (table, given.test)))
+    alike = _find_alike(table, given.test, {leak.training.where for leak in exact}, given.encode)
+    # Dedup looks at words alone, so what only embeddings find is decided row by row.
+    by_sense = [pair for pair in alike if pair.by.measure == "embeddings"]
+    in_words = [pair for pair in alike if pair.by.measure != "embeddings"]
+    dropped = [*(leak.training.where for leak in exact), *(pair.row.where for pair in in_words)]
+    emptied = table.files_emptied_by(dropped)
+    if emptied:
+        yield _say_emptied(table, emptied, dropped, exact)
+    exact = [leak for leak in exact if file_of(leak.training.where) not in emptied]
+    in_words = [pair for pair in in_words if file_of(pair.row.where) not in emptied]
+    if exact:
+        yield _say_exact(table, given.test, exact)
+    if in_words:
+        yield _say_alike(table, in_words, "in other words", _name_dedup_command(given.test))
+    if by_sense:
+        yield _say_alike(table, by_sense, "by sense", _decide_beside(given.test))
 
 
-def _find_in_other_words(
-    table: RowTable, test: RowTable, exact: set[str], encode: Encode | None
-) -> Iterator[Finding]:
-    """List what shares most of its words with a test row, and what only lies close to it; closest first."""
+def _sourced(entry: TableEntry) -> SourcedExample:
+    return SourcedExample(entry.example, entry.where)
+
+
+def _find_alike(table: RowTable, test: RowTable, exact: set[str], encode: Encode | None) -> list[_AlikeRow]:
+    """Find what shares most of its words with a test row, and what only lies close to it; closest first."""
     left = [entry for entry in table.entries if entry.where not in exact]
     found = overlaps(
         list(map(_bare_question, left)),
@@ -51,25 +67,58 @@ def _find_in_other_words(
         answers=[entry.answer for entry in left],
         encode=encode,
     )
-    # dedup looks at words alone, so what only embeddings find is decided row by row.
-    for how, command in (("in other words", _name_split_command(test)), ("by sense", _decide_beside(test))):
-        of = [o for o in found if (o.measure == "embeddings") == (how == "by sense")]
-        pairs = [(left[o.training], test.entries[o.evaluated], o) for o in of]
-        near = [f"{item.where} ({o.measure} {o.similarity:.2f})" for _, item, o in pairs]
-        if pairs:
-            yield Finding(
-                "warning",
-                f"training rows that may ask what a test row asks, {how}",
-                "read the closest pairs: a leak counts what was learned by heart, a look-alike does not",
-                len(table.entries),
-                tuple(row.where for row, _, _ in pairs),
-                "; ".join(f"{row.where} and {of}" for (row, _, _), of in zip(pairs[:3], near, strict=False)),
-                command,
-                beside=tuple(f"{of}: {_cut(item)}" for of, (_, item, _) in zip(near, pairs, strict=True)),
-            )
+    return [_AlikeRow(left[o.training], test.entries[o.evaluated], o) for o in found]
 
 
-def _name_split_command(test: RowTable) -> str:
+def _say_emptied(
+    table: RowTable, emptied: Sequence[str], dropped: Sequence[str], exact: Sequence[ContaminatedRow]
+) -> Finding:
+    """Say of files that all their rows leak: without these no row is left to train on."""
+    rows = [where for where in dropped if file_of(where) in emptied]
+    is_exact = {leak.training.where for leak in exact}.issuperset(rows)
+    shown = ", ".join(emptied)
+    split = "harness data split FILE --out OUT  # and test on its part, or on another file"
+    return Finding(
+        "error" if exact else "warning",
+        f"all {len(rows):,} rows of {shown} {'are' if is_exact else 'are or may be'} in the test",
+        "the score on test counts what was learned by heart, and without these rows none is left to train on",
+        len(table.entries),
+        tuple(rows),
+        command=split
+        if len(emptied) == len(table.files)
+        else f"train without {shown}, or test on another file",
+    )
+
+
+def _say_exact(table: RowTable, test: RowTable, leaks: Sequence[ContaminatedRow]) -> Finding:
+    first = leaks[0]
+    return Finding(
+        "error",
+        "training rows that a test row repeats",
+        "the score on test counts what was learned by heart",
+        len(table.entries),
+        tuple(leak.training.where for leak in leaks),
+        f"{first.training.where} asks what {first.evaluated.where} asks: "
+        f"{excerpt(' '.join(first.training.example.prompt.split()), 60)!r}",
+        _name_dedup_command(test),
+        beside=tuple(f"{leak.evaluated.where}, which asks the same" for leak in leaks),
+    )
+
+
+def _say_alike(table: RowTable, pairs: Sequence[_AlikeRow], how: str, command: str) -> Finding:
+    return Finding(
+        "warning",
+        f"training rows that may ask what a test row asks, {how}",
+        "read the closest pairs: a leak counts what was learned by heart, a look-alike does not",
+        len(table.entries),
+        tuple(pair.row.where for pair in pairs),
+        "; ".join(f"{pair.row.where} and {pair.near}" for pair in pairs[:3]),
+        command,
+        beside=tuple(f"{pair.near}: {_cut(pair.item)}" for pair in pairs),
+    )
+
+
+def _name_dedup_command(test: RowTable) -> str:
     """Name the command that leaves out what the test rows ask."""
     against = " ".join(f"--against {as_argument(file)}" for file in test.files)
     return f"harness data dedup FILE {against} --out OUT"

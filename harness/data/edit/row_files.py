@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _BATCH = 10_000
 
+OutputNames = dict[tuple[str, str], str]  # what a verb writes of a file, by both
+
 
 def row_suffix(name: str) -> str:
     """Return what a name of rows ends with, such as `.csv.gz`, in small letters; empty where none do so."""
@@ -42,6 +44,13 @@ def new_name(file: str, verb: str, taken: Collection[str] = ()) -> str:
     A name that is taken gets a number.
     """
     return _free(f"{_stem(file)}.{verb}", "" if verb == "split" else row_suffix(file) or ".jsonl", taken)
+
+
+def name_output(names: OutputNames, file: str, verb: str) -> str:
+    """Name what a verb writes of a file as nothing that another of the commands writes."""
+    if (file, verb) not in names:
+        names[file, verb] = new_name(file, verb, names.values())
+    return names[file, verb]
 
 
 def free_folders(files: Iterable[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from harness.data import PartName, TaskItems, suite_contamination
 from harness.data.columns import option_text
+from harness.data.edit.row_files import OutputNames
 from harness.data.examples import SourcedExample
 from harness.data.overlap import Encode, ReadBy, overlap_notes
 from harness.data.readers import display_path
@@ -46,12 +47,14 @@ def refuse_or_note(
     for name, listed in catalogue.items():
         evaluated += [SourcedExample(example, f"{name} document {example.id}") for example in listed.texts]
     notes: list[str] = []
+    names: OutputNames = {}
     named = files or {part: display_path(target.data.source(part) or "") for part in _PARTS}
     for part, file in named.items():
         drawn_from = display_path(target.data.source("train") or "")
         choice = target.kind == "choice"
         read_by = _read_by(target.fields)
-        notes += overlap_notes(own.sourced(part), evaluated, file, choice, encode, drawn_from, read_by)
+        rows = own.sourced(part)
+        notes += overlap_notes(rows, evaluated, file, choice, encode, drawn_from, read_by, names)
     return replace(own, overlap=tuple(dict.fromkeys(notes)))  # pairs may be those of the training file
 
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from harness.data.check import Finding
-from harness.data.edit.row_files import free_folders, new_name
+from harness.data.edit.row_files import OutputNames, free_folders, name_output
 from harness.data.readers import file_of
 from harness.errors import as_argument
 from harness.spec import HUB
@@ -39,9 +39,6 @@ class _CommandStep(NamedTuple):
     after: tuple[str, ...]
 
 
-_Names = dict[tuple[str, str], str]  # what a verb writes of a file, by both
-
-
 class _Steps(NamedTuple):
     """The commands of the chain by verb and file; what is done to joined files stands under each of them."""
 
@@ -49,7 +46,7 @@ class _Steps(NamedTuple):
     cleaned: dict[str, tuple[str, ...]]  # options of the file's cleaning
     written: dict[str, str]  # what the file's cleaning writes
     folders: dict[str, str]  # of an experiment on the file
-    names: _Names
+    names: OutputNames
 
 
 def fill_commands(
@@ -106,7 +103,7 @@ def _decide(command: str, file: str, steps: _Steps, named: Sequence[str], pages:
         written, asked = steps.written.get(file, file), ()
         is_of_hub, step = written.startswith(HUB), _CommandStep("clean", (), ())
         made = [_command(step, file, named, steps.names)] if is_of_hub else []
-        written = _name(steps.names, file, "clean") if made else written
+        written = name_output(steps.names, file, "clean") if made else written
         folder = as_argument(steps.folders[file])
         words = ("harness init", folder, "--data", as_argument(written), shlex.join(named))
         dashboard = f"{_DASHBOARD} -c {folder}/harness.yaml"
@@ -126,13 +123,13 @@ def _chain(
             for file in _files(finding, files):
                 wanted.setdefault((step.verb, file), []).append(step)
     out, now, cleaned = dict[tuple[str, str], tuple[str, ...]](), {file: file for file in files}, {}
-    names: _Names = {}
+    names: OutputNames = {}
     for file in files:
         if asked := wanted.get(("clean", file)):
             step = _join("clean", asked)
             cleaned[file] = step.after
             out["clean", file] = (_command(step, file, named.by_user, names),)
-            now[file] = _name(names, file, "clean")
+            now[file] = name_output(names, file, "clean")
     written = dict(now)
     is_split = any(verb == "split" for verb, _ in wanted)
     if len(files) > 1 and (is_split or any(map(_lies_in_two_files, alarms))):
@@ -142,7 +139,7 @@ def _chain(
     for verb, file in ((verb, file) for verb in ("dedup", "split") for file in files):
         if asked := wanted.get((verb, file)):
             out[verb, file] = (_command(_join(verb, asked), now[file], named.by_user, names),)
-            now[file] = _name(names, now[file], verb)
+            now[file] = name_output(names, now[file], verb)
     return _Steps(out, cleaned, written, free_folders(files), names)
 
 
@@ -152,7 +149,7 @@ def _join_commands(
     mixed: str,
     joining: str,
     named: Sequence[str],
-    names: _Names,
+    names: OutputNames,
 ) -> Iterator[tuple[tuple[str, str], tuple[str, ...]]]:
     """Yield the commands on joined files, the first of them behind the one that joins."""
     first: tuple[str, ...] = (joining,)
@@ -160,12 +157,12 @@ def _join_commands(
         if asked := [step for file in files for step in wanted.get((verb, file), ())]:
             commands = (*first, _command(_join(verb, asked), mixed, named, names))
             yield from (((verb, file), commands) for file in files)
-            first, mixed = (), _name(names, mixed, verb)
+            first, mixed = (), name_output(names, mixed, verb)
 
 
-def _mix(files: Sequence[str], columns: Container[str], names: _Names) -> tuple[str, str]:
+def _mix(files: Sequence[str], columns: Container[str], names: OutputNames) -> tuple[str, str]:
     """Return the command that joins files, and the file that it writes."""
-    mixed = _name(names, files[0], "mixed")
+    mixed = name_output(names, files[0], "mixed")
     column = next(name for name in _SOURCES if name not in columns)
     named = " ".join(map(as_argument, files))
     return f"harness data mix {named} --column {column} --out {as_argument(mixed)}", mixed
@@ -198,15 +195,8 @@ def _join(verb: str, steps: Iterable[_CommandStep]) -> _CommandStep:
     return _CommandStep(verb, tuple(before), tuple(after))
 
 
-def _name(names: _Names, file: str, verb: str) -> str:
-    """Name what a verb writes of a file as nothing that another of the commands writes."""
-    if (file, verb) not in names:
-        names[file, verb] = new_name(file, verb, names.values())
-    return names[file, verb]
-
-
-def _command(step: _CommandStep, file: str, named: Sequence[str], names: _Names) -> str:
-    out = as_argument(_name(names, file, step.verb))
+def _command(step: _CommandStep, file: str, named: Sequence[str], names: OutputNames) -> str:
+    out = as_argument(name_output(names, file, step.verb))
     words = (as_argument(file), shlex.join(named), *step.before, "--out", out, *step.after)
     return " ".join(filter(None, ("harness data", step.verb, *words)))
 
