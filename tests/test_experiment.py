@@ -326,11 +326,16 @@ def test_a_failure_of_another_recipe_does_not_hide_a_finished_run(finished, copy
 def test_a_candidate_without_an_answered_test_row_is_a_failure_in_the_stored_report_too(tiny, tmp_path):
     long = f'  long: {{method: base, system: "{"word " * 2000}"}}\n'
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n" + long)
-    made = facts(tiny_experiment.run(path), "long")
-    stored = facts(reported(path), "long")
+    done = tiny_experiment.run(path)
+    made, stored = facts(done, "long"), facts(reported(path), "long")
     assert made.state == stored.state == "failed"
     assert "no test row could be answered" in made.error
     assert made.error == stored.error
+    assert not any("single requests" in note and "long" in note for note in done.notes)
+    at = Store(path.parent / "runs")
+    timed = dict(store.query(at, "SELECT candidate, latency_p50_s FROM runs").rows)
+    assert timed["prompt"] > 0
+    assert timed["long"] is None, "and the time of none of its requests is a figure"
 
 
 # Bad input

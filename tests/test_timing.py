@@ -10,7 +10,14 @@ import tiny_experiment
 import tiny_methods
 
 from harness import config, store
-from harness.evaluation.costs.timing import batch_time, time_requests, timing_notes, wants_more
+from harness.evaluation.costs.timing import (
+    batch_time,
+    latency_figures,
+    request_latency,
+    time_requests,
+    timing_notes,
+    wants_more,
+)
 from harness.evaluation.runner import open_weights
 from harness.experiment import Scope, prepare_session
 from harness.experiment.runs.run_candidate import row_sets, time_again
@@ -20,6 +27,7 @@ from harness.models.hardware import Load, Machine
 from harness.models.hf import HFCandidate, ModelHost, load_base, merge_adapter
 from harness.models.hub import resolve
 from harness.progress import SilentProgress
+from harness.records import Output
 from harness.report import experiment_document
 from harness.store import Store
 
@@ -143,6 +151,35 @@ def test_a_block_that_takes_next_to_no_time_is_asked_again_until_enough_is_measu
         assert not batch_time(session, model, test, read=lambda: next(reads)).contended
     # One reading before, one behind each block, and one for what others took of the processors.
     assert next(reads).wall_s == pytest.approx((1 + n_asked + 1) * took_s)
+
+
+class AnswersFew(HFCandidate):
+    """A candidate that answers the first few prompts that it is asked, and fails at once on all others."""
+
+    def generate(self, prompts, limits, seeds=()):
+        self.seen |= dict.fromkeys(prompts)
+        if set(prompts) <= set(list(self.seen)[: self.n_answered]):
+            return super().generate(prompts, limits, seeds)
+        return [Output("", "error", error="too long") for _ in prompts]
+
+
+@pytest.mark.parametrize("n_answered", [0, 3])
+def test_requests_that_fail_have_no_time(stored, n_answered):
+    session, run = stored
+    weights = weights_and_test(session, run)[0]
+    validation = row_sets(session, session.candidates["lora"], weights, run.seed)[0]
+    with open_weights(session, weights) as model:
+        model.__class__, model.n_answered, model.seen = AnswersFew, n_answered, {}
+        found = request_latency(session, model, validation, 5)
+    assert (len(found.times_s), found.n_failed) == (n_answered, 5 - n_answered)
+    assert ("p50_s" in latency_figures(found)) is bool(n_answered)
+
+
+def test_a_run_whose_requests_all_failed_is_not_timed_again(stored):
+    session, run = stored
+    del run.latency["p50_s"], run.latency["p95_s"]
+    run.latency.update(n=0.0, n_failed=10.0)
+    assert time_again(session, session.candidates["lora"], run) is run
 
 
 def test_a_run_that_was_disturbed_is_timed_again_under_the_same_name(stored):

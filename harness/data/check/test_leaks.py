@@ -35,7 +35,8 @@ def check(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """List the training rows that a test row repeats, and those that may ask the same in other words."""
     if given.test is None:
         return
-    exact = find_contaminated_rows(*(list(map(_sourced, of.entries)) for of in (table, given.test)))
+    rows, items = (list(map(_sourced, of.entries)) for of in (table, given.test))
+    exact = find_contaminated_rows(rows, items)
     alike = _find_alike(table, given.test, {leak.training.where for leak in exact}, given.encode)
     # Dedup looks at words alone, so what only embeddings find is decided row by row.
     by_sense = [pair for pair in alike if pair.by.measure == "embeddings"]

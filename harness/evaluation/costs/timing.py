@@ -37,10 +37,11 @@ _LEAST_S = 0.2  # of what is asked again in a batch: many times the slice that a
 
 
 class Latency(NamedTuple):
-    """Seconds of single requests, and whether other work disturbed them."""
+    """Seconds of the single requests that were answered, and whether other work disturbed them."""
 
     times_s: tuple[float, ...]
     contended: bool
+    n_failed: int = 0
 
     @property
     def p50_s(self) -> float:
@@ -96,20 +97,27 @@ def _time_once(
 
 
 def request_latency(session: Session, candidate: Candidate, rows: RowSet, n: int) -> Latency:
-    """Time single requests to a candidate for items of a row set, from the item to the answer."""
+    """Time single requests to a candidate for items of a row set, from the item to the answer.
+
+    A request that fails, such as one that is too long, has no answer and no time.
+    """
     job, step = rows.job(), rows.step()
-    items = rows.measured.examples(rows.split)[:n]
+    items, failed = rows.measured.examples(rows.split)[:n], set[int]()
 
     def ask(i: int) -> None:
-        evaluate_block(candidate, replace(job, examples=(step(items[i]),)), 0)
+        (row,) = evaluate_block(candidate, replace(job, examples=(step(items[i]),)), 0)
+        if row.finish_reason == "error":
+            failed.add(i)
 
     with merge_adapter(candidate):
-        return time_requests(
+        found = time_requests(
             ask,
             len(items),
             n_threads=_n_threads(session, candidate),
             over_network=openai_api.is_endpoint(candidate.engine),
         )
+    answered = tuple(s for i, s in enumerate(found.times_s) if i not in failed)
+    return found._replace(times_s=answered, n_failed=len(found.times_s) - len(answered))
 
 
 def n_timed(n_items: int, *, best: bool = False) -> int:
@@ -186,11 +194,16 @@ def _times_of_threads(candidate: Candidate, job: EvaluationJob) -> tuple[float, 
 
 
 @contextmanager
-def learn_requests(session: Session, candidate: Candidate, n: int) -> Iterator[None]:
-    """Learn how long so many single requests to a model take here, for the estimates of later calls."""
-    start = load()
-    yield
+def learn_requests(session: Session, candidate: Candidate, n: int) -> Iterator[dict[str, float]]:
+    """Learn how long so many single requests to a model take here, for the estimates of later calls.
+
+    The block fills in the figures of their times; those of requests that all failed teach nothing.
+    """
+    start, figures = load(), dict[str, float]()
+    yield figures
     passed = load().since(start)
+    if "p50_s" not in figures:
+        return
     if source := session.base_in_memory(candidate.engine):
         alone = not (session.is_worker or passed.is_contended())
         session.learn_pace("requests", Work(requests=n), passed.wall_s, source, teaches=alone)
@@ -235,10 +248,13 @@ def batch_time(
 
 
 def latency_figures(latency: Latency) -> dict[str, float]:
-    """Return the times of single requests as a run keeps them; `contended` is 1 where they are disturbed."""
-    return {
-        "p50_s": latency.p50_s,
-        "p95_s": latency.p95_s,
+    """Return the times of single requests as a run keeps them; `contended` is 1 where they are disturbed.
+
+    There are none where no request was answered.
+    """
+    known = {"p50_s": latency.p50_s, "p95_s": latency.p95_s} if latency.times_s else {}
+    known |= {"n_failed": float(latency.n_failed)} if latency.n_failed else {}
+    return known | {
         "n": float(len(latency.times_s)),
         "contended": float(latency.contended),
     }
@@ -262,7 +278,7 @@ def wants_more(run: Run, n_items: int, at_once: int | None = None) -> bool:
 
     So they would where it is written that so many come together `at_once`, and others did.
     """
-    n = run.latency.get("n", 0.0)
+    n = run.latency.get("n", 0.0) + run.latency.get("n_failed", 0.0)
     is_other_load = at_once is not None and run.latency.get("at_once") != min(n_items, at_once)
     return bool(run.latency.get("contended")) or n == FEW_REQUESTS < n_items or is_other_load
 

@@ -156,7 +156,7 @@ def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> C
         target=comparison.estimate(metric, test),
         validation=comparison.estimate(metric, validation).score,
         tokens=_tokens(run, test),
-        latency_p50_s=None if run.latency.get("contended") else run.latency["p50_s"],
+        latency_p50_s=None if run.latency.get("contended") else run.latency.get("p50_s"),
         latency_p95_s=None if run.latency.get("contended") else run.latency.get("p95_s"),
         requests_per_s=1 / busy_s if busy_s else None,
         under_load=_find_under_load(run),

@@ -138,33 +138,34 @@ def _measure_times(session: Session, model: Candidate, sets: Sequence[RowSet], n
     """Time single requests for validation items and answers in a batch on test; with the cached tokens."""
     # What a judge has yet to grade is stored as it was answered.
     validation, test = (rows if is_there(session, rows) else rows.answers for rows in sets[:2])
-    with timing.learn_requests(session, model, timing.n_timed(len(validation.ids))):
-        return {
-            **timing.latency_figures(timing.request_latency(session, model, validation, n)),
-            **timing.batch_figures(timing.batch_time(session, model, test)),
-            "prompting_s": timing.prompting_time(validation, n),
-            "shared_prompt_tokens": float(count_shared_tokens(model, validation.job())),
-        }
+    with timing.learn_requests(session, model, timing.n_timed(len(validation.ids))) as figures:
+        figures |= timing.latency_figures(timing.request_latency(session, model, validation, n))
+        figures |= timing.batch_figures(timing.batch_time(session, model, test))
+        figures["prompting_s"] = timing.prompting_time(validation, n)
+        figures["shared_prompt_tokens"] = float(count_shared_tokens(model, validation.job()))
+    return figures
 
 
 def time_again(session: Session, candidate: ResolvedCandidate, run: Run) -> Run:
     """Time more single requests to a finished run's weights, and several at once; its answers stay.
 
-    A run of which more would say no more is returned as it is.
+    A run of which more would say no more is returned as it is, as is one whose single requests all failed.
     """
     weights = find_stored_weights(session, candidate, run.seed)
     sets = [] if weights is None else row_sets(session, candidate, weights, run.seed)
     at_once = session.experiment.concurrency
     if weights is None or not timing.wants_more(run, len(sets[0].ids), at_once):
         return run
+    if "p50_s" not in run.latency:
+        return run
     expected_s = timing.n_timed(len(sets[0].ids), best=True) * run.latency["p50_s"]
     with (
         open_weights(session, weights) as model,
         session.progress.stage(f"{candidate.name}: single requests", expected_s),
-        timing.learn_requests(session, model, timing.n_timed(len(sets[0].ids), best=True)),
+        timing.learn_requests(session, model, timing.n_timed(len(sets[0].ids), best=True)) as figures,
     ):
         generates = weights.is_language_model and candidate.recipe.answer == "generate"
-        figures = timing.load_figures(
+        figures |= timing.load_figures(
             timing.load_time(session, model, sets[0], generates=generates, at_once=at_once or timing.AT_ONCE)
         )
         if not candidate.is_remote:  # each request of an endpoint has its price
