@@ -28,12 +28,11 @@ class Problem:
     where: str
     found: str
     expected: str
-    next_step: str = ""
+    next_step: str
 
     def __str__(self) -> str:
         """Render as one line: `where: found X; expected Y; next: Z`."""
-        text = f"{self.where}: found {self.found}; expected {self.expected}"
-        return f"{text}; next: {self.next_step}" if self.next_step else text
+        return f"{self.where}: found {self.found}; expected {self.expected}; next: {self.next_step}"
 
 
 class HarnessError(Exception):

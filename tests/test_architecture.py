@@ -308,6 +308,35 @@ def test_the_median_file_holds_a_concept():
     assert lines[len(lines) // 2] >= 120
 
 
+def _problems(tree: ast.AST) -> Iterator[ast.Call]:
+    """Yield the places of a file where a problem is made."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Problem":
+            yield node
+
+
+def _names_next_step(call: ast.Call) -> bool:
+    """Tell whether a problem is given its fourth part, and not an empty one.
+
+    One that is made of a tuple has as many parts as that; its type says so.
+    """
+    if any(isinstance(part, ast.Starred) for part in call.args):
+        return True
+    named = [one.value for one in call.keywords if one.arg == "next_step"]
+    steps = [*call.args[3:4], *named]
+    return bool(steps) and not (isinstance(steps[0], ast.Constant) and not steps[0].value)
+
+
+def test_every_problem_names_a_next_step():
+    without = [
+        f"{file.relative_to(ROOT)}:{call.lineno}"
+        for file in FILES
+        for call in _problems(ast.parse(file.read_text("utf-8")))
+        if not _names_next_step(call)
+    ]
+    assert without == []
+
+
 def test_a_first_line_names_the_thing():
     found = []
     for file in FILES:

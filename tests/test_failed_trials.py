@@ -168,7 +168,7 @@ def test_the_first_seed_searches_before_the_others_take_what_it_found(assigned):
         (Diverged("no number", "a lower rate"), True),
         (RuntimeError("size mismatch"), True),
         (SharedFailure("the judge is not there", "another judge"), False),
-        (UserError(Problem("rows", "none", "some")), False),
+        (UserError(Problem("rows", "none", "some", "add rows")), False),
         (HarnessError("the disk is full"), False),
         (FileNotFoundError("rows.jsonl"), False),
     ],

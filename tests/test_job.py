@@ -197,7 +197,7 @@ def test_a_worker_that_ends_without_a_word_says_why_by_its_exit_code(tmp_path, s
     [
         CandidateFailed("out of memory while training", KNOBS),
         Diverged("the training loss is not a number", "a lower params.learning_rate"),
-        UserError([Problem("a", "b", "c", "d"), Problem("e", "f", "g")]),
+        UserError([Problem("a", "b", "c", "d"), Problem("e", "f", "g", "h")]),
         HarnessError("the disk is gone"),
         OSError(errno.ENOSPC, "No space left on device", "adapter.safetensors"),
     ],
@@ -210,7 +210,7 @@ def test_an_error_comes_back_as_it_was(error):
 @pytest.mark.parametrize(
     "error",
     [
-        UserError([Problem("a", "b", "c", "d"), Problem("e", "f", "g")]),
+        UserError([Problem("a", "b", "c", "d"), Problem("e", "f", "g", "h")]),
         CandidateFailed("out of memory", "a smaller batch"),
         Diverged("no number", "a lower rate"),
     ],

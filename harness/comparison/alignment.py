@@ -66,7 +66,8 @@ def align(metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResu
     ]
     if not ids:
         where = f"slice {only_slice!r} of " if only_slice else ""
-        raise IncompatibleRuns(f"{where}metric {metric.name!r}: found no item that both runs scored")
+        found = f"{where}metric {metric.name!r}: found no item that both runs scored"
+        raise IncompatibleRuns(f"{found}. Next: evaluate both on the same split and limit")
     codes = np.unique([old[i].cluster or i for i in ids], return_inverse=True)[1]
     return Arms(
         ids=tuple(ids),
@@ -83,7 +84,8 @@ def align(metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResu
 def _map_by_id(rows: Sequence[SampleResult]) -> dict[str, SampleResult]:
     found = {row.example_id: row for row in rows}
     if len(found) != len(rows):
-        raise IncompatibleRuns(f"found {len(rows) - len(found)} items twice in one run's rows")
+        n = len(rows) - len(found)
+        raise IncompatibleRuns(f"found {n} items twice in one run's rows. Next: evaluate that run again")
     return found
 
 

@@ -64,7 +64,8 @@ def _mean_arms(
     arms = [align(metric, runs[0], rows, "") for rows in runs]
     shared = set.intersection(*(set(a.ids) for a in arms))
     if not shared:
-        raise IncompatibleRuns(f"metric {metric.name!r}: found no item that all {len(arms)} runs scored")
+        found = f"metric {metric.name!r}: found no item that all {len(arms)} runs scored"
+        raise IncompatibleRuns(f"{found}. Next: evaluate all on the same split and limit")
     arms = [a.only(np.array([i in shared for i in a.ids])) for a in arms]
     old, now = (np.mean([a.new for a in of], axis=0) for of in (arms[: len(base)], arms[len(base) :]))
     return arms[0]._replace(base=old, new=now, new_folds=arms[len(base)].new_folds)

@@ -80,7 +80,8 @@ def _task(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
         yield Problem(where, found, "`test:` in its data", "add test: test.jsonl")
     if task.num_fewshot and not _names_rows(task, "train", keys, tree):
         at = tree.where((*keys, "num_fewshot"))
-        yield Problem(at, "shots without rows to take them from", "`train:` in the data of the task")
+        found, expected = "shots without rows to take them from", "`train:` in the data of the task"
+        yield Problem(at, found, expected, "add train: train.jsonl, or leave num_fewshot out")
 
 
 def _names_rows(task: Task, part: str, keys: Keys, tree: Tree) -> bool:

@@ -13,7 +13,7 @@ from ruamel.yaml.error import YAMLError
 from harness.config.problems import Keys, Tree, plain
 from harness.errors import Problem, UserError, did_you_mean
 
-_FORM = "KEY.KEY=VALUE, as in candidates.lora.params.r=8"
+_FORM, _SUCH_AS = "KEY.KEY=VALUE", "such as candidates.lora.params.r=8"
 
 
 class Setting(NamedTuple):
@@ -40,7 +40,7 @@ def parse(texts: Iterable[str], tree: Tree) -> list[Setting]:
             tree.problems.append(Problem(f"override {text}", f"no YAML: {value!r}", _FORM, "quote the value"))
             continue
         if not equals or not all(keys):
-            tree.problems.append(Problem(f"override {text}", repr(text), _FORM))
+            tree.problems.append(Problem(f"override {text}", repr(text), _FORM, _SUCH_AS))
         else:
             settings.append(Setting(text, keys, read))
     return sorted(settings, key=lambda setting: len(setting.keys))

@@ -152,6 +152,11 @@ RENAMED = {
     "promote HARNESS_DESPITE": RenamedKey("--force --reason"),
 }
 
+# What a rule between keys says: what disagrees, then how to mend it.
+_NEXT = re.compile(
+    r"(?P<found>.+?)[;:] (?P<step>(?:add|leave|list|name|perhaps|report|say|set|write) .+)", re.DOTALL
+)
+
 _CANDIDATES = (
     "write one below candidates:, such as `prompt: {prompting: zero_shot}`; harness ls methods lists more"
 )
@@ -215,9 +220,29 @@ def _problem(error: Any, model: type[BaseModel], tree: Tree, keys: Keys) -> Prob
         return Problem(where, f"no key {name!r}{above}", f"a value for {name!r}", step)
     if error["type"] == "value_error":
         said = str(error["ctx"]["error"])
-        return Problem(_place_of(said, tree, (*keys, *loc)), said, _EXPECTED["value_error"])
+        found, step = _split_sentence(said)
+        return Problem(_place_of(said, tree, (*keys, *loc)), found, _EXPECTED["value_error"], step)
     expected = " or ".join(dict.fromkeys(_describe_in_words(error["expected"])))
-    return Problem(where, f"{name}: {_short_repr(error['input'])}", expected, _describe_next_step(error))
+    step = _describe_next_step(error) or _phrase_another_value(model, loc)
+    return Problem(where, f"{name}: {_short_repr(error['input'])}", expected, step)
+
+
+def _split_sentence(said: str) -> tuple[str, str]:
+    """Part what a rule says into what was found and the next step."""
+    parts = _NEXT.fullmatch(said)
+    return (parts["found"], parts["step"]) if parts else (said, "change one of them, or leave it out")
+
+
+def _phrase_another_value(model: type[BaseModel], loc: Keys) -> str:
+    """Phrase that a value is to be changed or, of a key with a default, may be left out."""
+    key = str(loc[-1]) if loc else ""
+    field = getattr(_model_at(model, loc[:-1]), "model_fields", {}).get(key)
+    if field is None or field.is_required():
+        return "write another value"
+    default = field.get_default()
+    said = str(default).lower() if isinstance(default, bool) else str(default)
+    usual = f": it is {said} then" if said and isinstance(default, str | int | float) else ""
+    return f"write another value, or leave {key} out{usual}"
 
 
 def _place_of(said: str, tree: Tree, keys: Keys) -> str:
@@ -274,11 +299,15 @@ def _unknown_key(name: str, value: Any, known: list[str], where: str) -> Problem
 
 def _fields_at(model: Any, loc: Keys) -> list[str]:
     """List the keys that the model at this place of a model takes."""
+    return list(getattr(_model_at(model, loc), "model_fields", ()))
+
+
+def _model_at(model: Any, loc: Keys) -> Any:
+    """Return the type of what stands at this place of a model."""
     for key in loc:
         fields = getattr(model, "model_fields", {})
         model = fields[key].annotation if key in fields else _inner(model)
-    model = model if hasattr(model, "model_fields") else _inner(model)
-    return list(getattr(model, "model_fields", ()))
+    return model if hasattr(model, "model_fields") else _inner(model)
 
 
 def _inner(annotation: Any) -> Any:

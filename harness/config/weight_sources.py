@@ -92,7 +92,8 @@ def _check_init_from(
     elif source not in members:
         yield Problem(where, f"unknown candidate {source!r}", *_candidate(source, name, members))
     elif name in _ancestors(name, members):
-        yield Problem(where, f"{name} starting from itself", "a candidate that is made before it")
+        step = _others(name, members)
+        yield Problem(where, f"{name} starting from itself", "a candidate that is made before it", step)
     elif not {*wanted.split(OR)} & {*(made := _makes(source, members)).split(OR)}:
         found = f"{source}, which makes {_article(made)}"
         trained = (plugins.methods(trains_on_rows=True, makes=kind) for kind in wanted.split(OR))
@@ -180,7 +181,8 @@ def _check_merges(
         if source not in members:
             yield Problem(where, f"unknown candidate {source!r}", *_candidate(source, name, members))
         elif name == source or name in _ancestors(source, members):
-            yield Problem(where, f"{name} merging itself", "candidates that are made before it")
+            step = f"leave {source} out of merges"
+            yield Problem(where, f"{name} merging itself", "candidates that are made before it", step)
         elif method.makes not in (made := _makes(source, members)).split(OR):
             found = f"{source}, which makes {_article(made)}"
             yield Problem(where, found, f"a candidate that makes {_article(method.makes)}", "name another")
@@ -275,7 +277,11 @@ def _check_sweep(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iter
         elif key == "search" and is_span(values):
             yield from _check_span(name, values, where)
         elif len(values) < 2:
-            yield Problem(where, f"a {key} of {name} with {len(values)} values", "two values at least")
+            found, step = (
+                f"a {key} of {name} with {len(values)} values",
+                f"add one, or write {name} in params",
+            )
+            yield Problem(where, found, "two values at least", step)
     yield from _check_points(recipe, method, tree, keys, key)
 
 

@@ -280,8 +280,7 @@ def _drop_contamination(task: Task, files: _Files, problems: list[Problem]) -> _
     )
     train, pairs = _keep(files.train, found["train"]), _keep(files.pairs, found["pairs"])
     if files.train and not train:
-        expected = "other training rows"
-        problems.append(Problem(where["train"], "only rows that are evaluated too", expected))
+        problems.append(contamination.phrase_only_evaluated(where["train"], "rows"))
     return files._replace(train=train, pairs=pairs)
 
 
@@ -294,7 +293,7 @@ def _split_up(task: Task, files: _Files, seed: int) -> _Files:
     shown = readers.display_path(task.data.source("train") or "")
     train = [row for row in files.train if row.origin is None]
     if files.train and not train and not (validation and test):
-        raise UserError(Problem(shown, "only augmented rows", "the rows that they were made from as well"))
+        raise UserError(augmented_rows.phrase_only_augmented(shown))
     if task.data.all:
         train, test = splits.set_aside(train, random.Random(f"{task.name}/test"), choice, leave=2)
     if train and not validation:
@@ -337,7 +336,8 @@ def _drop_set_aside(task: Task, files: _Files, evaluated: list[SourcedExample]) 
         shown = readers.display_path(task.data.pairs or "")
         files.notes.removed.append(f"{shown}: {n:,} pairs left out, set aside for validation or test")
     if files.pairs and not kept:
-        raise UserError(Problem(task.data.pairs or "", "only pairs that are evaluated too", "other pairs"))
+        shown = readers.display_path(task.data.pairs or "")
+        raise UserError(contamination.phrase_only_evaluated(shown, "pairs"))
     return kept
 
 

@@ -76,6 +76,12 @@ def problems(rows: Sequence[ContaminatedRow], where: str, next_step: str) -> lis
     return cap_problems(found, where, "training rows that are evaluated")
 
 
+def phrase_only_evaluated(shown: str, what: str) -> Problem:
+    """Phrase training `what`, rows or pairs, of which none is left beside what is evaluated."""
+    step = "train on another file, or test on another"
+    return Problem(shown, f"only {what} that are evaluated too", f"other training {what}", step)
+
+
 def say_removed(rows: Sequence[ContaminatedRow], where: str) -> str:
     """Say how many training rows were left out because they are evaluated."""
     places = ", ".join(row.training.where.removeprefix(where).lstrip(": ") for row in rows[:10])

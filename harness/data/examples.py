@@ -23,6 +23,7 @@ FIELD = re.compile(r"\{(\w[\w .\-()/#%?&]*)\}")
 _NAMEABLE = "a name of letters, digits, spaces and . - ( ) / # % ? &"
 _DEFAULT = Fields()
 _ROLES = ("system", "user", "assistant")
+_FILL_OR_DROP = "fill it in, or set invalid_rows: drop in data: of the task"
 
 _Made = TypeVar("_Made")
 
@@ -274,7 +275,8 @@ def _example(task: Task, row: Row, name: str) -> Example:
     own = () if is_text else _texts(row, "choices")
     ident = _fill_own(row, task.fields.id, "id") or name
     if task.kind == "choice" and not own and not task.labels:
-        raise UserError(Problem(row.where, "no choices", "the field 'choices', or labels: of the task"))
+        expected = "the field 'choices', or labels: of the task"
+        raise UserError(Problem(row.where, "no choices", expected, "write labels: [A, B] at the task"))
     only_read = task.kind == "bits_per_byte"
     return Example(
         id=ident,
@@ -339,7 +341,8 @@ def _turns(row: Row) -> tuple[Message, ...]:
     turns = row.fields["messages"]
     expected = "a list of {role, content}, the last one of the user"
     if not isinstance(turns, list) or not turns or not all(map(_is_turn, turns)):
-        raise UserError(Problem(row.where, "messages of another form", expected))
+        step = 'such as [{"role": "user", "content": "…"}]'
+        raise UserError(Problem(row.where, "messages of another form", expected, step))
     if turns[-1]["role"] != "user":
         found = f"messages that end with the {turns[-1]['role']}"
         raise UserError(Problem(row.where, found, expected, "put the answer into the field reference"))
@@ -360,12 +363,12 @@ def _references(row: Row, template: str) -> tuple[str, ...]:
     if field and isinstance(_value(row, field[1]), list):
         accepted = _texts(row, field[1])
         if not accepted:
-            raise UserError(Problem(row.where, f"no entry in {field[1]!r}", "at least one accepted answer"))
+            found, expected = f"no entry in {field[1]!r}", "at least one accepted answer"
+            raise UserError(Problem(row.where, found, expected, _FILL_OR_DROP))
         return accepted
     reference = _fill(row, template)
     if not reference.strip():
-        next_step = "fill it in, or set invalid_rows: drop in data: of the task"
-        raise UserError(Problem(row.where, "an empty reference", "the right answer", next_step))
+        raise UserError(Problem(row.where, "an empty reference", "the right answer", _FILL_OR_DROP))
     return (reference,)
 
 
@@ -412,7 +415,9 @@ def _scalar(row: Row, field: str) -> str:
         return str(value).lower()
     if isinstance(value, str | int | float):
         return str(value)
-    raise UserError(Problem(row.where, f"a {type(value).__name__} in {field!r}", "text or a number"))
+    found = f"a {type(value).__name__} in {field!r}"
+    step = "write it as text, or name another field under fields: of the task"
+    raise UserError(Problem(row.where, found, "text or a number", step))
 
 
 def _texts(row: Row, field: str) -> tuple[str, ...]:
@@ -421,7 +426,8 @@ def _texts(row: Row, field: str) -> tuple[str, ...]:
         return ()
     if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
         return tuple(value)
-    raise UserError(Problem(row.where, f"{field!r} of another form", "a list of texts"))
+    found, step = f"{field!r} of another form", f'such as "{field}": ["…", "…"]'
+    raise UserError(Problem(row.where, found, "a list of texts", step))
 
 
 def _is_closed(example: Example) -> bool:

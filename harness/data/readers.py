@@ -152,7 +152,7 @@ def cap_problems(problems: list[Problem], where: str, what: str) -> list[Problem
     if len(problems) <= SHOWN:
         return problems
     found = f"{len(problems):,} {what}, of which the first {SHOWN} are shown"
-    return [*problems[:SHOWN], Problem(where, found, "none")]
+    return [*problems[:SHOWN], Problem(where, found, "none", "mend these; the next call names the others")]
 
 
 def _reader(file: Path, shown: str) -> Callable[[Path, str], Iterable[Row]]:

@@ -105,7 +105,7 @@ def _drop_contaminated(
             Problem(whole[0].where, said, "rows made from training rows", "augment those instead")
         )
     if not kept:
-        raise UserError(Problem(shown, "only rows that are evaluated too", "other training rows"))
+        raise UserError(contamination.phrase_only_evaluated(shown, "rows"))
     return kept
 
 

@@ -164,8 +164,9 @@ def prepare_candidate(session: Session, name: str, tasks: Sequence[Task]) -> Pre
     begin(session, name, session.experiment.seeds[0])
     weights = ensure_weights(session, session.candidates[name], session.experiment.seeds[0])
     if weights.kind == "chat" or not weights.is_language_model:
-        problem = f"{name}, {'asked by chat' if weights.is_language_model else 'a classifier'}"
-        raise UserError(Problem("harness eval", problem, "a language model, which tasks of lm-eval need"))
+        asked = f"{name}, {'asked by chat' if weights.is_language_model else 'a classifier'}"
+        expected, step = "a language model, which tasks of lm-eval need", "name another candidate"
+        raise UserError(Problem("harness eval", asked, expected, step))
     measured = tuple(join_lm_eval_task(f, "capability", _SUITE) for f in found.values())
     return PreparedEvaluation(replace(session, suites=measured), name, weights, found)
 

@@ -91,7 +91,8 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
             yield Problem(f"{where}: config", found, expected, "create it, or correct the path")
             return
         for said in template_problems(template):
-            yield Problem(f"{where}: config", said, "placeholders that are known")
+            step = "docs/howto/trainers.md lists them"
+            yield Problem(f"{where}: config", said, "placeholders that are known", step)
         for path in template_files(template).values():
             named |= placeholders_in(path.read_text("utf-8", errors="replace"))
     if "out" not in named:

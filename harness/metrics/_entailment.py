@@ -92,7 +92,11 @@ def _refuse_unusable(model: str, where: str) -> None:
             said = json.loads((Path(model) / "config.json").read_text("utf-8"))
         except (OSError, ValueError):
             found = f"no config.json in {model}"
-            raise UserError(Problem(where, found, "the folder of a sequence classifier")) from None
+            expected, step = (
+                "the folder of a sequence classifier",
+                "correct the path, or name a model of the hub",
+            )
+            raise UserError(Problem(where, found, expected, step)) from None
         _place(said.get("id2label") or {}, where)
 
 

@@ -136,5 +136,5 @@ def _is_number(value: Any) -> bool:
 
 def _number(value: Any, where: str) -> float:
     if not _is_number(value):
-        raise UserError(Problem(where, f"{value!r}", "a number for every answer"))
+        raise UserError(Problem(where, f"{value!r}", "a number for every answer", "leave the metric out"))
     return float(value[0] if isinstance(value, list) else value)

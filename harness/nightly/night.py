@@ -89,7 +89,8 @@ def run_prepared(
         state, nights = read_state(folder), read_nights(folder)
         if nights and nights[-1].night > day.isoformat():
             found = f"{day}, before the last night of {nights[-1].night}"
-            raise UserError(Problem("nightly run", found, "a night after the last one"))
+            expected, step = "a night after the last one", "set the clock of this machine, and run it again"
+            raise UserError(Problem("nightly run", found, expected, step))
         if not any(n.night == day.isoformat() for n in nights):
             with store.working(session.store):
                 store.begin(session.store, f"nightly-{experiment.name}")

@@ -64,7 +64,9 @@ def slack(alarms: Sequence[Alarm], experiment: str) -> dict[str, str]:
 def refuse_webhook(webhook: str) -> None:
     """Refuse an address to which nothing can be sent."""
     if urlsplit(webhook).scheme not in ("http", "https"):
-        raise UserError(Problem("--webhook", f"{webhook[:12]}…", "an address that begins with https://"))
+        found, expected = f"{webhook[:12]}…", "an address that begins with https://"
+        step = "copy it from the settings of the chat's incoming webhooks"
+        raise UserError(Problem("--webhook", found, expected, step))
 
 
 def tell(state: State, experiment: str, webhook: str, night: str) -> tuple[State, str]:

@@ -59,7 +59,8 @@ def gate(
     if base is not None:
         return [gate_folders(base, Path(candidate), config.gate_policy(overrides))]
     if baseline not in (None, "base", "champion"):
-        raise UserError(Problem("--baseline", repr(baseline), "base or champion"))
+        step = did_you_mean(baseline, ("base", "champion"))
+        raise UserError(Problem("--baseline", repr(baseline), "base or champion", step))
     return gate_stored(path, candidate, overrides, cast("Baseline | None", baseline), seed)
 
 

@@ -124,7 +124,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             row["doc_id"]
         except (ValueError, KeyError, TypeError) as error:
             found = f"a line that is no sample ({type(error).__name__})"
-            raise UserError(Problem(f"{path}:{number}", found, "JSON with a doc_id")) from error
+            step = "run lm_eval again with --log_samples"
+            raise UserError(Problem(f"{path}:{number}", found, "JSON with a doc_id", step)) from error
         empty = False
         yield row
     if empty:

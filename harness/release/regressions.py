@@ -64,7 +64,8 @@ def _find_items(
             problems.append(Problem("ITEM", repr(item), "task/item of a suite that the run answered", hint))
             continue
         if task.kind == "bits_per_byte":
-            problems.append(Problem("ITEM", repr(item), "an item that is right or wrong, not a text"))
+            expected, step = "an item that is right or wrong, not a text", "pin an item of another task"
+            problems.append(Problem("ITEM", repr(item), expected, step))
             continue
         known = {e.id: e for e in load_task(task, loaded.experiment.seeds[0]).test}
         if ident not in known:

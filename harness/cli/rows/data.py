@@ -318,8 +318,8 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
     try:
         return tuple(map(float, text.split(",")))
     except ValueError:
-        expected = "numbers between commas, such as 0.8,0.1,0.1"
-        raise UserError(Problem(option, repr(text), expected)) from None
+        step = f"such as {option} 0.8,0.1,0.1"
+        raise UserError(Problem(option, repr(text), "numbers between commas", step)) from None
 
 
 def _alike(alike: float) -> float:

@@ -82,7 +82,8 @@ def refuse_output(out: Path, inputs: Sequence[str], *, folder: bool = False) -> 
     shown = readers.display_path(str(out))
     if (path := next(same, None)) is not None:
         found = "the file that is read" if str(out) == path else f"the file that is read, {path},"
-        raise UserError(Problem(f"--out {shown}", found, "a new file: rows are never changed in place"))
+        expected = "a new file: rows are never changed in place"
+        raise UserError(Problem(f"--out {shown}", found, expected, "name another file"))
     if not out.absolute().parent.is_dir():
         is_file = os.path.lexists(out.parent)
         found = f"a file, {out.parent}, where its folder belongs" if is_file else f"no folder {out.parent}"
@@ -95,11 +96,15 @@ def refuse_output(out: Path, inputs: Sequence[str], *, folder: bool = False) -> 
         _refuse_full(out, shown)
         return
     if out.name.endswith(_BESIDE):
-        expected = "a name of rows, such as new.jsonl"
-        raise UserError(Problem(f"--out {shown}", "the name of a file that is kept beside rows", expected))
+        found, expected = "the name of a file that is kept beside rows", "a name of rows"
+        raise UserError(Problem(f"--out {shown}", found, expected, "such as --out new.jsonl"))
     if not row_suffix(out.name):
         expected = f"a name that ends with {', '.join(KINDS)} (all but the last also .gz)"
-        raise UserError(Problem(f"--out {shown}", f"a file of the kind {out.suffix!r}", expected))
+        found, step = (
+            f"a file of the kind {out.suffix!r}",
+            f"such as --out {as_argument(f'{out.stem}.jsonl')}",
+        )
+        raise UserError(Problem(f"--out {shown}", found, expected, step))
     for there in (out, out.with_name(out.name + MANIFEST)):
         refuse_existing(there)
 

@@ -18,7 +18,7 @@ from harness.data.formats.dates import FORMS, are_days, read_moment
 from harness.data.near_duplicates import THRESHOLD, TextMatch, near_duplicates, nearest
 from harness.data.readers import Row, Rows, cap_problems
 from harness.data.splits import groups_of, set_aside
-from harness.data.splits.augmented_rows import is_augmented, origins
+from harness.data.splits.augmented_rows import is_augmented, origins, phrase_only_augmented
 from harness.data.splits.balanced_folds import deal, labels_of, spread_labels
 from harness.data.splits.class_cover import clashing_classes, scarce_classes
 from harness.errors import Problem, UserError
@@ -81,9 +81,7 @@ def split(content: Rows, roles: Roles, way: SplitOptions) -> SplitRows:
     check_way(way)
     own = content._replace(rows=[row for row in content.rows if not is_augmented(row)])
     if not own.rows:
-        raise UserError(
-            Problem(content.shown, "only augmented rows", "those that they were made from as well")
-        )
+        raise UserError(phrase_only_augmented(content.shown))
     if way.folds and len(own.rows) < len(content.rows):
         step = "split the rows that they were made from, and augment each fold's training rows"
         raise UserError(Problem(content.shown, "augmented rows", "folds of rows that are tested", step))

@@ -11,6 +11,7 @@ from typing import Any
 from harness.data.contamination import fold_text, key
 from harness.data.examples import SourcedExample, SourceText, SplitExamples
 from harness.data.readers import Row
+from harness.errors import Problem
 from harness.formatting import pluralize
 
 # Columns of an augmented row; the last, the text that it was made from, is what tells it from others.
@@ -20,6 +21,12 @@ SOURCE, AUGMENTED, ORIGIN = "source", "augmented", "augmented_from"
 def is_augmented(row: Row) -> bool:
     """Tell whether a model made a row from another one."""
     return bool(row.fields.get(ORIGIN))
+
+
+def phrase_only_augmented(shown: str) -> Problem:
+    """Phrase rows that were all made from rows which are not there."""
+    expected, step = "the rows that they were made from as well", "put these into the file beside them"
+    return Problem(shown, "only augmented rows", expected, step)
 
 
 def origins(rows: Sequence[Row]) -> dict[str, SourceText]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.errors import HarnessError, Problem, UserError
+from harness.errors import HarnessError, Problem, UserError, did_you_mean
 from harness.metrics import Array, Metric, Parts, ratio, weighted_mean
 
 # A mean is a share in [0, 1] where lm-eval's name of the metric says so.
@@ -121,7 +121,9 @@ def primary(scores: Sequence[Score], asked: str, where: str) -> str:
         found = f"primary: {asked}, " + (
             "which is not among its scores" if not meant else "which stands for several"
         )
-        raise UserError(Problem(where, found, f"one of {_join_names(meant or names)}"))
+        known = meant or names
+        step = did_you_mean(asked, known) if not meant else f"primary: {meant[0]}"
+        raise UserError(Problem(where, found, f"one of {_join_names(known)}", step))
     shares = [s.name for s in scores if s.is_share and s.higher_is_better]
     others = [n for n in names if n == "bits_per_byte"] or names
     candidates = [n for n in shares if n == "acc"] or shares or others

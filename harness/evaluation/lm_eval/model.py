@@ -13,7 +13,7 @@ import lm_eval.models  # noqa: F401 (lm-eval registers its own models only while
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
-from harness.errors import CandidateFailed, Problem, UserError, refuse
+from harness.errors import CandidateFailed, Problem, UserError, did_you_mean, refuse
 from harness.evaluation.lm_eval.requests import UnfitRequest, answer, is_sampled
 from harness.models.hardware import probe
 from harness.models.hf import HFCandidate, ModelHost
@@ -65,7 +65,8 @@ class HarnessLM(LM):  # type: ignore[misc]
         """
         if sampled := next((r for r in requests if is_sampled(r.args[1])), None):
             found = f"task {sampled.task_name}, whose answers are sampled"
-            raise UserError(Problem("harness", found, "greedy answers: a second run has to give the same"))
+            expected = "greedy answers: a second run has to give the same"
+            raise UserError(Problem("harness", found, expected, "leave the task out"))
         return self._answer_by_task(requests)
 
     def apply_chat_template(self, chat_history: Sequence[Message], add_generation_prompt: bool = True) -> str:
@@ -102,7 +103,7 @@ class HarnessLM(LM):  # type: ignore[misc]
 def _open_model(name: str, precision: str, device: str) -> HFCandidate:
     given = {"precision": (precision, get_args(Precision)), "device": (device, tuple(_DEVICES))}
     problems = [
-        Problem(key, repr(value), ", ".join(known))
+        Problem(key, repr(value), ", ".join(known), did_you_mean(value, known))
         for key, (value, known) in given.items()
         if value not in known
     ]

@@ -218,7 +218,8 @@ def _refuse_remote_code(member: RegisteredTask, path: Path, trusted: bool, where
 
 def _refuse_kind(task: Any, member: RegisteredTask, where: str) -> None:
     if getattr(task, "MULTIMODAL", False):
-        raise UserError(Problem(where, f"{member.name}, which shows images or sound", "a task of text alone"))
+        found = f"{member.name}, which shows images or sound"
+        raise UserError(Problem(where, found, "a task of text alone", "leave it out"))
     if getattr(task, "UNSAFE_CODE", False):
         found = f"{member.name}, which runs the code that the model writes"
         raise UserError(Problem(where, found, "a task that runs no generated code", "use lm-eval itself"))
@@ -265,7 +266,8 @@ def _describe_load_error(
     if isinstance(error, ImportError):
         return Problem(where, f"{member.name}: {said}", "the packages this task needs", "pip install them")
     if "Dataset scripts are no longer supported" in said:
-        return Problem(where, f"{member.name}: {source} is a script", "a data set of plain files")
+        step = "leave it out, or name a copy of plain files: docs/howto/lm_eval.md"
+        return Problem(where, f"{member.name}: {source} is a script", "a data set of plain files", step)
     if isinstance(error, LookupError) and "punkt" in said:
         return Problem(
             where, f"{member.name} without nltk data", "punkt_tab", "python -m nltk.downloader punkt_tab"
@@ -281,9 +283,8 @@ def _describe_load_error(
         )
     if isinstance(error, OSError) and not folder:
         return _refuse_no_data(member, datasets_dir, error, where)
-    return Problem(
-        where, f"{member.name}: {type(error).__name__}: {said[:200]}", "a task that lm-eval can load"
-    )
+    found = f"{member.name}: {type(error).__name__}: {said[:200]}"
+    return Problem(where, found, "a task that lm-eval can load", "leave it out, or try lm-eval itself")
 
 
 def _refuse_no_data(

@@ -41,7 +41,8 @@ def read_template(written: str) -> str:
     except FileNotFoundError:
         raise UserError(Problem(_KEY, f"no file {file}", "a Jinja file", "correct the path")) from None
     except UnicodeDecodeError:
-        raise UserError(Problem(str(file), "bytes that are not UTF-8", "a Jinja file")) from None
+        found, step = "bytes that are not UTF-8", "save it as UTF-8"
+        raise UserError(Problem(str(file), found, "a Jinja file", step)) from None
 
 
 def put_template(tokenizer: "PreTrainedTokenizerBase", text: str) -> None:
