@@ -156,6 +156,69 @@ def test_a_trial_whose_worker_is_killed_is_a_failed_trial_and_the_others_are_cho
     assert [t.run.error for t in store.list_trials(session.store) if t.state == "failed"] == [killed.error]
 
 
+class Killed(BaseException):
+    """What ends a worker in the place of a signal."""
+
+
+class KilledAtStage(Stages):
+    """Progress of a worker that is killed as one of its stages begins."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def stage(self, label, expected_s=0.0):
+        found = super().stage(label, expected_s)
+        if len(self.begun) == self.at:
+            raise Killed
+        return found
+
+
+class KillingSearch(Killing):
+    """A pool of one, in this process, whose worker is killed while its search is at the second trial."""
+
+    def __init__(self, file):
+        super().__init__(file)
+        self.asked = []
+
+    def run(self, job, known):
+        self.asked.append(job)
+        if (job.kind, job.part) != ("fit", 0):
+            return job_runner.run_job(self.file, job, known)
+        session = job_runner._opened[self.file] = job_runner._prepare(job_runner._read_assignment(self.file))
+        session.progress = KilledAtStage(at=4)
+        lost = CandidateFailed("its worker ended 3 times with exit code -9", "fewer workers")
+        try:
+            job_runner.run_job(self.file, job, known)
+        except Killed:
+            job_runner._opened.clear()
+            return JobResult(error=encode_error(lost), killed=True)
+        raise AssertionError(session.progress.begun)
+
+
+def test_a_search_whose_worker_is_killed_goes_on_behind_the_trial_that_it_was_at(assigned, monkeypatch):
+    pools = []
+
+    def open_pool(session, file, threads):
+        pools.append(KillingSearch(file))
+        return nullcontext(pools[0])
+
+    monkeypatch.setattr(executors, "open_pool", open_pool)
+    loaded, session, _ = assigned(
+        "search: {max_length: [190, 200]}\n    trials: 3", "execution.executor=local"
+    )
+    candidate = session.candidates["found"]
+    executors.make_on_workers(session, loaded, Scope(), [RunRequest(candidate, 0)], [None])
+    assert session.failures == {}
+    assert [job.part for job in pools[0].asked if job.kind == "fit"] == [0, 1]
+    trials = find_stored_weights(session, candidate, 0).training.sweep
+    assert len(trials) == 3
+    killed = [t for t in trials if t.error]
+    assert killed
+    assert {t.error for t in killed} == {"its worker ended 3 times with exit code -9; try: fewer workers"}
+    assert any(t.chosen and t.validation is not None for t in trials)
+
+
 def test_the_first_seed_searches_before_the_others_take_what_it_found(assigned):
     plan = assigned("search: {max_length: [8, 9]}\n    trials: 2")[-1]
     assert WorkerJob("fit", "found", 0) in plan.needs[WorkerJob("fit", "found", 1)]

@@ -24,6 +24,7 @@ found by content, so whatever was computed once is found again.
     runs/.unfinished/                          files that are being written
     runs/.begun/<name>                         what has begun and not finished
     runs/.claims/<digest>                      locks of what workers are making
+    runs/.claims/<candidate>.trial             the trial that its search is at, on a worker
     runs/.workers/                             what the workers of a comparison are told, and their logs
     runs/.progress.json                        where the comparison, night or rescue at work is
 """

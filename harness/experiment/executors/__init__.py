@@ -92,7 +92,7 @@ def make_on_workers(
 
 
 def _note_failed_trial(session: Session, job: WorkerJob, error: Exception) -> bool:
-    """Note the trial of a job as a failed one; tells whether it could be named."""
+    """Note the trial of a job, or that its search is at, as a failed one; tells whether it could be named."""
     return note_failed_trial(session, session.candidates[job.name], job.part, error)
 
 

@@ -1,11 +1,11 @@
 """Dispatch of a plan's jobs to workers, each as soon as what it waits for is there.
 
 Invariant: at most as many jobs are under way as there are workers. A job that fails ends those alone that
-wait for it, but a trial whose worker was killed is a failed trial; bad input ends everything. What a job has
-made is seen here before it counts as done.
+wait for it, but a trial whose worker was killed is a failed trial, behind which a search goes on; bad input
+ends everything. What a job has made is seen here before it counts as done.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from graphlib import TopologicalSorter
@@ -34,7 +34,8 @@ def run_jobs(
 
     The control arms that are measured are added to `controls`, and known to whatever begins after. `runs` is
     the folder in which the files that a job leaves are waited for. `note_failed_trial` notes a trial whose
-    worker was killed as a failed one and tells whether it could: then what waits for it runs.
+    worker was killed as a failed one and tells whether it could: then what waits for it runs, and a search
+    is asked to go on.
 
     Raises:
         UserError: a worker met one, which no other job would escape.
@@ -42,6 +43,7 @@ def run_jobs(
     order, failed, ready = TopologicalSorter(needs), dict[WorkerJob, Exception](), deque[WorkerJob]()
     running: dict[Future[JobResult], WorkerJob] = {}
     files: dict[WorkerJob, tuple[str, ...]] = {}  # of a job and of all that it waited for
+    n_killed: Counter[WorkerJob] = Counter()  # trials of a search whose worker was killed
     order.prepare()
     threads = ThreadPoolExecutor(pool.size, thread_name_prefix="job")
     try:
@@ -56,12 +58,19 @@ def run_jobs(
                 else:
                     files[job] = tuple(dict.fromkeys(name for one in needs[job] for name in files[one]))
                     known = JobInputs(dict(controls), files[job])
-                    running[threads.submit(_run, pool, job, known, runs)] = job
+                    asked = job._replace(part=n_killed[job]) if job.kind == "fit" else job
+                    running[threads.submit(_run, pool, asked, known, runs)] = job
             for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
                 job = running.pop(future)
                 outcome = future.result()
                 files[job] += outcome.files
-                _keep(job, outcome, controls, failed, note_failed_trial)
+                is_noted = outcome.killed and _note(job, outcome, note_failed_trial)
+                if is_noted and job.kind == "fit":
+                    n_killed[job] += 1
+                    ready.append(job)
+                    continue
+                if not is_noted:
+                    _keep(job, outcome, controls, failed)
                 order.done(job)
                 n_done += 1
                 advance(n_done, len(needs), f"{job.kind} {job.name}")
@@ -86,7 +95,6 @@ def _keep(
     outcome: JobResult,
     controls: MutableMapping[str, str],
     failed: MutableMapping[WorkerJob, Exception],
-    note_failed_trial: Callable[[WorkerJob, Exception], bool],
 ) -> None:
     if outcome.error is None:
         if job.kind == "control":
@@ -95,6 +103,13 @@ def _keep(
     error = decode_error(*outcome.error)
     if isinstance(error, UserError):
         raise error
-    is_noted = job.kind == "trial" and outcome.killed and note_failed_trial(job, error)
-    if not is_noted:
-        failed[job] = error
+    failed[job] = error
+
+
+def _note(
+    job: WorkerJob, outcome: JobResult, note_failed_trial: Callable[[WorkerJob, Exception], bool]
+) -> bool:
+    """Note the trial of a job whose worker was killed as a failed one; False where it is at none."""
+    if outcome.error is None or job.kind not in ("trial", "fit"):
+        return False
+    return note_failed_trial(job, decode_error(*outcome.error))

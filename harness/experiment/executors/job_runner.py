@@ -179,7 +179,9 @@ def _code_digest() -> str:
 
 def _make_weights(session: Session, job: WorkerJob) -> JobResult:
     candidate = session.candidates[job.name]
-    if candidate.source.sweep:  # whose trials were jobs that this one waited for
+    # Trials of a sweep were jobs that this one waited for; of a search that goes on, those of the worker that
+    # was killed are known.
+    if candidate.source.sweep or job.part:
         session.searched.add(candidate.source_name)
     return _weights_outcome(session, ensure_weights(session, candidate, job.seed))
 

@@ -21,7 +21,8 @@ class WorkerJob(NamedTuple):
     """Work for one worker: a base's answers, its control arm, a trial or fit of weights, or a run's answers.
 
     `name` is a candidate's, or the weights digest of a base. Of answers it is every `parts`-th row set from
-    `part` on, of a trial `part` is the point of the sweep. Only with `suites` a run answers those too.
+    `part` on, of a trial `part` is the point of the sweep, of a fit how many trials of its search have ended
+    with their worker. Only with `suites` a run answers those too.
     """
 
     kind: Literal["base", "control", "trial", "fit", "answer"]

@@ -4,9 +4,10 @@ Invariant: whatever weights start from or are selected among is made first.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +21,10 @@ from harness.experiment.weights.training_fit import FitInputs, find_mixed_rows, 
 from harness.experiment.weights.trial_record import (
     fails_alone,
     find_failed_trial,
+    find_under_way,
+    forget_under_way,
     make_failed_trial,
+    note_under_way,
     phrase_no_trial,
     read_stored_error,
     record_failed_trial,
@@ -231,6 +235,34 @@ def _try(
     if begun is None:
         return None
     key = begun.folder.name
+    if (
+        make
+        and candidate.source_name in session.searched
+        and (failed := _recall(session, trial, key, proposal))
+    ):
+        return failed
+    with note_under_way(session, candidate, key) if make and session.is_worker else nullcontext():
+        return _try_begun(session, trial, begun, proposal, bound, make=make)
+
+
+def _recall(
+    session: Session, trial: ResolvedCandidate, key: str, proposal: proposals.TrialProposal
+) -> Tried | None:
+    """Return a trial that failed before, as its record keeps it."""
+    known = find_failed_trial(session, trial, key)
+    return Tried(replace(known, params=proposal.params), error=read_stored_error(known)) if known else None
+
+
+def _try_begun(
+    session: Session,
+    trial: ResolvedCandidate,
+    begun: FitInputs,
+    proposal: proposals.TrialProposal,
+    bound: SubjectTo | None,
+    *,
+    make: bool,
+) -> Tried | None:
+    key = begun.folder.name
     try:
         found = _train_and_score(session, trial, begun, proposal, bound, make=make)
     except Exception as error:
@@ -241,10 +273,7 @@ def _try(
             record_failed_trial(session, trial, failed, error)
         return Tried(failed, error=error)
     if found is None:
-        known = find_failed_trial(session, trial, key)
-        return (
-            Tried(replace(known, params=proposal.params), error=read_stored_error(known)) if known else None
-        )
+        return _recall(session, trial, key, proposal)
     if make and found.weights:
         record_trial(session, trial, found.trial, found.weights)
     return found
@@ -324,14 +353,37 @@ def make_trial(session: Session, candidate: ResolvedCandidate, place: int) -> We
 
 
 def note_failed_trial(session: Session, candidate: ResolvedCandidate, place: int, error: Exception) -> bool:
-    """Note the trial at one point of a sweep as a failed one; False where what it starts from is missing."""
-    trial = candidate.at(candidate.points[place])
-    begun = _begin(session, trial, session.experiment.seeds[0], make=False)
-    if begun is None:
+    """Note a trial as a failed one: at one point of a sweep, or the one that a search is at.
+
+    False where what it starts from is missing, or a search is at no trial.
+    """
+    point = candidate.points[place] if candidate.source.sweep else _find_point_under_way(session, candidate)
+    trial = candidate.at(point) if point is not None else candidate
+    begun = _begin(session, trial, session.experiment.seeds[0], make=False) if point is not None else None
+    if point is None or begun is None:
         return False
-    failed = make_failed_trial(candidate.points[place], begun.folder.name, error)
+    failed = make_failed_trial(point, begun.folder.name, error)
     record_failed_trial(session, trial, failed, error)
+    forget_under_way(session, candidate)
     return True
+
+
+def _find_point_under_way(session: Session, candidate: ResolvedCandidate) -> dict[str, Any] | None:
+    """Find the point of the trial that a search is at: what it proposes behind those that are known."""
+    key = find_under_way(session, candidate)
+    seed = session.experiment.seeds[0]
+    points = proposals.proposals(candidate, seed, session.target.primary.unit.sign)
+    proposal = next(points, None) if key else None
+    while proposal is not None:
+        begun = _begin(session, candidate.at(proposal.params), seed, make=False)
+        if begun is None or begun.folder.name == key:
+            return proposal.params if begun else None
+        one = _try(session, candidate, proposal, make=False)
+        try:
+            proposal = points.send(one.trial) if one else None
+        except StopIteration:
+            proposal = None
+    return None
 
 
 def rank_trial(trial: Trial, sign: int) -> tuple[bool, bool, float, float]:

@@ -4,8 +4,10 @@ Invariant: its name is the key of the trial's weights, so whoever makes it, howe
 A trial fails alone by what another point may not meet; what every trial would meet ends them all.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from harness import provenance, store
@@ -15,6 +17,7 @@ from harness.evaluation.rows.row_sets import begun_id, describe_run, metric_rang
 from harness.evaluation.session import Session
 from harness.records import Trial
 from harness.store import TrialRun
+from harness.store.layout import CLAIMS
 from harness.training import Weights
 
 _KEY_DIGITS = 8
@@ -66,6 +69,31 @@ def find_failed_trial(session: Session, candidate: ResolvedCandidate, fit_key: s
     """Find a trial that failed otherwise than by divergence, which its folder of weights remembers."""
     known = store.find_trial(session.store, _run_id(session, candidate, fit_key))
     return known.trial if known and known.trial.error and known.trial.fit_key == fit_key else None
+
+
+@contextmanager
+def note_under_way(session: Session, candidate: ResolvedCandidate, fit_key: str) -> Iterator[None]:
+    """Note which trial a search is at: a worker that is killed leaves no other trace of it."""
+    file = _file_under_way(session, candidate)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(fit_key, "utf-8")
+    yield
+    forget_under_way(session, candidate)
+
+
+def forget_under_way(session: Session, candidate: ResolvedCandidate) -> None:
+    """Forget which trial a search is at: what became of it is known."""
+    _file_under_way(session, candidate).unlink(missing_ok=True)
+
+
+def find_under_way(session: Session, candidate: ResolvedCandidate) -> str:
+    """Return the key of the trial that a search is at; empty where it is at none."""
+    file = _file_under_way(session, candidate)
+    return file.read_text("utf-8") if file.exists() else ""
+
+
+def _file_under_way(session: Session, candidate: ResolvedCandidate) -> Path:
+    return session.store.folder / CLAIMS / f"{candidate.source_name}.trial"
 
 
 def read_stored_error(failed: Trial) -> CandidateFailed:
