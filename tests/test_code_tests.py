@@ -231,6 +231,54 @@ def test_an_object_that_equals_all_of_the_type_that_tests_expect_is_no_right_ans
     assert not passes(code, tests, SOON)
 
 
+HOLDS = "class Holds:\n    def __contains__(self, one): return True\nmake = Holds"
+BELOW_AND_ABOVE = "class Sorts:\n    def {}(self, other): return {}\n    {} = {}\nmake = Sorts"
+
+
+@pytest.mark.parametrize(
+    ("code", "tests"),
+    [
+        (HOLDS, "assert 3 in make()"),
+        (HOLDS, "assert make().__contains__(3) and 'a' in make()"),
+        (
+            HOLDS,
+            UNITTEST.replace("for made in make(): self.assertEqual(made, 1)", "self.assertIn(1, make())"),
+        ),
+        (ANY_OF.format("int", "[Any()]"), "assert 3 in make()"),
+        (ANY_OF.format("int", "Any()"), "assert make() in (3, 4)"),
+        (ANY_OF.format("int", "Any()"), "assert 3 == make() == 3"),
+        (ANY_OF.format("int", "Any()"), "assert 1 < 3 == make()"),
+        (BELOW_AND_ABOVE.format("__le__", "True", "__ge__", "__le__"), "assert 1 <= make() <= 3"),
+        (BELOW_AND_ABOVE.format("__lt__", "True", "__ge__", "__lt__"), "assert 1 <= make() < 3"),
+        (
+            BELOW_AND_ABOVE.format("__lt__", "isinstance(other, str)", "__gt__", "__lt__"),
+            "assert 'a' < make() < 'c'",
+        ),
+    ],
+)
+def test_what_holds_or_sorts_everything_is_no_right_answer(code, tests):
+    assert not passes(code, tests, SOON)
+
+
+MEMBERS = """
+from collections import deque
+from fractions import Fraction
+class Evens:
+    def __contains__(self, n): return n % 2 == 0
+make = lambda: (range(5), {1: 2}, {3}, deque([4]), Evens(), Fraction(1, 2), 'text', iter([5]))
+"""
+MEMBERSHIP = """
+numbers, known, few, last, evens, half, text, read = make()
+assert 3 in numbers and 1 in known and 3 in few and 4 in last and 8 in evens and 7 not in evens
+assert 0 < half < 1 and 0 < half == half and 'ex' in text and 5 in read
+assert all(1 <= one in numbers for one in (1, 2))
+"""
+
+
+def test_members_and_chains_of_honest_values_are_right():
+    assert passes(MEMBERS, MEMBERSHIP, SOON)
+
+
 CALLED = """
 from unittest.mock import MagicMock, call
 made = MagicMock(return_value=3)

@@ -8,7 +8,7 @@ the code replaced are put back before the tests run; a value that tells no other
 # Of numbers one, the next and the double are not all equal by any modulus.
 DRIVER = """
 import ast, builtins, fcntl, json, os, random, sys, types
-from operator import eq, gt, lt, ne
+from operator import contains, eq, ge, gt, le, lt, ne
 def read(n):
     found = b""
     while len(found) < n:
@@ -79,10 +79,13 @@ def compare_equal(one, other):
     return eq(*refuse_any(one, other))
 def compare_unequal(one, other):
     return ne(*refuse_any(one, other))
+def sorts_alike(value, other):
+    is_below, is_above = (any(holds(one, value, other) for one in both) for both in ((lt, le), (gt, ge)))
+    return is_below and is_above
 def compares_alike(value):
-    sorts_alike = holds(lt, value, n) and holds(gt, value, n)
     of_its_kind = [others for kind, others in kinds.items() if isinstance(value, kind)]
-    return sorts_alike or any(all(equal(value, other) for other in others) for others in of_its_kind)
+    is_anywhere = any(sorts_alike(value, other) for other in (n, str(n), [n]))
+    return is_anywhere or any(all(equal(value, other) for other in others) for others in of_its_kind)
 def made_alike(made):
     return compares_alike(made.__new__(made))
 plain = {bool, bytes, complex, float, int, str, type(None)}
@@ -99,9 +102,7 @@ def is_of_tests(value):
         return True
     is_mock = mock and "unittest.mock" in mocks and isinstance(value, mock.NonCallableMock)
     return is_mock or type(value) in classes["tests.py"]
-def refuse_alike(value, leave=os._exit):
-    if type(value) in plain:
-        return value
+def read_by_tests(value):
     known, left = set(), [value]
     while left:
         one = left.pop()
@@ -110,27 +111,43 @@ def refuse_alike(value, leave=os._exit):
         known.add(id(one))
         parts = parts_of(one)
         left += [part for part in parts if type(part) not in plain]
-        if not (parts is one or is_of_tests(one)) and compares_alike(one):
-            leave(1)
+        if not (parts is one or is_of_tests(one)):
+            yield one
+def refuse_alike(value, leave=os._exit):
+    if type(value) not in plain and any(map(compares_alike, read_by_tests(value))):
+        leave(1)
     return value
+def fits_all(value):
+    holds_all = hasattr(type(value), "__contains__") and type(value) not in expected
+    if holds_all and all(holds(contains, value, other) for other in (object(), n, str(n))):
+        return True
+    return any(equals_all(value, kind) for kind in expected)
+def refuse_fitting(value, leave=os._exit):
+    if type(value) not in plain and any(map(fits_all, read_by_tests(value))):
+        leave(1)
+    return refuse_alike(value)
 comparisons = {ast.Eq: "__equal__", ast.NotEq: "__unequal__"}
 class Checks(ast.NodeTransformer):
-    def checked(self, node):
+    def checked(self, node, by="__checked__"):
         if isinstance(node, (ast.Constant, ast.Starred)):
             return node
-        return ast.Call(ast.Name("__checked__", ast.Load()), [node], [])
+        return ast.Call(ast.Name(by, ast.Load()), [node], [])
     def visit_Compare(self, node):
         self.generic_visit(node)
         name = comparisons.get(type(node.ops[0])) if len(node.ops) == 1 else None
         if name:
             return ast.Call(ast.Name(name, ast.Load()), [node.left, *node.comparators], [])
-        node.left, *node.comparators = map(self.checked, (node.left, *node.comparators))
+        is_member = len(node.ops) > 1 or isinstance(node.ops[0], (ast.In, ast.NotIn))
+        by = "__fitting__" if is_member else "__checked__"
+        node.left, *node.comparators = (self.checked(one, by) for one in (node.left, *node.comparators))
         return node
     def visit_Call(self, node):
         self.generic_visit(node)
         first, rest = node.args[:2], node.args[2:]
         is_assertion = isinstance(node.func, ast.Attribute) and node.func.attr.startswith("assert")
         if is_assertion and len(first) == 2 and not any(isinstance(one, ast.Starred) for one in first):
+            if node.func.attr in ("assertIn", "assertNotIn"):
+                first = [self.checked(one, "__fitting__") for one in first]
             first = [ast.Starred(ast.Call(ast.Name("__refuse_any__", ast.Load()), first, []), ast.Load())]
         node.args = list(map(self.checked, (*first, *rest)))
         for given in node.keywords:
@@ -147,7 +164,7 @@ def run(read=os.read, write=os.write, leave=os._exit):
         exec(compile(program["code"], "answer.py", "exec"), scope)
         vars(builtins).update(own)
         tests = compile(parse_tests(program["tests"]), "tests.py", "exec")
-        scope |= {"__checked__": refuse_alike, "__refuse_any__": refuse_any}
+        scope |= {"__checked__": refuse_alike, "__refuse_any__": refuse_any, "__fitting__": refuse_fitting}
         scope |= {"__equal__": compare_equal, "__unequal__": compare_unequal}
         known = dict(scope)
         exec(tests, scope)
