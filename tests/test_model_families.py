@@ -278,6 +278,41 @@ def test_an_adapter_on_all_linear_layers_is_estimated_as_peft_makes_it(tmp_path,
     assert memory.lora_parameters(shape(source), 2) == pytest.approx(n_trained, rel=off)
 
 
+_JAMBA = {
+    "num_hidden_layers": 8,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "attn_layer_period": 4,
+    "attn_layer_offset": 2,
+    "mamba_d_state": 4,
+    "mamba_dt_rank": 6,
+}
+_LAGUNA = {"num_hidden_layers": 4, "num_experts": 4, "shared_expert_intermediate_size": 24, **_EXPERTS}
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("JambaConfig", _JAMBA),
+        ("JambaConfig", _JAMBA | {"expert_layer_period": 4, "mamba_expand": 3}),
+        ("LagunaConfig", _LAGUNA),
+        ("LagunaConfig", _LAGUNA | {"gating": "per-element", "num_attention_heads_per_layer": [4, 2, 4, 8]}),
+    ],
+)
+def test_an_adapter_of_a_family_whose_layers_differ_is_counted_as_transformers_builds_it(family, said):
+    import torch
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    written = getattr(transformers, family)(**{**_SMALL, "vocab_size": 100, "pad_token_id": 0, **said})
+    with torch.device("meta"):
+        made = transformers.AutoModelForCausalLM.from_config(written)
+    model = get_peft_model(made, LoraConfig(r=2, target_modules="all-linear"))
+    n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    found = memory.shape.shape_of(json.loads(written.to_json_string()), 1e6)
+    assert memory.lora_parameters(found, 2) == n_trained
+
+
 def test_the_shared_expert_of_each_layer_of_llama_4_is_counted(tmp_path):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM

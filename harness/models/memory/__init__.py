@@ -36,6 +36,8 @@ def lora_parameters(shape: Shape, r: int, modules: str | tuple[str, ...] = "all-
     keeps as one, and r to what routes among them; of families whose experts it leaves alone, r to the
     matrices of those that all tokens pass.
     """
+    if isinstance(modules, str) and shape.adapted:
+        return round(r * shape.adapted)
     queries, keys = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
     width = shape.intermediate
     if shape.in_experts:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from harness.cache import memo
 from harness.errors import Problem
+from harness.models.memory import mixed_layers
 from harness.records import digest
 
 # What is asked of a configuration, by Llama's name, and what families call it otherwise.
@@ -48,6 +49,7 @@ _ASKED: dict[str, tuple[str, ...]] = {
     "num_kv_shared_layers": (),
     "model_type": (),
     "is_encoder_decoder": (),
+    **{name: () for names in mixed_layers.ASKED.values() for name in names},
 }
 # The same in the configuration as it is written, of GPT-2 and its kin.
 _LIKE_GPT_2 = {
@@ -90,7 +92,8 @@ class Shape(NamedTuple):
     beside them, `shared_width` wide. A layer of multi-head latent attention keeps `latent` numbers of a
     token, in place of keys and values. Where layers differ, heads and their width are the largest, and layers
     keep on average `keeping` of that: those of linear attention and those that share another one's keys
-    nothing. `stored_bytes` is the size of files that are quantised, 0 of others.
+    nothing. `stored_bytes` is the size of files that are quantised, 0 of others. `adapted` is the sum of d_in
+    and d_out over the linear modules of families that `mixed_layers` counts, 0 of others.
     """
 
     n_parameters: float
@@ -110,6 +113,7 @@ class Shape(NamedTuple):
     latent: int = 0
     stored_bytes: float = 0.0
     keeping: float = 1.0
+    adapted: float = 0.0
 
     @property
     def active(self) -> float:
@@ -159,6 +163,7 @@ def shape_of(
             latent + rotated if latent else 0,
             stored_bytes if quantization_method(config) else 0.0,
             _keeping(said),
+            mixed_layers.adapted_sum(said),
         )
     except (KeyError, TypeError, ValueError):
         return None
@@ -177,8 +182,10 @@ def _keeping(said: Mapping[str, Any]) -> float:
 
 
 def has_other_layers(config: Mapping[str, Any]) -> bool:
-    """Tell whether some layers are no attention, such as a state space: an adapter on them is another one."""
+    """Tell whether some layers are no attention, such as a state space, whose adapters nobody counts."""
     said = complete_config(config)
+    if mixed_layers.adapted_sum(said):
+        return False
     kinds = said.get("layer_types")
     is_other = isinstance(kinds, list) and not set(kinds).isdisjoint(_KEEPING_NOTHING)
     has_states = any(
