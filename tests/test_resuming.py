@@ -17,7 +17,7 @@ from harness.evaluation.runner import open_weights
 from harness.experiment import Scope, prepare_session
 from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.experiment.weights.training_fit import FitInputs, fit
-from harness.methods import dpo, full, lora
+from harness.methods import dpo, full, head, lora
 from harness.progress import SilentProgress
 from harness.training import CHECKPOINTS, checkpoints
 
@@ -124,6 +124,31 @@ def test_a_training_that_was_killed_after_its_last_step_makes_no_other(tiny, tmp
     assert seen == []
     assert again.digest == made.digest
     assert again.training.n_steps == made.training.n_steps
+
+
+@pytest.mark.parametrize(
+    ("params", "regularize"),
+    [
+        pytest.param({"train": "head"}, {"l2_sp": {"strength": 1.0}}, id="penalty"),
+        pytest.param({"train": "all"}, {"half": {"rounds": 2}}, id="rounds"),
+    ],
+)
+def test_a_regularized_head_that_was_killed_is_saved_with_what_was_trained_before(
+    tiny, tmp_path, params, regularize
+):
+    given = {**SHORT, "num_train_epochs": 2, **params}
+
+    def fit_head(folder, advance=lambda *_: None):
+        context = tiny_methods.context(tiny, folder, regularize=regularize)
+        return head.fit(replace(context, advance=advance), head.Params(**given))
+
+    whole = fit_head(tmp_path / "whole")
+    with pytest.raises(Stopped):
+        fit_head(tmp_path / "cut", stopped_at(whole.training.n_steps - 1, []))
+    shutil.rmtree(whole.folder / whole.kind)  # killed after its last step
+    for again in (fit_head(tmp_path / "cut"), fit_head(tmp_path / "whole")):
+        assert again.digest == whole.digest
+        assert again.training.n_trainable == whole.training.n_trainable
 
 
 def test_early_stopping_remembers_how_long_it_has_waited(tiny, tmp_path):

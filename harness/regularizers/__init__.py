@@ -155,6 +155,16 @@ def select_trained_names(
     return chosen
 
 
+def select_moved_names(
+    regularize: Regularize, names: Sequence[str], n_made: int, n_planned: int, seed: int
+) -> Collection[str]:
+    """Return the parameters trained in any of the steps made of those planned, by this process or before."""
+    if not has_hook(regularize, "select"):
+        return names
+    steps = (select_trained_names(regularize, names, i / n_planned, seed) for i in range(n_made))
+    return set().union(*steps)
+
+
 def work_factor(regularize: Regularize, n_rows: int) -> float:
     """Estimate the work of a training whose steps have `n_rows` rows, as a multiple of that without any."""
     factors = [float(plugin.cost(params, n_rows)) for _, plugin, params in _select_with("cost", regularize)]

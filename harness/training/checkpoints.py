@@ -48,6 +48,14 @@ def find_last_checkpoint(folder: Path) -> Checkpoint | None:
     return max(whole, key=lambda made: made.step, default=None)
 
 
+def planned_steps(folder: str | None) -> int | None:
+    """Return the steps that a training was to make by a checkpoint in a folder; None without one."""
+    if folder is None:
+        return None
+    planned: int = _read_state(Path(folder))["max_steps"]
+    return planned
+
+
 def read_log_until(folder: Path, step: int) -> tuple[float | None, Curve, Curve]:
     """Return the seconds of a training until its last checkpoint, and both losses as far as a step.
 
@@ -56,7 +64,7 @@ def read_log_until(folder: Path, step: int) -> tuple[float | None, Curve, Curve]
     last = find_last_checkpoint(folder)
     if last is None:
         return None, (), ()
-    history = json.loads((last.folder / "trainer_state.json").read_text())["log_history"]
+    history = _read_state(last.folder)["log_history"]
     known = [entry for entry in history if entry["step"] <= step]
     losses = [tuple((e["step"], e[name]) for e in known if name in e) for name in ("loss", "eval_loss")]
     return last.elapsed_s, losses[0], losses[1]
@@ -75,7 +83,7 @@ def stop_at_last_step(trainer: "Trainer", checkpoint: Checkpoint) -> None:
     transformers forgets on its way back that training was over, and would finish the epoch under way,
     or begin the next.
     """
-    state = json.loads((checkpoint.folder / "trainer_state.json").read_text())
+    state = _read_state(checkpoint.folder)
     if state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]:
         trainer.args.max_steps, trainer.args.num_train_epochs = -1, int(state["epoch"])
 
@@ -186,6 +194,10 @@ def _keep(point: Path, kind: str, trained_on: str, save: Callable[[Path], None])
     (part / FIT).write_text(json.dumps(record))
     shutil.rmtree(point, ignore_errors=True)
     part.rename(point)
+
+
+def _read_state(folder: Path) -> Any:
+    return json.loads((folder / "trainer_state.json").read_text())
 
 
 def _generator_state() -> str:

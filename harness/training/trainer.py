@@ -227,12 +227,13 @@ def add_regularizers(
     rows = _general_rows(context, tokenizer, max_length)
 
     class RegularizedTrainer(kind):  # type: ignore[misc]
-        def train(self, *args: Any, **options: Any) -> Any:
+        def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
             self.penalties = regularizers.penalties(given, self.model, context.seed, rows)
             self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-            moved: set[str] = set()
-            self.moved = moved
-            found = super().train(*args, **options)
+            n_planned = checkpoints.planned_steps(resume_from_checkpoint)  # else removed by then
+            found = super().train(resume_from_checkpoint, **options)
+            steps = self.state.global_step, n_planned or self.state.max_steps
+            moved = regularizers.select_moved_names(given, list(self.trained), *steps, context.seed)
             for name, parameter in self.trained.items():
                 parameter.requires_grad_(name in moved)
             return found
@@ -242,7 +243,6 @@ def add_regularizers(
             chosen = regularizers.select_trained_names(given, list(self.trained), progress, context.seed)
             for name, parameter in self.trained.items():
                 parameter.requires_grad_(name in chosen)
-            self.moved.update(chosen)
             plain = super().training_step
 
             def backward() -> Any:
