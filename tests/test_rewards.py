@@ -1,6 +1,7 @@
 """Reward models tell chosen answers from rejected ones, and policies are trained on rewards of their answers."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -111,6 +112,41 @@ def test_a_policy_learns_what_a_file_rewards_and_its_divergence_is_logged(tiny, 
     assert abs(made.training.kl[-1][1]) > 1e-3
     assert made.training.n_tokens > 0
     assert not any(p.is_dir() for p in (made.folder / "adapter").iterdir())
+
+
+class Stopped(KeyboardInterrupt):
+    """What a user's Ctrl-C raises, told apart from the user's own."""
+
+
+@pytest.mark.parametrize(("module", "n_iterations"), [(rloo, 1), (grpo, 2)])
+def test_a_policy_that_was_stopped_in_its_second_epoch_reads_the_prompts_of_that_epoch(
+    tiny, tmp_path, module, n_iterations
+):
+    (tmp_path / "short.py").write_text(LENGTH)
+    rewarded = Reward(written=str(tmp_path / "short.py"), task=TASK)
+    params = module.Params(
+        r=2,
+        learning_rate=0.05,
+        num_train_epochs=2,
+        num_iterations=n_iterations,
+        max_completion_length=4,
+        per_device_train_batch_size=8,
+    )
+
+    def fit(folder, stop=None):
+        def advance(done, total, note=""):
+            if done == stop:
+                raise Stopped
+
+        context = tiny_methods.context(tiny, tmp_path / folder, reward=rewarded)
+        return module.fit(replace(context, advance=advance), params)
+
+    whole = fit("whole")
+    with pytest.raises(Stopped):
+        fit("cut", stop=whole.training.n_steps - 1)
+    again = fit("cut")
+    assert again.training.reward == whole.training.reward
+    assert again.digest == whole.digest
 
 
 REWARDS = [[1.0, 0.0, 0.5, 0.25], [0.0, 0.0, 1.0, 1.0]]  # of four answers to each of two prompts

@@ -8,6 +8,7 @@ Source: Ahmadian et al. 2024 (arXiv:2402.14740) and Shao et al. 2024 (arXiv:2402
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from math import isfinite
 from numbers import Real
@@ -143,7 +144,7 @@ def _trainer(
     }  # TRL counts them itself
     config = getattr(trl, f"{algorithm}Config")(output_dir=str(policy.scratch), **common, **of_trl)
     loop.use_one_gpu(config)
-    plain = getattr(trl, f"{algorithm}Trainer")
+    plain = _make_resumable(getattr(trl, f"{algorithm}Trainer"))
     trainer: Trainer = loop.add_regularizers(plain, context, policy.tokenizer, params.max_length)(
         reward_funcs=[reward.func],
         args=config,
@@ -153,6 +154,35 @@ def _trainer(
         **policy_options(context, policy, peft_config),
     )
     return trainer
+
+
+def _make_resumable(plain: Any) -> Any:
+    """Return TRL's trainer whose prompts and turns of drawing go on where a training was stopped.
+
+    TRL's own would draw the order of the first epoch again.
+    """
+    import torch
+
+    def begin_epoch(sampler: Any, epoch: int) -> None:
+        sampler.generator.manual_seed(sampler.seed)
+        for _ in range(epoch):
+            torch.randperm(sampler.num_samples, generator=sampler.generator)
+
+    class ResumableTrainer(plain):  # type: ignore[misc]
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            sampler = super()._get_train_sampler(dataset)
+            sampler.set_epoch = partial(begin_epoch, sampler)
+            return sampler
+
+        def training_step(self, *args: Any, **options: Any) -> Any:
+            if not self._step:
+                # Answers that are learnt from several times are in no checkpoint, so none lies between.
+                n = self.num_iterations
+                self.state.save_steps = -(-self.state.save_steps // n) * n
+                self._step = self.state.global_step * self.args.gradient_accumulation_steps
+            return super().training_step(*args, **options)
+
+    return ResumableTrainer
 
 
 Rewards = Callable[[Sequence[Example], Sequence[str]], list[float | None]]
