@@ -124,6 +124,11 @@ def test_adapters_of_unlike_rank_are_refused_where_the_way_needs_one(tiny, tmp_p
             "linear of a of rank 2 and 3, b of rank 3",
         ),
         ({"a": {"r": 2, "rank_pattern": {"q_proj": 3}}, "b": {"r": 3}}, "cat", None),
+        (
+            {"a": {"r": 2, "init_lora_weights": "pissa"}, "b": {"r": 2}},
+            "ties",
+            "ties of a of rank 4, b of rank 2",
+        ),
         ({"a": {"use_dora": True}, "b": {}}, "cat", "a, an adapter with use_dora"),
         ({"a": {"use_rslora": True}, "b": {}}, "cat", "a, an adapter with use_rslora"),
         ({"a": {"lora_bias": True}, "b": {}}, "cat", "a, an adapter with lora_bias"),

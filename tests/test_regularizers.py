@@ -106,6 +106,10 @@ def test_a_list_of_values_is_a_grid(tiny, tmp_path):
             "l2_sp with use_dora",
         ),
         (
+            "{method: lora, sweep: {use_dora: [false, true]}, regularize: {l2_sp: {strength: 1}}}",
+            "l2_sp with use_dora",
+        ),
+        (
             "{method: peft, params: {peft_type: IA3}, regularize: {l2_sp: {strength: 1.0}}}",
             "l2_sp with an adapter of the family IA3",
         ),

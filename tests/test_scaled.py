@@ -300,3 +300,26 @@ def test_a_method_starts_only_from_what_it_can_go_on_from(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, candidates)
     with pytest.raises(UserError, match="lora, which makes an adapter"):
         config.load(path)
+
+
+DORA = "{method: peft, params: {peft_type: LORA, use_dora: true}}"
+
+
+@pytest.mark.parametrize(
+    ("init", "own", "said"),
+    [
+        ("{method: peft, params: {peft_type: VERA, r: 4}}", "{method: scaled, %s}", "of the kind VERA"),
+        ("{method: lora, params: {use_dora: true}}", "{method: scaled, %s}", "with use_dora"),
+        (DORA, "{method: fewer_intruders, %s}", "with use_dora"),
+        ("{method: lora}", "{method: checkpoint, %s, params: {step: 2}}", "add track: {points: 4}"),
+        (DORA, "{method: kto, %s, regularize: {l2_sp: {strength: 1}}}", "l2_sp with use_dora"),
+    ],
+)
+def test_what_cannot_be_started_from_is_refused_before_anything_trains(tiny, tmp_path, init, own, said):
+    path = tiny_experiment.write(tmp_path, tiny, f"  first: {init}\n  next: {own % 'init_from: first'}\n")
+    letters = tmp_path / "suites" / "letters.yaml"
+    letters.write_text(letters.read_text().replace("{train", "{pairs: letters/pairs.jsonl, train"))
+    tiny_experiment.rows(tmp_path / "suites" / "letters" / "pairs.jsonl", tiny_methods.pair_rows(slice(0, 5)))
+    with pytest.raises(UserError, match=said):
+        tiny_experiment.run(path)
+    assert not (tmp_path / "runs" / "weights").exists()

@@ -7,7 +7,7 @@ Source: Goodfellow, Bengio and Courville 2016, *Deep Learning*, section 7.8, on 
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import Field
@@ -31,6 +31,13 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
     if recipe.init_from is None:
         found, expected = "checkpoint without init_from", "the candidate whose training was tracked"
         yield Problem(where, found, expected, "add init_from: lora")
+
+
+def init_problems(init: Recipe, adapter: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    """Yield that the training keeps no weights along its steps."""
+    if init.track is None:
+        step = "add track: {points: 4} to that recipe"
+        yield Problem(where, "init_from: a recipe without track", "a training that was tracked", step)
 
 
 def fit(context: FitContext, params: Params) -> Weights:
@@ -86,5 +93,6 @@ METHOD = Method(
     seeded=True,
     init_from="adapter or delta or model",
     problems=problems,
+    init_problems=init_problems,
     rescue=RescueStep("earlier", _rungs),
 )

@@ -42,6 +42,12 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
         yield Problem(where, f"{recipe.method} without init_from", expected, "add init_from: lora")
 
 
+def init_problems(init: Recipe, adapter: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    """Yield what the adapter is beside a plain LoRA, as far as that is known."""
+    if found := _describe_beyond_lora(adapter):
+        yield Problem(where, f"an adapter {found}", "a plain LoRA", "another init_from")
+
+
 def fit(context: FitContext, params: Params) -> Weights:
     """Reduce the intruders of the adapter that `init_from` names, and save it under `adapter/`.
 
@@ -89,5 +95,6 @@ METHOD = Method(
     seeded=True,
     init_from="adapter",
     problems=problems,
+    init_problems=init_problems,
     rescue=RescueStep("intruders", _rungs),
 )

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from harness.errors import CandidateFailed, Problem
-from harness.models.adapters import CONFIG, describe_beside_low_rank, refuse_moved_base
+from harness.models.adapters import CONFIG, CONVERTED, describe_beside_low_rank, refuse_moved_base
 from harness.models.hf import load_base
 from harness.plugins import Method, RescueSituation, RescueStep, Rung
 from harness.records import TrainingRecord, parse_json
@@ -87,7 +87,9 @@ def unlike(adapters: Mapping[str, Mapping[str, Any]], combination: str) -> tuple
         if more := describe_beside_low_rank(config):  # PEFT would leave it out
             return f"{name}, an adapter with {more}", "plain LoRA adapters", "leave it out of merges"
     ranks = {
-        name: sorted({config["r"], *(config.get("rank_pattern") or {}).values()})
+        name: sorted(
+            {_saved_as(config) * r for r in (config["r"], *(config.get("rank_pattern") or {}).values())}
+        )
         for name, config in adapters.items()
         if "r" in config
     }
@@ -96,6 +98,11 @@ def unlike(adapters: Mapping[str, Mapping[str, Any]], combination: str) -> tuple
         step = "combination_type: svd or cat, which take several ranks"
         return f"{combination} of {named}", "adapters of one rank", step
     return None
+
+
+def _saved_as(config: Mapping[str, Any]) -> int:
+    """Return how many times its rank an adapter is saved with: two of one that moved its base's weights."""
+    return 2 if str(config.get("init_lora_weights", "")).lower().startswith(CONVERTED) else 1
 
 
 def fit(context: FitContext, params: Params) -> Weights:

@@ -37,6 +37,12 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
         yield Problem(where, found, expected, "add init_from: lora")
 
 
+def init_problems(init: Recipe, adapter: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    """Yield what of the adapter does not follow its scale, as far as that is known."""
+    if found := _describe_beside_scale(adapter):
+        yield Problem(where, f"an adapter {found}", "one of low-rank matrices alone", "another init_from")
+
+
 def fit(context: FitContext, params: Params) -> Weights:
     """Copy the adapter that `init_from` names, with its scale multiplied.
 
@@ -96,5 +102,6 @@ METHOD = Method(
     init_from="adapter",
     interpolates=True,
     problems=problems,
+    init_problems=init_problems,
     rescue=RESCUE._replace(rungs=_rungs),
 )

@@ -55,7 +55,7 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
         problems += _unusable_pairs(session, candidate)
         problems += _unrankable(session, candidate)
         problems += _needing_prompts(session, candidate)
-        problems += _merge_problems(candidate)
+        problems += [*_init_problems(candidate), *_merge_problems(candidate)]
         problems += regularization_problems(session, recipe)
         problems += [*tracking_problems(candidate), *proposals.problems(candidate)]
         problems += [*constraint_problems(session, candidate), *sharing_problems(session, candidate)]
@@ -88,6 +88,18 @@ def _name_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
         if found := unknown_names(params, candidate.base, f"candidate {candidate.name}"):
             yield from found
             return
+
+
+def _init_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield what forbids to start from the weights that `init_from` names, by its method or a regulariser."""
+    if candidate.init is None or candidate.recipe.weights_of:
+        return
+    where, adapter = f"candidate {candidate.name}", find_adapter_config(candidate)
+    yield from candidate.method.init_problems(candidate.init.source, adapter, where)
+    for name in candidate.source.regularize:
+        if found := plugins.refuses(name, adapter):
+            step = f"remove {name}, or take kl"
+            yield Problem(where, f"{name} with {found}", "an adapter that is added to weight matrices", step)
 
 
 def _merge_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
