@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from harness import plugins
 from harness.errors import CandidateFailed
-from harness.methods import dpo, full, lora
+from harness.methods import dpo, full, lora, spectrum
 from harness.training import CHECKPOINTS
 from harness.training.sft import smaller_batch_size
 
@@ -116,6 +116,15 @@ def test_a_batch_that_memory_is_not_enough_for_is_read_in_parts(tiny, tmp_path, 
     assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == sorted(
         p.name for p in (tmp_path / "whole").iterdir()
     )
+
+
+def test_a_training_that_is_begun_again_with_smaller_batches_names_each_type_of_matrix_once(tiny, tmp_path):
+    part = {name: value for name, value in QUICK.items() if name != "r"}
+    known = spectrum.fit(tiny_methods.context(tiny, tmp_path / "whole"), spectrum.Params(**part))
+    little = tiny_methods.context(tiny, tmp_path / "parts", prepare=enough_for(2))
+    parts = spectrum.fit(little, spectrum.Params(**part, auto_find_batch_size=True))
+    assert parts.training.batch_size
+    assert parts.training.scan == known.training.scan
 
 
 def test_memory_for_no_row_and_other_failures_fail_as_before(tiny, tmp_path):

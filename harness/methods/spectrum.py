@@ -49,8 +49,8 @@ def fit(context: FitContext, params: Params) -> Weights:
         if not ratios:
             what = f"{context.source.name}, which has no linear layers to scan"
             raise CandidateFailed(what, "method: lora or method: full, which take any base")
-        chosen.extend(top_share(ratios, params.share))
-        found.extend(sum_up_scan(ratios, chosen))
+        chosen[:] = top_share(ratios, params.share)  # again where smaller batches are tried
+        found[:] = sum_up_scan(ratios, chosen)
         (context.folder / SCAN).write_text(json.dumps(ratios, indent=2), "utf-8")
         model.requires_grad_(False)
         for name in chosen:
