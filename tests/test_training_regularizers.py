@@ -60,6 +60,13 @@ def test_sam_adds_to_the_gradients_of_earlier_batches_of_a_step(bowl):
     assert torch.isfinite(once).all()
 
 
+def test_what_is_logged_of_a_step_with_sam_is_of_the_weights_it_starts_from(tiny, tmp_path):
+    context = tiny_methods.context(tiny, tmp_path, regularize={"sam": {"rho": 5.0}})
+    made = dpo.fit(context, dpo.Params(r=2, learning_rate=0.01, warmup_steps=0, max_steps=2)).training
+    assert made.loss[0][1] == pytest.approx(0.6931, abs=1e-4)
+    assert made.reward_margin[0][1] == pytest.approx(0, abs=1e-5)
+
+
 def test_sam_leaves_what_is_not_trained_alone(tiny, tmp_path):
     from safetensors.torch import load_file
 

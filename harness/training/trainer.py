@@ -244,19 +244,26 @@ def add_regularizers(
             for name, parameter in self.trained.items():
                 parameter.requires_grad_(name in chosen)
             plain = super().training_step
+            logged = getattr(self, "_metrics", {}).get("train", {})  # TRL's, by name
+            of_first: dict[str, int] = {}
 
             def backward() -> Any:
                 taken = (
                     dict(inputs) if isinstance(inputs, Mapping) else inputs
                 )  # prompts to answer are a list
                 loss = plain(model, taken, num_items_in_batch)
+                if not of_first:
+                    of_first.update({name: len(values) for name, values in logged.items()})
                 for penalty in self.penalties if self.accelerator.sync_gradients else ():
                     for term in penalty(self.state.global_step):
                         if term.requires_grad:  # not one of weights that stay as they are in this step
                             self.accelerator.backward(term)
                 return loss
 
-            return regularizers.compute_gradients(given, model, backward)
+            loss = regularizers.compute_gradients(given, model, backward)
+            for name, n in of_first.items():  # what a regulariser's own passes log is of other weights
+                del logged[name][n:]
+            return loss
 
     return RegularizedTrainer
 
