@@ -248,12 +248,12 @@ def add_regularizers(
             of_first: dict[str, int] = {}
 
             def backward() -> Any:
+                nonlocal of_first
                 taken = (
                     dict(inputs) if isinstance(inputs, Mapping) else inputs
                 )  # prompts to answer are a list
                 loss = plain(model, taken, num_items_in_batch)
-                if not of_first:
-                    of_first.update({name: len(values) for name, values in logged.items()})
+                of_first = of_first or {name: len(values) for name, values in logged.items()}
                 for penalty in self.penalties if self.accelerator.sync_gradients else ():
                     for term in penalty(self.state.global_step):
                         if term.requires_grad:  # not one of weights that stay as they are in this step
@@ -261,11 +261,16 @@ def add_regularizers(
                 return loss
 
             loss = regularizers.compute_gradients(given, model, backward)
-            for name, n in of_first.items():  # what a regulariser's own passes log is of other weights
-                del logged[name][n:]
+            _cut(logged, of_first)  # what a regulariser's own passes log is of other weights
             return loss
 
     return RegularizedTrainer
+
+
+def _cut(logged: Mapping[str, list[Any]], lengths: Mapping[str, int]) -> None:
+    """Cut lists to lengths, by name."""
+    for name, length in lengths.items():
+        del logged[name][length:]
 
 
 def _general_rows(
