@@ -1,6 +1,7 @@
 """A candidate may bring its own base, be served on another one, start from another, or be one of several trials."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import tiny_experiment
@@ -12,8 +13,10 @@ from tiny_experiment import runs_of
 from harness import report, store
 from harness.errors import UserError
 from harness.experiment import compare
+from harness.experiment.analysis.run_remarks import _note_unswept
 from harness.experiment.run_preview import refuse_many
 from harness.experiment.weights.validation_score import mean_score
+from harness.spec import Recipe
 from harness.store import Store
 
 CANDIDATES = """\
@@ -132,6 +135,17 @@ def test_a_report_says_which_learning_rates_were_not_swept(measured):
     said = next(note for note in measured[1].notes if note.startswith("learning rate not swept"))
     named = said.removeprefix("learning rate not swept: ").partition(";")[0].split(", ")
     assert sorted(named) == ["dpo", "full", "qlora", "theirs"]
+
+
+def test_a_rate_that_another_family_of_adapters_was_trained_at_is_no_sweep():
+    def recipe(family, rate):
+        return Recipe(method="peft", params={"peft_type": family, "learning_rate": rate})
+
+    recipes = {"vera": recipe("VERA", 0.01), "ia3": recipe("IA3", 0.1), "lower": recipe("IA3", 0.05)}
+    session = SimpleNamespace(candidates={n: SimpleNamespace(recipe=r, source=r) for n, r in recipes.items()})
+    trained = SimpleNamespace(loss=((1, 2.0),))
+    runs = [SimpleNamespace(candidate=n, base_digest="", method="peft", training=trained) for n in recipes]
+    assert [*_note_unswept(session, runs)] == ["learning rate not swept: vera; another one may do better"]
 
 
 def test_answers_that_failed_score_worst_in_a_trial():

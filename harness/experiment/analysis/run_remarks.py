@@ -212,12 +212,13 @@ def _hosting_text(policy: DecidePolicy) -> str:
 
 def _note_unswept(session: Session, runs: Iterable[Run]) -> Iterator[str]:
     """Name what was trained at one learning rate: the best one differs tenfold between methods."""
-    tried: dict[tuple[str, str], set[object]] = {}
-    named: dict[tuple[str, str], list[str]] = {}
+    tried: dict[tuple[str, str, str], set[object]] = {}
+    named: dict[tuple[str, str, str], list[str]] = {}
     for run in runs:
         candidate = session.candidates[run.candidate]
         if candidate.recipe.weights_of is None and run.training.loss:
-            key = (run.base_digest, run.method)
+            family = str(candidate.source.params.get("peft_type", ""))
+            key = (run.base_digest, run.method, family)
             tried.setdefault(key, set()).update(_rates(candidate.source))
             named.setdefault(key, []).append(run.candidate)
     once = dict.fromkeys(name for key, names in named.items() if len(tried[key]) < 2 for name in names)
