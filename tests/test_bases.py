@@ -13,9 +13,10 @@ from tiny_experiment import runs_of
 from harness import report, store
 from harness.errors import UserError
 from harness.experiment import compare
-from harness.experiment.analysis.run_remarks import _note_unswept
+from harness.experiment.analysis.run_remarks import _note_unswept, note_unmoved
 from harness.experiment.run_preview import refuse_many
 from harness.experiment.weights.validation_score import mean_score
+from harness.records import TrainingRecord
 from harness.spec import Recipe
 from harness.store import Store
 
@@ -135,6 +136,16 @@ def test_a_report_says_which_learning_rates_were_not_swept(measured):
     said = next(note for note in measured[1].notes if note.startswith("learning rate not swept"))
     named = said.removeprefix("learning rate not swept: ").partition(";")[0].split(", ")
     assert sorted(named) == ["dpo", "full", "qlora", "theirs"]
+
+
+def test_a_training_that_was_all_warm_up_is_said_to_be_none():
+    def run(name, *rates):
+        curve = tuple(enumerate(rates, start=1))
+        return SimpleNamespace(candidate=name, training=TrainingRecord(learning_rate=curve))
+
+    runs = [run("prompt"), run("dpo", 0.0), run("lora", 0.0, 0.01)]
+    said = "dpo: not trained, as the learning rate of its 1 step was 0"
+    assert [note.partition(";")[0] for note in note_unmoved(runs)] == [said]
 
 
 def test_a_rate_that_another_family_of_adapters_was_trained_at_is_no_sweep():

@@ -118,6 +118,7 @@ def list_remarks(session: Session, runs: Sequence[Run]) -> list[str]:
         [
             *_note_dropped(done),
             *_note_unpacked(done),
+            *note_unmoved(done),
             *note_rewards(done),
             *_note_sweeps(done),
             *_note_named_bases(done),
@@ -208,6 +209,16 @@ def _hosting_text(policy: DecidePolicy) -> str:
         return ""
     said, each = f"; hosting it costs {usd(month)} USD a month", index_usd_per_1k(policy)
     return f"{said}, {usd(each)} USD of 1,000 requests, which their $/1k holds" if each else said
+
+
+def note_unmoved(runs: Iterable[Run]) -> Iterator[str]:
+    """Name trainings of which every step was of the warm-up's first rate, 0: they are what they began as."""
+    for run in runs:
+        rates = [rate for _, rate in run.training.learning_rate]
+        if rates and not any(rates):
+            steps = pluralize(len(rates), "step")
+            step = "warmup_steps: 0, smaller batches or more epochs"
+            yield f"{run.candidate}: not trained, as the learning rate of its {steps} was 0; try {step}"
 
 
 def _note_unswept(session: Session, runs: Iterable[Run]) -> Iterator[str]:
